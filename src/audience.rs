@@ -1,0 +1,58 @@
+//! Who gets an event.
+
+use smallvec::SmallVec;
+
+use crate::name::{ConnectionId, Topic, UserId};
+
+/// One addressee. The variants are the separate namespaces: a topic and a user of one name are two addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Address {
+    Everyone,
+    Topic(Topic),
+    User(UserId),
+    Connection(ConnectionId),
+}
+
+/// One address or a union of several, less some connections.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Audience {
+    addresses: SmallVec<[Address; 1]>,
+    except: SmallVec<[ConnectionId; 1]>,
+}
+
+impl Audience {
+    pub(crate) fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    pub(crate) fn excluded(&self) -> &SmallVec<[ConnectionId; 1]> {
+        &self.except
+    }
+
+    pub(crate) fn insert(&mut self, address: Address) {
+        if !self.addresses.contains(&address) {
+            self.addresses.push(address);
+        }
+    }
+
+    pub(crate) fn unite(&mut self, other: Self) {
+        for address in other.addresses {
+            self.insert(address);
+        }
+        for connection in other.except {
+            self.exclude(connection);
+        }
+    }
+
+    pub(crate) fn exclude(&mut self, connection: ConnectionId) {
+        if !self.except.contains(&connection) {
+            self.except.push(connection);
+        }
+    }
+}
+
+impl From<Address> for Audience {
+    fn from(address: Address) -> Self {
+        Self { addresses: SmallVec::from_iter([address]), except: SmallVec::new() }
+    }
+}

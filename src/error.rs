@@ -1,0 +1,188 @@
+//! What can go wrong, as opaque errors with `is_…()` predicates.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::fmt;
+
+/// Why an event was not published.
+///
+/// Nothing was appended and no position was used, unless [`is_unknown`](Self::is_unknown) says otherwise.
+#[derive(Debug)]
+pub struct PublishError(PublishErrorKind);
+
+#[derive(Debug)]
+enum PublishErrorKind {
+    Invalid(InvalidName),
+    TooLarge { bytes: usize, limit: usize },
+    TooManyTargets { limit: usize },
+    NotUtf8(std::str::Utf8Error),
+    #[cfg(feature = "json")]
+    NotJson(serde_json::Error),
+    Closed,
+}
+
+impl PublishError {
+    pub(crate) const CLOSED: Self = Self(PublishErrorKind::Closed);
+
+    pub(crate) fn too_large(bytes: usize, limit: usize) -> Self {
+        Self(PublishErrorKind::TooLarge { bytes, limit })
+    }
+
+    pub(crate) fn too_many_targets(limit: usize) -> Self {
+        Self(PublishErrorKind::TooManyTargets { limit })
+    }
+
+    pub(crate) fn not_utf8(error: std::str::Utf8Error) -> Self {
+        Self(PublishErrorKind::NotUtf8(error))
+    }
+
+    #[cfg(feature = "json")]
+    pub(crate) fn not_json(error: serde_json::Error) -> Self {
+        Self(PublishErrorKind::NotJson(error))
+    }
+
+    /// The event or its target can never be published as it is: a bad name, bytes that are not UTF-8, a value that
+    /// does not serialise, a payload or a union over its limit. A caller that got it from a client answers `400`.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        !self.is_closed()
+    }
+
+    /// The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), counted as it would stand on
+    /// the wire. Also [`is_invalid`](Self::is_invalid). A caller that got it from a client answers `413`.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        matches!(self.0, PublishErrorKind::TooLarge { .. })
+    }
+
+    /// The hub was drained: it publishes nothing any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.0, PublishErrorKind::Closed)
+    }
+
+    /// The record was sent to the log and no answer came in time, so it may or may not have been published. Never so
+    /// with the log of this process, which is the only one today.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        false
+    }
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            PublishErrorKind::Invalid(invalid) => invalid.fmt(f),
+            PublishErrorKind::TooLarge { bytes, limit } => {
+                write!(f, "payload of {bytes} bytes after framing is over the limit of {limit}")
+            }
+            PublishErrorKind::TooManyTargets { limit } => {
+                write!(f, "union of more than {limit} targets")
+            }
+            PublishErrorKind::NotUtf8(_) => f.write_str("data is not UTF-8"),
+            #[cfg(feature = "json")]
+            PublishErrorKind::NotJson(_) => f.write_str("data does not serialise to JSON"),
+            PublishErrorKind::Closed => f.write_str("the hub was drained"),
+        }
+    }
+}
+
+impl Error for PublishError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            PublishErrorKind::NotUtf8(error) => Some(error),
+            #[cfg(feature = "json")]
+            PublishErrorKind::NotJson(error) => Some(error),
+            PublishErrorKind::Invalid(_)
+            | PublishErrorKind::TooLarge { .. }
+            | PublishErrorKind::TooManyTargets { .. }
+            | PublishErrorKind::Closed => None,
+        }
+    }
+}
+
+impl From<InvalidName> for PublishError {
+    fn from(invalid: InvalidName) -> Self {
+        Self(PublishErrorKind::Invalid(invalid))
+    }
+}
+
+/// A topic, user, event name or key that no hub accepts. It says which of them and why; it does not repeat the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidName {
+    field: &'static str,
+    problem: NameProblem,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NameProblem {
+    Empty,
+    TooLong { limit: usize },
+    Control(char),
+    Reserved,
+    Malformed,
+}
+
+impl InvalidName {
+    pub(crate) fn new(field: &'static str, problem: NameProblem) -> Self {
+        Self { field, problem }
+    }
+
+    /// Which value it is: `topic`, `user`, `connection`, `event name` or `key`.
+    #[must_use]
+    pub fn field(&self) -> &'static str {
+        self.field
+    }
+}
+
+impl fmt::Display for InvalidName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = self.field;
+        match self.problem {
+            NameProblem::Empty => write!(f, "{field} is empty"),
+            NameProblem::TooLong { limit } => write!(f, "{field} is longer than {limit} bytes"),
+            NameProblem::Control(c) => {
+                write!(f, "{field} contains the control character U+{:04X}", u32::from(c))
+            }
+            NameProblem::Reserved => {
+                write!(f, "{field} is reserved: `open`, `error` and names that start with `hub.`")
+            }
+            NameProblem::Malformed => write!(f, "{field} is malformed"),
+        }
+    }
+}
+
+impl Error for InvalidName {}
+
+impl From<Infallible> for InvalidName {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// A setting, or two that contradict each other, which [`HubBuilder::build`](crate::HubBuilder::build) refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildError {
+    setting: &'static str,
+    problem: &'static str,
+}
+
+impl BuildError {
+    pub(crate) fn new(setting: &'static str, problem: &'static str) -> Self {
+        Self { setting, problem }
+    }
+
+    /// The name of the builder's method.
+    #[must_use]
+    pub fn setting(&self) -> &'static str {
+        self.setting
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.setting, self.problem)
+    }
+}
+
+impl Error for BuildError {}

@@ -1,0 +1,227 @@
+//! What an application publishes.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::{InvalidName, NameProblem, PublishError};
+use crate::name;
+
+/// An event: an optional name, data, and what the hub should do with it.
+///
+/// ```
+/// use tower_sse::Event;
+///
+/// let unnamed = Event::message("anything that is text, also\nseveral lines");
+/// let named = Event::text("news", "It rains.");
+/// let latest = Event::text("temperature", "21.5").key("boiler");
+/// # let _ = (unnamed, named, latest);
+/// ```
+///
+/// Names and keys are checked when the event is published, so that building one stays a plain expression; the error
+/// of [`publish`](crate::Target::publish) names the field and the reason.
+#[derive(Clone)]
+pub struct Event {
+    name: Cow<'static, str>,
+    data: Text,
+    key: Option<Cow<'static, str>>,
+    removes: bool,
+    retry: Option<Duration>,
+}
+
+/// UTF-8, in whichever buffer it came.
+#[derive(Clone)]
+enum Text {
+    Str(Cow<'static, str>),
+    /// Checked by [`Event::utf8`].
+    Bytes(Bytes),
+}
+
+impl Event {
+    /// A named event with text as its data.
+    ///
+    /// `name` is up to 128 bytes without control characters; `open`, `error` and names that start with `hub.` are
+    /// taken by the browser and the hub. An empty name is none. Line breaks in `data` may be LF, CR or CRLF; the
+    /// receiver reads each of them as LF.
+    pub fn text(name: impl Into<Cow<'static, str>>, data: impl Into<Cow<'static, str>>) -> Self {
+        Self { name: name.into(), data: Text::Str(data.into()), key: None, removes: false, retry: None }
+    }
+
+    /// An event without a name: a browser hands it to `onmessage`.
+    pub fn message(data: impl Into<Cow<'static, str>>) -> Self {
+        Self::text("", data)
+    }
+
+    /// A named event with a value, serialised now, as its data. Needs the feature `json` (on by default).
+    ///
+    /// # Errors
+    /// When `value` does not serialise.
+    #[cfg(feature = "json")]
+    pub fn json<T>(name: impl Into<Cow<'static, str>>, value: &T) -> Result<Self, PublishError>
+    where
+        T: serde::Serialize + ?Sized,
+    {
+        let data = serde_json::to_string(value).map_err(PublishError::not_json)?;
+        Ok(Self::text(name, data))
+    }
+
+    /// A named event with bytes from elsewhere as its data, for example the body of a request. Not copied.
+    ///
+    /// # Errors
+    /// When `data` is not UTF-8, which is all that an event stream can carry.
+    pub fn utf8(name: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Result<Self, PublishError> {
+        let data = data.into();
+        std::str::from_utf8(&data).map_err(PublishError::not_utf8)?;
+        let mut event = Self::text(name, "");
+        event.data = Text::Bytes(data);
+        Ok(event)
+    }
+
+    /// Withdraws the current value of `key` where [`Retention::latest_per_key`](crate::Retention::latest_per_key)
+    /// holds, and is delivered itself, so that open pages can drop it too. Its data is the key unless
+    /// [`data`](Self::data) sets another; it has no name unless [`name`](Self::name) gives one.
+    pub fn remove(key: impl Into<Cow<'static, str>>) -> Self {
+        let key = key.into();
+        Self { removes: true, ..Self::message(key.clone()).key(key) }
+    }
+
+    /// Sets the name. Defaults to none.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Replaces the data.
+    #[must_use]
+    pub fn data(mut self, data: impl Into<Cow<'static, str>>) -> Self {
+        self.data = Text::Str(data.into());
+        self
+    }
+
+    /// Makes this event the current value of `key`, in place of the earlier one, where
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds; elsewhere it changes nothing.
+    /// One to 255 bytes without control characters. It is not sent. Defaults to none.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Tells the receiving browsers to wait this long before they reconnect, from now on. Rounded to milliseconds and
+    /// clamped to [`HubBuilder::retry_range`](crate::HubBuilder::retry_range). Defaults to none.
+    #[must_use]
+    pub fn retry(mut self, retry: Duration) -> Self {
+        self.retry = Some(retry);
+        self
+    }
+
+    pub(crate) fn name_str(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn data_bytes(&self) -> &[u8] {
+        match &self.data {
+            Text::Str(text) => text.as_bytes(),
+            Text::Bytes(bytes) => bytes,
+        }
+    }
+
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.retry
+    }
+
+    pub(crate) fn keyed(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    pub(crate) fn removes(&self) -> bool {
+        self.removes
+    }
+
+    /// The rules of the names it carries; the size is judged where it is framed.
+    pub(crate) fn check(&self, max_name_bytes: usize) -> Result<(), InvalidName> {
+        const FIELD: &str = "event name";
+        let name = self.name_str();
+        if !name.is_empty() {
+            name::check(FIELD, name, max_name_bytes)?;
+            // Formatting characters that reorder what a log or a console shows.
+            if let Some(c) = name.chars().find(|c| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')) {
+                return Err(InvalidName::new(FIELD, NameProblem::Control(c)));
+            }
+            if name.starts_with("hub.") || matches!(name, "open" | "error") {
+                return Err(InvalidName::new(FIELD, NameProblem::Reserved));
+            }
+        }
+        match self.keyed() {
+            Some(key) => name::check("key", key, name::MAX_NAME_BYTES),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The data is left out, since it may be anybody's secret.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("name", &self.name)
+            .field("data", &format_args!("{} bytes", self.data_bytes().len()))
+            .field("key", &self.key)
+            .field("removes", &self.removes)
+            .field("retry", &self.retry)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(event: &Event) -> String {
+        event.check(128).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn names_that_would_break_the_stream_or_mean_something_else_are_refused() {
+        for c in ["\n", "\r", "\0", "\t", "\u{7f}", "\u{85}", "\u{202e}", "\u{2066}"] {
+            let message = problem(&Event::text(format!("a{c}b"), ""));
+            assert!(message.starts_with("event name contains the control character U+"), "{message}");
+        }
+        for reserved in ["open", "error", "hub.hello", "hub."] {
+            assert!(problem(&Event::text(reserved, "")).starts_with("event name is reserved"));
+        }
+        assert_eq!(problem(&Event::text("x".repeat(129), "")), "event name is longer than 128 bytes");
+        assert_eq!(problem(&Event::text("x", "").key("")), "key is empty");
+    }
+
+    #[test]
+    fn other_names_are_fine() {
+        for name in ["", "message", "document.deleted", "hub", "Open", "имя", "a b:c"] {
+            assert_eq!(Event::text(name, "").check(128), Ok(()), "{name}");
+        }
+        assert_eq!(Event::text("x".repeat(128), "").check(128), Ok(()));
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_refused() {
+        let error = Event::utf8("x", &b"\xc3\x28"[..]).unwrap_err();
+        assert!(error.is_invalid());
+        assert_eq!(error.to_string(), "data is not UTF-8");
+    }
+
+    #[test]
+    #[cfg(feature = "json")]
+    fn a_value_that_does_not_serialise_is_refused() {
+        let map = std::collections::HashMap::from([((1, 2), 3)]);
+        let error = Event::json("x", &map).unwrap_err();
+        assert!(error.is_invalid());
+        assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn debug_keeps_the_data_to_itself() {
+        assert!(!format!("{:?}", Event::message("s3cret")).contains("s3cret"));
+    }
+}

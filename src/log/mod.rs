@@ -1,0 +1,247 @@
+//! The log: one order of all records, and what every cursor may still read of it.
+//!
+//! Pure: no runtime, no I/O, and time comes in as an argument, in milliseconds since any fixed moment.
+//!
+//! What holds, and where it is kept:
+//!
+//! 1. A record's number, its entry into every channel of its audience, those channels' heads and the horizon are set
+//!    in one critical section, in the order of the numbers ([`sequencer`]). So whoever sees a horizon finds every
+//!    record up to it.
+//! 2. A read takes the horizon first, then the channels up to it, and only then moves the cursor there ([`reader`]). So
+//!    one number is a complete cursor over any set of channels, and replay and live are the same read.
+//! 3. A channel's floor is the newest record that it has dropped without a replacement ([`store`]). A gap is owed where
+//!    the floor is above the cursor, nowhere else.
+//! 4. A listener is woken only after the horizon covers the record, and looks once more after it has registered its
+//!    waker ([`subscriber`]). So nobody sleeps on a visible record.
+//!
+//! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its listeners, the heads.
+//! Readers never take the sequencer's. Nothing is woken under a lock.
+
+mod channel;
+mod heads;
+#[cfg(all(test, tower_sse_loom))]
+mod loom;
+#[cfg(all(test, not(tower_sse_loom)))]
+mod model;
+mod policy;
+mod reader;
+mod sequencer;
+mod store;
+mod subscriber;
+mod wake;
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::audience::{Address, Audience};
+use crate::name::ConnectionId;
+use crate::position::{Epoch, Position};
+use crate::subscription::Start;
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::wire::{Draft, IdPrefix};
+
+use channel::Channel;
+use heads::Heads;
+use sequencer::Sequencer;
+use wake::Deferred;
+
+pub(crate) use policy::Policies;
+pub(crate) use reader::{Batch, Picked};
+pub(crate) use sequencer::Usage;
+pub(crate) use store::{Effect, Record};
+pub(crate) use subscriber::Subscriber;
+
+/// Milliseconds since a moment that the owner of the log chose.
+pub(crate) type Millis = u64;
+
+#[derive(Debug)]
+pub(crate) struct Log {
+    epoch: Epoch,
+    id_prefix: IdPrefix,
+    policies: Arc<Policies>,
+    /// The newest number that every reader may read up to. Written under the sequencer's lock.
+    horizon: AtomicU64,
+    heads: Heads,
+    sequencer: Mutex<Sequencer>,
+    deferred: Deferred,
+}
+
+/// The bounds of all channels together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budgets {
+    pub(crate) ring_bytes: usize,
+    pub(crate) keyed_bytes: usize,
+    /// How long an empty channel without listeners is remembered.
+    pub(crate) grace: Millis,
+}
+
+/// One validated event on its way into the log.
+#[derive(Debug)]
+pub(crate) struct Entry<'a> {
+    pub(crate) audience: &'a Audience,
+    pub(crate) effect: Effect,
+    pub(crate) draft: Draft,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appended {
+    pub(crate) position: Position,
+    pub(crate) receivers: usize,
+}
+
+/// Where a new connection begins to read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Begin {
+    Fresh(Start),
+    /// After this number, which is not above the horizon.
+    After(u64),
+}
+
+impl Log {
+    pub(crate) fn new(epoch: Epoch, policies: Policies, budgets: Budgets) -> Self {
+        let policies = Arc::new(policies);
+        let heads = Heads::default();
+        Self {
+            epoch,
+            id_prefix: IdPrefix::new(epoch),
+            sequencer: Mutex::new(Sequencer::new(Arc::clone(&policies), budgets, &heads)),
+            policies,
+            horizon: AtomicU64::new(0),
+            heads,
+            deferred: Deferred::default(),
+        }
+    }
+
+    /// The newest position that everybody may read up to.
+    pub(crate) fn position(&self) -> Position {
+        self.at(self.horizon())
+    }
+
+    pub(crate) fn at(&self, sequence: u64) -> Position {
+        Position::new(self.epoch, sequence)
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    fn horizon(&self) -> u64 {
+        self.horizon.load(Ordering::Acquire)
+    }
+
+    /// Gives the entries their numbers, keeps them and wakes who listens. What it left to
+    /// [`wake_deferred`](Self::wake_deferred) is said by [`has_deferred`](Self::has_deferred).
+    pub(crate) fn append<'a>(&self, entries: impl IntoIterator<Item = Entry<'a>>, now: Millis) -> SmallVec<[Appended; 1]> {
+        let mut appended = SmallVec::new();
+        let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
+        {
+            let mut sequencer = self.sequencer.lock();
+            for entry in entries {
+                let (sequence, receivers) =
+                    sequencer.append(entry, &self.id_prefix, &self.heads, now, |channel| marks.push(channel));
+                self.horizon.store(sequence, Ordering::Release);
+                appended.push(Appended { position: self.at(sequence), receivers });
+            }
+            sequencer.sweep_a_little(&self.heads, now);
+        }
+        self.deferred.mark(marks, now);
+        appended
+    }
+
+    /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the stream has caught
+    /// up when it has read to there.
+    pub(crate) fn open(
+        &self,
+        subscriber: &Arc<Subscriber>,
+        addresses: impl IntoIterator<Item = Address>,
+        begin: Begin,
+        now: Millis,
+    ) -> u64 {
+        let mut reader = subscriber.reader.lock();
+        let mut sequencer = self.sequencer.lock();
+        sequencer.sweep_a_little(&self.heads, now);
+        let horizon = self.horizon();
+        for address in addresses {
+            let channel = sequencer.channel(&address, &self.heads);
+            reader.enter(channel, subscriber, 0);
+        }
+        reader.begin(begin, horizon);
+        horizon
+    }
+
+    /// Subscribes to one more address, from now on. Nothing changes if it is subscribed to already.
+    pub(crate) fn join(&self, subscriber: &Arc<Subscriber>, address: &Address) {
+        let mut reader = subscriber.reader.lock();
+        if reader.is_open() && !reader.listens_to(address) {
+            let mut sequencer = self.sequencer.lock();
+            let channel = sequencer.channel(address, &self.heads);
+            reader.enter(channel, subscriber, self.horizon());
+        }
+    }
+
+    /// Ends all subscriptions. A second call changes nothing.
+    pub(crate) fn close(&self, subscriber: &Subscriber, now: Millis) {
+        let mut reader = subscriber.reader.lock();
+        let memberships = reader.leave_all();
+        if !memberships.is_empty() {
+            let mut sequencer = self.sequencer.lock();
+            for (channel, slot) in memberships {
+                channel.remove_listener(slot);
+                sequencer.left(&channel, now);
+            }
+            sequencer.sweep_a_little(&self.heads, now);
+        }
+    }
+
+    /// What `subscriber` may read now, within bounds. The cursor moves with it.
+    pub(crate) fn read(&self, subscriber: &Subscriber, me: ConnectionId, batch: &mut Batch) {
+        subscriber.reader.lock().read(self, me, batch);
+    }
+
+    /// Everything up to here was read; [`read`](Self::read) has returned it.
+    pub(crate) fn cursor(&self, subscriber: &Subscriber) -> u64 {
+        subscriber.reader.lock().cursor()
+    }
+
+    /// How many records behind the horizon the subscriber's cursor is, counting everybody's.
+    pub(crate) fn lag(&self, subscriber: &Subscriber) -> u64 {
+        self.horizon().saturating_sub(subscriber.reader.lock().cursor())
+    }
+
+    /// Drops what is past its age, some of it if there is much. Says whether there is more, or may be later.
+    pub(crate) fn sweep(&self, now: Millis) -> Swept {
+        self.sequencer.lock().sweep(&self.heads, now)
+    }
+
+    /// Whether listeners wait to be woken by [`wake_deferred`](Self::wake_deferred).
+    pub(crate) fn has_deferred(&self) -> bool {
+        self.deferred.is_waiting()
+    }
+
+    /// Wakes some listeners of the channels that had too many to wake at once. Returns false when none is left.
+    pub(crate) fn wake_deferred(&self, now: Millis) -> bool {
+        self.deferred.wake_batch(now)
+    }
+
+    /// Wakes every connection, by [`wake_deferred`](Self::wake_deferred).
+    pub(crate) fn mark_everyone(&self) {
+        let everyone = self.sequencer.lock().everyone();
+        self.deferred.push(everyone);
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.sequencer.lock().usage()
+    }
+}
+
+/// What a sweep left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swept {
+    /// More is due now.
+    More,
+    /// Something is kept that will be due.
+    Later,
+    /// Nothing is kept but what stays.
+    Nothing,
+}

@@ -1,0 +1,351 @@
+//! The log against a reference so simple that it can be read: a list of all records ever, and for each channel what
+//! may be kept of them.
+//!
+//! The ledger that every reader must balance: received + told of a gap = permitted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::Event;
+use crate::name::{Topic, UserId};
+use crate::retention::{Retention, TopicRule};
+use crate::wire::Framing;
+
+const GRACE: Millis = 10_000;
+const AGE: Millis = 3_000;
+
+fn address(index: usize) -> Address {
+    match index {
+        0 => Address::Everyone,
+        // A user of the same name as a topic.
+        1 => Address::User(UserId::try_from("a").unwrap()),
+        2 => Address::Topic(Topic::try_from("a").unwrap()),
+        3 => Address::Topic(Topic::try_from("latest/b").unwrap()),
+        _ => Address::Topic(Topic::try_from("short/c").unwrap()),
+    }
+}
+
+const CHANNELS: usize = 5;
+const LATEST: usize = 3;
+const KEYS: usize = 3;
+
+fn policies() -> Policies {
+    let age = Duration::from_millis(AGE);
+    let replay = Retention::replay().count(8).age(age);
+    Policies::new(
+        vec![
+            (TopicRule::prefix("latest/"), Retention::latest_per_key().count(KEYS).with_live_window(age)),
+            (TopicRule::prefix("short/"), Retention::replay().count(2).age(age)),
+        ],
+        replay.clone(),
+        replay.clone(),
+        replay,
+        Retention::live().with_live_window(age),
+    )
+}
+
+fn framing() -> Framing {
+    Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish { to: BTreeSet<usize>, key: Option<u8>, removes: bool, except: Option<usize>, size: usize },
+    /// Closes the connection and opens it again, with or without its cursor, on other channels.
+    Reopen { reader: usize, on: BTreeSet<usize>, keeps_cursor: bool, start: Start },
+    Read { reader: usize },
+    Join { reader: usize, to: usize },
+    Wait { millis: u64 },
+}
+
+const READERS: usize = 3;
+
+fn step() -> impl Strategy<Value = Step> {
+    let channels = || proptest::collection::btree_set(0..CHANNELS, 1..3);
+    let start = prop_oneof![Just(Start::Live), (0..6usize).prop_map(Start::Last), Just(Start::Oldest)];
+    prop_oneof![
+        8 => (channels(), proptest::option::of(0..5u8), prop::bool::weighted(0.2), proptest::option::weighted(0.1, 0..READERS), prop_oneof![9 => Just(10usize), 1 => Just(40_000)])
+            .prop_map(|(to, key, removes, except, size)| Step::Publish { to, removes: removes && key.is_some(), key, except, size }),
+        2 => (0..READERS, channels(), any::<bool>(), start)
+            .prop_map(|(reader, on, keeps_cursor, start)| Step::Reopen { reader, on, keeps_cursor, start }),
+        4 => (0..READERS).prop_map(|reader| Step::Read { reader }),
+        1 => (0..READERS, 0..CHANNELS).prop_map(|(reader, to)| Step::Join { reader, to }),
+        1 => prop_oneof![4 => 0..500u64, 1 => Just(AGE + 1), 1 => Just(AGE + GRACE + 1)].prop_map(|millis| Step::Wait { millis }),
+    ]
+}
+
+/// What the reference knows of a record.
+#[derive(Clone, Debug)]
+struct Published {
+    to: BTreeSet<usize>,
+    key: Option<u8>,
+    removes: bool,
+    except: Option<usize>,
+}
+
+/// One reader, and what it may expect.
+struct Client {
+    id: ConnectionId,
+    subscriber: Arc<Subscriber>,
+    /// Channel, and since when.
+    on: BTreeMap<usize, u64>,
+    cursor: u64,
+    received: BTreeSet<u64>,
+    /// By channel: up to where it was told of a gap.
+    gaps: BTreeMap<usize, u64>,
+}
+
+struct World {
+    log: Log,
+    now: Millis,
+    published: Vec<Published>,
+    clients: Vec<Client>,
+    ids: u128,
+    keys: usize,
+}
+
+impl World {
+    fn new(ring_budget: usize) -> Self {
+        let budgets = Budgets { ring_bytes: ring_budget, keyed_bytes: 1 << 20, grace: GRACE };
+        let mut world = Self {
+            log: Log::new(Epoch(1), policies(), budgets),
+            now: 0,
+            published: Vec::new(),
+            clients: Vec::new(),
+            ids: 0,
+            keys: KEYS,
+        };
+        for reader in 0..READERS {
+            world.open(reader, &BTreeSet::from([reader % CHANNELS]), Begin::Fresh(Start::Live));
+        }
+        world
+    }
+
+    fn open(&mut self, reader: usize, on: &BTreeSet<usize>, begin: Begin) {
+        self.ids += 1;
+        let subscriber = Arc::new(Subscriber::new());
+        let horizon = self.log.open(&subscriber, on.iter().map(|&index| address(index)), begin, self.now);
+        let cursor = self.log.cursor(&subscriber);
+        assert!(cursor <= horizon);
+        // A fresh reader has no claim to what was dropped before it came.
+        let excused = |&channel: &usize| (channel, subscriber.reader.lock().told(&address(channel)));
+        let gaps = on.iter().map(excused).filter(|_| matches!(begin, Begin::Fresh(_))).collect();
+        let client = Client {
+            id: ConnectionId::from_bits(self.ids),
+            subscriber,
+            on: on.iter().map(|&channel| (channel, 0)).collect(),
+            cursor,
+            received: BTreeSet::new(),
+            gaps,
+        };
+        if reader < self.clients.len() {
+            self.clients[reader] = client;
+        } else {
+            self.clients.push(client);
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Publish { to, key, removes, except, size } => {
+                let mut audience = Audience::default();
+                to.iter().for_each(|&index| audience.insert(address(index)));
+                if let Some(reader) = except {
+                    audience.exclude(self.clients[*reader].id);
+                }
+                let draft = Draft::encode(&Event::message("x".repeat(*size)), &framing()).unwrap();
+                let key_name = || Arc::from(key.unwrap().to_string());
+                let effect = match (key, removes) {
+                    (None, _) => Effect::Nothing,
+                    (Some(_), false) => Effect::Sets(key_name()),
+                    (Some(_), true) => Effect::Removes(key_name()),
+                };
+                let listening =
+                    self.clients.iter().flat_map(|client| client.on.keys().filter(|channel| to.contains(channel))).count();
+                let appended = self.log.append([Entry { audience: &audience, effect, draft }], self.now);
+                self.published.push(Published { to: to.clone(), key: *key, removes: *removes, except: *except });
+                assert_eq!(appended[0].position.sequence(), self.published.len() as u64);
+                assert_eq!(appended[0].receivers, listening);
+            }
+            Step::Reopen { reader, on, keeps_cursor, start } => {
+                let cursor = self.log.cursor(&self.clients[*reader].subscriber);
+                self.log.close(&self.clients[*reader].subscriber, self.now);
+                // A new connection has a new id: what excluded the old one does not exclude it.
+                for record in &mut self.published {
+                    record.except = record.except.filter(|except| except != reader);
+                }
+                let begin = if *keeps_cursor { Begin::After(cursor) } else { Begin::Fresh(*start) };
+                self.open(*reader, on, begin);
+                self.read_start(*reader, begin);
+            }
+            Step::Read { reader } => self.read(*reader),
+            Step::Join { reader, to } => {
+                let client = &mut self.clients[*reader];
+                self.log.join(&client.subscriber, &address(*to));
+                let horizon = self.published.len() as u64;
+                client.on.entry(*to).or_insert(horizon);
+            }
+            Step::Wait { millis } => {
+                self.now += millis;
+                while self.log.sweep(self.now) == Swept::More {}
+            }
+        }
+    }
+
+    /// The current values that a fresh stream gets, each once, without an id, and not one more.
+    fn read_start(&mut self, reader: usize, begin: Begin) {
+        let Begin::Fresh(_) = begin else { return };
+        let client = &mut self.clients[reader];
+        let start = client.cursor;
+        let mut values = BTreeSet::new();
+        let mut batch = Batch::default();
+        loop {
+            let before = self.log.cursor(&client.subscriber);
+            self.log.read(&client.subscriber, client.id, &mut batch);
+            if batch.ordered {
+                // It read on in order; that is judged like any other read.
+                let after = self.log.cursor(&client.subscriber);
+                Self::judge(&self.published, client, reader, before, after, &batch);
+                break;
+            }
+            assert!(batch.gap.is_empty());
+            values.extend(batch.records.iter().map(|picked| picked.record.sequence));
+        }
+        let current: BTreeSet<u64> = Self::current_values(&self.published, self.keys)
+            .into_iter()
+            .filter(|&sequence| sequence <= start && client.on.contains_key(&LATEST))
+            .filter(|&sequence| self.published[sequence as usize - 1].except != Some(reader))
+            .collect();
+        assert_eq!(values, current);
+    }
+
+    /// The newest of each key that the bounds leave.
+    fn current_values(published: &[Published], keys: usize) -> BTreeSet<u64> {
+        let mut by_key: BTreeMap<u8, u64> = BTreeMap::new();
+        for (index, record) in published.iter().enumerate().filter(|(_, record)| record.to.contains(&LATEST)) {
+            let Some(key) = record.key else { continue };
+            by_key.remove(&key);
+            if !record.removes {
+                by_key.insert(key, index as u64 + 1);
+            }
+            if by_key.len() > keys {
+                let oldest = *by_key.iter().min_by_key(|(_, sequence)| **sequence).unwrap().0;
+                by_key.remove(&oldest);
+            }
+        }
+        by_key.into_values().collect()
+    }
+
+    fn read(&mut self, reader: usize) {
+        let client = &mut self.clients[reader];
+        let before = self.log.cursor(&client.subscriber);
+        let mut batch = Batch::default();
+        self.log.read(&client.subscriber, client.id, &mut batch);
+        let after = self.log.cursor(&client.subscriber);
+        if batch.ordered {
+            Self::judge(&self.published, client, reader, before, after, &batch);
+        }
+    }
+
+    /// Between two cursors: every permitted record came, in order, once; or its channel owed a gap; or a newer value of
+    /// its key took its place.
+    fn judge(published: &[Published], client: &mut Client, reader: usize, before: u64, after: u64, batch: &Batch) {
+        assert!(before <= after, "the cursor went back");
+        let numbers: Vec<u64> = batch.records.iter().map(|picked| picked.record.sequence).collect();
+        assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+        assert!(numbers.iter().all(|&number| before < number && number <= after));
+        for address in &batch.gap {
+            let channel = (0..CHANNELS).find(|&index| self::address(index) == *address).unwrap();
+            assert!(client.on.contains_key(&channel), "a gap for somebody else's channel");
+            let told = client.subscriber.reader.lock().told(address);
+            assert!(told > before, "a gap that the reader could not have");
+            client.gaps.insert(channel, told);
+        }
+        for sequence in before + 1..=after {
+            let record = &published[sequence as usize - 1];
+            let by: Vec<usize> = client
+                .on
+                .iter()
+                .filter(|&(channel, since)| record.to.contains(channel) && sequence > *since)
+                .map(|(channel, _)| *channel)
+                .collect();
+            let permitted = !by.is_empty() && record.except != Some(reader);
+            let came = numbers.contains(&sequence);
+            assert!(permitted || !came, "{sequence} was not for this reader");
+            if came {
+                assert!(client.received.insert(sequence), "{sequence} came twice");
+            } else if permitted {
+                let excused = by.iter().all(|channel| {
+                    let outdated = *channel == LATEST
+                        && record.key.is_some()
+                        && !record.removes
+                        && published[sequence as usize..].iter().any(|later| later.to.contains(&LATEST) && later.key == record.key);
+                    outdated || client.gaps.get(channel).is_some_and(|told| *told >= sequence)
+                });
+                assert!(excused, "{sequence} was lost in silence");
+            }
+        }
+        client.cursor = after;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn received_and_told_of_is_what_was_permitted(
+        steps in proptest::collection::vec(step(), 1..120),
+        ring_budget in prop_oneof![Just(1usize << 30), Just(60_000)],
+    ) {
+        let mut world = World::new(ring_budget);
+        for step in &steps {
+            world.step(step);
+        }
+        for reader in 0..READERS {
+            while world.log.lag(&world.clients[reader].subscriber) > 0 {
+                world.read(reader);
+            }
+        }
+        // Everything is given back when everybody has left and time has passed.
+        for client in &world.clients {
+            world.log.close(&client.subscriber, world.now);
+        }
+        world.now += AGE + GRACE + 1;
+        while world.log.sweep(world.now) == Swept::More {}
+        world.now += GRACE + 1;
+        while world.log.sweep(world.now) == Swept::More {}
+        let usage = world.log.usage();
+        prop_assert_eq!(usage.ring_bytes, 0);
+        prop_assert!(usage.channels <= 2, "everyone, and latest/b with its values");
+    }
+
+    /// Nothing is dropped here, so no gap may be said and nothing may be missing: the strict half of the ledger.
+    #[test]
+    fn no_gap_is_said_where_none_is(steps in proptest::collection::vec(step(), 1..120)) {
+        let roomy = Retention::replay().count(10_000).bytes(1 << 30);
+        let policies = Policies::new(
+            vec![(TopicRule::prefix("latest/"), Retention::latest_per_key().with_live_window(Duration::from_secs(3_600)))],
+            roomy.clone(), roomy.clone(), roomy.clone(), roomy,
+        );
+        let mut world = World::new(1 << 30);
+        world.clients.clear();
+        world.keys = usize::MAX;
+        world.log = Log::new(Epoch(1), policies, Budgets { ring_bytes: 1 << 30, keyed_bytes: 1 << 30, grace: 1 << 40 });
+        for reader in 0..READERS {
+            world.open(reader, &BTreeSet::from([reader]), Begin::Fresh(Start::Live));
+        }
+        for step in steps.iter().filter(|step| !matches!(step, Step::Wait { .. })) {
+            world.step(step);
+        }
+        for reader in 0..READERS {
+            while world.log.lag(&world.clients[reader].subscriber) > 0 {
+                world.read(reader);
+            }
+            prop_assert!(world.clients[reader].gaps.values().all(|&told| told == 0));
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Which retention holds for which audience.
+
+use crate::audience::Address;
+use crate::retention::{Retention, TopicRule};
+
+/// Rules and defaults; the first matching rule wins. An audience has the same policy for ever.
+#[derive(Clone, Debug)]
+pub(crate) struct Policies {
+    rules: Vec<TopicRule>,
+    /// Those of the rules, then for topics, users, everyone and connections.
+    retentions: Vec<Retention>,
+}
+
+impl Policies {
+    pub(crate) fn new(
+        rules: Vec<(TopicRule, Retention)>,
+        topics: Retention,
+        users: Retention,
+        everyone: Retention,
+        connections: Retention,
+    ) -> Self {
+        let (rules, mut retentions): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
+        retentions.extend([topics, users, everyone, connections]);
+        Self { rules, retentions }
+    }
+
+    pub(super) fn index(&self, address: &Address) -> usize {
+        let defaults = self.rules.len();
+        match address {
+            Address::Topic(topic) => self.rules.iter().position(|rule| rule.matches(topic)).unwrap_or(defaults),
+            Address::User(_) => defaults + 1,
+            Address::Everyone => defaults + 2,
+            Address::Connection(_) => defaults + 3,
+        }
+    }
+
+    pub(super) fn get(&self, index: usize) -> &Retention {
+        &self.retentions[index]
+    }
+
+    pub(super) fn all(&self) -> &[Retention] {
+        &self.retentions
+    }
+}

@@ -1,0 +1,346 @@
+//! The one place where records get their numbers and channels come and go.
+
+use std::cmp::Reverse;
+use std::collections::binary_heap::BinaryHeap;
+use std::collections::hash_map::HashMap;
+use std::collections::vec_deque::VecDeque;
+use std::sync::Arc;
+
+use super::channel::Channel;
+use super::heads::Heads;
+use super::policy::Policies;
+use super::store::{Part, PerPart, Record};
+use super::{Budgets, Entry, Millis, Swept};
+use crate::audience::Address;
+use crate::wire::IdPrefix;
+
+/// How many due things one publisher, or one turn of the housekeeping, disposes of.
+const SWEEP: usize = 256;
+/// How often a publisher looks for due things.
+const SWEEP_EVERY: Millis = 100;
+
+#[derive(Debug)]
+pub(super) struct Sequencer {
+    policies: Arc<Policies>,
+    budgets: Budgets,
+    last: u64,
+    /// What forgotten channels had dropped: the floor at which new ones start.
+    floor: u64,
+    everyone: Arc<Channel>,
+    channels: HashMap<Address, Arc<Channel>>,
+    /// By number. A free number has no channel.
+    numbers: Vec<Option<Arc<Channel>>>,
+    free: Vec<u32>,
+    unique: u64,
+    /// Per policy: the channels in the order of their oldest record, for age and for the budgets.
+    lanes: Vec<PerPart<Lane>>,
+    retained: PerPart<usize>,
+    /// Channels that were empty and without listeners at that time, oldest first.
+    idle: VecDeque<(Millis, u32, u64)>,
+    next_sweep: Millis,
+}
+
+/// A channel stands here once while the part holds anything, under the number that was its oldest when it was put in:
+/// never above what is its oldest now.
+#[derive(Debug, Default)]
+struct Lane {
+    age: Option<Millis>,
+    heap: BinaryHeap<Reverse<Waiting>>,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    sequence: u64,
+    at: Millis,
+    number: u32,
+    unique: u64,
+}
+
+/// What is held at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) channels: usize,
+    pub(crate) ring_bytes: usize,
+    pub(crate) keyed_bytes: usize,
+}
+
+impl Sequencer {
+    pub(super) fn new(policies: Arc<Policies>, budgets: Budgets, heads: &Heads) -> Self {
+        let millis = |age: std::time::Duration| u64::try_from(age.as_millis()).unwrap_or(Millis::MAX);
+        let lane = |age: Option<std::time::Duration>| Lane { age: age.map(millis), heap: BinaryHeap::new() };
+        let lanes = policies
+            .all()
+            .iter()
+            .map(|retention| PerPart { ring: lane(retention.ring.age), keyed: lane(retention.keyed.age) })
+            .collect();
+        let policy = policies.index(&Address::Everyone);
+        let everyone = Arc::new(Channel::new(Address::Everyone, 0, 0, policy, 0));
+        heads.cover(0);
+        Self {
+            policies,
+            budgets,
+            last: 0,
+            floor: 0,
+            channels: HashMap::from([(Address::Everyone, Arc::clone(&everyone))]),
+            numbers: vec![Some(Arc::clone(&everyone))],
+            everyone,
+            free: Vec::new(),
+            unique: 0,
+            lanes,
+            retained: PerPart::default(),
+            idle: VecDeque::new(),
+            next_sweep: 0,
+        }
+    }
+
+    pub(super) fn everyone(&self) -> Arc<Channel> {
+        Arc::clone(&self.everyone)
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        Usage {
+            channels: self.channels.len(),
+            ring_bytes: self.retained.ring,
+            keyed_bytes: self.retained.keyed,
+        }
+    }
+
+    /// Numbers an entry and puts it into its channels. Returns its number and how many listen to those channels; hands
+    /// the channels that somebody listens to to `mark`, who wakes them when the horizon covers the number.
+    pub(super) fn append(
+        &mut self,
+        entry: Entry<'_>,
+        id_prefix: &IdPrefix,
+        heads: &Heads,
+        now: Millis,
+        mut mark: impl FnMut(Arc<Channel>),
+    ) -> (u64, usize) {
+        self.last += 1;
+        let sequence = self.last;
+        let record = Arc::new(Record {
+            sequence,
+            frame: entry.draft.finish(id_prefix, sequence),
+            at: now,
+            effect: entry.effect,
+            except: entry.audience.excluded().iter().copied().collect(),
+        });
+        let mut receivers = 0;
+        for address in entry.audience.addresses() {
+            let channel = match address {
+                // Its channel is opened by whoever finds the connection; without one there is nobody to keep it for.
+                Address::Connection(_) => match self.channels.get(address) {
+                    Some(channel) => Arc::clone(channel),
+                    None => continue,
+                },
+                _ => self.channel(address, heads),
+            };
+            self.apply(&channel, Arc::clone(&record));
+            heads.set(channel.number as usize, sequence);
+            let listening = channel.listening();
+            receivers += listening;
+            if listening > 0 {
+                mark(channel);
+            }
+        }
+        self.fit_budgets(now);
+        (sequence, receivers)
+    }
+
+    /// The channel of an address; a new one if there is none.
+    pub(super) fn channel(&mut self, address: &Address, heads: &Heads) -> Arc<Channel> {
+        if let Some(channel) = self.channels.get(address) {
+            return Arc::clone(channel);
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.numbers.push(None);
+            (self.numbers.len() - 1) as u32
+        });
+        self.unique += 1;
+        let policy = self.policies.index(address);
+        let channel = Arc::new(Channel::new(address.clone(), number, self.unique, policy, self.floor));
+        heads.cover(number as usize);
+        // A reader whose cursor is below the floor must look into the channel to learn of its gap.
+        heads.set(number as usize, self.floor);
+        self.numbers[number as usize] = Some(Arc::clone(&channel));
+        self.channels.insert(address.clone(), Arc::clone(&channel));
+        channel
+    }
+
+    /// A listener has left this channel.
+    pub(super) fn left(&mut self, channel: &Arc<Channel>, now: Millis) {
+        if channel.listening() > 0 {
+            return;
+        }
+        if let Address::Connection(_) = channel.address {
+            // What was sent to a connection dies with it; nobody asks for it again, so no floor is left behind.
+            let store = std::mem::replace(&mut *channel.store.lock(), super::store::Store::new(0));
+            self.account(store.bytes(), PerPart::default());
+            self.remove(channel);
+        } else {
+            self.note_if_idle(channel, now);
+        }
+    }
+
+    /// A publisher's share of the housekeeping.
+    pub(super) fn sweep_a_little(&mut self, heads: &Heads, now: Millis) {
+        if now >= self.next_sweep {
+            let swept = self.sweep(heads, now);
+            self.next_sweep = if swept == Swept::More { now } else { now + SWEEP_EVERY };
+        }
+    }
+
+    /// Drops what is past its age and forgets channels that have been idle for the grace.
+    pub(super) fn sweep(&mut self, heads: &Heads, now: Millis) -> Swept {
+        let mut left = SWEEP;
+        for policy in 0..self.lanes.len() {
+            for part in [Part::Ring, Part::Keyed] {
+                let Some(age) = self.lanes[policy].of(part).age else { continue };
+                while left > 0
+                    && self.lanes[policy]
+                        .of(part)
+                        .heap
+                        .peek()
+                        .is_some_and(|Reverse(waiting)| waiting.at.saturating_add(age) <= now)
+                {
+                    left -= 1;
+                    self.drop_from(policy, part, now, |_, at| at.saturating_add(age) <= now);
+                }
+            }
+        }
+        while left > 0 && self.idle.front().is_some_and(|(since, ..)| since + self.budgets.grace <= now) {
+            left -= 1;
+            self.forget_oldest_idle(now);
+        }
+        self.shrink(heads);
+        let aging = |lane: &Lane| lane.age.is_some() && !lane.heap.is_empty();
+        if left == 0 {
+            Swept::More
+        } else if !self.idle.is_empty() || self.lanes.iter().any(|lanes| aging(&lanes.ring) || aging(&lanes.keyed)) {
+            Swept::Later
+        } else {
+            Swept::Nothing
+        }
+    }
+
+    fn apply(&mut self, channel: &Arc<Channel>, record: Arc<Record>) {
+        let mut store = channel.store.lock();
+        let before = store.bytes();
+        store.apply(record, self.policies.get(channel.policy));
+        for part in [Part::Ring, Part::Keyed] {
+            if let Some((sequence, at)) = store.oldest(part).filter(|_| !*store.queued.of(part)) {
+                *store.queued.of(part) = true;
+                let waiting = Waiting { sequence, at, number: channel.number, unique: channel.unique };
+                self.lanes[channel.policy].of(part).heap.push(Reverse(waiting));
+            }
+        }
+        let after = store.bytes();
+        drop(store);
+        self.account(before, after);
+    }
+
+    fn account(&mut self, before: PerPart<usize>, after: PerPart<usize>) {
+        self.retained.ring = self.retained.ring + after.ring - before.ring;
+        self.retained.keyed = self.retained.keyed + after.keyed - before.keyed;
+    }
+
+    /// Drops the oldest of all rings, or of all current values, until they fit.
+    fn fit_budgets(&mut self, now: Millis) {
+        for (part, budget) in [(Part::Ring, self.budgets.ring_bytes), (Part::Keyed, self.budgets.keyed_bytes)] {
+            while *self.retained.of(part) > budget {
+                let oldest = (0..self.lanes.len())
+                    .filter_map(|policy| {
+                        let Reverse(waiting) = self.lanes[policy].of(part).heap.peek()?;
+                        Some((waiting.sequence, policy))
+                    })
+                    .min();
+                let Some((sequence, policy)) = oldest else { break };
+                self.drop_from(policy, part, now, |oldest, _| oldest <= sequence);
+            }
+        }
+    }
+
+    /// Takes the first channel out of a lane, drops its oldest records while `is_due`, and puts it back in its new place.
+    fn drop_from(&mut self, policy: usize, part: Part, now: Millis, is_due: impl Fn(u64, Millis) -> bool) {
+        let Some(Reverse(waiting)) = self.lanes[policy].of(part).heap.pop() else { return };
+        let Some(channel) = self.find(waiting.number, waiting.unique) else { return };
+        let mut store = channel.store.lock();
+        let before = store.bytes();
+        while store.oldest(part).is_some_and(|(sequence, at)| is_due(sequence, at)) {
+            store.drop_oldest(part);
+        }
+        let oldest = store.oldest(part);
+        *store.queued.of(part) = oldest.is_some();
+        if let Some((sequence, at)) = oldest {
+            self.lanes[policy].of(part).heap.push(Reverse(Waiting { sequence, at, ..waiting }));
+        }
+        let after = store.bytes();
+        drop(store);
+        self.account(before, after);
+        self.note_if_idle(&channel, now);
+    }
+
+    fn note_if_idle(&mut self, channel: &Channel, now: Millis) {
+        if channel.number != self.everyone.number && channel.listening() == 0 {
+            let mut store = channel.store.lock();
+            if store.is_empty() && store.idle_since.replace(now).is_none() {
+                self.idle.push_back((now, channel.number, channel.unique));
+            }
+        }
+    }
+
+    fn forget_oldest_idle(&mut self, now: Millis) {
+        let Some((_, number, unique)) = self.idle.pop_front() else { return };
+        let Some(channel) = self.find(number, unique) else { return };
+        let mut store = channel.store.lock();
+        let idle_since = store.idle_since.take();
+        if !store.is_empty() || channel.listening() > 0 {
+            return;
+        }
+        match idle_since.filter(|since| since + self.budgets.grace > now) {
+            // It was in use again meanwhile.
+            Some(since) => {
+                store.idle_since = Some(since);
+                self.idle.push_back((since, number, unique));
+            }
+            None => {
+                self.floor = self.floor.max(store.floor());
+                drop(store);
+                self.remove(&channel);
+            }
+        }
+    }
+
+    fn find(&self, number: u32, unique: u64) -> Option<Arc<Channel>> {
+        self.numbers.get(number as usize)?.clone().filter(|channel| channel.unique == unique)
+    }
+
+    fn remove(&mut self, channel: &Channel) {
+        self.channels.remove(&channel.address);
+        self.numbers[channel.number as usize] = None;
+        self.free.push(channel.number);
+    }
+
+    /// Gives memory back after many channels are gone.
+    fn shrink(&mut self, heads: &Heads) {
+        let used = self.channels.len();
+        if self.numbers.len() > 1024 && self.free.len() > self.numbers.len() / 4 * 3 && self.numbers.last().is_some_and(Option::is_none) {
+            let len = self.numbers.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            self.numbers.truncate(len);
+            self.numbers.shrink_to(len * 2);
+            self.free.retain(|&number| (number as usize) < len);
+            self.free.shrink_to(self.free.len() * 2);
+            heads.truncate(len);
+        }
+        if self.channels.capacity() > 1024 && used < self.channels.capacity() / 8 {
+            self.channels.shrink_to(used * 2);
+        }
+        if self.idle.capacity() > 1024 && self.idle.len() < self.idle.capacity() / 8 {
+            self.idle.shrink_to(self.idle.len() * 2);
+        }
+        for lane in self.lanes.iter_mut().flat_map(|lanes| [&mut lanes.ring, &mut lanes.keyed]) {
+            if lane.heap.capacity() > 1024 && lane.heap.len() < lane.heap.capacity() / 8 {
+                lane.heap.shrink_to(lane.heap.len() * 2);
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What one channel keeps: a ring of records, the current value of each key, and the floor below which it cannot speak.
+
+use std::collections::btree_map::BTreeMap;
+use std::collections::hash_map::HashMap;
+use std::collections::vec_deque::VecDeque;
+use std::sync::Arc;
+
+use super::Millis;
+use crate::name::ConnectionId;
+use crate::retention::{Bounds, Kind, Retention};
+use crate::wire::Frame;
+
+/// What a record costs beside its bytes: itself, its counts and its places in the ring and in the heap.
+pub(super) const RECORD_OVERHEAD: usize = 100;
+
+/// One record, shared by all channels of its audience.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) sequence: u64,
+    pub(crate) frame: Frame,
+    pub(super) at: Millis,
+    pub(super) effect: Effect,
+    /// Who does not get it.
+    pub(super) except: Box<[ConnectionId]>,
+}
+
+/// What a record does to the current values of a channel that keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Nothing,
+    Sets(Arc<str>),
+    Removes(Arc<str>),
+}
+
+impl Record {
+    fn cost(&self) -> usize {
+        self.frame.len() + RECORD_OVERHEAD
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Store {
+    /// The newest record that was dropped without a newer one in its place.
+    floor: u64,
+    ring: Ring,
+    /// Only where the newest of each key is kept, and only while there is one.
+    keyed: Option<Box<Keyed>>,
+    /// Whether the sequencer's heaps have an entry for the two parts.
+    pub(super) queued: PerPart<bool>,
+    /// Since when it is empty and without listeners, while the sequencer's queue of idle channels has an entry for it.
+    pub(super) idle_since: Option<Millis>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    records: VecDeque<Arc<Record>>,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Keyed {
+    by_key: HashMap<Arc<str>, u64>,
+    by_sequence: BTreeMap<u64, Arc<Record>>,
+    bytes: usize,
+}
+
+/// The two parts of a store, each with bounds of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Ring,
+    Keyed,
+}
+
+/// Something for each part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PerPart<T> {
+    pub(super) ring: T,
+    pub(super) keyed: T,
+}
+
+impl<T> PerPart<T> {
+    pub(super) fn of(&mut self, part: Part) -> &mut T {
+        match part {
+            Part::Ring => &mut self.ring,
+            Part::Keyed => &mut self.keyed,
+        }
+    }
+}
+
+impl Store {
+    pub(super) fn new(floor: u64) -> Self {
+        Self { floor, ring: Ring::default(), keyed: None, queued: PerPart::default(), idle_since: None }
+    }
+
+    pub(super) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ring.records.is_empty() && self.keyed.is_none()
+    }
+
+    pub(super) fn bytes(&self) -> PerPart<usize> {
+        PerPart { ring: self.ring.bytes, keyed: self.keyed.as_ref().map_or(0, |keyed| keyed.bytes) }
+    }
+
+    /// Takes in a record that is newer than all others here, and drops what no longer fits.
+    pub(super) fn apply(&mut self, record: Arc<Record>, retention: &Retention) {
+        match &record.effect {
+            Effect::Sets(key) if retention.kind == Kind::LatestPerKey => {
+                let key = Arc::clone(key);
+                self.keyed.get_or_insert_default().set(key, record);
+                self.fit(Part::Keyed, &retention.keyed);
+                return;
+            }
+            // Who saw the value must hear of its end, so the news of it stays in the ring for a while.
+            Effect::Removes(key) => {
+                if let Some(keyed) = &mut self.keyed {
+                    keyed.remove(key);
+                }
+            }
+            Effect::Sets(_) | Effect::Nothing => {}
+        }
+        self.ring.push(record);
+        self.fit(Part::Ring, &retention.ring);
+        self.tidy();
+    }
+
+    /// The number and time of the oldest record of one part.
+    pub(super) fn oldest(&self, part: Part) -> Option<(u64, Millis)> {
+        let record = match part {
+            Part::Ring => self.ring.records.front()?,
+            Part::Keyed => self.keyed.as_ref()?.by_sequence.first_key_value()?.1,
+        };
+        Some((record.sequence, record.at))
+    }
+
+    pub(super) fn drop_oldest(&mut self, part: Part) {
+        let dropped = match part {
+            Part::Ring => self.ring.pop(),
+            Part::Keyed => self.keyed.as_mut().and_then(|keyed| keyed.pop()),
+        };
+        if let Some(sequence) = dropped {
+            self.floor = self.floor.max(sequence);
+        }
+        self.tidy();
+    }
+
+    /// The records in the ring of `after < number <= upto`, oldest first.
+    pub(super) fn ring_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<Record>> {
+        let start = self.ring.records.partition_point(|record| record.sequence <= after);
+        self.ring.records.range(start..).take_while(move |record| record.sequence <= upto)
+    }
+
+    /// The current values of `after < number <= upto`, oldest first.
+    pub(super) fn values_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<Record>> {
+        let keyed = self.keyed.as_ref().filter(|_| after < upto);
+        keyed.into_iter().flat_map(move |keyed| keyed.by_sequence.range(after + 1..=upto).map(|(_, record)| record))
+    }
+
+    /// The newest numbers in the ring, newest first.
+    pub(super) fn newest(&self, count: usize) -> impl Iterator<Item = u64> {
+        self.ring.records.iter().rev().take(count).map(|record| record.sequence)
+    }
+
+    /// The newest record of a part stays, however large: else a reader that is there could never see it.
+    fn fit(&mut self, part: Part, bounds: &Bounds) {
+        loop {
+            let (count, bytes) = match part {
+                Part::Ring => (self.ring.records.len(), self.ring.bytes),
+                Part::Keyed => self.keyed.as_ref().map_or((0, 0), |keyed| (keyed.by_sequence.len(), keyed.bytes)),
+            };
+            if count <= 1 || (count <= bounds.count && bytes <= bounds.bytes) {
+                return;
+            }
+            self.drop_oldest(part);
+        }
+    }
+
+    fn tidy(&mut self) {
+        if self.keyed.as_ref().is_some_and(|keyed| keyed.by_sequence.is_empty()) {
+            self.keyed = None;
+        }
+    }
+}
+
+impl Ring {
+    fn push(&mut self, record: Arc<Record>) {
+        self.bytes += record.cost();
+        self.records.push_back(record);
+    }
+
+    fn pop(&mut self) -> Option<u64> {
+        let record = self.records.pop_front()?;
+        self.bytes -= record.cost();
+        if self.records.is_empty() {
+            self.records = VecDeque::new();
+        } else if self.records.len() * 4 < self.records.capacity() {
+            self.records.shrink_to(self.records.len() * 2);
+        }
+        Some(record.sequence)
+    }
+}
+
+impl Keyed {
+    fn set(&mut self, key: Arc<str>, record: Arc<Record>) {
+        self.remove(&key);
+        self.bytes += record.cost() + key.len();
+        self.by_key.insert(key, record.sequence);
+        self.by_sequence.insert(record.sequence, record);
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(old) = self.by_key.remove(key).and_then(|sequence| self.by_sequence.remove(&sequence)) {
+            self.bytes -= old.cost() + key.len();
+        }
+    }
+
+    fn pop(&mut self) -> Option<u64> {
+        let (sequence, record) = self.by_sequence.pop_first()?;
+        if let Effect::Sets(key) = &record.effect {
+            self.by_key.remove(key);
+            self.bytes -= record.cost() + key.len();
+        }
+        Some(sequence)
+    }
+}

@@ -1,0 +1,50 @@
+//! The meeting point of a connection and those who publish to it.
+//!
+//! 1. `woken_at` goes from "not woken" to a time exactly once for each sleep; who makes that step wakes.
+//! 2. The connection registers its waker, then takes the time back to "not woken", then reads. A publisher makes its
+//!    record visible, then marks. Either the read sees the record or the mark finds the waker.
+
+use std::task::Waker;
+
+use super::Millis;
+use super::reader::Reader;
+use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
+
+const NOT_WOKEN: Millis = Millis::MAX;
+
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    woken_at: AtomicU64,
+    waker: WakerCell,
+    pub(super) reader: Mutex<Reader>,
+}
+
+impl Subscriber {
+    pub(crate) fn new() -> Self {
+        Self {
+            woken_at: AtomicU64::new(NOT_WOKEN),
+            waker: WakerCell::new(),
+            reader: Mutex::new(Reader::default()),
+        }
+    }
+
+    /// Registers for being woken and forgets that it was. A read must follow before it sleeps.
+    pub(crate) fn listen(&self, waker: &Waker) {
+        self.waker.register(waker);
+        self.woken_at.swap(NOT_WOKEN, Ordering::AcqRel);
+    }
+
+    /// Marks it as woken. Returns the waker to call, unless it was woken already and has not looked since.
+    #[must_use]
+    pub(crate) fn notify(&self, now: Millis) -> Option<Waker> {
+        self.woken_at
+            .compare_exchange(NOT_WOKEN, now, Ordering::AcqRel, Ordering::Acquire)
+            .ok()
+            .and_then(|_| self.waker.take())
+    }
+
+    /// Since when it has been woken without looking, if it has.
+    pub(crate) fn woken_since(&self) -> Option<Millis> {
+        Some(self.woken_at.load(Ordering::Acquire)).filter(|&at| at != NOT_WOKEN)
+    }
+}

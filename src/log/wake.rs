@@ -1,0 +1,78 @@
+//! Waking: a few listeners at once, many in batches by whoever drains the queue.
+//!
+//! A channel in the queue has `marked` set, which is taken back before its listeners are visited. So a record that
+//! becomes visible during the visit puts the channel into the queue again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use smallvec::SmallVec;
+
+use super::Millis;
+use super::channel::Channel;
+use crate::sync::{Mutex, Ordering};
+
+/// How many listeners a publisher wakes itself: more would make its call depend on the number of listeners.
+const WAKE_AT_ONCE: usize = 32;
+/// How many slots are visited under one lock.
+const BATCH: usize = 256;
+
+#[derive(Debug, Default)]
+pub(super) struct Deferred {
+    queue: Mutex<VecDeque<Visit>>,
+}
+
+#[derive(Debug)]
+struct Visit {
+    channel: Arc<Channel>,
+    from: usize,
+}
+
+impl Deferred {
+    /// Wakes the listeners of `channels` or puts them into the queue. The horizon covers what they are woken for.
+    pub(super) fn mark(&self, channels: impl IntoIterator<Item = Arc<Channel>>, now: Millis) {
+        let mut wakers: SmallVec<[Waker; 4]> = SmallVec::new();
+        let mut budget = WAKE_AT_ONCE;
+        for channel in channels {
+            let listening = channel.listening();
+            if listening <= budget && !channel.marked.load(Ordering::Acquire) {
+                budget -= listening;
+                let mut from = Some(0);
+                while let Some(slot) = from {
+                    from = channel.visit(slot, BATCH, |subscriber| wakers.extend(subscriber.notify(now)));
+                }
+            } else {
+                self.push(channel);
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn push(&self, channel: Arc<Channel>) {
+        if !channel.marked.swap(true, Ordering::AcqRel) {
+            self.queue.lock().push_back(Visit { channel, from: 0 });
+        }
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.queue.lock().is_empty()
+    }
+
+    /// Visits one batch. Returns whether there is more to do.
+    pub(super) fn wake_batch(&self, now: Millis) -> bool {
+        let Some(Visit { channel, from }) = self.queue.lock().pop_front() else {
+            return false;
+        };
+        if from == 0 {
+            channel.marked.swap(false, Ordering::AcqRel);
+        }
+        let mut wakers: SmallVec<[Waker; BATCH]> = SmallVec::new();
+        let rest = channel.visit(from, BATCH, |subscriber| wakers.extend(subscriber.notify(now)));
+        if let Some(from) = rest {
+            self.queue.lock().push_front(Visit { channel, from });
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        self.is_waiting()
+    }
+}

@@ -1,0 +1,237 @@
+//! Names: topics, users and connections. Checked once, then carried as values that cannot be wrong.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::{InvalidName, NameProblem};
+
+/// The longest topic or user, in bytes.
+pub(crate) const MAX_NAME_BYTES: usize = 255;
+
+/// What every name has in common: not empty, not too long, no control characters. Everything else is literal.
+pub(crate) fn check(field: &'static str, value: &str, limit: usize) -> Result<(), InvalidName> {
+    let problem = if value.is_empty() {
+        NameProblem::Empty
+    } else if value.len() > limit {
+        NameProblem::TooLong { limit }
+    } else if let Some(control) = value.chars().find(|c| c.is_control()) {
+        NameProblem::Control(control)
+    } else {
+        return Ok(());
+    };
+    Err(InvalidName::new(field, problem))
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $field:literal) => {
+        $(#[$doc])*
+        ///
+        /// One to 255 bytes of UTF-8 without control characters. Nothing in it is special: `*`, `>`, `.`, `/`, `:` and
+        /// spaces stand for themselves. Converts from strings, integers and, with the feature `uuid`, from `Uuid`.
+        /// Cloning is one reference count.
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidName;
+            fn from_str(value: &str) -> Result<Self, InvalidName> {
+                check($field, value, MAX_NAME_BYTES)?;
+                Ok(Self(value.into()))
+            }
+        }
+
+        impl TryFrom<&str> for $name {
+            type Error = InvalidName;
+            fn try_from(value: &str) -> Result<Self, InvalidName> {
+                value.parse()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(value: String) -> Result<Self, InvalidName> {
+                value.parse()
+            }
+        }
+
+        impl TryFrom<&String> for $name {
+            type Error = InvalidName;
+            fn try_from(value: &String) -> Result<Self, InvalidName> {
+                value.parse()
+            }
+        }
+
+        impl TryFrom<std::borrow::Cow<'_, str>> for $name {
+            type Error = InvalidName;
+            fn try_from(value: std::borrow::Cow<'_, str>) -> Result<Self, InvalidName> {
+                value.parse()
+            }
+        }
+
+        impl From<&$name> for $name {
+            fn from(value: &$name) -> Self {
+                value.clone()
+            }
+        }
+
+        name!(@integers $name: u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
+
+        #[cfg(feature = "uuid")]
+        impl From<uuid::Uuid> for $name {
+            fn from(value: uuid::Uuid) -> Self {
+                let mut buffer = uuid::Uuid::encode_buffer();
+                Self((&*value.hyphenated().encode_lower(&mut buffer)).into())
+            }
+        }
+
+        #[cfg(feature = "uuid")]
+        impl From<&uuid::Uuid> for $name {
+            fn from(value: &uuid::Uuid) -> Self {
+                Self::from(*value)
+            }
+        }
+    };
+    (@integers $name:ident: $($integer:ty)*) => {$(
+        impl From<$integer> for $name {
+            fn from(value: $integer) -> Self {
+                Self(itoa::Buffer::new().format(value).into())
+            }
+        }
+    )*};
+}
+
+name! {
+    /// A subject that connections subscribe to and events are published to.
+    Topic, "topic"
+}
+
+name! {
+    /// A user as the application knows it. Every page and tab that a user has open is a connection of that user.
+    ///
+    /// Users and topics are separate namespaces: a user named like a topic never meets it.
+    UserId, "user"
+}
+
+/// One open stream. 128 bits from the operating system, so that nobody guesses one.
+///
+/// A page learns its own from `hub.hello` and may send it along with a request, so that the event that this request
+/// causes does not come back to it: [`Target::except`](crate::Target::except).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(u128);
+
+impl ConnectionId {
+    pub(crate) fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for ConnectionId {
+    type Err = InvalidName;
+    fn from_str(value: &str) -> Result<Self, InvalidName> {
+        let canonical = value.len() == 32 && value.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        match u128::from_str_radix(value, 16) {
+            Ok(bits) if canonical => Ok(Self(bits)),
+            _ => Err(InvalidName::new("connection", NameProblem::Malformed)),
+        }
+    }
+}
+
+impl TryFrom<&str> for ConnectionId {
+    type Error = InvalidName;
+    fn try_from(value: &str) -> Result<Self, InvalidName> {
+        value.parse()
+    }
+}
+
+impl TryFrom<String> for ConnectionId {
+    type Error = InvalidName;
+    fn try_from(value: String) -> Result<Self, InvalidName> {
+        value.parse()
+    }
+}
+
+impl TryFrom<&String> for ConnectionId {
+    type Error = InvalidName;
+    fn try_from(value: &String) -> Result<Self, InvalidName> {
+        value.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_literal_whatever_it_contains() {
+        for name in ["*", ">", "a.b", "{}", "a:b/c d", "топик", "话题", "🦀", "\u{2066}x"] {
+            assert_eq!(Topic::try_from(name).unwrap().as_str(), name);
+            assert_eq!(UserId::try_from(name).unwrap().as_str(), name);
+        }
+        assert!(Topic::try_from("x".repeat(255)).is_ok());
+    }
+
+    #[test]
+    fn a_bad_name_says_which_and_why() {
+        let error = |value: &str| Topic::try_from(value).unwrap_err().to_string();
+        assert_eq!(error(""), "topic is empty");
+        assert_eq!(error(&"x".repeat(256)), "topic is longer than 255 bytes");
+        assert_eq!(error("a\nb"), "topic contains the control character U+000A");
+        assert_eq!(error("a\u{85}b"), "topic contains the control character U+0085");
+        assert_eq!(UserId::try_from("").unwrap_err().to_string(), "user is empty");
+    }
+
+    #[test]
+    fn integers_convert() {
+        assert_eq!(UserId::from(-7).as_str(), "-7");
+        assert_eq!(Topic::from(u128::MAX).as_str(), u128::MAX.to_string());
+    }
+
+    #[test]
+    fn a_connection_id_has_one_spelling() {
+        let id = ConnectionId::from_bits(0xab);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(id.to_string().len(), 32);
+        for bad in ["", "ab", "+00000000000000000000000000000ab", "000000000000000000000000000000AB"] {
+            assert!(bad.parse::<ConnectionId>().is_err(), "{bad}");
+        }
+    }
+}

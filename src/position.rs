@@ -1,0 +1,150 @@
+//! Places in the log, and what a client says of its place.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A place in the log; also a complete cursor: it stands for everything up to it, on every topic.
+///
+/// Printed as `1.epoch.sequence` in `[A-Za-z0-9._-]`, at most 64 bytes: the `id` of an event, which the browser sends
+/// back as `Last-Event-ID`. The first digit is the version of this format. Treat it as opaque: a page may store it and
+/// hand it back, nothing else.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Position {
+    epoch: Epoch,
+    sequence: u64,
+}
+
+/// Which life of the log: random, so that a number from another life is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Epoch(pub(crate) u64);
+
+impl Position {
+    pub(crate) fn new(epoch: Epoch, sequence: u64) -> Self {
+        Self { epoch, sequence }
+    }
+
+    pub(crate) fn epoch(self) -> Epoch {
+        self.epoch
+    }
+
+    pub(crate) fn sequence(self) -> u64 {
+        self.sequence
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "1.{:x}.{}", self.epoch.0, self.sequence)
+    }
+}
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidPosition;
+
+impl fmt::Display for InvalidPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a position: expected `1.epoch.sequence`")
+    }
+}
+
+impl std::error::Error for InvalidPosition {}
+
+impl FromStr for Position {
+    type Err = InvalidPosition;
+
+    /// Takes exactly what `Display` prints: one position has one spelling.
+    fn from_str(text: &str) -> Result<Self, InvalidPosition> {
+        let mut parts = text.splitn(3, '.');
+        let (Some("1"), Some(epoch), Some(sequence)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(InvalidPosition);
+        };
+        let canonical = |digits: &str| !digits.starts_with('+') && (digits == "0" || !digits.starts_with('0'));
+        if !canonical(epoch) || !canonical(sequence) || epoch.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(InvalidPosition);
+        }
+        let epoch = u64::from_str_radix(epoch, 16).map_err(|_| InvalidPosition)?;
+        let sequence = sequence.parse().map_err(|_| InvalidPosition)?;
+        Ok(Self::new(Epoch(epoch), sequence))
+    }
+}
+
+/// What a client says it has seen: untrusted bytes, parsed once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cursor {
+    /// Nothing was sent, or it was empty: a fresh page.
+    #[default]
+    Absent,
+    /// Everything up to here.
+    At(Position),
+    /// Something that no hub ever sent.
+    Invalid,
+}
+
+impl Cursor {
+    /// Parses a `Last-Event-ID`.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::Absent;
+        }
+        match std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
+            Some(position) => Self::At(position),
+            None => Self::Invalid,
+        }
+    }
+}
+
+impl From<Position> for Cursor {
+    fn from(position: Position) -> Self {
+        Self::At(position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_longest_position_is_short_and_safe() {
+        let text = Position::new(Epoch(u64::MAX), u64::MAX).to_string();
+        assert!(text.len() <= 64);
+        assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)));
+    }
+
+    #[test]
+    fn what_was_never_sent_is_invalid_and_empty_is_absent() {
+        assert_eq!(Cursor::parse(b""), Cursor::Absent);
+        let long = [b'1'; 8192];
+        for bad in [
+            &b"1"[..], b"1.", b"1..", b"1.a", b"2.a.1", b"1.a.-1", b"1.a.+1", b"1.+a.1", b"1.a.01", b"1.0a.1", b"1.A.1",
+            b"1.a.18446744073709551616", b"1.10000000000000000.1", b"1.a.1 ", b" 1.a.1", b"1.a.1.1", b"\xff", &long,
+        ] {
+            assert_eq!(Cursor::parse(bad), Cursor::Invalid, "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_position_reads_back(epoch: u64, sequence: u64) {
+            let position = Position::new(Epoch(epoch), sequence);
+            prop_assert_eq!(Cursor::parse(position.to_string().as_bytes()), Cursor::At(position));
+        }
+
+        #[test]
+        fn any_bytes_parse_without_a_panic_and_only_the_canonical_are_taken(bytes: Vec<u8>) {
+            if let Cursor::At(position) = Cursor::parse(&bytes) {
+                let text = position.to_string();
+                prop_assert_eq!(text.as_bytes(), &bytes[..]);
+            }
+        }
+    }
+}

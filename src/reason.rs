@@ -1,0 +1,103 @@
+//! Why something happened to a stream: the vocabulary of the control events. One place, so that the wire, the
+//! statistics and the logs say the same words.
+
+use std::fmt;
+
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)*
+        }
+
+        impl $name {
+            /// All of them, in the order of their documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The word on the wire.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why records are not to be had: the `reason` of `hub.gap`.
+    GapReason {
+        /// They were dropped, by the bounds of the retention, before the client came back for them.
+        Trimmed = "trimmed",
+        /// The client's position is from another life of the log: the process was started anew.
+        Epoch = "epoch",
+        /// The client's position is above everything that the log ever held.
+        Ahead = "ahead",
+        /// What the client sent is not a position.
+        Invalid = "invalid",
+        /// They were dropped while the stream was open, since it was read too slowly.
+        Lagged = "lagged",
+    }
+}
+
+reasons! {
+    /// Why a request got no stream: the `reason` of `hub.refused`, a stream of one event that tells the browser when
+    /// to try again.
+    RefusalReason {
+        /// The application said [`Refusal::later`](crate::Refusal::later).
+        Busy = "busy",
+        /// A limit on connections is reached.
+        Limit = "limit",
+        /// The hub is being drained: the next attempt should meet another instance, or the next process.
+        Draining = "draining",
+        /// The access hook did not answer in time.
+        Timeout = "timeout",
+    }
+}
+
+reasons! {
+    /// Why a stream ended: the `reason` of `hub.bye` where the hub ended it, and the key of
+    /// [`Stats::ended`](crate::Stats::ended).
+    EndReason {
+        /// The client went away, or its connection broke. It comes back by itself if it wants to. Never in a `hub.bye`.
+        Client = "client",
+        /// The hub is being drained. The client should come back.
+        Draining = "draining",
+        /// The subscription's time was over. The client should come back, with new credentials.
+        Expired = "expired",
+        /// It fell out of a channel's retention and the channel's policy is
+        /// [`LagPolicy::Disconnect`](crate::LagPolicy::Disconnect). The client should come back.
+        Lagged = "lagged",
+        /// It took nothing for the write deadline while something was owed. Hardly ever seen in a `hub.bye`, for it
+        /// reads nothing. The client may come back.
+        Stalled = "stalled",
+    }
+}
+
+/// Whether a client should come back after `hub.bye`: its `return` field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Return {
+    /// After its usual `retry`.
+    Now,
+    /// After the `retry` that comes with the event.
+    Later,
+}
+
+impl Return {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Now => "now",
+            Self::Later => "later",
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What one connection is entitled to.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use http::Extensions;
+
+use crate::error::InvalidName;
+use crate::name::{Topic, UserId};
+
+/// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::Subscription;
+///
+/// let subscription = Subscription::user(42)
+///     .topic("news")
+///     .topics(["documents/7", "documents/9"])
+///     .expires_in(Duration::from_secs(3600));
+/// # let _ = subscription;
+/// ```
+///
+/// Every connection also gets what is published to everyone and to itself. A bad user or topic waits in the
+/// subscription; the request is answered `400` then.
+#[derive(Clone)]
+pub struct Subscription {
+    pub(crate) user: Option<UserId>,
+    pub(crate) topics: Vec<Topic>,
+    pub(crate) start: Start,
+    pub(crate) expiry: Option<Expiry>,
+    pub(crate) end: Option<End>,
+    pub(crate) data: Option<Box<str>>,
+    pub(crate) extensions: Extensions,
+    pub(crate) invalid: Option<SubscriptionError>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Expiry {
+    In(Duration),
+    At(SystemTime),
+}
+
+impl Expiry {
+    /// How long it is from now; zero when it has passed.
+    pub(crate) fn remaining(self) -> Duration {
+        match self {
+            Self::In(duration) => duration,
+            Self::At(time) => time.duration_since(SystemTime::now()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Where a connection without a cursor starts. One that comes back with a cursor goes on from there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Start {
+    /// With the current values of [`latest_per_key`](crate::Retention::latest_per_key) topics, then live.
+    #[default]
+    Live,
+    /// The same, but before it goes live with the newest events that are kept, this many over all its topics together.
+    Last(usize),
+    /// With everything that is kept, in the order of the log.
+    Oldest,
+}
+
+/// How the hub ends a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum End {
+    /// Properly. A browser's `EventSource` reconnects; `@microsoft/fetch-event-source` takes it for the end and stops.
+    #[default]
+    Clean,
+    /// With an error, after a whole frame. Both reconnect.
+    Abort,
+}
+
+impl Subscription {
+    /// The longest [`data`](Self::data), in bytes of JSON.
+    pub const MAX_DATA_BYTES: usize = 4096;
+
+    /// For a page of this user, which gets what is sent to the user.
+    pub fn user<U>(user: U) -> Self
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<InvalidName>,
+    {
+        let mut subscription = Self::anonymous();
+        match user.try_into() {
+            Ok(user) => subscription.user = Some(user),
+            Err(error) => subscription.invalidate(SubscriptionError::Name(error.into())),
+        }
+        subscription
+    }
+
+    /// For a page of nobody in particular.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self {
+            user: None,
+            topics: Vec::new(),
+            start: Start::default(),
+            expiry: None,
+            end: None,
+            data: None,
+            extensions: Extensions::new(),
+            invalid: None,
+        }
+    }
+
+    /// Adds a topic; one that is there already is not added again.
+    #[must_use]
+    pub fn topic<T>(mut self, topic: T) -> Self
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<InvalidName>,
+    {
+        match topic.try_into() {
+            Ok(topic) if self.topics.contains(&topic) => {}
+            Ok(topic) => self.topics.push(topic),
+            Err(error) => self.invalidate(SubscriptionError::Name(error.into())),
+        }
+        self
+    }
+
+    /// Adds several topics.
+    #[must_use]
+    pub fn topics<I>(self, topics: I) -> Self
+    where
+        I: IntoIterator,
+        I::Item: TryInto<Topic>,
+        <I::Item as TryInto<Topic>>::Error: Into<InvalidName>,
+    {
+        topics.into_iter().fold(self, Self::topic)
+    }
+
+    /// Sets where a connection without a cursor starts. Defaults to [`Start::Live`].
+    #[must_use]
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Ends the stream by then: shortly before, with jitter, after a `hub.expiring` event that leaves time to renew.
+    /// Defaults to never.
+    #[must_use]
+    pub fn expires_in(mut self, time: Duration) -> Self {
+        self.expiry = Some(Expiry::In(time));
+        self
+    }
+
+    /// The same, by the clock on the wall: for the `exp` of a token.
+    #[must_use]
+    pub fn expires_at(mut self, time: SystemTime) -> Self {
+        self.expiry = Some(Expiry::At(time));
+        self
+    }
+
+    /// Sets how the hub ends the stream. Defaults to the hub's [`HubBuilder::end`](crate::HubBuilder::end).
+    #[must_use]
+    pub fn end(mut self, end: End) -> Self {
+        self.end = Some(end);
+        self
+    }
+
+    /// Attaches one small value of the application's: it is JSON, so that it can travel to other instances. At most
+    /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Needs the feature `json` (on by default). Defaults to none.
+    #[cfg(feature = "json")]
+    #[must_use]
+    pub fn data<T: serde::Serialize + ?Sized>(mut self, value: &T) -> Self {
+        match serde_json::to_string(value) {
+            Ok(json) if json.len() <= Self::MAX_DATA_BYTES => self.data = Some(json.into()),
+            Ok(_) => self.invalidate(SubscriptionError::DataTooLong),
+            Err(_) => self.invalidate(SubscriptionError::DataNotJson),
+        }
+        self
+    }
+
+    /// The attached value, as JSON.
+    #[must_use]
+    pub fn data_json(&self) -> Option<&str> {
+        self.data.as_deref()
+    }
+
+    /// Attaches a value of any type that stays on this instance.
+    #[must_use]
+    pub fn extension<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.extensions.insert(value);
+        self
+    }
+
+    /// The attached local values.
+    #[must_use]
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// The user, if it is for one.
+    #[must_use]
+    pub fn user_id(&self) -> Option<&UserId> {
+        self.user.as_ref()
+    }
+
+    /// The topics, each once, in the order in which they were added.
+    #[must_use]
+    pub fn topic_list(&self) -> &[Topic] {
+        &self.topics
+    }
+
+    fn invalidate(&mut self, error: SubscriptionError) {
+        self.invalid.get_or_insert(error);
+    }
+}
+
+/// The data and extensions are left out, since they may hold secrets.
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("user", &self.user)
+            .field("topics", &self.topics)
+            .field("start", &self.start)
+            .field("expiry", &self.expiry)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why no hub takes a subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SubscriptionError {
+    /// The user or a topic is not a name.
+    Name(InvalidName),
+    /// More topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics).
+    TooManyTopics,
+    /// The attached data is over [`Subscription::MAX_DATA_BYTES`].
+    DataTooLong,
+    /// The attached data does not serialise.
+    DataNotJson,
+    /// The hub was, or is being, drained.
+    Closed,
+}
+
+impl fmt::Display for SubscriptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(invalid) => invalid.fmt(f),
+            Self::TooManyTopics => f.write_str("too many topics"),
+            Self::DataTooLong => f.write_str("the subscription's data is too long"),
+            Self::DataNotJson => f.write_str("the subscription's data does not serialise to JSON"),
+            Self::Closed => f.write_str("the hub is being drained"),
+        }
+    }
+}
+
+impl std::error::Error for SubscriptionError {}

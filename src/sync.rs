@@ -1,0 +1,85 @@
+//! The primitives of the concurrent core, exchanged for loom's in its model tests.
+//!
+//! Locks here ignore poison: what they guard is consistent between any two statements that can panic, and a panic in
+//! an application's callback must not take the hub with it.
+
+#[cfg(not(tower_sse_loom))]
+use std::sync as imp;
+
+#[cfg(tower_sse_loom)]
+use loom::sync as imp;
+
+pub(crate) use imp::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::PoisonError;
+use std::task::Waker;
+
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(imp::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(imp::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct RwLock<T>(imp::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(imp::RwLock::new(value))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place for one waker that may be set and taken at the same time.
+#[derive(Debug)]
+pub(crate) struct WakerCell(
+    #[cfg(not(tower_sse_loom))] futures::task::AtomicWaker,
+    #[cfg(tower_sse_loom)] loom::future::AtomicWaker,
+);
+
+impl WakerCell {
+    #[cfg(not(tower_sse_loom))]
+    pub(crate) fn new() -> Self {
+        Self(futures::task::AtomicWaker::new())
+    }
+
+    #[cfg(not(tower_sse_loom))]
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.0.register(waker);
+    }
+
+    #[cfg(not(tower_sse_loom))]
+    pub(crate) fn take(&self) -> Option<Waker> {
+        self.0.take()
+    }
+
+    #[cfg(tower_sse_loom)]
+    pub(crate) fn new() -> Self {
+        Self(loom::future::AtomicWaker::new())
+    }
+
+    #[cfg(tower_sse_loom)]
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.0.register_by_ref(waker);
+    }
+
+    #[cfg(tower_sse_loom)]
+    pub(crate) fn take(&self) -> Option<Waker> {
+        self.0.take_waker()
+    }
+}

@@ -1,0 +1,245 @@
+//! A record as bytes, encoded once and shared by every connection.
+//!
+//! ```text
+//! 0000004f\r\n                 size of the HTTP/1.1 chunk, eight digits
+//! event: document.deleted\n    ┐ lines
+//! data: {"id":7}\n             ┘
+//! id: 1.9f3c.42\n\n              the id comes last, so that a frame without it is a prefix
+//! \r\n                         end of the chunk
+//! ```
+//!
+//! A body takes the inside; a writer that owns its socket takes the whole. Both are slices of the same bytes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::PublishError;
+use crate::event::Event;
+use crate::position::{Epoch, Position};
+
+const CHUNK_HEAD: &[u8] = b"00000000\r\n";
+const CHUNK_TAIL: &[u8] = b"\r\n";
+const FRAME_END: &[u8] = b"\n";
+/// `id: `, the longest position and two line breaks.
+const ID_ROOM: usize = 64;
+
+/// The limits within which events are framed.
+#[derive(Clone, Debug)]
+pub(crate) struct Framing {
+    pub(crate) max_event_name: usize,
+    /// Of the lines, without the id.
+    pub(crate) max_payload: usize,
+    pub(crate) retry: std::ops::RangeInclusive<Duration>,
+}
+
+/// An event as lines that wait for their position: all that can be done before the log is locked.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    bytes: Vec<u8>,
+}
+
+/// What all ids of one epoch start with.
+#[derive(Debug)]
+pub(crate) struct IdPrefix(Box<str>);
+
+impl IdPrefix {
+    pub(crate) fn new(epoch: Epoch) -> Self {
+        let id = Position::new(epoch, 0).to_string();
+        Self(format!("id: {}", id.trim_end_matches('0')).into())
+    }
+}
+
+/// The bytes of one record.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    chunk: Bytes,
+    id_at: u32,
+}
+
+impl Draft {
+    /// Validates and encodes.
+    pub(crate) fn encode(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
+        event.check(framing.max_event_name)?;
+        let (name, data) = (event.name_str(), event.data_bytes());
+        let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + 32 + name.len() + data.len() + ID_ROOM);
+        bytes.extend_from_slice(CHUNK_HEAD);
+        if !name.is_empty() {
+            line(&mut bytes, b"event", name.as_bytes());
+        }
+        if let Some(retry) = event.retry_after() {
+            let retry = retry.clamp(*framing.retry.start(), *framing.retry.end());
+            push_retry(&mut bytes, retry);
+        }
+        push_data(&mut bytes, data);
+        let payload = bytes.len() - CHUNK_HEAD.len();
+        if payload > framing.max_payload {
+            return Err(PublishError::too_large(payload, framing.max_payload));
+        }
+        Ok(Self { bytes })
+    }
+
+    /// The size of the lines, as it counts against the limit.
+    pub(crate) fn payload_len(&self) -> usize {
+        self.bytes.len() - CHUNK_HEAD.len()
+    }
+
+    /// Completes it with its id.
+    pub(crate) fn finish(self, prefix: &IdPrefix, sequence: u64) -> Frame {
+        let mut bytes = self.bytes;
+        let id_at = bytes.len() as u32;
+        bytes.extend_from_slice(prefix.0.as_bytes());
+        bytes.extend_from_slice(itoa::Buffer::new().format(sequence).as_bytes());
+        bytes.extend_from_slice(b"\n");
+        bytes.extend_from_slice(FRAME_END);
+        let size = bytes.len() - CHUNK_HEAD.len();
+        for (place, digit) in bytes[..8].iter_mut().rev().enumerate() {
+            *digit = b"0123456789abcdef"[(size >> (4 * place)) & 15];
+        }
+        bytes.extend_from_slice(CHUNK_TAIL);
+        Frame { chunk: bytes.into(), id_at }
+    }
+}
+
+impl Frame {
+    /// The event with its id, sharing the bytes.
+    pub(crate) fn with_id(&self) -> Bytes {
+        self.chunk.slice(CHUNK_HEAD.len()..self.chunk.len() - CHUNK_TAIL.len())
+    }
+
+    /// Appends the event, with its id or without.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, id: bool) {
+        if id {
+            out.extend_from_slice(&self.chunk[CHUNK_HEAD.len()..self.chunk.len() - CHUNK_TAIL.len()]);
+        } else {
+            out.extend_from_slice(self.lines());
+            out.extend_from_slice(FRAME_END);
+        }
+    }
+
+    /// The size of the event with its id.
+    pub(crate) fn len(&self) -> usize {
+        self.chunk.len() - CHUNK_HEAD.len() - CHUNK_TAIL.len()
+    }
+
+    /// The name, empty if it has none, and the data, with every line break as LF: what a browser would hand to a page.
+    pub(crate) fn decode(&self) -> (String, String) {
+        let (mut name, mut data, mut first) = (String::new(), String::new(), true);
+        for line in String::from_utf8_lossy(self.lines()).lines() {
+            if let Some(value) = line.strip_prefix("data: ") {
+                if !std::mem::take(&mut first) {
+                    data.push('\n');
+                }
+                data.push_str(value);
+            } else if let Some(value) = line.strip_prefix("event: ") {
+                name.push_str(value);
+            }
+        }
+        (name, data)
+    }
+
+    fn lines(&self) -> &[u8] {
+        &self.chunk[CHUNK_HEAD.len()..self.id_at as usize]
+    }
+}
+
+/// `field: value`, the one space always.
+pub(super) fn line(out: &mut Vec<u8>, field: &[u8], value: &[u8]) {
+    for part in [field, b": ", value, b"\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
+pub(super) fn push_retry(out: &mut Vec<u8>, retry: Duration) {
+    let millis = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX);
+    line(out, b"retry", itoa::Buffer::new().format(millis).as_bytes());
+}
+
+/// One `data` line for each line of `data`; CR, LF and CRLF each end one.
+fn push_data(out: &mut Vec<u8>, data: &[u8]) {
+    let mut rest = data;
+    while let Some(end) = memchr::memchr2(b'\r', b'\n', rest) {
+        line(out, b"data", &rest[..end]);
+        let crlf = rest[end..].starts_with(b"\r\n");
+        rest = &rest[end + 1 + usize::from(crlf)..];
+    }
+    line(out, b"data", rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framing(max_payload: usize) -> Framing {
+        Framing { max_event_name: 128, max_payload, retry: Duration::from_millis(100)..=Duration::from_secs(60) }
+    }
+
+    fn frame(event: &Event) -> Frame {
+        Draft::encode(event, &framing(1 << 20)).unwrap().finish(&IdPrefix::new(Epoch(0xa0)), 7)
+    }
+
+    fn text(event: &Event) -> String {
+        String::from_utf8(frame(event).with_id().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn fields_have_one_space_and_the_id_comes_last() {
+        assert_eq!(text(&Event::text("a", "b")), "event: a\ndata: b\nid: 1.a0.7\n\n");
+        assert_eq!(text(&Event::message("")), "data: \nid: 1.a0.7\n\n");
+    }
+
+    #[test]
+    fn every_kind_of_line_break_ends_one_line() {
+        assert_eq!(
+            text(&Event::message("\ra\nb\r\nc\n\rd\r\n")),
+            "data: \ndata: a\ndata: b\ndata: c\ndata: \ndata: d\ndata: \nid: 1.a0.7\n\n"
+        );
+    }
+
+    #[test]
+    fn data_that_looks_like_fields_stays_data() {
+        assert_eq!(text(&Event::message("id: 9\nevent: x")), "data: id: 9\ndata: event: x\nid: 1.a0.7\n\n");
+    }
+
+    #[test]
+    fn retry_is_clamped() {
+        let retry = |retry| text(&Event::message("").retry(retry));
+        assert!(retry(Duration::ZERO).starts_with("retry: 100\n"));
+        assert!(retry(Duration::from_millis(1500)).starts_with("retry: 1500\n"));
+        assert!(retry(Duration::MAX).starts_with("retry: 60000\n"));
+    }
+
+    #[test]
+    fn the_limit_counts_what_is_framed() {
+        let event = Event::text("n", "a\nb"); // "event: n\n" + "data: a\n" + "data: b\n"
+        assert_eq!(Draft::encode(&event, &framing(25)).unwrap().payload_len(), 25);
+        let error = Draft::encode(&event, &framing(24)).unwrap_err();
+        assert!(error.is_too_large() && error.is_invalid());
+    }
+
+    #[test]
+    fn without_an_id_the_rest_is_the_same() {
+        let frame = frame(&Event::text("a", "b\nc"));
+        let mut out = Vec::new();
+        frame.write(&mut out, false);
+        assert_eq!(out, b"event: a\ndata: b\ndata: c\n\n");
+    }
+
+    #[test]
+    fn the_whole_is_one_http_chunk() {
+        let frame = frame(&Event::message("x".repeat(300)));
+        let (size, rest) = frame.chunk.split_at(8);
+        let size = usize::from_str_radix(std::str::from_utf8(size).unwrap(), 16).unwrap();
+        assert_eq!(rest.len(), 2 + size + 2);
+        assert_eq!(&rest[2..2 + size], &frame.with_id()[..]);
+        assert!(rest.starts_with(b"\r\n") && rest.ends_with(b"\r\n"));
+        assert_eq!(frame.len(), size);
+    }
+
+    #[test]
+    fn it_decodes_to_what_a_browser_reads() {
+        for (data, read) in [("", ""), ("a\r\nb\r", "a\nb\n"), (" x ", " x "), ("data: y", "data: y")] {
+            assert_eq!(frame(&Event::text("n", data)).decode(), ("n".into(), read.into()));
+        }
+    }
+}
