@@ -47,9 +47,9 @@ use sequencer::Sequencer;
 use wake::Deferred;
 
 pub(crate) use policy::Policies;
-pub(crate) use reader::{Batch, Picked};
+pub(crate) use reader::Batch;
 pub(crate) use sequencer::Usage;
-pub(crate) use store::{Effect, Record};
+pub(crate) use store::Effect;
 pub(crate) use subscriber::Subscriber;
 
 /// Milliseconds since a moment that the owner of the log chose.
@@ -78,8 +78,8 @@ pub(crate) struct Budgets {
 
 /// One validated event on its way into the log.
 #[derive(Debug)]
-pub(crate) struct Entry<'a> {
-    pub(crate) audience: &'a Audience,
+pub(crate) struct Entry {
+    pub(crate) audience: Audience,
     pub(crate) effect: Effect,
     pub(crate) draft: Draft,
 }
@@ -132,7 +132,7 @@ impl Log {
 
     /// Gives the entries their numbers, keeps them and wakes who listens. What it left to
     /// [`wake_deferred`](Self::wake_deferred) is said by [`has_deferred`](Self::has_deferred).
-    pub(crate) fn append<'a>(&self, entries: impl IntoIterator<Item = Entry<'a>>, now: Millis) -> SmallVec<[Appended; 1]> {
+    pub(crate) fn append(&self, entries: impl IntoIterator<Item = Entry>, now: Millis) -> SmallVec<[Appended; 1]> {
         let mut appended = SmallVec::new();
         let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         {
@@ -222,12 +222,6 @@ impl Log {
     /// Wakes some listeners of the channels that had too many to wake at once. Returns false when none is left.
     pub(crate) fn wake_deferred(&self, now: Millis) -> bool {
         self.deferred.wake_batch(now)
-    }
-
-    /// Wakes every connection, by [`wake_deferred`](Self::wake_deferred).
-    pub(crate) fn mark_everyone(&self) {
-        let everyone = self.sequencer.lock().everyone();
-        self.deferred.push(everyone);
     }
 
     pub(crate) fn usage(&self) -> Usage {

@@ -166,7 +166,7 @@ impl World {
                 };
                 let listening =
                     self.clients.iter().flat_map(|client| client.on.keys().filter(|channel| to.contains(channel))).count();
-                let appended = self.log.append([Entry { audience: &audience, effect, draft }], self.now);
+                let appended = self.log.append([Entry { audience, effect, draft }], self.now);
                 self.published.push(Published { to: to.clone(), key: *key, removes: *removes, except: *except });
                 assert_eq!(appended[0].position.sequence(), self.published.len() as u64);
                 assert_eq!(appended[0].receivers, listening);

@@ -18,6 +18,8 @@ use crate::wire::IdPrefix;
 const SWEEP: usize = 256;
 /// How often a publisher looks for due things.
 const SWEEP_EVERY: Millis = 100;
+/// The number of the channel that is never forgotten.
+const EVERYONE: u32 = 0;
 
 #[derive(Debug)]
 pub(super) struct Sequencer {
@@ -26,7 +28,6 @@ pub(super) struct Sequencer {
     last: u64,
     /// What forgotten channels had dropped: the floor at which new ones start.
     floor: u64,
-    everyone: Arc<Channel>,
     channels: HashMap<Address, Arc<Channel>>,
     /// By number. A free number has no channel.
     numbers: Vec<Option<Arc<Channel>>>,
@@ -35,6 +36,8 @@ pub(super) struct Sequencer {
     /// Per policy: the channels in the order of their oldest record, for age and for the budgets.
     lanes: Vec<PerPart<Lane>>,
     retained: PerPart<usize>,
+    /// Records that the budgets pushed out before the bounds of their own channel did.
+    evicted: u64,
     /// Channels that were empty and without listeners at that time, oldest first.
     idle: VecDeque<(Millis, u32, u64)>,
     next_sweep: Millis,
@@ -62,6 +65,8 @@ pub(crate) struct Usage {
     pub(crate) channels: usize,
     pub(crate) ring_bytes: usize,
     pub(crate) keyed_bytes: usize,
+    /// Ever, by the budgets.
+    pub(crate) evicted: u64,
 }
 
 impl Sequencer {
@@ -74,27 +79,23 @@ impl Sequencer {
             .map(|retention| PerPart { ring: lane(retention.ring.age), keyed: lane(retention.keyed.age) })
             .collect();
         let policy = policies.index(&Address::Everyone);
-        let everyone = Arc::new(Channel::new(Address::Everyone, 0, 0, policy, 0));
-        heads.cover(0);
+        let everyone = Arc::new(Channel::new(Address::Everyone, EVERYONE, 0, policy, 0));
+        heads.cover(EVERYONE as usize);
         Self {
             policies,
             budgets,
             last: 0,
             floor: 0,
             channels: HashMap::from([(Address::Everyone, Arc::clone(&everyone))]),
-            numbers: vec![Some(Arc::clone(&everyone))],
-            everyone,
+            numbers: vec![Some(everyone)],
             free: Vec::new(),
             unique: 0,
             lanes,
             retained: PerPart::default(),
+            evicted: 0,
             idle: VecDeque::new(),
             next_sweep: 0,
         }
-    }
-
-    pub(super) fn everyone(&self) -> Arc<Channel> {
-        Arc::clone(&self.everyone)
     }
 
     pub(super) fn usage(&self) -> Usage {
@@ -102,6 +103,7 @@ impl Sequencer {
             channels: self.channels.len(),
             ring_bytes: self.retained.ring,
             keyed_bytes: self.retained.keyed,
+            evicted: self.evicted,
         }
     }
 
@@ -109,7 +111,7 @@ impl Sequencer {
     /// the channels that somebody listens to to `mark`, who wakes them when the horizon covers the number.
     pub(super) fn append(
         &mut self,
-        entry: Entry<'_>,
+        entry: Entry,
         id_prefix: &IdPrefix,
         heads: &Heads,
         now: Millis,
@@ -254,19 +256,22 @@ impl Sequencer {
                     })
                     .min();
                 let Some((sequence, policy)) = oldest else { break };
-                self.drop_from(policy, part, now, |oldest, _| oldest <= sequence);
+                self.evicted += self.drop_from(policy, part, now, |oldest, _| oldest <= sequence);
             }
         }
     }
 
     /// Takes the first channel out of a lane, drops its oldest records while `is_due`, and puts it back in its new place.
-    fn drop_from(&mut self, policy: usize, part: Part, now: Millis, is_due: impl Fn(u64, Millis) -> bool) {
-        let Some(Reverse(waiting)) = self.lanes[policy].of(part).heap.pop() else { return };
-        let Some(channel) = self.find(waiting.number, waiting.unique) else { return };
+    /// Returns how many it dropped.
+    fn drop_from(&mut self, policy: usize, part: Part, now: Millis, is_due: impl Fn(u64, Millis) -> bool) -> u64 {
+        let Some(Reverse(waiting)) = self.lanes[policy].of(part).heap.pop() else { return 0 };
+        let Some(channel) = self.find(waiting.number, waiting.unique) else { return 0 };
+        let mut dropped = 0;
         let mut store = channel.store.lock();
         let before = store.bytes();
         while store.oldest(part).is_some_and(|(sequence, at)| is_due(sequence, at)) {
             store.drop_oldest(part);
+            dropped += 1;
         }
         let oldest = store.oldest(part);
         *store.queued.of(part) = oldest.is_some();
@@ -277,10 +282,11 @@ impl Sequencer {
         drop(store);
         self.account(before, after);
         self.note_if_idle(&channel, now);
+        dropped
     }
 
     fn note_if_idle(&mut self, channel: &Channel, now: Millis) {
-        if channel.number != self.everyone.number && channel.listening() == 0 {
+        if channel.number != EVERYONE && channel.listening() == 0 {
             let mut store = channel.store.lock();
             if store.is_empty() && store.idle_since.replace(now).is_none() {
                 self.idle.push_back((now, channel.number, channel.unique));

@@ -1,0 +1,145 @@
+//! What one tab does, every tab of that user shows.
+//!
+//! `cargo run --example quickstart`, then open <http://127.0.0.1:3000> in two tabs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::{FromRef, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{Html, IntoResponse, Redirect};
+use axum::routing::{delete, get};
+use axum::{Json, Router};
+use serde::Serialize;
+use tower_sse::{Connect, Event, Hub, PublishError, Refusal, Subscription};
+
+/// A service that knows nothing of HTTP. It has a `Hub`, and says what happened.
+struct Documents {
+    hub: Hub,
+    by_owner: Mutex<BTreeMap<String, BTreeMap<u64, Document>>>,
+}
+
+#[derive(Clone, Serialize)]
+struct Document {
+    id: u64,
+    title: String,
+}
+
+impl Documents {
+    fn new(hub: Hub) -> Self {
+        Self { hub, by_owner: Mutex::default() }
+    }
+
+    fn of(&self, owner: &str) -> Vec<Document> {
+        let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        by_owner.entry(owner.to_owned()).or_default().values().cloned().collect()
+    }
+
+    async fn create(&self, owner: &str, title: String) -> Result<(), PublishError> {
+        let document = {
+            let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+            let documents = by_owner.entry(owner.to_owned()).or_default();
+            let id = documents.keys().last().map_or(1, |last| last + 1);
+            let document = Document { id, title };
+            documents.insert(id, document.clone());
+            document
+        };
+        self.hub.user(owner).publish(Event::json("document.created", &document)?).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, owner: &str, id: u64) -> Result<(), PublishError> {
+        {
+            let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
+            by_owner.entry(owner.to_owned()).or_default().remove(&id);
+        }
+        self.hub.user(owner).publish(Event::json("document.deleted", &id)?).await?;
+        Ok(())
+    }
+}
+
+#[derive(Clone, FromRef)]
+struct AppState {
+    hub: Hub,
+    documents: Arc<Documents>,
+}
+
+/// Who asks. A real application looks up a session here.
+fn user(headers: &HeaderMap) -> Option<String> {
+    let cookies = headers.get(header::COOKIE)?.to_str().ok()?;
+    let user = cookies.split("; ").find_map(|cookie| cookie.strip_prefix("user="))?;
+    Some(user.to_owned())
+}
+
+fn app(hub: Hub) -> Router {
+    let documents = Arc::new(Documents::new(hub.clone()));
+    let access = |connect: Connect| async move {
+        let user = user(connect.headers()).ok_or(Refusal::login())?;
+        Ok(Subscription::user(user))
+    };
+    Router::new()
+        .route("/", get(page))
+        .route("/as/{user}", get(sign_in))
+        .route("/documents", get(list).post(create))
+        .route("/documents/{id}", delete(remove))
+        .with_state(AppState { hub: hub.clone(), documents })
+        .layer(hub.layer("/events", access))
+}
+
+async fn page(headers: HeaderMap) -> impl IntoResponse {
+    match user(&headers) {
+        Some(_) => Html(PAGE).into_response(),
+        None => Redirect::to("/as/ada").into_response(),
+    }
+}
+
+async fn sign_in(Path(user): Path<String>) -> impl IntoResponse {
+    let safe = user.chars().filter(char::is_ascii_alphanumeric).collect::<String>();
+    ([(header::SET_COOKIE, format!("user={safe}; Path=/; HttpOnly; SameSite=Lax"))], Redirect::to("/"))
+}
+
+/// The position comes first, then the query: what happens in between is shown twice rather than not at all.
+async fn list(State(hub): State<Hub>, State(documents): State<Arc<Documents>>, headers: HeaderMap) -> impl IntoResponse {
+    let position = hub.position().to_string();
+    let user = user(&headers).ok_or(StatusCode::UNAUTHORIZED)?;
+    let documents = documents.of(&user);
+    Ok::<_, StatusCode>(Json(serde_json::json!({ "user": user, "position": position, "documents": documents })))
+}
+
+async fn create(
+    State(documents): State<Arc<Documents>>,
+    headers: HeaderMap,
+    title: String,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let user = user(&headers).ok_or((StatusCode::UNAUTHORIZED, "sign in first".into()))?;
+    documents.create(&user, title).await.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    Ok(StatusCode::CREATED)
+}
+
+async fn remove(
+    State(documents): State<Arc<Documents>>,
+    headers: HeaderMap,
+    Path(id): Path<u64>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let user = user(&headers).ok_or((StatusCode::UNAUTHORIZED, "sign in first".into()))?;
+    documents.delete(&user, id).await.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+const PAGE: &str = include_str!("quickstart.html");
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let hub = Hub::builder().build()?;
+    let app = app(hub.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    println!("open http://127.0.0.1:3000 in two tabs");
+    axum::serve(hub.listener(listener), app)
+        .with_graceful_shutdown(async move {
+            tokio::signal::ctrl_c().await.ok();
+            hub.drain(Duration::from_secs(2)).await;
+        })
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! The hub in axum handlers: `Connect` and `Hub` as extractors, `EventStream` as a response.
+
+use std::convert::Infallible;
+
+use axum_core::body::Body;
+use axum_core::extract::FromRequestParts;
+use axum_core::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::request::Parts;
+
+use crate::http::{Connect, EventStream};
+use crate::hub::Hub;
+
+impl<S: Sync> FromRequestParts<S> for Connect {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::from_parts(parts.clone()))
+    }
+}
+
+/// From the request's extensions, where [`SseLayer::provide`](crate::SseLayer::provide) puts it. With a state of one's
+/// own, `State<Hub>` and `FromRef` need no layer.
+impl<S: Sync> FromRequestParts<S> for Hub {
+    type Rejection = MissingHub;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingHub> {
+        parts.extensions.get::<Self>().cloned().ok_or(MissingHub)
+    }
+}
+
+/// The request did not pass through a layer that provides the `Hub`.
+#[derive(Clone, Copy, Debug)]
+pub struct MissingHub;
+
+impl std::fmt::Display for MissingHub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no Hub in the request: is `hub.layer(…).provide()` outside of this route?")
+    }
+}
+
+impl std::error::Error for MissingHub {}
+
+impl IntoResponse for MissingHub {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+impl IntoResponse for EventStream {
+    fn into_response(self) -> Response {
+        Self::into_response(self).map(Body::new)
+    }
+}

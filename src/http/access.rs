@@ -1,0 +1,54 @@
+//! Who may read what: the application's answer to a request for a stream.
+
+use std::future::Future;
+
+use super::{Connect, Refusal};
+use crate::subscription::Subscription;
+
+/// Turns a request into a [`Subscription`] or a [`Refusal`].
+///
+/// Implemented for closures, and easily for a struct that holds what the decision needs:
+///
+/// ```
+/// use tower_sse::{Access, Connect, Refusal, Subscription};
+///
+/// # #[derive(Clone)] struct Pool;
+/// # impl Pool { async fn user_of(&self, _: &str) -> Option<u64> { None } }
+/// struct Sessions {
+///     pool: Pool,
+/// }
+///
+/// impl Access for Sessions {
+///     async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
+///         let cookie = connect.headers().get("cookie").and_then(|value| value.to_str().ok());
+///         let user = self.pool.user_of(cookie.unwrap_or_default()).await.ok_or(Refusal::login())?;
+///         Ok(Subscription::user(user).topic("news"))
+///     }
+/// }
+///
+/// # let hub = tower_sse::Hub::builder().build().unwrap();
+/// let _ = hub.endpoint(Sessions { pool: Pool });
+/// let _ = hub.endpoint(|connect: Connect| async move {
+///     let session = connect.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
+///     Ok(Subscription::user(session))
+/// });
+/// let _ = hub.endpoint(async |_: Connect| Ok(Subscription::anonymous().topic("news")));
+/// ```
+///
+/// It is asked for every request, also for one that resumes: what a client could read yesterday does not matter. It may
+/// publish. If it takes longer than [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) it is dropped and
+/// the client is told to come back; if it panics, that request is answered `500`.
+pub trait Access: Send + Sync + 'static {
+    /// Decides. Dropped at any await when the client leaves or the time is over.
+    fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
+}
+
+impl<F, Fut> Access for F
+where
+    F: Fn(Connect) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Subscription, Refusal>> + Send,
+{
+    fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send {
+        self(connect)
+    }
+}

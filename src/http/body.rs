@@ -1,0 +1,200 @@
+//! The body that writes a stream: it asks the connection what is next and hands on bytes.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower::BoxError;
+
+use crate::hub::{Connection, Step};
+use crate::log::Batch;
+use crate::wire::{HEARTBEAT, control};
+
+pin_project! {
+    /// The body of every answer of the hub: a stream of events, or the short text of a refusal.
+    #[derive(Debug)]
+    pub struct EventBody {
+        #[pin]
+        kind: Kind,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = KindProjection]
+    enum Kind {
+        Events {
+            #[pin]
+            connection: Connection,
+            // It has been looked for the socket, which can be found in the task that polls it.
+            found: bool,
+        },
+        Once { bytes: Option<Bytes> },
+        // Ends without a byte, but does not say so beforehand: the head of an answer to `HEAD` is that of a stream.
+        Inert,
+    }
+}
+
+impl EventBody {
+    pub(super) fn events(connection: Connection) -> Self {
+        Self { kind: Kind::Events { connection, found: false } }
+    }
+
+    pub(super) fn once(bytes: Bytes) -> Self {
+        Self { kind: Kind::Once { bytes: Some(bytes) } }
+    }
+
+    pub(super) fn empty() -> Self {
+        Self { kind: Kind::Once { bytes: None } }
+    }
+
+    pub(super) fn inert() -> Self {
+        Self { kind: Kind::Inert }
+    }
+}
+
+impl Body for EventBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let bytes = match self.project().kind.project() {
+            KindProjection::Inert => None,
+            KindProjection::Once { bytes } => bytes.take(),
+            KindProjection::Events { connection, found } => {
+                if !std::mem::replace(found, true)
+                    && let Some(transport) = connection.hub().transports().of_this_task()
+                {
+                    connection.carried_by(transport);
+                }
+                match ready!(poll_bytes(connection, cx)) {
+                    Some(Ok(bytes)) => Some(bytes),
+                    Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
+                    None => None,
+                }
+            }
+        };
+        Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.kind, Kind::Once { bytes: None })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Once { bytes } => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Events { .. } | Kind::Inert => SizeHint::default(),
+        }
+    }
+}
+
+/// The stream was to end with an error: [`End::Abort`](crate::End::Abort).
+#[derive(Debug)]
+struct Aborted;
+
+impl std::fmt::Display for Aborted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the event stream was ended by the hub")
+    }
+}
+
+impl std::error::Error for Aborted {}
+
+fn poll_bytes(mut connection: Pin<&mut Connection>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
+    let mut batch = Batch::default();
+    let Some(step) = ready!(connection.as_mut().poll_step(cx, &mut batch)) else {
+        return Poll::Ready(None);
+    };
+    let settings = connection.hub().settings();
+    let bytes = match step {
+        Step::Records => records(&batch, Bytes::new()),
+        Step::Gap { reason, topics } => {
+            records(&batch, control::gap(reason, topics.iter().map(crate::name::Topic::as_str)))
+        }
+        Step::Heartbeat => Bytes::from_static(HEARTBEAT),
+        Step::Live(position) => control::live(position),
+        Step::Hello { connection, cursor, topics } => {
+            control::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)
+        }
+        Step::Expiring(remaining) => control::expiring(remaining),
+        Step::Bye { reason, come_back, retry } => control::bye(reason, come_back, retry),
+        Step::Abort => return Poll::Ready(Some(Err(Aborted))),
+    };
+    Poll::Ready(Some(Ok(bytes)))
+}
+
+/// One event shares its bytes with every other stream; several become one piece, so that they are written as one.
+fn records(batch: &Batch, before: Bytes) -> Bytes {
+    match &batch.records[..] {
+        [] => before,
+        [only] if batch.ordered && before.is_empty() => only.record.frame.with_id(),
+        several => {
+            let size: usize = several.iter().map(|picked| picked.record.frame.len()).sum();
+            let mut out = Vec::with_capacity(before.len() + size);
+            out.extend_from_slice(&before);
+            several.iter().for_each(|picked| picked.record.frame.write(&mut out, batch.ordered));
+            out.into()
+        }
+    }
+}
+
+pin_project! {
+    /// The body behind the layer: the inner service's, or a stream of events.
+    #[derive(Debug)]
+    pub struct ResponseBody<B> {
+        #[pin]
+        kind: Either<B>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = EitherProjection]
+    enum Either<B> {
+        Inner { #[pin] body: B },
+        Events { #[pin] body: EventBody },
+    }
+}
+
+impl<B> ResponseBody<B> {
+    pub(super) fn inner(body: B) -> Self {
+        Self { kind: Either::Inner { body } }
+    }
+
+    pub(super) fn events(body: EventBody) -> Self {
+        Self { kind: Either::Events { body } }
+    }
+}
+
+impl<B> Body for ResponseBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.project().kind.project() {
+            EitherProjection::Inner { body } => body.poll_frame(cx).map_err(Into::into),
+            EitherProjection::Events { body } => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Either::Inner { body } => body.is_end_stream(),
+            Either::Events { body } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Either::Inner { body } => body.size_hint(),
+            Either::Events { body } => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The request for a stream.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Extensions, HeaderMap, Method, Request, Uri};
+
+use crate::hub::{Hub, Transport};
+use crate::position::Cursor;
+
+/// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
+/// extractor, what a handler hands to [`Hub::connect`].
+#[derive(Clone)]
+pub struct Connect {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+    pub(super) transport: Option<Arc<Transport>>,
+}
+
+impl Connect {
+    /// From a request of any kind, whose body is not looked at.
+    pub fn from_request<B>(request: &Request<B>) -> Self {
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+            extensions: request.extensions().clone(),
+            transport: None,
+        }
+    }
+
+    /// From the head of a request.
+    #[must_use]
+    pub fn from_parts(parts: Parts) -> Self {
+        Self {
+            method: parts.method,
+            uri: parts.uri,
+            headers: parts.headers,
+            extensions: parts.extensions,
+            transport: None,
+        }
+    }
+
+    /// Also finds the socket, if it is the hub's and this is called where the server calls its services.
+    pub(super) fn arriving<B>(hub: &Hub, request: Request<B>) -> Self {
+        let transport = hub.transports().of_this_task();
+        Self { transport, ..Self::from_parts(request.into_parts().0) }
+    }
+
+    /// `GET`, or `HEAD`, which gets the head of the answer and subscribes to nothing.
+    #[must_use]
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The target of the request.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// The headers. A browser's `EventSource` sends cookies, but no headers of the page's own.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// What the layers outside have attached, for example a session.
+    #[must_use]
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// The query as it came.
+    #[must_use]
+    pub fn query(&self) -> Option<&str> {
+        self.uri.query()
+    }
+
+    /// The decoded values of one field of the query, in order.
+    pub fn query_values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
+        let query = self.query().unwrap_or_default();
+        form_urlencoded::parse(query.as_bytes()).filter(move |(field, _)| field == name).map(|(_, value)| value)
+    }
+
+    /// Who is at the other end of the socket: known with the hub's listener where the server calls the layer or the
+    /// endpoint in the task of the connection, and with axum's `ConnectInfo<SocketAddr>` if the feature `axum-serve` is
+    /// on. Behind a proxy it is the proxy.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        #[cfg(feature = "axum-serve")]
+        if let Some(info) = self.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>() {
+            return Some(info.0);
+        }
+        self.transport.as_ref()?.peer()
+    }
+
+    /// Where the client says that it is: the `Last-Event-ID` header, else the `last_event_id` field of the query. A
+    /// browser sends the header when it reconnects; the field is for the first request of a page.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        match self.headers.get("last-event-id") {
+            Some(value) if !value.is_empty() => Cursor::parse(value.as_bytes()),
+            _ => self.query_values("last_event_id").next().map_or(Cursor::Absent, |id| Cursor::parse(id.as_bytes())),
+        }
+    }
+}
+
+/// Headers and query are left out, since they hold credentials.
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect")
+            .field("method", &self.method)
+            .field("path", &self.uri.path())
+            .field("cursor", &self.cursor())
+            .field("peer_addr", &self.peer_addr())
+            .finish_non_exhaustive()
+    }
+}

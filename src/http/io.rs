@@ -1,0 +1,249 @@
+//! A socket that is not left to a peer who does not read: the hub's part below the server.
+//!
+//! Four things that a body cannot do, since a server does not poll it while its own buffers are full, and does not read
+//! while it writes:
+//!
+//! 1. a deadline for bytes that wait and are not taken;
+//! 2. a cut that the hub can pull;
+//! 3. noticing that the client has left although it sent something after its request, which no server reads now;
+//! 4. no delay for small writes, and an end of peers that vanished.
+
+use std::any::Any;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task;
+use tokio::time::{Duration, Sleep};
+
+use crate::hub::{Hub, Transport};
+
+/// How much a client may send behind the request for a stream before it is taken for an attack.
+const MAX_STRAY_BYTES: usize = 16 * 1024;
+
+pin_project! {
+    /// A stream of bytes below a server, watched over by the hub: [`Hub::io`].
+    pub struct SseIo<S> {
+        #[pin]
+        inner: S,
+        entry: Entry,
+        // Runs while bytes wait that the peer does not take.
+        deadline: Option<Pin<Box<Sleep>>>,
+        watch: Watch,
+    }
+}
+
+/// The place in the hub's table; given back when dropped.
+struct Entry {
+    hub: Hub,
+    transport: Arc<Transport>,
+    task: Option<task::Id>,
+}
+
+/// What is read ahead of the server, to see the end behind it.
+#[derive(Default)]
+struct Watch {
+    stray: Vec<u8>,
+    taken: usize,
+    ended: bool,
+    /// The task will be woken when there is something to read.
+    armed: bool,
+}
+
+impl Hub {
+    /// Wraps a connection for a server of one's own, such as hyper's; for `axum::serve` there is `Hub::listener`.
+    ///
+    /// A connection that takes nothing for [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline) while
+    /// bytes wait ends with an error, and [`Hub::drain`] can cut it. A `TcpStream` also gets `TCP_NODELAY` and, on
+    /// Linux, `TCP_USER_TIMEOUT`. With TLS, wrap the TCP stream and give the result to the TLS acceptor. Must be
+    /// polled in a tokio runtime with time enabled.
+    ///
+    /// ```no_run
+    /// # use tower_sse::Hub;
+    /// # async fn serve(_: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) {}
+    /// # async fn example(hub: Hub) -> std::io::Result<()> {
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    /// loop {
+    ///     let (tcp, _) = listener.accept().await?;
+    ///     tokio::spawn(serve(hub.io(tcp)));
+    /// }
+    /// # }
+    /// ```
+    pub fn io<S>(&self, stream: S) -> SseIo<S>
+    where
+        S: AsyncRead + AsyncWrite + 'static,
+    {
+        let tcp = (&stream as &dyn Any).downcast_ref::<TcpStream>();
+        let peer = tcp.and_then(|tcp| tcp.peer_addr().ok());
+        if let Some(tcp) = tcp {
+            tune(tcp, self.settings().write_deadline);
+        }
+        let transport = self.transports().open(peer);
+        SseIo {
+            inner: stream,
+            entry: Entry { hub: self.clone(), transport, task: None },
+            deadline: None,
+            watch: Watch::default(),
+        }
+    }
+}
+
+/// An option that cannot be set is one that the socket's family does not have.
+fn tune(tcp: &TcpStream, timeout: Duration) {
+    if let Err(error) = tcp.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY");
+    }
+    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(timeout)) {
+        tracing::debug!(%error, "TCP_USER_TIMEOUT");
+    }
+    #[cfg(not(any(target_os = "android", target_os = "fuchsia", target_os = "linux")))]
+    let _ = timeout;
+}
+
+impl Entry {
+    /// At the start of every poll: which task it is, and whether the hub has cut it.
+    fn enter(&mut self, cx: &Context<'_>) -> io::Result<()> {
+        let task = task::try_id();
+        if task != self.task {
+            self.hub.transports().moved_to(&self.transport, self.task, task);
+            self.task = task;
+        }
+        self.transport.listen(cx.waker());
+        if self.transport.is_cut() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the event hub"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.hub.transports().close(&self.transport, self.task);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite> SseIo<S> {
+    /// Around every operation that hands bytes to the peer.
+    fn poll_out<T>(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        operation: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let mut this = self.project();
+        this.entry.enter(cx)?;
+        if this.entry.transport.is_streaming() {
+            this.watch.look(this.inner.as_mut(), cx)?;
+        }
+        let transport = &this.entry.transport;
+        match operation(this.inner, cx) {
+            Poll::Ready(outcome) => {
+                transport.moved();
+                if this.deadline.take().is_some() && transport.set_stuck(false) {
+                    this.entry.hub.transports().progressed();
+                }
+                Poll::Ready(outcome)
+            }
+            Poll::Pending => {
+                let settings = this.entry.hub.settings();
+                transport.set_stuck(true);
+                let deadline = this.deadline.get_or_insert_with(|| {
+                    let limit = if transport.is_leaving() { settings.drain_limit } else { settings.write_deadline };
+                    Box::pin(tokio::time::sleep(limit))
+                });
+                ready!(deadline.as_mut().poll(cx));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+            }
+        }
+    }
+}
+
+impl Watch {
+    /// Reads ahead while the server does not, until there is nothing, too much, or the end.
+    fn look<S: AsyncRead>(&mut self, mut inner: Pin<&mut S>, cx: &mut Context<'_>) -> io::Result<()> {
+        while !self.armed && !self.ended {
+            let mut space = [0; 1024];
+            let mut buffer = ReadBuf::new(&mut space);
+            match inner.as_mut().poll_read(cx, &mut buffer)? {
+                Poll::Pending => self.armed = true,
+                Poll::Ready(()) if buffer.filled().is_empty() => self.ended = true,
+                Poll::Ready(()) => self.stray.extend_from_slice(buffer.filled()),
+            }
+            if self.stray.len() - self.taken > MAX_STRAY_BYTES {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "too much was sent behind the request for a stream"));
+            }
+        }
+        if self.ended {
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the client has left"));
+        }
+        Ok(())
+    }
+
+    /// What was read ahead, or the end, if that is what comes next.
+    fn replay(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let rest = &self.stray[self.taken..];
+        if rest.is_empty() {
+            return self.ended;
+        }
+        let count = rest.len().min(buffer.remaining());
+        buffer.put_slice(&rest[..count]);
+        self.taken += count;
+        if self.taken == self.stray.len() {
+            (self.stray, self.taken) = (Vec::new(), 0);
+        }
+        true
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.project();
+        this.entry.enter(cx)?;
+        if this.watch.replay(buffer) {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = this.inner.poll_read(cx, buffer);
+        this.watch.armed = polled.is_pending();
+        if polled.is_ready() {
+            this.entry.transport.moved();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_out(cx, |inner, cx| inner.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_out(cx, |inner, cx| inner.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_out(cx, |inner, cx| inner.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().inner.poll_shutdown(cx)
+    }
+}
+
+impl<S> fmt::Debug for SseIo<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SseIo").field("peer", &self.entry.transport.peer()).finish_non_exhaustive()
+    }
+}

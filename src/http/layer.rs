@@ -1,0 +1,72 @@
+//! The layer to mount.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tower_layer::Layer;
+
+use super::{Access, SseEndpoint, SseService};
+use crate::hub::Hub;
+
+/// Answers one path with event streams and passes everything else through untouched: [`Hub::layer`].
+pub struct SseLayer<A> {
+    endpoint: SseEndpoint<A>,
+    path: Arc<str>,
+    provides: bool,
+}
+
+impl Hub {
+    /// A layer that answers requests for exactly `path`, which starts with `/`, and passes all others through untouched:
+    /// one comparison, no allocation, the inner service's error and its own body.
+    ///
+    /// `OPTIONS` on the path goes to the inner service, where an application may answer it. In an axum router it belongs
+    /// outermost, on the finished router; `docs/mounting.md` says which router operations hide a layer.
+    ///
+    /// ```
+    /// use tower::{ServiceBuilder, service_fn};
+    /// use tower_sse::{Hub, Public, TopicRule};
+    /// # let app = service_fn(|_: http::Request<()>| async { Ok::<_, std::convert::Infallible>(http::Response::new(())) });
+    ///
+    /// let hub = Hub::builder().build().unwrap();
+    /// let service = ServiceBuilder::new()
+    ///     .layer(hub.layer("/events", Public::topics(TopicRule::any())))
+    ///     .service(app);
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn layer<A: Access>(&self, path: &str, access: A) -> SseLayer<A> {
+        if !path.starts_with('/') {
+            tracing::warn!(path, "this path is never requested: paths start with a slash");
+        }
+        SseLayer { endpoint: self.endpoint(access), path: path.into(), provides: false }
+    }
+}
+
+impl<A> SseLayer<A> {
+    /// Also puts the `Hub` into the extensions of every request that passes through, for handlers that take it from
+    /// there. This allocates. Defaults to not.
+    #[must_use]
+    pub fn provide(mut self) -> Self {
+        self.provides = true;
+        self
+    }
+}
+
+impl<S, A> Layer<S> for SseLayer<A> {
+    type Service = SseService<S, A>;
+    fn layer(&self, inner: S) -> SseService<S, A> {
+        SseService { inner, endpoint: self.endpoint.clone(), path: Arc::clone(&self.path), provides: self.provides }
+    }
+}
+
+impl<A> Clone for SseLayer<A> {
+    fn clone(&self) -> Self {
+        Self { endpoint: self.endpoint.clone(), path: Arc::clone(&self.path), provides: self.provides }
+    }
+}
+
+impl<A> fmt::Debug for SseLayer<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SseLayer").field("path", &self.path).finish_non_exhaustive()
+    }
+}

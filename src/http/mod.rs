@@ -1,0 +1,30 @@
+//! The hub as HTTP: from a request to a stream, three ways to mount it, and the listener below.
+
+mod access;
+mod body;
+mod connect;
+mod endpoint;
+mod future;
+mod io;
+mod layer;
+#[cfg(feature = "axum-serve")]
+mod listener;
+mod negotiate;
+mod public;
+mod refusal;
+mod respond;
+mod service;
+
+pub use access::Access;
+pub use body::{EventBody, ResponseBody};
+pub use connect::Connect;
+pub use endpoint::SseEndpoint;
+pub use future::{EndpointFuture, ResponseFuture};
+pub use io::SseIo;
+pub use layer::SseLayer;
+#[cfg(feature = "axum-serve")]
+pub use listener::SseListener;
+pub use public::Public;
+pub use refusal::Refusal;
+pub use respond::EventStream;
+pub use service::SseService;

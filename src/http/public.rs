@@ -1,0 +1,70 @@
+//! Open access, by name.
+
+use super::{Access, Connect, Refusal};
+use crate::name::Topic;
+use crate::retention::TopicRule;
+use crate::subscription::{Start, Subscription};
+
+/// Open access: everybody may read, without saying who they are, the topics that its rules allow.
+///
+/// The client chooses with `?topic=a&topic=b`. A topic that no rule allows refuses the whole request, and so do names
+/// that are none; a request for no topic gets the events to everyone only. There is no silent default: whoever
+/// wants this writes it down.
+///
+/// ```
+/// # let hub = tower_sse::Hub::builder().build().unwrap();
+/// use tower_sse::{Public, TopicRule};
+///
+/// let endpoint = hub.endpoint(Public::topics(TopicRule::prefix("public/")));
+/// # let _ = endpoint;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Public {
+    rules: Vec<TopicRule>,
+    start: Start,
+}
+
+impl Public {
+    /// Allows the topics that this rule matches.
+    #[must_use]
+    pub fn topics(rule: TopicRule) -> Self {
+        Self { rules: vec![rule], start: Start::default() }
+    }
+
+    /// Allows these too.
+    #[must_use]
+    pub fn or(mut self, rule: TopicRule) -> Self {
+        self.rules.push(rule);
+        self
+    }
+
+    /// Sets where a page without a cursor starts. Defaults to [`Start::Live`].
+    #[must_use]
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// What this request gets, for an [`Access`] of one's own that adds to it.
+    ///
+    /// # Errors
+    /// [`Refusal::forbidden`] when a topic is not allowed.
+    pub fn subscription(&self, connect: &Connect) -> Result<Subscription, Refusal> {
+        let mut subscription = Subscription::anonymous().start(self.start);
+        for topic in connect.query_values("topic") {
+            // A name that is none: the same answer as for one that is not allowed.
+            let topic = Topic::try_from(topic).map_err(|_| Refusal::forbidden())?;
+            if !self.rules.iter().any(|rule| rule.matches(&topic)) {
+                return Err(Refusal::forbidden());
+            }
+            subscription = subscription.topic(topic);
+        }
+        Ok(subscription)
+    }
+}
+
+impl Access for Public {
+    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
+        self.subscription(&connect)
+    }
+}

@@ -1,0 +1,58 @@
+//! Why a request gets no stream.
+
+use std::time::Duration;
+
+use crate::reason::RefusalReason;
+
+/// Why a request gets no stream, and whether the client should come back.
+///
+/// A browser's `EventSource` gives up for good on any status but 200. So "not now" is said by a stream of one
+/// event, `hub.refused`, which tells the browser when to try again; statuses are for "do not try again like this".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(pub(super) Kind);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Login,
+    Forbidden,
+    Later { reason: RefusalReason, retry: Option<Duration> },
+    Never,
+}
+
+impl Refusal {
+    /// `401`: the client must sign in first. Browsers do not retry.
+    #[must_use]
+    pub fn login() -> Self {
+        Self(Kind::Login)
+    }
+
+    /// `403`: the client may not have this. Say the same of what does not exist, so that nobody learns what does.
+    /// Browsers do not retry.
+    #[must_use]
+    pub fn forbidden() -> Self {
+        Self(Kind::Forbidden)
+    }
+
+    /// `200` and `hub.refused`: the client should come back, after a random time of one to three times
+    /// [`HubBuilder::retry`](crate::HubBuilder::retry), or what [`retry`](Self::retry) sets.
+    #[must_use]
+    pub fn later(reason: RefusalReason) -> Self {
+        Self(Kind::Later { reason, retry: None })
+    }
+
+    /// `204`: the client should never come back. Browsers obey.
+    #[must_use]
+    pub fn never() -> Self {
+        Self(Kind::Never)
+    }
+
+    /// Sets when the client should come back, for [`later`](Self::later); the hub adds up to half of it, so that clients
+    /// that were refused together do not come back together. Changes nothing for the others.
+    #[must_use]
+    pub fn retry(mut self, after: Duration) -> Self {
+        if let Kind::Later { retry, .. } = &mut self.0 {
+            *retry = Some(after);
+        }
+        self
+    }
+}

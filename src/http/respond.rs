@@ -1,0 +1,172 @@
+//! From a request and a decision to a response: the one place where every mounting comes together.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures::FutureExt;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Method, Response, StatusCode};
+
+use super::negotiate::{self, Unfit};
+use super::refusal::Kind;
+use super::{Access, Connect, EventBody, Refusal};
+use crate::hub::{Hub, OpenError};
+use crate::reason::RefusalReason;
+use crate::subscription::Subscription;
+use crate::wire::control;
+
+/// What a handler returns: a stream, or why there is none.
+///
+/// With the feature `axum` it is a response; elsewhere call [`into_response`](Self::into_response).
+#[derive(Debug)]
+#[must_use = "a stream that is not returned ends at once"]
+pub struct EventStream(Response<EventBody>);
+
+impl EventStream {
+    /// The response.
+    #[must_use]
+    pub fn into_response(self) -> Response<EventBody> {
+        self.0
+    }
+}
+
+impl Hub {
+    /// Opens a stream from within a handler, for applications whose authentication lives in extractors. The rules are
+    /// those of the layer: `HEAD` gets a head and no subscription, an `Accept` that excludes event streams `406`, a hub
+    /// that is being drained the soft refusal.
+    ///
+    /// ```
+    /// # #[cfg(feature = "axum")] fn main() {
+    /// use axum::{Router, extract::State, routing::get};
+    /// use tower_sse::{Connect, EventStream, Hub, Subscription};
+    /// # struct AuthUser { id: u64 }
+    /// # impl<S: Sync> axum::extract::FromRequestParts<S> for AuthUser {
+    /// #     type Rejection = std::convert::Infallible;
+    /// #     async fn from_request_parts(_: &mut http::request::Parts, _: &S) -> Result<Self, Self::Rejection> {
+    /// #         Ok(AuthUser { id: 1 })
+    /// #     }
+    /// # }
+    ///
+    /// async fn events(State(hub): State<Hub>, user: AuthUser, connect: Connect) -> EventStream {
+    ///     hub.connect(connect, Subscription::user(user.id))
+    /// }
+    ///
+    /// let hub = Hub::builder().build().unwrap();
+    /// let app: Router = Router::new().route("/events", get(events)).with_state(hub);
+    /// # let _ = app; }
+    /// # #[cfg(not(feature = "axum"))] fn main() {}
+    /// ```
+    #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
+    pub fn connect(&self, connect: Connect, subscription: Subscription) -> EventStream {
+        EventStream(match negotiate::check(connect.method(), connect.headers()) {
+            Err(unfit) => reject(unfit),
+            Ok(()) => self.accept(&connect, subscription),
+        })
+    }
+
+    /// Answers a request with a refusal, from within a handler.
+    pub fn refuse(&self, refusal: Refusal) -> EventStream {
+        EventStream(self.refusal(refusal))
+    }
+
+    /// The whole way of a request through an access hook.
+    pub(super) async fn answer<A: Access>(&self, access: &A, connect: Connect) -> Response<EventBody> {
+        if let Err(unfit) = negotiate::check(connect.method(), connect.headers()) {
+            return reject(unfit);
+        }
+        if self.is_draining() {
+            return self.refusal(Refusal::later(RefusalReason::Draining));
+        }
+        // The hook only reads `access`; what a panic leaves behind in it is the hook's own affair.
+        let asked = connect.clone();
+        let decision = AssertUnwindSafe(async { access.connect(asked).await }).catch_unwind();
+        match tokio::time::timeout(self.settings().access_timeout, decision).await {
+            Ok(Ok(Ok(subscription))) => self.accept(&connect, subscription),
+            Ok(Ok(Err(refusal))) => self.refusal(refusal),
+            Ok(Err(_panic)) => {
+                tracing::error!("the access hook panicked");
+                plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
+            }
+            Err(_elapsed) => self.refusal(Refusal::later(RefusalReason::Timeout)),
+        }
+    }
+
+    fn accept(&self, connect: &Connect, subscription: Subscription) -> Response<EventBody> {
+        if connect.method() == Method::HEAD {
+            return stream(EventBody::inert());
+        }
+        match self.open(subscription, connect.cursor(), true) {
+            Ok(connection) => {
+                if let Some(transport) = &connect.transport {
+                    connection.carried_by(transport.clone());
+                } else if let Some(peer) = connect.peer_addr() {
+                    connection.comes_from(peer);
+                }
+                stream(EventBody::events(connection))
+            }
+            Err(OpenError::Refused(reason)) => self.refusal(Refusal::later(reason)),
+            Err(OpenError::Invalid(invalid)) => {
+                tracing::debug!(%invalid, "an event stream was refused: bad subscription");
+                plain(StatusCode::BAD_REQUEST, "bad subscription\n")
+            }
+        }
+    }
+
+    fn refusal(&self, refusal: Refusal) -> Response<EventBody> {
+        match refusal.0 {
+            Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
+            Kind::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden\n"),
+            Kind::Never => {
+                let mut response = Response::new(EventBody::empty());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            }
+            Kind::Later { reason, retry } => {
+                self.counters().refused(reason, self.now());
+                let retry = match retry {
+                    Some(retry) => jittered(retry, 1.0, 1.5),
+                    None => jittered(self.settings().retry, 1.0, 3.0),
+                };
+                let range = &self.settings().framing.retry;
+                stream(EventBody::once(control::refused(reason, retry.clamp(*range.start(), *range.end()))))
+            }
+        }
+    }
+}
+
+fn jittered(duration: Duration, least: f64, most: f64) -> Duration {
+    Duration::try_from_secs_f64(duration.as_secs_f64() * (least + (most - least) * fastrand::f64())).unwrap_or(duration)
+}
+
+/// The head of every event stream. `no-transform` keeps compressors from holding events back, `X-Accel-Buffering` keeps
+/// nginx from it.
+fn stream(body: EventBody) -> Response<EventBody> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.reserve(4);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, no-transform"));
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn reject(unfit: Unfit) -> Response<EventBody> {
+    match unfit {
+        Unfit::Accept => plain(StatusCode::NOT_ACCEPTABLE, "this is an event stream: text/event-stream\n"),
+        Unfit::Method => {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<EventBody> {
+    let mut response = Response::new(EventBody::once(bytes::Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

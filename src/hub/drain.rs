@@ -1,0 +1,106 @@
+//! Leaving: every stream ends by itself, spread out in time for those who come back, and the process is free to go.
+
+use tokio::time::{Duration, timeout};
+
+use super::Hub;
+use super::registry::{Ending, Link};
+use crate::reason::{EndReason, Return};
+use crate::sync::Ordering;
+
+/// How many streams are told before others get their turn.
+const BATCH: usize = 256;
+/// How long a socket that was cut may take to be dropped.
+const AFTER_CUT: Duration = Duration::from_secs(1);
+
+/// What [`Hub::drain`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Streams that ended with `hub.bye`.
+    pub ended: usize,
+    /// Streams and sockets that took nothing any more and were cut.
+    pub cut: usize,
+}
+
+/// Whether the process is well: [`Hub::health`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Health {
+    /// Do not restart it. Always so while it can say anything.
+    pub live: bool,
+    /// Send it requests. Not so from the first moment of a drain.
+    pub ready: bool,
+}
+
+impl Hub {
+    /// For `/healthz` and `/readyz`.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health { live: true, ready: !self.is_draining() }
+    }
+
+    /// Ends every stream, so that the process can leave in a moment although streams were open.
+    ///
+    /// From its first moment the hub is not ready and answers new requests with the soft refusal. Every open stream gets
+    /// `hub.bye` with a random `retry` of its own over `window`, and ends: the clients come back spread out, to another
+    /// instance or the next process. It then waits until all have ended, at most for
+    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), cuts those that take nothing any more, where the
+    /// hub's listener carries them, and closes the hub: publishing fails from then on.
+    ///
+    /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late, since `serve` does
+    /// not return while streams are open.
+    ///
+    /// Cancel safety: streams that were told to end will; the hub stays not ready. It may be called again.
+    pub async fn drain(&self, window: Duration) -> Drained {
+        self.inner.draining.store(true, Ordering::Release);
+        let links = self.registry().all();
+        let moves = self.transports().leave();
+        tracing::info!(streams = links.len(), "draining");
+        for batch in links.chunks(BATCH) {
+            batch.iter().for_each(|link| self.tell(link, window));
+            tokio::task::yield_now().await;
+        }
+        let limit = self.settings().drain_limit;
+        let all_gone = async {
+            self.registry().emptied().await;
+            self.transports().flushed().await;
+        };
+        let mut drained = Drained { ended: links.len(), cut: 0 };
+        if timeout(limit, all_gone).await.is_err() {
+            let left = self.registry().all();
+            drained.ended = links.len().saturating_sub(left.len());
+            drained.cut = left.len();
+            let (mut peers, mut unknown) = (Vec::new(), false);
+            for link in &left {
+                match (link.transport.get(), link.peer.get()) {
+                    (Some(transport), _) => drop(transport.cut()),
+                    (None, Some(peer)) => peers.push(*peer),
+                    (None, None) => unknown = true,
+                }
+            }
+            self.transports().cut_peers(&peers);
+            // Of others the stream is over, but its last bytes were not taken.
+            drained.cut += self.transports().cut_stuck();
+            if unknown {
+                // HTTP/2 under a router that hides the socket: those that have not moved since are the stuck ones.
+                self.transports().cut_unmoved(&moves);
+            }
+            // Where there is no listener of ours nothing can be cut; such a stream ends when it is next polled.
+            let _ = timeout(AFTER_CUT, self.registry().emptied()).await;
+            self.registry().all().iter().for_each(|link| self.inner.give_up(link));
+            tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
+        }
+        self.inner.closed.store(true, Ordering::Release);
+        tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
+        drained
+    }
+
+    fn tell(&self, link: &Link, window: Duration) {
+        let range = &self.settings().framing.retry;
+        let retry = window.mul_f64(fastrand::f64()).clamp(*range.start(), *range.end());
+        link.end(Ending { reason: EndReason::Draining, come_back: Return::Now, retry: Some(retry) });
+        if let Some(waker) = link.subscriber.notify(self.now()) {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What is counted and what is logged. Nothing above debug names a user, a topic or a query.
+
+use std::time::Duration;
+
+use crate::log::Millis;
+use crate::name::ConnectionId;
+use crate::reason::{EndReason, GapReason, RefusalReason};
+use crate::sync::{AtomicU64, Ordering};
+
+/// At most one line of a kind in this time.
+const QUIET: Millis = 10_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    published: AtomicU64,
+    delivered: AtomicU64,
+    connected: AtomicU64,
+    gaps: [AtomicU64; GapReason::ALL.len()],
+    refused: [AtomicU64; RefusalReason::ALL.len()],
+    ended: [AtomicU64; EndReason::ALL.len()],
+    evicted: AtomicU64,
+    gap_lines: Throttle,
+    refusal_lines: Throttle,
+    eviction_lines: Throttle,
+    stall_lines: Throttle,
+}
+
+impl Counters {
+    pub(super) fn published(&self, count: usize) {
+        self.published.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn delivered(&self, count: usize) {
+        self.delivered.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn connected(&self, connection: ConnectionId, resuming: bool) {
+        self.connected.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%connection, resuming, "event stream opened");
+    }
+
+    pub(super) fn ended(&self, connection: ConnectionId, reason: EndReason, now: Millis) {
+        self.ended[reason as usize].fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%connection, %reason, "event stream ended");
+        if reason == EndReason::Stalled
+            && let Some(suppressed) = self.stall_lines.admit(now)
+        {
+            tracing::warn!(suppressed, "a stalled event stream was given up");
+        }
+    }
+
+    pub(super) fn gap(&self, connection: ConnectionId, reason: GapReason, now: Millis) {
+        self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%connection, %reason, "told of a gap");
+        if let Some(suppressed) = self.gap_lines.admit(now) {
+            tracing::warn!(%reason, suppressed, "a stream was told of a gap: records are not to be had");
+        }
+    }
+
+    pub(crate) fn refused(&self, reason: RefusalReason, now: Millis) {
+        self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+        if let Some(suppressed) = self.refusal_lines.admit(now) {
+            tracing::warn!(%reason, suppressed, "an event stream was refused");
+        }
+    }
+
+    /// `total` is what the log has evicted ever.
+    pub(super) fn evicted(&self, total: u64, now: Millis) {
+        let before = self.evicted.fetch_max(total, Ordering::Relaxed);
+        if total > before
+            && let Some(suppressed) = self.eviction_lines.admit(now)
+        {
+            let records = total - before;
+            tracing::warn!(records, suppressed, "the hub's byte budget pushed records out before their time");
+        }
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let by = |counters: &[AtomicU64]| counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
+        Totals {
+            published: self.published.load(Ordering::Relaxed),
+            delivered: self.delivered.load(Ordering::Relaxed),
+            connected: self.connected.load(Ordering::Relaxed),
+            gaps: by(&self.gaps),
+            refused: by(&self.refused),
+            ended: by(&self.ended),
+        }
+    }
+}
+
+pub(super) struct Totals {
+    pub(super) published: u64,
+    pub(super) delivered: u64,
+    pub(super) connected: u64,
+    pub(super) gaps: Vec<u64>,
+    pub(super) refused: Vec<u64>,
+    pub(super) ended: Vec<u64>,
+}
+
+/// Lets one line through in a while and counts the others.
+#[derive(Debug, Default)]
+struct Throttle {
+    /// When the next line may come.
+    next: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl Throttle {
+    /// How many were held back since the last one, if this one may be written.
+    fn admit(&self, now: Millis) -> Option<u64> {
+        let next = self.next.load(Ordering::Relaxed);
+        let admitted = now >= next
+            && self.next.compare_exchange(next, now + QUIET, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if !admitted {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(self.suppressed.swap(0, Ordering::Relaxed))
+    }
+}
+
+/// For messages: whole milliseconds.
+pub(super) fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(Millis::MAX / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_in_a_while_says_how_many_were_held_back() {
+        let throttle = Throttle::default();
+        assert_eq!(throttle.admit(5), Some(0));
+        assert_eq!(throttle.admit(6), None);
+        assert_eq!(throttle.admit(QUIET), None);
+        assert_eq!(throttle.admit(QUIET + 5), Some(2));
+    }
+}

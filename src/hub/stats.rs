@@ -1,0 +1,91 @@
+//! The hub seen from outside.
+
+use super::Hub;
+use crate::position::Position;
+use crate::reason::{EndReason, GapReason, RefusalReason};
+
+/// A snapshot: [`Hub::stats`]. The counters run since the hub was built.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Streams that are open now.
+    pub connections: usize,
+    /// Topics, users and others that the hub remembers now.
+    pub channels: usize,
+    /// Bytes kept now for those who come back or fall behind, current values left out.
+    pub retained_bytes: usize,
+    /// Bytes of current values kept now.
+    pub keyed_bytes: usize,
+    /// The newest position.
+    pub position: Position,
+    /// Streams opened ever.
+    pub connected: u64,
+    /// Events published ever.
+    pub published: u64,
+    /// Events handed to streams ever, each stream counted.
+    pub delivered: u64,
+    /// Records that the hub's byte budgets pushed out ever.
+    pub evicted: u64,
+    /// The largest number of records, of all topics, by which an open stream is behind.
+    pub lag: u64,
+    /// Open streams that were woken or due and did not look for more than a second.
+    pub stalled: usize,
+    gaps: Vec<u64>,
+    refused: Vec<u64>,
+    ended: Vec<u64>,
+}
+
+impl Stats {
+    /// How many gaps were told for this reason.
+    #[must_use]
+    pub fn gaps(&self, reason: GapReason) -> u64 {
+        self.gaps[reason as usize]
+    }
+
+    /// How many requests were told to come back for this reason.
+    #[must_use]
+    pub fn refused(&self, reason: RefusalReason) -> u64 {
+        self.refused[reason as usize]
+    }
+
+    /// How many streams ended for this reason.
+    #[must_use]
+    pub fn ended(&self, reason: EndReason) -> u64 {
+        self.ended[reason as usize]
+    }
+}
+
+impl Hub {
+    /// Counts and sizes. Looks at every open connection once (a few words each), takes no lock for longer than that of
+    /// the list of connections.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let now = self.now();
+        let usage = self.log().usage();
+        let totals = self.counters().totals();
+        let links = self.registry().all();
+        let overdue = |since: u64| now > since.saturating_add(1_000);
+        Stats {
+            connections: links.len(),
+            channels: usage.channels,
+            retained_bytes: usage.ring_bytes,
+            keyed_bytes: usage.keyed_bytes,
+            position: self.position(),
+            connected: totals.connected,
+            published: totals.published,
+            delivered: totals.delivered,
+            evicted: usage.evicted,
+            // A stream that sleeps has nothing to read, however old its cursor is.
+            lag: links
+                .iter()
+                .filter(|link| link.subscriber.woken_since().is_some())
+                .map(|link| self.log().lag(&link.subscriber))
+                .max()
+                .unwrap_or(0),
+            stalled: links.iter().filter(|link| link.overdue_since().is_some_and(overdue)).count(),
+            gaps: totals.gaps,
+            refused: totals.refused,
+            ended: totals.ended,
+        }
+    }
+}

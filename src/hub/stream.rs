@@ -1,0 +1,123 @@
+//! The same read, for code in this process.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use futures::future::poll_fn;
+
+use super::{Hub, Step};
+use crate::audience::Address;
+use crate::hub::connection::OpenError;
+use crate::log::Batch;
+use crate::name::{ConnectionId, Topic};
+use crate::position::{Cursor, Position};
+use crate::reason::{EndReason, GapReason};
+use crate::subscription::{Subscription, SubscriptionError};
+
+/// What an in-process stream yields: [`Hub::stream`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StreamItem {
+    /// An event.
+    Event(Received),
+    /// Records are not to be had: fetch the state anew. On these topics, if it is about topics.
+    Gap {
+        /// Why.
+        reason: GapReason,
+        /// Which of the subscription's topics; may be empty when it is about the user or everyone.
+        topics: Vec<Topic>,
+    },
+    /// Caught up to here: everything before has been yielded.
+    Live(Position),
+    /// The hub ended the stream. The last item.
+    End(EndReason),
+}
+
+/// An event as a subscriber reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Received {
+    /// Its place in the log.
+    pub position: Position,
+    /// The topic by which it came here; none if it was sent to the user, the connection or everyone.
+    pub topic: Option<Topic>,
+    /// Its name; empty if it has none.
+    pub name: String,
+    /// Its data, with every line break as LF: what a browser would have read.
+    pub data: String,
+}
+
+impl Hub {
+    /// Subscribes in this process, without HTTP: for tests, and for bridges to WebSocket or gRPC. What is yielded is
+    /// what a browser with this subscription would get; `cursor` is a [`Position`] to go on from, or
+    /// [`Cursor::Absent`].
+    ///
+    /// It is subscribed when this returns, not when the stream is first polled. It needs a tokio runtime when polled if
+    /// the subscription expires. Dropping it ends the subscription.
+    ///
+    /// # Errors
+    /// When the subscription's names or size are not allowed, or the hub is being drained.
+    pub fn stream(
+        &self,
+        subscription: Subscription,
+        cursor: impl Into<Cursor>,
+    ) -> Result<HubStream, SubscriptionError> {
+        let connection = self.open(subscription, cursor.into(), false).map_err(|error| match error {
+            OpenError::Invalid(invalid) => invalid,
+            OpenError::Refused(_) => SubscriptionError::Closed,
+        })?;
+        let hub = self.clone();
+        let id = connection.id();
+        let items = async_stream::stream! {
+            let mut connection = std::pin::pin!(connection);
+            let mut batch = Batch { wants_addresses: true, ..Batch::default() };
+            while let Some(step) = poll_fn(|cx| connection.as_mut().poll_step(cx, &mut batch)).await {
+                match step {
+                    Step::Gap { reason, topics } => yield StreamItem::Gap { reason, topics },
+                    Step::Live(position) => yield StreamItem::Live(position),
+                    Step::Bye { reason, .. } => yield StreamItem::End(reason),
+                    Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Expiring(_) | Step::Abort => {}
+                }
+                for picked in batch.records.drain(..) {
+                    let (name, data) = picked.record.frame.decode();
+                    let position = hub.log().at(picked.record.sequence);
+                    let topic = match picked.address() {
+                        Some(Address::Topic(topic)) => Some(topic.clone()),
+                        _ => None,
+                    };
+                    yield StreamItem::Event(Received { position, topic, name, data });
+                }
+            }
+        };
+        Ok(HubStream { connection: id, items: Box::pin(items) })
+    }
+}
+
+/// A subscription in this process: [`Hub::stream`]. It ends when the hub ends it, or when it is dropped.
+pub struct HubStream {
+    connection: ConnectionId,
+    items: Pin<Box<dyn Stream<Item = StreamItem> + Send>>,
+}
+
+impl HubStream {
+    /// Its connection, for [`Hub::connection`] and [`Target::except`](crate::Target::except).
+    #[must_use]
+    pub fn connection(&self) -> ConnectionId {
+        self.connection
+    }
+}
+
+impl Stream for HubStream {
+    type Item = StreamItem;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<StreamItem>> {
+        self.items.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for HubStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubStream").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}

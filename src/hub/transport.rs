@@ -1,0 +1,204 @@
+//! What the hub knows of a socket that its listener accepted: enough to cut it.
+//!
+//! Which socket a stream is written to is not said by any request. It is found by the task: a server polls a socket and
+//! the services of its requests, or the bodies of its responses, in one task. Where that says nothing (HTTP/2 below a
+//! router), it stays unknown.
+
+use std::collections::hash_map::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+use tokio::task;
+
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, WakerCell};
+
+#[derive(Debug)]
+pub(crate) struct Transport {
+    number: u64,
+    peer: Option<SocketAddr>,
+    /// How many streams are written to it now, and whether there ever was one.
+    streams: AtomicUsize,
+    streamed: AtomicBool,
+    cut: AtomicBool,
+    /// The hub is leaving: there is little time for whoever does not read.
+    leaving: AtomicBool,
+    /// Bytes wait that the peer does not take.
+    stuck: AtomicBool,
+    /// Counts reads and writes that moved something.
+    moves: AtomicU64,
+    /// Of the task that polls the socket.
+    waker: WakerCell,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Transports {
+    table: Mutex<Table>,
+    unstuck: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    leaving: bool,
+    all: HashMap<u64, Arc<Transport>>,
+    by_task: HashMap<task::Id, SmallVec<[u64; 1]>>,
+}
+
+impl Transports {
+    pub(crate) fn open(&self, peer: Option<SocketAddr>) -> Arc<Transport> {
+        let mut table = self.table.lock();
+        table.next += 1;
+        let transport = Arc::new(Transport {
+            number: table.next,
+            peer,
+            streams: AtomicUsize::new(0),
+            streamed: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
+            leaving: AtomicBool::new(table.leaving),
+            stuck: AtomicBool::new(false),
+            moves: AtomicU64::new(0),
+            waker: WakerCell::new(),
+        });
+        table.all.insert(transport.number, Arc::clone(&transport));
+        transport
+    }
+
+    /// The socket is polled by this task now, and by that one no longer.
+    pub(crate) fn moved_to(&self, transport: &Transport, from: Option<task::Id>, to: Option<task::Id>) {
+        let mut table = self.table.lock();
+        table.release(transport, from);
+        if let Some(task) = to {
+            table.by_task.entry(task).or_default().push(transport.number);
+        }
+    }
+
+    pub(crate) fn close(&self, transport: &Transport, task: Option<task::Id>) {
+        let mut table = self.table.lock();
+        table.release(transport, task);
+        table.all.remove(&transport.number);
+        drop(table);
+        self.unstuck.notify_waiters();
+    }
+
+    /// The one socket that the current task polls. None if there are several, since then it could be any of them.
+    pub(crate) fn of_this_task(&self) -> Option<Arc<Transport>> {
+        let task = task::try_id()?;
+        let table = self.table.lock();
+        match table.by_task.get(&task).map(SmallVec::as_slice) {
+            Some([number]) => table.all.get(number).cloned(),
+            _ => None,
+        }
+    }
+
+    /// The sockets of these peers. Looks at all, so it is for rare occasions.
+    pub(super) fn cut_peers(&self, peers: &[SocketAddr]) {
+        self.cut_where(|transport| transport.peer.is_some_and(|peer| peers.contains(&peer)));
+    }
+
+    pub(crate) fn progressed(&self) {
+        self.unstuck.notify_waiters();
+    }
+
+    /// Gives those that are stuck, or will be, little time. Returns how much each has moved so far.
+    pub(super) fn leave(&self) -> HashMap<u64, u64> {
+        let mut table = self.table.lock();
+        table.leaving = true;
+        table.all.values().for_each(|transport| transport.leaving.store(true, Ordering::Release));
+        table.all.values().map(|transport| (transport.number, transport.moves.load(Ordering::Acquire))).collect()
+    }
+
+    /// Until no socket that carried a stream has bytes waiting.
+    pub(super) async fn flushed(&self) {
+        loop {
+            let unstuck = self.unstuck.notified();
+            let mut unstuck = std::pin::pin!(unstuck);
+            unstuck.as_mut().enable();
+            if !self.table.lock().all.values().any(|transport| transport.is_stuck()) {
+                return;
+            }
+            unstuck.await;
+        }
+    }
+
+    pub(super) fn cut_stuck(&self) -> usize {
+        self.cut_where(|transport| transport.is_stuck())
+    }
+
+    pub(super) fn cut_unmoved(&self, moves: &HashMap<u64, u64>) -> usize {
+        self.cut_where(|transport| moves.get(&transport.number) == Some(&transport.moves.load(Ordering::Acquire)))
+    }
+
+    fn cut_where(&self, which: impl Fn(&Transport) -> bool) -> usize {
+        let chosen: Vec<_> = self.table.lock().all.values().filter(|transport| which(transport)).cloned().collect();
+        chosen.iter().filter(|transport| transport.cut()).count()
+    }
+}
+
+impl Table {
+    fn release(&mut self, transport: &Transport, task: Option<task::Id>) {
+        if let Some(task) = task
+            && let Some(numbers) = self.by_task.get_mut(&task)
+        {
+            numbers.retain(|number| *number != transport.number);
+            if numbers.is_empty() {
+                self.by_task.remove(&task);
+            }
+        }
+    }
+}
+
+impl Transport {
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    pub(super) fn add_stream(&self) {
+        self.streams.fetch_add(1, Ordering::AcqRel);
+        self.streamed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn remove_stream(&self) {
+        self.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        self.streams.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
+    /// Registers the task to be woken by a cut; look at [`is_cut`](Self::is_cut) afterwards.
+    pub(crate) fn listen(&self, waker: &std::task::Waker) {
+        self.waker.register(waker);
+    }
+
+    pub(crate) fn moved(&self) {
+        self.moves.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Returns what it was.
+    pub(crate) fn set_stuck(&self, stuck: bool) -> bool {
+        self.stuck.swap(stuck, Ordering::AcqRel)
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.streamed.load(Ordering::Acquire) && self.stuck.load(Ordering::Acquire)
+    }
+
+    /// Ends the socket with an error at its next poll, which is now. Returns whether this was the first cut.
+    pub(super) fn cut(&self) -> bool {
+        let first = !self.cut.swap(true, Ordering::AcqRel);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        first
+    }
+}

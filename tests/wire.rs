@@ -1,0 +1,133 @@
+//! What an independent parser reads is what was published.
+
+mod support;
+
+use axum::Router;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use proptest::prelude::*;
+use support::{Events, Server, get, resume, send, subscribe};
+use tower_sse::{Event, Hub, Public, TopicRule};
+
+/// What the standard's parser makes of data: every CRLF, CR and LF is one line break.
+fn as_read(data: &str) -> String {
+    data.replace("\r\n", "\n").replace('\r', "\n")
+}
+
+/// The body of a real response, read through the tower service.
+async fn body_of(hub: &Hub, publish: Event) -> Vec<u8> {
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let request = http::Request::get("/?topic=t").body(()).unwrap();
+    let mut body = Box::pin(endpoint.oneshot(request).await.unwrap().into_body());
+    hub.topic("t").publish(publish).await.unwrap();
+    let mut bytes = Vec::new();
+    for _ in 0..3 {
+        bytes.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn parse_of_encode_in_single_bytes_is_the_event(
+        name in "[^\u{0}-\u{1f}\u{7f}-\u{9f}\u{202a}-\u{202e}\u{2066}-\u{2069}]{0,30}",
+        data in prop_oneof!["[\\PC\r\n:]{0,80}", any::<String>()],
+    ) {
+        prop_assume!(!name.starts_with("hub.") && name != "open" && name != "error" && name.len() <= 128);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let read = runtime.block_on(async {
+            let hub = Hub::builder().build().unwrap();
+            let bytes = body_of(&hub, Event::text(name.clone(), data.clone())).await;
+            let single = stream::iter(bytes.into_iter().map(|byte| Ok::<_, std::io::Error>(Bytes::from(vec![byte]))));
+            let mut events = Events::parse(single.boxed());
+            let read = events.next_own().await;
+            assert!(events.try_next().await.is_none());
+            read
+        });
+        prop_assert_eq!(&read.event, if name.is_empty() { "message" } else { &name });
+        prop_assert_eq!(read.data, as_read(&data));
+    }
+}
+
+async fn start() -> (Hub, Server) {
+    let hub = Hub::builder().build().unwrap();
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let server = Server::start(&hub, app).await;
+    (hub, server)
+}
+
+#[tokio::test]
+async fn the_head_is_as_proxies_need_it() {
+    let (_hub, server) = start().await;
+    let reply = get(server.addr, "/events?topic=silent").await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("content-type"), "text/event-stream");
+    assert_eq!(reply.header("cache-control"), "no-cache, no-store, no-transform");
+    assert_eq!(reply.header("x-accel-buffering"), "no");
+    assert_eq!(reply.header("x-content-type-options"), "nosniff");
+    assert_eq!(reply.header("content-encoding"), "");
+    assert_eq!(reply.header("content-length"), "");
+    assert_eq!(reply.header("connection"), "");
+}
+
+#[tokio::test]
+async fn a_stream_begins_with_hello_and_a_first_id() {
+    let (hub, server) = start().await;
+    let mut events = get(server.addr, "/events?topic=a&topic=b&topic=a").await.events();
+    let hello = events.next().await;
+    assert_eq!(hello.event, "hub.hello");
+    assert_eq!(hello.id, "");
+    assert_eq!(hello.retry, Some(std::time::Duration::from_secs(2)));
+    let data: serde_json::Value = serde_json::from_str(&hello.data).unwrap();
+    assert_eq!(data["cursor"], "fresh");
+    assert_eq!(data["topics"], serde_json::json!(["a", "b"]));
+    let live = events.next().await;
+    assert_eq!((live.event.as_str(), live.data.as_str()), ("hub.live", "{}"));
+    assert_eq!(live.id, hub.position().to_string());
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_has_every_event_in_order_once() {
+    let (hub, server) = start().await;
+    let mut events = subscribe(server.addr, "/events?topic=t").await;
+    let id = events.last_id.clone();
+    let mut received = Vec::new();
+    for n in 0..50 {
+        hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic("other").publish(Event::message("not for it")).await.unwrap();
+        if n % 7 == 3 {
+            let id = events.last_id.clone();
+            drop(events);
+            events = resume(server.addr, "/events?topic=t", &id).await;
+        }
+        if n % 2 == 0 {
+            received.push(events.next_own().await.data);
+        }
+    }
+    while received.len() < 50 {
+        received.push(events.next_own().await.data);
+    }
+    assert_eq!(received, (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
+    // The same with the id in the query, from the very beginning.
+    let mut again = get(server.addr, &format!("/events?topic=t&last_event_id={id}")).await.events();
+    let hello = again.next().await;
+    assert!(hello.data.contains(r#""cursor":"resuming""#), "{}", hello.data);
+    for n in 0..50 {
+        assert_eq!(again.next().await.data, n.to_string());
+    }
+    assert_eq!(again.next().await.event, "hub.live");
+}
+
+#[tokio::test]
+async fn head_gets_the_head_and_subscribes_nothing() {
+    let (hub, server) = start().await;
+    let reply = send(server.addr, http::Request::head("/events?topic=t").body("").unwrap()).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("content-type"), "text/event-stream");
+    assert_eq!(reply.text().await, "");
+    assert_eq!(hub.stats().connected, 0);
+}
