@@ -100,7 +100,11 @@ async fn sign_in(Path(user): Path<String>) -> impl IntoResponse {
 }
 
 /// The position comes first, then the query: what happens in between is shown twice rather than not at all.
-async fn list(State(hub): State<Hub>, State(documents): State<Arc<Documents>>, headers: HeaderMap) -> impl IntoResponse {
+async fn list(
+    State(hub): State<Hub>,
+    State(documents): State<Arc<Documents>>,
+    headers: HeaderMap,
+) -> impl IntoResponse {
     let position = hub.position().to_string();
     let user = user(&headers).ok_or(StatusCode::UNAUTHORIZED)?;
     let documents = documents.of(&user);

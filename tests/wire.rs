@@ -45,6 +45,7 @@ proptest! {
             let single = stream::iter(bytes.into_iter().map(|byte| Ok::<_, std::io::Error>(Bytes::from(vec![byte]))));
             let mut events = Events::parse(single.boxed());
             let read = events.next_own().await;
+            assert_eq!(events.next().await.event, "hub.live");
             assert!(events.try_next().await.is_none());
             read
         });

@@ -2,7 +2,7 @@
 //!
 //! Everything that waits has a time limit far above what it waits for, so that a broken promise fails instead of hangs.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::future::Future;
 use std::net::SocketAddr;
