@@ -13,8 +13,13 @@ pub struct PublishError(PublishErrorKind);
 #[derive(Debug)]
 enum PublishErrorKind {
     Invalid(InvalidName),
-    TooLarge { bytes: usize, limit: usize },
-    TooManyTargets { limit: usize },
+    TooLarge {
+        bytes: usize,
+        limit: usize,
+    },
+    TooManyTargets {
+        limit: usize,
+    },
     NotUtf8(std::str::Utf8Error),
     #[cfg(feature = "json")]
     NotJson(serde_json::Error),

@@ -1,8 +1,8 @@
 //! x
 #![allow(missing_docs)]
+mod audience;
 #[cfg(feature = "axum")]
 mod axum;
-mod audience;
 mod error;
 mod event;
 mod http;

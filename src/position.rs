@@ -125,8 +125,24 @@ mod tests {
         assert_eq!(Cursor::parse(b""), Cursor::Absent);
         let long = [b'1'; 8192];
         for bad in [
-            &b"1"[..], b"1.", b"1..", b"1.a", b"2.a.1", b"1.a.-1", b"1.a.+1", b"1.+a.1", b"1.a.01", b"1.0a.1", b"1.A.1",
-            b"1.a.18446744073709551616", b"1.10000000000000000.1", b"1.a.1 ", b" 1.a.1", b"1.a.1.1", b"\xff", &long,
+            &b"1"[..],
+            b"1.",
+            b"1..",
+            b"1.a",
+            b"2.a.1",
+            b"1.a.-1",
+            b"1.a.+1",
+            b"1.+a.1",
+            b"1.a.01",
+            b"1.0a.1",
+            b"1.A.1",
+            b"1.a.18446744073709551616",
+            b"1.10000000000000000.1",
+            b"1.a.1 ",
+            b" 1.a.1",
+            b"1.a.1.1",
+            b"\xff",
+            &long,
         ] {
             assert_eq!(Cursor::parse(bad), Cursor::Invalid, "{}", String::from_utf8_lossy(bad));
         }

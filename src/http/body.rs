@@ -8,8 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use crate::hub::{Connection, Step};
-use crate::log::Batch;
+use crate::hub::{Batch, Connection, Step};
 use crate::wire::{HEARTBEAT, control};
 
 pin_project! {

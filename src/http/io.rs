@@ -175,7 +175,10 @@ impl Watch {
                 Poll::Ready(()) => self.stray.extend_from_slice(buffer.filled()),
             }
             if self.stray.len() - self.taken > MAX_STRAY_BYTES {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "too much was sent behind the request for a stream"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "too much was sent behind the request for a stream",
+                ));
             }
         }
         if self.ended {

@@ -54,14 +54,28 @@ mod tests {
     #[test]
     fn anything_that_admits_an_event_stream_will_do() {
         assert_eq!(check(&Method::GET, &HeaderMap::new()), Ok(()));
-        for value in ["", "*/*", "text/*", "text/event-stream", "TEXT/Event-Stream", "application/json, */*;q=0.1", "text/html,text/event-stream;q=0.5"] {
+        for value in [
+            "",
+            "*/*",
+            "text/*",
+            "text/event-stream",
+            "TEXT/Event-Stream",
+            "application/json, */*;q=0.1",
+            "text/html,text/event-stream;q=0.5",
+        ] {
             assert_eq!(accept(value), Ok(()), "{value}");
         }
     }
 
     #[test]
     fn what_excludes_it_will_not() {
-        for value in ["application/json", "text/html", "text/event-stream;q=0", "*/*, text/event-stream; q=0.0", "text/*;q=0, */*"] {
+        for value in [
+            "application/json",
+            "text/html",
+            "text/event-stream;q=0",
+            "*/*, text/event-stream; q=0.0",
+            "text/*;q=0, */*",
+        ] {
             assert_eq!(accept(value), Err(Unfit::Accept), "{value}");
         }
     }

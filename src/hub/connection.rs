@@ -86,15 +86,26 @@ struct Expiry {
 /// What to write next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    Hello { connection: ConnectionId, cursor: CursorState, topics: Vec<Topic> },
+    Hello {
+        connection: ConnectionId,
+        cursor: CursorState,
+        topics: Vec<Topic>,
+    },
     /// And then the records of the batch, if any.
-    Gap { reason: GapReason, topics: Vec<Topic> },
+    Gap {
+        reason: GapReason,
+        topics: Vec<Topic>,
+    },
     /// The records of the batch.
     Records,
     Live(Position),
     Heartbeat,
     Expiring(Duration),
-    Bye { reason: EndReason, come_back: Return, retry: Option<Duration> },
+    Bye {
+        reason: EndReason,
+        come_back: Return,
+        retry: Option<Duration>,
+    },
     /// End with an error instead of properly. The last step, if it comes.
     Abort,
 }

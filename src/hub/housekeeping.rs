@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::Inner;
 use super::registry::{Ending, Link};
 use super::report::millis;
-use super::Inner;
 use crate::log::Swept;
 use crate::reason::{EndReason, Return};
 use crate::sync::{AtomicBool, Ordering};

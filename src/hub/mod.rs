@@ -26,6 +26,7 @@ use housekeeping::Chores;
 use registry::Registry;
 use report::Counters;
 
+pub(crate) use crate::log::Batch;
 pub(crate) use connection::{Connection, OpenError, Step};
 pub(crate) use settings::Settings;
 pub(crate) use transport::{Transport, Transports};
@@ -84,7 +85,8 @@ impl Hub {
     }
 
     fn start(settings: Settings, policies: Policies, budgets: Budgets) -> Result<Self, BuildError> {
-        let epoch = getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
+        let epoch =
+            getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
         let inner = Inner {
             log: Log::new(Epoch(epoch), policies, budgets),
             settings,

@@ -109,8 +109,8 @@ impl Throttle {
     /// How many were held back since the last one, if this one may be written.
     fn admit(&self, now: Millis) -> Option<u64> {
         let next = self.next.load(Ordering::Relaxed);
-        let admitted = now >= next
-            && self.next.compare_exchange(next, now + QUIET, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        let admitted =
+            now >= next && self.next.compare_exchange(next, now + QUIET, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if !admitted {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;

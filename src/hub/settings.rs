@@ -51,11 +51,7 @@ impl Default for HubBuilder {
     fn default() -> Self {
         Self {
             settings: Settings {
-                framing: Framing {
-                    max_event_name: 128,
-                    max_payload: MIB / 2,
-                    retry: SECOND / 10..=SECOND * 3600,
-                },
+                framing: Framing { max_event_name: 128, max_payload: MIB / 2, retry: SECOND / 10..=SECOND * 3600 },
                 max_targets: 128,
                 max_topics: 128,
                 retry: SECOND * 2,
@@ -247,7 +243,11 @@ impl HubBuilder {
     fn check(&self) -> Result<(), BuildError> {
         let settings = &self.settings;
         let refuse = |setting, problem| Err(BuildError::new(setting, problem));
-        let retentions = [("topic_retention", &self.topics), ("user_retention", &self.users), ("everyone_retention", &self.everyone)];
+        let retentions = [
+            ("topic_retention", &self.topics),
+            ("user_retention", &self.users),
+            ("everyone_retention", &self.everyone),
+        ];
         let rules = self.rules.iter().map(|(_, retention)| ("retention_for", retention));
         for (setting, retention) in retentions.into_iter().chain(rules) {
             if let Some(problem) = retention.problem() {
@@ -287,7 +287,10 @@ impl HubBuilder {
             return refuse("max_payload", "more than 16 MiB");
         }
         if payload > self.ring_bytes {
-            return refuse("retention_budget", "smaller than `max_payload`: the largest event could never be delivered");
+            return refuse(
+                "retention_budget",
+                "smaller than `max_payload`: the largest event could never be delivered",
+            );
         }
         if payload > self.keyed_bytes {
             return refuse("keyed_budget", "smaller than `max_payload`: the largest event could never be delivered");
@@ -300,7 +303,10 @@ impl HubBuilder {
             return refuse("retry", "outside `retry_range`");
         }
         if settings.channel_grace < settings.heartbeat * 4 {
-            return refuse("channel_grace", "less than four times the `heartbeat`: quiet streams could meet false gaps");
+            return refuse(
+                "channel_grace",
+                "less than four times the `heartbeat`: quiet streams could meet false gaps",
+            );
         }
         Ok(())
     }

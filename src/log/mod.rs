@@ -20,7 +20,7 @@
 mod channel;
 mod heads;
 #[cfg(all(test, tower_sse_loom))]
-mod loom;
+mod interleavings;
 #[cfg(all(test, not(tower_sse_loom)))]
 mod model;
 mod policy;

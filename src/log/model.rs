@@ -54,12 +54,30 @@ fn framing() -> Framing {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Publish { to: BTreeSet<usize>, key: Option<u8>, removes: bool, except: Option<usize>, size: usize },
+    Publish {
+        to: BTreeSet<usize>,
+        key: Option<u8>,
+        removes: bool,
+        except: Option<usize>,
+        size: usize,
+    },
     /// Closes the connection and opens it again, with or without its cursor, on other channels.
-    Reopen { reader: usize, on: BTreeSet<usize>, keeps_cursor: bool, start: Start },
-    Read { reader: usize },
-    Join { reader: usize, to: usize },
-    Wait { millis: u64 },
+    Reopen {
+        reader: usize,
+        on: BTreeSet<usize>,
+        keeps_cursor: bool,
+        start: Start,
+    },
+    Read {
+        reader: usize,
+    },
+    Join {
+        reader: usize,
+        to: usize,
+    },
+    Wait {
+        millis: u64,
+    },
 }
 
 const READERS: usize = 3;
@@ -164,8 +182,11 @@ impl World {
                     (Some(_), false) => Effect::Sets(key_name()),
                     (Some(_), true) => Effect::Removes(key_name()),
                 };
-                let listening =
-                    self.clients.iter().flat_map(|client| client.on.keys().filter(|channel| to.contains(channel))).count();
+                let listening = self
+                    .clients
+                    .iter()
+                    .flat_map(|client| client.on.keys().filter(|channel| to.contains(channel)))
+                    .count();
                 let appended = self.log.append([Entry { audience, effect, draft }], self.now);
                 self.published.push(Published { to: to.clone(), key: *key, removes: *removes, except: *except });
                 assert_eq!(appended[0].position.sequence(), self.published.len() as u64);
@@ -283,7 +304,9 @@ impl World {
                     let outdated = *channel == LATEST
                         && record.key.is_some()
                         && !record.removes
-                        && published[sequence as usize..].iter().any(|later| later.to.contains(&LATEST) && later.key == record.key);
+                        && published[sequence as usize..]
+                            .iter()
+                            .any(|later| later.to.contains(&LATEST) && later.key == record.key);
                     outdated || client.gaps.get(channel).is_some_and(|told| *told >= sequence)
                 });
                 assert!(excused, "{sequence} was lost in silence");

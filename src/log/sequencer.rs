@@ -329,7 +329,10 @@ impl Sequencer {
     /// Gives memory back after many channels are gone.
     fn shrink(&mut self, heads: &Heads) {
         let used = self.channels.len();
-        if self.numbers.len() > 1024 && self.free.len() > self.numbers.len() / 4 * 3 && self.numbers.last().is_some_and(Option::is_none) {
+        if self.numbers.len() > 1024
+            && self.free.len() > self.numbers.len() / 4 * 3
+            && self.numbers.last().is_some_and(Option::is_none)
+        {
             let len = self.numbers.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
             self.numbers.truncate(len);
             self.numbers.shrink_to(len * 2);

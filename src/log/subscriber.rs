@@ -21,11 +21,7 @@ pub(crate) struct Subscriber {
 
 impl Subscriber {
     pub(crate) fn new() -> Self {
-        Self {
-            woken_at: AtomicU64::new(NOT_WOKEN),
-            waker: WakerCell::new(),
-            reader: Mutex::new(Reader::default()),
-        }
+        Self { woken_at: AtomicU64::new(NOT_WOKEN), waker: WakerCell::new(), reader: Mutex::new(Reader::default()) }
     }
 
     /// Registers for being woken and forgets that it was. A read must follow before it sleeps.
@@ -37,10 +33,10 @@ impl Subscriber {
     /// Marks it as woken. Returns the waker to call, unless it was woken already and has not looked since.
     #[must_use]
     pub(crate) fn notify(&self, now: Millis) -> Option<Waker> {
-        self.woken_at
-            .compare_exchange(NOT_WOKEN, now, Ordering::AcqRel, Ordering::Acquire)
-            .ok()
-            .and_then(|_| self.waker.take())
+        // Always a write, also when it was woken before: the connection's own write must come after this one to forget
+        // it, and then sees the record. A compare-exchange that fails writes nothing, and loses a wake-up.
+        let before = self.woken_at.fetch_min(now, Ordering::AcqRel);
+        (before == NOT_WOKEN).then(|| self.waker.take()).flatten()
     }
 
     /// Since when it has been woken without looking, if it has.

@@ -14,7 +14,7 @@ use super::channel::Channel;
 use crate::sync::{Mutex, Ordering};
 
 /// How many listeners a publisher wakes itself: more would make its call depend on the number of listeners.
-const WAKE_AT_ONCE: usize = 32;
+const WAKE_AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
 /// How many slots are visited under one lock.
 const BATCH: usize = 256;
 

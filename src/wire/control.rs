@@ -174,10 +174,7 @@ mod tests {
 
     #[test]
     fn only_live_has_an_id() {
-        assert_eq!(
-            text(&live(Position::new(Epoch(1), 9))),
-            "event: hub.live\ndata: {}\nid: 1.1.9\n\n"
-        );
+        assert_eq!(text(&live(Position::new(Epoch(1), 9))), "event: hub.live\ndata: {}\nid: 1.1.9\n\n");
         assert_eq!(
             text(&gap(GapReason::Trimmed, ["x"].into_iter())),
             "event: hub.gap\ndata: {\"reason\":\"trimmed\",\"topics\":[\"x\"]}\n\n"

@@ -1,0 +1,229 @@
+//! Models of the concurrent core, run by loom in every order that its atomics and locks allow:
+//! `RUSTFLAGS="--cfg tower_sse_loom" cargo test --release --lib log::interleavings`.
+//!
+//! One property each. A listener that sleeps on a visible record is a deadlock, which loom reports.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::future::poll_fn;
+use loom::future::block_on;
+use loom::thread;
+
+use super::*;
+use crate::event::Event;
+use crate::name::Topic;
+use crate::retention::Retention;
+use crate::wire::Framing;
+
+fn model(check: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(check);
+}
+
+fn log() -> Arc<Log> {
+    let replay = Retention::replay;
+    let policies = Policies::new(Vec::new(), replay(), replay(), replay(), Retention::live());
+    let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000 };
+    Arc::new(Log::new(Epoch(1), policies, budgets))
+}
+
+fn topic(name: &str) -> Address {
+    Address::Topic(Topic::try_from(name).unwrap())
+}
+
+fn publish(log: &Log, to: &[&str]) -> u64 {
+    let framing = Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) };
+    let draft = Draft::encode(&Event::message("x"), &framing).unwrap();
+    let mut audience = Audience::default();
+    to.iter().for_each(|name| audience.insert(topic(name)));
+    let appended = log.append([Entry { audience, effect: Effect::Nothing, draft }], 0);
+    appended[0].position.sequence()
+}
+
+/// What the hub does after an append.
+fn wake(log: &Log) {
+    while log.has_deferred() {
+        log.wake_deferred(0);
+    }
+}
+
+fn subscribe(log: &Log, to: &[&str]) -> Arc<Subscriber> {
+    let subscriber = Arc::new(Subscriber::new());
+    log.open(&subscriber, to.iter().map(|name| topic(name)), Begin::Fresh(Start::Live), 0);
+    subscriber
+}
+
+fn me() -> ConnectionId {
+    ConnectionId::from_bits(1)
+}
+
+/// Sleeps until there is something, as a body does.
+fn next(log: &Log, subscriber: &Subscriber) -> Vec<u64> {
+    block_on(poll_fn(|cx| {
+        let mut batch = Batch::default();
+        subscriber.listen(cx.waker());
+        log.read(subscriber, me(), &mut batch);
+        if batch.records.is_empty() {
+            return Poll::Pending;
+        }
+        Poll::Ready(batch.records.iter().map(|picked| picked.record.sequence).collect())
+    }))
+}
+
+fn receive(log: &Log, subscriber: &Subscriber, count: usize) -> Vec<u64> {
+    let mut received = Vec::new();
+    while received.len() < count {
+        received.extend(next(log, subscriber));
+    }
+    received
+}
+
+#[test]
+fn nobody_sleeps_on_a_visible_record() {
+    model(|| {
+        let log = log();
+        let subscriber = subscribe(&log, &["a"]);
+        let publisher = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                publish(&log, &["a"]);
+                wake(&log);
+            }
+        });
+        assert_eq!(receive(&log, &subscriber, 1), [1]);
+        publisher.join().unwrap();
+        log.close(&subscriber, 0);
+    });
+}
+
+#[test]
+fn two_publishers_are_read_in_the_order_of_the_log_each_record_once() {
+    model(|| {
+        let log = log();
+        let subscriber = subscribe(&log, &["a", "b"]);
+        let publishers = ["a", "b"].map(|name| {
+            let log = Arc::clone(&log);
+            thread::spawn(move || {
+                publish(&log, &[name]);
+                wake(&log);
+            })
+        });
+        assert_eq!(receive(&log, &subscriber, 2), [1, 2]);
+        publishers.map(|publisher| publisher.join().unwrap());
+        log.close(&subscriber, 0);
+    });
+}
+
+#[test]
+fn a_union_is_read_once_although_it_wakes_by_two_channels() {
+    model(|| {
+        let log = log();
+        let subscriber = subscribe(&log, &["a", "b"]);
+        let publisher = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                publish(&log, &["a", "b"]);
+                publish(&log, &["b"]);
+                wake(&log);
+            }
+        });
+        assert_eq!(receive(&log, &subscriber, 2), [1, 2]);
+        publisher.join().unwrap();
+        log.close(&subscriber, 0);
+    });
+}
+
+#[test]
+fn listeners_that_are_woken_later_are_woken() {
+    model(|| {
+        // More than a publisher wakes itself, in a model.
+        let log = log();
+        let first = subscribe(&log, &["a"]);
+        let second = subscribe(&log, &["a"]);
+        let publisher = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                publish(&log, &["a"]);
+                wake(&log);
+            }
+        });
+        let reader = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                assert_eq!(receive(&log, &second, 1), [1]);
+                log.close(&second, 0);
+            }
+        });
+        assert_eq!(receive(&log, &first, 1), [1]);
+        publisher.join().unwrap();
+        reader.join().unwrap();
+        log.close(&first, 0);
+    });
+}
+
+#[test]
+fn who_subscribes_meanwhile_has_the_record_behind_its_cursor_or_before_it() {
+    model(|| {
+        let log = log();
+        let publisher = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                publish(&log, &["a"]);
+                wake(&log);
+                publish(&log, &["a"]);
+                wake(&log);
+            }
+        });
+        let subscriber = subscribe(&log, &["a"]);
+        let start = log.cursor(&subscriber);
+        assert_eq!(receive(&log, &subscriber, 2 - start as usize), (start + 1..=2).collect::<Vec<_>>());
+        publisher.join().unwrap();
+        log.close(&subscriber, 0);
+    });
+}
+
+#[test]
+fn leaving_while_somebody_publishes_leaves_nothing() {
+    model(|| {
+        let log = log();
+        let subscriber = subscribe(&log, &["a"]);
+        let publisher = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                publish(&log, &["a"]);
+                wake(&log);
+            }
+        });
+        log.close(&subscriber, 0);
+        publisher.join().unwrap();
+        assert_eq!(Arc::strong_count(&subscriber), 1);
+        let mut batch = Batch::default();
+        log.read(&subscriber, me(), &mut batch);
+        assert!(batch.records.is_empty());
+    });
+}
+
+#[test]
+fn joining_a_channel_loses_nothing_of_it_from_then_on() {
+    model(|| {
+        let log = log();
+        let subscriber = subscribe(&log, &["a"]);
+        let publisher = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                publish(&log, &["a"]);
+                wake(&log);
+            }
+        });
+        log.join(&subscriber, &topic("b"));
+        let joined = publish(&log, &["b"]);
+        wake(&log);
+        assert_eq!(receive(&log, &subscriber, 2), [1, 2]);
+        assert!(joined == 1 || joined == 2);
+        publisher.join().unwrap();
+        log.close(&subscriber, 0);
+    });
+}
