@@ -51,8 +51,8 @@ struct Watch {
     stray: Vec<u8>,
     taken: usize,
     ended: bool,
-    /// The task will be woken when there is something to read.
-    armed: bool,
+    /// The server itself waits for something to read, and will look when it is woken.
+    server_reads: bool,
 }
 
 impl Hub {
@@ -166,11 +166,11 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
 impl Watch {
     /// Reads ahead while the server does not, until there is nothing, too much, or the end.
     fn look<S: AsyncRead>(&mut self, mut inner: Pin<&mut S>, cx: &mut Context<'_>) -> io::Result<()> {
-        while !self.armed && !self.ended {
+        while !self.server_reads && !self.ended {
             let mut space = [0; 1024];
             let mut buffer = ReadBuf::new(&mut space);
             match inner.as_mut().poll_read(cx, &mut buffer)? {
-                Poll::Pending => self.armed = true,
+                Poll::Pending => break,
                 Poll::Ready(()) if buffer.filled().is_empty() => self.ended = true,
                 Poll::Ready(()) => self.stray.extend_from_slice(buffer.filled()),
             }
@@ -211,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
             return Poll::Ready(Ok(()));
         }
         let polled = this.inner.poll_read(cx, buffer);
-        this.watch.armed = polled.is_pending();
+        this.watch.server_reads = polled.is_pending();
         if polled.is_ready() {
             this.entry.transport.moved();
         }

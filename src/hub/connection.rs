@@ -56,6 +56,7 @@ enum Stage {
     Reading,
     /// The last frame is out.
     Ending,
+    Aborting,
     Ended,
 }
 
@@ -154,7 +155,7 @@ impl Hub {
         super::housekeeping::ensure(&self.inner);
         if self.is_draining() {
             // It began between the look above and the entry into the registry, and may not have seen this one.
-            link.end(Ending { reason: EndReason::Draining, come_back: Return::Now, retry: None });
+            link.end(Ending::now(EndReason::Draining));
         }
         Ok(Connection {
             stage: Stage::Opening,
@@ -258,17 +259,27 @@ impl Connection {
             }
             Stage::Reading => {}
             Stage::Ending => {
-                *this.stage = Stage::Ended;
                 if *this.end == End::Abort {
-                    return Poll::Ready(Some(Step::Abort));
+                    // A server throws away what it has not written when a body fails. Pending makes it write first.
+                    *this.stage = Stage::Aborting;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
+                *this.stage = Stage::Ended;
                 return Poll::Ready(None);
+            }
+            Stage::Aborting => {
+                *this.stage = Stage::Ended;
+                return Poll::Ready(Some(Step::Abort));
             }
             Stage::Ended => return Poll::Ready(None),
         }
 
         this.link.subscriber.listen(cx.waker());
-        if let Some(ending) = this.link.ending() {
+        let ending = this.link.ending();
+        if let Some(ending) = ending
+            && this.hub.log().cursor(&this.link.subscriber) >= ending.after
+        {
             return Poll::Ready(Some(end(this.hub, this.link, this.stage, ending)));
         }
         if let Some(Opening { gap: Some(reason), topics, .. }) = this.opening.take().map(|opening| *opening) {
@@ -281,8 +292,7 @@ impl Connection {
             this.hub.log().read(&this.link.subscriber, this.link.id, batch);
             if !batch.gap.is_empty() {
                 if batch.disconnects && *this.caught_up {
-                    let ending = Ending { reason: EndReason::Lagged, come_back: Return::Now, retry: None };
-                    break Some(end(this.hub, this.link, this.stage, ending));
+                    break Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Lagged)));
                 }
                 let reason = if *this.caught_up { GapReason::Lagged } else { GapReason::Trimmed };
                 this.hub.counters().gap(this.link.id, reason, this.hub.now());
@@ -309,6 +319,9 @@ impl Connection {
             return Poll::Ready(Some(step));
         }
 
+        if let Some(ending) = ending {
+            return Poll::Ready(Some(end(this.hub, this.link, this.stage, ending)));
+        }
         if !*this.caught_up && this.hub.log().cursor(&this.link.subscriber) >= *this.accepted_at {
             *this.caught_up = true;
             return Poll::Ready(Some(live(this.hub, this.link, this.heartbeat)));
@@ -318,8 +331,7 @@ impl Connection {
             let now = this.hub.now();
             if let Some(expiry) = this.expiry {
                 if now >= expiry.end_at {
-                    let ending = Ending { reason: EndReason::Expired, come_back: Return::Now, retry: None };
-                    return Poll::Ready(Some(end(this.hub, this.link, this.stage, ending)));
+                    return Poll::Ready(Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Expired))));
                 }
                 if now >= expiry.notice_at && !std::mem::replace(&mut expiry.notified, true) {
                     return Poll::Ready(Some(Step::Expiring(Duration::from_millis(expiry.end_at - now))));

@@ -98,7 +98,9 @@ impl Hub {
     fn tell(&self, link: &Link, window: Duration) {
         let range = &self.settings().framing.retry;
         let retry = window.mul_f64(fastrand::f64()).clamp(*range.start(), *range.end());
-        link.end(Ending { reason: EndReason::Draining, come_back: Return::Now, retry: Some(retry) });
+        // What was published so far is still delivered: the next process may have another log.
+        let after = self.position().sequence();
+        link.end(Ending { reason: EndReason::Draining, come_back: Return::Now, retry: Some(retry), after });
         if let Some(waker) = link.subscriber.notify(self.now()) {
             waker.wake();
         }

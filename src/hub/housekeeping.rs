@@ -13,7 +13,7 @@ use super::Inner;
 use super::registry::{Ending, Link};
 use super::report::millis;
 use crate::log::Swept;
-use crate::reason::{EndReason, Return};
+use crate::reason::EndReason;
 use crate::sync::{AtomicBool, Ordering};
 
 /// How often age and stalls are looked at, at most.
@@ -119,7 +119,7 @@ impl Inner {
 
     /// A stream that looks no more counts as gone at once. Should it ever look again, it ends.
     pub(super) fn give_up(&self, link: &Link) {
-        link.end(Ending { reason: EndReason::Stalled, come_back: Return::Now, retry: None });
+        link.end(Ending::now(EndReason::Stalled));
         self.forget(link, EndReason::Stalled);
     }
 

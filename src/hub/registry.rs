@@ -37,6 +37,15 @@ pub(crate) struct Ending {
     pub(crate) reason: EndReason,
     pub(crate) come_back: Return,
     pub(crate) retry: Option<Duration>,
+    /// What is to be written before: the records up to here, or none.
+    pub(crate) after: u64,
+}
+
+impl Ending {
+    /// At once, without what may be waiting.
+    pub(super) fn now(reason: EndReason) -> Self {
+        Self { reason, come_back: Return::Now, retry: None, after: 0 }
+    }
 }
 
 impl Link {

@@ -177,9 +177,15 @@ impl Events {
     }
 }
 
+async fn connect(addr: SocketAddr) -> TcpStream {
+    let tcp = TcpStream::connect(addr).await.unwrap();
+    tcp.set_nodelay(true).unwrap();
+    tcp
+}
+
 /// A request on a connection of its own, HTTP/1.1.
 pub async fn send(addr: SocketAddr, request: Request<&'static str>) -> Reply {
-    let tcp = TcpStream::connect(addr).await.unwrap();
+    let tcp = connect(addr).await;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.unwrap();
     tokio::spawn(connection);
     let (mut parts, body) = request.into_parts();
@@ -205,7 +211,7 @@ pub async fn resume(addr: SocketAddr, path: &str, id: &str) -> Events {
 
 /// A connection that speaks HTTP/2 from the first byte.
 pub async fn http2(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
-    let io = TokioIo::new(TcpStream::connect(addr).await.unwrap());
+    let io = TokioIo::new(connect(addr).await);
     let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
     tokio::spawn(connection);
     sender

@@ -1,0 +1,727 @@
+//! The faults that one process can meet, each with what must still hold. Judged by payload: publishers number their
+//! records, and "contiguous" means that a client received what it was permitted, in order, once.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use bytes::Bytes;
+use futures::StreamExt;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use support::{Server, get, http2, reply, resume, soon, subscribe, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule};
+
+fn app(hub: &Hub) -> Router {
+    Router::new()
+        .route_service("/events", hub.endpoint(Public::topics(TopicRule::any())))
+        .route("/", axum::routing::get(|| async { "hello" }))
+}
+
+async fn start(builder: HubBuilder) -> (Hub, Server) {
+    let hub = builder.build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    (hub, server)
+}
+
+/// A request on a bare socket, for clients that misbehave.
+async fn bare(server: &Server, path: &str) -> TcpStream {
+    let mut tcp = TcpStream::connect(server.addr).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    tcp
+}
+
+/// The same, with a small window, and after the stream has begun.
+async fn stalled(server: &Server, path: &str) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut tcp = socket.connect(server.addr).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut first = [0; 16];
+    tcp.read_exact(&mut first).await.unwrap();
+    tcp
+}
+
+fn numbers(events: impl IntoIterator<Item = StreamItem>) -> Vec<u64> {
+    let number = |item| match item {
+        StreamItem::Event(event) => Some(event.data.parse().unwrap()),
+        StreamItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
+        _ => None,
+    };
+    events.into_iter().filter_map(number).collect()
+}
+
+/// A small generator with a seed, so that a failure can be run again.
+struct Seeded(u64);
+
+impl Seeded {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[test]
+fn replay_meets_live_in_ten_thousand_interleavings() {
+    for seed in 1..=10_000_u64 {
+        let mut random = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let hub = Hub::builder().build().unwrap();
+        let subscription = || Subscription::user("u").topic("a").topic("b");
+        let mut stream = hub.stream(subscription(), Cursor::Absent).unwrap();
+        let mut cursor = Cursor::At(hub.position());
+        let (mut published, mut received) = (0_u64, Vec::new());
+        let mut publish = |random: &mut Seeded| {
+            let event = Event::message(published.to_string());
+            published += 1;
+            match random.below(5) {
+                0 => hub.user("u").publish_now(event),
+                1 => hub.everyone().publish_now(event),
+                2 => hub.topic("a").and(hub.topic("b")).publish_now(event),
+                3 => hub.topic("a").publish_now(event),
+                _ => hub.topic("b").publish_now(event),
+            }
+            .unwrap();
+        };
+        for _ in 0..40 {
+            match random.below(4) {
+                0 => {
+                    stream = hub.stream(subscription(), cursor).unwrap();
+                }
+                1 | 2 => publish(&mut random),
+                _ => {
+                    let waker = futures::task::noop_waker();
+                    let mut cx = std::task::Context::from_waker(&waker);
+                    for _ in 0..random.below(6) {
+                        let std::task::Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) else { break };
+                        match &item {
+                            StreamItem::Event(event) => cursor = Cursor::At(event.position),
+                            StreamItem::Live(position) => cursor = Cursor::At(*position),
+                            _ => {}
+                        }
+                        received.extend(numbers([item]));
+                    }
+                }
+            }
+        }
+        let waker = futures::task::noop_waker();
+        let mut cx = std::task::Context::from_waker(&waker);
+        while let std::task::Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
+            received.extend(numbers([item]));
+        }
+        assert_eq!(received, (0..published).collect::<Vec<_>>(), "seed {seed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_listener_sees_one_order_and_each_publisher_in_its_own() {
+    const PUBLISHERS: usize = 8;
+    const EACH: usize = 500;
+    let hub = Hub::builder().topic_retention(Retention::replay().count(PUBLISHERS * EACH)).build().unwrap();
+    let readers: Vec<_> = (0..6)
+        .map(|_| {
+            let mut stream = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while seen.len() < PUBLISHERS * EACH {
+                    match soon(stream.next()).await.unwrap() {
+                        StreamItem::Event(event) => seen.push(event.data),
+                        StreamItem::Gap { .. } => panic!("a gap"),
+                        _ => {}
+                    }
+                }
+                seen
+            })
+        })
+        .collect();
+    let publishers: Vec<_> = (0..PUBLISHERS)
+        .map(|publisher| {
+            let hub = hub.clone();
+            std::thread::spawn(move || {
+                for n in 0..EACH {
+                    hub.topic("t").publish_now(Event::message(format!("{publisher} {n}"))).unwrap();
+                }
+            })
+        })
+        .collect();
+    publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
+    let mut orders = Vec::new();
+    for reader in readers {
+        orders.push(soon(reader).await.unwrap());
+    }
+    assert!(orders.iter().all(|order| *order == orders[0]), "one order for all");
+    let mut next = BTreeMap::new();
+    for line in &orders[0] {
+        let (publisher, n) = line.split_once(' ').unwrap();
+        let expected = next.entry(publisher.to_owned()).or_insert(0);
+        assert_eq!(n, expected.to_string());
+        *expected += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscribed_means_live_as_soon_as_the_head_is_there() {
+    let (hub, server) = start(Hub::builder().topic_retention(Retention::live())).await;
+    // Over one HTTP/2 connection, so that ten thousand do not need ten thousand sockets.
+    let sender = http2(server.addr).await;
+    for n in 0..10_000 {
+        let mut sender = sender.clone();
+        let uri = format!("http://test/events?topic=t{}", n % 7);
+        let response =
+            soon(sender.send_request(Request::get(uri).body(Full::new(Bytes::new())).unwrap())).await.unwrap();
+        hub.topic(format!("t{}", n % 7)).publish(Event::message(n.to_string())).await.unwrap();
+        assert_eq!(reply(response).events().next_own().await.data, n.to_string());
+    }
+    for n in 0..500 {
+        let response = get(server.addr, "/events?topic=one").await;
+        hub.topic("one").publish(Event::message(n.to_string())).await.unwrap();
+        assert_eq!(response.events().next_own().await.data, n.to_string());
+    }
+}
+
+#[test]
+fn quick_reconnects_on_a_quiet_topic_beside_a_busy_one_meet_no_gap() {
+    let hub = Hub::builder().build().unwrap();
+    let waker = futures::task::noop_waker();
+    let mut cx = std::task::Context::from_waker(&waker);
+    let mut cursor = Cursor::Absent;
+    for n in 0..10_000_u64 {
+        let mut stream = hub.stream(Subscription::anonymous().topic("quiet"), cursor).unwrap();
+        while let std::task::Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
+            if let StreamItem::Live(position) = &item {
+                cursor = Cursor::At(*position);
+            }
+            assert!(!matches!(item, StreamItem::Gap { .. }), "after {n} reconnects");
+        }
+        for _ in 0..20 {
+            hub.topic("busy").publish_now(Event::message("x")).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_percent_of_stalled_readers_hurts_nobody_else() {
+    const READERS: usize = 2_000;
+    const STALLED: usize = 20;
+    const EVENTS: usize = 100;
+    let deadline = Duration::from_secs(2);
+    let builder = Hub::builder().write_deadline(deadline).heartbeat(Duration::from_secs(5));
+    let (hub, server) = start(builder.topic_retention(Retention::replay().count(100).bytes(8 << 20))).await;
+
+    // Half of the stalled on HTTP/1.1, where the socket fills up, half on HTTP/2, where the stream's window does.
+    let mut asleep = Vec::new();
+    for _ in 0..STALLED / 2 {
+        asleep.push(stalled(&server, "/events?topic=small&topic=big").await);
+    }
+    let mut windows = Vec::new();
+    for _ in 0..STALLED / 2 {
+        let mut sender = http2(server.addr).await;
+        let request = Request::get("http://test/events?topic=small&topic=big").body(Full::new(Bytes::new())).unwrap();
+        // Its body is never polled, so that its window is never opened again.
+        windows.push((soon(sender.send_request(request)).await.unwrap(), sender));
+    }
+    let complete = Arc::new(AtomicUsize::new(0));
+    let readers: Vec<_> = (0..READERS - STALLED)
+        .map(|_| {
+            let (addr, complete) = (server.addr, Arc::clone(&complete));
+            tokio::spawn(async move {
+                let mut events = subscribe(addr, "/events?topic=small").await;
+                for n in 0..EVENTS {
+                    assert_eq!(events.next_own().await.data, n.to_string());
+                }
+                complete.fetch_add(1, Ordering::AcqRel);
+                events
+            })
+        })
+        .collect();
+    until(|| hub.stats().connections == READERS).await;
+
+    let memory = resident_bytes();
+    let big = "x".repeat(200_000);
+    for n in 0..EVENTS {
+        hub.topic("big").publish(Event::message(big.clone())).await.unwrap();
+        hub.topic("small").publish(Event::message(n.to_string())).await.unwrap();
+        if n % 10 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    until(|| complete.load(Ordering::Acquire) == READERS - STALLED).await;
+    let grown = resident_bytes().saturating_sub(memory);
+    assert!(grown < 150 << 20, "{} MiB more than before", grown >> 20);
+    assert!(hub.stats().retained_bytes < 20 << 20);
+
+    // The stalled are out of the counts within their deadline, the healthy are all there.
+    until(|| hub.stats().connections == READERS - STALLED).await;
+    let mut all = Vec::new();
+    for reader in readers {
+        all.push(soon(reader).await.unwrap());
+    }
+    assert_eq!(hub.stats().connections, READERS - STALLED);
+    drop((asleep, windows));
+}
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_forgotten_without_a_publish() {
+    let (hub, server) = start(Hub::builder()).await;
+    let limit = Duration::from_secs(1); // the promise is 100 ms
+    let gone = async |hub: &Hub| {
+        let since = Instant::now();
+        until(|| hub.stats().connections == 0).await;
+        assert!(since.elapsed() < limit, "after {:?}", since.elapsed());
+    };
+
+    // FIN.
+    let tcp = bare(&server, "/events?topic=t").await;
+    until(|| hub.stats().connections == 1).await;
+    drop(tcp);
+    gone(&hub).await;
+
+    // RST.
+    let tcp = bare(&server, "/events?topic=t").await;
+    until(|| hub.stats().connections == 1).await;
+    socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(tcp);
+    gone(&hub).await;
+
+    // FIN behind stray bytes, which no server reads while it writes: together with the request, and later.
+    let mut tcp = bare(&server, "/events?topic=t").await;
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    until(|| hub.stats().connections == 1).await;
+    drop(tcp);
+    gone(&hub).await;
+    let mut tcp = bare(&server, "/events?topic=t").await;
+    until(|| hub.stats().connections == 1).await;
+    let mut head = [0; 64];
+    tcp.read_exact(&mut head).await.unwrap();
+    tcp.write_all(b"what is this?").await.unwrap();
+    tcp.shutdown().await.unwrap();
+    gone(&hub).await;
+
+    // An HTTP/2 stream that is reset while its connection lives on.
+    let mut sender = http2(server.addr).await;
+    let request = || Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
+    let response = soon(sender.send_request(request())).await.unwrap();
+    until(|| hub.stats().connections == 1).await;
+    drop(response);
+    gone(&hub).await;
+    let again = reply(soon(sender.send_request(request())).await.unwrap());
+    assert_eq!(again.events().next().await.event, "hub.hello");
+
+    assert_eq!(hub.stats().ended(EndReason::Client), 5);
+}
+
+#[tokio::test]
+async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_ended() {
+    let (hub, server) = start(Hub::builder().drain_limit(Duration::from_secs(5))).await;
+    let mut tcp = bare(&server, "/events?topic=t").await;
+    until(|| hub.stats().connections == 1).await;
+    tcp.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await.unwrap();
+    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    hub.drain(Duration::ZERO).await;
+    let mut all = String::new();
+    soon(tcp.read_to_string(&mut all)).await.unwrap();
+    let (stream, second) = all.split_once("0\r\n\r\n").unwrap();
+    assert!(stream.contains("data: x\n") && stream.contains("event: hub.bye\n"), "{stream}");
+    assert!(second.starts_with("HTTP/1.1 200 OK") && second.ends_with("hello"), "{second}");
+}
+
+#[tokio::test]
+async fn churn_leaves_nothing_behind() {
+    let hub = Hub::builder().build().unwrap();
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let subscription = |n: usize| Subscription::user(n % 1000).topic(format!("t{}", n % 77));
+    for n in 0..100_000 {
+        let stream = hub.stream(subscription(n), Cursor::Absent).unwrap();
+        if n % 3 == 0 {
+            hub.connection(stream.connection()).publish(Event::message("x")).await.unwrap();
+        }
+    }
+    assert_eq!(hub.stats().connections, 0);
+    assert_eq!(hub.stats().connected, 100_000);
+
+    let server = Server::start(&hub, app(&hub)).await;
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = descriptors();
+    for _ in 0..50 {
+        let mut open = Vec::new();
+        for n in 0..40 {
+            open.push(bare(&server, &format!("/events?topic=t{n}")).await);
+        }
+        until(|| hub.stats().connections == 40).await;
+        drop(open);
+        until(|| hub.stats().connections == 0).await;
+    }
+    until(|| descriptors() <= before).await;
+    until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() <= tasks + 1).await;
+    // Topics and users without anything kept, and the one channel that stays, are all that is remembered.
+    assert!(hub.stats().channels <= 1 + 1000 + 77);
+    assert_eq!(hub.stats().retained_bytes, 0);
+}
+
+#[test]
+fn a_million_topics_come_and_go_and_give_their_memory_back() {
+    const TOPICS: usize = 1_000_000;
+    let hub = Hub::builder()
+        .heartbeat(Duration::from_millis(10))
+        .channel_grace(Duration::from_millis(40))
+        .topic_retention(Retention::replay().age(Duration::from_millis(50)))
+        .retention_budget(1 << 30)
+        .build()
+        .unwrap();
+    let counted = |work: &mut dyn FnMut()| allocation_counter::measure(work);
+    let publish = |n: usize| assert_eq!(hub.topic(n).publish_now(Event::message("x")).unwrap().receivers, 0);
+    // What the first use of everything needs is not what a million topics need.
+    (0..1000).for_each(publish);
+    let mut peak = 0;
+    let all = counted(&mut || {
+        for n in 0..TOPICS {
+            publish(n);
+            peak = peak.max(hub.stats().channels);
+        }
+        // Publishers keep house where there is no runtime.
+        let since = Instant::now();
+        while hub.stats().channels > 10 {
+            assert!(since.elapsed() < support::PATIENCE, "{} channels are left", hub.stats().channels);
+            std::thread::yield_now();
+            hub.everyone().publish_now(Event::message("x")).unwrap();
+        }
+    });
+    assert!(peak > 1000);
+    let left = all.bytes_current.max(0) as u64;
+    assert!(left < all.bytes_max / 20, "{left} of {} bytes are still held", all.bytes_max);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
+    const READERS: usize = 2_000;
+    const STALLED: usize = 20;
+    let window = Duration::from_secs(20);
+    let builder = Hub::builder().drain_limit(Duration::from_secs(4));
+    let hub = builder.topic_retention(Retention::replay().bytes(16 << 20)).build().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+    // As in the README, but that a channel takes the place of the signal. Without `ConnectInfo`.
+    let serve = {
+        let hub = hub.clone();
+        let service = app(&hub);
+        tokio::spawn(async move {
+            let mut drained = None;
+            axum::serve(hub.listener(listener), service)
+                .with_graceful_shutdown({
+                    let drained = &mut drained;
+                    let (tell, told) = tokio::sync::oneshot::channel();
+                    *drained = Some(told);
+                    async move {
+                        begun.await.unwrap();
+                        assert!(hub.health().ready);
+                        let _ = tell.send(hub.drain(window).await);
+                    }
+                })
+                .await
+                .unwrap();
+            drained.unwrap().await.unwrap()
+        })
+    };
+    let server = Peer { addr };
+    let mut asleep = Vec::new();
+    for _ in 0..STALLED / 2 {
+        asleep.push(server.stalled("/events?topic=t&topic=big").await);
+    }
+    let mut windows = Vec::new();
+    for _ in 0..STALLED / 2 {
+        let mut sender = http2(addr).await;
+        let request = Request::get("http://test/events?topic=t&topic=big").body(Full::new(Bytes::new())).unwrap();
+        windows.push((soon(sender.send_request(request)).await.unwrap(), sender));
+    }
+    let mut readers = Vec::new();
+    let shared: Vec<_> = futures::future::join_all((0..4).map(|_| http2(addr))).await;
+    for n in 0..READERS - STALLED {
+        // A tenth on HTTP/2.
+        let mut sender = (n % 10 == 0).then(|| shared[n % 4].clone());
+        readers.push(tokio::spawn(async move {
+            let mut events = match &mut sender {
+                None => get(addr, "/events?topic=t").await.events(),
+                Some(sender) => {
+                    let request = Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
+                    reply(soon(sender.send_request(request)).await.unwrap()).events()
+                }
+            };
+            events.caught_up().await;
+            let rest = events.rest().await;
+            let (bye, before) = rest.split_last().expect("an end without a word");
+            assert_eq!(bye.event, "hub.bye");
+            assert_eq!(bye.data, r#"{"reason":"draining","return":"now"}"#);
+            let seen: Vec<u64> = before.iter().map(|event| event.data.parse().unwrap()).collect();
+            assert!(seen.iter().copied().eq(0..seen.len() as u64), "contiguous to the end");
+            bye.retry.unwrap()
+        }));
+    }
+    until(|| hub.stats().connections == READERS).await;
+    let publisher = tokio::spawn({
+        let hub = hub.clone();
+        async move {
+            for _ in 0..60 {
+                hub.topic("big").publish(Event::message("x".repeat(200_000))).await.unwrap();
+            }
+            for n in 0.. {
+                if hub.topic("t").publish(Event::message(n.to_string())).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    until(|| hub.stats().published > 80).await;
+
+    let since = Instant::now();
+    begin.send(()).unwrap();
+    until(|| !hub.health().ready).await;
+    let refused = get(addr, "/events?topic=t").await.events().rest().await;
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].event, "hub.refused");
+    assert!(refused[0].data.contains("draining") && refused[0].retry.is_some());
+    let drained = soon(serve).await.unwrap();
+    assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
+    assert_eq!(drained.ended, READERS - STALLED);
+    assert_eq!(drained.cut, STALLED);
+    soon(publisher).await.unwrap();
+
+    let mut retries = Vec::new();
+    for reader in readers {
+        retries.push(soon(reader).await.unwrap());
+    }
+    // Spread over the window: every tenth of it has about a tenth of them.
+    for tenth in 0..10 {
+        let share = window / 10;
+        let there = retries.iter().filter(|retry| **retry >= share * tenth && **retry < share * (tenth + 1)).count();
+        assert!(there > READERS / 40, "{there} of {READERS} come back in tenth {tenth}");
+    }
+    assert_eq!(hub.stats().connections, 0);
+    drop((asleep, windows));
+}
+
+/// An address to misbehave at.
+struct Peer {
+    addr: std::net::SocketAddr,
+}
+
+impl Peer {
+    async fn stalled(&self, path: &str) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut tcp = socket.connect(self.addr).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut first = [0; 16];
+        tcp.read_exact(&mut first).await.unwrap();
+        tcp
+    }
+}
+
+#[tokio::test]
+async fn an_aborted_end_is_an_error_after_a_whole_frame() {
+    let (hub, server) = start(Hub::builder().end(tower_sse::End::Abort)).await;
+    let mut body = get(server.addr, "/events?topic=t").await.body;
+    until(|| hub.stats().connections == 1).await;
+    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    hub.drain(Duration::ZERO).await;
+    let mut text = String::new();
+    loop {
+        match soon(body.frame()).await.expect("it must not end properly") {
+            Ok(frame) => text.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap()),
+            Err(_) => break,
+        }
+    }
+    assert!(text.ends_with("\n\n"), "{text:?}");
+    assert!(text.contains("data: x\n") && text.contains("event: hub.bye\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_by_the_expiry_of_its_subscription() {
+    let hub = Hub::builder().build().unwrap();
+    let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(600));
+    let since = tokio::time::Instant::now();
+    let stream = hub.stream(subscription, Cursor::Absent).unwrap();
+    let items: Vec<_> = stream.collect().await;
+    assert!(matches!(items[..], [StreamItem::Live(_), StreamItem::End(EndReason::Expired)]), "{items:?}");
+    let lived = since.elapsed();
+    assert!(lived <= Duration::from_secs(600) && lived >= Duration::from_secs(539), "{lived:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expiring_stream_says_so_in_time_and_beats_until_then() {
+    let hub = Hub::builder().build().unwrap();
+    let access = async |_| Ok(Subscription::anonymous().expires_in(Duration::from_secs(300)));
+    let response = tower::ServiceExt::oneshot(hub.endpoint(access), Request::get("/").body(()).unwrap()).await.unwrap();
+    let since = tokio::time::Instant::now();
+    let mut body = Box::pin(response.into_body());
+    let (mut text, mut noticed) = (String::new(), None);
+    while let Some(frame) = body.frame().await {
+        let bytes = frame.unwrap().into_data().unwrap();
+        text.push_str(std::str::from_utf8(&bytes).unwrap());
+        if text.contains("hub.expiring") {
+            noticed.get_or_insert(since.elapsed());
+        }
+    }
+    let ended = since.elapsed();
+    let notice = ended - noticed.unwrap();
+    assert!(notice >= Duration::from_secs(29) && notice <= Duration::from_secs(31), "{notice:?}");
+    // A comment without a blank line after it, every 13.5 to 15 s of silence; none directly behind another event.
+    let beats = text.matches("\n:\n").count() + text.matches(":\n:\n").count();
+    assert!((14..=24).contains(&beats), "{beats} heartbeats in {ended:?}");
+    assert!(!text.contains(":\n\n"), "{text:?}");
+    assert!(text.ends_with("event: hub.bye\ndata: {\"reason\":\"expired\",\"return\":\"now\"}\n\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
+    let hub = Hub::builder().channel_grace(Duration::from_secs(120)).build().unwrap();
+    let access = async |_| Ok(Subscription::anonymous().topic("silent"));
+    let response = tower::ServiceExt::oneshot(hub.endpoint(access), Request::get("/").body(()).unwrap()).await.unwrap();
+    let mut body = Box::pin(response.into_body());
+    let mut read =
+        async || String::from_utf8(body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec()).unwrap();
+    assert!(read().await.starts_with("event: hub.hello"));
+    assert!(read().await.ends_with(".0\n\n"));
+    for n in 1..=100 {
+        hub.topic("busy").publish(Event::message("x")).await.unwrap();
+        let since = tokio::time::Instant::now();
+        // Heartbeats every 15 s, and within 45 s an id that stands for what happened elsewhere.
+        while read().await == ":\n" {}
+        assert!(since.elapsed() <= Duration::from_secs(46), "round {n}");
+    }
+    hub.topic("silent").publish(Event::message("y")).await.unwrap();
+    assert!(read().await.ends_with(".101\n\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap() {
+    let hub = Hub::builder()
+        .channel_grace(Duration::from_secs(120))
+        .topic_retention(Retention::replay().age(Duration::from_secs(10)))
+        .build()
+        .unwrap();
+    let mut first = hub.stream(Subscription::anonymous().topic("other"), Cursor::Absent).unwrap();
+    assert!(matches!(first.next().await, Some(StreamItem::Live(_))));
+    for _ in 0..10 {
+        hub.topic("busy").publish(Event::message("x")).await.unwrap();
+    }
+    let cursor = hub.position();
+    // Long enough for `busy` to be dropped, forgotten, and its floor merged into the hub's.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let mut back = hub.stream(Subscription::anonymous().topic("new"), cursor).unwrap();
+    assert!(matches!(back.next().await, Some(StreamItem::Live(_))));
+    // But whoever is older than that learns that something may be missing.
+    let old = cursor.to_string().replace(".10", ".3").parse::<tower_sse::Position>().unwrap();
+    let mut back = hub.stream(Subscription::anonymous().topic("busy"), old).unwrap();
+    assert!(matches!(back.next().await, Some(StreamItem::Gap { .. })));
+}
+
+/// A peer that vanishes without a word: its network is cut, so that no FIN and no RST can come.
+#[tokio::test]
+async fn a_peer_that_vanishes_is_removed() {
+    let Some(network) = Network::new() else {
+        eprintln!("LEFT OUT: a_peer_that_vanishes_is_removed needs root and `ip` (iproute2)");
+        return;
+    };
+    let hub = Hub::builder()
+        .heartbeat(Duration::from_millis(200))
+        .write_deadline(Duration::from_secs(1))
+        .channel_grace(Duration::from_secs(60))
+        .build()
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind((network.server.as_str(), 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serve = tokio::spawn({
+        let (listener, app) = (hub.listener(listener), app(&hub));
+        async move { axum::serve(listener, app).await }
+    });
+    let mut curl = tokio::process::Command::new("ip")
+        .args(["netns", "exec", &network.name, "curl", "-sN", &format!("http://{addr}/events?topic=t")])
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    until(|| hub.stats().connections == 1).await;
+    network.cut();
+    until(|| hub.stats().connections == 0).await;
+    curl.kill().await.unwrap();
+    serve.abort();
+}
+
+/// Two hosts on this machine: this one, and a network namespace behind a pair of virtual cables.
+struct Network {
+    name: String,
+    server: String,
+}
+
+impl Network {
+    fn new() -> Option<Self> {
+        let number = std::process::id() % 250 + 1;
+        let name = format!("tower-sse-{number}");
+        let network = Self { server: format!("10.213.{number}.1"), name: name.clone() };
+        let (near, far) = (format!("tsn{number}"), format!("tsf{number}"));
+        let client = format!("10.213.{number}.2/24");
+        let server = format!("{}/24", network.server);
+        let done = ip(&["netns", "add", &name])
+            && ip(&["link", "add", &near, "type", "veth", "peer", "name", &far, "netns", &name])
+            && ip(&["addr", "add", &server, "dev", &near])
+            && ip(&["link", "set", &near, "up"])
+            && ip(&["-n", &name, "addr", "add", &client, "dev", &far])
+            && ip(&["-n", &name, "link", "set", &far, "up"]);
+        done.then_some(network)
+    }
+
+    fn cut(&self) {
+        let number = self.name.rsplit('-').next().unwrap();
+        assert!(ip(&["-n", &self.name, "link", "set", &format!("tsf{number}"), "down"]));
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let number = self.name.rsplit('-').next().unwrap();
+        ip(&["link", "del", &format!("tsn{number}")]);
+        ip(&["netns", "del", &self.name]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    std::process::Command::new("ip")
+        .args(arguments)
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+#[tokio::test]
+async fn a_resumed_backlog_comes_in_few_pieces() {
+    let (hub, server) = start(Hub::builder()).await;
+    let start = hub.position().to_string();
+    for n in 0..500 {
+        hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+    }
+    let mut events = resume(server.addr, "/events?topic=t", &start).await;
+    assert_eq!(events.caught_up().await.len(), 501);
+    let body =
+        support::send(server.addr, Request::get("/events?topic=t").header("last-event-id", &start).body("").unwrap())
+            .await
+            .body;
+    let pieces = Events::parse(http_body_util::BodyDataStream::new(body).take(12));
+    assert!(pieces.rest().await.len() > 501, "500 events, hello and live in a dozen pieces");
+}
