@@ -1,5 +1,121 @@
-//! x
-#![allow(missing_docs)]
+//! An embeddable hub for [Server-Sent Events]: push to topics, users, connections or everyone from any service, over
+//! plain `text/event-stream`, out of any [tower] application.
+//!
+//! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
+//! [tower]: https://docs.rs/tower
+//!
+//! # In short
+//!
+//! A [`Hub`] is a handle to inject wherever something happens. A layer, an endpoint or a handler turns requests into
+//! streams. Between them is one ordered log; a stream is a cursor into it, and the `Last-Event-ID` that a browser sends
+//! when it reconnects is that cursor. So nothing is lost on a reconnect, and when something is not to be had any more the
+//! stream says so: [`hub.gap`](#what-a-page-hears).
+//!
+//! ```
+//! # #[cfg(feature = "json")] mod example {
+//! use axum::extract::{FromRef, Path, State};
+//! use axum::{Router, http::StatusCode, routing::delete};
+//! use serde::Serialize;
+//! use tower_sse::{Connect, Event, Hub, Refusal, Retention, Subscription, TopicRule};
+//!
+//! #[derive(Clone, FromRef)]
+//! struct AppState {
+//!     hub: Hub,
+//! }
+//!
+//! #[derive(Serialize)]
+//! struct Deleted {
+//!     id: u64,
+//! }
+//!
+//! /// Who asks: a session, a token, whatever the application has.
+//! async fn access(connect: Connect) -> Result<Subscription, Refusal> {
+//!     let user: &u64 = connect.extensions().get().ok_or(Refusal::login())?;
+//!     Ok(Subscription::user(*user).topic("news"))
+//! }
+//!
+//! async fn delete_document(State(hub): State<Hub>, Path(id): Path<u64>) -> Result<StatusCode, StatusCode> {
+//!     let owner = "ada"; // from the database
+//!     let event = Event::json("document.deleted", &Deleted { id }).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+//!     hub.user(owner).publish(event).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+//!     Ok(StatusCode::NO_CONTENT)
+//! }
+//!
+//! pub fn app() -> Result<Router, tower_sse::BuildError> {
+//!     let hub = Hub::builder()
+//!         .retention_for(TopicRule::prefix("sensors/"), Retention::latest_per_key())
+//!         .build()?;
+//!     Ok(Router::new()
+//!         .route("/documents/{id}", delete(delete_document))
+//!         .with_state(AppState { hub: hub.clone() })
+//!         .layer(hub.layer("/events", access))) // outermost
+//! }
+//! # }
+//! # #[cfg(feature = "json")] { let _ = example::app().unwrap(); }
+//! ```
+//!
+//! On the page, the browser's own `EventSource` is enough:
+//!
+//! ```js
+//! const events = new EventSource("/events");
+//! events.addEventListener("document.deleted", e => remove(JSON.parse(e.data).id));
+//! events.addEventListener("hub.gap", () => location.reload());
+//! ```
+//!
+//! # Sending
+//!
+//! [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] name a [`Target`]; [`Target::and`] unites
+//! several (each connection gets one copy) and [`Target::except`] leaves the originator out. [`Target::publish`] says
+//! where in the log the event is and how many connections listen; it costs the same for ten listeners and for ten
+//! thousand, and never waits for one. [`Target::publish_now`] is for code that cannot await.
+//!
+//! # Who may read
+//!
+//! An [`Access`] hook turns each request into a [`Subscription`] or a [`Refusal`]. There is no silent default: open
+//! access is spelled [`Public`].
+//!
+//! # Mounting
+//!
+//! Three ways of one thing: [`Hub::layer`] answers one path and passes everything else through untouched;
+//! [`Hub::endpoint`] is a service for one route; [`Hub::connect`] makes the response inside a handler whose extractors
+//! know the user. `docs/mounting.md` in the repository has a table of what hides a layer in an axum router.
+//!
+//! Below the server, `Hub::listener` (feature `axum-serve`) or [`Hub::io`] watch over the sockets: a deadline for peers
+//! that do not read, and a cut that [`Hub::drain`] can pull, so that a process leaves in a moment although streams are
+//! open.
+//!
+//! # What is kept
+//!
+//! [`Retention`] says what is kept of the events to one audience, for those who come back or fall behind: a short
+//! window, the newest events, or the newest of each [key](Event::key). Memory is bounded by these rings, not by readers:
+//! a slow one holds no queue.
+//!
+//! # What a page hears
+//!
+//! Beside the application's events the hub sends its own, with JSON data to which fields may be added later:
+//!
+//! | event | data | when |
+//! |---|---|---|
+//! | `hub.hello` | `connection`, `cursor` (`fresh`, `resuming`, `refused`), `topics`, `instance` if named | first, with `retry` |
+//! | `hub.live` | `{}` | caught up; its id stands for everything before it |
+//! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | records are not to be had: fetch the state anew |
+//! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: come back then |
+//! | `hub.expiring` | `in_ms` | the subscription's time is near its end |
+//! | `hub.bye` | `reason` (see [`EndReason`]), `return` (see [`Return`]) | last, where the hub ends the stream |
+//!
+//! # Features
+//!
+//! | feature | default | what |
+//! |---|---|---|
+//! | `json` | yes | `Event::json`, `Subscription::data`: values that serialise with serde |
+//! | `axum` | yes | `Connect` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
+//! | `axum-serve` | no | `Hub::listener` for `axum::serve` |
+//! | `uuid` | no | topics and users from `Uuid` |
+//!
+//! All are additive.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod audience;
 #[cfg(feature = "axum")]
 mod axum;

@@ -85,12 +85,7 @@ impl Subscription {
         U: TryInto<UserId>,
         U::Error: Into<InvalidName>,
     {
-        let mut subscription = Self::anonymous();
-        match user.try_into() {
-            Ok(user) => subscription.user = Some(user),
-            Err(error) => subscription.invalidate(SubscriptionError::Name(error.into())),
-        }
-        subscription
+        Self::anonymous().with_user(user)
     }
 
     /// For a page of nobody in particular.
@@ -106,6 +101,20 @@ impl Subscription {
             extensions: Extensions::new(),
             invalid: None,
         }
+    }
+
+    /// Makes it this user's, who gets what is sent to the user.
+    #[must_use]
+    pub fn with_user<U>(mut self, user: U) -> Self
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<InvalidName>,
+    {
+        match user.try_into() {
+            Ok(user) => self.user = Some(user),
+            Err(error) => self.invalidate(SubscriptionError::Name(error.into())),
+        }
+        self
     }
 
     /// Adds a topic; one that is there already is not added again.

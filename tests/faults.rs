@@ -515,6 +515,34 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
     drop((asleep, windows));
 }
 
+/// An HTTP/2 server answers a shutdown by GOAWAY and waits for the peer, who may be frozen with nothing left to read.
+#[test]
+fn a_frozen_http2_client_does_not_keep_the_process() {
+    let ours = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let theirs = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let hub = Hub::builder().build().unwrap();
+    let listener = ours.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serve = ours.spawn({
+        let (draining, app) = (hub.clone(), app(&hub));
+        let draining = async move {
+            let hub = draining;
+            until(|| hub.stats().connections == 2).await;
+            assert_eq!(hub.drain(Duration::ZERO).await.ended, 2);
+        };
+        axum::serve(hub.listener(listener), app).with_graceful_shutdown(draining).into_future()
+    });
+    // Its runtime runs only here: afterwards the client reads nothing and answers nothing, but its sockets stay open.
+    let frozen = theirs.block_on(async {
+        let mut sender = http2(addr).await;
+        let request = Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
+        let over_http2 = soon(sender.send_request(request)).await.unwrap();
+        (sender, over_http2, get(addr, "/events?topic=t").await)
+    });
+    ours.block_on(soon(serve)).unwrap().unwrap();
+    drop(frozen);
+}
+
 /// An address to misbehave at.
 struct Peer {
     addr: std::net::SocketAddr,

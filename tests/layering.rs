@@ -66,9 +66,7 @@ fn named(line: &str, depth: usize) -> Vec<String> {
             if root != "crate::" && rest.starts_with("super::") {
                 continue;
             }
-            let first = |text: &str| {
-                text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
-            };
+            let first = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
             match rest.strip_prefix('{') {
                 Some(group) => names.extend(group.split(',').map(|part| first(part.trim()))),
                 None => names.push(first(rest)),

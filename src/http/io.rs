@@ -237,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_out(cx, |inner, cx| inner.poll_flush(cx))
+        self.poll_out(cx, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

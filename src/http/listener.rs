@@ -33,6 +33,7 @@ impl Hub {
     ///     .await
     /// # }
     /// ```
+    #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
         SseListener { hub: self.clone(), inner: listener }.tap_io(|_| {})
     }

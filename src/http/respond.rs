@@ -65,8 +65,9 @@ impl Hub {
     }
 
     /// Answers a request with a refusal, from within a handler.
+    #[expect(clippy::needless_pass_by_value, reason = "the twin of `connect`, which takes the subscription over")]
     pub fn refuse(&self, refusal: Refusal) -> EventStream {
-        EventStream(self.refusal(refusal))
+        EventStream(self.refusal(&refusal))
     }
 
     /// The whole way of a request through an access hook.
@@ -75,19 +76,19 @@ impl Hub {
             return reject(unfit);
         }
         if self.is_draining() {
-            return self.refusal(Refusal::later(RefusalReason::Draining));
+            return self.refusal(&Refusal::later(RefusalReason::Draining));
         }
         // The hook only reads `access`; what a panic leaves behind in it is the hook's own affair.
         let asked = connect.clone();
         let decision = AssertUnwindSafe(async { access.connect(asked).await }).catch_unwind();
         match tokio::time::timeout(self.settings().access_timeout, decision).await {
             Ok(Ok(Ok(subscription))) => self.accept(&connect, subscription),
-            Ok(Ok(Err(refusal))) => self.refusal(refusal),
+            Ok(Ok(Err(refusal))) => self.refusal(&refusal),
             Ok(Err(_panic)) => {
                 tracing::error!("the access hook panicked");
                 plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
             }
-            Err(_elapsed) => self.refusal(Refusal::later(RefusalReason::Timeout)),
+            Err(_elapsed) => self.refusal(&Refusal::later(RefusalReason::Timeout)),
         }
     }
 
@@ -104,7 +105,7 @@ impl Hub {
                 }
                 stream(EventBody::events(connection))
             }
-            Err(OpenError::Refused(reason)) => self.refusal(Refusal::later(reason)),
+            Err(OpenError::Refused(reason)) => self.refusal(&Refusal::later(reason)),
             Err(OpenError::Invalid(invalid)) => {
                 tracing::debug!(%invalid, "an event stream was refused: bad subscription");
                 plain(StatusCode::BAD_REQUEST, "bad subscription\n")
@@ -112,8 +113,8 @@ impl Hub {
         }
     }
 
-    fn refusal(&self, refusal: Refusal) -> Response<EventBody> {
-        match refusal.0 {
+    fn refusal(&self, refusal: &Refusal) -> Response<EventBody> {
+        match &refusal.0 {
             Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden\n"),
             Kind::Never => {
@@ -122,9 +123,10 @@ impl Hub {
                 response
             }
             Kind::Later { reason, retry } => {
+                let reason = *reason;
                 self.counters().refused(reason, self.now());
                 let retry = match retry {
-                    Some(retry) => jittered(retry, 1.0, 1.5),
+                    Some(retry) => jittered(*retry, 1.0, 1.5),
                     None => jittered(self.settings().retry, 1.0, 3.0),
                 };
                 let range = &self.settings().framing.retry;

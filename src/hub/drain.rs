@@ -1,9 +1,11 @@
 //! Leaving: every stream ends by itself, spread out in time for those who come back, and the process is free to go.
 
+use std::sync::{Arc, Weak};
+
 use tokio::time::{Duration, timeout};
 
-use super::Hub;
 use super::registry::{Ending, Link};
+use super::{Hub, Inner};
 use crate::reason::{EndReason, Return};
 use crate::sync::Ordering;
 
@@ -11,6 +13,9 @@ use crate::sync::Ordering;
 const BATCH: usize = 256;
 /// How long a socket that was cut may take to be dropped.
 const AFTER_CUT: Duration = Duration::from_secs(1);
+/// How long a socket may stay open without a move after its streams have ended: an HTTP/2 server waits for an answer of
+/// the peer, which may be frozen.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What [`Hub::drain`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +50,8 @@ impl Hub {
     /// `hub.bye` with a random `retry` of its own over `window`, and ends: the clients come back spread out, to another
     /// instance or the next process. It then waits until all have ended, at most for
     /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), cuts those that take nothing any more, where the
-    /// hub's listener carries them, and closes the hub: publishing fails from then on.
+    /// hub's listener carries them, and closes the hub: publishing fails from then on. Sockets that carried a stream and do
+    /// not close within another 2 s, without a move, are cut then.
     ///
     /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late, since `serve` does
     /// not return while streams are open.
@@ -56,6 +62,7 @@ impl Hub {
         let links = self.registry().all();
         let moves = self.transports().leave();
         tracing::info!(streams = links.len(), "draining");
+        let any_hidden = links.iter().any(|link| link.to_network && link.transport.get().is_none());
         for batch in links.chunks(BATCH) {
             batch.iter().for_each(|link| self.tell(link, window));
             tokio::task::yield_now().await;
@@ -91,6 +98,7 @@ impl Hub {
             tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
         }
         self.inner.closed.store(true, Ordering::Release);
+        tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
         tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
         drained
     }
@@ -104,5 +112,14 @@ impl Hub {
         if let Some(waker) = link.subscriber.notify(self.now()) {
             waker.wake();
         }
+    }
+}
+
+/// In rounds, since the server's own farewell to a frozen peer is a move too.
+async fn cut_lingering(hub: Weak<Inner>, any_hidden: bool) {
+    while let Some(hub) = hub.upgrade().filter(|hub| !hub.transports.is_empty()) {
+        let moves = hub.transports.leave();
+        tokio::time::sleep(LINGER).await;
+        hub.transports.cut_lingering(&moves, any_hidden);
     }
 }

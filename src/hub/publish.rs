@@ -82,7 +82,8 @@ impl Hub {
     }
 
     /// Publishes several events in one step, in this order, without others between them. One result for each: a bad one
-    /// does not stop the others.
+    /// does not stop the others. Nobody reads in between, so a batch that is larger than the retention of its audience
+    /// costs open streams a `hub.gap`.
     ///
     /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled.
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Published, PublishError>>

@@ -27,7 +27,7 @@ pub(crate) struct Link {
     /// Who is at the other end, where that is known.
     pub(super) peer: OnceLock<SocketAddr>,
     /// It is written to a network. A reader in this process may take its time.
-    to_network: bool,
+    pub(super) to_network: bool,
     gone: AtomicBool,
 }
 

@@ -4,7 +4,7 @@ use super::Hub;
 use crate::position::Position;
 use crate::reason::{EndReason, GapReason, RefusalReason};
 
-/// A snapshot: [`Hub::stats`]. The counters run since the hub was built.
+/// A snapshot: [`Hub::stats`]. The counters run since the hub was built. Serialises with the feature `json`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
@@ -52,6 +52,39 @@ impl Stats {
     #[must_use]
     pub fn ended(&self, reason: EndReason) -> u64 {
         self.ended[reason as usize]
+    }
+}
+
+/// An object with a field for each figure; those by reason are objects in it.
+#[cfg(feature = "json")]
+impl serde::Serialize for Stats {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+
+        struct By<'a, R>(&'a [R], fn(R) -> &'static str, &'a [u64]);
+        impl<R: Copy> serde::Serialize for By<'_, R> {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let Self(all, word, counts) = self;
+                serializer.collect_map(all.iter().map(|reason| word(*reason)).zip(*counts))
+            }
+        }
+
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("connections", &self.connections)?;
+        map.serialize_entry("channels", &self.channels)?;
+        map.serialize_entry("retained_bytes", &self.retained_bytes)?;
+        map.serialize_entry("keyed_bytes", &self.keyed_bytes)?;
+        map.serialize_entry("position", &self.position.to_string())?;
+        map.serialize_entry("connected", &self.connected)?;
+        map.serialize_entry("published", &self.published)?;
+        map.serialize_entry("delivered", &self.delivered)?;
+        map.serialize_entry("evicted", &self.evicted)?;
+        map.serialize_entry("lag", &self.lag)?;
+        map.serialize_entry("stalled", &self.stalled)?;
+        map.serialize_entry("gaps", &By(GapReason::ALL, GapReason::as_str, &self.gaps))?;
+        map.serialize_entry("refused", &By(RefusalReason::ALL, RefusalReason::as_str, &self.refused))?;
+        map.serialize_entry("ended", &By(EndReason::ALL, EndReason::as_str, &self.ended))?;
+        map.end()
     }
 }
 

@@ -122,12 +122,23 @@ impl Transports {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.lock().all.is_empty()
+    }
+
     pub(super) fn cut_stuck(&self) -> usize {
-        self.cut_where(|transport| transport.is_stuck())
+        self.cut_where(Transport::is_stuck)
     }
 
     pub(super) fn cut_unmoved(&self, moves: &HashMap<u64, u64>) -> usize {
-        self.cut_where(|transport| moves.get(&transport.number) == Some(&transport.moves.load(Ordering::Acquire)))
+        self.cut_where(|transport| transport.has_not_moved(moves))
+    }
+
+    /// Those that carried a stream, or of which that is not known, and have not moved since.
+    pub(super) fn cut_lingering(&self, moves: &HashMap<u64, u64>, any_hidden: bool) {
+        self.cut_where(|transport| {
+            (any_hidden || transport.streamed.load(Ordering::Acquire)) && transport.has_not_moved(moves)
+        });
     }
 
     fn cut_where(&self, which: impl Fn(&Transport) -> bool) -> usize {
@@ -187,6 +198,10 @@ impl Transport {
     /// Returns what it was.
     pub(crate) fn set_stuck(&self, stuck: bool) -> bool {
         self.stuck.swap(stuck, Ordering::AcqRel)
+    }
+
+    fn has_not_moved(&self, moves: &HashMap<u64, u64>) -> bool {
+        moves.get(&self.number) == Some(&self.moves.load(Ordering::Acquire))
     }
 
     fn is_stuck(&self) -> bool {

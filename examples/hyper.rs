@@ -1,0 +1,128 @@
+//! The same layer over a plain hyper service, HTTP/1 and HTTP/2 on one port.
+//!
+//! `cargo run --example hyper`, then open <http://127.0.0.1:3000>, or
+//! `curl -N --http2-prior-knowledge 'http://127.0.0.1:3000/events?topic=news'` and
+//! `curl -d 'It rains.' http://127.0.0.1:3000/publish`.
+
+#![allow(clippy::print_stdout, reason = "a program with a console")]
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tower::{Layer, Service, service_fn};
+use tower_sse::{Event, Hub, Public, ResponseBody, TopicRule};
+
+/// The longest text that `POST /publish` takes, in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// How long requests of other kinds may take to end when the process leaves.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+/// Everything but `/events` goes to `answer`.
+pub(crate) fn app(
+    hub: &Hub,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<ResponseBody<Full<Bytes>>>,
+    Error = Infallible,
+    Future: Send + 'static,
+> + Clone
++ Send
++ 'static {
+    let inner = hub.clone();
+    let routes = service_fn(move |request| {
+        let hub = inner.clone();
+        async move { Ok(answer(&hub, request).await) }
+    });
+    hub.layer("/events", Public::topics(TopicRule::exact("news"))).layer(routes)
+}
+
+async fn answer(hub: &Hub, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/") => response(StatusCode::OK, "text/html; charset=utf-8", PAGE),
+        (&Method::POST, "/publish") => match publish(hub, request.into_body()).await {
+            Ok(receivers) => plain(StatusCode::ACCEPTED, format!("sent to {receivers}\n")),
+            Err((status, why)) => plain(status, format!("{why}\n")),
+        },
+        _ => plain(StatusCode::NOT_FOUND, "not here\n"),
+    }
+}
+
+async fn publish(hub: &Hub, body: Incoming) -> Result<usize, (StatusCode, String)> {
+    let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
+        let too_long = error.is::<LengthLimitError>();
+        (if too_long { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST }, error.to_string())
+    })?;
+    let invalid = |error: tower_sse::PublishError| (StatusCode::BAD_REQUEST, error.to_string());
+    let event = Event::utf8("headline", body.to_bytes()).map_err(invalid)?;
+    Ok(hub.topic("news").publish(event).await.map_err(invalid)?.receivers)
+}
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", text)
+}
+
+fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    response
+}
+
+/// Serves until `leave`, then drains. New requests are answered until the last stream has ended.
+pub(crate) async fn serve(hub: Hub, listener: TcpListener, leave: impl Future<Output = ()>) {
+    let (app, server, connections) = (app(&hub), auto::Builder::new(TokioExecutor::new()), GracefulShutdown::new());
+    let mut drained = std::pin::pin!(async {
+        leave.await;
+        hub.drain(Duration::from_secs(2)).await
+    });
+    loop {
+        let tcp = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = &mut drained => break,
+        };
+        let Ok((tcp, _)) = tcp else {
+            // Most likely there are too many open files: some will be closed.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let io = TokioIo::new(hub.io(tcp));
+        let connection = server.serve_connection(io, TowerToHyperService::new(app.clone())).into_owned();
+        // A connection that breaks is nobody's error but the client's.
+        tokio::spawn(connections.watch(connection));
+    }
+    let _ = tokio::time::timeout(LAST_REQUESTS, connections.shutdown()).await;
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let hub = Hub::builder().build()?;
+    let listener = TcpListener::bind("127.0.0.1:3000").await?;
+    println!("open http://127.0.0.1:3000");
+    serve(hub, listener, async { drop(tokio::signal::ctrl_c().await) }).await;
+    Ok(())
+}
+
+const PAGE: &str = r#"<!doctype html>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>News</title>
+<style>:root { color-scheme: light dark; font: 1.1rem/1.6 system-ui } body { max-width: 36rem; margin: 3rem auto; padding: 0 1rem }
+input, button { font: inherit; padding: .3rem .7rem }</style>
+<h1>News</h1><form><input name="text" placeholder="It rains." required> <button>Publish</button></form><ul></ul>
+<script>
+  const list = document.querySelector("ul"), form = document.querySelector("form");
+  new EventSource("/events?topic=news").addEventListener("headline", e => {
+    list.prepend(Object.assign(document.createElement("li"), { textContent: e.data }));
+  });
+  form.onsubmit = e => { e.preventDefault(); fetch("/publish", { method: "POST", body: form.text.value }); form.reset(); };
+</script>
+"#;

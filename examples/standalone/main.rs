@@ -1,0 +1,186 @@
+//! A hub that programs in any language publish to.
+//!
+//! ```sh
+//! cargo run --release --example standalone -- --listen 127.0.0.1:8080 --latest sensors/
+//! curl -N 'http://127.0.0.1:8080/events?topic=news&topic=sensors/boiler'
+//! curl -d 'It rains.' 'http://127.0.0.1:8080/topics/news?event=headline'
+//! curl -d '21.5' 'http://127.0.0.1:8080/topics/sensors/boiler?event=temperature&key=boiler'
+//! ```
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /` | a page that shows it live |
+//! | `GET /events?topic=a&topic=b[&user=u]` | the stream; `user` is taken at its word |
+//! | `POST /topics/{topic}?event=name&key=k`, `/users/{user}`, `/everyone`, the data as body | `202 {"id":"…","receivers":n}` |
+//! | `POST /publish`, lines of `{"topic"\|"user":"…","event":"…","key":"…","data":…}` | `202 {"published":n,"last":"…"}` |
+//! | `GET /stats`, `/healthz`, `/readyz` | counts; whether it is well; whether it takes new streams |
+
+mod options;
+mod publish;
+
+use std::future::Future;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::Html;
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use futures::FutureExt;
+use tokio::net::TcpListener;
+use tower_sse::{BuildError, Connect, Health, Hub, Public, Refusal, Retention, Stats, Subscription, TopicRule};
+
+pub(crate) use options::Options;
+use publish::Problem;
+
+/// The longest body of a request, in bytes. One event has its own limit, the hub's.
+const MAX_BODY: usize = 4 << 20;
+/// How long requests of other kinds may take to end when the process leaves.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
+    let mut builder = Hub::builder();
+    for prefix in &options.latest {
+        builder = builder.retention_for(TopicRule::prefix(prefix.as_str()), Retention::latest_per_key());
+    }
+    if let Some(count) = options.replay_events {
+        builder = builder.topic_retention(Retention::replay().count(count));
+    }
+    builder.build()
+}
+
+pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
+    Router::new()
+        .route("/topics/{*topic}", post(publish::to_topic))
+        .route("/users/{*user}", post(publish::to_user))
+        .route("/everyone", post(publish::to_everyone))
+        .route("/publish", post(publish::batch))
+        .route_layer(middleware::from_fn_with_state(options.token.clone(), publish::guard))
+        .route("/", get(Html(include_str!("page.html"))))
+        .route("/stats", get(stats))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such path"))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(hub.clone())
+        .layer(hub.layer("/events", access))
+}
+
+/// Everybody may read everything.
+async fn access(connect: Connect) -> Result<Subscription, Refusal> {
+    let public = Public::topics(TopicRule::any()).subscription(&connect)?;
+    Ok(match connect.query_values("user").next() {
+        Some(user) => public.with_user(user),
+        None => public,
+    })
+}
+
+async fn stats(State(hub): State<Hub>) -> Json<Stats> {
+    Json(hub.stats())
+}
+
+async fn healthz(State(hub): State<Hub>) -> (StatusCode, &'static str) {
+    match hub.health() {
+        Health { live: true, .. } => (StatusCode::OK, "ok\n"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "not well\n"),
+    }
+}
+
+async fn readyz(State(hub): State<Hub>) -> (StatusCode, &'static str) {
+    match hub.health() {
+        Health { ready: true, .. } => (StatusCode::OK, "ready\n"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args: Result<Vec<String>, _> = std::env::args_os().skip(1).map(std::ffi::OsString::into_string).collect();
+    let parsed = args.map_err(|_| "not UTF-8".to_owned()).and_then(|args| Options::parse(args.into_iter()));
+    let outcome = match parsed {
+        Err(problem) => {
+            say(io::stderr(), &format!("{problem}\n\n{}", options::USAGE));
+            return ExitCode::from(2);
+        }
+        Ok(options) if options.help => {
+            say(io::stdout(), options::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        Ok(options) => run(&options).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(io::stderr(), &format!("{error}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).try_init();
+    // Before anybody is told that it listens, so that nobody who knows of it can kill it untidily.
+    let leave = leave()?;
+    let hub = hub(options)?;
+    let app = app(&hub, options).into_make_service_with_connect_info::<SocketAddr>();
+    let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
+    let address = listener.local_addr()?;
+    warn(address, options);
+    say(io::stdout(), &format!("listening on http://{address}\n"));
+
+    let (draining, window) = (hub.clone(), options.drain_window);
+    let drained = async move {
+        leave.await;
+        draining.drain(window).await;
+    };
+    let drained = drained.shared();
+    let serve = axum::serve(hub.listener(listener), app).with_graceful_shutdown(drained.clone());
+    tokio::select! {
+        served = serve.into_future() => served?,
+        () = drained.then(|()| tokio::time::sleep(LAST_REQUESTS)) => {}
+    }
+    Ok(())
+}
+
+fn warn(address: SocketAddr, options: &Options) {
+    if address.ip().to_canonical().is_loopback() {
+        return;
+    }
+    say(
+        io::stderr(),
+        &format!(
+            "WARNING: {address} is not a loopback address. Whoever reaches it reads every topic and, since `user` in\n\
+         WARNING: /events?user=… is taken at its word, what is meant for any user.\n"
+        ),
+    );
+    if options.token.is_none() {
+        say(io::stderr(), "WARNING: Without --token whoever reaches it also publishes.\n");
+    }
+}
+
+/// A console that is gone is no reason to stop.
+fn say(mut console: impl Write, text: &str) {
+    let _ = console.write_all(text.as_bytes()).and_then(|()| console.flush());
+}
+
+/// Resolves when the process is told to leave. It listens from now on.
+#[cfg(unix)]
+fn leave() -> io::Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+#[cfg(not(unix))]
+fn leave() -> io::Result<impl Future<Output = ()> + Send> {
+    Ok(async { drop(tokio::signal::ctrl_c().await) })
+}

@@ -1,0 +1,137 @@
+//! The command line.
+
+use std::fmt;
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+
+pub(crate) const USAGE: &str = "\
+A hub of Server-Sent Events that programs in any language publish to.
+
+Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--latest PREFIX]... [--drain-window TIME]
+
+  --listen ADDRESS     Listen here. Port 0 takes a free one. Defaults to 127.0.0.1:8080.
+  --token SECRET       Whoever writes must send `Authorization: Bearer SECRET`. Defaults to letting everybody write.
+  --replay-events N    A topic keeps this many events for those who come back, of at most 5 minutes and 1 MiB;
+                       also for those who listen, so a longer batch is a gap to them. Defaults to 1024.
+  --latest PREFIX      Topics that start with PREFIX keep the newest event of each key, and a new page gets all of
+                       them at once. May be given several times.
+  --drain-window TIME  When it leaves, clients are told to come back spread over this time: 500ms, 5s, 2m.
+                       Defaults to 5s.
+  --help               Print this.
+";
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) listen: SocketAddr,
+    pub(crate) token: Option<Token>,
+    pub(crate) replay_events: Option<usize>,
+    pub(crate) latest: Vec<String>,
+    pub(crate) drain_window: Duration,
+    pub(crate) help: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 8080).into(),
+            token: None,
+            replay_events: None,
+            latest: Vec::new(),
+            drain_window: Duration::from_secs(5),
+            help: false,
+        }
+    }
+}
+
+impl Options {
+    /// Takes `--name value` and `--name=value`. An error names the option and never repeats a value, which may be the
+    /// secret in the wrong place.
+    pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut args = args.peekable();
+        while let Some(arg) = args.next() {
+            let (name, attached) = match arg.split_once('=') {
+                Some((name, value)) => (name, Some(value.to_owned())),
+                None => (arg.as_str(), None),
+            };
+            if name == "--help" || name == "-h" {
+                options.help = true;
+                return Ok(options);
+            }
+            if !["--listen", "--token", "--replay-events", "--latest", "--drain-window"].contains(&name) {
+                let is_option = name.starts_with("--");
+                return Err(if is_option {
+                    format!("unknown option {name}")
+                } else {
+                    "a value without an option".into()
+                });
+            }
+            let value = attached.or_else(|| args.next_if(|next| !next.starts_with("--")));
+            let value = value.filter(|value| !value.is_empty()).ok_or_else(|| format!("{name} needs a value"))?;
+            options.set(name, value).map_err(|problem| format!("{name}: {problem}"))?;
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, name: &str, value: String) -> Result<(), &'static str> {
+        match name {
+            "--listen" => self.listen = value.parse().map_err(|_| "not an address like 127.0.0.1:8080")?,
+            "--token" => self.token = Some(Token::new(value)?),
+            "--replay-events" => match value.parse() {
+                Ok(count) if count > 0 => self.replay_events = Some(count),
+                _ => return Err("not a number of at least 1"),
+            },
+            "--latest" => self.latest.push(value),
+            _ => self.drain_window = duration(&value).ok_or("not a time like 500ms, 5s or 2m")?,
+        }
+        Ok(())
+    }
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        _ => None,
+    }
+}
+
+/// The secret of those who write. Never printed.
+#[derive(Clone)]
+pub(crate) struct Token(String);
+
+impl Token {
+    fn new(secret: String) -> Result<Self, &'static str> {
+        // Whatever else cannot stand in a header, or not at its end.
+        if secret.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(Self(secret)) } else { Err("not one word of ASCII") }
+    }
+
+    /// Whether a request carries it.
+    pub(crate) fn is_in(&self, headers: &HeaderMap) -> bool {
+        let sent = headers.get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
+        match sent.split_at_checked("Bearer ".len()) {
+            Some((scheme, secret)) => scheme.eq_ignore_ascii_case(b"Bearer ") && same(secret, self.0.as_bytes()),
+            None => false,
+        }
+    }
+}
+
+/// Takes as long for a wrong first byte as for a wrong last one. The length is not kept secret.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    let difference = a.iter().zip(b).fold(0, |difference, (a, b)| black_box(difference | (a ^ b)));
+    a.len() == b.len() && difference == 0
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}

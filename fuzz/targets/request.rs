@@ -1,0 +1,26 @@
+//! Whatever is asked for: an answer, no panic, and nothing but what the rules allow.
+#![no_main]
+
+use http::{HeaderValue, Request, Uri};
+use libfuzzer_sys::fuzz_target;
+use tower_sse::{Connect, Public, Topic, TopicRule};
+
+fuzz_target!(|input: (&str, &[u8], &[u8])| {
+    let (query, last_event_id, accept) = input;
+    let Ok(uri) = format!("/events?{query}").parse::<Uri>() else { return };
+    let mut request = Request::get(uri).body(()).unwrap();
+    for (name, value) in [("last-event-id", last_event_id), ("accept", accept)] {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            request.headers_mut().insert(name, value);
+        }
+    }
+    let connect = Connect::from_request(&request);
+    let _ = connect.cursor();
+    let rule = TopicRule::prefix("public/");
+    if let Ok(subscription) = Public::topics(rule.clone()).subscription(&connect) {
+        assert!(subscription.topic_list().iter().all(|topic: &Topic| rule.matches(topic)));
+    }
+    let hub = tower_sse::Hub::builder().build().unwrap();
+    let response = hub.connect(connect, tower_sse::Subscription::anonymous()).into_response();
+    assert!(matches!(response.status().as_u16(), 200 | 406));
+});

@@ -1,0 +1,10 @@
+//! The examples themselves.
+
+#![allow(dead_code, unreachable_pub, reason = "nobody calls their `main`")]
+
+#[path = "../../examples/hyper.rs"]
+pub mod hyper;
+#[path = "../../examples/quickstart.rs"]
+pub mod quickstart;
+#[path = "../../examples/standalone/main.rs"]
+pub mod standalone;

@@ -1,0 +1,12 @@
+//! The examples do what they say: their applications over real sockets, and the standalone hub as a process.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod example;
+mod hyper_service;
+mod process;
+mod quickstart;
+mod standalone;

@@ -1,0 +1,367 @@
+//! Every endpoint of the standalone hub, and everything that it refuses.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Request;
+use serde_json::{Value, json};
+use tower_sse::Hub;
+
+use crate::example::standalone::{Options, app, hub};
+use crate::support::{Events, Server, get, http2, reply, send, soon, subscribe};
+
+fn options(args: &str) -> Options {
+    Options::parse(args.split_whitespace().map(str::to_owned)).unwrap()
+}
+
+async fn start(args: &str) -> (Hub, Server) {
+    let options = options(args);
+    let hub = hub(&options).unwrap();
+    let server = Server::start(&hub, app(&hub, &options)).await;
+    (hub, server)
+}
+
+async fn post(addr: SocketAddr, path: &str, body: impl Into<String>) -> (u16, String) {
+    let request = Request::post(path).body(&*body.into().leak()).unwrap();
+    let reply = send(addr, request).await;
+    (reply.status.as_u16(), reply.text().await)
+}
+
+async fn accepted(addr: SocketAddr, path: &str, body: impl Into<String>) -> Value {
+    let (status, text) = post(addr, path, body).await;
+    assert_eq!(status, 202, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A refusal is one line of plain text.
+async fn refused(addr: SocketAddr, path: &str, body: impl Into<String>) -> (u16, String) {
+    let reply = send(addr, Request::post(path).body(&*body.into().leak()).unwrap()).await;
+    let (status, kind) = (reply.status.as_u16(), reply.header("content-type").to_owned());
+    let text = reply.text().await;
+    assert_eq!(kind, "text/plain; charset=utf-8", "{text}");
+    let line = text.strip_suffix('\n').expect("a whole line");
+    assert!(!line.is_empty() && !line.contains(char::is_control), "{text:?}");
+    (status, line.to_owned())
+}
+
+async fn read(events: &mut Events) -> (String, String) {
+    let event = events.next_own().await;
+    (event.event, event.data)
+}
+
+fn pair(event: &str, data: &str) -> (String, String) {
+    (event.to_owned(), data.to_owned())
+}
+
+#[tokio::test]
+async fn an_event_reaches_its_topic_its_user_or_everyone_and_the_answer_counts_them() {
+    let (_hub, server) = start("").await;
+    let mut a = subscribe(server.addr, "/events?topic=a&topic=b").await;
+    let mut ada = subscribe(server.addr, "/events?topic=b&user=ada").await;
+    let answer = accepted(server.addr, "/topics/a?event=name", "to a").await;
+    assert_eq!(answer["receivers"], 1);
+    assert_eq!(accepted(server.addr, "/topics/b", "to b").await["receivers"], 2);
+    assert_eq!(accepted(server.addr, "/users/ada", "to ada").await["receivers"], 1);
+    assert_eq!(accepted(server.addr, "/everyone?event=all", "").await["receivers"], 2);
+    assert_eq!(accepted(server.addr, "/topics/nobody", "x").await["receivers"], 0);
+    let first = a.next_own().await;
+    assert_eq!((first.event.as_str(), first.data.as_str()), ("name", "to a"));
+    assert_eq!(first.id, answer["id"]);
+    assert_eq!(read(&mut a).await, pair("message", "to b"));
+    assert_eq!(read(&mut a).await, pair("all", ""));
+    assert_eq!(read(&mut ada).await, pair("message", "to b"));
+    assert_eq!(read(&mut ada).await, pair("message", "to ada"));
+    assert_eq!(read(&mut ada).await, pair("all", ""));
+}
+
+#[tokio::test]
+async fn it_is_the_same_over_http_2() {
+    let (_hub, server) = start("").await;
+    let mut sender = http2(server.addr).await;
+    let request = Request::get("http://test/events?topic=a").body(Default::default()).unwrap();
+    let mut events = reply(soon(sender.send_request(request)).await.unwrap()).events();
+    events.caught_up().await;
+    accepted(server.addr, "/topics/a", "hello").await;
+    assert_eq!(read(&mut events).await, pair("message", "hello"));
+}
+
+#[tokio::test]
+async fn a_name_in_the_path_may_hold_any_character() {
+    let (_hub, server) = start("").await;
+    for name in ["a/b", "a//b/", "/", "..", "%2F", "a b+c", "?x=1#y", "*", "{topic}", "тема", "🦀", "a&topic=b"] {
+        let query = form_urlencoded::byte_serialize(name.as_bytes()).collect::<String>();
+        let path = query.replace('+', "%20").replace('.', "%2E");
+        let mut events = subscribe(server.addr, &format!("/events?topic={query}&user={query}")).await;
+        assert_eq!(accepted(server.addr, &format!("/topics/{path}"), "t").await["receivers"], 1, "{name}");
+        assert_eq!(accepted(server.addr, &format!("/users/{path}"), "u").await["receivers"], 1, "{name}");
+        assert_eq!(read(&mut events).await.1, "t");
+        assert_eq!(read(&mut events).await.1, "u");
+    }
+    // A slash may also stand as it is.
+    let mut events = subscribe(server.addr, "/events?topic=sensors/boiler").await;
+    accepted(server.addr, "/topics/sensors/boiler", "21.5").await;
+    assert_eq!(read(&mut events).await.1, "21.5");
+}
+
+#[tokio::test]
+async fn a_bad_event_is_refused_in_one_line_and_takes_no_position() {
+    let (hub, server) = start("").await;
+    let long = "x".repeat(256);
+    for (path, line) in [
+        ("/topics/a%0Ab", "topic contains the control character U+000A"),
+        (&format!("/topics/{long}"), "topic is longer than 255 bytes"),
+        ("/users/%00", "user contains the control character U+0000"),
+        ("/topics/%FF", "Invalid URL: Invalid UTF-8 in `topic`"),
+        ("/topics/a?event=hub.live", "event name is reserved: `open`, `error` and names that start with `hub.`"),
+        ("/topics/a?event=a%0Ab", "event name contains the control character U+000A"),
+        ("/everyone?key=", "key is empty"),
+    ] {
+        assert_eq!(refused(server.addr, path, "x").await, (400, line.to_owned()));
+    }
+    for query in ["evnt=x", "event=a&event=b", "ev%0A%0Dnt=x"] {
+        let (status, line) = refused(server.addr, &format!("/topics/a?{query}"), "x").await;
+        assert_eq!(status, 400);
+        assert!(line.starts_with("Failed to deserialize query string"), "{line}");
+    }
+    assert_eq!(hub.stats().published, 0);
+    assert!(hub.position().to_string().ends_with(".0"));
+}
+
+#[tokio::test]
+async fn data_that_is_not_utf_8_is_refused() {
+    let (_hub, server) = start("").await;
+    let mut sender = http2(server.addr).await;
+    let request = Request::post("http://test/topics/a").body(bytes::Bytes::from_static(b"\xc3\x28").into()).unwrap();
+    let reply = reply(soon(sender.send_request(request)).await.unwrap());
+    assert_eq!((reply.status.as_u16(), reply.text().await), (400, "data is not UTF-8\n".to_owned()));
+}
+
+#[tokio::test]
+async fn what_is_too_long_is_refused_with_413() {
+    let (hub, server) = start("").await;
+    let event = refused(server.addr, "/topics/a", "x".repeat(512 * 1024 + 1)).await;
+    assert_eq!(event.0, 413);
+    assert!(event.1.starts_with("payload of"), "{}", event.1);
+    let body = refused(server.addr, "/publish", "\n".repeat((4 << 20) + 1)).await;
+    assert_eq!(body, (413, "Failed to buffer the request body: length limit exceeded".to_owned()));
+    assert_eq!(hub.stats().published, 0);
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_refused_in_one_line() {
+    let (_hub, server) = start("").await;
+    for path in ["/nothing", "/topics", "/topics/", "/users/"] {
+        assert_eq!(refused(server.addr, path, "").await, (404, "no such path".to_owned()), "{path}");
+    }
+    for path in ["/", "/stats", "/healthz"] {
+        assert_eq!(refused(server.addr, path, "").await, (405, "not with this method".to_owned()), "{path}");
+    }
+    assert_eq!(refused(server.addr, "/events?topic=a", "").await.0, 405);
+    let reply = get(server.addr, "/topics/a").await;
+    assert_eq!((reply.status.as_u16(), reply.header("allow")), (405, "POST"));
+    assert_eq!(get(server.addr, "/events?topic=").await.status, 403);
+    assert_eq!(get(server.addr, "/events?topic=a%0A").await.status, 403);
+    assert_eq!(get(server.addr, "/events?topic=a&user=").await.status, 400);
+}
+
+#[tokio::test]
+async fn a_batch_is_published_whole_and_in_order() {
+    let (hub, server) = start("").await;
+    let mut events = subscribe(server.addr, "/events?topic=a&topic=b&user=ada").await;
+    let batch = r#"
+        {"topic":"a","data":"text\nof two lines"}
+
+        {"topic":"b","event":"json","data":{"n":1.5,"list":[null,true]}}
+        {"user":"ada","event":"number","data":42}
+        {"topic":"a","key":"k","data":null}
+        {"topic":"nobody","data":"\"quoted\""}
+        {"topic":"b","data":"last"}"#;
+    let answer = accepted(server.addr, "/publish", batch.replace('\n', "\r\n")).await;
+    assert_eq!(answer, json!({ "published": 6, "last": hub.position().to_string() }));
+    assert_eq!(read(&mut events).await, pair("message", "text\nof two lines"));
+    let (name, data) = read(&mut events).await;
+    assert_eq!(name, "json");
+    assert_eq!(serde_json::from_str::<Value>(&data).unwrap(), json!({ "n": 1.5, "list": [null, true] }));
+    assert_eq!(read(&mut events).await, pair("number", "42"));
+    assert_eq!(read(&mut events).await, pair("message", "null"));
+    assert_eq!(read(&mut events).await, pair("message", "last"));
+    assert_eq!(accepted(server.addr, "/publish", " \n\n").await, json!({ "published": 0, "last": null }));
+}
+
+#[tokio::test]
+async fn one_bad_line_publishes_nothing_and_is_named() {
+    let (hub, server) = start("").await;
+    let good = r#"{"topic":"a","data":"good"}"#;
+    let large = format!(r#"{{"topic":"a","data":"{}"}}"#, "x".repeat(512 * 1024));
+    for (bad, why) in [
+        ("{", "column 1: EOF while parsing an object"),
+        ("[]", "invalid length 0"),
+        ("{} {}", "missing field `data`"),
+        (r#"{"topic":"a","data":1} x"#, "trailing characters"),
+        (r#"{"topic":"a"}"#, "column 13: missing field `data`"),
+        (r#"{"data":1}"#, "exactly one of `topic` and `user` is needed"),
+        (r#"{"topic":"a","user":"b","data":1}"#, "exactly one of `topic` and `user` is needed"),
+        (r#"{"topic":"a","data":1,"more":1}"#, "unknown field `more`"),
+        (r#"{"topic":"a","data":1,"a\nb":1}"#, "unknown field `a b`"),
+        (r#"{"topic":"a","topic":"a","data":1}"#, "duplicate field `topic`"),
+        (r#"{"topic":7,"data":1}"#, "expected a string"),
+        (r#"{"topic":"","data":1}"#, "topic is empty"),
+        (r#"{"user":"a\u0000","data":1}"#, "user contains the control character U+0000"),
+        (r#"{"topic":"a","event":"open","data":1}"#, "event name is reserved"),
+        (r#"{"topic":"a","key":"","data":1}"#, "key is empty"),
+        (&large, "payload of"),
+    ] {
+        // Blank lines are counted.
+        let batch = format!("{good}\n\n  \n{bad}\n{good}\n");
+        let (status, line) = refused(server.addr, "/publish", batch).await;
+        assert_eq!(status, 400, "{line}");
+        assert!(line.starts_with("line 4: ") && line.contains(why), "{line}");
+    }
+    assert_eq!(hub.stats().published, 0);
+    assert!(hub.position().to_string().ends_with(".0"));
+}
+
+#[tokio::test]
+async fn the_token_guards_everything_that_writes_and_nothing_that_reads() {
+    let (hub, server) = start("--token s3cret").await;
+    let mut events = subscribe(server.addr, "/events?topic=a").await;
+    for path in ["/topics/a", "/users/a", "/everyone", "/publish"] {
+        let (status, line) = refused(server.addr, path, r#"{"topic":"a","data":1}"#).await;
+        assert_eq!((status, line.as_str()), (401, "the token is missing or wrong"), "{path}");
+        for wrong in ["Bearer s3cre", "Bearer s3cret0", "Bearer S3cret", "Bearer ", "Basic s3cret", "s3cret", ""] {
+            let request = Request::post(path).header("authorization", wrong).body("x").unwrap();
+            let reply = send(server.addr, request).await;
+            assert_eq!((reply.status.as_u16(), reply.header("www-authenticate")), (401, "Bearer"), "{wrong}");
+        }
+    }
+    assert_eq!(hub.stats().published, 0);
+    for right in ["Bearer s3cret", "bearer s3cret"] {
+        let request = Request::post("/topics/a").header("authorization", right).body(right).unwrap();
+        assert_eq!(send(server.addr, request).await.status, 202);
+        assert_eq!(read(&mut events).await.1, right);
+    }
+    for path in ["/", "/stats", "/healthz", "/readyz"] {
+        assert_eq!(get(server.addr, path).await.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_page_gets_every_current_value_and_no_old_one() {
+    let (_hub, server) = start("--latest sensors/ --latest rooms/").await;
+    for (path, data) in
+        [("sensors/a?key=k", "1"), ("sensors/a?key=l", "2"), ("sensors/a?key=k", "3"), ("rooms/b?key=k", "4")]
+    {
+        accepted(server.addr, &format!("/topics/{path}"), data).await;
+    }
+    accepted(server.addr, "/topics/news?key=k", "not kept as a value").await;
+    let topics = "/events?topic=sensors/a&topic=rooms/b&topic=news";
+    let mut events = get(server.addr, topics).await.events();
+    assert_eq!(events.next().await.event, "hub.hello");
+    let mut values: Vec<_> = events.caught_up().await.into_iter().map(|event| event.data).collect();
+    values.sort();
+    assert_eq!(values, ["2", "3", "4"]);
+}
+
+#[tokio::test]
+async fn a_page_that_comes_back_gets_as_many_events_as_are_kept_and_is_told_of_the_others() {
+    let (_hub, server) = start("--replay-events 3").await;
+    let id = subscribe(server.addr, "/events?topic=a").await.last_id;
+    let path = format!("/events?topic=a&last_event_id={id}");
+    for n in 0..3 {
+        accepted(server.addr, "/topics/a", n.to_string()).await;
+    }
+    let mut whole = get(server.addr, &path).await.events();
+    assert_eq!(whole.next().await.event, "hub.hello");
+    let data = |events: Vec<_>| events.into_iter().map(|event: crate::support::Sse| event.data).collect::<Vec<_>>();
+    assert_eq!(data(whole.caught_up().await), ["0", "1", "2"]);
+    accepted(server.addr, "/topics/a", "3").await;
+    let mut part = get(server.addr, &path).await.events();
+    assert_eq!(part.next().await.event, "hub.hello");
+    let gap = part.next().await;
+    assert_eq!(gap.event, "hub.gap");
+    assert!(gap.data.contains("trimmed"), "{}", gap.data);
+    assert_eq!(data(part.caught_up().await), ["1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn stats_count() {
+    let (hub, server) = start("").await;
+    let mut events = subscribe(server.addr, "/events?topic=a").await;
+    accepted(server.addr, "/topics/a", "x").await;
+    read(&mut events).await;
+    let stats: Value = serde_json::from_str(&get(server.addr, "/stats").await.text().await).unwrap();
+    for (name, count) in [("connections", 1), ("connected", 1), ("published", 1), ("delivered", 1), ("stalled", 0)] {
+        assert_eq!(stats[name], count, "{name}");
+    }
+    assert_eq!(stats["position"], hub.position().to_string());
+    assert_eq!(stats["gaps"]["trimmed"], 0);
+    assert_eq!(stats["refused"]["draining"], 0);
+    assert_eq!(stats["ended"]["client"], 0);
+}
+
+#[tokio::test]
+async fn while_it_drains_it_is_well_but_not_ready_and_takes_no_stream() {
+    let (hub, server) = start("").await;
+    let ready = get(server.addr, "/readyz").await;
+    assert_eq!((ready.status.as_u16(), ready.text().await), (200, "ready\n".to_owned()));
+    hub.drain(Duration::ZERO).await;
+    let ready = get(server.addr, "/readyz").await;
+    assert_eq!((ready.status.as_u16(), ready.text().await), (503, "draining\n".to_owned()));
+    assert_eq!(get(server.addr, "/healthz").await.status, 200);
+    let mut refusal = get(server.addr, "/events?topic=a").await.events();
+    assert_eq!(refusal.next().await.event, "hub.refused");
+    assert_eq!(refused(server.addr, "/topics/a", "x").await, (503, "the hub was drained".to_owned()));
+    assert_eq!(refused(server.addr, "/publish", r#"{"topic":"a","data":1}"#).await.0, 503);
+}
+
+#[tokio::test]
+async fn the_page_is_whole_by_itself_and_shows_data_as_text() {
+    let (_hub, server) = start("").await;
+    let reply = get(server.addr, "/").await;
+    assert_eq!(reply.header("content-type"), "text/html; charset=utf-8");
+    let page = reply.text().await;
+    for foreign in ["http:", "https:", "src=", "@import", "innerHTML", "insertAdjacentHTML", "document.write"] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    assert!(page.contains("textContent"));
+}
+
+#[test]
+fn the_command_line_is_read_as_it_is_documented() {
+    let defaults = options("");
+    assert_eq!(defaults.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(defaults.drain_window, Duration::from_secs(5));
+    assert!(defaults.token.is_none() && defaults.latest.is_empty() && defaults.replay_events.is_none());
+    let all = options("--listen [::1]:0 --token=a=b --replay-events 7 --latest a/ --latest=b/ --drain-window 500ms");
+    assert_eq!(all.listen.to_string(), "[::1]:0");
+    assert_eq!(all.replay_events, Some(7));
+    assert_eq!(all.latest, ["a/", "b/"]);
+    assert_eq!(all.drain_window, Duration::from_millis(500));
+    assert_eq!(options("--drain-window 2m").drain_window, Duration::from_secs(120));
+    assert!(options("--help --whatever").help);
+    assert!(!format!("{all:?}").contains("a=b"), "the token is printed");
+}
+
+#[test]
+fn a_command_line_that_makes_no_sense_is_refused_without_repeating_a_value() {
+    for (args, problem) in [
+        ("--verbose", "unknown option --verbose"),
+        ("--tokn=s3cret", "unknown option --tokn"),
+        ("s3cret", "a value without an option"),
+        ("--token a s3cret", "a value without an option"),
+        ("--token", "--token needs a value"),
+        ("--token=", "--token needs a value"),
+        ("--token --latest", "--token needs a value"),
+        ("--token s3cret\u{e9}", "--token: not one word of ASCII"),
+        ("--listen localhost", "--listen: not an address like 127.0.0.1:8080"),
+        ("--replay-events 0", "--replay-events: not a number of at least 1"),
+        ("--replay-events -1", "--replay-events: not a number of at least 1"),
+        ("--drain-window 5", "--drain-window: not a time like 500ms, 5s or 2m"),
+        ("--drain-window s", "--drain-window: not a time like 500ms, 5s or 2m"),
+        ("--drain-window 5d", "--drain-window: not a time like 500ms, 5s or 2m"),
+        ("--drain-window 18446744073709551615m", "--drain-window: not a time like 500ms, 5s or 2m"),
+        ("--drain-window 99999999999999999999s", "--drain-window: not a time like 500ms, 5s or 2m"),
+    ] {
+        assert_eq!(Options::parse(args.split_whitespace().map(str::to_owned)).unwrap_err(), problem);
+    }
+}
