@@ -3,6 +3,8 @@
 //!
 //! One property each. A listener that sleeps on a visible record is a deadlock, which loom reports.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
+
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;

@@ -3,6 +3,8 @@
 //!
 //! The ledger that every reader must balance: received + told of a gap = permitted.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
