@@ -116,6 +116,11 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+/// The code in the README compiles.
+#[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod audience;
 #[cfg(feature = "axum")]
 mod axum;

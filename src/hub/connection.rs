@@ -1,5 +1,6 @@
 //! One open stream: what to write next, and when. It knows nothing of bodies and sockets; whoever polls it writes.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,10 +10,9 @@ use pin_project_lite::pin_project;
 use tokio::time::{Duration, Sleep};
 
 use super::registry::{Ending, Link};
-use super::report::millis;
 use super::{Hub, Transport};
 use crate::audience::Address;
-use crate::log::{Batch, Begin, Millis};
+use crate::log::{Batch, Begin, Millis, millis};
 use crate::name::{ConnectionId, Topic};
 use crate::position::{Cursor, Position};
 use crate::reason::{EndReason, GapReason, RefusalReason, Return};
@@ -22,7 +22,6 @@ use crate::wire::control::CursorState;
 
 pin_project! {
     /// See the module.
-    #[derive(Debug)]
     pub(crate) struct Connection {
         hub: Hub,
         link: Arc<Link>,
@@ -205,6 +204,13 @@ impl Expiry {
         let end_at = now + remaining - fastrand::u64(0..=remaining / 10);
         let notice = millis(hub.settings().expiry_notice).min(remaining / 2);
         Self { notice_at: end_at.saturating_sub(notice).max(now), notified: false, end_at }
+    }
+}
+
+/// What it may read is nobody's business.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.link.id).field("stage", &self.stage).finish_non_exhaustive()
     }
 }
 

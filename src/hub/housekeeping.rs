@@ -11,8 +11,7 @@ use tokio::runtime::Handle;
 
 use super::Inner;
 use super::registry::{Ending, Link};
-use super::report::millis;
-use crate::log::Swept;
+use crate::log::{Swept, millis};
 use crate::reason::EndReason;
 use crate::sync::{AtomicBool, Ordering};
 

@@ -182,6 +182,7 @@ impl Target<'_> {
             return Err(PublishError::too_many_targets(limit));
         }
         let draft = Draft::encode(event, &self.hub.settings().framing)?;
+        self.hub.counters().payload(draft.len());
         let effect = match event.keyed() {
             None => Effect::Nothing,
             Some(key) if event.removes() => Effect::Removes(Arc::from(key)),

@@ -1,11 +1,9 @@
 //! What is counted and what is logged. Nothing above debug names a user, a topic or a query.
 
-use std::time::Duration;
-
 use crate::log::Millis;
 use crate::name::ConnectionId;
 use crate::reason::{EndReason, GapReason, RefusalReason};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// At most one line of a kind in this time.
 const QUIET: Millis = 10_000;
@@ -23,6 +21,7 @@ pub(crate) struct Counters {
     refusal_lines: Throttle,
     eviction_lines: Throttle,
     stall_lines: Throttle,
+    large_payload_said: AtomicBool,
 }
 
 impl Counters {
@@ -61,6 +60,13 @@ impl Counters {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         if let Some(suppressed) = self.refusal_lines.admit(now) {
             tracing::warn!(%reason, suppressed, "an event stream was refused");
+        }
+    }
+
+    /// Well-used clients stop at a blank line that comes later than this.
+    pub(super) fn payload(&self, bytes: usize) {
+        if bytes > 64 * 1024 && !self.large_payload_said.swap(true, Ordering::Relaxed) {
+            tracing::warn!(bytes, "a payload over 64 KiB was published: some clients cannot read it; said once");
         }
     }
 
@@ -117,11 +123,6 @@ impl Throttle {
         }
         Some(self.suppressed.swap(0, Ordering::Relaxed))
     }
-}
-
-/// For messages: whole milliseconds.
-pub(super) fn millis(duration: Duration) -> Millis {
-    u64::try_from(duration.as_millis()).unwrap_or(Millis::MAX / 4)
 }
 
 #[cfg(test)]

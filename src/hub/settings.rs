@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Hub;
 use crate::error::BuildError;
-use crate::log::{Budgets, Policies};
+use crate::log::{Budgets, Policies, millis};
 use crate::retention::{Retention, TopicRule};
 use crate::subscription::End;
 use crate::wire::Framing;
@@ -235,7 +235,7 @@ impl HubBuilder {
         let budgets = Budgets {
             ring_bytes: self.ring_bytes,
             keyed_bytes: self.keyed_bytes,
-            grace: u64::try_from(self.settings.channel_grace.as_millis()).unwrap_or(u64::MAX / 2),
+            grace: millis(self.settings.channel_grace),
         };
         Hub::start(self.settings, policies, budgets)
     }

@@ -31,6 +31,7 @@ mod subscriber;
 mod wake;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -54,6 +55,11 @@ pub(crate) use subscriber::Subscriber;
 
 /// Milliseconds since a moment that the owner of the log chose.
 pub(crate) type Millis = u64;
+
+/// Whole milliseconds; what is longer than anybody waits is cut to where sums of it do not overflow.
+pub(crate) fn millis(duration: Duration) -> Millis {
+    u64::try_from(duration.as_millis()).unwrap_or(Millis::MAX).min(Millis::MAX / 8)
+}
 
 #[derive(Debug)]
 pub(crate) struct Log {

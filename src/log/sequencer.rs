@@ -10,7 +10,7 @@ use super::channel::Channel;
 use super::heads::Heads;
 use super::policy::Policies;
 use super::store::{Part, PerPart, Record};
-use super::{Budgets, Entry, Millis, Swept};
+use super::{Budgets, Entry, Millis, Swept, millis};
 use crate::audience::Address;
 use crate::wire::IdPrefix;
 
@@ -71,7 +71,6 @@ pub(crate) struct Usage {
 
 impl Sequencer {
     pub(super) fn new(policies: Arc<Policies>, budgets: Budgets, heads: &Heads) -> Self {
-        let millis = |age: std::time::Duration| u64::try_from(age.as_millis()).unwrap_or(Millis::MAX);
         let lane = |age: Option<std::time::Duration>| Lane { age: age.map(millis), heap: BinaryHeap::new() };
         let lanes = policies
             .all()
@@ -209,7 +208,7 @@ impl Sequencer {
                 }
             }
         }
-        while left > 0 && self.idle.front().is_some_and(|(since, ..)| since + self.budgets.grace <= now) {
+        while left > 0 && self.idle.front().is_some_and(|(since, ..)| since.saturating_add(self.budgets.grace) <= now) {
             left -= 1;
             self.forget_oldest_idle(now);
         }
@@ -302,7 +301,7 @@ impl Sequencer {
         if !store.is_empty() || channel.listening() > 0 {
             return;
         }
-        match idle_since.filter(|since| since + self.budgets.grace > now) {
+        match idle_since.filter(|since| since.saturating_add(self.budgets.grace) > now) {
             // It was in use again meanwhile.
             Some(since) => {
                 store.idle_since = Some(since);

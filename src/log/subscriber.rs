@@ -4,6 +4,7 @@
 //! 2. The connection registers its waker, then takes the time back to "not woken", then reads. A publisher makes its
 //!    record visible, then marks. Either the read sees the record or the mark finds the waker.
 
+use std::fmt;
 use std::task::Waker;
 
 use super::Millis;
@@ -12,11 +13,17 @@ use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
 
 const NOT_WOKEN: Millis = Millis::MAX;
 
-#[derive(Debug)]
 pub(crate) struct Subscriber {
     woken_at: AtomicU64,
     waker: WakerCell,
     pub(super) reader: Mutex<Reader>,
+}
+
+/// Without what it reads: its channels hold it in turn.
+impl fmt::Debug for Subscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscriber").field("woken_since", &self.woken_since()).finish_non_exhaustive()
+    }
 }
 
 impl Subscriber {

@@ -10,6 +10,7 @@
 //!
 //! A body takes the inside; a writer that owns its socket takes the whole. Both are slices of the same bytes.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,7 +35,6 @@ pub(crate) struct Framing {
 }
 
 /// An event as lines that wait for their position: all that can be done before the log is locked.
-#[derive(Debug)]
 pub(crate) struct Draft {
     bytes: Vec<u8>,
 }
@@ -51,7 +51,7 @@ impl IdPrefix {
 }
 
 /// The bytes of one record.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Frame {
     chunk: Bytes,
     id_at: u32,
@@ -72,11 +72,16 @@ impl Draft {
             push_retry(&mut bytes, retry);
         }
         push_data(&mut bytes, data);
-        let payload = bytes.len() - CHUNK_HEAD.len();
-        if payload > framing.max_payload {
-            return Err(PublishError::too_large(payload, framing.max_payload));
+        let draft = Self { bytes };
+        if draft.len() > framing.max_payload {
+            return Err(PublishError::too_large(draft.len(), framing.max_payload));
         }
-        Ok(Self { bytes })
+        Ok(draft)
+    }
+
+    /// The size of the lines, as it counts against the limit.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - CHUNK_HEAD.len()
     }
 
     /// Completes it with its id.
@@ -135,6 +140,19 @@ impl Frame {
 
     fn lines(&self) -> &[u8] {
         &self.chunk[CHUNK_HEAD.len()..self.id_at as usize]
+    }
+}
+
+/// Of both only the size is shown: the data may be anybody's secret.
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Draft({} bytes)", self.len())
+    }
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Frame({} bytes)", self.len())
     }
 }
 

@@ -1,0 +1,373 @@
+//! The layers that applications have outside: a stream opens, events arrive at once, other routes work.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
+mod support;
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use support::{Reply, Server, send, soon, subscribe};
+use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::cors::CorsLayer;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::TimeoutLayer;
+use tower_http::trace::TraceLayer;
+use tower_sessions::{MemoryStore, Session, SessionManagerLayer};
+use tower_sse::{Connect, Event, EventStream, Hub, Public, Refusal, Subscription, TopicRule};
+
+/// Larger than what compressors leave alone.
+const LARGE: &str = concat!(
+    "a text that compresses well, a text that compresses well, a text that compresses well, ",
+    "a text that compresses well, a text that compresses well, a text that compresses well"
+);
+
+/// The rest of the application.
+fn routes() -> Router {
+    Router::new()
+        .route("/other", get(async || LARGE))
+        .route("/upload", post(async |body: String| body.len().to_string()))
+        .route("/slow", get(async || -> &'static str { std::future::pending().await }))
+        .route("/panics", get(async || -> &'static str { panic!("as asked for") }))
+}
+
+async fn handler(State(hub): State<Hub>, connect: Connect) -> EventStream {
+    hub.connect(connect, Subscription::anonymous().topic("t"))
+}
+
+/// The three mountings, without anything outside.
+fn mountings(hub: &Hub) -> [(&'static str, Router); 3] {
+    let access = Public::topics(TopicRule::any());
+    let handled = Router::new().route("/events", get(handler)).with_state(hub.clone());
+    [
+        ("layer", routes().layer(hub.layer("/events", access.clone()))),
+        ("endpoint", routes().route_service("/events", hub.endpoint(access))),
+        ("handler", routes().merge(handled)),
+    ]
+}
+
+/// Under each mounting, with `outside` around it: a stream opens, events arrive one at a time, each before the next is
+/// published, and another route answers.
+async fn works_with(outside: impl Fn(Router) -> Router) {
+    for (name, app) in mountings(&Hub::builder().build().unwrap()) {
+        drop(app);
+        let hub = Hub::builder().build().unwrap();
+        let (_, app) = mountings(&hub).into_iter().find(|(other, _)| *other == name).unwrap();
+        let server = Server::start(&hub, outside(app)).await;
+        let mut events = subscribe(server.addr, "/events?topic=t").await;
+        for n in 0..3 {
+            hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+            assert_eq!(events.next().await.data, n.to_string(), "{name}");
+        }
+        let reply = support::get(server.addr, "/other").await;
+        assert_eq!(reply.status, 200, "{name}");
+        assert_eq!(reply.text().await, LARGE, "{name}");
+        let reply = send(server.addr, Request::post("/upload").body("12345").unwrap()).await;
+        assert_eq!(reply.text().await, "5", "{name}");
+        drop(events);
+        support::until(|| hub.stats().connections == 0).await;
+    }
+}
+
+async fn get_with(server: &Server, path: &str, headers: &[(HeaderName, &str)]) -> Reply {
+    let mut request = Request::get(path);
+    for (name, value) in headers {
+        request = request.header(name, *value);
+    }
+    send(server.addr, request.body("").unwrap()).await
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Compression
+
+#[tokio::test]
+async fn compression() {
+    works_with(|app| app.layer(CompressionLayer::new())).await;
+}
+
+#[tokio::test]
+async fn a_compressor_leaves_streams_alone_and_compresses_the_rest() {
+    let hub = Hub::builder().build().unwrap();
+    for (name, app) in mountings(&hub) {
+        let server = Server::start(&hub, app.layer(CompressionLayer::new())).await;
+        let gzip = [(header::ACCEPT_ENCODING, "gzip")];
+        let reply = get_with(&server, "/other", &gzip).await;
+        assert_eq!(reply.header("content-encoding"), "gzip", "{name}: it does compress");
+        let reply = get_with(&server, "/events?topic=t", &gzip).await;
+        assert_eq!(reply.header("content-encoding"), "", "{name}");
+        let mut events = reply.events();
+        events.caught_up().await;
+        for n in 0..3 {
+            hub.topic("t").publish(Event::message(LARGE)).await.unwrap();
+            assert_eq!(events.next().await.data, LARGE, "{name}: event {n} at once");
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Timeouts
+
+fn timeout(time: Duration) -> TimeoutLayer {
+    TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, time)
+}
+
+#[tokio::test]
+async fn a_timeout() {
+    works_with(|app| app.layer(timeout(Duration::from_secs(10)))).await;
+}
+
+#[tokio::test]
+async fn a_stream_outlives_the_timeout_of_requests() {
+    let hub = Hub::builder().build().unwrap();
+    for (name, app) in mountings(&hub) {
+        let server = Server::start(&hub, app.layer(timeout(Duration::from_millis(50)))).await;
+        let mut events = subscribe(server.addr, "/events?topic=t").await;
+        // Begun later and over by it.
+        assert_eq!(support::get(server.addr, "/slow").await.status, 408, "{name}");
+        hub.topic("t").publish(Event::message("still here")).await.unwrap();
+        assert_eq!(events.next().await.data, "still here", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_shorter_than_that_of_the_hook_cuts_in_with_a_status() {
+    let hub = Hub::builder().build().unwrap();
+    let app = routes().layer(hub.layer("/events", |_: Connect| std::future::pending()));
+    let server = Server::start(&hub, app.layer(timeout(Duration::from_millis(50)))).await;
+    assert_eq!(support::get(server.addr, "/events").await.status, 408);
+    assert_eq!(hub.stats().connected, 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tracing, panics, limits
+
+#[tokio::test]
+async fn tracing() {
+    works_with(|app| app.layer(TraceLayer::new_for_http())).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_catches_panics() {
+    works_with(|app| app.layer(CatchPanicLayer::new())).await;
+    let hub = Hub::builder().build().unwrap();
+    for (name, app) in mountings(&hub) {
+        let server = Server::start(&hub, app.layer(CatchPanicLayer::new())).await;
+        let mut events = subscribe(server.addr, "/events?topic=t").await;
+        assert_eq!(support::get(server.addr, "/panics").await.status, 500, "{name}");
+        hub.topic("t").publish(Event::message("still here")).await.unwrap();
+        assert_eq!(events.next().await.data, "still here", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_on_request_bodies() {
+    works_with(|app| app.layer(RequestBodyLimitLayer::new(10))).await;
+    let hub = Hub::builder().build().unwrap();
+    for (name, app) in mountings(&hub) {
+        let server = Server::start(&hub, app.layer(RequestBodyLimitLayer::new(10))).await;
+        let reply = send(server.addr, Request::post("/upload").body(LARGE).unwrap()).await;
+        assert_eq!(reply.status, 413, "{name}: it does limit");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Another origin
+
+const PAGE: &str = "http://page.example";
+
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(HeaderValue::from_static(PAGE))
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([HeaderName::from_static("last-event-id"), header::AUTHORIZATION])
+        .allow_credentials(true)
+}
+
+#[tokio::test]
+async fn cors_rules() {
+    works_with(|app| app.layer(cors())).await;
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_may_read_the_stream_with_its_credentials() {
+    let hub = Hub::builder().build().unwrap();
+    for (name, app) in mountings(&hub) {
+        let server = Server::start(&hub, app.layer(cors())).await;
+        let headers = [(header::ORIGIN, PAGE), (header::COOKIE, "session=1")];
+        let reply = get_with(&server, "/events?topic=t", &headers).await;
+        assert_eq!(reply.header("access-control-allow-origin"), PAGE, "{name}");
+        assert_eq!(reply.header("access-control-allow-credentials"), "true", "{name}");
+        let mut events = reply.events();
+        events.caught_up().await;
+        hub.topic("t").publish(Event::message("across")).await.unwrap();
+        assert_eq!(events.next().await.data, "across", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_is_answered_by_the_cors_layer() {
+    let hub = Hub::builder().build().unwrap();
+    for (name, app) in mountings(&hub) {
+        let server = Server::start(&hub, app.layer(cors())).await;
+        let request = Request::options("/events?topic=t")
+            .header(header::ORIGIN, PAGE)
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "GET")
+            .header(header::ACCESS_CONTROL_REQUEST_HEADERS, "last-event-id");
+        let reply = send(server.addr, request.body("").unwrap()).await;
+        assert_eq!(reply.status, 200, "{name}");
+        assert_eq!(reply.header("access-control-allow-origin"), PAGE, "{name}");
+        assert_eq!(reply.header("access-control-allow-credentials"), "true", "{name}");
+        assert!(reply.header("access-control-allow-headers").contains("last-event-id"), "{name}");
+        assert_eq!(hub.stats().connected, 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_is_answered_by_a_cors_layer_inside_of_the_layer_too() {
+    // The stream itself is without its headers then: it belongs outside.
+    let hub = Hub::builder().build().unwrap();
+    let app = routes().layer(cors()).layer(hub.layer("/events", Public::topics(TopicRule::any())));
+    let server = Server::start(&hub, app).await;
+    let request = Request::options("/events").header(header::ORIGIN, PAGE);
+    let request = request.header(header::ACCESS_CONTROL_REQUEST_METHOD, "GET");
+    let reply = send(server.addr, request.body("").unwrap()).await;
+    assert_eq!((reply.status.as_u16(), reply.header("access-control-allow-origin")), (200, PAGE));
+    let reply = get_with(&server, "/events", &[(header::ORIGIN, PAGE)]).await;
+    assert_eq!((reply.status.as_u16(), reply.header("access-control-allow-origin")), (200, ""));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Sessions
+
+const USER: &str = "user";
+
+async fn user_of(session: Option<&Session>) -> Result<String, Refusal> {
+    let session = session.ok_or(Refusal::forbidden())?;
+    session.get(USER).await.ok().flatten().ok_or(Refusal::login())
+}
+
+/// From the extension that the session layer outside has attached.
+async fn by_session(connect: Connect) -> Result<Subscription, Refusal> {
+    Ok(Subscription::user(user_of(connect.extensions().get()).await?))
+}
+
+async fn by_extractor(State(hub): State<Hub>, session: Session, connect: Connect) -> EventStream {
+    match user_of(Some(&session)).await {
+        Ok(user) => hub.connect(connect, Subscription::user(user)),
+        Err(refusal) => hub.refuse(refusal),
+    }
+}
+
+async fn log_in(session: Session, user: String) {
+    session.insert(USER, user).await.unwrap();
+}
+
+async fn log_out(session: Session) {
+    session.flush().await.unwrap();
+}
+
+fn with_sessions(hub: &Hub, mounting: &str) -> Router {
+    let routes = Router::new().route("/login", post(log_in)).route("/logout", post(log_out));
+    let app = match mounting {
+        "layer" => routes.layer(hub.layer("/events", by_session)),
+        "endpoint" => routes.route_service("/events", hub.endpoint(by_session)),
+        _ => routes.merge(Router::new().route("/events", get(by_extractor)).with_state(hub.clone())),
+    };
+    app.layer(SessionManagerLayer::new(MemoryStore::default()).with_secure(false))
+}
+
+/// The cookie that a browser would send from now on.
+async fn sign_in(server: &Server, user: &'static str) -> String {
+    let reply = send(server.addr, Request::post("/login").body(user).unwrap()).await;
+    assert_eq!(reply.status, 200);
+    reply.header("set-cookie").split(';').next().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_user_of_a_session_gets_what_is_sent_to_the_user() {
+    for mounting in ["layer", "endpoint", "handler"] {
+        let hub = Hub::builder().build().unwrap();
+        let server = Server::start(&hub, with_sessions(&hub, mounting)).await;
+        assert_eq!(support::get(server.addr, "/events").await.status, 401, "{mounting}");
+
+        let (ada, bob) = (sign_in(&server, "ada").await, sign_in(&server, "bob").await);
+        let mut tabs = Vec::new();
+        for cookie in [&ada, &ada, &bob] {
+            let mut events = get_with(&server, "/events", &[(header::COOKIE, cookie)]).await.events();
+            events.caught_up().await;
+            tabs.push(events);
+        }
+        let published = hub.user("ada").publish(Event::message("for ada")).await.unwrap();
+        assert_eq!(published.receivers, 2, "{mounting}");
+        hub.user("bob").publish(Event::message("for bob")).await.unwrap();
+        for (events, data) in tabs.iter_mut().zip(["for ada", "for ada", "for bob"]) {
+            assert_eq!(events.next().await.data, data, "{mounting}");
+        }
+
+        // Coming back after the session is over: what was right before does not matter.
+        let request = Request::post("/logout").header(header::COOKIE, &ada).body("").unwrap();
+        assert_eq!(send(server.addr, request).await.status, 200);
+        let id = tabs[0].last_id.clone();
+        let headers = [(header::COOKIE, ada.as_str()), (HeaderName::from_static("last-event-id"), &id)];
+        assert_eq!(get_with(&server, "/events", &headers).await.status, 401, "{mounting}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_layer_inside_is_not_seen_by_the_hook() {
+    let hub = Hub::builder().build().unwrap();
+    let app = routes()
+        .layer(SessionManagerLayer::new(MemoryStore::default()).with_secure(false))
+        .layer(hub.layer("/events", by_session));
+    let server = Server::start(&hub, app).await;
+    assert_eq!(support::get(server.addr, "/events").await.status, 403, "no session at all");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// All of them
+
+#[tokio::test]
+async fn everything_at_once() {
+    works_with(|app| {
+        app.layer(SessionManagerLayer::new(MemoryStore::default()))
+            .layer(CatchPanicLayer::new())
+            .layer(RequestBodyLimitLayer::new(1 << 20))
+            .layer(CompressionLayer::new())
+            .layer(timeout(Duration::from_secs(10)))
+            .layer(cors())
+            .layer(TraceLayer::new_for_http())
+    })
+    .await;
+}
+
+/// Without axum, whose `Router` boxes every body in between.
+#[tokio::test]
+async fn a_stack_of_plain_tower_services() {
+    let hub = Hub::builder().build().unwrap();
+    let inner = service_fn(async |_: Request<_>| Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(LARGE)))));
+    let service = ServiceBuilder::new()
+        .layer(TraceLayer::new_for_http())
+        .layer(CompressionLayer::new())
+        .layer(CatchPanicLayer::new())
+        .layer(RequestBodyLimitLayer::new(10))
+        .service(hub.layer("/events", Public::topics(TopicRule::any())).layer(inner));
+    let request = |path| Request::get(path).header("accept-encoding", "gzip").body(Full::<Bytes>::default()).unwrap();
+    let response = soon(service.clone().oneshot(request("/other"))).await.unwrap();
+    assert_eq!(response.headers()["content-encoding"], "gzip");
+    let response = soon(service.oneshot(request("/events?topic=t"))).await.unwrap();
+    assert!(response.headers().get("content-encoding").is_none());
+    let mut body = Box::pin(response.into_body());
+    let mut next = async || soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
+    assert!(next().await.starts_with(b"event: hub.hello"));
+    assert!(next().await.starts_with(b"event: hub.live"));
+    let published = hub.topic("t").publish(Event::message("x")).await.unwrap();
+    assert_eq!(next().await, format!("data: x\nid: {}\n\n", published.position));
+}

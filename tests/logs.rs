@@ -1,0 +1,576 @@
+//! What the hub says of itself: log lines that name nobody and do not flood, and counts that are exact.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
+mod support;
+
+use std::fmt::{self, Write};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use futures::{FutureExt, StreamExt};
+use http::Request;
+use http_body_util::BodyExt;
+use support::{Server, get, resume, send, soon, subscribe, until};
+use tower::ServiceExt;
+use tower_sse::{
+    Access, Connect, Cursor, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, LagPolicy, Public, Refusal,
+    RefusalReason, Retention, Start, StreamItem, Subscription, TopicRule,
+};
+use tracing::Level;
+use tracing::field::{Field, Visit};
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A subscriber that keeps what it hears
+
+#[derive(Clone, Debug)]
+struct Line {
+    level: Level,
+    /// The message and every field.
+    text: String,
+}
+
+/// The lines of this crate, of any level. Tests run on one thread each, and so does everything in them.
+#[derive(Clone, Debug, Default)]
+struct Lines(Arc<Mutex<Vec<Line>>>);
+
+struct Text<'a>(&'a mut String);
+
+impl Visit for Text<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target().starts_with("tower_sse") {
+            let mut text = String::new();
+            event.record(&mut Text(&mut text));
+            self.0.lock().unwrap().push(Line { level: *event.metadata().level(), text });
+        }
+    }
+
+    fn on_new_span(&self, span: &tracing::span::Attributes<'_>, _: &tracing::Id, _: Context<'_, S>) {
+        if span.metadata().target().starts_with("tower_sse") {
+            let mut text = span.metadata().name().to_owned();
+            span.record(&mut Text(&mut text));
+            self.0.lock().unwrap().push(Line { level: *span.metadata().level(), text });
+        }
+    }
+}
+
+impl Lines {
+    fn capture() -> (Self, DefaultGuard) {
+        let lines = Self::default();
+        let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
+        (lines, guard)
+    }
+
+    fn all(&self) -> Vec<Line> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn at(&self, level: Level) -> Vec<String> {
+        self.all().into_iter().filter(|line| line.level == level).map(|line| line.text).collect()
+    }
+
+    fn above_debug(&self) -> Vec<Line> {
+        self.all().into_iter().filter(|line| line.level < Level::DEBUG).collect()
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Requests without sockets, since paused time and sockets do not go together
+
+type Body = Pin<Box<EventBody>>;
+
+/// A request through the service, and the body of its answer.
+async fn request<A: Access>(hub: &Hub, access: A, request: http::request::Builder) -> Body {
+    let response = soon(hub.endpoint(access).oneshot(request.body(()).unwrap())).await.unwrap();
+    Box::pin(response.into_body())
+}
+
+/// The frames that are there without waiting.
+fn ready(body: &mut Body) -> String {
+    let mut text = Vec::new();
+    while let Some(Some(Ok(frame))) = body.frame().now_or_never() {
+        text.extend_from_slice(&frame.into_data().unwrap());
+    }
+    String::from_utf8(text).unwrap()
+}
+
+/// A stream of this topic that has read everything that is there.
+async fn open(hub: &Hub, topic: &str) -> Body {
+    let access = Public::topics(TopicRule::any());
+    let mut body = request(hub, access, Request::get(format!("/?topic={topic}"))).await;
+    assert!(ready(&mut body).contains("hub.live"));
+    body
+}
+
+/// A client that comes back with something that is no position.
+async fn gap(hub: &Hub) {
+    let access = Public::topics(TopicRule::any());
+    let mut body = request(hub, access, Request::get("/").header("last-event-id", "nonsense")).await;
+    assert!(ready(&mut body).contains("hub.gap"));
+}
+
+async fn refused(hub: &Hub) {
+    let access = |_: Connect| async { Err(Refusal::later(RefusalReason::Busy)) };
+    let mut body = request(hub, access, Request::get("/")).await;
+    assert!(ready(&mut body).contains("hub.refused"));
+}
+
+fn build(builder: HubBuilder) -> Hub {
+    builder.build().unwrap()
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Lines
+
+#[tokio::test]
+async fn connect_and_end_are_said_at_debug_and_nothing_else_is() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    let app = Router::new().layer(hub.layer("/events", Public::topics(TopicRule::any())));
+    let server = Server::start(&hub, app).await;
+    let mut events = subscribe(server.addr, "/events?topic=t").await;
+    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    events.next().await;
+    let opened = lines.at(Level::DEBUG);
+    assert_eq!(opened.len(), 1, "{opened:?}");
+    assert!(opened[0].contains("opened") && opened[0].contains("resuming=false"), "{opened:?}");
+    let id = events.last_id.clone();
+    drop(events);
+    until(|| hub.stats().connections == 0).await;
+    let lines_so_far = lines.at(Level::DEBUG);
+    assert_eq!(lines_so_far.len(), 2, "{lines_so_far:?}");
+    assert!(lines_so_far[1].contains("ended") && lines_so_far[1].contains("reason=client"), "{lines_so_far:?}");
+    resume(server.addr, "/events?topic=t", &id).await.caught_up().await;
+    assert!(lines.at(Level::DEBUG)[2].contains("resuming=true"));
+    assert_eq!(lines.above_debug().len(), 0, "{:?}", lines.above_debug());
+}
+
+#[tokio::test]
+async fn a_drain_is_said_with_its_counts() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    let mut stream = hub.stream(Subscription::user("ada"), Cursor::Absent).unwrap();
+    let draining = hub.clone();
+    let (drained, _) = tokio::join!(draining.drain(Duration::ZERO), async { while stream.next().await.is_some() {} });
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+    let said = lines.at(Level::INFO);
+    assert!(said.iter().any(|line| line.contains("drained") && line.contains("ended=1")), "{said:?}");
+    assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
+    assert!(lines.at(Level::DEBUG).iter().any(|line| line.contains("reason=draining")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_gaps_are_one_warning_that_later_says_how_many() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    for _ in 0..50 {
+        gap(&hub).await;
+    }
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("gap") && said[0].contains("reason=invalid"), "{said:?}");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    gap(&hub).await;
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[1].contains("suppressed=49"), "{said:?}");
+    let every_one = lines.at(Level::DEBUG).iter().filter(|line| line.contains("gap")).count();
+    assert_eq!(every_one, 51);
+    assert_eq!(hub.stats().gaps(GapReason::Invalid), 51);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_refusals_are_one_warning_that_later_says_how_many() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    for _ in 0..50 {
+        refused(&hub).await;
+    }
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("refused") && said[0].contains("reason=busy"), "{said:?}");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    refused(&hub).await;
+    assert!(lines.at(Level::WARN)[1].contains("suppressed=49"));
+    assert_eq!(hub.stats().refused(RefusalReason::Busy), 51);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_kind_of_trouble_does_not_silence_another() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    for _ in 0..3 {
+        gap(&hub).await;
+        refused(&hub).await;
+    }
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("gap") && said[1].contains("refused"), "{said:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn evictions_by_the_byte_budget_are_one_warning() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder().max_payload(1000).retention_budget(3000));
+    let publish = async |topics| {
+        for n in 0..topics {
+            hub.topic(n).publish(Event::message("x".repeat(900))).await.unwrap();
+        }
+    };
+    publish(30).await;
+    until(|| !lines.at(Level::WARN).is_empty()).await;
+    publish(30).await;
+    // The hub looks every few seconds.
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("budget"), "{said:?}");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    publish(30).await;
+    until(|| lines.at(Level::WARN).len() == 2).await;
+    assert!(hub.stats().evicted >= 80, "{:?}", hub.stats());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bounds_of_a_channel_are_no_eviction() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder().topic_retention(Retention::replay().count(1)));
+    for _ in 0..50 {
+        hub.topic("t").publish(Event::message("x")).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(hub.stats().evicted, 0);
+    assert_eq!(lines.above_debug().len(), 0, "{:?}", lines.above_debug());
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_are_given_up_are_one_warning() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder().write_deadline(Duration::from_secs(4)));
+    let mut bodies = Vec::new();
+    for _ in 0..20 {
+        bodies.push(open(&hub, "t").await);
+    }
+    hub.topic("t").publish(Event::message("nobody reads")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(hub.stats().stalled, 20);
+    assert_eq!(lines.at(Level::WARN), Vec::<String>::new(), "not yet");
+    until(|| hub.stats().ended(EndReason::Stalled) == 20).await;
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("stalled"), "{said:?}");
+    assert_eq!(hub.stats().connections, 0);
+    drop(bodies);
+    assert_eq!(hub.stats().ended(EndReason::Client), 0, "each ends for one reason");
+}
+
+#[tokio::test]
+async fn a_payload_that_a_well_used_client_cannot_read_is_warned_of_once() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    hub.topic("t").publish(Event::message("x".repeat(60 << 10))).await.unwrap();
+    assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
+    for _ in 0..5 {
+        hub.topic("t").publish(Event::message("x".repeat(65 << 10))).await.unwrap();
+    }
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 1, "a warning once above 64 KiB (wire.md, defaults and limits): {said:?}");
+}
+
+#[tokio::test]
+async fn a_path_that_is_never_requested_is_warned_of() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    drop(hub.layer("events", Public::topics(TopicRule::any())));
+    assert_eq!(lines.at(Level::WARN).len(), 1);
+    drop(hub.layer("/events", Public::topics(TopicRule::any())));
+    assert_eq!(lines.at(Level::WARN).len(), 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What is in no line
+
+/// Everything that could give somebody away has this in it.
+const SECRET: &str = "s3cr3t";
+
+async fn secretive(connect: Connect) -> Result<Subscription, Refusal> {
+    let subscription = Subscription::user("s3cr3t-user").topic("s3cr3t-topic").data("s3cr3t-data");
+    // An application may well log this; it must not give away more than it has to.
+    tracing::trace!(target: "application", ?connect);
+    match connect.query_values("ticket").next().as_deref() {
+        Some("s3cr3t-panic") => panic!("s3cr3t-panic, as asked for"),
+        Some("s3cr3t-slow") => std::future::pending().await,
+        Some("s3cr3t-login") => Err(Refusal::login()),
+        Some("s3cr3t-later") => Err(Refusal::later(RefusalReason::Busy)),
+        Some("s3cr3t-bad") => Ok(subscription.topic("s3cr3t\0")),
+        Some("s3cr3t-many") => Ok(subscription.topics((0..500).map(|n| format!("s3cr3t-{n}")))),
+        Some("s3cr3t-brief") => Ok(subscription.expires_in(Duration::from_millis(20))),
+        _ => Ok(subscription),
+    }
+}
+
+async fn handler(axum::extract::State(hub): axum::extract::State<Hub>, connect: Connect) -> tower_sse::EventStream {
+    match secretive(connect.clone()).await {
+        Ok(subscription) => hub.connect(connect, subscription),
+        Err(refusal) => hub.refuse(refusal),
+    }
+}
+
+#[tokio::test]
+async fn no_line_says_who_reads_what_or_with_which_ticket() {
+    let (lines, _guard) = Lines::capture();
+    let retention = Retention::replay().count(1).on_lag(LagPolicy::Disconnect);
+    let hub = build(
+        Hub::builder()
+            .access_timeout(Duration::from_millis(50))
+            .drain_limit(Duration::from_millis(100))
+            .write_deadline(Duration::from_millis(200))
+            .topic_retention(retention)
+            .max_payload(1000)
+            .retention_budget(1000),
+    );
+    let app = Router::new()
+        .route_service("/endpoint", hub.endpoint(secretive))
+        .route("/handler", axum::routing::get(handler))
+        .with_state(hub.clone())
+        .layer(hub.layer("/layer", secretive));
+    let server = Server::start(&hub, app).await;
+    let first = hub.topic("s3cr3t-topic").publish(Event::message("s3cr3t-data")).await.unwrap().position.to_string();
+
+    for mounting in ["/layer", "/endpoint", "/handler"] {
+        let path = |ticket: &str| format!("{mounting}?ticket=s3cr3t-{ticket}&topic=s3cr3t-topic");
+        let mut tickets = vec!["login", "later", "bad", "many", "brief"];
+        if mounting != "/handler" {
+            tickets.extend(["panic", "slow"]);
+        }
+        for ticket in tickets {
+            drop(get(server.addr, &path(ticket)).await.text().await);
+        }
+        let request = |method| Request::builder().method(method).uri(path("fine")).header("cookie", "id=s3cr3t-cookie");
+        send(server.addr, request("POST").body("s3cr3t-body").unwrap()).await;
+        send(server.addr, request("GET").header("accept", "s3cr3t/type").body("").unwrap()).await;
+        send(server.addr, request("HEAD").body("").unwrap()).await;
+
+        let mut events = subscribe(server.addr, &path("fine")).await;
+        for event in [
+            Event::text("s3cr3t-name", "s3cr3t-data").key("s3cr3t-key"),
+            Event::text("s3cr3t-name", "s3cr3t-data".repeat(50)),
+        ] {
+            hub.user("s3cr3t-user").and(hub.topic("s3cr3t-topic")).publish(event).await.unwrap();
+            events.next().await;
+        }
+        hub.topic("s3cr3t-topic\n").publish(Event::text("s3cr3t\r", "")).await.unwrap_err();
+        hub.user("s3cr3t-user").publish(Event::message(SECRET.repeat(1000))).await.unwrap_err();
+        // Gaps of every kind.
+        let behind = hub.stream(Subscription::anonymous().topic("s3cr3t-topic"), Cursor::Absent).unwrap();
+        for _ in 0..3 {
+            hub.topic("s3cr3t-topic").publish(Event::message("s3cr3t-data")).await.unwrap();
+        }
+        drop(behind);
+        for id in ["s3cr3t-cursor", "1.0.0", &first] {
+            resume(server.addr, &path("fine"), id).await.caught_up().await;
+            get(server.addr, &format!("{}&last_event_id={id}", path("fine"))).await.events().caught_up().await;
+        }
+        // One that sends rubbish behind its request, and one that leaves in the middle of it.
+        for rubbish in [&b"GET /layer?ticket=s3cr3t-half"[..], b"s3cr3t s3cr3t s3cr3t\r\n\r\n"] {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let mut tcp = tokio::net::TcpStream::connect(server.addr).await.unwrap();
+            tcp.write_all(rubbish).await.unwrap();
+            tcp.shutdown().await.unwrap();
+            drop(soon(tcp.read_to_end(&mut Vec::new())).await);
+        }
+    }
+    let stalled = resume(server.addr, "/layer?ticket=s3cr3t-fine", &first).await;
+    soon(hub.drain(Duration::ZERO)).await;
+    drop(stalled);
+    hub.topic("s3cr3t-topic").publish(Event::message("s3cr3t-data")).await.unwrap_err();
+    drop(get(server.addr, "/layer?ticket=s3cr3t-drained").await.text().await);
+
+    for line in lines.above_debug() {
+        assert!(!line.text.contains(SECRET), "{line:?}");
+    }
+    for line in lines.all() {
+        assert!(!line.text.contains("ticket"), "no query at any level: {line:?}");
+        for what in
+            ["fine", "login", "later", "bad", "many", "brief", "panic", "slow", "cookie", "cursor", "data", "half"]
+        {
+            assert!(!line.text.contains(&format!("{SECRET}-{what}")), "{line:?}");
+        }
+    }
+    // There was something to hear.
+    let count = |level| lines.at(level).len();
+    assert!(count(Level::ERROR) > 0 && count(Level::WARN) > 1 && count(Level::DEBUG) > 20, "{:?}", lines.above_debug());
+}
+
+#[tokio::test]
+async fn nothing_that_can_be_formatted_gives_the_query_away() {
+    let request = Request::get("/events?ticket=s3cr3t").header("cookie", "s3cr3t").header("last-event-id", "s3cr3t");
+    let connect = Connect::from_request(&request.body(()).unwrap());
+    assert!(!format!("{connect:?}").contains(SECRET), "{connect:?}");
+    let hub = build(Hub::builder());
+    let stream = hub.connect(connect, Subscription::anonymous().data(SECRET).extension(SECRET).topic("t"));
+    let layer = hub.layer("/events", Public::topics(TopicRule::any()));
+    hub.topic("t").publish(Event::message(SECRET)).await.unwrap();
+    for text in [
+        format!("{hub:?}"),
+        format!("{stream:?}"),
+        format!("{layer:?}"),
+        format!("{:?}", hub.endpoint(Public::topics(TopicRule::any()))),
+        format!("{:?}", Subscription::anonymous().data(SECRET).extension(SECRET)),
+        format!("{:?}", hub.stats()),
+    ] {
+        assert!(!text.contains(SECRET), "{text}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Counts
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_counted_exactly() {
+    let hub = build(
+        Hub::builder()
+            .write_deadline(Duration::from_secs(4))
+            .access_timeout(Duration::from_secs(1))
+            .max_payload(1000)
+            .retention_budget(4000)
+            .retention_for(TopicRule::exact("short"), Retention::replay().count(2))
+            .retention_for(TopicRule::exact("strict"), Retention::replay().count(2).on_lag(LagPolicy::Disconnect)),
+    );
+    let fresh = hub.stats();
+    assert_eq!((fresh.connections, fresh.connected, fresh.published, fresh.delivered, fresh.evicted), (0, 0, 0, 0, 0));
+    assert_eq!((fresh.retained_bytes, fresh.keyed_bytes, fresh.lag, fresh.stalled), (0, 0, 0, 0));
+
+    // Two streams of one topic and one of another: connections, published, delivered.
+    let (mut one, mut two, mut other) = (open(&hub, "a").await, open(&hub, "a").await, open(&hub, "b").await);
+    for _ in 0..3 {
+        hub.topic("a").publish(Event::message("x")).await.unwrap();
+    }
+    assert!(hub.topic("a").publish(Event::text("hub.x", "")).await.is_err());
+    let stats = hub.stats();
+    assert_eq!((stats.connections, stats.connected, stats.published, stats.delivered), (3, 3, 3, 0));
+    assert_eq!(stats.lag, 3);
+    assert_eq!(stats.position, hub.position());
+    for body in [&mut one, &mut two, &mut other] {
+        ready(body);
+    }
+    let stats = hub.stats();
+    assert_eq!((stats.delivered, stats.lag), (6, 0));
+    assert!(stats.retained_bytes > 0);
+    assert_eq!(stats.channels, 3, "everyone, a, b");
+
+    // Ends.
+    drop((one, two, other));
+    let reasons = |hub: &Hub| EndReason::ALL.iter().map(|&reason| hub.stats().ended(reason)).collect::<Vec<_>>();
+    assert_eq!(
+        EndReason::ALL,
+        [EndReason::Client, EndReason::Draining, EndReason::Expired, EndReason::Lagged, EndReason::Stalled]
+    );
+    assert_eq!((hub.stats().connections, reasons(&hub)), (0, vec![3, 0, 0, 0, 0]));
+    let brief = Subscription::anonymous().expires_in(Duration::from_millis(100));
+    let items: Vec<_> = soon(hub.stream(brief, Cursor::Absent).unwrap().collect()).await;
+    assert_eq!(items.last(), Some(&StreamItem::End(EndReason::Expired)));
+    assert_eq!(reasons(&hub), [3, 0, 1, 0, 0]);
+    let mut strict = hub.stream(Subscription::anonymous().topic("strict"), Cursor::Absent).unwrap();
+    assert!(matches!(strict.next().await, Some(StreamItem::Live(_))));
+    for _ in 0..5 {
+        hub.topic("strict").publish(Event::message("x")).await.unwrap();
+    }
+    assert_eq!(strict.next().await, Some(StreamItem::End(EndReason::Lagged)));
+    assert_eq!(reasons(&hub), [3, 0, 1, 1, 0]);
+    let stalled = open(&hub, "a").await;
+    hub.topic("a").publish(Event::message("x")).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(hub.stats().stalled, 1);
+    until(|| hub.stats().connections == 0).await;
+    assert_eq!((hub.stats().stalled, reasons(&hub)), (0, vec![3, 0, 1, 1, 1]));
+    drop(stalled);
+    assert_eq!(reasons(&hub), [3, 0, 1, 1, 1]);
+
+    // Gaps.
+    let begin = fresh.position;
+    let mut short = hub.stream(Subscription::anonymous().topic("short"), Cursor::Absent).unwrap();
+    assert!(matches!(short.next().await, Some(StreamItem::Live(_))));
+    for _ in 0..5 {
+        hub.topic("short").publish(Event::message("x")).await.unwrap();
+    }
+    assert!(matches!(short.next().await, Some(StreamItem::Gap { reason: GapReason::Lagged, .. })));
+    for cursor in [Cursor::At(begin), Cursor::Invalid, Cursor::parse(b"1.0.0")] {
+        let mut stream = hub.stream(Subscription::anonymous().topic("short"), cursor).unwrap();
+        assert!(matches!(stream.next().await, Some(StreamItem::Gap { .. })), "{cursor:?}");
+    }
+    let ahead = Cursor::parse(format!("{}0", hub.position()).as_bytes());
+    let mut stream = hub.stream(Subscription::anonymous(), ahead).unwrap();
+    assert!(matches!(stream.next().await, Some(StreamItem::Gap { reason: GapReason::Ahead, .. })));
+    let all = GapReason::ALL.iter().map(|&reason| hub.stats().gaps(reason)).collect::<Vec<_>>();
+    assert_eq!(all, vec![1; GapReason::ALL.len()], "{:?}", GapReason::ALL);
+
+    // Refusals, of each reason that comes by itself.
+    refused(&hub).await;
+    let slow = |_: Connect| std::future::pending();
+    assert!(ready(&mut request(&hub, slow, Request::get("/")).await).contains("timeout"));
+    assert_eq!(hub.stats().refused(RefusalReason::Busy), 1);
+    assert_eq!(hub.stats().refused(RefusalReason::Timeout), 1);
+    assert_eq!(hub.stats().refused(RefusalReason::Limit), 0);
+
+    // Evictions: the budget holds four records of this size, whatever their topics. Eight small ones are in their way:
+    // four of `a`, two each of `short` and `strict`.
+    assert_eq!(hub.stats().evicted, 0);
+    for n in 0..20 {
+        hub.topic(n).publish(Event::message("x".repeat(800))).await.unwrap();
+    }
+    let stats = hub.stats();
+    assert!(stats.retained_bytes <= 4000, "{stats:?}");
+    let mut kept = hub.stream(Subscription::anonymous().topics(0..20).start(Start::Oldest), Cursor::Absent).unwrap();
+    let mut count = 0;
+    while let Some(StreamItem::Event(_)) = kept.next().await {
+        count += 1;
+    }
+    assert_eq!(count, 4);
+    assert_eq!(stats.evicted, 8 + 20 - 4);
+    drop((short, stream, kept));
+
+    // A drain.
+    let staying = hub.stream(Subscription::anonymous(), Cursor::Absent).unwrap();
+    let (drained, _) = tokio::join!(hub.drain(Duration::ZERO), staying.collect::<Vec<_>>());
+    assert_eq!((drained.ended, hub.stats().ended(EndReason::Draining)), (1, 1));
+    let access = Public::topics(TopicRule::any());
+    assert!(ready(&mut request(&hub, access, Request::get("/")).await).contains("draining"));
+    assert_eq!(hub.stats().refused(RefusalReason::Draining), 1);
+    assert_eq!(hub.stats().connections, 0);
+}
+
+#[tokio::test]
+async fn current_values_have_their_own_bytes() {
+    let hub = build(Hub::builder().topic_retention(Retention::latest_per_key()));
+    for n in 0..10 {
+        hub.topic("t").publish(Event::message(n.to_string()).key("k")).await.unwrap();
+    }
+    let stats = hub.stats();
+    assert_eq!(stats.retained_bytes, 0);
+    assert!((1..1000).contains(&stats.keyed_bytes), "one value: {stats:?}");
+    hub.topic("t").publish(Event::remove("k")).await.unwrap();
+    assert_eq!(hub.stats().keyed_bytes, 0);
+}
+
+#[tokio::test]
+async fn an_event_that_a_connection_is_excepted_from_is_not_delivered_to_it() {
+    let hub = build(Hub::builder());
+    let mut me = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let mut you = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    hub.topic("t").except(me.connection()).publish(Event::message("x")).await.unwrap();
+    assert!(matches!(soon(you.next()).await, Some(StreamItem::Event(_))));
+    assert!(matches!(soon(me.next()).await, Some(StreamItem::Live(_))));
+    assert!(me.next().now_or_never().is_none());
+    assert_eq!(hub.stats().delivered, 1);
+}
