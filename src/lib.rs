@@ -101,7 +101,7 @@
 //! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | records are not to be had: fetch the state anew |
 //! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: come back then |
 //! | `hub.expiring` | `in_ms` | the subscription's time is near its end |
-//! | `hub.bye` | `reason` (see [`EndReason`]), `return` (see [`Return`]) | last, where the hub ends the stream |
+//! | `hub.bye` | `reason` (see [`EndReason`]), `return`: `now` | last, where the hub ends the stream |
 //!
 //! # Features
 //!
@@ -150,6 +150,6 @@ pub use crate::http::{
 pub use crate::hub::{Drained, Health, Hub, HubBuilder, HubStream, Published, Received, Stats, StreamItem, Target};
 pub use crate::name::{ConnectionId, Topic, UserId};
 pub use crate::position::{Cursor, InvalidPosition, Position};
-pub use crate::reason::{EndReason, GapReason, RefusalReason, Return};
+pub use crate::reason::{EndReason, GapReason, RefusalReason};
 pub use crate::retention::{LagPolicy, Retention, TopicRule};
 pub use crate::subscription::{End, Start, Subscription, SubscriptionError};

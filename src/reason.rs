@@ -82,22 +82,3 @@ reasons! {
         Stalled = "stalled",
     }
 }
-
-/// Whether a client should come back after `hub.bye`: its `return` field.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Return {
-    /// After its usual `retry`.
-    Now,
-    /// After the `retry` that comes with the event.
-    Later,
-}
-
-impl Return {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Now => "now",
-            Self::Later => "later",
-        }
-    }
-}

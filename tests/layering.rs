@@ -2,6 +2,8 @@
 //!
 //! The table is law; `docs/architecture.md` says why. Every `crate::` and `super::` path counts, but for comments.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! What an independent parser reads is what was published.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
 mod support;
 
 use axum::Router;

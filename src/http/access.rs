@@ -35,9 +35,12 @@ use crate::subscription::Subscription;
 /// let _ = hub.endpoint(async |_: Connect| Ok(Subscription::anonymous().topic("news")));
 /// ```
 ///
+/// A closure that captures something clones it for each request: `move |connect| { let pool = pool.clone(); async move { … } }`.
+///
 /// It is asked for every request, also for one that resumes: what a client could read yesterday does not matter. It may
 /// publish. If it takes longer than [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) it is dropped and
-/// the client is told to come back; if it panics, that request is answered `500`.
+/// the client is told to come back; if it panics, that request is answered `500`. A timeout layer outside that is shorter
+/// answers first, with a status after which browsers give up.
 pub trait Access: Send + Sync + 'static {
     /// Decides. Dropped at any await when the client leaves or the time is over.
     fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send;

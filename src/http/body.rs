@@ -54,6 +54,13 @@ impl EventBody {
     }
 }
 
+/// An empty body, for layers that answer in the hub's place.
+impl Default for EventBody {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 impl Body for EventBody {
     type Data = Bytes;
     type Error = BoxError;
@@ -119,7 +126,7 @@ fn poll_bytes(mut connection: Pin<&mut Connection>, cx: &mut Context<'_>) -> Pol
             control::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)
         }
         Step::Expiring(remaining) => control::expiring(remaining),
-        Step::Bye { reason, come_back, retry } => control::bye(reason, come_back, retry),
+        Step::Bye { reason, retry } => control::bye(reason, retry),
         Step::Abort => return Poll::Ready(Some(Err(Aborted))),
     };
     Poll::Ready(Some(Ok(bytes)))
@@ -165,6 +172,13 @@ impl<B> ResponseBody<B> {
 
     pub(super) fn events(body: EventBody) -> Self {
         Self { kind: Either::Events { body } }
+    }
+}
+
+/// An empty body, for layers that answer in the inner service's place.
+impl<B: Default> Default for ResponseBody<B> {
+    fn default() -> Self {
+        Self::inner(B::default())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Open access, by name.
 
+use std::collections::HashSet;
+
 use super::{Access, Connect, Refusal};
 use crate::name::Topic;
 use crate::retention::TopicRule;
@@ -51,13 +53,17 @@ impl Public {
     /// [`Refusal::forbidden`] when a topic is not allowed.
     pub fn subscription(&self, connect: &Connect) -> Result<Subscription, Refusal> {
         let mut subscription = Subscription::anonymous().start(self.start);
+        // A query is long enough for thousands of topics, so that a list would be slow to search.
+        let mut known = HashSet::new();
         for topic in connect.query_values("topic") {
             // A name that is none: the same answer as for one that is not allowed.
             let topic = Topic::try_from(topic).map_err(|_| Refusal::forbidden())?;
             if !self.rules.iter().any(|rule| rule.matches(&topic)) {
                 return Err(Refusal::forbidden());
             }
-            subscription = subscription.topic(topic);
+            if known.insert(topic.clone()) {
+                subscription.topics.push(topic);
+            }
         }
         Ok(subscription)
     }

@@ -58,10 +58,11 @@ impl Hub {
     /// ```
     #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
     pub fn connect(&self, connect: Connect, subscription: Subscription) -> EventStream {
-        EventStream(match negotiate::check(connect.method(), connect.headers()) {
+        let response = match negotiate::check(connect.method(), connect.headers()) {
             Err(unfit) => reject(unfit),
             Ok(()) => self.accept(&connect, subscription),
-        })
+        };
+        EventStream(without_body_for_head(connect.method(), response))
     }
 
     /// Answers a request with a refusal, from within a handler.
@@ -72,6 +73,11 @@ impl Hub {
 
     /// The whole way of a request through an access hook.
     pub(super) async fn answer<A: Access>(&self, access: &A, connect: Connect) -> Response<EventBody> {
+        let method = connect.method().clone();
+        without_body_for_head(&method, self.decide(access, connect).await)
+    }
+
+    async fn decide<A: Access>(&self, access: &A, connect: Connect) -> Response<EventBody> {
         if let Err(unfit) = negotiate::check(connect.method(), connect.headers()) {
             return reject(unfit);
         }
@@ -85,7 +91,7 @@ impl Hub {
             Ok(Ok(Ok(subscription))) => self.accept(&connect, subscription),
             Ok(Ok(Err(refusal))) => self.refusal(&refusal),
             Ok(Err(_panic)) => {
-                tracing::error!("the access hook panicked");
+                self.counters().hook_panicked(self.now());
                 plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
             }
             Err(_elapsed) => self.refusal(&Refusal::later(RefusalReason::Timeout)),
@@ -114,6 +120,7 @@ impl Hub {
     }
 
     fn refusal(&self, refusal: &Refusal) -> Response<EventBody> {
+        tracing::debug!(?refusal, "an event stream was refused");
         match &refusal.0 {
             Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden\n"),
@@ -134,6 +141,14 @@ impl Hub {
             }
         }
     }
+}
+
+/// The head of a stream, also of one that is a single refusal, says nothing of a length.
+fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Response<EventBody> {
+    if method == Method::HEAD && response.status() == StatusCode::OK {
+        return response.map(|_| EventBody::inert());
+    }
+    response
 }
 
 fn jittered(duration: Duration, least: f64, most: f64) -> Duration {

@@ -15,7 +15,7 @@ use crate::audience::Address;
 use crate::log::{Batch, Begin, Millis, millis};
 use crate::name::{ConnectionId, Topic};
 use crate::position::{Cursor, Position};
-use crate::reason::{EndReason, GapReason, RefusalReason, Return};
+use crate::reason::{EndReason, GapReason, RefusalReason};
 use crate::subscription::{End, Subscription, SubscriptionError};
 use crate::sync::Ordering;
 use crate::wire::control::CursorState;
@@ -103,7 +103,6 @@ pub(crate) enum Step {
     Expiring(Duration),
     Bye {
         reason: EndReason,
-        come_back: Return,
         retry: Option<Duration>,
     },
     /// End with an error instead of properly. The last step, if it comes.
@@ -385,7 +384,7 @@ fn end(hub: &Hub, link: &Link, stage: &mut Stage, ending: Ending) -> Step {
     let ending = link.ending().unwrap_or(ending);
     *stage = Stage::Ending;
     hub.inner.forget(link, ending.reason);
-    Step::Bye { reason: ending.reason, come_back: ending.come_back, retry: ending.retry }
+    Step::Bye { reason: ending.reason, retry: ending.retry }
 }
 
 fn topic(address: &Address) -> Option<Topic> {

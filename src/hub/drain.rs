@@ -6,7 +6,7 @@ use tokio::time::{Duration, timeout};
 
 use super::registry::{Ending, Link};
 use super::{Hub, Inner};
-use crate::reason::{EndReason, Return};
+use crate::reason::EndReason;
 use crate::sync::Ordering;
 
 /// How many streams are told before others get their turn.
@@ -108,7 +108,7 @@ impl Hub {
         let retry = window.mul_f64(fastrand::f64()).clamp(*range.start(), *range.end());
         // What was published so far is still delivered: the next process may have another log.
         let after = self.position().sequence();
-        link.end(Ending { reason: EndReason::Draining, come_back: Return::Now, retry: Some(retry), after });
+        link.end(Ending { reason: EndReason::Draining, retry: Some(retry), after });
         if let Some(waker) = link.subscriber.notify(self.now()) {
             waker.wake();
         }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use super::Transport;
 use crate::log::{Millis, Subscriber};
 use crate::name::ConnectionId;
-use crate::reason::{EndReason, Return};
+use crate::reason::EndReason;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// What others know of an open connection. Its stream holds it too.
@@ -35,7 +35,6 @@ pub(crate) struct Link {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ending {
     pub(crate) reason: EndReason,
-    pub(crate) come_back: Return,
     pub(crate) retry: Option<Duration>,
     /// What is to be written before: the records up to here, or none.
     pub(crate) after: u64,
@@ -44,7 +43,7 @@ pub(crate) struct Ending {
 impl Ending {
     /// At once, without what may be waiting.
     pub(super) fn now(reason: EndReason) -> Self {
-        Self { reason, come_back: Return::Now, retry: None, after: 0 }
+        Self { reason, retry: None, after: 0 }
     }
 }
 

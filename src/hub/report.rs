@@ -21,6 +21,7 @@ pub(crate) struct Counters {
     refusal_lines: Throttle,
     eviction_lines: Throttle,
     stall_lines: Throttle,
+    panic_lines: Throttle,
     large_payload_said: AtomicBool,
 }
 
@@ -60,6 +61,12 @@ impl Counters {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         if let Some(suppressed) = self.refusal_lines.admit(now) {
             tracing::warn!(%reason, suppressed, "an event stream was refused");
+        }
+    }
+
+    pub(crate) fn hook_panicked(&self, now: Millis) {
+        if let Some(suppressed) = self.panic_lines.admit(now) {
+            tracing::error!(suppressed, "the access hook panicked");
         }
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::frame::{line, push_retry};
 use crate::name::{ConnectionId, Topic};
 use crate::position::Position;
-use crate::reason::{EndReason, GapReason, RefusalReason, Return};
+use crate::reason::{EndReason, GapReason, RefusalReason};
 
 /// What a stream starts as: the `cursor` of `hub.hello`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +74,11 @@ pub(crate) fn expiring(remaining: Duration) -> Bytes {
 }
 
 /// The last frame of a stream that the hub ends.
-pub(crate) fn bye(reason: EndReason, come_back: Return, retry: Option<Duration>) -> Bytes {
+pub(crate) fn bye(reason: EndReason, retry: Option<Duration>) -> Bytes {
     let mut data = Json::object();
     data.text("reason", reason.as_str());
-    data.text("return", come_back.as_str());
+    // There is no reason yet for which a client should stay away.
+    data.text("return", "now");
     frame("hub.bye", retry, data, None)
 }
 
@@ -185,7 +186,7 @@ mod tests {
         );
         assert_eq!(text(&expiring(Duration::from_millis(5))), "event: hub.expiring\ndata: {\"in_ms\":5}\n\n");
         assert_eq!(
-            text(&bye(EndReason::Draining, Return::Now, None)),
+            text(&bye(EndReason::Draining, None)),
             "event: hub.bye\ndata: {\"reason\":\"draining\",\"return\":\"now\"}\n\n"
         );
     }
