@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -41,10 +42,10 @@ async fn bare(server: &Server, path: &str) -> TcpStream {
 }
 
 /// The same, with a small window, and after the stream has begun.
-async fn stalled(server: &Server, path: &str) -> TcpStream {
+async fn stalled(addr: SocketAddr, path: &str) -> TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    let mut tcp = socket.connect(server.addr).await.unwrap();
+    let mut tcp = socket.connect(addr).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
     tcp.write_all(request.as_bytes()).await.unwrap();
     let mut first = [0; 16];
@@ -222,7 +223,7 @@ async fn one_percent_of_stalled_readers_hurts_nobody_else() {
     // Half of the stalled on HTTP/1.1, where the socket fills up, half on HTTP/2, where the stream's window does.
     let mut asleep = Vec::new();
     for _ in 0..STALLED / 2 {
-        asleep.push(stalled(&server, "/events?topic=small&topic=big").await);
+        asleep.push(stalled(server.addr, "/events?topic=small&topic=big").await);
     }
     let mut windows = Vec::new();
     for _ in 0..STALLED / 2 {
@@ -439,10 +440,9 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
             drained.unwrap().await.unwrap()
         })
     };
-    let server = Peer { addr };
     let mut asleep = Vec::new();
     for _ in 0..STALLED / 2 {
-        asleep.push(server.stalled("/events?topic=t&topic=big").await);
+        asleep.push(stalled(addr, "/events?topic=t&topic=big").await);
     }
     let mut windows = Vec::new();
     for _ in 0..STALLED / 2 {
@@ -543,24 +543,6 @@ fn a_frozen_http2_client_does_not_keep_the_process() {
     });
     ours.block_on(soon(serve)).unwrap().unwrap();
     drop(frozen);
-}
-
-/// An address to misbehave at.
-struct Peer {
-    addr: std::net::SocketAddr,
-}
-
-impl Peer {
-    async fn stalled(&self, path: &str) -> TcpStream {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        let mut tcp = socket.connect(self.addr).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
-        tcp.write_all(request.as_bytes()).await.unwrap();
-        let mut first = [0; 16];
-        tcp.read_exact(&mut first).await.unwrap();
-        tcp
-    }
 }
 
 #[tokio::test]

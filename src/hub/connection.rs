@@ -297,6 +297,7 @@ impl Connection {
             this.hub.log().read(&this.link.subscriber, this.link.id, batch);
             if !batch.gap.is_empty() {
                 if batch.disconnects && *this.caught_up {
+                    batch.records.clear();
                     break Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Lagged)));
                 }
                 let reason = if *this.caught_up { GapReason::Lagged } else { GapReason::Trimmed };

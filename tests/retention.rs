@@ -1,0 +1,207 @@
+//! What is kept, for whom, and what becomes of those who fall out of it; read in this process, as a browser would.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tower_sse::{
+    Cursor, EndReason, Event, GapReason, Hub, HubStream, LagPolicy, Retention, Start, StreamItem, Subscription,
+    TopicRule,
+};
+
+/// What can be read without waiting, in short.
+fn read(stream: &mut HubStream) -> Vec<String> {
+    let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+    let mut read = Vec::new();
+    while let Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
+        read.push(match item {
+            StreamItem::Event(event) => event.data,
+            StreamItem::Gap { reason, .. } => format!("gap {reason}"),
+            StreamItem::Live(_) => "live".to_owned(),
+            StreamItem::End(reason) => format!("end {reason}"),
+            item => panic!("{item:?}"),
+        });
+    }
+    read
+}
+
+fn open(hub: &Hub, cursor: impl Into<Cursor>) -> HubStream {
+    hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap()
+}
+
+fn publish(hub: &Hub, data: impl ToString) {
+    hub.topic("t").publish_now(Event::message(data.to_string())).unwrap();
+}
+
+fn set(hub: &Hub, key: &'static str, data: impl ToString) {
+    hub.topic("t").publish_now(Event::message(data.to_string()).key(key)).unwrap();
+}
+
+fn with(retention: Retention) -> Hub {
+    Hub::builder().retention_for(TopicRule::exact("t"), retention).build().unwrap()
+}
+
+#[test]
+fn a_new_page_gets_every_current_value_at_once_and_then_what_changes() {
+    let hub = with(Retention::latest_per_key());
+    set(&hub, "boiler", "boiler 1");
+    set(&hub, "pump", "pump 1");
+    publish(&hub, "nobody was there");
+    set(&hub, "boiler", "boiler 2");
+    let mut page = open(&hub, Cursor::Absent);
+    assert_eq!(read(&mut page), ["pump 1", "boiler 2", "live"]);
+    set(&hub, "pump", "pump 2");
+    publish(&hub, "without a key");
+    assert_eq!(read(&mut page), ["pump 2", "without a key"]);
+}
+
+#[test]
+fn a_slow_page_skips_what_is_outdated_and_gets_the_last_without_a_gap() {
+    let hub = with(Retention::latest_per_key());
+    let mut page = open(&hub, Cursor::Absent);
+    assert_eq!(read(&mut page), ["live"]);
+    for percent in 0..=10_000 {
+        set(&hub, "report", percent);
+    }
+    assert_eq!(read(&mut page), ["10000"]);
+    assert!(hub.stats().keyed_bytes < 1000);
+}
+
+#[test]
+fn a_removal_is_delivered_and_drops_the_value() {
+    let hub = with(Retention::latest_per_key());
+    let mut page = open(&hub, Cursor::Absent);
+    set(&hub, "boiler", "on");
+    assert_eq!(read(&mut page), ["on", "live"]);
+    let event = Event::remove("boiler").name("sensor.removed");
+    hub.topic("t").publish_now(event).unwrap();
+    assert_eq!(read(&mut page), ["boiler"]);
+    assert_eq!(read(&mut open(&hub, Cursor::Absent)), ["live"]);
+    assert_eq!(hub.stats().keyed_bytes, 0);
+    hub.topic("t").publish_now(Event::remove("never set").data("{}")).unwrap();
+    assert_eq!(read(&mut page), ["{}"]);
+}
+
+#[test]
+fn more_keys_than_fit_push_the_oldest_out_and_who_missed_it_is_told() {
+    let hub = with(Retention::latest_per_key().count(2));
+    let start = hub.position();
+    for key in ["a", "b", "c"] {
+        set(&hub, key, key);
+    }
+    assert_eq!(read(&mut open(&hub, Cursor::Absent)), ["b", "c", "live"]);
+    assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "b", "c", "live"]);
+}
+
+#[test]
+fn keyed_values_outlive_every_burst_of_others() {
+    let hub = Hub::builder()
+        .retention_for(TopicRule::exact("t"), Retention::latest_per_key())
+        .retention_budget(600 << 10)
+        .build()
+        .unwrap();
+    set(&hub, "boiler", "on");
+    for n in 0..5_000 {
+        hub.topic("busy").publish_now(Event::message(format!("{n:0>1000}"))).unwrap();
+    }
+    assert!(hub.stats().retained_bytes <= 600 << 10);
+    assert_eq!(read(&mut open(&hub, Cursor::Absent)), ["on", "live"]);
+}
+
+#[test]
+fn the_budget_pushes_out_the_oldest_of_all_topics_first() {
+    let hub = Hub::builder().max_payload(4_000).retention_budget(10_000).build().unwrap();
+    let start = hub.position();
+    publish(&hub, "old");
+    for _ in 0..3 {
+        hub.user("u").publish_now(Event::message("x".repeat(3_500))).unwrap();
+    }
+    assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "live"]);
+    assert_eq!(hub.stats().evicted, 2, "the old one and one of the user's");
+}
+
+#[test]
+fn history_comes_with_the_ids_of_its_place_and_can_be_resumed_in_the_middle() {
+    let hub = with(Retention::replay());
+    (0..200).for_each(|n| publish(&hub, n));
+    let all: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    let start = |start| hub.stream(Subscription::anonymous().topic("t").start(start), Cursor::Absent).unwrap();
+    assert_eq!(read(&mut start(Start::Oldest)), [&all[..], &["live".to_owned()]].concat());
+    assert_eq!(read(&mut start(Start::Last(3))), ["197", "198", "199", "live"]);
+    assert_eq!(read(&mut start(Start::Live)), ["live"]);
+
+    let mut page = start(Start::Oldest);
+    let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+    let Poll::Ready(Some(StreamItem::Event(first))) = page.poll_next_unpin(&mut cx) else { panic!("no event") };
+    assert_eq!(read(&mut open(&hub, first.position))[..2], ["1", "2"]);
+}
+
+#[test]
+fn a_reader_that_falls_out_of_the_ring_is_told_once_or_ended_as_the_policy_says() {
+    let gap = with(Retention::replay().count(10));
+    let mut page = open(&gap, Cursor::Absent);
+    assert_eq!(read(&mut page), ["live"]);
+    (0..100).for_each(|n| publish(&gap, n));
+    let read_on = read(&mut page);
+    assert_eq!((read_on.len(), read_on[0].as_str(), read_on[1].as_str()), (11, "gap lagged", "90"));
+    assert_eq!(gap.stats().gaps(GapReason::Lagged), 1);
+    publish(&gap, "more");
+    assert_eq!(read(&mut page), ["more"]);
+
+    let strict = with(Retention::replay().count(10).on_lag(LagPolicy::Disconnect));
+    let mut page = open(&strict, Cursor::Absent);
+    assert_eq!(read(&mut page), ["live"]);
+    let before = strict.position();
+    (0..100).for_each(|n| publish(&strict, n));
+    assert_eq!(read(&mut page), ["end lagged"]);
+    assert_eq!(strict.stats().ended(EndReason::Lagged), 1);
+    // It comes back, and learns what it missed then; else it would be sent away for ever.
+    assert_eq!(read(&mut open(&strict, before))[..2], ["gap trimmed", "90"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_past_its_age_is_dropped_without_a_publish() {
+    let hub = with(Retention::replay().age(Duration::from_secs(60)));
+    let start = hub.position();
+    publish(&hub, "old");
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(read(&mut open(&hub, start)), ["old", "live"]);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(hub.stats().retained_bytes, 0);
+    assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "live"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn live_keeps_a_moment_for_who_reconnects_at_once() {
+    let hub = with(Retention::live());
+    let start = hub.position();
+    publish(&hub, "just now");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(read(&mut open(&hub, start)), ["just now", "live"]);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "live"]);
+}
+
+#[test]
+fn the_first_matching_rule_wins() {
+    let hub = Hub::builder()
+        .retention_for(TopicRule::exact("t"), Retention::latest_per_key())
+        .retention_for(TopicRule::prefix("t"), Retention::replay().count(1))
+        .build()
+        .unwrap();
+    set(&hub, "k", 1);
+    set(&hub, "k", 2);
+    assert_eq!(read(&mut open(&hub, Cursor::Absent)), ["2", "live"]);
+}
+
+#[test]
+fn a_uuid_names_a_user_and_a_topic() {
+    let id = uuid::Uuid::from_u128(7);
+    let hub = Hub::builder().build().unwrap();
+    let mut page = hub.stream(Subscription::user(id).topic(&id), Cursor::Absent).unwrap();
+    hub.user(&id).publish_now(Event::message("user")).unwrap();
+    hub.topic("00000000-0000-0000-0000-000000000007").publish_now(Event::message("topic")).unwrap();
+    assert_eq!(read(&mut page), ["user", "topic", "live"]);
+}
