@@ -573,6 +573,26 @@ async fn a_stream_ends_by_the_expiry_of_its_subscription() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_never_runs_dry_ends_by_its_expiry_too() {
+    let hub = Hub::builder().build().unwrap();
+    let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(60));
+    let mut stream = hub.stream(subscription, Cursor::Absent).unwrap();
+    for _ in 0..=60 {
+        // Twice as much as it reads.
+        for _ in 0..200 {
+            hub.topic("t").publish(Event::message("x")).await.unwrap();
+        }
+        for _ in 0..100 {
+            if let Some(StreamItem::End(reason)) = stream.next().await {
+                return assert_eq!(reason, EndReason::Expired);
+            }
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    panic!("it is still open after its time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_expiring_stream_says_so_in_time_and_beats_until_then() {
     let hub = Hub::builder().build().unwrap();
     let access = async |_| Ok(Subscription::anonymous().expires_in(Duration::from_secs(300)));

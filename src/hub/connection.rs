@@ -287,6 +287,13 @@ impl Connection {
         {
             return Poll::Ready(Some(end(this.hub, this.link, this.stage, ending)));
         }
+        // Before it reads: a stream that always has something to read ends too.
+        if let Some(expiry) = this.expiry
+            && this.hub.now() >= expiry.end_at
+        {
+            batch.records.clear();
+            return Poll::Ready(Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Expired))));
+        }
         if let Some(Opening { gap: Some(reason), topics, .. }) = this.opening.take().map(|opening| *opening) {
             batch.records.clear();
             this.hub.counters().gap(this.link.id, reason, this.hub.now());
