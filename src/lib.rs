@@ -2,7 +2,7 @@
 //! plain `text/event-stream`, out of any [tower] application.
 //!
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
-//! [tower]: https://docs.rs/tower
+//! [tower]: https://github.com/tower-rs/tower
 //!
 //! # In short
 //!
