@@ -84,8 +84,8 @@ impl Retention {
         self
     }
 
-    /// Keeps at most this many bytes as they are on the wire, plus about 100 for each event. At least 1; a single
-    /// event that is larger is dropped right after it was delivered to those who were there to read it.
+    /// Keeps at most this many bytes as they are on the wire, plus about 100 for each event. At least 1; the newest
+    /// event stays even if it alone is larger.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds().bytes = bytes;

@@ -59,7 +59,8 @@ impl Hub {
     /// Wraps a connection for a server of one's own, such as hyper's; for `axum::serve` there is `Hub::listener`.
     ///
     /// A connection that takes nothing for [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline) while
-    /// bytes wait ends with an error, and [`Hub::drain`] can cut it. A `TcpStream` also gets `TCP_NODELAY` and, on
+    /// bytes wait ends with an error, whatever it carries, so also a download that its reader has paused; and
+    /// [`Hub::drain`] can cut it. A `TcpStream` also gets `TCP_NODELAY` and, on
     /// Linux, `TCP_USER_TIMEOUT`. With TLS, wrap the TCP stream and give the result to the TLS acceptor. Must be
     /// polled in a tokio runtime with time enabled.
     ///
@@ -241,7 +242,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.project().inner.poll_shutdown(cx)
+        self.poll_out(cx, AsyncWrite::poll_shutdown)
     }
 }
 
