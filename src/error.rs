@@ -126,6 +126,7 @@ pub(crate) enum NameProblem {
     Control(char),
     Reserved,
     Malformed,
+    Foreign,
 }
 
 impl InvalidName {
@@ -133,7 +134,7 @@ impl InvalidName {
         Self { field, problem }
     }
 
-    /// Which value it is: `topic`, `user`, `connection`, `event name` or `key`.
+    /// Which value it is: `topic`, `user`, `connection`, `event name`, `key` or `target`.
     #[must_use]
     pub fn field(&self) -> &'static str {
         self.field
@@ -152,6 +153,7 @@ impl fmt::Display for InvalidName {
             NameProblem::Reserved => {
                 write!(f, "{field} is reserved: `open`, `error` and names that start with `hub.`")
             }
+            NameProblem::Foreign => write!(f, "{field} belongs to another hub"),
             NameProblem::Malformed => write!(f, "{field} is malformed"),
         }
     }

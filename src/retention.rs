@@ -84,7 +84,7 @@ impl Retention {
         self
     }
 
-    /// Keeps at most this many bytes as they are on the wire, plus about 100 for each event. At least 1; the newest
+    /// Keeps at most this many bytes as they are on the wire, plus 200 for each event. At least 1; the newest
     /// event stays even if it alone is larger.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {

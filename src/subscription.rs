@@ -172,7 +172,8 @@ impl Subscription {
         self
     }
 
-    /// Attaches one small value of the application's: it is JSON, so that it can travel to other instances. At most
+    /// Attaches one small value of the application's: it is JSON, so that it can travel to other instances. Today only
+    /// the application reads it, from the subscription. At most
     /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Needs the feature `json` (on by default). Defaults to none.
     #[cfg(feature = "json")]
     #[must_use]
@@ -191,7 +192,8 @@ impl Subscription {
         self.data.as_deref()
     }
 
-    /// Attaches a value of any type that stays on this instance.
+    /// Attaches a value of any type that stays on this instance. Today only the application reads it, from the
+    /// subscription.
     #[must_use]
     pub fn extension<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.extensions.insert(value);

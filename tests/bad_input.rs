@@ -341,7 +341,9 @@ async fn what_is_refused_uses_no_position_and_reaches_nobody() {
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let before = hub.position();
     let long = "x".repeat(256);
-    let connection = "00000000000000000000000000000000";
+    let id = |n: u8| format!("{n:032x}");
+    let three_left_out = hub.topic("t").except(id(1)).except(id(2)).except(id(3));
+    let other = Hub::builder().build().unwrap();
     let failures: Vec<(&str, Result<_, PublishError>)> = vec![
         ("event name", hub.topic("t").publish(Event::text("a\nb", "x")).await),
         ("event name", hub.topic("t").publish(Event::text("a\rdata: injected", "x")).await),
@@ -364,7 +366,8 @@ async fn what_is_refused_uses_no_position_and_reaches_nobody() {
         ("topic", hub.topic("t").and(hub.topic("")).publish(Event::message("x")).await),
         ("topic", hub.topic("").and(hub.topic("t")).publish(Event::message("x")).await),
         ("targets", hub.topic("t").and(hub.topic("u")).and(hub.topic("v")).publish(Event::message("x")).await),
-        ("targets", hub.topic("t").and(hub.topic("u")).except(connection).publish(Event::message("x")).await),
+        ("targets", three_left_out.publish(Event::message("x")).await),
+        ("another hub", hub.topic("t").and(other.topic("t")).publish(Event::message("x")).await),
         ("payload", hub.topic("t").publish(Event::message("x".repeat(100))).await),
     ];
     for (field, failure) in failures {

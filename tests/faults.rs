@@ -232,12 +232,13 @@ async fn one_percent_of_stalled_readers_hurts_nobody_else() {
         // Its body is never polled, so that its window is never opened again.
         windows.push((soon(sender.send_request(request)).await.unwrap(), sender));
     }
-    let complete = Arc::new(AtomicUsize::new(0));
+    let (ready, complete) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let readers: Vec<_> = (0..READERS - STALLED)
         .map(|_| {
-            let (addr, complete) = (server.addr, Arc::clone(&complete));
+            let (addr, ready, complete) = (server.addr, Arc::clone(&ready), Arc::clone(&complete));
             tokio::spawn(async move {
                 let mut events = subscribe(addr, "/events?topic=small").await;
+                ready.fetch_add(1, Ordering::AcqRel);
                 for n in 0..EVENTS {
                     assert_eq!(events.next_own().await.data, n.to_string());
                 }
@@ -246,7 +247,8 @@ async fn one_percent_of_stalled_readers_hurts_nobody_else() {
             })
         })
         .collect();
-    until(|| hub.stats().connections == READERS).await;
+    until(|| ready.load(Ordering::Acquire) == READERS - STALLED).await;
+    assert_eq!(hub.stats().connections, READERS);
 
     let memory = resident_bytes();
     let big = "x".repeat(200_000);
@@ -451,10 +453,12 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
         windows.push((soon(sender.send_request(request)).await.unwrap(), sender));
     }
     let mut readers = Vec::new();
+    let ready = Arc::new(AtomicUsize::new(0));
     let shared: Vec<_> = futures::future::join_all((0..4).map(|_| http2(addr))).await;
     for n in 0..READERS - STALLED {
         // A tenth on HTTP/2.
         let mut sender = (n % 10 == 0).then(|| shared[n % 4].clone());
+        let ready = Arc::clone(&ready);
         readers.push(tokio::spawn(async move {
             let mut events = match &mut sender {
                 None => get(addr, "/events?topic=t").await.events(),
@@ -464,6 +468,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
                 }
             };
             events.caught_up().await;
+            ready.fetch_add(1, Ordering::AcqRel);
             let rest = events.rest().await;
             let (bye, before) = rest.split_last().expect("an end without a word");
             assert_eq!(bye.event, "hub.bye");
@@ -473,7 +478,8 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
             bye.retry.unwrap()
         }));
     }
-    until(|| hub.stats().connections == READERS).await;
+    until(|| ready.load(Ordering::Acquire) == READERS - STALLED).await;
+    assert_eq!(hub.stats().connections, READERS);
     let publisher = tokio::spawn({
         let hub = hub.clone();
         async move {

@@ -31,11 +31,11 @@ fn open(hub: &Hub, cursor: impl Into<Cursor>) -> HubStream {
     hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap()
 }
 
-fn publish(hub: &Hub, data: impl ToString) {
+fn publish(hub: &Hub, data: impl std::fmt::Display) {
     hub.topic("t").publish_now(Event::message(data.to_string())).unwrap();
 }
 
-fn set(hub: &Hub, key: &'static str, data: impl ToString) {
+fn set(hub: &Hub, key: &'static str, data: impl std::fmt::Display) {
     hub.topic("t").publish_now(Event::message(data.to_string()).key(key)).unwrap();
 }
 
@@ -200,8 +200,78 @@ fn the_first_matching_rule_wins() {
 fn a_uuid_names_a_user_and_a_topic() {
     let id = uuid::Uuid::from_u128(7);
     let hub = Hub::builder().build().unwrap();
-    let mut page = hub.stream(Subscription::user(id).topic(&id), Cursor::Absent).unwrap();
-    hub.user(&id).publish_now(Event::message("user")).unwrap();
+    let mut page = hub.stream(Subscription::user(id).topic(id), Cursor::Absent).unwrap();
+    hub.user(id).publish_now(Event::message("user")).unwrap();
     hub.topic("00000000-0000-0000-0000-000000000007").publish_now(Event::message("topic")).unwrap();
     assert_eq!(read(&mut page), ["user", "topic", "live"]);
+}
+
+#[test]
+fn a_stream_that_never_runs_dry_catches_up_all_the_same() {
+    let hub = with(Retention::replay().count(2).on_lag(LagPolicy::Disconnect));
+    let start = hub.position();
+    (0..9).for_each(|n| publish(&hub, n));
+    let mut page = open(&hub, start);
+    let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+    let mut next = || match page.poll_next_unpin(&mut cx) {
+        Poll::Ready(Some(item)) => {
+            // There is always more than it has read.
+            (0..9).for_each(|n| publish(&hub, n));
+            item
+        }
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(next(), StreamItem::Gap { reason: GapReason::Trimmed, .. }));
+    assert!(matches!(next(), StreamItem::Event(_)));
+    assert!(matches!(next(), StreamItem::Event(_)));
+    assert!(matches!(next(), StreamItem::Live(_)));
+    assert!(matches!(next(), StreamItem::End(EndReason::Lagged)));
+}
+
+#[test]
+fn the_largest_event_reaches_who_is_there_whatever_the_budget() {
+    let hub = Hub::builder().max_payload(10_000).retention_budget(10_000).build().unwrap();
+    let mut page = open(&hub, Cursor::Absent);
+    assert_eq!(read(&mut page), ["live"]);
+    for _ in 0..3 {
+        let large = "x".repeat(9_900);
+        publish(&hub, &large);
+        assert_eq!(read(&mut page), [large]);
+    }
+}
+
+#[test]
+fn topics_that_only_had_values_leave_nothing_behind() {
+    let hub = Hub::builder()
+        .topic_retention(Retention::latest_per_key())
+        .live_window(Duration::from_millis(10))
+        .heartbeat(Duration::from_millis(10))
+        .channel_grace(Duration::from_millis(40))
+        .build()
+        .unwrap();
+    let round = || {
+        for n in 0..20_000 {
+            hub.topic(n).publish_now(Event::message("x").key("k")).unwrap();
+            hub.topic(n).publish_now(Event::remove("k")).unwrap();
+        }
+        let since = std::time::Instant::now();
+        while hub.stats().channels > 10 {
+            assert!(since.elapsed() < Duration::from_secs(20), "{} channels are left", hub.stats().channels);
+            std::thread::yield_now();
+            hub.everyone().publish_now(Event::message("x")).unwrap();
+        }
+    };
+    round();
+    let left = allocation_counter::measure(round).bytes_current;
+    assert!(left < 400_000, "{left} bytes are left of 20,000 topics");
+}
+
+#[test]
+fn names_that_somebody_asked_for_once_are_not_remembered() {
+    let hub = Hub::builder().build().unwrap();
+    for n in 0..100 {
+        let topics = (0..100).map(|topic| format!("{n}/{topic}"));
+        drop(hub.stream(Subscription::user(n).topics(topics), Cursor::Absent).unwrap());
+    }
+    assert_eq!(hub.stats().channels, 1);
 }

@@ -23,8 +23,12 @@ use tokio::time::{Duration, Sleep};
 
 use crate::hub::{Hub, Transport};
 
-/// How much a client may send behind the request for a stream before it is taken for an attack.
+/// How much is read ahead of the server at most. A client that sends more is noticed to leave at the next write only.
 const MAX_STRAY_BYTES: usize = 16 * 1024;
+
+/// How much may wait in the kernel unsent.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+const UNSENT_BYTES: u32 = 128 * 1024;
 
 pin_project! {
     /// A stream of bytes below a server, watched over by the hub: [`Hub::io`].
@@ -33,7 +37,7 @@ pin_project! {
         inner: S,
         entry: Entry,
         // Runs while bytes wait that the peer does not take.
-        deadline: Option<Pin<Box<Sleep>>>,
+        deadline: Option<Deadline>,
         watch: Watch,
     }
 }
@@ -43,6 +47,12 @@ struct Entry {
     hub: Hub,
     transport: Arc<Transport>,
     task: Option<task::Id>,
+}
+
+struct Deadline {
+    /// It waits for a write, not for a flush.
+    writes: bool,
+    sleep: Pin<Box<Sleep>>,
 }
 
 /// What is read ahead of the server, to see the end behind it.
@@ -99,11 +109,19 @@ fn tune(tcp: &TcpStream, timeout: Duration) {
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
-    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(timeout)) {
-        tracing::debug!(%error, "TCP_USER_TIMEOUT");
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    {
+        let socket = socket2::SockRef::from(tcp);
+        if let Err(error) = socket.set_tcp_user_timeout(Some(timeout)) {
+            tracing::debug!(%error, "TCP_USER_TIMEOUT");
+        }
+        // Else the kernel takes megabytes, and says that there is room again only when a third of them is gone: a slow
+        // reader would look like one that reads nothing.
+        if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
+            tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
+        }
     }
-    #[cfg(not(any(target_os = "android", target_os = "fuchsia", target_os = "linux")))]
+    #[cfg(not(any(target_os = "android", target_os = "linux")))]
     let _ = timeout;
 }
 
@@ -134,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
     fn poll_out<T>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
+        writes: bool,
         operation: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let mut this = self.project();
@@ -144,8 +163,12 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
         let transport = &this.entry.transport;
         match operation(this.inner, cx) {
             Poll::Ready(outcome) => {
-                transport.moved();
-                if this.deadline.take().is_some() && transport.set_stuck(false) {
+                // A flush that has nothing to do says nothing of what a write waits for.
+                if writes {
+                    transport.moved();
+                }
+                if this.deadline.take_if(|deadline| writes || !deadline.writes).is_some() && transport.set_stuck(false)
+                {
                     this.entry.hub.transports().progressed();
                 }
                 Poll::Ready(outcome)
@@ -155,9 +178,10 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
                 transport.set_stuck(true);
                 let deadline = this.deadline.get_or_insert_with(|| {
                     let limit = if transport.is_leaving() { settings.drain_limit } else { settings.write_deadline };
-                    Box::pin(tokio::time::sleep(limit))
+                    Deadline { writes, sleep: Box::pin(tokio::time::sleep(limit)) }
                 });
-                ready!(deadline.as_mut().poll(cx));
+                ready!(deadline.sleep.as_mut().poll(cx));
+                transport.time_out();
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
             }
         }
@@ -165,21 +189,15 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
 }
 
 impl Watch {
-    /// Reads ahead while the server does not, until there is nothing, too much, or the end.
+    /// Reads ahead while the server does not, until there is nothing, enough, or the end.
     fn look<S: AsyncRead>(&mut self, mut inner: Pin<&mut S>, cx: &mut Context<'_>) -> io::Result<()> {
-        while !self.server_reads && !self.ended {
+        while !self.server_reads && !self.ended && self.stray.len() - self.taken < MAX_STRAY_BYTES {
             let mut space = [0; 1024];
             let mut buffer = ReadBuf::new(&mut space);
             match inner.as_mut().poll_read(cx, &mut buffer)? {
                 Poll::Pending => break,
                 Poll::Ready(()) if buffer.filled().is_empty() => self.ended = true,
                 Poll::Ready(()) => self.stray.extend_from_slice(buffer.filled()),
-            }
-            if self.stray.len() - self.taken > MAX_STRAY_BYTES {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "too much was sent behind the request for a stream",
-                ));
             }
         }
         if self.ended {
@@ -222,7 +240,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
 
 impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_out(cx, |inner, cx| inner.poll_write(cx, bytes))
+        self.poll_out(cx, true, |inner, cx| inner.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -230,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_out(cx, |inner, cx| inner.poll_write_vectored(cx, slices))
+        self.poll_out(cx, true, |inner, cx| inner.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -238,11 +256,11 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_out(cx, AsyncWrite::poll_flush)
+        self.poll_out(cx, false, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_out(cx, AsyncWrite::poll_shutdown)
+        self.poll_out(cx, false, AsyncWrite::poll_shutdown)
     }
 }
 

@@ -99,15 +99,17 @@ impl Hub {
     }
 
     fn accept(&self, connect: &Connect, subscription: Subscription) -> Response<EventBody> {
-        if connect.method() == Method::HEAD {
-            return stream(EventBody::inert());
-        }
-        match self.open(subscription, connect.cursor(), true) {
-            Ok(connection) => {
-                if let Some(transport) = &connect.transport {
-                    connection.carried_by(transport.clone());
-                } else if let Some(peer) = connect.peer_addr() {
-                    connection.comes_from(peer);
+        let opened = match connect.method() {
+            &Method::HEAD => self.admit(&subscription).map(|()| None),
+            _ => self.open(subscription, connect.cursor(), true).map(Some),
+        };
+        match opened {
+            Ok(None) => stream(EventBody::inert()),
+            Ok(Some(connection)) => {
+                let by_task = || connect.transport.clone().or_else(|| self.transports().of_this_task());
+                let by_peer = || connect.peer_addr().and_then(|peer| self.transports().of_peer(peer));
+                if let Some(transport) = by_task().or_else(by_peer) {
+                    connection.carried_by(transport);
                 }
                 stream(EventBody::events(connection))
             }

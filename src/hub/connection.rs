@@ -1,7 +1,6 @@
 //! One open stream: what to write next, and when. It knows nothing of bodies and sockets; whoever polls it writes.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,7 +28,7 @@ pin_project! {
         opening: Option<Box<Opening>>,
         // The horizon when it was accepted: having read to there, it has caught up.
         accepted_at: u64,
-        caught_up: bool,
+        progress: Progress,
         end: End,
         heartbeat: Option<Heartbeat>,
         expiry: Option<Box<Expiry>>,
@@ -40,7 +39,9 @@ pin_project! {
 
     impl PinnedDrop for Connection {
         fn drop(this: Pin<&mut Self>) {
-            let reason = this.link.ending().map_or(EndReason::Client, |ending| ending.reason);
+            let timed_out = this.link.transport.get().is_some_and(|transport| transport.has_timed_out());
+            let otherwise = if timed_out { EndReason::Stalled } else { EndReason::Client };
+            let reason = this.link.ending().map_or(otherwise, |ending| ending.reason);
             this.hub.inner.forget(&this.link, reason);
             if let Some(transport) = this.link.transport.get() {
                 transport.remove_stream();
@@ -57,6 +58,14 @@ enum Stage {
     Ending,
     Aborting,
     Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    Behind,
+    /// It has read to where the log was when it was accepted; `hub.live` is due.
+    Arrived,
+    CaughtUp,
 }
 
 /// What is needed only until the first frames are out.
@@ -126,16 +135,8 @@ impl Hub {
         cursor: Cursor,
         to_network: bool,
     ) -> Result<Connection, OpenError> {
-        if let Some(invalid) = subscription.invalid {
-            return Err(OpenError::Invalid(invalid));
-        }
+        self.admit(&subscription)?;
         let settings = self.settings();
-        if subscription.topics.len() > settings.max_topics {
-            return Err(OpenError::Invalid(SubscriptionError::TooManyTopics));
-        }
-        if self.is_draining() {
-            return Err(OpenError::Refused(RefusalReason::Draining));
-        }
         // Without random bytes an id could be guessed; such a machine is better left alone for a while.
         let id = match getrandom::u64().and_then(|high| Ok((high, getrandom::u64()?))) {
             Ok((high, low)) => ConnectionId::from_bits(u128::from(high) << 64 | u128::from(low)),
@@ -143,6 +144,8 @@ impl Hub {
         };
         let (begin, cursor_state, gap) = self.judge(cursor, subscription.start);
         let now = self.now();
+        let heartbeat = to_network.then(|| Heartbeat::new(self, now));
+        let expiry = subscription.expiry.map(|expiry| Box::new(Expiry::new(self, now, expiry.remaining())));
         let link = Arc::new(Link::new(id, to_network));
         let topics = subscription.topics.iter().cloned().map(Address::Topic);
         let addresses = topics.chain(subscription.user.map(Address::User)).chain([Address::Everyone]);
@@ -150,6 +153,7 @@ impl Hub {
         let accepted_at = self.log().open(&link.subscriber, addresses, begin, now);
         self.registry().insert(Arc::clone(&link));
         self.counters().connected(id, cursor_state == CursorState::Resuming);
+        super::housekeeping::remember_runtime(&self.inner);
         super::housekeeping::ensure(&self.inner);
         if self.is_draining() {
             // It began between the look above and the entry into the registry, and may not have seen this one.
@@ -159,14 +163,28 @@ impl Hub {
             stage: Stage::Opening,
             opening: Some(Box::new(Opening { cursor: cursor_state, gap, topics: subscription.topics })),
             accepted_at,
-            caught_up: false,
+            progress: Progress::Behind,
             end: subscription.end.unwrap_or(settings.end),
-            heartbeat: to_network.then(|| Heartbeat::new(self, now)),
-            expiry: subscription.expiry.map(|expiry| Box::new(Expiry::new(self, now, expiry.remaining()))),
+            heartbeat,
+            expiry,
             timer: None,
             hub: self.clone(),
             link,
         })
+    }
+
+    /// Whether a stream would be opened now.
+    pub(crate) fn admit(&self, subscription: &Subscription) -> Result<(), OpenError> {
+        if let Some(invalid) = &subscription.invalid {
+            return Err(OpenError::Invalid(invalid.clone()));
+        }
+        if subscription.topics.len() > self.settings().max_topics {
+            return Err(OpenError::Invalid(SubscriptionError::TooManyTopics));
+        }
+        if self.is_draining() {
+            return Err(OpenError::Refused(RefusalReason::Draining));
+        }
+        Ok(())
     }
 
     /// Whether a cursor can be honoured; if not, why.
@@ -229,11 +247,6 @@ impl Connection {
             transport.add_stream();
             transport
         });
-    }
-
-    /// Says who is at the other end, for when the socket is not known.
-    pub(crate) fn comes_from(&self, peer: SocketAddr) {
-        let _ = self.link.peer.set(peer);
     }
 
     /// What to write next; `None` at the end. `batch` holds the records that belong to it.
@@ -300,26 +313,28 @@ impl Connection {
             return Poll::Ready(Some(Step::Gap { reason, topics }));
         }
 
-        let step = loop {
-            this.hub.log().read(&this.link.subscriber, this.link.id, batch);
-            if !batch.gap.is_empty() {
-                if batch.disconnects && *this.caught_up {
-                    batch.records.clear();
-                    break Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Lagged)));
-                }
-                let reason = if *this.caught_up { GapReason::Lagged } else { GapReason::Trimmed };
-                this.hub.counters().gap(this.link.id, reason, this.hub.now());
-                this.hub.counters().delivered(batch.records.len());
-                let topics = batch.gap.iter().filter_map(topic).collect();
-                break Some(Step::Gap { reason, topics });
+        if *this.progress == Progress::Arrived {
+            batch.records.clear();
+            *this.progress = Progress::CaughtUp;
+            return Poll::Ready(Some(live(this.hub, this.link, this.heartbeat)));
+        }
+
+        this.hub.log().read(&this.link.subscriber, this.link.id, batch);
+        let caught_up = *this.progress == Progress::CaughtUp;
+        if batch.ordered && !caught_up && this.hub.log().cursor(&this.link.subscriber) >= *this.accepted_at {
+            *this.progress = Progress::Arrived;
+        }
+        this.hub.counters().delivered(batch.records.len());
+        let step = if !batch.gap.is_empty() {
+            if batch.disconnects && caught_up {
+                batch.records.clear();
+                return Poll::Ready(Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Lagged))));
             }
-            if !batch.records.is_empty() {
-                this.hub.counters().delivered(batch.records.len());
-                break Some(Step::Records);
-            }
-            if !batch.more {
-                break None;
-            }
+            let reason = if caught_up { GapReason::Lagged } else { GapReason::Trimmed };
+            this.hub.counters().gap(this.link.id, reason, this.hub.now());
+            Some(Step::Gap { reason, topics: batch.gap.iter().filter_map(topic).collect() })
+        } else {
+            (!batch.records.is_empty()).then_some(Step::Records)
         };
         if let Some(step) = step {
             if let Some(heartbeat) = this.heartbeat {
@@ -335,8 +350,8 @@ impl Connection {
         if let Some(ending) = ending {
             return Poll::Ready(Some(end(this.hub, this.link, this.stage, ending)));
         }
-        if !*this.caught_up && this.hub.log().cursor(&this.link.subscriber) >= *this.accepted_at {
-            *this.caught_up = true;
+        if *this.progress == Progress::Arrived {
+            *this.progress = Progress::CaughtUp;
             return Poll::Ready(Some(live(this.hub, this.link, this.heartbeat)));
         }
 

@@ -16,6 +16,7 @@ const AFTER_CUT: Duration = Duration::from_secs(1);
 /// How long a socket may stay open without a move after its streams have ended: an HTTP/2 server waits for an answer of
 /// the peer, which may be frozen.
 const LINGER: Duration = Duration::from_secs(2);
+const ROUNDS: usize = 5;
 
 /// What [`Hub::drain`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,22 +48,27 @@ impl Hub {
     /// Ends every stream, so that the process can leave in a moment although streams were open.
     ///
     /// From its first moment the hub is not ready and answers new requests with the soft refusal. Every open stream gets
-    /// `hub.bye` with a random `retry` of its own over `window`, and ends: the clients come back spread out, to another
+    /// `hub.bye` with a random `retry` of its own over `window` (within
+    /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range)), and ends: the clients come back spread out, to another
     /// instance or the next process. It then waits until all have ended, at most for
     /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), cuts those that take nothing any more, where the
     /// hub's listener carries them, and closes the hub: publishing fails from then on. Sockets that carried a stream and do
     /// not close within another 2 s, without a move, are cut then.
     ///
+    /// Streams in this process ([`Hub::stream`]) end too, when they are polled next; it does not wait for them.
+    ///
     /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late, since `serve` does
     /// not return while streams are open.
     ///
     /// Cancel safety: streams that were told to end will; the hub stays not ready. It may be called again.
+    ///
+    /// # Panics
+    /// When polled outside of a tokio runtime with time enabled.
     pub async fn drain(&self, window: Duration) -> Drained {
         self.inner.draining.store(true, Ordering::Release);
         let links = self.registry().all();
         let moves = self.transports().leave();
         tracing::info!(streams = links.len(), "draining");
-        let any_hidden = links.iter().any(|link| link.to_network && link.transport.get().is_none());
         for batch in links.chunks(BATCH) {
             batch.iter().for_each(|link| self.tell(link, window));
             tokio::task::yield_now().await;
@@ -74,30 +80,25 @@ impl Hub {
         };
         let mut drained = Drained { ended: links.len(), cut: 0 };
         if timeout(limit, all_gone).await.is_err() {
-            let left = self.registry().all();
+            let left: Vec<_> = self.registry().all().into_iter().filter(|link| link.to_network).collect();
             drained.ended = links.len().saturating_sub(left.len());
             drained.cut = left.len();
-            let (mut peers, mut unknown) = (Vec::new(), false);
-            for link in &left {
-                match (link.transport.get(), link.peer.get()) {
-                    (Some(transport), _) => drop(transport.cut()),
-                    (None, Some(peer)) => peers.push(*peer),
-                    (None, None) => unknown = true,
-                }
+            for transport in left.iter().filter_map(|link| link.transport.get()) {
+                transport.cut();
             }
-            self.transports().cut_peers(&peers);
             // Of others the stream is over, but its last bytes were not taken.
             drained.cut += self.transports().cut_stuck();
-            if unknown {
+            if left.iter().any(|link| link.transport.get().is_none()) {
                 // HTTP/2 under a router that hides the socket: those that have not moved since are the stuck ones.
                 self.transports().cut_unmoved(&moves);
             }
             // Where there is no listener of ours nothing can be cut; such a stream ends when it is next polled.
             let _ = timeout(AFTER_CUT, self.registry().emptied()).await;
-            self.registry().all().iter().for_each(|link| self.inner.give_up(link));
+            left.iter().for_each(|link| self.inner.give_up(link));
             tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
         }
         self.inner.closed.store(true, Ordering::Release);
+        let any_hidden = links.iter().any(|link| link.to_network && link.transport.get().is_none());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
         tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
         drained
@@ -115,11 +116,13 @@ impl Hub {
     }
 }
 
-/// In rounds, since the server's own farewell to a frozen peer is a move too.
+/// In rounds, since the server's own farewell to a frozen peer is a move too. Where sockets of streams are hidden among
+/// others, the others get the time that streams had.
 async fn cut_lingering(hub: Weak<Inner>, any_hidden: bool) {
-    while let Some(hub) = hub.upgrade().filter(|hub| !hub.transports.is_empty()) {
+    for _ in 0..ROUNDS {
+        let Some(hub) = hub.upgrade().filter(|hub| !hub.transports.is_empty()) else { return };
         let moves = hub.transports.leave();
-        tokio::time::sleep(LINGER).await;
+        tokio::time::sleep(if any_hidden { hub.settings.drain_limit.max(LINGER) } else { LINGER }).await;
         hub.transports.cut_lingering(&moves, any_hidden);
     }
 }

@@ -8,34 +8,64 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::Inner;
 use super::registry::{Ending, Link};
-use crate::log::{Swept, millis};
+use crate::log::{Millis, Swept, millis};
 use crate::reason::EndReason;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// How often age and stalls are looked at, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// After how long a waking task that does not get on is helped by publishers: its runtime may be blocked.
+const HELP_AFTER: Millis = 20;
+
 #[derive(Debug, Default)]
 pub(super) struct Chores {
     waking: AtomicBool,
+    /// When the waking task got on last.
+    woke_at: AtomicU64,
     keeping: AtomicBool,
+    /// Where streams live: the runtime on which the last one was opened. A publisher's own may not be driven.
+    runtime: Mutex<Option<Handle>>,
+}
+
+/// A stream is being opened here.
+pub(super) fn remember_runtime(inner: &Inner) {
+    if let Ok(current) = Handle::try_current() {
+        *inner.chores.runtime.lock() = Some(current);
+    }
+}
+
+fn runtime(inner: &Inner) -> Option<Handle> {
+    inner.chores.runtime.lock().clone().or_else(|| Handle::try_current().ok())
 }
 
 /// Wakes the listeners that the log left to be woken: in a task, in batches, with yields; without a runtime, here.
 pub(super) fn wake(inner: &Arc<Inner>) {
+    let now = inner.now();
     if inner.chores.waking.swap(true, Ordering::AcqRel) {
+        if now > inner.chores.woke_at.load(Ordering::Acquire).saturating_add(HELP_AFTER) {
+            inner.log.wake_deferred(now);
+        }
         return;
     }
+    inner.chores.woke_at.store(now, Ordering::Release);
     let waking = Waking(Arc::clone(inner));
-    let Ok(runtime) = Handle::try_current() else {
+    let Some(runtime) = runtime(inner) else {
         // Dropping it does the work.
         return;
     };
     runtime.spawn(async move {
-        while waking.0.log.wake_deferred(waking.0.now()) {
+        let inner = &waking.0;
+        loop {
+            let now = inner.now();
+            inner.chores.woke_at.store(now, Ordering::Release);
+            if !inner.log.wake_deferred(now) {
+                break;
+            }
             tokio::task::yield_now().await;
         }
     });
@@ -63,7 +93,7 @@ pub(super) fn ensure(inner: &Arc<Inner>) {
     if inner.chores.keeping.load(Ordering::Acquire) {
         return;
     }
-    let Ok(runtime) = Handle::try_current() else { return };
+    let Some(runtime) = runtime(inner) else { return };
     if !inner.chores.keeping.swap(true, Ordering::AcqRel) {
         let keeping = Keeping(Arc::downgrade(inner));
         let pause = (inner.settings.write_deadline / 4).min(LONGEST_PAUSE);
@@ -72,13 +102,22 @@ pub(super) fn ensure(inner: &Arc<Inner>) {
 }
 
 async fn keep(keeping: Keeping, pause: Duration) {
+    let mut next_look = Instant::now() + pause;
     loop {
         let Some(inner) = keeping.0.upgrade() else { return };
-        let swept = inner.keep_house();
+        let now = Instant::now();
+        if now >= next_look {
+            // Who comes late itself, after the process or its runtime was held up, would find everybody late.
+            if now < next_look + pause {
+                inner.give_up_stalled();
+            }
+            next_look = now + pause;
+        }
+        let swept = inner.sweep();
         if swept == Swept::Nothing {
             drop(keeping);
             // Whoever came after the look and before the flag went down has relied on us.
-            if inner.keep_house() != Swept::Nothing {
+            if inner.sweep() != Swept::Nothing {
                 ensure(&inner);
             }
             return;
@@ -86,7 +125,7 @@ async fn keep(keeping: Keeping, pause: Duration) {
         drop(inner);
         match swept {
             Swept::More => tokio::task::yield_now().await,
-            Swept::Later | Swept::Nothing => tokio::time::sleep(pause).await,
+            Swept::Later | Swept::Nothing => tokio::time::sleep_until(next_look).await,
         }
     }
 }
@@ -102,18 +141,22 @@ impl Drop for Keeping {
 }
 
 impl Inner {
-    fn keep_house(&self) -> Swept {
+    /// Drops what is past its age. There is always more to do later while somebody is connected.
+    fn sweep(&self) -> Swept {
         let now = self.now();
         let swept = self.log.sweep(now);
         self.counters.evicted(self.log.usage().evicted, now);
-        let links = self.registry.all();
+        if swept == Swept::Nothing && self.registry.len() > 0 { Swept::Later } else { swept }
+    }
+
+    fn give_up_stalled(&self) {
+        let now = self.now();
         let deadline = millis(self.settings.write_deadline);
-        for link in &links {
+        for link in self.registry.all() {
             if link.overdue_since().is_some_and(|since| now > since.saturating_add(deadline)) {
-                self.give_up(link);
+                self.give_up(&link);
             }
         }
-        if swept == Swept::Nothing && !links.is_empty() { Swept::Later } else { swept }
     }
 
     /// A stream that looks no more counts as gone at once. Should it ever look again, it ends.

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::Hub;
 use crate::audience::{Address, Audience};
-use crate::error::{InvalidName, PublishError};
+use crate::error::{InvalidName, NameProblem, PublishError};
 use crate::event::Event;
 use crate::log::{Effect, Entry};
 use crate::name::{ConnectionId, Topic, UserId};
@@ -82,8 +82,8 @@ impl Hub {
     }
 
     /// Publishes several events in one step, in this order, without others between them. One result for each: a bad one
-    /// does not stop the others. Nobody reads in between, so a batch that is larger than the retention of its audience
-    /// costs open streams a `hub.gap`.
+    /// does not stop the others. Streams hardly get to read in between, so a batch that is larger than the retention of its
+    /// audience costs them a `hub.gap`.
     ///
     /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled.
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Published, PublishError>>
@@ -93,7 +93,10 @@ impl Hub {
         let mut entries = Vec::new();
         let errors: Vec<Option<PublishError>> = events
             .into_iter()
-            .map(|(target, event)| target.entry(&event).map(|entry| entries.push(entry)).err())
+            .map(|(target, event)| {
+                let own = self.check_own(target.hub).map_err(PublishError::from);
+                own.and_then(|()| target.entry(&event)).map(|entry| entries.push(entry)).err()
+            })
             .collect();
         let mut published = self.append(entries).into_iter();
         let outcome = |error: Option<PublishError>| match error {
@@ -101,6 +104,13 @@ impl Hub {
             None => published.next().ok_or(PublishError::CLOSED),
         };
         errors.into_iter().map(outcome).collect()
+    }
+
+    fn check_own(&self, other: &Self) -> Result<(), InvalidName> {
+        if Arc::ptr_eq(&self.inner, &other.inner) {
+            return Ok(());
+        }
+        Err(InvalidName::new("target", NameProblem::Foreign))
     }
 
     /// Nothing is appended after a drain.
@@ -125,6 +135,7 @@ impl Target<'_> {
     /// unless [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says otherwise.
     pub fn and(mut self, other: Target<'_>) -> Self {
         self.audience = self.audience.and_then(|mut audience| {
+            self.hub.check_own(other.hub)?;
             audience.unite(other.audience?);
             Ok(audience)
         });
@@ -178,7 +189,7 @@ impl Target<'_> {
     fn entry(self, event: &Event) -> Result<Entry, PublishError> {
         let audience = self.audience?;
         let limit = self.hub.settings().max_targets;
-        if audience.addresses().len() + audience.excluded().len() > limit {
+        if audience.addresses().len().max(audience.excluded().len()) > limit {
             return Err(PublishError::too_many_targets(limit));
         }
         let draft = Draft::encode(event, &self.hub.settings().framing)?;

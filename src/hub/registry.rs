@@ -1,7 +1,6 @@
 //! The connections that are open on this instance.
 
 use std::collections::hash_map::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use super::Transport;
 use crate::log::{Millis, Subscriber};
 use crate::name::ConnectionId;
 use crate::reason::EndReason;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// What others know of an open connection. Its stream holds it too.
 #[derive(Debug)]
@@ -24,8 +23,6 @@ pub(crate) struct Link {
     ending: OnceLock<Ending>,
     /// The socket below, where it is known.
     pub(super) transport: OnceLock<Arc<Transport>>,
-    /// Who is at the other end, where that is known.
-    pub(super) peer: OnceLock<SocketAddr>,
     /// It is written to a network. A reader in this process may take its time.
     pub(super) to_network: bool,
     gone: AtomicBool,
@@ -55,7 +52,6 @@ impl Link {
             due: AtomicU64::new(Millis::MAX),
             ending: OnceLock::new(),
             transport: OnceLock::new(),
-            peer: OnceLock::new(),
             to_network,
             gone: AtomicBool::new(false),
         }
@@ -70,6 +66,11 @@ impl Link {
         self.ending.get_or_init(|| ending);
     }
 
+    /// It was woken, or its own time has come, and it has not looked since.
+    pub(super) fn owes_a_look(&self, now: Millis) -> bool {
+        self.subscriber.woken_since().is_some() || self.due.load(Ordering::Acquire) <= now
+    }
+
     /// Since when it has not been polled although it was woken or its own timer was over.
     pub(super) fn overdue_since(&self) -> Option<Millis> {
         let due = self.due.load(Ordering::Acquire);
@@ -81,6 +82,8 @@ impl Link {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     links: Mutex<HashMap<ConnectionId, Arc<Link>>>,
+    /// How many of them are written to a network.
+    networked: AtomicUsize,
     emptied: Notify,
 }
 
@@ -94,7 +97,9 @@ impl Registry {
     }
 
     pub(super) fn insert(&self, link: Arc<Link>) {
-        self.links.lock().insert(link.id, link);
+        let mut links = self.links.lock();
+        self.networked.fetch_add(usize::from(link.to_network), Ordering::AcqRel);
+        links.insert(link.id, link);
     }
 
     /// Takes it out; false if it was out already.
@@ -109,7 +114,7 @@ impl Registry {
             links.shrink_to(len * 2);
         }
         drop(links);
-        if len == 0 {
+        if link.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.emptied.notify_waiters();
         }
         true
@@ -119,13 +124,13 @@ impl Registry {
         self.links.lock().values().cloned().collect()
     }
 
-    /// Until nobody is connected.
+    /// Until nobody is connected over a network.
     pub(super) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
             let mut emptied = std::pin::pin!(emptied);
             emptied.as_mut().enable();
-            if self.len() == 0 {
+            if self.networked.load(Ordering::Acquire) == 0 {
                 return;
             }
             emptied.await;

@@ -140,7 +140,7 @@ impl HubBuilder {
         self
     }
 
-    /// Sets how many targets one event may have. Defaults to 128.
+    /// Sets how many targets one event may have, and how many connections it may leave out. Defaults to 128.
     pub fn max_targets(mut self, targets: usize) -> Self {
         self.settings.max_targets = targets;
         self

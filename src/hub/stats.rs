@@ -108,10 +108,10 @@ impl Hub {
             published: totals.published,
             delivered: totals.delivered,
             evicted: usage.evicted,
-            // A stream that sleeps has nothing to read, however old its cursor is.
+            // A stream that rests has nothing to read, however old its cursor is.
             lag: links
                 .iter()
-                .filter(|link| link.subscriber.woken_since().is_some())
+                .filter(|link| link.owes_a_look(now))
                 .map(|link| self.log().lag(&link.subscriber))
                 .max()
                 .unwrap_or(0),

@@ -26,6 +26,8 @@ pub(crate) struct Transport {
     leaving: AtomicBool,
     /// Bytes wait that the peer does not take.
     stuck: AtomicBool,
+    /// It was given up since the peer took nothing.
+    timed_out: AtomicBool,
     /// Counts reads and writes that moved something.
     moves: AtomicU64,
     /// Of the task that polls the socket.
@@ -58,6 +60,7 @@ impl Transports {
             cut: AtomicBool::new(false),
             leaving: AtomicBool::new(table.leaving),
             stuck: AtomicBool::new(false),
+            timed_out: AtomicBool::new(false),
             moves: AtomicU64::new(0),
             waker: WakerCell::new(),
         });
@@ -78,6 +81,11 @@ impl Transports {
         let mut table = self.table.lock();
         table.release(transport, task);
         table.all.remove(&transport.number);
+        let len = table.all.len();
+        if table.all.capacity() > 1024 && len < table.all.capacity() / 8 {
+            table.all.shrink_to(len * 2);
+            table.by_task.shrink_to(len * 2);
+        }
         drop(table);
         self.unstuck.notify_waiters();
     }
@@ -92,9 +100,12 @@ impl Transports {
         }
     }
 
-    /// The sockets of these peers. Looks at all, so it is for rare occasions.
-    pub(super) fn cut_peers(&self, peers: &[SocketAddr]) {
-        self.cut_where(|transport| transport.peer.is_some_and(|peer| peers.contains(&peer)));
+    /// The socket of this peer, if it is the only one. Looks at all, so it is for streams of which the task says nothing.
+    pub(crate) fn of_peer(&self, peer: SocketAddr) -> Option<Arc<Transport>> {
+        let table = self.table.lock();
+        let mut found = table.all.values().filter(|transport| transport.peer == Some(peer));
+        let transport = found.next()?;
+        found.next().is_none().then(|| Arc::clone(transport))
     }
 
     pub(crate) fn progressed(&self) {
@@ -193,6 +204,14 @@ impl Transport {
 
     pub(crate) fn moved(&self) {
         self.moves.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn time_out(&self) {
+        self.timed_out.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.timed_out.load(Ordering::Acquire)
     }
 
     /// Returns what it was.

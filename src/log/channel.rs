@@ -1,8 +1,8 @@
 //! One audience's view of the log, and who listens to it.
 
+use std::cmp::Reverse;
+use std::collections::binary_heap::BinaryHeap;
 use std::sync::Arc;
-
-use slab::Slab;
 
 use super::store::Store;
 use super::subscriber::Subscriber;
@@ -18,11 +18,21 @@ pub(crate) struct Channel {
     pub(super) unique: u64,
     pub(super) policy: usize,
     pub(super) store: Mutex<Store>,
-    listeners: Mutex<Slab<Arc<Subscriber>>>,
+    listeners: Mutex<Listeners>,
     /// Of `listeners`; changes only under the sequencer's lock, which makes `receivers` exact.
     listening: AtomicUsize,
+    /// How many slots there are to visit.
+    slots: AtomicUsize,
     /// It waits in the queue of deferred wakes.
     pub(super) marked: AtomicBool,
+}
+
+/// Slots that do not move, so that who is there all the time is not passed over by a visit in several steps. The lowest
+/// free one is taken first and free ones at the end are given back, so that few listeners lie in few slots.
+#[derive(Debug, Default)]
+struct Listeners {
+    slots: Vec<Option<Arc<Subscriber>>>,
+    free: BinaryHeap<Reverse<u32>>,
 }
 
 impl Channel {
@@ -35,6 +45,7 @@ impl Channel {
             store: Mutex::new(Store::new(floor)),
             listeners: Mutex::default(),
             listening: AtomicUsize::new(0),
+            slots: AtomicUsize::new(0),
             marked: AtomicBool::new(false),
         }
     }
@@ -43,28 +54,98 @@ impl Channel {
         self.listening.load(Ordering::Acquire)
     }
 
+    pub(super) fn slots(&self) -> usize {
+        self.slots.load(Ordering::Acquire)
+    }
+
     pub(super) fn add_listener(&self, subscriber: Arc<Subscriber>) -> u32 {
+        let mut listeners = self.listeners.lock();
+        let slot = listeners.insert(subscriber);
+        self.slots.store(listeners.slots.len(), Ordering::Release);
         self.listening.fetch_add(1, Ordering::AcqRel);
-        self.listeners.lock().insert(subscriber) as u32
+        slot
     }
 
     pub(super) fn remove_listener(&self, slot: u32) {
         let mut listeners = self.listeners.lock();
-        if listeners.try_remove(slot as usize).is_some() {
+        if listeners.remove(slot) {
+            self.slots.store(listeners.slots.len(), Ordering::Release);
             self.listening.fetch_sub(1, Ordering::AcqRel);
-        }
-        if listeners.is_empty() {
-            *listeners = Slab::new();
         }
     }
 
-    /// Hands up to `max` listeners, from slot `from` on, to `each`; returns the slot to go on from, or none at the end.
-    /// Slots do not move, so a listener that was there all the time is not passed over.
-    pub(super) fn visit(&self, from: usize, max: usize, mut each: impl FnMut(&Subscriber)) -> Option<usize> {
+    /// Hands the listeners of up to `max` slots, from slot `from` on, to `each`; returns the slot to go on from, or none
+    /// at the end.
+    pub(super) fn visit(&self, from: usize, max: usize, each: impl FnMut(&Subscriber)) -> Option<usize> {
         let listeners = self.listeners.lock();
-        let end = listeners.capacity();
+        let end = listeners.slots.len();
         let stop = end.min(from + max);
-        (from..stop).filter_map(|slot| listeners.get(slot)).for_each(|subscriber| each(subscriber));
+        listeners.slots.get(from..stop)?.iter().flatten().map(Arc::as_ref).for_each(each);
         (stop < end).then_some(stop)
+    }
+}
+
+impl Listeners {
+    fn insert(&mut self, subscriber: Arc<Subscriber>) -> u32 {
+        while let Some(Reverse(slot)) = self.free.pop() {
+            // Those beyond the end were given back with it.
+            if let Some(place) = self.slots.get_mut(slot as usize) {
+                *place = Some(subscriber);
+                return slot;
+            }
+        }
+        self.slots.push(Some(subscriber));
+        (self.slots.len() - 1) as u32
+    }
+
+    fn remove(&mut self, slot: u32) -> bool {
+        if self.slots.get_mut(slot as usize).and_then(Option::take).is_none() {
+            return false;
+        }
+        self.free.push(Reverse(slot));
+        while self.slots.last().is_some_and(Option::is_none) {
+            self.slots.pop();
+        }
+        if self.slots.is_empty() {
+            *self = Self::default();
+        } else if self.slots.len() < self.slots.capacity() / 4 {
+            let end = self.slots.len();
+            self.slots.shrink_to(end * 2);
+            self.free.retain(|Reverse(slot)| (*slot as usize) < end);
+            self.free.shrink_to(end);
+        }
+        true
+    }
+}
+
+#[cfg(all(test, not(tower_sse_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn who_listens_is_visited_and_few_lie_in_few_slots(steps in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let channel = Channel::new(Address::Everyone, 0, 0, 0, 0);
+            let mut there: Vec<(u32, Arc<Subscriber>)> = Vec::new();
+            for step in steps {
+                if step < 140 || there.is_empty() {
+                    let subscriber = Arc::new(Subscriber::new());
+                    there.push((channel.add_listener(Arc::clone(&subscriber)), subscriber));
+                } else {
+                    let (slot, _) = there.swap_remove(step as usize % there.len());
+                    channel.remove_listener(slot);
+                    channel.remove_listener(slot);
+                }
+                prop_assert_eq!(channel.listening(), there.len());
+                let (mut visited, mut from) = (0, Some(0));
+                while let Some(slot) = from {
+                    from = channel.visit(slot, 7, |_| visited += 1);
+                }
+                prop_assert_eq!(visited, there.len());
+                let highest = there.iter().map(|(slot, _)| *slot as usize + 1).max().unwrap_or(0);
+                prop_assert_eq!(channel.slots(), highest);
+            }
+        }
     }
 }

@@ -52,8 +52,6 @@ pub(crate) struct Batch {
     pub(crate) records: SmallVec<[Picked; 4]>,
     /// Whether the records come in the order of the cursor, so that their ids may be sent.
     pub(crate) ordered: bool,
-    /// There is more to read at once.
-    pub(crate) more: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -135,7 +133,6 @@ impl Reader {
         if self.values_after < self.values_upto {
             self.read_values(me, batch);
             if !batch.records.is_empty() {
-                batch.more = true;
                 return;
             }
         }
@@ -156,24 +153,28 @@ impl Reader {
     fn read_ordered(&mut self, log: &Log, horizon: u64, me: ConnectionId, batch: &mut Batch) {
         let cursor = self.cursor;
         let mut pick = Pick::new(me, batch.wants_addresses);
+        // The words first, then the locks: the heads are not held while a channel is looked into.
+        let mut due: SmallVec<[u32; 8]> = SmallVec::new();
         log.heads.with(|head| {
-            for Membership { channel, since, told, .. } in &mut self.memberships {
-                let after = cursor.max(*since);
-                if head(channel.number as usize) <= after {
-                    continue;
+            for (index, membership) in self.memberships.iter().enumerate() {
+                if head(membership.channel.number as usize) > cursor.max(membership.since) {
+                    due.push(index as u32);
                 }
-                let store = channel.store.lock();
-                if store.floor() > after.max(*told) {
-                    *told = store.floor();
-                    batch.gap.push(channel.address.clone());
-                    batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
-                }
-                pick.offer(channel, store.ring_between(after, horizon));
-                pick.offer(channel, store.values_between(after, horizon));
             }
         });
+        for index in due {
+            let Membership { channel, since, told, .. } = &mut self.memberships[index as usize];
+            let after = cursor.max(*since);
+            let store = channel.store.lock();
+            if store.floor() > after.max(*told) {
+                *told = store.floor();
+                batch.gap.push(channel.address.clone());
+                batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
+            }
+            pick.offer(channel, store.ring_between(after, horizon));
+            pick.offer(channel, store.values_between(after, horizon));
+        }
         self.cursor = pick.finish(horizon, batch);
-        batch.more = self.cursor < horizon;
     }
 }
 

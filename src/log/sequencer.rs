@@ -31,7 +31,7 @@ pub(super) struct Sequencer {
     channels: HashMap<Address, Arc<Channel>>,
     /// By number. A free number has no channel.
     numbers: Vec<Option<Arc<Channel>>>,
-    free: Vec<u32>,
+    free: BinaryHeap<Reverse<u32>>,
     unique: u64,
     /// Per policy: the channels in the order of their oldest record, for age and for the budgets.
     lanes: Vec<PerPart<Lane>>,
@@ -87,7 +87,7 @@ impl Sequencer {
             floor: 0,
             channels: HashMap::from([(Address::Everyone, Arc::clone(&everyone))]),
             numbers: vec![Some(everyone)],
-            free: Vec::new(),
+            free: BinaryHeap::new(),
             unique: 0,
             lanes,
             retained: PerPart::default(),
@@ -152,7 +152,8 @@ impl Sequencer {
         if let Some(channel) = self.channels.get(address) {
             return Arc::clone(channel);
         }
-        let number = self.free.pop().unwrap_or_else(|| {
+        // The lowest first, so that the tables can be cut behind the highest in use.
+        let number = self.free.pop().map(|Reverse(number)| number).unwrap_or_else(|| {
             self.numbers.push(None);
             (self.numbers.len() - 1) as u32
         });
@@ -255,6 +256,10 @@ impl Sequencer {
                     })
                     .min();
                 let Some((sequence, policy)) = oldest else { break };
+                // The record that was just appended stays: nobody could have read it yet.
+                if sequence == self.last {
+                    break;
+                }
                 self.evicted += self.drop_from(policy, part, now, |oldest, _| oldest <= sequence);
             }
         }
@@ -287,7 +292,14 @@ impl Sequencer {
     fn note_if_idle(&mut self, channel: &Channel, now: Millis) {
         if channel.number != EVERYONE && channel.listening() == 0 {
             let mut store = channel.store.lock();
-            if store.is_empty() && store.idle_since.replace(now).is_none() {
+            if !store.is_empty() {
+                return;
+            }
+            if store.floor() <= self.floor {
+                // It has dropped nothing that a new one would not answer for as well.
+                drop(store);
+                self.remove(channel);
+            } else if store.idle_since.replace(now).is_none() {
                 self.idle.push_back((now, channel.number, channel.unique));
             }
         }
@@ -322,7 +334,7 @@ impl Sequencer {
     fn remove(&mut self, channel: &Channel) {
         self.channels.remove(&channel.address);
         self.numbers[channel.number as usize] = None;
-        self.free.push(channel.number);
+        self.free.push(Reverse(channel.number));
     }
 
     /// Gives memory back after many channels are gone.
@@ -335,7 +347,7 @@ impl Sequencer {
             let len = self.numbers.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
             self.numbers.truncate(len);
             self.numbers.shrink_to(len * 2);
-            self.free.retain(|&number| (number as usize) < len);
+            self.free.retain(|Reverse(number)| (*number as usize) < len);
             self.free.shrink_to(self.free.len() * 2);
             heads.truncate(len);
         }
@@ -345,7 +357,16 @@ impl Sequencer {
         if self.idle.capacity() > 1024 && self.idle.len() < self.idle.capacity() / 8 {
             self.idle.shrink_to(self.idle.len() * 2);
         }
+        let numbers = &self.numbers;
+        let exists = |waiting: &Waiting| {
+            let channel = numbers.get(waiting.number as usize).and_then(Option::as_ref);
+            channel.is_some_and(|channel| channel.unique == waiting.unique)
+        };
         for lane in self.lanes.iter_mut().flat_map(|lanes| [&mut lanes.ring, &mut lanes.keyed]) {
+            // Entries of channels that are gone, in lanes that no age empties.
+            if lane.heap.len() > 2 * used + 512 {
+                lane.heap.retain(|Reverse(waiting)| exists(waiting));
+            }
             if lane.heap.capacity() > 1024 && lane.heap.len() < lane.heap.capacity() / 8 {
                 lane.heap.shrink_to(lane.heap.len() * 2);
             }

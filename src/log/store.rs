@@ -10,8 +10,8 @@ use crate::name::ConnectionId;
 use crate::retention::{Bounds, Kind, Retention};
 use crate::wire::Frame;
 
-/// What a record costs beside its bytes: itself, its counts and its places in the ring and in the heap.
-pub(super) const RECORD_OVERHEAD: usize = 100;
+/// What a record costs beside its bytes: itself, its counts, its places in the ring, and what the allocator adds.
+pub(super) const RECORD_OVERHEAD: usize = 200;
 
 /// One record, shared by all channels of its audience.
 #[derive(Debug)]

@@ -36,11 +36,12 @@ impl Deferred {
         let mut budget = WAKE_AT_ONCE;
         for channel in channels {
             let listening = channel.listening();
-            if listening <= budget && !channel.marked.load(Ordering::Acquire) {
+            let quick = listening <= budget && channel.slots() <= BATCH;
+            if quick && !channel.marked.load(Ordering::Acquire) {
                 budget -= listening;
-                let mut from = Some(0);
-                while let Some(slot) = from {
-                    from = channel.visit(slot, BATCH, |subscriber| wakers.extend(subscriber.notify(now)));
+                let rest = channel.visit(0, BATCH, |subscriber| wakers.extend(subscriber.notify(now)));
+                if rest.is_some() {
+                    self.push(channel);
                 }
             } else {
                 self.push(channel);

@@ -62,7 +62,9 @@ impl Draft {
     pub(crate) fn encode(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
         event.check(framing.max_event_name)?;
         let (name, data) = (event.name_str(), event.data_bytes());
-        let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + 32 + name.len() + data.len() + ID_ROOM);
+        let lines = memchr::memchr2_iter(b'\r', b'\n', data).count() + 1;
+        let fields = 40 + name.len() + data.len() + 7 * lines;
+        let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + fields + ID_ROOM);
         bytes.extend_from_slice(CHUNK_HEAD);
         if !name.is_empty() {
             line(&mut bytes, b"event", name.as_bytes());

@@ -1,0 +1,186 @@
+//! A hub inside somebody's process: runtimes that come and go, ordinary requests beside streams, a process that is held up.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::routing::get as route;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use support::{Server, get, http2, soon, subscribe, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule};
+
+fn app(hub: &Hub) -> Router {
+    let slow = async || {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        "done"
+    };
+    Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any()))).route("/slow", route(slow))
+}
+
+async fn start(builder: HubBuilder) -> (Hub, Server) {
+    let hub = builder.build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    (hub, server)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publisher_on_a_runtime_that_nobody_drives_wakes_everybody() {
+    let (hub, server) = start(Hub::builder()).await;
+    let mut readers = Vec::new();
+    // More than a publisher wakes itself.
+    for _ in 0..40 {
+        readers.push(subscribe(server.addr, "/events?topic=t").await);
+    }
+    let publisher = std::thread::spawn({
+        let hub = hub.clone();
+        move || {
+            let side = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            side.block_on(hub.topic("t").publish(Event::message("from the side"))).unwrap();
+            // It lives on, and runs nothing.
+            side
+        }
+    });
+    let side = publisher.join().unwrap();
+    for reader in &mut readers {
+        assert_eq!(reader.next_own().await.data, "from the side");
+    }
+    hub.topic("t").publish(Event::message("from here")).await.unwrap();
+    for reader in &mut readers {
+        assert_eq!(reader.next_own().await.data, "from here");
+    }
+    side.shutdown_background();
+}
+
+#[test]
+fn streams_whose_runtime_is_gone_hinder_nobody_on_another() {
+    let hub = Hub::builder().build().unwrap();
+    let first = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let open = || hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let kept: Vec<_> = first.block_on(async { (0..40).map(|_| open()).collect() });
+    drop(first);
+    let second = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    second.block_on(async {
+        let mut streams: Vec<_> = (0..40).map(|_| open()).collect();
+        for stream in &mut streams {
+            assert!(matches!(stream.next().await, Some(StreamItem::Live(_))));
+            assert!(stream.next().now_or_never().is_none());
+        }
+        hub.topic("t").publish(Event::message("x")).await.unwrap();
+        for stream in &mut streams {
+            assert!(matches!(soon(stream.next()).await, Some(StreamItem::Event(_))));
+        }
+    });
+    drop(kept);
+}
+
+#[tokio::test]
+async fn a_drain_lets_ordinary_requests_finish() {
+    let (hub, server) = start(Hub::builder().drain_limit(Duration::from_secs(1))).await;
+    let mut sender = http2(server.addr).await;
+    let request = Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
+    let stream = soon(sender.send_request(request)).await.unwrap();
+    let slow = tokio::spawn(async move { get(server.addr, "/slow").await.text().await });
+    tokio::task::yield_now().await;
+    until(|| hub.stats().connections == 1).await;
+    let since = Instant::now();
+    let drained = hub.drain(Duration::ZERO).await;
+    assert!(since.elapsed() < Duration::from_secs(1), "it waited for {:?}", since.elapsed());
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+    // It takes longer than any patience with sockets that carried streams.
+    assert_eq!(soon(slow).await.unwrap(), "done");
+    drop(stream);
+}
+
+#[tokio::test]
+async fn a_stream_in_this_process_that_is_not_read_does_not_hold_up_a_drain() {
+    let (hub, _server) = start(Hub::builder()).await;
+    let mut stream = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    let since = Instant::now();
+    let drained = hub.drain(Duration::ZERO).await;
+    assert!(since.elapsed() < Duration::from_secs(1));
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+    assert!(matches!(stream.next().await, Some(StreamItem::Event(_))));
+    assert!(matches!(stream.next().await, Some(StreamItem::Live(_)) | Some(StreamItem::End(EndReason::Draining))));
+}
+
+#[test]
+fn a_process_that_was_held_up_gives_up_nobody_who_is_well() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let builder = Hub::builder().write_deadline(Duration::from_millis(400)).heartbeat(Duration::from_millis(100));
+        let (hub, server) = start(builder).await;
+        let mut readers = Vec::new();
+        for _ in 0..50 {
+            readers.push(subscribe(server.addr, "/events?topic=t").await);
+        }
+        for _ in 0..3 {
+            // The one thread of the runtime is blocked, as by a debugger or a paused container; that is the point.
+            std::thread::sleep(Duration::from_millis(1_500));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        hub.topic("t").publish(Event::message("still here")).await.unwrap();
+        for reader in &mut readers {
+            assert_eq!(reader.next_own().await.data, "still here");
+        }
+        assert_eq!(hub.stats().ended(EndReason::Stalled), 0);
+    });
+}
+
+/// A socket with small buffers.
+async fn small(addr: SocketAddr) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut tcp = socket.connect(addr).await.unwrap();
+    tcp.write_all(b"GET /events?topic=t HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    tcp
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_not_taken_for_one_that_reads_nothing_and_the_other_is_counted_as_stalled() {
+    let deadline = Duration::from_secs(2);
+    let builder = Hub::builder().write_deadline(deadline).topic_retention(Retention::replay().bytes(32 << 20));
+    let (hub, server) = start(builder).await;
+    let mut slow = small(server.addr).await;
+    let stalled = small(server.addr).await;
+    until(|| hub.stats().connections == 2).await;
+    for _ in 0..80 {
+        hub.topic("t").publish(Event::message("x".repeat(100_000))).await.unwrap();
+    }
+    // A few hundred kilobytes in each deadline: far less than what waits.
+    let since = Instant::now();
+    let mut read = 0;
+    let mut space = vec![0; 20_000];
+    while since.elapsed() < deadline * 4 {
+        let count = soon(slow.read(&mut space)).await.unwrap();
+        assert!(count > 0, "cut after {:?} and {read} bytes", since.elapsed());
+        read += count;
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    assert_eq!(hub.stats().connections, 1);
+    assert_eq!((hub.stats().ended(EndReason::Stalled), hub.stats().ended(EndReason::Client)), (1, 0));
+    drop((slow, stalled));
+}
+
+#[tokio::test]
+async fn lag_counts_what_a_stalled_stream_has_not_read() {
+    let hub = Hub::builder().build().unwrap();
+    let request = Request::get("/?topic=t").body(()).unwrap();
+    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let mut body = Box::pin(tower::ServiceExt::oneshot(endpoint, request).await.unwrap().into_body());
+    for _ in 0..1_000 {
+        hub.topic("t").publish(Event::message("x")).await.unwrap();
+    }
+    body.frame().await.unwrap().unwrap();
+    body.frame().await.unwrap().unwrap();
+    let lag = hub.stats().lag;
+    assert!(lag > 900, "{lag}");
+}
