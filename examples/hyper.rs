@@ -109,7 +109,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hub = Hub::builder().build()?;
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("open http://127.0.0.1:3000");
-    serve(hub, listener, async { drop(tokio::signal::ctrl_c().await) }).await;
+    serve(hub, listener, told_to_leave()).await;
     Ok(())
 }
 
@@ -126,3 +126,16 @@ input, button { font: inherit; padding: .3rem .7rem }</style>
   form.onsubmit = e => { e.preventDefault(); fetch("/publish", { method: "POST", body: form.text.value }); form.reset(); };
 </script>
 "#;
+
+/// Ctrl-C, or what containers and service managers send.
+async fn told_to_leave() {
+    #[cfg(unix)]
+    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        return;
+    }
+    tokio::signal::ctrl_c().await.ok();
+}

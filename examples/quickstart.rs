@@ -51,13 +51,15 @@ impl Documents {
         Ok(())
     }
 
-    async fn delete(&self, owner: &str, id: u64) -> Result<(), PublishError> {
-        {
+    /// Says whether there was one.
+    async fn delete(&self, owner: &str, id: u64) -> Result<bool, PublishError> {
+        let deleted = {
             let mut by_owner = self.by_owner.lock().unwrap_or_else(PoisonError::into_inner);
-            by_owner.entry(owner.to_owned()).or_default().remove(&id);
-        }
-        self.hub.user(owner).publish(Event::json("document.deleted", &id)?).await?;
-        Ok(())
+            by_owner.entry(owner.to_owned()).or_default().remove(&id)
+        };
+        let Some(document) = deleted else { return Ok(false) };
+        self.hub.user(owner).publish(Event::json("document.deleted", &document)?).await?;
+        Ok(true)
     }
 }
 
@@ -124,7 +126,7 @@ async fn create(
     title: String,
 ) -> Result<StatusCode, (StatusCode, String)> {
     let user = user(&headers).ok_or((StatusCode::UNAUTHORIZED, "sign in first".into()))?;
-    documents.create(&user, title).await.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    documents.create(&user, title).await.map_err(problem)?;
     Ok(StatusCode::CREATED)
 }
 
@@ -134,8 +136,29 @@ async fn remove(
     Path(id): Path<u64>,
 ) -> Result<StatusCode, (StatusCode, String)> {
     let user = user(&headers).ok_or((StatusCode::UNAUTHORIZED, "sign in first".into()))?;
-    documents.delete(&user, id).await.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
-    Ok(StatusCode::NO_CONTENT)
+    match documents.delete(&user, id).await.map_err(problem)? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err((StatusCode::NOT_FOUND, "no such document".into())),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn problem(error: PublishError) -> (StatusCode, String) {
+    let status = if error.is_invalid() { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, error.to_string())
+}
+
+/// Ctrl-C, or what containers and service managers send.
+async fn told_to_leave() {
+    #[cfg(unix)]
+    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        return;
+    }
+    tokio::signal::ctrl_c().await.ok();
 }
 
 const PAGE: &str = include_str!("quickstart.html");
@@ -148,7 +171,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("open http://127.0.0.1:3000 in two tabs");
     axum::serve(hub.listener(listener), app)
         .with_graceful_shutdown(async move {
-            tokio::signal::ctrl_c().await.ok();
+            told_to_leave().await;
             hub.drain(Duration::from_secs(2)).await;
         })
         .await?;

@@ -1,5 +1,5 @@
 //! An embeddable hub for [Server-Sent Events]: push to topics, users, connections or everyone from any service, over
-//! plain `text/event-stream`, out of any [tower] application.
+//! plain `text/event-stream`, from any [tower] application.
 //!
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 //! [tower]: https://github.com/tower-rs/tower
@@ -8,7 +8,7 @@
 //!
 //! A [`Hub`] is a handle to inject wherever something happens. A layer, an endpoint or a handler turns requests into
 //! streams. Between them is one ordered log; a stream is a cursor into it, and the `Last-Event-ID` that a browser sends
-//! when it reconnects is that cursor. So nothing is lost on a reconnect, and when something is not to be had any more the
+//! when it reconnects is that cursor. So nothing is lost on a reconnect, and when something is no longer available the
 //! stream says so: [`hub.gap`](#what-a-page-hears).
 //!
 //! ```
@@ -30,8 +30,9 @@
 //!
 //! /// Who asks: a session, a token, whatever the application has.
 //! async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-//!     let user: &u64 = connect.extensions().get().ok_or(Refusal::login())?;
-//!     Ok(Subscription::user(*user).topic("news"))
+//!     let cookie = connect.headers().get("cookie").and_then(|value| value.to_str().ok());
+//!     let user = cookie.and_then(|cookie| cookie.strip_prefix("user=")).ok_or(Refusal::login())?;
+//!     Ok(Subscription::user(user).topic("news"))
 //! }
 //!
 //! async fn delete_document(State(hub): State<Hub>, Path(id): Path<u64>) -> Result<StatusCode, StatusCode> {
@@ -48,7 +49,7 @@
 //!     Ok(Router::new()
 //!         .route("/documents/{id}", delete(delete_document))
 //!         .with_state(AppState { hub: hub.clone() })
-//!         .layer(hub.layer("/events", access))) // outermost
+//!         .layer(hub.layer("/events", access))) // after all routes; sessions and CORS after it
 //! }
 //! # }
 //! # #[cfg(feature = "json")] { let _ = example::app().unwrap(); }
@@ -59,7 +60,7 @@
 //! ```js
 //! const events = new EventSource("/events");
 //! events.addEventListener("document.deleted", e => remove(JSON.parse(e.data).id));
-//! events.addEventListener("hub.gap", () => location.reload());
+//! events.addEventListener("hub.gap", refetch);
 //! ```
 //!
 //! # Sending
@@ -76,13 +77,13 @@
 //!
 //! # Mounting
 //!
-//! Three ways of one thing: [`Hub::layer`] answers one path and passes everything else through untouched;
+//! Three equivalent ways: [`Hub::layer`] answers one path and passes everything else through untouched;
 //! [`Hub::endpoint`] is a service for one route; [`Hub::connect`] makes the response inside a handler whose extractors
 //! know the user. `docs/mounting.md` in the repository has a table of what hides a layer in an axum router.
 //!
 //! Below the server, `Hub::listener` (feature `axum-serve`) or [`Hub::io`] watch over the sockets: a deadline for peers
-//! that do not read, and a cut that [`Hub::drain`] can pull, so that a process leaves in a moment although streams are
-//! open.
+//! that do not read, and a cut that [`Hub::drain`] can pull, so that no stream keeps a process that
+//! wants to leave.
 //!
 //! # What is kept
 //!

@@ -102,6 +102,13 @@ impl Cursor {
     }
 }
 
+impl From<Option<Position>> for Cursor {
+    /// `None` is a fresh page.
+    fn from(position: Option<Position>) -> Self {
+        position.map_or(Self::Absent, Self::At)
+    }
+}
+
 impl From<Position> for Cursor {
     fn from(position: Position) -> Self {
         Self::At(position)

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use http::Request;
 use support::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use tower_sse::{

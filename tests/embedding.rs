@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::get as route;
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use support::{Server, get, http2, soon, subscribe, until};

@@ -19,8 +19,9 @@ impl Hub {
     /// A layer that answers requests for exactly `path`, which starts with `/`, and passes all others through untouched:
     /// one comparison, no allocation, the inner service's error and its own body.
     ///
-    /// `OPTIONS` on the path goes to the inner service, where an application may answer it. In an axum router it belongs
-    /// outermost, on the finished router; `docs/mounting.md` says which router operations hide a layer.
+    /// `OPTIONS` on the path goes to the inner service, where an application may answer it. In an axum router it comes
+    /// after all routes, and what knows the user after it, that is outside. `docs/mounting.md` says which router operations
+    /// hide a layer.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};

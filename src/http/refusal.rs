@@ -21,6 +21,7 @@ pub(super) enum Kind {
 
 impl Refusal {
     /// `401`: the client must sign in first. Browsers do not retry.
+    #[doc(alias = "unauthorized")]
     #[must_use]
     pub fn login() -> Self {
         Self(Kind::Login)

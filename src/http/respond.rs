@@ -65,7 +65,8 @@ impl Hub {
         EventStream(without_body_for_head(connect.method(), response))
     }
 
-    /// Answers a request with a refusal, from within a handler.
+    /// Answers a request with a refusal, from within a handler: `Result<EventStream, EventStream>` with
+    /// `.ok_or_else(|| hub.refuse(Refusal::login()))?` reads well.
     #[expect(clippy::needless_pass_by_value, reason = "the twin of `connect`, which takes the subscription over")]
     pub fn refuse(&self, refusal: Refusal) -> EventStream {
         EventStream(self.refusal(&refusal))

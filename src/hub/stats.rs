@@ -28,7 +28,7 @@ pub struct Stats {
     pub evicted: u64,
     /// The largest number of records, of all topics, by which an open stream is behind.
     pub lag: u64,
-    /// Open streams that were woken or due and did not look for more than a second.
+    /// Open streams that had something to do and were not polled for more than a second.
     pub stalled: usize,
     gaps: Vec<u64>,
     refused: Vec<u64>,

@@ -51,8 +51,22 @@ pub struct Received {
 
 impl Hub {
     /// Subscribes in this process, without HTTP: for tests, and for bridges to WebSocket or gRPC. What is yielded is
-    /// what a browser with this subscription would get; `cursor` is a [`Position`] to go on from, or
-    /// [`Cursor::Absent`].
+    /// what a browser with this subscription would get; `cursor` is a [`Position`] to go on from, or `None`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Event, Hub, StreamItem, Subscription};
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let mut page = hub.stream(Subscription::user("ada"), None)?;
+    /// hub.user("ada").publish(Event::text("document.deleted", "7")).await?;
+    /// assert!(matches!(page.next().await, Some(StreamItem::Event(event)) if event.data == "7"));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// [`StreamItem::Live`] comes when everything before has been yielded, also what was published before the first item
+    /// was taken. With [`Retention::latest_per_key`](crate::Retention::latest_per_key) a late reader skips what is
+    /// outdated, as a slow page would.
     ///
     /// It is subscribed when this returns, not when the stream is first polled. It needs a tokio runtime when polled if
     /// the subscription expires. Dropping it ends the subscription.
@@ -102,6 +116,13 @@ pub struct HubStream {
 }
 
 impl HubStream {
+    /// The next item; `None` when the hub has ended the stream. It is also a `futures` `Stream`.
+    ///
+    /// Cancel safety: an item is taken or it is not; none is lost.
+    pub async fn next(&mut self) -> Option<StreamItem> {
+        poll_fn(|cx| self.items.as_mut().poll_next(cx)).await
+    }
+
     /// Its connection, for [`Hub::connection`] and [`Target::except`](crate::Target::except).
     #[must_use]
     pub fn connection(&self) -> ConnectionId {

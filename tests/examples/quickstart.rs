@@ -43,7 +43,10 @@ async fn both_tabs_of_a_user_show_what_one_does_and_nobody_else_hears_of_it() {
         assert_eq!(created.event, "document.created");
         assert_eq!(serde_json::from_str::<Value>(&created.data).unwrap(), json!({ "id": 1, "title": "a letter" }));
         let deleted = tab.next_own().await;
-        assert_eq!((deleted.event.as_str(), deleted.data.as_str()), ("document.deleted", "1"));
+        assert_eq!(
+            (deleted.event.as_str(), deleted.data.as_str()),
+            ("document.deleted", r#"{"id":1,"title":"a letter"}"#)
+        );
     }
     hub.everyone().publish(Event::message("the first for ben")).await.unwrap();
     assert_eq!(ben.next_own().await.data, "the first for ben");
