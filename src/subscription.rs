@@ -150,7 +150,8 @@ impl Subscription {
         self
     }
 
-    /// Ends the stream by then: shortly before, with jitter, after a `hub.expiring` event that leaves time to renew.
+    /// Ends the stream by then: up to a tenth of the time and at most a minute before, at random, after a `hub.expiring`
+    /// event that leaves time to renew.
     /// Defaults to never.
     #[must_use]
     pub fn expires_in(mut self, time: Duration) -> Self {

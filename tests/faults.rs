@@ -579,6 +579,18 @@ async fn a_stream_ends_by_the_expiry_of_its_subscription() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_subscription_does_not_end_hours_before_its_time() {
+    let hub = Hub::builder().build().unwrap();
+    let day = Duration::from_secs(86_400);
+    for _ in 0..20 {
+        let since = tokio::time::Instant::now();
+        let stream = hub.stream(Subscription::anonymous().expires_in(day), Cursor::Absent).unwrap();
+        stream.collect::<Vec<_>>().await;
+        assert!(since.elapsed() <= day && since.elapsed() >= day - Duration::from_secs(61), "{:?}", since.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_never_runs_dry_ends_by_its_expiry_too() {
     let hub = Hub::builder().build().unwrap();
     let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(60));

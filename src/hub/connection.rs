@@ -85,6 +85,9 @@ struct Heartbeat {
     refresh: Millis,
 }
 
+/// How long before its time a subscription ends at most.
+const MOST_EARLY: Millis = 60_000;
+
 #[derive(Debug)]
 struct Expiry {
     notice_at: Millis,
@@ -217,8 +220,8 @@ impl Heartbeat {
 impl Expiry {
     fn new(hub: &Hub, now: Millis, remaining: Duration) -> Self {
         let remaining = millis(remaining);
-        // Up to a tenth early, so that those who came together do not come back together.
-        let end_at = now + remaining - fastrand::u64(0..=remaining / 10);
+        // A little early, so that those who came together do not come back together.
+        let end_at = now + remaining - fastrand::u64(0..=(remaining / 10).min(MOST_EARLY));
         let notice = millis(hub.settings().expiry_notice).min(remaining / 2);
         Self { notice_at: end_at.saturating_sub(notice).max(now), notified: false, end_at }
     }

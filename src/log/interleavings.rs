@@ -52,6 +52,17 @@ fn wake(log: &Log) {
     }
 }
 
+/// Somebody who publishes to each of these audiences in turn, on a thread of its own.
+fn publisher(log: &Arc<Log>, audiences: &'static [&'static [&'static str]]) -> thread::JoinHandle<()> {
+    let log = Arc::clone(log);
+    thread::spawn(move || {
+        for audience in audiences {
+            publish(&log, audience);
+            wake(&log);
+        }
+    })
+}
+
 fn subscribe(log: &Log, to: &[&str]) -> Arc<Subscriber> {
     let subscriber = Arc::new(Subscriber::new());
     log.open(&subscriber, to.iter().map(|name| topic(name)), Begin::Fresh(Start::Live), 0);
@@ -88,13 +99,7 @@ fn nobody_sleeps_on_a_visible_record() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
-        let publisher = thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                publish(&log, &["a"]);
-                wake(&log);
-            }
-        });
+        let publisher = publisher(&log, &[&["a"]]);
         assert_eq!(receive(&log, &subscriber, 1), [1]);
         publisher.join().unwrap();
         log.close(&subscriber, 0);
@@ -106,13 +111,7 @@ fn two_publishers_are_read_in_the_order_of_the_log_each_record_once() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a", "b"]);
-        let publishers = ["a", "b"].map(|name| {
-            let log = Arc::clone(&log);
-            thread::spawn(move || {
-                publish(&log, &[name]);
-                wake(&log);
-            })
-        });
+        let publishers = [publisher(&log, &[&["a"]]), publisher(&log, &[&["b"]])];
         assert_eq!(receive(&log, &subscriber, 2), [1, 2]);
         publishers.map(|publisher| publisher.join().unwrap());
         log.close(&subscriber, 0);
@@ -124,14 +123,7 @@ fn a_union_is_read_once_although_it_wakes_by_two_channels() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a", "b"]);
-        let publisher = thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                publish(&log, &["a", "b"]);
-                publish(&log, &["b"]);
-                wake(&log);
-            }
-        });
+        let publisher = publisher(&log, &[&["a", "b"], &["b"]]);
         assert_eq!(receive(&log, &subscriber, 2), [1, 2]);
         publisher.join().unwrap();
         log.close(&subscriber, 0);
@@ -145,13 +137,7 @@ fn listeners_that_are_woken_later_are_woken() {
         let log = log();
         let first = subscribe(&log, &["a"]);
         let second = subscribe(&log, &["a"]);
-        let publisher = thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                publish(&log, &["a"]);
-                wake(&log);
-            }
-        });
+        let publisher = publisher(&log, &[&["a"]]);
         let reader = thread::spawn({
             let log = Arc::clone(&log);
             move || {
@@ -170,15 +156,7 @@ fn listeners_that_are_woken_later_are_woken() {
 fn who_subscribes_meanwhile_has_the_record_behind_its_cursor_or_before_it() {
     model(|| {
         let log = log();
-        let publisher = thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                publish(&log, &["a"]);
-                wake(&log);
-                publish(&log, &["a"]);
-                wake(&log);
-            }
-        });
+        let publisher = publisher(&log, &[&["a"], &["a"]]);
         let subscriber = subscribe(&log, &["a"]);
         let start = log.cursor(&subscriber);
         assert_eq!(receive(&log, &subscriber, 2 - start as usize), (start + 1..=2).collect::<Vec<_>>());
@@ -192,13 +170,7 @@ fn leaving_while_somebody_publishes_leaves_nothing() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
-        let publisher = thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                publish(&log, &["a"]);
-                wake(&log);
-            }
-        });
+        let publisher = publisher(&log, &[&["a"]]);
         log.close(&subscriber, 0);
         publisher.join().unwrap();
         assert_eq!(Arc::strong_count(&subscriber), 1);
@@ -213,13 +185,7 @@ fn joining_a_channel_loses_nothing_of_it_from_then_on() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
-        let publisher = thread::spawn({
-            let log = Arc::clone(&log);
-            move || {
-                publish(&log, &["a"]);
-                wake(&log);
-            }
-        });
+        let publisher = publisher(&log, &[&["a"]]);
         log.join(&subscriber, &topic("b"));
         let joined = publish(&log, &["b"]);
         wake(&log);
