@@ -13,6 +13,15 @@ pub(crate) enum Address {
     Connection(ConnectionId),
 }
 
+impl Address {
+    pub(crate) fn topic(&self) -> Option<&Topic> {
+        match self {
+            Self::Topic(topic) => Some(topic),
+            Self::Everyone | Self::User(_) | Self::Connection(_) => None,
+        }
+    }
+}
+
 /// One address or a union of several, less some connections.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Audience {

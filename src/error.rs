@@ -112,6 +112,58 @@ impl From<InvalidName> for PublishError {
     }
 }
 
+/// Why connections were not told to end, to join or to leave. Nothing was changed.
+#[derive(Debug)]
+pub struct CommandError(CommandErrorKind);
+
+#[derive(Debug)]
+enum CommandErrorKind {
+    Invalid(InvalidName),
+    TooManyTargets { limit: usize },
+    TooManyTopics { limit: usize },
+}
+
+impl CommandError {
+    pub(crate) fn too_many_targets(limit: usize) -> Self {
+        Self(CommandErrorKind::TooManyTargets { limit })
+    }
+
+    pub(crate) fn too_many_topics(limit: usize) -> Self {
+        Self(CommandErrorKind::TooManyTopics { limit })
+    }
+
+    /// The target, the topic or the note can never be as it is. A caller that got it from a client answers `400`.
+    #[must_use]
+    pub fn is_invalid(&self) -> bool {
+        !self.is_over_limit()
+    }
+
+    /// The connection, or the user, has as many topics as
+    /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics) allows.
+    #[must_use]
+    pub fn is_over_limit(&self) -> bool {
+        matches!(self.0, CommandErrorKind::TooManyTopics { .. })
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            CommandErrorKind::Invalid(invalid) => invalid.fmt(f),
+            CommandErrorKind::TooManyTargets { limit } => write!(f, "union of more than {limit} targets"),
+            CommandErrorKind::TooManyTopics { limit } => write!(f, "more than {limit} topics"),
+        }
+    }
+}
+
+impl Error for CommandError {}
+
+impl From<InvalidName> for CommandError {
+    fn from(invalid: InvalidName) -> Self {
+        Self(CommandErrorKind::Invalid(invalid))
+    }
+}
+
 /// A topic, user, event name or key that no hub accepts. It says which of them and why; it does not repeat the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidName {
@@ -134,7 +186,7 @@ impl InvalidName {
         Self { field, problem }
     }
 
-    /// Which value it is: `topic`, `user`, `connection`, `event name`, `key` or `target`.
+    /// Which value it is: `topic`, `user`, `connection`, `event name`, `key`, `note` or `target`.
     #[must_use]
     pub fn field(&self) -> &'static str {
         self.field

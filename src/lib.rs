@@ -129,10 +129,12 @@ mod error;
 mod event;
 mod http;
 mod hub;
+mod kick;
 mod log;
 mod name;
 mod position;
 mod reason;
+mod refusal;
 mod retention;
 mod subscription;
 mod sync;
@@ -140,17 +142,22 @@ mod wire;
 
 #[cfg(feature = "axum")]
 pub use crate::axum::MissingHub;
-pub use crate::error::{BuildError, InvalidName, PublishError};
+pub use crate::error::{BuildError, CommandError, InvalidName, PublishError};
 pub use crate::event::Event;
 #[cfg(feature = "axum-serve")]
 pub use crate::http::SseListener;
 pub use crate::http::{
-    Access, Connect, EndpointFuture, EventBody, EventStream, Public, Refusal, ResponseBody, ResponseFuture,
-    SseEndpoint, SseIo, SseLayer, SseService,
+    Access, Connect, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseEndpoint, SseIo,
+    SseLayer, SseService,
 };
-pub use crate::hub::{Drained, Health, Hub, HubBuilder, HubStream, Published, Received, Stats, StreamItem, Target};
+pub use crate::hub::{
+    ConnectionInfo, Drained, Health, Hub, HubBuilder, HubStream, Join, Lifecycle, LifecycleEvent, Member, OverLimit,
+    Presence, Published, Received, Recheck, Stats, StreamItem, Target, Ticket,
+};
+pub use crate::kick::Kick;
 pub use crate::name::{ConnectionId, Topic, UserId};
 pub use crate::position::{Cursor, InvalidPosition, Position};
 pub use crate::reason::{EndReason, GapReason, RefusalReason};
+pub use crate::refusal::Refusal;
 pub use crate::retention::{LagPolicy, Retention, TopicRule};
 pub use crate::subscription::{End, Start, Subscription, SubscriptionError};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime};
 
 /// A place in the log; also a complete cursor: it stands for everything up to it, on every topic.
 ///
@@ -75,6 +76,27 @@ impl FromStr for Position {
     }
 }
 
+/// The id that a client is left with that should not come back before then: `0.` and the seconds of Unix time. It says
+/// so itself when it returns, to whichever instance.
+pub(crate) struct Barred(pub(crate) SystemTime);
+
+impl fmt::Display for Barred {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        write!(f, "0.{}", since.as_secs())
+    }
+}
+
+impl Barred {
+    fn parse(text: &str) -> Option<SystemTime> {
+        let digits = text.strip_prefix("0.")?;
+        if digits.starts_with(['+', '0']) {
+            return None;
+        }
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(digits.parse().ok()?))
+    }
+}
+
 /// What a client says it has seen: untrusted bytes, parsed once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -84,6 +106,8 @@ pub enum Cursor {
     Absent,
     /// Everything up to here.
     At(Position),
+    /// A `hub.bye` told it to stay away until then.
+    Barred(SystemTime),
     /// Something that no hub ever sent.
     Invalid,
 }
@@ -95,9 +119,11 @@ impl Cursor {
         if bytes.is_empty() {
             return Self::Absent;
         }
-        match std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
-            Some(position) => Self::At(position),
-            None => Self::Invalid,
+        let Ok(text) = std::str::from_utf8(bytes) else { return Self::Invalid };
+        match (text.parse(), Barred::parse(text)) {
+            (Ok(position), _) => Self::At(position),
+            (Err(_), Some(until)) => Self::Barred(until),
+            (Err(_), None) => Self::Invalid,
         }
     }
 }
@@ -148,11 +174,27 @@ mod tests {
             b"1.a.1 ",
             b" 1.a.1",
             b"1.a.1.1",
+            b"0.",
+            b"0.0",
+            b"0.01",
+            b"0.+1",
+            b"0.-1",
+            b"0.1.1",
+            b"0.18446744073709551615",
+            b"0.18446744073709551616",
             b"\xff",
             &long,
         ] {
             assert_eq!(Cursor::parse(bad), Cursor::Invalid, "{}", String::from_utf8_lossy(bad));
         }
+    }
+
+    #[test]
+    fn who_is_to_stay_away_says_until_when() {
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let id = Barred(until).to_string();
+        assert_eq!(id, "0.1800000000");
+        assert_eq!(Cursor::parse(id.as_bytes()), Cursor::Barred(until));
     }
 
     proptest! {

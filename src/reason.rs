@@ -61,6 +61,9 @@ reasons! {
         Draining = "draining",
         /// The access hook did not answer in time.
         Timeout = "timeout",
+        /// Its user or topic was disconnected while the request was being decided, perhaps by what was true before. The
+        /// next attempt is decided anew.
+        Kicked = "kicked",
     }
 }
 
@@ -80,5 +83,17 @@ reasons! {
         /// It took nothing for the write deadline while something was owed. Hardly ever seen in a `hub.bye`, for it
         /// reads nothing. The client may come back.
         Stalled = "stalled",
+        /// The application disconnected it: [`Target::disconnect`](crate::Target::disconnect). Whether the client should
+        /// come back is what the [`Kick`](crate::Kick) says.
+        Kicked = "kicked",
+        /// [`Access::recheck`](crate::Access::recheck) ended it, or failed twice in a row. The client should come back,
+        /// and is decided anew, unless the hook refused it for later or for ever.
+        Revoked = "revoked",
+        /// It was the oldest when a limit was reached whose policy is
+        /// [`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest). The client should come back later.
+        Limit = "limit",
+        /// It reached [`HubBuilder::max_connection_age`](crate::HubBuilder::max_connection_age). The client should come
+        /// back, and misses nothing.
+        Age = "age",
     }
 }

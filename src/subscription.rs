@@ -1,12 +1,14 @@
 //! What one connection is entitled to.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::Extensions;
 
 use crate::error::InvalidName;
 use crate::name::{Topic, UserId};
+use crate::retention::TopicRule;
 
 /// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
 ///
@@ -30,8 +32,11 @@ pub struct Subscription {
     pub(crate) start: Start,
     pub(crate) expiry: Option<Expiry>,
     pub(crate) end: Option<End>,
-    pub(crate) data: Option<Box<str>>,
+    pub(crate) data: Option<Arc<str>>,
     pub(crate) extensions: Extensions,
+    pub(crate) may_join: Vec<TopicRule>,
+    /// It was carried by a ticket, so it is older than the request.
+    pub(crate) redeemed: bool,
     pub(crate) invalid: Option<SubscriptionError>,
 }
 
@@ -99,6 +104,8 @@ impl Subscription {
             end: None,
             data: None,
             extensions: Extensions::new(),
+            may_join: Vec::new(),
+            redeemed: false,
             invalid: None,
         }
     }
@@ -143,6 +150,15 @@ impl Subscription {
         topics.into_iter().fold(self, Self::topic)
     }
 
+    /// Lets the page itself join the topics that this rule matches, later and without reconnecting:
+    /// [`SseLayer::changeable`](crate::SseLayer::changeable). It may always join those that the hook would subscribe it
+    /// to. Defaults to none.
+    #[must_use]
+    pub fn may_join(mut self, rule: TopicRule) -> Self {
+        self.may_join.push(rule);
+        self
+    }
+
     /// Sets where a connection without a cursor starts. Defaults to [`Start::Live`].
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {
@@ -173,8 +189,9 @@ impl Subscription {
         self
     }
 
-    /// Attaches one small value of the application's: it is JSON, so that it can travel to other instances. Today only
-    /// the application reads it, from the subscription. At most
+    /// Attaches one small value of the application's, for example a name and a picture: it is JSON, so that it can travel
+    /// to other instances. Found again in [`Presence`](crate::Presence), in `hub.joined`, in
+    /// [`ConnectionInfo`](crate::ConnectionInfo) and by [`Access::recheck`](crate::Access::recheck). At most
     /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Needs the feature `json` (on by default). Defaults to none.
     #[cfg(feature = "json")]
     #[must_use]
@@ -193,8 +210,8 @@ impl Subscription {
         self.data.as_deref()
     }
 
-    /// Attaches a value of any type that stays on this instance. Today only the application reads it, from the
-    /// subscription.
+    /// Attaches a value of any type that stays on this instance. Found again in
+    /// [`ConnectionInfo`](crate::ConnectionInfo) and by [`Access::recheck`](crate::Access::recheck).
     #[must_use]
     pub fn extension<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.extensions.insert(value);
@@ -217,6 +234,21 @@ impl Subscription {
     #[must_use]
     pub fn topic_list(&self) -> &[Topic] {
         &self.topics
+    }
+
+    /// Whether a page of this subscription may have a topic.
+    pub(crate) fn grants(&self, topic: &Topic) -> bool {
+        self.topics.contains(topic) || self.may_join.iter().any(|rule| rule.matches(topic))
+    }
+
+    /// What is left of it where another one is the most that it may have. None if that is another user's.
+    pub(crate) fn narrowed_to(mut self, most: &Self) -> Option<Self> {
+        if self.user != most.user {
+            return None;
+        }
+        self.topics.retain(|topic| most.topics.contains(topic));
+        self.expiry = most.expiry.or(self.expiry);
+        Some(self)
     }
 
     fn invalidate(&mut self, error: SubscriptionError) {
@@ -251,6 +283,16 @@ pub enum SubscriptionError {
     DataNotJson,
     /// The hub was, or is being, drained.
     Closed,
+    /// A limit on connections is reached.
+    Limit,
+    /// Its user, or one of its topics, was disconnected with [`Kick::never`](crate::Kick::never), and the time is not over.
+    Kicked,
+    /// A ticket cannot live as long as that, or at all: [`Hub::ticket`](crate::Hub::ticket).
+    TicketTime,
+    /// As many tickets wait to be redeemed as [`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets) allows.
+    TooManyTickets,
+    /// The operating system gives no random bytes.
+    NoRandomBytes,
 }
 
 impl fmt::Display for SubscriptionError {
@@ -261,6 +303,11 @@ impl fmt::Display for SubscriptionError {
             Self::DataTooLong => f.write_str("the subscription's data is too long"),
             Self::DataNotJson => f.write_str("the subscription's data does not serialise to JSON"),
             Self::Closed => f.write_str("the hub is being drained"),
+            Self::Limit => f.write_str("a limit on connections is reached"),
+            Self::Kicked => f.write_str("the user or a topic was disconnected for now"),
+            Self::TicketTime => f.write_str("a ticket lives between a second and an hour"),
+            Self::TooManyTickets => f.write_str("too many tickets wait to be redeemed"),
+            Self::NoRandomBytes => f.write_str("the operating system gives no random bytes"),
         }
     }
 }

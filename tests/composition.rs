@@ -198,7 +198,7 @@ async fn cors_rules() {
 
 #[tokio::test]
 async fn a_page_of_another_origin_may_read_the_stream_with_its_credentials() {
-    let hub = Hub::builder().build().unwrap();
+    let hub = Hub::builder().allow_origin(PAGE).build().unwrap();
     for (name, app) in mountings(&hub) {
         let server = Server::start(&hub, app.layer(cors())).await;
         let headers = [(header::ORIGIN, PAGE), (header::COOKIE, "session=1")];
@@ -233,7 +233,7 @@ async fn a_preflight_is_answered_by_the_cors_layer() {
 #[tokio::test]
 async fn a_preflight_is_answered_by_a_cors_layer_inside_of_the_layer_too() {
     // The stream itself is without its headers then: it belongs outside.
-    let hub = Hub::builder().build().unwrap();
+    let hub = Hub::builder().allow_any_origin().build().unwrap();
     let app = routes().layer(cors()).layer(hub.layer("/events", Public::topics(TopicRule::any())));
     let server = Server::start(&hub, app).await;
     let request = Request::options("/events").header(header::ORIGIN, PAGE);

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const VALUES: &[&str] = &["audience", "error", "event", "name", "position", "reason", "retention", "subscription"];
+const VALUES: &[&str] =
+    &["audience", "error", "event", "kick", "name", "position", "reason", "refusal", "retention", "subscription"];
 
 /// A layer and the layers that it may import, beside itself. `values` stands for all values.
 const LAYERS: &[(&str, &[&str])] = &[

@@ -1,8 +1,10 @@
 //! Who may read what: the application's answer to a request for a stream.
 
-use std::future::Future;
+use std::future::{Future, ready};
 
-use super::{Connect, Refusal};
+use super::Connect;
+use crate::hub::Recheck;
+use crate::refusal::Refusal;
 use crate::subscription::Subscription;
 
 /// Turns a request into a [`Subscription`] or a [`Refusal`].
@@ -44,6 +46,25 @@ use crate::subscription::Subscription;
 pub trait Access: Send + Sync + 'static {
     /// Decides. Dropped at any await when the client leaves or the time is over.
     fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
+
+    /// Decides again, while a stream is open: is the session still there, the role still the same? Asked about every
+    /// stream that this hook let in, again and again, every
+    /// [`HubBuilder::recheck_every`](crate::HubBuilder::recheck_every), about
+    /// [`HubBuilder::max_rechecks`](crate::HubBuilder::max_rechecks) at a time. Defaults to [`Recheck::Settled`]: never
+    /// again. A closure has no other.
+    ///
+    /// `subscription` is what the stream has now: the user, the topics in force, also those joined later, the expiry, and
+    /// the data and extensions that were attached to it, for example the id of the session.
+    ///
+    /// So between a revocation and silence there is at most one interval and the time that the hook takes, as long as it
+    /// keeps up with the number of streams (else a warning is logged). A recheck that panics or takes longer than
+    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) is repeated after an interval, and the second
+    /// failure in a row ends the stream: at most two intervals and two timeouts. What was written before may still be on
+    /// its way. Where that is too long, [`Target::disconnect`](crate::Target::disconnect) acts at once.
+    fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
+        drop(subscription);
+        ready(Recheck::Settled)
+    }
 }
 
 impl<F, Fut> Access for F

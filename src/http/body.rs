@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -121,12 +122,14 @@ fn poll_bytes(mut connection: Pin<&mut Connection>, cx: &mut Context<'_>) -> Pol
             records(&batch, control::gap(reason, topics.iter().map(crate::name::Topic::as_str)))
         }
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
-        Step::Live(position) => control::live(position),
+        Step::Live(position, topics) => control::live(position, topics.as_deref()),
         Step::Hello { connection, cursor, topics } => {
             control::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)
         }
         Step::Expiring(remaining) => control::expiring(remaining),
-        Step::Bye { reason, retry } => control::bye(reason, retry),
+        Step::Bye(ending) => {
+            control::bye(ending.reason, ending.returns, ending.retry, ending.note.as_deref(), SystemTime::now())
+        }
         Step::Abort => return Poll::Ready(Some(Err(Aborted))),
     };
     Poll::Ready(Some(Ok(bytes)))

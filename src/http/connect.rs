@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
+use tokio::time::Instant;
 
 use crate::hub::{Hub, Transport};
 use crate::position::Cursor;
@@ -19,6 +20,8 @@ pub struct Connect {
     uri: Uri,
     headers: HeaderMap,
     extensions: Extensions,
+    /// What was true before may not be true any more when the request is answered.
+    pub(super) asked_at: Instant,
     pub(super) transport: Option<Arc<Transport>>,
 }
 
@@ -30,6 +33,7 @@ impl Connect {
             uri: request.uri().clone(),
             headers: request.headers().clone(),
             extensions: request.extensions().clone(),
+            asked_at: Instant::now(),
             transport: None,
         }
     }
@@ -42,6 +46,7 @@ impl Connect {
             uri: parts.uri,
             headers: parts.headers,
             extensions: parts.extensions,
+            asked_at: Instant::now(),
             transport: None,
         }
     }
@@ -50,6 +55,11 @@ impl Connect {
     pub(super) fn arriving<B>(hub: &Hub, request: Request<B>) -> Self {
         let transport = hub.transports().of_this_task();
         Self { transport, ..Self::from_parts(request.into_parts().0) }
+    }
+
+    /// The same request for something else.
+    pub(super) fn with_target(self, method: Method, uri: Uri) -> Self {
+        Self { method, uri, ..self }
     }
 
     /// `GET`, or `HEAD`, which gets the head of the answer and subscribes to nothing.

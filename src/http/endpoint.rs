@@ -10,26 +10,45 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use tower_service::Service;
 
-use super::{Access, Connect, EndpointFuture, EventBody};
-use crate::hub::Hub;
+use super::hook::Hook;
+use super::{Access, Connect, EndpointFuture, EventBody, change};
+use crate::hub::{Authority, Hub};
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
 pub struct SseEndpoint<A> {
     hub: Hub,
     access: Arc<A>,
+    authority: Arc<dyn Authority>,
+    changeable: bool,
 }
 
 impl Hub {
     /// A service for one route, for example axum's `route_service("/events", …)`, which survives every router operation.
     #[must_use]
     pub fn endpoint<A: Access>(&self, access: A) -> SseEndpoint<A> {
-        SseEndpoint { hub: self.clone(), access: Arc::new(access) }
+        let access = Arc::new(access);
+        let authority = Arc::new(Hook(Arc::clone(&access)));
+        SseEndpoint { hub: self.clone(), access, authority, changeable: false }
     }
 }
 
 impl<A> SseEndpoint<A> {
+    /// Also answers `POST …/{connection}/topics`, where it is routed to it: see
+    /// [`SseLayer::changeable`](crate::SseLayer::changeable). With axum,
+    /// `.route_service("/events", e.clone()).route_service("/events/{connection}/topics", e)`. Defaults to not.
+    #[must_use]
+    pub fn changeable(mut self) -> Self {
+        self.changeable = true;
+        self
+    }
+
     pub(super) fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// Whether a path is one of those, if this answers any.
+    pub(super) fn is_change(&self, path: &str) -> bool {
+        self.changeable && change::split_path(path).is_some()
     }
 }
 
@@ -37,7 +56,11 @@ impl<A: Access> SseEndpoint<A> {
     pub(super) fn answer<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<EventBody>> {
         let connect = Connect::arriving(&self.hub, request);
         let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
-        async move { hub.answer(&*access, connect).await }.boxed()
+        if self.is_change(connect.uri().path()) {
+            return async move { hub.change(&*access, connect).await }.boxed();
+        }
+        let authority = Arc::clone(&self.authority);
+        async move { hub.answer(&*access, authority, connect).await }.boxed()
     }
 }
 
@@ -57,7 +80,12 @@ impl<A: Access, B> Service<Request<B>> for SseEndpoint<A> {
 
 impl<A> Clone for SseEndpoint<A> {
     fn clone(&self) -> Self {
-        Self { hub: self.hub.clone(), access: Arc::clone(&self.access) }
+        Self {
+            hub: self.hub.clone(),
+            access: Arc::clone(&self.access),
+            authority: Arc::clone(&self.authority),
+            changeable: self.changeable,
+        }
     }
 }
 

@@ -44,6 +44,23 @@ impl Hub {
 }
 
 impl<A> SseLayer<A> {
+    /// Also answers `POST {path}/{connection}/topics`, by which a page changes its topics without reconnecting. The
+    /// `connection` is that of its `hub.hello`; the query has any number of `join=` and `leave=`, and perhaps `since=` with
+    /// an id, as [`Join::since`](crate::Join::since). The answer is `{"topics":[…]}`: those in force. On the stream a
+    /// `hub.live` with `topics` says that from its id on they are accounted for.
+    ///
+    /// The access hook is asked as for a stream with each topic to be joined as `topic=` in the query, and with the
+    /// cookies, headers and extensions of this request; what it would subscribe to, or lets
+    /// [join](crate::Subscription::may_join), is granted. One topic that is not refuses the whole request with `403`. A
+    /// connection of another user is answered like one that is not there: `404`. Topics may always be left.
+    ///
+    /// Defaults to not.
+    #[must_use]
+    pub fn changeable(mut self) -> Self {
+        self.endpoint = self.endpoint.changeable();
+        self
+    }
+
     /// Also puts the `Hub` into the extensions of every request that passes through, for handlers that take it from
     /// there. This allocates. Defaults to not.
     #[must_use]

@@ -2,18 +2,21 @@
 
 mod access;
 mod body;
+mod change;
 mod connect;
 mod endpoint;
 mod future;
+mod hook;
 mod io;
 mod layer;
 #[cfg(feature = "axum-serve")]
 mod listener;
 mod negotiate;
+mod origin;
 mod public;
-mod refusal;
 mod respond;
 mod service;
+mod ticket;
 
 pub use access::Access;
 pub use body::{EventBody, ResponseBody};
@@ -25,6 +28,5 @@ pub use layer::SseLayer;
 #[cfg(feature = "axum-serve")]
 pub use listener::SseListener;
 pub use public::Public;
-pub use refusal::Refusal;
 pub use respond::EventStream;
 pub use service::SseService;

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::{Access, Connect, Refusal};
+use super::{Access, Connect};
 use crate::name::Topic;
+use crate::refusal::Refusal;
 use crate::retention::TopicRule;
 use crate::subscription::{Start, Subscription};
 

@@ -1,17 +1,16 @@
 //! From a request and a decision to a response: the one place where every mounting comes together.
 
-use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::sync::Arc;
 
-use futures::FutureExt;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Method, Response, StatusCode};
 
+use super::hook::NoAnswer;
 use super::negotiate::{self, Unfit};
-use super::refusal::Kind;
-use super::{Access, Connect, EventBody, Refusal};
-use crate::hub::{Hub, OpenError};
+use super::{Access, Connect, EventBody, origin};
+use crate::hub::{Authority, Hub, OpenError, Request};
 use crate::reason::RefusalReason;
+use crate::refusal::{Kind, Refusal};
 use crate::subscription::Subscription;
 use crate::wire::control;
 
@@ -58,10 +57,7 @@ impl Hub {
     /// ```
     #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
     pub fn connect(&self, connect: Connect, subscription: Subscription) -> EventStream {
-        let response = match negotiate::check(connect.method(), connect.headers()) {
-            Err(unfit) => reject(unfit),
-            Ok(()) => self.accept(&connect, subscription),
-        };
+        let response = self.look_at(&connect).unwrap_or_else(|| self.accept(&connect, &subscription, None));
         EventStream(without_body_for_head(connect.method(), response))
     }
 
@@ -73,36 +69,59 @@ impl Hub {
     }
 
     /// The whole way of a request through an access hook.
-    pub(super) async fn answer<A: Access>(&self, access: &A, connect: Connect) -> Response<EventBody> {
+    pub(super) async fn answer<A: Access>(
+        &self,
+        access: &A,
+        authority: Arc<dyn Authority>,
+        connect: Connect,
+    ) -> Response<EventBody> {
         let method = connect.method().clone();
-        without_body_for_head(&method, self.decide(access, connect).await)
+        without_body_for_head(&method, self.decide(access, authority, connect).await)
     }
 
-    async fn decide<A: Access>(&self, access: &A, connect: Connect) -> Response<EventBody> {
-        if let Err(unfit) = negotiate::check(connect.method(), connect.headers()) {
-            return reject(unfit);
+    async fn decide<A: Access>(
+        &self,
+        access: &A,
+        authority: Arc<dyn Authority>,
+        connect: Connect,
+    ) -> Response<EventBody> {
+        if let Some(refused) = self.look_at(&connect) {
+            return refused;
         }
         if self.is_draining() {
             return self.refusal(&Refusal::later(RefusalReason::Draining));
         }
-        // The hook only reads `access`; what a panic leaves behind in it is the hook's own affair.
-        let asked = connect.clone();
-        let decision = AssertUnwindSafe(async { access.connect(asked).await }).catch_unwind();
-        match tokio::time::timeout(self.settings().access_timeout, decision).await {
-            Ok(Ok(Ok(subscription))) => self.accept(&connect, subscription),
-            Ok(Ok(Err(refusal))) => self.refusal(&refusal),
-            Ok(Err(_panic)) => {
-                self.counters().hook_panicked(self.now());
-                plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n")
-            }
-            Err(_elapsed) => self.refusal(&Refusal::later(RefusalReason::Timeout)),
+        match self.ask(access, connect.clone()).await {
+            Ok(subscription) => self.accept(&connect, &subscription, Some(authority)),
+            Err(NoAnswer::Refused(refusal)) => self.refusal(&refusal),
+            Err(NoAnswer::Panicked) => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
         }
     }
 
-    fn accept(&self, connect: &Connect, subscription: Subscription) -> Response<EventBody> {
+    /// The answer to a request that is refused before anybody is asked.
+    fn look_at(&self, connect: &Connect) -> Option<Response<EventBody>> {
+        if let Err(unfit) = negotiate::check(connect.method(), connect.headers()) {
+            return Some(reject(unfit));
+        }
+        if origin::is_allowed(&self.settings().origins, connect.uri(), connect.headers()) {
+            return None;
+        }
+        tracing::debug!("an event stream was refused: a page of another origin");
+        Some(plain(StatusCode::FORBIDDEN, "forbidden\n"))
+    }
+
+    fn accept(
+        &self,
+        connect: &Connect,
+        subscription: &Subscription,
+        authority: Option<Arc<dyn Authority>>,
+    ) -> Response<EventBody> {
         let opened = match connect.method() {
-            &Method::HEAD => self.admit(&subscription).map(|()| None),
-            _ => self.open(subscription, connect.cursor(), true).map(Some),
+            &Method::HEAD => self.admit(subscription, connect.cursor()).map(|()| None),
+            _ => {
+                let request = Request { to_network: true, asked_at: self.at(connect.asked_at), authority };
+                self.open(subscription, connect.cursor(), request).map(Some)
+            }
         };
         match opened {
             Ok(None) => stream(EventBody::inert()),
@@ -114,7 +133,9 @@ impl Hub {
                 }
                 stream(EventBody::events(connection))
             }
-            Err(OpenError::Refused(reason)) => self.refusal(&Refusal::later(reason)),
+            Err(OpenError::Barred) => self.refusal(&Refusal::never()),
+            Err(OpenError::Refused(reason, None)) => self.refusal(&Refusal::later(reason)),
+            Err(OpenError::Refused(reason, Some(after))) => self.refusal(&Refusal::later(reason).retry(after)),
             Err(OpenError::Invalid(invalid)) => {
                 tracing::debug!(%invalid, "an event stream was refused: bad subscription");
                 plain(StatusCode::BAD_REQUEST, "bad subscription\n")
@@ -136,11 +157,10 @@ impl Hub {
                 let reason = *reason;
                 self.counters().refused(reason, self.now());
                 let retry = match retry {
-                    Some(retry) => jittered(*retry, 1.0, 1.5),
-                    None => jittered(self.settings().retry, 1.0, 3.0),
+                    Some(retry) => self.jittered_retry(*retry, 1.0..=1.5),
+                    None => self.jittered_retry(self.settings().retry, 1.0..=3.0),
                 };
-                let range = &self.settings().framing.retry;
-                stream(EventBody::once(control::refused(reason, retry.clamp(*range.start(), *range.end()))))
+                stream(EventBody::once(control::refused(reason, retry)))
             }
         }
     }
@@ -152,10 +172,6 @@ fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Resp
         return response.map(|_| EventBody::inert());
     }
     response
-}
-
-fn jittered(duration: Duration, least: f64, most: f64) -> Duration {
-    Duration::try_from_secs_f64(duration.as_secs_f64() * (least + (most - least) * fastrand::f64())).unwrap_or(duration)
 }
 
 /// The head of every event stream. `no-transform` keeps compressors from holding events back, `X-Accel-Buffering` keeps
@@ -182,7 +198,7 @@ fn reject(unfit: Unfit) -> Response<EventBody> {
     }
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<EventBody> {
+pub(super) fn plain(status: StatusCode, text: &'static str) -> Response<EventBody> {
     let mut response = Response::new(EventBody::once(bytes::Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -32,13 +32,26 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        if request.uri().path() == &*self.path && request.method() != Method::OPTIONS {
+        if self.is_ours(request.uri().path()) && request.method() != Method::OPTIONS {
             return ResponseFuture::events(self.endpoint.answer(request));
         }
         if self.provides {
             request.extensions_mut().insert(self.endpoint.hub().clone());
         }
         ResponseFuture::inner(self.inner.call(request))
+    }
+}
+
+impl<S, A> SseService<S, A> {
+    fn is_ours(&self, path: &str) -> bool {
+        match path.strip_prefix(&*self.path) {
+            Some("") => true,
+            // Only `/{connection}/topics`: one segment between.
+            Some(rest) if rest.starts_with('/') => {
+                self.endpoint.is_change(path) && rest.bytes().filter(|&byte| byte == b'/').count() == 2
+            }
+            _ => false,
+        }
     }
 }
 

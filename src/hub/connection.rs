@@ -8,14 +8,15 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 use tokio::time::{Duration, Sleep};
 
-use super::registry::{Ending, Link};
-use super::{Hub, Transport};
+use super::link::{Ending, Link};
+use super::timing::{Expiry, Heartbeat};
+use super::{Hub, LifecycleEvent, Transport};
 use crate::audience::Address;
-use crate::log::{Batch, Begin, Millis, millis};
+use crate::log::{Batch, Millis};
 use crate::name::{ConnectionId, Topic};
-use crate::position::{Cursor, Position};
-use crate::reason::{EndReason, GapReason, RefusalReason};
-use crate::subscription::{End, Subscription, SubscriptionError};
+use crate::position::Position;
+use crate::reason::{EndReason, GapReason};
+use crate::subscription::End;
 use crate::sync::Ordering;
 use crate::wire::control::CursorState;
 
@@ -32,6 +33,8 @@ pin_project! {
         end: End,
         heartbeat: Option<Heartbeat>,
         expiry: Option<Box<Expiry>>,
+        // When it is old enough to be ended.
+        old_at: Millis,
         // Rests until the earliest of what is due; armed when there is anything.
         #[pin]
         timer: Option<Sleep>,
@@ -73,26 +76,6 @@ enum Progress {
 struct Opening {
     cursor: CursorState,
     gap: Option<GapReason>,
-    topics: Vec<Topic>,
-}
-
-#[derive(Debug)]
-struct Heartbeat {
-    every: Millis,
-    written_at: Millis,
-    /// When an id was last written, and after how long it is too old to come back with.
-    id_at: Millis,
-    refresh: Millis,
-}
-
-/// How long before its time a subscription ends at most.
-const MOST_EARLY: Millis = 60_000;
-
-#[derive(Debug)]
-struct Expiry {
-    notice_at: Millis,
-    notified: bool,
-    end_at: Millis,
 }
 
 /// What to write next.
@@ -110,121 +93,13 @@ pub(crate) enum Step {
     },
     /// The records of the batch.
     Records,
-    Live(Position),
+    /// With the topics in force, if they have changed.
+    Live(Position, Option<Vec<Topic>>),
     Heartbeat,
     Expiring(Duration),
-    Bye {
-        reason: EndReason,
-        retry: Option<Duration>,
-    },
+    Bye(Ending),
     /// End with an error instead of properly. The last step, if it comes.
     Abort,
-}
-
-/// Why there is no stream.
-#[derive(Debug)]
-pub(crate) enum OpenError {
-    /// The same request will never do.
-    Invalid(SubscriptionError),
-    /// Another time.
-    Refused(RefusalReason),
-}
-
-impl Hub {
-    /// Opens a stream. What goes `to_network` has heartbeats, and is given up when it is not read.
-    pub(crate) fn open(
-        &self,
-        subscription: Subscription,
-        cursor: Cursor,
-        to_network: bool,
-    ) -> Result<Connection, OpenError> {
-        self.admit(&subscription)?;
-        let settings = self.settings();
-        // Without random bytes an id could be guessed; such a machine is better left alone for a while.
-        let id = match getrandom::u64().and_then(|high| Ok((high, getrandom::u64()?))) {
-            Ok((high, low)) => ConnectionId::from_bits(u128::from(high) << 64 | u128::from(low)),
-            Err(_) => return Err(OpenError::Refused(RefusalReason::Busy)),
-        };
-        let (begin, cursor_state, gap) = self.judge(cursor, subscription.start);
-        let now = self.now();
-        let heartbeat = to_network.then(|| Heartbeat::new(self, now));
-        let expiry = subscription.expiry.map(|expiry| Box::new(Expiry::new(self, now, expiry.remaining())));
-        let link = Arc::new(Link::new(id, to_network));
-        let topics = subscription.topics.iter().cloned().map(Address::Topic);
-        let addresses = topics.chain(subscription.user.map(Address::User)).chain([Address::Everyone]);
-        // In this order, so that whoever finds the connection can also write to it.
-        let accepted_at = self.log().open(&link.subscriber, addresses, begin, now);
-        self.registry().insert(Arc::clone(&link));
-        self.counters().connected(id, cursor_state == CursorState::Resuming);
-        super::housekeeping::remember_runtime(&self.inner);
-        super::housekeeping::ensure(&self.inner);
-        if self.is_draining() {
-            // It began between the look above and the entry into the registry, and may not have seen this one.
-            link.end(Ending::now(EndReason::Draining));
-        }
-        Ok(Connection {
-            stage: Stage::Opening,
-            opening: Some(Box::new(Opening { cursor: cursor_state, gap, topics: subscription.topics })),
-            accepted_at,
-            progress: Progress::Behind,
-            end: subscription.end.unwrap_or(settings.end),
-            heartbeat,
-            expiry,
-            timer: None,
-            hub: self.clone(),
-            link,
-        })
-    }
-
-    /// Whether a stream would be opened now.
-    pub(crate) fn admit(&self, subscription: &Subscription) -> Result<(), OpenError> {
-        if let Some(invalid) = &subscription.invalid {
-            return Err(OpenError::Invalid(invalid.clone()));
-        }
-        if subscription.topics.len() > self.settings().max_topics {
-            return Err(OpenError::Invalid(SubscriptionError::TooManyTopics));
-        }
-        if self.is_draining() {
-            return Err(OpenError::Refused(RefusalReason::Draining));
-        }
-        Ok(())
-    }
-
-    /// Whether a cursor can be honoured; if not, why.
-    fn judge(&self, cursor: Cursor, start: crate::subscription::Start) -> (Begin, CursorState, Option<GapReason>) {
-        let refused = |reason| (Begin::Fresh(start), CursorState::Refused, Some(reason));
-        match cursor {
-            Cursor::Absent => (Begin::Fresh(start), CursorState::Fresh, None),
-            Cursor::Invalid => refused(GapReason::Invalid),
-            Cursor::At(position) if position.epoch() != self.log().epoch() => refused(GapReason::Epoch),
-            // The log of this process is the only one, so nobody can be ahead of it.
-            Cursor::At(position) if position.sequence() > self.position().sequence() => refused(GapReason::Ahead),
-            Cursor::At(position) => (Begin::After(position.sequence()), CursorState::Resuming, None),
-        }
-    }
-}
-
-impl Heartbeat {
-    fn new(hub: &Hub, now: Millis) -> Self {
-        let every = millis(hub.settings().heartbeat);
-        Self {
-            every: every - fastrand::u64(0..=every / 10),
-            written_at: now,
-            id_at: now,
-            // A cursor that is older than the grace may meet a floor that is not its own; stay well below.
-            refresh: millis(hub.settings().channel_grace) / 4,
-        }
-    }
-}
-
-impl Expiry {
-    fn new(hub: &Hub, now: Millis, remaining: Duration) -> Self {
-        let remaining = millis(remaining);
-        // A little early, so that those who came together do not come back together.
-        let end_at = now + remaining - fastrand::u64(0..=(remaining / 10).min(MOST_EARLY));
-        let notice = millis(hub.settings().expiry_notice).min(remaining / 2);
-        Self { notice_at: end_at.saturating_sub(notice).max(now), notified: false, end_at }
-    }
 }
 
 /// What it may read is nobody's business.
@@ -235,6 +110,31 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
+    pub(super) fn new(
+        hub: &Hub,
+        link: Arc<Link>,
+        accepted_at: u64,
+        cursor: CursorState,
+        gap: Option<GapReason>,
+        end: End,
+        now: Millis,
+    ) -> Self {
+        let settings = hub.settings();
+        Self {
+            stage: Stage::Opening,
+            opening: Some(Box::new(Opening { cursor, gap })),
+            accepted_at,
+            progress: Progress::Behind,
+            end,
+            heartbeat: link.to_network.then(|| Heartbeat::new(settings, now)),
+            expiry: None,
+            old_at: settings.old_age().map_or(Millis::MAX, |age| now.saturating_add(age)),
+            timer: None,
+            hub: hub.clone(),
+            link,
+        }
+    }
+
     pub(crate) fn hub(&self) -> &Hub {
         &self.hub
     }
@@ -265,121 +165,156 @@ impl Connection {
         polled
     }
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
-        let mut this = self.project();
-        match *this.stage {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
+        match self.stage {
             Stage::Opening => {
+                let this = self.as_mut().project();
                 *this.stage = Stage::Reading;
-                if let Some(opening) = this.opening.as_deref_mut() {
-                    let topics = match opening.gap {
-                        Some(_) => opening.topics.clone(),
-                        None => std::mem::take(&mut opening.topics),
-                    };
+                if let Some(opening) = this.opening.as_deref() {
+                    let topics = this.hub.log().topics(&this.link.subscriber);
                     return Poll::Ready(Some(Step::Hello { connection: this.link.id, cursor: opening.cursor, topics }));
                 }
             }
             Stage::Reading => {}
-            Stage::Ending => {
-                if *this.end == End::Abort {
-                    // A server throws away what it has not written when a body fails. Pending makes it write first.
-                    *this.stage = Stage::Aborting;
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                *this.stage = Stage::Ended;
-                return Poll::Ready(None);
-            }
-            Stage::Aborting => {
-                *this.stage = Stage::Ended;
-                return Poll::Ready(Some(Step::Abort));
-            }
-            Stage::Ended => return Poll::Ready(None),
+            Stage::Ending | Stage::Aborting | Stage::Ended => return self.poll_end(cx),
         }
 
-        this.link.subscriber.listen(cx.waker());
-        let ending = this.link.ending();
-        if let Some(ending) = ending
-            && this.hub.log().cursor(&this.link.subscriber) >= ending.after
-        {
-            return Poll::Ready(Some(end(this.hub, this.link, this.stage, ending)));
-        }
+        self.link.subscriber.listen(cx.waker());
+        batch.records.clear();
         // Before it reads: a stream that always has something to read ends too.
-        if let Some(expiry) = this.expiry
-            && this.hub.now() >= expiry.end_at
-        {
-            batch.records.clear();
-            return Poll::Ready(Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Expired))));
-        }
-        if let Some(Opening { gap: Some(reason), topics, .. }) = this.opening.take().map(|opening| *opening) {
-            batch.records.clear();
-            this.hub.counters().gap(this.link.id, reason, this.hub.now());
-            return Poll::Ready(Some(Step::Gap { reason, topics }));
-        }
-
-        if *this.progress == Progress::Arrived {
-            batch.records.clear();
-            *this.progress = Progress::CaughtUp;
-            return Poll::Ready(Some(live(this.hub, this.link, this.heartbeat)));
-        }
-
-        this.hub.log().read(&this.link.subscriber, this.link.id, batch);
-        let caught_up = *this.progress == Progress::CaughtUp;
-        if batch.ordered && !caught_up && this.hub.log().cursor(&this.link.subscriber) >= *this.accepted_at {
-            *this.progress = Progress::Arrived;
-        }
-        this.hub.counters().delivered(batch.records.len());
-        let step = if !batch.gap.is_empty() {
-            if batch.disconnects && caught_up {
-                batch.records.clear();
-                return Poll::Ready(Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Lagged))));
-            }
-            let reason = if caught_up { GapReason::Lagged } else { GapReason::Trimmed };
-            this.hub.counters().gap(this.link.id, reason, this.hub.now());
-            Some(Step::Gap { reason, topics: batch.gap.iter().filter_map(topic).collect() })
-        } else {
-            (!batch.records.is_empty()).then_some(Step::Records)
-        };
-        if let Some(step) = step {
-            if let Some(heartbeat) = this.heartbeat {
-                let now = this.hub.now();
-                heartbeat.written_at = now;
-                if batch.ordered && !batch.records.is_empty() {
-                    heartbeat.id_at = now;
-                }
-            }
+        if let Some(step) = self.as_mut().clock_step() {
             return Poll::Ready(Some(step));
         }
-
-        if let Some(ending) = ending {
-            return Poll::Ready(Some(end(this.hub, this.link, this.stage, ending)));
+        if let Some(ending) = self.link.ending()
+            && (self.link.is_gone() || self.hub.log().cursor(&self.link.subscriber) >= ending.after)
+        {
+            let ending = ending.clone();
+            return Poll::Ready(Some(self.finish(ending)));
         }
-        if *this.progress == Progress::Arrived {
-            *this.progress = Progress::CaughtUp;
-            return Poll::Ready(Some(live(this.hub, this.link, this.heartbeat)));
+        if let Some(step) = self.as_mut().read_step(batch) {
+            return Poll::Ready(Some(step));
         }
+        if let Some(ending) = self.link.ending() {
+            let ending = ending.clone();
+            return Poll::Ready(Some(self.finish(ending)));
+        }
+        self.poll_timer(cx)
+    }
 
-        loop {
-            let now = this.hub.now();
+    fn poll_end(self: Pin<&mut Self>, cx: &Context<'_>) -> Poll<Option<Step>> {
+        let this = self.project();
+        let (stage, polled) = match *this.stage {
+            // A server throws away what it has not written when a body fails. Pending makes it write first.
+            Stage::Ending if *this.end == End::Abort => {
+                cx.waker().wake_by_ref();
+                (Stage::Aborting, Poll::Pending)
+            }
+            Stage::Aborting => (Stage::Ended, Poll::Ready(Some(Step::Abort))),
+            _ => (Stage::Ended, Poll::Ready(None)),
+        };
+        *this.stage = stage;
+        polled
+    }
+
+    /// What the clock says: the end of its time, a notice of it, or that it is old.
+    fn clock_step(mut self: Pin<&mut Self>) -> Option<Step> {
+        let given = self.link.expires_at.load(Ordering::Acquire);
+        if given == Millis::MAX && self.old_at == Millis::MAX {
+            return None;
+        }
+        let this = self.as_mut().project();
+        let now = this.hub.now();
+        if given != Millis::MAX {
+            if this.expiry.as_ref().is_none_or(|expiry| !expiry.is_of(given)) {
+                *this.expiry = Some(Box::new(Expiry::new(given, this.hub.settings(), now)));
+            }
             if let Some(expiry) = this.expiry {
-                if now >= expiry.end_at {
-                    return Poll::Ready(Some(end(this.hub, this.link, this.stage, Ending::now(EndReason::Expired))));
+                if expiry.is_over(now) {
+                    return Some(self.finish(Ending::now(EndReason::Expired)));
                 }
-                if now >= expiry.notice_at && !std::mem::replace(&mut expiry.notified, true) {
-                    return Poll::Ready(Some(Step::Expiring(Duration::from_millis(expiry.end_at - now))));
+                if let Some(remaining) = expiry.take_notice(now) {
+                    return Some(Step::Expiring(remaining));
                 }
             }
+        }
+        if now >= *this.old_at {
+            *this.old_at = Millis::MAX;
+            // As in a drain: what was published so far is delivered, and those who end together come back spread out.
+            let retry = Some(this.hub.jittered_retry(this.hub.settings().retry, 0.0..=2.0));
+            let after = this.hub.position().sequence();
+            this.link.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
+        }
+        None
+    }
+
+    fn read_step(self: Pin<&mut Self>, batch: &mut Batch) -> Option<Step> {
+        let this = self.project();
+        let (hub, link) = (&*this.hub, &*this.link);
+        if let Some(Opening { gap: Some(reason), .. }) = this.opening.take().map(|opening| *opening) {
+            hub.counters().gap(link.id, reason, hub.now());
+            return Some(Step::Gap { reason, topics: hub.log().topics(&link.subscriber) });
+        }
+        if *this.progress == Progress::Arrived
+            && let Some(live) = live(hub, link, this.heartbeat)
+        {
+            *this.progress = Progress::CaughtUp;
+            return Some(live);
+        }
+        let caught_up = *this.progress == Progress::CaughtUp;
+        batch.wants_changes = caught_up;
+        hub.log().read(&link.subscriber, batch);
+        if batch.ordered && !caught_up && hub.log().cursor(&link.subscriber) >= *this.accepted_at {
+            *this.progress = Progress::Arrived;
+        }
+        let count = batch.records.len();
+        if count > 0 {
+            hub.counters().delivered(count);
+            link.delivered.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        if !batch.gap.is_empty() {
+            return Some(gap_step(hub, link, this.stage, batch, caught_up));
+        }
+        if !batch.records.is_empty() {
+            if let Some(heartbeat) = this.heartbeat {
+                heartbeat.wrote(batch.ordered, hub.now());
+            }
+            return Some(Step::Records);
+        }
+        if (batch.changed || *this.progress == Progress::Arrived)
+            && let Some(live) = live(hub, link, this.heartbeat)
+        {
+            *this.progress = Progress::CaughtUp;
+            return Some(live);
+        }
+        None
+    }
+
+    /// Nothing is to be read: rests until something is due.
+    fn poll_timer(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Step>> {
+        let mut this = self.project();
+        loop {
+            let now = this.hub.now();
+            let clock = this.expiry.as_ref().map_or(Millis::MAX, |expiry| expiry.due()).min(*this.old_at);
+            if now >= clock {
+                // The next look begins with it.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             if let Some(heartbeat) = this.heartbeat
-                && now >= heartbeat.written_at + heartbeat.every
+                && now >= heartbeat.due()
             {
-                heartbeat.written_at = now;
-                if this.hub.settings().visible_heartbeat || now >= heartbeat.id_at + heartbeat.refresh {
-                    return Poll::Ready(Some(live(this.hub, this.link, this.heartbeat)));
+                heartbeat.wrote(false, now);
+                if (this.hub.settings().visible_heartbeat || heartbeat.needs_id(now))
+                    && let Some(live) = live(this.hub, this.link, this.heartbeat)
+                {
+                    return Poll::Ready(Some(live));
                 }
                 return Poll::Ready(Some(Step::Heartbeat));
             }
-            let heartbeat_at = this.heartbeat.as_ref().map(|heartbeat| heartbeat.written_at + heartbeat.every);
-            let expiry_at = this.expiry.as_ref().map(|e| if e.notified { e.end_at } else { e.notice_at });
-            let Some(due) = heartbeat_at.into_iter().chain(expiry_at).min() else { return Poll::Pending };
+            let due = this.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(clock);
+            if due == Millis::MAX {
+                return Poll::Pending;
+            }
             let deadline = this.hub.inner.instant(due);
             match this.timer.as_mut().as_pin_mut() {
                 None => this.timer.set(Some(tokio::time::sleep_until(deadline))),
@@ -393,29 +328,44 @@ impl Connection {
             }
         }
     }
+
+    fn finish(self: Pin<&mut Self>, ending: Ending) -> Step {
+        let this = self.project();
+        end(this.hub, this.link, this.stage, ending)
+    }
 }
 
-fn live(hub: &Hub, link: &Link, heartbeat: &mut Option<Heartbeat>) -> Step {
-    if let Some(heartbeat) = heartbeat {
-        let now = hub.now();
-        heartbeat.written_at = now;
-        heartbeat.id_at = now;
+fn gap_step(hub: &Hub, link: &Link, stage: &mut Stage, batch: &mut Batch, caught_up: bool) -> Step {
+    let was_too_slow = caught_up && batch.gap_reason.is_none();
+    let topics: Vec<Topic> = batch.gap.iter().filter_map(Address::topic).cloned().collect();
+    if was_too_slow {
+        hub.inner.lifecycles.tell(|| LifecycleEvent::Lagged {
+            connection: Arc::new(hub.inner.info(link, hub.log().topics(&link.subscriber))),
+            topics: topics.clone(),
+        });
+        if batch.disconnects {
+            batch.records.clear();
+            return end(hub, link, stage, Ending::now(EndReason::Lagged));
+        }
     }
-    Step::Live(hub.log().at(hub.log().cursor(&link.subscriber)))
+    let reason = if was_too_slow { GapReason::Lagged } else { batch.gap_reason.unwrap_or(GapReason::Trimmed) };
+    hub.counters().gap(link.id, reason, hub.now());
+    Step::Gap { reason, topics }
+}
+
+/// Caught up; none while something older is still to be replayed.
+fn live(hub: &Hub, link: &Link, heartbeat: &mut Option<Heartbeat>) -> Option<Step> {
+    let (position, topics) = hub.log().settled(&link.subscriber)?;
+    if let Some(heartbeat) = heartbeat {
+        heartbeat.wrote(true, hub.now());
+    }
+    Some(Step::Live(position, topics))
 }
 
 /// It is out of the registry and out of its channels before its last frame is written.
 fn end(hub: &Hub, link: &Link, stage: &mut Stage, ending: Ending) -> Step {
-    link.end(ending);
-    let ending = link.ending().unwrap_or(ending);
+    let ending = link.end(ending).clone();
     *stage = Stage::Ending;
     hub.inner.forget(link, ending.reason);
-    Step::Bye { reason: ending.reason, retry: ending.retry }
-}
-
-fn topic(address: &Address) -> Option<Topic> {
-    match address {
-        Address::Topic(topic) => Some(topic.clone()),
-        Address::User(_) | Address::Connection(_) | Address::Everyone => None,
-    }
+    Step::Bye(ending)
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 
 use tokio::time::{Duration, timeout};
 
-use super::registry::{Ending, Link};
+use super::link::{Ending, Link};
 use super::{Hub, Inner};
 use crate::reason::EndReason;
 use crate::sync::Ordering;
@@ -105,14 +105,11 @@ impl Hub {
     }
 
     fn tell(&self, link: &Link, window: Duration) {
-        let range = &self.settings().framing.retry;
-        let retry = window.mul_f64(fastrand::f64()).clamp(*range.start(), *range.end());
+        let retry = self.jittered_retry(window, 0.0..=1.0);
         // What was published so far is still delivered: the next process may have another log.
         let after = self.position().sequence();
-        link.end(Ending { reason: EndReason::Draining, retry: Some(retry), after });
-        if let Some(waker) = link.subscriber.notify(self.now()) {
-            waker.wake();
-        }
+        link.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
+        link.wake(self.now());
     }
 }
 

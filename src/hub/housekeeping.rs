@@ -8,11 +8,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
-use super::Inner;
-use super::registry::{Ending, Link};
+use super::link::{Ending, Link};
+use super::{Inner, LifecycleEvent, recheck};
 use crate::log::{Millis, Swept, millis};
+use crate::name::Topic;
 use crate::reason::EndReason;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
@@ -28,8 +30,17 @@ pub(super) struct Chores {
     /// When the waking task got on last.
     woke_at: AtomicU64,
     keeping: AtomicBool,
+    /// Something is due before what the keeping task waits for.
+    roused: Arc<Notify>,
     /// Where streams live: the runtime on which the last one was opened. A publisher's own may not be driven.
     runtime: Mutex<Option<Handle>>,
+}
+
+impl Chores {
+    /// Tells the keeping task that something may be due before it would look.
+    pub(super) fn rouse(&self) {
+        self.roused.notify_one();
+    }
 }
 
 /// A stream is being opened here.
@@ -39,12 +50,19 @@ pub(super) fn remember_runtime(inner: &Inner) {
     }
 }
 
-fn runtime(inner: &Inner) -> Option<Handle> {
+pub(super) fn runtime(inner: &Inner) -> Option<Handle> {
     inner.chores.runtime.lock().clone().or_else(|| Handle::try_current().ok())
 }
 
+/// After an append: wakes those whom the log left to be woken, if there are any.
+pub(super) fn wake_rest(inner: &Arc<Inner>) {
+    if inner.log.has_deferred() {
+        wake(inner);
+    }
+}
+
 /// Wakes the listeners that the log left to be woken: in a task, in batches, with yields; without a runtime, here.
-pub(super) fn wake(inner: &Arc<Inner>) {
+fn wake(inner: &Arc<Inner>) {
     let now = inner.now();
     if inner.chores.waking.swap(true, Ordering::AcqRel) {
         if now > inner.chores.woke_at.load(Ordering::Acquire).saturating_add(HELP_AFTER) {
@@ -111,6 +129,7 @@ async fn keep(keeping: Keeping, pause: Duration) {
             if now < next_look + pause {
                 inner.give_up_stalled();
             }
+            recheck::ensure(&inner);
             next_look = now + pause;
         }
         let swept = inner.sweep();
@@ -122,10 +141,14 @@ async fn keep(keeping: Keeping, pause: Duration) {
             }
             return;
         }
+        let due = inner.departure_due().map_or(next_look, |due| next_look.min(inner.instant(due)));
+        let roused = Arc::clone(&inner.chores.roused);
         drop(inner);
         match swept {
             Swept::More => tokio::task::yield_now().await,
-            Swept::Later | Swept::Nothing => tokio::time::sleep_until(next_look).await,
+            Swept::Later | Swept::Nothing => {
+                let _ = timeout_at(due, roused.notified()).await;
+            }
         }
     }
 }
@@ -141,15 +164,24 @@ impl Drop for Keeping {
 }
 
 impl Inner {
-    /// Drops what is past its age. There is always more to do later while somebody is connected.
-    fn sweep(&self) -> Swept {
+    /// Drops what is past its age, and forgets who has stayed away. There is always more to do later while somebody is
+    /// connected.
+    fn sweep(self: &Arc<Self>) -> Swept {
         let now = self.now();
+        self.registry.sweep(now);
+        self.sweep_roster();
         let swept = self.log.sweep(now);
         self.counters.evicted(self.log.usage().evicted, now);
-        if swept == Swept::Nothing && self.registry.len() > 0 { Swept::Later } else { swept }
+        let is_busy = self.registry.len() > 0 || self.departure_due().is_some();
+        if swept == Swept::Nothing && is_busy { Swept::Later } else { swept }
     }
 
-    fn give_up_stalled(&self) {
+    /// When somebody who left has stayed away for the grace.
+    fn departure_due(&self) -> Option<Millis> {
+        self.registry.next_due().into_iter().chain(self.presences.next_due()).min()
+    }
+
+    fn give_up_stalled(self: &Arc<Self>) {
         let now = self.now();
         let deadline = millis(self.settings.write_deadline);
         for link in self.registry.all() {
@@ -160,17 +192,32 @@ impl Inner {
     }
 
     /// A stream that looks no more counts as gone at once. Should it ever look again, it ends.
-    pub(super) fn give_up(&self, link: &Link) {
+    pub(super) fn give_up(self: &Arc<Self>, link: &Link) {
         link.end(Ending::now(EndReason::Stalled));
         self.forget(link, EndReason::Stalled);
     }
 
     /// Takes a connection out of everything, once.
-    pub(super) fn forget(&self, link: &Link, reason: EndReason) {
-        if self.registry.remove(link) {
-            let now = self.now();
-            self.log.close(&link.subscriber, now);
-            self.counters.ended(link.id, reason, now);
+    pub(super) fn forget(self: &Arc<Self>, link: &Link, reason: EndReason) {
+        let was_due = link.user().is_some().then(|| self.registry.next_due());
+        if self.registry.remove(link, self.now()) {
+            if was_due == Some(None) {
+                self.chores.rouse();
+            }
+            self.bury(link, reason);
         }
+    }
+
+    /// What is left to do for a connection that is out of the registry.
+    pub(super) fn bury(self: &Arc<Self>, link: &Link, reason: EndReason) {
+        let topics = self.close_channels(link);
+        self.counters.ended(link.id, reason, self.now());
+        if link.may_tell_end(reason) {
+            self.tell_end(link, topics, reason);
+        }
+    }
+
+    pub(super) fn tell_end(&self, link: &Link, topics: Vec<Topic>, reason: EndReason) {
+        self.lifecycles.tell(|| LifecycleEvent::Disconnected { connection: Arc::new(self.info(link, topics)), reason });
     }
 }

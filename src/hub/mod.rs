@@ -1,41 +1,71 @@
 //! The hub: the one pipeline from a publisher to every connection.
 
+mod bars;
+mod command;
 mod connection;
 mod drain;
 mod housekeeping;
+mod info;
+mod lifecycle;
+mod limits;
+mod link;
+mod open;
+mod presence;
 mod publish;
+mod recheck;
 mod registry;
 mod report;
+mod roster;
 mod settings;
 mod stats;
 mod stream;
+mod target;
+mod tickets;
+mod timing;
 mod transport;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
 use crate::audience::{Address, Audience};
 use crate::error::BuildError;
-use crate::log::{Budgets, Log, Millis, Policies};
+use crate::log::{Budgets, Log, Millis, Policies, Since, millis};
 use crate::position::{Epoch, Position};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Mutex, Ordering};
 
+use bars::Bars;
 use housekeeping::Chores;
+use lifecycle::Lifecycles;
+use limits::Rate;
+use presence::Presences;
+use recheck::Rechecks;
 use registry::Registry;
 use report::Counters;
+use tickets::Tickets;
 
 pub(crate) use crate::log::Batch;
-pub(crate) use connection::{Connection, OpenError, Step};
-pub(crate) use settings::Settings;
+pub(crate) use connection::{Connection, Step};
+pub(crate) use open::{OpenError, Request};
+pub(crate) use recheck::Authority;
+pub(crate) use settings::{Origins, Settings};
 pub(crate) use transport::{Transport, Transports};
 
+pub use command::Join;
 pub use drain::{Drained, Health};
-pub use publish::{Published, Target};
+pub use info::ConnectionInfo;
+pub use lifecycle::{Lifecycle, LifecycleEvent};
+pub use limits::OverLimit;
+pub use presence::{Member, Presence};
+pub use publish::Published;
+pub use recheck::Recheck;
 pub use settings::HubBuilder;
 pub use stats::Stats;
 pub use stream::{HubStream, Received, StreamItem};
+pub use target::Target;
+pub use tickets::Ticket;
 
 /// The handle to inject wherever something happens that somebody should hear of.
 ///
@@ -74,8 +104,19 @@ pub(crate) struct Inner {
     transports: Transports,
     counters: Counters,
     chores: Chores,
+    bars: Mutex<Bars>,
+    rate: Mutex<Rate>,
+    presences: Presences,
+    lifecycles: Lifecycles,
+    rechecks: Rechecks,
+    tickets: Tickets,
     draining: AtomicBool,
     closed: AtomicBool,
+}
+
+/// 128 bits that nobody guesses.
+fn random_bits() -> Result<u128, getrandom::Error> {
+    Ok(u128::from(getrandom::u64()?) << 64 | u128::from(getrandom::u64()?))
 }
 
 impl Hub {
@@ -87,14 +128,21 @@ impl Hub {
     fn start(settings: Settings, policies: Policies, budgets: Budgets) -> Result<Self, BuildError> {
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
+        let grace = millis(settings.presence_grace);
         let inner = Inner {
             log: Log::new(Epoch(epoch), policies, budgets),
-            settings,
             started: Instant::now(),
-            registry: Registry::default(),
+            registry: Registry::new(settings.limits, grace),
             transports: Transports::default(),
             counters: Counters::default(),
             chores: Chores::default(),
+            bars: Mutex::default(),
+            rate: Mutex::default(),
+            presences: Presences::new(settings.presence_rules.clone(), grace),
+            lifecycles: Lifecycles::new(settings.lifecycle_capacity),
+            rechecks: Rechecks::default(),
+            tickets: Tickets::new(settings.max_tickets),
+            settings,
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         };
@@ -134,6 +182,10 @@ impl Hub {
         self.inner.now()
     }
 
+    pub(crate) fn at(&self, instant: Instant) -> Millis {
+        self.inner.at(instant)
+    }
+
     /// No more streams are accepted.
     pub(crate) fn is_draining(&self) -> bool {
         self.inner.draining.load(Ordering::Acquire)
@@ -151,7 +203,8 @@ impl Hub {
             if let Address::Connection(id) = address
                 && let Some(link) = self.registry().find(*id)
             {
-                self.log().join(&link.subscriber, address);
+                // There is always room for it: it is no topic.
+                let _ = self.log().join(&link.subscriber, address, Since::Now, 0);
             }
         }
     }
@@ -159,10 +212,16 @@ impl Hub {
     /// The hub's part after something was appended: count it, wake whom the log left to be woken, keep house.
     fn published(&self, count: usize) {
         self.counters().published(count);
-        if self.log().has_deferred() {
-            housekeeping::wake(&self.inner);
-        }
+        housekeeping::wake_rest(&self.inner);
         housekeeping::ensure(&self.inner);
+    }
+
+    /// A `retry` at random between these multiples of a time, within what the settings allow.
+    pub(crate) fn jittered_retry(&self, time: Duration, between: RangeInclusive<f64>) -> Duration {
+        let factor = between.start() + (between.end() - between.start()) * fastrand::f64();
+        let range = &self.settings().framing.retry;
+        let retry = Duration::try_from_secs_f64(time.as_secs_f64() * factor).unwrap_or(time);
+        retry.clamp(*range.start(), *range.end())
     }
 }
 

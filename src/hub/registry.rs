@@ -1,127 +1,257 @@
-//! The connections that are open on this instance.
+//! The connections that are open on this instance, and the users that they belong to.
+//!
+//! 1. A connection is in `links` and, if it has a user, among that user's, or in neither: both change under one lock.
+//! 2. Limits are judged under that lock too, so that no number of simultaneous requests passes them.
+//! 3. A user is remembered for the grace after the last connection, with the topics that it was made to join.
 
-use std::collections::hash_map::HashMap;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::collections::btree_map::BTreeMap;
+use std::collections::hash_map::{Entry, HashMap};
+use std::collections::vec_deque::VecDeque;
+use std::sync::Arc;
 
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::Transport;
-use crate::log::{Millis, Subscriber};
-use crate::name::ConnectionId;
-use crate::reason::EndReason;
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
+use super::limits::{Limits, OverLimit};
+use super::link::Link;
+use crate::log::{Millis, TooManyTopics};
+use crate::name::{ConnectionId, Topic, UserId};
+use crate::sync::{AtomicUsize, Mutex, Ordering};
 
-/// What others know of an open connection. Its stream holds it too.
 #[derive(Debug)]
-pub(crate) struct Link {
-    pub(crate) id: ConnectionId,
-    pub(crate) subscriber: Arc<Subscriber>,
-    /// When its stream means to be polled at the latest.
-    pub(super) due: AtomicU64,
-    /// Set once by whoever ends it; the stream acts on it when it is polled next.
-    ending: OnceLock<Ending>,
-    /// The socket below, where it is known.
-    pub(super) transport: OnceLock<Arc<Transport>>,
-    /// It is written to a network. A reader in this process may take its time.
-    pub(super) to_network: bool,
-    gone: AtomicBool,
-}
-
-/// How a stream is to end.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ending {
-    pub(crate) reason: EndReason,
-    pub(crate) retry: Option<Duration>,
-    /// What is to be written before: the records up to here, or none.
-    pub(crate) after: u64,
-}
-
-impl Ending {
-    /// At once, without what may be waiting.
-    pub(super) fn now(reason: EndReason) -> Self {
-        Self { reason, retry: None, after: 0 }
-    }
-}
-
-impl Link {
-    pub(super) fn new(id: ConnectionId, to_network: bool) -> Self {
-        Self {
-            id,
-            subscriber: Arc::new(Subscriber::new()),
-            due: AtomicU64::new(Millis::MAX),
-            ending: OnceLock::new(),
-            transport: OnceLock::new(),
-            to_network,
-            gone: AtomicBool::new(false),
-        }
-    }
-
-    pub(super) fn ending(&self) -> Option<Ending> {
-        self.ending.get().copied()
-    }
-
-    /// Tells the stream to end. The first reason stands. Wake it with [`Subscriber::notify`].
-    pub(super) fn end(&self, ending: Ending) {
-        self.ending.get_or_init(|| ending);
-    }
-
-    /// It was woken, or its own time has come, and it has not looked since.
-    pub(super) fn owes_a_look(&self, now: Millis) -> bool {
-        self.subscriber.woken_since().is_some() || self.due.load(Ordering::Acquire) <= now
-    }
-
-    /// Since when it has not been polled although it was woken or its own timer was over.
-    pub(super) fn overdue_since(&self) -> Option<Millis> {
-        let due = self.due.load(Ordering::Acquire);
-        let since = self.subscriber.woken_since().unwrap_or(Millis::MAX).min(due);
-        (self.to_network && since != Millis::MAX).then_some(since)
-    }
-}
-
-#[derive(Debug, Default)]
 pub(crate) struct Registry {
-    links: Mutex<HashMap<ConnectionId, Arc<Link>>>,
-    /// How many of them are written to a network.
+    table: Mutex<Table>,
+    limits: Limits,
+    grace: Millis,
+    /// How many of the connections are written to a network.
     networked: AtomicUsize,
     emptied: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Table {
+    links: HashMap<ConnectionId, Arc<Link>>,
+    users: HashMap<UserId, User>,
+    /// Users whose last connection ended at that time, oldest first.
+    offline: VecDeque<(Millis, UserId)>,
+    /// By age; kept only where the oldest may have to go.
+    by_age: BTreeMap<u64, ConnectionId>,
+    opened: u64,
+}
+
+#[derive(Debug, Default)]
+struct User {
+    /// In the order in which they were opened.
+    links: SmallVec<[Arc<Link>; 1]>,
+    offline_since: Option<Millis>,
+    topics: Vec<UserTopic>,
+}
+
+/// A topic that all connections of a user have, and since which number.
+#[derive(Clone, Debug)]
+pub(super) struct UserTopic {
+    pub(super) topic: Topic,
+    pub(super) since: u64,
+}
+
+pub(super) type Links = SmallVec<[Arc<Link>; 1]>;
+
+/// A connection was let in.
+#[derive(Debug, Default)]
+pub(super) struct Inserted {
+    /// Those that had to make room. They are out of the registry already.
+    pub(super) displaced: Links,
+    /// What its user was made to join.
+    pub(super) topics: Vec<UserTopic>,
+}
+
+/// A limit is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
 impl Registry {
+    pub(super) fn new(limits: Limits, grace: Millis) -> Self {
+        Self { table: Mutex::default(), limits, grace, networked: AtomicUsize::new(0), emptied: Notify::new() }
+    }
+
     pub(crate) fn len(&self) -> usize {
-        self.links.lock().len()
+        self.table.lock().links.len()
     }
 
     pub(crate) fn find(&self, id: ConnectionId) -> Option<Arc<Link>> {
-        self.links.lock().get(&id).cloned()
+        self.table.lock().links.get(&id).cloned()
     }
 
-    pub(super) fn insert(&self, link: Arc<Link>) {
-        let mut links = self.links.lock();
+    pub(super) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Links {
+        let table = self.table.lock();
+        ids.into_iter().filter_map(|id| table.links.get(&id).cloned()).collect()
+    }
+
+    pub(super) fn of_user(&self, user: &UserId) -> Links {
+        self.table.lock().users.get(user).map(|user| user.links.clone()).unwrap_or_default()
+    }
+
+    /// Whether the user has a connection, or had one less than the grace ago.
+    pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
+        let since = match self.table.lock().users.get(user) {
+            None => return false,
+            Some(user) if !user.links.is_empty() => return true,
+            Some(user) => user.offline_since,
+        };
+        since.is_some_and(|since| since.saturating_add(self.grace) > now)
+    }
+
+    /// How many users are remembered.
+    pub(super) fn users(&self) -> usize {
+        self.table.lock().users.len()
+    }
+
+    pub(super) fn insert(&self, link: &Arc<Link>, now: Millis) -> Result<Inserted, Full> {
+        let mut table = self.table.lock();
+        let mut displaced = Links::new();
+        let of_user = link.user().and_then(|user| table.users.get(user)).map_or(0, |user| user.links.len());
+        match self.limits.per_user {
+            Some((limit, OverLimit::Refuse)) if of_user >= limit => return Err(Full),
+            Some((limit, OverLimit::CloseOldest)) if of_user >= limit => {
+                let oldest = link.user().and_then(|user| table.users.get(user)?.links.first().cloned());
+                displaced.extend(oldest);
+            }
+            _ => {}
+        }
+        match self.limits.total {
+            Some((limit, policy)) if table.links.len() - displaced.len() >= limit => {
+                if policy == OverLimit::Refuse {
+                    return Err(Full);
+                }
+                let others = table.by_age.values().filter(|id| displaced.iter().all(|gone| gone.id != **id));
+                let oldest = others.filter_map(|id| table.links.get(id)).next().cloned();
+                displaced.extend(oldest);
+            }
+            _ => {}
+        }
+        displaced.retain(|oldest| oldest.leave_registry());
+        for oldest in &displaced {
+            self.take_out(&mut table, oldest, now);
+        }
+
+        table.opened += 1;
+        let opened = table.opened;
+        link.opened.store(opened, Ordering::Relaxed);
+        if matches!(self.limits.total, Some((_, OverLimit::CloseOldest))) {
+            table.by_age.insert(opened, link.id);
+        }
+        table.links.insert(link.id, Arc::clone(link));
         self.networked.fetch_add(usize::from(link.to_network), Ordering::AcqRel);
-        links.insert(link.id, link);
+        let topics = match link.user() {
+            None => Vec::new(),
+            Some(user) => {
+                let user = table.users.entry(user.clone()).or_default();
+                user.links.push(Arc::clone(link));
+                user.offline_since = None;
+                user.topics.clone()
+            }
+        };
+        Ok(Inserted { displaced, topics })
     }
 
-    /// Takes it out; false if it was out already.
-    pub(super) fn remove(&self, link: &Link) -> bool {
-        if link.gone.swap(true, Ordering::AcqRel) {
+    /// Takes it out; false if it was out already. Whether its user is offline now is said by [`next_due`](Self::next_due).
+    pub(super) fn remove(&self, link: &Link, now: Millis) -> bool {
+        if !link.leave_registry() {
             return false;
         }
-        let mut links = self.links.lock();
-        links.remove(&link.id);
-        let len = links.len();
-        if links.capacity() > 1024 && len < links.capacity() / 8 {
-            links.shrink_to(len * 2);
-        }
-        drop(links);
-        if link.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.emptied.notify_waiters();
-        }
+        self.take_out(&mut self.table.lock(), link, now);
         true
     }
 
+    fn take_out(&self, table: &mut Table, link: &Link, now: Millis) {
+        table.links.remove(&link.id);
+        table.by_age.remove(&link.opened.load(Ordering::Relaxed));
+        let len = table.links.len();
+        if table.links.capacity() > 1024 && len < table.links.capacity() / 8 {
+            table.links.shrink_to(len * 2);
+        }
+        if let Some(name) = link.user()
+            && let Some(user) = table.users.get_mut(name)
+        {
+            user.links.retain(|other| other.id != link.id);
+            if user.links.is_empty() {
+                user.offline_since = Some(now);
+                table.offline.push_back((now, name.clone()));
+            }
+        }
+        if link.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.emptied.notify_waiters();
+        }
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Link>> {
-        self.links.lock().values().cloned().collect()
+        self.table.lock().links.values().cloned().collect()
+    }
+
+    /// Makes a user join a topic: for those connections that are returned, and for those to come. A user who is not there
+    /// is remembered for the grace.
+    pub(super) fn join_user(
+        &self,
+        name: &UserId,
+        topic: &Topic,
+        since: u64,
+        max_topics: usize,
+        now: Millis,
+    ) -> Result<Links, TooManyTopics> {
+        let mut table = self.table.lock();
+        let table = &mut *table;
+        let user = match table.users.entry(name.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                table.offline.push_back((now, name.clone()));
+                entry.insert(User { offline_since: Some(now), ..User::default() })
+            }
+        };
+        if !user.topics.iter().any(|joined| joined.topic == *topic) {
+            if user.topics.len() >= max_topics {
+                return Err(TooManyTopics);
+            }
+            user.topics.push(UserTopic { topic: topic.clone(), since });
+        }
+        Ok(user.links.clone())
+    }
+
+    /// The reverse: it is no topic of this user any more, and these connections are to leave it.
+    pub(super) fn leave_user(&self, name: &UserId, topic: &Topic) -> Links {
+        let mut table = self.table.lock();
+        let Some(user) = table.users.get_mut(name) else { return Links::new() };
+        user.topics.retain(|joined| joined.topic != *topic);
+        user.links.clone()
+    }
+
+    /// What a user was made to join.
+    pub(super) fn user_topics(&self, name: &UserId) -> Vec<UserTopic> {
+        self.table.lock().users.get(name).map(|user| user.topics.clone()).unwrap_or_default()
+    }
+
+    /// Forgets users who have been offline for the grace.
+    pub(super) fn sweep(&self, now: Millis) {
+        let mut table = self.table.lock();
+        let table = &mut *table;
+        while table.offline.front().is_some_and(|(since, _)| since.saturating_add(self.grace) <= now) {
+            let Some((since, name)) = table.offline.pop_front() else { break };
+            // It may have been there again meanwhile, and have left again.
+            if table.users.get(&name).is_some_and(|user| user.links.is_empty() && user.offline_since == Some(since)) {
+                table.users.remove(&name);
+            }
+        }
+        let len = table.users.len();
+        if table.users.capacity() > 1024 && len < table.users.capacity() / 8 {
+            table.users.shrink_to(len * 2);
+        }
+        if table.offline.capacity() > 1024 && table.offline.len() < table.offline.capacity() / 8 {
+            table.offline.shrink_to(table.offline.len() * 2);
+        }
+    }
+
+    /// When a [`sweep`](Self::sweep) has something to do.
+    pub(super) fn next_due(&self) -> Option<Millis> {
+        self.table.lock().offline.front().map(|(since, _)| since.saturating_add(self.grace))
     }
 
     /// Until nobody is connected over a network.

@@ -22,6 +22,8 @@ pub(crate) struct Counters {
     eviction_lines: Throttle,
     stall_lines: Throttle,
     panic_lines: Throttle,
+    late_lines: Throttle,
+    failure_lines: Throttle,
     large_payload_said: AtomicBool,
 }
 
@@ -61,6 +63,21 @@ impl Counters {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         if let Some(suppressed) = self.refusal_lines.admit(now) {
             tracing::warn!(%reason, suppressed, "an event stream was refused");
+        }
+    }
+
+    pub(super) fn rechecks_late(&self, now: Millis) {
+        if let Some(suppressed) = self.late_lines.admit(now) {
+            tracing::warn!(
+                suppressed,
+                "rechecks come more than an interval late: the hook is too slow for so many streams"
+            );
+        }
+    }
+
+    pub(super) fn recheck_failed(&self, now: Millis) {
+        if let Some(suppressed) = self.failure_lines.admit(now) {
+            tracing::warn!(suppressed, "a recheck panicked or took too long");
         }
     }
 

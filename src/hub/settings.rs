@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Hub;
+use super::limits::{Limits, OverLimit};
 use crate::error::BuildError;
-use crate::log::{Budgets, Policies, millis};
+use crate::log::{Budgets, Millis, Policies, millis};
 use crate::retention::{Retention, TopicRule};
 use crate::subscription::End;
 use crate::wire::Framing;
@@ -42,6 +43,35 @@ pub(crate) struct Settings {
     pub(crate) channel_grace: Duration,
     pub(crate) end: End,
     pub(crate) instance: Option<Arc<str>>,
+    pub(crate) limits: Limits,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) presence_rules: Vec<TopicRule>,
+    pub(crate) presence_grace: Duration,
+    pub(crate) recheck_every: Option<Duration>,
+    pub(crate) max_rechecks: usize,
+    pub(crate) max_tickets: usize,
+    pub(crate) lifecycle_capacity: usize,
+    pub(crate) origins: Origins,
+}
+
+/// Whose pages may open streams beside the site's own.
+#[derive(Clone, Debug)]
+pub(crate) enum Origins {
+    Any,
+    /// As browsers write them: `https://app.example`.
+    Listed(Vec<Box<str>>),
+}
+
+impl Settings {
+    pub(super) fn recheck_interval(&self) -> Duration {
+        self.recheck_every.unwrap_or(self.heartbeat)
+    }
+
+    /// When a stream that opens now is to be ended, in milliseconds from now: from 80 to 100 % of what is set.
+    pub(super) fn old_age(&self) -> Option<Millis> {
+        let age = millis(self.max_age?);
+        Some(age - fastrand::u64(0..=age / 5))
+    }
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -64,6 +94,15 @@ impl Default for HubBuilder {
                 channel_grace: SECOND * 600,
                 end: End::Clean,
                 instance: None,
+                limits: Limits::default(),
+                max_age: None,
+                presence_rules: Vec::new(),
+                presence_grace: SECOND * 10,
+                recheck_every: None,
+                max_rechecks: 64,
+                max_tickets: 65_536,
+                lifecycle_capacity: 1024,
+                origins: Origins::Listed(Vec::new()),
             },
             rules: Vec::new(),
             topics: Retention::replay(),
@@ -149,6 +188,92 @@ impl HubBuilder {
     /// Sets how many topics one connection may have; a request for more is refused, not narrowed. Defaults to 128.
     pub fn max_topics(mut self, topics: usize) -> Self {
         self.settings.max_topics = topics;
+        self
+    }
+
+    /// Bounds the connections of this instance, those in this process included, and sets what happens to one too many.
+    /// At least 1. Defaults to no bound.
+    pub fn max_connections(mut self, connections: usize, over: OverLimit) -> Self {
+        self.settings.limits.total = Some((connections, over));
+        self
+    }
+
+    /// Bounds the connections of each user, and sets what happens to one too many. At least 1. Defaults to no bound.
+    pub fn max_connections_per_user(mut self, connections: usize, over: OverLimit) -> Self {
+        self.settings.limits.per_user = Some((connections, over));
+        self
+    }
+
+    /// Bounds how many connections are opened in a second; who comes too fast is refused softly, with a `retry` that
+    /// grows with how many wait already. At least 1. Defaults to no bound.
+    pub fn max_connects_per_second(mut self, connects: u32) -> Self {
+        self.settings.limits.per_second = Some(connects);
+        self
+    }
+
+    /// Ends every stream at this age, at random up to a fifth earlier, as a drain does: what was published before is
+    /// delivered, and the client comes back and misses nothing. It spreads connections over new instances, and credentials
+    /// are looked at anew. At least a second. Defaults to no bound.
+    pub fn max_connection_age(mut self, age: Duration) -> Self {
+        self.settings.max_age = Some(age);
+        self
+    }
+
+    /// Makes the topics that a rule matches tell who comes and goes: `hub.joined` and `hub.left`, as events of the topic
+    /// like any other. Defaults to none.
+    pub fn presence_for(mut self, rule: TopicRule) -> Self {
+        self.settings.presence_rules.push(rule);
+        self
+    }
+
+    /// Sets how long a user is taken for present after the last connection: who is back within it was never gone. Also
+    /// how long what a user was made to join is remembered. Longer than [`retry`](Self::retry) and than the window of a
+    /// drain, so that neither a reload nor a deploy looks like leaving. Defaults to 10 s.
+    pub fn presence_grace(mut self, grace: Duration) -> Self {
+        self.settings.presence_grace = grace;
+        self
+    }
+
+    /// Sets how often [`Access::recheck`](crate::Access::recheck) is asked about each open stream; each time up to a tenth
+    /// earlier, at random. Defaults to the [`heartbeat`](Self::heartbeat).
+    pub fn recheck_every(mut self, interval: Duration) -> Self {
+        self.settings.recheck_every = Some(interval);
+        self
+    }
+
+    /// Sets about how many streams it is asked at the same time. At least 1. Defaults to 64.
+    pub fn max_rechecks(mut self, rechecks: usize) -> Self {
+        self.settings.max_rechecks = rechecks;
+        self
+    }
+
+    /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. At least 1. Defaults to 65,536.
+    pub fn max_tickets(mut self, tickets: usize) -> Self {
+        self.settings.max_tickets = tickets;
+        self
+    }
+
+    /// Sets how many events [`Hub::lifecycle`] keeps for a slow consumer. At least 1, at most a million; memory for them is
+    /// taken when it is first called. Defaults to 1,024.
+    pub fn lifecycle_capacity(mut self, events: usize) -> Self {
+        self.settings.lifecycle_capacity = events;
+        self
+    }
+
+    /// Lets pages of another origin open streams with their visitors' cookies, for example `https://app.example`: the
+    /// scheme, the host, and the port if it is not the scheme's own, as browsers write it. The site's own pages always may,
+    /// and so may clients that are no browsers. A CORS layer must allow it too. Defaults to none.
+    pub fn allow_origin(mut self, origin: impl Into<Box<str>>) -> Self {
+        if let Origins::Listed(origins) = &mut self.settings.origins {
+            origins.push(origin.into());
+        }
+        self
+    }
+
+    /// Lets the pages of every site open streams. Only for streams that need no cookie, since any site that a user visits
+    /// could read what the cookie opens. Defaults to not.
+    pub fn allow_any_origin(mut self) -> Self {
+        self.settings.origins = Origins::Any;
         self
     }
 
@@ -260,6 +385,8 @@ impl HubBuilder {
             ("access_timeout", settings.access_timeout),
             ("drain_limit", settings.drain_limit),
             ("live_window", self.live_window.unwrap_or(SECOND)),
+            ("presence_grace", settings.presence_grace),
+            ("recheck_every", settings.recheck_interval()),
         ] {
             if duration < Duration::from_millis(10) {
                 return refuse(setting, "less than 10 ms");
@@ -274,10 +401,30 @@ impl HubBuilder {
             ("max_topics", settings.max_topics),
             ("retention_budget", self.ring_bytes),
             ("keyed_budget", self.keyed_bytes),
+            ("max_connections", settings.limits.total.map_or(1, |(limit, _)| limit)),
+            ("max_connections_per_user", settings.limits.per_user.map_or(1, |(limit, _)| limit)),
+            ("max_connects_per_second", settings.limits.per_second.unwrap_or(1) as usize),
+            ("max_rechecks", settings.max_rechecks),
+            ("max_tickets", settings.max_tickets),
+            ("lifecycle_capacity", settings.lifecycle_capacity),
         ] {
             if count == 0 {
                 return refuse(setting, "zero allows nothing");
             }
+        }
+        if settings.lifecycle_capacity > 1_000_000 {
+            return refuse("lifecycle_capacity", "more than a million");
+        }
+        if settings.max_age.is_some_and(|age| age < SECOND) {
+            return refuse("max_connection_age", "less than a second");
+        }
+        if let Origins::Listed(origins) = &settings.origins
+            && !origins.iter().all(|origin| is_origin(origin))
+        {
+            return refuse(
+                "allow_origin",
+                "not an origin like `https://app.example`, in lower case and without a path",
+            );
         }
         let payload = settings.framing.max_payload;
         if payload < 16 {
@@ -310,6 +457,15 @@ impl HubBuilder {
         }
         Ok(())
     }
+}
+
+/// What a browser would send as `Origin`. `null` is none: every sandboxed page of any site has it.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, authority)) = text.split_once("://") else { return false };
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:[]".contains(c);
+    let is_default =
+        (scheme == "http" && authority.ends_with(":80")) || (scheme == "https" && authority.ends_with(":443"));
+    ["http", "https"].contains(&scheme) && !authority.is_empty() && authority.chars().all(is_plain) && !is_default
 }
 
 #[cfg(test)]
@@ -346,5 +502,37 @@ mod tests {
         let rule = |retention| new().retention_for(TopicRule::any(), retention);
         assert_eq!(refused(rule(Retention::latest_per_key().count(0))), "retention_for");
         assert_eq!(refused(rule(Retention::replay().age(Duration::ZERO))), "retention_for");
+        assert_eq!(refused(new().max_connections(0, OverLimit::Refuse)), "max_connections");
+        assert_eq!(refused(new().max_connections_per_user(0, OverLimit::CloseOldest)), "max_connections_per_user");
+        assert_eq!(refused(new().max_connects_per_second(0)), "max_connects_per_second");
+        assert_eq!(refused(new().max_connection_age(Duration::ZERO)), "max_connection_age");
+        assert_eq!(refused(new().presence_grace(Duration::ZERO)), "presence_grace");
+        assert_eq!(refused(new().recheck_every(Duration::ZERO)), "recheck_every");
+        assert_eq!(refused(new().max_rechecks(0)), "max_rechecks");
+        assert_eq!(refused(new().max_tickets(0)), "max_tickets");
+        assert_eq!(refused(new().lifecycle_capacity(0)), "lifecycle_capacity");
+        assert_eq!(refused(new().lifecycle_capacity(usize::MAX)), "lifecycle_capacity");
+    }
+
+    #[test]
+    fn an_origin_is_written_as_browsers_write_it() {
+        for origin in
+            ["https://app.example", "http://localhost:3000", "https://[::1]:8443", "https://xn--e1afmkfd.example"]
+        {
+            assert!(HubBuilder::default().allow_origin(origin).build().is_ok(), "{origin}");
+        }
+        for origin in [
+            "",
+            "null",
+            "*",
+            "app.example",
+            "https://",
+            "https://App.example",
+            "https://a/",
+            "https://a:443",
+            "ftp://a",
+        ] {
+            assert_eq!(refused(HubBuilder::default().allow_origin(origin)), "allow_origin", "{origin}");
+        }
     }
 }

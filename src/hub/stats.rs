@@ -12,6 +12,9 @@ pub struct Stats {
     pub connections: usize,
     /// Topics, users and others that the hub remembers now.
     pub channels: usize,
+    /// Users who are online now, or were less than
+    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago.
+    pub users: usize,
     /// Bytes kept now for those who come back or fall behind, current values left out.
     pub retained_bytes: usize,
     /// Bytes of current values kept now.
@@ -72,6 +75,7 @@ impl serde::Serialize for Stats {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("connections", &self.connections)?;
         map.serialize_entry("channels", &self.channels)?;
+        map.serialize_entry("users", &self.users)?;
         map.serialize_entry("retained_bytes", &self.retained_bytes)?;
         map.serialize_entry("keyed_bytes", &self.keyed_bytes)?;
         map.serialize_entry("position", &self.position.to_string())?;
@@ -101,6 +105,7 @@ impl Hub {
         Stats {
             connections: links.len(),
             channels: usage.channels,
+            users: self.registry().users(),
             retained_bytes: usage.ring_bytes,
             keyed_bytes: usage.keyed_bytes,
             position: self.position(),

@@ -7,13 +7,12 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::future::poll_fn;
 
-use super::{Hub, Step};
+use super::{Hub, OpenError, Request, Step};
 use crate::audience::Address;
-use crate::hub::connection::OpenError;
 use crate::log::Batch;
 use crate::name::{ConnectionId, Topic};
 use crate::position::{Cursor, Position};
-use crate::reason::{EndReason, GapReason};
+use crate::reason::{EndReason, GapReason, RefusalReason};
 use crate::subscription::{Subscription, SubscriptionError};
 
 /// What an in-process stream yields: [`Hub::stream`].
@@ -72,15 +71,21 @@ impl Hub {
     /// the subscription expires. Dropping it ends the subscription.
     ///
     /// # Errors
-    /// When the subscription's names or size are not allowed, or the hub is being drained.
+    /// When the subscription's names or size are not allowed, a limit on connections is reached, the user was told to stay
+    /// away, or the hub is being drained.
+    #[expect(clippy::needless_pass_by_value, reason = "it is used for one stream")]
     pub fn stream(
         &self,
         subscription: Subscription,
         cursor: impl Into<Cursor>,
     ) -> Result<HubStream, SubscriptionError> {
-        let connection = self.open(subscription, cursor.into(), false).map_err(|error| match error {
+        let request = Request { to_network: false, asked_at: self.now() + 1, authority: None };
+        let connection = self.open(&subscription, cursor.into(), request).map_err(|error| match error {
             OpenError::Invalid(invalid) => invalid,
-            OpenError::Refused(_) => SubscriptionError::Closed,
+            OpenError::Refused(RefusalReason::Limit, _) => SubscriptionError::Limit,
+            OpenError::Refused(RefusalReason::Busy, _) => SubscriptionError::NoRandomBytes,
+            OpenError::Refused(..) => SubscriptionError::Closed,
+            OpenError::Barred => SubscriptionError::Kicked,
         })?;
         let hub = self.clone();
         let id = connection.id();
@@ -90,8 +95,8 @@ impl Hub {
             while let Some(step) = poll_fn(|cx| connection.as_mut().poll_step(cx, &mut batch)).await {
                 match step {
                     Step::Gap { reason, topics } => yield StreamItem::Gap { reason, topics },
-                    Step::Live(position) => yield StreamItem::Live(position),
-                    Step::Bye { reason, .. } => yield StreamItem::End(reason),
+                    Step::Live(position, _) => yield StreamItem::Live(position),
+                    Step::Bye(ending) => yield StreamItem::End(ending.reason),
                     Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Expiring(_) | Step::Abort => {}
                 }
                 for picked in batch.records.drain(..) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::store::Store;
 use super::subscriber::Subscriber;
 use crate::audience::Address;
+use crate::name::ConnectionId;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 
 #[derive(Debug)]
@@ -74,6 +75,11 @@ impl Channel {
         }
     }
 
+    /// Who listens at this moment.
+    pub(super) fn listeners(&self) -> Vec<ConnectionId> {
+        self.listeners.lock().slots.iter().flatten().map(|subscriber| subscriber.id).collect()
+    }
+
     /// Hands the listeners of up to `max` slots, from slot `from` on, to `each`; returns the slot to go on from, or none
     /// at the end.
     pub(super) fn visit(&self, from: usize, max: usize, each: impl FnMut(&Subscriber)) -> Option<usize> {
@@ -130,7 +136,7 @@ mod tests {
             let mut there: Vec<(u32, Arc<Subscriber>)> = Vec::new();
             for step in steps {
                 if step < 140 || there.is_empty() {
-                    let subscriber = Arc::new(Subscriber::new());
+                    let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(0)));
                     there.push((channel.add_listener(Arc::clone(&subscriber)), subscriber));
                 } else {
                     let (slot, _) = there.swap_remove(step as usize % there.len());

@@ -64,13 +64,9 @@ fn publisher(log: &Arc<Log>, audiences: &'static [&'static [&'static str]]) -> t
 }
 
 fn subscribe(log: &Log, to: &[&str]) -> Arc<Subscriber> {
-    let subscriber = Arc::new(Subscriber::new());
-    log.open(&subscriber, to.iter().map(|name| topic(name)), Begin::Fresh(Start::Live), 0);
+    let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(1)));
+    log.open(&subscriber, to.iter().map(|name| (topic(name), 0)), Begin::Fresh(Start::Live), 0);
     subscriber
-}
-
-fn me() -> ConnectionId {
-    ConnectionId::from_bits(1)
 }
 
 /// Sleeps until there is something, as a body does.
@@ -78,7 +74,7 @@ fn next(log: &Log, subscriber: &Subscriber) -> Vec<u64> {
     block_on(poll_fn(|cx| {
         let mut batch = Batch::default();
         subscriber.listen(cx.waker());
-        log.read(subscriber, me(), &mut batch);
+        log.read(subscriber, &mut batch);
         if batch.records.is_empty() {
             return Poll::Pending;
         }
@@ -175,7 +171,7 @@ fn leaving_while_somebody_publishes_leaves_nothing() {
         publisher.join().unwrap();
         assert_eq!(Arc::strong_count(&subscriber), 1);
         let mut batch = Batch::default();
-        log.read(&subscriber, me(), &mut batch);
+        log.read(&subscriber, &mut batch);
         assert!(batch.records.is_empty());
     });
 }
@@ -186,7 +182,7 @@ fn joining_a_channel_loses_nothing_of_it_from_then_on() {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
         let publisher = publisher(&log, &[&["a"]]);
-        log.join(&subscriber, &topic("b"));
+        log.join(&subscriber, &topic("b"), Since::Now, 9).unwrap();
         let joined = publish(&log, &["b"]);
         wake(&log);
         assert_eq!(receive(&log, &subscriber, 2), [1, 2]);

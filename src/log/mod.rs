@@ -23,6 +23,7 @@ mod heads;
 mod interleavings;
 #[cfg(all(test, not(tower_sse_loom)))]
 mod model;
+mod pick;
 mod policy;
 mod reader;
 mod sequencer;
@@ -36,7 +37,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::audience::{Address, Audience};
-use crate::name::ConnectionId;
+use crate::name::{ConnectionId, Topic};
 use crate::position::{Epoch, Position};
 use crate::subscription::Start;
 use crate::sync::{AtomicU64, Mutex, Ordering};
@@ -48,7 +49,7 @@ use sequencer::Sequencer;
 use wake::Deferred;
 
 pub(crate) use policy::Policies;
-pub(crate) use reader::Batch;
+pub(crate) use reader::{Batch, Since};
 pub(crate) use sequencer::Usage;
 pub(crate) use store::Effect;
 pub(crate) use subscriber::Subscriber;
@@ -139,6 +140,17 @@ impl Log {
     /// Gives the entries their numbers, keeps them and wakes who listens. What it left to
     /// [`wake_deferred`](Self::wake_deferred) is said by [`has_deferred`](Self::has_deferred).
     pub(crate) fn append(&self, entries: impl IntoIterator<Item = Entry>, now: Millis) -> SmallVec<[Appended; 1]> {
+        let (appended, asleep) = self.append_asleep(entries, now);
+        self.wake(asleep, now);
+        appended
+    }
+
+    /// The same for who holds a lock: it wakes nobody, which is for [`wake`](Self::wake).
+    pub(crate) fn append_asleep(
+        &self,
+        entries: impl IntoIterator<Item = Entry>,
+        now: Millis,
+    ) -> (SmallVec<[Appended; 1]>, Asleep) {
         let mut appended = SmallVec::new();
         let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         {
@@ -151,16 +163,19 @@ impl Log {
             }
             sequencer.sweep_a_little(&self.heads, now);
         }
-        self.deferred.mark(marks, now);
-        appended
+        (appended, Asleep(marks))
     }
 
-    /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the stream has caught
-    /// up when it has read to there.
+    pub(crate) fn wake(&self, asleep: Asleep, now: Millis) {
+        self.deferred.mark(asleep.0, now);
+    }
+
+    /// Subscribes to these addresses, each from a number on if it is above the cursor, and sets the cursor. Returns the
+    /// horizon at that moment: the stream has caught up when it has read to there. Nothing happens if it is closed.
     pub(crate) fn open(
         &self,
         subscriber: &Arc<Subscriber>,
-        addresses: impl IntoIterator<Item = Address>,
+        addresses: impl IntoIterator<Item = (Address, u64)>,
         begin: Begin,
         now: Millis,
     ) -> u64 {
@@ -168,27 +183,57 @@ impl Log {
         let mut sequencer = self.sequencer.lock();
         sequencer.sweep_a_little(&self.heads, now);
         let horizon = self.horizon();
-        for address in addresses {
-            let channel = sequencer.channel(&address, &self.heads);
-            reader.enter(channel, subscriber, 0);
+        if !reader.is_open() {
+            return horizon;
+        }
+        for (address, since) in addresses {
+            if !reader.listens_to(&address) {
+                let channel = sequencer.channel(&address, &self.heads);
+                reader.enter(channel, subscriber, since);
+            }
         }
         reader.begin(begin, horizon);
         horizon
     }
 
-    /// Subscribes to one more address, from now on. Nothing changes if it is subscribed to already.
-    pub(crate) fn join(&self, subscriber: &Arc<Subscriber>, address: &Address) {
+    /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already nothing changes, and
+    /// false is returned. At most `max_topics` topics.
+    pub(crate) fn join(
+        &self,
+        subscriber: &Arc<Subscriber>,
+        address: &Address,
+        since: Since,
+        max_topics: usize,
+    ) -> Result<bool, TooManyTopics> {
         let mut reader = subscriber.reader.lock();
-        if reader.is_open() && !reader.listens_to(address) {
-            let mut sequencer = self.sequencer.lock();
-            let channel = sequencer.channel(address, &self.heads);
-            reader.enter(channel, subscriber, self.horizon());
+        if !reader.is_open() || reader.listens_to(address) {
+            return Ok(false);
         }
+        if address.topic().is_some() && reader.topics().count() >= max_topics {
+            return Err(TooManyTopics);
+        }
+        let mut sequencer = self.sequencer.lock();
+        let channel = sequencer.channel(address, &self.heads);
+        reader.join(channel, subscriber, since, self.horizon());
+        Ok(true)
     }
 
-    /// Ends all subscriptions. A second call changes nothing.
-    pub(crate) fn close(&self, subscriber: &Subscriber, now: Millis) {
+    /// Ends the subscription to one address: nothing more of it is read, not even what waits. Returns whether there was
+    /// one.
+    pub(crate) fn leave(&self, subscriber: &Subscriber, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
+        let Some((channel, slot)) = reader.leave(address) else { return false };
+        let mut sequencer = self.sequencer.lock();
+        channel.remove_listener(slot);
+        sequencer.left(&channel, now);
+        sequencer.sweep_a_little(&self.heads, now);
+        true
+    }
+
+    /// Ends all subscriptions. A second call changes nothing. Returns the topics that it had.
+    pub(crate) fn close(&self, subscriber: &Subscriber, now: Millis) -> Vec<Topic> {
+        let mut reader = subscriber.reader.lock();
+        let topics = reader.topics().cloned().collect();
         let memberships = reader.leave_all();
         if !memberships.is_empty() {
             let mut sequencer = self.sequencer.lock();
@@ -198,11 +243,39 @@ impl Log {
             }
             sequencer.sweep_a_little(&self.heads, now);
         }
+        topics
     }
 
     /// What `subscriber` may read now, within bounds. The cursor moves with it.
-    pub(crate) fn read(&self, subscriber: &Subscriber, me: ConnectionId, batch: &mut Batch) {
-        subscriber.reader.lock().read(self, me, batch);
+    pub(crate) fn read(&self, subscriber: &Subscriber, batch: &mut Batch) {
+        subscriber.reader.lock().read(self, subscriber.id, batch);
+    }
+
+    /// The cursor as an id that may be written now, and the topics if they have changed since this was last asked. None
+    /// while something from before the cursor is still to be replayed.
+    pub(crate) fn settled(&self, subscriber: &Subscriber) -> Option<(Position, Option<Vec<Topic>>)> {
+        let mut reader = subscriber.reader.lock();
+        if reader.is_replaying() {
+            return None;
+        }
+        let changed = reader.take_changed().then(|| reader.topics().cloned().collect());
+        Some((self.at(reader.cursor()), changed))
+    }
+
+    /// The topics in force.
+    pub(crate) fn topics(&self, subscriber: &Subscriber) -> Vec<Topic> {
+        subscriber.reader.lock().topics().cloned().collect()
+    }
+
+    /// Who listens to an address at this moment.
+    pub(crate) fn listeners(&self, address: &Address) -> Vec<ConnectionId> {
+        let channel = self.sequencer.lock().find_channel(address);
+        channel.map_or_else(Vec::new, |channel| channel.listeners())
+    }
+
+    /// How many listen to an address at this moment.
+    pub(crate) fn listening(&self, address: &Address) -> usize {
+        self.sequencer.lock().find_channel(address).map_or(0, |channel| channel.listening())
     }
 
     /// Everything up to here was read; [`read`](Self::read) has returned it.
@@ -234,6 +307,21 @@ impl Log {
         self.sequencer.lock().usage()
     }
 }
+
+/// Those whom an append did not wake yet.
+#[derive(Debug, Default)]
+#[must_use = "they sleep until `wake`"]
+pub(crate) struct Asleep(SmallVec<[Arc<Channel>; 4]>);
+
+impl Asleep {
+    pub(crate) fn unite(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+}
+
+/// It has as many topics as it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooManyTopics;
 
 /// What a sweep left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

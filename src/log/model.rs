@@ -73,9 +73,15 @@ enum Step {
     Read {
         reader: usize,
     },
+    /// From now on, or from so many records ago on.
     Join {
         reader: usize,
         to: usize,
+        back: Option<u64>,
+    },
+    Leave {
+        reader: usize,
+        from: usize,
     },
     Wait {
         millis: u64,
@@ -93,7 +99,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..READERS, channels(), any::<bool>(), start)
             .prop_map(|(reader, on, keeps_cursor, start)| Step::Reopen { reader, on, keeps_cursor, start }),
         4 => (0..READERS).prop_map(|reader| Step::Read { reader }),
-        1 => (0..READERS, 0..CHANNELS).prop_map(|(reader, to)| Step::Join { reader, to }),
+        2 => (0..READERS, 0..CHANNELS, proptest::option::of(0..20u64)).prop_map(|(reader, to, back)| Step::Join { reader, to, back }),
+        1 => (0..READERS, 0..CHANNELS).prop_map(|(reader, from)| Step::Leave { reader, from }),
         1 => prop_oneof![4 => 0..500u64, 1 => Just(AGE + 1), 1 => Just(AGE + GRACE + 1)].prop_map(|millis| Step::Wait { millis }),
     ]
 }
@@ -117,6 +124,24 @@ struct Client {
     received: BTreeSet<u64>,
     /// By channel: up to where it was told of a gap.
     gaps: BTreeMap<usize, u64>,
+    /// By channel that it joined: the records before its cursor that are to be replayed.
+    due: BTreeMap<usize, BTreeSet<u64>>,
+    /// It has left a channel, so that what came by it may come again by another.
+    has_left: bool,
+}
+
+impl Published {
+    /// A current value, where the newest of each key is kept.
+    fn is_value(&self) -> bool {
+        self.key.is_some() && !self.removes && self.to.contains(&LATEST)
+    }
+}
+
+/// Whether a newer record of its key has taken the place of a value.
+fn is_outdated(published: &[Published], sequence: u64) -> bool {
+    let record = &published[sequence as usize - 1];
+    record.is_value()
+        && published[sequence as usize..].iter().any(|later| later.to.contains(&LATEST) && later.key == record.key)
 }
 
 struct World {
@@ -147,20 +172,26 @@ impl World {
 
     fn open(&mut self, reader: usize, on: &BTreeSet<usize>, begin: Begin) {
         self.ids += 1;
-        let subscriber = Arc::new(Subscriber::new());
-        let horizon = self.log.open(&subscriber, on.iter().map(|&index| address(index)), begin, self.now);
+        let id = ConnectionId::from_bits(self.ids);
+        let subscriber = Arc::new(Subscriber::new(id));
+        let horizon = self.log.open(&subscriber, on.iter().map(|&index| (address(index), 0)), begin, self.now);
         let cursor = self.log.cursor(&subscriber);
         assert!(cursor <= horizon);
         // A fresh reader has no claim to what was dropped before it came.
         let excused = |&channel: &usize| (channel, subscriber.reader.lock().told(&address(channel)));
         let gaps = on.iter().map(excused).filter(|_| matches!(begin, Begin::Fresh(_))).collect();
         let client = Client {
-            id: ConnectionId::from_bits(self.ids),
+            id,
             subscriber,
-            on: on.iter().map(|&channel| (channel, 0)).collect(),
+            on: on
+                .iter()
+                .map(|&channel| (channel, if matches!(begin, Begin::Fresh(_)) { cursor } else { 0 }))
+                .collect(),
             cursor,
             received: BTreeSet::new(),
             gaps,
+            due: BTreeMap::new(),
+            has_left: false,
         };
         if reader < self.clients.len() {
             self.clients[reader] = client;
@@ -206,15 +237,93 @@ impl World {
                 self.read_start(*reader, begin);
             }
             Step::Read { reader } => self.read(*reader),
-            Step::Join { reader, to } => {
+            Step::Join { reader, to, back } => self.join(*reader, *to, *back),
+            Step::Leave { reader, from } => {
                 let client = &mut self.clients[*reader];
-                self.log.join(&client.subscriber, &address(*to));
-                let horizon = self.published.len() as u64;
-                client.on.entry(*to).or_insert(horizon);
+                let left = self.log.leave(&client.subscriber, &address(*from), self.now);
+                assert_eq!(left, client.on.remove(from).is_some());
+                client.due.remove(from);
+                client.gaps.remove(from);
+                client.has_left |= left;
             }
             Step::Wait { millis } => {
                 self.now += millis;
                 while self.log.sweep(self.now) == Swept::More {}
+            }
+        }
+    }
+
+    fn join(&mut self, reader: usize, to: usize, back: Option<u64>) {
+        let client = &mut self.clients[reader];
+        let horizon = self.published.len() as u64;
+        let since = back.map_or(Since::Now, |back| Since::After(horizon.saturating_sub(back)));
+        let joined = self.log.join(&client.subscriber, &address(to), since, 3);
+        let topics = client.on.keys().filter(|&&channel| channel >= 2).count();
+        if !client.on.contains_key(&to) && to >= 2 && topics >= 3 {
+            assert_eq!(joined, Err(TooManyTopics));
+            return;
+        }
+        assert_eq!(joined, Ok(!client.on.contains_key(&to)));
+        if joined == Ok(false) {
+            return;
+        }
+        let values: BTreeSet<u64> = Self::current_values(&self.published, self.keys);
+        let upto = |sequence: &u64| *sequence <= client.cursor;
+        let (since, due) = match since {
+            Since::After(after) => {
+                let come = |sequence: u64| {
+                    client.on.iter().any(|(channel, since)| {
+                        self.published[sequence as usize - 1].to.contains(channel)
+                            && *since < sequence
+                            && !client.due.get(channel).is_some_and(|due| due.contains(&sequence))
+                    })
+                };
+                let missed = (after + 1..=client.cursor)
+                    .filter(|&sequence| self.published[sequence as usize - 1].to.contains(&to) && !come(sequence));
+                (after, missed.collect())
+            }
+            Since::Now if to == LATEST && !values.is_empty() => {
+                (client.cursor, values.into_iter().filter(upto).collect())
+            }
+            Since::Now | Since::Refused(_) => (horizon, BTreeSet::new()),
+        };
+        let excused = client.subscriber.reader.lock().told(&address(to));
+        client.on.insert(to, since);
+        client.gaps.insert(to, excused);
+        client.due.insert(to, due);
+    }
+
+    /// What came of the replay after a join: only what was due, and when it is over nothing more is.
+    fn judge_replay(&mut self, reader: usize, batch: &Batch) {
+        let current = Self::current_values(&self.published, self.keys);
+        let (published, client) = (&self.published, &mut self.clients[reader]);
+        for address in &batch.gap {
+            assert_eq!(batch.gap_reason, Some(crate::reason::GapReason::Trimmed));
+            let channel = (0..CHANNELS).find(|&index| self::address(index) == *address).unwrap();
+            client.gaps.insert(channel, client.subscriber.reader.lock().told(address));
+        }
+        for picked in &batch.records {
+            let sequence = picked.record.sequence;
+            let record = &published[sequence as usize - 1];
+            assert!(record.except != Some(reader), "{sequence} was not for this reader");
+            let mut was_due = false;
+            for (channel, due) in &mut client.due {
+                was_due |= record.to.contains(channel) && due.remove(&sequence);
+            }
+            let again = client.has_left || record.is_value();
+            assert!(was_due || again && record.to.iter().any(|channel| client.on.contains_key(channel)));
+            assert!(client.received.insert(sequence) || again, "{sequence} came twice");
+        }
+        if self.log.settled(&client.subscriber).is_some() {
+            for (channel, due) in std::mem::take(&mut client.due) {
+                for sequence in due {
+                    let record = &published[sequence as usize - 1];
+                    let excused = record.except == Some(reader)
+                        || client.gaps.get(&channel).is_some_and(|told| *told >= sequence)
+                        || (channel == LATEST && record.is_value() && !current.contains(&sequence))
+                        || is_outdated(published, sequence);
+                    assert!(excused, "{sequence} was not replayed");
+                }
             }
         }
     }
@@ -228,7 +337,7 @@ impl World {
         let mut batch = Batch::default();
         loop {
             let before = self.log.cursor(&client.subscriber);
-            self.log.read(&client.subscriber, client.id, &mut batch);
+            self.log.read(&client.subscriber, &mut batch);
             if batch.ordered {
                 // It read on in order; that is judged like any other read.
                 let after = self.log.cursor(&client.subscriber);
@@ -267,10 +376,15 @@ impl World {
         let client = &mut self.clients[reader];
         let before = self.log.cursor(&client.subscriber);
         let mut batch = Batch::default();
-        self.log.read(&client.subscriber, client.id, &mut batch);
+        self.log.read(&client.subscriber, &mut batch);
         let after = self.log.cursor(&client.subscriber);
         if batch.ordered {
-            Self::judge(&self.published, client, reader, before, after, &batch);
+            // A replay that found nothing left to send is over.
+            self.judge_replay(reader, &Batch::default());
+            Self::judge(&self.published, &mut self.clients[reader], reader, before, after, &batch);
+        } else {
+            assert_eq!(before, after, "the cursor moved before everything was replayed");
+            self.judge_replay(reader, &batch);
         }
     }
 
@@ -303,13 +417,8 @@ impl World {
                 assert!(client.received.insert(sequence), "{sequence} came twice");
             } else if permitted {
                 let excused = by.iter().all(|channel| {
-                    let outdated = *channel == LATEST
-                        && record.key.is_some()
-                        && !record.removes
-                        && published[sequence as usize..]
-                            .iter()
-                            .any(|later| later.to.contains(&LATEST) && later.key == record.key);
-                    outdated || client.gaps.get(channel).is_some_and(|told| *told >= sequence)
+                    (*channel == LATEST && is_outdated(published, sequence))
+                        || client.gaps.get(channel).is_some_and(|told| *told >= sequence)
                 });
                 assert!(excused, "{sequence} was lost in silence");
             }
@@ -331,7 +440,9 @@ proptest! {
             world.step(step);
         }
         for reader in 0..READERS {
-            while world.log.lag(&world.clients[reader].subscriber) > 0 {
+            while world.log.lag(&world.clients[reader].subscriber) > 0
+                || world.log.settled(&world.clients[reader].subscriber).is_none()
+            {
                 world.read(reader);
             }
         }
@@ -367,10 +478,13 @@ proptest! {
             world.step(step);
         }
         for reader in 0..READERS {
-            while world.log.lag(&world.clients[reader].subscriber) > 0 {
+            while world.log.lag(&world.clients[reader].subscriber) > 0
+                || world.log.settled(&world.clients[reader].subscriber).is_none()
+            {
                 world.read(reader);
             }
             prop_assert!(world.clients[reader].gaps.values().all(|&told| told == 0));
+            prop_assert!(world.clients[reader].due.values().all(BTreeSet::is_empty));
         }
     }
 }

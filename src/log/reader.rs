@@ -5,28 +5,26 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
+use super::pick::Pick;
 use super::store::Record;
 use super::subscriber::Subscriber;
 use super::{Begin, Log};
 use crate::audience::Address;
-use crate::name::ConnectionId;
+use crate::name::{ConnectionId, Topic};
+use crate::reason::GapReason;
 use crate::retention::LagPolicy;
 use crate::subscription::Start;
 
-/// How many records one read hands out at most.
-const MAX_RECORDS: usize = 64;
-/// How many bytes it hands out at most, if that is more than one record.
-const MAX_BYTES: usize = 64 * 1024;
-
-/// Where a connection is. Everything up to `cursor` has been read, on all its channels.
+/// Where a connection is. Everything up to `cursor` has been read, on all its channels, but for what is to be replayed.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     cursor: u64,
-    /// Current values up to here have been sent to a fresh stream…
-    values_after: u64,
-    /// …and up to here they are due before anything else: this is where its cursor started.
-    values_upto: u64,
     memberships: Vec<Membership>,
+    /// Some membership has a `replay`. Until all are done the cursor does not move and no id may be written: what comes
+    /// back with a later id would never hear of the rest.
+    replaying: bool,
+    /// The topics have changed since the stream was last told which they are.
+    changed: bool,
     closed: bool,
 }
 
@@ -38,6 +36,34 @@ struct Membership {
     since: u64,
     /// It has been told of the gap up to here.
     told: u64,
+    replay: Option<Replay>,
+}
+
+/// What of a channel is older than the cursor and still due: current values above the one number, records above the
+/// other, both up to the cursor.
+#[derive(Clone, Copy, Debug)]
+struct Replay {
+    values_after: u64,
+    records_after: u64,
+    /// The gap that is to be told of before.
+    owes: Option<GapReason>,
+}
+
+impl Replay {
+    fn values() -> Self {
+        Self { values_after: 0, records_after: u64::MAX, owes: None }
+    }
+}
+
+/// From where on a subscriber joins a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// From now on, with the current values first.
+    Now,
+    /// After this number, also what the subscriber's cursor has passed.
+    After(u64),
+    /// From now on, since what was asked for is not to be had.
+    Refused(GapReason),
 }
 
 /// What one read found; a gap comes before the records.
@@ -45,19 +71,31 @@ struct Membership {
 pub(crate) struct Batch {
     /// Set by who wants to know by which audience each record came.
     pub(crate) wants_addresses: bool,
+    /// Set by who would now tell of changed topics.
+    pub(crate) wants_changes: bool,
     /// The audiences of which records were dropped unread.
     pub(crate) gap: SmallVec<[Address; 1]>,
+    /// Why, if it is about what was asked for when joining: the reader was not too slow for it.
+    pub(crate) gap_reason: Option<GapReason>,
     /// One of those wants its slow readers disconnected.
     pub(crate) disconnects: bool,
     pub(crate) records: SmallVec<[Picked; 4]>,
     /// Whether the records come in the order of the cursor, so that their ids may be sent.
     pub(crate) ordered: bool,
+    /// The topics have changed, and nothing was read: it is time to say so.
+    pub(crate) changed: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Picked {
     pub(crate) record: Arc<Record>,
-    via: Option<Arc<Channel>>,
+    pub(super) via: Option<Arc<Channel>>,
+}
+
+impl Batch {
+    fn clear(&mut self) {
+        *self = Self { wants_addresses: self.wants_addresses, wants_changes: self.wants_changes, ..Self::default() };
+    }
 }
 
 impl Picked {
@@ -76,8 +114,21 @@ impl Reader {
         !self.closed
     }
 
+    pub(super) fn is_replaying(&self) -> bool {
+        self.replaying
+    }
+
     pub(super) fn listens_to(&self, address: &Address) -> bool {
         self.memberships.iter().any(|membership| membership.channel.address == *address)
+    }
+
+    pub(super) fn topics(&self) -> impl Iterator<Item = &Topic> {
+        self.memberships.iter().filter_map(|membership| membership.channel.address.topic())
+    }
+
+    /// Whether the topics have changed since this was last asked.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     #[cfg(test)]
@@ -85,13 +136,47 @@ impl Reader {
         self.memberships.iter().find(|membership| membership.channel.address == *address).map_or(0, |m| m.told)
     }
 
+    /// One of the channels that a connection has from the start.
     pub(super) fn enter(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: u64) {
         let slot = channel.add_listener(Arc::clone(subscriber));
-        self.memberships.push(Membership { channel, slot, since, told: 0 });
+        self.memberships.push(Membership { channel, slot, since, told: 0, replay: None });
+    }
+
+    /// One more channel.
+    pub(super) fn join(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: Since, horizon: u64) {
+        self.changed |= channel.address.topic().is_some();
+        let (since, replay, told) = match since {
+            Since::After(since) => {
+                let replay = Replay { values_after: since, records_after: since, owes: None };
+                (since, (since < self.cursor).then_some(replay), 0)
+            }
+            Since::Now | Since::Refused(_) => {
+                let owes = if let Since::Refused(reason) = since { Some(reason) } else { None };
+                let store = channel.store.lock();
+                // Values up to the cursor are replayed; those after it are read in their order.
+                let since = if store.has_values() { self.cursor } else { horizon };
+                let replay = (store.has_values() || owes.is_some()).then_some(Replay { owes, ..Replay::values() });
+                (since, replay, store.floor())
+            }
+        };
+        self.enter(channel, subscriber, since);
+        self.replaying |= replay.is_some();
+        if let Some(membership) = self.memberships.last_mut() {
+            (membership.replay, membership.told) = (replay, told);
+        }
+    }
+
+    pub(super) fn leave(&mut self, address: &Address) -> Option<(Arc<Channel>, u32)> {
+        let index = self.memberships.iter().position(|membership| membership.channel.address == *address)?;
+        let left = self.memberships.swap_remove(index);
+        self.changed |= address.topic().is_some();
+        self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
+        Some((left.channel, left.slot))
     }
 
     pub(super) fn leave_all(&mut self) -> Vec<(Arc<Channel>, u32)> {
         self.closed = true;
+        self.replaying = false;
         std::mem::take(&mut self.memberships).into_iter().map(|member| (member.channel, member.slot)).collect()
     }
 
@@ -108,10 +193,15 @@ impl Reader {
             Begin::Fresh(Start::Oldest) => 0,
         };
         self.cursor = start;
-        self.values_upto = start;
         for membership in &mut self.memberships {
-            // It never claimed to know what was dropped before it came.
-            membership.told = membership.channel.store.lock().floor();
+            let store = membership.channel.store.lock();
+            // It never claimed to know what was dropped before it came, and has read nothing of it.
+            membership.told = store.floor();
+            membership.since = membership.since.max(start);
+            if start > 0 && store.has_values() {
+                membership.replay = Some(Replay::values());
+                self.replaying = true;
+            }
         }
     }
 
@@ -128,26 +218,80 @@ impl Reader {
     }
 
     pub(super) fn read(&mut self, log: &Log, me: ConnectionId, batch: &mut Batch) {
-        *batch = Batch { wants_addresses: batch.wants_addresses, ..Batch::default() };
+        batch.clear();
         let horizon = log.horizon();
-        if self.values_after < self.values_upto {
-            self.read_values(me, batch);
-            if !batch.records.is_empty() {
+        if self.replaying {
+            self.read_replay(me, batch);
+            if !batch.records.is_empty() || !batch.gap.is_empty() {
                 return;
             }
         }
         batch.ordered = true;
+        if self.changed && batch.wants_changes && !self.replaying {
+            batch.changed = true;
+            return;
+        }
         if horizon > self.cursor {
             self.read_ordered(log, horizon, me, batch);
         }
     }
 
-    fn read_values(&mut self, me: ConnectionId, batch: &mut Batch) {
-        let mut pick = Pick::new(me, batch.wants_addresses);
-        for Membership { channel, .. } in &self.memberships {
-            pick.offer(channel, channel.store.lock().values_between(self.values_after, self.values_upto));
+    /// What joined channels hold from before the cursor. Without ids, so that nobody comes back with one that is not the
+    /// cursor.
+    fn read_replay(&mut self, me: ConnectionId, batch: &mut Batch) {
+        if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay?.owes) {
+            batch.gap_reason = Some(reason);
+            for Membership { channel, replay, .. } in &mut self.memberships {
+                if let Some(replay) = replay.as_mut().filter(|replay| replay.owes == Some(reason)) {
+                    replay.owes = None;
+                    batch.gap.push(channel.address.clone());
+                }
+            }
+            return;
         }
-        self.values_after = pick.finish(self.values_upto, batch);
+        let cursor = self.cursor;
+        let mut pick = Pick::new(me, batch.wants_addresses);
+        let mut gaps: SmallVec<[(usize, u64); 1]> = SmallVec::new();
+        for (index, membership) in self.memberships.iter().enumerate() {
+            let Some(replay) = membership.replay else { continue };
+            let channel = &membership.channel;
+            let store = channel.store.lock();
+            if replay.records_after < cursor && store.floor() > replay.records_after.max(membership.told) {
+                gaps.push((index, store.floor()));
+                batch.gap.push(channel.address.clone());
+                batch.gap_reason = Some(GapReason::Trimmed);
+            }
+            let unread = |record: &&Arc<Record>| !self.has_read(index, record);
+            pick.offer(channel, store.ring_between(replay.records_after, cursor).filter(unread));
+            pick.offer(channel, store.values_between(replay.values_after, cursor));
+        }
+        let done = pick.finish(cursor, batch);
+        for (index, floor) in gaps {
+            self.memberships[index].told = floor;
+        }
+        self.replaying = false;
+        for membership in &mut self.memberships {
+            if let Some(replay) = &mut membership.replay {
+                replay.values_after = replay.values_after.max(done);
+                replay.records_after = replay.records_after.max(done);
+                if done >= cursor {
+                    membership.replay = None;
+                } else {
+                    self.replaying = true;
+                }
+            }
+        }
+    }
+
+    /// Whether a record of a union has come by way of another channel already.
+    fn has_read(&self, except: usize, record: &Record) -> bool {
+        !record.union.is_empty()
+            && self.memberships.iter().enumerate().any(|(index, membership)| {
+                let unread_after = membership.replay.map_or(u64::MAX, |replay| replay.records_after);
+                index != except
+                    && record.union.contains(&membership.channel.unique)
+                    && (membership.since + 1..=unread_after).contains(&record.sequence)
+            })
     }
 
     fn read_ordered(&mut self, log: &Log, horizon: u64, me: ConnectionId, batch: &mut Batch) {
@@ -175,73 +319,5 @@ impl Reader {
             pick.offer(channel, store.values_between(after, horizon));
         }
         self.cursor = pick.finish(horizon, batch);
-    }
-}
-
-/// The oldest few of what several channels offer, each record once.
-struct Pick {
-    me: ConnectionId,
-    wants_addresses: bool,
-    picked: SmallVec<[Picked; 8]>,
-    /// Nothing above this can be among them any more.
-    cap: u64,
-    /// Something was left out.
-    cut: bool,
-}
-
-impl Pick {
-    fn new(me: ConnectionId, wants_addresses: bool) -> Self {
-        Self { me, wants_addresses, picked: SmallVec::new(), cap: u64::MAX, cut: false }
-    }
-
-    /// `records` are in order, so that its first `MAX_RECORDS` are all that can be among the oldest.
-    fn offer<'a>(&mut self, channel: &Arc<Channel>, records: impl Iterator<Item = &'a Arc<Record>>) {
-        let mut taken = 0;
-        for record in records {
-            if taken == MAX_RECORDS || record.sequence > self.cap {
-                self.cut = true;
-                break;
-            }
-            if !record.except.contains(&self.me) {
-                taken += 1;
-                let via = self.wants_addresses.then(|| Arc::clone(channel));
-                self.picked.push(Picked { record: Arc::clone(record), via });
-            }
-        }
-        if self.picked.len() >= 2 * MAX_RECORDS {
-            self.settle();
-        }
-    }
-
-    fn settle(&mut self) {
-        self.picked.sort_by_key(|picked| picked.record.sequence);
-        self.picked.dedup_by_key(|picked| picked.record.sequence);
-        if self.picked.len() > MAX_RECORDS {
-            self.cut = true;
-            self.picked.truncate(MAX_RECORDS);
-        }
-        if let [.., last] = &self.picked[..]
-            && self.picked.len() == MAX_RECORDS
-        {
-            self.cap = last.record.sequence;
-        }
-    }
-
-    /// Moves what fits into the batch. Returns up to where everything is in it: `upto` unless something was left out.
-    fn finish(mut self, upto: u64, batch: &mut Batch) -> u64 {
-        self.settle();
-        let mut bytes = 0;
-        for picked in self.picked {
-            bytes += picked.record.frame.len();
-            if bytes > MAX_BYTES && !batch.records.is_empty() {
-                self.cut = true;
-                break;
-            }
-            batch.records.push(picked);
-        }
-        match batch.records.last() {
-            Some(last) if self.cut => last.record.sequence,
-            _ => upto,
-        }
     }
 }

@@ -6,6 +6,8 @@ use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::channel::Channel;
 use super::heads::Heads;
 use super::policy::Policies;
@@ -118,23 +120,28 @@ impl Sequencer {
     ) -> (u64, usize) {
         self.last += 1;
         let sequence = self.last;
+        let mut channels: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
+        for address in entry.audience.addresses() {
+            match address {
+                // Its channel is opened by whoever finds the connection; without one there is nobody to keep it for.
+                Address::Connection(_) => channels.extend(self.find_channel(address)),
+                _ => channels.push(self.channel(address, heads)),
+            }
+        }
         let record = Arc::new(Record {
             sequence,
             frame: entry.draft.finish(id_prefix, sequence),
             at: now,
             effect: entry.effect,
             except: entry.audience.excluded().iter().copied().collect(),
+            union: if channels.len() > 1 {
+                channels.iter().map(|channel| channel.unique).collect()
+            } else {
+                Box::default()
+            },
         });
         let mut receivers = 0;
-        for address in entry.audience.addresses() {
-            let channel = match address {
-                // Its channel is opened by whoever finds the connection; without one there is nobody to keep it for.
-                Address::Connection(_) => match self.channels.get(address) {
-                    Some(channel) => Arc::clone(channel),
-                    None => continue,
-                },
-                _ => self.channel(address, heads),
-            };
+        for channel in channels {
             self.apply(&channel, Arc::clone(&record));
             heads.set(channel.number as usize, sequence);
             let listening = channel.listening();
@@ -145,6 +152,10 @@ impl Sequencer {
         }
         self.fit_budgets(now);
         (sequence, receivers)
+    }
+
+    pub(super) fn find_channel(&self, address: &Address) -> Option<Arc<Channel>> {
+        self.channels.get(address).cloned()
     }
 
     /// The channel of an address; a new one if there is none.

@@ -22,6 +22,8 @@ pub(crate) struct Record {
     pub(super) effect: Effect,
     /// Who does not get it.
     pub(super) except: Box<[ConnectionId]>,
+    /// The channels of a union, each by its unique number. Empty if it has one channel only.
+    pub(super) union: Box<[u64]>,
 }
 
 /// What a record does to the current values of a channel that keeps them.
@@ -94,6 +96,10 @@ impl Store {
 
     pub(super) fn floor(&self) -> u64 {
         self.floor
+    }
+
+    pub(super) fn has_values(&self) -> bool {
+        self.keyed.is_some()
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -9,11 +9,13 @@ use std::task::Waker;
 
 use super::Millis;
 use super::reader::Reader;
+use crate::name::ConnectionId;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
 
 const NOT_WOKEN: Millis = Millis::MAX;
 
 pub(crate) struct Subscriber {
+    pub(super) id: ConnectionId,
     woken_at: AtomicU64,
     waker: WakerCell,
     pub(super) reader: Mutex<Reader>,
@@ -27,8 +29,8 @@ impl fmt::Debug for Subscriber {
 }
 
 impl Subscriber {
-    pub(crate) fn new() -> Self {
-        Self { woken_at: AtomicU64::new(NOT_WOKEN), waker: WakerCell::new(), reader: Mutex::new(Reader::default()) }
+    pub(crate) fn new(id: ConnectionId) -> Self {
+        Self { id, woken_at: AtomicU64::new(NOT_WOKEN), waker: WakerCell::new(), reader: Mutex::new(Reader::default()) }
     }
 
     /// Registers for being woken and forgets that it was. A read must follow before it sleeps.

@@ -1,13 +1,18 @@
 //! The hub's own events, named `hub.…`: JSON data to which fields may be added later.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
+use super::Draft;
 use super::frame::{line, push_retry};
-use crate::name::{ConnectionId, Topic};
-use crate::position::Position;
+use crate::kick::Returns;
+use crate::name::{ConnectionId, Topic, UserId};
+use crate::position::{Barred, Position};
 use crate::reason::{EndReason, GapReason, RefusalReason};
+
+/// As long as it can be said where the clock ends before that.
+const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// What a stream starts as: the `cursor` of `hub.hello`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +50,13 @@ pub(crate) fn hello<'a>(
     frame("hub.hello", Some(retry), data, None)
 }
 
-/// Caught up: the id stands for everything up to it.
-pub(crate) fn live(position: Position) -> Bytes {
-    frame("hub.live", None, Json::object(), Some(position))
+/// Caught up: the id stands for everything up to it. With the topics in force, after they have changed.
+pub(crate) fn live(position: Position, topics: Option<&[Topic]>) -> Bytes {
+    let mut data = Json::object();
+    if let Some(topics) = topics {
+        data.list("topics", topics.iter().map(Topic::as_str));
+    }
+    frame("hub.live", None, data, Some(&position.to_string()))
 }
 
 /// Records are not to be had.
@@ -73,24 +82,64 @@ pub(crate) fn expiring(remaining: Duration) -> Bytes {
     frame("hub.expiring", None, data, None)
 }
 
-/// The last frame of a stream that the hub ends.
-pub(crate) fn bye(reason: EndReason, retry: Option<Duration>) -> Bytes {
+/// The last frame of a stream that the hub ends. Who should stay away is left with an id that says until when.
+pub(crate) fn bye(
+    reason: EndReason,
+    returns: Returns,
+    retry: Option<Duration>,
+    note: Option<&str>,
+    now: SystemTime,
+) -> Bytes {
     let mut data = Json::object();
     data.text("reason", reason.as_str());
-    // There is no reason yet for which a client should stay away.
-    data.text("return", "now");
-    frame("hub.bye", retry, data, None)
+    data.text("return", returns.as_str());
+    if let Some(note) = note {
+        data.text("note", note);
+    }
+    let barred = match returns {
+        Returns::Never(within) => Some(Barred(now.checked_add(within).unwrap_or(now + A_YEAR)).to_string()),
+        Returns::Now | Returns::Later(_) => None,
+    };
+    frame("hub.bye", retry, data, barred.as_deref())
 }
 
-fn frame(name: &str, retry: Option<Duration>, data: Json, id: Option<Position>) -> Bytes {
+/// Somebody is in a topic who was not. A record like any other.
+pub(crate) fn joined(topic: &Topic, user: &UserId, data: Option<&str>) -> Draft {
+    let mut json = presence(topic, user);
+    if let Some(data) = data {
+        json.raw("data", data);
+    }
+    Draft::control("hub.joined", &json.end())
+}
+
+/// Somebody is in a topic no more.
+pub(crate) fn left(topic: &Topic, user: &UserId) -> Draft {
+    Draft::control("hub.left", &presence(topic, user).end())
+}
+
+fn presence(topic: &Topic, user: &UserId) -> Json {
+    let mut json = Json::object();
+    json.text("topic", topic.as_str());
+    json.text("user", user.as_str());
+    json
+}
+
+/// The answer to a page that has changed its topics: those in force.
+pub(crate) fn topics(topics: &[Topic]) -> String {
+    let mut json = Json::object();
+    json.list("topics", topics.iter().map(Topic::as_str));
+    json.end()
+}
+
+fn frame(name: &str, retry: Option<Duration>, data: Json, id: Option<&str>) -> Bytes {
     let mut out = Vec::with_capacity(96 + data.0.len());
     line(&mut out, b"event", name.as_bytes());
     if let Some(retry) = retry {
         push_retry(&mut out, retry);
     }
     line(&mut out, b"data", data.end().as_bytes());
-    if let Some(position) = id {
-        line(&mut out, b"id", position.to_string().as_bytes());
+    if let Some(id) = id {
+        line(&mut out, b"id", id.as_bytes());
     }
     out.push(b'\n');
     out.into()
@@ -115,6 +164,12 @@ impl Json {
     fn text(&mut self, name: &str, value: &str) {
         self.field(name);
         self.quote(value);
+    }
+
+    /// A value that is JSON already.
+    fn raw(&mut self, name: &str, value: &str) {
+        self.field(name);
+        self.0.push_str(value);
     }
 
     fn number(&mut self, name: &str, value: u128) {
@@ -175,7 +230,10 @@ mod tests {
 
     #[test]
     fn only_live_has_an_id() {
-        assert_eq!(text(&live(Position::new(Epoch(1), 9))), "event: hub.live\ndata: {}\nid: 1.1.9\n\n");
+        let position = Position::new(Epoch(1), 9);
+        assert_eq!(text(&live(position, None)), "event: hub.live\ndata: {}\nid: 1.1.9\n\n");
+        let topics = [Topic::try_from("a").unwrap()];
+        assert_eq!(text(&live(position, Some(&topics))), "event: hub.live\ndata: {\"topics\":[\"a\"]}\nid: 1.1.9\n\n");
         assert_eq!(
             text(&gap(GapReason::Trimmed, ["x"].into_iter())),
             "event: hub.gap\ndata: {\"reason\":\"trimmed\",\"topics\":[\"x\"]}\n\n"
@@ -186,9 +244,22 @@ mod tests {
         );
         assert_eq!(text(&expiring(Duration::from_millis(5))), "event: hub.expiring\ndata: {\"in_ms\":5}\n\n");
         assert_eq!(
-            text(&bye(EndReason::Draining, None)),
+            text(&bye(EndReason::Draining, Returns::Now, None, None, SystemTime::UNIX_EPOCH)),
             "event: hub.bye\ndata: {\"reason\":\"draining\",\"return\":\"now\"}\n\n"
         );
+    }
+
+    #[test]
+    fn who_should_stay_away_is_left_with_an_id_that_says_so() {
+        let bye = |within| {
+            let bye = bye(EndReason::Kicked, Returns::Never(within), None, Some("out\n"), SystemTime::UNIX_EPOCH);
+            text(&bye).to_owned()
+        };
+        assert_eq!(
+            bye(Duration::from_secs(60)),
+            "event: hub.bye\ndata: {\"reason\":\"kicked\",\"return\":\"never\",\"note\":\"out\\u000a\"}\nid: 0.60\n\n"
+        );
+        assert!(bye(Duration::MAX).contains("\nid: 0.31536000\n"));
     }
 
     #[test]

@@ -81,6 +81,15 @@ impl Draft {
         Ok(draft)
     }
 
+    /// One of the hub's own events that is a record, with a name that applications may not take and JSON of one line.
+    pub(crate) fn control(name: &str, data: &str) -> Self {
+        let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + 20 + name.len() + data.len() + ID_ROOM);
+        bytes.extend_from_slice(CHUNK_HEAD);
+        line(&mut bytes, b"event", name.as_bytes());
+        push_data(&mut bytes, data.as_bytes());
+        Self { bytes }
+    }
+
     /// The size of the lines, as it counts against the limit.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - CHUNK_HEAD.len()

@@ -9,10 +9,10 @@ use crate::reason::RefusalReason;
 /// A browser's `EventSource` gives up for good on any status but 200. So "not now" is said by a stream of one
 /// event, `hub.refused`, which tells the browser when to try again; statuses are for "do not try again like this".
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal(pub(super) Kind);
+pub struct Refusal(pub(crate) Kind);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Login,
     Forbidden,
     Later { reason: RefusalReason, retry: Option<Duration> },

@@ -1,0 +1,129 @@
+//! A page that changes its topics without reconnecting: `POST /events/{connection}/topics?join=a&leave=b&since=…`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, Response, StatusCode, Uri};
+
+use super::hook::NoAnswer;
+use super::respond::plain;
+use super::{Access, Connect, EventBody, origin};
+use crate::hub::Hub;
+use crate::name::{ConnectionId, Topic};
+use crate::position::Cursor;
+use crate::refusal::Kind;
+use crate::subscription::Subscription;
+use crate::wire::control;
+
+/// The path of the stream, and the connection, of a path that is about a connection's topics.
+pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
+    path.strip_suffix("/topics")?.rsplit_once('/')
+}
+
+impl Hub {
+    pub(super) async fn change<A: Access>(&self, access: &A, connect: Connect) -> Response<EventBody> {
+        if connect.method() != Method::POST {
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use POST\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+            return response;
+        }
+        if !origin::is_allowed(&self.settings().origins, connect.uri(), connect.headers()) {
+            return plain(StatusCode::FORBIDDEN, "forbidden\n");
+        }
+        if self.is_draining() {
+            return later(self.settings().retry);
+        }
+        let Some(asked) = as_stream(&connect) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
+        let granted = match self.ask(access, asked).await {
+            Ok(granted) => granted,
+            Err(NoAnswer::Panicked) => return plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
+            Err(NoAnswer::Refused(refusal)) => {
+                return match refusal.0 {
+                    Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
+                    Kind::Later { retry, .. } => later(retry.unwrap_or(self.settings().retry)),
+                    Kind::Forbidden | Kind::Never => plain(StatusCode::FORBIDDEN, "forbidden\n"),
+                };
+            }
+        };
+        self.change_as(&connect, &granted)
+    }
+
+    fn change_as(&self, connect: &Connect, granted: &Subscription) -> Response<EventBody> {
+        if granted.invalid.is_some() {
+            return plain(StatusCode::BAD_REQUEST, "bad subscription\n");
+        }
+        let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
+        // Somebody else's looks like one that is not there.
+        let Some(connection) = id.and_then(|id| self.connection_of(id, granted.user.as_ref())) else {
+            return plain(StatusCode::NOT_FOUND, "no such connection\n");
+        };
+        let topics = |field| connect.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
+        // A name that is none: the same answer as for one that is not granted.
+        let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else {
+            return plain(StatusCode::FORBIDDEN, "forbidden\n");
+        };
+        if !join.iter().all(|topic| granted.grants(topic)) {
+            return plain(StatusCode::FORBIDDEN, "forbidden\n");
+        }
+        let since = connect.query_values("since").next();
+        let since = since.map_or(Cursor::Absent, |since| Cursor::parse(since.as_bytes()));
+        match connection.change(&join, since, &leave) {
+            Ok(topics) => {
+                let mut response = Response::new(EventBody::once(Bytes::from(control::topics(&topics))));
+                let headers = response.headers_mut();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                response
+            }
+            Err(_too_many) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
+        }
+    }
+}
+
+/// The request that would open a stream with the topics to be joined, for the hook to decide by: `join` becomes `topic`.
+fn as_stream(connect: &Connect) -> Option<Connect> {
+    let (path, _) = split_path(connect.uri().path())?;
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in form_urlencoded::parse(connect.query().unwrap_or_default().as_bytes()) {
+        match &*name {
+            "join" => drop(query.append_pair("topic", &value)),
+            "leave" | "since" | "topic" | "last_event_id" => {}
+            _ => drop(query.append_pair(&name, &value)),
+        }
+    }
+    let query = query.finish();
+    let mut parts = connect.uri().clone().into_parts();
+    let path = if path.is_empty() { "/" } else { path };
+    let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+    parts.path_and_query = Some(target.parse().ok()?);
+    Some(connect.clone().with_target(Method::GET, Uri::from_parts(parts).ok()?))
+}
+
+fn later(after: Duration) -> Response<EventBody> {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "not now\n");
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    #[test]
+    fn the_hook_is_asked_as_for_a_stream_with_these_topics() {
+        let asked = |target: &str| {
+            let connect = Connect::from_request(&Request::post(target).body(()).unwrap());
+            let stream = as_stream(&connect).unwrap();
+            assert_eq!(stream.method(), Method::GET);
+            stream.uri().to_string()
+        };
+        assert_eq!(asked("/events/ab/topics?join=a%26b&tenant=7&leave=c&since=1.2.3"), "/events?topic=a%26b&tenant=7");
+        assert_eq!(asked("/events/ab/topics"), "/events");
+        // What a page may not smuggle in.
+        assert_eq!(asked("/events/ab/topics?topic=x&join=y&last_event_id=z"), "/events?topic=y");
+        assert_eq!(asked("https://host/a/events/ab/topics?join=a"), "https://host/a/events?topic=a");
+        assert_eq!(asked("/ab/topics?join=a"), "/?topic=a");
+    }
+}

@@ -1,0 +1,71 @@
+//! Asking the application's access hook: within its time, and with its panics contained.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::{Access, Connect};
+use crate::hub::{Authority, Hub, Recheck};
+use crate::reason::RefusalReason;
+use crate::refusal::Refusal;
+use crate::subscription::Subscription;
+
+/// Why the hook gave no subscription.
+#[derive(Debug)]
+pub(super) enum NoAnswer {
+    Refused(Refusal),
+    Panicked,
+}
+
+impl From<Refusal> for NoAnswer {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Hub {
+    /// What the hook says to a request. What a ticket carries is looked at again, since it may be older than the truth.
+    pub(super) async fn ask<A: Access>(&self, access: &A, connect: Connect) -> Result<Subscription, NoAnswer> {
+        self.within_time(async {
+            let subscription = access.connect(connect).await?;
+            if !subscription.redeemed {
+                return Ok(subscription);
+            }
+            match access.recheck(subscription.clone()).await {
+                Recheck::Keep | Recheck::Settled => Ok(subscription),
+                Recheck::Narrow(narrowed) => subscription.narrowed_to(&narrowed).ok_or(Refusal::forbidden()),
+                Recheck::End(refusal) => Err(refusal),
+            }
+        })
+        .await
+    }
+
+    async fn within_time(
+        &self,
+        asked: impl Future<Output = Result<Subscription, Refusal>>,
+    ) -> Result<Subscription, NoAnswer> {
+        // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
+        let asked = AssertUnwindSafe(asked).catch_unwind();
+        match tokio::time::timeout(self.settings().access_timeout, asked).await {
+            Ok(Ok(answer)) => Ok(answer?),
+            Ok(Err(_panic)) => {
+                self.counters().hook_panicked(self.now());
+                Err(NoAnswer::Panicked)
+            }
+            Err(_elapsed) => Err(Refusal::later(RefusalReason::Timeout).into()),
+        }
+    }
+}
+
+/// The hook as the hub knows it.
+pub(super) struct Hook<A>(pub(super) Arc<A>);
+
+impl<A: Access> Authority for Hook<A> {
+    fn recheck(&self, subscription: Subscription) -> BoxFuture<'static, Recheck> {
+        let access = Arc::clone(&self.0);
+        async move { access.recheck(subscription).await }.boxed()
+    }
+}

@@ -1,0 +1,284 @@
+//! What the application tells connections to do: to end, to join, to leave.
+//!
+//! A command is a value with the position at which it was given, and is carried out in one place, by every instance that
+//! it reaches. With the log of this process that is this one, at once.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::link::{Ending, Link};
+use super::{Hub, Target};
+use crate::audience::{Address, Audience};
+use crate::error::{CommandError, InvalidName};
+use crate::kick::{Kick, Returns};
+use crate::log::{Since, millis};
+use crate::name::{ConnectionId, Topic, UserId};
+use crate::position::{Cursor, Position};
+use crate::reason::EndReason;
+
+/// What is to be done to the connections of an audience.
+#[derive(Clone, Debug)]
+pub(super) struct Command {
+    pub(super) audience: Audience,
+    pub(super) action: Action,
+    /// Where the log was when it was given: what was published before is older than it.
+    pub(super) issued_at: Position,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Action {
+    Disconnect(Kick),
+    Join(Topic, Cursor),
+    Leave(Topic),
+}
+
+impl Target<'_> {
+    /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back. Returns how many
+    /// of this instance are told; none is no error.
+    ///
+    /// What is published before but was not written yet is not written any more; who comes back with a cursor gets it
+    /// then, if it may still read it. Requests that are being decided at this moment are told to come back
+    /// and are decided anew, so that nobody slips in by what was true before: delete the session first, then disconnect.
+    /// Tickets for a user or topic of the target are void.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use std::time::Duration;
+    /// use tower_sse::Kick;
+    ///
+    /// hub.user("ada").disconnect(Kick::never(Duration::from_secs(3600)).note("signed out everywhere")).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Cancel safety: on one instance it never waits, so it is done when it is first polled.
+    ///
+    /// # Errors
+    /// When a name of the target is not allowed, there are too many of them, or the note is too long.
+    pub async fn disconnect(self, kick: Kick) -> Result<usize, CommandError> {
+        kick.check()?;
+        self.command(Action::Disconnect(kick))
+    }
+
+    /// Makes the connections of the target join a topic, as if their subscription had it: [`Join`] is awaited, with
+    /// [`since`](Join::since) or without. Whoever calls this decides that they may read it.
+    ///
+    /// For a [`connection`](Hub::connection) it ends with the connection: a client that comes back has the
+    /// topics of its subscription. For a [`user`](Hub::user) it holds for all connections, those to come too,
+    /// until [`leave`](Self::leave) or until the user has been offline for
+    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace). For a topic or everyone it is about the
+    /// connections that are there now.
+    ///
+    /// Each page hears of it by a `hub.live` with the topics in force, which comes after what is replayed.
+    pub fn join<T>(self, topic: T) -> Join
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<InvalidName>,
+    {
+        let hub = self.hub.clone();
+        let audience = self.checked();
+        Join { hub, audience, topic: topic.try_into().map_err(Into::into), since: Cursor::Absent }
+    }
+
+    /// The reverse of [`join`](Self::join), also for topics of the subscription: nothing more of the topic is written to
+    /// the connections of the target, not even what waits. Returns how many of this instance had it.
+    ///
+    /// For a user the topic is none of the user's any more. A connection that comes back has the topics of its
+    /// subscription again, so change what the access hook says too.
+    ///
+    /// Cancel safety: on one instance it never waits, so it is done when it is first polled.
+    ///
+    /// # Errors
+    /// When a name is not allowed, or there are too many targets.
+    pub async fn leave<T>(self, topic: T) -> Result<usize, CommandError>
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<InvalidName>,
+    {
+        let topic = topic.try_into().map_err(Into::into)?;
+        self.command(Action::Leave(topic))
+    }
+
+    fn command(self, action: Action) -> Result<usize, CommandError> {
+        let hub = self.hub;
+        hub.give(self.checked()?, action)
+    }
+
+    fn checked(self) -> Result<Audience, CommandError> {
+        let audience = self.audience?;
+        let limit = self.hub.settings().max_targets;
+        if audience.addresses().len().max(audience.excluded().len()) > limit {
+            return Err(CommandError::too_many_targets(limit));
+        }
+        Ok(audience)
+    }
+}
+
+/// A topic to be joined: [`Target::join`]. Await it.
+///
+/// It yields how many connections of this instance have the topic now that did not have it before.
+///
+/// Cancel safety: on one instance it never waits; nothing happens if it is never polled.
+///
+/// # Errors
+/// When a name is not allowed, there are too many targets, or a connection or user would have more topics than
+/// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics): others of the target may have joined then.
+#[derive(Debug)]
+#[must_use = "nothing is joined until it is awaited"]
+pub struct Join {
+    hub: Hub,
+    audience: Result<Audience, CommandError>,
+    topic: Result<Topic, InvalidName>,
+    since: Cursor,
+}
+
+impl Join {
+    /// Also what was published to the topic after this position, as far as it is kept; what is not comes as a `hub.gap`.
+    /// What of it the connection has read by another topic already does not come again. Without it, the topic begins
+    /// now, with its current values where [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds.
+    ///
+    /// For a page that joined a topic, lost its connection and has a new one: the last id that it saw.
+    pub fn since(mut self, position: impl Into<Cursor>) -> Self {
+        self.since = position.into();
+        self
+    }
+
+    fn carry_out(self) -> Result<usize, CommandError> {
+        self.hub.give(self.audience?, Action::Join(self.topic?, self.since))
+    }
+}
+
+impl IntoFuture for Join {
+    type Output = Result<usize, CommandError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async { self.carry_out() })
+    }
+}
+
+impl Hub {
+    fn give(&self, audience: Audience, action: Action) -> Result<usize, CommandError> {
+        self.carry_out(&Command { audience, action, issued_at: self.position() })
+    }
+
+    /// Does what a command says to the connections of this instance.
+    pub(super) fn carry_out(&self, command: &Command) -> Result<usize, CommandError> {
+        match &command.action {
+            Action::Disconnect(kick) => Ok(self.disconnect(&command.audience, kick)),
+            Action::Join(topic, since) => self.join(&command.audience, topic, *since, command.issued_at),
+            Action::Leave(topic) => Ok(self.leave(&command.audience, topic)),
+        }
+    }
+
+    fn disconnect(&self, audience: &Audience, kick: &Kick) -> usize {
+        let now = self.now();
+        let until = match kick.returns {
+            Returns::Never(within) => now.saturating_add(millis(within)),
+            Returns::Now | Returns::Later(_) => 0,
+        };
+        // Before the connections are looked up: one that is being opened either meets this or is found.
+        {
+            let mut bars = self.inner.bars.lock();
+            let remember = millis(self.settings().access_timeout);
+            for address in audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_))) {
+                bars.kick(address.clone(), until, remember, now);
+            }
+        }
+        self.inner.tickets.void(audience);
+        let links = self.links(audience);
+        for link in &links {
+            let retry = match kick.returns {
+                Returns::Later(after) => Some(self.jittered_retry(after, 1.0..=1.5)),
+                // So that those who are disconnected together do not come back together.
+                Returns::Now => Some(self.jittered_retry(self.settings().retry, 1.0..=2.0)),
+                Returns::Never(_) => None,
+            };
+            let note = kick.note.clone();
+            let ending = Ending { returns: kick.returns, retry, note, ..Ending::now(EndReason::Kicked) };
+            self.end_now(link, ending);
+        }
+        links.len()
+    }
+
+    /// A connection has to go: it is out of everything at once, and its stream says goodbye when it is polled next.
+    pub(super) fn end_now(&self, link: &Arc<Link>, ending: Ending) {
+        let reason = link.end(ending).reason;
+        self.inner.forget(link, reason);
+        link.wake(self.now());
+    }
+
+    fn join(
+        &self,
+        audience: &Audience,
+        topic: &Topic,
+        since: Cursor,
+        issued_at: Position,
+    ) -> Result<usize, CommandError> {
+        let too_many = |_| CommandError::too_many_topics(self.settings().max_topics);
+        let since = match self.judge(since) {
+            Ok(None) => Since::Now,
+            Ok(Some(sequence)) => Since::After(sequence),
+            Err(reason) => Since::Refused(reason),
+        };
+        let from = match since {
+            Since::After(sequence) => sequence,
+            Since::Now | Since::Refused(_) => issued_at.sequence(),
+        };
+        for user in users(audience) {
+            let max_topics = self.settings().max_topics;
+            self.registry().join_user(user, topic, from, max_topics, self.now()).map_err(too_many)?;
+        }
+        super::housekeeping::ensure(&self.inner);
+        let mut joined = 0;
+        for link in self.links(audience) {
+            if self.inner.join_topic(&link, topic, since).map_err(too_many)? {
+                joined += 1;
+            }
+        }
+        Ok(joined)
+    }
+
+    fn leave(&self, audience: &Audience, topic: &Topic) -> usize {
+        for user in users(audience) {
+            self.registry().leave_user(user, topic);
+        }
+        self.links(audience).iter().filter(|link| self.inner.leave_topic(link, topic)).count()
+    }
+}
+
+/// A connection whose page may change what it has.
+pub(crate) struct Changeable<'a> {
+    hub: &'a Hub,
+    link: Arc<Link>,
+}
+
+impl Hub {
+    /// A connection of this instance, if it is this user's, or nobody's in particular where there is no user.
+    pub(crate) fn connection_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Changeable<'_>> {
+        let link = self.registry().find(id).filter(|link| link.user() == user)?;
+        Some(Changeable { hub: self, link })
+    }
+}
+
+impl Changeable<'_> {
+    /// Leaves, then joins; returns the topics in force.
+    pub(crate) fn change(&self, join: &[Topic], since: Cursor, leave: &[Topic]) -> Result<Vec<Topic>, CommandError> {
+        let connection = || Audience::from(Address::Connection(self.link.id));
+        for topic in leave {
+            self.hub.give(connection(), Action::Leave(topic.clone()))?;
+        }
+        for topic in join {
+            self.hub.give(connection(), Action::Join(topic.clone(), since))?;
+        }
+        Ok(self.hub.log().topics(&self.link.subscriber))
+    }
+}
+
+fn users(audience: &Audience) -> impl Iterator<Item = &UserId> {
+    audience.addresses().iter().filter_map(|address| match address {
+        Address::User(user) => Some(user),
+        Address::Everyone | Address::Topic(_) | Address::Connection(_) => None,
+    })
+}

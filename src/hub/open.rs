@@ -1,0 +1,182 @@
+//! From a subscription to an open stream: limits, the cursor, the channels.
+
+use std::sync::Arc;
+
+use tokio::time::Duration;
+
+use super::bars::Objection;
+use super::limits::AFTER_DISPLACEMENT;
+use super::link::{Ending, Link};
+use super::recheck::{self, Authority};
+use super::registry::Inserted;
+use super::{Connection, Hub, LifecycleEvent, housekeeping};
+use crate::audience::Address;
+use crate::kick::Returns;
+use crate::log::{Begin, Millis, millis};
+use crate::name::{ConnectionId, Topic, UserId};
+use crate::position::Cursor;
+use crate::reason::{EndReason, GapReason, RefusalReason};
+use crate::subscription::{Subscription, SubscriptionError};
+use crate::sync::Ordering;
+use crate::wire::control::CursorState;
+
+/// What of a request matters beside its subscription and its cursor.
+pub(crate) struct Request {
+    /// It goes over a network: it has heartbeats, and is given up when it is not read.
+    pub(crate) to_network: bool,
+    /// When it came. What was decided since may rest on what is true no more.
+    pub(crate) asked_at: Millis,
+    /// Whom to ask again.
+    pub(crate) authority: Option<Arc<dyn Authority>>,
+}
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// The same request will never do.
+    Invalid(SubscriptionError),
+    /// Another time, and not before this if it is set.
+    Refused(RefusalReason, Option<Duration>),
+    /// It was told to stay away.
+    Barred,
+}
+
+impl Hub {
+    /// Opens a stream.
+    pub(crate) fn open(
+        &self,
+        subscription: &Subscription,
+        cursor: Cursor,
+        request: Request,
+    ) -> Result<Connection, OpenError> {
+        self.admit(subscription, cursor)?;
+        let now = self.now();
+        let addresses = addresses(subscription);
+        self.object(&addresses, request.asked_at)?;
+        if let Some(per_second) = self.settings().limits.per_second {
+            let turn = self.inner.rate.lock().take(per_second, now);
+            turn.map_err(|wait| OpenError::Refused(RefusalReason::Limit, Some(self.settings().retry + wait)))?;
+        }
+        // Without random bytes an id could be guessed; such a machine is better left alone for a while.
+        let id = super::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy, None))?;
+        let (begin, cursor_state, gap) = match self.judge(cursor) {
+            Ok(None) => (Begin::Fresh(subscription.start), CursorState::Fresh, None),
+            Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
+            Err(reason) => (Begin::Fresh(subscription.start), CursorState::Refused, Some(reason)),
+        };
+        let resumed = cursor_state != CursorState::Fresh;
+        let Request { to_network, asked_at, authority } = request;
+        let link = Link::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
+        if let Some(expiry) = subscription.expiry {
+            link.expires_at.store(now.saturating_add(millis(expiry.remaining())), Ordering::Release);
+        }
+        let link = Arc::new(link);
+
+        let inserted = self.registry().insert(&link, now);
+        let Inserted { displaced, topics: joined } =
+            inserted.map_err(|_| OpenError::Refused(RefusalReason::Limit, None))?;
+        for oldest in displaced {
+            let after = self.settings().retry * AFTER_DISPLACEMENT;
+            let retry = Some(self.jittered_retry(after, 1.0..=2.0));
+            let ending = Ending { returns: Returns::Later(after), retry, ..Ending::now(EndReason::Limit) };
+            let reason = oldest.end(ending).reason;
+            self.inner.bury(&oldest, reason);
+            oldest.wake(now);
+        }
+        // Who is disconnected from here on is found in the registry; who was before is found out here.
+        if let Err(objection) = self.object(&addresses, asked_at) {
+            self.registry().remove(&link, now);
+            return Err(objection);
+        }
+        let since_when = addresses.into_iter().map(|address| (address, 0));
+        let since_joined = joined.iter().map(|joined| (Address::Topic(joined.topic.clone()), joined.since));
+        let accepted_at = self.inner.open_channels(&link, since_when.chain(since_joined), begin);
+        if let Some(user) = link.user().filter(|_| !joined.is_empty()) {
+            self.leave_what_was_left(&link, user, subscription, joined.into_iter().map(|joined| joined.topic));
+        }
+
+        self.counters().connected(link.id, cursor_state == CursorState::Resuming);
+        self.inner.lifecycles.tell(|| {
+            let connection = Arc::new(self.inner.info(&link, self.log().topics(&link.subscriber)));
+            if resumed { LifecycleEvent::Resumed { connection, gap } } else { LifecycleEvent::Connected(connection) }
+        });
+        if let Some(reason) = link.beginning_was_told() {
+            self.inner.tell_end(&link, Vec::new(), reason);
+        }
+        housekeeping::remember_runtime(&self.inner);
+        housekeeping::ensure(&self.inner);
+        recheck::watch(&self.inner, &link);
+        if self.is_draining() {
+            // It began between the look above and the entry into the registry, and may not have seen this one.
+            link.end(Ending::now(EndReason::Draining));
+        }
+        let end = subscription.end.unwrap_or(self.settings().end);
+        Ok(Connection::new(self, link, accepted_at, cursor_state, gap, end, now))
+    }
+
+    /// Whether a stream would be opened now, as far as that can be said without opening it.
+    pub(crate) fn admit(&self, subscription: &Subscription, cursor: Cursor) -> Result<(), OpenError> {
+        self.check(subscription).map_err(OpenError::Invalid)?;
+        if self.is_draining() {
+            return Err(OpenError::Refused(RefusalReason::Draining, None));
+        }
+        match cursor {
+            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Barred),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a subscription is one.
+    pub(super) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
+        match &subscription.invalid {
+            Some(invalid) => Err(invalid.clone()),
+            None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TooManyTopics),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a client that says this goes on from: none if it is fresh. An error if that is not to be had.
+    pub(super) fn judge(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
+        match cursor {
+            Cursor::Absent => Ok(None),
+            Cursor::Invalid | Cursor::Barred(_) => Err(GapReason::Invalid),
+            Cursor::At(position) if position.epoch() != self.log().epoch() => Err(GapReason::Epoch),
+            // The log of this process is the only one, so nobody can be ahead of it.
+            Cursor::At(position) if position.sequence() > self.position().sequence() => Err(GapReason::Ahead),
+            Cursor::At(position) => Ok(Some(position.sequence())),
+        }
+    }
+
+    fn object(&self, addresses: &[Address], asked_at: Millis) -> Result<(), OpenError> {
+        let bars = self.inner.bars.lock();
+        if bars.is_empty() {
+            return Ok(());
+        }
+        match bars.objection(addresses, asked_at, self.now()) {
+            None => Ok(()),
+            Some(Objection::Barred) => Err(OpenError::Barred),
+            Some(Objection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked, None)),
+        }
+    }
+
+    /// The user may have been made to leave a topic after the list was taken and before the connection had it.
+    fn leave_what_was_left(
+        &self,
+        link: &Arc<Link>,
+        user: &UserId,
+        subscription: &Subscription,
+        joined: impl Iterator<Item = Topic>,
+    ) {
+        let now = self.registry().user_topics(user);
+        for topic in joined {
+            if !subscription.topics.contains(&topic) && now.iter().all(|joined| joined.topic != topic) {
+                self.inner.leave_topic(link, &topic);
+            }
+        }
+    }
+}
+
+fn addresses(subscription: &Subscription) -> Vec<Address> {
+    let topics = subscription.topics.iter().cloned().map(Address::Topic);
+    topics.chain(subscription.user.clone().map(Address::User)).chain([Address::Everyone]).collect()
+}

@@ -1,0 +1,352 @@
+//! Who is there.
+//!
+//! 1. A connection gets and leaves topics that tell of it under the roster's lock, log and roster together. So a
+//!    snapshot of such a topic and the position in it belong together: later events tell what changed since.
+//! 2. The roster's lock is taken before those of the log and the registry, never after. Nobody is woken under it.
+
+use std::collections::btree_map::BTreeMap;
+use std::collections::hash_set::HashSet;
+use std::sync::Arc;
+
+use super::link::Link;
+use super::registry::Links;
+use super::roster::Roster;
+use super::{Hub, Inner, Target, housekeeping};
+use crate::audience::{Address, Audience};
+use crate::log::{Asleep, Begin, Effect, Entry, Millis, Since, TooManyTopics};
+use crate::name::{ConnectionId, Topic, UserId};
+use crate::position::Position;
+use crate::retention::TopicRule;
+use crate::sync::{Mutex, Ordering};
+use crate::wire::{Draft, control};
+
+/// Who is there at one moment: [`Target::presence`]. Serialises with the feature `json`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Presence {
+    /// Where in the log this was: of topics that tell who comes and goes, later `hub.joined` and `hub.left` events say
+    /// what changed since.
+    pub position: Position,
+    /// Each user once, however many pages and tabs there are, in the order of their names.
+    pub members: Vec<Member>,
+    /// Connections of nobody in particular.
+    pub anonymous: usize,
+}
+
+/// A user who is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Member {
+    /// Who.
+    pub user: UserId,
+    /// How many connections of this user there are. None while a reload, or a way through a tunnel, is not told of yet.
+    pub connections: usize,
+    data: Option<Arc<str>>,
+}
+
+impl Member {
+    /// What [`Subscription::data`](crate::Subscription::data) attached to the newest of them, as JSON.
+    #[must_use]
+    pub fn data_json(&self) -> Option<&str> {
+        self.data.as_deref()
+    }
+}
+
+#[cfg(feature = "json")]
+impl serde::Serialize for Presence {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("position", &self.position.to_string())?;
+        map.serialize_entry("members", &self.members)?;
+        map.serialize_entry("anonymous", &self.anonymous)?;
+        map.end()
+    }
+}
+
+#[cfg(feature = "json")]
+impl serde::Serialize for Member {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("user", self.user.as_str())?;
+        map.serialize_entry("connections", &self.connections)?;
+        if let Some(value) = self.data_json().and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok()) {
+            map.serialize_entry("data", &value)?;
+        }
+        map.end()
+    }
+}
+
+impl Target<'_> {
+    /// Who is there now: the connections of the target, those of one user merged into one member.
+    ///
+    /// Of a topic that tells who comes and goes ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)) those are
+    /// members whose leaving was not told yet; so the snapshot and the events from its position on never contradict each
+    /// other. Elsewhere it is who has a stream open at this moment.
+    ///
+    /// Nobody is there of a target whose name is not allowed.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        let hub = self.hub;
+        let inner = &hub.inner;
+        let roster = inner.presences.roster.lock();
+        let mut presence = Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
+        let Ok(audience) = &self.audience else { return presence };
+        let mut members: BTreeMap<UserId, Member> = BTreeMap::new();
+        let mut newest: BTreeMap<UserId, u64> = BTreeMap::new();
+        for link in hub.links(audience) {
+            let Some(user) = link.user() else {
+                presence.anonymous += 1;
+                continue;
+            };
+            let empty = || Member { user: user.clone(), connections: 0, data: None };
+            let member = members.entry(user.clone()).or_insert_with(empty);
+            member.connections += 1;
+            let newest = newest.entry(user.clone()).or_default();
+            let opened = link.opened.load(Ordering::Relaxed);
+            if opened >= *newest {
+                *newest = opened;
+                member.data = link.data().cloned();
+            }
+        }
+        for topic in audience.addresses().iter().filter_map(Address::topic) {
+            for (user, member) in roster.members(topic) {
+                let known =
+                    || Member { user: user.clone(), connections: member.connections, data: member.data.clone() };
+                members.entry(user.clone()).or_insert_with(known);
+            }
+        }
+        drop(roster);
+        presence.members = members.into_values().collect();
+        presence
+    }
+
+    /// How many connections the target has at this moment; each once, also of a union.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match &self.audience {
+            Err(_) => 0,
+            Ok(audience) if audience.excluded().is_empty() => match audience.addresses() {
+                // A connection has a channel only once somebody has written to it.
+                [address] if !matches!(address, Address::Connection(_)) => self.hub.log().listening(address),
+                _ => self.hub.links(audience).len(),
+            },
+            Ok(audience) => self.hub.links(audience).len(),
+        }
+    }
+
+    /// Whether anybody listens at this moment: one look-up for each address of the target, so that nobody computes a
+    /// dashboard for no one.
+    #[must_use]
+    pub fn has_subscribers(&self) -> bool {
+        match &self.audience {
+            Err(_) => false,
+            Ok(audience) if audience.excluded().is_empty() => {
+                audience.addresses().iter().any(|address| match address {
+                    Address::Connection(id) => self.hub.registry().find(*id).is_some(),
+                    _ => self.hub.log().listening(address) > 0,
+                })
+            }
+            Ok(audience) => !self.hub.links(audience).is_empty(),
+        }
+    }
+
+    /// Whether the target can be reached by an event: what decides whether to fall back to mail or web push.
+    ///
+    /// A user is online while a stream is open, and for
+    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last one has ended: who reloads a page,
+    /// or comes back after a deploy, gets the event from the log, and needs no mail. [`count`](Self::count) says who has a
+    /// stream at this moment. For other targets this is [`has_subscribers`](Self::has_subscribers).
+    #[must_use]
+    pub fn is_online(&self) -> bool {
+        let now = self.hub.now();
+        let Ok(audience) = &self.audience else { return false };
+        self.has_subscribers()
+            || audience.addresses().iter().any(|address| match address {
+                Address::User(user) => self.hub.registry().is_online(user, now),
+                _ => false,
+            })
+    }
+}
+
+/// Topics that tell who comes and goes.
+#[derive(Debug)]
+pub(super) struct Presences {
+    rules: Vec<TopicRule>,
+    roster: Mutex<Roster>,
+}
+
+impl Presences {
+    pub(super) fn new(rules: Vec<TopicRule>, grace: Millis) -> Self {
+        Self { rules, roster: Mutex::new(Roster::new(grace)) }
+    }
+
+    fn tells(&self, topic: &Topic) -> bool {
+        self.rules.iter().any(|rule| rule.matches(topic))
+    }
+
+    /// When a member is to be told of as gone.
+    pub(super) fn next_due(&self) -> Option<Millis> {
+        if self.rules.is_empty() { None } else { self.roster.lock().next_due() }
+    }
+}
+
+impl Hub {
+    /// The connections of an audience on this instance, each once.
+    pub(super) fn links(&self, audience: &Audience) -> Links {
+        let mut links = Links::new();
+        let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
+        for address in audience.addresses() {
+            let found: Links = match address {
+                Address::Everyone => self.registry().all().into(),
+                Address::User(user) => self.registry().of_user(user),
+                Address::Connection(id) => self.registry().find(*id).into_iter().collect(),
+                Address::Topic(_) => self.registry().find_all(self.log().listeners(address)),
+            };
+            links.extend(found.into_iter().filter(|link| seen.insert(link.id)));
+        }
+        links
+    }
+}
+
+/// What a connection is subscribed to changes here and nowhere else, so that the roster knows.
+impl Inner {
+    pub(super) fn open_channels(
+        self: &Arc<Self>,
+        link: &Link,
+        addresses: impl IntoIterator<Item = (Address, u64)>,
+        begin: Begin,
+    ) -> u64 {
+        self.with_roster(link, |told| {
+            let accepted_at = self.log.open(&link.subscriber, addresses, begin, self.now());
+            if let Some(told) = told {
+                self.log.topics(&link.subscriber).iter().for_each(|topic| told.enter(link, topic));
+            }
+            accepted_at
+        })
+    }
+
+    pub(super) fn close_channels(self: &Arc<Self>, link: &Link) -> Vec<Topic> {
+        self.with_roster(link, |told| {
+            let topics = self.log.close(&link.subscriber, self.now());
+            if let Some(told) = told {
+                topics.iter().for_each(|topic| told.exit(link, topic));
+            }
+            topics
+        })
+    }
+
+    pub(super) fn join_topic(
+        self: &Arc<Self>,
+        link: &Link,
+        topic: &Topic,
+        since: Since,
+    ) -> Result<bool, TooManyTopics> {
+        let joined = self.with_roster(link, |told| {
+            let address = Address::Topic(topic.clone());
+            let joined = self.log.join(&link.subscriber, &address, since, self.settings.max_topics)?;
+            if let Some(told) = told.filter(|_| joined) {
+                told.enter(link, topic);
+            }
+            Ok(joined)
+        })?;
+        if joined {
+            // It may have something to read, and tells its page which topics it has now.
+            link.wake(self.now());
+        }
+        Ok(joined)
+    }
+
+    pub(super) fn leave_topic(self: &Arc<Self>, link: &Link, topic: &Topic) -> bool {
+        let left = self.with_roster(link, |told| {
+            let left = self.log.leave(&link.subscriber, &Address::Topic(topic.clone()), self.now());
+            if let Some(told) = told.filter(|_| left) {
+                told.exit(link, topic);
+            }
+            left
+        });
+        if left {
+            link.wake(self.now());
+        }
+        left
+    }
+
+    /// Tells of members that have not come back.
+    pub(super) fn sweep_roster(self: &Arc<Self>) {
+        if self.presences.rules.is_empty() {
+            return;
+        }
+        let mut roster = self.presences.roster.lock();
+        let mut told = Told { inner: self, roster: &mut roster, asleep: Asleep::default() };
+        while let Some((topic, user)) = told.roster.sweep(self.now()) {
+            let draft = control::left(&topic, &user);
+            told.publish(topic, draft);
+        }
+        let asleep = told.asleep;
+        drop(roster);
+        self.wake(asleep);
+    }
+
+    /// Hands in the roster if somebody is to be told of this connection.
+    fn with_roster<R>(self: &Arc<Self>, link: &Link, change: impl FnOnce(Option<&mut Told<'_>>) -> R) -> R {
+        if self.presences.rules.is_empty() || link.user().is_none() {
+            return change(None);
+        }
+        let mut roster = self.presences.roster.lock();
+        let mut told = Told { inner: self, roster: &mut roster, asleep: Asleep::default() };
+        let changed = change(Some(&mut told));
+        let (asleep, is_due) = (told.asleep, roster.next_due().is_some());
+        drop(roster);
+        self.wake(asleep);
+        if is_due {
+            housekeeping::ensure(self);
+        }
+        changed
+    }
+
+    fn wake(self: &Arc<Self>, asleep: Asleep) {
+        self.log.wake(asleep, self.now());
+        housekeeping::wake_rest(self);
+    }
+}
+
+/// The roster while it is locked, and whom its changes have not woken yet.
+struct Told<'a> {
+    inner: &'a Inner,
+    roster: &'a mut Roster,
+    asleep: Asleep,
+}
+
+impl Told<'_> {
+    fn enter(&mut self, link: &Link, topic: &Topic) {
+        if let Some(user) = link.user()
+            && self.inner.presences.tells(topic)
+            && self.roster.enter(topic, user, link.data())
+        {
+            let draft = control::joined(topic, user, link.data().map(AsRef::as_ref));
+            self.publish(topic.clone(), draft);
+        }
+    }
+
+    fn exit(&mut self, link: &Link, topic: &Topic) {
+        if let Some(user) = link.user()
+            && self.inner.presences.tells(topic)
+        {
+            let was_due = self.roster.next_due();
+            self.roster.exit(topic, user, self.inner.now());
+            if was_due.is_none() {
+                self.inner.chores.rouse();
+            }
+        }
+    }
+
+    /// Nothing is published after a drain.
+    fn publish(&mut self, topic: Topic, draft: Draft) {
+        if !self.inner.closed.load(Ordering::Acquire) {
+            let entry = Entry { audience: Address::Topic(topic).into(), effect: Effect::Nothing, draft };
+            let (_, asleep) = self.inner.log.append_asleep([entry], self.inner.now());
+            self.asleep.unite(asleep);
+        }
+    }
+}

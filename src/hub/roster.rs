@@ -1,0 +1,190 @@
+//! Who is in which topic, for topics that tell of it. Pure: time is passed in.
+//!
+//! The connections of a user in a topic are one member. A member that is back within the grace was never gone: what
+//! [`Roster::enter`] and [`Roster::sweep`] return is what others are to be told, no more.
+
+use std::collections::hash_map::{Entry, HashMap};
+use std::collections::vec_deque::VecDeque;
+use std::sync::Arc;
+
+use crate::log::Millis;
+use crate::name::{Topic, UserId};
+
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    /// Keyed by the pair, never by a joined string.
+    members: HashMap<Topic, HashMap<UserId, Member>>,
+    /// Members without a connection since that time, oldest first.
+    leaving: VecDeque<(Millis, Topic, UserId)>,
+    grace: Millis,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) connections: usize,
+    /// Of the newest connection.
+    pub(super) data: Option<Arc<str>>,
+    gone_since: Option<Millis>,
+}
+
+impl Roster {
+    pub(super) fn new(grace: Millis) -> Self {
+        Self { grace, ..Self::default() }
+    }
+
+    /// A connection of a user has got a topic. Returns whether the user was not there before.
+    pub(super) fn enter(&mut self, topic: &Topic, user: &UserId, data: Option<&Arc<str>>) -> bool {
+        let members = self.members.entry(topic.clone()).or_default();
+        match members.entry(user.clone()) {
+            Entry::Occupied(mut entry) => {
+                let member = entry.get_mut();
+                member.connections += 1;
+                member.gone_since = None;
+                member.data = data.cloned();
+                false
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Member { connections: 1, data: data.cloned(), gone_since: None });
+                true
+            }
+        }
+    }
+
+    /// A connection of a user has a topic no more.
+    pub(super) fn exit(&mut self, topic: &Topic, user: &UserId, now: Millis) {
+        let Some(member) = self.members.get_mut(topic).and_then(|members| members.get_mut(user)) else { return };
+        member.connections = member.connections.saturating_sub(1);
+        if member.connections == 0 {
+            member.gone_since = Some(now);
+            self.leaving.push_back((now, topic.clone(), user.clone()));
+        }
+    }
+
+    /// When a [`sweep`](Self::sweep) has something to do.
+    pub(super) fn next_due(&self) -> Option<Millis> {
+        self.leaving.front().map(|(since, ..)| since.saturating_add(self.grace))
+    }
+
+    /// Takes out one member that has not come back within the grace.
+    pub(super) fn sweep(&mut self, now: Millis) -> Option<(Topic, UserId)> {
+        while self.leaving.front().is_some_and(|(since, ..)| since.saturating_add(self.grace) <= now) {
+            let (since, topic, user) = self.leaving.pop_front()?;
+            let Some(members) = self.members.get_mut(&topic) else { continue };
+            // It may have been back meanwhile, and have left again.
+            if members.get(&user).is_none_or(|member| member.gone_since != Some(since)) {
+                continue;
+            }
+            members.remove(&user);
+            if members.is_empty() {
+                self.members.remove(&topic);
+            }
+            self.shrink();
+            return Some((topic, user));
+        }
+        None
+    }
+
+    pub(super) fn members(&self, topic: &Topic) -> impl Iterator<Item = (&UserId, &Member)> {
+        self.members.get(topic).into_iter().flatten()
+    }
+
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    fn shrink(&mut self) {
+        if self.members.capacity() > 1024 && self.members.len() < self.members.capacity() / 8 {
+            self.members.shrink_to(self.members.len() * 2);
+        }
+        if self.leaving.capacity() > 1024 && self.leaving.len() < self.leaving.capacity() / 8 {
+            self.leaving.shrink_to(self.leaving.len() * 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const GRACE: Millis = 10;
+
+    fn topic(index: usize) -> Topic {
+        Topic::try_from(["a", "a:b", "b"][index]).unwrap()
+    }
+
+    fn user(index: usize) -> UserId {
+        // With a topic of the same name beside it, and one that a separator would confuse.
+        UserId::try_from(["b", "b:a", "a"][index]).unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Enter(usize, usize),
+        Exit(usize, usize),
+        Wait(Millis),
+    }
+
+    proptest! {
+        /// Against a reference that knows, for each pair, how many connections there are and since when there are none.
+        #[test]
+        fn who_is_told_of_is_who_came_and_who_stayed_away(
+            steps in proptest::collection::vec(
+                prop_oneof![
+                    (0..3usize, 0..3usize).prop_map(|(topic, user)| Step::Enter(topic, user)),
+                    (0..3usize, 0..3usize).prop_map(|(topic, user)| Step::Exit(topic, user)),
+                    (0..15u64).prop_map(Step::Wait),
+                ],
+                0..200,
+            )
+        ) {
+            let mut roster = Roster::new(GRACE);
+            let mut now = 0;
+            let mut there: BTreeMap<(usize, usize), (usize, Millis)> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Enter(t, u) => {
+                        let is_new = roster.enter(&topic(t), &user(u), None);
+                        prop_assert_eq!(is_new, !there.contains_key(&(t, u)));
+                        there.entry((t, u)).or_default().0 += 1;
+                    }
+                    Step::Exit(t, u) => {
+                        if let Some((connections @ 1.., since)) = there.get_mut(&(t, u)) {
+                            *connections -= 1;
+                            *since = now;
+                            roster.exit(&topic(t), &user(u), now);
+                        }
+                    }
+                    Step::Wait(millis) => {
+                        now += millis;
+                        let mut told = BTreeSet::new();
+                        while let Some(gone) = roster.sweep(now) {
+                            prop_assert!(told.insert(gone));
+                        }
+                        let gone: Vec<_> = there
+                            .iter()
+                            .filter(|(_, (connections, since))| *connections == 0 && since + GRACE <= now)
+                            .map(|(pair, _)| *pair)
+                            .collect();
+                        prop_assert_eq!(told, gone.iter().map(|&(t, u)| (topic(t), user(u))).collect());
+                        there.retain(|pair, _| !gone.contains(pair));
+                    }
+                }
+                for t in 0..3 {
+                    let members: BTreeMap<_, _> =
+                        roster.members(&topic(t)).map(|(user, member)| (user.clone(), member.connections)).collect();
+                    let expected = there.iter().filter(|((topic, _), _)| *topic == t);
+                    prop_assert_eq!(members, expected.map(|((_, u), (connections, _))| (user(*u), *connections)).collect());
+                }
+            }
+            now += GRACE;
+            there.iter().for_each(|((t, u), (connections, _))| {
+                (0..*connections).for_each(|_| roster.exit(&topic(*t), &user(*u), now));
+            });
+            while roster.sweep(now + GRACE).is_some() {}
+            prop_assert!(roster.is_empty() && roster.next_due().is_none());
+        }
+    }
+}

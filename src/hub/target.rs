@@ -1,0 +1,102 @@
+//! Whom something is for.
+
+use std::sync::Arc;
+
+use super::Hub;
+use crate::audience::{Address, Audience};
+use crate::error::{InvalidName, NameProblem};
+use crate::name::{ConnectionId, Topic, UserId};
+
+/// Whom something is for: an event to [`publish`](Self::publish), the question who is there
+/// ([`presence`](Self::presence), [`count`](Self::count), [`is_online`](Self::is_online)), or a command
+/// ([`disconnect`](Self::disconnect), [`join`](Self::join), [`leave`](Self::leave)). Made by [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{Event, Hub};
+///
+/// let hub = Hub::builder().build()?;
+/// hub.topic("news").publish(Event::text("headline", "It rains.")).await?;
+/// hub.user(42).and(hub.topic("audit")).publish(Event::message("signed in")).await?;
+/// # Ok(()) }
+/// ```
+///
+/// A bad name waits in the target and is returned by its last call.
+#[derive(Clone, Debug)]
+#[must_use = "a target does nothing by itself"]
+pub struct Target<'a> {
+    pub(super) hub: &'a Hub,
+    pub(super) audience: Result<Audience, InvalidName>,
+}
+
+impl Hub {
+    /// Everybody who subscribes to this topic.
+    pub fn topic<T>(&self, topic: T) -> Target<'_>
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<InvalidName>,
+    {
+        self.target(topic.try_into().map(Address::Topic).map_err(Into::into))
+    }
+
+    /// Every page and tab that this user has open.
+    pub fn user<U>(&self, user: U) -> Target<'_>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<InvalidName>,
+    {
+        self.target(user.try_into().map(Address::User).map_err(Into::into))
+    }
+
+    /// One open stream. Nothing is kept for it once it has ended.
+    pub fn connection<C>(&self, connection: C) -> Target<'_>
+    where
+        C: TryInto<ConnectionId>,
+        C::Error: Into<InvalidName>,
+    {
+        self.target(connection.try_into().map(Address::Connection).map_err(Into::into))
+    }
+
+    /// Every connection of this hub.
+    pub fn everyone(&self) -> Target<'_> {
+        self.target(Ok(Address::Everyone))
+    }
+
+    fn target(&self, address: Result<Address, InvalidName>) -> Target<'_> {
+        Target { hub: self, audience: address.map(Audience::from) }
+    }
+
+    pub(super) fn check_own(&self, other: &Self) -> Result<(), InvalidName> {
+        if Arc::ptr_eq(&self.inner, &other.inner) {
+            return Ok(());
+        }
+        Err(InvalidName::new("target", NameProblem::Foreign))
+    }
+}
+
+impl Target<'_> {
+    /// Widens the target by another one; a connection that listens to both gets one copy. At most 128 targets in all
+    /// unless [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says otherwise.
+    pub fn and(mut self, other: Target<'_>) -> Self {
+        self.audience = self.audience.and_then(|mut audience| {
+            self.hub.check_own(other.hub)?;
+            audience.unite(other.audience?);
+            Ok(audience)
+        });
+        self
+    }
+
+    /// Leaves one connection out: the one that caused the event and knows of it already. A reconnect is a new
+    /// connection.
+    pub fn except<C>(mut self, connection: C) -> Self
+    where
+        C: TryInto<ConnectionId>,
+        C::Error: Into<InvalidName>,
+    {
+        self.audience = self.audience.and_then(|mut audience| {
+            audience.exclude(connection.try_into().map_err(Into::into)?);
+            Ok(audience)
+        });
+        self
+    }
+}

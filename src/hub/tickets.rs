@@ -1,0 +1,147 @@
+//! Subscriptions that wait to be fetched, once, by who knows a secret.
+
+use std::collections::hash_map::HashMap;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use super::Hub;
+use crate::audience::{Address, Audience};
+use crate::log::{Millis, millis};
+use crate::subscription::{Expiry, Subscription, SubscriptionError};
+use crate::sync::Mutex;
+
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from the operating system.
+///
+/// It shows in no log: `Debug` leaves it out, and there is no `Display`. With the feature `json` it serialises as its text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ticket(Box<str>);
+
+impl Ticket {
+    /// The text, for the query field `ticket`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket")
+    }
+}
+
+#[cfg(feature = "json")]
+impl serde::Serialize for Ticket {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Hub {
+    /// Makes a ticket for a stream of this subscription, for clients that can send no cookies and no headers: hand it to
+    /// the page over a request that is authenticated, and let it open `/events?ticket=…` at once.
+    ///
+    /// It is good for one request within `ttl`, between a second and an hour; seconds are enough. The access hook
+    /// fetches the subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
+    /// [`Target::disconnect`](crate::Target::disconnect) of its user or of one of its topics voids it.
+    ///
+    /// A browser's `EventSource` reconnects with the same URL, and the ticket in it is spent: it gets `401`, gives up, and
+    /// its `onerror` finds it `CLOSED`. The page then asks for another ticket and opens a new stream with it and
+    /// `last_event_id`. `docs/guide/authorization.md` has the script.
+    ///
+    /// Cancel safety: on one instance it never waits.
+    ///
+    /// # Errors
+    /// When the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
+    /// operating system gives no random bytes.
+    pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
+        self.check(&subscription)?;
+        if !(SHORTEST..=LONGEST).contains(&ttl) {
+            return Err(SubscriptionError::TicketTime);
+        }
+        if let Some(Expiry::In(time)) = subscription.expiry {
+            subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
+        }
+        let secret = super::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
+        let now = self.now();
+        self.inner.tickets.put(secret, subscription, now.saturating_add(millis(ttl)), now)?;
+        Ok(Ticket(format!("{secret:032x}").into()))
+    }
+
+    /// Takes what a ticket stands for; none if it is no ticket, spent, or over.
+    pub(crate) fn take_ticket(&self, text: &str) -> Option<Subscription> {
+        let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical)?;
+        let mut subscription = self.inner.tickets.take(secret, self.now())?;
+        subscription.redeemed = true;
+        // Its own time may have ended before the ticket's.
+        subscription.expiry.is_none_or(|expiry| !expiry.remaining().is_zero()).then_some(subscription)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Tickets {
+    table: Mutex<Table>,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    waiting: HashMap<u128, Waiting>,
+    /// Those that are over are dropped when there are this many.
+    tidy_at: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    subscription: Subscription,
+    over_at: Millis,
+}
+
+impl Tickets {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { table: Mutex::default(), limit }
+    }
+
+    fn put(
+        &self,
+        secret: u128,
+        subscription: Subscription,
+        over_at: Millis,
+        now: Millis,
+    ) -> Result<(), SubscriptionError> {
+        let mut table = self.table.lock();
+        if table.waiting.len() >= table.tidy_at.clamp(64, self.limit.max(64)) {
+            table.waiting.retain(|_, waiting| waiting.over_at > now);
+            table.tidy_at = table.waiting.len() * 2;
+            let len = table.waiting.len();
+            table.waiting.shrink_to(len * 2);
+        }
+        if table.waiting.len() >= self.limit {
+            return Err(SubscriptionError::TooManyTickets);
+        }
+        table.waiting.insert(secret, Waiting { subscription, over_at });
+        Ok(())
+    }
+
+    fn take(&self, secret: u128, now: Millis) -> Option<Subscription> {
+        let waiting = self.table.lock().waiting.remove(&secret)?;
+        (waiting.over_at > now).then_some(waiting.subscription)
+    }
+
+    /// Those for somebody, or something, of an audience are good for nothing any more.
+    pub(super) fn void(&self, audience: &Audience) {
+        let concerns = |subscription: &Subscription| {
+            audience.addresses().iter().any(|address| match address {
+                Address::Everyone => true,
+                Address::User(user) => subscription.user.as_ref() == Some(user),
+                Address::Topic(topic) => subscription.topics.contains(topic),
+                Address::Connection(_) => false,
+            })
+        };
+        self.table.lock().waiting.retain(|_, waiting| !concerns(&waiting.subscription));
+    }
+}

@@ -1,0 +1,91 @@
+//! How the application parts with clients.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{InvalidName, NameProblem};
+
+/// How to part with clients: whether they should come back, and what their pages are told. The argument of
+/// [`Target::disconnect`](crate::Target::disconnect).
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::Kick;
+///
+/// let renew = Kick::now();
+/// let calm = Kick::later(Duration::from_secs(60));
+/// let out = Kick::never(Duration::from_secs(3600)).note("signed out everywhere");
+/// # let _ = (renew, calm, out);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kick {
+    pub(crate) returns: Returns,
+    pub(crate) note: Option<Arc<str>>,
+}
+
+/// Whether a client comes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Returns {
+    #[default]
+    Now,
+    /// After about this time.
+    Later(Duration),
+    /// Not within this time.
+    Never(Duration),
+}
+
+impl Returns {
+    /// The word in `hub.bye`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Now => "now",
+            Self::Later(_) => "later",
+            Self::Never(_) => "never",
+        }
+    }
+}
+
+impl Kick {
+    /// The longest [`note`](Self::note), in bytes.
+    pub const MAX_NOTE_BYTES: usize = 1024;
+
+    /// They come back at once, and the access hook is asked anew. The default.
+    #[must_use]
+    pub fn now() -> Self {
+        Self::default()
+    }
+
+    /// They come back after this time and up to half of it more, at random; within
+    /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range).
+    #[must_use]
+    pub fn later(after: Duration) -> Self {
+        Self { returns: Returns::Later(after), note: None }
+    }
+
+    /// They do not come back: who returns within this time gets `204`, after which browsers stay away for good.
+    ///
+    /// A stream is recognised by the id that its `hub.bye` leaves with it, and besides by the target: whoever asks
+    /// for a stream of this user, or of this topic, gets `204` too, with whatever id. A connection has no name that would
+    /// outlast it, so a new page of the same person is let in. After this time it all is as before.
+    #[must_use]
+    pub fn never(within: Duration) -> Self {
+        Self { returns: Returns::Never(within), note: None }
+    }
+
+    /// Tells the page why, in `hub.bye`: text for people or a word for the script. At most
+    /// [`MAX_NOTE_BYTES`](Self::MAX_NOTE_BYTES). Defaults to nothing.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<Arc<str>>) -> Self {
+        self.note = Some(note.into());
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), InvalidName> {
+        match &self.note {
+            Some(note) if note.len() > Self::MAX_NOTE_BYTES => {
+                Err(InvalidName::new("note", NameProblem::TooLong { limit: Self::MAX_NOTE_BYTES }))
+            }
+            _ => Ok(()),
+        }
+    }
+}

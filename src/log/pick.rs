@@ -1,0 +1,83 @@
+//! The oldest few of what several channels offer, within the bounds of one read.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::channel::Channel;
+use super::reader::{Batch, Picked};
+use super::store::Record;
+use crate::name::ConnectionId;
+
+/// How many records one read hands out at most.
+const MAX_RECORDS: usize = 64;
+/// How many bytes it hands out at most, if that is more than one record.
+const MAX_BYTES: usize = 64 * 1024;
+
+/// Each record once.
+pub(super) struct Pick {
+    me: ConnectionId,
+    wants_addresses: bool,
+    picked: SmallVec<[Picked; 8]>,
+    /// Nothing above this can be among them any more.
+    cap: u64,
+    /// Something was left out.
+    cut: bool,
+}
+
+impl Pick {
+    pub(super) fn new(me: ConnectionId, wants_addresses: bool) -> Self {
+        Self { me, wants_addresses, picked: SmallVec::new(), cap: u64::MAX, cut: false }
+    }
+
+    /// `records` are in order, so that its first `MAX_RECORDS` are all that can be among the oldest.
+    pub(super) fn offer<'a>(&mut self, channel: &Arc<Channel>, records: impl Iterator<Item = &'a Arc<Record>>) {
+        let mut taken = 0;
+        for record in records {
+            if taken == MAX_RECORDS || record.sequence > self.cap {
+                self.cut = true;
+                break;
+            }
+            if !record.except.contains(&self.me) {
+                taken += 1;
+                let via = self.wants_addresses.then(|| Arc::clone(channel));
+                self.picked.push(Picked { record: Arc::clone(record), via });
+            }
+        }
+        if self.picked.len() >= 2 * MAX_RECORDS {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        self.picked.sort_by_key(|picked| picked.record.sequence);
+        self.picked.dedup_by_key(|picked| picked.record.sequence);
+        if self.picked.len() > MAX_RECORDS {
+            self.cut = true;
+            self.picked.truncate(MAX_RECORDS);
+        }
+        if let [.., last] = &self.picked[..]
+            && self.picked.len() == MAX_RECORDS
+        {
+            self.cap = last.record.sequence;
+        }
+    }
+
+    /// Moves what fits into the batch. Returns up to where everything is in it: `upto` unless something was left out.
+    pub(super) fn finish(mut self, upto: u64, batch: &mut Batch) -> u64 {
+        self.settle();
+        let mut bytes = 0;
+        for picked in self.picked {
+            bytes += picked.record.frame.len();
+            if bytes > MAX_BYTES && !batch.records.is_empty() {
+                self.cut = true;
+                break;
+            }
+            batch.records.push(picked);
+        }
+        match batch.records.last() {
+            Some(last) if self.cut => last.record.sequence,
+            _ => upto,
+        }
+    }
+}
