@@ -13,9 +13,13 @@
 //! | `GET /events?topic=a&topic=b[&user=u]` | the stream; `user` is taken at its word |
 //! | `POST /topics/{topic}?event=name&key=k`, `/users/{user}`, `/everyone`, the data as body | `202 {"id":"…","receivers":n}` |
 //! | `POST /publish`, lines of `{"topic"\|"user":"…","event":"…","key":"…","data":…}` | `202 {"published":n,"last":"…"}` |
+//! | `POST /events/{connection}/topics?join=c&leave=a[&user=u]` | `200 {"topics":["b","c"]}`: what this stream has now |
+//! | `DELETE /users/{user}/connections[?return=later\|never&time=30s&note=why]` | `200 {"disconnected":n}` |
+//! | `GET /topics/{topic}/presence` | `200 {"position":"…","members":[{"user":"…","connections":n}],"anonymous":n}` |
 //! | `GET /stats`, `/healthz`, `/readyz` | counts; whether it is well; whether it takes new streams |
 
 mod options;
+mod people;
 mod publish;
 
 use std::future::Future;
@@ -46,6 +50,9 @@ pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
     for prefix in &options.latest {
         builder = builder.retention_for(TopicRule::prefix(prefix.as_str()), Retention::latest_per_key());
     }
+    for prefix in &options.presence {
+        builder = builder.presence_for(TopicRule::prefix(prefix.as_str()));
+    }
     if let Some(count) = options.replay_events {
         builder = builder.topic_retention(Retention::replay().count(count));
     }
@@ -54,8 +61,8 @@ pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
 
 pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
     Router::new()
-        .route("/topics/{*topic}", post(publish::to_topic))
-        .route("/users/{*user}", post(publish::to_user))
+        .route("/topics/{*topic}", post(publish::to_topic).get(people::presence))
+        .route("/users/{*user}", post(publish::to_user).delete(people::disconnect))
         .route("/everyone", post(publish::to_everyone))
         .route("/publish", post(publish::batch))
         .route_layer(middleware::from_fn_with_state(options.token.clone(), publish::guard))
@@ -67,7 +74,7 @@ pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such path"))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(hub.clone())
-        .layer(hub.layer("/events", access))
+        .layer(hub.layer("/events", access).changeable())
 }
 
 /// Everybody may read everything.

@@ -11,14 +11,18 @@ use axum::http::header::AUTHORIZATION;
 pub(crate) const USAGE: &str = "\
 A hub of Server-Sent Events that programs in any language publish to.
 
-Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--latest PREFIX]... [--drain-window TIME]
+Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--latest PREFIX]... [--presence PREFIX]...
+                  [--drain-window TIME]
 
   --listen ADDRESS     Listen here. Port 0 takes a free one. Defaults to 127.0.0.1:8080.
-  --token SECRET       Whoever writes must send `Authorization: Bearer SECRET`. Defaults to letting everybody write.
+  --token SECRET       Whoever writes, disconnects or asks who is there must send `Authorization: Bearer SECRET`.
+                       Defaults to letting everybody.
   --replay-events N    A topic keeps this many events for those who come back, of at most 5 minutes and 1 MiB;
                        also for those who listen, so a longer batch is a gap to them. Defaults to 1024.
   --latest PREFIX      Topics that start with PREFIX keep the newest event of each key, and a new page gets all of
                        them at once. May be given several times.
+  --presence PREFIX    Topics that start with PREFIX tell who comes and goes: `hub.joined` and `hub.left`. May be given
+                       several times.
   --drain-window TIME  When it leaves, clients are told to come back spread over this time: 500ms, 5s, 2m.
                        Defaults to 5s.
   --help               Print this.
@@ -31,6 +35,7 @@ pub(crate) struct Options {
     pub(crate) token: Option<Token>,
     pub(crate) replay_events: Option<usize>,
     pub(crate) latest: Vec<String>,
+    pub(crate) presence: Vec<String>,
     pub(crate) drain_window: Duration,
     pub(crate) help: bool,
 }
@@ -42,6 +47,7 @@ impl Default for Options {
             token: None,
             replay_events: None,
             latest: Vec::new(),
+            presence: Vec::new(),
             drain_window: Duration::from_secs(5),
             help: false,
         }
@@ -63,7 +69,7 @@ impl Options {
                 options.help = true;
                 return Ok(options);
             }
-            if !["--listen", "--token", "--replay-events", "--latest", "--drain-window"].contains(&name) {
+            if !["--listen", "--token", "--replay-events", "--latest", "--presence", "--drain-window"].contains(&name) {
                 let is_option = name.starts_with("--");
                 return Err(if is_option {
                     format!("unknown option {name}")
@@ -87,13 +93,14 @@ impl Options {
                 _ => return Err("not a number of at least 1"),
             },
             "--latest" => self.latest.push(value),
+            "--presence" => self.presence.push(value),
             _ => self.drain_window = duration(&value).ok_or("not a time like 500ms, 5s or 2m")?,
         }
         Ok(())
     }
 }
 
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let number: u64 = number.parse().ok()?;
     match unit {

@@ -103,6 +103,104 @@ async fn a_name_in_the_path_may_hold_any_character() {
     assert_eq!(read(&mut events).await.1, "21.5");
 }
 
+async fn ask(addr: SocketAddr, method: &str, path: &str) -> (u16, Value) {
+    let reply = send(addr, Request::builder().method(method).uri(path).body("").unwrap()).await;
+    let status = reply.status.as_u16();
+    let text = reply.text().await;
+    (status, serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.trim_end().to_owned())))
+}
+
+#[tokio::test]
+async fn a_user_is_disconnected_and_comes_back_when_it_may() {
+    let (_hub, server) = start("").await;
+    let addr = server.addr;
+    for (query, returns) in
+        [("", "now"), ("?return=later&time=2s", "later"), ("?return=never&time=1s&note=out", "never")]
+    {
+        // A slash in the name, as it is and encoded.
+        let tabs = [subscribe(addr, "/events?user=a/da").await, subscribe(addr, "/events?user=a/da").await];
+        let mut other = subscribe(addr, "/events?user=ben").await;
+        let path = if returns == "now" { "/users/a/da/connections" } else { "/users/a%2Fda/connections" };
+        assert_eq!(ask(addr, "DELETE", &format!("{path}{query}")).await, (200, json!({ "disconnected": 2 })));
+        for tab in tabs {
+            let bye = tab.rest().await.pop().unwrap();
+            let data: Value = serde_json::from_str(&bye.data).unwrap();
+            assert_eq!((&*bye.event, &data["reason"], &data["return"]), ("hub.bye", &json!("kicked"), &json!(returns)));
+            assert_eq!(data["note"], if returns == "never" { json!("out") } else { Value::Null });
+        }
+        let status = get(addr, "/events?user=a/da").await.status;
+        assert_eq!(status, if returns == "never" { 204 } else { 200 });
+        accepted(addr, "/users/ben", "still here").await;
+        assert_eq!(read(&mut other).await.1, "still here");
+    }
+    soon(async { while get(addr, "/events?user=a/da").await.status != 200 {} }).await;
+    for (path, status, line) in [
+        ("/users/ada/connections?return=perhaps", 400, "return: neither now, later nor never"),
+        ("/users/ada/connections?return=later&time=soon", 400, "time: not a time like 500ms, 5s or 2m"),
+        ("/users/ada/connections?time=5s", 400, "time: only with return=later or return=never"),
+        ("/users/%00/connections", 400, "user contains the control character U+0000"),
+        ("/users/ada", 404, "no such path"),
+    ] {
+        assert_eq!(ask(addr, "DELETE", path).await, (status, json!(line)), "{path}");
+    }
+    assert_eq!(ask(addr, "DELETE", "/users/nobody/connections").await, (200, json!({ "disconnected": 0 })));
+}
+
+#[tokio::test]
+async fn who_is_in_a_topic_is_said_each_user_once() {
+    let (_hub, server) = start("--presence rooms/").await;
+    let addr = server.addr;
+    let mut ada = subscribe(addr, "/events?user=ada&topic=rooms/1").await;
+    let _second_tab = subscribe(addr, "/events?user=ada&topic=rooms/1").await;
+    let _ben = subscribe(addr, "/events?user=ben&topic=rooms/1").await;
+    let _somebody = subscribe(addr, "/events?topic=rooms/1").await;
+    for path in ["/topics/rooms/1/presence", "/topics/rooms%2F1/presence"] {
+        let (status, presence) = ask(addr, "GET", path).await;
+        let members = json!([{ "user": "ada", "connections": 2 }, { "user": "ben", "connections": 1 }]);
+        assert_eq!((status, &presence["members"], &presence["anonymous"]), (200, &members, &json!(1)));
+        assert!(presence["position"].is_string());
+    }
+    // Its own joining came before it had caught up, or after.
+    loop {
+        let event = ada.next().await;
+        if event.event == "hub.joined" && event.data.contains("ben") {
+            assert_eq!(
+                serde_json::from_str::<Value>(&event.data).unwrap(),
+                json!({ "topic": "rooms/1", "user": "ben" })
+            );
+            break;
+        }
+    }
+    assert_eq!(ask(addr, "GET", "/topics/empty/presence").await.1["members"], json!([]));
+    assert_eq!(ask(addr, "GET", "/topics/%00/presence").await.0, 400);
+    assert_eq!(ask(addr, "GET", "/topics/rooms/1").await, (405, json!("not with this method")));
+}
+
+#[tokio::test]
+async fn a_page_changes_its_topics_without_reconnecting() {
+    let (_hub, server) = start("").await;
+    let addr = server.addr;
+    let mut page = get(addr, "/events?user=ada&topic=a").await.events();
+    let hello: Value = serde_json::from_str(&page.next().await.data).unwrap();
+    let path = format!("/events/{}/topics?join=b&leave=a", hello["connection"].as_str().unwrap());
+    assert_eq!(ask(addr, "POST", &path).await.0, 404, "nobody in particular is not ada");
+    assert_eq!(ask(addr, "POST", &format!("{path}&user=ada")).await, (200, json!({ "topics": ["b"] })));
+    assert_eq!(accepted(addr, "/topics/a", "x").await["receivers"], 0);
+    accepted(addr, "/topics/b", "y").await;
+    assert_eq!(read(&mut page).await.1, "y");
+}
+
+#[tokio::test]
+async fn with_a_token_only_who_knows_it_disconnects_or_asks_who_is_there() {
+    let (_hub, server) = start("--token s3cret").await;
+    for (method, path) in [("DELETE", "/users/ada/connections"), ("GET", "/topics/a/presence")] {
+        let request = || Request::builder().method(method).uri(path);
+        assert_eq!(send(server.addr, request().body("").unwrap()).await.status, 401);
+        let request = request().header("authorization", "Bearer s3cret").body("").unwrap();
+        assert_eq!(send(server.addr, request).await.status, 200);
+    }
+}
+
 #[tokio::test]
 async fn a_bad_event_is_refused_in_one_line_and_takes_no_position() {
     let (hub, server) = start("").await;

@@ -1,0 +1,91 @@
+//! Who is there, and who has to go.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use tower_sse::{CommandError, Hub, InvalidName, Kick, Presence, Topic};
+
+use super::options::duration;
+use super::publish::Problem;
+
+/// When those come back who are told to come back later, unless `time` says so.
+const LATER: Duration = Duration::from_secs(30);
+/// For how long those stay away who are told never to come back, unless `time` says so.
+const NEVER: Duration = Duration::from_secs(3600);
+
+type Name = Result<Path<String>, PathRejection>;
+
+/// What became of a `DELETE`.
+#[derive(Serialize)]
+pub(crate) struct Disconnected {
+    disconnected: usize,
+}
+
+/// How clients are parted with.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Parting {
+    #[serde(rename = "return")]
+    returns: Option<String>,
+    time: Option<String>,
+    note: Option<String>,
+}
+
+impl Parting {
+    fn kick(self) -> Result<Kick, Problem> {
+        let bad = |line| Err(Problem::new(StatusCode::BAD_REQUEST, line));
+        let time = match self.time.as_deref().map(duration) {
+            None => None,
+            Some(Some(time)) => Some(time),
+            Some(None) => return bad("time: not a time like 500ms, 5s or 2m"),
+        };
+        let kick = match (self.returns.as_deref(), time) {
+            (None | Some("now"), None) => Kick::now(),
+            (None | Some("now"), Some(_)) => return bad("time: only with return=later or return=never"),
+            (Some("later"), time) => Kick::later(time.unwrap_or(LATER)),
+            (Some("never"), time) => Kick::never(time.unwrap_or(NEVER)),
+            (Some(_), _) => return bad("return: neither now, later nor never"),
+        };
+        Ok(match self.note {
+            Some(note) => kick.note(note),
+            None => kick,
+        })
+    }
+}
+
+/// `DELETE /users/{user}/connections`. A user may hold slashes, so the path is cut at its end.
+pub(crate) async fn disconnect(
+    State(hub): State<Hub>,
+    path: Name,
+    parting: Result<Query<Parting>, QueryRejection>,
+) -> Result<Json<Disconnected>, Problem> {
+    let path = path?.0;
+    let user = path.strip_suffix("/connections").ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no such path"))?;
+    let disconnected = hub.user(user).disconnect(parting?.0.kick()?).await?;
+    Ok(Json(Disconnected { disconnected }))
+}
+
+/// `GET /topics/{topic}/presence`.
+pub(crate) async fn presence(State(hub): State<Hub>, path: Name) -> Result<Json<Presence>, Response> {
+    let path = path.map_err(|rejection| Problem::from(rejection).into_response())?.0;
+    let Some(topic) = path.strip_suffix("/presence") else {
+        // As any other path that only takes what is published.
+        let mut refused = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method").into_response();
+        refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        return Err(refused);
+    };
+    // A name that no topic has: else it would look like a topic where nobody is.
+    let bad = |error: InvalidName| Problem::new(StatusCode::BAD_REQUEST, error.to_string()).into_response();
+    Ok(Json(hub.topic(Topic::try_from(topic).map_err(bad)?).presence()))
+}
+
+impl From<CommandError> for Problem {
+    fn from(error: CommandError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
