@@ -75,6 +75,16 @@
 //! An [`Access`] hook turns each request into a [`Subscription`] or a [`Refusal`]. There is no silent default: open
 //! access is spelled [`Public`].
 //!
+//! [`Access::recheck`] looks again while a stream is open, [`Subscription::expires_in`] ends it by itself, and
+//! [`Target::disconnect`] ends it now. [`Target::join`] and [`Target::leave`] change its topics while it is open. Pages of
+//! other sites are kept out unless [listed](HubBuilder::allow_origin); [tickets](Hub::ticket) let in who can send no
+//! cookie.
+//!
+//! # Who is there
+//!
+//! [`Target::presence`], [`Target::count`] and [`Target::is_online`] say who has a stream open, [`Hub::connections`] all
+//! about each, and [`Hub::lifecycle`] what becomes of them.
+//!
 //! # Mounting
 //!
 //! Three equivalent ways: [`Hub::layer`] answers one path and passes everything else through untouched;
@@ -98,11 +108,12 @@
 //! | event | data | when |
 //! |---|---|---|
 //! | `hub.hello` | `connection`, `cursor` (`fresh`, `resuming`, `refused`), `topics`, `instance` if named | first, with `retry` |
-//! | `hub.live` | `{}` | caught up; its id stands for everything before it |
+//! | `hub.live` | `{}`, or `topics` after they have changed | caught up; its id stands for everything before it |
 //! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | records are not to be had: fetch the state anew |
 //! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: come back then |
 //! | `hub.expiring` | `in_ms` | the subscription's time is near its end |
-//! | `hub.bye` | `reason` (see [`EndReason`]), `return`: `now` | last, where the hub ends the stream |
+//! | `hub.joined`, `hub.left` | `topic`, `user`, `data` if attached | in topics that [tell](HubBuilder::presence_for) who comes and goes |
+//! | `hub.bye` | `reason` (see [`EndReason`]), `return`: `now`, `later`, `never`, and a `note` | last, where the hub ends the stream |
 //!
 //! # Features
 //!
@@ -122,6 +133,17 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+/// And so does that in the guide.
+#[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
+mod guide {
+    #[doc = include_str!("../docs/guide/identity.md")]
+    struct Identity;
+    #[doc = include_str!("../docs/guide/authorization.md")]
+    struct Authorization;
+    #[doc = include_str!("../docs/guide/presence.md")]
+    struct Presence;
+}
+
 mod audience;
 #[cfg(feature = "axum")]
 mod axum;
@@ -131,6 +153,7 @@ mod http;
 mod hub;
 mod kick;
 mod log;
+mod moment;
 mod name;
 mod position;
 mod reason;

@@ -19,7 +19,9 @@ use http_body_util::{BodyExt, Full};
 use support::{Server, get, http2, reply, resume, soon, subscribe, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule};
+use tower_sse::{
+    Cursor, EndReason, Event, Hub, HubBuilder, Kick, Public, Retention, StreamItem, Subscription, TopicRule,
+};
 
 fn app(hub: &Hub) -> Router {
     Router::new()
@@ -375,6 +377,47 @@ async fn churn_leaves_nothing_behind() {
     // Topics and users without anything kept, and the one channel that stays, are all that is remembered.
     assert!(hub.stats().channels <= 1 + 1000 + 77);
     assert_eq!(hub.stats().retained_bytes, 0);
+}
+
+/// The same for what connections have beside their channels: users, members, joined topics, kicks, tickets.
+#[tokio::test]
+async fn churn_of_users_and_members_leaves_nothing_behind() {
+    let brief = Duration::from_millis(50);
+    let hub = Hub::builder()
+        .presence_for(TopicRule::any())
+        .presence_grace(brief)
+        .live_window(brief)
+        .write_deadline(brief)
+        .topic_retention(Retention::live())
+        .user_retention(Retention::live())
+        .heartbeat(Duration::from_millis(10))
+        .channel_grace(Duration::from_millis(40))
+        .build()
+        .unwrap();
+    let before = hub.stats();
+    let mut churn = async |rounds: usize| {
+        for n in 0..rounds {
+            let user = format!("u{}", n % 1000);
+            let subscription = || Subscription::user(user.clone()).topic(format!("t{}", n % 77));
+            let stream = hub.stream(subscription(), Cursor::Absent).unwrap();
+            match n % 8 {
+                0 => drop(hub.connection(stream.connection()).join(format!("j{}", n % 500)).await.unwrap()),
+                1 => drop(hub.user(&user).join(format!("j{}", n % 500)).await.unwrap()),
+                2 => drop(hub.user(&user).leave(format!("j{}", n % 500)).await.unwrap()),
+                3 => assert_eq!(hub.user(&user).disconnect(Kick::now()).await.unwrap(), 1),
+                4 => {
+                    let members = hub.topic(format!("t{}", n % 77)).presence().members;
+                    assert_eq!(members.iter().filter(|member| member.connections == 1).count(), 1);
+                }
+                5 => drop(hub.ticket(subscription(), Duration::from_secs(1)).await.unwrap()),
+                _ => {}
+            }
+        }
+    };
+    churn(50_000).await;
+    until(|| hub.stats().users == 0 && hub.stats().channels == before.channels).await;
+    assert_eq!((hub.stats().connections, hub.stats().retained_bytes), (0, 0));
+    assert!((0..77).all(|n| hub.topic(format!("t{n}")).presence().members.is_empty()));
 }
 
 #[test]

@@ -8,8 +8,19 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const VALUES: &[&str] =
-    &["audience", "error", "event", "kick", "name", "position", "reason", "refusal", "retention", "subscription"];
+const VALUES: &[&str] = &[
+    "audience",
+    "error",
+    "event",
+    "kick",
+    "moment",
+    "name",
+    "position",
+    "reason",
+    "refusal",
+    "retention",
+    "subscription",
+];
 
 /// A layer and the layers that it may import, beside itself. `values` stands for all values.
 const LAYERS: &[(&str, &[&str])] = &[

@@ -44,6 +44,10 @@ use crate::subscription::Subscription;
 /// the client is told to come back; if it panics, that request is answered `500`. A timeout layer outside that is shorter
 /// answers first, with a status after which browsers give up.
 pub trait Access: Send + Sync + 'static {
+    /// Whether [`recheck`](Self::recheck) has anything to say; it is not asked where this is false. It is for closures and
+    /// for [`Public`](crate::Public). Defaults to true.
+    const RECHECKS: bool = true;
+
     /// Decides. Dropped at any await when the client leaves or the time is over.
     fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
 
@@ -72,6 +76,8 @@ where
     F: Fn(Connect) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Subscription, Refusal>> + Send,
 {
+    const RECHECKS: bool = false;
+
     fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send {
         self(connect)
     }

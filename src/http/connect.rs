@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
-use tokio::time::Instant;
 
 use crate::hub::{Hub, Transport};
+use crate::moment::Moment;
 use crate::position::Cursor;
 
 /// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
@@ -21,7 +21,7 @@ pub struct Connect {
     headers: HeaderMap,
     extensions: Extensions,
     /// What was true before may not be true any more when the request is answered.
-    pub(super) asked_at: Instant,
+    pub(super) asked_at: Moment,
     pub(super) transport: Option<Arc<Transport>>,
 }
 
@@ -33,7 +33,7 @@ impl Connect {
             uri: request.uri().clone(),
             headers: request.headers().clone(),
             extensions: request.extensions().clone(),
-            asked_at: Instant::now(),
+            asked_at: Moment::now(),
             transport: None,
         }
     }
@@ -46,7 +46,7 @@ impl Connect {
             uri: parts.uri,
             headers: parts.headers,
             extensions: parts.extensions,
-            asked_at: Instant::now(),
+            asked_at: Moment::now(),
             transport: None,
         }
     }

@@ -18,7 +18,7 @@ use crate::hub::{Authority, Hub};
 pub struct SseEndpoint<A> {
     hub: Hub,
     access: Arc<A>,
-    authority: Arc<dyn Authority>,
+    authority: Option<Arc<dyn Authority>>,
     changeable: bool,
 }
 
@@ -27,7 +27,7 @@ impl Hub {
     #[must_use]
     pub fn endpoint<A: Access>(&self, access: A) -> SseEndpoint<A> {
         let access = Arc::new(access);
-        let authority = Arc::new(Hook(Arc::clone(&access)));
+        let authority = A::RECHECKS.then(|| -> Arc<dyn Authority> { Arc::new(Hook(Arc::clone(&access))) });
         SseEndpoint { hub: self.clone(), access, authority, changeable: false }
     }
 }
@@ -59,7 +59,7 @@ impl<A: Access> SseEndpoint<A> {
         if self.is_change(connect.uri().path()) {
             return async move { hub.change(&*access, connect).await }.boxed();
         }
-        let authority = Arc::clone(&self.authority);
+        let authority = self.authority.clone();
         async move { hub.answer(&*access, authority, connect).await }.boxed()
     }
 }
@@ -83,7 +83,7 @@ impl<A> Clone for SseEndpoint<A> {
         Self {
             hub: self.hub.clone(),
             access: Arc::clone(&self.access),
-            authority: Arc::clone(&self.authority),
+            authority: self.authority.clone(),
             changeable: self.changeable,
         }
     }

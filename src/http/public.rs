@@ -71,6 +71,8 @@ impl Public {
 }
 
 impl Access for Public {
+    const RECHECKS: bool = false;
+
     async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
         self.subscription(&connect)
     }

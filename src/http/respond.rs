@@ -72,7 +72,7 @@ impl Hub {
     pub(super) async fn answer<A: Access>(
         &self,
         access: &A,
-        authority: Arc<dyn Authority>,
+        authority: Option<Arc<dyn Authority>>,
         connect: Connect,
     ) -> Response<EventBody> {
         let method = connect.method().clone();
@@ -82,7 +82,7 @@ impl Hub {
     async fn decide<A: Access>(
         &self,
         access: &A,
-        authority: Arc<dyn Authority>,
+        authority: Option<Arc<dyn Authority>>,
         connect: Connect,
     ) -> Response<EventBody> {
         if let Some(refused) = self.look_at(&connect) {
@@ -92,7 +92,7 @@ impl Hub {
             return self.refusal(&Refusal::later(RefusalReason::Draining));
         }
         match self.ask(access, connect.clone()).await {
-            Ok(subscription) => self.accept(&connect, &subscription, Some(authority)),
+            Ok(subscription) => self.accept(&connect, &subscription, authority),
             Err(NoAnswer::Refused(refusal)) => self.refusal(&refusal),
             Err(NoAnswer::Panicked) => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
         }
@@ -119,7 +119,7 @@ impl Hub {
         let opened = match connect.method() {
             &Method::HEAD => self.admit(subscription, connect.cursor()).map(|()| None),
             _ => {
-                let request = Request { to_network: true, asked_at: self.at(connect.asked_at), authority };
+                let request = Request { to_network: true, asked_at: connect.asked_at, authority };
                 self.open(subscription, connect.cursor(), request).map(Some)
             }
         };

@@ -5,6 +5,7 @@ use std::collections::hash_map::HashMap;
 
 use crate::audience::Address;
 use crate::log::Millis;
+use crate::moment::Moment;
 
 /// How many entries are looked through before those that are over are dropped.
 const TIDY_AT: usize = 64;
@@ -17,7 +18,7 @@ pub(super) struct Bars {
 
 #[derive(Clone, Copy, Debug)]
 struct Bar {
-    kicked_at: Millis,
+    kicked_at: Moment,
     /// Nobody comes back before then.
     until: Millis,
     /// The entry may be dropped then.
@@ -34,20 +35,19 @@ pub(super) enum Objection {
 }
 
 impl Bars {
-    /// `remember` is how long a request may take to be decided.
+    /// Nobody comes back before `until`; and up to `remember` there may be something that was decided before this moment.
     pub(super) fn kick(&mut self, address: Address, until: Millis, remember: Millis, now: Millis) {
         self.tidy(now);
         let before = self.by_address.get(&address).map_or(0, |bar| bar.until);
         let until = until.max(before);
-        let over_at = until.max(now.saturating_add(remember));
-        self.by_address.insert(address, Bar { kicked_at: now, until, over_at });
+        self.by_address.insert(address, Bar { kicked_at: Moment::new(), until, over_at: until.max(remember) });
     }
 
-    /// Whether something stands against a request of `asked_at` that wants these addresses.
+    /// Whether something stands against what was asked for, or decided, at a moment and is about these addresses.
     pub(super) fn objection<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
-        asked_at: Millis,
+        asked_at: Moment,
         now: Millis,
     ) -> Option<Objection> {
         let mut outdated = None;
@@ -55,7 +55,7 @@ impl Bars {
             if bar.until > now {
                 return Some(Objection::Barred);
             }
-            if bar.over_at > now && bar.kicked_at >= asked_at {
+            if bar.over_at > now && bar.kicked_at > asked_at {
                 outdated = Some(Objection::Outdated);
             }
         }
@@ -87,28 +87,30 @@ mod tests {
     #[test]
     fn who_was_told_to_stay_away_is_let_in_when_the_time_is_over() {
         let mut bars = Bars::default();
-        bars.kick(user("ada"), 500, 10, 100);
+        bars.kick(user("ada"), 500, 110, 100);
         // A later kick that lets come back does not shorten it.
-        bars.kick(user("ada"), 0, 10, 200);
-        assert_eq!(bars.objection([&user("ada")], 300, 499), Some(Objection::Barred));
-        assert_eq!(bars.objection([&user("ada")], 300, 500), None);
-        assert_eq!(bars.objection([&user("ben")], 300, 499), None);
+        bars.kick(user("ada"), 0, 210, 200);
+        let asked_at = Moment::now();
+        assert_eq!(bars.objection([&user("ada")], asked_at, 499), Some(Objection::Barred));
+        assert_eq!(bars.objection([&user("ada")], asked_at, 500), None);
+        assert_eq!(bars.objection([&user("ben")], asked_at, 499), None);
     }
 
     #[test]
-    fn a_request_that_came_before_the_kick_is_decided_anew() {
+    fn what_was_asked_before_the_kick_is_decided_anew() {
         let mut bars = Bars::default();
-        bars.kick(user("ada"), 0, 1_000, 100);
-        assert_eq!(bars.objection([&user("ada")], 100, 150), Some(Objection::Outdated));
-        assert_eq!(bars.objection([&user("ada")], 101, 150), None);
-        assert_eq!(bars.objection([&user("ada")], 0, 1_100), None, "no request takes so long");
+        let before = Moment::now();
+        bars.kick(user("ada"), 0, 1_100, 100);
+        assert_eq!(bars.objection([&user("ada")], before, 100), Some(Objection::Outdated));
+        assert_eq!(bars.objection([&user("ada")], Moment::now(), 100), None);
+        assert_eq!(bars.objection([&user("ada")], before, 1_100), None, "no request takes so long");
     }
 
     #[test]
     fn what_is_over_takes_no_memory() {
         let mut bars = Bars::default();
         for n in 0..10_000 {
-            bars.kick(user(&n.to_string()), 0, 10, n);
+            bars.kick(user(&n.to_string()), 0, n + 10, n);
         }
         assert!(bars.by_address.len() < 200, "{}", bars.by_address.len());
     }

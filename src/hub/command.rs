@@ -181,12 +181,12 @@ impl Hub {
         // Before the connections are looked up: one that is being opened either meets this or is found.
         {
             let mut bars = self.inner.bars.lock();
-            let remember = millis(self.settings().access_timeout);
+            let requests = now.saturating_add(millis(self.settings().access_timeout));
+            let remember = requests.max(self.inner.tickets.last_over_at());
             for address in audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_))) {
                 bars.kick(address.clone(), until, remember, now);
             }
         }
-        self.inner.tickets.void(audience);
         let links = self.links(audience);
         for link in &links {
             let retry = match kick.returns {

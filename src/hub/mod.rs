@@ -182,10 +182,6 @@ impl Hub {
         self.inner.now()
     }
 
-    pub(crate) fn at(&self, instant: Instant) -> Millis {
-        self.inner.at(instant)
-    }
-
     /// No more streams are accepted.
     pub(crate) fn is_draining(&self) -> bool {
         self.inner.draining.load(Ordering::Acquire)

@@ -12,7 +12,8 @@ use super::registry::Inserted;
 use super::{Connection, Hub, LifecycleEvent, housekeeping};
 use crate::audience::Address;
 use crate::kick::Returns;
-use crate::log::{Begin, Millis, millis};
+use crate::log::{Begin, millis};
+use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Cursor;
 use crate::reason::{EndReason, GapReason, RefusalReason};
@@ -25,7 +26,7 @@ pub(crate) struct Request {
     /// It goes over a network: it has heartbeats, and is given up when it is not read.
     pub(crate) to_network: bool,
     /// When it came. What was decided since may rest on what is true no more.
-    pub(crate) asked_at: Millis,
+    pub(crate) asked_at: Moment,
     /// Whom to ask again.
     pub(crate) authority: Option<Arc<dyn Authority>>,
 }
@@ -147,7 +148,7 @@ impl Hub {
         }
     }
 
-    fn object(&self, addresses: &[Address], asked_at: Millis) -> Result<(), OpenError> {
+    fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
         let bars = self.inner.bars.lock();
         if bars.is_empty() {
             return Ok(());
@@ -176,7 +177,8 @@ impl Hub {
     }
 }
 
-fn addresses(subscription: &Subscription) -> Vec<Address> {
+/// Who and what a subscription is about.
+pub(super) fn addresses(subscription: &Subscription) -> Vec<Address> {
     let topics = subscription.topics.iter().cloned().map(Address::Topic);
     topics.chain(subscription.user.clone().map(Address::User)).chain([Address::Everyone]).collect()
 }

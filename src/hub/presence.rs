@@ -90,6 +90,7 @@ impl Target<'_> {
     pub fn presence(&self) -> Presence {
         let hub = self.hub;
         let inner = &hub.inner;
+        inner.sweep_roster();
         let roster = inner.presences.roster.lock();
         let mut presence = Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
         let Ok(audience) = &self.audience else { return presence };

@@ -108,6 +108,8 @@ impl Registry {
 
     pub(super) fn insert(&self, link: &Arc<Link>, now: Millis) -> Result<Inserted, Full> {
         let mut table = self.table.lock();
+        // So that users go as fast as they come, also where nobody keeps house.
+        self.forget_users(&mut table, now, 2);
         let mut displaced = Links::new();
         let of_user = link.user().and_then(|user| table.users.get(user)).map_or(0, |user| user.links.len());
         match self.limits.per_user {
@@ -232,20 +234,28 @@ impl Registry {
     /// Forgets users who have been offline for the grace.
     pub(super) fn sweep(&self, now: Millis) {
         let mut table = self.table.lock();
-        let table = &mut *table;
-        while table.offline.front().is_some_and(|(since, _)| since.saturating_add(self.grace) <= now) {
-            let Some((since, name)) = table.offline.pop_front() else { break };
-            // It may have been there again meanwhile, and have left again.
-            if table.users.get(&name).is_some_and(|user| user.links.is_empty() && user.offline_since == Some(since)) {
-                table.users.remove(&name);
-            }
-        }
+        self.forget_users(&mut table, now, usize::MAX);
         let len = table.users.len();
         if table.users.capacity() > 1024 && len < table.users.capacity() / 8 {
             table.users.shrink_to(len * 2);
         }
         if table.offline.capacity() > 1024 && table.offline.len() < table.offline.capacity() / 8 {
-            table.offline.shrink_to(table.offline.len() * 2);
+            let len = table.offline.len();
+            table.offline.shrink_to(len * 2);
+        }
+    }
+
+    fn forget_users(&self, table: &mut Table, now: Millis, most: usize) {
+        for _ in 0..most {
+            let is_due = |(since, _): &(Millis, UserId)| since.saturating_add(self.grace) <= now;
+            if !table.offline.front().is_some_and(is_due) {
+                return;
+            }
+            let Some((since, name)) = table.offline.pop_front() else { return };
+            // It may have been there again meanwhile, and have left again.
+            if table.users.get(&name).is_some_and(|user| user.links.is_empty() && user.offline_since == Some(since)) {
+                table.users.remove(&name);
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use futures::future::poll_fn;
 use super::{Hub, OpenError, Request, Step};
 use crate::audience::Address;
 use crate::log::Batch;
+use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic};
 use crate::position::{Cursor, Position};
 use crate::reason::{EndReason, GapReason, RefusalReason};
@@ -79,7 +80,7 @@ impl Hub {
         subscription: Subscription,
         cursor: impl Into<Cursor>,
     ) -> Result<HubStream, SubscriptionError> {
-        let request = Request { to_network: false, asked_at: self.now() + 1, authority: None };
+        let request = Request { to_network: false, asked_at: Moment::now(), authority: None };
         let connection = self.open(&subscription, cursor.into(), request).map_err(|error| match error {
             OpenError::Invalid(invalid) => invalid,
             OpenError::Refused(RefusalReason::Limit, _) => SubscriptionError::Limit,

@@ -5,8 +5,9 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use super::Hub;
-use crate::audience::{Address, Audience};
+use super::bars::Objection;
 use crate::log::{Millis, millis};
+use crate::moment::Moment;
 use crate::subscription::{Expiry, Subscription, SubscriptionError};
 use crate::sync::Mutex;
 
@@ -67,7 +68,8 @@ impl Hub {
         }
         let secret = super::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
         let now = self.now();
-        self.inner.tickets.put(secret, subscription, now.saturating_add(millis(ttl)), now)?;
+        let over_at = now.saturating_add(millis(ttl));
+        self.inner.tickets.put(secret, Waiting { subscription, made_at: Moment::now(), over_at }, now)?;
         Ok(Ticket(format!("{secret:032x}").into()))
     }
 
@@ -75,8 +77,14 @@ impl Hub {
     pub(crate) fn take_ticket(&self, text: &str) -> Option<Subscription> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical)?;
-        let mut subscription = self.inner.tickets.take(secret, self.now())?;
+        let now = self.now();
+        let Waiting { mut subscription, made_at, .. } = self.inner.tickets.take(secret, now)?;
         subscription.redeemed = true;
+        // Who was disconnected since needs a new one.
+        let objection = self.inner.bars.lock().objection(&super::open::addresses(&subscription), made_at, now);
+        if objection == Some(Objection::Outdated) {
+            return None;
+        }
         // Its own time may have ended before the ticket's.
         subscription.expiry.is_none_or(|expiry| !expiry.remaining().is_zero()).then_some(subscription)
     }
@@ -93,11 +101,13 @@ struct Table {
     waiting: HashMap<u128, Waiting>,
     /// Those that are over are dropped when there are this many.
     tidy_at: usize,
+    last_over_at: Millis,
 }
 
 #[derive(Debug)]
 struct Waiting {
     subscription: Subscription,
+    made_at: Moment,
     over_at: Millis,
 }
 
@@ -106,13 +116,7 @@ impl Tickets {
         Self { table: Mutex::default(), limit }
     }
 
-    fn put(
-        &self,
-        secret: u128,
-        subscription: Subscription,
-        over_at: Millis,
-        now: Millis,
-    ) -> Result<(), SubscriptionError> {
+    fn put(&self, secret: u128, ticket: Waiting, now: Millis) -> Result<(), SubscriptionError> {
         let mut table = self.table.lock();
         if table.waiting.len() >= table.tidy_at.clamp(64, self.limit.max(64)) {
             table.waiting.retain(|_, waiting| waiting.over_at > now);
@@ -123,25 +127,18 @@ impl Tickets {
         if table.waiting.len() >= self.limit {
             return Err(SubscriptionError::TooManyTickets);
         }
-        table.waiting.insert(secret, Waiting { subscription, over_at });
+        table.last_over_at = table.last_over_at.max(ticket.over_at);
+        table.waiting.insert(secret, ticket);
         Ok(())
     }
 
-    fn take(&self, secret: u128, now: Millis) -> Option<Subscription> {
+    fn take(&self, secret: u128, now: Millis) -> Option<Waiting> {
         let waiting = self.table.lock().waiting.remove(&secret)?;
-        (waiting.over_at > now).then_some(waiting.subscription)
+        (waiting.over_at > now).then_some(waiting)
     }
 
-    /// Those for somebody, or something, of an audience are good for nothing any more.
-    pub(super) fn void(&self, audience: &Audience) {
-        let concerns = |subscription: &Subscription| {
-            audience.addresses().iter().any(|address| match address {
-                Address::Everyone => true,
-                Address::User(user) => subscription.user.as_ref() == Some(user),
-                Address::Topic(topic) => subscription.topics.contains(topic),
-                Address::Connection(_) => false,
-            })
-        };
-        self.table.lock().waiting.retain(|_, waiting| !concerns(&waiting.subscription));
+    /// When the last of those that were made is over.
+    pub(super) fn last_over_at(&self) -> Millis {
+        self.table.lock().last_over_at
     }
 }
