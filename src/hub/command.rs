@@ -230,7 +230,9 @@ impl Hub {
             let max_topics = self.settings().max_topics;
             self.registry().join_user(user, topic, from, max_topics, self.now()).map_err(too_many)?;
         }
+        // A user who is not there is forgotten in time.
         super::housekeeping::ensure(&self.inner);
+        self.inner.chores.rouse();
         let mut joined = 0;
         for link in self.links(audience) {
             if self.inner.join_topic(&link, topic, since).map_err(too_many)? {

@@ -30,6 +30,9 @@ const FAILURES: u8 = 2;
 /// For how long a stream stays away whose hook says "never" and no time.
 const NEVER: Duration = Duration::from_secs(86_400);
 
+/// Two times of expiry that are as close as this are one, in milliseconds.
+const SAME_TIME: Millis = 100;
+
 /// What [`Access::recheck`](crate::Access::recheck) says of a stream that is open.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -266,8 +269,11 @@ impl Hub {
                 self.inner.leave_topic(link, &topic);
             }
         }
-        if let Some(expiry) = subscription.expiry {
-            link.expires_at.store(self.now().saturating_add(millis(expiry.remaining())), Ordering::Release);
+        let Some(expiry) = subscription.expiry else { return };
+        let expires_at = self.now().saturating_add(millis(expiry.remaining()));
+        // What was handed to the hook comes back a moment off; that is no new time.
+        if expires_at.abs_diff(link.expires_at.load(Ordering::Acquire)) > SAME_TIME {
+            link.expires_at.store(expires_at, Ordering::Release);
             link.wake(self.now());
         }
     }
