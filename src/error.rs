@@ -112,7 +112,8 @@ impl From<InvalidName> for PublishError {
     }
 }
 
-/// Why connections were not told to end, to join or to leave. Nothing was changed.
+/// Why connections were not told to end, to join or to leave. Nothing was changed, but where one of several connections
+/// had no room for a topic: others may have joined then.
 #[derive(Debug)]
 pub struct CommandError(CommandErrorKind);
 

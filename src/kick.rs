@@ -66,7 +66,8 @@ impl Kick {
     ///
     /// A stream is recognised by the id that its `hub.bye` leaves with it, and besides by the target: whoever asks
     /// for a stream of this user, or of this topic, gets `204` too, with whatever id. A connection has no name that would
-    /// outlast it, so a new page of the same person is let in. After this time it all is as before.
+    /// outlast it, so a new page of the same person is let in; and so it is where the target spares somebody
+    /// ([`Target::except`](crate::Target::except): "sign out everywhere else"). After this time it all is as before.
     #[must_use]
     pub fn never(within: Duration) -> Self {
         Self { returns: Returns::Never(within), note: None }

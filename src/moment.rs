@@ -16,6 +16,14 @@ impl Moment {
         Self(DISCONNECTIONS.load(Ordering::SeqCst))
     }
 
+    pub(crate) fn from_count(count: u64) -> Self {
+        Self(count)
+    }
+
+    pub(crate) fn count(self) -> u64 {
+        self.0
+    }
+
     /// Later than everything before.
     pub(crate) fn new() -> Self {
         Self(DISCONNECTIONS.fetch_add(1, Ordering::SeqCst) + 1)

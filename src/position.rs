@@ -83,7 +83,8 @@ pub(crate) struct Barred(pub(crate) SystemTime);
 impl fmt::Display for Barred {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        write!(f, "0.{}", since.as_secs())
+        // Up, so that it is never too short.
+        write!(f, "0.{}", since.as_secs().saturating_add(u64::from(since.subsec_nanos() > 0)))
     }
 }
 

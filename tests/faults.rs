@@ -395,7 +395,7 @@ async fn churn_of_users_and_members_leaves_nothing_behind() {
         .build()
         .unwrap();
     let before = hub.stats();
-    let mut churn = async |rounds: usize| {
+    let churn = async |rounds: usize| {
         for n in 0..rounds {
             let user = format!("u{}", n % 1000);
             let subscription = || Subscription::user(user.clone()).topic(format!("t{}", n % 77));

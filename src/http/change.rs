@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use super::hook::NoAnswer;
 use super::respond::plain;
 use super::{Access, Connect, EventBody, origin};
-use crate::hub::Hub;
+use crate::hub::{ChangeError, Hub};
 use crate::name::{ConnectionId, Topic};
 use crate::position::Cursor;
 use crate::refusal::Kind;
@@ -50,9 +50,6 @@ impl Hub {
     }
 
     fn change_as(&self, connect: &Connect, granted: &Subscription) -> Response<EventBody> {
-        if granted.invalid.is_some() {
-            return plain(StatusCode::BAD_REQUEST, "bad subscription\n");
-        }
         let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
         // Somebody else's looks like one that is not there.
         let Some(connection) = id.and_then(|id| self.connection_of(id, granted.user.as_ref())) else {
@@ -63,12 +60,15 @@ impl Hub {
         let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else {
             return plain(StatusCode::FORBIDDEN, "forbidden\n");
         };
+        if granted.invalid.is_some() {
+            return plain(StatusCode::BAD_REQUEST, "bad subscription\n");
+        }
         if !join.iter().all(|topic| granted.grants(topic)) {
             return plain(StatusCode::FORBIDDEN, "forbidden\n");
         }
         let since = connect.query_values("since").next();
         let since = since.map_or(Cursor::Absent, |since| Cursor::parse(since.as_bytes()));
-        match connection.change(&join, since, &leave) {
+        match connection.change(&join, since, &leave, connect.asked_at) {
             Ok(topics) => {
                 let mut response = Response::new(EventBody::once(Bytes::from(control::topics(&topics))));
                 let headers = response.headers_mut();
@@ -76,7 +76,9 @@ impl Hub {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
                 response
             }
-            Err(_too_many) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
+            Err(ChangeError::TooMany) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
+            Err(ChangeError::Barred) => plain(StatusCode::FORBIDDEN, "forbidden\n"),
+            Err(ChangeError::Outdated) => later(self.settings().retry),
         }
     }
 }

@@ -7,12 +7,13 @@ use std::task::{Context, Poll};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use tower_service::Service;
 
 use super::hook::Hook;
 use super::{Access, Connect, EndpointFuture, EventBody, change};
 use crate::hub::{Authority, Hub};
+use crate::name::ConnectionId;
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
 pub struct SseEndpoint<A> {
@@ -46,9 +47,11 @@ impl<A> SseEndpoint<A> {
         &self.hub
     }
 
-    /// Whether a path is one of those, if this answers any.
-    pub(super) fn is_change(&self, path: &str) -> bool {
-        self.changeable && change::split_path(path).is_some()
+    /// Whether a request is about the topics of a connection, if this answers any. `/events/topics` may be a stream.
+    pub(super) fn is_change(&self, method: &Method, path: &str) -> bool {
+        self.changeable
+            && change::split_path(path)
+                .is_some_and(|(_, id)| method == Method::POST || id.parse::<ConnectionId>().is_ok())
     }
 }
 
@@ -56,7 +59,7 @@ impl<A: Access> SseEndpoint<A> {
     pub(super) fn answer<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<EventBody>> {
         let connect = Connect::arriving(&self.hub, request);
         let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
-        if self.is_change(connect.uri().path()) {
+        if self.is_change(connect.method(), connect.uri().path()) {
             return async move { hub.change(&*access, connect).await }.boxed();
         }
         let authority = self.authority.clone();

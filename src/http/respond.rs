@@ -117,7 +117,7 @@ impl Hub {
         authority: Option<Arc<dyn Authority>>,
     ) -> Response<EventBody> {
         let opened = match connect.method() {
-            &Method::HEAD => self.admit(subscription, connect.cursor()).map(|()| None),
+            &Method::HEAD => self.admit(subscription, connect.cursor(), connect.asked_at).map(|()| None),
             _ => {
                 let request = Request { to_network: true, asked_at: connect.asked_at, authority };
                 self.open(subscription, connect.cursor(), request).map(Some)

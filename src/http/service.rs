@@ -32,7 +32,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        if self.is_ours(request.uri().path()) && request.method() != Method::OPTIONS {
+        if request.method() != Method::OPTIONS && self.is_ours(request.method(), request.uri().path()) {
             return ResponseFuture::events(self.endpoint.answer(request));
         }
         if self.provides {
@@ -43,12 +43,12 @@ where
 }
 
 impl<S, A> SseService<S, A> {
-    fn is_ours(&self, path: &str) -> bool {
+    fn is_ours(&self, method: &Method, path: &str) -> bool {
         match path.strip_prefix(&*self.path) {
             Some("") => true,
             // Only `/{connection}/topics`: one segment between.
             Some(rest) if rest.starts_with('/') => {
-                self.endpoint.is_change(path) && rest.bytes().filter(|&byte| byte == b'/').count() == 2
+                self.endpoint.is_change(method, path) && rest.bytes().filter(|&byte| byte == b'/').count() == 2
             }
             _ => false,
         }

@@ -3,19 +3,23 @@
 //! A command is a value with the position at which it was given, and is carried out in one place, by every instance that
 //! it reaches. With the log of this process that is this one, at once.
 
+use std::collections::hash_set::HashSet;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use super::link::{Ending, Link};
-use super::{Hub, Target};
+use super::registry::UserTopic;
+use super::{Hub, OpenError, Target};
 use crate::audience::{Address, Audience};
 use crate::error::{CommandError, InvalidName};
 use crate::kick::{Kick, Returns};
 use crate::log::{Since, millis};
+use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Cursor, Position};
 use crate::reason::EndReason;
+use crate::sync::Ordering;
 
 /// What is to be done to the connections of an audience.
 #[derive(Clone, Debug)]
@@ -175,8 +179,9 @@ impl Hub {
     fn disconnect(&self, audience: &Audience, kick: &Kick) -> usize {
         let now = self.now();
         let until = match kick.returns {
-            Returns::Never(within) => now.saturating_add(millis(within)),
-            Returns::Now | Returns::Later(_) => 0,
+            // Where somebody is spared, the streams that are ended are barred by their ids alone.
+            Returns::Never(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
+            Returns::Never(_) | Returns::Now | Returns::Later(_) => 0,
         };
         // Before the connections are looked up: one that is being opened either meets this or is found.
         {
@@ -222,13 +227,11 @@ impl Hub {
             Ok(Some(sequence)) => Since::After(sequence),
             Err(reason) => Since::Refused(reason),
         };
-        let from = match since {
-            Since::After(sequence) => sequence,
-            Since::Now | Since::Refused(_) => issued_at.sequence(),
-        };
         for user in users(audience) {
+            let at = issued_at.sequence();
+            let joined = UserTopic { topic: topic.clone(), since, at };
             let max_topics = self.settings().max_topics;
-            self.registry().join_user(user, topic, from, max_topics, self.now()).map_err(too_many)?;
+            self.registry().join_user(user, joined, max_topics, self.now()).map_err(too_many)?;
         }
         // A user who is not there is forgotten in time.
         super::housekeeping::ensure(&self.inner);
@@ -246,7 +249,13 @@ impl Hub {
         for user in users(audience) {
             self.registry().leave_user(user, topic);
         }
-        self.links(audience).iter().filter(|link| self.inner.leave_topic(link, topic)).count()
+        self.links(audience).iter().filter(|link| self.take_topic(link, topic)).count()
+    }
+
+    /// Takes a topic away. A request of the page that was decided before may not bring it back.
+    pub(super) fn take_topic(&self, link: &Arc<Link>, topic: &Topic) -> bool {
+        link.taken_at.store(Moment::new().count(), Ordering::SeqCst);
+        self.inner.leave_topic(link, topic)
     }
 }
 
@@ -264,17 +273,60 @@ impl Hub {
     }
 }
 
+/// Why a page did not change its topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChangeError {
+    TooMany,
+    /// A topic was disconnected, and is closed for a time.
+    Barred,
+    /// What it was decided by is not true any more: it is to be asked anew.
+    Outdated,
+}
+
 impl Changeable<'_> {
-    /// Leaves, then joins; returns the topics in force.
-    pub(crate) fn change(&self, join: &[Topic], since: Cursor, leave: &[Topic]) -> Result<Vec<Topic>, CommandError> {
-        let connection = || Audience::from(Address::Connection(self.link.id));
+    /// Leaves, then joins, all or nothing; returns the topics in force. `asked_at` is when the page asked.
+    pub(crate) fn change(
+        &self,
+        join: &[Topic],
+        since: Cursor,
+        leave: &[Topic],
+        asked_at: Moment,
+    ) -> Result<Vec<Topic>, ChangeError> {
+        let (hub, link) = (self.hub, &self.link);
+        let had = hub.log().topics(&link.subscriber);
+        let new: HashSet<&Topic> = join.iter().filter(|topic| !had.contains(topic) || leave.contains(topic)).collect();
+        let kept = had.iter().filter(|topic| !leave.contains(topic)).count();
+        if kept + new.len() > hub.settings().max_topics {
+            return Err(ChangeError::TooMany);
+        }
+        self.object(join, asked_at)?;
+        let connection = || Audience::from(Address::Connection(link.id));
         for topic in leave {
-            self.hub.give(connection(), Action::Leave(topic.clone()))?;
+            hub.inner.leave_topic(link, topic);
         }
         for topic in join {
-            self.hub.give(connection(), Action::Join(topic.clone(), since))?;
+            hub.give(connection(), Action::Join(topic.clone(), since)).map_err(|_| ChangeError::TooMany)?;
         }
-        Ok(self.hub.log().topics(&self.link.subscriber))
+        // Whoever takes a topic away from here on finds it; who did before is found out here.
+        if let Err(objection) = self.object(join, asked_at) {
+            for topic in new {
+                hub.inner.leave_topic(link, topic);
+            }
+            return Err(objection);
+        }
+        Ok(hub.log().topics(&link.subscriber))
+    }
+
+    fn object(&self, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
+        if !join.is_empty() && Moment::from_count(self.link.taken_at.load(Ordering::SeqCst)) > asked_at {
+            return Err(ChangeError::Outdated);
+        }
+        let topics: Vec<_> = join.iter().cloned().map(Address::Topic).collect();
+        match self.hub.object(&topics, asked_at) {
+            Ok(()) => Ok(()),
+            Err(OpenError::Barred) => Err(ChangeError::Barred),
+            Err(_) => Err(ChangeError::Outdated),
+        }
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Link {
     pub(super) due: AtomicU64,
     /// When its subscription's time is over. Changed by a recheck; the stream looks when it is polled next.
     pub(super) expires_at: AtomicU64,
+    /// The last [`Moment`](crate::moment::Moment) at which the application took a topic away.
+    pub(super) taken_at: AtomicU64,
     /// Set once by whoever ends it; the stream acts on it when it is polled next.
     ending: OnceLock<Ending>,
     /// The socket below, where it is known.
@@ -99,6 +101,7 @@ impl Link {
             delivered: AtomicU64::new(0),
             due: AtomicU64::new(Millis::MAX),
             expires_at: AtomicU64::new(Millis::MAX),
+            taken_at: AtomicU64::new(0),
             ending: OnceLock::new(),
             transport: OnceLock::new(),
             to_network,

@@ -47,6 +47,7 @@ use report::Counters;
 use tickets::Tickets;
 
 pub(crate) use crate::log::Batch;
+pub(crate) use command::ChangeError;
 pub(crate) use connection::{Connection, Step};
 pub(crate) use open::{OpenError, Request};
 pub(crate) use recheck::Authority;

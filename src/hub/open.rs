@@ -8,11 +8,11 @@ use super::bars::Objection;
 use super::limits::AFTER_DISPLACEMENT;
 use super::link::{Ending, Link};
 use super::recheck::{self, Authority};
-use super::registry::Inserted;
+use super::registry::{Inserted, UserTopic};
 use super::{Connection, Hub, LifecycleEvent, housekeeping};
 use crate::audience::Address;
 use crate::kick::Returns;
-use crate::log::{Begin, millis};
+use crate::log::{Begin, Joined, millis};
 use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Cursor;
@@ -50,10 +50,9 @@ impl Hub {
         cursor: Cursor,
         request: Request,
     ) -> Result<Connection, OpenError> {
-        self.admit(subscription, cursor)?;
+        self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
         let addresses = addresses(subscription);
-        self.object(&addresses, request.asked_at)?;
         if let Some(per_second) = self.settings().limits.per_second {
             let turn = self.inner.rate.lock().take(per_second, now);
             turn.map_err(|wait| OpenError::Refused(RefusalReason::Limit, Some(self.settings().retry + wait)))?;
@@ -89,9 +88,13 @@ impl Hub {
             self.registry().remove(&link, now);
             return Err(objection);
         }
-        let since_when = addresses.into_iter().map(|address| (address, 0));
-        let since_joined = joined.iter().map(|joined| (Address::Topic(joined.topic.clone()), joined.since));
-        let accepted_at = self.inner.open_channels(&link, since_when.chain(since_joined), begin);
+        let joined: Vec<_> = joined.into_iter().filter(|joined| self.is_open(joined)).collect();
+        let had = joined.iter().map(|joined| Joined {
+            address: Address::Topic(joined.topic.clone()),
+            since: joined.since,
+            at: joined.at,
+        });
+        let accepted_at = self.inner.open_channels(&link, addresses, had, begin);
         if let Some(user) = link.user().filter(|_| !joined.is_empty()) {
             self.leave_what_was_left(&link, user, subscription, joined.into_iter().map(|joined| joined.topic));
         }
@@ -116,14 +119,14 @@ impl Hub {
     }
 
     /// Whether a stream would be opened now, as far as that can be said without opening it.
-    pub(crate) fn admit(&self, subscription: &Subscription, cursor: Cursor) -> Result<(), OpenError> {
+    pub(crate) fn admit(&self, subscription: &Subscription, cursor: Cursor, asked_at: Moment) -> Result<(), OpenError> {
         self.check(subscription).map_err(OpenError::Invalid)?;
         if self.is_draining() {
             return Err(OpenError::Refused(RefusalReason::Draining, None));
         }
         match cursor {
             Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Barred),
-            _ => Ok(()),
+            _ => self.object(&addresses(subscription), asked_at),
         }
     }
 
@@ -148,7 +151,8 @@ impl Hub {
         }
     }
 
-    fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
+    /// Whether something stands against what was asked for, or decided, at a moment.
+    pub(super) fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
         let bars = self.inner.bars.lock();
         if bars.is_empty() {
             return Ok(());
@@ -158,6 +162,11 @@ impl Hub {
             Some(Objection::Barred) => Err(OpenError::Barred),
             Some(Objection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked, None)),
         }
+    }
+
+    /// Whether its topic is not closed for a time.
+    fn is_open(&self, joined: &UserTopic) -> bool {
+        self.object(&[Address::Topic(joined.topic.clone())], Moment::now()).is_ok()
     }
 
     /// The user may have been made to leave a topic after the list was taken and before the connection had it.

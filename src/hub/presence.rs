@@ -13,7 +13,7 @@ use super::registry::Links;
 use super::roster::Roster;
 use super::{Hub, Inner, Target, housekeeping};
 use crate::audience::{Address, Audience};
-use crate::log::{Asleep, Begin, Effect, Entry, Millis, Since, TooManyTopics};
+use crate::log::{Asleep, Begin, Effect, Entry, Joined, Millis, Since, TooManyTopics};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
 use crate::retention::TopicRule;
@@ -216,11 +216,12 @@ impl Inner {
     pub(super) fn open_channels(
         self: &Arc<Self>,
         link: &Link,
-        addresses: impl IntoIterator<Item = (Address, u64)>,
+        addresses: impl IntoIterator<Item = Address>,
+        joined: impl IntoIterator<Item = Joined>,
         begin: Begin,
     ) -> u64 {
         self.with_roster(link, |told| {
-            let accepted_at = self.log.open(&link.subscriber, addresses, begin, self.now());
+            let accepted_at = self.log.open(&link.subscriber, addresses, joined, begin, self.now());
             if let Some(told) = told {
                 self.log.topics(&link.subscriber).iter().for_each(|topic| told.enter(link, topic));
             }

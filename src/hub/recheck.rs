@@ -266,7 +266,7 @@ impl Hub {
     fn narrow(&self, link: &Arc<Link>, subscription: &Subscription) {
         for topic in self.log().topics(&link.subscriber) {
             if !subscription.topics.contains(&topic) {
-                self.inner.leave_topic(link, &topic);
+                self.take_topic(link, &topic);
             }
         }
         let Some(expiry) = subscription.expiry else { return };

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::limits::{Limits, OverLimit};
 use super::link::Link;
-use crate::log::{Millis, TooManyTopics};
+use crate::log::{Millis, Since, TooManyTopics};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 
@@ -47,11 +47,13 @@ struct User {
     topics: Vec<UserTopic>,
 }
 
-/// A topic that all connections of a user have, and since which number.
+/// A topic that all connections of a user have.
 #[derive(Clone, Debug)]
 pub(super) struct UserTopic {
     pub(super) topic: Topic,
-    pub(super) since: u64,
+    pub(super) since: Since,
+    /// Where the log was when it was joined.
+    pub(super) at: u64,
 }
 
 pub(super) type Links = SmallVec<[Arc<Link>; 1]>;
@@ -68,6 +70,15 @@ pub(super) struct Inserted {
 /// A limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full;
+
+impl User {
+    /// Nobody may have swept yet.
+    fn forget_if_over(&mut self, now: Millis, grace: Millis) {
+        if self.links.is_empty() && self.offline_since.is_some_and(|since| since.saturating_add(grace) <= now) {
+            self.topics.clear();
+        }
+    }
+}
 
 impl Registry {
     pub(super) fn new(limits: Limits, grace: Millis) -> Self {
@@ -148,6 +159,7 @@ impl Registry {
             None => Vec::new(),
             Some(user) => {
                 let user = table.users.entry(user.clone()).or_default();
+                user.forget_if_over(now, self.grace);
                 user.links.push(Arc::clone(link));
                 user.offline_since = None;
                 user.topics.clone()
@@ -195,8 +207,7 @@ impl Registry {
     pub(super) fn join_user(
         &self,
         name: &UserId,
-        topic: &Topic,
-        since: u64,
+        joined: UserTopic,
         max_topics: usize,
         now: Millis,
     ) -> Result<Links, TooManyTopics> {
@@ -209,11 +220,12 @@ impl Registry {
                 entry.insert(User { offline_since: Some(now), ..User::default() })
             }
         };
-        if !user.topics.iter().any(|joined| joined.topic == *topic) {
+        user.forget_if_over(now, self.grace);
+        if !user.topics.iter().any(|other| other.topic == joined.topic) {
             if user.topics.len() >= max_topics {
                 return Err(TooManyTopics);
             }
-            user.topics.push(UserTopic { topic: topic.clone(), since });
+            user.topics.push(joined);
         }
         Ok(user.links.clone())
     }

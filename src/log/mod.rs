@@ -105,6 +105,15 @@ pub(crate) enum Begin {
     After(u64),
 }
 
+/// What a connection had been made to join before it was there.
+#[derive(Clone, Debug)]
+pub(crate) struct Joined {
+    pub(crate) address: Address,
+    pub(crate) since: Since,
+    /// Where the log was then.
+    pub(crate) at: u64,
+}
+
 impl Log {
     pub(crate) fn new(epoch: Epoch, policies: Policies, budgets: Budgets) -> Self {
         let policies = Arc::new(policies);
@@ -170,12 +179,13 @@ impl Log {
         self.deferred.mark(asleep.0, now);
     }
 
-    /// Subscribes to these addresses, each from a number on if it is above the cursor, and sets the cursor. Returns the
-    /// horizon at that moment: the stream has caught up when it has read to there. Nothing happens if it is closed.
+    /// Subscribes to these addresses, and to what was to be joined before, and sets the cursor. Returns the horizon at that
+    /// moment: the stream has caught up when it has read to there. Nothing happens if it is closed.
     pub(crate) fn open(
         &self,
         subscriber: &Arc<Subscriber>,
-        addresses: impl IntoIterator<Item = (Address, u64)>,
+        addresses: impl IntoIterator<Item = Address>,
+        joined: impl IntoIterator<Item = Joined>,
         begin: Begin,
         now: Millis,
     ) -> u64 {
@@ -186,13 +196,29 @@ impl Log {
         if !reader.is_open() {
             return horizon;
         }
-        for (address, since) in addresses {
+        for address in addresses {
             if !reader.listens_to(&address) {
                 let channel = sequencer.channel(&address, &self.heads);
+                reader.enter(channel, subscriber, 0);
+            }
+        }
+        // A cursor from before knows nothing of what was joined; one from after accounts for it, and a fresh page for what
+        // it has from the start.
+        let mut unknown: SmallVec<[Joined; 1]> = SmallVec::new();
+        for joined in joined.into_iter().filter(|joined| !reader.listens_to(&joined.address)).collect::<Vec<_>>() {
+            if matches!(begin, Begin::After(cursor) if cursor <= joined.at) {
+                unknown.push(joined);
+            } else {
+                let channel = sequencer.channel(&joined.address, &self.heads);
+                let since = if let Since::After(since) = joined.since { since } else { joined.at };
                 reader.enter(channel, subscriber, since);
             }
         }
         reader.begin(begin, horizon);
+        for Joined { address, since, at } in unknown {
+            let channel = sequencer.channel(&address, &self.heads);
+            reader.join(channel, subscriber, since, at);
+        }
         horizon
     }
 
@@ -222,7 +248,7 @@ impl Log {
     /// one.
     pub(crate) fn leave(&self, subscriber: &Subscriber, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
-        let Some((channel, slot)) = reader.leave(address) else { return false };
+        let Some((channel, slot)) = reader.leave(address, self.horizon()) else { return false };
         let mut sequencer = self.sequencer.lock();
         channel.remove_listener(slot);
         sequencer.left(&channel, now);

@@ -23,8 +23,9 @@ pub(super) struct Reader {
     /// Some membership has a `replay`. Until all are done the cursor does not move and no id may be written: what comes
     /// back with a later id would never hear of the rest.
     replaying: bool,
-    /// The topics have changed since the stream was last told which they are.
-    changed: bool,
+    /// The topics have changed since the stream was last told which they are; it is told when the cursor has come to
+    /// where the log was then, so that the id stands for the change too.
+    changed_at: Option<u64>,
     closed: bool,
 }
 
@@ -128,7 +129,7 @@ impl Reader {
 
     /// Whether the topics have changed since this was last asked.
     pub(super) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+        self.changed_at.take_if(|at| *at <= self.cursor).is_some()
     }
 
     #[cfg(test)]
@@ -142,9 +143,9 @@ impl Reader {
         self.memberships.push(Membership { channel, slot, since, told: 0, replay: None });
     }
 
-    /// One more channel.
+    /// One more channel; `horizon` is where the log was when this was decided.
     pub(super) fn join(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: Since, horizon: u64) {
-        self.changed |= channel.address.topic().is_some();
+        self.changed(&channel.address, horizon);
         let (since, replay, told) = match since {
             Since::After(since) => {
                 let replay = Replay { values_after: since, records_after: since, owes: None };
@@ -166,12 +167,18 @@ impl Reader {
         }
     }
 
-    pub(super) fn leave(&mut self, address: &Address) -> Option<(Arc<Channel>, u32)> {
+    pub(super) fn leave(&mut self, address: &Address, horizon: u64) -> Option<(Arc<Channel>, u32)> {
         let index = self.memberships.iter().position(|membership| membership.channel.address == *address)?;
         let left = self.memberships.swap_remove(index);
-        self.changed |= address.topic().is_some();
+        self.changed(address, horizon);
         self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
         Some((left.channel, left.slot))
+    }
+
+    fn changed(&mut self, address: &Address, horizon: u64) {
+        if address.topic().is_some() {
+            self.changed_at = Some(horizon);
+        }
     }
 
     pub(super) fn leave_all(&mut self) -> Vec<(Arc<Channel>, u32)> {
@@ -227,13 +234,11 @@ impl Reader {
             }
         }
         batch.ordered = true;
-        if self.changed && batch.wants_changes && !self.replaying {
-            batch.changed = true;
-            return;
-        }
-        if horizon > self.cursor {
+        let is_told_now = |reader: &Self| reader.changed_at.is_some_and(|at| at <= reader.cursor);
+        if horizon > self.cursor && !(batch.wants_changes && is_told_now(self)) {
             self.read_ordered(log, horizon, me, batch);
         }
+        batch.changed = batch.wants_changes && batch.records.is_empty() && batch.gap.is_empty() && is_told_now(self);
     }
 
     /// What joined channels hold from before the cursor. Without ids, so that nobody comes back with one that is not the
