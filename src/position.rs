@@ -1,5 +1,6 @@
 //! Places in the log, and what a client says of its place.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -13,6 +14,13 @@ use std::time::{Duration, SystemTime};
 pub struct Position {
     epoch: Epoch,
     sequence: u64,
+}
+
+/// Within one life of the log; positions of two lives have no order.
+impl PartialOrd for Position {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        (self.epoch == other.epoch).then(|| self.sequence.cmp(&other.sequence))
+    }
 }
 
 /// Which life of the log: random, so that a number from another life is noticed.

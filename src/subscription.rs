@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::Extensions;
 
 use crate::error::InvalidName;
+use crate::moment::Moment;
 use crate::name::{Topic, UserId};
 use crate::retention::TopicRule;
 
@@ -35,9 +36,18 @@ pub struct Subscription {
     pub(crate) data: Option<Arc<str>>,
     pub(crate) extensions: Extensions,
     pub(crate) may_join: Vec<TopicRule>,
-    /// It was carried by a ticket, so it is older than the request.
-    pub(crate) redeemed: bool,
+    /// The ticket that carried it; so it is older than the request.
+    pub(crate) redeemed: Option<Redeemed>,
     pub(crate) invalid: Option<SubscriptionError>,
+}
+
+/// A ticket that was taken.
+#[derive(Clone, Copy)]
+pub(crate) struct Redeemed {
+    pub(crate) secret: u128,
+    pub(crate) made_at: Moment,
+    /// By the hub's clock.
+    pub(crate) over_at: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,7 +115,7 @@ impl Subscription {
             data: None,
             extensions: Extensions::new(),
             may_join: Vec::new(),
-            redeemed: false,
+            redeemed: None,
             invalid: None,
         }
     }
@@ -148,6 +158,13 @@ impl Subscription {
         <I::Item as TryInto<Topic>>::Error: Into<InvalidName>,
     {
         topics.into_iter().fold(self, Self::topic)
+    }
+
+    /// Keeps only the topics for which this holds: for [`Recheck::Narrow`](crate::Recheck::Narrow).
+    #[must_use]
+    pub fn retain_topics(mut self, keep: impl FnMut(&Topic) -> bool) -> Self {
+        self.topics.retain(keep);
+        self
     }
 
     /// Lets the page itself join the topics that this rule matches, later and without reconnecting:

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use super::{Access, Connect};
 use crate::hub::{Authority, Hub, Recheck};
 use crate::reason::RefusalReason;
-use crate::refusal::Refusal;
+use crate::refusal::{Kind, Refusal};
 use crate::subscription::Subscription;
 
 /// Why the hook gave no subscription.
@@ -31,13 +31,18 @@ impl Hub {
     pub(super) async fn ask<A: Access>(&self, access: &A, connect: Connect) -> Result<Subscription, NoAnswer> {
         self.within_time(async {
             let subscription = access.connect(connect).await?;
-            if !subscription.redeemed {
+            if subscription.redeemed.is_none() {
                 return Ok(subscription);
             }
             match access.recheck(subscription.clone()).await {
                 Recheck::Keep | Recheck::Settled => Ok(subscription),
                 Recheck::Narrow(narrowed) => subscription.narrowed_to(&narrowed).ok_or(Refusal::forbidden()),
-                Recheck::End(refusal) => Err(refusal),
+                Recheck::End(refusal) => {
+                    if matches!(refusal.0, Kind::Later { .. }) {
+                        self.give_back(&subscription);
+                    }
+                    Err(refusal)
+                }
             }
         })
         .await

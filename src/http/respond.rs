@@ -123,6 +123,9 @@ impl Hub {
                 self.open(subscription, connect.cursor(), request).map(Some)
             }
         };
+        if matches!(opened, Ok(None) | Err(OpenError::Refused(..))) {
+            self.give_back(subscription);
+        }
         match opened {
             Ok(None) => stream(EventBody::inert()),
             Ok(Some(connection)) => {

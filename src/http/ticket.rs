@@ -38,7 +38,10 @@ impl Hub {
     /// }
     /// ```
     ///
-    /// Cancel safety: on one instance it never waits. A ticket that was taken is spent, whatever comes of the request.
+    /// A ticket that was taken is good again if the request is told to come back. Each request to
+    /// [change topics](crate::SseLayer::changeable) needs one of its own.
+    ///
+    /// Cancel safety: on one instance it never waits. If the request is dropped, the ticket is spent.
     ///
     /// # Errors
     /// [`Refusal::login`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.

@@ -75,14 +75,7 @@ impl Hub {
         let inserted = self.registry().insert(&link, now);
         let Inserted { displaced, topics: joined } =
             inserted.map_err(|_| OpenError::Refused(RefusalReason::Limit, None))?;
-        for oldest in displaced {
-            let after = self.settings().retry * AFTER_DISPLACEMENT;
-            let retry = Some(self.jittered_retry(after, 1.0..=2.0));
-            let ending = Ending { returns: Returns::Later(after), retry, ..Ending::now(EndReason::Limit) };
-            let reason = oldest.end(ending).reason;
-            self.inner.bury(&oldest, reason);
-            oldest.wake(now);
-        }
+        displaced.iter().for_each(|oldest| self.displace(oldest));
         // Who is disconnected from here on is found in the registry; who was before is found out here.
         if let Err(objection) = self.object(&addresses, asked_at) {
             self.registry().remove(&link, now);
@@ -116,6 +109,16 @@ impl Hub {
         }
         let end = subscription.end.unwrap_or(self.settings().end);
         Ok(Connection::new(self, link, accepted_at, cursor_state, gap, end, now))
+    }
+
+    /// It is out of the registry already.
+    fn displace(&self, oldest: &Arc<Link>) {
+        let after = self.settings().retry.saturating_mul(AFTER_DISPLACEMENT);
+        let retry = Some(self.jittered_retry(after, 1.0..=2.0));
+        let ending = Ending { returns: Returns::Later(after), retry, ..Ending::now(EndReason::Limit) };
+        let reason = oldest.end(ending).reason;
+        self.inner.bury(oldest, reason);
+        oldest.wake(self.now());
     }
 
     /// Whether a stream would be opened now, as far as that can be said without opening it.

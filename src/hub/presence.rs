@@ -111,11 +111,17 @@ impl Target<'_> {
                 member.data = link.data().cloned();
             }
         }
+        let spared = hub.registry().find_all(audience.excluded().iter().copied());
         for topic in audience.addresses().iter().filter_map(Address::topic) {
             for (user, member) in roster.members(topic) {
-                let known =
-                    || Member { user: user.clone(), connections: member.connections, data: member.data.clone() };
-                members.entry(user.clone()).or_insert_with(known);
+                let is_of =
+                    |link: &&Arc<Link>| link.user() == Some(user) && hub.log().topics(&link.subscriber).contains(topic);
+                let spared = spared.iter().filter(is_of).count();
+                if spared == 0 || spared < member.connections {
+                    let connections = member.connections.saturating_sub(spared);
+                    let known = || Member { user: user.clone(), connections, data: member.data.clone() };
+                    members.entry(user.clone()).or_insert_with(known);
+                }
             }
         }
         drop(roster);
@@ -158,13 +164,17 @@ impl Target<'_> {
     /// A user is online while a stream is open, and for
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last one has ended: who reloads a page,
     /// or comes back after a deploy, gets the event from the log, and needs no mail. [`count`](Self::count) says who has a
-    /// stream at this moment. For other targets this is [`has_subscribers`](Self::has_subscribers).
+    /// stream at this moment. For other targets, and where a connection is [left out](Self::except), this is
+    /// [`has_subscribers`](Self::has_subscribers).
     #[must_use]
     pub fn is_online(&self) -> bool {
         let now = self.hub.now();
         let Ok(audience) = &self.audience else { return false };
-        self.has_subscribers()
-            || audience.addresses().iter().any(|address| match address {
+        if self.has_subscribers() {
+            return true;
+        }
+        audience.excluded().is_empty()
+            && audience.addresses().iter().any(|address| match address {
                 Address::User(user) => self.hub.registry().is_online(user, now),
                 _ => false,
             })

@@ -8,11 +8,15 @@ use super::Hub;
 use super::bars::Objection;
 use crate::log::{Millis, millis};
 use crate::moment::Moment;
-use crate::subscription::{Expiry, Subscription, SubscriptionError};
+use crate::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
 use crate::sync::Mutex;
 
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
+/// How many tickets are looked through, at least, for those that are over, and how often that is done when they are too
+/// many, in milliseconds.
+const TIDY_AT: usize = 64;
+const TIDY_EVERY: Millis = 100;
 
 /// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from the operating system.
 ///
@@ -45,7 +49,8 @@ impl Hub {
     /// Makes a ticket for a stream of this subscription, for clients that can send no cookies and no headers: hand it to
     /// the page over a request that is authenticated, and let it open `/events?ticket=…` at once.
     ///
-    /// It is good for one request within `ttl`, between a second and an hour; seconds are enough. The access hook
+    /// It is good for one stream within `ttl`, between a second and an hour; seconds are enough. A request that is told to
+    /// come back does not use it up. The access hook
     /// fetches the subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
     /// [`Target::disconnect`](crate::Target::disconnect) of its user or of one of its topics voids it.
     ///
@@ -78,15 +83,27 @@ impl Hub {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical)?;
         let now = self.now();
-        let Waiting { mut subscription, made_at, .. } = self.inner.tickets.take(secret, now)?;
-        subscription.redeemed = true;
+        let Waiting { mut subscription, made_at, over_at } = self.inner.tickets.take(secret, now)?;
         // Who was disconnected since needs a new one.
         let objection = self.inner.bars.lock().objection(&super::open::addresses(&subscription), made_at, now);
         if objection == Some(Objection::Outdated) {
             return None;
         }
         // Its own time may have ended before the ticket's.
-        subscription.expiry.is_none_or(|expiry| !expiry.remaining().is_zero()).then_some(subscription)
+        if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
+            return None;
+        }
+        subscription.redeemed = Some(Redeemed { secret, made_at, over_at });
+        Some(subscription)
+    }
+
+    /// No stream came of it, for now: the client comes back with the same URL.
+    pub(crate) fn give_back(&self, subscription: &Subscription) {
+        if let Some(Redeemed { secret, made_at, over_at }) = subscription.redeemed {
+            let subscription = Subscription { redeemed: None, ..subscription.clone() };
+            // If there is no room for it meanwhile, the page asks for another.
+            let _ = self.inner.tickets.put(secret, Waiting { subscription, made_at, over_at }, self.now());
+        }
     }
 }
 
@@ -101,6 +118,7 @@ struct Table {
     waiting: HashMap<u128, Waiting>,
     /// Those that are over are dropped when there are this many.
     tidy_at: usize,
+    tidied_at: Millis,
     last_over_at: Millis,
 }
 
@@ -118,11 +136,13 @@ impl Tickets {
 
     fn put(&self, secret: u128, ticket: Waiting, now: Millis) -> Result<(), SubscriptionError> {
         let mut table = self.table.lock();
-        if table.waiting.len() >= table.tidy_at.clamp(64, self.limit.max(64)) {
+        // Not at every ticket that is refused, if all are good for a while.
+        let is_full = table.waiting.len() >= self.limit && now >= table.tidied_at.saturating_add(TIDY_EVERY);
+        if is_full || table.waiting.len() >= table.tidy_at.max(TIDY_AT) {
             table.waiting.retain(|_, waiting| waiting.over_at > now);
-            table.tidy_at = table.waiting.len() * 2;
             let len = table.waiting.len();
             table.waiting.shrink_to(len * 2);
+            (table.tidy_at, table.tidied_at) = (len * 2, now);
         }
         if table.waiting.len() >= self.limit {
             return Err(SubscriptionError::TooManyTickets);

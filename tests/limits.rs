@@ -1,0 +1,403 @@
+//! How many connections there may be, how fast they may come, and how old they may get.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
+mod support;
+
+use std::future::ready;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use futures::future::join_all;
+use http::{Request, StatusCode};
+use serde_json::Value;
+use support::{Events, Server, Sse, get, resume, send, subscribe, until};
+use tokio::task::JoinHandle;
+use tower_sse::{
+    Connect, EndReason, Event, Hub, HubBuilder, OverLimit, RefusalReason, Retention, Subscription, SubscriptionError,
+};
+
+const RETRY: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Everybody is who the query says and reads the topic `t`.
+async fn serve(builder: HubBuilder) -> (Hub, Server) {
+    let hub = builder.retry(RETRY).build().unwrap();
+    let access = |connect: Connect| {
+        let subscription = Subscription::anonymous().topic("t");
+        ready(Ok(connect.query_values("user").fold(subscription, |subscription, user| subscription.with_user(&*user))))
+    };
+    let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
+    (hub, server)
+}
+
+fn parsed(event: &Sse) -> Value {
+    serde_json::from_str(&event.data).unwrap()
+}
+
+/// What came of a request for a stream.
+enum Outcome {
+    LetIn(Events),
+    /// With the time after which to try again.
+    Refused(Duration),
+}
+
+async fn attempt(server: &Server, path: &str) -> Outcome {
+    let mut events = get(server.addr, path).await.events();
+    let first = events.next().await;
+    if first.event == "hub.hello" {
+        return Outcome::LetIn(events);
+    }
+    assert_eq!((first.event.as_str(), parsed(&first)["reason"].as_str()), ("hub.refused", Some("limit")));
+    let retry = first.retry.expect("a refusal says when to come back");
+    assert_eq!(parsed(&first)["retry_ms"], u64::try_from(retry.as_millis()).unwrap());
+    let rest = events.rest().await;
+    assert!(rest.is_empty(), "{rest:?}");
+    Outcome::Refused(retry)
+}
+
+async fn is_let_in(server: &Server, path: &str) -> bool {
+    matches!(attempt(server, path).await, Outcome::LetIn(_))
+}
+
+/// So many at the same time; those that were let in, and when the others are to come back.
+async fn rush(server: &Server, path: &str, count: usize) -> (Vec<Events>, Vec<Duration>) {
+    let (mut let_in, mut refused) = (Vec::new(), Vec::new());
+    for outcome in join_all((0..count).map(|_| attempt(server, path))).await {
+        match outcome {
+            Outcome::LetIn(events) => let_in.push(events),
+            Outcome::Refused(retry) => refused.push(retry),
+        }
+    }
+    (let_in, refused)
+}
+
+/// Looks, on a thread of its own, for the most connections that are ever open at once.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    most: Arc<AtomicUsize>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Watch {
+    fn over(hub: &Hub) -> Self {
+        let (stop, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (hub, stopped, seen) = (hub.clone(), Arc::clone(&stop), Arc::clone(&most));
+        let thread = std::thread::spawn(move || {
+            // The last look is after the end.
+            loop {
+                let is_last = stopped.load(Ordering::SeqCst);
+                seen.fetch_max(hub.stats().connections, Ordering::SeqCst);
+                if is_last {
+                    return;
+                }
+                std::thread::yield_now();
+            }
+        });
+        Self { stop, most, thread }
+    }
+
+    fn most(self) -> usize {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap();
+        self.most.load(Ordering::SeqCst)
+    }
+}
+
+/// Reads to the end, which has to be the one that makes room for another.
+async fn displaced(events: Events) {
+    let bye = events.rest().await.pop().unwrap();
+    assert_eq!(bye.event, "hub.bye");
+    assert_eq!(parsed(&bye), serde_json::json!({ "reason": "limit", "return": "later" }));
+    let retry = bye.retry.unwrap();
+    assert!((10 * RETRY..=20 * RETRY).contains(&retry), "{retry:?}");
+}
+
+fn spread(times: &[Duration]) -> Duration {
+    *times.iter().max().unwrap() - *times.iter().min().unwrap()
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// How many
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_at_once_as_many_as_fit_are_let_in_and_the_others_come_back_spread_out() {
+    let (hub, server) = serve(Hub::builder().max_connections(10, OverLimit::Refuse)).await;
+    let watch = Watch::over(&hub);
+    let (let_in, refused) = rush(&server, "/events", 50).await;
+    assert_eq!((let_in.len(), refused.len(), watch.most()), (10, 40, 10));
+    assert!(refused.iter().all(|retry| (RETRY..=3 * RETRY).contains(retry)), "{refused:?}");
+    assert!(spread(&refused) > RETRY / 4, "{refused:?}");
+    assert_eq!(hub.stats().refused(RefusalReason::Limit), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_at_once_the_oldest_make_room() {
+    let (hub, server) = serve(Hub::builder().max_connections(10, OverLimit::CloseOldest)).await;
+    let watch = Watch::over(&hub);
+    let (let_in, _) = rush(&server, "/events", 50).await;
+    assert_eq!((let_in.len(), watch.most(), hub.stats().connections), (50, 10, 10));
+    assert_eq!(hub.stats().ended(EndReason::Limit), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_tabs_of_a_user_at_once_as_many_as_fit_are_let_in() {
+    let (hub, server) = serve(Hub::builder().max_connections_per_user(3, OverLimit::Refuse)).await;
+    let watch = Watch::over(&hub);
+    let (ada, ben) = tokio::join!(rush(&server, "/events?user=ada", 25), rush(&server, "/events?user=ben", 25));
+    assert_eq!((ada.0.len(), ben.0.len(), watch.most()), (3, 3, 6));
+    assert_eq!((hub.user("ada").count(), hub.user("ben").count()), (3, 3));
+    assert!(spread(&ada.1) > RETRY / 4, "{:?}", ada.1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_tabs_of_a_user_at_once_the_oldest_make_room() {
+    let (hub, server) = serve(Hub::builder().max_connections_per_user(3, OverLimit::CloseOldest)).await;
+    let watch = Watch::over(&hub);
+    let (let_in, _) = rush(&server, "/events?user=ada", 50).await;
+    assert_eq!((let_in.len(), watch.most(), hub.user("ada").count()), (50, 3, 3));
+}
+
+#[tokio::test]
+async fn pages_of_nobody_in_particular_count_for_no_user() {
+    let (_hub, server) = serve(Hub::builder().max_connections_per_user(1, OverLimit::Refuse)).await;
+    let (let_in, _) = rush(&server, "/events", 5).await;
+    assert_eq!(let_in.len(), 5);
+    let _first = subscribe(server.addr, "/events?user=ada").await;
+    assert!(!is_let_in(&server, "/events?user=ada").await);
+    assert!(is_let_in(&server, "/events?user=ben").await);
+}
+
+#[tokio::test]
+async fn both_limits_hold_and_a_tab_that_makes_room_for_its_user_makes_room_for_all() {
+    let builder =
+        Hub::builder().max_connections(2, OverLimit::Refuse).max_connections_per_user(1, OverLimit::CloseOldest);
+    let (hub, server) = serve(builder).await;
+    let ada = subscribe(server.addr, "/events?user=ada").await;
+    let _ben = subscribe(server.addr, "/events?user=ben").await;
+    assert!(!is_let_in(&server, "/events?user=eve").await);
+    let _ada = subscribe(server.addr, "/events?user=ada").await;
+    displaced(ada).await;
+    assert_eq!((hub.stats().connections, hub.user("ada").count(), hub.user("ben").count()), (2, 1, 1));
+}
+
+#[tokio::test]
+async fn the_oldest_is_the_one_that_goes_and_it_misses_nothing() {
+    for builder in [
+        Hub::builder().max_connections(2, OverLimit::CloseOldest),
+        Hub::builder().max_connections_per_user(2, OverLimit::CloseOldest),
+    ] {
+        let (hub, server) = serve(builder).await;
+        let path = "/events?user=ada";
+        let first = subscribe(server.addr, path).await;
+        let mut second = subscribe(server.addr, path).await;
+        let last_id = first.last_id.clone();
+        let mut third = subscribe(server.addr, path).await;
+        displaced(first).await;
+        hub.topic("t").publish(Event::message("meanwhile")).await.unwrap();
+        assert_eq!(second.next_own().await.data, "meanwhile");
+        assert_eq!(third.next_own().await.data, "meanwhile");
+        let mut back = resume(server.addr, path, &last_id).await;
+        let before: Vec<_> = back.caught_up().await.into_iter().map(|event| (event.event, event.data)).collect();
+        assert_eq!(before[0].0, "hub.hello");
+        assert_eq!(before[1..], [("message".to_owned(), "meanwhile".to_owned())]);
+        // In its turn.
+        displaced(second).await;
+    }
+}
+
+#[tokio::test]
+async fn who_leaves_makes_room() {
+    for builder in [
+        Hub::builder().max_connections(1, OverLimit::Refuse),
+        Hub::builder().max_connections_per_user(1, OverLimit::Refuse),
+    ] {
+        let (hub, server) = serve(builder).await;
+        let first = subscribe(server.addr, "/events?user=ada").await;
+        assert!(!is_let_in(&server, "/events?user=ada").await);
+        drop(first);
+        until(|| hub.stats().connections == 0).await;
+        assert!(is_let_in(&server, "/events?user=ada").await);
+    }
+}
+
+#[tokio::test]
+async fn a_head_takes_no_place() {
+    let builder = Hub::builder().max_connections(1, OverLimit::Refuse).max_connects_per_second(1);
+    let (hub, server) = serve(builder).await;
+    let head = async || send(server.addr, Request::head("/events").body("").unwrap()).await;
+    for _ in 0..5 {
+        assert_eq!(head().await.status, StatusCode::OK);
+    }
+    assert_eq!(hub.stats().connections, 0);
+    let _only = subscribe(server.addr, "/events").await;
+    assert_eq!(head().await.status, StatusCode::OK);
+    assert_eq!(hub.stats().connections, 1);
+}
+
+#[tokio::test]
+async fn a_stream_in_this_process_takes_a_place_and_finds_none_left() {
+    let (hub, server) = serve(Hub::builder().max_connections(1, OverLimit::Refuse)).await;
+    let inside = hub.stream(Subscription::anonymous(), None).unwrap();
+    assert!(!is_let_in(&server, "/events").await);
+    assert_eq!(hub.stream(Subscription::anonymous(), None).unwrap_err(), SubscriptionError::Limit);
+    drop(inside);
+    assert!(is_let_in(&server, "/events").await);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// How fast
+
+#[tokio::test]
+async fn who_comes_too_fast_waits_in_line() {
+    let (_hub, server) = serve(Hub::builder().max_connects_per_second(10)).await;
+    let (mut let_in, mut refused) = (Vec::new(), Vec::new());
+    let since = Instant::now();
+    for _ in 0..40 {
+        match attempt(&server, "/events").await {
+            Outcome::LetIn(events) => let_in.push(events),
+            Outcome::Refused(retry) => refused.push(retry),
+        }
+    }
+    // As many as a second allows, and those whose time came meanwhile.
+    let came = since.elapsed().as_millis() / 100;
+    assert!((10..=11 + came).contains(&(let_in.len() as u128)), "{} in {came} tenths", let_in.len());
+    // The others need about three seconds, in the order in which they came.
+    let (soonest, latest) = (&refused[..5], &refused[refused.len() - 5..]);
+    assert!(soonest.iter().max() < latest.iter().min(), "{refused:?}");
+    assert!(spread(&refused) > SECOND, "{refused:?}");
+    assert!(refused.iter().all(|retry| *retry < 6 * SECOND), "{refused:?}");
+}
+
+#[tokio::test]
+async fn who_came_too_fast_is_let_in_when_it_comes_back_in_its_time() {
+    let (hub, server) = serve(Hub::builder().max_connects_per_second(10)).await;
+    let (mut let_in, mut waiting) = rush(&server, "/events", 20).await;
+    waiting.sort();
+    let since = Instant::now();
+    for retry in waiting {
+        tokio::time::sleep_until((since + retry).into()).await;
+        match attempt(&server, "/events").await {
+            Outcome::LetIn(events) => let_in.push(events),
+            Outcome::Refused(_) => panic!("its time had come"),
+        }
+    }
+    assert_eq!((let_in.len(), hub.stats().connections), (20, 20));
+}
+
+#[tokio::test]
+async fn streams_in_this_process_are_not_opened_faster_either() {
+    let hub = Hub::builder().max_connects_per_second(1).build().unwrap();
+    let _first = hub.stream(Subscription::anonymous(), None).unwrap();
+    assert_eq!(hub.stream(Subscription::anonymous(), None).unwrap_err(), SubscriptionError::Limit);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// How old
+
+/// Publishes numbers from 0 on, a thousand a second, until it is dropped.
+struct Publisher(JoinHandle<()>);
+
+impl Publisher {
+    fn start(hub: &Hub) -> Self {
+        let hub = hub.clone();
+        Self(tokio::spawn(async move {
+            for n in 0_u64.. {
+                hub.topic("t").publish(Event::text("n", n.to_string())).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }))
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Reads to the end, which has to be that of age; returns the numbers that came.
+async fn grows_old(events: &mut Events) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    loop {
+        let event = events.next().await;
+        match event.event.as_str() {
+            "n" => numbers.push(event.data.parse().unwrap()),
+            "hub.hello" | "hub.live" => {}
+            "hub.bye" => {
+                assert_eq!(parsed(&event), serde_json::json!({ "reason": "age", "return": "now" }));
+                assert!(event.retry.is_some());
+                assert!(events.try_next().await.is_none());
+                return numbers;
+            }
+            other => panic!("{other}: {}", event.data),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_at_its_age_and_comes_back_without_a_gap_while_a_publisher_runs() {
+    let (hub, server) = serve(Hub::builder().max_connection_age(SECOND)).await;
+    let mut since = Instant::now();
+    let mut events = subscribe(server.addr, "/events").await;
+    let _publisher = Publisher::start(&hub);
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        numbers.extend(grows_old(&mut events).await);
+        let lived = since.elapsed();
+        assert!(lived >= SECOND * 4 / 5 && lived < 3 * SECOND, "{lived:?}");
+        since = Instant::now();
+        let last_id = events.last_id.clone();
+        events = resume(server.addr, "/events", &last_id).await;
+    }
+    assert!(!numbers.is_empty());
+    assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>());
+    assert_eq!(hub.stats().ended(EndReason::Age), 3);
+}
+
+#[tokio::test]
+async fn what_waits_when_a_stream_is_old_is_written_before_it_ends() {
+    const RECORDS: u64 = 100;
+    let wide = Retention::replay().bytes(64 << 20);
+    let (hub, server) = serve(Hub::builder().max_connection_age(SECOND).topic_retention(wide)).await;
+    let mut events = subscribe(server.addr, "/events").await;
+    // Far more than the buffers between us and a client that does not read until its stream is old.
+    let large = "x".repeat(200_000);
+    for _ in 0..RECORDS {
+        hub.topic("t").publish(Event::text("large", large.clone())).await.unwrap();
+    }
+    tokio::time::sleep(SECOND + SECOND / 10).await;
+    hub.topic("t").publish(Event::text("last", "")).await.unwrap();
+    let names: Vec<_> = events_until_bye(&mut events).await;
+    assert_eq!(names.iter().filter(|name| *name == "large").count() as u64, RECORDS);
+}
+
+async fn events_until_bye(events: &mut Events) -> Vec<String> {
+    let mut names = Vec::new();
+    loop {
+        let event = events.next().await;
+        if event.event == "hub.bye" {
+            assert_eq!(parsed(&event)["reason"], "age");
+            return names;
+        }
+        names.push(event.event);
+    }
+}
+
+#[tokio::test]
+async fn streams_that_came_together_do_not_end_together_nor_come_back_together() {
+    let (_hub, server) = serve(Hub::builder().max_connection_age(SECOND)).await;
+    let since = Instant::now();
+    let streams = join_all((0..40).map(|_| subscribe(server.addr, "/events"))).await;
+    let ends = join_all(streams.into_iter().map(async |events| {
+        let bye = events.rest().await.pop().unwrap();
+        (since.elapsed(), bye.retry.unwrap())
+    }))
+    .await;
+    let (ended, retries): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
+    assert!(ended.iter().all(|age| *age >= SECOND * 4 / 5 && *age < 3 * SECOND), "{ended:?}");
+    assert!(spread(&ended) > SECOND / 10, "{ended:?}");
+    assert!(spread(&retries) > RETRY / 2, "{retries:?}");
+}
