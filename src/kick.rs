@@ -35,6 +35,15 @@ pub(crate) enum Returns {
 }
 
 impl Returns {
+    pub(crate) fn is_stricter_than(self, other: Self) -> bool {
+        let rank = |returns| match returns {
+            Self::Now => 0,
+            Self::Later(_) => 1,
+            Self::Never(_) => 2,
+        };
+        rank(self) > rank(other)
+    }
+
     /// The word in `hub.bye`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -150,6 +150,17 @@ impl ConnectionId {
     pub(crate) fn from_bits(bits: u128) -> Self {
         Self(bits)
     }
+
+    /// Its first digits, for logs: who knows all of it may change the topics of a page of nobody in particular.
+    pub(crate) fn brief(self) -> impl fmt::Display {
+        struct Brief(u32);
+        impl fmt::Display for Brief {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:08x}", self.0)
+            }
+        }
+        Brief((self.0 >> 96) as u32)
+    }
 }
 
 impl fmt::Display for ConnectionId {

@@ -263,7 +263,7 @@ impl Subscription {
         if self.user != most.user {
             return None;
         }
-        self.topics.retain(|topic| most.topics.contains(topic));
+        self.topics.retain(|topic| most.grants(topic));
         self.expiry = most.expiry.or(self.expiry);
         Some(self)
     }

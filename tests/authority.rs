@@ -769,3 +769,66 @@ async fn where_any_origin_is_allowed_every_page_may() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_narrowing_leaves_what_a_page_may_join() {
+    struct Documents(Arc<AtomicUsize>);
+    fn granted() -> Subscription {
+        Subscription::user("ada").topic("news").may_join(TopicRule::prefix("documents/"))
+    }
+    impl Access for Documents {
+        async fn connect(&self, _: Connect) -> Result<Subscription, Refusal> {
+            Ok(granted())
+        }
+        async fn recheck(&self, _: Subscription) -> Recheck {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Recheck::Narrow(granted())
+        }
+    }
+    let asked = Arc::new(AtomicUsize::new(0));
+    let hook = Documents(Arc::clone(&asked));
+    let (hub, server) =
+        serve_access(hurried(), |hub| Router::new().layer(hub.layer("/events", hook).changeable())).await;
+    let _page = subscribe(server.addr, "/events").await;
+    let id = hub.connections()[0].id;
+    let join = |topic| Request::post(format!("/events/{id}/topics?join={topic}")).body("").unwrap();
+    assert_eq!(send(server.addr, join("documents/7")).await.status, StatusCode::OK);
+    hub.connection(id).join("given/8").await.unwrap();
+    let before = asked.load(Ordering::SeqCst);
+    until(|| asked.load(Ordering::SeqCst) > before + 1).await;
+    let topics = || hub.connections()[0].topics.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(topics(), ["news", "documents/7"], "what the hook knows nothing of is taken away");
+}
+
+/// The hub's work goes on where streams are, also when the runtime that it was on is gone and nobody publishes.
+#[test]
+fn rechecks_go_on_when_a_runtime_dies() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    struct Counts;
+    impl Access for Counts {
+        async fn connect(&self, _: Connect) -> Result<Subscription, Refusal> {
+            Ok(Subscription::user("ada"))
+        }
+        async fn recheck(&self, _: Subscription) -> Recheck {
+            ASKED.fetch_add(1, Ordering::SeqCst);
+            Recheck::Keep
+        }
+    }
+    let builder = Hub::builder().recheck_every(Duration::from_millis(50)).heartbeat(Duration::from_millis(50));
+    let hub = builder.build().unwrap();
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let open = async |hub: Hub| {
+        let request = Request::get("/events").body(()).unwrap();
+        let response = tower::ServiceExt::oneshot(hub.endpoint(Counts), request).await.unwrap();
+        let mut body = Box::pin(response.into_body());
+        tokio::spawn(async move { while http_body_util::BodyExt::frame(&mut body).await.is_some() {} });
+    };
+    let (stays, dies) = (runtime(), runtime());
+    // The work is where streams were opened last.
+    dies.block_on(open(hub.clone()));
+    stays.block_on(open(hub.clone()));
+    dies.block_on(open(hub.clone()));
+    drop(dies);
+    let before = ASKED.load(Ordering::SeqCst);
+    stays.block_on(until(|| ASKED.load(Ordering::SeqCst) > before + 3));
+}

@@ -811,3 +811,37 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_stream_slips_past_a_topic_that_is_closed_while_it_opens() {
+    let hub = Hub::builder().build().unwrap();
+    for round in 0..5_000 {
+        let topic = format!("t{round}");
+        let go = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| {
+                go.wait();
+                hub.stream(Subscription::user("ada").topic(topic.as_str()), None)
+            });
+            go.wait();
+            at_once(hub.topic(topic.as_str()).disconnect(Kick::never(Duration::from_secs(1)))).unwrap();
+            let opened = opened.join().unwrap();
+            assert_eq!(hub.topic(topic.as_str()).count(), 0, "round {round}: {opened:?}");
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_ending_already_is_kept_away_by_a_kick_that_is_stricter() {
+    let hub = Hub::builder().build().unwrap();
+    let ending = async |kick: Option<Kick>| {
+        let mut page = hub.stream(Subscription::user("ada"), None).unwrap();
+        // It is told to end, and has not looked yet.
+        hub.drain(Duration::ZERO).await;
+        if let Some(kick) = kick {
+            assert_eq!(hub.connection(page.connection()).disconnect(kick).await.unwrap(), 1);
+        }
+        soon(page.next()).await
+    };
+    assert_eq!(ending(Some(Kick::never(Duration::from_secs(1)))).await, Some(StreamItem::End(EndReason::Kicked)));
+}

@@ -13,7 +13,7 @@ use axum::Router;
 use futures::future::join_all;
 use http::{Request, StatusCode};
 use serde_json::Value;
-use support::{Events, Server, Sse, get, resume, send, subscribe, until};
+use support::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use tokio::task::JoinHandle;
 use tower_sse::{
     Connect, EndReason, Event, Hub, HubBuilder, OverLimit, RefusalReason, Retention, Subscription, SubscriptionError,
@@ -400,4 +400,17 @@ async fn streams_that_came_together_do_not_end_together_nor_come_back_together()
     assert!(ended.iter().all(|age| *age >= SECOND * 4 / 5 && *age < 3 * SECOND), "{ended:?}");
     assert!(spread(&ended) > SECOND / 10, "{ended:?}");
     assert!(spread(&retries) > RETRY / 2, "{retries:?}");
+}
+
+#[tokio::test]
+async fn one_client_that_comes_again_and_again_keeps_nobody_away_for_long() {
+    let (_hub, server) = serve(Hub::builder().max_connects_per_second(10)).await;
+    let mut sender = support::http2(server.addr).await;
+    for _ in 0..2_000 {
+        let request = Request::get("http://test/events").body(Default::default()).unwrap();
+        drop(soon(sender.send_request(request)).await.unwrap());
+    }
+    let refused = get(server.addr, "/events").await.events().next().await;
+    // Thirty seconds, the usual two, and half of it at random.
+    assert!(refused.retry.unwrap() <= Duration::from_secs(48), "{:?}", refused.retry);
 }

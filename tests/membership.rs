@@ -401,9 +401,12 @@ async fn the_grace_of_many_users_is_over_when_it_is_over() {
     let (hub, server) = Mounting::Layer.start(Hub::builder().presence_grace(Duration::from_millis(100))).await;
     // Whoever keeps house has nothing to do for a while.
     let _somebody = Client::new(&server, None).open("/events").await;
+    let mut pages = Vec::new();
     for user in ["cem", "dan", "eva", "fay", "ada"] {
+        pages.push(Client::new(&server, Some(user)).open("/events").await);
         hub.user(user).join("t").await.unwrap();
     }
+    drop(pages);
     until(|| !hub.user("ada").is_online()).await;
     assert_eq!(Client::new(&server, Some("ada")).open("/events").await.topics, Vec::<String>::new());
 }

@@ -573,3 +573,44 @@ async fn after_a_thousand_visits_each_has_begun_and_ended_once_and_nothing_is_le
     assert!(hub.topic("room").presence().members.is_empty() && hub.connections().is_empty());
     assert_eq!(hub.stats().connected, VISITS as u64);
 }
+
+#[tokio::test]
+async fn a_user_who_was_only_made_to_join_was_never_there() {
+    let hub = Hub::builder().build().unwrap();
+    hub.user("ghost").join("t").await.unwrap();
+    assert!(!hub.user("ghost").is_online());
+}
+
+/// Connections that open and end while their user is made to join and to leave: every joining is left once.
+#[test]
+fn joins_that_meet_an_opening_leave_nobody_behind() {
+    let grace = Duration::from_millis(10);
+    let hub = Hub::builder().presence_for(TopicRule::any()).presence_grace(grace).build().unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let going = || !stop.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while going() {
+                    drop(hub.stream(Subscription::user("ada").topic("a"), None).unwrap());
+                }
+            });
+        }
+        scope.spawn(|| {
+            while going() {
+                futures::executor::block_on(async {
+                    hub.user("ada").join("t").await.unwrap();
+                    hub.user("ada").leave("t").await.unwrap();
+                });
+            }
+        });
+        std::thread::sleep(Duration::from_millis(1_500));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    std::thread::sleep(2 * grace);
+    assert_eq!(hub.connections().len(), 0);
+    for topic in ["a", "t"] {
+        assert_eq!(hub.topic(topic).count(), 0);
+        assert_eq!(hub.topic(topic).presence().members, []);
+    }
+}

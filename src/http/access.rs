@@ -62,9 +62,10 @@ pub trait Access: Send + Sync + 'static {
     ///
     /// So between a revocation and silence there is at most one interval and the time that the hook takes, as long as it
     /// keeps up with the number of streams (else a warning is logged). A recheck that panics or takes longer than
-    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) is repeated after an interval, and the second
-    /// failure in a row ends the stream: at most two intervals and two timeouts. What was written before may still be on
-    /// its way. Where that is too long, [`Target::disconnect`](crate::Target::disconnect) acts at once.
+    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) is repeated an interval after it began, and the
+    /// second failure in a row ends the stream: at most two intervals and one timeout, if the timeout is the shorter. What
+    /// was written before may still be on its way. Where that is too long,
+    /// [`Target::disconnect`](crate::Target::disconnect) acts at once.
     fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
         drop(subscription);
         ready(Recheck::Settled)

@@ -63,6 +63,10 @@ impl Hub {
         if granted.invalid.is_some() {
             return plain(StatusCode::BAD_REQUEST, "bad subscription\n");
         }
+        // Before what takes longer the more there are.
+        if join.len() > self.settings().max_topics {
+            return plain(StatusCode::BAD_REQUEST, "too many topics\n");
+        }
         if !join.iter().all(|topic| granted.grants(topic)) {
             return plain(StatusCode::FORBIDDEN, "forbidden\n");
         }

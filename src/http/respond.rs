@@ -103,11 +103,13 @@ impl Hub {
         if let Err(unfit) = negotiate::check(connect.method(), connect.headers()) {
             return Some(reject(unfit));
         }
-        if origin::is_allowed(&self.settings().origins, connect.uri(), connect.headers()) {
-            return None;
+        if !origin::is_allowed(&self.settings().origins, connect.uri(), connect.headers()) {
+            tracing::debug!("an event stream was refused: a page of another origin");
+            return Some(plain(StatusCode::FORBIDDEN, "forbidden\n"));
         }
-        tracing::debug!("an event stream was refused: a page of another origin");
-        Some(plain(StatusCode::FORBIDDEN, "forbidden\n"))
+        // Before the hook is asked: it is to be spared when everybody comes at once.
+        let turn = if connect.method() == Method::HEAD { Ok(()) } else { self.take_turn() };
+        turn.err().map(|wait| self.refusal(&Refusal::later(RefusalReason::Limit).retry(wait)))
     }
 
     fn accept(
@@ -137,8 +139,7 @@ impl Hub {
                 stream(EventBody::events(connection))
             }
             Err(OpenError::Barred) => self.refusal(&Refusal::never()),
-            Err(OpenError::Refused(reason, None)) => self.refusal(&Refusal::later(reason)),
-            Err(OpenError::Refused(reason, Some(after))) => self.refusal(&Refusal::later(reason).retry(after)),
+            Err(OpenError::Refused(reason)) => self.refusal(&Refusal::later(reason)),
             Err(OpenError::Invalid(invalid)) => {
                 tracing::debug!(%invalid, "an event stream was refused: bad subscription");
                 plain(StatusCode::BAD_REQUEST, "bad subscription\n")

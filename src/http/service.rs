@@ -44,8 +44,10 @@ where
 
 impl<S, A> SseService<S, A> {
     fn is_ours(&self, method: &Method, path: &str) -> bool {
-        match path.strip_prefix(&*self.path) {
-            Some("") => true,
+        if path == &*self.path {
+            return true;
+        }
+        match path.strip_prefix(self.path.trim_end_matches('/')) {
             // Only `/{connection}/topics`: one segment between.
             Some(rest) if rest.starts_with('/') => {
                 self.endpoint.is_change(method, path) && rest.bytes().filter(|&byte| byte == b'/').count() == 2

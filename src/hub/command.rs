@@ -3,20 +3,19 @@
 //! A command is a value with the position at which it was given, and is carried out in one place, by every instance that
 //! it reaches. With the log of this process that is this one, at once.
 
-use std::collections::hash_set::HashSet;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use super::link::{Ending, Link};
 use super::registry::UserTopic;
-use super::{Hub, OpenError, Target};
+use super::{Hub, Target};
 use crate::audience::{Address, Audience};
 use crate::error::{CommandError, InvalidName};
 use crate::kick::{Kick, Returns};
 use crate::log::{Since, millis};
 use crate::moment::Moment;
-use crate::name::{ConnectionId, Topic, UserId};
+use crate::name::{Topic, UserId};
 use crate::position::{Cursor, Position};
 use crate::reason::EndReason;
 use crate::sync::Ordering;
@@ -186,7 +185,8 @@ impl Hub {
         // Before the connections are looked up: one that is being opened either meets this or is found.
         {
             let mut bars = self.inner.bars.lock();
-            let requests = now.saturating_add(millis(self.settings().access_timeout));
+            // A handler may take longer than a hook.
+            let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
             let remember = requests.max(self.inner.tickets.last_over_at());
             for address in audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_))) {
                 bars.kick(address.clone(), until, remember, now);
@@ -222,11 +222,7 @@ impl Hub {
         issued_at: Position,
     ) -> Result<usize, CommandError> {
         let too_many = |_| CommandError::too_many_topics(self.settings().max_topics);
-        let since = match self.judge(since) {
-            Ok(None) => Since::Now,
-            Ok(Some(sequence)) => Since::After(sequence),
-            Err(reason) => Since::Refused(reason),
-        };
+        let since = self.since(since);
         for user in users(audience) {
             let at = issued_at.sequence();
             let joined = UserTopic { topic: topic.clone(), since, at };
@@ -238,11 +234,20 @@ impl Hub {
         self.inner.chores.rouse();
         let mut joined = 0;
         for link in self.links(audience) {
-            if self.inner.join_topic(&link, topic, since).map_err(too_many)? {
+            if self.inner.join_topic(&link, topic, since, self.settings().max_topics).map_err(too_many)? {
                 joined += 1;
             }
         }
         Ok(joined)
+    }
+
+    /// What a page that says this wants of a topic that it joins.
+    pub(super) fn since(&self, cursor: Cursor) -> Since {
+        match self.judge(cursor) {
+            Ok(None) => Since::Now,
+            Ok(Some(sequence)) => Since::After(sequence),
+            Err(reason) => Since::Refused(reason),
+        }
     }
 
     fn leave(&self, audience: &Audience, topic: &Topic) -> usize {
@@ -254,79 +259,8 @@ impl Hub {
 
     /// Takes a topic away. A request of the page that was decided before may not bring it back.
     pub(super) fn take_topic(&self, link: &Arc<Link>, topic: &Topic) -> bool {
-        link.taken_at.store(Moment::new().count(), Ordering::SeqCst);
+        link.taken_at.fetch_max(Moment::new().count(), Ordering::SeqCst);
         self.inner.leave_topic(link, topic)
-    }
-}
-
-/// A connection whose page may change what it has.
-pub(crate) struct Changeable<'a> {
-    hub: &'a Hub,
-    link: Arc<Link>,
-}
-
-impl Hub {
-    /// A connection of this instance, if it is this user's, or nobody's in particular where there is no user.
-    pub(crate) fn connection_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Changeable<'_>> {
-        let link = self.registry().find(id).filter(|link| link.user() == user)?;
-        Some(Changeable { hub: self, link })
-    }
-}
-
-/// Why a page did not change its topics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ChangeError {
-    TooMany,
-    /// A topic was disconnected, and is closed for a time.
-    Barred,
-    /// What it was decided by is not true any more: it is to be asked anew.
-    Outdated,
-}
-
-impl Changeable<'_> {
-    /// Leaves, then joins, all or nothing; returns the topics in force. `asked_at` is when the page asked.
-    pub(crate) fn change(
-        &self,
-        join: &[Topic],
-        since: Cursor,
-        leave: &[Topic],
-        asked_at: Moment,
-    ) -> Result<Vec<Topic>, ChangeError> {
-        let (hub, link) = (self.hub, &self.link);
-        let had = hub.log().topics(&link.subscriber);
-        let new: HashSet<&Topic> = join.iter().filter(|topic| !had.contains(topic) || leave.contains(topic)).collect();
-        let kept = had.iter().filter(|topic| !leave.contains(topic)).count();
-        if kept + new.len() > hub.settings().max_topics {
-            return Err(ChangeError::TooMany);
-        }
-        self.object(join, asked_at)?;
-        let connection = || Audience::from(Address::Connection(link.id));
-        for topic in leave {
-            hub.inner.leave_topic(link, topic);
-        }
-        for topic in join {
-            hub.give(connection(), Action::Join(topic.clone(), since)).map_err(|_| ChangeError::TooMany)?;
-        }
-        // Whoever takes a topic away from here on finds it; who did before is found out here.
-        if let Err(objection) = self.object(join, asked_at) {
-            for topic in new {
-                hub.inner.leave_topic(link, topic);
-            }
-            return Err(objection);
-        }
-        Ok(hub.log().topics(&link.subscriber))
-    }
-
-    fn object(&self, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
-        if !join.is_empty() && Moment::from_count(self.link.taken_at.load(Ordering::SeqCst)) > asked_at {
-            return Err(ChangeError::Outdated);
-        }
-        let topics: Vec<_> = join.iter().cloned().map(Address::Topic).collect();
-        match self.hub.object(&topics, asked_at) {
-            Ok(()) => Ok(()),
-            Err(OpenError::Barred) => Err(ChangeError::Barred),
-            Err(_) => Err(ChangeError::Outdated),
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Duration, Sleep};
 
 use super::link::{Ending, Link};
 use super::timing::{Expiry, Heartbeat};
-use super::{Hub, LifecycleEvent, Transport};
+use super::{Hub, LifecycleEvent, Transport, housekeeping};
 use crate::audience::Address;
 use crate::log::{Batch, Millis};
 use crate::name::{ConnectionId, Topic};
@@ -188,14 +188,12 @@ impl Connection {
         if let Some(ending) = self.link.ending()
             && (self.link.is_gone() || self.hub.log().cursor(&self.link.subscriber) >= ending.after)
         {
-            let ending = ending.clone();
             return Poll::Ready(Some(self.finish(ending)));
         }
         if let Some(step) = self.as_mut().read_step(batch) {
             return Poll::Ready(Some(step));
         }
         if let Some(ending) = self.link.ending() {
-            let ending = ending.clone();
             return Poll::Ready(Some(self.finish(ending)));
         }
         self.poll_timer(cx)
@@ -304,6 +302,8 @@ impl Connection {
                 && now >= heartbeat.due()
             {
                 heartbeat.wrote(false, now);
+                // Whatever runtime the hub's work was on before, this one is alive.
+                housekeeping::revive(&this.hub.inner);
                 if (this.hub.settings().visible_heartbeat || heartbeat.needs_id(now))
                     && let Some(live) = live(this.hub, this.link, this.heartbeat)
                 {
@@ -364,7 +364,7 @@ fn live(hub: &Hub, link: &Link, heartbeat: &mut Option<Heartbeat>) -> Option<Ste
 
 /// It is out of the registry and out of its channels before its last frame is written.
 fn end(hub: &Hub, link: &Link, stage: &mut Stage, ending: Ending) -> Step {
-    let ending = link.end(ending).clone();
+    let ending = link.end(ending);
     *stage = Stage::Ending;
     hub.inner.forget(link, ending.reason);
     Step::Bye(ending)

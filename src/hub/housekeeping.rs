@@ -50,6 +50,18 @@ pub(super) fn remember_runtime(inner: &Inner) {
     }
 }
 
+/// A stream is well here. Its work may have been on a runtime that is gone, with nobody to notice.
+pub(super) fn revive(inner: &Arc<Inner>) {
+    if !inner.chores.keeping.load(Ordering::Acquire) {
+        remember_runtime(inner);
+        ensure(inner);
+    }
+    if recheck::is_idle(inner) {
+        remember_runtime(inner);
+        recheck::ensure(inner);
+    }
+}
+
 pub(super) fn runtime(inner: &Inner) -> Option<Handle> {
     inner.chores.runtime.lock().clone().or_else(|| Handle::try_current().ok())
 }
@@ -168,12 +180,16 @@ impl Inner {
     /// connected.
     fn sweep(self: &Arc<Self>) -> Swept {
         let now = self.now();
-        self.registry.sweep(now);
-        self.sweep_roster();
+        let mut more = self.registry.sweep(now);
+        more |= self.sweep_roster();
         let swept = self.log.sweep(now);
         self.counters.evicted(self.log.usage().evicted, now);
         let is_busy = self.registry.len() > 0 || self.departure_due().is_some();
-        if swept == Swept::Nothing && is_busy { Swept::Later } else { swept }
+        match swept {
+            _ if more => Swept::More,
+            Swept::Nothing if is_busy => Swept::Later,
+            swept => swept,
+        }
     }
 
     /// When somebody who left has stayed away for the grace.

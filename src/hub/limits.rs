@@ -20,6 +20,9 @@ pub enum OverLimit {
 /// How much later than usual one comes back that had to make room, as a multiple of the usual.
 pub(super) const AFTER_DISPLACEMENT: u32 = 10;
 
+/// After how long everybody may try again, in seconds, however many wait.
+const LONGEST_WAIT: f64 = 30.0;
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limits {
     pub(crate) total: Option<(usize, OverLimit)>,
@@ -50,7 +53,8 @@ impl Rate {
             self.tokens -= 1.0;
             return Ok(());
         }
-        self.waiting += 1.0;
+        // One client that comes again and again must not keep everybody else away.
+        self.waiting = (self.waiting + 1.0).min(rate * LONGEST_WAIT);
         Err(Duration::from_secs_f64(self.waiting / rate))
     }
 }
@@ -70,5 +74,7 @@ mod tests {
         assert!(rate.take(10, 100).is_err());
         let passed = (0..100).filter(|_| rate.take(10, 60_000).is_ok()).count();
         assert_eq!(passed, 10, "what was not used in time is gone");
+        assert!((0..100_000).all(|_| rate.take(10, 60_000).is_err()));
+        assert_eq!(rate.take(10, 60_000).unwrap_err().as_secs(), 30);
     }
 }

@@ -34,13 +34,15 @@ pub(crate) struct Link {
     pub(super) expires_at: AtomicU64,
     /// The last [`Moment`](crate::moment::Moment) at which the application took a topic away.
     pub(super) taken_at: AtomicU64,
-    /// Set once by whoever ends it; the stream acts on it when it is polled next.
-    ending: OnceLock<Ending>,
+    /// Set by whoever ends it; the stream acts on it when it is polled next.
+    ending: Mutex<Option<Box<Ending>>>,
+    is_ending: AtomicBool,
     /// The socket below, where it is known.
     pub(super) transport: OnceLock<Arc<Transport>>,
     /// It is written to a network. A reader in this process may take its time.
     pub(super) to_network: bool,
     gone: AtomicBool,
+    is_there: AtomicBool,
     /// What listeners of the lifecycle know of it: nothing, its beginning, or nothing although it has ended.
     told: Mutex<Told>,
 }
@@ -102,10 +104,12 @@ impl Link {
             due: AtomicU64::new(Millis::MAX),
             expires_at: AtomicU64::new(Millis::MAX),
             taken_at: AtomicU64::new(0),
-            ending: OnceLock::new(),
+            ending: Mutex::default(),
+            is_ending: AtomicBool::new(false),
             transport: OnceLock::new(),
             to_network,
             gone: AtomicBool::new(false),
+            is_there: AtomicBool::new(false),
             told: Mutex::default(),
         }
     }
@@ -122,13 +126,22 @@ impl Link {
         self.who.as_ref().map(|who| who.extensions.clone()).unwrap_or_default()
     }
 
-    pub(super) fn ending(&self) -> Option<&Ending> {
-        self.ending.get()
+    pub(super) fn ending(&self) -> Option<Ending> {
+        if !self.is_ending.load(Ordering::Acquire) {
+            return None;
+        }
+        self.ending.lock().as_deref().cloned()
     }
 
-    /// Tells the stream to end, and returns how it does: the first reason stands. Wake it with [`Subscriber::notify`].
-    pub(super) fn end(&self, ending: Ending) -> &Ending {
-        self.ending.get_or_init(|| ending)
+    /// Tells the stream to end, and returns how it does. The first reason stands, unless a later one keeps the client away
+    /// for longer. Wake it with [`wake`](Self::wake).
+    pub(super) fn end(&self, ending: Ending) -> Ending {
+        let mut current = self.ending.lock();
+        if current.as_ref().is_none_or(|current| ending.returns.is_stricter_than(current.returns)) {
+            *current = Some(Box::new(ending.clone()));
+        }
+        self.is_ending.store(true, Ordering::Release);
+        current.as_deref().cloned().unwrap_or(ending)
     }
 
     /// Returns whether this was the first call: who takes it out of the registry.
@@ -157,6 +170,15 @@ impl Link {
             return false;
         }
         true
+    }
+
+    /// A stream came of it.
+    pub(super) fn was_there(&self) -> bool {
+        self.is_there.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_there_now(&self) {
+        self.is_there.store(true, Ordering::Release);
     }
 
     /// It was woken, or its own time has come, and it has not looked since.

@@ -1,6 +1,7 @@
 //! The hub: the one pipeline from a publisher to every connection.
 
 mod bars;
+mod change;
 mod command;
 mod connection;
 mod drain;
@@ -47,7 +48,7 @@ use report::Counters;
 use tickets::Tickets;
 
 pub(crate) use crate::log::Batch;
-pub(crate) use command::ChangeError;
+pub(crate) use change::ChangeError;
 pub(crate) use connection::{Connection, Step};
 pub(crate) use open::{OpenError, Request};
 pub(crate) use recheck::Authority;

@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use tokio::time::Duration;
+use std::time::Duration;
 
 use super::bars::Objection;
 use super::limits::AFTER_DISPLACEMENT;
 use super::link::{Ending, Link};
 use super::recheck::{self, Authority};
-use super::registry::{Inserted, UserTopic};
+use super::registry::UserTopic;
 use super::{Connection, Hub, LifecycleEvent, housekeeping};
 use crate::audience::Address;
 use crate::kick::Returns;
 use crate::log::{Begin, Joined, millis};
 use crate::moment::Moment;
-use crate::name::{ConnectionId, Topic, UserId};
+use crate::name::{ConnectionId, Topic};
 use crate::position::Cursor;
 use crate::reason::{EndReason, GapReason, RefusalReason};
 use crate::subscription::{Subscription, SubscriptionError};
@@ -36,8 +36,8 @@ pub(crate) struct Request {
 pub(crate) enum OpenError {
     /// The same request will never do.
     Invalid(SubscriptionError),
-    /// Another time, and not before this if it is set.
-    Refused(RefusalReason, Option<Duration>),
+    /// Another time.
+    Refused(RefusalReason),
     /// It was told to stay away.
     Barred,
 }
@@ -53,12 +53,8 @@ impl Hub {
         self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
         let addresses = addresses(subscription);
-        if let Some(per_second) = self.settings().limits.per_second {
-            let turn = self.inner.rate.lock().take(per_second, now);
-            turn.map_err(|wait| OpenError::Refused(RefusalReason::Limit, Some(self.settings().retry + wait)))?;
-        }
         // Without random bytes an id could be guessed; such a machine is better left alone for a while.
-        let id = super::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy, None))?;
+        let id = super::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy))?;
         let (begin, cursor_state, gap) = match self.judge(cursor) {
             Ok(None) => (Begin::Fresh(subscription.start), CursorState::Fresh, None),
             Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
@@ -72,25 +68,19 @@ impl Hub {
         }
         let link = Arc::new(link);
 
-        let inserted = self.registry().insert(&link, now);
-        let Inserted { displaced, topics: joined } =
-            inserted.map_err(|_| OpenError::Refused(RefusalReason::Limit, None))?;
+        let displaced = self.registry().insert(&link, now);
+        let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
-        // Who is disconnected from here on is found in the registry; who was before is found out here.
+        let accepted_at = self.inner.open_channels(&link, addresses.iter().cloned(), begin);
+        self.join_what_was_joined(&link);
+        // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is found out here.
         if let Err(objection) = self.object(&addresses, asked_at) {
-            self.registry().remove(&link, now);
+            if self.registry().remove(&link, now) {
+                self.inner.close_channels(&link);
+            }
             return Err(objection);
         }
-        let joined: Vec<_> = joined.into_iter().filter(|joined| self.is_open(joined)).collect();
-        let had = joined.iter().map(|joined| Joined {
-            address: Address::Topic(joined.topic.clone()),
-            since: joined.since,
-            at: joined.at,
-        });
-        let accepted_at = self.inner.open_channels(&link, addresses, had, begin);
-        if let Some(user) = link.user().filter(|_| !joined.is_empty()) {
-            self.leave_what_was_left(&link, user, subscription, joined.into_iter().map(|joined| joined.topic));
-        }
+        link.is_there_now();
 
         self.counters().connected(link.id, cursor_state == CursorState::Resuming);
         self.inner.lifecycles.tell(|| {
@@ -121,11 +111,18 @@ impl Hub {
         oldest.wake(self.now());
     }
 
+    /// A place among those who may come in this second; else for how long to stay away.
+    pub(crate) fn take_turn(&self) -> Result<(), Duration> {
+        let Some(per_second) = self.settings().limits.per_second else { return Ok(()) };
+        let turn = self.inner.rate.lock().take(per_second, self.now());
+        turn.map_err(|wait| self.settings().retry.saturating_add(wait))
+    }
+
     /// Whether a stream would be opened now, as far as that can be said without opening it.
     pub(crate) fn admit(&self, subscription: &Subscription, cursor: Cursor, asked_at: Moment) -> Result<(), OpenError> {
         self.check(subscription).map_err(OpenError::Invalid)?;
         if self.is_draining() {
-            return Err(OpenError::Refused(RefusalReason::Draining, None));
+            return Err(OpenError::Refused(RefusalReason::Draining));
         }
         match cursor {
             Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Barred),
@@ -163,26 +160,30 @@ impl Hub {
         match bars.objection(addresses, asked_at, self.now()) {
             None => Ok(()),
             Some(Objection::Barred) => Err(OpenError::Barred),
-            Some(Objection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked, None)),
+            Some(Objection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked)),
         }
     }
 
-    /// Whether its topic is not closed for a time.
-    fn is_open(&self, joined: &UserTopic) -> bool {
-        self.object(&[Address::Topic(joined.topic.clone())], Moment::now()).is_ok()
-    }
-
-    /// The user may have been made to leave a topic after the list was taken and before the connection had it.
-    fn leave_what_was_left(
-        &self,
-        link: &Arc<Link>,
-        user: &UserId,
-        subscription: &Subscription,
-        joined: impl Iterator<Item = Topic>,
-    ) {
+    /// What the user was made to join. Who is made to join from here on has this connection too.
+    fn join_what_was_joined(&self, link: &Arc<Link>) {
+        let Some(user) = link.user() else { return };
+        let topics = self.registry().user_topics(user);
+        // Not what is closed for a time.
+        let is_open = |topic: &Topic| self.object(&[Address::Topic(topic.clone())], Moment::now()).is_ok();
+        let joined: Vec<_> = topics
+            .into_iter()
+            .filter(|UserTopic { topic, since, at }| {
+                let joined = Joined { address: Address::Topic(topic.clone()), since: *since, at: *at };
+                is_open(topic) && self.inner.join_as_of(link, topic, &joined)
+            })
+            .collect();
+        if joined.is_empty() {
+            return;
+        }
+        // It may have been taken away again, or closed, before it was here to be found.
         let now = self.registry().user_topics(user);
-        for topic in joined {
-            if !subscription.topics.contains(&topic) && now.iter().all(|joined| joined.topic != topic) {
+        for UserTopic { topic, .. } in joined {
+            if now.iter().all(|still| still.topic != topic) || !is_open(&topic) {
                 self.inner.leave_topic(link, &topic);
             }
         }

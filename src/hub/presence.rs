@@ -2,7 +2,7 @@
 //!
 //! 1. A connection gets and leaves topics that tell of it under the roster's lock, log and roster together. So a
 //!    snapshot of such a topic and the position in it belong together: later events tell what changed since.
-//! 2. The roster's lock is taken before those of the log and the registry, never after. Nobody is woken under it.
+//! 2. The roster's lock is taken before those of the log and the registry, never after. No connection is woken under it.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_set::HashSet;
@@ -19,6 +19,9 @@ use crate::position::Position;
 use crate::retention::TopicRule;
 use crate::sync::{Mutex, Ordering};
 use crate::wire::{Draft, control};
+
+/// How many members are told of as gone in one turn.
+const SWEEP: usize = 256;
 
 /// Who is there at one moment: [`Target::presence`]. Serialises with the feature `json`.
 #[derive(Clone, Debug)]
@@ -89,11 +92,16 @@ impl Target<'_> {
     #[must_use]
     pub fn presence(&self) -> Presence {
         let hub = self.hub;
-        let inner = &hub.inner;
-        inner.sweep_roster();
-        let roster = inner.presences.roster.lock();
-        let mut presence = Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
-        let Ok(audience) = &self.audience else { return presence };
+        let presences = &hub.inner.presences;
+        let nobody = || Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
+        let Ok(audience) = &self.audience else { return nobody() };
+        // Only for topics that tell: what it costs others is that they wait.
+        let tells = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.tells(topic));
+        if tells {
+            hub.inner.sweep_roster();
+        }
+        let roster = tells.then(|| presences.roster.lock());
+        let mut presence = nobody();
         let mut members: BTreeMap<UserId, Member> = BTreeMap::new();
         let mut newest: BTreeMap<UserId, u64> = BTreeMap::new();
         for link in hub.links(audience) {
@@ -113,7 +121,7 @@ impl Target<'_> {
         }
         let spared = hub.registry().find_all(audience.excluded().iter().copied());
         for topic in audience.addresses().iter().filter_map(Address::topic) {
-            for (user, member) in roster.members(topic) {
+            for (user, member) in roster.iter().flat_map(|roster| roster.members(topic)) {
                 let is_of =
                     |link: &&Arc<Link>| link.user() == Some(user) && hub.log().topics(&link.subscriber).contains(topic);
                 let spared = spared.iter().filter(is_of).count();
@@ -227,11 +235,10 @@ impl Inner {
         self: &Arc<Self>,
         link: &Link,
         addresses: impl IntoIterator<Item = Address>,
-        joined: impl IntoIterator<Item = Joined>,
         begin: Begin,
     ) -> u64 {
         self.with_roster(link, |told| {
-            let accepted_at = self.log.open(&link.subscriber, addresses, joined, begin, self.now());
+            let accepted_at = self.log.open(&link.subscriber, addresses, begin, self.now());
             if let Some(told) = told {
                 self.log.topics(&link.subscriber).iter().for_each(|topic| told.enter(link, topic));
             }
@@ -254,10 +261,11 @@ impl Inner {
         link: &Link,
         topic: &Topic,
         since: Since,
+        max_topics: usize,
     ) -> Result<bool, TooManyTopics> {
         let joined = self.with_roster(link, |told| {
             let address = Address::Topic(topic.clone());
-            let joined = self.log.join(&link.subscriber, &address, since, self.settings.max_topics)?;
+            let joined = self.log.join(&link.subscriber, &address, since, max_topics)?;
             if let Some(told) = told.filter(|_| joined) {
                 told.enter(link, topic);
             }
@@ -268,6 +276,16 @@ impl Inner {
             link.wake(self.now());
         }
         Ok(joined)
+    }
+
+    pub(super) fn join_as_of(self: &Arc<Self>, link: &Link, topic: &Topic, joined: &Joined) -> bool {
+        self.with_roster(link, |told| {
+            let is_new = self.log.join_as_of(&link.subscriber, joined);
+            if let Some(told) = told.filter(|_| is_new) {
+                told.enter(link, topic);
+            }
+            is_new
+        })
     }
 
     pub(super) fn leave_topic(self: &Arc<Self>, link: &Link, topic: &Topic) -> bool {
@@ -284,20 +302,25 @@ impl Inner {
         left
     }
 
-    /// Tells of members that have not come back.
-    pub(super) fn sweep_roster(self: &Arc<Self>) {
+    /// Tells of members that have not come back, of some if there are many. Returns whether there are more.
+    pub(super) fn sweep_roster(self: &Arc<Self>) -> bool {
         if self.presences.rules.is_empty() {
-            return;
+            return false;
         }
         let mut roster = self.presences.roster.lock();
         let mut told = Told { inner: self, roster: &mut roster, asleep: Asleep::default() };
-        while let Some((topic, user)) = told.roster.sweep(self.now()) {
+        let mut count = 0;
+        while count < SWEEP
+            && let Some((topic, user)) = told.roster.sweep(self.now())
+        {
             let draft = control::left(&topic, &user);
             told.publish(topic, draft);
+            count += 1;
         }
         let asleep = told.asleep;
         drop(roster);
         self.wake(asleep);
+        count == SWEEP
     }
 
     /// Hands in the roster if somebody is to be told of this connection.

@@ -19,7 +19,7 @@ use super::link::{Ending, Link};
 use super::{Hub, Inner, housekeeping};
 use crate::kick::Returns;
 use crate::log::{Millis, millis};
-use crate::name::ConnectionId;
+use crate::name::{ConnectionId, Topic};
 use crate::reason::EndReason;
 use crate::refusal::{Kind, Refusal};
 use crate::subscription::{Expiry, Subscription};
@@ -39,7 +39,8 @@ const SAME_TIME: Millis = 100;
 pub enum Recheck {
     /// It stays as it is. Ask again after the next interval.
     Keep,
-    /// It stays, with no more than this: topics that are not in it are left at once, and so is what waits of them; its
+    /// It stays, with no more than this: topics that it does not have, nor [lets join](Subscription::may_join), are left at
+    /// once, and so is what waits of them; its
     /// expiry, if it has one, takes the place of the old one, so this is also how an open stream is renewed. What is in it
     /// beyond what the stream has is not added. With another user, or none, the stream ends. Ask again after the next
     /// interval.
@@ -82,13 +83,16 @@ struct Check {
 struct Answer {
     check: Check,
     link: Arc<Link>,
+    asked_at: Millis,
+    /// The topics that the hook was asked about. What was joined since is for the next time.
+    topics: Vec<Topic>,
     verdict: Option<Recheck>,
 }
 
 /// Puts a new connection into the schedule, if there is somebody to ask.
 pub(super) fn watch(inner: &Arc<Inner>, link: &Link) {
     if link.authority.is_some() {
-        inner.schedule_check(Check { at: 0, connection: link.id, failures: 0 });
+        inner.schedule_check(Check { at: 0, connection: link.id, failures: 0 }, inner.now());
         ensure(inner);
     }
 }
@@ -103,6 +107,11 @@ pub(super) fn ensure(inner: &Arc<Inner>) {
     if !rechecks.running.swap(true, Ordering::AcqRel) {
         runtime.spawn(ask_all(Running(Arc::downgrade(inner))));
     }
+}
+
+/// Whether there is something to ask and no task that does.
+pub(super) fn is_idle(inner: &Inner) -> bool {
+    !inner.rechecks.running.load(Ordering::Acquire) && !inner.rechecks.schedule.lock().due.is_empty()
 }
 
 /// Holds the flag.
@@ -163,11 +172,11 @@ async fn ask_all(running: Running) {
 }
 
 impl Inner {
-    /// Sets the time of the next check: an interval from now, up to a tenth less, so that those who came together are not
-    /// asked about together.
-    fn schedule_check(&self, check: Check) {
+    /// Sets the time of the next check: an interval from the start of the last one, up to a tenth less, so that those who
+    /// came together are not asked about together.
+    fn schedule_check(&self, check: Check, last: Millis) {
         let interval = millis(self.settings.recheck_interval());
-        let at = self.now() + interval - fastrand::u64(0..=interval / 10);
+        let at = last + interval - fastrand::u64(0..=interval / 10);
         let mut schedule = self.rechecks.schedule.lock();
         let is_first = schedule.due.peek().is_none_or(|Reverse(first)| at < first.at);
         schedule.due.push(Reverse(Check { at, ..check }));
@@ -200,6 +209,7 @@ impl Inner {
 
     fn ask(&self, check: Check, link: Arc<Link>) -> BoxFuture<'static, Answer> {
         let subscription = self.subscription_of(&link);
+        let (asked_at, topics) = (self.now(), subscription.topics.clone());
         let limit = self.settings.access_timeout;
         async move {
             let asked = async {
@@ -210,7 +220,7 @@ impl Inner {
             };
             // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
             let verdict = timeout(limit, AssertUnwindSafe(asked).catch_unwind()).await;
-            Answer { check, link, verdict: verdict.ok().and_then(Result::ok) }
+            Answer { check, link, asked_at, topics, verdict: verdict.ok().and_then(Result::ok) }
         }
         .boxed()
     }
@@ -232,7 +242,7 @@ impl Inner {
 }
 
 impl Hub {
-    fn answered(&self, Answer { check, link, verdict }: Answer) {
+    fn answered(&self, Answer { check, link, asked_at, topics, verdict }: Answer) {
         let mut schedule = self.inner.rechecks.schedule.lock();
         if let Some(index) = schedule.asking.iter().position(|asked| asked.connection == check.connection) {
             schedule.asking.swap_remove(index);
@@ -248,7 +258,7 @@ impl Hub {
                 return self.revoke(&link, &Refusal::forbidden());
             }
             Some(Recheck::Narrow(subscription)) => {
-                self.narrow(&link, &subscription);
+                self.narrow(&link, &topics, &subscription);
                 0
             }
             Some(Recheck::Keep) => 0,
@@ -260,14 +270,12 @@ impl Hub {
         if failures >= FAILURES {
             return self.revoke(&link, &Refusal::forbidden());
         }
-        self.inner.schedule_check(Check { failures, ..check });
+        self.inner.schedule_check(Check { failures, ..check }, asked_at);
     }
 
-    fn narrow(&self, link: &Arc<Link>, subscription: &Subscription) {
-        for topic in self.log().topics(&link.subscriber) {
-            if !subscription.topics.contains(&topic) {
-                self.take_topic(link, &topic);
-            }
+    fn narrow(&self, link: &Arc<Link>, had: &[Topic], subscription: &Subscription) {
+        for topic in had.iter().filter(|topic| !subscription.grants(topic)) {
+            self.take_topic(link, topic);
         }
         let Some(expiry) = subscription.expiry else { return };
         let expires_at = self.now().saturating_add(millis(expiry.remaining()));

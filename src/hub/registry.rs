@@ -32,8 +32,8 @@ pub(crate) struct Registry {
 struct Table {
     links: HashMap<ConnectionId, Arc<Link>>,
     users: HashMap<UserId, User>,
-    /// Users whose last connection ended at that time, oldest first.
-    offline: VecDeque<(Millis, UserId)>,
+    /// Users without a connection since that time, oldest first.
+    idle: VecDeque<(Millis, UserId)>,
     /// By age; kept only where the oldest may have to go.
     by_age: BTreeMap<u64, ConnectionId>,
     opened: u64,
@@ -43,7 +43,10 @@ struct Table {
 struct User {
     /// In the order in which they were opened.
     links: SmallVec<[Arc<Link>; 1]>,
-    offline_since: Option<Millis>,
+    /// Since when it has none, while it stands in the queue of those.
+    idle_since: Option<Millis>,
+    /// When the last one ended. One who was only made to join a topic was never there.
+    left_at: Option<Millis>,
     topics: Vec<UserTopic>,
 }
 
@@ -56,27 +59,23 @@ pub(super) struct UserTopic {
     pub(super) at: u64,
 }
 
-pub(super) type Links = SmallVec<[Arc<Link>; 1]>;
+/// How many users one turn of the housekeeping forgets.
+const SWEEP: usize = 1024;
 
-/// A connection was let in.
-#[derive(Debug, Default)]
-pub(super) struct Inserted {
-    /// Those that had to make room. They are out of the registry already.
-    pub(super) displaced: Links,
-    /// What its user was made to join.
-    pub(super) topics: Vec<UserTopic>,
-}
+pub(super) type Links = SmallVec<[Arc<Link>; 1]>;
 
 /// A limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
 impl User {
-    /// Nobody may have swept yet.
-    fn forget_if_over(&mut self, now: Millis, grace: Millis) {
-        if self.links.is_empty() && self.offline_since.is_some_and(|since| since.saturating_add(grace) <= now) {
+    /// Nobody may have swept yet. Returns whether its time was over.
+    fn forget_if_over(&mut self, now: Millis, grace: Millis) -> bool {
+        let is_over = self.links.is_empty() && self.idle_since.is_some_and(|since| since.saturating_add(grace) <= now);
+        if is_over {
             self.topics.clear();
         }
+        is_over
     }
 }
 
@@ -107,7 +106,7 @@ impl Registry {
         let since = match self.table.lock().users.get(user) {
             None => return false,
             Some(user) if !user.links.is_empty() => return true,
-            Some(user) => user.offline_since,
+            Some(user) => user.left_at,
         };
         since.is_some_and(|since| since.saturating_add(self.grace) > now)
     }
@@ -117,7 +116,8 @@ impl Registry {
         self.table.lock().users.len()
     }
 
-    pub(super) fn insert(&self, link: &Arc<Link>, now: Millis) -> Result<Inserted, Full> {
+    /// Lets a connection in. Those that had to make room are returned; they are out of the registry already.
+    pub(super) fn insert(&self, link: &Arc<Link>, now: Millis) -> Result<Links, Full> {
         let mut table = self.table.lock();
         // So that users go as fast as they come, also where nobody keeps house.
         self.forget_users(&mut table, now, 2);
@@ -155,20 +155,16 @@ impl Registry {
         }
         table.links.insert(link.id, Arc::clone(link));
         self.networked.fetch_add(usize::from(link.to_network), Ordering::AcqRel);
-        let topics = match link.user() {
-            None => Vec::new(),
-            Some(user) => {
-                let user = table.users.entry(user.clone()).or_default();
-                user.forget_if_over(now, self.grace);
-                user.links.push(Arc::clone(link));
-                user.offline_since = None;
-                user.topics.clone()
-            }
-        };
-        Ok(Inserted { displaced, topics })
+        if let Some(user) = link.user() {
+            let user = table.users.entry(user.clone()).or_default();
+            user.forget_if_over(now, self.grace);
+            user.links.push(Arc::clone(link));
+            user.idle_since = None;
+        }
+        Ok(displaced)
     }
 
-    /// Takes it out; false if it was out already. Whether its user is offline now is said by [`next_due`](Self::next_due).
+    /// Takes it out; false if it was out already.
     pub(super) fn remove(&self, link: &Link, now: Millis) -> bool {
         if !link.leave_registry() {
             return false;
@@ -187,10 +183,17 @@ impl Registry {
         if let Some(name) = link.user()
             && let Some(user) = table.users.get_mut(name)
         {
-            user.links.retain(|other| other.id != link.id);
+            let opened = |other: &Arc<Link>| other.opened.load(Ordering::Relaxed);
+            if let Ok(index) = user.links.binary_search_by_key(&link.opened.load(Ordering::Relaxed), opened) {
+                user.links.remove(index);
+            }
             if user.links.is_empty() {
-                user.offline_since = Some(now);
-                table.offline.push_back((now, name.clone()));
+                // One that was refused after all was never there.
+                if link.was_there() {
+                    user.left_at = Some(now);
+                }
+                user.idle_since = Some(now);
+                table.idle.push_back((now, name.clone()));
             }
         }
         if link.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -216,11 +219,14 @@ impl Registry {
         let user = match table.users.entry(name.clone()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                table.offline.push_back((now, name.clone()));
-                entry.insert(User { offline_since: Some(now), ..User::default() })
+                table.idle.push_back((now, name.clone()));
+                entry.insert(User { idle_since: Some(now), ..User::default() })
             }
         };
-        user.forget_if_over(now, self.grace);
+        if user.forget_if_over(now, self.grace) {
+            user.idle_since = Some(now);
+            table.idle.push_back((now, name.clone()));
+        }
         if !user.topics.iter().any(|other| other.topic == joined.topic) {
             if user.topics.len() >= max_topics {
                 return Err(TooManyTopics);
@@ -243,37 +249,42 @@ impl Registry {
         self.table.lock().users.get(name).map(|user| user.topics.clone()).unwrap_or_default()
     }
 
-    /// Forgets users who have been offline for the grace.
-    pub(super) fn sweep(&self, now: Millis) {
+    /// Forgets users who have been without a connection for the grace, some of them if there are many. Returns whether
+    /// there are more.
+    pub(super) fn sweep(&self, now: Millis) -> bool {
         let mut table = self.table.lock();
-        self.forget_users(&mut table, now, usize::MAX);
+        let more = self.forget_users(&mut table, now, SWEEP);
         let len = table.users.len();
         if table.users.capacity() > 1024 && len < table.users.capacity() / 8 {
             table.users.shrink_to(len * 2);
         }
-        if table.offline.capacity() > 1024 && table.offline.len() < table.offline.capacity() / 8 {
-            let len = table.offline.len();
-            table.offline.shrink_to(len * 2);
+        if table.idle.capacity() > 1024 && table.idle.len() < table.idle.capacity() / 8 {
+            let len = table.idle.len();
+            table.idle.shrink_to(len * 2);
         }
+        more
     }
 
-    fn forget_users(&self, table: &mut Table, now: Millis, most: usize) {
+    fn forget_users(&self, table: &mut Table, now: Millis, most: usize) -> bool {
         for _ in 0..most {
             let is_due = |(since, _): &(Millis, UserId)| since.saturating_add(self.grace) <= now;
-            if !table.offline.front().is_some_and(is_due) {
-                return;
+            if !table.idle.front().is_some_and(is_due) {
+                return false;
             }
-            let Some((since, name)) = table.offline.pop_front() else { return };
+            let Some((since, name)) = table.idle.pop_front() else { return false };
             // It may have been there again meanwhile, and have left again.
-            if table.users.get(&name).is_some_and(|user| user.links.is_empty() && user.offline_since == Some(since)) {
+            if table.users.get(&name).is_some_and(|user| user.links.is_empty() && user.idle_since == Some(since)) {
                 table.users.remove(&name);
             }
         }
+        true
     }
 
-    /// When a [`sweep`](Self::sweep) has something to do.
+    /// About when a [`sweep`](Self::sweep) has something to do. A little late, so that those who left one after the other
+    /// are forgotten together: how long a user counts as there is judged by the time, not by this.
     pub(super) fn next_due(&self) -> Option<Millis> {
-        self.table.lock().offline.front().map(|(since, _)| since.saturating_add(self.grace))
+        let since = self.table.lock().idle.front().map(|(since, _)| *since)?;
+        Some(since.saturating_add(self.grace + self.grace / 4))
     }
 
     /// Until nobody is connected over a network.

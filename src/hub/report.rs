@@ -38,12 +38,12 @@ impl Counters {
 
     pub(super) fn connected(&self, connection: ConnectionId, resuming: bool) {
         self.connected.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(%connection, resuming, "event stream opened");
+        tracing::debug!(connection = %connection.brief(), resuming, "event stream opened");
     }
 
     pub(super) fn ended(&self, connection: ConnectionId, reason: EndReason, now: Millis) {
         self.ended[reason as usize].fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(%connection, %reason, "event stream ended");
+        tracing::debug!(connection = %connection.brief(), %reason, "event stream ended");
         if reason == EndReason::Stalled
             && let Some(suppressed) = self.stall_lines.admit(now)
         {
@@ -53,7 +53,7 @@ impl Counters {
 
     pub(super) fn gap(&self, connection: ConnectionId, reason: GapReason, now: Millis) {
         self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(%connection, %reason, "told of a gap");
+        tracing::debug!(connection = %connection.brief(), %reason, "told of a gap");
         if let Some(suppressed) = self.gap_lines.admit(now) {
             tracing::warn!(%reason, suppressed, "a stream was told of a gap: records are not to be had");
         }

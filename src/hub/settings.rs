@@ -204,8 +204,9 @@ impl HubBuilder {
         self
     }
 
-    /// Bounds how many connections are opened in a second; who comes too fast is refused softly, with a `retry` that
-    /// grows with how many wait already. At least 1. Defaults to no bound.
+    /// Bounds how many requests for a stream are looked at in a second; who comes too fast is refused softly, before the
+    /// access hook is asked, with a `retry` that grows with how many wait already, to about 30 s. At least 1. Defaults to no
+    /// bound.
     pub fn max_connects_per_second(mut self, connects: u32) -> Self {
         self.settings.limits.per_second = Some(connects);
         self
@@ -348,6 +349,9 @@ impl HubBuilder {
     /// gives no random bytes.
     pub fn build(self) -> Result<Hub, BuildError> {
         self.check()?;
+        if !self.settings.presence_rules.is_empty() && self.settings.presence_grace < self.settings.retry {
+            tracing::warn!("presence_grace is shorter than retry: every reconnect will look like leaving");
+        }
         let window = self.live_window.unwrap_or(self.settings.write_deadline);
         let resolve = |retention: Retention| retention.with_live_window(window);
         let policies = Policies::new(

@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::future::poll_fn;
 
+#[cfg(doc)]
+use super::HubBuilder;
 use super::{Hub, OpenError, Request, Step};
 use crate::audience::Address;
 use crate::log::Batch;
@@ -69,7 +71,7 @@ impl Hub {
     /// outdated, as a slow page would.
     ///
     /// It is subscribed when this returns, not when the stream is first polled. It needs a tokio runtime when polled if
-    /// the subscription expires. Dropping it ends the subscription.
+    /// the subscription expires, or [connections](HubBuilder::max_connection_age) do. Dropping it ends the subscription.
     ///
     /// # Errors
     /// When the subscription's names or size are not allowed, a limit on connections is reached, the user was told to stay
@@ -81,11 +83,13 @@ impl Hub {
         cursor: impl Into<Cursor>,
     ) -> Result<HubStream, SubscriptionError> {
         let request = Request { to_network: false, asked_at: Moment::now(), authority: None };
+        self.take_turn().map_err(|_| SubscriptionError::Limit)?;
         let connection = self.open(&subscription, cursor.into(), request).map_err(|error| match error {
             OpenError::Invalid(invalid) => invalid,
-            OpenError::Refused(RefusalReason::Limit, _) => SubscriptionError::Limit,
-            OpenError::Refused(RefusalReason::Busy, _) => SubscriptionError::NoRandomBytes,
-            OpenError::Refused(..) => SubscriptionError::Closed,
+            OpenError::Refused(RefusalReason::Limit) => SubscriptionError::Limit,
+            OpenError::Refused(RefusalReason::Busy) => SubscriptionError::NoRandomBytes,
+            OpenError::Refused(RefusalReason::Kicked) => SubscriptionError::Kicked,
+            OpenError::Refused(_) => SubscriptionError::Closed,
             OpenError::Barred => SubscriptionError::Kicked,
         })?;
         let hub = self.clone();

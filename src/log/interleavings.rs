@@ -65,7 +65,7 @@ fn publisher(log: &Arc<Log>, audiences: &'static [&'static [&'static str]]) -> t
 
 fn subscribe(log: &Log, to: &[&str]) -> Arc<Subscriber> {
     let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(1)));
-    log.open(&subscriber, to.iter().map(|name| topic(name)), [], Begin::Fresh(Start::Live), 0);
+    log.open(&subscriber, to.iter().map(|name| topic(name)), Begin::Fresh(Start::Live), 0);
     subscriber
 }
 

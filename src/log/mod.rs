@@ -179,13 +179,12 @@ impl Log {
         self.deferred.mark(asleep.0, now);
     }
 
-    /// Subscribes to these addresses, and to what was to be joined before, and sets the cursor. Returns the horizon at that
-    /// moment: the stream has caught up when it has read to there. Nothing happens if it is closed.
+    /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the stream has caught up when
+    /// it has read to there. Nothing happens if it is closed.
     pub(crate) fn open(
         &self,
         subscriber: &Arc<Subscriber>,
         addresses: impl IntoIterator<Item = Address>,
-        joined: impl IntoIterator<Item = Joined>,
         begin: Begin,
         now: Millis,
     ) -> u64 {
@@ -193,7 +192,7 @@ impl Log {
         let mut sequencer = self.sequencer.lock();
         sequencer.sweep_a_little(&self.heads, now);
         let horizon = self.horizon();
-        if !reader.is_open() {
+        if reader.is_closed() {
             return horizon;
         }
         for address in addresses {
@@ -202,28 +201,12 @@ impl Log {
                 reader.enter(channel, subscriber, 0);
             }
         }
-        // A cursor from before knows nothing of what was joined; one from after accounts for it, and a fresh page for what
-        // it has from the start.
-        let mut unknown: SmallVec<[Joined; 1]> = SmallVec::new();
-        for joined in joined.into_iter().filter(|joined| !reader.listens_to(&joined.address)).collect::<Vec<_>>() {
-            if matches!(begin, Begin::After(cursor) if cursor <= joined.at) {
-                unknown.push(joined);
-            } else {
-                let channel = sequencer.channel(&joined.address, &self.heads);
-                let since = if let Since::After(since) = joined.since { since } else { joined.at };
-                reader.enter(channel, subscriber, since);
-            }
-        }
         reader.begin(begin, horizon);
-        for Joined { address, since, at } in unknown {
-            let channel = sequencer.channel(&address, &self.heads);
-            reader.join(channel, subscriber, since, at);
-        }
         horizon
     }
 
-    /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already nothing changes, and
-    /// false is returned. At most `max_topics` topics.
+    /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already, or not open, nothing
+    /// changes, and false is returned. At most `max_topics` topics.
     pub(crate) fn join(
         &self,
         subscriber: &Arc<Subscriber>,
@@ -242,6 +225,18 @@ impl Log {
         let channel = sequencer.channel(address, &self.heads);
         reader.join(channel, subscriber, since, self.horizon());
         Ok(true)
+    }
+
+    /// Subscribes to what was joined before the connection was there, as if it had been.
+    pub(crate) fn join_as_of(&self, subscriber: &Arc<Subscriber>, joined: &Joined) -> bool {
+        let mut reader = subscriber.reader.lock();
+        if !reader.is_open() || reader.listens_to(&joined.address) {
+            return false;
+        }
+        let mut sequencer = self.sequencer.lock();
+        let channel = sequencer.channel(&joined.address, &self.heads);
+        reader.join_as_of(channel, subscriber, joined.since, joined.at);
+        true
     }
 
     /// Ends the subscription to one address: nothing more of it is read, not even what waits. Returns whether there was

@@ -174,7 +174,7 @@ impl World {
         self.ids += 1;
         let id = ConnectionId::from_bits(self.ids);
         let subscriber = Arc::new(Subscriber::new(id));
-        let horizon = self.log.open(&subscriber, on.iter().map(|&index| address(index)), [], begin, self.now);
+        let horizon = self.log.open(&subscriber, on.iter().map(|&index| address(index)), begin, self.now);
         let cursor = self.log.cursor(&subscriber);
         assert!(cursor <= horizon);
         // A fresh reader has no claim to what was dropped before it came.

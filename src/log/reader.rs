@@ -26,7 +26,18 @@ pub(super) struct Reader {
     /// The topics have changed since the stream was last told which they are; it is told when the cursor has come to
     /// where the log was then, so that the id stands for the change too.
     changed_at: Option<u64>,
-    closed: bool,
+    stage: Stage,
+    /// The cursor that it came back with.
+    resumed_at: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// It has no cursor, so nothing can be joined yet.
+    #[default]
+    New,
+    Open,
+    Closed,
 }
 
 #[derive(Debug)]
@@ -112,7 +123,11 @@ impl Reader {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !self.closed
+        self.stage == Stage::Open
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.stage == Stage::Closed
     }
 
     pub(super) fn is_replaying(&self) -> bool {
@@ -167,9 +182,22 @@ impl Reader {
         }
     }
 
+    /// One more channel that was joined when the log was at `at`. A cursor from before that knows nothing of it; one from
+    /// after accounts for it; a fresh page has it from its start.
+    pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: Since, at: u64) {
+        match self.resumed_at {
+            None => self.join(channel, subscriber, Since::Now, self.cursor),
+            Some(cursor) if cursor <= at => self.join(channel, subscriber, since, at),
+            Some(_) => {
+                let since = if let Since::After(since) = since { since } else { at };
+                self.enter(channel, subscriber, since);
+            }
+        }
+    }
+
     pub(super) fn leave(&mut self, address: &Address, horizon: u64) -> Option<(Arc<Channel>, u32)> {
         let index = self.memberships.iter().position(|membership| membership.channel.address == *address)?;
-        let left = self.memberships.swap_remove(index);
+        let left = self.memberships.remove(index);
         self.changed(address, horizon);
         self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
         Some((left.channel, left.slot))
@@ -182,7 +210,7 @@ impl Reader {
     }
 
     pub(super) fn leave_all(&mut self) -> Vec<(Arc<Channel>, u32)> {
-        self.closed = true;
+        self.stage = Stage::Closed;
         self.replaying = false;
         std::mem::take(&mut self.memberships).into_iter().map(|member| (member.channel, member.slot)).collect()
     }
@@ -190,9 +218,11 @@ impl Reader {
     /// Sets the cursor of a reader that has read nothing yet.
     pub(super) fn begin(&mut self, begin: Begin, horizon: u64) {
         self.memberships.shrink_to_fit();
+        self.stage = Stage::Open;
         let start = match begin {
             Begin::After(cursor) => {
                 self.cursor = cursor;
+                self.resumed_at = Some(cursor);
                 return;
             }
             Begin::Fresh(Start::Live) => horizon,
