@@ -88,9 +88,8 @@ impl Hub {
             OpenError::Invalid(invalid) => invalid,
             OpenError::Refused(RefusalReason::Limit) => SubscriptionError::Limit,
             OpenError::Refused(RefusalReason::Busy) => SubscriptionError::NoRandomBytes,
-            OpenError::Refused(RefusalReason::Kicked) => SubscriptionError::Kicked,
+            OpenError::Refused(RefusalReason::Kicked) | OpenError::Barred => SubscriptionError::Kicked,
             OpenError::Refused(_) => SubscriptionError::Closed,
-            OpenError::Barred => SubscriptionError::Kicked,
         })?;
         let hub = self.clone();
         let id = connection.id();
