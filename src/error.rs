@@ -24,9 +24,20 @@ enum PublishErrorKind {
     #[cfg(feature = "json")]
     NotJson(serde_json::Error),
     Closed,
+    Broker {
+        is_unknown: bool,
+        cause: Box<dyn Error + Send + Sync>,
+    },
+    Shared,
 }
 
 impl PublishError {
+    pub(crate) const SHARED: Self = Self(PublishErrorKind::Shared);
+
+    pub(crate) fn broker(is_unknown: bool, cause: impl Error + Send + Sync + 'static) -> Self {
+        Self(PublishErrorKind::Broker { is_unknown, cause: Box::new(cause) })
+    }
+
     pub(crate) const CLOSED: Self = Self(PublishErrorKind::Closed);
 
     pub(crate) fn too_large(bytes: usize, limit: usize) -> Self {
@@ -50,7 +61,15 @@ impl PublishError {
     /// does not serialise, a payload or a union over its limit. A caller that got it from a client answers `400`.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
-        !self.is_closed()
+        !self.is_closed() && !self.is_unavailable()
+    }
+
+    /// The broker is not there, refuses, or did not answer in time ([`is_unknown`](Self::is_unknown)); or
+    /// [`publish_now`](crate::Target::publish_now) was called where publishing has to wait for one. A caller that got it
+    /// from a client answers `503`.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self.0, PublishErrorKind::Broker { .. } | PublishErrorKind::Shared)
     }
 
     /// The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), counted as it would stand on
@@ -67,10 +86,10 @@ impl PublishError {
     }
 
     /// The record was sent to the log and no answer came in time, so it may or may not have been published. Never so
-    /// with the log of this process, which is the only one today.
+    /// with the log of this process.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
-        false
+        matches!(self.0, PublishErrorKind::Broker { is_unknown: true, .. })
     }
 }
 
@@ -88,6 +107,9 @@ impl fmt::Display for PublishError {
             #[cfg(feature = "json")]
             PublishErrorKind::NotJson(_) => f.write_str("data does not serialise to JSON"),
             PublishErrorKind::Closed => f.write_str("the hub was drained"),
+            PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("the log cannot be written to"),
+            PublishErrorKind::Broker { is_unknown: true, .. } => f.write_str("the log did not answer"),
+            PublishErrorKind::Shared => f.write_str("the log is shared: publishing has to be awaited"),
         }
     }
 }
@@ -98,10 +120,12 @@ impl Error for PublishError {
             PublishErrorKind::NotUtf8(error) => Some(error),
             #[cfg(feature = "json")]
             PublishErrorKind::NotJson(error) => Some(error),
+            PublishErrorKind::Broker { cause, .. } => Some(&**cause),
             PublishErrorKind::Invalid(_)
             | PublishErrorKind::TooLarge { .. }
             | PublishErrorKind::TooManyTargets { .. }
-            | PublishErrorKind::Closed => None,
+            | PublishErrorKind::Closed
+            | PublishErrorKind::Shared => None,
         }
     }
 }

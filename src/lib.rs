@@ -111,9 +111,15 @@
 //! | `hub.live` | `{}`, or `topics` after they have changed | caught up; its id stands for everything before it |
 //! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | records are not to be had: fetch the state anew |
 //! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: come back then |
+//! | `hub.stale` | `{}` | the shared log cannot be followed now; `hub.live` says when that is over |
 //! | `hub.expiring` | `in_ms` | the subscription's time is near its end |
 //! | `hub.joined`, `hub.left` | `topic`, `user`, `data` if attached | in topics that [tell](HubBuilder::presence_for) who comes and goes |
 //! | `hub.bye` | `reason` (see [`EndReason`]), `return`: `now`, `later`, `never`, and a `note` | last, where the hub ends the stream |
+//!
+//! # Several instances
+//!
+//! A [`Backplane`](backplane::Backplane) shares the log: [`HubBuilder::backplane`]. What one instance publishes all deliver,
+//! and a client goes on at whichever it meets.
 //!
 //! # Features
 //!
@@ -122,11 +128,13 @@
 //! | `json` | yes | `Event::json`, `Subscription::data`: values that serialise with serde |
 //! | `axum` | yes | `Connect` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
 //! | `axum-serve` | no | `Hub::listener` for `axum::serve` |
+//! | `redis` | no | [`backplane::Redis`]: several instances through a Redis server |
 //! | `uuid` | no | topics and users from `Uuid` |
 //!
 //! All are additive.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(not(feature = "json"), allow(dead_code, reason = "what only a shared log needs, whose records are JSON"))]
 
 /// The code in the README compiles.
 #[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
@@ -147,6 +155,8 @@ mod guide {
 mod audience;
 #[cfg(feature = "axum")]
 mod axum;
+#[cfg(feature = "json")]
+pub mod backplane;
 mod error;
 mod event;
 mod http;
@@ -157,6 +167,8 @@ mod moment;
 mod name;
 mod position;
 mod reason;
+#[cfg(feature = "json")]
+mod record;
 mod refusal;
 mod retention;
 mod subscription;

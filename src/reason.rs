@@ -46,6 +46,8 @@ reasons! {
         Invalid = "invalid",
         /// They were dropped while the stream was open, since it was read too slowly.
         Lagged = "lagged",
+        /// The broker does not have them any more, or holds something there that cannot be read.
+        Lost = "lost",
     }
 }
 
@@ -61,6 +63,8 @@ reasons! {
         Draining = "draining",
         /// The access hook did not answer in time.
         Timeout = "timeout",
+        /// The instance has not read the log yet that it shares with others: its broker is not there.
+        Starting = "starting",
         /// Its user or topic was disconnected while the request was being decided, perhaps by what was true before. The
         /// next attempt is decided anew.
         Kicked = "kicked",

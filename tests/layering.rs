@@ -17,6 +17,7 @@ const VALUES: &[&str] = &[
     "name",
     "position",
     "reason",
+    "record",
     "refusal",
     "retention",
     "subscription",
@@ -28,7 +29,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("wire", &["values"]),
     ("log", &["values", "wire", "sync"]),
-    ("hub", &["values", "wire", "log", "sync"]),
+    ("backplane", &["values"]),
+    ("hub", &["values", "wire", "log", "sync", "backplane"]),
     ("http", &["values", "wire", "hub"]),
     ("axum", &["hub", "http"]),
 ];

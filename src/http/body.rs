@@ -122,6 +122,7 @@ fn poll_bytes(mut connection: Pin<&mut Connection>, cx: &mut Context<'_>) -> Pol
             records(&batch, control::gap(reason, topics.iter().map(crate::name::Topic::as_str)))
         }
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
+        Step::Stale => control::stale(),
         Step::Live(position, topics) => control::live(position, topics.as_deref()),
         Step::Hello { connection, cursor, topics } => {
             control::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)

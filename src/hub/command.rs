@@ -224,7 +224,7 @@ impl Hub {
         let too_many = |_| CommandError::too_many_topics(self.settings().max_topics);
         let since = self.since(since);
         for user in users(audience) {
-            let at = issued_at.sequence();
+            let at = self.log().number(issued_at).unwrap_or_else(|| self.log().last());
             let joined = UserTopic { topic: topic.clone(), since, at };
             let max_topics = self.settings().max_topics;
             self.registry().join_user(user, joined, max_topics, self.now()).map_err(too_many)?;

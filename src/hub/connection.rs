@@ -35,6 +35,8 @@ pin_project! {
         expiry: Option<Box<Expiry>>,
         // When it is old enough to be ended.
         old_at: Millis,
+        // Its page was told that the log cannot be followed.
+        told_stale: bool,
         // Rests until the earliest of what is due; armed when there is anything.
         #[pin]
         timer: Option<Sleep>,
@@ -96,6 +98,8 @@ pub(crate) enum Step {
     /// With the topics in force, if they have changed.
     Live(Position, Option<Vec<Topic>>),
     Heartbeat,
+    /// The log cannot be followed now.
+    Stale,
     Expiring(Duration),
     Bye(Ending),
     /// End with an error instead of properly. The last step, if it comes.
@@ -128,6 +132,7 @@ impl Connection {
             end,
             heartbeat: link.to_network.then(|| Heartbeat::new(settings, now)),
             expiry: None,
+            told_stale: false,
             old_at: settings.old_age().map_or(Millis::MAX, |age| now.saturating_add(age)),
             timer: None,
             hub: hub.clone(),
@@ -278,7 +283,12 @@ impl Connection {
             }
             return Some(Step::Records);
         }
-        if (batch.changed || *this.progress == Progress::Arrived)
+        let is_stale = hub.inner.is_stale();
+        if is_stale && *this.progress == Progress::CaughtUp && !std::mem::replace(this.told_stale, true) {
+            return Some(Step::Stale);
+        }
+        let is_back = !is_stale && std::mem::take(this.told_stale);
+        if (batch.changed || is_back || *this.progress == Progress::Arrived)
             && let Some(live) = live(hub, link, this.heartbeat)
         {
             *this.progress = Progress::CaughtUp;

@@ -34,7 +34,7 @@ pub struct Drained {
 pub struct Health {
     /// Do not restart it. Always so while it can say anything.
     pub live: bool,
-    /// Send it requests. Not so from the first moment of a drain.
+    /// Send it requests. Not so from the first moment of a drain, and not while a shared log cannot be followed.
     pub ready: bool,
 }
 
@@ -42,7 +42,9 @@ impl Hub {
     /// For `/healthz` and `/readyz`.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health { live: true, ready: !self.is_draining() }
+        super::remote::ensure(&self.inner);
+        let follows = self.inner.remote.as_ref().is_none_or(super::remote::Remote::is_ready);
+        Health { live: true, ready: follows && !self.is_draining() }
     }
 
     /// Ends every stream, so that the process can leave in a moment although streams were open.

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Ending, Link};
-use super::{Inner, LifecycleEvent, recheck};
+use super::{Inner, LifecycleEvent, recheck, remote};
 use crate::log::{Millis, Swept, millis};
 use crate::name::Topic;
 use crate::reason::EndReason;
@@ -56,6 +56,7 @@ pub(super) fn revive(inner: &Arc<Inner>) {
         remember_runtime(inner);
         ensure(inner);
     }
+    remote::ensure(inner);
     if recheck::is_idle(inner) {
         remember_runtime(inner);
         recheck::ensure(inner);

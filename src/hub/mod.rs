@@ -15,6 +15,11 @@ mod presence;
 mod publish;
 mod recheck;
 mod registry;
+#[cfg(feature = "json")]
+mod remote;
+#[cfg(not(feature = "json"))]
+#[path = "no_remote.rs"]
+mod remote;
 mod report;
 mod roster;
 mod settings;
@@ -44,6 +49,7 @@ use limits::Rate;
 use presence::Presences;
 use recheck::Rechecks;
 use registry::Registry;
+use remote::Remote;
 use report::Counters;
 use tickets::Tickets;
 
@@ -112,6 +118,8 @@ pub(crate) struct Inner {
     lifecycles: Lifecycles,
     rechecks: Rechecks,
     tickets: Tickets,
+    /// The log that this instance shares with others.
+    remote: Option<Remote>,
     draining: AtomicBool,
     closed: AtomicBool,
 }
@@ -127,7 +135,12 @@ impl Hub {
         HubBuilder::default()
     }
 
-    fn start(settings: Settings, policies: Policies, budgets: Budgets) -> Result<Self, BuildError> {
+    fn start(
+        settings: Settings,
+        policies: Policies,
+        budgets: Budgets,
+        remote: Option<Remote>,
+    ) -> Result<Self, BuildError> {
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
         let grace = millis(settings.presence_grace);
@@ -145,10 +158,14 @@ impl Hub {
             rechecks: Rechecks::default(),
             tickets: Tickets::new(settings.max_tickets),
             settings,
+            remote,
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        // Outside of a runtime by whoever uses it first.
+        remote::ensure(&inner);
+        Ok(Self { inner })
     }
 
     /// The newest position: everything published so far is at or before it.

@@ -21,6 +21,9 @@ use crate::subscription::{Subscription, SubscriptionError};
 use crate::sync::Ordering;
 use crate::wire::control::CursorState;
 
+/// How far a client may be ahead of this instance.
+const MOST_AHEAD: u64 = 100_000;
+
 /// What of a request matters beside its subscription and its cursor.
 pub(crate) struct Request {
     /// It goes over a network: it has heartbeats, and is given up when it is not read.
@@ -124,6 +127,10 @@ impl Hub {
         if self.is_draining() {
             return Err(OpenError::Refused(RefusalReason::Draining));
         }
+        if self.inner.remote.as_ref().is_some_and(|remote| !remote.is_loaded()) {
+            super::remote::ensure(&self.inner);
+            return Err(OpenError::Refused(RefusalReason::Starting));
+        }
         match cursor {
             Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Barred),
             _ => self.object(&addresses(subscription), asked_at),
@@ -144,10 +151,12 @@ impl Hub {
         match cursor {
             Cursor::Absent => Ok(None),
             Cursor::Invalid | Cursor::Barred(_) => Err(GapReason::Invalid),
-            Cursor::At(position) if position.epoch() != self.log().epoch() => Err(GapReason::Epoch),
-            // The log of this process is the only one, so nobody can be ahead of it.
-            Cursor::At(position) if position.sequence() > self.position().sequence() => Err(GapReason::Ahead),
-            Cursor::At(position) => Ok(Some(position.sequence())),
+            Cursor::At(position) => {
+                let number = self.log().number(position).ok_or(GapReason::Epoch)?;
+                // Another instance may be a moment ahead; nobody can be ahead of a log that is this process's own.
+                let ahead = if self.inner.remote.is_some() { MOST_AHEAD } else { 0 };
+                if number > self.log().last().saturating_add(ahead) { Err(GapReason::Ahead) } else { Ok(Some(number)) }
+            }
         }
     }
 

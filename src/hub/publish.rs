@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::remote::Remote;
 use super::{Hub, Target};
+use crate::audience::Audience;
 use crate::error::PublishError;
 use crate::event::Event;
 use crate::log::{Effect, Entry};
@@ -32,12 +34,18 @@ impl Hub {
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
     {
+        let own = |target: &Target<'_>| self.check_own(target.hub).map_err(PublishError::from);
+        if let Some(remote) = &self.inner.remote {
+            let checked =
+                |(target, event): (Target<'a>, Event)| own(&target).and_then(|()| target.checked_event(event));
+            let checked = events.into_iter().map(checked).collect();
+            return self.publish_remote(remote, checked).await;
+        }
         let mut entries = Vec::new();
         let errors: Vec<Option<PublishError>> = events
             .into_iter()
             .map(|(target, event)| {
-                let own = self.check_own(target.hub).map_err(PublishError::from);
-                own.and_then(|()| target.entry(&event)).map(|entry| entries.push(entry)).err()
+                own(&target).and_then(|()| target.entry(&event)).map(|entry| entries.push(entry)).err()
             })
             .collect();
         let mut published = self.append(entries).into_iter();
@@ -46,6 +54,57 @@ impl Hub {
             None => published.next().ok_or(PublishError::CLOSED),
         };
         errors.into_iter().map(outcome).collect()
+    }
+
+    async fn publish_remote(
+        &self,
+        remote: &Remote,
+        checked: Vec<Result<(Audience, Event), PublishError>>,
+    ) -> Vec<Result<Published, PublishError>> {
+        let mut events = Vec::new();
+        let mut receivers = Vec::new();
+        let errors: Vec<Option<PublishError>> = checked
+            .into_iter()
+            .map(|checked| match checked {
+                Ok(_) if self.is_closed() => Some(PublishError::CLOSED),
+                Ok((audience, event)) => {
+                    receivers.push(audience.addresses().iter().map(|address| self.log().listening(address)).sum());
+                    events.push((audience, event));
+                    None
+                }
+                Err(error) => Some(error),
+            })
+            .collect();
+        let mut appended = if events.is_empty() { Vec::new() } else { self.append_remote(remote, events).await }
+            .into_iter()
+            .zip(receivers);
+        let outcome = |error: Option<PublishError>| match error {
+            Some(error) => Err(error),
+            None => {
+                let (position, receivers) = appended.next().ok_or(PublishError::CLOSED)?;
+                let position = position?;
+                self.counters().published(1);
+                Ok(Published { position, receivers })
+            }
+        };
+        errors.into_iter().map(outcome).collect()
+    }
+
+    /// Checks and frames an event; gives the audience back if that fails.
+    pub(super) fn entry(&self, audience: Audience, event: &Event) -> Result<Entry, Box<(Audience, PublishError)>> {
+        let limit = self.settings().max_targets;
+        if audience.addresses().len().max(audience.excluded().len()) > limit {
+            return Err(Box::new((audience, PublishError::too_many_targets(limit))));
+        }
+        let effect = match event.keyed() {
+            None => Effect::Nothing,
+            Some(key) if event.removes() => Effect::Removes(Arc::from(key)),
+            Some(key) => Effect::Sets(Arc::from(key)),
+        };
+        match Draft::encode(event, &self.settings().framing) {
+            Ok(draft) => Ok(Entry { audience, effect, draft }),
+            Err(error) => Err(Box::new((audience, error))),
+        }
     }
 
     /// Nothing is appended after a drain.
@@ -68,22 +127,31 @@ impl Hub {
 impl Target<'_> {
     /// Publishes an event. `Ok` means that the log has it; it does not wait for any reader.
     ///
-    /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled.
+    /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled. With a shared one
+    /// a dropped future may have published or not.
     ///
     /// # Errors
     /// A name that is not allowed, a payload over the limit, a union over the limit, a hub that was drained. Nothing is
-    /// appended then and no position is used.
+    /// appended then and no position is used. Where the log is shared also: a broker that is not there, refuses, or does not
+    /// answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout).
     pub async fn publish(self, event: Event) -> Result<Published, PublishError> {
-        self.publish_now(event)
+        let hub = self.hub;
+        let Some(remote) = &hub.inner.remote else { return self.publish_now(event) };
+        let checked = self.checked_event(event);
+        hub.publish_remote(remote, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
-    /// The same for code that cannot await: a `Drop`, a callback, a thread without a runtime.
+    /// The same for code that cannot await: a `Drop`, a callback, a thread without a runtime. With the log of this process
+    /// only: where several instances share one, publishing has to wait for the broker.
     ///
     /// # Errors
-    /// As [`publish`](Self::publish).
+    /// As [`publish`](Self::publish); and always where the log is shared.
     #[expect(clippy::needless_pass_by_value, reason = "the twin of `publish`, which takes the event over")]
     pub fn publish_now(self, event: Event) -> Result<Published, PublishError> {
         let hub = self.hub;
+        if hub.inner.remote.is_some() {
+            return Err(PublishError::SHARED);
+        }
         let entry = self.entry(&event)?;
         hub.append([entry]).pop().ok_or(PublishError::CLOSED)
     }
@@ -97,18 +165,16 @@ impl Target<'_> {
     }
 
     fn entry(self, event: &Event) -> Result<Entry, PublishError> {
-        let audience = self.audience?;
-        let limit = self.hub.settings().max_targets;
-        if audience.addresses().len().max(audience.excluded().len()) > limit {
-            return Err(PublishError::too_many_targets(limit));
-        }
-        let draft = Draft::encode(event, &self.hub.settings().framing)?;
-        self.hub.counters().payload(draft.len());
-        let effect = match event.keyed() {
-            None => Effect::Nothing,
-            Some(key) if event.removes() => Effect::Removes(Arc::from(key)),
-            Some(key) => Effect::Sets(Arc::from(key)),
-        };
-        Ok(Entry { audience, effect, draft })
+        let hub = self.hub;
+        let entry = hub.entry(self.audience?, event).map_err(|refused| refused.1)?;
+        hub.counters().payload(entry.draft.len());
+        Ok(entry)
+    }
+
+    /// The event, if it can be published to this target.
+    fn checked_event(self, event: Event) -> Result<(Audience, Event), PublishError> {
+        let audience = self.audience.clone()?;
+        self.entry(&event)?;
+        Ok((audience, event))
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Counters {
     panic_lines: Throttle,
     late_lines: Throttle,
     failure_lines: Throttle,
+    broker_lines: Throttle,
+    skip_lines: Throttle,
     large_payload_said: AtomicBool,
 }
 
@@ -63,6 +65,34 @@ impl Counters {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         if let Some(suppressed) = self.refusal_lines.admit(now) {
             tracing::warn!(%reason, suppressed, "an event stream was refused");
+        }
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn broker_failed(&self, broker: &str, error: &crate::backplane::BackplaneError, now: Millis) {
+        tracing::debug!(%error, broker, "the shared log cannot be followed");
+        if let Some(suppressed) = self.broker_lines.admit(now) {
+            tracing::warn!(%error, broker, suppressed, "the shared log cannot be followed");
+        }
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn staleness(&self, stale: bool) {
+        if stale {
+            tracing::warn!("streams are stale until the shared log is back");
+        } else {
+            tracing::info!("the shared log is followed again");
+        }
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn record_skipped(&self, sequence: u64, now: Millis) {
+        if let Some(suppressed) = self.skip_lines.admit(now) {
+            tracing::warn!(
+                sequence,
+                suppressed,
+                "a record of the shared log cannot be read: its audience is told of a gap"
+            );
         }
     }
 

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use super::Hub;
 use super::limits::{Limits, OverLimit};
+#[cfg(feature = "json")]
+use super::remote::Remote;
+#[cfg(feature = "json")]
+use crate::backplane::Backplane;
 use crate::error::BuildError;
 use crate::log::{Budgets, Millis, Policies, millis};
 use crate::retention::{Retention, TopicRule};
@@ -25,6 +29,20 @@ pub struct HubBuilder {
     live_window: Option<Duration>,
     ring_bytes: usize,
     keyed_bytes: usize,
+    #[cfg(feature = "json")]
+    backplane: Option<Shared>,
+}
+
+/// The log that is shared.
+#[cfg(feature = "json")]
+#[derive(Clone)]
+struct Shared(Arc<dyn Backplane>);
+
+#[cfg(feature = "json")]
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.describe())
+    }
 }
 
 /// What the running hub looks up.
@@ -52,6 +70,8 @@ pub(crate) struct Settings {
     pub(crate) max_tickets: usize,
     pub(crate) lifecycle_capacity: usize,
     pub(crate) origins: Origins,
+    pub(crate) publish_timeout: Duration,
+    pub(crate) probe_interval: Duration,
 }
 
 /// Whose pages may open streams beside the site's own.
@@ -103,6 +123,8 @@ impl Default for HubBuilder {
                 max_tickets: 65_536,
                 lifecycle_capacity: 1024,
                 origins: Origins::Listed(Vec::new()),
+                publish_timeout: SECOND * 5,
+                probe_interval: SECOND * 2,
             },
             rules: Vec::new(),
             topics: Retention::replay(),
@@ -111,6 +133,8 @@ impl Default for HubBuilder {
             live_window: None,
             ring_bytes: 64 * MIB,
             keyed_bytes: 64 * MIB,
+            #[cfg(feature = "json")]
+            backplane: None,
         }
     }
 }
@@ -278,6 +302,28 @@ impl HubBuilder {
         self
     }
 
+    /// Shares the log with other instances, through a broker. Without it the log is this process's own. `build` does not
+    /// need the broker: an instance starts while it is away, is not [ready](Hub::health), refuses streams softly, and
+    /// recovers. Needs the feature `json` (on by default).
+    #[cfg(feature = "json")]
+    pub fn backplane(mut self, backplane: impl Backplane) -> Self {
+        self.backplane = Some(Shared(Arc::new(backplane)));
+        self
+    }
+
+    /// Sets how long publishing to a shared log may take, and any other question to it. Defaults to 5 s.
+    pub fn publish_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.publish_timeout = timeout;
+        self
+    }
+
+    /// Sets how often a shared log is asked whether it is still the one that is followed, while nothing comes of it. What
+    /// goes wrong in silence is noticed within two of these. Defaults to 2 s.
+    pub fn probe_interval(mut self, interval: Duration) -> Self {
+        self.settings.probe_interval = interval;
+        self
+    }
+
     /// Sets how long browsers wait before they reconnect. Within [`retry_range`](Self::retry_range). Defaults to 2 s.
     pub fn retry(mut self, retry: Duration) -> Self {
         self.settings.retry = retry;
@@ -366,7 +412,11 @@ impl HubBuilder {
             keyed_bytes: self.keyed_bytes,
             grace: millis(self.settings.channel_grace),
         };
-        Hub::start(self.settings, policies, budgets)
+        #[cfg(feature = "json")]
+        let remote = self.backplane.map(|Shared(backplane)| Remote::new(backplane));
+        #[cfg(not(feature = "json"))]
+        let remote = None;
+        Hub::start(self.settings, policies, budgets, remote)
     }
 
     fn check(&self) -> Result<(), BuildError> {
@@ -390,6 +440,8 @@ impl HubBuilder {
             ("drain_limit", settings.drain_limit),
             ("live_window", self.live_window.unwrap_or(SECOND)),
             ("presence_grace", settings.presence_grace),
+            ("publish_timeout", settings.publish_timeout),
+            ("probe_interval", settings.probe_interval),
             ("recheck_every", settings.recheck_interval()),
         ] {
             if duration < Duration::from_millis(10) {
@@ -415,6 +467,10 @@ impl HubBuilder {
             if count == 0 {
                 return refuse(setting, "zero allows nothing");
             }
+        }
+        #[cfg(feature = "json")]
+        if self.backplane.is_some() && !settings.presence_rules.is_empty() {
+            return refuse("presence_for", "topics do not tell who comes and goes across instances yet");
         }
         if settings.lifecycle_capacity > 1_000_000 {
             return refuse("lifecycle_capacity", "more than a million");

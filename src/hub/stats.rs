@@ -27,6 +27,8 @@ pub struct Stats {
     pub published: u64,
     /// Events handed to streams ever, each stream counted.
     pub delivered: u64,
+    /// Records of a shared log that could not be read, ever.
+    pub skipped: u64,
     /// Records that the hub's byte budgets pushed out ever.
     pub evicted: u64,
     /// The largest number of records, of all topics, by which an open stream is behind.
@@ -82,6 +84,7 @@ impl serde::Serialize for Stats {
         map.serialize_entry("connected", &self.connected)?;
         map.serialize_entry("published", &self.published)?;
         map.serialize_entry("delivered", &self.delivered)?;
+        map.serialize_entry("skipped", &self.skipped)?;
         map.serialize_entry("evicted", &self.evicted)?;
         map.serialize_entry("lag", &self.lag)?;
         map.serialize_entry("stalled", &self.stalled)?;
@@ -112,6 +115,7 @@ impl Hub {
             connected: totals.connected,
             published: totals.published,
             delivered: totals.delivered,
+            skipped: self.inner.remote.as_ref().map_or(0, super::remote::Remote::skipped),
             evicted: usage.evicted,
             // A stream that rests has nothing to read, however old its cursor is.
             lag: links

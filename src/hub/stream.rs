@@ -101,7 +101,7 @@ impl Hub {
                     Step::Gap { reason, topics } => yield StreamItem::Gap { reason, topics },
                     Step::Live(position, _) => yield StreamItem::Live(position),
                     Step::Bye(ending) => yield StreamItem::End(ending.reason),
-                    Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Expiring(_) | Step::Abort => {}
+                    Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Stale | Step::Expiring(_) | Step::Abort => {}
                 }
                 for picked in batch.records.drain(..) {
                     let (name, data) = picked.record.frame.decode();

@@ -18,6 +18,7 @@
 //! Readers never take the sequencer's. Nothing is woken under a lock.
 
 mod channel;
+mod epochs;
 mod heads;
 #[cfg(all(test, tower_sse_loom))]
 mod interleavings;
@@ -39,11 +40,14 @@ use smallvec::SmallVec;
 use crate::audience::{Address, Audience};
 use crate::name::{ConnectionId, Topic};
 use crate::position::{Epoch, Position};
+use crate::reason::GapReason;
+use crate::retention::Kind;
 use crate::subscription::Start;
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::wire::{Draft, IdPrefix};
+use crate::wire::{Draft, Frame};
 
 use channel::Channel;
+use epochs::Epochs;
 use heads::Heads;
 use sequencer::Sequencer;
 use wake::Deferred;
@@ -64,11 +68,12 @@ pub(crate) fn millis(duration: Duration) -> Millis {
 
 #[derive(Debug)]
 pub(crate) struct Log {
-    epoch: Epoch,
-    id_prefix: IdPrefix,
+    epochs: Epochs,
     policies: Arc<Policies>,
     /// The newest number that every reader may read up to. Written under the sequencer's lock.
     horizon: AtomicU64,
+    /// The highest number that a client ever came with: a new life begins above it.
+    claimed: AtomicU64,
     heads: Heads,
     sequencer: Mutex<Sequencer>,
     deferred: Deferred,
@@ -91,6 +96,15 @@ pub(crate) struct Entry {
     pub(crate) draft: Draft,
 }
 
+/// An entry with its place.
+#[derive(Debug)]
+struct Numbered {
+    number: u64,
+    audience: Audience,
+    effect: Effect,
+    frame: Frame,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Appended {
     pub(crate) position: Position,
@@ -101,7 +115,7 @@ pub(crate) struct Appended {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Begin {
     Fresh(Start),
-    /// After this number, which is not above the horizon.
+    /// After this number. It may be above the horizon, for a client that comes from an instance that is a moment ahead.
     After(u64),
 }
 
@@ -119,11 +133,11 @@ impl Log {
         let policies = Arc::new(policies);
         let heads = Heads::default();
         Self {
-            epoch,
-            id_prefix: IdPrefix::new(epoch),
+            epochs: Epochs::new(epoch),
             sequencer: Mutex::new(Sequencer::new(Arc::clone(&policies), budgets, &heads)),
             policies,
             horizon: AtomicU64::new(0),
+            claimed: AtomicU64::new(0),
             heads,
             deferred: Deferred::default(),
         }
@@ -135,11 +149,21 @@ impl Log {
     }
 
     pub(crate) fn at(&self, sequence: u64) -> Position {
-        Position::new(self.epoch, sequence)
+        self.epochs.position(sequence)
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
-        self.epoch
+        self.epochs.current()
+    }
+
+    /// The number of a position, if it is of the current epoch. It may be above the horizon.
+    pub(crate) fn number(&self, position: Position) -> Option<u64> {
+        self.epochs.number(position)
+    }
+
+    /// The newest number that everybody may read up to.
+    pub(crate) fn last(&self) -> u64 {
+        self.horizon()
     }
 
     fn horizon(&self) -> u64 {
@@ -164,15 +188,105 @@ impl Log {
         let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         {
             let mut sequencer = self.sequencer.lock();
+            let (prefix, base) = self.epochs.prefix();
             for entry in entries {
-                let (sequence, receivers) =
-                    sequencer.append(entry, &self.id_prefix, &self.heads, now, |channel| marks.push(channel));
-                self.horizon.store(sequence, Ordering::Release);
-                appended.push(Appended { position: self.at(sequence), receivers });
+                let number = sequencer.last() + 1;
+                let named = entry.draft.finish(&prefix, number - base);
+                let entry = Numbered { number, audience: entry.audience, effect: entry.effect, frame: named };
+                let receivers = sequencer.append(entry, &self.heads, now, |channel| marks.push(channel));
+                self.horizon.store(number, Ordering::Release);
+                appended.push(Appended { position: self.at(number), receivers });
             }
             sequencer.sweep_a_little(&self.heads, now);
         }
         (appended, Asleep(marks))
+    }
+
+    /// Takes in what a log that others number has given a place, in their order. False if that place is taken or passed.
+    pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
+        let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
+        {
+            let mut sequencer = self.sequencer.lock();
+            let (prefix, base) = self.epochs.prefix();
+            let number = base.saturating_add(sequence);
+            if number <= sequencer.last() {
+                return false;
+            }
+            let frame = entry.draft.finish(&prefix, sequence);
+            let entry = Numbered { number, audience: entry.audience, effect: entry.effect, frame };
+            sequencer.append(entry, &self.heads, now, |channel| marks.push(channel));
+            self.horizon.store(number, Ordering::Release);
+            sequencer.sweep_a_little(&self.heads, now);
+        }
+        self.wake(Asleep(marks), now);
+        true
+    }
+
+    /// Takes in a current value that is older than all that will be applied, before a life is read from its beginning.
+    pub(crate) fn apply_value(&self, sequence: u64, entry: Entry, now: Millis) {
+        let mut sequencer = self.sequencer.lock();
+        let (prefix, base) = self.epochs.prefix();
+        let number = base.saturating_add(sequence);
+        let frame = entry.draft.finish(&prefix, sequence);
+        let entry = Numbered { number, audience: entry.audience, effect: entry.effect, frame };
+        sequencer.set_value(entry, &self.heads, now);
+    }
+
+    /// The record of this place is not to be had. Its audience is told so; everybody, if that is not known.
+    pub(crate) fn lose(&self, sequence: u64, audience: Option<&Audience>, now: Millis) {
+        self.interrupt(audience, GapReason::Lost, now, |sequencer, base| {
+            Some(base.saturating_add(sequence)).filter(|number| *number > sequencer.last())
+        });
+    }
+
+    /// The log behind this one has begun a new life, of which nothing is to be had up to `gone`: nothing of the old one is
+    /// left, and every open stream is told so.
+    pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, now: Millis) {
+        self.interrupt(None, GapReason::Epoch, now, |sequencer, _| {
+            let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
+            self.epochs.begin(epoch, base);
+            sequencer.forget_all();
+            Some(base.saturating_add(gone))
+        });
+    }
+
+    /// Everything up to this place was applied.
+    pub(crate) fn advance(&self, sequence: u64, now: Millis) {
+        let mut sequencer = self.sequencer.lock();
+        let (_, base) = self.epochs.prefix();
+        let number = base.saturating_add(sequence);
+        if number > sequencer.last() {
+            sequencer.advance(number);
+            self.horizon.store(number, Ordering::Release);
+        }
+        let listening = sequencer.listened();
+        drop(sequencer);
+        self.wake(Asleep(listening), now);
+    }
+
+    /// Whether the newest of each key is kept of what is for an address.
+    pub(crate) fn keeps_values(&self, address: &Address) -> bool {
+        self.policies.get(self.policies.index(address)).kind == Kind::LatestPerKey
+    }
+
+    /// Makes a number one that readers have missed.
+    fn interrupt(
+        &self,
+        audience: Option<&Audience>,
+        reason: GapReason,
+        now: Millis,
+        number: impl FnOnce(&mut Sequencer, u64) -> Option<u64>,
+    ) {
+        let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
+        {
+            let mut sequencer = self.sequencer.lock();
+            let (_, base) = self.epochs.prefix();
+            let Some(number) = number(&mut sequencer, base) else { return };
+            self.epochs.note_break(number, reason);
+            sequencer.interrupt(number, audience, &self.heads, |channel| marks.push(channel));
+            self.horizon.store(number, Ordering::Release);
+        }
+        self.wake(Asleep(marks), now);
     }
 
     pub(crate) fn wake(&self, asleep: Asleep, now: Millis) {
@@ -200,6 +314,9 @@ impl Log {
                 let channel = sequencer.channel(&address, &self.heads);
                 reader.enter(channel, subscriber, 0);
             }
+        }
+        if let Begin::After(cursor) = begin {
+            self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
         reader.begin(begin, horizon);
         horizon

@@ -298,7 +298,7 @@ impl World {
         let current = Self::current_values(&self.published, self.keys);
         let (published, client) = (&self.published, &mut self.clients[reader]);
         for address in &batch.gap {
-            assert_eq!(batch.gap_reason, Some(crate::reason::GapReason::Trimmed));
+            assert_eq!(batch.gap_reason, Some(GapReason::Trimmed));
             let channel = (0..CHANNELS).find(|&index| self::address(index) == *address).unwrap();
             client.gaps.insert(channel, client.subscriber.reader.lock().told(address));
         }

@@ -12,9 +12,9 @@ use super::channel::Channel;
 use super::heads::Heads;
 use super::policy::Policies;
 use super::store::{Part, PerPart, Record};
-use super::{Budgets, Entry, Millis, Swept, millis};
-use crate::audience::Address;
-use crate::wire::IdPrefix;
+use super::{Budgets, Millis, Numbered, Swept, millis};
+use crate::audience::{Address, Audience};
+use crate::retention::Kind;
 
 /// How many due things one publisher, or one turn of the housekeeping, disposes of.
 const SWEEP: usize = 256;
@@ -108,18 +108,95 @@ impl Sequencer {
         }
     }
 
-    /// Numbers an entry and puts it into its channels. Returns its number and how many listen to those channels; hands
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Puts an entry whose number is above all others into its channels. Returns how many listen to those; hands
     /// the channels that somebody listens to to `mark`, who wakes them when the horizon covers the number.
     pub(super) fn append(
         &mut self,
-        entry: Entry,
-        id_prefix: &IdPrefix,
+        entry: Numbered,
         heads: &Heads,
         now: Millis,
         mut mark: impl FnMut(Arc<Channel>),
-    ) -> (u64, usize) {
-        self.last += 1;
-        let sequence = self.last;
+    ) -> usize {
+        self.last = entry.number;
+        let (record, channels) = self.record(entry, heads, now);
+        let mut receivers = 0;
+        for channel in channels {
+            self.apply(&channel, Arc::clone(&record));
+            heads.set(channel.number as usize, record.sequence);
+            let listening = channel.listening();
+            receivers += listening;
+            if listening > 0 {
+                mark(channel);
+            }
+        }
+        self.fit_budgets(now);
+        receivers
+    }
+
+    /// Puts a current value that is older than the records to come where it belongs.
+    pub(super) fn set_value(&mut self, entry: Numbered, heads: &Heads, now: Millis) {
+        let (record, channels) = self.record(entry, heads, now);
+        for channel in channels {
+            if self.policies.get(channel.policy).kind == Kind::LatestPerKey {
+                self.apply(&channel, Arc::clone(&record));
+                heads.set(channel.number as usize, record.sequence);
+            }
+        }
+        self.fit_budgets(now);
+    }
+
+    /// Nothing is numbered up to here any more.
+    pub(super) fn advance(&mut self, number: u64) {
+        self.last = self.last.max(number);
+    }
+
+    /// The channels that somebody listens to.
+    pub(super) fn listened(&self) -> SmallVec<[Arc<Channel>; 4]> {
+        self.channels.values().filter(|channel| channel.listening() > 0).cloned().collect()
+    }
+
+    /// Makes a number one that the readers of these channels, or of all, have missed.
+    pub(super) fn interrupt(
+        &mut self,
+        number: u64,
+        audience: Option<&Audience>,
+        heads: &Heads,
+        mut mark: impl FnMut(Arc<Channel>),
+    ) {
+        self.last = self.last.max(number);
+        let channels: Vec<_> = match audience {
+            Some(audience) => audience.addresses().iter().map(|address| self.channel(address, heads)).collect(),
+            None => {
+                self.floor = self.floor.max(number);
+                self.channels.values().cloned().collect()
+            }
+        };
+        for channel in channels {
+            channel.store.lock().raise_floor(number);
+            heads.set(channel.number as usize, number);
+            if channel.listening() > 0 {
+                mark(channel);
+            }
+        }
+    }
+
+    /// Drops everything that is kept. Who listens stays.
+    pub(super) fn forget_all(&mut self) {
+        for channel in self.channels.values() {
+            channel.store.lock().clear();
+        }
+        for lanes in &mut self.lanes {
+            lanes.ring.heap.clear();
+            lanes.keyed.heap.clear();
+        }
+        self.retained = PerPart::default();
+    }
+
+    fn record(&mut self, entry: Numbered, heads: &Heads, now: Millis) -> (Arc<Record>, SmallVec<[Arc<Channel>; 4]>) {
         let mut channels: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         for address in entry.audience.addresses() {
             match address {
@@ -129,8 +206,8 @@ impl Sequencer {
             }
         }
         let record = Arc::new(Record {
-            sequence,
-            frame: entry.draft.finish(id_prefix, sequence),
+            sequence: entry.number,
+            frame: entry.frame,
             at: now,
             effect: entry.effect,
             except: entry.audience.excluded().iter().copied().collect(),
@@ -140,18 +217,7 @@ impl Sequencer {
                 Box::default()
             },
         });
-        let mut receivers = 0;
-        for channel in channels {
-            self.apply(&channel, Arc::clone(&record));
-            heads.set(channel.number as usize, sequence);
-            let listening = channel.listening();
-            receivers += listening;
-            if listening > 0 {
-                mark(channel);
-            }
-        }
-        self.fit_budgets(now);
-        (sequence, receivers)
+        (record, channels)
     }
 
     pub(super) fn find_channel(&self, address: &Address) -> Option<Arc<Channel>> {

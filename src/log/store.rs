@@ -98,6 +98,16 @@ impl Store {
         self.floor
     }
 
+    /// Records up to here are missing.
+    pub(super) fn raise_floor(&mut self, number: u64) {
+        self.floor = self.floor.max(number);
+    }
+
+    /// Holds nothing any more. The floor stays.
+    pub(super) fn clear(&mut self) {
+        *self = Self { idle_since: self.idle_since, ..Self::new(self.floor) };
+    }
+
     pub(super) fn has_values(&self) -> bool {
         self.keyed.is_some()
     }
@@ -210,6 +220,10 @@ impl Ring {
 
 impl Keyed {
     fn set(&mut self, key: Arc<str>, record: Arc<Record>) {
+        // A value that was loaded before the records from before it are read again.
+        if self.by_key.get(&key).is_some_and(|known| *known >= record.sequence) {
+            return;
+        }
         self.remove(&key);
         self.bytes += record.cost() + key.len();
         self.by_key.insert(key, record.sequence);

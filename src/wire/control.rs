@@ -67,6 +67,11 @@ pub(crate) fn gap<'a>(reason: GapReason, topics: impl Iterator<Item = &'a str>) 
     frame("hub.gap", None, data, None)
 }
 
+/// The log cannot be followed now: what is shown may be old. `hub.live` says when that is over.
+pub(crate) fn stale() -> Bytes {
+    frame("hub.stale", None, Json::object(), None)
+}
+
 /// A refusal that a browser survives.
 pub(crate) fn refused(reason: RefusalReason, retry: Duration) -> Bytes {
     let mut data = Json::object();

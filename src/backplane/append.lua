@@ -1,0 +1,69 @@
+-- KEYS: log, meta, values, order of values, then one for each idempotency key.
+-- ARGV: seen epoch, seen sequence, a new epoch, most records, oldest age in ms, most values, time to live of idempotency keys
+--       in ms, number of records; then of each: payload, index of its idempotency key or 0, number of values; then of each
+--       value: id, "1" if it is removed.
+-- Returns the epoch and the sequences.
+local function n(number) return string.format('%.0f', number) end
+
+local last = 0
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last = tonumber(string.match(info[i + 1], '^%d+')) end
+  end
+end
+local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last')
+local epoch = meta[1]
+if not epoch or last < tonumber(meta[2] or '0') or (epoch == ARGV[1] and last < tonumber(ARGV[2])) then
+  epoch = ARGV[3]
+  redis.call('HSET', KEYS[2], 'epoch', epoch)
+end
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local sequences = {}
+local at = 9
+for _ = 1, tonumber(ARGV[8]) do
+  local payload, idem, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  at = at + 3
+  local before = idem > 0 and redis.call('GET', KEYS[4 + idem])
+  if before and string.match(before, '^[^:]*') == epoch then
+    sequences[#sequences + 1] = string.match(before, ':(%d+)$')
+    at = at + 2 * count
+  else
+    last = last + 1
+    local sequence = n(last)
+    redis.call('XADD', KEYS[1], sequence .. '-0', 'd', payload, 't', n(now))
+    for _ = 1, count do
+      local id, removes = ARGV[at], ARGV[at + 1] == '1'
+      at = at + 2
+      if removes then
+        redis.call('HDEL', KEYS[3], id)
+        redis.call('ZREM', KEYS[4], id)
+      else
+        redis.call('HSET', KEYS[3], id, sequence .. ':' .. payload)
+        redis.call('ZADD', KEYS[4], last, id)
+      end
+    end
+    if idem > 0 then
+      redis.call('SET', KEYS[4 + idem], epoch .. ':' .. sequence, 'PX', ARGV[7])
+    end
+    sequences[#sequences + 1] = sequence
+  end
+end
+redis.call('HSET', KEYS[2], 'last', n(last))
+
+local over = redis.call('ZCARD', KEYS[4]) - tonumber(ARGV[6])
+if over > 0 then
+  local oldest = redis.call('ZPOPMIN', KEYS[4], over)
+  for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[3], oldest[i]) end
+end
+redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[4])
+-- By age: the ids are no times, so the oldest entries are looked at.
+local keep = nil
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 64)) do
+  if tonumber(entry[2][4]) + tonumber(ARGV[5]) > now then break end
+  keep = n(tonumber(string.match(entry[1], '^%d+')) + 1) .. '-0'
+end
+if keep then redis.call('XTRIM', KEYS[1], 'MINID', keep) end
+return { epoch, sequences }

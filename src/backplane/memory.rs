@@ -1,0 +1,171 @@
+//! A log in this process, for tests and for several hubs that share it.
+
+use std::collections::hash_map::HashMap;
+use std::collections::vec_deque::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, ready};
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::{broadcast, watch};
+
+use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
+
+/// A shared log in this process: several hubs built with clones of it are instances of one. It keeps the newest 65,536
+/// records. Nothing of it outlives the process.
+#[derive(Clone)]
+pub struct Memory {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    log: Mutex<Log>,
+    /// The newest number.
+    last: watch::Sender<u64>,
+    told: broadcast::Sender<Bytes>,
+}
+
+#[derive(Default)]
+struct Log {
+    epoch: u64,
+    last: u64,
+    records: VecDeque<Stored>,
+    values: HashMap<Box<str>, Stored>,
+    by_key: HashMap<Box<str>, Place>,
+}
+
+const KEPT: usize = 65_536;
+const BATCH: usize = 512;
+
+impl Memory {
+    /// An empty log.
+    #[must_use]
+    pub fn new() -> Self {
+        let log = Mutex::new(Log { epoch: fastrand::u64(1..), ..Log::default() });
+        Self { shared: Arc::new(Shared { log, last: watch::Sender::new(0), told: broadcast::Sender::new(4096) }) }
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.shared.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Log {
+    fn look(&mut self, seen: Option<Seen>) -> State {
+        if seen.is_some_and(|seen| seen.epoch == self.epoch && seen.sequence > self.last) {
+            self.epoch = fastrand::u64(1..);
+        }
+        let first = self.records.front().map_or(self.last + 1, |record| record.sequence);
+        State { epoch: self.epoch, first, last: self.last }
+    }
+
+    fn append(&mut self, record: Outgoing) -> Place {
+        if let Some(place) = record.idempotency_key.as_ref().and_then(|key| self.by_key.get(key)) {
+            return *place;
+        }
+        self.last += 1;
+        let place = Place { epoch: self.epoch, sequence: self.last };
+        let stored = Stored { sequence: self.last, payload: record.payload };
+        for value in record.values {
+            if value.removes {
+                self.values.remove(&value.id);
+            } else {
+                self.values.insert(value.id, stored.clone());
+            }
+        }
+        self.records.push_back(stored);
+        if self.records.len() > KEPT {
+            self.records.pop_front();
+        }
+        if let Some(key) = record.idempotency_key {
+            self.by_key.insert(key, place);
+        }
+        place
+    }
+
+    fn after(&self, after: u64, limit: usize) -> Vec<Stored> {
+        let start = self.records.partition_point(|record| record.sequence <= after);
+        self.records.range(start..).take(limit).cloned().collect()
+    }
+}
+
+impl Backplane for Memory {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+        let mut log = self.log();
+        log.look(seen);
+        let places = records.into_iter().map(|record| Ok(log.append(record))).collect();
+        let last = log.last;
+        drop(log);
+        self.shared.last.send_replace(last);
+        ready(places).boxed()
+    }
+
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+        ready(Ok(self.log().look(seen))).boxed()
+    }
+
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        ready(Ok(self.log().after(after, limit))).boxed()
+    }
+
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+        let (this, mut last, mut after) = (self.clone(), self.shared.last.subscribe(), after);
+        async_stream::stream! {
+            loop {
+                let batch = this.log().after(after, BATCH);
+                if let Some(newest) = batch.last() {
+                    after = newest.sequence;
+                    yield Ok(batch);
+                } else if last.changed().await.is_err() {
+                    yield Err(BackplaneError::unavailable("gone"));
+                    break;
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        ready(Ok(self.log().values.values().cloned().collect())).boxed()
+    }
+
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        // Nobody may listen.
+        let _ = self.shared.told.send(message);
+        ready(Ok(())).boxed()
+    }
+
+    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
+        let mut told = self.shared.told.subscribe();
+        async_stream::stream! {
+            loop {
+                match told.recv().await {
+                    Ok(message) => yield Ok(message),
+                    Err(_) => {
+                        yield Err(BackplaneError::unavailable("fell behind"));
+                        break;
+                    }
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn describe(&self) -> String {
+        "memory".into()
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,197 @@
+//! The port through which several instances share one log.
+//!
+//! A broker holds the log; a hub is a writer and a reader of it. An adapter knows its own client and bytes, nothing of
+//! connections. [`Memory`] is for tests and for several hubs in one process, [`Redis`] for production.
+//!
+//! # What an adapter promises
+//!
+//! - **Order.** It gives appended records the numbers 1, 2, 3 and so on, without holes, in one order for all writers and
+//!   readers. Several records of one [`append`](Backplane::append) keep their order.
+//! - **Durable as the broker is.** An append that returned `Ok` is in the log, as long as the broker has it.
+//! - **Loss is visible.** A log has an *epoch*, a random number. Each append and each look carries what this instance has
+//!   seen. If the log is younger than that (it came back empty, or from a backup) it takes a new epoch in the same step,
+//!   before anything is appended. So a number never means two records.
+//! - **Trimmed at its head only.** What is not to be had any more is below [`State::first`].
+//! - **Current values** are kept apart from the log, so that no busy topic pushes them out.
+//! - **Errors say whether something may have happened**: [`BackplaneError::is_unknown`].
+//! - **No waiting without end.** Every call returns within the adapter's own time limits; a [`tail`](Backplane::tail) ends with
+//!   an error when its connection breaks.
+//!
+//! All calls may come from any thread at the same time. Dropping a future may leave its request under way.
+
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+
+use std::error::Error;
+use std::fmt;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+
+pub use memory::Memory;
+#[cfg(feature = "redis")]
+pub use redis::Redis;
+
+/// A log that several instances share. See the [module](self).
+pub trait Backplane: Send + Sync + 'static {
+    /// Appends records, in one round trip if the broker can. One result for each, in order; if one fails, those after it
+    /// may have been appended.
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>>;
+
+    /// Where the log is. Also makes it notice that it is younger than what was seen.
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>>;
+
+    /// The oldest records after a number, at most `limit`; fewer if there are not as many.
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
+
+    /// Records after a number as they come, in batches that are never empty. Ends with an error.
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>>;
+
+    /// The current values, each with the number of its record, in no order.
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
+
+    /// Tells all instances something, this one too: small things that nobody needs later.
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// What is told, from now on. Ends with an error.
+    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>>;
+
+    /// What it is, for logs: never with a secret.
+    fn describe(&self) -> String;
+}
+
+/// A record to be appended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Outgoing {
+    /// Its bytes.
+    pub payload: Bytes,
+    /// Which current values it sets or removes.
+    pub values: Vec<Value>,
+    /// If a record with this key was appended a short while ago, this one is not, and that one's place is returned.
+    pub idempotency_key: Option<Box<str>>,
+}
+
+impl Outgoing {
+    /// A record that sets nothing.
+    #[must_use]
+    pub fn new(payload: Bytes) -> Self {
+        Self { payload, values: Vec::new(), idempotency_key: None }
+    }
+}
+
+/// What a record does to a current value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Value {
+    /// Whose it is, any text.
+    pub id: Box<str>,
+    /// It is there no more.
+    pub removes: bool,
+}
+
+impl Value {
+    /// The record is the current value of this id, or its end.
+    pub fn new(id: impl Into<Box<str>>, removes: bool) -> Self {
+        Self { id: id.into(), removes }
+    }
+}
+
+/// Where a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "these two are all that a place is")]
+pub struct Place {
+    /// Of the log.
+    pub epoch: u64,
+    /// In it, from 1 on.
+    pub sequence: u64,
+}
+
+/// The highest place that an instance has seen.
+pub type Seen = Place;
+
+/// Where a log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+pub struct State {
+    /// Its epoch.
+    pub epoch: u64,
+    /// The oldest record that is kept; one above `last` if there is none.
+    pub first: u64,
+    /// The newest record ever appended; zero if there was none.
+    pub last: u64,
+}
+
+/// A record as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+pub struct Stored {
+    /// Its number.
+    pub sequence: u64,
+    /// Its bytes.
+    pub payload: Bytes,
+}
+
+/// Why a broker did not do what it was asked.
+#[derive(Debug)]
+pub struct BackplaneError {
+    kind: Kind,
+    text: Box<str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Unavailable,
+    Unknown,
+    Rejected,
+}
+
+impl BackplaneError {
+    /// The broker was not reached; nothing happened. The text is for logs: no secrets.
+    pub fn unavailable(text: impl Into<Box<str>>) -> Self {
+        Self { kind: Kind::Unavailable, text: text.into() }
+    }
+
+    /// It was asked, and no answer came in time: it may have happened.
+    pub fn unknown(text: impl Into<Box<str>>) -> Self {
+        Self { kind: Kind::Unknown, text: text.into() }
+    }
+
+    /// It said no: it is read-only, out of memory, not what it should be.
+    pub fn rejected(text: impl Into<Box<str>>) -> Self {
+        Self { kind: Kind::Rejected, text: text.into() }
+    }
+
+    /// The same error, for another record of one call.
+    #[cfg(feature = "redis")]
+    pub(crate) fn again(&self) -> Self {
+        Self { kind: self.kind, text: self.text.clone() }
+    }
+
+    /// Whether it may have happened.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.kind == Kind::Unknown
+    }
+
+    /// Whether the broker said no.
+    #[must_use]
+    pub fn is_rejected(&self) -> bool {
+        self.kind == Kind::Rejected
+    }
+}
+
+impl fmt::Display for BackplaneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.kind {
+            Kind::Unavailable => "the broker is not there",
+            Kind::Unknown => "no answer from the broker",
+            Kind::Rejected => "the broker refuses",
+        };
+        write!(f, "{what}: {}", self.text)
+    }
+}
+
+impl Error for BackplaneError {}

@@ -1,0 +1,16 @@
+-- KEYS: log, meta. ARGV: seen epoch, seen sequence, a new epoch. Returns the epoch, the first and the last sequence.
+local last, first = 0, nil
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last = tonumber(string.match(info[i + 1], '^%d+')) end
+    if info[i] == 'first-entry' and info[i + 1] then first = string.match(info[i + 1][1], '^%d+') end
+  end
+end
+local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last')
+local epoch = meta[1]
+if not epoch or last < tonumber(meta[2] or '0') or (epoch == ARGV[1] and last < tonumber(ARGV[2])) then
+  epoch = ARGV[3]
+  redis.call('HSET', KEYS[2], 'epoch', epoch, 'last', string.format('%.0f', last))
+end
+return { epoch, first or string.format('%.0f', last + 1), string.format('%.0f', last) }

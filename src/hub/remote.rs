@@ -1,0 +1,340 @@
+//! The hub's part of a log that several instances share: it writes to it, follows it, and says when it cannot.
+//!
+//! 1. Only one task follows, and only it applies records, in the order of the log. It lives while the hub does; should its
+//!    runtime drop it, whoever uses the hub next starts another.
+//! 2. Before it follows, it compares where the log is with what this instance has: another epoch, records that are gone.
+//! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
+
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::{Either, select};
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
+
+use super::{Hub, Inner, housekeeping};
+use crate::audience::Audience;
+use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored, Value};
+use crate::error::PublishError;
+use crate::event::Event;
+use crate::log::Entry;
+use crate::position::{Epoch, Position};
+use crate::record::{self, Unreadable};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+
+/// How many records are read at a time when this instance catches up.
+const BATCH: usize = 1024;
+/// After how many probes that found something which did not come a connection counts as mute.
+const MUTE: u32 = 2;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+pub(super) struct Remote {
+    backplane: Arc<dyn Backplane>,
+    following: AtomicBool,
+    /// The log was read from its beginning once.
+    loaded: AtomicBool,
+    /// It cannot be followed now.
+    stale: AtomicBool,
+    /// The number of the newest record that was applied, in the current epoch.
+    last: AtomicU64,
+    /// Records that could not be read, ever.
+    skipped: AtomicU64,
+}
+
+impl Remote {
+    pub(super) fn new(backplane: Arc<dyn Backplane>) -> Self {
+        Self {
+            backplane,
+            following: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
+            last: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_loaded() && !self.is_stale()
+    }
+
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote").field("backplane", &self.backplane.describe()).finish_non_exhaustive()
+    }
+}
+
+/// Makes sure that somebody follows, if there is a runtime.
+pub(super) fn ensure(inner: &Arc<Inner>) {
+    let Some(remote) = &inner.remote else { return };
+    if remote.following.load(Ordering::Acquire) {
+        return;
+    }
+    let Some(runtime) = housekeeping::runtime(inner) else { return };
+    if !remote.following.swap(true, Ordering::AcqRel) {
+        runtime.spawn(follow(Following(Arc::downgrade(inner))));
+    }
+}
+
+/// Holds the flag.
+struct Following(Weak<Inner>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let Some(remote) = self.0.upgrade().as_ref().and_then(|inner| inner.remote.as_ref()) {
+            remote.following.store(false, Ordering::Release);
+        }
+    }
+}
+
+impl Following {
+    fn hub(&self) -> Option<Hub> {
+        self.0.upgrade().map(|inner| Hub { inner })
+    }
+}
+
+async fn follow(following: Following) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let Some(hub) = following.hub() else { return };
+        let Some(remote) = &hub.inner.remote else { return };
+        let begun = Instant::now();
+        let outcome = match hub.catch_up(remote).await {
+            Ok(()) => {
+                hub.set_stale(remote, false);
+                let tail = remote.backplane.tail(remote.last.load(Ordering::Acquire));
+                let probe = hub.settings().probe_interval;
+                drop(hub);
+                listen(&following, tail, probe).await
+            }
+            Err(error) => {
+                drop(hub);
+                Err(error)
+            }
+        };
+        let Some(hub) = following.hub() else { return };
+        let Some(remote) = &hub.inner.remote else { return };
+        if let Err(error) = outcome {
+            hub.counters().broker_failed(&remote.backplane.describe(), &error, hub.now());
+            hub.set_stale(remote, true);
+        }
+        if begun.elapsed() > LONGEST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
+        drop(hub);
+        sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
+async fn listen(
+    following: &Following,
+    mut tail: futures::stream::BoxStream<'static, Result<Vec<Stored>, BackplaneError>>,
+    probe: Duration,
+) -> Result<(), BackplaneError> {
+    let mut next_probe = Instant::now() + probe;
+    let mut mute = 0;
+    loop {
+        let came = match select(tail.next(), std::pin::pin!(sleep_until(next_probe))).await {
+            Either::Left((came, _)) => Some(came),
+            Either::Right(_) => None,
+        };
+        let Some(hub) = following.hub() else { return Ok(()) };
+        let Some(remote) = &hub.inner.remote else { return Ok(()) };
+        match came {
+            Some(Some(Ok(batch))) => {
+                mute = 0;
+                hub.apply(remote, batch).await?;
+            }
+            Some(Some(Err(error))) => return Err(error),
+            Some(None) => return Err(BackplaneError::unknown("the connection ended")),
+            None => {
+                next_probe = Instant::now() + probe;
+                let state = hub.look(remote).await?;
+                if state.epoch != hub.log().epoch().0 {
+                    return Ok(());
+                }
+                // Something is there that has not come since the last look.
+                mute = if state.last > remote.last.load(Ordering::Acquire) { mute + 1 } else { 0 };
+                if mute >= MUTE {
+                    return Err(BackplaneError::unknown("the connection is mute"));
+                }
+            }
+        }
+    }
+}
+
+impl Hub {
+    /// What this instance has seen of the log.
+    fn seen(&self, remote: &Remote) -> Option<Seen> {
+        remote.is_loaded().then(|| Place { epoch: self.log().epoch().0, sequence: remote.last.load(Ordering::Acquire) })
+    }
+
+    async fn look(&self, remote: &Remote) -> Result<State, BackplaneError> {
+        let limit = self.settings().publish_timeout;
+        let state = timeout(limit, remote.backplane.state(self.seen(remote))).await;
+        state.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+    }
+
+    /// Compares, and loads what is needed to follow.
+    async fn catch_up(&self, remote: &Remote) -> Result<(), BackplaneError> {
+        let state = self.look(remote).await?;
+        let first = state.first.max(1);
+        if !remote.is_loaded() || state.epoch != self.log().epoch().0 {
+            let mut values = remote.backplane.values().await?;
+            values.sort_by_key(|value| value.sequence);
+            self.log().begin_epoch(Epoch(state.epoch), first - 1, self.now());
+            remote.last.store(first - 1, Ordering::Release);
+            for value in values {
+                if let Ok(entry) = self.read(&value.payload) {
+                    self.log().apply_value(value.sequence, entry, self.now());
+                }
+            }
+            housekeeping::wake_rest(&self.inner);
+        } else if first > remote.last.load(Ordering::Acquire) + 1 {
+            self.log().lose(first - 1, None, self.now());
+            remote.last.store(first - 1, Ordering::Release);
+        }
+        while remote.last.load(Ordering::Acquire) < state.last {
+            let batch = remote.backplane.range(remote.last.load(Ordering::Acquire), BATCH).await?;
+            if batch.is_empty() {
+                // Gone since it was looked at.
+                self.log().lose(state.last, None, self.now());
+                remote.last.store(state.last, Ordering::Release);
+                break;
+            }
+            self.apply(remote, batch).await?;
+            tokio::task::yield_now().await;
+        }
+        // Values may be newer than every record that is kept.
+        self.log().advance(state.last.max(remote.last.load(Ordering::Acquire)), self.now());
+        remote.loaded.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes in what the log says, in its order.
+    async fn apply(&self, remote: &Remote, batch: Vec<Stored>) -> Result<(), BackplaneError> {
+        for stored in batch {
+            let last = remote.last.load(Ordering::Acquire);
+            if stored.sequence <= last {
+                continue;
+            }
+            if stored.sequence > last + 1 {
+                self.fill(remote, stored.sequence).await?;
+            }
+            self.apply_one(remote, &stored);
+        }
+        housekeeping::wake_rest(&self.inner);
+        housekeeping::ensure(&self.inner);
+        Ok(())
+    }
+
+    /// What lies before a record that came, if it is still to be had.
+    async fn fill(&self, remote: &Remote, before: u64) -> Result<(), BackplaneError> {
+        loop {
+            let last = remote.last.load(Ordering::Acquire);
+            if last + 1 >= before {
+                return Ok(());
+            }
+            let batch = remote.backplane.range(last, BATCH).await?;
+            let next = batch.first().map_or(before, |stored| stored.sequence.min(before));
+            if next > last + 1 {
+                self.log().lose(next - 1, None, self.now());
+                remote.last.store(next - 1, Ordering::Release);
+            }
+            for stored in batch.iter().filter(|stored| stored.sequence < before) {
+                self.apply_one(remote, stored);
+            }
+        }
+    }
+
+    fn apply_one(&self, remote: &Remote, stored: &Stored) {
+        let now = self.now();
+        match self.read(&stored.payload) {
+            Ok(entry) => {
+                self.attach_connections(&entry.audience);
+                self.log().apply(stored.sequence, entry, now);
+            }
+            Err(audience) => {
+                remote.skipped.fetch_add(1, Ordering::Relaxed);
+                self.counters().record_skipped(stored.sequence, now);
+                self.log().lose(stored.sequence, audience.as_deref(), now);
+            }
+        }
+        remote.last.store(stored.sequence, Ordering::Release);
+    }
+
+    /// A record by the rules of the publish API; else for whom it was, if that can be read.
+    fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
+        let (audience, event) = record::decode(payload).map_err(|unreadable| match unreadable {
+            Unreadable::Garbage => None,
+            Unreadable::Of(audience) => Some(audience),
+        })?;
+        self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))
+    }
+
+    /// Appends to the shared log, in one round trip where the broker can.
+    pub(super) async fn append_remote(
+        &self,
+        remote: &Remote,
+        events: Vec<(Audience, Event)>,
+    ) -> Vec<Result<Position, PublishError>> {
+        ensure(&self.inner);
+        let records: Vec<_> = events.iter().map(|(audience, event)| self.outgoing(audience, event)).collect();
+        let count = records.len();
+        let appended = remote.backplane.append(records, self.seen(remote));
+        let failed = || PublishError::broker(true, BackplaneError::unknown("no answer in time"));
+        match timeout(self.settings().publish_timeout, appended).await {
+            Err(_) => (0..count).map(|_| Err(failed())).collect(),
+            Ok(places) => places
+                .into_iter()
+                .map(|place| {
+                    let place = place.map_err(|error| PublishError::broker(error.is_unknown(), error))?;
+                    Ok(Position::new(Epoch(place.epoch), place.sequence))
+                })
+                .collect(),
+        }
+    }
+
+    fn outgoing(&self, audience: &Audience, event: &Event) -> Outgoing {
+        let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event)));
+        if let Some(key) = event.keyed() {
+            let kept = audience.addresses().iter().filter(|address| self.log().keeps_values(address));
+            let value = |address| Value::new(record::value_id(address, key), event.removes());
+            outgoing.values = kept.map(value).collect();
+        }
+        outgoing
+    }
+
+    /// Tells everybody when the log cannot be followed, and when it can again.
+    fn set_stale(&self, remote: &Remote, stale: bool) {
+        if remote.stale.swap(stale, Ordering::AcqRel) != stale {
+            self.counters().staleness(stale);
+            let now = self.now();
+            for link in self.registry().all() {
+                link.wake(now);
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Whether streams are to be told that the log cannot be followed.
+    pub(super) fn is_stale(&self) -> bool {
+        self.remote.as_ref().is_some_and(Remote::is_stale)
+    }
+}

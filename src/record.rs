@@ -1,0 +1,245 @@
+//! A record as it lies on a broker: one JSON object, for any language to write and read.
+//!
+//! ```json
+//! {"v":1,"to":{"topics":["news"],"users":["ada"]},"event":"headline","data":"It rains."}
+//! ```
+//!
+//! `docs/broker.md` has the format, with test vectors. `v` is the version; `to` and `except` mean the same in every later
+//! one, so that whoever cannot read a record still knows who misses it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::audience::{Address, Audience};
+use crate::error::InvalidName;
+use crate::event::Event;
+use crate::name::{ConnectionId, Topic, UserId};
+
+const VERSION: u64 = 1;
+
+/// Why bytes are no record of this version.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// And nobody can say whose it was.
+    Garbage,
+    /// It is of a later version, or has something in it that no hub accepts; it was for these.
+    Of(Box<Audience>),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<'a> {
+    v: u64,
+    to: To<'a>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    except: Vec<Cow<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    event: Option<Cow<'a>>,
+    #[serde(default, borrow)]
+    data: Cow<'a>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    key: Option<Cow<'a>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    remove: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_ms: Option<u64>,
+}
+
+/// What is the same in every version.
+#[derive(Deserialize)]
+struct Addressed<'a> {
+    #[serde(borrow)]
+    to: To<'a>,
+    #[serde(default, borrow)]
+    except: Vec<Cow<'a>>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct To<'a> {
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    topics: Vec<Cow<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    users: Vec<Cow<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    connections: Vec<Cow<'a>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    everyone: bool,
+}
+
+/// Text, borrowed where it has no escapes.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Cow<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+impl<'a> From<&'a str> for Cow<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<String> for Cow<'_> {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+/// As it is written. The event was checked.
+pub(crate) fn encode(audience: &Audience, event: &Event) -> Vec<u8> {
+    let mut to = To::default();
+    for address in audience.addresses() {
+        match address {
+            Address::Everyone => to.everyone = true,
+            Address::Topic(topic) => to.topics.push(topic.as_str().into()),
+            Address::User(user) => to.users.push(user.as_str().into()),
+            Address::Connection(id) => to.connections.push(id.to_string().into()),
+        }
+    }
+    let name = event.name_str();
+    let envelope = Envelope {
+        v: VERSION,
+        to,
+        except: audience.excluded().iter().map(|id| id.to_string().into()).collect(),
+        event: (!name.is_empty()).then(|| name.into()),
+        // An event's data is UTF-8: `Event` sees to it.
+        data: Cow(String::from_utf8_lossy(event.data_bytes())),
+        key: event.keyed().map(Into::into),
+        remove: event.removes(),
+        retry_ms: event.retry_after().map(|retry| u64::try_from(retry.as_millis()).unwrap_or(u64::MAX)),
+    };
+    // Text and numbers always serialise.
+    serde_json::to_vec(&envelope).unwrap_or_default()
+}
+
+/// What was written; its names are checked, its size and its event are not.
+pub(crate) fn decode(bytes: &[u8]) -> Result<(Audience, Event), Unreadable> {
+    let of = |to: &To<'_>, except: &[Cow<'_>]| audience(to, except).map_err(|_| Unreadable::Garbage);
+    let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
+        Ok(envelope) => envelope,
+        Err(_) => {
+            let addressed: Addressed<'_> = serde_json::from_slice(bytes).map_err(|_| Unreadable::Garbage)?;
+            return Err(Unreadable::Of(Box::new(of(&addressed.to, &addressed.except)?)));
+        }
+    };
+    let audience = of(&envelope.to, &envelope.except)?;
+    if envelope.v != VERSION {
+        return Err(Unreadable::Of(Box::new(audience)));
+    }
+    let mut event = Event::message(envelope.data.0.into_owned());
+    if let Some(name) = envelope.event {
+        event = event.name(name.0.into_owned());
+    }
+    if let Some(key) = envelope.key {
+        let data = event.data_bytes().to_vec();
+        event = if envelope.remove {
+            // UTF-8 a moment ago.
+            let text = String::from_utf8(data).unwrap_or_default();
+            let name = event.name_str().to_owned();
+            Event::remove(key.0.into_owned()).data(text).name(name)
+        } else {
+            event.key(key.0.into_owned())
+        };
+    }
+    if let Some(retry) = envelope.retry_ms {
+        event = event.retry(Duration::from_millis(retry));
+    }
+    Ok((audience, event))
+}
+
+/// Under which name a broker keeps the current value of a key of an audience: a JSON array, so that nothing is joined.
+pub(crate) fn value_id(address: &Address, key: &str) -> String {
+    let name = match address {
+        Address::Everyone => ("everyone", String::new()),
+        Address::Topic(topic) => ("topic", topic.to_string()),
+        Address::User(user) => ("user", user.to_string()),
+        Address::Connection(id) => ("connection", id.to_string()),
+    };
+    // Text always serialises.
+    serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default()
+}
+
+fn audience(to: &To<'_>, except: &[Cow<'_>]) -> Result<Audience, InvalidName> {
+    let mut audience = Audience::default();
+    for topic in &to.topics {
+        audience.insert(Address::Topic(Topic::try_from(&*topic.0)?));
+    }
+    for user in &to.users {
+        audience.insert(Address::User(UserId::try_from(&*user.0)?));
+    }
+    for id in &to.connections {
+        audience.insert(Address::Connection(id.0.parse()?));
+    }
+    if to.everyone {
+        audience.insert(Address::Everyone);
+    }
+    for id in except {
+        audience.exclude(id.0.parse::<ConnectionId>()?);
+    }
+    Ok(audience)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The vectors of `docs/broker.md`: whoever writes another implementation starts there.
+    #[test]
+    fn the_test_vectors_of_the_document_are_read_and_written() {
+        let document = include_str!("../docs/broker.md");
+        let vectors: Vec<&str> = document.lines().filter(|line| line.starts_with("{\"v\":1,")).collect();
+        assert!(vectors.len() >= 5, "the vectors were not found");
+        for vector in vectors {
+            let (audience, event) = decode(vector.as_bytes()).unwrap();
+            assert_eq!(String::from_utf8(encode(&audience, &event)).unwrap(), vector);
+        }
+        for line in document.lines().filter(|line| line.starts_with("{\"v\":2,")) {
+            assert!(
+                matches!(decode(line.as_bytes()), Err(Unreadable::Of(audience)) if !audience.addresses().is_empty())
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over_and_what_is_no_record_is_garbage() {
+        assert!(decode(br#"{"v":1,"to":{"topics":["a"],"planets":[1]},"data":"x","more":{}}"#).is_ok());
+        for garbage in
+            [&b""[..], b"{", b"[]", b"\xff", b"{\"v\":1}", b"{\"v\":1,\"to\":{\"topics\":[\"\"]},\"data\":\"\"}"]
+        {
+            assert!(matches!(decode(garbage), Err(Unreadable::Garbage)), "{garbage:?}");
+        }
+        for of in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
+            assert!(matches!(decode(of.as_bytes()), Err(Unreadable::Of(_))), "{of}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            name: String, data: String, key in proptest::option::of(any::<String>()), removes: bool,
+            topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}", retry in proptest::option::of(0..1u64 << 40),
+        ) {
+            let mut event = match &key {
+                Some(key) if removes => Event::remove(key.clone()).data(data.clone()),
+                Some(key) => Event::message(data.clone()).key(key.clone()),
+                None => Event::message(data.clone()),
+            }
+            .name(name.clone());
+            if let Some(retry) = retry {
+                event = event.retry(Duration::from_millis(retry));
+            }
+            let mut audience = Audience::from(Address::Topic(Topic::try_from(topic).unwrap()));
+            audience.insert(Address::Everyone);
+            audience.exclude(ConnectionId::from_bits(7));
+            let (read_audience, read) = decode(&encode(&audience, &event)).unwrap();
+            prop_assert_eq!(read_audience.addresses().iter().collect::<std::collections::BTreeSet<_>>(), audience.addresses().iter().collect());
+            prop_assert_eq!(read_audience.excluded(), audience.excluded());
+            prop_assert_eq!((read.name_str(), read.data_bytes()), (event.name_str(), event.data_bytes()));
+            prop_assert_eq!((read.keyed(), read.removes(), read.retry_after()), (event.keyed(), event.removes(), event.retry_after()));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            drop(decode(&bytes));
+        }
+    }
+}

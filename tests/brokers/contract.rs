@@ -1,0 +1,232 @@
+//! What every adapter promises: one suite for all of them.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use tower_sse::backplane::{Backplane, Memory, Outgoing, Place, Redis, State, Value};
+
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::soon;
+
+fn record(text: &str) -> Outgoing {
+    Outgoing::new(Bytes::from(text.to_owned()))
+}
+
+fn text(payload: &Bytes) -> &str {
+    std::str::from_utf8(payload).unwrap()
+}
+
+async fn append(log: &dyn Backplane, records: Vec<Outgoing>, seen: Option<Place>) -> Vec<Place> {
+    soon(log.append(records, seen)).await.into_iter().map(Result::unwrap).collect()
+}
+
+async fn numbers_are_contiguous_and_ordered(log: &dyn Backplane) {
+    let empty = soon(log.state(None)).await.unwrap();
+    assert_eq!((empty.first, empty.last), (1, 0));
+    let places = append(log, (0..700).map(|n| record(&n.to_string())).collect(), None).await;
+    assert!(places.iter().enumerate().all(|(n, place)| place.sequence == n as u64 + 1 && place.epoch == empty.epoch));
+    assert_eq!(
+        soon(log.state(places.last().copied())).await.unwrap(),
+        State { epoch: empty.epoch, first: 1, last: 700 }
+    );
+    let range = soon(log.range(3, 5)).await.unwrap();
+    assert_eq!(
+        range.iter().map(|stored| (stored.sequence, text(&stored.payload))).collect::<Vec<_>>(),
+        [(4, "3"), (5, "4"), (6, "5"), (7, "6"), (8, "7")]
+    );
+    assert!(soon(log.range(700, 5)).await.unwrap().is_empty());
+}
+
+async fn writers_at_once_get_each_number_once(log: &dyn Backplane) {
+    let before = soon(log.state(None)).await.unwrap().last;
+    let writer = |name: usize| async move {
+        let mut mine = Vec::new();
+        for n in 0..50 {
+            mine.extend(append(log, vec![record(&format!("{name}.{n}"))], None).await);
+        }
+        mine
+    };
+    let all = futures::future::join_all((0..8).map(writer)).await;
+    assert!(all.iter().all(|mine| mine.is_sorted_by_key(|place| place.sequence)), "a writer's own order is kept");
+    let mut numbers: Vec<u64> = all.into_iter().flatten().map(|place| place.sequence).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (before + 1..=before + 400).collect::<Vec<_>>());
+}
+
+async fn a_tail_has_what_is_there_and_what_comes(log: &dyn Backplane) {
+    let before = append(log, vec![record("a"), record("b")], None).await;
+    let mut tail = log.tail(before[0].sequence);
+    let mut came = Vec::new();
+    let mut publish = (0..5).map(|n| n.to_string());
+    while came.len() < 6 {
+        if let Some(next) = publish.next() {
+            append(log, vec![record(&next)], None).await;
+        }
+        let batch = soon(tail.next()).await.unwrap().unwrap();
+        assert!(!batch.is_empty());
+        came.extend(batch.iter().map(|stored| (stored.sequence, text(&stored.payload).to_owned())));
+    }
+    let expected = ["b", "0", "1", "2", "3", "4"].map(str::to_owned);
+    let first = before[1].sequence;
+    assert_eq!(came, expected.into_iter().enumerate().map(|(n, text)| (first + n as u64, text)).collect::<Vec<_>>());
+}
+
+async fn current_values_are_the_newest_of_each_id(log: &dyn Backplane) {
+    let set = |text: &str, id: &str, removes| {
+        let mut outgoing = record(text);
+        outgoing.values = vec![Value::new(id, removes)];
+        outgoing
+    };
+    let nasty = "[\"topic\",\"a:b{}\\u0000\",\"k\"]";
+    let places = append(
+        log,
+        vec![
+            set("1", "x", false),
+            set("2", nasty, false),
+            set("3", "x", false),
+            set("4", "y", false),
+            set("5", "y", true),
+        ],
+        None,
+    )
+    .await;
+    let values = soon(log.values()).await.unwrap();
+    let values: BTreeMap<u64, &str> = values.iter().map(|value| (value.sequence, text(&value.payload))).collect();
+    assert_eq!(values, BTreeMap::from([(places[1].sequence, "2"), (places[2].sequence, "3")]));
+}
+
+async fn a_repeated_key_is_appended_once(log: &dyn Backplane) {
+    let mut once = record("once");
+    once.idempotency_key = Some("key".into());
+    let first = append(log, vec![once.clone()], None).await;
+    let again = append(log, vec![once, record("other")], None).await;
+    assert_eq!(first[0], again[0]);
+    assert_eq!(again[1].sequence, first[0].sequence + 1);
+}
+
+async fn a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(log: &dyn Backplane) {
+    let place = append(log, vec![record("x")], None).await[0];
+    let seen = Place { sequence: place.sequence + 10, ..place };
+    let state = soon(log.state(Some(seen))).await.unwrap();
+    assert!(state.epoch != place.epoch && state.last == place.sequence);
+    // Once: who has seen the new one, or another, changes nothing.
+    for seen in [None, Some(seen), Some(Place { epoch: state.epoch, sequence: state.last })] {
+        assert_eq!(soon(log.state(seen)).await.unwrap().epoch, state.epoch);
+    }
+    let ahead = Place { epoch: state.epoch, sequence: state.last + 1 };
+    let next = append(log, vec![record("y")], Some(ahead)).await[0];
+    assert!(next.epoch != state.epoch && next.sequence == state.last + 1);
+}
+
+async fn what_is_told_is_heard_from_then_on(log: &dyn Backplane) {
+    soon(log.tell(Bytes::from_static(b"before"))).await.unwrap();
+    let (mut one, mut two) = (log.hear(), log.hear());
+    // They listen when they are first polled.
+    assert!(futures::poll!(one.next()).is_pending() && futures::poll!(two.next()).is_pending());
+    let heard = async {
+        let mut heard = Vec::new();
+        for ear in [&mut one, &mut two] {
+            heard.push(soon(ear.next()).await.unwrap().unwrap());
+        }
+        heard
+    };
+    let told = async {
+        loop {
+            soon(log.tell(Bytes::from_static(b"now"))).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let heard = match futures::future::select(std::pin::pin!(heard), std::pin::pin!(told)).await {
+        futures::future::Either::Left((heard, _)) => heard,
+        futures::future::Either::Right(((), _)) => unreachable!(),
+    };
+    assert!(heard.iter().all(|message| message == "now"));
+}
+
+async fn keeps_its_promises(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
+    numbers_are_contiguous_and_ordered(&*fresh("a")).await;
+    writers_at_once_get_each_number_once(&*fresh("b")).await;
+    a_tail_has_what_is_there_and_what_comes(&*fresh("c")).await;
+    current_values_are_the_newest_of_each_id(&*fresh("d")).await;
+    a_repeated_key_is_appended_once(&*fresh("e")).await;
+    a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&*fresh("f")).await;
+    what_is_told_is_heard_from_then_on(&*fresh("g")).await;
+}
+
+#[tokio::test]
+async fn memory_keeps_its_promises() {
+    keeps_its_promises(|_| Box::new(Memory::new())).await;
+}
+
+#[tokio::test]
+async fn redis_keeps_its_promises() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    keeps_its_promises(|namespace| Box::new(Redis::new(&server.url(), namespace).unwrap())).await;
+}
+
+#[tokio::test]
+async fn namespaces_on_one_server_never_meet() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let names = ["a", "a}:log", "{a}", "a:log", "%61", "", "ä", "a b"];
+    let logs: Vec<_> = names.iter().map(|name| Redis::new(&server.url(), name).unwrap()).collect();
+    for (log, name) in logs.iter().zip(names) {
+        append(log, vec![record(name)], None).await;
+    }
+    for (log, name) in logs.iter().zip(names) {
+        let range = soon(log.range(0, 10)).await.unwrap();
+        assert_eq!(range.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), [name]);
+    }
+}
+
+#[tokio::test]
+async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let log = Redis::new(&server.url(), "length").unwrap().max_records(1_000);
+    append(&log, (0..5_000).map(|n| record(&n.to_string())).collect(), None).await;
+    let state = soon(log.state(None)).await.unwrap();
+    assert_eq!(state.last, 5_000);
+    assert!((3_000..=4_001).contains(&state.first), "{state:?}");
+    assert_eq!(soon(log.range(0, 1)).await.unwrap()[0].sequence, state.first);
+
+    let log = Redis::new(&server.url(), "age").unwrap().max_age(std::time::Duration::from_millis(50));
+    append(&log, vec![record("old"), record("old")], None).await;
+    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    append(&log, vec![record("new")], None).await;
+    assert_eq!(soon(log.state(None)).await.unwrap().first, 3);
+}
+
+#[tokio::test]
+async fn what_redis_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let log = Redis::new(&server.url(), "n").unwrap();
+    append(&log, vec![record("x")], None).await;
+    server.cli(&["SET", "tower-sse:{wrong}:log", "no stream"]);
+    let wrong = Redis::new(&server.url(), "wrong").unwrap();
+    let refused = soon(wrong.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
+    assert!(refused.is_rejected() && refused.to_string().contains("WRONGTYPE"), "{refused}");
+    // Without scripts it knows no script: they are loaded again.
+    server.cli(&["SCRIPT", "FLUSH"]);
+    append(&log, vec![record("y")], None).await;
+
+    let nobody = Redis::new("redis://ada:s3cret@127.0.0.1:1/", "n").unwrap();
+    let gone = soon(nobody.state(None)).await.unwrap_err();
+    assert!(!gone.is_unknown() && !gone.is_rejected());
+    for text in [format!("{gone} {gone:?}"), nobody.describe(), format!("{nobody:?}")] {
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+    let bad = Redis::new("http://ada:s3cret@host", "n").unwrap_err();
+    assert!(!format!("{bad} {bad:?}").contains("s3cret"));
+}

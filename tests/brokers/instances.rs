@@ -1,0 +1,312 @@
+//! Hubs that share a log: what one publishes the other delivers, and a client goes on at whichever it meets.
+
+use std::process::Command;
+use std::time::Duration;
+
+use axum::Router;
+use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicRule};
+
+use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::support::{Events, Server, get, resume, soon, subscribe, until};
+
+fn builder() -> HubBuilder {
+    Hub::builder()
+        .retention_for(TopicRule::prefix("latest/"), Retention::latest_per_key())
+        .topic_retention(Retention::replay().count(20_000).bytes(32 << 20))
+        .probe_interval(Duration::from_millis(100))
+        .publish_timeout(Duration::from_secs(2))
+}
+
+struct Instance {
+    hub: Hub,
+    server: Server,
+}
+
+impl Instance {
+    async fn start(backplane: impl Backplane) -> Self {
+        let hub = builder().backplane(backplane).build().unwrap();
+        let access = Public::topics(TopicRule::any());
+        let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
+        Self { hub, server }
+    }
+
+    async fn ready(self) -> Self {
+        until(|| self.hub.health().ready).await;
+        self
+    }
+}
+
+/// Publishes numbers to `t`, and goes on where it failed, since an error may have been an append.
+async fn publish(hub: &Hub, number: u64) -> bool {
+    hub.topic("t").publish(Event::message(number.to_string())).await.is_ok()
+}
+
+async fn numbers(events: &mut Events, count: usize) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while numbers.len() < count {
+        let event = events.next().await;
+        assert!(event.event != "hub.gap", "a gap that was not owed: {}", event.data);
+        if event.event == "message" {
+            numbers.push(event.data.parse().unwrap());
+        }
+    }
+    numbers
+}
+
+async fn what_one_publishes_the_other_delivers(log: impl Backplane + Clone) {
+    let (one, two) = (Instance::start(log.clone()).await.ready().await, Instance::start(log).await.ready().await);
+    let mut at_one = subscribe(one.server.addr, "/events?topic=t").await;
+    let mut at_two = subscribe(two.server.addr, "/events?topic=t").await;
+    for n in 0..100 {
+        let hub = if n % 2 == 0 { &one.hub } else { &two.hub };
+        let published = hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        let (a, b) = (at_one.next_own().await, at_two.next_own().await);
+        assert_eq!((&a.data, &b.data), (&n.to_string(), &n.to_string()));
+        assert_eq!((a.id, b.id), (published.position.to_string(), published.position.to_string()));
+    }
+    // A batch is one step.
+    let batch = (0..500).map(|n| (one.hub.topic("t"), Event::message(n.to_string())));
+    assert!(one.hub.publish_many(batch).await.iter().all(Result::is_ok));
+    assert_eq!(numbers(&mut at_two, 500).await, (0..500).collect::<Vec<_>>());
+
+    // A client that moves, back and forth, while somebody publishes.
+    let mut last = at_two.last_id.clone();
+    let mut expected = 0;
+    for round in 0..50 {
+        let there = if round % 2 == 0 { &one } else { &two };
+        let mut events = resume(there.server.addr, "/events?topic=t", &last).await;
+        for n in expected..expected + 20 {
+            let hub = if n % 3 == 0 { &one.hub } else { &two.hub };
+            assert!(publish(hub, n).await);
+        }
+        assert_eq!(numbers(&mut events, 20).await, (expected..expected + 20).collect::<Vec<_>>(), "round {round}");
+        expected += 20;
+        last = events.last_id.clone();
+    }
+}
+
+#[tokio::test]
+async fn two_instances_through_memory() {
+    what_one_publishes_the_other_delivers(Memory::new()).await;
+}
+
+#[tokio::test]
+async fn two_instances_through_redis() {
+    if redis_server::is_there() {
+        let server = RedisServer::start(FORGETFUL);
+        what_one_publishes_the_other_delivers(Redis::new(&server.url(), "two").unwrap()).await;
+    }
+}
+
+/// An instance that starts later has what the log keeps, and every current value, before it is ready.
+async fn a_late_instance_knows_what_the_log_keeps(log: impl Backplane + Clone) {
+    let one = Instance::start(log.clone()).await.ready().await;
+    let begin = one.hub.position().to_string();
+    one.hub.topic("latest/a").publish(Event::text("v", "1").key("k")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::text("v", "2").key("k")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::text("v", "gone").key("other")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::remove("other")).await.unwrap();
+    for n in 0..50 {
+        assert!(publish(&one.hub, n).await);
+    }
+    let two = Instance::start(log).await.ready().await;
+    let mut history = resume(two.server.addr, "/events?topic=t", &begin).await;
+    assert_eq!(numbers(&mut history, 50).await, (0..50).collect::<Vec<_>>());
+    let mut page = get(two.server.addr, "/events?topic=latest/a").await.events();
+    let before: Vec<_> = page.caught_up().await.into_iter().filter(|event| event.event == "v").collect();
+    assert_eq!(before.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["2"]);
+}
+
+#[tokio::test]
+async fn a_late_instance_through_memory() {
+    a_late_instance_knows_what_the_log_keeps(Memory::new()).await;
+}
+
+#[tokio::test]
+async fn a_late_instance_through_redis() {
+    if redis_server::is_there() {
+        let server = RedisServer::start(FORGETFUL);
+        a_late_instance_knows_what_the_log_keeps(Redis::new(&server.url(), "late").unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut server = RedisServer::start(DURABLE);
+    server.kill();
+    let one = Instance::start(Redis::new(&server.url(), "n").unwrap()).await;
+    assert!(one.hub.health().live && !one.hub.health().ready);
+    let refused = get(one.server.addr, "/events?topic=t").await.events().next().await;
+    assert!(refused.event == "hub.refused" && refused.data.contains("starting"), "{}", refused.data);
+    let error = one.hub.topic("t").publish(Event::message("x")).await.unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown() && !error.is_invalid());
+    server.restart();
+    let one = one.ready().await;
+    let mut events = subscribe(one.server.addr, "/events?topic=t").await;
+    assert!(publish(&one.hub, 1).await);
+    assert_eq!(events.next_own().await.data, "1");
+}
+
+/// Killed under load and back: what was acknowledged arrives, and no gap is said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut server = RedisServer::start(DURABLE);
+    let log = || Redis::new(&server.url(), "durable").unwrap().timeout(Duration::from_millis(500));
+    let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
+    let mut streams =
+        [subscribe(one.server.addr, "/events?topic=t").await, subscribe(two.server.addr, "/events?topic=t").await];
+    let publisher = tokio::spawn({
+        let hub = two.hub.clone();
+        async move {
+            let (mut acknowledged, mut failed) = (Vec::new(), 0);
+            for n in 0..1_000_000_u64 {
+                let begun = std::time::Instant::now();
+                if publish(&hub, n).await {
+                    acknowledged.push(n);
+                } else {
+                    failed += 1;
+                    assert!(begun.elapsed() < Duration::from_secs(4), "publish errs within its time limit");
+                }
+                if failed > 0 && acknowledged.last() == Some(&n) && acknowledged.len() > 2_000 {
+                    break;
+                }
+            }
+            (acknowledged, failed)
+        }
+    });
+    until(|| two.hub.stats().published > 500).await;
+    server.kill();
+    until(|| !one.hub.health().ready && !two.hub.health().ready).await;
+    server.restart();
+    until(|| one.hub.health().ready && two.hub.health().ready).await;
+    let (acknowledged, failed) = soon(publisher).await.unwrap();
+    assert!(failed > 0);
+    for stream in &mut streams {
+        let (mut came, mut stale, mut back) = (Vec::new(), 0, 0);
+        while came.last() != acknowledged.last() {
+            let event = stream.next().await;
+            match event.event.as_str() {
+                "hub.gap" => panic!("a gap that was not owed: {}", event.data),
+                "hub.stale" => stale += 1,
+                "hub.live" => back += 1,
+                "message" => came.push(event.data.parse::<u64>().unwrap()),
+                _ => {}
+            }
+        }
+        assert!(came.is_sorted_by(|a, b| a < b), "in order, once");
+        let came: std::collections::BTreeSet<_> = came.into_iter().collect();
+        assert!(acknowledged.iter().all(|n| came.contains(n)), "something acknowledged is missing");
+        assert!(stale >= 1 && back >= 1, "told of {stale} stale times and {back} times of being back");
+    }
+}
+
+/// It comes back empty: exactly one gap for each cursor, with the reason; then live.
+#[tokio::test]
+async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut server = RedisServer::start(FORGETFUL);
+    let log = || Redis::new(&server.url(), "empty").unwrap();
+    let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
+    let mut streams = [
+        subscribe(one.server.addr, "/events?topic=t&topic=latest/a").await,
+        subscribe(two.server.addr, "/events?topic=t&topic=latest/a").await,
+    ];
+    one.hub.topic("latest/a").publish(Event::text("v", "old").key("k")).await.unwrap();
+    for n in 0..10 {
+        assert!(publish(&one.hub, n).await);
+    }
+    for stream in &mut streams {
+        assert_eq!(stream.next_own().await.data, "old");
+        assert_eq!(numbers(stream, 10).await, (0..10).collect::<Vec<_>>());
+    }
+    let old = streams[0].last_id.clone();
+    server.kill();
+    server.restart();
+    soon(async { while !publish(&two.hub, 10).await {} }).await;
+    for stream in &mut streams {
+        let mut gaps = Vec::new();
+        loop {
+            let event = stream.next().await;
+            match event.event.as_str() {
+                "hub.gap" => gaps.push(event.data),
+                "message" => {
+                    assert_eq!(event.data, "10");
+                    break;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(gaps.len(), 1, "{gaps:?}");
+        assert!(gaps[0].contains("\"epoch\"") && gaps[0].contains("latest/a"), "{}", gaps[0]);
+    }
+    // Who comes back later with an id from before: the same.
+    until(|| one.hub.health().ready && two.hub.health().ready).await;
+    for instance in [&one, &two] {
+        let mut late = resume(instance.server.addr, "/events?topic=t", &old).await;
+        let gaps: Vec<_> = late.caught_up().await.into_iter().filter(|event| event.event == "hub.gap").collect();
+        assert!(gaps.len() == 1 && gaps[0].data.contains(GapReason::Epoch.as_str()));
+    }
+    assert!(publish(&one.hub, 11).await);
+    for stream in &mut streams {
+        assert_eq!(numbers(stream, 1).await, [11]);
+    }
+}
+
+#[tokio::test]
+async fn a_poison_record_is_skipped_and_a_gap_for_its_audience() {
+    let log = Memory::new();
+    let one = Instance::start(log.clone()).await.ready().await;
+    let mut a = subscribe(one.server.addr, "/events?topic=a").await;
+    let mut b = subscribe(one.server.addr, "/events?topic=b").await;
+    let poison =
+        |bytes: &'static str| vec![tower_sse::backplane::Outgoing::new(bytes::Bytes::from_static(bytes.as_bytes()))];
+    // A later version; a name that no hub takes.
+    for bytes in [r#"{"v":2,"to":{"topics":["a"]}}"#, r#"{"v":1,"to":{"topics":["a"]},"event":"hub.live","data":""}"#] {
+        soon(log.append(poison(bytes), None)).await;
+        let gap = a.next().await;
+        assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\"") && gap.data.contains("\"a\""), "{}", gap.data);
+    }
+    // Whose it was cannot be said: everybody's.
+    soon(log.append(poison("?"), None)).await;
+    for stream in [&mut a, &mut b] {
+        let gap = stream.next().await;
+        assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\""), "{}", gap.data);
+    }
+    one.hub.topic("a").and(one.hub.topic("b")).publish(Event::message("on")).await.unwrap();
+    assert_eq!((a.next_own().await.data, b.next_own().await.data), ("on".to_owned(), "on".to_owned()));
+    assert_eq!(one.hub.stats().skipped, 3);
+}
+
+#[tokio::test]
+async fn a_script_in_another_language_publishes() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let one = Instance::start(Redis::new(&server.url(), "a/b c").unwrap()).await.ready().await;
+    let mut page = subscribe(one.server.addr, "/events?topic=t").await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/publish.py");
+    let mut command = Command::new("python3");
+    command.args([script, &server.port.to_string(), "a/b c", "t", "greeting", "Grüße\naus Python"]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let event = page.next_own().await;
+    assert_eq!((event.event.as_str(), event.data.as_str()), ("greeting", "Grüße\naus Python"));
+    assert_eq!(event.id, String::from_utf8(output.stdout).unwrap().trim());
+}
+
+#[tokio::test]
+async fn publishing_now_is_not_for_a_shared_log() {
+    let one = Instance::start(Memory::new()).await.ready().await;
+    let error = one.hub.topic("t").publish_now(Event::message("x")).unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown());
+}

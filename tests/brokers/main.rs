@@ -1,0 +1,17 @@
+//! Several instances, one hub: the adapters against one contract, and hubs through real brokers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "these are tests, helpers and all"
+)]
+
+#[path = "../support/redis.rs"]
+mod redis_server;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod contract;
+mod instances;

@@ -1,0 +1,89 @@
+//! A Redis server of a test's own: on a free port, with its own folder, ended by its process id.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub struct RedisServer {
+    pub port: u16,
+    folder: PathBuf,
+    arguments: &'static [&'static str],
+    child: Option<Child>,
+}
+
+/// Comes back empty.
+pub const FORGETFUL: &[&str] = &["--save", "", "--appendonly", "no"];
+/// Loses nothing that was acknowledged.
+pub const DURABLE: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
+
+/// Whether there is one to run. Where there is not, what is left out is said loudly; CI never leaves it out.
+pub fn is_there() -> bool {
+    let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_ok();
+    assert!(found || std::env::var_os("CI").is_none(), "redis-server is missing: tests/run installs it");
+    if !found {
+        eprintln!("LEFT OUT: no redis-server on this machine, so nothing is shown of Redis here");
+    }
+    found
+}
+
+impl RedisServer {
+    pub fn start(arguments: &'static [&'static str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("tower-sse-redis-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let mut server = Self { port, folder, arguments, child: None };
+        server.restart();
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// On the port and in the folder that it had.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none());
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]).arg(&self.folder);
+        command.args(self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(command.spawn().unwrap());
+        let begun = Instant::now();
+        while !self.answers() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "redis-server does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        use std::io::{Read, Write};
+        let Ok(mut tcp) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))) else { return false };
+        let mut pong = [0; 5];
+        tcp.write_all(b"PING\r\n").is_ok() && tcp.read_exact(&mut pong).is_ok() && &pong == b"+PONG"
+    }
+
+    /// As a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
