@@ -146,9 +146,14 @@ enum CommandErrorKind {
     Invalid(InvalidName),
     TooManyTargets { limit: usize },
     TooManyTopics { limit: usize },
+    Broker(Box<dyn Error + Send + Sync>),
 }
 
 impl CommandError {
+    pub(crate) fn broker(cause: impl Error + Send + Sync + 'static) -> Self {
+        Self(CommandErrorKind::Broker(Box::new(cause)))
+    }
+
     pub(crate) fn too_many_targets(limit: usize) -> Self {
         Self(CommandErrorKind::TooManyTargets { limit })
     }
@@ -160,7 +165,13 @@ impl CommandError {
     /// The target, the topic or the note can never be as it is. A caller that got it from a client answers `400`.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
-        !self.is_over_limit()
+        !self.is_over_limit() && !self.is_unavailable()
+    }
+
+    /// It was carried out on this instance, and the others could not be told: the broker is not there. Repeat it.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self.0, CommandErrorKind::Broker(_))
     }
 
     /// The connection, or the user, has as many topics as
@@ -177,11 +188,19 @@ impl fmt::Display for CommandError {
             CommandErrorKind::Invalid(invalid) => invalid.fmt(f),
             CommandErrorKind::TooManyTargets { limit } => write!(f, "union of more than {limit} targets"),
             CommandErrorKind::TooManyTopics { limit } => write!(f, "more than {limit} topics"),
+            CommandErrorKind::Broker(_) => f.write_str("other instances could not be told"),
         }
     }
 }
 
-impl Error for CommandError {}
+impl Error for CommandError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0 {
+            CommandErrorKind::Broker(cause) => Some(&**cause),
+            _ => None,
+        }
+    }
+}
 
 impl From<InvalidName> for CommandError {
     fn from(invalid: InvalidName) -> Self {

@@ -157,12 +157,15 @@ mod audience;
 mod axum;
 #[cfg(feature = "json")]
 pub mod backplane;
+mod command;
 mod error;
 mod event;
 mod http;
 mod hub;
 mod kick;
 mod log;
+#[cfg(feature = "json")]
+mod message;
 mod moment;
 mod name;
 mod position;

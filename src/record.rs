@@ -55,7 +55,7 @@ struct Addressed<'a> {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct To<'a> {
+pub(crate) struct To<'a> {
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     topics: Vec<Cow<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
@@ -85,15 +85,7 @@ impl From<String> for Cow<'_> {
 
 /// As it is written. The event was checked.
 pub(crate) fn encode(audience: &Audience, event: &Event) -> Vec<u8> {
-    let mut to = To::default();
-    for address in audience.addresses() {
-        match address {
-            Address::Everyone => to.everyone = true,
-            Address::Topic(topic) => to.topics.push(topic.as_str().into()),
-            Address::User(user) => to.users.push(user.as_str().into()),
-            Address::Connection(id) => to.connections.push(id.to_string().into()),
-        }
-    }
+    let to = to_of(audience);
     let name = event.name_str();
     let envelope = Envelope {
         v: VERSION,
@@ -108,6 +100,20 @@ pub(crate) fn encode(audience: &Audience, event: &Event) -> Vec<u8> {
     };
     // Text and numbers always serialise.
     serde_json::to_vec(&envelope).unwrap_or_default()
+}
+
+/// The addresses of an audience.
+pub(crate) fn to_of(audience: &Audience) -> To<'static> {
+    let mut to = To::default();
+    for address in audience.addresses() {
+        match address {
+            Address::Everyone => to.everyone = true,
+            Address::Topic(topic) => to.topics.push(topic.to_string().into()),
+            Address::User(user) => to.users.push(user.to_string().into()),
+            Address::Connection(id) => to.connections.push(id.to_string().into()),
+        }
+    }
+    to
 }
 
 /// What was written; its names are checked, its size and its event are not.
@@ -158,6 +164,14 @@ pub(crate) fn value_id(address: &Address, key: &str) -> String {
 }
 
 fn audience(to: &To<'_>, except: &[Cow<'_>]) -> Result<Audience, InvalidName> {
+    let mut audience = audience_of(to)?;
+    for id in except {
+        audience.exclude(id.0.parse::<ConnectionId>()?);
+    }
+    Ok(audience)
+}
+
+pub(crate) fn audience_of(to: &To<'_>) -> Result<Audience, InvalidName> {
     let mut audience = Audience::default();
     for topic in &to.topics {
         audience.insert(Address::Topic(Topic::try_from(&*topic.0)?));
@@ -170,9 +184,6 @@ fn audience(to: &To<'_>, except: &[Cow<'_>]) -> Result<Audience, InvalidName> {
     }
     if to.everyone {
         audience.insert(Address::Everyone);
-    }
-    for id in except {
-        audience.exclude(id.0.parse::<ConnectionId>()?);
     }
     Ok(audience)
 }

@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 
 const VALUES: &[&str] = &[
     "audience",
+    "command",
     "error",
     "event",
     "kick",
+    "message",
     "moment",
     "name",
     "position",

@@ -46,15 +46,17 @@ impl Hub {
                 };
             }
         };
-        self.change_as(&connect, &granted)
+        self.change_as(&connect, &granted).await
     }
 
-    fn change_as(&self, connect: &Connect, granted: &Subscription) -> Response<EventBody> {
+    async fn change_as(&self, connect: &Connect, granted: &Subscription) -> Response<EventBody> {
         let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
         // Somebody else's looks like one that is not there.
-        let Some(connection) = id.and_then(|id| self.connection_of(id, granted.user.as_ref())) else {
-            return plain(StatusCode::NOT_FOUND, "no such connection\n");
+        let connection = match id {
+            Some(id) => self.connection_of(id, granted.user.as_ref()).await,
+            None => None,
         };
+        let Some(connection) = connection else { return plain(StatusCode::NOT_FOUND, "no such connection\n") };
         let topics = |field| connect.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
         // A name that is none: the same answer as for one that is not granted.
         let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else {
@@ -72,7 +74,7 @@ impl Hub {
         }
         let since = connect.query_values("since").next();
         let since = since.map_or(Cursor::Absent, |since| Cursor::parse(since.as_bytes()));
-        match connection.change(&join, since, &leave, connect.asked_at) {
+        match connection.change(&join, since, &leave, connect.asked_at).await {
             Ok(topics) => {
                 let mut response = Response::new(EventBody::once(Bytes::from(control::topics(&topics))));
                 let headers = response.headers_mut();

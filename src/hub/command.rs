@@ -11,6 +11,7 @@ use super::link::{Ending, Link};
 use super::registry::UserTopic;
 use super::{Hub, Target};
 use crate::audience::{Address, Audience};
+use crate::command::{Action, Command};
 use crate::error::{CommandError, InvalidName};
 use crate::kick::{Kick, Returns};
 use crate::log::{Since, millis};
@@ -19,22 +20,6 @@ use crate::name::{Topic, UserId};
 use crate::position::{Cursor, Position};
 use crate::reason::EndReason;
 use crate::sync::Ordering;
-
-/// What is to be done to the connections of an audience.
-#[derive(Clone, Debug)]
-pub(super) struct Command {
-    pub(super) audience: Audience,
-    pub(super) action: Action,
-    /// Where the log was when it was given: what was published before is older than it.
-    pub(super) issued_at: Position,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Action {
-    Disconnect(Kick),
-    Join(Topic, Cursor),
-    Leave(Topic),
-}
 
 impl Target<'_> {
     /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back. Returns how many
@@ -55,13 +40,15 @@ impl Target<'_> {
     /// # Ok(()) }
     /// ```
     ///
-    /// Cancel safety: on one instance it never waits, so it is done when it is first polled.
+    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future may not have told the
+    /// others.
     ///
     /// # Errors
-    /// When a name of the target is not allowed, there are too many of them, or the note is too long.
+    /// When a name of the target is not allowed, there are too many of them, the note is too long, or other instances could
+    /// not be told.
     pub async fn disconnect(self, kick: Kick) -> Result<usize, CommandError> {
         kick.check()?;
-        self.command(Action::Disconnect(kick))
+        self.command(Action::Disconnect(kick)).await
     }
 
     /// Makes the connections of the target join a topic, as if their subscription had it: [`Join`] is awaited, with
@@ -90,22 +77,23 @@ impl Target<'_> {
     /// For a user the topic is none of the user's any more. A connection that comes back has the topics of its
     /// subscription again, so change what the access hook says too.
     ///
-    /// Cancel safety: on one instance it never waits, so it is done when it is first polled.
+    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future may not have told the
+    /// others.
     ///
     /// # Errors
-    /// When a name is not allowed, or there are too many targets.
+    /// When a name is not allowed, there are too many targets, or other instances could not be told.
     pub async fn leave<T>(self, topic: T) -> Result<usize, CommandError>
     where
         T: TryInto<Topic>,
         T::Error: Into<InvalidName>,
     {
         let topic = topic.try_into().map_err(Into::into)?;
-        self.command(Action::Leave(topic))
+        self.command(Action::Leave(topic)).await
     }
 
-    fn command(self, action: Action) -> Result<usize, CommandError> {
+    async fn command(self, action: Action) -> Result<usize, CommandError> {
         let hub = self.hub;
-        hub.give(self.checked()?, action)
+        hub.give(self.checked()?, action).await
     }
 
     fn checked(self) -> Result<Audience, CommandError> {
@@ -147,8 +135,8 @@ impl Join {
         self
     }
 
-    fn carry_out(self) -> Result<usize, CommandError> {
-        self.hub.give(self.audience?, Action::Join(self.topic?, self.since))
+    async fn carry_out(self) -> Result<usize, CommandError> {
+        self.hub.give(self.audience?, Action::Join(self.topic?, self.since)).await
     }
 }
 
@@ -157,13 +145,19 @@ impl IntoFuture for Join {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async { self.carry_out() })
+        Box::pin(self.carry_out())
     }
 }
 
 impl Hub {
-    fn give(&self, audience: Audience, action: Action) -> Result<usize, CommandError> {
-        self.carry_out(&Command { audience, action, issued_at: self.position() })
+    /// Here at once, and then by the others.
+    pub(super) async fn give(&self, audience: Audience, action: Action) -> Result<usize, CommandError> {
+        let command = Command { audience, action, issued_at: self.position() };
+        let outcome = self.carry_out(&command);
+        if let Some(remote) = &self.inner.remote {
+            self.tell_command(remote, command).await.map_err(CommandError::broker)?;
+        }
+        outcome
     }
 
     /// Does what a command says to the connections of this instance.

@@ -100,6 +100,9 @@ impl Hub {
             tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
         }
         self.inner.closed.store(true, Ordering::Release);
+        if let Some(remote) = &self.inner.remote {
+            self.tell_bye(remote).await;
+        }
         let any_hidden = links.iter().any(|link| link.to_network && link.transport.get().is_none());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
         tracing::info!(ended = drained.ended, cut = drained.cut, "drained");

@@ -4,6 +4,8 @@ mod bars;
 mod change;
 mod command;
 mod connection;
+#[cfg(feature = "json")]
+mod control;
 mod drain;
 mod housekeeping;
 mod info;
@@ -11,6 +13,8 @@ mod lifecycle;
 mod limits;
 mod link;
 mod open;
+#[cfg(feature = "json")]
+mod peers;
 mod presence;
 mod publish;
 mod recheck;

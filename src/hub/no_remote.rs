@@ -1,11 +1,16 @@
 //! Without the feature `json` there is no log but that of this process: records on a broker are JSON.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use super::presence::Other;
 use super::{Hub, Inner};
-use crate::audience::Audience;
+use crate::audience::{Address, Audience};
+use crate::command::Command;
 use crate::error::PublishError;
 use crate::event::Event;
+use crate::log::Millis;
+use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
 
 #[derive(Debug)]
@@ -23,6 +28,30 @@ impl Remote {
     pub(super) fn skipped(&self) -> u64 {
         match *self {}
     }
+
+    pub(super) fn changed(&self, _: ConnectionId) {
+        match *self {}
+    }
+
+    pub(super) fn others(&self, _: &Audience) -> Vec<Other> {
+        match *self {}
+    }
+
+    pub(super) fn others_at(&self, _: &Address) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn find(&self, _: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
+        match *self {}
+    }
+
+    pub(super) fn instances(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn is_online(&self, _: &UserId, _: Millis) -> bool {
+        match *self {}
+    }
 }
 
 pub(super) fn ensure(_: &Arc<Inner>) {}
@@ -33,6 +62,16 @@ impl Hub {
         remote: &Remote,
         _: Vec<(Audience, Event)>,
     ) -> Vec<Result<Position, PublishError>> {
+        match *remote {}
+    }
+}
+
+impl Hub {
+    pub(super) async fn tell_command(&self, remote: &Remote, _: Command) -> Result<(), Infallible> {
+        match *remote {}
+    }
+
+    pub(super) async fn tell_bye(&self, remote: &Remote) {
         match *remote {}
     }
 }

@@ -71,7 +71,9 @@ impl Hub {
         }
         let link = Arc::new(link);
 
-        let displaced = self.registry().insert(&link, now);
+        let user = link.user().cloned().map(Address::User);
+        let elsewhere = user.zip(self.inner.remote.as_ref()).map_or(0, |(user, remote)| remote.others_at(&user));
+        let displaced = self.registry().insert(&link, elsewhere, now);
         let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
         let accepted_at = self.inner.open_channels(&link, addresses.iter().cloned(), begin);

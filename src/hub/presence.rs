@@ -20,6 +20,9 @@ use crate::retention::TopicRule;
 use crate::sync::{Mutex, Ordering};
 use crate::wire::{Draft, control};
 
+/// A connection of another instance: whose, and what is attached to it.
+pub(super) type Other = (Option<UserId>, Option<Arc<str>>);
+
 /// How many members are told of as gone in one turn.
 const SWEEP: usize = 256;
 
@@ -133,6 +136,14 @@ impl Target<'_> {
             }
         }
         drop(roster);
+        for (user, data) in hub.inner.remote.iter().flat_map(|remote| remote.others(audience)) {
+            let Some(user) = user else {
+                presence.anonymous += 1;
+                continue;
+            };
+            let empty = || Member { user: user.clone(), connections: 0, data: data.clone() };
+            members.entry(user.clone()).or_insert_with(empty).connections += 1;
+        }
         presence.members = members.into_values().collect();
         presence
     }
@@ -140,14 +151,13 @@ impl Target<'_> {
     /// How many connections the target has at this moment; each once, also of a union.
     #[must_use]
     pub fn count(&self) -> usize {
-        match &self.audience {
-            Err(_) => 0,
-            Ok(audience) if audience.excluded().is_empty() => match audience.addresses() {
-                // A connection has a channel only once somebody has written to it.
-                [address] if !matches!(address, Address::Connection(_)) => self.hub.log().listening(address),
-                _ => self.hub.links(audience).len(),
-            },
-            Ok(audience) => self.hub.links(audience).len(),
+        let Ok(audience) = &self.audience else { return 0 };
+        match audience.addresses() {
+            [address] if audience.excluded().is_empty() => self.hub.connections_at(address),
+            _ => {
+                let others = self.hub.inner.remote.as_ref().map_or(0, |remote| remote.others(audience).len());
+                self.hub.links(audience).len() + others
+            }
         }
     }
 
@@ -158,12 +168,9 @@ impl Target<'_> {
         match &self.audience {
             Err(_) => false,
             Ok(audience) if audience.excluded().is_empty() => {
-                audience.addresses().iter().any(|address| match address {
-                    Address::Connection(id) => self.hub.registry().find(*id).is_some(),
-                    _ => self.hub.log().listening(address) > 0,
-                })
+                audience.addresses().iter().any(|address| self.hub.connections_at(address) > 0)
             }
-            Ok(audience) => !self.hub.links(audience).is_empty(),
+            Ok(_) => self.count() > 0,
         }
     }
 
@@ -183,7 +190,10 @@ impl Target<'_> {
         }
         audience.excluded().is_empty()
             && audience.addresses().iter().any(|address| match address {
-                Address::User(user) => self.hub.registry().is_online(user, now),
+                Address::User(user) => {
+                    let remote = self.hub.inner.remote.as_ref();
+                    self.hub.registry().is_online(user, now) || remote.is_some_and(|remote| remote.is_online(user, now))
+                }
                 _ => false,
             })
     }
@@ -212,6 +222,16 @@ impl Presences {
 }
 
 impl Hub {
+    /// How many connections an address has, here and elsewhere.
+    fn connections_at(&self, address: &Address) -> usize {
+        let here = match address {
+            // It has a channel only once somebody has written to it.
+            Address::Connection(id) => usize::from(self.registry().find(*id).is_some()),
+            _ => self.log().listening(address),
+        };
+        here + self.inner.remote.as_ref().map_or(0, |remote| remote.others_at(address))
+    }
+
     /// The connections of an audience on this instance, each once.
     pub(super) fn links(&self, audience: &Audience) -> Links {
         let mut links = Links::new();
@@ -323,8 +343,16 @@ impl Inner {
         count == SWEEP
     }
 
-    /// Hands in the roster if somebody is to be told of this connection.
+    /// Hands in the roster if somebody is to be told of this connection. Other instances hear of it too.
     fn with_roster<R>(self: &Arc<Self>, link: &Link, change: impl FnOnce(Option<&mut Told<'_>>) -> R) -> R {
+        let changed = self.with_own_roster(link, change);
+        if let Some(remote) = &self.remote {
+            remote.changed(link.id);
+        }
+        changed
+    }
+
+    fn with_own_roster<R>(self: &Arc<Self>, link: &Link, change: impl FnOnce(Option<&mut Told<'_>>) -> R) -> R {
         if self.presences.rules.is_empty() || link.user().is_none() {
             return change(None);
         }

@@ -117,12 +117,13 @@ impl Registry {
     }
 
     /// Lets a connection in. Those that had to make room are returned; they are out of the registry already.
-    pub(super) fn insert(&self, link: &Arc<Link>, now: Millis) -> Result<Links, Full> {
+    /// `elsewhere` is how many connections its user has on other instances.
+    pub(super) fn insert(&self, link: &Arc<Link>, elsewhere: usize, now: Millis) -> Result<Links, Full> {
         let mut table = self.table.lock();
         // So that users go as fast as they come, also where nobody keeps house.
         self.forget_users(&mut table, now, 2);
         let mut displaced = Links::new();
-        let of_user = link.user().and_then(|user| table.users.get(user)).map_or(0, |user| user.links.len());
+        let of_user = link.user().and_then(|user| table.users.get(user)).map_or(0, |user| user.links.len()) + elsewhere;
         match self.limits.per_user {
             Some((limit, OverLimit::Refuse)) if of_user >= limit => return Err(Full),
             Some((limit, OverLimit::CloseOldest)) if of_user >= limit => {

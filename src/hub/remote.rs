@@ -5,6 +5,7 @@
 //! 2. Before it follows, it compares where the log is with what this instance has: another epoch, records that are gone.
 //! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
 
+use std::collections::hash_set::HashSet;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -12,12 +13,15 @@ use futures::StreamExt;
 use futures::future::{Either, select};
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
+use super::control::{self, Control};
+use super::presence::Other;
 use super::{Hub, Inner, housekeeping};
-use crate::audience::Audience;
+use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored, Value};
 use crate::error::PublishError;
 use crate::event::Event;
-use crate::log::Entry;
+use crate::log::{Entry, Millis};
+use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Epoch, Position};
 use crate::record::{self, Unreadable};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
@@ -30,7 +34,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) struct Remote {
-    backplane: Arc<dyn Backplane>,
+    pub(super) backplane: Arc<dyn Backplane>,
     following: AtomicBool,
     /// The log was read from its beginning once.
     loaded: AtomicBool,
@@ -40,11 +44,13 @@ pub(super) struct Remote {
     last: AtomicU64,
     /// Records that could not be read, ever.
     skipped: AtomicU64,
+    pub(super) control: Control,
 }
 
 impl Remote {
-    pub(super) fn new(backplane: Arc<dyn Backplane>) -> Self {
+    pub(super) fn new(backplane: Arc<dyn Backplane>, lease: Duration, grace: Duration) -> Self {
         Self {
+            control: Control::new(lease, grace),
             backplane,
             following: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
@@ -66,6 +72,57 @@ impl Remote {
         self.is_loaded() && !self.is_stale()
     }
 
+    pub(super) fn changed(&self, id: ConnectionId) {
+        self.control.changed(id);
+    }
+
+    /// The connections of an audience on other instances, each once.
+    pub(super) fn others(&self, audience: &Audience) -> Vec<Other> {
+        let peers = self.control.peers.lock();
+        let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
+        let mut others = Vec::new();
+        for address in audience.addresses() {
+            let found: Vec<_> = match address {
+                Address::Everyone => peers.all().collect(),
+                Address::Topic(topic) => peers.in_topic(topic).collect(),
+                Address::User(user) => peers.all().filter(|here| here.user.as_ref() == Some(user)).collect(),
+                Address::Connection(id) => peers.find(*id).into_iter().collect(),
+            };
+            others.extend(
+                found
+                    .into_iter()
+                    .filter(|here| seen.insert(here.id))
+                    .map(|here| (here.user.clone(), here.data.clone())),
+            );
+        }
+        others
+    }
+
+    /// How many connections an address has on other instances.
+    pub(super) fn others_at(&self, address: &Address) -> usize {
+        let peers = self.control.peers.lock();
+        match address {
+            Address::Everyone => peers.all().count(),
+            Address::Topic(topic) => peers.topic_len(topic),
+            Address::User(user) => peers.of_user(user),
+            Address::Connection(id) => usize::from(peers.find(*id).is_some()),
+        }
+    }
+
+    /// Whose a connection of another instance is, and its topics.
+    pub(super) fn find(&self, id: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
+        self.control.peers.lock().find(id).map(|here| (here.user.clone(), here.topics.clone()))
+    }
+
+    /// How many other instances are known.
+    pub(super) fn instances(&self) -> usize {
+        self.control.peers.lock().len()
+    }
+
+    pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
+        self.control.peers.lock().is_online(user, now)
+    }
+
     pub(super) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)
     }
@@ -80,10 +137,11 @@ impl std::fmt::Debug for Remote {
 /// Makes sure that somebody follows, if there is a runtime.
 pub(super) fn ensure(inner: &Arc<Inner>) {
     let Some(remote) = &inner.remote else { return };
-    if remote.following.load(Ordering::Acquire) {
+    if remote.following.load(Ordering::Acquire) && remote.control.is_attended() {
         return;
     }
     let Some(runtime) = housekeeping::runtime(inner) else { return };
+    control::ensure(inner, &runtime);
     if !remote.following.swap(true, Ordering::AcqRel) {
         runtime.spawn(follow(Following(Arc::downgrade(inner))));
     }
@@ -240,6 +298,8 @@ impl Hub {
         }
         housekeeping::wake_rest(&self.inner);
         housekeeping::ensure(&self.inner);
+        // Commands that were given when the log was further than this instance.
+        self.carry_out_waiting(remote);
         Ok(())
     }
 

@@ -72,6 +72,7 @@ pub(crate) struct Settings {
     pub(crate) origins: Origins,
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
+    pub(crate) lease: Duration,
 }
 
 /// Whose pages may open streams beside the site's own.
@@ -125,6 +126,7 @@ impl Default for HubBuilder {
                 origins: Origins::Listed(Vec::new()),
                 publish_timeout: SECOND * 5,
                 probe_interval: SECOND * 2,
+                lease: SECOND * 15,
             },
             rules: Vec::new(),
             topics: Retention::replay(),
@@ -222,7 +224,9 @@ impl HubBuilder {
         self
     }
 
-    /// Bounds the connections of each user, and sets what happens to one too many. At least 1. Defaults to no bound.
+    /// Bounds the connections of each user, and sets what happens to one too many. At least 1. With several instances it
+    /// counts those elsewhere as far as they have been told of, a moment late; only a connection of the same instance makes
+    /// room. Defaults to no bound.
     pub fn max_connections_per_user(mut self, connections: usize, over: OverLimit) -> Self {
         self.settings.limits.per_user = Some((connections, over));
         self
@@ -324,6 +328,13 @@ impl HubBuilder {
         self
     }
 
+    /// Sets after how much silence another instance, and who is connected there, counts as gone. An instance says three
+    /// times in it that it is alive. Defaults to 15 s.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self
+    }
+
     /// Sets how long browsers wait before they reconnect. Within [`retry_range`](Self::retry_range). Defaults to 2 s.
     pub fn retry(mut self, retry: Duration) -> Self {
         self.settings.retry = retry;
@@ -413,7 +424,9 @@ impl HubBuilder {
             grace: millis(self.settings.channel_grace),
         };
         #[cfg(feature = "json")]
-        let remote = self.backplane.map(|Shared(backplane)| Remote::new(backplane));
+        let remote = self
+            .backplane
+            .map(|Shared(backplane)| Remote::new(backplane, self.settings.lease, self.settings.presence_grace));
         #[cfg(not(feature = "json"))]
         let remote = None;
         Hub::start(self.settings, policies, budgets, remote)
@@ -442,6 +455,7 @@ impl HubBuilder {
             ("presence_grace", settings.presence_grace),
             ("publish_timeout", settings.publish_timeout),
             ("probe_interval", settings.probe_interval),
+            ("lease", settings.lease),
             ("recheck_every", settings.recheck_interval()),
         ] {
             if duration < Duration::from_millis(10) {

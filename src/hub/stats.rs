@@ -27,6 +27,8 @@ pub struct Stats {
     pub published: u64,
     /// Events handed to streams ever, each stream counted.
     pub delivered: u64,
+    /// Other instances that are known now.
+    pub others: usize,
     /// Records of a shared log that could not be read, ever.
     pub skipped: u64,
     /// Records that the hub's byte budgets pushed out ever.
@@ -84,6 +86,7 @@ impl serde::Serialize for Stats {
         map.serialize_entry("connected", &self.connected)?;
         map.serialize_entry("published", &self.published)?;
         map.serialize_entry("delivered", &self.delivered)?;
+        map.serialize_entry("others", &self.others)?;
         map.serialize_entry("skipped", &self.skipped)?;
         map.serialize_entry("evicted", &self.evicted)?;
         map.serialize_entry("lag", &self.lag)?;
@@ -115,6 +118,7 @@ impl Hub {
             connected: totals.connected,
             published: totals.published,
             delivered: totals.delivered,
+            others: self.inner.remote.as_ref().map_or(0, super::remote::Remote::instances),
             skipped: self.inner.remote.as_ref().map_or(0, super::remote::Remote::skipped),
             evicted: usage.evicted,
             // A stream that rests has nothing to read, however old its cursor is.

@@ -160,7 +160,9 @@ impl Reader {
 
     /// One more channel; `horizon` is where the log was when this was decided.
     pub(super) fn join(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: Since, horizon: u64) {
-        self.changed(&channel.address, horizon);
+        // Another instance may be a moment ahead, and so may what is asked for.
+        let at = if let Since::After(since) = since { horizon.max(since) } else { horizon };
+        self.changed(&channel.address, at);
         let (since, replay, told) = match since {
             Since::After(since) => {
                 let replay = Replay { values_after: since, records_after: since, owes: None };

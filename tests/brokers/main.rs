@@ -15,3 +15,4 @@ mod support;
 
 mod contract;
 mod instances;
+mod listening;

@@ -1,0 +1,22 @@
+//! What the application tells connections to do: a value, so that it can travel.
+
+use crate::audience::Audience;
+use crate::kick::Kick;
+use crate::name::Topic;
+use crate::position::{Cursor, Position};
+
+/// What is to be done to the connections of an audience.
+#[derive(Clone, Debug)]
+pub(crate) struct Command {
+    pub(crate) audience: Audience,
+    pub(crate) action: Action,
+    /// Where the log was when it was given: what was published before is older than it.
+    pub(crate) issued_at: Position,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Disconnect(Kick),
+    Join(Topic, Cursor),
+    Leave(Topic),
+}

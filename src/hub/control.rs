@@ -1,0 +1,280 @@
+//! The hub's part of the control stream: commands reach every instance, and each knows who is connected elsewhere.
+//!
+//! 1. One task hears and tells; it lives while the hub does, like the one that follows the log. When it cannot hear it
+//!    asks everybody anew as soon as it can.
+//! 2. What changes here is noted at once and told a moment later, many changes in one message; then its number goes up.
+//! 3. A command that was given when the log was further than this instance waits until the log is there.
+
+use std::collections::hash_set::HashSet;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::{Either, select};
+use tokio::runtime::Handle;
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
+
+use super::peers::{Heard, Peers};
+use super::remote::Remote;
+use super::{Hub, Inner};
+use crate::backplane::BackplaneError;
+use crate::command::Command;
+use crate::log::millis;
+use crate::message::{Body, Here, InstanceId, Message, News, Part};
+use crate::name::ConnectionId;
+use crate::sync::{AtomicBool, Mutex, Ordering};
+
+/// How long changes are gathered before they are told.
+const GATHER: Duration = Duration::from_millis(50);
+/// How many connections one message tells of.
+const BATCH: usize = 256;
+const PAUSE: Duration = Duration::from_millis(500);
+/// How many commands wait for the log at most.
+const WAITING: usize = 10_000;
+
+#[derive(Debug)]
+pub(super) struct Control {
+    me: InstanceId,
+    pub(super) peers: Mutex<Peers>,
+    outbox: Mutex<Outbox>,
+    waiting: Mutex<Vec<Command>>,
+    attending: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    changed: HashSet<ConnectionId>,
+    /// Of the last news.
+    number: u64,
+    /// Somebody wants to know all.
+    asked: bool,
+}
+
+impl Control {
+    pub(super) fn new(lease: Duration, grace: Duration) -> Self {
+        Self {
+            me: InstanceId(fastrand::u64(..)),
+            peers: Mutex::new(Peers::new(millis(lease), millis(grace))),
+            outbox: Mutex::default(),
+            waiting: Mutex::default(),
+            attending: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn is_attended(&self) -> bool {
+        self.attending.load(Ordering::Acquire)
+    }
+
+    /// A connection of this instance has come, changed or gone.
+    pub(super) fn changed(&self, id: ConnectionId) {
+        self.outbox.lock().changed.insert(id);
+    }
+}
+
+pub(super) fn ensure(inner: &Arc<Inner>, runtime: &Handle) {
+    let Some(remote) = &inner.remote else { return };
+    if !remote.control.attending.swap(true, Ordering::AcqRel) {
+        runtime.spawn(attend(Attending(Arc::downgrade(inner))));
+    }
+}
+
+/// Holds the flag.
+struct Attending(Weak<Inner>);
+
+impl Drop for Attending {
+    fn drop(&mut self) {
+        if let Some(remote) = self.0.upgrade().as_ref().and_then(|inner| inner.remote.as_ref()) {
+            remote.control.attending.store(false, Ordering::Release);
+        }
+    }
+}
+
+async fn attend(attending: Attending) {
+    loop {
+        let Some(inner) = attending.0.upgrade() else { return };
+        let Some(remote) = &inner.remote else { return };
+        let heard = remote.backplane.hear();
+        drop(inner);
+        if let Err(error) = hear_and_tell(&attending, heard).await {
+            tracing::debug!(%error, "the control stream broke");
+        }
+        sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+    }
+}
+
+async fn hear_and_tell(
+    attending: &Attending,
+    mut heard: futures::stream::BoxStream<'static, Result<Bytes, BackplaneError>>,
+) -> Result<(), BackplaneError> {
+    let mut next_tell = Instant::now();
+    let mut next_lease = Instant::now();
+    let mut has_asked = false;
+    loop {
+        let came = match select(heard.next(), std::pin::pin!(sleep_until(next_tell))).await {
+            Either::Left((came, _)) => Some(came),
+            Either::Right(_) => None,
+        };
+        let Some(inner) = attending.0.upgrade() else { return Ok(()) };
+        let hub = Hub { inner };
+        let Some(remote) = &hub.inner.remote else { return Ok(()) };
+        match came {
+            Some(Some(Ok(bytes))) => {
+                if let Some(question) = hub.hear(remote, &bytes) {
+                    hub.say(remote, question).await?;
+                }
+            }
+            Some(Some(Err(error))) => return Err(error),
+            Some(None) => return Err(BackplaneError::unknown("the connection ended")),
+            None => {
+                let now = Instant::now();
+                next_tell = now + GATHER;
+                if !has_asked {
+                    // It hears by now. Others tell all, and so does this one: they may have missed something.
+                    has_asked = true;
+                    remote.control.outbox.lock().asked = true;
+                    hub.say(remote, Body::Ask).await?;
+                }
+                hub.tell_news(remote).await?;
+                if now >= next_lease {
+                    next_lease = now + hub.settings().lease / 3;
+                    let number = remote.control.outbox.lock().number;
+                    hub.say(remote, Body::Lease(number)).await?;
+                    remote.control.peers.lock().sweep(hub.now());
+                }
+            }
+        }
+    }
+}
+
+impl Hub {
+    /// Takes in what another instance says. Returns what is to be said to it.
+    fn hear(&self, remote: &Remote, bytes: &[u8]) -> Option<Body> {
+        let Message { from, body } = Message::decode(bytes)?;
+        if from == remote.control.me {
+            return None;
+        }
+        let now = self.now();
+        let heard = match body {
+            Body::Command(command) => {
+                self.carry_out_in_time(remote, command);
+                Heard::Fine
+            }
+            Body::Ask => {
+                remote.control.outbox.lock().asked = true;
+                Heard::Fine
+            }
+            Body::Lease(number) => remote.control.peers.lock().lease(from, number, now),
+            Body::Bye => {
+                remote.control.peers.lock().bye(from, now);
+                Heard::Fine
+            }
+            Body::News(news) => remote.control.peers.lock().news(from, news, now),
+        };
+        (heard == Heard::Missing).then_some(Body::Ask)
+    }
+
+    async fn say(&self, remote: &Remote, body: Body) -> Result<(), BackplaneError> {
+        let message = Message { from: remote.control.me, body };
+        let told = remote.backplane.tell(Bytes::from(message.encode()));
+        let limit = self.settings().publish_timeout;
+        timeout(limit, told).await.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+    }
+
+    /// Tells what has changed, or all if somebody wants to know it.
+    async fn tell_news(&self, remote: &Remote) -> Result<(), BackplaneError> {
+        let (ids, number, all) = {
+            let mut outbox = remote.control.outbox.lock();
+            let all = std::mem::take(&mut outbox.asked);
+            let changed = std::mem::take(&mut outbox.changed);
+            let ids: Vec<_> = if all {
+                self.registry().all().iter().map(|link| link.id).collect()
+            } else {
+                changed.into_iter().collect()
+            };
+            (ids, outbox.number, all)
+        };
+        if ids.is_empty() && !all {
+            return Ok(());
+        }
+        let mut batches = ids.chunks(BATCH).map(<[_]>::to_vec).collect::<Vec<_>>();
+        if batches.is_empty() {
+            batches.push(Vec::new());
+        }
+        for (index, batch) in batches.into_iter().enumerate() {
+            let (here, gone) = self.here_and_gone(&batch);
+            let part = if index == 0 { Part::First } else { Part::More };
+            let number = if all { number } else { number + 1 + index as u64 };
+            let news = News { number, all: all.then_some(part), here, gone: if all { Vec::new() } else { gone } };
+            if let Err(error) = self.say(remote, Body::News(news)).await {
+                // Whoever missed it, or did not, is told all when this can speak again.
+                remote.control.outbox.lock().asked = true;
+                return Err(error);
+            }
+            remote.control.outbox.lock().number = number;
+        }
+        Ok(())
+    }
+
+    fn here_and_gone(&self, ids: &[ConnectionId]) -> (Vec<Here>, Vec<ConnectionId>) {
+        let (mut here, mut gone) = (Vec::new(), Vec::new());
+        for &id in ids {
+            match self.registry().find(id) {
+                Some(link) => here.push(Here {
+                    id,
+                    user: link.user().cloned(),
+                    data: link.data().cloned(),
+                    topics: self.log().topics(&link.subscriber),
+                }),
+                None => gone.push(id),
+            }
+        }
+        (here, gone)
+    }
+
+    /// Sends a command to the other instances.
+    pub(super) async fn tell_command(&self, remote: &Remote, command: Command) -> Result<(), BackplaneError> {
+        super::remote::ensure(&self.inner);
+        self.say(remote, Body::Command(command)).await
+    }
+
+    /// Says goodbye: what was connected here is gone.
+    pub(super) async fn tell_bye(&self, remote: &Remote) {
+        if let Err(error) = self.say(remote, Body::Bye).await {
+            tracing::debug!(%error, "the others learn by the lease that this instance is gone");
+        }
+    }
+
+    fn carry_out_in_time(&self, remote: &Remote, command: Command) {
+        if self.is_ahead(&command) {
+            let mut waiting = remote.control.waiting.lock();
+            if waiting.len() < WAITING {
+                waiting.push(command);
+                return;
+            }
+        }
+        self.carry_out_late(&command);
+    }
+
+    pub(super) fn carry_out_waiting(&self, remote: &Remote) {
+        let due: Vec<_> = {
+            let mut waiting = remote.control.waiting.lock();
+            if waiting.is_empty() {
+                return;
+            }
+            waiting.extract_if(.., |command| !self.is_ahead(command)).collect()
+        };
+        due.iter().for_each(|command| self.carry_out_late(command));
+    }
+
+    /// Whoever gave it was told of errors.
+    fn carry_out_late(&self, command: &Command) {
+        if let Err(error) = self.carry_out(command) {
+            tracing::debug!(%error, "a command of another instance was carried out in part");
+        }
+    }
+
+    /// It was given when the log was further than it is here.
+    fn is_ahead(&self, command: &Command) -> bool {
+        self.log().number(command.issued_at).is_some_and(|number| number > self.log().last())
+    }
+}

@@ -1,0 +1,258 @@
+//! The connections of other instances, as far as they have told. Pure: time is passed in.
+//!
+//! 1. An instance is known while its lease lasts; every message renews it. When it is over, so are its connections.
+//! 2. Its news are numbered. After a number that is missing nothing of it is believed until it has told all again.
+//! 3. What is asked for is indexed by user and by topic, and the indexes change with the connections, in one step.
+
+use std::collections::hash_map::HashMap;
+use std::sync::Arc;
+
+use crate::log::Millis;
+use crate::message::{Here, InstanceId, News, Part};
+use crate::name::{ConnectionId, Topic, UserId};
+
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    instances: HashMap<InstanceId, Peer>,
+    by_user: HashMap<UserId, Elsewhere>,
+    by_topic: HashMap<Topic, HashMap<ConnectionId, Arc<Here>>>,
+    lease: Millis,
+    grace: Millis,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    /// Of the last news; none before it has told all.
+    number: Option<u64>,
+    until: Millis,
+    connections: HashMap<ConnectionId, Arc<Here>>,
+}
+
+/// A user on other instances.
+#[derive(Clone, Copy, Debug, Default)]
+struct Elsewhere {
+    connections: usize,
+    left_at: Option<Millis>,
+}
+
+/// What hearing something calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Fine,
+    /// Something of this instance is missing.
+    Missing,
+}
+
+impl Peers {
+    pub(super) fn new(lease: Millis, grace: Millis) -> Self {
+        Self { lease, grace, ..Self::default() }
+    }
+
+    pub(super) fn news(&mut self, from: InstanceId, news: News, now: Millis) -> Heard {
+        let until = now.saturating_add(self.lease);
+        let peer = self.instances.entry(from).or_default();
+        peer.until = until;
+        match news.all {
+            Some(Part::First) => {
+                peer.number = Some(news.number);
+                let before: Vec<_> = peer.connections.keys().copied().collect();
+                let here: std::collections::hash_set::HashSet<_> = news.here.iter().map(|here| here.id).collect();
+                before.into_iter().filter(|id| !here.contains(id)).for_each(|id| self.remove(from, id, now));
+            }
+            Some(Part::More) if peer.number == Some(news.number) => {}
+            None if peer.number.is_some_and(|number| number + 1 == news.number) => peer.number = Some(news.number),
+            // What was told already.
+            None if peer.number.is_some_and(|number| number >= news.number) => return Heard::Fine,
+            Some(Part::More) | None => {
+                peer.number = None;
+                return Heard::Missing;
+            }
+        }
+        for here in news.here {
+            self.insert(from, here, now);
+        }
+        for id in news.gone {
+            self.remove(from, id, now);
+        }
+        Heard::Fine
+    }
+
+    pub(super) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> Heard {
+        let peer = self.instances.entry(from).or_default();
+        peer.until = now.saturating_add(self.lease);
+        if peer.number == Some(number) { Heard::Fine } else { Heard::Missing }
+    }
+
+    pub(super) fn bye(&mut self, from: InstanceId, now: Millis) {
+        let Some(peer) = self.instances.get(&from) else { return };
+        let ids: Vec<_> = peer.connections.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.remove(from, id, now));
+        self.instances.remove(&from);
+    }
+
+    /// Forgets instances whose lease is over, and users who have stayed away.
+    pub(super) fn sweep(&mut self, now: Millis) {
+        let over: Vec<_> = self.instances.iter().filter(|(_, peer)| peer.until <= now).map(|(id, _)| *id).collect();
+        over.into_iter().for_each(|id| self.bye(id, now));
+        let grace = self.grace;
+        self.by_user.retain(|_, user| {
+            user.connections > 0 || user.left_at.is_some_and(|left| left.saturating_add(grace) > now)
+        });
+    }
+
+    /// How many connections a user has elsewhere.
+    pub(super) fn of_user(&self, user: &UserId) -> usize {
+        self.by_user.get(user).map_or(0, |user| user.connections)
+    }
+
+    pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
+        self.by_user.get(user).is_some_and(|user| {
+            user.connections > 0 || user.left_at.is_some_and(|left| left.saturating_add(self.grace) > now)
+        })
+    }
+
+    pub(super) fn in_topic(&self, topic: &Topic) -> impl Iterator<Item = &Arc<Here>> {
+        self.by_topic.get(topic).into_iter().flat_map(HashMap::values)
+    }
+
+    pub(super) fn topic_len(&self, topic: &Topic) -> usize {
+        self.by_topic.get(topic).map_or(0, HashMap::len)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Here>> {
+        self.instances.values().flat_map(|peer| peer.connections.values())
+    }
+
+    pub(super) fn find(&self, id: ConnectionId) -> Option<&Arc<Here>> {
+        self.instances.values().find_map(|peer| peer.connections.get(&id))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.instances.len()
+    }
+
+    fn insert(&mut self, from: InstanceId, here: Here, now: Millis) {
+        self.remove(from, here.id, now);
+        let here = Arc::new(here);
+        if let Some(user) = &here.user {
+            let elsewhere = self.by_user.entry(user.clone()).or_default();
+            elsewhere.connections += 1;
+            elsewhere.left_at = None;
+        }
+        for topic in &here.topics {
+            self.by_topic.entry(topic.clone()).or_default().insert(here.id, Arc::clone(&here));
+        }
+        self.instances.entry(from).or_default().connections.insert(here.id, here);
+    }
+
+    fn remove(&mut self, from: InstanceId, id: ConnectionId, now: Millis) {
+        let Some(here) = self.instances.get_mut(&from).and_then(|peer| peer.connections.remove(&id)) else { return };
+        if let Some(elsewhere) = here.user.as_ref().and_then(|user| self.by_user.get_mut(user)) {
+            elsewhere.connections = elsewhere.connections.saturating_sub(1);
+            if elsewhere.connections == 0 {
+                elsewhere.left_at = Some(now);
+            }
+        }
+        for topic in &here.topics {
+            if let Some(connections) = self.by_topic.get_mut(topic) {
+                connections.remove(&id);
+                if connections.is_empty() {
+                    self.by_topic.remove(topic);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn here(id: u128, user: usize, topics: &[usize]) -> Here {
+        Here {
+            id: ConnectionId::from_bits(id),
+            user: (user > 0).then(|| UserId::from(user)),
+            data: None,
+            topics: topics.iter().map(|topic| Topic::from(*topic)).collect(),
+        }
+    }
+
+    fn news(number: u64, here: Vec<Here>) -> News {
+        News { number, here, ..News::default() }
+    }
+
+    #[test]
+    fn what_is_missing_is_noticed_and_told_again() {
+        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
+        assert_eq!(peers.news(one, news(5, vec![here(1, 1, &[])]), 0), Heard::Missing);
+        assert_eq!(peers.of_user(&UserId::from(1)), 0, "nothing is believed before it has told all");
+        let all = News { all: Some(Part::First), ..news(5, vec![here(1, 1, &[])]) };
+        assert_eq!(peers.news(one, all, 0), Heard::Fine);
+        assert_eq!(peers.news(one, News { all: Some(Part::More), ..news(5, vec![here(2, 1, &[7])]) }, 0), Heard::Fine);
+        assert_eq!(peers.news(one, news(6, vec![here(3, 1, &[])]), 0), Heard::Fine);
+        assert_eq!(peers.news(one, news(6, vec![here(9, 1, &[])]), 0), Heard::Fine, "told already");
+        assert_eq!((peers.of_user(&UserId::from(1)), peers.topic_len(&Topic::from(7))), (3, 1));
+        assert_eq!(peers.lease(one, 6, 0), Heard::Fine);
+        assert_eq!(peers.lease(one, 7, 0), Heard::Missing);
+        assert_eq!(peers.news(one, news(8, vec![]), 0), Heard::Missing);
+    }
+
+    #[test]
+    fn an_instance_that_dies_is_gone_after_its_lease_and_one_that_is_slow_is_not() {
+        let (mut peers, dies, slow) = (Peers::new(100, 10), InstanceId(1), InstanceId(2));
+        for (instance, id) in [(dies, 1), (slow, 2)] {
+            peers.news(instance, News { all: Some(Part::First), ..news(0, vec![here(id, id as usize, &[])]) }, 0);
+        }
+        peers.lease(slow, 0, 99);
+        peers.sweep(100);
+        assert_eq!((peers.of_user(&UserId::from(1)), peers.of_user(&UserId::from(2))), (0, 1));
+        assert!(peers.is_online(&UserId::from(1), 109) && !peers.is_online(&UserId::from(1), 110));
+        peers.sweep(110);
+        peers.bye(slow, 120);
+        peers.sweep(130);
+        assert!(peers.by_user.is_empty() && peers.by_topic.is_empty() && peers.len() == 0);
+    }
+
+    proptest! {
+        /// The indexes say what the connections say.
+        #[test]
+        fn the_indexes_are_true(
+            steps in proptest::collection::vec((0..3u64, 0..6u128, 0..3usize, proptest::collection::vec(0..4usize, 0..3), any::<bool>()), 0..120)
+        ) {
+            let mut peers = Peers::new(1_000, 10);
+            let mut there: BTreeMap<(u64, u128), Here> = BTreeMap::new();
+            let mut numbers = [0; 3];
+            for instance in 0..3 {
+                peers.news(InstanceId(instance), News { all: Some(Part::First), ..News::default() }, 0);
+            }
+            for (instance, id, user, mut topics, comes) in steps {
+                topics.sort_unstable();
+                topics.dedup();
+                numbers[instance as usize] += 1;
+                // Each instance has connections of its own.
+                let id = id + 100 * u128::from(instance);
+                let mut news = News { number: numbers[instance as usize], ..News::default() };
+                if comes {
+                    news.here.push(here(id, user, &topics));
+                    there.insert((instance, id), here(id, user, &topics));
+                } else {
+                    news.gone.push(ConnectionId::from_bits(id));
+                    there.remove(&(instance, id));
+                }
+                prop_assert_eq!(peers.news(InstanceId(instance), news, 0), Heard::Fine);
+                for user in 1..3 {
+                    let expected = there.values().filter(|here| here.user == Some(UserId::from(user))).count();
+                    prop_assert_eq!(peers.of_user(&UserId::from(user)), expected);
+                }
+                for topic in 0..4 {
+                    let topic = Topic::from(topic);
+                    let expected = there.values().filter(|here| here.topics.contains(&topic)).count();
+                    prop_assert_eq!((peers.topic_len(&topic), peers.in_topic(&topic).count()), (expected, expected));
+                }
+                prop_assert_eq!(peers.all().count(), there.len());
+            }
+        }
+    }
+}

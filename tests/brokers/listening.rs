@@ -1,0 +1,243 @@
+//! Who is listening, across instances: kicks, joins, presence and counts reach whichever instance a client is on.
+
+use std::time::Duration;
+
+use axum::Router;
+use http::{Request, StatusCode};
+use serde_json::{Value, json};
+use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::{Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, Subscription, TopicRule};
+
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::{Events, Server, get, send, until};
+
+struct Instance {
+    hub: Hub,
+    server: Server,
+}
+
+/// `?user=` is taken at its word.
+async fn access(connect: Connect) -> Result<Subscription, Refusal> {
+    let mut subscription = Subscription::anonymous().may_join(TopicRule::prefix("open/"));
+    for user in connect.query_values("user") {
+        subscription = subscription.with_user(&*user).data(&json!({ "name": user }));
+    }
+    Ok(connect.query_values("topic").fold(subscription, |subscription, topic| subscription.topic(&*topic)))
+}
+
+fn builder() -> HubBuilder {
+    let brief = Duration::from_millis(600);
+    Hub::builder().probe_interval(Duration::from_millis(100)).lease(brief).presence_grace(Duration::from_millis(300))
+}
+
+impl Instance {
+    async fn start(builder: HubBuilder, log: impl Backplane) -> Self {
+        let hub = builder.backplane(log).build().unwrap();
+        let layered =
+            Router::new().route("/", axum::routing::get(|| async {})).layer(hub.layer("/events", access).changeable());
+        let server = Server::start(&hub, layered).await;
+        until(|| hub.health().ready).await;
+        Self { hub, server }
+    }
+
+    async fn open(&self, query: &str) -> Page {
+        Page::read(get(self.server.addr, &format!("/events?{query}")).await.events()).await
+    }
+}
+
+async fn pair(log: impl Backplane + Clone) -> (Instance, Instance) {
+    let one = Instance::start(builder(), log.clone()).await;
+    let two = Instance::start(builder(), log).await;
+    until(|| one.hub.stats().others == 1 && two.hub.stats().others == 1).await;
+    (one, two)
+}
+
+struct Page {
+    events: Events,
+    connection: String,
+}
+
+impl Page {
+    async fn read(mut events: Events) -> Self {
+        let hello: Value = serde_json::from_str(&events.next().await.data).unwrap();
+        let connection = hello["connection"].as_str().unwrap().to_owned();
+        events.caught_up().await;
+        Self { events, connection }
+    }
+
+    /// The topics in force, once they have changed.
+    async fn topics(&mut self) -> Value {
+        loop {
+            let event = self.events.next().await;
+            if event.event == "hub.live" && event.data.contains("topics") {
+                return serde_json::from_str::<Value>(&event.data).unwrap()["topics"].take();
+            }
+        }
+    }
+
+    async fn bye(self) -> Value {
+        let bye = self.events.rest().await.pop().unwrap();
+        assert_eq!(bye.event, "hub.bye");
+        serde_json::from_str(&bye.data).unwrap()
+    }
+}
+
+async fn presence_is_the_same_everywhere(log: impl Backplane + Clone) {
+    let (one, two) = pair(log.clone()).await;
+    let ada = one.open("user=ada&topic=t").await;
+    let ada_two = two.open("user=ada&topic=t").await;
+    let _ben = two.open("user=ben&topic=t").await;
+    let _nobody = one.open("topic=t").await;
+    // One that starts later asks.
+    let three = Instance::start(builder(), log).await;
+    for hub in [&one.hub, &two.hub, &three.hub] {
+        until(|| hub.topic("t").count() == 4).await;
+        let presence = serde_json::to_value(hub.topic("t").presence()).unwrap();
+        assert_eq!(
+            presence["members"],
+            json!([
+                { "user": "ada", "connections": 2, "data": { "name": "ada" } },
+                { "user": "ben", "connections": 1, "data": { "name": "ben" } },
+            ])
+        );
+        assert_eq!(presence["anonymous"], 1);
+        assert!(hub.user("ada").is_online() && hub.user("ben").has_subscribers() && !hub.user("cem").is_online());
+        assert_eq!((hub.user("ada").count(), hub.everyone().count()), (2, 4));
+        assert_eq!(hub.topic("t").and(hub.user("ada")).except(&ada.connection).count(), 3);
+        assert!(!hub.topic("u").has_subscribers());
+    }
+    drop((ada, ada_two));
+    for hub in [&one.hub, &two.hub, &three.hub] {
+        until(|| hub.user("ada").count() == 0).await;
+        until(|| !hub.user("ada").is_online()).await;
+        assert!(hub.user("ben").is_online());
+    }
+}
+
+async fn a_kick_reaches_every_instance(log: impl Backplane + Clone) {
+    let (one, two) = pair(log).await;
+    for (kick, returns) in [(Kick::now(), "now"), (Kick::never(Duration::from_secs(60)).note("out"), "never")] {
+        let (here, there) = (one.open("user=ada").await, two.open("user=ada").await);
+        let begun = std::time::Instant::now();
+        assert_eq!(one.hub.user("ada").disconnect(kick).await.unwrap(), 1, "of this instance");
+        for page in [here, there] {
+            let bye = page.bye().await;
+            assert_eq!((&bye["reason"], &bye["return"]), (&json!("kicked"), &json!(returns)));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "the promise is a second");
+    }
+    for instance in [&one, &two] {
+        assert_eq!(get(instance.server.addr, "/events?user=ada").await.status, StatusCode::NO_CONTENT);
+        assert_eq!(get(instance.server.addr, "/events?user=ben").await.status, StatusCode::OK);
+    }
+    // A single connection, by its id, from elsewhere.
+    let page = two.open("topic=t").await;
+    one.hub.connection(&page.connection).disconnect(Kick::now()).await.unwrap();
+    assert_eq!(page.bye().await["reason"], "kicked");
+}
+
+async fn joins_reach_every_instance(log: impl Backplane + Clone) {
+    let (one, two) = pair(log).await;
+    let (mut here, mut there) = (one.open("user=ada").await, two.open("user=ada").await);
+    let before = two.hub.topic("t").publish(Event::message("before")).await.unwrap().position;
+    two.hub.topic("t").publish(Event::message("missed")).await.unwrap();
+    one.hub.user("ada").join("t").since(before).await.unwrap();
+    for page in [&mut here, &mut there] {
+        // In any order: the instance may not have read so far when it was told.
+        let (mut missed, mut told) = (0, 0);
+        while missed + told < 2 {
+            let event = page.events.next().await;
+            missed += u32::from(event.data == "missed");
+            told += u32::from(event.event == "hub.live" && event.data.contains("\"t\""));
+        }
+        assert_eq!((missed, told), (1, 1));
+    }
+    one.hub.topic("t").publish(Event::message("live")).await.unwrap();
+    assert_eq!((here.events.next_own().await.data, there.events.next_own().await.data), ("live".into(), "live".into()));
+    // To come, on either.
+    let later = get(two.server.addr, "/events?user=ada").await.events().next().await;
+    assert!(later.data.contains("\"topics\":[\"t\"]"), "{}", later.data);
+    two.hub.user("ada").leave("t").await.unwrap();
+    for page in [&mut here, &mut there] {
+        assert_eq!(page.topics().await, json!([]));
+    }
+    one.hub.connection(&there.connection).join("mine").await.unwrap();
+    assert_eq!(there.topics().await, json!(["mine"]));
+}
+
+async fn a_page_changes_its_topics_at_whichever_instance_its_request_meets(log: impl Backplane + Clone) {
+    let (one, two) = pair(log).await;
+    let mut page = one.open("user=ada&topic=a").await;
+    let path = |id: &str| format!("/events/{id}/topics?join=open/b&leave=a&user=ada");
+    let reply = send(two.server.addr, Request::post(path(&page.connection)).body("").unwrap()).await;
+    assert_eq!((reply.status.as_u16(), reply.text().await), (200, "{\"topics\":[\"open/b\"]}".to_owned()));
+    while page.topics().await != json!(["open/b"]) {}
+    two.hub.topic("open/b").publish(Event::message("x")).await.unwrap();
+    assert_eq!(page.events.next_own().await.data, "x");
+    // Somebody else's, from elsewhere, looks like one that is not there.
+    let foreign = path(&page.connection).replace("ada", "ben");
+    let unknown = path("0123456789abcdef0123456789abcdef");
+    let foreign = send(two.server.addr, Request::post(foreign).body("").unwrap()).await;
+    let unknown = send(two.server.addr, Request::post(unknown).body("").unwrap()).await;
+    assert_eq!((foreign.status, unknown.status), (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND));
+    assert_eq!(foreign.text().await, unknown.text().await);
+}
+
+async fn an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once(log: impl Backplane + Clone) {
+    let one = Instance::start(builder(), log.clone()).await;
+    // On a runtime of its own, which will be gone without a word.
+    let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dies = theirs.spawn(Instance::start(builder(), log.clone())).await.unwrap();
+    let leaves = Instance::start(builder().lease(Duration::from_secs(600)), log).await;
+    let _ada = dies.open("user=ada").await;
+    let _ben = leaves.open("user=ben").await;
+    until(|| one.hub.user("ada").count() == 1 && one.hub.user("ben").count() == 1).await;
+    leaves.hub.drain(Duration::ZERO).await;
+    until(|| one.hub.user("ben").count() == 0).await;
+    assert_eq!(one.hub.user("ada").count(), 1);
+    theirs.shutdown_background();
+    until(|| one.hub.user("ada").count() == 0 && one.hub.stats().others == 0).await;
+    drop(dies);
+}
+
+async fn connections_of_a_user_are_bounded_across_instances(log: impl Backplane + Clone) {
+    let bounded = || builder().max_connections_per_user(2, OverLimit::Refuse);
+    let one = Instance::start(bounded(), log.clone()).await;
+    let two = Instance::start(bounded(), log).await;
+    let _pages = [one.open("user=ada").await, one.open("user=ada").await];
+    until(|| two.hub.user("ada").count() == 2).await;
+    let refused = get(two.server.addr, "/events?user=ada").await.events().next().await;
+    assert!(refused.event == "hub.refused" && refused.data.contains("limit"), "{}", refused.data);
+    assert_eq!(get(two.server.addr, "/events?user=ben").await.events().next().await.event, "hub.hello");
+}
+
+/// Each of these through a log in this process, and through a real Redis.
+macro_rules! through_both {
+    ($($test:ident)*) => {$(
+        mod $test {
+            use super::*;
+
+            #[tokio::test]
+            async fn through_memory() {
+                super::$test(Memory::new()).await;
+            }
+
+            #[tokio::test]
+            async fn through_redis() {
+                if redis_server::is_there() {
+                    let server = RedisServer::start(FORGETFUL);
+                    super::$test(Redis::new(&server.url(), "n").unwrap()).await;
+                }
+            }
+        }
+    )*};
+}
+
+through_both! {
+    presence_is_the_same_everywhere
+    a_kick_reaches_every_instance
+    joins_reach_every_instance
+    a_page_changes_its_topics_at_whichever_instance_its_request_meets
+    an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
+    connections_of_a_user_are_bounded_across_instances
+}
