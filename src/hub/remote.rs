@@ -243,7 +243,8 @@ impl Hub {
     }
 
     async fn look(&self, remote: &Remote) -> Result<State, BackplaneError> {
-        let limit = self.settings().publish_timeout;
+        // So that what goes wrong in silence is noticed within two intervals.
+        let limit = self.settings().probe_interval;
         let state = timeout(limit, remote.backplane.state(self.seen(remote))).await;
         state.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
     }

@@ -19,8 +19,16 @@ struct Lives {
     current: Life,
     /// For those who have not read to the beginning of the current one.
     before: Option<Life>,
-    /// Where records are missing for everybody or for some, and why; oldest first.
-    breaks: VecDeque<(u64, GapReason)>,
+    /// Where records are missing, oldest first.
+    breaks: VecDeque<Break>,
+}
+
+/// Up to `at` records are missing, for this reason to those who had read less than `below`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Break {
+    pub(super) at: u64,
+    pub(super) below: u64,
+    pub(super) reason: GapReason,
 }
 
 #[derive(Debug)]
@@ -74,22 +82,18 @@ impl Epochs {
         lives.before = Some(before);
     }
 
-    pub(super) fn note_break(&self, at: u64, reason: GapReason) {
-        self.0.write().note(at, reason);
-    }
-
-    /// Why records up to a floor are missing, if it was not the bounds of the channel.
-    pub(super) fn reason(&self, floor: u64) -> Option<GapReason> {
-        let lives = self.0.read();
-        lives.breaks.iter().rev().find(|(at, _)| *at == floor).map(|(_, reason)| *reason)
-    }
-}
-
-impl Lives {
-    fn note(&mut self, at: u64, reason: GapReason) {
-        if self.breaks.len() == BREAKS {
-            self.breaks.pop_front();
+    pub(super) fn note_break(&self, new: Break) {
+        let mut lives = self.0.write();
+        if lives.breaks.len() == BREAKS {
+            lives.breaks.pop_front();
         }
-        self.breaks.push_back((at, reason));
+        lives.breaks.push_back(new);
+    }
+
+    /// Why records up to a floor are missing to who has read this far, if it was not the bounds of the channel.
+    pub(super) fn reason(&self, floor: u64, cursor: u64) -> Option<GapReason> {
+        let lives = self.0.read();
+        let known = lives.breaks.iter().rev().find(|known| known.at == floor)?;
+        (cursor < known.below).then_some(known.reason)
     }
 }

@@ -47,7 +47,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wire::{Draft, Frame};
 
 use channel::Channel;
-use epochs::Epochs;
+use epochs::{Break, Epochs};
 use heads::Heads;
 use sequencer::Sequencer;
 use wake::Deferred;
@@ -234,19 +234,21 @@ impl Log {
 
     /// The record of this place is not to be had. Its audience is told so; everybody, if that is not known.
     pub(crate) fn lose(&self, sequence: u64, audience: Option<&Audience>, now: Millis) {
-        self.interrupt(audience, GapReason::Lost, now, |sequencer, base| {
-            Some(base.saturating_add(sequence)).filter(|number| *number > sequencer.last())
+        self.interrupt(audience, now, |sequencer, base| {
+            let at = base.saturating_add(sequence);
+            (at > sequencer.last()).then_some(Break { at, below: at, reason: GapReason::Lost })
         });
     }
 
     /// The log behind this one has begun a new life, of which nothing is to be had up to `gone`: nothing of the old one is
     /// left, and every open stream is told so.
     pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, now: Millis) {
-        self.interrupt(None, GapReason::Epoch, now, |sequencer, _| {
+        self.interrupt(None, now, |sequencer, _| {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
             self.epochs.begin(epoch, base);
             sequencer.forget_all();
-            Some(base.saturating_add(gone))
+            // Who comes with a position of the new life misses what it has dropped, no more.
+            Some(Break { at: base.saturating_add(gone), below: base, reason: GapReason::Epoch })
         });
     }
 
@@ -273,18 +275,17 @@ impl Log {
     fn interrupt(
         &self,
         audience: Option<&Audience>,
-        reason: GapReason,
         now: Millis,
-        number: impl FnOnce(&mut Sequencer, u64) -> Option<u64>,
+        break_at: impl FnOnce(&mut Sequencer, u64) -> Option<Break>,
     ) {
         let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         {
             let mut sequencer = self.sequencer.lock();
             let (_, base) = self.epochs.prefix();
-            let Some(number) = number(&mut sequencer, base) else { return };
-            self.epochs.note_break(number, reason);
-            sequencer.interrupt(number, audience, &self.heads, |channel| marks.push(channel));
-            self.horizon.store(number, Ordering::Release);
+            let Some(found) = break_at(&mut sequencer, base) else { return };
+            self.epochs.note_break(found);
+            sequencer.interrupt(found.at, audience, &self.heads, |channel| marks.push(channel));
+            self.horizon.store(found.at, Ordering::Release);
         }
         self.wake(Asleep(marks), now);
     }

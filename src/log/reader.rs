@@ -349,7 +349,7 @@ impl Reader {
             let store = channel.store.lock();
             if store.floor() > after.max(*told) {
                 *told = store.floor();
-                batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.floor()));
+                batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.floor(), cursor));
                 batch.gap.push(channel.address.clone());
                 batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
             }

@@ -7,6 +7,7 @@ use axum::Router;
 use tower_sse::backplane::{Backplane, Memory, Redis};
 use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicRule};
 
+use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
 use crate::support::{Events, Server, get, resume, soon, subscribe, until};
 
@@ -309,4 +310,154 @@ async fn publishing_now_is_not_for_a_shared_log() {
     let one = Instance::start(Memory::new()).await.ready().await;
     let error = one.hub.topic("t").publish_now(Event::message("x")).unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown());
+}
+
+/// The way between an instance and its broker goes wrong; the other instance goes on. Noticed within two probe intervals,
+/// resumed, contiguous.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let proxy = Proxy::start(server.port).await;
+    let log = |port: u16| {
+        let timeout = Duration::from_millis(300);
+        Redis::new(&format!("redis://127.0.0.1:{port}"), "cut").unwrap().timeout(timeout)
+    };
+    let near = Instance::start(log(server.port)).await.ready().await;
+    let far = Instance::start(log(proxy.port)).await.ready().await;
+    let mut stream = subscribe(far.server.addr, "/events?topic=t").await;
+    let mut expected = 0;
+    for mode in [Mode::StallsAnswers, Mode::StallsRequests, Mode::Resets, Mode::Delays(Duration::from_millis(30))] {
+        proxy.set(mode);
+        if !matches!(mode, Mode::Delays(_)) {
+            until(|| !far.hub.health().ready).await;
+            // Its own publishers hear of it.
+            assert!(!publish(&far.hub, 1_000_000).await, "{mode:?}");
+        }
+        assert!(near.hub.health().ready);
+        for n in expected..expected + 50 {
+            assert!(publish(&near.hub, n).await);
+        }
+        proxy.set(Mode::Passes);
+        let mut came = Vec::new();
+        while came.last() != Some(&(expected + 49)) {
+            let event = stream.next().await;
+            assert!(event.event != "hub.gap", "{mode:?}: {}", event.data);
+            // What was asked before the cut may have been done after it.
+            if event.event == "message" && event.data != "1000000" {
+                came.push(event.data.parse::<u64>().unwrap());
+            }
+        }
+        assert_eq!(came, (expected..expected + 50).collect::<Vec<_>>(), "{mode:?}");
+        expected += 50;
+        until(|| far.hub.health().ready).await;
+    }
+}
+
+/// A broker that comes back from a copy is some records younger: noticed, one gap, and no number means two records.
+#[tokio::test]
+async fn a_broker_that_was_rolled_back_is_noticed_and_told_of() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut server = RedisServer::start(DURABLE);
+    let log = || Redis::new(&server.url(), "back").unwrap();
+    let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
+    let mut streams =
+        [subscribe(one.server.addr, "/events?topic=t").await, subscribe(two.server.addr, "/events?topic=t").await];
+    for n in 0..10 {
+        assert!(publish(&one.hub, n).await);
+    }
+    let copy = server.copy();
+    for n in 10..20 {
+        assert!(publish(&one.hub, n).await);
+    }
+    for stream in &mut streams {
+        assert_eq!(numbers(stream, 20).await, (0..20).collect::<Vec<_>>());
+    }
+    let before = one.hub.position().to_string();
+    server.kill();
+    server.restore(&copy);
+    server.restart();
+    for stream in &mut streams {
+        loop {
+            let event = stream.next().await;
+            if event.event == "hub.gap" {
+                assert!(event.data.contains("\"epoch\""), "{}", event.data);
+                break;
+            }
+            assert!(event.event.starts_with("hub."), "{event:?}");
+        }
+    }
+    until(|| one.hub.health().ready && two.hub.health().ready).await;
+    let after = one.hub.topic("t").publish(Event::message("20")).await.unwrap().position.to_string();
+    assert!(after.split('.').nth(1) != before.split('.').nth(1), "{before} {after}");
+    for stream in &mut streams {
+        loop {
+            let event = stream.next().await;
+            assert!(event.event != "hub.gap", "one gap is enough");
+            if event.data == "20" {
+                break;
+            }
+        }
+    }
+    let mut late = resume(two.server.addr, "/events?topic=t", &before).await;
+    let gaps = late.caught_up().await.into_iter().filter(|event| event.event == "hub.gap").count();
+    assert_eq!(gaps, 1);
+}
+
+/// Every instance is started anew while the log is trimmed ten times over.
+#[tokio::test]
+async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let log = || Redis::new(&server.url(), "roll").unwrap().max_records(500);
+    let mut one = Instance::start(log()).await.ready().await;
+    for n in 0..20 {
+        let event = Event::text("v", n.to_string()).key(format!("k{n}"));
+        one.hub.topic("latest/a").publish(event).await.unwrap();
+    }
+    assert!(publish(&one.hub, 1).await);
+    let old = one.hub.position().to_string();
+    for _ in 0..2 {
+        let busy = (0..6_000).map(|n| (one.hub.topic("busy"), Event::message(n.to_string())));
+        assert!(one.hub.publish_many(busy).await.iter().all(Result::is_ok));
+        one.hub.drain(Duration::ZERO).await;
+        one = Instance::start(log()).await.ready().await;
+    }
+    let mut page = get(one.server.addr, "/events?topic=latest/a").await.events();
+    let values = page.caught_up().await.into_iter().filter(|event| event.event == "v").count();
+    assert_eq!(values, 20);
+    let mut late = resume(one.server.addr, "/events?topic=t", &old).await;
+    let gaps: Vec<_> = late.caught_up().await.into_iter().filter(|event| event.event == "hub.gap").collect();
+    assert!(gaps.len() == 1 && gaps[0].data.contains("trimmed"), "{gaps:?}");
+    assert!(publish(&one.hub, 2).await);
+    assert_eq!(numbers(&mut late, 1).await, [2]);
+}
+
+/// One that joins while publishing goes on, again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous() {
+    let log = Memory::new();
+    let one = Instance::start(log.clone()).await.ready().await;
+    let begin = one.hub.position().to_string();
+    let publisher = tokio::spawn({
+        let hub = one.hub.clone();
+        async move {
+            for n in 0..2_000 {
+                assert!(publish(&hub, n).await);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    for _ in 0..5 {
+        let joins = Instance::start(log.clone()).await.ready().await;
+        let mut events = resume(joins.server.addr, "/events?topic=t", &begin).await;
+        assert_eq!(numbers(&mut events, 2_000).await, (0..2_000).collect::<Vec<_>>());
+    }
+    soon(publisher).await.unwrap();
 }

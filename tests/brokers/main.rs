@@ -8,11 +8,15 @@
     reason = "these are tests, helpers and all"
 )]
 
+#[path = "../support/proxy.rs"]
+mod proxy;
 #[path = "../support/redis.rs"]
 mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod contract;
+mod faulty;
 mod instances;
 mod listening;
+mod soak;

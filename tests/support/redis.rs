@@ -75,6 +75,20 @@ impl RedisServer {
         }
     }
 
+    /// What it has on its disk now.
+    pub fn copy(&self) -> PathBuf {
+        let copy = self.folder.with_extension("copy");
+        assert!(Command::new("cp").arg("-r").args([&self.folder, &copy]).status().unwrap().success());
+        copy
+    }
+
+    /// Of a server that was killed: its disk is as it was then.
+    pub fn restore(&mut self, copy: &PathBuf) {
+        assert!(self.child.is_none());
+        std::fs::remove_dir_all(&self.folder).unwrap();
+        std::fs::rename(copy, &self.folder).unwrap();
+    }
+
     pub fn cli(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().to_owned()

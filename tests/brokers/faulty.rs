@@ -1,0 +1,160 @@
+//! A broker that does everything that may go wrong short of losing what it acknowledged: late, twice, out of order, with
+//! holes, not at all, done but not answered. By a seed, so that a failure can be run again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tower_sse::backplane::{Backplane, BackplaneError, Memory, Outgoing, Place, Seen, State, Stored};
+
+#[derive(Clone)]
+pub struct Faulty {
+    inner: Memory,
+    random: Arc<AtomicU64>,
+    /// Of a thousand calls so many go wrong.
+    faults: u64,
+    /// While it is away nothing is answered.
+    away: Arc<AtomicBool>,
+    /// Tails that are open when something comes say nothing of it, nor ever again.
+    mute: Arc<AtomicBool>,
+}
+
+impl Faulty {
+    pub fn new(seed: u64, faults: u64) -> Self {
+        let random = Arc::new(AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
+        Self { inner: Memory::new(), random, faults, away: Arc::default(), mute: Arc::default() }
+    }
+
+    pub fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    pub fn set_mute(&self, mute: bool) {
+        self.mute.store(mute, Ordering::SeqCst);
+    }
+
+    fn below(&self, limit: u64) -> u64 {
+        let step = |x: u64| {
+            let x = x ^ (x << 13);
+            let x = x ^ (x >> 7);
+            Some(x ^ (x << 17))
+        };
+        let before = self.random.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step).unwrap();
+        step(before).unwrap() % limit
+    }
+
+    fn goes_wrong(&self) -> bool {
+        self.below(1000) < self.faults
+    }
+
+    async fn pass(&self) -> Result<(), BackplaneError> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(BackplaneError::unavailable("away"));
+        }
+        if self.goes_wrong() {
+            tokio::time::sleep(Duration::from_millis(self.below(20))).await;
+        }
+        if self.goes_wrong() { Err(BackplaneError::unavailable("a fault")) } else { Ok(()) }
+    }
+}
+
+impl Backplane for Faulty {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+        async move {
+            let count = records.len();
+            if self.pass().await.is_err() {
+                return (0..count).map(|_| Err(BackplaneError::unavailable("a fault"))).collect();
+            }
+            let places = self.inner.append(records, seen).await;
+            if self.goes_wrong() {
+                return (0..count).map(|_| Err(BackplaneError::unknown("done, and not said"))).collect();
+            }
+            places
+        }
+        .boxed()
+    }
+
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+        async move {
+            self.pass().await?;
+            self.inner.state(seen).await
+        }
+        .boxed()
+    }
+
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        async move {
+            self.pass().await?;
+            // Fewer than were asked for are no end.
+            self.inner.range(after, limit.min(1 + self.below(64) as usize)).await
+        }
+        .boxed()
+    }
+
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+        let (this, mut tail) = (self.clone(), self.inner.tail(after));
+        async_stream::stream! {
+            while let Some(Ok(mut batch)) = tail.next().await {
+                if let Err(error) = this.pass().await {
+                    yield Err(error);
+                    return;
+                }
+                if this.mute.load(Ordering::SeqCst) {
+                    std::future::pending::<()>().await;
+                }
+                match this.below(1000) {
+                    n if n < this.faults => batch.reverse(),
+                    n if n < 2 * this.faults => drop(batch.remove(this.below(batch.len() as u64) as usize)),
+                    n if n < 3 * this.faults => batch.extend(batch.clone()),
+                    // Mute: what comes is swallowed, and nothing breaks.
+                    n if n < 3 * this.faults + this.faults / 4 => loop {
+                        tokio::time::sleep(Duration::from_secs(3600)).await;
+                    },
+                    _ => {}
+                }
+                if !batch.is_empty() {
+                    yield Ok(batch);
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        async move {
+            self.pass().await?;
+            self.inner.values().await
+        }
+        .boxed()
+    }
+
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move {
+            self.pass().await?;
+            self.inner.tell(message).await
+        }
+        .boxed()
+    }
+
+    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
+        let (this, mut heard) = (self.clone(), self.inner.hear());
+        async_stream::stream! {
+            while let Some(message) = heard.next().await {
+                if this.goes_wrong() {
+                    yield Err(BackplaneError::unknown("a fault"));
+                    return;
+                }
+                yield message;
+            }
+        }
+        .boxed()
+    }
+
+    fn describe(&self) -> String {
+        "a faulty memory".into()
+    }
+}
