@@ -176,6 +176,8 @@ mod refusal;
 mod retention;
 mod subscription;
 mod sync;
+#[cfg(feature = "json")]
+mod ticket;
 mod wire;
 
 #[cfg(feature = "axum")]

@@ -174,6 +174,16 @@ impl TopicRule {
         Self(Rule::Prefix(prefix.into()))
     }
 
+    /// The one topic that it is about, or what those start with; every topic if neither.
+    #[cfg(feature = "json")]
+    pub(crate) fn parts(&self) -> (Option<&str>, Option<&str>) {
+        match &self.0 {
+            Rule::Any => (None, None),
+            Rule::Exact(exact) => (Some(exact), None),
+            Rule::Prefix(prefix) => (None, Some(prefix)),
+        }
+    }
+
     /// Whether it is about this topic.
     #[must_use]
     pub fn matches(&self, topic: &Topic) -> bool {

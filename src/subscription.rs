@@ -310,6 +310,8 @@ pub enum SubscriptionError {
     TooManyTickets,
     /// The operating system gives no random bytes.
     NoRandomBytes,
+    /// The broker of a shared log is not there.
+    Unavailable,
 }
 
 impl fmt::Display for SubscriptionError {
@@ -324,6 +326,7 @@ impl fmt::Display for SubscriptionError {
             Self::Kicked => f.write_str("the user or a topic was disconnected for now"),
             Self::TicketTime => f.write_str("a ticket lives between a second and an hour"),
             Self::TooManyTickets => f.write_str("too many tickets wait to be redeemed"),
+            Self::Unavailable => f.write_str("the broker is not there"),
             Self::NoRandomBytes => f.write_str("the operating system gives no random bytes"),
         }
     }

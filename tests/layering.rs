@@ -23,6 +23,7 @@ const VALUES: &[&str] = &[
     "refusal",
     "retention",
     "subscription",
+    "ticket",
 ];
 
 /// A layer and the layers that it may import, beside itself. `values` stands for all values.

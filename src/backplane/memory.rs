@@ -4,12 +4,14 @@ use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
 
@@ -34,6 +36,7 @@ struct Log {
     records: VecDeque<Stored>,
     values: HashMap<Box<str>, Stored>,
     by_key: HashMap<Box<str>, Place>,
+    deposits: HashMap<Box<str>, (Instant, Bytes)>,
 }
 
 const KEPT: usize = 65_536;
@@ -157,6 +160,19 @@ impl Backplane for Memory {
             }
         }
         .boxed()
+    }
+
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let now = Instant::now();
+        let mut log = self.log();
+        log.deposits.retain(|_, (until, _)| *until > now);
+        log.deposits.insert(key.into(), (now + time, payload));
+        ready(Ok(())).boxed()
+    }
+
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        let found = self.log().deposits.remove(key);
+        ready(Ok(found.filter(|(until, _)| *until > Instant::now()).map(|(_, payload)| payload))).boxed()
     }
 
     fn describe(&self) -> String {

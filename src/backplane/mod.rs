@@ -25,6 +25,7 @@ mod redis;
 
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -57,6 +58,12 @@ pub trait Backplane: Send + Sync + 'static {
 
     /// What is told, from now on. Ends with an error.
     fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>>;
+
+    /// Keeps something small for a while, for whoever asks for it first. It overwrites what is there.
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
+
+    /// Takes it away: of several who ask at once, on whichever instance, one gets it.
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
 
     /// What it is, for logs: never with a secret.
     fn describe(&self) -> String;

@@ -62,6 +62,7 @@ struct Keys {
     order: String,
     control: String,
     idempotency: String,
+    deposit: String,
 }
 
 impl Keys {
@@ -83,6 +84,7 @@ impl Keys {
             order: key("order"),
             control: key("control"),
             idempotency: key("idempotency:"),
+            deposit: key("deposit:"),
         }
     }
 }
@@ -350,6 +352,24 @@ impl Backplane for Redis {
             futures::stream::iter(each)
         };
         entries.flat_map(messages).boxed()
+    }
+
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let mut command = redis::cmd("SET");
+        command.arg(format!("{}{key}", self.shared.keys.deposit)).arg(&payload[..]);
+        command.arg("PX").arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
+        async move { self.shared.run(async |connection| command.query_async::<()>(connection).await).await }.boxed()
+    }
+
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        let mut command = redis::cmd("GETDEL");
+        command.arg(format!("{}{key}", self.shared.keys.deposit));
+        async move {
+            let found: Option<Vec<u8>> =
+                self.shared.run(async |connection| command.query_async(connection).await).await?;
+            Ok(found.map(Bytes::from))
+        }
+        .boxed()
     }
 
     fn describe(&self) -> String {

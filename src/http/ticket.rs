@@ -47,6 +47,6 @@ impl Hub {
     /// [`Refusal::login`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.
     pub async fn redeem(&self, connect: &Connect) -> Result<Subscription, Refusal> {
         let ticket = connect.query_values("ticket").next().ok_or(Refusal::login())?;
-        self.take_ticket(&ticket).ok_or(Refusal::login())
+        self.take_ticket(&ticket).await.ok_or(Refusal::login())
     }
 }

@@ -2,6 +2,7 @@
 //! before.
 
 use std::collections::hash_map::HashMap;
+use std::time::SystemTime;
 
 use crate::audience::Address;
 use crate::log::Millis;
@@ -19,6 +20,8 @@ pub(super) struct Bars {
 #[derive(Clone, Copy, Debug)]
 struct Bar {
     kicked_at: Moment,
+    /// For what was decided on another instance.
+    kicked_when: SystemTime,
     /// Nobody comes back before then.
     until: Millis,
     /// The entry may be dropped then.
@@ -40,7 +43,10 @@ impl Bars {
         self.tidy(now);
         let before = self.by_address.get(&address).map_or(0, |bar| bar.until);
         let until = until.max(before);
-        self.by_address.insert(address, Bar { kicked_at: Moment::new(), until, over_at: until.max(remember) });
+        self.by_address.insert(
+            address,
+            Bar { kicked_at: Moment::new(), kicked_when: SystemTime::now(), until, over_at: until.max(remember) },
+        );
     }
 
     /// Whether something stands against what was asked for, or decided, at a moment and is about these addresses.
@@ -60,6 +66,12 @@ impl Bars {
             }
         }
         outdated
+    }
+
+    /// Whether one of these was disconnected since a time, by the clock on the wall.
+    pub(super) fn any_since<'a>(&self, addresses: impl IntoIterator<Item = &'a Address>, time: SystemTime) -> bool {
+        let mut bars = addresses.into_iter().filter_map(|address| self.by_address.get(address));
+        bars.any(|bar| bar.kicked_when >= time)
     }
 
     pub(super) fn is_empty(&self) -> bool {

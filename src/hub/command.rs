@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::link::{Ending, Link};
 use super::registry::UserTopic;
+use super::tickets::LONGEST as LONGEST_TICKET;
 use super::{Hub, Target};
 use crate::audience::{Address, Audience};
 use crate::command::{Action, Command};
@@ -181,7 +182,9 @@ impl Hub {
             let mut bars = self.inner.bars.lock();
             // A handler may take longer than a hook.
             let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
-            let remember = requests.max(self.inner.tickets.last_over_at());
+            // Tickets of other instances may be as old as that.
+            let tickets = self.inner.remote.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
+            let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
             for address in audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_))) {
                 bars.kick(address.clone(), until, remember, now);
             }

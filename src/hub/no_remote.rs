@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::presence::Other;
 use super::{Hub, Inner};
@@ -12,6 +13,7 @@ use crate::event::Event;
 use crate::log::Millis;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
+use crate::subscription::{Subscription, SubscriptionError};
 
 #[derive(Debug)]
 pub(super) enum Remote {}
@@ -74,6 +76,24 @@ impl Hub {
     pub(super) async fn tell_bye(&self, remote: &Remote) {
         match *remote {}
     }
+}
+
+impl Hub {
+    pub(super) async fn deposit_ticket(
+        &self,
+        remote: &Remote,
+        _: u128,
+        _: &Subscription,
+        _: Duration,
+    ) -> Result<(), SubscriptionError> {
+        match *remote {}
+    }
+
+    pub(super) async fn withdraw_ticket(&self, remote: &Remote, _: u128) -> Option<Subscription> {
+        match *remote {}
+    }
+
+    pub(super) fn give_back_shared(&self, _: u128, _: Subscription, _: Millis) {}
 }
 
 impl Inner {

@@ -4,15 +4,24 @@ use std::collections::hash_map::HashMap;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+#[cfg(feature = "json")]
+use bytes::Bytes;
+#[cfg(feature = "json")]
+use tokio::time::timeout;
+
 use super::Hub;
 use super::bars::Objection;
+#[cfg(feature = "json")]
+use super::remote::Remote;
 use crate::log::{Millis, millis};
 use crate::moment::Moment;
 use crate::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
 use crate::sync::Mutex;
+#[cfg(feature = "json")]
+use crate::ticket::{self, Times};
 
 const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(3600);
 /// How many tickets are looked through, at least, for those that are over, and how often that is done when they are too
 /// many, in milliseconds.
 const TIDY_AT: usize = 64;
@@ -58,10 +67,14 @@ impl Hub {
     /// its `onerror` finds it `CLOSED`. The page then asks for another ticket and opens a new stream with it and
     /// `last_event_id`. `docs/guide/authorization.md` has the script.
     ///
-    /// Cancel safety: on one instance it never waits.
+    /// With several instances any of them redeems it; values that were attached with
+    /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a kick came after it is told
+    /// by the clocks of the machines.
+    ///
+    /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that nobody knows.
     ///
     /// # Errors
-    /// When the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
+    /// When the broker is not there, the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
     /// operating system gives no random bytes.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
@@ -72,6 +85,10 @@ impl Hub {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
         let secret = super::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
+        if let Some(remote) = &self.inner.remote {
+            self.deposit_ticket(remote, secret, &subscription, ttl).await?;
+            return Ok(Ticket(format!("{secret:032x}").into()));
+        }
         let now = self.now();
         let over_at = now.saturating_add(millis(ttl));
         self.inner.tickets.put(secret, Waiting { subscription, made_at: Moment::now(), over_at }, now)?;
@@ -79,9 +96,12 @@ impl Hub {
     }
 
     /// Takes what a ticket stands for; none if it is no ticket, spent, or over.
-    pub(crate) fn take_ticket(&self, text: &str) -> Option<Subscription> {
+    pub(crate) async fn take_ticket(&self, text: &str) -> Option<Subscription> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical)?;
+        if let Some(remote) = &self.inner.remote {
+            return self.withdraw_ticket(remote, secret).await;
+        }
         let now = self.now();
         let Waiting { mut subscription, made_at, over_at } = self.inner.tickets.take(secret, now)?;
         // Who was disconnected since needs a new one.
@@ -101,10 +121,70 @@ impl Hub {
     pub(crate) fn give_back(&self, subscription: &Subscription) {
         if let Some(Redeemed { secret, made_at, over_at }) = subscription.redeemed {
             let subscription = Subscription { redeemed: None, ..subscription.clone() };
+            if self.inner.remote.is_some() {
+                return self.give_back_shared(secret, subscription, over_at);
+            }
             // If there is no room for it meanwhile, the page asks for another.
             let _ = self.inner.tickets.put(secret, Waiting { subscription, made_at, over_at }, self.now());
         }
     }
+}
+
+/// On a broker, for whichever instance is asked.
+#[cfg(feature = "json")]
+impl Hub {
+    async fn deposit_ticket(
+        &self,
+        remote: &Remote,
+        secret: u128,
+        subscription: &Subscription,
+        ttl: Duration,
+    ) -> Result<(), SubscriptionError> {
+        let made_at = SystemTime::now();
+        let times = Times { made_at, over_at: made_at + ttl };
+        let bytes = Bytes::from(ticket::encode(subscription, times));
+        let deposited = remote.backplane.deposit(&key(secret), bytes, ttl);
+        match timeout(self.settings().publish_timeout, deposited).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(SubscriptionError::Unavailable),
+        }
+    }
+
+    async fn withdraw_ticket(&self, remote: &Remote, secret: u128) -> Option<Subscription> {
+        let key = key(secret);
+        let withdrawn = timeout(self.settings().publish_timeout, remote.backplane.withdraw(&key)).await;
+        let (mut subscription, times) = ticket::decode(&withdrawn.ok()?.ok()??)?;
+        let left = times.over_at.duration_since(SystemTime::now()).ok()?;
+        if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
+            return None;
+        }
+        // Who was disconnected since needs a new one.
+        let addresses = super::open::addresses(&subscription);
+        if self.inner.bars.lock().any_since(&addresses, times.made_at) {
+            return None;
+        }
+        let over_at = self.now().saturating_add(millis(left));
+        subscription.redeemed = Some(Redeemed { secret, made_at: Moment::now(), over_at });
+        Some(subscription)
+    }
+
+    fn give_back_shared(&self, secret: u128, subscription: Subscription, over_at: Millis) {
+        let left = Duration::from_millis(over_at.saturating_sub(self.now()));
+        let hub = self.clone();
+        if let Some(runtime) = super::housekeeping::runtime(&self.inner) {
+            runtime.spawn(async move {
+                if let Some(remote) = &hub.inner.remote {
+                    // If it is lost, the page asks for another.
+                    let _ = hub.deposit_ticket(remote, secret, &subscription, left).await;
+                }
+            });
+        }
+    }
+}
+
+#[cfg(feature = "json")]
+fn key(secret: u128) -> String {
+    format!("ticket:{secret:032x}")
 }
 
 #[derive(Debug)]

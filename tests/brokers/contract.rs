@@ -144,6 +144,19 @@ async fn what_is_told_is_heard_from_then_on(log: &dyn Backplane) {
     assert!(heard.iter().all(|message| message == "now"));
 }
 
+async fn what_is_deposited_is_withdrawn_once(log: &dyn Backplane) {
+    let minute = std::time::Duration::from_secs(60);
+    soon(log.deposit("a", Bytes::from_static(b"1"), minute)).await.unwrap();
+    soon(log.deposit("a", Bytes::from_static(b"2"), minute)).await.unwrap();
+    let asked = futures::future::join_all((0..10).map(|_| log.withdraw("a"))).await;
+    let got: Vec<_> = asked.into_iter().filter_map(Result::unwrap).collect();
+    assert_eq!(got, [Bytes::from_static(b"2")]);
+    assert_eq!(soon(log.withdraw("b")).await.unwrap(), None);
+    soon(log.deposit("c", Bytes::from_static(b"3"), std::time::Duration::from_millis(1_000))).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    assert_eq!(soon(log.withdraw("c")).await.unwrap(), None, "its time is over");
+}
+
 async fn keeps_its_promises(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
     numbers_are_contiguous_and_ordered(&*fresh("a")).await;
     writers_at_once_get_each_number_once(&*fresh("b")).await;
@@ -152,6 +165,7 @@ async fn keeps_its_promises(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
     a_repeated_key_is_appended_once(&*fresh("e")).await;
     a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&*fresh("f")).await;
     what_is_told_is_heard_from_then_on(&*fresh("g")).await;
+    what_is_deposited_is_withdrawn_once(&*fresh("h")).await;
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::{Backplane, BackplaneError, Memory, Outgoing, Place, Seen, State, Stored};
 
 #[derive(Clone)]
-pub struct Faulty {
+pub(crate) struct Faulty {
     inner: Memory,
     random: Arc<AtomicU64>,
     /// Of a thousand calls so many go wrong.
@@ -24,16 +24,16 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    pub fn new(seed: u64, faults: u64) -> Self {
+    pub(crate) fn new(seed: u64, faults: u64) -> Self {
         let random = Arc::new(AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
         Self { inner: Memory::new(), random, faults, away: Arc::default(), mute: Arc::default() }
     }
 
-    pub fn set_away(&self, away: bool) {
+    pub(crate) fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::SeqCst);
     }
 
-    pub fn set_mute(&self, mute: bool) {
+    pub(crate) fn set_mute(&self, mute: bool) {
         self.mute.store(mute, Ordering::SeqCst);
     }
 
@@ -152,6 +152,14 @@ impl Backplane for Faulty {
             }
         }
         .boxed()
+    }
+
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.inner.deposit(key, payload, time)
+    }
+
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.inner.withdraw(key)
     }
 
     fn describe(&self) -> String {

@@ -211,6 +211,45 @@ async fn connections_of_a_user_are_bounded_across_instances(log: impl Backplane 
     assert_eq!(get(two.server.addr, "/events?user=ben").await.events().next().await.event, "hub.hello");
 }
 
+/// Redeemed once, on whichever instance; void after a kick from any.
+async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) {
+    let (one, two) = pair(log).await;
+    let door = async |hub: &Hub| {
+        let tickets = hub.clone();
+        let endpoint = hub.endpoint(move |connect: Connect| {
+            let hub = tickets.clone();
+            async move { hub.redeem(&connect).await }
+        });
+        Server::start(hub, Router::new().route_service("/events", endpoint)).await
+    };
+    let doors = [door(&one.hub).await, door(&two.hub).await];
+    for round in 0..4 {
+        let subscription = Subscription::user("ada").topic("t").data(&json!({ "n": round }));
+        let ticket = one.hub.ticket(subscription, Duration::from_secs(30)).await.unwrap();
+        let path = format!("/events?ticket={}", ticket.as_str());
+        // Both at once.
+        let asked = futures::future::join_all([0, 1, 0, 1].map(|n| get(doors[n].addr, &path))).await;
+        let statuses: Vec<_> = asked.iter().map(|reply| reply.status.as_u16()).collect();
+        assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+        assert_eq!(statuses.iter().filter(|status| **status == 401).count(), 3);
+        let mut events = asked.into_iter().find(|reply| reply.status == 200).unwrap().events();
+        assert!(events.next().await.data.contains("\"topics\":[\"t\"]"));
+    }
+    let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(30)).await.unwrap();
+    let (mut here, mut there) = (one.open("user=ada").await, two.open("user=ada").await);
+    two.hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    // Each has heard of it.
+    for page in [&mut here, &mut there] {
+        while page.events.next().await.event != "hub.bye" {}
+    }
+    for door in &doors {
+        assert_eq!(
+            get(door.addr, &format!("/events?ticket={}", ticket.as_str())).await.status,
+            StatusCode::UNAUTHORIZED
+        );
+    }
+}
+
 /// Each of these through a log in this process, and through a real Redis.
 macro_rules! through_both {
     ($($test:ident)*) => {$(
@@ -240,4 +279,5 @@ through_both! {
     a_page_changes_its_topics_at_whichever_instance_its_request_meets
     an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
     connections_of_a_user_are_bounded_across_instances
+    a_ticket_is_redeemed_once_on_any_instance
 }

@@ -1,0 +1,136 @@
+//! A subscription as a ticket carries it to whichever instance redeems it: JSON. Values of any type stay behind.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::retention::TopicRule;
+use crate::subscription::{End, Expiry, Start, Subscription};
+
+#[derive(Serialize, Deserialize)]
+struct Carried {
+    v: u64,
+    /// Unix time, milliseconds.
+    made_at: u64,
+    over_at: u64,
+    user: Option<String>,
+    topics: Vec<String>,
+    may_join: Vec<CarriedRule>,
+    /// How many of the newest; none for live, and all if it is the largest number.
+    last: Option<u64>,
+    expires_at: Option<u64>,
+    aborts: Option<bool>,
+    data: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CarriedRule {
+    Any {},
+    Exact(String),
+    Prefix(String),
+}
+
+fn unix(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn time(unix: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix))
+}
+
+/// When a ticket was made and when it is over, by the clock on the wall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Times {
+    pub(crate) made_at: SystemTime,
+    pub(crate) over_at: SystemTime,
+}
+
+pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
+    let rule = |rule: &TopicRule| match rule.parts() {
+        (None, None) => CarriedRule::Any {},
+        (Some(exact), _) => CarriedRule::Exact(exact.to_owned()),
+        (None, Some(prefix)) => CarriedRule::Prefix(prefix.to_owned()),
+    };
+    let carried = Carried {
+        v: 1,
+        made_at: unix(times.made_at),
+        over_at: unix(times.over_at),
+        user: subscription.user.as_ref().map(ToString::to_string),
+        topics: subscription.topics.iter().map(ToString::to_string).collect(),
+        may_join: subscription.may_join.iter().map(rule).collect(),
+        last: match subscription.start {
+            Start::Live => None,
+            Start::Last(count) => Some(count as u64),
+            Start::Oldest => Some(u64::MAX),
+        },
+        expires_at: subscription.expiry.and_then(|expiry| SystemTime::now().checked_add(expiry.remaining())).map(unix),
+        aborts: subscription.end.map(|end| end == End::Abort),
+        data: subscription.data.as_deref().map(ToOwned::to_owned),
+    };
+    // Text and numbers always serialise.
+    serde_json::to_vec(&carried).unwrap_or_default()
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
+    let carried: Carried = serde_json::from_slice(bytes).ok().filter(|carried: &Carried| carried.v == 1)?;
+    let mut subscription = Subscription::anonymous().topics(carried.topics);
+    if let Some(user) = carried.user {
+        subscription = subscription.with_user(user);
+    }
+    for rule in carried.may_join {
+        subscription = subscription.may_join(match rule {
+            CarriedRule::Any {} => TopicRule::any(),
+            CarriedRule::Exact(exact) => TopicRule::exact(exact),
+            CarriedRule::Prefix(prefix) => TopicRule::prefix(prefix),
+        });
+    }
+    subscription = match carried.last {
+        None => subscription,
+        Some(u64::MAX) => subscription.start(Start::Oldest),
+        Some(count) => subscription.start(Start::Last(usize::try_from(count).unwrap_or(usize::MAX))),
+    };
+    if let Some(aborts) = carried.aborts {
+        subscription = subscription.end(if aborts { End::Abort } else { End::Clean });
+    }
+    subscription.expiry = carried.expires_at.and_then(time).map(Expiry::At);
+    subscription.data = carried.data.map(Into::into);
+    let times = Times { made_at: time(carried.made_at)?, over_at: time(carried.over_at)? };
+    subscription.invalid.is_none().then_some((subscription, times))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_carried_arrives() {
+        let now = time(unix(SystemTime::now())).unwrap();
+        let times = Times { made_at: now, over_at: now + Duration::from_secs(9) };
+        let subscription = Subscription::user("a\"b")
+            .topics(["x", "y:z"])
+            .may_join(TopicRule::any())
+            .may_join(TopicRule::exact("e"))
+            .may_join(TopicRule::prefix("p/"))
+            .start(Start::Last(7))
+            .end(End::Abort)
+            .data(&["d"])
+            .expires_in(Duration::from_secs(60));
+        let (read, read_times) = decode(&encode(&subscription, times)).unwrap();
+        assert_eq!(read_times, times);
+        assert_eq!(
+            (&read.user, &read.topics, &read.may_join),
+            (&subscription.user, &subscription.topics, &subscription.may_join)
+        );
+        assert_eq!((read.start, read.end, &read.data), (subscription.start, subscription.end, &subscription.data));
+        let left = read.expiry.unwrap().remaining();
+        assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(58));
+        for start in [Start::Live, Start::Oldest] {
+            assert_eq!(decode(&encode(&Subscription::anonymous().start(start), times)).unwrap().0.start, start);
+        }
+        for bytes in [&b""[..], b"{}", b"{\"v\":2}"] {
+            assert!(decode(bytes).is_none());
+        }
+    }
+}
