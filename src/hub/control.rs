@@ -6,6 +6,7 @@
 //! 3. A command that was given when the log was further than this instance waits until the log is there.
 
 use std::collections::hash_set::HashSet;
+use std::collections::vec_deque::VecDeque;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -17,11 +18,14 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 use super::peers::{Heard, Peers};
 use super::remote::Remote;
 use super::{Hub, Inner};
+use crate::audience::{Address, Audience};
 use crate::backplane::BackplaneError;
 use crate::command::Command;
-use crate::log::millis;
+use crate::event::Event;
+use crate::log::{Millis, millis};
 use crate::message::{Body, Here, InstanceId, Message, News, Part};
-use crate::name::ConnectionId;
+use crate::name::{ConnectionId, Topic};
+use crate::position::Position;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// How long changes are gathered before they are told.
@@ -29,6 +33,8 @@ const GATHER: Duration = Duration::from_millis(50);
 /// How many connections one message tells of.
 const BATCH: usize = 256;
 const PAUSE: Duration = Duration::from_millis(500);
+/// After how long what happens on one instance is known on the others, generously.
+const SETTLE: Duration = Duration::from_secs(2);
 /// How many commands wait for the log at most.
 const WAITING: usize = 10_000;
 
@@ -38,6 +44,10 @@ pub(super) struct Control {
     pub(super) peers: Mutex<Peers>,
     outbox: Mutex<Outbox>,
     waiting: Mutex<Vec<Command>>,
+    /// Who has come and gone, to be appended to the shared log in this order.
+    tidings: Mutex<VecDeque<(Topic, Event)>>,
+    /// Where the log was, a while ago; newest last.
+    positions: Mutex<VecDeque<(Millis, Position)>>,
     attending: AtomicBool,
 }
 
@@ -57,12 +67,32 @@ impl Control {
             peers: Mutex::new(Peers::new(millis(lease), millis(grace))),
             outbox: Mutex::default(),
             waiting: Mutex::default(),
+            tidings: Mutex::default(),
+            positions: Mutex::default(),
             attending: AtomicBool::new(false),
         }
     }
 
     pub(super) fn is_attended(&self) -> bool {
         self.attending.load(Ordering::Acquire)
+    }
+
+    pub(super) fn me(&self) -> InstanceId {
+        self.me
+    }
+
+    /// Says in a topic that somebody has come or gone. If the broker is away for long the oldest are dropped.
+    pub(super) fn tell_of(&self, topic: Topic, event: Event) {
+        let mut tidings = self.tidings.lock();
+        if tidings.len() == WAITING {
+            tidings.pop_front();
+        }
+        tidings.push_back((topic, event));
+    }
+
+    /// Where the log was before what others have not told of yet: from there on nothing is missed.
+    pub(super) fn settled_position(&self) -> Option<Position> {
+        self.positions.lock().front().map(|(_, position)| *position)
     }
 
     /// A connection of this instance has come, changed or gone.
@@ -135,11 +165,17 @@ async fn hear_and_tell(
                     hub.say(remote, Body::Ask).await?;
                 }
                 hub.tell_news(remote).await?;
+                hub.tell_tidings(remote).await;
+                hub.note_position(remote);
                 if now >= next_lease {
                     next_lease = now + hub.settings().lease / 3;
                     let number = remote.control.outbox.lock().number;
                     hub.say(remote, Body::Lease(number)).await?;
                     remote.control.peers.lock().sweep(hub.now());
+                }
+                let orphans = remote.control.peers.lock().take_orphans(remote.control.me, hub.now());
+                for (topic, user) in orphans {
+                    hub.inner.tell_of_orphan(&topic, &user);
                 }
             }
         }
@@ -229,6 +265,30 @@ impl Hub {
             }
         }
         (here, gone)
+    }
+
+    /// Appends who has come and gone. What fails is tried again; a broker that may have it already gets it twice, which
+    /// changes nothing for those who read it.
+    async fn tell_tidings(&self, remote: &Remote) {
+        loop {
+            let Some((topic, event)) = remote.control.tidings.lock().front().cloned() else { return };
+            let audience = Audience::from(Address::Topic(topic));
+            let appended = self.append_remote(remote, vec![(audience, event)]).await;
+            if appended.iter().any(Result::is_err) {
+                return;
+            }
+            remote.control.tidings.lock().pop_front();
+        }
+    }
+
+    fn note_position(&self, remote: &Remote) {
+        let now = self.now();
+        let mut positions = remote.control.positions.lock();
+        positions.push_back((now, self.position()));
+        let settle = millis(SETTLE);
+        while positions.get(1).is_some_and(|(at, _)| at.saturating_add(settle) <= now) {
+            positions.pop_front();
+        }
     }
 
     /// Sends a command to the other instances.

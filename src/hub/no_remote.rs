@@ -51,6 +51,26 @@ impl Remote {
         match *self {}
     }
 
+    pub(super) fn tell_of(&self, _: Topic, _: Event) {
+        match *self {}
+    }
+
+    pub(super) fn is_member(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
+        match *self {}
+    }
+
+    pub(super) fn speaks_for(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
+        match *self {}
+    }
+
+    pub(super) fn leaving(&self, _: &Topic, _: Millis) -> Vec<UserId> {
+        match *self {}
+    }
+
+    pub(super) fn settled_position(&self) -> Option<Position> {
+        match *self {}
+    }
+
     pub(super) fn is_online(&self, _: &UserId, _: Millis) -> bool {
         match *self {}
     }

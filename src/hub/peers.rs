@@ -16,6 +16,10 @@ pub(super) struct Peers {
     instances: HashMap<InstanceId, Peer>,
     by_user: HashMap<UserId, Elsewhere>,
     by_topic: HashMap<Topic, HashMap<ConnectionId, Arc<Here>>>,
+    /// Members of topics that have no connection elsewhere any more: since when, and on which instance the last one was.
+    gone: HashMap<(Topic, UserId), (Millis, InstanceId)>,
+    /// Members of instances that have ended, for whom somebody else has to speak.
+    orphans: Vec<(Millis, Topic, UserId)>,
     lease: Millis,
     grace: Millis,
 }
@@ -85,6 +89,12 @@ impl Peers {
 
     pub(super) fn bye(&mut self, from: InstanceId, now: Millis) {
         let Some(peer) = self.instances.get(&from) else { return };
+        for here in peer.connections.values() {
+            let Some(user) = &here.user else { continue };
+            self.orphans.extend(here.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
+        }
+        let recent = self.gone.iter().filter(|(_, (since, at))| *at == from && since.saturating_add(self.grace) > now);
+        self.orphans.extend(recent.map(|((topic, user), (since, _))| (*since, topic.clone(), user.clone())));
         let ids: Vec<_> = peer.connections.keys().copied().collect();
         ids.into_iter().for_each(|id| self.remove(from, id, now));
         self.instances.remove(&from);
@@ -95,9 +105,47 @@ impl Peers {
         let over: Vec<_> = self.instances.iter().filter(|(_, peer)| peer.until <= now).map(|(id, _)| *id).collect();
         over.into_iter().for_each(|id| self.bye(id, now));
         let grace = self.grace;
+        self.gone.retain(|_, (since, _)| since.saturating_add(grace) > now);
         self.by_user.retain(|_, user| {
             user.connections > 0 || user.left_at.is_some_and(|left| left.saturating_add(grace) > now)
         });
+    }
+
+    /// Whether a user is a member of a topic elsewhere, or was less than the grace ago.
+    pub(super) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
+        let left = self.gone.get(&(topic.clone(), user.clone()));
+        self.is_connected(topic, user) || left.is_some_and(|(since, _)| since.saturating_add(self.grace) > now)
+    }
+
+    /// Whether another instance, and not this one, tells of a member that has left here.
+    pub(super) fn speaks_for(&self, topic: &Topic, user: &UserId, me: InstanceId, now: Millis) -> bool {
+        let left = self.gone.get(&(topic.clone(), user.clone()));
+        // Of two that ended at the same time the lower one tells; both may, but never neither.
+        self.is_connected(topic, user)
+            || left.is_some_and(|(since, at)| {
+                since.saturating_add(self.grace) > now && *at < me && self.instances.contains_key(at)
+            })
+    }
+
+    fn is_connected(&self, topic: &Topic, user: &UserId) -> bool {
+        self.in_topic(topic).any(|here| here.user.as_ref() == Some(user))
+    }
+
+    /// Members elsewhere who have left a topic less than the grace ago.
+    pub(super) fn leaving<'a>(&'a self, topic: &'a Topic, now: Millis) -> impl Iterator<Item = &'a UserId> {
+        let recent = move |since: &Millis| since.saturating_add(self.grace) > now;
+        self.gone.iter().filter(move |((of, _), (since, _))| of == topic && recent(since)).map(|((_, user), _)| user)
+    }
+
+    /// Orphans whose grace is over and who are nowhere else, if it is for this instance to tell of them.
+    pub(super) fn take_orphans(&mut self, me: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
+        let grace = self.grace;
+        let due: Vec<_> = self.orphans.extract_if(.., |(since, ..)| since.saturating_add(grace) <= now).collect();
+        let is_lowest = self.instances.keys().all(|other| me < *other);
+        due.into_iter()
+            .map(|(_, topic, user)| (topic, user))
+            .filter(|(topic, user)| is_lowest && !self.is_connected(topic, user))
+            .collect()
     }
 
     /// How many connections a user has elsewhere.
@@ -141,6 +189,9 @@ impl Peers {
         }
         for topic in &here.topics {
             self.by_topic.entry(topic.clone()).or_default().insert(here.id, Arc::clone(&here));
+            if let Some(user) = &here.user {
+                self.gone.remove(&(topic.clone(), user.clone()));
+            }
         }
         self.instances.entry(from).or_default().connections.insert(here.id, here);
     }
@@ -159,6 +210,9 @@ impl Peers {
                 if connections.is_empty() {
                     self.by_topic.remove(topic);
                 }
+            }
+            if let Some(user) = here.user.as_ref().filter(|user| !self.is_connected(topic, user)) {
+                self.gone.insert((topic.clone(), user.clone()), (now, from));
             }
         }
     }
@@ -212,7 +266,26 @@ mod tests {
         peers.sweep(110);
         peers.bye(slow, 120);
         peers.sweep(130);
-        assert!(peers.by_user.is_empty() && peers.by_topic.is_empty() && peers.len() == 0);
+        assert!(peers.by_user.is_empty() && peers.by_topic.is_empty() && peers.gone.is_empty() && peers.len() == 0);
+    }
+
+    #[test]
+    fn one_of_those_who_are_left_speaks_for_an_instance_that_ended() {
+        let (topic, user) = (Topic::from(7), UserId::from(1));
+        let (mut peers, dies, lives) = (Peers::new(100, 10), InstanceId(5), InstanceId(6));
+        for (instance, id) in [(dies, 1), (lives, 2)] {
+            peers.news(instance, News { all: Some(Part::First), ..news(0, vec![here(id, 1, &[7])]) }, 0);
+        }
+        peers.bye(dies, 50);
+        assert!(peers.take_orphans(InstanceId(1), 60).is_empty(), "there is another connection");
+        peers.news(lives, News { gone: vec![ConnectionId::from_bits(2)], ..news(1, vec![]) }, 70);
+        assert!(peers.is_member(&topic, &user, 79) && !peers.is_member(&topic, &user, 80));
+        assert!(
+            peers.speaks_for(&topic, &user, InstanceId(9), 75) && !peers.speaks_for(&topic, &user, InstanceId(1), 75)
+        );
+        peers.bye(lives, 75);
+        assert!(peers.take_orphans(InstanceId(1), 79).is_empty());
+        assert_eq!(peers.take_orphans(InstanceId(1), 80), [(topic, user)]);
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use super::registry::Links;
 use super::roster::Roster;
 use super::{Hub, Inner, Target, housekeeping};
 use crate::audience::{Address, Audience};
+use crate::event::Event;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Millis, Since, TooManyTopics};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
@@ -143,6 +144,16 @@ impl Target<'_> {
             };
             let empty = || Member { user: user.clone(), connections: 0, data: data.clone() };
             members.entry(user.clone()).or_insert_with(empty).connections += 1;
+        }
+        if let Some(remote) = hub.inner.remote.as_ref().filter(|_| tells) {
+            // What others have not told of yet comes twice rather than not at all.
+            presence.position = remote.settled_position().unwrap_or(presence.position);
+            for topic in audience.addresses().iter().filter_map(Address::topic) {
+                for user in remote.leaving(topic, hub.now()) {
+                    let empty = Member { user: user.clone(), connections: 0, data: None };
+                    members.entry(user).or_insert(empty);
+                }
+            }
         }
         presence.members = members.into_values().collect();
         presence
@@ -333,14 +344,30 @@ impl Inner {
         while count < SWEEP
             && let Some((topic, user)) = told.roster.sweep(self.now())
         {
-            let draft = control::left(&topic, &user);
-            told.publish(topic, draft);
+            let elsewhere = self.remote.as_ref().is_some_and(|remote| remote.speaks_for(&topic, &user, self.now()));
+            if !elsewhere {
+                let tiding = control::left(&topic, &user);
+                told.publish(topic, tiding);
+            }
             count += 1;
         }
         let asleep = told.asleep;
         drop(roster);
         self.wake(asleep);
         count == SWEEP
+    }
+
+    /// A member of an instance that has ended is gone, unless it is here.
+    #[cfg(feature = "json")]
+    pub(super) fn tell_of_orphan(&self, topic: &Topic, user: &UserId) {
+        let is_here = || self.presences.roster.lock().members(topic).any(|(member, _)| member == user);
+        if self.presences.tells(topic)
+            && !is_here()
+            && let Some(remote) = &self.remote
+        {
+            let (name, data) = control::left(topic, user);
+            remote.tell_of(topic.clone(), Event::text(name, data));
+        }
     }
 
     /// Hands in the roster if somebody is to be told of this connection. Other instances hear of it too.
@@ -386,9 +413,10 @@ impl Told<'_> {
         if let Some(user) = link.user()
             && self.inner.presences.tells(topic)
             && self.roster.enter(topic, user, link.data())
+            && !self.inner.remote.as_ref().is_some_and(|remote| remote.is_member(topic, user, self.inner.now()))
         {
-            let draft = control::joined(topic, user, link.data().map(AsRef::as_ref));
-            self.publish(topic.clone(), draft);
+            let tiding = control::joined(topic, user, link.data().map(AsRef::as_ref));
+            self.publish(topic.clone(), tiding);
         }
     }
 
@@ -405,11 +433,17 @@ impl Told<'_> {
     }
 
     /// Nothing is published after a drain.
-    fn publish(&mut self, topic: Topic, draft: Draft) {
-        if !self.inner.closed.load(Ordering::Acquire) {
-            let entry = Entry { audience: Address::Topic(topic).into(), effect: Effect::Nothing, draft };
-            let (_, asleep) = self.inner.log.append_asleep([entry], self.inner.now());
-            self.asleep.unite(asleep);
+    fn publish(&mut self, topic: Topic, (name, data): (&'static str, String)) {
+        if self.inner.closed.load(Ordering::Acquire) {
+            return;
         }
+        if let Some(remote) = &self.inner.remote {
+            remote.tell_of(topic, Event::text(name, data));
+            return;
+        }
+        let draft = Draft::control(name, &data);
+        let entry = Entry { audience: Address::Topic(topic).into(), effect: Effect::Nothing, draft };
+        let (_, asleep) = self.inner.log.append_asleep([entry], self.inner.now());
+        self.asleep.unite(asleep);
     }
 }

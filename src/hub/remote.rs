@@ -20,11 +20,12 @@ use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored, Value};
 use crate::error::PublishError;
 use crate::event::Event;
-use crate::log::{Entry, Millis};
+use crate::log::{Effect, Entry, Millis};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Epoch, Position};
 use crate::record::{self, Unreadable};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::wire::Draft;
 
 /// How many records are read at a time when this instance catches up.
 const BATCH: usize = 1024;
@@ -117,6 +118,30 @@ impl Remote {
     /// How many other instances are known.
     pub(super) fn instances(&self) -> usize {
         self.control.peers.lock().len()
+    }
+
+    /// Says in a topic that somebody has come or gone.
+    pub(super) fn tell_of(&self, topic: Topic, event: Event) {
+        self.control.tell_of(topic, event);
+    }
+
+    /// Whether a user is a member of a topic on another instance.
+    pub(super) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
+        self.control.peers.lock().is_member(topic, user, now)
+    }
+
+    /// Whether another instance tells of a member that has left here.
+    pub(super) fn speaks_for(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
+        self.control.peers.lock().speaks_for(topic, user, self.control.me(), now)
+    }
+
+    /// Members on other instances who are not told of as gone yet, and from where on what is said later is news.
+    pub(super) fn leaving(&self, topic: &Topic, now: Millis) -> Vec<UserId> {
+        self.control.peers.lock().leaving(topic, now).cloned().collect()
+    }
+
+    pub(super) fn settled_position(&self) -> Option<Position> {
+        self.control.settled_position()
     }
 
     pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
@@ -345,6 +370,12 @@ impl Hub {
             Unreadable::Garbage => None,
             Unreadable::Of(audience) => Some(audience),
         })?;
+        // Those of another instance's hub, which applications may not take.
+        if matches!(event.name_str(), "hub.joined" | "hub.left") {
+            let data = String::from_utf8_lossy(event.data_bytes());
+            let draft = Draft::control(event.name_str(), &data);
+            return Ok(Entry { audience, effect: Effect::Nothing, draft });
+        }
         self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))
     }
 

@@ -482,10 +482,6 @@ impl HubBuilder {
                 return refuse(setting, "zero allows nothing");
             }
         }
-        #[cfg(feature = "json")]
-        if self.backplane.is_some() && !settings.presence_rules.is_empty() {
-            return refuse("presence_for", "topics do not tell who comes and goes across instances yet");
-        }
         if settings.lifecycle_capacity > 1_000_000 {
             return refuse("lifecycle_capacity", "more than a million");
         }

@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::Draft;
 use super::frame::{line, push_retry};
 use crate::kick::Returns;
 use crate::name::{ConnectionId, Topic, UserId};
@@ -108,18 +107,18 @@ pub(crate) fn bye(
     frame("hub.bye", retry, data, barred.as_deref())
 }
 
-/// Somebody is in a topic who was not. A record like any other.
-pub(crate) fn joined(topic: &Topic, user: &UserId, data: Option<&str>) -> Draft {
+/// Somebody is in a topic who was not: its name and its data. A record like any other.
+pub(crate) fn joined(topic: &Topic, user: &UserId, data: Option<&str>) -> (&'static str, String) {
     let mut json = presence(topic, user);
     if let Some(data) = data {
         json.raw("data", data);
     }
-    Draft::control("hub.joined", &json.end())
+    ("hub.joined", json.end())
 }
 
 /// Somebody is in a topic no more.
-pub(crate) fn left(topic: &Topic, user: &UserId) -> Draft {
-    Draft::control("hub.left", &presence(topic, user).end())
+pub(crate) fn left(topic: &Topic, user: &UserId) -> (&'static str, String) {
+    ("hub.left", presence(topic, user).end())
 }
 
 fn presence(topic: &Topic, user: &UserId) -> Json {

@@ -250,6 +250,56 @@ async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) 
     }
 }
 
+/// What a topic tells: one join and one leave of a user, whichever instances it is on, and none for a move between them.
+async fn a_topic_tells_who_comes_and_goes_across_instances(log: impl Backplane + Clone) {
+    let tells = || builder().presence_for(TopicRule::prefix("rooms/"));
+    let one = Instance::start(tells(), log.clone()).await;
+    let two = Instance::start(tells(), log.clone()).await;
+    until(|| one.hub.stats().others == 1 && two.hub.stats().others == 1).await;
+    let mut watcher = one.open("topic=rooms/1").await;
+    // Two instances that a user leaves at the same time may both say so: rather twice than not at all.
+    let mut last = None;
+    let mut tiding = async |watcher: &mut Page| loop {
+        let event = watcher.events.next().await;
+        if event.event == "hub.joined" || event.event == "hub.left" {
+            let data: Value = serde_json::from_str(&event.data).unwrap();
+            let tiding = (event.event, data["user"].as_str().unwrap().to_owned());
+            if last.replace(tiding.clone()) != Some(tiding.clone()) {
+                return tiding;
+            }
+        }
+    };
+    let pair = |event: &str, user: &str| (event.to_owned(), user.to_owned());
+    let ada = two.open("user=ada&topic=rooms/1").await;
+    assert_eq!(tiding(&mut watcher).await, pair("hub.joined", "ada"));
+    until(|| one.hub.user("ada").count() == 1).await;
+    // Another tab elsewhere, then a move: nothing is said.
+    let ada_too = one.open("user=ada&topic=rooms/1").await;
+    drop(ada);
+    until(|| one.hub.topic("rooms/1").count() == 2).await;
+    let ada = two.open("user=ada&topic=rooms/1").await;
+    until(|| one.hub.user("ada").count() == 2).await;
+    drop(ada_too);
+    let _ben = one.open("user=ben&topic=rooms/1").await;
+    assert_eq!(tiding(&mut watcher).await, pair("hub.joined", "ben"));
+    for hub in [&one.hub, &two.hub] {
+        until(|| hub.topic("rooms/1").presence().members.len() == 2).await;
+    }
+    drop(ada);
+    assert_eq!(tiding(&mut watcher).await, pair("hub.left", "ada"));
+    // An instance that dies: one of the others speaks for who was there.
+    let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dies = theirs.spawn(Instance::start(tells(), log)).await.unwrap();
+    let _cem = dies.open("user=cem&topic=rooms/1").await;
+    assert_eq!(tiding(&mut watcher).await, pair("hub.joined", "cem"));
+    until(|| one.hub.user("cem").count() == 1 && two.hub.user("cem").count() == 1).await;
+    theirs.shutdown_background();
+    assert_eq!(tiding(&mut watcher).await, pair("hub.left", "cem"));
+    drop(dies);
+    let presence = one.hub.topic("rooms/1").presence();
+    assert_eq!(presence.members.iter().map(|member| member.user.as_str()).collect::<Vec<_>>(), ["ben"]);
+}
+
 /// Each of these through a log in this process, and through a real Redis.
 macro_rules! through_both {
     ($($test:ident)*) => {$(
@@ -280,4 +330,5 @@ through_both! {
     an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
     connections_of_a_user_are_bounded_across_instances
     a_ticket_is_redeemed_once_on_any_instance
+    a_topic_tells_who_comes_and_goes_across_instances
 }

@@ -114,6 +114,7 @@ async fn random_faults_lose_nothing_that_was_acknowledged_and_say_no_gap() {
     let log = Faulty::new(seed, 15);
     let hubs: Vec<Hub> = (0..3).map(|_| instance(log.clone())).collect();
     until(|| hubs.iter().all(|hub| hub.health().ready)).await;
+    let begin = hubs[0].position();
     let stop = Arc::new(AtomicBool::new(false));
     let publishers: Vec<_> = hubs
         .iter()
@@ -123,7 +124,6 @@ async fn random_faults_lose_nothing_that_was_acknowledged_and_say_no_gap() {
             tokio::spawn(async move { publish(&hub, &format!("t{n}"), &stop).await })
         })
         .collect();
-    let begin = hubs[0].position();
     let clients: Vec<_> = (0..6_u64)
         .map(|n| {
             let (hubs, stop) = (hubs.clone(), Arc::clone(&stop));
