@@ -263,10 +263,17 @@ fn stored(entry: &StreamId) -> Option<Stored> {
 impl Backplane for Redis {
     fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
         async move {
-            let chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
+            let mut chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
+            // The first alone: a server that does not know the script answers it twice, and others would overtake it.
+            let Some(first) = chunks.next() else { return Vec::new() };
+            let mut answers = vec![first.await];
+            if let [Err(error)] = &answers[..] {
+                return records.iter().map(|_| Err(error.again())).collect();
+            }
+            // The others on one connection, which keeps their order, so they are under way together.
+            answers.extend(futures::future::join_all(chunks).await);
             let mut results = Vec::with_capacity(records.len());
-            // All on one connection, which keeps their order, so they are under way together.
-            for (chunk, answer) in records.chunks(CHUNK).zip(futures::future::join_all(chunks).await) {
+            for (chunk, answer) in records.chunks(CHUNK).zip(answers) {
                 match answer {
                     Ok(places) => results.extend(places.into_iter().map(Ok)),
                     Err(error) => results.extend(chunk.iter().map(|_| Err(error.again()))),
