@@ -10,6 +10,7 @@ use futures::future::{BoxFuture, ready};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, watch};
+use tokio::time::{Duration, Instant};
 
 use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
 
@@ -34,10 +35,14 @@ struct Log {
     records: VecDeque<Stored>,
     values: HashMap<Box<str>, Stored>,
     by_key: HashMap<Box<str>, Place>,
+    /// Its keys, oldest first.
+    keys: VecDeque<(Instant, Box<str>)>,
 }
 
 const KEPT: usize = 65_536;
 const BATCH: usize = 512;
+/// How long an idempotency key is.
+const REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Memory {
     /// An empty log.
@@ -68,7 +73,12 @@ impl Log {
     }
 
     fn append(&mut self, record: Outgoing) -> Place {
-        if let Some(place) = record.idempotency_key.as_ref().and_then(|key| self.by_key.get(key)) {
+        while self.keys.front().is_some_and(|(since, _)| since.elapsed() > REMEMBERED) {
+            self.keys.pop_front().map(|(_, key)| self.by_key.remove(&key));
+        }
+        if let Some(place) = record.idempotency_key.as_ref().and_then(|key| self.by_key.get(key))
+            && place.epoch == self.epoch
+        {
             return *place;
         }
         self.last += 1;
@@ -86,6 +96,7 @@ impl Log {
             self.records.pop_front();
         }
         if let Some(key) = record.idempotency_key {
+            self.keys.push_back((Instant::now(), key.clone()));
             self.by_key.insert(key, place);
         }
         place

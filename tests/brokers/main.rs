@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    unreachable_pub,
     reason = "these are tests, helpers and all"
 )]
 
@@ -15,3 +16,4 @@ mod support;
 
 mod contract;
 mod instances;
+mod publisher;
