@@ -20,3 +20,4 @@ mod instances;
 mod process;
 mod quickstart;
 mod standalone;
+mod worker;
