@@ -20,4 +20,5 @@ mod instances;
 mod process;
 mod quickstart;
 mod standalone;
+mod two_instances;
 mod worker;
