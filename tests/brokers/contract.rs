@@ -219,6 +219,11 @@ async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     append(&log, vec![record("new")], None).await;
     assert_eq!(soon(log.state(None)).await.unwrap().first, 3);
+    // What is old goes at least as fast as what is new comes.
+    append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
+    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
+    assert_eq!(soon(log.state(None)).await.unwrap().first, 1_004);
 }
 
 #[tokio::test]
