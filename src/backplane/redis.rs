@@ -13,7 +13,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamReadReply};
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, Script, ServerErrorKind};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, RedisError, Script, ServerErrorKind};
 use tokio::sync::Mutex;
 
 use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
@@ -153,12 +153,22 @@ impl Shared {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.timeout))
             .set_response_timeout(response_timeout);
+        self.choose_cryptography();
         // Nothing was asked yet.
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
         connection.map_err(|error| match classify(&error) {
             error if error.is_rejected() => error,
             error => BackplaneError::unavailable(error.text),
         })
+    }
+
+    /// The client takes the process's own and panics if there is none, so one is chosen for a process that has not.
+    fn choose_cryptography(&self) {
+        let is_encrypted = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+        if is_encrypted && rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Somebody may have been faster.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
     }
 
     /// Runs a command on the shared connection; throws that away if it broke.
