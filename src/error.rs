@@ -29,10 +29,12 @@ enum PublishErrorKind {
         cause: Box<dyn Error + Send + Sync>,
     },
     Shared,
+    Unshared,
 }
 
 impl PublishError {
     pub(crate) const SHARED: Self = Self(PublishErrorKind::Shared);
+    pub(crate) const UNSHARED: Self = Self(PublishErrorKind::Unshared);
 
     pub(crate) fn broker(is_unknown: bool, cause: impl Error + Send + Sync + 'static) -> Self {
         Self(PublishErrorKind::Broker { is_unknown, cause: Box::new(cause) })
@@ -58,7 +60,8 @@ impl PublishError {
     }
 
     /// The event or its target can never be published as it is: a bad name, bytes that are not UTF-8, a value that
-    /// does not serialise, a payload or a union over its limit. A caller that got it from a client answers `400`.
+    /// does not serialise, a payload or a union over its limit, an idempotency key where no log remembers it. A caller that
+    /// got it from a client answers `400`.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_closed() && !self.is_unavailable()
@@ -110,6 +113,7 @@ impl fmt::Display for PublishError {
             PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("the log cannot be written to"),
             PublishErrorKind::Broker { is_unknown: true, .. } => f.write_str("the log did not answer"),
             PublishErrorKind::Shared => f.write_str("the log is shared: publishing has to be awaited"),
+            PublishErrorKind::Unshared => f.write_str("only a shared log remembers an idempotency key"),
         }
     }
 }
@@ -125,7 +129,8 @@ impl Error for PublishError {
             | PublishErrorKind::TooLarge { .. }
             | PublishErrorKind::TooManyTargets { .. }
             | PublishErrorKind::Closed
-            | PublishErrorKind::Shared => None,
+            | PublishErrorKind::Shared
+            | PublishErrorKind::Unshared => None,
         }
     }
 }
@@ -230,7 +235,7 @@ impl InvalidName {
         Self { field, problem }
     }
 
-    /// Which value it is: `topic`, `user`, `connection`, `event name`, `key`, `note` or `target`.
+    /// Which value it is: `topic`, `user`, `connection`, `event name`, `key`, `idempotency key`, `note` or `target`.
     #[must_use]
     pub fn field(&self) -> &'static str {
         self.field

@@ -29,6 +29,7 @@ pub struct Event {
     key: Option<Cow<'static, str>>,
     removes: bool,
     retry: Option<Duration>,
+    idempotency_key: Option<Cow<'static, str>>,
 }
 
 /// UTF-8, in whichever buffer it came.
@@ -46,7 +47,14 @@ impl Event {
     /// taken by the browser and the hub. An empty name is none. Line breaks in `data` may be LF, CR or CRLF; the
     /// receiver reads each of them as LF.
     pub fn text(name: impl Into<Cow<'static, str>>, data: impl Into<Cow<'static, str>>) -> Self {
-        Self { name: name.into(), data: Text::Str(data.into()), key: None, removes: false, retry: None }
+        Self {
+            name: name.into(),
+            data: Text::Str(data.into()),
+            key: None,
+            removes: false,
+            retry: None,
+            idempotency_key: None,
+        }
     }
 
     /// An event without a name: a browser hands it to `onmessage`.
@@ -118,6 +126,21 @@ impl Event {
         self
     }
 
+    /// Makes publishing it again harmless, where the log is shared ([`HubBuilder::backplane`], `Publisher`): within ten
+    /// minutes it is appended once, and whoever repeats it with the same key, from wherever, is told the position of the
+    /// first. For jobs that run again, and for [`PublishError::is_unknown`]. Only the key counts: what is published under
+    /// one that was taken is dropped, whatever it says.
+    ///
+    /// The log of one process remembers none, and refuses an event with one. One to 255 bytes without control characters.
+    /// It is not sent. Defaults to none.
+    ///
+    /// [`HubBuilder::backplane`]: crate::HubBuilder
+    #[must_use]
+    pub fn idempotency_key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
+        self.idempotency_key = Some(key.into());
+        self
+    }
+
     pub(crate) fn name_str(&self) -> &str {
         &self.name
     }
@@ -141,6 +164,10 @@ impl Event {
         self.removes
     }
 
+    pub(crate) fn once(&self) -> Option<&str> {
+        self.idempotency_key.as_deref()
+    }
+
     /// The rules of the names it carries; the size is judged where it is framed.
     pub(crate) fn check(&self, max_name_bytes: usize) -> Result<(), InvalidName> {
         const FIELD: &str = "event name";
@@ -155,10 +182,12 @@ impl Event {
                 return Err(InvalidName::new(FIELD, NameProblem::Reserved));
             }
         }
-        match self.keyed() {
-            Some(key) => name::check("key", key, name::MAX_NAME_BYTES),
-            None => Ok(()),
+        for (field, key) in [("key", self.keyed()), ("idempotency key", self.once())] {
+            if let Some(key) = key {
+                name::check(field, key, name::MAX_NAME_BYTES)?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -171,6 +200,7 @@ impl fmt::Debug for Event {
             .field("key", &self.key)
             .field("removes", &self.removes)
             .field("retry", &self.retry)
+            .field("idempotency_key", &self.idempotency_key)
             .finish()
     }
 }
@@ -194,6 +224,10 @@ mod tests {
         }
         assert_eq!(problem(&Event::text("x".repeat(129), "")), "event name is longer than 128 bytes");
         assert_eq!(problem(&Event::text("x", "").key("")), "key is empty");
+        assert_eq!(
+            problem(&Event::text("x", "").idempotency_key("a\n")),
+            "idempotency key contains the control character U+000A"
+        );
     }
 
     #[test]

@@ -119,7 +119,8 @@
 //! # Several instances
 //!
 //! A [`Backplane`](backplane::Backplane) shares the log: [`HubBuilder::backplane`]. What one instance publishes all deliver,
-//! and a client goes on at whichever it meets.
+//! and a client goes on at whichever it meets. A program that only publishes, a worker or a cron job, has a `Publisher`
+//! ([`Hub::publisher`]). `docs/scaling.md` in the repository has topology, settings, costs and limits.
 //!
 //! # Features
 //!
@@ -194,6 +195,8 @@ pub use crate::hub::{
     ConnectionInfo, Drained, Health, Hub, HubBuilder, HubStream, Join, Lifecycle, LifecycleEvent, Member, OverLimit,
     Presence, Published, Received, Recheck, Stats, StreamItem, Target, Ticket,
 };
+#[cfg(feature = "json")]
+pub use crate::hub::{Publisher, Recipients};
 pub use crate::kick::Kick;
 pub use crate::name::{ConnectionId, Topic, UserId};
 pub use crate::position::{Cursor, InvalidPosition, Position};

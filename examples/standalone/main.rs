@@ -17,10 +17,17 @@
 //! | `DELETE /users/{user}/connections[?return=later\|never&time=30s&note=why]` | `200 {"disconnected":n}` |
 //! | `GET /topics/{topic}/presence` | `200 {"position":"…","members":[{"user":"…","connections":n}],"anonymous":n}` |
 //! | `GET /stats`, `/healthz`, `/readyz` | counts; whether it is well; whether it takes new streams |
+//!
+//! Several share one log through a broker, and a client goes on at any of them. A publish while the broker is away is `503`.
+//!
+//! ```sh
+//! cargo run --release --features redis --example standalone -- --backplane redis://127.0.0.1:6379 --listen 127.0.0.1:8081
+//! ```
 
 mod options;
 mod people;
 mod publish;
+mod shared;
 
 use std::future::Future;
 use std::io::{self, Write};
@@ -55,6 +62,9 @@ pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
     }
     if let Some(count) = options.replay_events {
         builder = builder.topic_retention(Retention::replay().count(count));
+    }
+    if let Some(shared) = options.shared.clone() {
+        builder = shared.give_to(builder);
     }
     builder.build()
 }
@@ -100,7 +110,7 @@ async fn healthz(State(hub): State<Hub>) -> (StatusCode, &'static str) {
 async fn readyz(State(hub): State<Hub>) -> (StatusCode, &'static str) {
     match hub.health() {
         Health { ready: true, .. } => (StatusCode::OK, "ready\n"),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
     }
 }
 

@@ -8,11 +8,13 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 
+use super::shared::Shared;
+
 pub(crate) const USAGE: &str = "\
 A hub of Server-Sent Events that programs in any language publish to.
 
 Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--latest PREFIX]... [--presence PREFIX]...
-                  [--drain-window TIME]
+                  [--drain-window TIME] [--backplane URL [--namespace NAME]]
 
   --listen ADDRESS     Listen here. Port 0 takes a free one. Defaults to 127.0.0.1:8080.
   --token SECRET       Whoever writes, disconnects or asks who is there must send `Authorization: Bearer SECRET`.
@@ -25,8 +27,23 @@ Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--lat
                        several times.
   --drain-window TIME  When it leaves, clients are told to come back spread over this time: 500ms, 5s, 2m.
                        Defaults to 5s.
+  --backplane URL      Share the log with all that have the same broker and namespace: redis://127.0.0.1:6379,
+                       rediss://user:password@host, nats://127.0.0.1:4222. What one takes all deliver, and clients go on
+                       at any. Needs a build with `--features redis` or `nats`. Defaults to a log of its own.
+  --namespace NAME     Which log on the broker. Any text. Defaults to `default`.
   --help               Print this.
 ";
+
+const NAMES: [&str; 8] = [
+    "--listen",
+    "--token",
+    "--replay-events",
+    "--latest",
+    "--presence",
+    "--drain-window",
+    "--backplane",
+    "--namespace",
+];
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -37,6 +54,7 @@ pub(crate) struct Options {
     pub(crate) latest: Vec<String>,
     pub(crate) presence: Vec<String>,
     pub(crate) drain_window: Duration,
+    pub(crate) shared: Option<Shared>,
     pub(crate) help: bool,
 }
 
@@ -49,6 +67,7 @@ impl Default for Options {
             latest: Vec::new(),
             presence: Vec::new(),
             drain_window: Duration::from_secs(5),
+            shared: None,
             help: false,
         }
     }
@@ -59,6 +78,7 @@ impl Options {
     /// secret in the wrong place.
     pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self::default();
+        let (mut backplane, mut namespace) = (None, None);
         let mut args = args.peekable();
         while let Some(arg) = args.next() {
             let (name, attached) = match arg.split_once('=') {
@@ -69,7 +89,7 @@ impl Options {
                 options.help = true;
                 return Ok(options);
             }
-            if !["--listen", "--token", "--replay-events", "--latest", "--presence", "--drain-window"].contains(&name) {
+            if !NAMES.contains(&name) {
                 let is_option = name.starts_with("--");
                 return Err(if is_option {
                     format!("unknown option {name}")
@@ -79,8 +99,20 @@ impl Options {
             }
             let value = attached.or_else(|| args.next_if(|next| !next.starts_with("--")));
             let value = value.filter(|value| !value.is_empty()).ok_or_else(|| format!("{name} needs a value"))?;
-            options.set(name, value).map_err(|problem| format!("{name}: {problem}"))?;
+            match name {
+                "--backplane" => backplane = Some(value),
+                "--namespace" => namespace = Some(value),
+                _ => options.set(name, value).map_err(|problem| format!("{name}: {problem}"))?,
+            }
         }
+        options.shared = match (backplane, namespace) {
+            (None, None) => None,
+            (None, Some(_)) => return Err("--namespace: only with --backplane".into()),
+            (Some(url), namespace) => {
+                let shared = Shared::open(&url, namespace.as_deref().unwrap_or("default"));
+                Some(shared.map_err(|problem| format!("--backplane: {problem}"))?)
+            }
+        };
         Ok(options)
     }
 

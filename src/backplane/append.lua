@@ -59,11 +59,16 @@ if over > 0 then
   for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[3], oldest[i]) end
 end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[4])
--- By age: the ids are no times, so the oldest entries are looked at.
-local keep = nil
-for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 64)) do
-  if tonumber(entry[2][4]) + tonumber(ARGV[5]) > now then break end
-  keep = n(tonumber(string.match(entry[1], '^%d+')) + 1) .. '-0'
+-- By age: the ids are no times, so the oldest entries are looked at. More than one only if that one is old, since reading
+-- them is most of what a small append costs; then more than were appended, so that it gets on.
+local function old(entry) return tonumber(entry[2][4]) + tonumber(ARGV[5]) <= now end
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+if oldest and old(oldest) then
+  local keep = nil
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 64 + tonumber(ARGV[8]))) do
+    if not old(entry) then break end
+    keep = n(tonumber(string.match(entry[1], '^%d+')) + 1) .. '-0'
+  end
+  redis.call('XTRIM', KEYS[1], 'MINID', keep)
 end
-if keep then redis.call('XTRIM', KEYS[1], 'MINID', keep) end
 return { epoch, sequences }

@@ -4,14 +4,13 @@ use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::{broadcast, watch};
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
 
@@ -37,10 +36,14 @@ struct Log {
     values: HashMap<Box<str>, Stored>,
     by_key: HashMap<Box<str>, Place>,
     deposits: HashMap<Box<str>, (Instant, Bytes)>,
+    /// Its keys, oldest first.
+    keys: VecDeque<(Instant, Box<str>)>,
 }
 
 const KEPT: usize = 65_536;
 const BATCH: usize = 512;
+/// How long an idempotency key is.
+const REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Memory {
     /// An empty log.
@@ -71,7 +74,12 @@ impl Log {
     }
 
     fn append(&mut self, record: Outgoing) -> Place {
-        if let Some(place) = record.idempotency_key.as_ref().and_then(|key| self.by_key.get(key)) {
+        while self.keys.front().is_some_and(|(since, _)| since.elapsed() > REMEMBERED) {
+            self.keys.pop_front().map(|(_, key)| self.by_key.remove(&key));
+        }
+        if let Some(place) = record.idempotency_key.as_ref().and_then(|key| self.by_key.get(key))
+            && place.epoch == self.epoch
+        {
             return *place;
         }
         self.last += 1;
@@ -89,6 +97,7 @@ impl Log {
             self.records.pop_front();
         }
         if let Some(key) = record.idempotency_key {
+            self.keys.push_back((Instant::now(), key.clone()));
             self.by_key.insert(key, place);
         }
         place

@@ -77,7 +77,8 @@ pub struct Outgoing {
     pub payload: Bytes,
     /// Which current values it sets or removes.
     pub values: Vec<Value>,
-    /// If a record with this key was appended a short while ago, this one is not, and that one's place is returned.
+    /// If a record with this key was appended within the last ten minutes and in this epoch, this one is not, and that one's
+    /// place is returned.
     pub idempotency_key: Option<Box<str>>,
 }
 

@@ -13,7 +13,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamReadReply};
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, Script, ServerErrorKind};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, RedisError, Script, ServerErrorKind};
 use tokio::sync::Mutex;
 
 use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
@@ -155,12 +155,22 @@ impl Shared {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.timeout))
             .set_response_timeout(response_timeout);
+        self.choose_cryptography();
         // Nothing was asked yet.
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
         connection.map_err(|error| match classify(&error) {
             error if error.is_rejected() => error,
             error => BackplaneError::unavailable(error.text),
         })
+    }
+
+    /// The client takes the process's own and panics if there is none, so one is chosen for a process that has not.
+    fn choose_cryptography(&self) {
+        let is_encrypted = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
+        if is_encrypted && rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Somebody may have been faster.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
     }
 
     /// Runs a command on the shared connection; throws that away if it broke.
@@ -265,10 +275,17 @@ fn stored(entry: &StreamId) -> Option<Stored> {
 impl Backplane for Redis {
     fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
         async move {
-            let chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
+            let mut chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
+            // The first alone: a server that does not know the script answers it twice, and others would overtake it.
+            let Some(first) = chunks.next() else { return Vec::new() };
+            let mut answers = vec![first.await];
+            if let [Err(error)] = &answers[..] {
+                return records.iter().map(|_| Err(error.again())).collect();
+            }
+            // The others on one connection, which keeps their order, so they are under way together.
+            answers.extend(futures::future::join_all(chunks).await);
             let mut results = Vec::with_capacity(records.len());
-            // All on one connection, which keeps their order, so they are under way together.
-            for (chunk, answer) in records.chunks(CHUNK).zip(futures::future::join_all(chunks).await) {
+            for (chunk, answer) in records.chunks(CHUNK).zip(answers) {
                 match answer {
                     Ok(places) => results.extend(places.into_iter().map(Ok)),
                     Err(error) => results.extend(chunk.iter().map(|_| Err(error.again()))),

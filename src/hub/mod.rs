@@ -14,9 +14,13 @@ mod limits;
 mod link;
 mod open;
 #[cfg(feature = "json")]
+mod outgoing;
+#[cfg(feature = "json")]
 mod peers;
 mod presence;
 mod publish;
+#[cfg(feature = "json")]
+mod publisher;
 mod recheck;
 mod registry;
 #[cfg(feature = "json")]
@@ -72,6 +76,8 @@ pub use lifecycle::{Lifecycle, LifecycleEvent};
 pub use limits::OverLimit;
 pub use presence::{Member, Presence};
 pub use publish::Published;
+#[cfg(feature = "json")]
+pub use publisher::{Publisher, Recipients};
 pub use recheck::Recheck;
 pub use settings::HubBuilder;
 pub use stats::Stats;

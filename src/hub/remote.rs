@@ -8,16 +8,15 @@
 use std::collections::hash_set::HashSet;
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{Either, select};
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use super::control::{self, Control};
 use super::presence::Other;
-use super::{Hub, Inner, housekeeping};
+use super::{Hub, Inner, housekeeping, outgoing};
 use crate::audience::{Address, Audience};
-use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored, Value};
+use crate::backplane::{Backplane, BackplaneError, Place, Seen, State, Stored};
 use crate::error::PublishError;
 use crate::event::Event;
 use crate::log::{Effect, Entry, Millis};
@@ -386,30 +385,11 @@ impl Hub {
         events: Vec<(Audience, Event)>,
     ) -> Vec<Result<Position, PublishError>> {
         ensure(&self.inner);
-        let records: Vec<_> = events.iter().map(|(audience, event)| self.outgoing(audience, event)).collect();
-        let count = records.len();
-        let appended = remote.backplane.append(records, self.seen(remote));
-        let failed = || PublishError::broker(true, BackplaneError::unknown("no answer in time"));
-        match timeout(self.settings().publish_timeout, appended).await {
-            Err(_) => (0..count).map(|_| Err(failed())).collect(),
-            Ok(places) => places
-                .into_iter()
-                .map(|place| {
-                    let place = place.map_err(|error| PublishError::broker(error.is_unknown(), error))?;
-                    Ok(Position::new(Epoch(place.epoch), place.sequence))
-                })
-                .collect(),
-        }
-    }
-
-    fn outgoing(&self, audience: &Audience, event: &Event) -> Outgoing {
-        let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event)));
-        if let Some(key) = event.keyed() {
-            let kept = audience.addresses().iter().filter(|address| self.log().keeps_values(address));
-            let value = |address| Value::new(record::value_id(address, key), event.removes());
-            outgoing.values = kept.map(value).collect();
-        }
-        outgoing
+        let keeps_values = |address: &_| self.log().keeps_values(address);
+        let records = events.iter().map(|(audience, event)| outgoing::record(audience, event, keeps_values)).collect();
+        let limit = self.settings().publish_timeout;
+        let places = outgoing::append(&*remote.backplane, records, self.seen(remote), limit).await;
+        places.into_iter().map(|place| place.map(outgoing::position)).collect()
     }
 
     /// Tells everybody when the log cannot be followed, and when it can again.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use super::Hub;
 use super::limits::{Limits, OverLimit};
 #[cfg(feature = "json")]
+use super::publisher::Publisher;
+#[cfg(feature = "json")]
 use super::remote::Remote;
 #[cfg(feature = "json")]
 use crate::backplane::Backplane;
@@ -409,15 +411,7 @@ impl HubBuilder {
         if !self.settings.presence_rules.is_empty() && self.settings.presence_grace < self.settings.retry {
             tracing::warn!("presence_grace is shorter than retry: every reconnect will look like leaving");
         }
-        let window = self.live_window.unwrap_or(self.settings.write_deadline);
-        let resolve = |retention: Retention| retention.with_live_window(window);
-        let policies = Policies::new(
-            self.rules.into_iter().map(|(rule, retention)| (rule, resolve(retention))).collect(),
-            resolve(self.topics),
-            resolve(self.users),
-            resolve(self.everyone),
-            resolve(Retention::live()),
-        );
+        let policies = self.policies();
         let budgets = Budgets {
             ring_bytes: self.ring_bytes,
             keyed_bytes: self.keyed_bytes,
@@ -430,6 +424,35 @@ impl HubBuilder {
         #[cfg(not(feature = "json"))]
         let remote = None;
         Hub::start(self.settings, policies, budgets, remote)
+    }
+
+    /// Builds what only publishes, for workers, command-line tools and cron jobs: [`Publisher`]. Of the settings count the
+    /// [`backplane`](Self::backplane), which it needs, the retention, the limits of events and targets, and
+    /// [`publish_timeout`](Self::publish_timeout). Instances and workers that share one function for their settings agree.
+    /// Needs no runtime and no broker. Needs the feature `json` (on by default).
+    ///
+    /// # Errors
+    /// As [`build`](Self::build); and without a backplane.
+    #[cfg(feature = "json")]
+    pub fn publisher(self) -> Result<Publisher, BuildError> {
+        self.check()?;
+        let policies = self.policies();
+        let Some(Shared(backplane)) = self.backplane else {
+            return Err(BuildError::new("backplane", "without one a publisher has nobody to publish to"));
+        };
+        Ok(Publisher::new(backplane, policies, self.settings))
+    }
+
+    fn policies(&self) -> Policies {
+        let window = self.live_window.unwrap_or(self.settings.write_deadline);
+        let resolve = |retention: &Retention| retention.clone().with_live_window(window);
+        Policies::new(
+            self.rules.iter().map(|(rule, retention)| (rule.clone(), resolve(retention))).collect(),
+            resolve(&self.topics),
+            resolve(&self.users),
+            resolve(&self.everyone),
+            resolve(&Retention::live()),
+        )
     }
 
     fn check(&self) -> Result<(), BuildError> {

@@ -36,7 +36,7 @@ impl Hub {
         T: TryInto<Topic>,
         T::Error: Into<InvalidName>,
     {
-        self.target(topic.try_into().map(Address::Topic).map_err(Into::into))
+        self.target(aim(topic, Address::Topic))
     }
 
     /// Every page and tab that this user has open.
@@ -45,7 +45,7 @@ impl Hub {
         U: TryInto<UserId>,
         U::Error: Into<InvalidName>,
     {
-        self.target(user.try_into().map(Address::User).map_err(Into::into))
+        self.target(aim(user, Address::User))
     }
 
     /// One open stream. Nothing is kept for it once it has ended.
@@ -54,16 +54,16 @@ impl Hub {
         C: TryInto<ConnectionId>,
         C::Error: Into<InvalidName>,
     {
-        self.target(connection.try_into().map(Address::Connection).map_err(Into::into))
+        self.target(aim(connection, Address::Connection))
     }
 
     /// Every connection of this hub.
     pub fn everyone(&self) -> Target<'_> {
-        self.target(Ok(Address::Everyone))
+        self.target(Ok(Address::Everyone.into()))
     }
 
-    fn target(&self, address: Result<Address, InvalidName>) -> Target<'_> {
-        Target { hub: self, audience: address.map(Audience::from) }
+    fn target(&self, audience: Result<Audience, InvalidName>) -> Target<'_> {
+        Target { hub: self, audience }
     }
 
     pub(super) fn check_own(&self, other: &Self) -> Result<(), InvalidName> {
@@ -78,11 +78,7 @@ impl Target<'_> {
     /// Widens the target by another one; a connection that listens to both gets one copy. At most 128 targets in all
     /// unless [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says otherwise.
     pub fn and(mut self, other: Target<'_>) -> Self {
-        self.audience = self.audience.and_then(|mut audience| {
-            self.hub.check_own(other.hub)?;
-            audience.unite(other.audience?);
-            Ok(audience)
-        });
+        self.audience = unite(self.audience, self.hub.check_own(other.hub).and(other.audience));
         self
     }
 
@@ -93,10 +89,36 @@ impl Target<'_> {
         C: TryInto<ConnectionId>,
         C::Error: Into<InvalidName>,
     {
-        self.audience = self.audience.and_then(|mut audience| {
-            audience.exclude(connection.try_into().map_err(Into::into)?);
-            Ok(audience)
-        });
+        self.audience = exclude(self.audience, connection);
         self
     }
+}
+
+/// An audience of one, if it has a good name.
+pub(super) fn aim<N, V>(name: N, address: impl FnOnce(V) -> Address) -> Result<Audience, InvalidName>
+where
+    N: TryInto<V>,
+    N::Error: Into<InvalidName>,
+{
+    name.try_into().map(|name| address(name).into()).map_err(Into::into)
+}
+
+/// The first bad name of both counts.
+pub(super) fn unite(
+    audience: Result<Audience, InvalidName>,
+    other: Result<Audience, InvalidName>,
+) -> Result<Audience, InvalidName> {
+    let mut audience = audience?;
+    audience.unite(other?);
+    Ok(audience)
+}
+
+pub(super) fn exclude<C>(audience: Result<Audience, InvalidName>, connection: C) -> Result<Audience, InvalidName>
+where
+    C: TryInto<ConnectionId>,
+    C::Error: Into<InvalidName>,
+{
+    let mut audience = audience?;
+    audience.exclude(connection.try_into().map_err(Into::into)?);
+    Ok(audience)
 }

@@ -41,7 +41,6 @@ use crate::audience::{Address, Audience};
 use crate::name::{ConnectionId, Topic};
 use crate::position::{Epoch, Position};
 use crate::reason::GapReason;
-use crate::retention::Kind;
 use crate::subscription::Start;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::wire::{Draft, Frame};
@@ -268,7 +267,7 @@ impl Log {
 
     /// Whether the newest of each key is kept of what is for an address.
     pub(crate) fn keeps_values(&self, address: &Address) -> bool {
-        self.policies.get(self.policies.index(address)).kind == Kind::LatestPerKey
+        self.policies.keeps_values(address)
     }
 
     /// Makes a number one that readers have missed.

@@ -1,7 +1,7 @@
 //! Which retention holds for which audience.
 
 use crate::audience::Address;
-use crate::retention::{Retention, TopicRule};
+use crate::retention::{Kind, Retention, TopicRule};
 
 /// Rules and defaults; the first matching rule wins. An audience has the same policy for ever.
 #[derive(Clone, Debug)]
@@ -22,6 +22,11 @@ impl Policies {
         let (rules, mut retentions): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
         retentions.extend([topics, users, everyone, connections]);
         Self { rules, retentions }
+    }
+
+    /// Whether the newest of each key is kept of what is for an address.
+    pub(crate) fn keeps_values(&self, address: &Address) -> bool {
+        self.get(self.index(address)).kind == Kind::LatestPerKey
     }
 
     pub(super) fn index(&self, address: &Address) -> usize {

@@ -182,6 +182,22 @@ async fn redis_keeps_its_promises() {
     keeps_its_promises(|namespace| Box::new(Redis::new(&server.url(), namespace).unwrap())).await;
 }
 
+/// More calls of the script than wait on a connection at once, on a server that does not know it yet.
+#[tokio::test]
+async fn a_large_batch_keeps_its_order_on_a_fresh_server() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let log = Redis::new(&server.url(), "n").unwrap().timeout(std::time::Duration::from_secs(15));
+    for round in 0..3 {
+        server.cli(&["SCRIPT", "FLUSH"]);
+        let places = append(&log, (0..40_000).map(|n| record(&n.to_string())).collect(), None).await;
+        let expected = round * 40_000 + 1..;
+        assert!(places.iter().map(|place| place.sequence).zip(expected).all(|(is, should)| is == should), "{round}");
+    }
+}
+
 #[tokio::test]
 async fn namespaces_on_one_server_never_meet() {
     if !redis_server::is_there() {
@@ -217,6 +233,11 @@ async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     append(&log, vec![record("new")], None).await;
     assert_eq!(soon(log.state(None)).await.unwrap().first, 3);
+    // What is old goes at least as fast as what is new comes.
+    append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
+    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
+    assert_eq!(soon(log.state(None)).await.unwrap().first, 1_004);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
 use crate::support::{Events, Server, get, resume, soon, subscribe, until};
 
-fn builder() -> HubBuilder {
+pub fn builder() -> HubBuilder {
     Hub::builder()
         .retention_for(TopicRule::prefix("latest/"), Retention::latest_per_key())
         .topic_retention(Retention::replay().count(20_000).bytes(32 << 20))
@@ -19,20 +19,20 @@ fn builder() -> HubBuilder {
         .publish_timeout(Duration::from_secs(2))
 }
 
-struct Instance {
-    hub: Hub,
-    server: Server,
+pub struct Instance {
+    pub hub: Hub,
+    pub server: Server,
 }
 
 impl Instance {
-    async fn start(backplane: impl Backplane) -> Self {
+    pub async fn start(backplane: impl Backplane) -> Self {
         let hub = builder().backplane(backplane).build().unwrap();
         let access = Public::topics(TopicRule::any());
         let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
         Self { hub, server }
     }
 
-    async fn ready(self) -> Self {
+    pub async fn ready(self) -> Self {
         until(|| self.hub.health().ready).await;
         self
     }

@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    unreachable_pub,
     reason = "these are tests, helpers and all"
 )]
 
@@ -19,4 +20,5 @@ mod contract;
 mod faulty;
 mod instances;
 mod listening;
+mod publisher;
 mod soak;

@@ -8,3 +8,5 @@ pub mod hyper;
 pub mod quickstart;
 #[path = "../../examples/standalone/main.rs"]
 pub mod standalone;
+#[path = "../../examples/two_instances/main.rs"]
+pub mod two_instances;

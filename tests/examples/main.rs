@@ -1,12 +1,24 @@
 //! The examples do what they say: their applications over real sockets, and the standalone hub as a process.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "these are tests, helpers and all"
+)]
 
+#[path = "../support/redis.rs"]
+mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
 mod example;
 mod hyper_service;
+mod instances;
 mod process;
 mod quickstart;
 mod standalone;
+mod two_instances;
+mod worker;

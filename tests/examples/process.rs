@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::Request;
@@ -17,24 +17,28 @@ use crate::support::{get, send, soon, subscribe};
 /// Far above what a tidy end takes, far below what clients that do not read could make of it.
 const IN_TIME: Duration = Duration::from_secs(12);
 
-/// The example, which `cargo test` builds beside this test. After `cargo test --test examples` it may be missing or
-/// old, so it is built here.
+/// An example, which `cargo test` builds beside this test. After `cargo test --test examples` it may be missing or old, so
+/// it is built here.
+pub fn example(name: &str) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap();
+    let deps = std::env::current_exe().unwrap();
+    let profile = deps.ancestors().nth(2).unwrap();
+    let program = profile.join("examples").join(name);
+    if !is_fresh(&program) {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--example", name, "--target-dir"]).arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+    }
+    program
+}
+
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let deps = std::env::current_exe().unwrap();
-        let profile = deps.ancestors().nth(2).unwrap();
-        let program = profile.join("examples/standalone");
-        if !is_fresh(&program) {
-            let mut build = Command::new(env!("CARGO"));
-            build.args(["build", "--quiet", "--example", "standalone", "--target-dir"]).arg(profile.parent().unwrap());
-            if profile.ends_with("release") {
-                build.arg("--release");
-            }
-            assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-        }
-        program
-    })
+    PROGRAM.get_or_init(|| example("standalone"))
 }
 
 /// Younger than everything that cargo noted it is made of.
@@ -45,22 +49,22 @@ fn is_fresh(program: &Path) -> bool {
 }
 
 /// A child that does not outlive its test.
-struct Process(Child);
+pub struct Process(Child);
 
 impl Process {
-    fn spawn(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Self {
+    pub fn spawn(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Self {
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self(command.spawn().unwrap())
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
     /// Waits for its end, though not for ever.
-    async fn output(mut self) -> (Option<i32>, String, String) {
+    pub async fn output(mut self) -> (Option<i32>, String, String) {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.0.try_wait().unwrap() {
@@ -88,8 +92,13 @@ impl Drop for Process {
 
 /// The hub, and where it says that it listens.
 async fn start(args: &'static [&'static str]) -> (Process, SocketAddr) {
-    spawn_blocking(|| {
-        let mut hub = Process::spawn(program(), args);
+    start_with(args.iter().map(ToString::to_string).collect()).await
+}
+
+pub async fn start_with(args: Vec<String>) -> (Process, SocketAddr) {
+    spawn_blocking(move || {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut hub = Process::spawn(program(), &args);
         let mut line = String::new();
         BufReader::new(hub.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim_end().strip_prefix("listening on http://").expect(&line);
@@ -156,7 +165,7 @@ async fn a_stopped_reader(version: &'static str) {
     }
     // It still waits for the one that is stopped.
     let ready = get(addr, "/readyz").await;
-    assert_eq!((ready.status.as_u16(), ready.text().await), (503, "draining\n".to_owned()));
+    assert_eq!((ready.status.as_u16(), ready.text().await), (503, "not ready\n".to_owned()));
     let (code, _, log) = hub.output().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("ended=2 cut=1"), "{log}");
@@ -208,6 +217,12 @@ fn help_is_an_answer_and_an_unknown_option_an_error() {
     let help = run(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
     assert!(String::from_utf8(help.stdout).unwrap().contains("Usage: standalone [--listen ADDRESS]"));
+    // MERGE: of a build without `nats`, once there is one.
+    let lacking = run(&["--backplane", "nats://ada:s3cret@127.0.0.1:4222"]);
+    assert_eq!(lacking.status.code(), Some(2));
+    let said = String::from_utf8(lacking.stderr).unwrap();
+    assert!(said.starts_with("--backplane: built without the feature `nats`: cargo run --features nats"), "{said}");
+    assert!(!said.contains("s3cret"));
     let unknown = run(&["--token", "s3cret", "--verbose"]);
     assert_eq!(unknown.status.code(), Some(2));
     let said = String::from_utf8(unknown.stderr).unwrap();

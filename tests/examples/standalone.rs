@@ -404,7 +404,7 @@ async fn while_it_drains_it_is_well_but_not_ready_and_takes_no_stream() {
     assert_eq!((ready.status.as_u16(), ready.text().await), (200, "ready\n".to_owned()));
     hub.drain(Duration::ZERO).await;
     let ready = get(server.addr, "/readyz").await;
-    assert_eq!((ready.status.as_u16(), ready.text().await), (503, "draining\n".to_owned()));
+    assert_eq!((ready.status.as_u16(), ready.text().await), (503, "not ready\n".to_owned()));
     assert_eq!(get(server.addr, "/healthz").await.status, 200);
     let mut refusal = get(server.addr, "/events?topic=a").await.events();
     assert_eq!(refusal.next().await.event, "hub.refused");
@@ -438,12 +438,25 @@ fn the_command_line_is_read_as_it_is_documented() {
     assert_eq!(options("--drain-window 2m").drain_window, Duration::from_secs(120));
     assert!(options("--help --whatever").help);
     assert!(!format!("{all:?}").contains("a=b"), "the token is printed");
+    assert!(defaults.shared.is_none());
+    for args in ["--backplane redis://ada:s3cret@h:1", "--namespace n --backplane=rediss://ada:s3cret@h/2"] {
+        let shared = format!("{:?}", options(args));
+        assert!(shared.contains("Redis") && !shared.contains("s3cret"), "{shared}");
+    }
 }
 
 #[test]
 fn a_command_line_that_makes_no_sense_is_refused_without_repeating_a_value() {
     for (args, problem) in [
         ("--verbose", "unknown option --verbose"),
+        ("--backplane s3cret", "--backplane: not a URL like redis://127.0.0.1:6379 or nats://127.0.0.1:4222"),
+        (
+            "--backplane http://ada:s3cret@h",
+            "--backplane: not a URL like redis://127.0.0.1:6379 or nats://127.0.0.1:4222",
+        ),
+        ("--backplane redis://ada:s3cret@h:port", "--backplane: not a Redis URL"),
+        ("--backplane", "--backplane needs a value"),
+        ("--namespace a", "--namespace: only with --backplane"),
         ("--tokn=s3cret", "unknown option --tokn"),
         ("s3cret", "a value without an option"),
         ("--token a s3cret", "a value without an option"),

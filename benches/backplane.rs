@@ -1,0 +1,126 @@
+//! How fast records go through a broker: `cargo bench --bench backplane`.
+//!
+//! It starts a `redis-server` of its own on a free port, without persistence and with each write on the disk, prints a table,
+//! and stops it. Rates are of this machine; the ratios between rows are what to remember.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark"
+)]
+
+#[path = "../tests/support/redis.rs"]
+mod redis_server;
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use redis_server::{DURABLE, FORGETFUL, RedisServer};
+use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::{Cursor, Event, Hub, Publisher, Retention, StreamItem, Subscription, TopicRule};
+
+/// How long each row is measured.
+const LONG: Duration = Duration::from_secs(2);
+/// How many publish at a time in the rows that say so.
+const AT_ONCE: usize = 64;
+
+/// What a small notification is.
+fn event() -> Event {
+    Event::text("tick", "x".repeat(100))
+}
+
+fn builder(log: impl Backplane) -> tower_sse::HubBuilder {
+    Hub::builder()
+        .retention_for(TopicRule::prefix("latest/"), Retention::latest_per_key())
+        .topic_retention(Retention::replay().count(1_000_000).bytes(64 << 20))
+        .backplane(log)
+}
+
+/// Publishes for a while, `round` after `round`; returns how many a second.
+async fn rate(mut round: impl AsyncFnMut() -> usize) -> f64 {
+    // Connected, the script loaded.
+    round().await;
+    let (begun, mut count) = (Instant::now(), 0);
+    while begun.elapsed() < LONG {
+        count += round().await;
+    }
+    count as f64 / begun.elapsed().as_secs_f64()
+}
+
+async fn many(publisher: &Publisher, size: usize) -> usize {
+    let outcomes = publisher.publish_many((0..size).map(|_| (publisher.topic("t"), event()))).await;
+    outcomes.into_iter().filter(|outcome| outcome.as_ref().inspect_err(|error| eprintln!("{error}")).is_ok()).count()
+}
+
+/// Until the last of some thousands, published pipelined elsewhere, has come out of a stream of an instance.
+async fn end_to_end(log: impl Backplane + Clone, count: usize) -> f64 {
+    let hub = builder(log.clone()).build().unwrap();
+    let publisher = builder(log).publisher().unwrap();
+    while !hub.health().ready {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut stream = hub.stream(Subscription::anonymous().topic("e"), Cursor::Absent).unwrap();
+    let begun = Instant::now();
+    let publish = async {
+        for _ in 0..count / 1_000 {
+            let outcomes = publisher.publish_many((0..1_000).map(|_| (publisher.topic("e"), event()))).await;
+            assert!(outcomes.iter().all(Result::is_ok));
+        }
+    };
+    let read = async {
+        let mut came = 0;
+        while came < count {
+            match stream.next().await.expect("it goes on") {
+                StreamItem::Event(_) => came += 1,
+                StreamItem::Gap { .. } => panic!("a gap"),
+                _ => {}
+            }
+        }
+    };
+    futures::join!(publish, read);
+    count as f64 / begun.elapsed().as_secs_f64()
+}
+
+async fn table(name: &str, log: impl Backplane + Clone) {
+    let publisher = builder(log.clone()).publisher().unwrap();
+    let one = async || usize::from(publisher.topic("t").publish(event()).await.is_ok());
+    let keyed = async || {
+        let target = publisher.topic("latest/t");
+        usize::from(target.publish(event().key(fastrand::u64(..1_000).to_string())).await.is_ok())
+    };
+    let at_once = async || {
+        let all: FuturesUnordered<_> = (0..AT_ONCE).map(|_| one()).collect();
+        all.collect::<Vec<_>>().await.into_iter().sum()
+    };
+    let base = rate(one).await;
+    let rows = [
+        ("`publish`, one after the other", base),
+        ("`publish` with a key that is kept", rate(keyed).await),
+        ("`publish`, 64 at a time", rate(at_once).await),
+        ("`publish_many` of 10", rate(async || many(&publisher, 10).await).await),
+        ("`publish_many` of 100", rate(async || many(&publisher, 100).await).await),
+        ("`publish_many` of 1,000", rate(async || many(&publisher, 1_000).await).await),
+        ("the same, and out of a stream of an instance", end_to_end(log, 50_000).await),
+    ];
+    for (row, rate) in rows {
+        println!("| {name} | {row} | {rate:.0} | {:.1} |", rate / base);
+    }
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    println!("| log | | events a second | ratio |\n|---|---|---|---|");
+    runtime.block_on(table("memory", Memory::new()));
+    if !redis_server::is_there() {
+        return;
+    }
+    for (name, arguments) in [("Redis, no persistence", FORGETFUL), ("Redis, `appendfsync always`", DURABLE)] {
+        let server = RedisServer::start(arguments);
+        runtime.block_on(table(name, Redis::new(&server.url(), "bench").unwrap()));
+    }
+}

@@ -1,0 +1,232 @@
+//! Publishing without a hub: for what has no streams of its own.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::outgoing;
+use super::publish::check_size;
+use super::settings::Settings;
+use super::target::{aim, exclude, unite};
+use super::{Hub, HubBuilder};
+use crate::audience::{Address, Audience};
+use crate::backplane::{Backplane, Place};
+use crate::error::{BuildError, InvalidName, NameProblem, PublishError};
+use crate::event::Event;
+use crate::log::Policies;
+use crate::name::{ConnectionId, Topic, UserId};
+use crate::position::Position;
+use crate::sync::Mutex;
+use crate::wire::Draft;
+
+/// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for subscribers, nothing
+/// that runs in the background. For workers, command-line tools and cron jobs. Cloning is one reference count.
+///
+/// It checks events as [`Hub`] does. Which topics keep the newest of each [key](Event::key) it must be told as the
+/// instances are: share the function that makes the settings.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::Memory;
+/// use tower_sse::{Event, Hub, HubBuilder, Retention, TopicRule};
+///
+/// fn settings(log: Memory) -> HubBuilder {
+///     Hub::builder().retention_for(TopicRule::prefix("reports/"), Retention::latest_per_key()).backplane(log)
+/// }
+///
+/// let log = Memory::new(); // in real life `Redis`, in two processes
+/// let instance = settings(log.clone()).build()?;
+/// let publisher = settings(log).publisher()?;
+///
+/// let progress = Event::text("progress", "40").key("report").idempotency_key("report 7: 40 %");
+/// let position = publisher.topic("reports/7").and(publisher.user("ada")).publish(progress).await?;
+/// # let _ = (instance, position);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Publisher {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    backplane: Arc<dyn Backplane>,
+    policies: Policies,
+    settings: Settings,
+    /// The highest place that this publisher was told, so that a log that lost it is noticed in the next append.
+    seen: Mutex<Option<Place>>,
+}
+
+impl Hub {
+    /// What only publishes, with the default settings: the same as `Hub::builder().backplane(backplane).publisher()`. By
+    /// those no topic keeps the newest of each key; with rules, use [`HubBuilder::publisher`]. Needs the feature `json` (on
+    /// by default).
+    ///
+    /// # Errors
+    /// As [`HubBuilder::publisher`].
+    pub fn publisher(backplane: impl Backplane) -> Result<Publisher, BuildError> {
+        HubBuilder::default().backplane(backplane).publisher()
+    }
+}
+
+impl Publisher {
+    pub(super) fn new(backplane: Arc<dyn Backplane>, policies: Policies, settings: Settings) -> Self {
+        Self { inner: Arc::new(Inner { backplane, policies, settings, seen: Mutex::new(None) }) }
+    }
+
+    /// Everybody who subscribes to this topic, at whichever instance.
+    pub fn topic<T>(&self, topic: T) -> Recipients<'_>
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<InvalidName>,
+    {
+        self.recipients(aim(topic, Address::Topic))
+    }
+
+    /// Every page and tab that this user has open.
+    pub fn user<U>(&self, user: U) -> Recipients<'_>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<InvalidName>,
+    {
+        self.recipients(aim(user, Address::User))
+    }
+
+    /// One open stream. Nothing is kept for it once it has ended.
+    pub fn connection<C>(&self, connection: C) -> Recipients<'_>
+    where
+        C: TryInto<ConnectionId>,
+        C::Error: Into<InvalidName>,
+    {
+        self.recipients(aim(connection, Address::Connection))
+    }
+
+    /// Every connection of every instance.
+    pub fn everyone(&self) -> Recipients<'_> {
+        self.recipients(Ok(Address::Everyone.into()))
+    }
+
+    /// Publishes several events in this order, pipelined: many times as fast as one after the other. One result for each: a
+    /// bad one does not stop the others. The whole batch has the time of one
+    /// [`publish_timeout`](HubBuilder::publish_timeout), so make it some thousands, not millions.
+    ///
+    /// Cancel safety: as [`Recipients::publish`].
+    ///
+    /// # Panics
+    /// When polled outside of a tokio runtime with time enabled.
+    pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Position, PublishError>>
+    where
+        I: IntoIterator<Item = (Recipients<'a>, Event)>,
+    {
+        let mut records = Vec::new();
+        let errors: Vec<Option<PublishError>> = events
+            .into_iter()
+            .map(|(recipients, event)| {
+                let own = self.check_own(recipients.publisher).map_err(PublishError::from);
+                let audience = own.and_then(|()| recipients.checked(&event));
+                let keeps_values = |address: &_| self.inner.policies.keeps_values(address);
+                audience.map(|audience| records.push(outgoing::record(&audience, &event, keeps_values))).err()
+            })
+            .collect();
+        let mut appended = self.append(records).await.into_iter();
+        let outcome = |error: Option<PublishError>| match error {
+            Some(error) => Err(error),
+            // There is one for each.
+            None => appended.next().unwrap_or(Err(PublishError::CLOSED)),
+        };
+        errors.into_iter().map(outcome).collect()
+    }
+
+    async fn append(&self, records: Vec<crate::backplane::Outgoing>) -> Vec<Result<Position, PublishError>> {
+        if records.is_empty() {
+            return Vec::new();
+        }
+        let Inner { backplane, settings, seen, .. } = &*self.inner;
+        let before = *seen.lock();
+        let places = outgoing::append(&**backplane, records, before, settings.publish_timeout).await;
+        if let Some(newest) = places.iter().flatten().last() {
+            let mut seen = seen.lock();
+            // Of two calls under way the later one may be answered first.
+            if !seen.is_some_and(|seen| seen.epoch == newest.epoch && seen.sequence > newest.sequence) {
+                *seen = Some(*newest);
+            }
+        }
+        places.into_iter().map(|place| place.map(outgoing::position)).collect()
+    }
+
+    fn recipients(&self, audience: Result<Audience, InvalidName>) -> Recipients<'_> {
+        Recipients { publisher: self, audience }
+    }
+
+    fn check_own(&self, other: &Self) -> Result<(), InvalidName> {
+        if Arc::ptr_eq(&self.inner, &other.inner) {
+            return Ok(());
+        }
+        Err(InvalidName::new("target", NameProblem::Foreign))
+    }
+}
+
+/// Whom a [`Publisher`] publishes to: what [`Target`](crate::Target) is for a hub, as far as that goes without
+/// connections. A bad name waits in it and is returned by [`publish`](Self::publish).
+#[derive(Clone, Debug)]
+#[must_use = "recipients do nothing by themselves"]
+pub struct Recipients<'a> {
+    publisher: &'a Publisher,
+    audience: Result<Audience, InvalidName>,
+}
+
+impl Recipients<'_> {
+    /// Widens them by others; a connection that listens to both gets one copy. At most 128 in all unless
+    /// [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says otherwise.
+    pub fn and(mut self, other: Recipients<'_>) -> Self {
+        self.audience = unite(self.audience, self.publisher.check_own(other.publisher).and(other.audience));
+        self
+    }
+
+    /// Leaves one connection out: the one that caused the event and knows of it already.
+    pub fn except<C>(mut self, connection: C) -> Self
+    where
+        C: TryInto<ConnectionId>,
+        C::Error: Into<InvalidName>,
+    {
+        self.audience = exclude(self.audience, connection);
+        self
+    }
+
+    /// Publishes an event and says its place in the log, which is also the `id` that browsers get with it. `Ok` means that
+    /// the log has it, not that somebody listens.
+    ///
+    /// Cancel safety: a dropped future may have published or not.
+    ///
+    /// # Errors
+    /// As [`Target::publish`](crate::Target::publish): a bad event or target, and nothing is appended; a broker that is not
+    /// there, refuses, or does not answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout).
+    ///
+    /// # Panics
+    /// When polled outside of a tokio runtime with time enabled.
+    pub async fn publish(self, event: Event) -> Result<Position, PublishError> {
+        // There is one for each.
+        self.publisher.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
+    }
+
+    /// Whether [`publish`](Self::publish) would take this event: for a batch that is published whole or not at all.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish), but those of the broker.
+    pub fn check(&self, event: &Event) -> Result<(), PublishError> {
+        self.clone().checked(event).map(drop)
+    }
+
+    /// By the rules of the hub.
+    fn checked(self, event: &Event) -> Result<Audience, PublishError> {
+        let settings = &self.publisher.inner.settings;
+        let audience = self.audience?;
+        check_size(&audience, settings.max_targets)?;
+        Draft::encode(event, &settings.framing)?;
+        Ok(audience)
+    }
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").field("backplane", &self.inner.backplane.describe()).finish_non_exhaustive()
+    }
+}

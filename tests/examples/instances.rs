@@ -1,0 +1,117 @@
+//! Two standalone hubs over a real Redis: what one takes the other delivers, and clients move between them.
+#![cfg(unix)]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Request;
+use serde_json::Value;
+
+use crate::process::{Process, start_with};
+use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::support::{Events, get, resume, send, soon, subscribe};
+
+/// Waits until it takes streams.
+pub async fn ready(addr: SocketAddr) {
+    soon(async {
+        while get(addr, "/readyz").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+async fn start(server: &RedisServer, namespace: &str) -> (Process, SocketAddr) {
+    let url = server.url();
+    let args = ["--listen", "127.0.0.1:0", "--backplane", &url, "--namespace", namespace, "--replay-events", "100000"];
+    let (process, addr) = start_with(args.map(str::to_owned).to_vec()).await;
+    ready(addr).await;
+    (process, addr)
+}
+
+async fn post(addr: SocketAddr, number: u64) -> u16 {
+    let request = Request::post("/topics/t").body(&*number.to_string().leak()).unwrap();
+    send(addr, request).await.status.as_u16()
+}
+
+async fn numbers(events: &mut Events, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        let event = loop {
+            let event = events.next().await;
+            assert_ne!(event.event, "hub.gap", "{}", event.data);
+            if event.event == "message" {
+                break event;
+            }
+        };
+        assert_eq!(event.data, number.to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_client_goes_on_at_either_and_at_the_other_when_one_is_killed() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let (one, at_one) = start(&server, "n").await;
+    let (_two, at_two) = start(&server, "n").await;
+    let (_stranger, elsewhere) = start(&server, "other").await;
+    let mut stranger = subscribe(elsewhere, "/events?topic=t").await;
+
+    let mut last_id = subscribe(at_two, "/events?topic=t").await.last_id;
+    for round in 0..10 {
+        let (there, from) = if round % 2 == 0 { (at_one, at_two) } else { (at_two, at_one) };
+        let first = round * 5;
+        // Some while nobody listens, some while it does.
+        assert_eq!((post(from, first).await, post(there, first + 1).await), (202, 202));
+        let mut events = resume(there, "/events?topic=t", &last_id).await;
+        for number in first + 2..first + 5 {
+            assert_eq!(post(from, number).await, 202);
+        }
+        numbers(&mut events, first..first + 5).await;
+        last_id = events.last_id;
+    }
+
+    // -9 in the middle of a stream.
+    let mut events = resume(at_one, "/events?topic=t", &last_id).await;
+    for number in 50..60 {
+        assert_eq!(post(at_two, number).await, 202);
+    }
+    numbers(&mut events, 50..55).await;
+    one.signal("-KILL");
+    assert_eq!(post(at_two, 60).await, 202);
+    let (mut seen, mut last_id) = (55, events.last_id.clone());
+    while let Some(Ok(event)) = events.try_next().await {
+        if event.event == "message" {
+            assert_eq!(event.data, seen.to_string());
+            seen += 1;
+        }
+        last_id.clone_from(&events.last_id);
+    }
+    let mut events = resume(at_two, "/events?topic=t", &last_id).await;
+    numbers(&mut events, seen..61).await;
+
+    assert_eq!(post(elsewhere, 7).await, 202);
+    assert_eq!(stranger.next_own().await.data, "7");
+}
+
+#[tokio::test]
+async fn without_its_broker_it_is_well_not_ready_and_refuses_softly() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut server = RedisServer::start(DURABLE);
+    let (_one, addr) = start(&server, "n").await;
+    let mut events = subscribe(addr, "/events?topic=t").await;
+    server.kill();
+    assert_eq!(post(addr, 0).await, 503);
+    soon(async { while get(addr, "/readyz").await.status != 503 {} }).await;
+    assert_eq!(get(addr, "/healthz").await.status, 200);
+    assert_eq!(events.next().await.event, "hub.stale");
+    server.restart();
+    ready(addr).await;
+    assert_eq!(post(addr, 1).await, 202);
+    assert_eq!(events.next_own().await.data, "1");
+    let stats: Value = serde_json::from_str(&get(addr, "/stats").await.text().await).unwrap();
+    assert_eq!(stats["gaps"]["epoch"], 0);
+}
