@@ -200,11 +200,13 @@ async fn a_broker_that_is_away_is_an_error_in_time() {
     assert!(!format!("{refused} {refused:?}").contains("s3cret"));
     // Somebody does, and never answers.
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let begun = Instant::now();
-    let late = publisher(&format!("redis://{}", mute.local_addr().unwrap()));
-    let error = soon(late.topic("t").publish(Event::message("x"))).await.unwrap_err();
-    assert!(error.is_unavailable() && error.is_unknown(), "{error}");
-    assert!((limit..limit * 10).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    for scheme in ["redis", "rediss"] {
+        let begun = Instant::now();
+        let late = publisher(&format!("{scheme}://{}", mute.local_addr().unwrap()));
+        let error = soon(late.topic("t").publish(Event::message("x"))).await.unwrap_err();
+        assert!(error.is_unavailable() && error.is_unknown(), "{error}");
+        assert!((limit..limit * 10).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    }
 }
 
 /// The log came back empty: what the publisher was told before is never a second record's place.
@@ -229,4 +231,36 @@ async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
     })
     .await;
     assert_ne!(before.to_string(), after.to_string());
+}
+
+/// The commands that the document gives a user are enough, for an instance and for a worker, and it sees nothing else.
+#[tokio::test]
+async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let document = include_str!("../../docs/scaling.md");
+    let rights = document.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER hub ")).unwrap();
+    let server = RedisServer::start(FORGETFUL);
+    let mut command = vec!["ACL", "SETUSER", "hub"];
+    command.extend(rights.split(' '));
+    assert_eq!(server.cli(&command), "OK");
+    let url = format!("redis://hub:password@127.0.0.1:{}", server.port);
+    let log = |namespace| Redis::new(&url, namespace).unwrap();
+    let worker = worker(log("default").max_records(1).max_age(Duration::from_millis(1)).max_values(1));
+    for n in 0..300 {
+        let event = Event::text("v", "x").key(n.to_string()).idempotency_key(n.to_string());
+        worker.topic("latest/a").publish(event).await.unwrap();
+    }
+    worker.topic("latest/a").publish(Event::remove("299")).await.unwrap();
+    let one = Instance::start(log("default")).await.ready().await;
+    let mut page = subscribe(one.server.addr, "/events?topic=t").await;
+    worker.topic("t").publish(Event::message("heard")).await.unwrap();
+    assert_eq!(page.next_own().await.data, "heard");
+    soon(log("default").tell(bytes::Bytes::from_static(b"x"))).await.unwrap();
+    // It is asked for what is newest, and says nothing more: no error.
+    let mut ear = log("default").hear();
+    assert!(tokio::time::timeout(Duration::from_millis(300), futures::StreamExt::next(&mut ear)).await.is_err());
+    let elsewhere = soon(log("other").state(None)).await.unwrap_err();
+    assert!(elsewhere.is_rejected() && elsewhere.to_string().contains("no permissions"), "{elsewhere}");
 }
