@@ -8,6 +8,8 @@
     reason = "these are tests, helpers and all"
 )]
 
+#[path = "../support/nats.rs"]
+mod nats_server;
 #[path = "../support/redis.rs"]
 mod redis_server;
 #[path = "../support/mod.rs"]
@@ -15,3 +17,4 @@ mod support;
 
 mod contract;
 mod instances;
+mod nats;
