@@ -104,7 +104,7 @@ pub(super) fn read_values(headers: &HeaderMap) -> Vec<Value> {
     let Some(line) = headers.get(VALUES) else { return Vec::new() };
     let value = |value: &str| {
         let removes = value.starts_with('-');
-        let (id, _) = parse(value.get(1..)?.as_bytes()).next()?;
+        let id = parse(value.get(1..)?.as_bytes()).next().map(|(id, _)| id).unwrap_or_default();
         Some(Value::new(id, removes))
     };
     line.as_str().split(' ').filter_map(value).collect()
