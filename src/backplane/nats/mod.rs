@@ -134,6 +134,17 @@ impl Nats {
 impl Shared {
     /// The log as it is known, over a connection that is whole; opened if need be.
     async fn session(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
+        self.in_time(self.find(seen)).await
+    }
+
+    /// Opening asks several things, and others may wait for the same.
+    async fn in_time<T>(&self, what: impl Future<Output = Result<T, BackplaneError>>) -> Result<T, BackplaneError> {
+        let limit = self.settings.timeout.saturating_mul(4);
+        let opened = tokio::time::timeout(limit, what).await;
+        opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the log was not opened in time")))
+    }
+
+    async fn find(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
         let mut current = self.session.lock().await;
         if let Some(session) = &*current
             && session.is_good()
@@ -197,7 +208,7 @@ impl Shared {
         records: &[Outgoing],
         seen: Option<Seen>,
     ) -> Result<Vec<Result<Place, BackplaneError>>, BackplaneError> {
-        let mut session = self.session(seen).await?;
+        let mut session = self.session(seen).await.map_err(before_append)?;
         let mut places = Vec::with_capacity(records.len());
         for attempt in 0..2 {
             let known = session.seen();
@@ -212,7 +223,7 @@ impl Shared {
             let is_younger = outcomes.iter().filter_map(newest).any(|sequence| sequence <= known.sequence);
             let mut epoch = known.epoch;
             if is_younger {
-                epoch = self.reopen(&session, seen, true).await.map_err(after_append)?.seen().epoch;
+                epoch = self.in_time(self.reopen(&session, seen, true)).await.map_err(after_append)?.seen().epoch;
             } else {
                 outcomes.iter().filter_map(newest).for_each(|sequence| session.saw(sequence));
             }
@@ -224,7 +235,7 @@ impl Shared {
             if !is_again {
                 break;
             }
-            session = match self.reopen(&session, seen, false).await {
+            session = match self.in_time(self.reopen(&session, seen, false)).await {
                 Ok(session) => session,
                 Err(error) => {
                     let error = before_append(error);
@@ -263,7 +274,7 @@ impl Backplane for Nats {
             let session = self.shared.session(None).await?;
             match session.look(&self.shared.names, seen).await? {
                 Some(state) => Ok(state),
-                None => Ok(self.shared.reopen(&session, seen, false).await?.opened),
+                None => Ok(self.shared.in_time(self.shared.reopen(&session, seen, false)).await?.opened),
             }
         }
         .boxed()
@@ -303,7 +314,9 @@ impl Backplane for Nats {
                     last = stored.sequence;
                 }
                 session.saw(last);
-                yield batch;
+                if !batch.is_empty() {
+                    yield batch;
+                }
             }
         }
         .boxed()

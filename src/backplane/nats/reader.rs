@@ -86,29 +86,22 @@ impl Reader {
         Ok(())
     }
 
-    /// The next messages, never none: those that are there, at most so many.
+    /// The next messages: those that are there, at most so many. None if nothing came within the time.
     pub(super) async fn next(&mut self, count: usize, expires: Duration) -> Result<Vec<Message>, BackplaneError> {
-        loop {
-            if self.asked == 0 {
-                self.ask(count, expires).await?;
-            }
-            // A consumer that is gone says nothing, not even that the time is over.
-            let limit = self.expires + self.connection.timeout;
-            let first = self.connection.within(limit, self.messages.next()).await?;
-            let mut next = Some(first);
-            let mut batch = Vec::new();
-            while let Some(message) = next {
-                let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
-                match self.read(message)? {
-                    Some(message) => batch.push(message),
-                    None => break,
-                }
-                next = if self.asked > 0 { self.messages.next().now_or_never() } else { None };
-            }
-            if !batch.is_empty() {
-                return Ok(batch);
-            }
+        if self.asked == 0 {
+            self.ask(count, expires).await?;
         }
+        // A consumer that is gone says nothing, not even that the time is over.
+        let limit = self.expires + self.connection.timeout;
+        let mut next = Some(self.connection.within(limit, self.messages.next()).await?);
+        let mut batch = Vec::new();
+        while let Some(message) = next {
+            let message = message.ok_or_else(|| BackplaneError::unknown("the connection ended"))?;
+            let Some(message) = self.read(message)? else { break };
+            batch.push(message);
+            next = if self.asked > 0 { self.messages.next().now_or_never() } else { None };
+        }
+        Ok(batch)
     }
 
     /// `None` says that no more will come of what was asked for.
@@ -140,9 +133,11 @@ impl Reader {
         let mut all = Vec::new();
         while all.len() < count {
             let messages = self.next((count - all.len()).min(batch), self.connection.timeout).await?;
-            let end = messages.last().is_some_and(|message| message.pending == 0);
-            all.extend(messages);
+            // Or all of them are gone meanwhile; that is for another look to say.
+            let newest = messages.last().ok_or_else(|| BackplaneError::unknown("nothing came in time"))?;
             // Fewer than there were: some are gone meanwhile.
+            let end = newest.pending == 0;
+            all.extend(messages);
             if end {
                 break;
             }

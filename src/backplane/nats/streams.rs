@@ -43,14 +43,17 @@ fn subjects(names: &Names, epoch: u64) -> Json {
     json!([names.plain(epoch), names.keyed()])
 }
 
+fn count(number: usize) -> Json {
+    json!(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
 /// What may be changed while it is in use.
 fn limits(settings: &Settings) -> [(&'static str, Json); 3] {
     // The server refuses shorter ones, and a window that is longer than the age.
     let age = settings.max_age.max(Duration::from_millis(100));
-    let nanos =
-        |duration: Duration| json!(u64::try_from(duration.as_nanos()).unwrap_or(i64::MAX as u64).min(i64::MAX as u64));
+    let nanos = |duration: Duration| json!(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX));
     [
-        ("max_msgs", json!(settings.max_records)),
+        ("max_msgs", count(settings.max_records)),
         ("max_age", nanos(age)),
         ("duplicate_window", nanos(age.min(DUPLICATES))),
     ]
@@ -145,7 +148,7 @@ pub(super) async fn values(
                 "retention": "limits",
                 "discard": "old",
                 "storage": "file",
-                "max_msgs": settings.max_values,
+                "max_msgs": count(settings.max_values),
                 "max_msgs_per_subject": 1,
                 "num_replicas": 1,
                 "sources": source,
@@ -160,9 +163,9 @@ pub(super) async fn values(
     if of["name"] != names.log || of["filter_subject"] != names.keyed() {
         return Err(unfit(&names.values, "is not sourced from the log"));
     }
-    if config["max_msgs"] != settings.max_values {
+    if config["max_msgs"] != count(settings.max_values) {
         let mut config = config.clone();
-        config["max_msgs"] = json!(settings.max_values);
+        config["max_msgs"] = count(settings.max_values);
         return Ok(connection.ask("STREAM.UPDATE", &names.values, &config).await?.is_some());
     }
     Ok(true)
