@@ -65,6 +65,33 @@ async fn trims_by_length_and_by_age_and_says_what_is_left() {
     assert_eq!(soon(log.state(None)).await.unwrap().last, 3);
 }
 
+/// What overrules a value does so in the copy too, where nothing of the log is left.
+#[tokio::test]
+async fn values_outlive_the_log_each_on_its_own() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    let log = Nats::new(&server.url(), "n").unwrap().max_records(1);
+    let both = |text: &str, removes| {
+        let mut outgoing = record(text);
+        outgoing.values = vec![Value::new("x", removes), Value::new("y", removes)];
+        outgoing
+    };
+    append(&log, vec![both("both", false)]).await;
+    server.copied("n", 1).await;
+    append(&log, vec![value("only x", "x")]).await;
+    server.copied("n", 2).await;
+    append(&log, vec![record("plain")]).await;
+    assert_eq!(values(&log).await, BTreeMap::from([(1, "both".to_owned()), (2, "only x".to_owned())]));
+    append(&log, vec![value("z", "z")]).await;
+    server.copied("n", 3).await;
+    append(&log, vec![both("gone", true)]).await;
+    server.copied("n", 4).await;
+    append(&log, vec![record("plain")]).await;
+    assert_eq!(values(&log).await, BTreeMap::from([(4, "z".to_owned())]));
+}
+
 #[tokio::test]
 async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
     if !is_there() {

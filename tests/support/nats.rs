@@ -105,10 +105,10 @@ impl NatsServer {
         serde_json::from_slice(&answer.payload).unwrap()
     }
 
-    /// Waits until so many values were copied out of the log.
+    /// Waits until so many records were copied out of the log since it was made.
     pub async fn copied(&self, namespace: &str, count: u64) {
         let begun = Instant::now();
-        while self.api(&format!("STREAM.INFO.tower-sse-values_{namespace}"), "").await["state"]["messages"] != count {
+        while self.api(&format!("STREAM.INFO.tower-sse-values_{namespace}"), "").await["state"]["last_seq"] != count {
             assert!(begun.elapsed() < Duration::from_secs(20), "values are not copied");
         }
     }
