@@ -1,6 +1,8 @@
 //! The log that several of these share.
 
 use tower_sse::HubBuilder;
+#[cfg(feature = "nats")]
+use tower_sse::backplane::Nats;
 #[cfg(feature = "redis")]
 use tower_sse::backplane::Redis;
 
@@ -9,12 +11,16 @@ use tower_sse::backplane::Redis;
 pub(crate) enum Shared {
     #[cfg(feature = "redis")]
     Redis(Redis),
-    // MERGE: `#[cfg(feature = "nats")] Nats(Nats)`, here and in the two places below.
+    #[cfg(feature = "nats")]
+    Nats(Nats),
 }
 
 impl Shared {
     /// Connects to nobody yet. The problem does not repeat the URL, which may hold a password.
-    #[cfg_attr(not(feature = "redis"), expect(unused_variables, reason = "no broker to give it to"))]
+    #[cfg_attr(
+        not(any(feature = "redis", feature = "nats")),
+        expect(unused_variables, reason = "no broker to give it to")
+    )]
     pub(crate) fn open(url: &str, namespace: &str) -> Result<Self, String> {
         match url.split_once("://").map(|(scheme, _)| scheme) {
             #[cfg(feature = "redis")]
@@ -23,25 +29,31 @@ impl Shared {
             }
             #[cfg(not(feature = "redis"))]
             Some("redis" | "rediss") => Err(lacking("redis")),
-            // MERGE: as above under `#[cfg(feature = "nats")]`, and this arm only without it.
+            #[cfg(feature = "nats")]
+            Some("nats" | "tls") => Nats::new(url, namespace)
+                .map(Self::Nats)
+                .map_err(|_| "not a NATS URL, or too long a namespace".to_owned()),
+            #[cfg(not(feature = "nats"))]
             Some("nats" | "tls") => Err(lacking("nats")),
             _ => Err("not a URL like redis://127.0.0.1:6379 or nats://127.0.0.1:4222".into()),
         }
     }
 
     #[cfg_attr(
-        not(feature = "redis"),
+        not(any(feature = "redis", feature = "nats")),
         expect(unused_variables, clippy::needless_pass_by_value, reason = "no broker to give to it")
     )]
     pub(crate) fn give_to(self, builder: HubBuilder) -> HubBuilder {
         match self {
             #[cfg(feature = "redis")]
             Self::Redis(redis) => builder.backplane(redis),
-            // MERGE: Self::Nats(nats) => builder.backplane(nats),
+            #[cfg(feature = "nats")]
+            Self::Nats(nats) => builder.backplane(nats),
         }
     }
 }
 
+#[cfg(not(all(feature = "redis", feature = "nats")))]
 fn lacking(feature: &str) -> String {
     format!("built without the feature `{feature}`: cargo run --features {feature} --example standalone")
 }

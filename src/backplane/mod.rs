@@ -1,7 +1,8 @@
 //! The port through which several instances share one log.
 //!
 //! A broker holds the log; a hub is a writer and a reader of it. An adapter knows its own client and bytes, nothing of
-//! connections. [`Memory`] is for tests and for several hubs in one process, [`Redis`] for production.
+//! connections. [`Memory`] is for tests and for several hubs in one process, `Redis` and `Nats` (features `redis` and `nats`)
+//! for production.
 //!
 //! # What an adapter promises
 //!
@@ -20,6 +21,8 @@
 //! All calls may come from any thread at the same time. Dropping a future may leave its request under way.
 
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
 #[cfg(feature = "redis")]
 mod redis;
 
@@ -32,6 +35,8 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
 pub use memory::Memory;
+#[cfg(feature = "nats")]
+pub use nats::Nats;
 #[cfg(feature = "redis")]
 pub use redis::Redis;
 
@@ -173,7 +178,7 @@ impl BackplaneError {
     }
 
     /// The same error, for another record of one call.
-    #[cfg(feature = "redis")]
+    #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn again(&self) -> Self {
         Self { kind: self.kind, text: self.text.clone() }
     }

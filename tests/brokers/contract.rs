@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tower_sse::backplane::{Backplane, Memory, Outgoing, Place, Redis, State, Value};
+use tower_sse::backplane::{Backplane, Memory, Nats, Outgoing, Place, Redis, State, Value};
 
+use crate::nats_server::{self, NatsServer};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
 use crate::support::soon;
 
@@ -96,6 +97,34 @@ async fn current_values_are_the_newest_of_each_id(log: &dyn Backplane) {
     assert_eq!(values, BTreeMap::from([(places[1].sequence, "2"), (places[2].sequence, "3")]));
 }
 
+/// A record may be the value of several ids at once, and each of them goes its own way afterwards.
+async fn a_record_may_be_the_value_of_several_ids(log: &dyn Backplane) {
+    let set = |text: &str, ids: &[&str], removes| {
+        let mut outgoing = record(text);
+        outgoing.values = ids.iter().map(|id| Value::new(*id, removes)).collect();
+        outgoing
+    };
+    let places = append(
+        log,
+        vec![
+            set("both", &["x", "y"], false),
+            set("z", &["z"], false),
+            set("only x", &["x"], false),
+            set("both gone", &["z", "w"], true),
+        ],
+        None,
+    )
+    .await;
+    let current = async || {
+        let values = soon(log.values()).await.unwrap();
+        values.iter().map(|value| (value.sequence, text(&value.payload).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let expected = BTreeMap::from([(places[0].sequence, "both".to_owned()), (places[2].sequence, "only x".to_owned())]);
+    assert_eq!(current().await, expected);
+    append(log, vec![set("gone", &["y"], true)], None).await;
+    assert_eq!(current().await, BTreeMap::from([(places[2].sequence, "only x".to_owned())]));
+}
+
 async fn a_repeated_key_is_appended_once(log: &dyn Backplane) {
     let mut once = record("once");
     once.idempotency_key = Some("key".into());
@@ -162,6 +191,7 @@ async fn keeps_its_promises(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
     writers_at_once_get_each_number_once(&*fresh("b")).await;
     a_tail_has_what_is_there_and_what_comes(&*fresh("c")).await;
     current_values_are_the_newest_of_each_id(&*fresh("d")).await;
+    a_record_may_be_the_value_of_several_ids(&*fresh("union")).await;
     a_repeated_key_is_appended_once(&*fresh("e")).await;
     a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&*fresh("f")).await;
     what_is_told_is_heard_from_then_on(&*fresh("g")).await;
@@ -199,19 +229,43 @@ async fn a_large_batch_keeps_its_order_on_a_fresh_server() {
 }
 
 #[tokio::test]
-async fn namespaces_on_one_server_never_meet() {
-    if !redis_server::is_there() {
+async fn nats_keeps_its_promises() {
+    if !nats_server::is_there() {
         return;
     }
-    let server = RedisServer::start(FORGETFUL);
-    let names = ["a", "a}:log", "{a}", "a:log", "%61", "", "ä", "a b"];
-    let logs: Vec<_> = names.iter().map(|name| Redis::new(&server.url(), name).unwrap()).collect();
+    let server = NatsServer::start();
+    keeps_its_promises(|namespace| Box::new(Nats::new(&server.url(), namespace).unwrap())).await;
+}
+
+async fn namespaces_never_meet(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
+    let names = ["a", "A", "a}:log", "{a}", "a:log", "%61", "", "_", "ä", "a b", "a.b", "a.*", "*", ">"];
+    let logs: Vec<_> = names.iter().map(|name| fresh(name)).collect();
     for (log, name) in logs.iter().zip(names) {
-        append(log, vec![record(name)], None).await;
+        let mut value = record(name);
+        value.values = vec![Value::new("id", false)];
+        append(&**log, vec![record(name), value], None).await;
     }
     for (log, name) in logs.iter().zip(names) {
         let range = soon(log.range(0, 10)).await.unwrap();
-        assert_eq!(range.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), [name]);
+        assert_eq!(range.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), [name, name]);
+        let values = soon(log.values()).await.unwrap();
+        assert_eq!(values.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), [name]);
+    }
+}
+
+#[tokio::test]
+async fn namespaces_on_one_redis_server_never_meet() {
+    if redis_server::is_there() {
+        let server = RedisServer::start(FORGETFUL);
+        namespaces_never_meet(|namespace| Box::new(Redis::new(&server.url(), namespace).unwrap())).await;
+    }
+}
+
+#[tokio::test]
+async fn namespaces_on_one_nats_server_never_meet() {
+    if nats_server::is_there() {
+        let server = NatsServer::start();
+        namespaces_never_meet(|namespace| Box::new(Nats::new(&server.url(), namespace).unwrap())).await;
     }
 }
 

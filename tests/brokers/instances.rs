@@ -4,9 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use axum::Router;
-use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicRule};
 
+use crate::nats_server::{self, NatsServer};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
 use crate::support::{Events, Server, get, resume, soon, subscribe, until};
@@ -18,6 +19,61 @@ pub fn builder() -> HubBuilder {
         .probe_interval(Duration::from_millis(100))
         .publish_timeout(Duration::from_secs(2))
 }
+
+/// A real broker of a test's own.
+trait Broker: Sized {
+    /// None where it is not installed. If it is killed it comes back with what it had, or empty.
+    fn start(durable: bool) -> Option<Self>;
+    fn log(&self, namespace: &str, timeout: Duration) -> impl Backplane + Clone;
+    fn kill(&mut self);
+    fn restart(&mut self);
+}
+
+impl Broker for RedisServer {
+    fn start(durable: bool) -> Option<Self> {
+        redis_server::is_there().then(|| Self::start(if durable { DURABLE } else { FORGETFUL }))
+    }
+
+    fn log(&self, namespace: &str, timeout: Duration) -> impl Backplane + Clone {
+        Redis::new(&self.url(), namespace).unwrap().timeout(timeout)
+    }
+
+    fn kill(&mut self) {
+        self.kill();
+    }
+
+    fn restart(&mut self) {
+        self.restart();
+    }
+}
+
+struct NatsBroker {
+    server: NatsServer,
+    durable: bool,
+}
+
+impl Broker for NatsBroker {
+    fn start(durable: bool) -> Option<Self> {
+        nats_server::is_there().then(|| Self { server: NatsServer::start(), durable })
+    }
+
+    fn log(&self, namespace: &str, timeout: Duration) -> impl Backplane + Clone {
+        Nats::new(&self.server.url(), namespace).unwrap().timeout(timeout)
+    }
+
+    fn kill(&mut self) {
+        self.server.kill();
+    }
+
+    fn restart(&mut self) {
+        if !self.durable {
+            self.server.empty();
+        }
+        self.server.restart();
+    }
+}
+
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Instance {
     pub hub: Hub,
@@ -94,9 +150,15 @@ async fn two_instances_through_memory() {
 
 #[tokio::test]
 async fn two_instances_through_redis() {
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        what_one_publishes_the_other_delivers(Redis::new(&server.url(), "two").unwrap()).await;
+    if let Some(broker) = <RedisServer as Broker>::start(false) {
+        what_one_publishes_the_other_delivers(broker.log("two", TIMEOUT)).await;
+    }
+}
+
+#[tokio::test]
+async fn two_instances_through_nats() {
+    if let Some(broker) = NatsBroker::start(false) {
+        what_one_publishes_the_other_delivers(broker.log("two", TIMEOUT)).await;
     }
 }
 
@@ -126,20 +188,22 @@ async fn a_late_instance_through_memory() {
 
 #[tokio::test]
 async fn a_late_instance_through_redis() {
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        a_late_instance_knows_what_the_log_keeps(Redis::new(&server.url(), "late").unwrap()).await;
+    if let Some(broker) = <RedisServer as Broker>::start(false) {
+        a_late_instance_knows_what_the_log_keeps(broker.log("late", TIMEOUT)).await;
     }
 }
 
 #[tokio::test]
-async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers() {
-    if !redis_server::is_there() {
-        return;
+async fn a_late_instance_through_nats() {
+    if let Some(broker) = NatsBroker::start(false) {
+        a_late_instance_knows_what_the_log_keeps(broker.log("late", TIMEOUT)).await;
     }
-    let mut server = RedisServer::start(DURABLE);
+}
+
+async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: Broker>() {
+    let Some(mut server) = B::start(true) else { return };
     server.kill();
-    let one = Instance::start(Redis::new(&server.url(), "n").unwrap()).await;
+    let one = Instance::start(server.log("n", TIMEOUT)).await;
     assert!(one.hub.health().live && !one.hub.health().ready);
     let refused = get(one.server.addr, "/events?topic=t").await.events().next().await;
     assert!(refused.event == "hub.refused" && refused.data.contains("starting"), "{}", refused.data);
@@ -152,14 +216,20 @@ async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers() {
     assert_eq!(events.next_own().await.data, "1");
 }
 
+#[tokio::test]
+async fn an_instance_starts_without_redis() {
+    an_instance_starts_without_its_broker_refuses_softly_and_recovers::<RedisServer>().await;
+}
+
+#[tokio::test]
+async fn an_instance_starts_without_nats() {
+    an_instance_starts_without_its_broker_refuses_softly_and_recovers::<NatsBroker>().await;
+}
+
 /// Killed under load and back: what was acknowledged arrives, and no gap is said.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut server = RedisServer::start(DURABLE);
-    let log = || Redis::new(&server.url(), "durable").unwrap().timeout(Duration::from_millis(500));
+async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: Broker>() {
+    let Some(mut server) = B::start(true) else { return };
+    let log = || server.log("durable", Duration::from_millis(500));
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams =
         [subscribe(one.server.addr, "/events?topic=t").await, subscribe(two.server.addr, "/events?topic=t").await];
@@ -208,14 +278,20 @@ async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_by_redis() {
+    a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged::<RedisServer>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_by_nats() {
+    a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged::<NatsBroker>().await;
+}
+
 /// It comes back empty: exactly one gap for each cursor, with the reason; then live.
-#[tokio::test]
-async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut server = RedisServer::start(FORGETFUL);
-    let log = || Redis::new(&server.url(), "empty").unwrap();
+async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: Broker>() {
+    let Some(mut server) = B::start(false) else { return };
+    let log = || server.log("empty", TIMEOUT);
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams = [
         subscribe(one.server.addr, "/events?topic=t&topic=latest/a").await,
@@ -260,6 +336,16 @@ async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream() {
     for stream in &mut streams {
         assert_eq!(numbers(stream, 1).await, [11]);
     }
+}
+
+#[tokio::test]
+async fn one_gap_when_it_comes_back_empty_with_redis() {
+    a_broker_that_comes_back_empty_is_one_gap_for_every_stream::<RedisServer>().await;
+}
+
+#[tokio::test]
+async fn one_gap_when_it_comes_back_empty_with_nats() {
+    a_broker_that_comes_back_empty_is_one_gap_for_every_stream::<NatsBroker>().await;
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@
     reason = "these are tests, helpers and all"
 )]
 
+#[path = "../support/nats.rs"]
+mod nats_server;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[path = "../support/redis.rs"]
@@ -20,5 +22,6 @@ mod contract;
 mod faulty;
 mod instances;
 mod listening;
+mod nats;
 mod publisher;
 mod soak;

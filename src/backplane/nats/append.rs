@@ -1,0 +1,114 @@
+//! Appending: publishes that are acknowledged with their number, all under way together.
+
+use std::collections::vec_deque::VecDeque;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
+
+use super::super::{BackplaneError, Outgoing, Place};
+use super::names::{Names, VALUES, escape, write_values};
+use super::session::Session;
+
+/// How many records of one call are under way at a time.
+const WINDOW: usize = 1024;
+
+/// What became of a record.
+pub(super) enum Outcome {
+    At(u64),
+    /// It was there already.
+    Before(u64),
+    /// Nobody took it: the log is gone, or in another epoch.
+    Nobody,
+    Failed(BackplaneError),
+}
+
+/// Appends in order. One outcome for each.
+pub(super) async fn append(session: &Session, names: &Names, records: &[Outgoing]) -> Vec<Outcome> {
+    let mut outcomes = Vec::with_capacity(records.len());
+    let mut under_way = VecDeque::new();
+    // Once something did not come in time, nothing more is waited for.
+    let mut patience = session.connection.timeout;
+    for record in records {
+        if under_way.len() >= WINDOW
+            && let Some(sent) = under_way.pop_front()
+        {
+            outcomes.push(acknowledged(session, sent, &mut patience).await);
+        }
+        under_way.push_back(send(session, names, record, &mut patience).await);
+    }
+    for sent in under_way {
+        outcomes.push(acknowledged(session, sent, &mut patience).await);
+    }
+    outcomes
+}
+
+/// Nothing was sent if it fails.
+async fn send(
+    session: &Session,
+    names: &Names,
+    record: &Outgoing,
+    patience: &mut Duration,
+) -> Result<PublishAckFuture, BackplaneError> {
+    let Place { epoch, .. } = session.seen();
+    let mut headers = HeaderMap::new();
+    if let Some(key) = &record.idempotency_key {
+        // A record of another epoch is another.
+        headers.insert(NATS_MESSAGE_ID, format!("{epoch:x}.{}", escape(key)));
+    }
+    let subject = if record.values.is_empty() {
+        names.plain(epoch)
+    } else {
+        // No `Nats-Expected-Stream`: it would be copied too, and the copy refused.
+        headers.insert(VALUES, write_values(&record.values));
+        names.keyed_by(&record.values)
+    };
+    let publish = PublishMessage::build().payload(record.payload.clone()).headers(headers);
+    let connection = &session.connection;
+    let sent = connection.within(*patience, connection.jetstream.send_publish(subject, publish));
+    match sent.await {
+        Ok(Ok(sent)) => Ok(sent),
+        Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+            let limit = connection.client.max_payload();
+            Err(BackplaneError::rejected(format!("larger than the server's max_payload of {limit}, with headers")))
+        }
+        Ok(Err(error)) => Err(BackplaneError::unavailable(error.to_string())),
+        Err(error) => {
+            *patience = Duration::ZERO;
+            Err(BackplaneError::unavailable(error.text))
+        }
+    }
+}
+
+async fn acknowledged(
+    session: &Session,
+    sent: Result<PublishAckFuture, BackplaneError>,
+    patience: &mut Duration,
+) -> Outcome {
+    let sent = match sent {
+        Ok(sent) => sent,
+        Err(error) => return Outcome::Failed(error),
+    };
+    match session.connection.within(*patience, sent.into_future()).await {
+        Ok(Ok(PublishAck { sequence, duplicate: true, .. })) => Outcome::Before(sequence),
+        Ok(Ok(PublishAck { sequence, .. })) => Outcome::At(sequence),
+        Ok(Err(error)) => refused(&error),
+        Err(error) => {
+            *patience = Duration::ZERO;
+            Outcome::Failed(error)
+        }
+    }
+}
+
+fn refused(error: &PublishError) -> Outcome {
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => Outcome::Nobody,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+            Outcome::Failed(BackplaneError::unknown(error.to_string()))
+        }
+        _ => Outcome::Failed(BackplaneError::rejected(error.to_string())),
+    }
+}

@@ -1,0 +1,242 @@
+//! A connection to a server, and questions to its JetStream.
+//!
+//! A connection that broke is not mended but replaced: so nothing that waited in it is sent later, behind the back of who
+//! was told that it failed, and whatever was known of the log is asked for anew.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
+use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{ContextBuilder, PublishErrorKind, RequestErrorKind};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageError};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerAddr};
+use bytes::Bytes;
+use futures::future::{Either, select};
+use serde_json::Value as Json;
+use tokio::sync::{Semaphore, watch};
+
+use super::super::BackplaneError;
+
+/// The oldest server whose JetStream does what is needed here.
+const OLDEST: (u64, u64) = (2, 9);
+const NO_STREAM: u64 = 10059;
+const NO_MESSAGE: u64 = 10037;
+
+/// Where the servers are and who asks.
+#[derive(Clone)]
+pub(super) struct Servers {
+    addresses: Vec<ServerAddr>,
+    user: Option<(String, Option<String>)>,
+}
+
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) jetstream: Context,
+    pub(super) timeout: Duration,
+    broken: watch::Receiver<bool>,
+}
+
+impl Servers {
+    /// Credentials leave the URLs here: the client logs those.
+    pub(super) fn parse(urls: &str) -> Option<Self> {
+        let mut servers = Self { addresses: Vec::new(), user: None };
+        for url in urls.split(',') {
+            let mut url = url.trim().parse::<ServerAddr>().ok()?.into_inner();
+            if !matches!(url.scheme(), "nats" | "tls") {
+                return None;
+            }
+            if !url.username().is_empty() {
+                servers.user = Some((unescape(url.username()), url.password().map(unescape)));
+            }
+            url.set_username("").and_then(|()| url.set_password(None)).ok()?;
+            servers.addresses.push(ServerAddr::from_url(url).ok()?);
+        }
+        Some(servers)
+    }
+
+    pub(super) async fn connect(&self, timeout: Duration) -> Result<Connection, BackplaneError> {
+        let (breaks, broken) = watch::channel(false);
+        let breaks = Arc::new(breaks);
+        let mut options = ConnectOptions::new()
+            .name("tower-sse")
+            .connection_timeout(timeout)
+            .request_timeout(Some(timeout))
+            .ping_interval(Duration::from_secs(5))
+            // Each server once; see above.
+            .max_reconnects(self.addresses.len())
+            .event_callback(move |event| {
+                // A slow consumer has lost messages: whoever hears begins anew.
+                if matches!(event, Event::Disconnected | Event::Closed | Event::SlowConsumer(_)) {
+                    breaks.send_replace(true);
+                }
+                async {}
+            });
+        options = match &self.user {
+            None => options,
+            Some((user, Some(password))) => options.user_and_password(user.clone(), password.clone()),
+            Some((token, None)) => options.token(token.clone()),
+        };
+        let limit = timeout.saturating_mul(u32::try_from(self.addresses.len()).unwrap_or(1));
+        let client = tokio::time::timeout(limit, options.connect(self.addresses.as_slice()))
+            .await
+            .map_err(|_| BackplaneError::unavailable("no connection in time"))?
+            .map_err(|error| match error.kind() {
+                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                    BackplaneError::rejected(error.to_string())
+                }
+                _ => BackplaneError::unavailable(error.to_string()),
+            })?;
+        let version = client.server_info().version;
+        if !is_new_enough(&version) {
+            let (major, minor) = OLDEST;
+            return Err(BackplaneError::rejected(format!(
+                "its version is {version}: {major}.{minor} or newer is needed"
+            )));
+        }
+        // Acknowledgements are awaited by their publishers, each with a bound of its own.
+        let jetstream = ContextBuilder::new()
+            .timeout(timeout)
+            .ack_timeout(timeout)
+            .max_ack_inflight(Semaphore::MAX_PERMITS)
+            .build(client.clone());
+        Ok(Connection { client, jetstream, timeout, broken })
+    }
+}
+
+/// Where; not who.
+impl fmt::Display for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, address) in self.addresses.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{}:{}", address.host(), address.port())?;
+        }
+        Ok(())
+    }
+}
+
+/// What `%` stands for in a URL.
+fn unescape(text: &str) -> String {
+    let plain = text.replace('+', "%2B");
+    form_urlencoded::parse(plain.replace('&', "%26").replace('=', "%3D").as_bytes())
+        .next()
+        .map(|(text, _)| text.into_owned())
+        .unwrap_or_default()
+}
+
+fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(str::parse::<u64>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= OLDEST,
+        _ => false,
+    }
+}
+
+impl Connection {
+    pub(super) fn is_whole(&self) -> bool {
+        !*self.broken.borrow() && self.client.connection_state() == State::Connected
+    }
+
+    /// Waits for something for at most this long, and no longer than the connection holds.
+    pub(super) async fn within<T>(&self, limit: Duration, what: impl Future<Output = T>) -> Result<T, BackplaneError> {
+        let answer = tokio::time::timeout(limit, self.unless_broken(what)).await;
+        answer.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+    }
+
+    pub(super) async fn unless_broken<T>(&self, what: impl Future<Output = T>) -> Result<T, BackplaneError> {
+        let mut broken = self.broken.clone();
+        let breaks = std::pin::pin!(broken.wait_for(|broken| *broken));
+        match select(std::pin::pin!(what), breaks).await {
+            Either::Left((came, _)) => Ok(came),
+            Either::Right(_) => Err(BackplaneError::unknown("the connection broke")),
+        }
+    }
+
+    /// Asks JetStream's API. `None` if there is no such stream.
+    pub(super) async fn ask(&self, what: &str, of: &str, with: &Json) -> Result<Option<Json>, BackplaneError> {
+        let request = self.jetstream.request::<_, _, Json>(format!("{what}.{of}"), with);
+        let answer = self.within(self.timeout, request).await?.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => BackplaneError::unavailable("JetStream is not there"),
+            RequestErrorKind::TimedOut => BackplaneError::unknown("no answer in time"),
+            _ => BackplaneError::rejected(error.to_string()),
+        })?;
+        let Some(error) = answer.get("error") else { return Ok(Some(answer)) };
+        if error["err_code"] == NO_STREAM {
+            return Ok(None);
+        }
+        let text = format!("{what}: {}", error["description"].as_str().unwrap_or_default());
+        // The system is not ready, or has no leader now.
+        Err(if error["code"] == 503 { BackplaneError::unavailable(text) } else { BackplaneError::rejected(text) })
+    }
+
+    /// Puts a message on a subject whose newest has this number. False if somebody else was faster.
+    pub(super) async fn compare_and_set(
+        &self,
+        subject: String,
+        payload: Bytes,
+        newest: u64,
+    ) -> Result<bool, BackplaneError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, newest.to_string());
+        let publish = async { self.jetstream.publish_with_headers(subject, headers, payload).await?.await };
+        match self.within(self.timeout, publish).await? {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+            Err(error) => Err(BackplaneError::unavailable(error.to_string())),
+        }
+    }
+
+    /// One message of a stream, from whom leads it: by number, or the newest of a subject.
+    pub(super) async fn message(&self, stream: &str, by: By<'_>) -> Result<Option<StreamMessage>, BackplaneError> {
+        let text = |error: &dyn fmt::Display| BackplaneError::rejected(error.to_string());
+        let handle = self.jetstream.get_stream_no_info(stream).await.map_err(|error| text(&error))?;
+        let answer: Result<StreamMessage, RawMessageError> = match by {
+            By::Number(number) => self.within(self.timeout, handle.get_raw_message(number)).await?,
+            By::Subject(subject) => self.within(self.timeout, handle.get_last_raw_message_by_subject(subject)).await?,
+        };
+        match answer {
+            Ok(message) => Ok(Some(message)),
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(error)
+                    if [NO_STREAM, NO_MESSAGE].contains(&error.error_code().0) =>
+                {
+                    Ok(None)
+                }
+                _ => Err(BackplaneError::unavailable(error.to_string())),
+            },
+        }
+    }
+}
+
+pub(super) enum By<'a> {
+    Number(u64),
+    Subject(&'a str),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_give_servers_and_keep_their_secrets() {
+        let servers = Servers::parse("nats://ada:s3%2Bc%40r+et@one:4222, tls://two").unwrap();
+        assert_eq!(servers.to_string(), "one:4222, two:4222");
+        assert_eq!(servers.user, Some(("ada".into(), Some("s3+c@r+et".into()))));
+        assert!(servers.addresses.iter().all(|address| !address.as_url_str().contains('@')));
+        assert!(Servers::parse("ws://host").is_none() && Servers::parse("redis://host").is_none());
+    }
+
+    #[test]
+    fn old_servers_are_told_from_new_ones() {
+        for (version, enough) in
+            [("2.9.10", true), ("2.10.0-beta.1", true), ("3.0", true), ("2.8.4", false), ("", false)]
+        {
+            assert_eq!(is_new_enough(version), enough, "{version}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! A JetStream stream as the log. Server 2.9 or newer.
+//!
+//! The server has no scripts, so what Redis does in one step is made of several things here:
+//!
+//! - **Numbers** are the stream's own sequence. It is trimmed at its head only, by count and age.
+//! - **The epoch** lies in a key-value bucket and is changed by compare-and-set; the stream takes plain records on a subject
+//!   that names it. See `session`.
+//! - **A younger log** is noticed before anything is appended whenever the adapter connects, looks, or is told by its caller
+//!   of more than it knows. Should the log fall back between a look and an append, over a connection that holds, the
+//!   acknowledgement shows it: its number is one that was there before. Then a new epoch begins at once, and the place
+//!   that is returned is in the new one. Only until then may who reads take this one record for one of the old epoch.
+//! - **Current values** are copied by the server into a second stream. See `values`.
+//! - **Records with values** are taken in any epoch, since the copy needs a subject that stays. So if somebody else began a
+//!   new epoch a moment ago, the place of such a record may name the old one, in which positions are refused by then.
+//! - **Control messages** are plain publishes: who does not listen does not hear.
+//!
+//! What a server acknowledged it may lose with the power, unless it is told to sync (`sync_interval: always`) or has
+//! replicas: streams of one replica are made, and may be given more with NATS' own tools.
+
+mod append;
+mod connection;
+mod deposits;
+mod names;
+mod reader;
+mod session;
+mod shared;
+mod streams;
+mod values;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+
+use self::connection::Servers;
+use self::names::Names;
+use self::reader::Reader;
+use self::shared::{Shared, before_append};
+use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
+
+/// How long the server waits for something new before it says that there is nothing.
+const BLOCK: Duration = Duration::from_secs(2);
+const BATCH: usize = 512;
+
+/// A log on a NATS server with JetStream: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
+///
+/// Needs the feature `nats` and a server of version 2.9 or newer, with JetStream. What it promises is as good as the
+/// server's storage: a server that is killed and comes back with its folder has lost nothing that was acknowledged; one
+/// that comes back with less begins a new epoch, and every client is told of one gap.
+///
+/// A record has to fit the server's `max_payload`, 1 MiB unless set, with its headers: its idempotency key, and which values
+/// it sets.
+#[derive(Clone)]
+pub struct Nats {
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    max_records: usize,
+    max_age: Duration,
+    max_values: usize,
+    timeout: Duration,
+}
+
+impl Nats {
+    /// A log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`, `nats://token@host`, or several of one
+    /// cluster, separated by commas. Hubs of one `namespace`, any text, are instances of one; others on the same server
+    /// never meet it. Connects when it is first used.
+    ///
+    /// # Errors
+    /// When the URL is none, or the namespace is too long: about 200 letters, fewer where it has others than `A-Za-z0-9-`. The
+    /// error does not repeat them.
+    pub fn new(url: &str, namespace: &str) -> Result<Self, BackplaneError> {
+        let servers = Servers::parse(url).ok_or_else(|| BackplaneError::rejected("not a NATS URL"))?;
+        let names = Names::new(namespace)?;
+        let settings = Settings {
+            max_records: 100_000,
+            max_age: Duration::from_secs(3600),
+            max_values: 100_000,
+            timeout: Duration::from_secs(2),
+        };
+        Ok(Self { shared: Arc::new(Shared::new(servers, namespace.to_owned(), settings, names)) })
+    }
+
+    /// Sets how many records the log keeps. Defaults to 100,000.
+    #[must_use]
+    pub fn max_records(self, records: usize) -> Self {
+        self.with(|settings| settings.max_records = records.max(1))
+    }
+
+    /// Sets how long the log keeps a record, at least 100 ms. Defaults to an hour.
+    #[must_use]
+    pub fn max_age(self, age: Duration) -> Self {
+        self.with(|settings| settings.max_age = age)
+    }
+
+    /// Sets how many current values are kept; the oldest go first. A value that was removed counts, and so does every set of
+    /// topics to which one record was published as their value. Defaults to 100,000.
+    #[must_use]
+    pub fn max_values(self, values: usize) -> Self {
+        self.with(|settings| settings.max_values = values.max(1))
+    }
+
+    /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with(|settings| settings.timeout = timeout)
+    }
+
+    fn with(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let Shared { servers, namespace, settings, names, .. } = &*self.shared;
+        let mut settings = settings.clone();
+        change(&mut settings);
+        let (servers, namespace, names) = (servers.clone(), namespace.clone(), names.clone());
+        Self { shared: Arc::new(Shared::new(servers, namespace, settings, names)) }
+    }
+}
+
+impl Backplane for Nats {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+        async move {
+            match self.shared.append(&records, seen).await {
+                Ok(places) => places,
+                Err(error) => records.iter().map(|_| Err(error.again())).collect(),
+            }
+        }
+        .boxed()
+    }
+
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+        async move {
+            let session = self.shared.session(None).await?;
+            match session.look(&self.shared.names, seen).await? {
+                Some(state) => Ok(state),
+                None => Ok(self.shared.in_time(self.shared.reopen(&session, seen, false)).await?.opened),
+            }
+        }
+        .boxed()
+    }
+
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        async move {
+            let session = self.shared.session(None).await?;
+            let reader = Reader::open(&session.connection, &self.shared.names.log, after, None).await?;
+            let reader = reader.ok_or_else(|| BackplaneError::unavailable("the log is gone"))?;
+            let messages = reader.rest(limit, BATCH).await?;
+            Ok(messages.into_iter().map(|message| message.stored).collect())
+        }
+        .boxed()
+    }
+
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+        let shared = Arc::clone(&self.shared);
+        async_stream::try_stream! {
+            let session = shared.session(None).await?;
+            let reader = Reader::open(&session.connection, &shared.names.log, after, None).await?;
+            let mut reader = reader.ok_or_else(|| BackplaneError::unavailable("the log is gone"))?;
+            let mut last = after;
+            loop {
+                let batch = reader.next(BATCH, BLOCK).await?;
+                // Else what comes may be of an epoch that is not what the reader thinks.
+                if !session.is_good() {
+                    Err(BackplaneError::unavailable("the log is another"))?;
+                }
+                let batch: Vec<_> = batch.into_iter().map(|message| message.stored).collect();
+                for stored in &batch {
+                    // Trimmed, deleted, or lost on the way: whoever follows has to look.
+                    if stored.sequence != last + 1 {
+                        let next = stored.sequence;
+                        Err(BackplaneError::unavailable(format!("after record {last} came {next}")))?;
+                    }
+                    last = stored.sequence;
+                }
+                session.saw(last);
+                if !batch.is_empty() {
+                    yield batch;
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        async move {
+            let session = self.shared.session(None).await?;
+            values::read(&session.connection, &self.shared.names).await
+        }
+        .boxed()
+    }
+
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move {
+            let connection = self.shared.session(None).await.map_err(before_append)?.connection.clone();
+            let publish = connection.client.publish(self.shared.names.told(), message);
+            connection
+                .within(connection.timeout, publish)
+                .await?
+                .map_err(|error| BackplaneError::rejected(error.to_string()))?;
+            let flushed = connection.within(connection.timeout, connection.client.flush()).await?;
+            flushed.map_err(|error| BackplaneError::unknown(error.to_string()))
+        }
+        .boxed()
+    }
+
+    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
+        let shared = Arc::clone(&self.shared);
+        async_stream::try_stream! {
+            let connection = shared.session(None).await?.connection.clone();
+            let told = connection.client.subscribe(shared.names.told()).await;
+            let mut told = told.map_err(|error| BackplaneError::unavailable(error.to_string()))?;
+            loop {
+                let message = connection.unless_broken(told.next()).await?;
+                yield message.ok_or_else(|| BackplaneError::unavailable("the connection ended"))?.payload;
+            }
+        }
+        .boxed()
+    }
+
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let key = key.to_owned();
+        async move {
+            let session = self.shared.session(None).await?;
+            deposits::put(&session.connection, &self.shared.names, &key, &payload, time).await
+        }
+        .boxed()
+    }
+
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        let key = key.to_owned();
+        async move {
+            let session = self.shared.session(None).await?;
+            deposits::take(&session.connection, &self.shared.names, &key).await
+        }
+        .boxed()
+    }
+
+    fn describe(&self) -> String {
+        format!("nats at {}", self.shared.servers)
+    }
+}
+
+impl fmt::Debug for Nats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nats")
+            .field("server", &self.describe())
+            .field("namespace", &self.shared.namespace)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,155 @@
+//! What the clones of an adapter share: the newest session, and appending over it.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::super::{BackplaneError, Outgoing, Place, Seen};
+use super::Settings;
+use super::append::{self, Outcome};
+use super::connection::Servers;
+use super::names::Names;
+use super::session::{self, Session};
+
+pub(super) struct Shared {
+    pub(super) servers: Servers,
+    pub(super) namespace: String,
+    pub(super) settings: Settings,
+    pub(super) names: Names,
+    /// The newest, with its connection. Once it broke it is only asked how far the log had come.
+    session: Mutex<Option<Arc<Session>>>,
+}
+
+impl Shared {
+    pub(super) fn new(servers: Servers, namespace: String, settings: Settings, names: Names) -> Self {
+        Self { servers, namespace, settings, names, session: Mutex::default() }
+    }
+
+    /// The log as it is known, over a connection that is whole; opened if need be.
+    pub(super) async fn session(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
+        self.in_time(self.find(seen)).await
+    }
+
+    /// Opening asks several things, and others may wait for the same.
+    pub(super) async fn in_time<T>(
+        &self,
+        what: impl Future<Output = Result<T, BackplaneError>>,
+    ) -> Result<T, BackplaneError> {
+        let limit = self.settings.timeout.saturating_mul(4);
+        let opened = tokio::time::timeout(limit, what).await;
+        opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the log was not opened in time")))
+    }
+
+    async fn find(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
+        let mut current = self.session.lock().await;
+        if let Some(session) = &*current
+            && session.is_good()
+            && (!session.is_behind(seen) || session.look(&self.names, seen).await?.is_some())
+        {
+            return Ok(Arc::clone(session));
+        }
+        self.open(&mut current, seen, None).await
+    }
+
+    /// The log anew, since it is not what this session knows. With `younger`, that session's epoch is over.
+    pub(super) async fn reopen(
+        &self,
+        than: &Arc<Session>,
+        seen: Option<Seen>,
+        younger: bool,
+    ) -> Result<Arc<Session>, BackplaneError> {
+        let mut current = self.session.lock().await;
+        let younger = younger.then(|| than.seen().epoch);
+        match &*current {
+            // Somebody was faster.
+            Some(session)
+                if !Arc::ptr_eq(session, than)
+                    && session.is_good()
+                    && younger != Some(session.seen().epoch)
+                    && !session.is_behind(seen) =>
+            {
+                Ok(Arc::clone(session))
+            }
+            _ => self.open(&mut current, seen, younger).await,
+        }
+    }
+
+    async fn open(
+        &self,
+        current: &mut Option<Arc<Session>>,
+        seen: Option<Seen>,
+        younger: Option<u64>,
+    ) -> Result<Arc<Session>, BackplaneError> {
+        let connection = match &*current {
+            Some(session) if session.connection.is_whole() => session.connection.clone(),
+            _ => self.servers.connect(self.settings.timeout).await?,
+        };
+        // What was known before, here and by the caller.
+        let known = current.as_ref().map(|session| session.seen());
+        let seen = match (known, seen) {
+            (Some(known), Some(seen)) if known.epoch == seen.epoch && known.sequence > seen.sequence => Some(known),
+            (known, seen) => seen.or(known),
+        };
+        let session = session::open(connection, &self.names, &self.settings, seen, younger).await?;
+        if let Some(before) = current.take() {
+            before.end();
+        }
+        let session = Arc::new(session);
+        *current = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    pub(super) async fn append(
+        &self,
+        records: &[Outgoing],
+        seen: Option<Seen>,
+    ) -> Result<Vec<Result<Place, BackplaneError>>, BackplaneError> {
+        let mut session = self.session(seen).await.map_err(before_append)?;
+        let mut places = Vec::with_capacity(records.len());
+        for attempt in 0..2 {
+            let known = session.seen();
+            let mut outcomes = append::append(&session, &self.names, &records[places.len()..]).await;
+            // Those at the end that nobody took can be appended again, in order.
+            let taken = outcomes.iter().rposition(|outcome| !matches!(outcome, Outcome::Nobody)).map_or(0, |at| at + 1);
+            let is_again = attempt == 0 && taken < outcomes.len();
+            if is_again {
+                outcomes.truncate(taken);
+            }
+            let newest = |outcome: &Outcome| if let Outcome::At(sequence) = outcome { Some(*sequence) } else { None };
+            let is_younger = outcomes.iter().filter_map(newest).any(|sequence| sequence <= known.sequence);
+            let mut epoch = known.epoch;
+            if is_younger {
+                epoch = self.in_time(self.reopen(&session, seen, true)).await.map_err(after_append)?.seen().epoch;
+            } else {
+                outcomes.iter().filter_map(newest).for_each(|sequence| session.saw(sequence));
+            }
+            places.extend(outcomes.into_iter().map(|outcome| match outcome {
+                Outcome::At(sequence) | Outcome::Before(sequence) => Ok(Place { epoch, sequence }),
+                Outcome::Nobody => Err(BackplaneError::unavailable("no stream takes the record")),
+                Outcome::Failed(error) => Err(error),
+            }));
+            if !is_again {
+                break;
+            }
+            session = match self.in_time(self.reopen(&session, seen, false)).await {
+                Ok(session) => session,
+                Err(error) => {
+                    let error = before_append(error);
+                    places.extend(records[places.len()..].iter().map(|_| Err(error.again())));
+                    break;
+                }
+            };
+        }
+        Ok(places)
+    }
+}
+
+/// Nothing was appended yet.
+pub(super) fn before_append(error: BackplaneError) -> BackplaneError {
+    if error.is_unknown() { BackplaneError::unavailable(error.text) } else { error }
+}
+
+/// It was, but where cannot be said.
+fn after_append(error: BackplaneError) -> BackplaneError {
+    BackplaneError::unknown(error.text)
+}

@@ -1,0 +1,233 @@
+//! The streams on the server: made when they are missing, read back, refused when they are not what is needed.
+//!
+//! An old server passes over settings that it does not know, so what was made is looked at, not what was asked for.
+
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use super::super::BackplaneError;
+use super::Settings;
+use super::connection::Connection;
+use super::names::Names;
+
+/// For so long a repeated idempotency key is known.
+const DUPLICATES: Duration = Duration::from_secs(600);
+
+/// For so long something may wait at most.
+const DEPOSITS: Duration = Duration::from_secs(3600);
+
+/// The log's stream as the server describes it.
+pub(super) struct Log {
+    config: Json,
+    pub(super) created: String,
+    /// Whose plain records it takes.
+    pub(super) epoch: Option<u64>,
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+impl Log {
+    pub(super) fn new(names: &Names, info: &Json) -> Result<Self, BackplaneError> {
+        let number = |of: &str| info["state"][of].as_u64();
+        let (Some(messages), Some(first), Some(last), Some(created)) =
+            (number("messages"), number("first_seq"), number("last_seq"), info["created"].as_str())
+        else {
+            return Err(BackplaneError::rejected("what it says of the stream cannot be read"));
+        };
+        let subjects = info["config"]["subjects"].as_array();
+        let epoch = subjects.into_iter().flatten().filter_map(Json::as_str).find_map(|subject| names.epoch_of(subject));
+        let first = if messages == 0 { last + 1 } else { first };
+        Ok(Self { config: info["config"].clone(), created: created.to_owned(), epoch, first, last })
+    }
+}
+
+fn subjects(names: &Names, epoch: u64) -> Json {
+    json!([names.plain(epoch), names.keyed()])
+}
+
+fn count(number: usize) -> Json {
+    json!(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
+/// What may be changed while it is in use.
+fn limits(settings: &Settings) -> [(&'static str, Json); 3] {
+    // The server refuses shorter ones, and a window that is longer than the age.
+    let age = settings.max_age.max(Duration::from_millis(100));
+    let nanos = |duration: Duration| json!(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX));
+    [
+        ("max_msgs", count(settings.max_records)),
+        ("max_age", nanos(age)),
+        ("duplicate_window", nanos(age.min(DUPLICATES))),
+    ]
+}
+
+/// The log, made with this epoch if it is missing. `None` if somebody else made it meanwhile.
+pub(super) async fn log(
+    connection: &Connection,
+    names: &Names,
+    settings: &Settings,
+    epoch: u64,
+) -> Result<Option<Log>, BackplaneError> {
+    let info = match connection.ask("STREAM.INFO", &names.log, &json!({})).await? {
+        Some(info) => info,
+        None => {
+            let mut config = json!({
+                "name": names.log,
+                "subjects": subjects(names, epoch),
+                "retention": "limits",
+                "discard": "old",
+                "storage": "file",
+                "max_msgs_per_subject": -1,
+                "num_replicas": 1,
+            });
+            for (name, value) in limits(settings) {
+                config[name] = value;
+            }
+            let Some(info) = create(connection, &names.log, &config).await? else { return Ok(None) };
+            info
+        }
+    };
+    expect(
+        &info,
+        &names.log,
+        &[("retention", json!("limits")), ("discard", json!("old")), ("storage", json!("file"))],
+    )?;
+    let config = &info["config"];
+    let is_off = |name: &str| config[name].is_null() || config[name] == false || config[name] == json!([]);
+    if config["max_msgs_per_subject"].as_i64().unwrap_or(-1) > 0
+        || !["no_ack", "sealed", "mirror", "sources"].into_iter().all(is_off)
+    {
+        return Err(unfit(&names.log, "keeps other than the newest records"));
+    }
+    Log::new(names, &info).map(Some)
+}
+
+/// Lets the log take plain records of this epoch alone, with these limits. `None` if it is gone meanwhile.
+pub(super) async fn fence(
+    connection: &Connection,
+    names: &Names,
+    settings: &Settings,
+    log: Log,
+    epoch: u64,
+) -> Result<Option<Log>, BackplaneError> {
+    let mut config = log.config.clone();
+    let mut changed = Vec::new();
+    for (name, value) in limits(settings) {
+        if config[name] != value {
+            changed.push(name);
+            config[name] = value;
+        }
+    }
+    let subjects = subjects(names, epoch);
+    if config["subjects"] == subjects && changed.is_empty() {
+        return Ok(Some(log));
+    }
+    if !changed.is_empty() {
+        tracing::warn!(stream = names.log, ?changed, "the log had other limits, of another version or instance");
+    }
+    config["subjects"] = subjects;
+    let Some(info) = connection.ask("STREAM.UPDATE", &names.log, &config).await? else { return Ok(None) };
+    let log = Log::new(names, &info)?;
+    if log.epoch != Some(epoch) {
+        return Err(unfit(&names.log, "does not take the subjects it was given"));
+    }
+    Ok(Some(log))
+}
+
+/// The stream of current values: the newest of each, copied out of the log by the server. False if somebody else made
+/// another meanwhile.
+pub(super) async fn values(
+    connection: &Connection,
+    names: &Names,
+    settings: &Settings,
+) -> Result<bool, BackplaneError> {
+    let source = json!([{ "name": names.log, "filter_subject": names.keyed() }]);
+    let info = match connection.ask("STREAM.INFO", &names.values, &json!({})).await? {
+        Some(info) => info,
+        None => {
+            let config = json!({
+                "name": names.values,
+                "retention": "limits",
+                "discard": "old",
+                "storage": "file",
+                "max_msgs": count(settings.max_values),
+                "max_msgs_per_subject": 1,
+                "num_replicas": 1,
+                "sources": source,
+            });
+            let Some(info) = create(connection, &names.values, &config).await? else { return Ok(false) };
+            info
+        }
+    };
+    expect(&info, &names.values, &[("retention", json!("limits")), ("max_msgs_per_subject", json!(1))])?;
+    let config = &info["config"];
+    let of = &config["sources"][0];
+    if of["name"] != names.log || of["filter_subject"] != names.keyed() {
+        return Err(unfit(&names.values, "is not sourced from the log"));
+    }
+    if config["max_msgs"] != count(settings.max_values) {
+        let mut config = config.clone();
+        config["max_msgs"] = count(settings.max_values);
+        return Ok(connection.ask("STREAM.UPDATE", &names.values, &config).await?.is_some());
+    }
+    Ok(true)
+}
+
+/// The bucket. Read from its leader alone: a replica may not know of the newest epoch.
+pub(super) async fn bucket(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
+    let config = json!({
+        "name": names.bucket,
+        "subjects": [names.epoch.replace(".epoch", ".>")],
+        "retention": "limits",
+        "discard": "new",
+        "storage": "file",
+        "max_msgs_per_subject": 1,
+        "num_replicas": 1,
+        "allow_rollup_hdrs": true,
+        "deny_delete": true,
+    });
+    create(connection, &names.bucket, &config).await.map(drop)
+}
+
+/// What waits for whoever asks first, at most an hour.
+pub(super) async fn deposits(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
+    if connection.ask("STREAM.INFO", &names.deposits, &json!({})).await?.is_some() {
+        return Ok(());
+    }
+    let config = json!({
+        "name": names.deposits,
+        "subjects": [names.all_deposits()],
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "max_msgs_per_subject": 1,
+        "max_age": i64::try_from(DEPOSITS.as_nanos()).unwrap_or(i64::MAX),
+        "num_replicas": 1,
+    });
+    create(connection, &names.deposits, &config).await.map(drop)
+}
+
+pub(super) async fn delete(connection: &Connection, stream: &str) -> Result<(), BackplaneError> {
+    connection.ask("STREAM.DELETE", stream, &json!({})).await.map(drop)
+}
+
+/// `None` if there is one of this name, with other settings.
+async fn create(connection: &Connection, name: &str, config: &Json) -> Result<Option<Json>, BackplaneError> {
+    match connection.ask("STREAM.CREATE", name, config).await {
+        Ok(info) => Ok(info),
+        Err(error) if error.is_rejected() && error.to_string().contains("already in use") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn expect(info: &Json, stream: &str, settings: &[(&str, Json)]) -> Result<(), BackplaneError> {
+    match settings.iter().find(|(name, value)| info["config"][*name] != *value) {
+        None => Ok(()),
+        Some((name, value)) => Err(unfit(stream, &format!("has a {name} other than {value}"))),
+    }
+}
+
+fn unfit(stream: &str, why: &str) -> BackplaneError {
+    BackplaneError::rejected(format!("the stream {stream} {why}"))
+}

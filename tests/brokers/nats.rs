@@ -1,0 +1,223 @@
+//! What is NATS' own: limits, refusals, and a log that comes back younger.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use tower_sse::backplane::{Backplane, Nats, Outgoing, Place, State, Value};
+
+use crate::nats_server::{NatsServer, is_there};
+use crate::support::soon;
+
+fn record(text: &str) -> Outgoing {
+    Outgoing::new(Bytes::from(text.to_owned()))
+}
+
+fn value(text: &str, id: &str) -> Outgoing {
+    let mut outgoing = record(text);
+    outgoing.values = vec![Value::new(id, false)];
+    outgoing
+}
+
+async fn append(log: &Nats, records: Vec<Outgoing>) -> Vec<Place> {
+    soon(log.append(records, None)).await.into_iter().map(Result::unwrap).collect()
+}
+
+async fn values(log: &Nats) -> BTreeMap<u64, String> {
+    let text = |payload: &Bytes| String::from_utf8(payload.to_vec()).unwrap();
+    soon(log.values()).await.unwrap().iter().map(|value| (value.sequence, text(&value.payload))).collect()
+}
+
+#[tokio::test]
+async fn trims_by_length_and_by_age_and_says_what_is_left() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    let log = Nats::new(&server.url(), "length").unwrap().max_records(1_000).max_values(10);
+    append(&log, vec![value("kept apart", "id")]).await;
+    server.copied("length", 1).await;
+    append(&log, (0..4_999).map(|n| record(&n.to_string())).collect()).await;
+    let state = soon(log.state(None)).await.unwrap();
+    assert_eq!((state.first, state.last), (4_001, 5_000));
+    assert_eq!(soon(log.range(0, 1)).await.unwrap()[0].sequence, 4_001);
+    assert_eq!(values(&log).await, BTreeMap::from([(1, "kept apart".to_owned())]));
+    // A tail from what is gone says so.
+    let trimmed = soon(log.tail(10).next()).await.unwrap().unwrap_err();
+    assert!(!trimmed.is_rejected(), "{trimmed}");
+    // The oldest values go first.
+    append(&log, (0..20).map(|n| value(&n.to_string(), &n.to_string())).collect()).await;
+    soon(async {
+        while values(&log).await.values().cloned().collect::<Vec<_>>()
+            != (10..20).map(|n| n.to_string()).collect::<Vec<_>>()
+        {
+            // What the copy has dropped is still in the log until the copy has come so far.
+            append(&log, vec![record("x")]).await;
+        }
+    })
+    .await;
+
+    let log = Nats::new(&server.url(), "age").unwrap().max_age(Duration::from_millis(200));
+    append(&log, vec![record("old"), record("old")]).await;
+    soon(async { while soon(log.state(None)).await.unwrap().first != 3 {} }).await;
+    append(&log, vec![record("new")]).await;
+    assert_eq!(soon(log.state(None)).await.unwrap().last, 3);
+}
+
+/// What overrules a value does so in the copy too, where nothing of the log is left.
+#[tokio::test]
+async fn values_outlive_the_log_each_on_its_own() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    let log = Nats::new(&server.url(), "n").unwrap().max_records(1);
+    let both = |text: &str, removes| {
+        let mut outgoing = record(text);
+        outgoing.values = vec![Value::new("x", removes), Value::new("y", removes)];
+        outgoing
+    };
+    append(&log, vec![both("both", false)]).await;
+    server.copied("n", 1).await;
+    append(&log, vec![value("only x", "x")]).await;
+    server.copied("n", 2).await;
+    append(&log, vec![record("plain")]).await;
+    assert_eq!(values(&log).await, BTreeMap::from([(1, "both".to_owned()), (2, "only x".to_owned())]));
+    append(&log, vec![value("z", "z")]).await;
+    server.copied("n", 3).await;
+    append(&log, vec![both("gone", true)]).await;
+    server.copied("n", 4).await;
+    append(&log, vec![record("plain")]).await;
+    assert_eq!(values(&log).await, BTreeMap::from([(4, "z".to_owned())]));
+}
+
+#[tokio::test]
+async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start_with(&["--user", "ada", "--pass", "s3c+ret"]);
+    let known = server.url().replace("nats://", "nats://ada:s3c%2Bret@");
+    let log = Nats::new(&known, "n").unwrap();
+    append(&log, vec![record("x")]).await;
+    // Headers count.
+    let large = "x".repeat(1 << 20);
+    let large = vec![record(&large), record(&format!("{large}x")), value(&large, "id"), record("y")];
+    let places = soon(log.append(large, None)).await;
+    for refused in &places[1..3] {
+        let refused = refused.as_ref().unwrap_err();
+        assert!(refused.is_rejected() && refused.to_string().contains("max_payload"), "{refused}");
+    }
+    assert_eq!((places[0].as_ref().unwrap().sequence, places[3].as_ref().unwrap().sequence), (2, 3));
+
+    let wrong = Nats::new(&server.url().replace("nats://", "nats://ada:wr0ng@"), "n").unwrap();
+    let refused = soon(wrong.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
+    assert!(refused.is_rejected(), "{refused}");
+    let nobody = Nats::new("nats://ada:s3cret@127.0.0.1:1", "n").unwrap();
+    let gone = soon(nobody.state(None)).await.unwrap_err();
+    assert!(!gone.is_unknown() && !gone.is_rejected(), "{gone}");
+    let not_appended = soon(nobody.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
+    assert!(!not_appended.is_unknown());
+    for text in [format!("{gone} {gone:?} {refused} {refused:?}"), nobody.describe(), format!("{nobody:?}")] {
+        assert!(!text.contains("s3cret") && !text.contains("wr0ng"), "{text}");
+    }
+    for bad in ["http://ada:s3cret@host", "ws://ada:s3cret@host", ""] {
+        let bad = Nats::new(bad, "n").unwrap_err();
+        assert!(!format!("{bad} {bad:?}").contains("s3cret"));
+    }
+}
+
+/// Where a stream of that name is not what is needed, it is refused, not used.
+#[tokio::test]
+async fn a_stream_that_would_lose_records_is_refused() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    for (name, setting) in
+        [("a", "\"retention\":\"interest\""), ("b", "\"max_msgs_per_subject\":1"), ("c", "\"discard\":\"new\"")]
+    {
+        let config =
+            format!("{{\"name\":\"tower-sse-log_{name}\",\"subjects\":[\"{name}\"],\"storage\":\"file\",{setting}}}");
+        server.api(&format!("STREAM.CREATE.tower-sse-log_{name}"), &config).await;
+        let log = Nats::new(&server.url(), name).unwrap();
+        let refused = soon(log.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
+        assert!(refused.is_rejected() && refused.to_string().contains("tower-sse-log"), "{refused}");
+    }
+}
+
+/// Younger than what was seen, whoever notices: numbers never mean two records of one epoch, and values are those of the
+/// log that is there.
+#[tokio::test]
+async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_its_values_go_on() {
+    if !is_there() {
+        return;
+    }
+    let mut server = NatsServer::start();
+    let log = || Nats::new(&server.url(), "n").unwrap();
+    let (one, two) = (log(), log());
+    let before = append(&one, vec![record("1"), value("2", "kept")]).await;
+    server.kill();
+    let saved = server.save();
+    server.restart();
+    soon(async { while one.append(vec![value("3", "lost")], None).await[0].is_err() {} }).await;
+    let seen = append(&one, vec![record("4")]).await[0];
+    assert_eq!((seen.epoch, soon(two.state(None)).await.unwrap().last), (before[0].epoch, seen.sequence));
+    server.kill();
+    server.bring_back(&saved);
+    server.restart();
+    // Who comes first has not seen more; the other has.
+    let place = soon(async {
+        loop {
+            if let Ok(place) = one.append(vec![value("new", "kept"), value("newer", "other")], None).await.remove(1) {
+                break place;
+            }
+        }
+    })
+    .await;
+    assert_ne!(place.epoch, seen.epoch);
+    let state = soon(two.state(Some(seen))).await.unwrap();
+    assert_eq!(state.epoch, place.epoch, "one of them named it");
+    let values = values(&two).await;
+    assert_eq!(values.values().collect::<Vec<_>>(), ["new", "newer"]);
+}
+
+/// Whoever deletes the stream while all is connected.
+#[tokio::test]
+async fn a_stream_that_is_deleted_is_made_anew_in_a_new_epoch() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    let (one, two) = (Nats::new(&server.url(), "n").unwrap(), Nats::new(&server.url(), "n").unwrap());
+    let before = append(&one, vec![value("1", "a"), record("2")]).await;
+    soon(two.state(None)).await.unwrap();
+    let mut tail = two.tail(2);
+    assert!(futures::poll!(tail.next()).is_pending());
+    server.api("STREAM.DELETE.tower-sse-log_n", "").await;
+    let place = append(&one, vec![record("new")]).await[0];
+    assert!(place.epoch != before[0].epoch && place.sequence == 1, "{place:?}");
+    // The other believes in the old one, and is put right by its first append.
+    assert_eq!(append(&two, vec![record("newer")]).await, [Place { epoch: place.epoch, sequence: 2 }]);
+    assert_eq!(soon(two.state(None)).await.unwrap(), State { epoch: place.epoch, first: 1, last: 2 });
+    assert!(values(&two).await.is_empty());
+    assert!(soon(tail.next()).await.unwrap().is_err());
+}
+
+/// Two that notice at once agree.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_that_begin_at_once_one_names_the_epoch() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    for round in 0..10 {
+        let logs: Vec<_> = (0..8).map(|_| Nats::new(&server.url(), &format!("n{round}")).unwrap()).collect();
+        let places = futures::future::join_all(logs.iter().map(|log| append(log, vec![record("x")]))).await;
+        let mut places: Vec<_> = places.into_iter().flatten().collect();
+        places.sort_unstable_by_key(|place| place.sequence);
+        assert!(places.iter().all(|place| place.epoch == places[0].epoch), "{places:?}");
+        assert_eq!(places.iter().map(|place| place.sequence).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,138 @@
+//! A NATS server of a test's own: on a free port, with its own folder, ended by its process id.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+#[path = "port.rs"]
+mod port;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub struct NatsServer {
+    pub port: u16,
+    folder: PathBuf,
+    arguments: Vec<String>,
+    child: Option<Child>,
+}
+
+/// Whether there is one to run. Where there is not, what is left out is said loudly; CI never leaves it out.
+pub fn is_there() -> bool {
+    let mut command = Command::new("nats-server");
+    let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    assert!(found || std::env::var_os("CI").is_none(), "nats-server is missing: tests/run installs it");
+    if !found {
+        eprintln!("LEFT OUT: no nats-server on this machine, so nothing is shown of NATS here");
+    }
+    found
+}
+
+impl NatsServer {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub fn start_with(arguments: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("tower-sse-nats-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let port = port::free_port();
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut server = Self { port, folder, arguments, child: None };
+        server.restart();
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// On the port and in the folder that it had.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none());
+        let mut command = Command::new("nats-server");
+        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"]).arg(&self.folder);
+        command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        self.child = Some(command.spawn().unwrap());
+        let begun = Instant::now();
+        while !self.answers() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nats-server does not answer");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        use std::io::Read;
+        let Ok(mut tcp) = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))) else { return false };
+        let mut info = [0; 5];
+        tcp.read_exact(&mut info).is_ok() && &info == b"INFO "
+    }
+
+    /// As a power cut would, but that what was written is on the disk.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    /// Throws away what it kept.
+    pub fn empty(&self) {
+        assert!(self.child.is_none());
+        std::fs::remove_dir_all(&self.folder).unwrap();
+        std::fs::create_dir_all(&self.folder).unwrap();
+    }
+
+    /// What it keeps now, to be brought back.
+    pub fn save(&self) -> PathBuf {
+        assert!(self.child.is_none());
+        let saved = self.folder.with_extension("saved");
+        copy(&self.folder, &saved);
+        saved
+    }
+
+    /// Rolls it back to what was saved.
+    pub fn bring_back(&self, saved: &Path) {
+        self.empty();
+        copy(saved, &self.folder);
+        std::fs::remove_dir_all(saved).unwrap();
+    }
+
+    /// Asks JetStream's API: what an administrator might do.
+    pub async fn api(&self, what: &str, with: &str) -> serde_json::Value {
+        let client = async_nats::connect(self.url()).await.unwrap();
+        let answer = client.request(format!("$JS.API.{what}"), with.to_owned().into()).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    }
+
+    /// Waits until so many records were copied out of the log since it was made.
+    pub async fn copied(&self, namespace: &str, count: u64) {
+        let begun = Instant::now();
+        while self.api(&format!("STREAM.INFO.tower-sse-values_{namespace}"), "").await["state"]["last_seq"] != count {
+            assert!(begun.elapsed() < Duration::from_secs(20), "values are not copied");
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.kill();
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
