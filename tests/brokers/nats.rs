@@ -1,7 +1,7 @@
 //! What is NATS' own: limits, refusals, and a log that comes back younger.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;

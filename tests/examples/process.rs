@@ -53,7 +53,12 @@ pub struct Process(Child);
 
 impl Process {
     pub fn spawn(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Self {
+        Self::spawn_in(program, args, &[])
+    }
+
+    pub fn spawn_in(program: impl AsRef<std::ffi::OsStr>, args: &[&str], environment: &[(&str, String)]) -> Self {
         let mut command = Command::new(program);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self(command.spawn().unwrap())
     }
@@ -96,9 +101,14 @@ async fn start(args: &'static [&'static str]) -> (Process, SocketAddr) {
 }
 
 pub async fn start_with(args: Vec<String>) -> (Process, SocketAddr) {
+    start_in(args, &[]).await
+}
+
+/// In an environment.
+pub async fn start_in(args: Vec<String>, environment: &'static [(&'static str, String)]) -> (Process, SocketAddr) {
     spawn_blocking(move || {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let mut hub = Process::spawn(program(), &args);
+        let mut hub = Process::spawn_in(program(), &args, environment);
         let mut line = String::new();
         BufReader::new(hub.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim_end().strip_prefix("listening on http://").expect(&line);
