@@ -18,6 +18,8 @@
 //! - **No waiting without end.** Every call returns within the adapter's own time limits; a [`tail`](Backplane::tail) ends with
 //!   an error when its connection breaks.
 //!
+//! - **A stream that is not polled holds nobody up**: other calls go on.
+//!
 //! All calls may come from any thread at the same time. Dropping a future may leave its request under way.
 
 mod memory;

@@ -30,6 +30,8 @@ use crate::wire::Draft;
 const BATCH: usize = 1024;
 /// After how many probes that found something which did not come a connection counts as mute.
 const MUTE: u32 = 2;
+/// A server may be busy for a moment.
+const SHORTEST_LOOK: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -246,7 +248,8 @@ async fn listen(
             Some(None) => return Err(BackplaneError::unknown("the connection ended")),
             None => {
                 next_probe = Instant::now() + probe;
-                let state = hub.look(remote).await?;
+                // So that what goes wrong in silence is noticed within two intervals.
+                let state = hub.look(remote, probe.max(SHORTEST_LOOK)).await?;
                 if state.epoch != hub.log().epoch().0 {
                     return Ok(());
                 }
@@ -266,16 +269,14 @@ impl Hub {
         remote.is_loaded().then(|| Place { epoch: self.log().epoch().0, sequence: remote.last.load(Ordering::Acquire) })
     }
 
-    async fn look(&self, remote: &Remote) -> Result<State, BackplaneError> {
-        // So that what goes wrong in silence is noticed within two intervals.
-        let limit = self.settings().probe_interval;
+    async fn look(&self, remote: &Remote, limit: Duration) -> Result<State, BackplaneError> {
         let state = timeout(limit, remote.backplane.state(self.seen(remote))).await;
         state.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
     }
 
     /// Compares, and loads what is needed to follow.
     async fn catch_up(&self, remote: &Remote) -> Result<(), BackplaneError> {
-        let state = self.look(remote).await?;
+        let state = self.look(remote, self.settings().publish_timeout).await?;
         let first = state.first.max(1);
         if !remote.is_loaded() || state.epoch != self.log().epoch().0 {
             let mut values = remote.backplane.values().await?;

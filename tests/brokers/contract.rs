@@ -186,7 +186,18 @@ async fn what_is_deposited_is_withdrawn_once(log: &dyn Backplane) {
     assert_eq!(soon(log.withdraw("c")).await.unwrap(), None, "its time is over");
 }
 
+/// Polled once, while it may be connecting, and then left alone.
+async fn a_stream_that_is_not_polled_holds_nobody_up(log: &dyn Backplane) {
+    let (mut tail, mut ear) = (log.tail(0), log.hear());
+    assert!(futures::poll!(tail.next()).is_pending() && futures::poll!(ear.next()).is_pending());
+    soon(log.state(None)).await.unwrap();
+    append(log, vec![record("x")], None).await;
+    soon(log.tell(Bytes::from_static(b"x"))).await.unwrap();
+    assert_eq!(text(&soon(tail.next()).await.unwrap().unwrap()[0].payload), "x");
+}
+
 async fn keeps_its_promises(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
+    a_stream_that_is_not_polled_holds_nobody_up(&*fresh("0")).await;
     numbers_are_contiguous_and_ordered(&*fresh("a")).await;
     writers_at_once_get_each_number_once(&*fresh("b")).await;
     a_tail_has_what_is_there_and_what_comes(&*fresh("c")).await;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use axum::Router;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
-use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, Subscription, TopicRule};
 
+use crate::nats_server::{self, NatsServer};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
 use crate::support::{Events, Server, get, send, until};
 
@@ -300,8 +301,8 @@ async fn a_topic_tells_who_comes_and_goes_across_instances(log: impl Backplane +
     assert_eq!(presence.members.iter().map(|member| member.user.as_str()).collect::<Vec<_>>(), ["ben"]);
 }
 
-/// Each of these through a log in this process, and through a real Redis.
-macro_rules! through_both {
+/// Each of these through a log in this process, and through a real Redis and a real NATS.
+macro_rules! through_all {
     ($($test:ident)*) => {$(
         mod $test {
             use super::*;
@@ -309,6 +310,14 @@ macro_rules! through_both {
             #[tokio::test]
             async fn through_memory() {
                 super::$test(Memory::new()).await;
+            }
+
+            #[tokio::test]
+            async fn through_nats() {
+                if nats_server::is_there() {
+                    let server = NatsServer::start();
+                    super::$test(Nats::new(&server.url(), "n").unwrap()).await;
+                }
             }
 
             #[tokio::test]
@@ -322,7 +331,7 @@ macro_rules! through_both {
     )*};
 }
 
-through_both! {
+through_all! {
     presence_is_the_same_everywhere
     a_kick_reaches_every_instance
     joins_reach_every_instance

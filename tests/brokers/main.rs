@@ -1,6 +1,7 @@
 //! Several instances, one hub: the adapters against one contract, and hubs through real brokers.
 
 #![allow(
+    clippy::duplicate_mod,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

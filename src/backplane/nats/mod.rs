@@ -157,7 +157,7 @@ impl Backplane for Nats {
     fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
         let shared = Arc::clone(&self.shared);
         async_stream::try_stream! {
-            let session = shared.session(None).await?;
+            let session = shared.session_of_stream().await?;
             let reader = Reader::open(&session.connection, &shared.names.log, after, None).await?;
             let mut reader = reader.ok_or_else(|| BackplaneError::unavailable("the log is gone"))?;
             let mut last = after;
@@ -210,7 +210,7 @@ impl Backplane for Nats {
     fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
         let shared = Arc::clone(&self.shared);
         async_stream::try_stream! {
-            let connection = shared.session(None).await?.connection.clone();
+            let connection = shared.session_of_stream().await?.connection.clone();
             let told = connection.client.subscribe(shared.names.told()).await;
             let mut told = told.map_err(|error| BackplaneError::unavailable(error.to_string()))?;
             loop {

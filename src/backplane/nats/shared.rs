@@ -1,6 +1,7 @@
 //! What the clones of an adapter share: the newest session, and appending over it.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Mutex;
 
@@ -18,16 +19,25 @@ pub(super) struct Shared {
     pub(super) names: Names,
     /// The newest, with its connection. Once it broke it is only asked how far the log had come.
     session: Mutex<Option<Arc<Session>>>,
+    /// When connecting failed last, and why: those who waited for it meanwhile do not try one after the other.
+    failed: std::sync::Mutex<Option<(Instant, BackplaneError)>>,
 }
 
 impl Shared {
     pub(super) fn new(servers: Servers, namespace: String, settings: Settings, names: Names) -> Self {
-        Self { servers, namespace, settings, names, session: Mutex::default() }
+        Self { servers, namespace, settings, names, session: Mutex::default(), failed: std::sync::Mutex::default() }
     }
 
     /// The log as it is known, over a connection that is whole; opened if need be.
     pub(super) async fn session(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
         self.in_time(self.find(seen)).await
+    }
+
+    /// The same for a stream. Whoever has that may stop polling it for a while, and others would wait for what it holds.
+    pub(super) async fn session_of_stream(self: &Arc<Self>) -> Result<Arc<Session>, BackplaneError> {
+        let shared = Arc::clone(self);
+        let opened = tokio::spawn(async move { shared.session(None).await }).await;
+        opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the runtime is gone")))
     }
 
     /// Opening asks several things, and others may wait for the same.
@@ -41,7 +51,11 @@ impl Shared {
     }
 
     async fn find(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
+        let asked_at = Instant::now();
         let mut current = self.session.lock().await;
+        if let Some(error) = self.failed_since(asked_at) {
+            return Err(error);
+        }
         if let Some(session) = &*current
             && session.is_good()
             && (!session.is_behind(seen) || session.look(&self.names, seen).await?.is_some())
@@ -49,6 +63,11 @@ impl Shared {
             return Ok(Arc::clone(session));
         }
         self.open(&mut current, seen, None).await
+    }
+
+    fn failed_since(&self, time: Instant) -> Option<BackplaneError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().filter(|(at, _)| *at >= time).map(|(_, error)| error.again())
     }
 
     /// The log anew, since it is not what this session knows. With `younger`, that session's epoch is over.
@@ -82,7 +101,10 @@ impl Shared {
     ) -> Result<Arc<Session>, BackplaneError> {
         let connection = match &*current {
             Some(session) if session.connection.is_whole() => session.connection.clone(),
-            _ => self.servers.connect(self.settings.timeout).await?,
+            _ => self.servers.connect(self.settings.timeout).await.inspect_err(|error| {
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                *failed = Some((Instant::now(), error.again()));
+            })?,
         };
         // What was known before, here and by the caller.
         let known = current.as_ref().map(|session| session.seen());
