@@ -46,6 +46,8 @@ pub struct Subscription {
 pub(crate) struct Redeemed {
     pub(crate) secret: u128,
     pub(crate) made_at: Moment,
+    /// The same, by the clock of the machine that made it, where others may redeem it.
+    pub(crate) deposited_at: Option<SystemTime>,
     /// By the hub's clock.
     pub(crate) over_at: u64,
 }

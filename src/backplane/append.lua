@@ -61,7 +61,7 @@ end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[4])
 -- By age: the ids are no times, so the oldest entries are looked at. More than one only if that one is old, since reading
 -- them is most of what a small append costs; then more than were appended, so that it gets on.
-local function old(entry) return tonumber(entry[2][4]) + tonumber(ARGV[5]) <= now end
+local function old(entry) return (tonumber(entry[2][4] or '') or 0) + tonumber(ARGV[5]) <= now end
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if oldest and old(oldest) then
   local keep = nil

@@ -244,7 +244,7 @@ impl Connection {
             *this.old_at = Millis::MAX;
             // As in a drain: what was published so far is delivered, and those who end together come back spread out.
             let retry = Some(this.hub.jittered_retry(this.hub.settings().retry, 0.0..=2.0));
-            let after = this.hub.position().sequence();
+            let after = this.hub.log().last();
             this.link.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
         }
         None

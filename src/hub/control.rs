@@ -32,6 +32,8 @@ use crate::sync::{AtomicBool, Mutex, Ordering};
 const GATHER: Duration = Duration::from_millis(50);
 /// How many connections one message tells of.
 const BATCH: usize = 256;
+/// And about how many bytes: brokers take at least 1 MiB, unless they are told otherwise.
+const BATCH_SIZE: usize = 64 * 1024;
 const PAUSE: Duration = Duration::from_millis(500);
 /// After how long what happens on one instance is known on the others, generously.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -43,12 +45,17 @@ pub(super) struct Control {
     me: InstanceId,
     pub(super) peers: Mutex<Peers>,
     outbox: Mutex<Outbox>,
-    waiting: Mutex<Vec<Command>>,
+    /// In the order in which they were given.
+    waiting: Mutex<VecDeque<Command>>,
     /// Who has come and gone, to be appended to the shared log in this order.
     tidings: Mutex<VecDeque<(Topic, Event)>>,
     /// Where the log was, a while ago; newest last.
     positions: Mutex<VecDeque<(Millis, Position)>>,
     attending: AtomicBool,
+    /// It has heard itself, so whatever is said from now on.
+    hears: AtomicBool,
+    /// It has said goodbye: who is connected is not told of any more.
+    gone: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +77,8 @@ impl Control {
             tidings: Mutex::default(),
             positions: Mutex::default(),
             attending: AtomicBool::new(false),
+            hears: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
         }
     }
 
@@ -97,8 +106,28 @@ impl Control {
 
     /// A connection of this instance has come, changed or gone.
     pub(super) fn changed(&self, id: ConnectionId) {
-        self.outbox.lock().changed.insert(id);
+        let mut outbox = self.outbox.lock();
+        // All will be told anyway.
+        if !outbox.asked {
+            outbox.changed.insert(id);
+        }
     }
+}
+
+impl Outbox {
+    /// All are told of, so also those that have changed.
+    fn ask(&mut self) {
+        self.asked = true;
+        self.changed.clear();
+    }
+}
+
+/// About how many bytes one connection takes in a message.
+fn size_of(here: &Here) -> usize {
+    let user = here.user.as_ref().map_or(0, |user| user.as_str().len());
+    let data = here.data.as_ref().map_or(0, |data| data.len());
+    let topics: usize = here.topics.iter().map(|topic| topic.as_str().len() + 4).sum();
+    user + data + topics + 64
 }
 
 pub(super) fn ensure(inner: &Arc<Inner>, runtime: &Handle) {
@@ -138,7 +167,8 @@ async fn hear_and_tell(
 ) -> Result<(), BackplaneError> {
     let mut next_tell = Instant::now();
     let mut next_lease = Instant::now();
-    let mut has_asked = false;
+    let mut next_ask = Instant::now();
+    let mut is_first = true;
     loop {
         let came = match select(heard.next(), std::pin::pin!(sleep_until(next_tell))).await {
             Either::Left((came, _)) => Some(came),
@@ -158,16 +188,24 @@ async fn hear_and_tell(
             None => {
                 let now = Instant::now();
                 next_tell = now + GATHER;
-                if !has_asked {
-                    // It hears by now. Others tell all, and so does this one: they may have missed something.
-                    has_asked = true;
-                    remote.control.outbox.lock().asked = true;
+                if std::mem::take(&mut is_first) {
+                    remote.control.hears.store(false, Ordering::Release);
+                    // While this one could not hear, nobody could renew a lease.
+                    remote.control.peers.lock().renew(hub.now());
+                }
+                let gone = remote.control.gone.load(Ordering::Acquire);
+                if now >= next_ask && !gone && !remote.control.hears.load(Ordering::Acquire) {
+                    // Until it hears its own question. Others tell all, and so does this one: they may have missed something.
+                    next_ask = now + PAUSE;
+                    remote.control.outbox.lock().ask();
                     hub.say(remote, Body::Ask).await?;
                 }
-                hub.tell_news(remote).await?;
+                if !gone {
+                    hub.tell_news(remote).await?;
+                }
                 hub.tell_tidings(remote).await;
                 hub.note_position(remote);
-                if now >= next_lease {
+                if now >= next_lease && !gone {
                     next_lease = now + hub.settings().lease / 3;
                     let number = remote.control.outbox.lock().number;
                     hub.say(remote, Body::Lease(number)).await?;
@@ -187,6 +225,7 @@ impl Hub {
     fn hear(&self, remote: &Remote, bytes: &[u8]) -> Option<Body> {
         let Message { from, body } = Message::decode(bytes)?;
         if from == remote.control.me {
+            remote.control.hears.store(true, Ordering::Release);
             return None;
         }
         let now = self.now();
@@ -196,7 +235,7 @@ impl Hub {
                 Heard::Fine
             }
             Body::Ask => {
-                remote.control.outbox.lock().asked = true;
+                remote.control.outbox.lock().ask();
                 Heard::Fine
             }
             Body::Lease(number) => remote.control.peers.lock().lease(from, number, now),
@@ -206,7 +245,7 @@ impl Hub {
             }
             Body::News(news) => remote.control.peers.lock().news(from, news, now),
         };
-        (heard == Heard::Missing).then_some(Body::Ask)
+        (heard == Heard::Missing && !remote.control.gone.load(Ordering::Acquire)).then_some(Body::Ask)
     }
 
     async fn say(&self, remote: &Remote, body: Body) -> Result<(), BackplaneError> {
@@ -232,18 +271,13 @@ impl Hub {
         if ids.is_empty() && !all {
             return Ok(());
         }
-        let mut batches = ids.chunks(BATCH).map(<[_]>::to_vec).collect::<Vec<_>>();
-        if batches.is_empty() {
-            batches.push(Vec::new());
-        }
-        for (index, batch) in batches.into_iter().enumerate() {
-            let (here, gone) = self.here_and_gone(&batch);
+        for (index, (here, gone)) in self.here_and_gone(&ids).into_iter().enumerate() {
             let part = if index == 0 { Part::First } else { Part::More };
             let number = if all { number } else { number + 1 + index as u64 };
             let news = News { number, all: all.then_some(part), here, gone: if all { Vec::new() } else { gone } };
             if let Err(error) = self.say(remote, Body::News(news)).await {
                 // Whoever missed it, or did not, is told all when this can speak again.
-                remote.control.outbox.lock().asked = true;
+                remote.control.outbox.lock().ask();
                 return Err(error);
             }
             remote.control.outbox.lock().number = number;
@@ -251,33 +285,55 @@ impl Hub {
         Ok(())
     }
 
-    fn here_and_gone(&self, ids: &[ConnectionId]) -> (Vec<Here>, Vec<ConnectionId>) {
-        let (mut here, mut gone) = (Vec::new(), Vec::new());
+    /// In batches that a broker takes; at least one.
+    fn here_and_gone(&self, ids: &[ConnectionId]) -> Vec<(Vec<Here>, Vec<ConnectionId>)> {
+        let mut batches = Vec::new();
+        let (mut here, mut gone, mut size) = (Vec::new(), Vec::new(), 0);
         for &id in ids {
             match self.registry().find(id) {
-                Some(link) => here.push(Here {
-                    id,
-                    user: link.user().cloned(),
-                    data: link.data().cloned(),
-                    topics: self.log().topics(&link.subscriber),
-                }),
+                Some(link) => {
+                    let one = Here {
+                        id,
+                        user: link.user().cloned(),
+                        data: link.data().cloned(),
+                        topics: self.log().topics(&link.subscriber),
+                    };
+                    size += size_of(&one);
+                    here.push(one);
+                }
                 None => gone.push(id),
             }
+            if here.len() + gone.len() >= BATCH || size >= BATCH_SIZE {
+                batches.push((std::mem::take(&mut here), std::mem::take(&mut gone)));
+                size = 0;
+            }
         }
-        (here, gone)
+        if batches.is_empty() || !here.is_empty() || !gone.is_empty() {
+            batches.push((here, gone));
+        }
+        batches
     }
 
     /// Appends who has come and gone. What fails is tried again; a broker that may have it already gets it twice, which
     /// changes nothing for those who read it.
     async fn tell_tidings(&self, remote: &Remote) {
-        loop {
-            let Some((topic, event)) = remote.control.tidings.lock().front().cloned() else { return };
-            let audience = Audience::from(Address::Topic(topic));
-            let appended = self.append_remote(remote, vec![(audience, event)]).await;
-            if appended.iter().any(Result::is_err) {
-                return;
+        let batch: Vec<_> = {
+            let mut tidings = remote.control.tidings.lock();
+            let due = tidings.len().min(BATCH);
+            tidings.drain(..due).collect()
+        };
+        if batch.is_empty() {
+            return;
+        }
+        let events = batch.iter().map(|(topic, event)| (Audience::from(Address::Topic(topic.clone())), event.clone()));
+        let appended = self.append_remote(remote, events.collect()).await;
+        let mut tidings = remote.control.tidings.lock();
+        for (tiding, outcome) in batch.into_iter().zip(appended).rev() {
+            match outcome {
+                Err(error) if error.is_unavailable() => tidings.push_front(tiding),
+                Err(error) => tracing::warn!(%error, "who came or went could not be told"),
+                Ok(_) => {}
             }
-            remote.control.tidings.lock().pop_front();
         }
     }
 
@@ -299,31 +355,31 @@ impl Hub {
 
     /// Says goodbye: what was connected here is gone.
     pub(super) async fn tell_bye(&self, remote: &Remote) {
+        remote.control.gone.store(true, Ordering::Release);
         if let Err(error) = self.say(remote, Body::Bye).await {
             tracing::debug!(%error, "the others learn by the lease that this instance is gone");
         }
     }
 
     fn carry_out_in_time(&self, remote: &Remote, command: Command) {
-        if self.is_ahead(&command) {
+        {
             let mut waiting = remote.control.waiting.lock();
             if waiting.len() < WAITING {
-                waiting.push(command);
-                return;
+                waiting.push_back(command);
+            } else {
+                drop(waiting);
+                self.carry_out_late(&command);
             }
         }
-        self.carry_out_late(&command);
+        self.carry_out_waiting(remote);
     }
 
+    /// In their order: those behind one that waits wait too. Under the lock, since both tasks come here.
     pub(super) fn carry_out_waiting(&self, remote: &Remote) {
-        let due: Vec<_> = {
-            let mut waiting = remote.control.waiting.lock();
-            if waiting.is_empty() {
-                return;
-            }
-            waiting.extract_if(.., |command| !self.is_ahead(command)).collect()
-        };
-        due.iter().for_each(|command| self.carry_out_late(command));
+        let mut waiting = remote.control.waiting.lock();
+        while waiting.front().is_some_and(|command| !self.is_ahead(command)) {
+            waiting.pop_front().iter().for_each(|command| self.carry_out_late(command));
+        }
     }
 
     /// Whoever gave it was told of errors.

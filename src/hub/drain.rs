@@ -112,7 +112,7 @@ impl Hub {
     fn tell(&self, link: &Link, window: Duration) {
         let retry = self.jittered_retry(window, 0.0..=1.0);
         // What was published so far is still delivered: the next process may have another log.
-        let after = self.position().sequence();
+        let after = self.log().last();
         link.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
         link.wake(self.now());
     }

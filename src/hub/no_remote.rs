@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::presence::Other;
 use super::{Hub, Inner};
@@ -13,7 +13,7 @@ use crate::event::Event;
 use crate::log::Millis;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
-use crate::subscription::{Subscription, SubscriptionError};
+use crate::subscription::{Redeemed, Subscription, SubscriptionError};
 
 #[derive(Debug)]
 pub(super) enum Remote {}
@@ -104,6 +104,7 @@ impl Hub {
         remote: &Remote,
         _: u128,
         _: &Subscription,
+        _: SystemTime,
         _: Duration,
     ) -> Result<(), SubscriptionError> {
         match *remote {}
@@ -113,7 +114,7 @@ impl Hub {
         match *remote {}
     }
 
-    pub(super) fn give_back_shared(&self, _: u128, _: Subscription, _: Millis) {}
+    pub(super) fn give_back_shared(&self, _: Redeemed, _: SystemTime, _: Subscription) {}
 }
 
 impl Inner {

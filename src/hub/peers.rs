@@ -64,7 +64,9 @@ impl Peers {
                 before.into_iter().filter(|id| !here.contains(id)).for_each(|id| self.remove(from, id, now));
             }
             Some(Part::More) if peer.number == Some(news.number) => {}
-            None if peer.number.is_some_and(|number| number + 1 == news.number) => peer.number = Some(news.number),
+            None if peer.number.is_some_and(|number| number.checked_add(1) == Some(news.number)) => {
+                peer.number = Some(news.number);
+            }
             // What was told already.
             None if peer.number.is_some_and(|number| number >= news.number) => return Heard::Fine,
             Some(Part::More) | None => {
@@ -98,6 +100,12 @@ impl Peers {
         let ids: Vec<_> = peer.connections.keys().copied().collect();
         ids.into_iter().for_each(|id| self.remove(from, id, now));
         self.instances.remove(&from);
+    }
+
+    /// Gives every instance its whole lease again.
+    pub(super) fn renew(&mut self, now: Millis) {
+        let until = now.saturating_add(self.lease);
+        self.instances.values_mut().for_each(|peer| peer.until = until);
     }
 
     /// Forgets instances whose lease is over, and users who have stayed away.

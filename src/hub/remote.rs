@@ -224,6 +224,15 @@ async fn follow(following: Following) {
     }
 }
 
+/// Numbers beyond what every part of this and every broker counts exactly are not of a hub.
+fn believable(sequence: u64) -> Result<(), BackplaneError> {
+    const MOST: u64 = 1 << 53;
+    if sequence > MOST {
+        return Err(BackplaneError::unknown("the log has a number that no hub has written"));
+    }
+    Ok(())
+}
+
 /// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
 async fn listen(
     following: &Following,
@@ -277,12 +286,15 @@ impl Hub {
     /// Compares, and loads what is needed to follow.
     async fn catch_up(&self, remote: &Remote) -> Result<(), BackplaneError> {
         let state = self.look(remote, self.settings().publish_timeout).await?;
+        believable(state.last)?;
+        believable(state.first)?;
         let first = state.first.max(1);
         if !remote.is_loaded() || state.epoch != self.log().epoch().0 {
             let mut values = remote.backplane.values().await?;
             values.sort_by_key(|value| value.sequence);
-            self.log().begin_epoch(Epoch(state.epoch), first - 1, self.now());
+            // Before the epoch: who publishes between the two shall not claim to have seen more of the new one than there is.
             remote.last.store(first - 1, Ordering::Release);
+            self.log().begin_epoch(Epoch(state.epoch), first - 1, self.now());
             for value in values {
                 if let Ok(entry) = self.read(&value.payload) {
                     self.log().apply_value(value.sequence, entry, self.now());
@@ -307,6 +319,7 @@ impl Hub {
         // Values may be newer than every record that is kept.
         self.log().advance(state.last.max(remote.last.load(Ordering::Acquire)), self.now());
         remote.loaded.store(true, Ordering::Release);
+        self.carry_out_waiting(remote);
         Ok(())
     }
 
@@ -317,6 +330,7 @@ impl Hub {
             if stored.sequence <= last {
                 continue;
             }
+            believable(stored.sequence)?;
             if stored.sequence > last + 1 {
                 self.fill(remote, stored.sequence).await?;
             }
@@ -337,14 +351,21 @@ impl Hub {
                 return Ok(());
             }
             let batch = remote.backplane.range(last, BATCH).await?;
-            let next = batch.first().map_or(before, |stored| stored.sequence.min(before));
-            if next > last + 1 {
-                self.log().lose(next - 1, None, self.now());
-                remote.last.store(next - 1, Ordering::Release);
-            }
-            for stored in batch.iter().filter(|stored| stored.sequence < before) {
+            for stored in batch.iter().filter(|stored| stored.sequence > last && stored.sequence < before) {
+                self.miss_before(remote, stored.sequence);
                 self.apply_one(remote, stored);
             }
+            if batch.last().is_none_or(|stored| stored.sequence >= before || stored.sequence <= last) {
+                self.miss_before(remote, before);
+            }
+        }
+    }
+
+    /// What is missing before a number is not to be had any more.
+    fn miss_before(&self, remote: &Remote, sequence: u64) {
+        if sequence > remote.last.load(Ordering::Acquire) + 1 {
+            self.log().lose(sequence - 1, None, self.now());
+            remote.last.store(sequence - 1, Ordering::Release);
         }
     }
 

@@ -86,7 +86,7 @@ impl Hub {
         }
         let secret = super::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
         if let Some(remote) = &self.inner.remote {
-            self.deposit_ticket(remote, secret, &subscription, ttl).await?;
+            self.deposit_ticket(remote, secret, &subscription, SystemTime::now(), ttl).await?;
             return Ok(Ticket(format!("{secret:032x}").into()));
         }
         let now = self.now();
@@ -113,17 +113,18 @@ impl Hub {
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
             return None;
         }
-        subscription.redeemed = Some(Redeemed { secret, made_at, over_at });
+        subscription.redeemed = Some(Redeemed { secret, made_at, deposited_at: None, over_at });
         Some(subscription)
     }
 
     /// No stream came of it, for now: the client comes back with the same URL.
     pub(crate) fn give_back(&self, subscription: &Subscription) {
-        if let Some(Redeemed { secret, made_at, over_at }) = subscription.redeemed {
+        if let Some(redeemed) = subscription.redeemed {
             let subscription = Subscription { redeemed: None, ..subscription.clone() };
-            if self.inner.remote.is_some() {
-                return self.give_back_shared(secret, subscription, over_at);
+            if let Some(made_at) = redeemed.deposited_at {
+                return self.give_back_shared(redeemed, made_at, subscription);
             }
+            let Redeemed { secret, made_at, over_at, .. } = redeemed;
             // If there is no room for it meanwhile, the page asks for another.
             let _ = self.inner.tickets.put(secret, Waiting { subscription, made_at, over_at }, self.now());
         }
@@ -138,10 +139,10 @@ impl Hub {
         remote: &Remote,
         secret: u128,
         subscription: &Subscription,
+        made_at: SystemTime,
         ttl: Duration,
     ) -> Result<(), SubscriptionError> {
-        let made_at = SystemTime::now();
-        let times = Times { made_at, over_at: made_at + ttl };
+        let times = Times { made_at, over_at: SystemTime::now() + ttl };
         let bytes = Bytes::from(ticket::encode(subscription, times));
         let deposited = remote.backplane.deposit(&key(secret), bytes, ttl);
         match timeout(self.settings().publish_timeout, deposited).await {
@@ -164,18 +165,21 @@ impl Hub {
             return None;
         }
         let over_at = self.now().saturating_add(millis(left));
-        subscription.redeemed = Some(Redeemed { secret, made_at: Moment::now(), over_at });
+        let (made_at, deposited_at) = (Moment::now(), Some(times.made_at));
+        subscription.redeemed = Some(Redeemed { secret, made_at, deposited_at, over_at });
         Some(subscription)
     }
 
-    fn give_back_shared(&self, secret: u128, subscription: Subscription, over_at: Millis) {
+    /// It stays as old as it is, so that a kick meanwhile voids it.
+    fn give_back_shared(&self, redeemed: Redeemed, made_at: SystemTime, subscription: Subscription) {
+        let Redeemed { secret, over_at, .. } = redeemed;
         let left = Duration::from_millis(over_at.saturating_sub(self.now()));
         let hub = self.clone();
         if let Some(runtime) = super::housekeeping::runtime(&self.inner) {
             runtime.spawn(async move {
                 if let Some(remote) = &hub.inner.remote {
                     // If it is lost, the page asks for another.
-                    let _ = hub.deposit_ticket(remote, secret, &subscription, left).await;
+                    let _ = hub.deposit_ticket(remote, secret, &subscription, made_at, left).await;
                 }
             });
         }

@@ -30,6 +30,11 @@ impl Heads {
         self.0.read()[number].store(sequence, Ordering::Release);
     }
 
+    /// The word may be further already.
+    pub(super) fn raise(&self, number: usize, sequence: u64) {
+        self.0.read()[number].fetch_max(sequence, Ordering::AcqRel);
+    }
+
     /// Looks at many words under one lock.
     pub(super) fn with<R>(&self, look: impl FnOnce(&dyn Fn(usize) -> u64) -> R) -> R {
         let words = self.0.read();

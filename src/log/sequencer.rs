@@ -143,7 +143,8 @@ impl Sequencer {
         for channel in channels {
             if self.policies.get(channel.policy).kind == Kind::LatestPerKey {
                 self.apply(&channel, Arc::clone(&record));
-                heads.set(channel.number as usize, record.sequence);
+                // Its floor may be higher, and whoever is below has to be told.
+                heads.raise(channel.number as usize, record.sequence);
             }
         }
         self.fit_budgets(now);
