@@ -282,6 +282,10 @@ impl Hub {
             }
             remote.control.outbox.lock().number = number;
         }
+        if all {
+            // That was all.
+            self.say(remote, Body::Lease(number)).await?;
+        }
         Ok(())
     }
 

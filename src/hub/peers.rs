@@ -5,6 +5,7 @@
 //! 3. What is asked for is indexed by user and by topic, and the indexes change with the connections, in one step.
 
 use std::collections::hash_map::HashMap;
+use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
 use crate::log::Millis;
@@ -30,6 +31,8 @@ struct Peer {
     number: Option<u64>,
     until: Millis,
     connections: HashMap<ConnectionId, Arc<Here>>,
+    /// What it has not named yet of those that were known, while it tells all.
+    unnamed: HashSet<ConnectionId>,
 }
 
 /// A user on other instances.
@@ -59,9 +62,7 @@ impl Peers {
         match news.all {
             Some(Part::First) => {
                 peer.number = Some(news.number);
-                let before: Vec<_> = peer.connections.keys().copied().collect();
-                let here: std::collections::hash_set::HashSet<_> = news.here.iter().map(|here| here.id).collect();
-                before.into_iter().filter(|id| !here.contains(id)).for_each(|id| self.remove(from, id, now));
+                peer.unnamed = peer.connections.keys().copied().collect();
             }
             Some(Part::More) if peer.number == Some(news.number) => {}
             None if peer.number.is_some_and(|number| number.checked_add(1) == Some(news.number)) => {
@@ -74,7 +75,13 @@ impl Peers {
                 return Heard::Missing;
             }
         }
+        if news.all.is_none() {
+            self.has_told_all(from, now);
+        }
         for here in news.here {
+            if let Some(peer) = self.instances.get_mut(&from) {
+                peer.unnamed.remove(&here.id);
+            }
             self.insert(from, here, now);
         }
         for id in news.gone {
@@ -86,7 +93,18 @@ impl Peers {
     pub(super) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> Heard {
         let peer = self.instances.entry(from).or_default();
         peer.until = now.saturating_add(self.lease);
-        if peer.number == Some(number) { Heard::Fine } else { Heard::Missing }
+        if peer.number != Some(number) {
+            return Heard::Missing;
+        }
+        self.has_told_all(from, now);
+        Heard::Fine
+    }
+
+    /// What it did not name is gone. Not before: a list of all comes in parts, and nobody is to seem gone in between.
+    fn has_told_all(&mut self, from: InstanceId, now: Millis) {
+        let Some(peer) = self.instances.get_mut(&from) else { return };
+        let unnamed = std::mem::take(&mut peer.unnamed);
+        unnamed.into_iter().for_each(|id| self.remove(from, id, now));
     }
 
     pub(super) fn bye(&mut self, from: InstanceId, now: Millis) {
@@ -259,6 +277,22 @@ mod tests {
         assert_eq!(peers.lease(one, 6, 0), Heard::Fine);
         assert_eq!(peers.lease(one, 7, 0), Heard::Missing);
         assert_eq!(peers.news(one, news(8, vec![]), 0), Heard::Missing);
+    }
+
+    #[test]
+    fn while_all_is_told_in_parts_nobody_seems_gone() {
+        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
+        let all =
+            |part, ids: &[u128]| News { all: Some(part), ..news(3, ids.iter().map(|id| here(*id, 1, &[7])).collect()) };
+        peers.news(one, all(Part::First, &[1, 2, 3]), 0);
+        peers.lease(one, 3, 0);
+        peers.news(one, all(Part::First, &[1]), 1);
+        assert_eq!(peers.topic_len(&Topic::from(7)), 3);
+        peers.news(one, all(Part::More, &[2, 4]), 2);
+        assert_eq!(peers.topic_len(&Topic::from(7)), 4);
+        peers.lease(one, 3, 3);
+        assert_eq!(peers.topic_len(&Topic::from(7)), 3, "the third was not named");
+        assert!(peers.find(ConnectionId::from_bits(3)).is_none() && peers.gone.is_empty());
     }
 
     #[test]
