@@ -217,8 +217,25 @@ async fn create(connection: &Connection, name: &str, config: &Json) -> Result<Op
     match connection.ask("STREAM.CREATE", name, config).await {
         Ok(info) => Ok(info),
         Err(error) if error.is_rejected() && error.to_string().contains("already in use") => Ok(None),
+        // So a server says too when two create it at the same moment, and each for an epoch of its own.
+        Err(error)
+            if error.is_rejected() && error.to_string().contains("overlap") && is_there(connection, name).await? =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
+}
+
+/// Whether there is a stream of this name, or in a moment.
+async fn is_there(connection: &Connection, name: &str) -> Result<bool, BackplaneError> {
+    for _ in 0..10 {
+        if connection.ask("STREAM.INFO", name, &json!({})).await?.is_some() {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(false)
 }
 
 fn expect(info: &Json, stream: &str, settings: &[(&str, Json)]) -> Result<(), BackplaneError> {
