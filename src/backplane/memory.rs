@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, ready};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
-use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
+use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// A shared log in this process: several hubs built with clones of it are instances of one. It keeps the newest 65,536
 /// records. Nothing of it outlives the process.
@@ -25,7 +25,9 @@ struct Shared {
     log: Mutex<Log>,
     /// The newest number.
     last: watch::Sender<u64>,
-    told: broadcast::Sender<Bytes>,
+    told: Mutex<VecDeque<Bytes>>,
+    /// How many were told, ever.
+    count: watch::Sender<usize>,
 }
 
 #[derive(Default)]
@@ -42,6 +44,8 @@ struct Log {
 
 const KEPT: usize = 65_536;
 const BATCH: usize = 512;
+/// How much of what is told is kept for those who are a moment behind.
+const TOLD: usize = 10_000;
 /// How long an idempotency key is.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -50,11 +54,24 @@ impl Memory {
     #[must_use]
     pub fn new() -> Self {
         let log = Mutex::new(Log { epoch: fastrand::u64(1..), ..Log::default() });
-        Self { shared: Arc::new(Shared { log, last: watch::Sender::new(0), told: broadcast::Sender::new(4096) }) }
+        let (last, count) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { shared: Arc::new(Shared { log, last, told: Mutex::default(), count }) }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
         self.shared.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn told(&self) -> MutexGuard<'_, VecDeque<Bytes>> {
+        self.shared.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first message after so many, and how many that makes. Those that are not kept any more are passed over.
+    fn told_after(&self, count: usize) -> Option<(usize, Bytes)> {
+        let told = self.told();
+        let all = *self.shared.count.borrow();
+        let at = count.max(all - told.len());
+        Some((at + 1, told.get(at + told.len() - all)?.clone()))
     }
 }
 
@@ -145,26 +162,34 @@ impl Backplane for Memory {
         .boxed()
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
-        ready(Ok(self.log().values.values().cloned().collect())).boxed()
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+        let log = self.log();
+        let values = log.values.iter().map(|(id, record)| Current { id: id.clone(), record: record.clone() }).collect();
+        ready(Ok(values)).boxed()
     }
 
     fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        // Nobody may listen.
-        let _ = self.shared.told.send(message);
+        let mut told = self.told();
+        if told.len() == TOLD {
+            told.pop_front();
+        }
+        told.push_back(message);
+        // Under the lock, so that the two agree.
+        self.shared.count.send_modify(|count| *count += 1);
         ready(Ok(())).boxed()
     }
 
-    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
-        let mut told = self.shared.told.subscribe();
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+        let (this, mut count) = (self.clone(), self.shared.count.subscribe());
+        let mut heard = after.and_then(|mark| mark.parse().ok()).unwrap_or(*count.borrow());
         async_stream::stream! {
             loop {
-                match told.recv().await {
-                    Ok(message) => yield Ok(message),
-                    Err(_) => {
-                        yield Err(BackplaneError::unavailable("fell behind"));
-                        break;
-                    }
+                if let Some((at, message)) = this.told_after(heard) {
+                    heard = at;
+                    yield Ok(Told { mark: at.to_string().into(), message });
+                } else if count.changed().await.is_err() {
+                    yield Err(BackplaneError::unavailable("gone"));
+                    break;
                 }
             }
         }

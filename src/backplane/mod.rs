@@ -51,20 +51,23 @@ pub trait Backplane: Send + Sync + 'static {
     /// Where the log is. Also makes it notice that it is younger than what was seen.
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>>;
 
-    /// The oldest records after a number, at most `limit`; fewer if there are not as many.
+    /// The oldest records after a number, at most `limit`. None only if there are none; fewer for any reason, such as their
+    /// size.
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
 
     /// Records after a number as they come, in batches that are never empty. Ends with an error.
     fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>>;
 
-    /// The current values, each with the number of its record, in no order.
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
+    /// The current values, in no order. What changes while they are read may be missing: it is in the log, after the
+    /// [`state`](Self::state) that was looked at before.
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>>;
 
     /// Tells all instances something, this one too: small things that nobody needs later.
     fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// What is told, from now on. Ends with an error.
-    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>>;
+    /// What is told: after the one with this mark, as far as that is kept, some thousand messages or a minute; without a mark
+    /// from now on. So who was cut off for a moment misses nothing. Ends with an error.
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>>;
 
     /// Keeps something small for a while, for whoever asks for it first. It overwrites what is there.
     fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
@@ -147,6 +150,26 @@ pub struct Stored {
     pub sequence: u64,
     /// Its bytes.
     pub payload: Bytes,
+}
+
+/// A current value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+pub struct Current {
+    /// Whose it is: the [`Value::id`] that the record set. One record may be the value of several.
+    pub id: Box<str>,
+    /// The record that set it.
+    pub record: Stored,
+}
+
+/// What was told, as it is heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "adapters make them")]
+pub struct Told {
+    /// Where it is among all that is told, in words of the adapter's own: [`Backplane::hear`] goes on from there.
+    pub mark: Box<str>,
+    /// Its bytes.
+    pub message: Bytes,
 }
 
 /// Why a broker did not do what it was asked.

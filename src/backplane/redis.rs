@@ -3,8 +3,10 @@
 //! One script appends: it compares what the caller has seen, numbers by the stream's own last id, writes current values
 //! beside the log and trims. All keys share one hash tag. Each tail has a connection of its own.
 
+use std::collections::hash_map::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,15 +14,19 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use redis::aio::MultiplexedConnection;
-use redis::streams::{StreamId, StreamReadReply};
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, RedisError, Script, ServerErrorKind};
+use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind,
+};
 use tokio::sync::Mutex;
 
-use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
+use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// How long a read waits for something new before it looks whether anybody still wants it.
 const BLOCK: Duration = Duration::from_secs(2);
 const BATCH: usize = 512;
+/// How many records or values are asked for at a time by who reads many, if they come in time.
+const PAGE: usize = 512;
 /// How many records one call of the script appends: others wait for it.
 const CHUNK: usize = 256;
 /// How many control messages are kept for those who are a moment behind.
@@ -51,9 +57,16 @@ struct Shared {
     keys: Keys,
     append: Script,
     state: Script,
-    /// For commands; broken ones are thrown away.
-    connection: Mutex<Option<MultiplexedConnection>>,
+    /// For commands.
+    line: Line,
+    /// For reading much: a publish does not wait behind it.
+    bulk: Line,
+    /// How many are read at a time: fewer once so many did not come in time.
+    page: AtomicUsize,
 }
+
+/// A connection that is made when it is needed; a broken one is thrown away.
+type Line = Mutex<Option<MultiplexedConnection>>;
 
 struct Keys {
     log: String,
@@ -147,7 +160,9 @@ impl Shared {
             settings,
             append: Script::new(include_str!("append.lua")),
             state: Script::new(include_str!("state.lua")),
-            connection: Mutex::new(None),
+            line: Mutex::default(),
+            bulk: Mutex::default(),
+            page: AtomicUsize::new(PAGE),
         }
     }
 
@@ -173,13 +188,21 @@ impl Shared {
         }
     }
 
-    /// Runs a command on the shared connection; throws that away if it broke.
+    /// Runs a command on the shared connection.
     async fn run<T>(
         &self,
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, BackplaneError> {
+        self.run_on(&self.line, command).await
+    }
+
+    async fn run_on<T>(
+        &self,
+        line: &Line,
+        command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<T, BackplaneError> {
         let mut connection = {
-            let mut shared = self.connection.lock().await;
+            let mut shared = line.lock().await;
             match &*shared {
                 Some(connection) => connection.clone(),
                 None => {
@@ -193,9 +216,28 @@ impl Shared {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() {
-                    *self.connection.lock().await = None;
+                    *line.lock().await = None;
                 }
                 Err(classify(&error))
+            }
+        }
+    }
+
+    /// Reads one page of many: fewer at a time, and once more, if it did not come in time.
+    async fn read_page<T: FromRedisValue>(&self, command: impl Fn(usize) -> Cmd) -> Result<T, BackplaneError> {
+        let mut is_last = false;
+        loop {
+            let count = self.page.load(Ordering::Relaxed);
+            let command = command(count);
+            let page = self.run_on(&self.bulk, async |connection| command.query_async(connection).await).await;
+            match &page {
+                Ok(_) => self.page.store((count + count / 16 + 1).min(PAGE), Ordering::Relaxed),
+                Err(error) if error.is_unknown() => self.page.store((count / 8).max(1), Ordering::Relaxed),
+                Err(_) => {}
+            }
+            match page {
+                Err(error) if error.is_unknown() && count > 1 && !is_last => is_last = true,
+                page => return page,
             }
         }
     }
@@ -310,10 +352,15 @@ impl Backplane for Redis {
 
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
         async move {
-            let mut command = redis::cmd("XRANGE");
-            command.arg(&self.shared.keys.log).arg(format!("({after}-0")).arg("+").arg("COUNT").arg(limit);
-            let reply: redis::streams::StreamRangeReply =
-                self.shared.run(async |connection| command.query_async(connection).await).await?;
+            let reply: StreamRangeReply = self
+                .shared
+                .read_page(|page| {
+                    let mut command = redis::cmd("XRANGE");
+                    command.arg(&self.shared.keys.log).arg(format!("({after}-0")).arg("+");
+                    command.arg("COUNT").arg(page.min(limit));
+                    command
+                })
+                .await?;
             Ok(reply.ids.iter().filter_map(stored).collect())
         }
         .boxed()
@@ -325,18 +372,38 @@ impl Backplane for Redis {
         entries.map(move |entries| entries.map(batch)).boxed()
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
         async move {
-            let mut command = redis::cmd("HVALS");
-            command.arg(&self.shared.keys.values);
-            let values: Vec<Vec<u8>> =
-                self.shared.run(async |connection| command.query_async(connection).await).await?;
-            let value = |value: Vec<u8>| {
+            let record = |value: Vec<u8>| {
                 let colon = value.iter().position(|&byte| byte == b':')?;
                 let sequence = std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?;
                 Some(Stored { sequence, payload: Bytes::from(value).slice(colon + 1..) })
             };
-            Ok(values.into_iter().filter_map(value).collect())
+            // A scan may name one twice.
+            let mut current: HashMap<String, Stored> = HashMap::new();
+            let mut cursor = 0_u64;
+            loop {
+                let page: (u64, Vec<(String, Vec<u8>)>) = self
+                    .shared
+                    .read_page(|page| {
+                        let mut command = redis::cmd("HSCAN");
+                        command.arg(&self.shared.keys.values).arg(cursor).arg("COUNT").arg(page);
+                        command
+                    })
+                    .await?;
+                for (id, value) in page.1 {
+                    if let Some(record) = record(value)
+                        && current.get(&id).is_none_or(|known| known.sequence < record.sequence)
+                    {
+                        current.insert(id, record);
+                    }
+                }
+                cursor = page.0;
+                if cursor == 0 {
+                    break;
+                }
+            }
+            Ok(current.into_iter().map(|(id, record)| Current { id: id.into(), record }).collect())
         }
         .boxed()
     }
@@ -357,18 +424,21 @@ impl Backplane for Redis {
         .boxed()
     }
 
-    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
-        let entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), None);
-        let messages = |entries: Result<Vec<StreamId>, BackplaneError>| {
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+        let after = after.map(String::from);
+        let entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), after);
+        let told = |entry: StreamId| {
+            let message = entry.get::<Vec<u8>>("d")?.into();
+            Some(Ok(Told { mark: entry.id.into(), message }))
+        };
+        let each = move |entries: Result<Vec<StreamId>, BackplaneError>| {
             let each: Vec<_> = match entries {
-                Ok(entries) => {
-                    entries.iter().filter_map(|entry| entry.get::<Vec<u8>>("d")).map(|d| Ok(d.into())).collect()
-                }
+                Ok(entries) => entries.into_iter().filter_map(told).collect(),
                 Err(error) => vec![Err(error)],
             };
             futures::stream::iter(each)
         };
-        entries.flat_map(messages).boxed()
+        entries.flat_map(each).boxed()
     }
 
     fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
@@ -408,7 +478,7 @@ fn read(
             None => {
                 let mut newest = redis::cmd("XREVRANGE");
                 newest.arg(&key).arg("+").arg("-").arg("COUNT").arg(1);
-                let reply: redis::streams::StreamRangeReply =
+                let reply: StreamRangeReply =
                     newest.query_async(&mut connection).await.map_err(|error| classify(&error))?;
                 reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone())
             }

@@ -20,6 +20,9 @@ use crate::subscription::End;
 use crate::sync::Ordering;
 use crate::wire::control::CursorState;
 
+/// How many reads that find nothing for a stream follow each other.
+const READS: usize = 16;
+
 pin_project! {
     /// See the module.
     pub(crate) struct Connection {
@@ -252,7 +255,7 @@ impl Connection {
 
     fn read_step(self: Pin<&mut Self>, batch: &mut Batch) -> Option<Step> {
         let this = self.project();
-        let (hub, link) = (&*this.hub, &*this.link);
+        let (hub, link) = (&*this.hub, this.link);
         if let Some(Opening { gap: Some(reason), .. }) = this.opening.take().map(|opening| *opening) {
             hub.counters().gap(link.id, reason, hub.now());
             return Some(Step::Gap { reason, topics: hub.log().topics(&link.subscriber) });
@@ -265,7 +268,7 @@ impl Connection {
         }
         let caught_up = *this.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
-        hub.log().read(&link.subscriber, batch);
+        read(hub, link, batch);
         if batch.ordered && !caught_up && hub.log().cursor(&link.subscriber) >= *this.accepted_at {
             *this.progress = Progress::Arrived;
         }
@@ -343,6 +346,24 @@ impl Connection {
         let this = self.project();
         end(this.hub, this.link, this.stage, ending)
     }
+}
+
+/// What the stream may read now: from memory, and if it comes back from before what is there, from where the log is shared.
+fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) {
+    batch.looks_back = hub.inner.remote.is_some();
+    for _ in 0..READS {
+        hub.log().read(&link.subscriber, batch);
+        match (batch.needs.take(), &hub.inner.remote) {
+            (Some(after), Some(remote)) => match hub.look_back(remote, after, link) {
+                Some(block) => batch.past = Some(block),
+                None => return,
+            },
+            _ if batch.goes_on && batch.records.is_empty() && batch.gap.is_empty() => {}
+            _ => return,
+        }
+    }
+    // Others want to go on too.
+    link.wake(hub.now());
 }
 
 fn gap_step(hub: &Hub, link: &Link, stage: &mut Stage, batch: &mut Batch, caught_up: bool) -> Step {

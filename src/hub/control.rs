@@ -1,7 +1,7 @@
 //! The hub's part of the control stream: commands reach every instance, and each knows who is connected elsewhere.
 //!
-//! 1. One task hears and tells; it lives while the hub does, like the one that follows the log. When it cannot hear it
-//!    asks everybody anew as soon as it can.
+//! 1. One task hears and tells; it lives while the hub does, like the one that follows the log. When it could not hear it
+//!    goes on after what it heard last, so that no command is missed, and asks everybody anew.
 //! 2. What changes here is noted at once and told a moment later, many changes in one message; then its number goes up.
 //! 3. A command that was given when the log was further than this instance waits until the log is there.
 
@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{Either, select};
+use futures::stream::BoxStream;
 use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
@@ -19,7 +20,7 @@ use super::peers::{Heard, Peers};
 use super::remote::Remote;
 use super::{Hub, Inner};
 use crate::audience::{Address, Audience};
-use crate::backplane::BackplaneError;
+use crate::backplane::{BackplaneError, Told};
 use crate::command::Command;
 use crate::event::Event;
 use crate::log::{Millis, millis};
@@ -149,12 +150,13 @@ impl Drop for Attending {
 }
 
 async fn attend(attending: Attending) {
+    let mut mark = None;
     loop {
         let Some(inner) = attending.0.upgrade() else { return };
         let Some(remote) = &inner.remote else { return };
-        let heard = remote.backplane.hear();
+        let heard = remote.backplane.hear(mark.clone());
         drop(inner);
-        if let Err(error) = hear_and_tell(&attending, heard).await {
+        if let Err(error) = hear_and_tell(&attending, heard, &mut mark).await {
             tracing::debug!(%error, "the control stream broke");
         }
         sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
@@ -163,23 +165,27 @@ async fn attend(attending: Attending) {
 
 async fn hear_and_tell(
     attending: &Attending,
-    mut heard: futures::stream::BoxStream<'static, Result<Bytes, BackplaneError>>,
+    mut heard: BoxStream<'static, Result<Told, BackplaneError>>,
+    mark: &mut Option<Box<str>>,
 ) -> Result<(), BackplaneError> {
     let mut next_tell = Instant::now();
     let mut next_lease = Instant::now();
     let mut next_ask = Instant::now();
     let mut is_first = true;
     loop {
-        let came = match select(heard.next(), std::pin::pin!(sleep_until(next_tell))).await {
-            Either::Left((came, _)) => Some(came),
-            Either::Right(_) => None,
+        // Its own turn comes first, so that much to be heard does not keep it from telling.
+        let came = match select(std::pin::pin!(sleep_until(next_tell)), heard.next()).await {
+            Either::Left(_) => None,
+            Either::Right((came, _)) => Some(came),
         };
         let Some(inner) = attending.0.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
         let Some(remote) = &hub.inner.remote else { return Ok(()) };
         match came {
-            Some(Some(Ok(bytes))) => {
-                if let Some(question) = hub.hear(remote, &bytes) {
+            Some(Some(Ok(told))) => {
+                let question = hub.hear(remote, &told.message);
+                *mark = Some(told.mark);
+                if let Some(question) = question {
                     hub.say(remote, question).await?;
                 }
             }

@@ -16,6 +16,8 @@ mod open;
 #[cfg(feature = "json")]
 mod outgoing;
 #[cfg(feature = "json")]
+mod past;
+#[cfg(feature = "json")]
 mod peers;
 mod presence;
 mod publish;

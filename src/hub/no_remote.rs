@@ -4,13 +4,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::link::Link;
 use super::presence::Other;
 use super::{Hub, Inner};
 use crate::audience::{Address, Audience};
 use crate::command::Command;
 use crate::error::PublishError;
 use crate::event::Event;
-use crate::log::Millis;
+use crate::log::{Block, Millis};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
 use crate::subscription::{Redeemed, Subscription, SubscriptionError};
@@ -84,6 +85,12 @@ impl Hub {
         remote: &Remote,
         _: Vec<(Audience, Event)>,
     ) -> Vec<Result<Position, PublishError>> {
+        match *remote {}
+    }
+}
+
+impl Hub {
+    pub(super) fn look_back(&self, remote: &Remote, _: u64, _: &Arc<Link>) -> Option<Arc<Block>> {
         match *remote {}
     }
 }

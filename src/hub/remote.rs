@@ -6,6 +6,7 @@
 //! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
 
 use std::collections::hash_set::HashSet;
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::{Arc, Weak};
 
 use futures::StreamExt;
@@ -13,17 +14,18 @@ use futures::future::{Either, select};
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use super::control::{self, Control};
+use super::past::Past;
 use super::presence::Other;
 use super::{Hub, Inner, housekeeping, outgoing};
 use crate::audience::{Address, Audience};
-use crate::backplane::{Backplane, BackplaneError, Place, Seen, State, Stored};
+use crate::backplane::{Backplane, BackplaneError, Current, Place, Seen, State, Stored};
 use crate::error::PublishError;
 use crate::event::Event;
 use crate::log::{Effect, Entry, Millis};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Epoch, Position};
 use crate::record::{self, Unreadable};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::wire::Draft;
 
 /// How many records are read at a time when this instance catches up.
@@ -46,6 +48,9 @@ pub(super) struct Remote {
     last: AtomicU64,
     /// Records that could not be read, ever.
     skipped: AtomicU64,
+    /// The newest record that was applied, by its number and a hash: whether the log still has it there.
+    newest: Mutex<Option<(u64, u64)>>,
+    pub(super) past: Past,
     pub(super) control: Control,
 }
 
@@ -59,6 +64,8 @@ impl Remote {
             stale: AtomicBool::new(false),
             last: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            newest: Mutex::default(),
+            past: Past::default(),
         }
     }
 
@@ -225,12 +232,19 @@ async fn follow(following: Following) {
 }
 
 /// Numbers beyond what every part of this and every broker counts exactly are not of a hub.
+const MOST: u64 = 1 << 53;
+
 fn believable(sequence: u64) -> Result<(), BackplaneError> {
-    const MOST: u64 = 1 << 53;
     if sequence > MOST {
         return Err(BackplaneError::unknown("the log has a number that no hub has written"));
     }
     Ok(())
+}
+
+fn hash_of(payload: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(payload);
+    hasher.finish()
 }
 
 /// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
@@ -274,7 +288,7 @@ async fn listen(
 
 impl Hub {
     /// What this instance has seen of the log.
-    fn seen(&self, remote: &Remote) -> Option<Seen> {
+    pub(super) fn seen(&self, remote: &Remote) -> Option<Seen> {
         remote.is_loaded().then(|| Place { epoch: self.log().epoch().0, sequence: remote.last.load(Ordering::Acquire) })
     }
 
@@ -285,21 +299,22 @@ impl Hub {
 
     /// Compares, and loads what is needed to follow.
     async fn catch_up(&self, remote: &Remote) -> Result<(), BackplaneError> {
-        let state = self.look(remote, self.settings().publish_timeout).await?;
+        let mut state = self.look(remote, self.settings().publish_timeout).await?;
+        if self.is_another(remote, state).await? {
+            // Younger than what this has seen, although it has grown since: it takes a new epoch.
+            let seen = Place { epoch: state.epoch, sequence: MOST };
+            state = remote.backplane.state(Some(seen)).await?;
+        }
         believable(state.last)?;
         believable(state.first)?;
         let first = state.first.max(1);
         if !remote.is_loaded() || state.epoch != self.log().epoch().0 {
-            let mut values = remote.backplane.values().await?;
-            values.sort_by_key(|value| value.sequence);
+            let mut values: Vec<_> =
+                remote.backplane.values().await?.iter().filter_map(|v| self.read_value(v)).collect();
+            values.sort_by_key(|(sequence, _)| *sequence);
             // Before the epoch: who publishes between the two shall not claim to have seen more of the new one than there is.
             remote.last.store(first - 1, Ordering::Release);
-            self.log().begin_epoch(Epoch(state.epoch), first - 1, self.now());
-            for value in values {
-                if let Ok(entry) = self.read(&value.payload) {
-                    self.log().apply_value(value.sequence, entry, self.now());
-                }
-            }
+            self.log().begin_epoch(Epoch(state.epoch), first - 1, values, self.now());
             housekeeping::wake_rest(&self.inner);
         } else if first > remote.last.load(Ordering::Acquire) + 1 {
             self.log().lose(first - 1, None, self.now());
@@ -321,6 +336,32 @@ impl Hub {
         remote.loaded.store(true, Ordering::Release);
         self.carry_out_waiting(remote);
         Ok(())
+    }
+
+    /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
+    /// somebody who had not seen what is lost has appended to it since.
+    async fn is_another(&self, remote: &Remote, state: State) -> Result<bool, BackplaneError> {
+        let newest = *remote.newest.lock();
+        let Some((sequence, hash)) = newest.filter(|_| remote.is_loaded() && state.epoch == self.log().epoch().0)
+        else {
+            return Ok(false);
+        };
+        if !(state.first..=state.last).contains(&sequence) {
+            return Ok(false);
+        }
+        let found = remote.backplane.range(sequence - 1, 1).await?;
+        Ok(found.first().is_some_and(|stored| stored.sequence == sequence && hash_of(&stored.payload) != hash))
+    }
+
+    /// A current value with its place, for the address that it is of: others of its union may have another since.
+    fn read_value(&self, current: &Current) -> Option<(u64, Entry)> {
+        let Entry { audience, effect, draft } = self.read(&current.record.payload).ok()?;
+        let Effect::Sets(key) = &effect else { return None };
+        let address = audience.addresses().iter().find(|address| record::value_id(address, key) == *current.id)?;
+        let mut of = Audience::from(address.clone());
+        audience.excluded().iter().for_each(|id| of.exclude(*id));
+        believable(current.record.sequence).ok()?;
+        Some((current.record.sequence, Entry { audience: of, effect, draft }))
     }
 
     /// Takes in what the log says, in its order.
@@ -382,11 +423,12 @@ impl Hub {
                 self.log().lose(stored.sequence, audience.as_deref(), now);
             }
         }
+        *remote.newest.lock() = Some((stored.sequence, hash_of(&stored.payload)));
         remote.last.store(stored.sequence, Ordering::Release);
     }
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
-    fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
+    pub(super) fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
         let (audience, event) = record::decode(payload).map_err(|unreadable| match unreadable {
             Unreadable::Garbage => None,
             Unreadable::Of(audience) => Some(audience),

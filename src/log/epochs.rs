@@ -60,6 +60,12 @@ impl Epochs {
         (std::sync::Arc::clone(&lives.current.prefix), lives.current.base)
     }
 
+    /// The same of an epoch, if it is the current one.
+    pub(super) fn prefix_of(&self, epoch: Epoch) -> Option<(std::sync::Arc<IdPrefix>, u64)> {
+        let lives = self.0.read();
+        (lives.current.epoch == epoch).then(|| (std::sync::Arc::clone(&lives.current.prefix), lives.current.base))
+    }
+
     pub(super) fn position(&self, number: u64) -> Position {
         let lives = self.0.read();
         let life = match &lives.before {

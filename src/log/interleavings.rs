@@ -191,3 +191,32 @@ fn joining_a_channel_loses_nothing_of_it_from_then_on() {
         log.close(&subscriber, 0);
     });
 }
+
+/// The values of a new life are there when its beginning is.
+#[test]
+fn who_is_there_when_a_new_life_begins_has_its_values() {
+    model(|| {
+        let latest = Retention::latest_per_key().with_live_window(Duration::from_secs(1));
+        let policies = Policies::new(Vec::new(), latest.clone(), latest.clone(), latest.clone(), latest);
+        let budgets = Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 1_000_000 };
+        let log = Arc::new(Log::new(Epoch(1), policies, budgets));
+        let subscriber = subscribe(&log, &["a"]);
+        let follower = thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                let framing = Framing {
+                    max_event_name: 128,
+                    max_payload: 1 << 20,
+                    retry: Duration::ZERO..=Duration::from_secs(1),
+                };
+                let draft = Draft::encode(&Event::message("x"), &framing).unwrap();
+                let entry = Entry { audience: topic("a").into(), effect: Effect::Sets("k".into()), draft };
+                log.begin_epoch(Epoch(2), 3, vec![(2, entry)], 0);
+                wake(&log);
+            }
+        });
+        assert_eq!(receive(&log, &subscriber, 1), [3]);
+        follower.join().unwrap();
+        log.close(&subscriber, 0);
+    });
+}

@@ -11,7 +11,9 @@
 //!    one number is a complete cursor over any set of channels, and replay and live are the same read.
 //! 3. A channel's floor is the newest record that it has dropped without a replacement ([`store`]). A gap is owed where
 //!    the floor is above the cursor, nowhere else.
-//! 4. A listener is woken only after the horizon covers the record, and looks once more after it has registered its
+//! 4. Where several instances share a log, who comes back from before the floor reads on from blocks of that ([`past`]), for
+//!    the same numbers in the same order, until memory has the rest. Only what is not there either is a gap.
+//! 5. A listener is woken only after the horizon covers the record, and looks once more after it has registered its
 //!    waker ([`subscriber`]). So nobody sleeps on a visible record.
 //!
 //! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its listeners, the heads.
@@ -24,6 +26,9 @@ mod heads;
 mod interleavings;
 #[cfg(all(test, not(tower_sse_loom)))]
 mod model;
+mod past;
+#[cfg(all(test, not(tower_sse_loom)))]
+mod past_model;
 mod pick;
 mod policy;
 mod reader;
@@ -51,6 +56,7 @@ use heads::Heads;
 use sequencer::Sequencer;
 use wake::Deferred;
 
+pub(crate) use past::Block;
 pub(crate) use policy::Policies;
 pub(crate) use reader::{Batch, Since};
 pub(crate) use sequencer::Usage;
@@ -221,16 +227,6 @@ impl Log {
         true
     }
 
-    /// Takes in a current value that is older than all that will be applied, before a life is read from its beginning.
-    pub(crate) fn apply_value(&self, sequence: u64, entry: Entry, now: Millis) {
-        let mut sequencer = self.sequencer.lock();
-        let (prefix, base) = self.epochs.prefix();
-        let number = base.saturating_add(sequence);
-        let frame = entry.draft.finish(&prefix, sequence);
-        let entry = Numbered { number, audience: entry.audience, effect: entry.effect, frame };
-        sequencer.set_value(entry, &self.heads, now);
-    }
-
     /// The record of this place is not to be had. Its audience is told so; everybody, if that is not known.
     pub(crate) fn lose(&self, sequence: u64, audience: Option<&Audience>, now: Millis) {
         self.interrupt(audience, now, |sequencer, base| {
@@ -239,13 +235,20 @@ impl Log {
         });
     }
 
-    /// The log behind this one has begun a new life, of which nothing is to be had up to `gone`: nothing of the old one is
-    /// left, and every open stream is told so.
-    pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, now: Millis) {
+    /// The log behind this one has begun a new life, of which nothing is to be had up to `gone` but current values, each with
+    /// its place. Nothing of the old one is left, and every open stream is told so.
+    pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, _| {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
             self.epochs.begin(epoch, base);
             sequencer.forget_all();
+            // Before the horizon covers them, for whoever is here already.
+            let (prefix, _) = self.epochs.prefix();
+            for (sequence, Entry { audience, effect, draft }) in values {
+                let number = base.saturating_add(sequence);
+                let frame = draft.finish(&prefix, sequence);
+                sequencer.set_value(Numbered { number, audience, effect, frame }, &self.heads, now);
+            }
             // Who comes with a position of the new life misses what it has dropped, no more.
             Some(Break { at: base.saturating_add(gone), below: base, reason: GapReason::Epoch })
         });
@@ -338,6 +341,9 @@ impl Log {
         if address.topic().is_some() && reader.topics().count() >= max_topics {
             return Err(TooManyTopics);
         }
+        if let Since::After(cursor) = since {
+            self.claimed.fetch_max(cursor, Ordering::AcqRel);
+        }
         let mut sequencer = self.sequencer.lock();
         let channel = sequencer.channel(address, &self.heads);
         reader.join(channel, subscriber, since, self.horizon());
@@ -349,6 +355,9 @@ impl Log {
         let mut reader = subscriber.reader.lock();
         if !reader.is_open() || reader.listens_to(&joined.address) {
             return false;
+        }
+        if let Since::After(cursor) = joined.since {
+            self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
         let mut sequencer = self.sequencer.lock();
         let channel = sequencer.channel(&joined.address, &self.heads);

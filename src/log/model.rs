@@ -488,3 +488,23 @@ proptest! {
         }
     }
 }
+
+/// A value that was loaded is newer than what the records from before it say.
+#[test]
+fn a_loaded_value_outlives_the_removals_from_before_it() {
+    let log = World::new(1 << 20).log;
+    let entry = |effect| Entry {
+        audience: address(LATEST).into(),
+        effect,
+        draft: Draft::encode(&Event::message("x"), &framing()).unwrap(),
+    };
+    log.begin_epoch(Epoch(2), 4, vec![(9, entry(Effect::Sets("k".into())))], 0);
+    let page = Arc::new(Subscriber::new(ConnectionId::from_bits(1)));
+    log.apply(5, entry(Effect::Removes("k".into())), 0);
+    log.apply(10, entry(Effect::Nothing), 0);
+    log.open(&page, [address(LATEST)], Begin::Fresh(Start::Live), 0);
+    let mut batch = Batch::default();
+    log.read(&page, &mut batch);
+    let positions: Vec<_> = batch.records.iter().map(|picked| log.at(picked.record.sequence).sequence()).collect();
+    assert_eq!(positions, [9]);
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
+use super::past::Block;
 use super::pick::Pick;
 use super::store::Record;
 use super::subscriber::Subscriber;
@@ -29,6 +30,8 @@ pub(super) struct Reader {
     stage: Stage,
     /// The cursor that it came back with.
     resumed_at: Option<u64>,
+    /// It has not been where the log is since it came back.
+    is_returning: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +88,14 @@ pub(crate) struct Batch {
     pub(crate) wants_addresses: bool,
     /// Set by who would now tell of changed topics.
     pub(crate) wants_changes: bool,
+    /// Set by who can provide blocks of what the channels have dropped.
+    pub(crate) looks_back: bool,
+    /// The block that was asked for by `needs`.
+    pub(crate) past: Option<Arc<Block>>,
+    /// Nothing was read: a block that has what comes after this number is needed first.
+    pub(crate) needs: Option<u64>,
+    /// There may be more to read although there are no records here.
+    pub(crate) goes_on: bool,
     /// The audiences of which records were dropped unread.
     pub(crate) gap: SmallVec<[Address; 1]>,
     /// Why, if it is about what was asked for when joining: the reader was not too slow for it.
@@ -106,7 +117,13 @@ pub(crate) struct Picked {
 
 impl Batch {
     fn clear(&mut self) {
-        *self = Self { wants_addresses: self.wants_addresses, wants_changes: self.wants_changes, ..Self::default() };
+        *self = Self {
+            wants_addresses: self.wants_addresses,
+            wants_changes: self.wants_changes,
+            looks_back: self.looks_back,
+            past: self.past.take(),
+            ..Self::default()
+        };
     }
 }
 
@@ -225,6 +242,7 @@ impl Reader {
             Begin::After(cursor) => {
                 self.cursor = cursor;
                 self.resumed_at = Some(cursor);
+                self.is_returning = true;
                 return;
             }
             Begin::Fresh(Start::Live) => horizon,
@@ -260,8 +278,9 @@ impl Reader {
         batch.clear();
         let horizon = log.horizon();
         if self.replaying {
-            self.read_replay(me, batch);
-            if !batch.records.is_empty() || !batch.gap.is_empty() {
+            self.read_replay(log, me, batch);
+            if !batch.records.is_empty() || !batch.gap.is_empty() || batch.needs.is_some() || self.replaying {
+                batch.goes_on = batch.needs.is_none();
                 return;
             }
         }
@@ -275,7 +294,7 @@ impl Reader {
 
     /// What joined channels hold from before the cursor. Without ids, so that nobody comes back with one that is not the
     /// cursor.
-    fn read_replay(&mut self, me: ConnectionId, batch: &mut Batch) {
+    fn read_replay(&mut self, log: &Log, me: ConnectionId, batch: &mut Batch) {
         if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay?.owes) {
             batch.gap_reason = Some(reason);
             for Membership { channel, replay, .. } in &mut self.memberships {
@@ -287,22 +306,48 @@ impl Reader {
             return;
         }
         let cursor = self.cursor;
+        let Ok((block, low)) = self.block_for_replay(log, batch) else { return };
+        let (upto, lost) = self.span(block.as_deref(), low, cursor);
         let mut pick = Pick::new(me, batch.wants_addresses);
         let mut gaps: SmallVec<[(usize, u64); 1]> = SmallVec::new();
         for (index, membership) in self.memberships.iter().enumerate() {
             let Some(replay) = membership.replay else { continue };
             let channel = &membership.channel;
             let store = channel.store.lock();
-            if replay.records_after < cursor && store.floor() > replay.records_after.max(membership.told) {
+            pick.offer(channel, store.values_between(replay.values_after, upto));
+            let known = replay.records_after.max(membership.told);
+            let is_short = replay.records_after < cursor && store.floor() > known;
+            if is_short
+                && let Some(block) = block.as_deref().filter(|_| log.is_elsewhere(channel, replay.records_after))
+            {
+                let missing = block.missing(channel, lost).min(store.floor());
+                drop(store);
+                if missing > known {
+                    gaps.push((index, missing));
+                    batch.gap.push(channel.address.clone());
+                    batch.gap_reason = Some(if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed });
+                }
+                let is_also_for = |record: &Record, other: &Channel| block.is_also_for(record.sequence, other);
+                let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
+                pick.offer(channel, block.between(channel, replay.records_after, upto).filter(unread));
+                continue;
+            }
+            if is_short && batch.looks_back && log.is_elsewhere(channel, replay.records_after) {
+                // It was dropped a moment ago.
+                (batch.gap, batch.gap_reason) = (SmallVec::new(), None);
+                batch.needs = Some(replay.records_after);
+                return;
+            }
+            if is_short {
                 gaps.push((index, store.floor()));
                 batch.gap.push(channel.address.clone());
                 batch.gap_reason = Some(GapReason::Trimmed);
             }
-            let unread = |record: &&Arc<Record>| !self.has_read(index, record);
-            pick.offer(channel, store.ring_between(replay.records_after, cursor).filter(unread));
-            pick.offer(channel, store.values_between(replay.values_after, cursor));
+            let is_also_for = |record: &Record, other: &Channel| record.union.contains(&other.unique);
+            let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
+            pick.offer(channel, store.ring_between(replay.records_after, upto).filter(unread));
         }
-        let done = pick.finish(cursor, batch);
+        let done = pick.finish(upto, batch);
         for (index, floor) in gaps {
             self.memberships[index].told = floor;
         }
@@ -320,19 +365,62 @@ impl Reader {
         }
     }
 
-    /// Whether a record of a union has come by way of another channel already.
-    fn has_read(&self, except: usize, record: &Record) -> bool {
-        !record.union.is_empty()
-            && self.memberships.iter().enumerate().any(|(index, membership)| {
-                let unread_after = membership.replay.map_or(u64::MAX, |replay| replay.records_after);
-                index != except
-                    && record.union.contains(&membership.channel.unique)
-                    && (membership.since + 1..=unread_after).contains(&record.sequence)
+    /// The block from which a replay goes on, and after which number; none if memory has it all. `Err` if it is not at hand.
+    fn block_for_replay(&self, log: &Log, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
+        let past = batch.past.take();
+        let is_short = |membership: &&Membership| {
+            membership.replay.is_some_and(|replay| {
+                let floor = membership.channel.store.lock().floor();
+                let known = replay.records_after.max(membership.told);
+                replay.records_after < self.cursor
+                    && floor > known
+                    && log.is_elsewhere(&membership.channel, replay.records_after)
             })
+        };
+        let short = self.memberships.iter().filter(is_short).filter_map(|membership| membership.replay);
+        let Some(low) = short.map(|replay| replay.records_after).min().filter(|_| batch.looks_back) else {
+            return Ok((None, self.cursor));
+        };
+        match past.filter(|block| block.covers(log.base(), low)) {
+            Some(block) => Ok((Some(block), low)),
+            None => {
+                batch.needs = Some(low);
+                Err(())
+            }
+        }
+    }
+
+    /// How far may be read from a number on with the block at hand, so that a record that is missing to somebody here comes
+    /// first; and that record.
+    fn span(&self, block: Option<&Block>, after: u64, upto: u64) -> (u64, Option<u64>) {
+        let Some(block) = block else { return (upto, None) };
+        let upto = upto.min(block.upto());
+        let is_mine = |address: &Address| self.listens_to(address);
+        match block.first_lost(after, is_mine) {
+            Some(lost) if lost == after + 1 => {
+                let next = block.first_lost(lost, is_mine);
+                (next.map_or(upto, |next| upto.min(next - 1)), Some(lost))
+            }
+            Some(lost) => (upto.min(lost - 1), None),
+            None => (upto, None),
+        }
+    }
+
+    /// Whether a record of a union has come by way of another channel already.
+    fn has_read(&self, except: usize, record: &Record, is_also_for: impl Fn(&Record, &Channel) -> bool) -> bool {
+        self.memberships.iter().enumerate().any(|(index, membership)| {
+            let unread_after = membership.replay.map_or(u64::MAX, |replay| replay.records_after);
+            index != except
+                && (membership.since + 1..=unread_after).contains(&record.sequence)
+                && is_also_for(record, &membership.channel)
+        })
     }
 
     fn read_ordered(&mut self, log: &Log, horizon: u64, me: ConnectionId, batch: &mut Batch) {
         let cursor = self.cursor;
+        let looks_back = batch.looks_back && self.is_returning;
+        let block = batch.past.take().filter(|block| looks_back && block.covers(log.base(), cursor));
+        let (upto, lost) = self.span(block.as_deref(), cursor, horizon);
         let mut pick = Pick::new(me, batch.wants_addresses);
         // The words first, then the locks: the heads are not held while a channel is looked into.
         let mut due: SmallVec<[u32; 8]> = SmallVec::new();
@@ -347,15 +435,35 @@ impl Reader {
             let Membership { channel, since, told, .. } = &mut self.memberships[index as usize];
             let after = cursor.max(*since);
             let store = channel.store.lock();
-            if store.floor() > after.max(*told) {
+            let known = after.max(*told);
+            if store.floor() > known {
+                if looks_back && log.is_elsewhere(channel, cursor) {
+                    let Some(block) = block.as_deref() else {
+                        // What was found so far to be told is told first.
+                        batch.needs = batch.gap.is_empty().then_some(cursor);
+                        return;
+                    };
+                    let missing = block.missing(channel, lost).min(store.floor());
+                    drop(store);
+                    if missing > known {
+                        *told = missing;
+                        let reason = if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed };
+                        batch.gap_reason = batch.gap_reason.or(Some(reason));
+                        batch.gap.push(channel.address.clone());
+                    }
+                    pick.offer(channel, block.between(channel, after, upto));
+                    continue;
+                }
                 *told = store.floor();
                 batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.floor(), cursor));
                 batch.gap.push(channel.address.clone());
                 batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
             }
-            pick.offer(channel, store.ring_between(after, horizon));
-            pick.offer(channel, store.values_between(after, horizon));
+            pick.offer(channel, store.ring_between(after, upto));
+            pick.offer(channel, store.values_between(after, upto));
         }
-        self.cursor = pick.finish(horizon, batch);
+        self.cursor = pick.finish(upto, batch);
+        batch.goes_on = self.cursor < horizon;
+        self.is_returning &= batch.goes_on;
     }
 }

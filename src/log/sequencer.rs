@@ -157,7 +157,12 @@ impl Sequencer {
 
     /// The channels that somebody listens to.
     pub(super) fn listened(&self) -> SmallVec<[Arc<Channel>; 4]> {
-        self.channels.values().filter(|channel| channel.listening() > 0).cloned().collect()
+        self.all().filter(|channel| channel.listening() > 0).cloned().collect()
+    }
+
+    /// In the order of their numbers.
+    fn all(&self) -> impl Iterator<Item = &Arc<Channel>> {
+        self.numbers.iter().flatten()
     }
 
     /// Makes a number one that the readers of these channels, or of all, have missed.
@@ -173,12 +178,13 @@ impl Sequencer {
             Some(audience) => audience.addresses().iter().map(|address| self.channel(address, heads)).collect(),
             None => {
                 self.floor = self.floor.max(number);
-                self.channels.values().cloned().collect()
+                self.all().cloned().collect()
             }
         };
         for channel in channels {
             channel.store.lock().raise_floor(number);
-            heads.set(channel.number as usize, number);
+            // It may hold values that are newer.
+            heads.raise(channel.number as usize, number);
             if channel.listening() > 0 {
                 mark(channel);
             }
@@ -187,7 +193,7 @@ impl Sequencer {
 
     /// Drops everything that is kept. Who listens stays.
     pub(super) fn forget_all(&mut self) {
-        for channel in self.channels.values() {
+        for channel in self.all() {
             channel.store.lock().clear();
         }
         for lanes in &mut self.lanes {

@@ -35,7 +35,7 @@ pub(crate) enum Effect {
 }
 
 impl Record {
-    fn cost(&self) -> usize {
+    pub(super) fn cost(&self) -> usize {
         self.frame.len() + RECORD_OVERHEAD
     }
 }
@@ -132,7 +132,7 @@ impl Store {
             // Who saw the value must hear of its end, so the news of it stays in the ring for a while.
             Effect::Removes(key) => {
                 if let Some(keyed) = &mut self.keyed {
-                    keyed.remove(key);
+                    keyed.remove_older(key, record.sequence);
                 }
             }
             Effect::Sets(_) | Effect::Nothing => {}
@@ -228,6 +228,13 @@ impl Keyed {
         self.bytes += record.cost() + key.len();
         self.by_key.insert(key, record.sequence);
         self.by_sequence.insert(record.sequence, record);
+    }
+
+    /// Not a value that was loaded before the records from before it are read again.
+    fn remove_older(&mut self, key: &str, than: u64) {
+        if self.by_key.get(key).is_some_and(|known| *known < than) {
+            self.remove(key);
+        }
     }
 
     fn remove(&mut self, key: &str) {

@@ -93,7 +93,8 @@ async fn current_values_are_the_newest_of_each_id(log: &dyn Backplane) {
     )
     .await;
     let values = soon(log.values()).await.unwrap();
-    let values: BTreeMap<u64, &str> = values.iter().map(|value| (value.sequence, text(&value.payload))).collect();
+    let values: BTreeMap<u64, &str> =
+        values.iter().map(|value| (value.record.sequence, text(&value.record.payload))).collect();
     assert_eq!(values, BTreeMap::from([(places[1].sequence, "2"), (places[2].sequence, "3")]));
 }
 
@@ -104,7 +105,7 @@ async fn a_record_may_be_the_value_of_several_ids(log: &dyn Backplane) {
         outgoing.values = ids.iter().map(|id| Value::new(*id, removes)).collect();
         outgoing
     };
-    let places = append(
+    append(
         log,
         vec![
             set("both", &["x", "y"], false),
@@ -117,12 +118,15 @@ async fn a_record_may_be_the_value_of_several_ids(log: &dyn Backplane) {
     .await;
     let current = async || {
         let values = soon(log.values()).await.unwrap();
-        values.iter().map(|value| (value.sequence, text(&value.payload).to_owned())).collect::<BTreeMap<_, _>>()
+        values
+            .iter()
+            .map(|value| (value.id.to_string(), text(&value.record.payload).to_owned()))
+            .collect::<BTreeMap<_, _>>()
     };
-    let expected = BTreeMap::from([(places[0].sequence, "both".to_owned()), (places[2].sequence, "only x".to_owned())]);
-    assert_eq!(current().await, expected);
+    let is = |id: &str, text: &str| (id.to_owned(), text.to_owned());
+    assert_eq!(current().await, BTreeMap::from([is("y", "both"), is("x", "only x")]));
     append(log, vec![set("gone", &["y"], true)], None).await;
-    assert_eq!(current().await, BTreeMap::from([(places[2].sequence, "only x".to_owned())]));
+    assert_eq!(current().await, BTreeMap::from([is("x", "only x")]));
 }
 
 async fn a_repeated_key_is_appended_once(log: &dyn Backplane) {
@@ -150,7 +154,7 @@ async fn a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(log: &dyn B
 
 async fn what_is_told_is_heard_from_then_on(log: &dyn Backplane) {
     soon(log.tell(Bytes::from_static(b"before"))).await.unwrap();
-    let (mut one, mut two) = (log.hear(), log.hear());
+    let (mut one, mut two) = (log.hear(None), log.hear(None));
     // They listen when they are first polled.
     assert!(futures::poll!(one.next()).is_pending() && futures::poll!(two.next()).is_pending());
     let heard = async {
@@ -170,7 +174,36 @@ async fn what_is_told_is_heard_from_then_on(log: &dyn Backplane) {
         futures::future::Either::Left((heard, _)) => heard,
         futures::future::Either::Right(((), _)) => unreachable!(),
     };
-    assert!(heard.iter().all(|message| message == "now"));
+    assert!(heard.iter().all(|told| told.message == "now"));
+}
+
+/// Who was cut off for a moment goes on where it was.
+async fn what_is_told_meanwhile_is_heard_after_a_mark(log: &dyn Backplane) {
+    let mut ear = log.hear(None);
+    assert!(futures::poll!(ear.next()).is_pending());
+    let first = async {
+        loop {
+            soon(log.tell(Bytes::from_static(b"first"))).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let heard = match futures::future::select(std::pin::pin!(soon(ear.next())), std::pin::pin!(first)).await {
+        futures::future::Either::Left((heard, _)) => heard.unwrap().unwrap(),
+        futures::future::Either::Right(((), _)) => unreachable!(),
+    };
+    drop(ear);
+    for n in 0..100 {
+        soon(log.tell(Bytes::from(n.to_string()))).await.unwrap();
+    }
+    let (mut ear, mut came) = (log.hear(Some(heard.mark)), Vec::new());
+    while came.last().is_none_or(|last| last != "99") {
+        let told = soon(ear.next()).await.unwrap().unwrap();
+        came.extend(Some(text(&told.message).to_owned()).filter(|text| text != "first"));
+    }
+    assert_eq!(came, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+    // A mark of a life that is over, or nonsense, is no reason to hear nothing.
+    let mut ear = log.hear(Some("7".into()));
+    assert!(!soon(ear.next()).await.unwrap().unwrap().message.is_empty());
 }
 
 async fn what_is_deposited_is_withdrawn_once(log: &dyn Backplane) {
@@ -188,7 +221,7 @@ async fn what_is_deposited_is_withdrawn_once(log: &dyn Backplane) {
 
 /// Polled once, while it may be connecting, and then left alone.
 async fn a_stream_that_is_not_polled_holds_nobody_up(log: &dyn Backplane) {
-    let (mut tail, mut ear) = (log.tail(0), log.hear());
+    let (mut tail, mut ear) = (log.tail(0), log.hear(None));
     assert!(futures::poll!(tail.next()).is_pending() && futures::poll!(ear.next()).is_pending());
     soon(log.state(None)).await.unwrap();
     append(log, vec![record("x")], None).await;
@@ -206,6 +239,7 @@ async fn keeps_its_promises(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
     a_repeated_key_is_appended_once(&*fresh("e")).await;
     a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&*fresh("f")).await;
     what_is_told_is_heard_from_then_on(&*fresh("g")).await;
+    what_is_told_meanwhile_is_heard_after_a_mark(&*fresh("mark")).await;
     what_is_deposited_is_withdrawn_once(&*fresh("h")).await;
 }
 
@@ -260,7 +294,7 @@ async fn namespaces_never_meet(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
         let range = soon(log.range(0, 10)).await.unwrap();
         assert_eq!(range.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), [name, name]);
         let values = soon(log.values()).await.unwrap();
-        assert_eq!(values.iter().map(|stored| text(&stored.payload)).collect::<Vec<_>>(), [name]);
+        assert_eq!(values.iter().map(|value| text(&value.record.payload)).collect::<Vec<_>>(), [name]);
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use tower_sse::backplane::{Backplane, BackplaneError, Memory, Outgoing, Place, Seen, State, Stored};
+use tower_sse::backplane::{Backplane, BackplaneError, Current, Memory, Outgoing, Place, Seen, State, Stored, Told};
 
 #[derive(Clone)]
 pub(crate) struct Faulty {
@@ -124,7 +124,7 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
         async move {
             self.pass().await?;
             self.inner.values().await
@@ -140,8 +140,8 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
-        let (this, mut heard) = (self.clone(), self.inner.hear());
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+        let (this, mut heard) = (self.clone(), self.inner.hear(after));
         async_stream::stream! {
             while let Some(message) = heard.next().await {
                 if this.goes_wrong() {

@@ -19,10 +19,12 @@ mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod apart;
 mod contract;
 mod faulty;
 mod instances;
 mod listening;
 mod nats;
+mod past;
 mod publisher;
 mod soak;

@@ -26,7 +26,7 @@ async fn append(log: &Nats, records: Vec<Outgoing>) -> Vec<Place> {
 
 async fn values(log: &Nats) -> BTreeMap<u64, String> {
     let text = |payload: &Bytes| String::from_utf8(payload.to_vec()).unwrap();
-    soon(log.values()).await.unwrap().iter().map(|value| (value.sequence, text(&value.payload))).collect()
+    soon(log.values()).await.unwrap().iter().map(|value| (value.record.sequence, text(&value.record.payload))).collect()
 }
 
 #[tokio::test]

@@ -259,7 +259,7 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     assert_eq!(page.next_own().await.data, "heard");
     soon(log("default").tell(bytes::Bytes::from_static(b"x"))).await.unwrap();
     // It is asked for what is newest, and hears the instance: no error.
-    let mut ear = log("default").hear();
+    let mut ear = log("default").hear(None);
     let heard = tokio::time::timeout(Duration::from_millis(300), futures::StreamExt::next(&mut ear)).await;
     assert!(!matches!(heard, Ok(None | Some(Err(_)))), "{heard:?}");
     // A ticket.

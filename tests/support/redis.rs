@@ -39,7 +39,7 @@ impl RedisServer {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-redis-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let port = port::free_port();
+        let port = port::free_port(10_000);
         let mut server = Self { port, folder, arguments, child: None };
         server.restart();
         server

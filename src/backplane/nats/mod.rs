@@ -12,7 +12,7 @@
 //! - **Current values** are copied by the server into a second stream. See `values`.
 //! - **Records with values** are taken in any epoch, since the copy needs a subject that stays. So if somebody else began a
 //!   new epoch a moment ago, the place of such a record may name the old one, in which positions are refused by then.
-//! - **Control messages** are plain publishes: who does not listen does not hear.
+//! - **Control messages** lie in a stream of their own for a minute, so that who was cut off for a moment hears them too.
 //!
 //! What a server acknowledged it may lose with the power, unless it is told to sync (`sync_interval: always`) or has
 //! replicas: streams of one replica are made, and may be given more with NATS' own tools.
@@ -25,6 +25,7 @@ mod reader;
 mod session;
 mod shared;
 mod streams;
+mod told;
 mod values;
 
 use std::fmt;
@@ -40,7 +41,7 @@ use self::connection::Servers;
 use self::names::Names;
 use self::reader::Reader;
 use self::shared::{Shared, before_append};
-use super::{Backplane, BackplaneError, Outgoing, Place, Seen, State, Stored};
+use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// How long the server waits for something new before it says that there is nothing.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -185,7 +186,7 @@ impl Backplane for Nats {
         .boxed()
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
         async move {
             let session = self.shared.session(None).await?;
             values::read(&session.connection, &self.shared.names).await
@@ -195,27 +196,22 @@ impl Backplane for Nats {
 
     fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
-            let connection = self.shared.session(None).await.map_err(before_append)?.connection.clone();
-            let publish = connection.client.publish(self.shared.names.told(), message);
-            connection
-                .within(connection.timeout, publish)
-                .await?
-                .map_err(|error| BackplaneError::rejected(error.to_string()))?;
-            let flushed = connection.within(connection.timeout, connection.client.flush()).await?;
-            flushed.map_err(|error| BackplaneError::unknown(error.to_string()))
+            let session = self.shared.session(None).await.map_err(before_append)?;
+            told::tell(&session.connection, &self.shared.names, message).await
         }
         .boxed()
     }
 
-    fn hear(&self) -> BoxStream<'static, Result<Bytes, BackplaneError>> {
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
         let shared = Arc::clone(&self.shared);
         async_stream::try_stream! {
-            let connection = shared.session_of_stream().await?.connection.clone();
-            let told = connection.client.subscribe(shared.names.told()).await;
-            let mut told = told.map_err(|error| BackplaneError::unavailable(error.to_string()))?;
+            let session = shared.session_of_stream().await?;
+            let (life, mut reader) = told::hear(&session.connection, &shared.names, after).await?;
             loop {
-                let message = connection.unless_broken(told.next()).await?;
-                yield message.ok_or_else(|| BackplaneError::unavailable("the connection ended"))?.payload;
+                for message in reader.next(BATCH, BLOCK).await? {
+                    let Stored { sequence, payload } = message.stored;
+                    yield Told { mark: format!("{sequence} {life}").into(), message: payload };
+                }
             }
         }
         .boxed()

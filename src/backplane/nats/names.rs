@@ -20,6 +20,8 @@ pub(super) struct Names {
     pub(super) bucket: String,
     /// The stream of what waits for whoever asks first.
     pub(super) deposits: String,
+    /// The stream of what instances tell each other.
+    pub(super) told: String,
     pub(super) epoch: String,
     /// What all subjects of this hub begin with.
     prefix: String,
@@ -37,6 +39,7 @@ impl Names {
             values: format!("tower-sse-values_{token}"),
             bucket: format!("KV_tower-sse_{token}"),
             deposits: format!("tower-sse-deposits_{token}"),
+            told: format!("tower-sse-told_{token}"),
             epoch: format!("$KV.tower-sse_{token}.epoch"),
             prefix: format!("tower-sse.{token}"),
         })

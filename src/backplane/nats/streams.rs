@@ -14,6 +14,10 @@ use super::names::Names;
 /// For so long a repeated idempotency key is known.
 const DUPLICATES: Duration = Duration::from_secs(600);
 
+/// For so long what was told is kept, and at most so much of it.
+const HEARD: Duration = Duration::from_secs(60);
+const TOLD: usize = 10_000;
+
 /// For so long something may wait at most.
 const DEPOSITS: Duration = Duration::from_secs(3600);
 
@@ -206,6 +210,25 @@ pub(super) async fn deposits(connection: &Connection, names: &Names) -> Result<(
         "num_replicas": 1,
     });
     create(connection, &names.deposits, &config).await.map(drop)
+}
+
+/// What instances tell each other, for as long as one that was cut off may need it.
+pub(super) async fn told(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
+    if connection.ask("STREAM.INFO", &names.told, &json!({})).await?.is_some() {
+        return Ok(());
+    }
+    let config = json!({
+        "name": names.told,
+        "subjects": [names.told()],
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "max_msgs": TOLD,
+        "max_age": i64::try_from(HEARD.as_nanos()).unwrap_or(i64::MAX),
+        "duplicate_window": i64::try_from(HEARD.as_nanos()).unwrap_or(i64::MAX),
+        "num_replicas": 1,
+    });
+    create(connection, &names.told, &config).await.map(drop)
 }
 
 pub(super) async fn delete(connection: &Connection, stream: &str) -> Result<(), BackplaneError> {

@@ -11,7 +11,7 @@ use std::collections::hash_map::HashMap;
 use async_nats::HeaderMap;
 use serde_json::json;
 
-use super::super::{BackplaneError, Stored};
+use super::super::{BackplaneError, Current, Stored};
 use super::connection::{By, Connection};
 use super::names::{Names, read_values};
 use super::reader::Reader;
@@ -35,7 +35,7 @@ pub(super) async fn end(connection: &Connection, names: &Names) -> Result<u64, B
     Ok(newest.and_then(|message| source(&message.headers)).unwrap_or(0))
 }
 
-pub(super) async fn read(connection: &Connection, names: &Names) -> Result<Vec<Stored>, BackplaneError> {
+pub(super) async fn read(connection: &Connection, names: &Names) -> Result<Vec<Current>, BackplaneError> {
     let gone = || BackplaneError::unavailable("the stream is gone");
     let copy = Reader::open(connection, &names.values, 0, None).await?.ok_or_else(gone)?;
     let mut current = HashMap::new();
@@ -50,11 +50,7 @@ pub(super) async fn read(connection: &Connection, names: &Names) -> Result<Vec<S
     for message in log.rest(usize::MAX, BATCH).await? {
         take(&mut current, &message.headers, &message.stored);
     }
-    // Several ids may name one record.
-    let mut values: Vec<Stored> = current.into_values().flatten().collect();
-    values.sort_unstable_by_key(|value| value.sequence);
-    values.dedup_by_key(|value| value.sequence);
-    Ok(values)
+    Ok(current.into_iter().filter_map(|(id, record)| Some(Current { id, record: record? })).collect())
 }
 
 /// In the order of the log.

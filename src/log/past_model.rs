@@ -1,0 +1,273 @@
+//! Who comes back from before what the channels keep, against a list of all records ever: the log that is shared.
+//!
+//! The ledger: received + told of a gap = permitted, in order, each once; and no gap but where the shared log has lost
+//! something.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::Event;
+use crate::name::UserId;
+use crate::retention::{Retention, TopicRule};
+use crate::wire::Framing;
+
+const TOPICS: usize = 3;
+const READERS: usize = 3;
+const EPOCH: Epoch = Epoch(7);
+
+fn address_of(index: usize) -> Address {
+    match index {
+        0 => Address::User(UserId::try_from("a").unwrap()),
+        index => Address::Topic(Topic::try_from(format!("t{index}")).unwrap()),
+    }
+}
+
+/// Rings so small that nearly everything is elsewhere.
+fn log() -> Log {
+    let replay = Retention::replay().count(2);
+    let policies = Policies::new(
+        vec![(TopicRule::exact("none"), Retention::live())],
+        replay.clone(),
+        replay.clone(),
+        replay,
+        Retention::live(),
+    );
+    Log::new(EPOCH, policies, Budgets { ring_bytes: 1 << 20, keyed_bytes: 1 << 20, grace: 10 })
+}
+
+fn entry(to: &BTreeSet<usize>, except: Option<usize>, sequence: u64) -> Entry {
+    let framing = Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) };
+    let draft = Draft::encode(&Event::message(sequence.to_string()), &framing).unwrap();
+    let mut audience = Audience::default();
+    to.iter().for_each(|index| audience.insert(address_of(*index)));
+    if let Some(except) = except {
+        audience.exclude(ConnectionId::from_bits(except as u128));
+    }
+    Entry { audience, effect: Effect::Nothing, draft }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish {
+        to: BTreeSet<usize>,
+        except: Option<usize>,
+        poison: bool,
+        times: u64,
+    },
+    /// The shared log drops its oldest.
+    Trim {
+        count: u64,
+    },
+    /// With a cursor from so many records ago; none within what is left.
+    Return {
+        reader: usize,
+        on: BTreeSet<usize>,
+        back: u64,
+    },
+    /// One more topic, from so many records ago on.
+    Join {
+        reader: usize,
+        to: usize,
+        back: u64,
+    },
+    Read {
+        reader: usize,
+        times: usize,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let some = || proptest::collection::btree_set(0..=TOPICS, 1..3);
+    prop_oneof![
+        6 => (some(), proptest::option::weighted(0.1, 0..READERS), prop::bool::weighted(0.05), 1..30u64)
+            .prop_map(|(to, except, poison, times)| Step::Publish { to, except, poison, times }),
+        1 => (0..40u64).prop_map(|count| Step::Trim { count }),
+        3 => (0..READERS, some(), 0..150u64).prop_map(|(reader, on, back)| Step::Return { reader, on, back }),
+        2 => (0..READERS, 0..=TOPICS, 0..100u64).prop_map(|(reader, to, back)| Step::Join { reader, to, back }),
+        6 => (0..READERS, 1..6usize).prop_map(|(reader, times)| Step::Read { reader, times }),
+    ]
+}
+
+#[derive(Clone)]
+struct Stored {
+    to: BTreeSet<usize>,
+    except: Option<usize>,
+    poison: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// All there ever were.
+    all: BTreeMap<u64, Stored>,
+    records: BTreeMap<u64, Stored>,
+    last: u64,
+    first: u64,
+    /// How many records one read of it brings.
+    size: usize,
+}
+
+impl Shared {
+    fn block(&self, log: &Log, after: u64) -> Arc<Block> {
+        let read = |(sequence, stored): (&u64, &Stored)| {
+            let Entry { audience, effect, draft } = entry(&stored.to, stored.except, *sequence);
+            (
+                *sequence,
+                if stored.poison { Err(Some(Box::new(audience))) } else { Ok(Entry { audience, effect, draft }) },
+            )
+        };
+        let records: Vec<_> = self.records.range(after + 1..).take(self.size).map(read).collect();
+        Arc::new(log.block(EPOCH, after, records, 0).unwrap())
+    }
+}
+
+struct Reader {
+    subscriber: Arc<Subscriber>,
+    /// Its cursor says that it has read so far on these.
+    came_with: (u64, BTreeSet<usize>),
+    /// From which number on each address is its business.
+    on: BTreeMap<usize, u64>,
+    received: BTreeSet<u64>,
+    /// The newest received in the order of the cursor.
+    newest: u64,
+    /// What it was told to be missing something of, and where its cursor was then.
+    gaps: Vec<(Address, u64)>,
+    /// Something it was owed was trimmed or poisoned at some time, so it may be told of a gap.
+    may_gap: bool,
+    /// It has been at the end: from then on it may be too slow for what the channels keep.
+    arrived: bool,
+}
+
+/// Reads all that is there; blocks begin where the reader is, or somewhat before.
+fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
+    let mut batch = Batch { looks_back: true, ..Batch::default() };
+    let mut before = log.cursor(&reader.subscriber);
+    for turn in 0..reads {
+        log.read(&reader.subscriber, &mut batch);
+        if let Some(after) = batch.needs {
+            let start = after.saturating_sub(turn as u64 % 3);
+            let mut block = shared.block(log, start);
+            // What was trimmed meanwhile may leave the block short of it.
+            if !block.covers(0, after) {
+                block = shared.block(log, after);
+            }
+            assert!(block.covers(0, after), "a block brings everybody on");
+            batch.past = Some(block);
+            continue;
+        }
+        let cursor = log.cursor(&reader.subscriber);
+        let ordered = batch.ordered;
+        let told = batch.gap.iter().map(|address| (address.clone(), if ordered { before } else { 0 }));
+        reader.gaps.extend(told);
+        before = cursor;
+        if !batch.gap.is_empty() {
+            assert!(reader.may_gap, "a gap that was not owed: {:?}", batch.gap_reason);
+        }
+        for picked in batch.records.drain(..) {
+            let number = picked.record.sequence;
+            assert!(reader.received.insert(number), "{number} came twice");
+            if batch.ordered {
+                assert!(number > reader.newest, "{number} after {}", reader.newest);
+                reader.newest = number;
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #[test]
+    fn who_comes_back_gets_all_that_is_left_anywhere(steps in proptest::collection::vec(step(), 1..60), size in 1..40usize) {
+        let log = log();
+        let mut shared = Shared { first: 1, size, ..Shared::default() };
+        let mut readers: Vec<Option<Reader>> = (0..READERS).map(|_| None).collect();
+        for (time, step) in steps.into_iter().enumerate() {
+            let now = time as u64;
+            match step {
+                Step::Publish { to, except, poison, times } => {
+                    for _ in 0..times {
+                        shared.last += 1;
+                        let stored = Stored { to: to.clone(), except, poison };
+                        shared.records.insert(shared.last, stored.clone());
+                        shared.all.insert(shared.last, stored);
+                        if poison {
+                            let audience = entry(&to, None, 0).audience;
+                            log.lose(shared.last, Some(&audience), now);
+                        } else {
+                            log.apply(shared.last, entry(&to, except, shared.last), now);
+                        }
+                    }
+                    if poison {
+                        readers.iter_mut().flatten().for_each(|reader| reader.may_gap = true);
+                    }
+                }
+                Step::Trim { count } => {
+                    shared.first = (shared.first + count).min(shared.last + 1);
+                    shared.records = shared.records.split_off(&shared.first);
+                    readers.iter_mut().flatten().for_each(|reader| reader.may_gap = true);
+                }
+                Step::Return { reader: index, on, back } => {
+                    let cursor = shared.last.saturating_sub(back);
+                    let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(index as u128)));
+                    if let Some(before) = readers[index].take() {
+                        log.close(&before.subscriber, now);
+                    }
+                    log.open(&subscriber, on.iter().map(|index| address_of(*index)), Begin::After(cursor), now);
+                    let poisoned = shared.records.range(cursor + 1..).any(|(_, stored)| stored.poison);
+                    let came_with = (cursor, on.clone());
+                    let on = on.into_iter().map(|index| (index, cursor)).collect();
+                    let may_gap = cursor + 1 < shared.first || poisoned;
+                    let (received, newest) = (BTreeSet::new(), 0);
+                    readers[index] = Some(Reader { subscriber, came_with, on, received, newest, gaps: Vec::new(), may_gap, arrived: false });
+                }
+                Step::Join { reader: index, to, back } => {
+                    let since = shared.last.saturating_sub(back);
+                    if let Some(reader) = &mut readers[index]
+                        && log.join(&reader.subscriber, &address_of(to), Since::After(since), 100).unwrap()
+                    {
+                        reader.on.insert(to, since);
+                        reader.may_gap |= since + 1 < shared.first
+                            || shared.records.range(since + 1..).any(|(_, stored)| stored.poison);
+                    }
+                }
+                Step::Read { reader: index, times } => {
+                    if let Some(reader) = &mut readers[index] {
+                        read(&shared, &log, reader, times);
+                        // It was returning as long as it was behind; then what it is too slow for is gone for it.
+                        let is_behind = log.cursor(&reader.subscriber) < shared.last;
+                        reader.arrived |= !is_behind;
+                        reader.may_gap |= !is_behind;
+                    }
+                }
+            }
+        }
+        for (index, reader) in readers.iter_mut().enumerate() {
+            let Some(reader) = reader else { continue };
+            read(&shared, &log, reader, 2_000);
+            prop_assert_eq!(log.cursor(&reader.subscriber), shared.last, "it has come to the end");
+            let listens = |to: &usize, number: &u64| reader.on.get(to).is_some_and(|since| number > since);
+            let is_permitted = |number: &u64, stored: &Stored| {
+                stored.except != Some(index)
+                    && stored.to.iter().any(|to| listens(to, number))
+                    && (*number > reader.came_with.0 || stored.to.is_disjoint(&reader.came_with.1))
+            };
+            for (number, stored) in &shared.all {
+                let is_received = reader.received.contains(number);
+                if !is_permitted(number, stored) {
+                    prop_assert!(!is_received, "{} was not for it", number);
+                } else if !is_received {
+                    let is_told = reader.gaps.iter().any(|(address, cursor)| {
+                        stored.to.iter().any(|to| listens(to, number) && *address == address_of(*to)) && cursor < number
+                    });
+                    prop_assert!(is_told, "{} is missing, and nothing was said", number);
+                    let is_lost = stored.poison || *number < shared.first;
+                    prop_assert!(is_lost || reader.arrived, "{} is missing, and could be had", number);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What happens while an instance and its broker are apart is not missed afterwards.
+
+use std::time::Duration;
+
+use tower_sse::backplane::{Backplane, Nats, Redis};
+use tower_sse::{Cursor, Event, Hub, Kick, Retention, StreamItem, Subscription, TopicRule};
+
+use crate::instances::builder;
+use crate::nats_server::{self, NatsServer};
+use crate::proxy::{Mode, Proxy};
+use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::support::{soon, until};
+
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+async fn start(log: impl Backplane) -> Hub {
+    let hub = builder().backplane(log).build().unwrap();
+    until(|| hub.health().ready).await;
+    hub
+}
+
+/// The log comes back younger, and who had not seen what is lost appends more than that before an instance looks again.
+#[tokio::test]
+async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut server = RedisServer::start(DURABLE);
+    let proxy = Proxy::start(server.port).await;
+    let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "grown").unwrap().timeout(TIMEOUT);
+    let hub = start(log(proxy.port)).await;
+    let mut page = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let publish = async |hub: &Hub, numbers: std::ops::Range<u32>| {
+        for n in numbers {
+            hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        }
+    };
+    publish(&hub, 0..10).await;
+    let copy = server.copy();
+    publish(&hub, 10..20).await;
+    let mut came = 0;
+    while came < 20 {
+        came += u32::from(matches!(soon(page.next()).await.unwrap(), StreamItem::Event(_)));
+    }
+    proxy.set(Mode::Resets);
+    until(|| !hub.health().ready).await;
+    server.kill();
+    server.restore(&copy);
+    server.restart();
+    // It knows nothing of the ten that are lost.
+    let worker = builder().backplane(log(server.port)).publisher().unwrap();
+    for n in 100..130 {
+        worker.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+    }
+    proxy.set(Mode::Passes);
+    let mut gaps = Vec::new();
+    loop {
+        match soon(page.next()).await.unwrap() {
+            StreamItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
+            StreamItem::Event(event) if event.data == "129" => break,
+            _ => {}
+        }
+    }
+    assert_eq!(gaps, ["epoch"]);
+}
+
+/// Of a value that was set for two topics and has ended in one of them, an instance that starts later knows only the other.
+async fn a_value_of_a_union_ends_where_it_was_removed(log: impl Backplane + Clone, push_out: impl AsyncFn(&Hub)) {
+    let one = start(log.clone()).await;
+    let both = one.topic("latest/a").and(one.topic("latest/b"));
+    both.publish(Event::text("v", "1").key("k")).await.unwrap();
+    one.topic("latest/a").publish(Event::remove("k")).await.unwrap();
+    push_out(&one).await;
+    let two = start(log).await;
+    for (topic, expected) in [("latest/a", 0), ("latest/b", 1)] {
+        let mut page = two.stream(Subscription::anonymous().topic(topic), Cursor::Absent).unwrap();
+        let mut values = 0;
+        loop {
+            match soon(page.next()).await.unwrap() {
+                StreamItem::Event(_) => values += 1,
+                StreamItem::Live(_) => break,
+                _ => {}
+            }
+        }
+        assert_eq!(values, expected, "{topic}");
+    }
+}
+
+async fn busy(hub: &Hub) {
+    let events = (0..6_000).map(|n| (hub.topic("busy"), Event::message(n.to_string())));
+    assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn a_value_of_a_union_ends_where_it_was_removed_with_redis() {
+    if redis_server::is_there() {
+        let server = RedisServer::start(FORGETFUL);
+        let log = Redis::new(&server.url(), "union").unwrap().max_records(500);
+        a_value_of_a_union_ends_where_it_was_removed(log, busy).await;
+    }
+}
+
+#[tokio::test]
+async fn a_value_of_a_union_ends_where_it_was_removed_with_nats() {
+    if nats_server::is_there() {
+        let server = NatsServer::start();
+        let log = Nats::new(&server.url(), "union").unwrap().max_records(500);
+        let push_out = async |hub: &Hub| {
+            server.copied("union", 2).await;
+            busy(hub).await;
+        };
+        a_value_of_a_union_ends_where_it_was_removed(log, push_out).await;
+    }
+}
+
+/// A kick that was told while an instance did not hear.
+async fn a_kick_is_heard_after_a_blip<L: Backplane>(port: u16, log: impl Fn(u16) -> L) {
+    let proxy = Proxy::start(port).await;
+    let (near, far) = (start(log(port)).await, start(log(proxy.port)).await);
+    until(|| near.stats().others == 1 && far.stats().others == 1).await;
+    for (round, mode) in [Mode::Resets, Mode::StallsAnswers, Mode::Resets].into_iter().enumerate() {
+        let user = format!("ada{round}");
+        let mut page = far.stream(Subscription::user(&*user), Cursor::Absent).unwrap();
+        proxy.set(mode);
+        until(|| !far.health().ready).await;
+        near.user(&*user).disconnect(Kick::now()).await.unwrap();
+        proxy.set(Mode::Passes);
+        loop {
+            if let StreamItem::End(reason) = soon(page.next()).await.unwrap() {
+                assert_eq!(reason.as_str(), "kicked");
+                break;
+            }
+        }
+        until(|| far.health().ready).await;
+    }
+}
+
+#[tokio::test]
+async fn a_kick_is_heard_after_a_blip_with_redis() {
+    if redis_server::is_there() {
+        let server = RedisServer::start(FORGETFUL);
+        let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "blip").unwrap().timeout(TIMEOUT);
+        a_kick_is_heard_after_a_blip(server.port, log).await;
+    }
+}
+
+#[tokio::test]
+async fn a_kick_is_heard_after_a_blip_with_nats() {
+    if nats_server::is_there() {
+        let server = NatsServer::start();
+        let log = |port: u16| Nats::new(&format!("nats://127.0.0.1:{port}"), "blip").unwrap().timeout(TIMEOUT);
+        a_kick_is_heard_after_a_blip(server.port, log).await;
+    }
+}
+
+/// More current values than one page of them.
+#[tokio::test]
+async fn many_and_large_values_are_read_in_pages() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let log = || Redis::new(&server.url(), "pages").unwrap();
+    let latest = Retention::latest_per_key().count(10_000).bytes(64 << 20);
+    let many = |log| Hub::builder().retention_for(TopicRule::prefix("latest/"), latest.clone()).backplane(log);
+    let worker = many(log()).publisher().unwrap();
+    let large = "x".repeat(2_000);
+    for batch in 0..5 {
+        let events = (0..1_000).map(|n| {
+            let key = format!("{batch}.{n}");
+            (worker.topic("latest/a"), Event::text("v", large.clone()).key(key))
+        });
+        assert!(worker.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
+    }
+    let hub = many(log()).build().unwrap();
+    until(|| hub.health().ready).await;
+    let mut page = hub.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+    let mut values = 0;
+    loop {
+        match soon(page.next()).await.unwrap() {
+            StreamItem::Event(_) => values += 1,
+            StreamItem::Live(_) => break,
+            StreamItem::Gap { reason, .. } => panic!("{reason}"),
+            _ => {}
+        }
+    }
+    assert_eq!(values, 5_000);
+}

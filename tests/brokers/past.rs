@@ -1,0 +1,255 @@
+//! Who comes back from before what an instance keeps in memory gets the rest out of the broker's log, and many who do share
+//! one read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use tower_sse::backplane::{
+    Backplane, BackplaneError, Current, Memory, Nats, Outgoing, Place, Redis, Seen, State, Stored, Told,
+};
+use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
+
+use crate::nats_server::{self, NatsServer};
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::{soon, until};
+
+/// A log that counts how often it is read from.
+#[derive(Clone)]
+struct Counting<B> {
+    log: B,
+    reads: Arc<AtomicU64>,
+}
+
+impl<B: Backplane> Backplane for Counting<B> {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+        self.log.append(records, seen)
+    }
+
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+        self.log.state(seen)
+    }
+
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.log.range(after, limit).boxed()
+    }
+
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+        self.log.tail(after)
+    }
+
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+        self.log.values()
+    }
+
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.log.tell(message)
+    }
+
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+        self.log.hear(after)
+    }
+
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.log.deposit(key, payload, time)
+    }
+
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.log.withdraw(key)
+    }
+
+    fn describe(&self) -> String {
+        self.log.describe()
+    }
+}
+
+/// Memory for hardly anything.
+fn builder() -> HubBuilder {
+    Hub::builder()
+        .topic_retention(Retention::replay().count(8))
+        .retention_for(TopicRule::prefix("live/"), Retention::live())
+        .probe_interval(Duration::from_millis(100))
+}
+
+async fn start(log: impl Backplane) -> Hub {
+    let hub = builder().backplane(log).build().unwrap();
+    until(|| hub.health().ready).await;
+    hub
+}
+
+fn open(hub: &Hub, topics: &[&str], cursor: Position) -> HubStream {
+    hub.stream(Subscription::anonymous().topics(topics.iter().copied()), cursor).unwrap()
+}
+
+/// What comes until it has caught up: events, and gaps with their topics.
+async fn read(stream: &mut HubStream) -> (Vec<(String, Position)>, Vec<String>) {
+    let (mut events, mut gaps) = (Vec::new(), Vec::new());
+    loop {
+        match soon(stream.next()).await.unwrap() {
+            StreamItem::Event(event) => events.push((event.data, event.position)),
+            StreamItem::Gap { reason, topics } => gaps.push(format!("{reason} {topics:?}")),
+            StreamItem::Live(_) => return (events, gaps),
+            _ => {}
+        }
+    }
+}
+
+async fn publish(hub: &Hub, topics: &[&str], numbers: std::ops::Range<u32>) {
+    let events =
+        numbers.flat_map(|n| topics.iter().map(move |topic| (hub.topic(*topic), Event::message(n.to_string()))));
+    assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
+}
+
+fn number(position: Position) -> u64 {
+    position.to_string().rsplit('.').next().unwrap().parse().unwrap()
+}
+
+fn numbers(events: &[(String, Position)]) -> Vec<u32> {
+    events.iter().map(|(data, _)| data.parse().unwrap()).collect()
+}
+
+async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
+    let reads = Arc::new(AtomicU64::new(0));
+    let one = start(log.clone()).await;
+    let begin = one.position();
+    publish(&one, &["a", "b", "live/c"], 0..2_000).await;
+    let two = start(Counting { log, reads: Arc::clone(&reads) }).await;
+    until(|| two.position() == one.position()).await;
+    let expected: Vec<_> = (0..2_000).collect();
+    let before = reads.load(Ordering::SeqCst);
+    // Many at once, on topics of their own.
+    let clients = (0..40).map(|n| {
+        let two = two.clone();
+        async move {
+            let topic = if n % 2 == 0 { "a" } else { "b" };
+            let mut stream = open(&two, &[topic], begin);
+            read(&mut stream).await
+        }
+    });
+    for (events, gaps) in futures::future::join_all(clients).await {
+        assert!(gaps.is_empty(), "{gaps:?}");
+        assert_eq!(numbers(&events), expected);
+        assert!(events.is_sorted_by_key(|(_, position)| number(*position)));
+    }
+    let reads_for_all = reads.load(Ordering::SeqCst) - before;
+    assert!((1..=40).contains(&reads_for_all), "{reads_for_all} reads of 6,000 records for 40 clients");
+
+    // From the middle, interrupted and resumed, beside what memory answers for alone.
+    let mut stream = open(&one, &["b", "live/c"], begin);
+    let (mut came, mut gaps, mut cursor) = (Vec::new(), Vec::new(), begin);
+    while came.len() < 500 {
+        match soon(stream.next()).await.unwrap() {
+            StreamItem::Event(event) if event.topic.as_ref().is_some_and(|topic| topic.as_str() == "b") => {
+                cursor = event.position;
+                came.push((event.data, event.position));
+            }
+            StreamItem::Gap { reason, topics } => gaps.push(format!("{reason} {topics:?}")),
+            _ => {}
+        }
+    }
+    assert_eq!(gaps.len(), 1, "of the topic that keeps only a window: {gaps:?}");
+    assert!(gaps[0].contains("live/c") && !gaps[0].contains("\"b\""), "{gaps:?}");
+    let mut stream = open(&two, &["b"], cursor);
+    let (rest, gaps) = read(&mut stream).await;
+    assert!(gaps.is_empty(), "{gaps:?}");
+    came.extend(rest);
+    assert_eq!(numbers(&came), expected);
+    // And on, live.
+    publish(&one, &["b"], 2_000..2_005).await;
+    for n in 2_000..2_005 {
+        let StreamItem::Event(event) = soon(stream.next()).await.unwrap() else { panic!("not an event") };
+        assert_eq!(event.data, n.to_string());
+    }
+
+    // A topic that is joined from long ago.
+    let mut page = open(&two, &["b"], one.position());
+    read(&mut page).await;
+    two.connection(page.connection()).join("a").since(begin).await.unwrap();
+    let mut came = Vec::new();
+    while came.len() < 2_000 {
+        match soon(page.next()).await.unwrap() {
+            StreamItem::Event(event) => came.push((event.data, event.position)),
+            StreamItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
+            _ => {}
+        }
+    }
+    assert_eq!(numbers(&came), expected);
+}
+
+#[tokio::test]
+async fn older_records_come_from_memory() {
+    older_records_come_from_the_broker(Memory::new()).await;
+}
+
+#[tokio::test]
+async fn older_records_come_from_redis() {
+    if redis_server::is_there() {
+        let server = RedisServer::start(FORGETFUL);
+        older_records_come_from_the_broker(Redis::new(&server.url(), "past").unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn older_records_come_from_nats() {
+    if nats_server::is_there() {
+        let server = NatsServer::start();
+        older_records_come_from_the_broker(Nats::new(&server.url(), "past").unwrap()).await;
+    }
+}
+
+/// What the broker has lost too is one gap, and what it still has comes.
+#[tokio::test]
+async fn what_the_broker_has_trimmed_is_one_gap_and_the_rest_comes() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let one = start(Redis::new(&server.url(), "trimmed").unwrap().max_records(1_000)).await;
+    let begin = one.position();
+    publish(&one, &["a", "b"], 0..2_000).await;
+    until(|| number(one.position()) == number(begin) + 4_000).await;
+    let mut stream = open(&one, &["a", "b"], begin);
+    let (events, gaps) = read(&mut stream).await;
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert!(gaps[0].contains("trimmed") && gaps[0].contains("\"a\"") && gaps[0].contains("\"b\""), "{gaps:?}");
+    let numbers = numbers(&events);
+    assert!(numbers.len() >= 1_000 && numbers.last() == Some(&1_999), "{}", numbers.len());
+    assert!(events.windows(2).all(|pair| number(pair[1].1) == number(pair[0].1) + 1), "no hole in what is left");
+}
+
+/// A broker that is away while somebody reads what is older: it waits, and nothing is missing.
+#[tokio::test]
+async fn a_broker_that_is_away_meanwhile_is_waited_for() {
+    let log = crate::faulty::Faulty::new(7, 0);
+    let one = start(log.clone()).await;
+    let begin = one.position();
+    publish(&one, &["a"], 0..3_000).await;
+    until(|| number(one.position()) == number(begin) + 3_000).await;
+    let mut stream = open(&one, &["a"], begin);
+    log.set_away(true);
+    let mut came = Vec::new();
+    while came.len() < 3_000 {
+        let next = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+        match next {
+            Err(_) => log.set_away(false),
+            Ok(Some(StreamItem::Event(event))) => came.push((event.data, event.position)),
+            Ok(Some(StreamItem::Gap { reason, .. })) => panic!("a gap that was not owed: {reason}"),
+            Ok(_) => {}
+        }
+    }
+    assert_eq!(numbers(&came), (0..3_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_cursor_of_another_epoch_is_not_looked_for() {
+    let one = start(Memory::new()).await;
+    publish(&one, &["a"], 0..100).await;
+    let mut stream = one.stream(Subscription::anonymous().topic("a"), Cursor::parse(b"1.77.3")).unwrap();
+    let (events, gaps) = read(&mut stream).await;
+    assert!(events.len() <= 8 && gaps.len() == 1 && gaps[0].contains("epoch"), "{gaps:?}");
+}
