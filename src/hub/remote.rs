@@ -87,7 +87,7 @@ impl Remote {
             let found: Vec<_> = match address {
                 Address::Everyone => peers.all().collect(),
                 Address::Topic(topic) => peers.in_topic(topic).collect(),
-                Address::User(user) => peers.all().filter(|here| here.user.as_ref() == Some(user)).collect(),
+                Address::User(user) => peers.connections_of(user).collect(),
                 Address::Connection(id) => peers.find(*id).into_iter().collect(),
             };
             others.extend(
