@@ -3,6 +3,11 @@
 //! 1. An instance is known while its lease lasts; every message renews it. When it is over, so are its connections.
 //! 2. Its news are numbered. After a number that is missing nothing of it is believed until it has told all again.
 //! 3. What is asked for is indexed by user, by topic and by both, and the indexes change with the connections, in one step.
+//! 4. Of an instance that has ended somebody else tells who has left with it: the lowest of its witnesses. A witness is one
+//!    that surely heard who was connected there, since it was here for a while before the ended one was heard last. One that
+//!    came later is none, however low: it may know of nobody. Whoever knew the ended one defers to a lower witness only, so
+//!    the lowest witness always tells, and who knew it and sees no witness tells too: rather twice than not at all.
+//! 5. A witness may end before it has told. So whoever defers does not forget before the witness must have told long ago.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -12,6 +17,9 @@ use crate::log::Millis;
 use crate::message::{Here, InstanceId, News, Part};
 use crate::name::{ConnectionId, Topic, UserId};
 
+/// After how long an instance that is heard hears the others, and was told all, generously.
+const SETTLE: Millis = 2_000;
+
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     instances: HashMap<InstanceId, Peer>,
@@ -19,8 +27,8 @@ pub(super) struct Peers {
     by_topic: HashMap<Topic, Listeners>,
     /// Members of topics that have no connection elsewhere any more: since when, and on which instance the last one was.
     gone: HashMap<Topic, HashMap<UserId, (Millis, InstanceId)>>,
-    /// Members of instances that have ended, for whom somebody else has to speak.
-    orphans: Vec<(Millis, Topic, UserId)>,
+    /// Instances that have ended, for whose members somebody else has to speak.
+    ended: Vec<Ended>,
     lease: Millis,
     grace: Millis,
 }
@@ -29,10 +37,21 @@ pub(super) struct Peers {
 struct Peer {
     /// Of the last news; none before it has told all.
     number: Option<u64>,
+    first_heard: Millis,
+    last_heard: Millis,
     until: Millis,
     connections: HashMap<ConnectionId, Arc<Here>>,
     /// What it has not named yet of those that were known, while it tells all.
     unnamed: HashSet<ConnectionId>,
+}
+
+/// An instance that was there.
+#[derive(Debug)]
+struct Ended {
+    /// Who surely knows the same of it.
+    witnesses: Vec<InstanceId>,
+    /// Who was there, and since when that is over; the oldest last.
+    members: Vec<(Millis, Topic, UserId)>,
 }
 
 /// A user on other instances.
@@ -64,9 +83,7 @@ impl Peers {
     }
 
     pub(super) fn news(&mut self, from: InstanceId, news: News, now: Millis) -> Heard {
-        let until = now.saturating_add(self.lease);
-        let peer = self.instances.entry(from).or_default();
-        peer.until = until;
+        let peer = self.heard(from, now);
         match news.all {
             Some(Part::First) => {
                 peer.number = Some(news.number);
@@ -99,13 +116,19 @@ impl Peers {
     }
 
     pub(super) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> Heard {
-        let peer = self.instances.entry(from).or_default();
-        peer.until = now.saturating_add(self.lease);
-        if peer.number != Some(number) {
+        if self.heard(from, now).number != Some(number) {
             return Heard::Missing;
         }
         self.has_told_all(from, now);
         Heard::Fine
+    }
+
+    /// An instance is alive.
+    fn heard(&mut self, from: InstanceId, now: Millis) -> &mut Peer {
+        let peer = self.instances.entry(from).or_insert_with(|| Peer { first_heard: now, ..Peer::default() });
+        peer.last_heard = now;
+        peer.until = now.saturating_add(self.lease);
+        peer
     }
 
     /// What it did not name is gone. Not before: a list of all comes in parts, and nobody is to seem gone in between.
@@ -116,14 +139,29 @@ impl Peers {
     }
 
     pub(super) fn bye(&mut self, from: InstanceId, now: Millis) {
+        if let Some(peer) = self.instances.get_mut(&from) {
+            peer.last_heard = now;
+        }
+        self.end(from, now);
+    }
+
+    /// What was there is gone.
+    fn end(&mut self, from: InstanceId, now: Millis) {
         let Some(peer) = self.instances.get(&from) else { return };
+        let mut members = Vec::new();
         for here in peer.connections.values() {
             let Some(user) = &here.user else { continue };
-            self.orphans.extend(here.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
+            members.extend(here.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
         }
         for (topic, users) in &self.gone {
             let recent = users.iter().filter(|(_, (since, at))| *at == from && since.saturating_add(self.grace) > now);
-            self.orphans.extend(recent.map(|(user, (since, _))| (*since, topic.clone(), user.clone())));
+            members.extend(recent.map(|(user, (since, _))| (*since, topic.clone(), user.clone())));
+        }
+        if !members.is_empty() {
+            members.sort_unstable_by_key(|(since, ..)| std::cmp::Reverse(*since));
+            let settled = |other: &Peer| other.first_heard.saturating_add(SETTLE) <= peer.last_heard;
+            let witnesses = self.instances.iter().filter(|(id, other)| **id != from && settled(other));
+            self.ended.push(Ended { witnesses: witnesses.map(|(id, _)| *id).collect(), members });
         }
         let ids: Vec<_> = peer.connections.keys().copied().collect();
         ids.into_iter().for_each(|id| self.remove(from, id, now));
@@ -139,7 +177,7 @@ impl Peers {
     /// Forgets instances whose lease is over, and users who have stayed away.
     pub(super) fn sweep(&mut self, now: Millis) {
         let over: Vec<_> = self.instances.iter().filter(|(_, peer)| peer.until <= now).map(|(id, _)| *id).collect();
-        over.into_iter().for_each(|id| self.bye(id, now));
+        over.into_iter().for_each(|id| self.end(id, now));
         let grace = self.grace;
         self.gone.retain(|_, users| {
             users.retain(|_, (since, _)| since.saturating_add(grace) > now);
@@ -179,15 +217,23 @@ impl Peers {
         users.filter(move |(_, (since, _))| recent(since)).map(|(user, _)| user)
     }
 
-    /// Orphans whose grace is over and who are nowhere else, if it is for this instance to tell of them.
+    /// Members of ended instances whose grace is over and who are nowhere else, if it is for this instance to tell of them.
     pub(super) fn take_orphans(&mut self, me: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
-        let grace = self.grace;
-        let due: Vec<_> = self.orphans.extract_if(.., |(since, ..)| since.saturating_add(grace) <= now).collect();
-        let is_lowest = self.instances.keys().all(|other| me < *other);
-        due.into_iter()
-            .map(|(_, topic, user)| (topic, user))
-            .filter(|(topic, user)| is_lowest && !self.is_connected(topic, user))
-            .collect()
+        let mut orphans = Vec::new();
+        let mut ended = std::mem::take(&mut self.ended);
+        ended.retain_mut(|Ended { witnesses, members }| {
+            let defers = witnesses.iter().any(|witness| *witness < me && self.instances.contains_key(witness));
+            // A witness may learn of the end a lease later than this one, and it takes another to know that it ended itself.
+            let wait = if defers { self.grace.saturating_add(self.lease.saturating_mul(2)) } else { self.grace };
+            while let Some((_, topic, user)) = members.pop_if(|(since, ..)| since.saturating_add(wait) <= now) {
+                if !defers && !self.is_member(&topic, &user, now) {
+                    orphans.push((topic, user));
+                }
+            }
+            !members.is_empty()
+        });
+        self.ended = ended;
+        orphans
     }
 
     /// How many connections a user has elsewhere.
@@ -240,7 +286,9 @@ impl Peers {
                 self.is_back(topic, user);
             }
         }
-        self.instances.entry(from).or_default().connections.insert(here.id, here);
+        if let Some(peer) = self.instances.get_mut(&from) {
+            peer.connections.insert(here.id, here);
+        }
     }
 
     fn is_back(&mut self, topic: &Topic, user: &UserId) {
@@ -378,6 +426,69 @@ mod tests {
         peers.bye(lives, 75);
         assert!(peers.take_orphans(InstanceId(1), 79).is_empty());
         assert_eq!(peers.take_orphans(InstanceId(1), 80), [(topic, user)]);
+    }
+
+    /// What one instance sees: a dying one with a member, and others that it heard first at some time.
+    fn witness(others: &[(InstanceId, Millis)], dies: InstanceId, last_heard: Millis) -> Peers {
+        let mut peers = Peers::new(15_000, 10_000);
+        let all = |id, topics| News { all: Some(Part::First), ..news(0, vec![here(id, 1, topics)]) };
+        peers.news(dies, all(1, &[7]), 0);
+        for (other, first_heard) in others {
+            peers.news(*other, all(100 + u128::from(other.0), &[]), *first_heard);
+        }
+        peers.lease(dies, 0, last_heard);
+        peers
+    }
+
+    /// Keeps the others alive; who speaks, when it is time.
+    fn spoken_at(peers: &mut Peers, me: u64, others: &[InstanceId], until: Millis) -> Option<Millis> {
+        (0..until).step_by(500).find(|now| {
+            for other in others {
+                peers.lease(*other, 0, *now);
+            }
+            peers.sweep(*now);
+            !peers.take_orphans(InstanceId(me), *now).is_empty()
+        })
+    }
+
+    #[test]
+    fn a_lower_instance_that_came_too_late_to_know_silences_nobody() {
+        let (late, low, dies, high) = (InstanceId(1), InstanceId(2), InstanceId(5), InstanceId(9));
+        // The low one and the high one have known each other and the dying one for long. The late one came after it was
+        // heard last, long before its lease was over; or so shortly before that it may not have been told anything.
+        for (last_heard, came) in [(20_000, 25_000), (20_000, 19_000)] {
+            let mut of_low = witness(&[(high, 0), (late, came)], dies, last_heard);
+            let mut of_high = witness(&[(low, 0), (late, came)], dies, last_heard);
+            let told_at = spoken_at(&mut of_low, 2, &[high, late], 100_000);
+            assert_eq!(told_at, Some(last_heard + 25_000), "after the lease and the grace");
+            assert_eq!(spoken_at(&mut of_high, 9, &[low, late], 100_000), None);
+            assert!(of_high.ended.is_empty(), "it does not wait for ever");
+            // What the late one was told before the end it tells too: it cannot know who else was.
+            let mut of_late = witness(&[(low, came), (high, came)], dies, last_heard);
+            assert!(spoken_at(&mut of_late, 1, &[low, high], 100_000).is_some());
+        }
+        // One that is lower and has been there for a while knows, and tells.
+        let mut of_low = witness(&[(high, 0), (late, 3_000)], dies, 20_000);
+        assert_eq!(spoken_at(&mut of_low, 2, &[high, late], 100_000), None);
+    }
+
+    #[test]
+    fn the_next_one_speaks_where_the_one_that_should_ended_as_well() {
+        let (low, dies) = (InstanceId(2), InstanceId(5));
+        let mut of_high = witness(&[(low, 0)], dies, 20_000);
+        // The low one fell silent with it.
+        of_high.lease(low, 0, 20_100);
+        assert!(spoken_at(&mut of_high, 9, &[], 100_000).is_some());
+        // Or later, but before the grace was over.
+        let mut of_high = witness(&[(low, 0)], dies, 20_000);
+        assert_eq!(spoken_at(&mut of_high, 9, &[low], 44_000), None);
+        assert!(spoken_at(&mut of_high, 9, &[], 100_000).is_some());
+        // Who has come back meanwhile, elsewhere, has not left.
+        let mut of_high = witness(&[(low, 0)], dies, 20_000);
+        assert_eq!(spoken_at(&mut of_high, 9, &[low], 44_000), None);
+        let other = InstanceId(7);
+        of_high.news(other, News { all: Some(Part::First), ..news(0, vec![here(50, 1, &[7])]) }, 44_000);
+        assert_eq!(spoken_at(&mut of_high, 9, &[other], 200_000), None);
     }
 
     /// An instance with a busy topic says goodbye: what that costs grows with its connections, not with their square.
