@@ -278,7 +278,8 @@ impl HubBuilder {
         self
     }
 
-    /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. At least 1. Defaults to 65,536.
+    /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. With several instances each counts those that it made, until
+    /// they are redeemed at it or their time is over. At least 1. Defaults to 65,536.
     pub fn max_tickets(mut self, tickets: usize) -> Self {
         self.settings.max_tickets = tickets;
         self

@@ -6,11 +6,13 @@ use axum::Router;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
-use tower_sse::{Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, Subscription, TopicRule};
+use tower_sse::{
+    Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, Subscription, SubscriptionError, Ticket, TopicRule,
+};
 
 use crate::nats_server::{self, NatsServer};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{Events, Server, get, send, until};
+use crate::support::{Events, Server, get, send, soon, until};
 
 struct Instance {
     hub: Hub,
@@ -251,6 +253,32 @@ async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) 
     }
 }
 
+/// Those that lie on the broker too, by whoever made them.
+async fn tickets_that_wait_are_bounded(log: impl Backplane + Clone) {
+    let one = Instance::start(builder().max_tickets(2), log.clone()).await;
+    let two = Instance::start(builder().max_tickets(2), log).await;
+    let issued = async |at: &Instance, ttl| at.hub.ticket(Subscription::user("ada"), ttl).await;
+    let long = Duration::from_secs(60);
+    let [first, second] = [issued(&one, long).await.unwrap(), issued(&one, Duration::from_secs(1)).await.unwrap()];
+    assert_eq!(issued(&one, long).await.unwrap_err(), SubscriptionError::TooManyTickets);
+    issued(&two, long).await.unwrap();
+    let redeemed = async |at: &Instance, ticket: &Ticket| {
+        let request = Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap();
+        at.hub.redeem(&Connect::from_request(&request)).await
+    };
+    redeemed(&one, &first).await.unwrap();
+    issued(&one, long).await.unwrap();
+    // Of one that is redeemed elsewhere it does not know before its time is over.
+    redeemed(&two, &second).await.unwrap();
+    assert_eq!(issued(&one, long).await.unwrap_err(), SubscriptionError::TooManyTickets);
+    let room = async {
+        while issued(&one, long).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(room).await;
+}
+
 /// What a topic tells: one join and one leave of a user, whichever instances it is on, and none for a move between them.
 async fn a_topic_tells_who_comes_and_goes_across_instances(log: impl Backplane + Clone) {
     let tells = || builder().presence_for(TopicRule::prefix("rooms/"));
@@ -340,5 +368,6 @@ through_all! {
     an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
     connections_of_a_user_are_bounded_across_instances
     a_ticket_is_redeemed_once_on_any_instance
+    tickets_that_wait_are_bounded
     a_topic_tells_who_comes_and_goes_across_instances
 }

@@ -264,8 +264,13 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     assert!(!matches!(heard, Ok(None | Some(Err(_)))), "{heard:?}");
     // A ticket.
     let ticket = one.hub.ticket(tower_sse::Subscription::user("ada"), Duration::from_secs(9)).await.unwrap();
+    // Who sees the keys of the broker and knows how they are made has no ticket by that.
     let key = format!("ticket:{}", ticket.as_str());
-    assert!(soon(log("default").withdraw(&key)).await.unwrap().is_some());
+    assert!(soon(log("default").withdraw(&key)).await.unwrap().is_none());
+    let redeemed = tower_sse::Connect::from_request(
+        &http::Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap(),
+    );
+    assert!(soon(one.hub.redeem(&redeemed)).await.is_ok());
     let elsewhere = soon(log("other").state(None)).await.unwrap_err();
     assert!(elsewhere.is_rejected() && elsewhere.to_string().contains("no permissions"), "{elsewhere}");
 }
