@@ -167,6 +167,7 @@ impl Hub {
             Action::Disconnect(kick) => Ok(self.disconnect(&command.audience, kick)),
             Action::Join(topic, since) => self.join(&command.audience, topic, *since, command.issued_at),
             Action::Leave(topic) => Ok(self.leave(&command.audience, topic)),
+            Action::Change(change) => self.change_all(&command.audience, change),
         }
     }
 

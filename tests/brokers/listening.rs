@@ -186,6 +186,43 @@ async fn a_page_changes_its_topics_at_whichever_instance_its_request_meets(log: 
     assert_eq!(foreign.text().await, unknown.text().await);
 }
 
+/// One command for all of it, which the other instance carries out as if the page had asked there.
+async fn a_change_at_another_instance_is_made_whole_or_not_at_all(log: impl Backplane + Clone) {
+    let one = Instance::start(builder().max_topics(3), log.clone()).await;
+    let two = Instance::start(builder(), log).await;
+    until(|| one.hub.stats().others == 1 && two.hub.stats().others == 1).await;
+    let mut page = one.open("user=ada&topic=a&topic=b&topic=c").await;
+    let connection = page.connection.clone();
+    let change = async |query: &str| {
+        let path = format!("/events/{connection}/topics?user=ada&{query}");
+        let reply = send(two.server.addr, Request::post(path).body("").unwrap()).await;
+        assert_eq!(reply.status, StatusCode::OK);
+        reply.text().await
+    };
+    let before = one.hub.position();
+    two.hub.topic("open/y").publish(Event::message("missed")).await.unwrap();
+    until(|| one.hub.position() > before).await;
+    // The page is told once, of all three and without the two.
+    let changed = change(&format!("join=open/x&join=open/y&join=open/z&leave=a&leave=b&leave=c&since={before}")).await;
+    assert_eq!(changed, "{\"topics\":[\"open/x\",\"open/y\",\"open/z\"]}");
+    let mut told = Vec::new();
+    while !(told.contains(&"missed".to_owned()) && told.len() > 1) {
+        let event = page.events.next().await;
+        if event.event == "message" || (event.event == "hub.live" && event.data.contains("topics")) {
+            told.push(event.data);
+        }
+    }
+    told.sort();
+    assert_eq!(told, ["missed", "{\"topics\":[\"open/x\",\"open/y\",\"open/z\"]}"]);
+    until(|| two.hub.topic("open/z").count() == 1).await;
+    // Where the page is it may have three: nothing of this comes of it, neither what is left nor the one that had room.
+    change("join=open/1&join=open/2&leave=open/x").await;
+    // Behind it, in the order in which they were given.
+    change("leave=open/z").await;
+    assert_eq!(page.topics().await, json!(["open/x", "open/y"]));
+    assert_eq!(one.hub.topic("open/1").count() + one.hub.topic("open/2").count(), 0);
+}
+
 async fn an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once(log: impl Backplane + Clone) {
     let one = Instance::start(builder(), log.clone()).await;
     // On a runtime of its own, which will be gone without a word.
@@ -365,6 +402,7 @@ through_all! {
     a_kick_reaches_every_instance
     joins_reach_every_instance
     a_page_changes_its_topics_at_whichever_instance_its_request_meets
+    a_change_at_another_instance_is_made_whole_or_not_at_all
     an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
     connections_of_a_user_are_bounded_across_instances
     a_ticket_is_redeemed_once_on_any_instance
