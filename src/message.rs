@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audience::Audience;
 use crate::command::{Action, Change, Command};
 use crate::kick::{Kick, Returns};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Cursor;
-use crate::record::{To, audience_of, to_of};
+use crate::record::{To, audience, to_of};
 
 /// Which instance: random, for the life of a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -171,8 +170,7 @@ impl Message {
         }
         let body = match envelope.body {
             Wire::Command { at, to, except, action } => {
-                let mut audience: Audience = audience_of(&to).ok()?;
-                except.iter().try_for_each(|id| id.parse().map(|id| audience.exclude(id))).ok()?;
+                let audience = audience(&to, except.iter().map(String::as_str)).ok()?;
                 Body::Command(Command { audience, action: read_action(action)?, issued_at: at.parse().ok()? })
             }
             Wire::Ask {} => Body::Ask,
@@ -267,7 +265,7 @@ fn read_topics(topics: Vec<String>) -> Option<Vec<Topic>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audience::Address;
+    use crate::audience::{Address, Audience};
     use crate::position::{Epoch, Position};
     use proptest::prelude::*;
 

@@ -35,6 +35,8 @@ mod stats;
 mod stream;
 mod target;
 mod tickets;
+#[cfg(feature = "json")]
+mod tidings;
 mod timing;
 mod transport;
 

@@ -14,17 +14,16 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use super::control::{self, Control};
 use super::presence::Other;
-use super::{Hub, Inner, housekeeping, outgoing};
+use super::{Hub, Inner, housekeeping, outgoing, tidings};
 use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Place, Seen, State, Stored};
 use crate::error::PublishError;
 use crate::event::Event;
-use crate::log::{Effect, Entry, Millis};
+use crate::log::{Entry, Millis};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Epoch, Position};
 use crate::record::{self, Unreadable};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
-use crate::wire::Draft;
 
 /// How many records are read at a time when this instance catches up.
 const BATCH: usize = 1024;
@@ -387,15 +386,13 @@ impl Hub {
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
     fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
-        let (audience, event) = record::decode(payload).map_err(|unreadable| match unreadable {
+        let decoded = record::decode(payload, self.settings().max_targets);
+        let (audience, event) = decoded.map_err(|unreadable| match unreadable {
             Unreadable::Garbage => None,
             Unreadable::Of(audience) => Some(audience),
         })?;
-        // Those of another instance's hub, which applications may not take.
-        if matches!(event.name_str(), "hub.joined" | "hub.left") {
-            let data = String::from_utf8_lossy(event.data_bytes());
-            let draft = Draft::control(event.name_str(), &data);
-            return Ok(Entry { audience, effect: Effect::Nothing, draft });
+        if tidings::is_tiding(&event) {
+            return tidings::entry(audience, &event).map_err(Some);
         }
         self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))
     }
