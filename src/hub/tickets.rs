@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::Hub;
 use super::bars::Objection;
 #[cfg(feature = "json")]
-use super::remote::Remote;
+use super::{housekeeping, remote::Remote};
 use crate::log::{Millis, millis};
 use crate::moment::Moment;
 use crate::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
@@ -78,7 +78,7 @@ impl Hub {
     /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that nobody knows.
     ///
     /// # Errors
-    /// When the broker is not there, the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
+    /// When the broker is not there, or cannot be asked outside of a tokio runtime, the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
     /// operating system gives no random bytes.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
@@ -147,6 +147,9 @@ impl Hub {
         subscription: &Subscription,
         ttl: Duration,
     ) -> Result<(), SubscriptionError> {
+        if !housekeeping::can_wait() {
+            return Err(SubscriptionError::NoRuntime);
+        }
         let now = self.now();
         self.inner.tickets.put(secret, Waiting::elsewhere(now.saturating_add(millis(ttl))), now)?;
         let deposited = self.deposit_ticket(remote, secret, subscription, SystemTime::now(), ttl).await;
@@ -175,6 +178,9 @@ impl Hub {
     }
 
     async fn withdraw_ticket(&self, remote: &Remote, secret: u128) -> Option<Subscription> {
+        if !housekeeping::can_wait() {
+            return None;
+        }
         let key = key(secret);
         let withdrawn = timeout(self.settings().publish_timeout, remote.backplane.withdraw(&key)).await;
         let (mut subscription, times) = ticket::decode(&withdrawn.ok()?.ok()??)?;
@@ -202,7 +208,7 @@ impl Hub {
         // It counts here from now on. Also if it is one too many: it was there before.
         let _ = self.inner.tickets.put(secret, Waiting::elsewhere(over_at), now);
         let hub = self.clone();
-        if let Some(runtime) = super::housekeeping::runtime(&self.inner) {
+        if let Some(runtime) = housekeeping::runtime(&self.inner) {
             runtime.spawn(async move {
                 if let Some(remote) = &hub.inner.remote {
                     // If it is lost, the page asks for another.
