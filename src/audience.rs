@@ -1,5 +1,8 @@
 //! Who gets an event.
 
+use std::collections::hash_set::HashSet;
+use std::hash::Hash;
+
 use smallvec::SmallVec;
 
 use crate::name::{ConnectionId, Topic, UserId};
@@ -44,6 +47,11 @@ impl Audience {
         }
     }
 
+    /// Those of somebody else, who may name very many: it takes as long for each, however many there are.
+    pub(crate) fn of(addresses: Vec<Address>, except: Vec<ConnectionId>) -> Self {
+        Self { addresses: each_once(addresses), except: each_once(except) }
+    }
+
     pub(crate) fn unite(&mut self, other: Self) {
         for address in other.addresses {
             self.insert(address);
@@ -58,6 +66,14 @@ impl Audience {
             self.except.push(connection);
         }
     }
+}
+
+fn each_once<T: Clone + Eq + Hash>(all: Vec<T>) -> SmallVec<[T; 1]> {
+    if all.len() < 2 {
+        return all.into_iter().collect();
+    }
+    let mut seen = HashSet::with_capacity(all.len());
+    all.into_iter().filter(|one| seen.insert(one.clone())).collect()
 }
 
 impl From<Address> for Audience {

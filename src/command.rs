@@ -19,4 +19,15 @@ pub(crate) enum Action {
     Disconnect(Kick),
     Join(Topic, Cursor),
     Leave(Topic),
+    /// What a page does to its own connection, by a request that met another instance.
+    Change(Change),
+}
+
+/// Topics to be left, then others to be joined: all of it or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) leave: Vec<Topic>,
+    pub(crate) join: Vec<Topic>,
+    /// What of those that are joined is wanted too.
+    pub(crate) since: Cursor,
 }

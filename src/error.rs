@@ -30,9 +30,13 @@ enum PublishErrorKind {
     },
     Shared,
     Unshared,
+    #[cfg(feature = "json")]
+    NoRuntime,
 }
 
 impl PublishError {
+    #[cfg(feature = "json")]
+    pub(crate) const NO_RUNTIME: Self = Self(PublishErrorKind::NoRuntime);
     pub(crate) const SHARED: Self = Self(PublishErrorKind::Shared);
     pub(crate) const UNSHARED: Self = Self(PublishErrorKind::Unshared);
 
@@ -68,11 +72,16 @@ impl PublishError {
     }
 
     /// The broker is not there, refuses, or did not answer in time ([`is_unknown`](Self::is_unknown)); or
-    /// [`publish_now`](crate::Target::publish_now) was called where publishing has to wait for one. A caller that got it
-    /// from a client answers `503`.
+    /// [`publish_now`](crate::Target::publish_now) was called where publishing has to wait for one; or the future was polled
+    /// outside of a tokio runtime, where nobody can talk to one. A caller that got it from a client answers `503`.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        matches!(self.0, PublishErrorKind::Broker { .. } | PublishErrorKind::Shared)
+        match self.0 {
+            PublishErrorKind::Broker { .. } | PublishErrorKind::Shared => true,
+            #[cfg(feature = "json")]
+            PublishErrorKind::NoRuntime => true,
+            _ => false,
+        }
     }
 
     /// The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), counted as it would stand on
@@ -113,6 +122,8 @@ impl fmt::Display for PublishError {
             PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("the log cannot be written to"),
             PublishErrorKind::Broker { is_unknown: true, .. } => f.write_str("the log did not answer"),
             PublishErrorKind::Shared => f.write_str("the log is shared: publishing has to be awaited"),
+            #[cfg(feature = "json")]
+            PublishErrorKind::NoRuntime => f.write_str("a shared log is written to within a tokio runtime only"),
             PublishErrorKind::Unshared => f.write_str("only a shared log remembers an idempotency key"),
         }
     }
@@ -125,6 +136,8 @@ impl Error for PublishError {
             #[cfg(feature = "json")]
             PublishErrorKind::NotJson(error) => Some(error),
             PublishErrorKind::Broker { cause, .. } => Some(&**cause),
+            #[cfg(feature = "json")]
+            PublishErrorKind::NoRuntime => None,
             PublishErrorKind::Invalid(_)
             | PublishErrorKind::TooLarge { .. }
             | PublishErrorKind::TooManyTargets { .. }
@@ -152,9 +165,12 @@ enum CommandErrorKind {
     TooManyTargets { limit: usize },
     TooManyTopics { limit: usize },
     Broker(Box<dyn Error + Send + Sync>),
+    NoRuntime,
 }
 
 impl CommandError {
+    pub(crate) const NO_RUNTIME: Self = Self(CommandErrorKind::NoRuntime);
+
     pub(crate) fn broker(cause: impl Error + Send + Sync + 'static) -> Self {
         Self(CommandErrorKind::Broker(Box::new(cause)))
     }
@@ -173,10 +189,11 @@ impl CommandError {
         !self.is_over_limit() && !self.is_unavailable()
     }
 
-    /// It was carried out on this instance, and the others could not be told: the broker is not there. Repeat it.
+    /// It was carried out on this instance, and the others could not be told: the broker is not there, or the future was
+    /// polled outside of a tokio runtime, where nobody can talk to it. Repeat it.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        matches!(self.0, CommandErrorKind::Broker(_))
+        matches!(self.0, CommandErrorKind::Broker(_) | CommandErrorKind::NoRuntime)
     }
 
     /// The connection, or the user, has as many topics as
@@ -194,6 +211,7 @@ impl fmt::Display for CommandError {
             CommandErrorKind::TooManyTargets { limit } => write!(f, "union of more than {limit} targets"),
             CommandErrorKind::TooManyTopics { limit } => write!(f, "more than {limit} topics"),
             CommandErrorKind::Broker(_) => f.write_str("other instances could not be told"),
+            CommandErrorKind::NoRuntime => f.write_str("other instances are told within a tokio runtime only"),
         }
     }
 }

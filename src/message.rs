@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::audience::Audience;
-use crate::command::{Action, Command};
+use crate::command::{Action, Change, Command};
 use crate::kick::{Kick, Returns};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Cursor;
-use crate::record::{To, audience_of, to_of};
+use crate::record::{To, audience, to_of};
 
 /// Which instance: random, for the life of a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,6 +117,15 @@ enum WireAction {
     Leave {
         topic: String,
     },
+    Change {
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        leave: Vec<String>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        join: Vec<String>,
+        /// As of `join`.
+        #[serde(default)]
+        since: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -162,8 +170,7 @@ impl Message {
         }
         let body = match envelope.body {
             Wire::Command { at, to, except, action } => {
-                let mut audience: Audience = audience_of(&to).ok()?;
-                except.iter().try_for_each(|id| id.parse().map(|id| audience.exclude(id))).ok()?;
+                let audience = audience(&to, except.iter().map(String::as_str)).ok()?;
                 Body::Command(Command { audience, action: read_action(action)?, issued_at: at.parse().ok()? })
             }
             Wire::Ask {} => Body::Ask,
@@ -192,6 +199,10 @@ fn wire_action(action: &Action) -> WireAction {
         }
         Action::Join(topic, since) => WireAction::Join { topic: topic.to_string(), since: wire_cursor(*since) },
         Action::Leave(topic) => WireAction::Leave { topic: topic.to_string() },
+        Action::Change(Change { leave, join, since }) => {
+            let texts = |topics: &[Topic]| topics.iter().map(ToString::to_string).collect();
+            WireAction::Change { leave: texts(leave), join: texts(join), since: wire_cursor(*since) }
+        }
     }
 }
 
@@ -213,6 +224,10 @@ fn read_action(action: WireAction) -> Option<Action> {
             Action::Join(Topic::try_from(topic).ok()?, Cursor::parse(since.as_bytes()))
         }
         WireAction::Leave { topic } => Action::Leave(Topic::try_from(topic).ok()?),
+        WireAction::Change { leave, join, since } => {
+            let since = Cursor::parse(since.as_bytes());
+            Action::Change(Change { leave: read_topics(leave)?, join: read_topics(join)?, since })
+        }
     })
 }
 
@@ -239,14 +254,18 @@ fn read_here(here: WireHere) -> Option<Here> {
         id: here.id.parse().ok()?,
         user: here.user.map(UserId::try_from).transpose().ok()?,
         data: here.data.map(Into::into),
-        topics: here.topics.into_iter().map(Topic::try_from).collect::<Result<_, _>>().ok()?,
+        topics: read_topics(here.topics)?,
     })
+}
+
+fn read_topics(topics: Vec<String>) -> Option<Vec<Topic>> {
+    topics.into_iter().map(Topic::try_from).collect::<Result<_, _>>().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audience::Address;
+    use crate::audience::{Address, Audience};
     use crate::position::{Epoch, Position};
     use proptest::prelude::*;
 
@@ -272,6 +291,13 @@ mod tests {
             Action::Join(topic.clone(), Cursor::At(position)),
             Action::Join(topic.clone(), Cursor::Invalid),
             Action::Leave(topic.clone()),
+            Action::Change(Change { leave: vec![], join: vec![topic.clone()], since: Cursor::Absent }),
+            Action::Change(Change {
+                leave: vec![Topic::from(1), topic.clone()],
+                join: vec![topic.clone(), Topic::from(2), Topic::from(3)],
+                since: Cursor::At(position),
+            }),
+            Action::Change(Change { leave: vec![topic.clone()], join: vec![], since: Cursor::Invalid }),
         ] {
             let command = Command { audience: audience.clone(), action: action.clone(), issued_at: position };
             let Body::Command(read) = round(Body::Command(command)) else { panic!("another kind") };
@@ -297,7 +323,13 @@ mod tests {
 
     #[test]
     fn what_is_of_a_later_version_is_passed_over() {
-        for bytes in [&br#"{"v":2,"from":"1","ask":{}}"#[..], br#"{"v":1,"from":"1","dance":{}}"#, b"", b"{}"] {
+        let unknown = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"dance":{}}}}"#;
+        let no_topic = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"change":{"join":["a",""]}}}}"#;
+        let known = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"change":{"join":["a"]}}}}"#;
+        assert!(Message::decode(known).is_some());
+        for bytes in
+            [&br#"{"v":2,"from":"1","ask":{}}"#[..], br#"{"v":1,"from":"1","dance":{}}"#, b"", b"{}", unknown, no_topic]
+        {
             assert!(Message::decode(bytes).is_none());
         }
     }

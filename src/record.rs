@@ -14,9 +14,12 @@ use serde::{Deserialize, Serialize};
 use crate::audience::{Address, Audience};
 use crate::error::InvalidName;
 use crate::event::Event;
-use crate::name::{ConnectionId, Topic, UserId};
+use crate::name::{Topic, UserId};
 
 const VERSION: u64 = 1;
+/// How many addresses a record may have, or connections it leaves out, so that somebody looks at them. Or as many as are
+/// allowed, where that is more.
+const MOST_ADDRESSES: usize = 1024;
 
 /// Why bytes are no record of this version.
 #[derive(Debug)]
@@ -116,9 +119,16 @@ pub(crate) fn to_of(audience: &Audience) -> To<'static> {
     to
 }
 
-/// What was written; its names are checked, its size and its event are not.
-pub(crate) fn decode(bytes: &[u8]) -> Result<(Audience, Event), Unreadable> {
-    let of = |to: &To<'_>, except: &[Cow<'_>]| audience(to, except).map_err(|_| Unreadable::Garbage);
+/// What was written; its names are checked, its size and its event are not. An audience that is far beyond the limit is not
+/// even held, so nobody can say whose the record was.
+pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<(Audience, Event), Unreadable> {
+    let most = max_targets.max(MOST_ADDRESSES);
+    let of = |to: &To<'_>, except: &[Cow<'_>]| {
+        if to.len().max(except.len()) > most {
+            return Err(Unreadable::Garbage);
+        }
+        audience(to, except.iter().map(|id| &*id.0)).map_err(|_| Unreadable::Garbage)
+    };
     let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
         Ok(envelope) => envelope,
         Err(_) => {
@@ -163,34 +173,34 @@ pub(crate) fn value_id(address: &Address, key: &str) -> String {
     serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default()
 }
 
-fn audience(to: &To<'_>, except: &[Cow<'_>]) -> Result<Audience, InvalidName> {
-    let mut audience = audience_of(to)?;
-    for id in except {
-        audience.exclude(id.0.parse::<ConnectionId>()?);
-    }
-    Ok(audience)
-}
-
-pub(crate) fn audience_of(to: &To<'_>) -> Result<Audience, InvalidName> {
-    let mut audience = Audience::default();
+/// Of addresses, and connections that are left out, as they are written.
+pub(crate) fn audience<'a>(to: &To<'_>, except: impl Iterator<Item = &'a str>) -> Result<Audience, InvalidName> {
+    let mut addresses = Vec::with_capacity(to.len());
     for topic in &to.topics {
-        audience.insert(Address::Topic(Topic::try_from(&*topic.0)?));
+        addresses.push(Address::Topic(Topic::try_from(&*topic.0)?));
     }
     for user in &to.users {
-        audience.insert(Address::User(UserId::try_from(&*user.0)?));
+        addresses.push(Address::User(UserId::try_from(&*user.0)?));
     }
     for id in &to.connections {
-        audience.insert(Address::Connection(id.0.parse()?));
+        addresses.push(Address::Connection(id.0.parse()?));
     }
     if to.everyone {
-        audience.insert(Address::Everyone);
+        addresses.push(Address::Everyone);
     }
-    Ok(audience)
+    Ok(Audience::of(addresses, except.map(str::parse).collect::<Result<_, _>>()?))
+}
+
+impl To<'_> {
+    fn len(&self) -> usize {
+        self.topics.len() + self.users.len() + self.connections.len() + usize::from(self.everyone)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::ConnectionId;
     use proptest::prelude::*;
 
     /// The vectors of `docs/broker.md`: whoever writes another implementation starts there.
@@ -200,27 +210,56 @@ mod tests {
         let vectors: Vec<&str> = document.lines().filter(|line| line.starts_with("{\"v\":1,")).collect();
         assert!(vectors.len() >= 5, "the vectors were not found");
         for vector in vectors {
-            let (audience, event) = decode(vector.as_bytes()).unwrap();
+            let (audience, event) = decode(vector.as_bytes(), 128).unwrap();
             assert_eq!(String::from_utf8(encode(&audience, &event)).unwrap(), vector);
         }
         for line in document.lines().filter(|line| line.starts_with("{\"v\":2,")) {
             assert!(
-                matches!(decode(line.as_bytes()), Err(Unreadable::Of(audience)) if !audience.addresses().is_empty())
+                matches!(decode(line.as_bytes(), 128), Err(Unreadable::Of(audience)) if !audience.addresses().is_empty())
             );
         }
     }
 
     #[test]
     fn unknown_fields_are_passed_over_and_what_is_no_record_is_garbage() {
-        assert!(decode(br#"{"v":1,"to":{"topics":["a"],"planets":[1]},"data":"x","more":{}}"#).is_ok());
+        assert!(decode(br#"{"v":1,"to":{"topics":["a"],"planets":[1]},"data":"x","more":{}}"#, 128).is_ok());
         for garbage in
             [&b""[..], b"{", b"[]", b"\xff", b"{\"v\":1}", b"{\"v\":1,\"to\":{\"topics\":[\"\"]},\"data\":\"\"}"]
         {
-            assert!(matches!(decode(garbage), Err(Unreadable::Garbage)), "{garbage:?}");
+            assert!(matches!(decode(garbage, 128), Err(Unreadable::Garbage)), "{garbage:?}");
         }
         for of in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
-            assert!(matches!(decode(of.as_bytes()), Err(Unreadable::Of(_))), "{of}");
+            assert!(matches!(decode(of.as_bytes(), 128), Err(Unreadable::Of(_))), "{of}");
         }
+    }
+
+    #[test]
+    fn an_audience_that_nobody_should_hold_is_garbage_and_takes_no_time() {
+        let topics = |count: usize, v: u8| {
+            let topics: Vec<_> = (0..count).map(|n| format!("\"{n}\"")).collect();
+            format!("{{\"v\":{v},\"to\":{{\"topics\":[{}]}},\"data\":\"\"}}", topics.join(","))
+        };
+        let except = |count: u128| {
+            let ids: Vec<_> = (0..count).map(|id| format!("\"{}\"", ConnectionId::from_bits(id))).collect();
+            format!("{{\"v\":1,\"to\":{{\"everyone\":true}},\"except\":[{}]}}", ids.join(","))
+        };
+        let begun = std::time::Instant::now();
+        for garbage in [topics(1025, 1), topics(1025, 2), topics(100_000, 1), topics(100_000, 2), except(100_000)] {
+            assert!(matches!(decode(garbage.as_bytes(), 128), Err(Unreadable::Garbage)));
+        }
+        // Over the limit, but whose it was can be said; and what is allowed is read, however many that are.
+        let (audience, _) = decode(topics(1024, 1).as_bytes(), 128).unwrap();
+        assert_eq!(audience.addresses().len(), 1024);
+        let (audience, _) = decode(topics(100_000, 1).as_bytes(), 100_000).unwrap();
+        assert_eq!(audience.addresses().len(), 100_000);
+        let (audience, _) = decode(except(100_000).as_bytes(), 100_000).unwrap();
+        assert_eq!(audience.excluded().len(), 100_000);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        // Each once, in their order.
+        let (audience, _) =
+            decode(br#"{"v":1,"to":{"topics":["b","a","b"],"users":["a","a"]},"data":""}"#, 128).unwrap();
+        let topic = |name: &str| Address::Topic(Topic::try_from(name).unwrap());
+        assert_eq!(audience.addresses(), [topic("b"), topic("a"), Address::User(UserId::try_from("a").unwrap())]);
     }
 
     proptest! {
@@ -241,7 +280,7 @@ mod tests {
             let mut audience = Audience::from(Address::Topic(Topic::try_from(topic).unwrap()));
             audience.insert(Address::Everyone);
             audience.exclude(ConnectionId::from_bits(7));
-            let (read_audience, read) = decode(&encode(&audience, &event)).unwrap();
+            let (read_audience, read) = decode(&encode(&audience, &event), 128).unwrap();
             prop_assert_eq!(read_audience.addresses().iter().collect::<std::collections::BTreeSet<_>>(), audience.addresses().iter().collect());
             prop_assert_eq!(read_audience.excluded(), audience.excluded());
             prop_assert_eq!((read.name_str(), read.data_bytes()), (event.name_str(), event.data_bytes()));
@@ -250,7 +289,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
-            drop(decode(&bytes));
+            drop(decode(&bytes, 128));
         }
     }
 }

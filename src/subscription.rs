@@ -314,6 +314,8 @@ pub enum SubscriptionError {
     NoRandomBytes,
     /// The broker of a shared log is not there.
     Unavailable,
+    /// It was asked for outside of a tokio runtime, where nobody can talk to the broker of a shared log.
+    NoRuntime,
 }
 
 impl fmt::Display for SubscriptionError {
@@ -329,6 +331,7 @@ impl fmt::Display for SubscriptionError {
             Self::TicketTime => f.write_str("a ticket lives between a second and an hour"),
             Self::TooManyTickets => f.write_str("too many tickets wait to be redeemed"),
             Self::Unavailable => f.write_str("the broker is not there"),
+            Self::NoRuntime => f.write_str("the broker is asked within a tokio runtime only"),
             Self::NoRandomBytes => f.write_str("the operating system gives no random bytes"),
         }
     }

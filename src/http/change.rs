@@ -9,6 +9,7 @@ use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use super::hook::NoAnswer;
 use super::respond::plain;
 use super::{Access, Connect, EventBody, origin};
+use crate::command::Change;
 use crate::hub::{ChangeError, Hub};
 use crate::name::{ConnectionId, Topic};
 use crate::position::Cursor;
@@ -74,7 +75,7 @@ impl Hub {
         }
         let since = connect.query_values("since").next();
         let since = since.map_or(Cursor::Absent, |since| Cursor::parse(since.as_bytes()));
-        match connection.change(&join, since, &leave, connect.asked_at).await {
+        match connection.change(Change { leave, join, since }, connect.asked_at).await {
             Ok(topics) => {
                 let mut response = Response::new(EventBody::once(Bytes::from(control::topics(&topics))));
                 let headers = response.headers_mut();

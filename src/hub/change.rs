@@ -1,22 +1,24 @@
 //! What a page does to its own connection: it changes its topics.
 
-use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
 use super::link::Link;
 use super::{Hub, OpenError};
-use crate::audience::Address;
-use crate::command::Action;
+use crate::audience::{Address, Audience};
+use crate::command::{Action, Change};
+use crate::error::CommandError;
 use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::Cursor;
 use crate::sync::Ordering;
 
 /// How long a connection is looked for that another instance may not have told of yet.
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long the names of a change may be that is told to another instance, as they stand in the message: what brokers take
+/// is bounded, and half a change is none. A request of 64 KiB hardly has more.
+const MOST_BYTES: usize = 64 * 1024;
 
 /// A connection whose page may change what it has.
 pub(crate) struct Changeable<'a> {
@@ -66,94 +68,139 @@ pub(crate) enum ChangeError {
     Outdated,
 }
 
+impl From<OpenError> for ChangeError {
+    fn from(objection: OpenError) -> Self {
+        if matches!(objection, OpenError::Barred) { Self::Barred } else { Self::Outdated }
+    }
+}
+
 impl Changeable<'_> {
     /// Leaves, then joins, all or nothing; returns the topics in force. `asked_at` is when the page asked.
-    pub(crate) async fn change(
-        &self,
-        join: &[Topic],
-        since: Cursor,
-        leave: &[Topic],
-        asked_at: Moment,
-    ) -> Result<Vec<Topic>, ChangeError> {
-        let limit = self.hub.settings().max_topics;
-        if join.len() > limit || leave.len() > limit {
-            return Err(ChangeError::TooMany);
-        }
-        let had = match &self.place {
-            Place::Here(link) => self.hub.log().topics(&link.subscriber),
-            Place::Elsewhere(topics) => topics.clone(),
-        };
-        let kept = had.iter().filter(|topic| !leave.contains(topic)).count();
-        let new: HashSet<&Topic> = join.iter().filter(|topic| !had.contains(topic) || leave.contains(topic)).collect();
-        if kept + new.len() > limit {
-            return Err(ChangeError::TooMany);
-        }
-        self.object(join, asked_at)?;
+    ///
+    /// Of a connection elsewhere it returns what will be in force by what is known here; should its own instance find that
+    /// nothing can come of it, all stays as it was.
+    pub(crate) async fn change(&self, change: Change, asked_at: Moment) -> Result<Vec<Topic>, ChangeError> {
+        let hub = self.hub;
         match &self.place {
-            Place::Here(link) => self.change_here(link, &new, join, since, leave, asked_at),
-            Place::Elsewhere(_) => {
-                self.change_elsewhere(join, since, leave).await?;
-                let kept = had.iter().filter(|topic| !leave.contains(topic));
-                Ok(kept.chain(new).cloned().collect())
+            Place::Here(link) => hub.change_link(link, &change, asked_at),
+            Place::Elsewhere(had) => {
+                let topics = change.topics(had, hub.settings().max_topics)?;
+                hub.object_to(&change.join, asked_at)?;
+                if change.size() > MOST_BYTES {
+                    return Err(ChangeError::TooMany);
+                }
+                let audience = Address::Connection(self.id).into();
+                hub.give(audience, Action::Change(change)).await.map_err(|_| ChangeError::Outdated)?;
+                Ok(topics)
             }
         }
     }
+}
 
-    /// By commands, which the instance that has it carries out.
-    async fn change_elsewhere(&self, join: &[Topic], since: Cursor, leave: &[Topic]) -> Result<(), ChangeError> {
-        let leaves = leave.iter().map(|topic| Action::Leave(topic.clone()));
-        let joins = join.iter().map(|topic| Action::Join(topic.clone(), since));
-        for action in leaves.chain(joins) {
-            let audience = Address::Connection(self.id).into();
-            self.hub.give(audience, action).await.map_err(|_| ChangeError::Outdated)?;
+impl Change {
+    /// The topics of a connection that had these, if it may have as many.
+    fn topics(&self, had: &[Topic], limit: usize) -> Result<Vec<Topic>, ChangeError> {
+        let Self { leave, join, .. } = self;
+        // Before what takes longer the more there are.
+        if join.len() > limit || leave.len() > limit {
+            return Err(ChangeError::TooMany);
         }
-        Ok(())
+        let mut topics: Vec<Topic> = had.iter().filter(|topic| !leave.contains(topic)).cloned().collect();
+        for topic in join {
+            if !topics.contains(topic) {
+                topics.push(topic.clone());
+            }
+        }
+        if topics.len() > limit { Err(ChangeError::TooMany) } else { Ok(topics) }
     }
 
-    fn change_here(
-        &self,
-        link: &Arc<Link>,
-        new: &HashSet<&Topic>,
-        join: &[Topic],
-        since: Cursor,
-        leave: &[Topic],
-        asked_at: Moment,
-    ) -> Result<Vec<Topic>, ChangeError> {
-        let hub = self.hub;
-        let since = hub.since(since);
+    /// About how many bytes it takes in a message.
+    fn size(&self) -> usize {
+        let escaped = |topic: &Topic| topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
+        self.leave.iter().chain(&self.join).map(|topic| topic.as_str().len() + escaped(topic) + 3).sum()
+    }
+}
+
+impl Hub {
+    /// For another instance, which answers the page. Returns how many connections have changed.
+    pub(super) fn change_all(&self, audience: &Audience, change: &Change) -> Result<usize, CommandError> {
+        let mut changed = 0;
+        for link in self.links(audience) {
+            match self.change_link(&link, change, Moment::now()) {
+                Ok(_) => changed += 1,
+                Err(ChangeError::TooMany) => return Err(CommandError::too_many_topics(self.settings().max_topics)),
+                // A topic is closed since. The page hears nothing of topics, so it has what it had.
+                Err(ChangeError::Barred | ChangeError::Outdated) => {}
+            }
+        }
+        Ok(changed)
+    }
+
+    fn change_link(&self, link: &Arc<Link>, change: &Change, asked_at: Moment) -> Result<Vec<Topic>, ChangeError> {
+        let Change { leave, join, since } = change;
+        let had = self.log().topics(&link.subscriber);
+        let topics = change.topics(&had, self.settings().max_topics)?;
+        self.object_at(link, join, asked_at)?;
+        let new = topics.iter().filter(|topic| !had.contains(topic) || leave.contains(topic));
+        let since = self.since(*since);
         // What is joined anew is left before, what is only left is left at the end, so that it stays if nothing comes of it.
         let (anew, left): (Vec<_>, Vec<_>) = leave.iter().partition(|topic| join.contains(topic));
         for topic in anew {
-            hub.inner.leave_topic(link, topic);
+            self.inner.leave_topic(link, topic);
         }
         for topic in join {
-            hub.inner.join_topic(link, topic, since, usize::MAX).map_err(|_| ChangeError::TooMany)?;
+            self.inner.join_topic(link, topic, since, usize::MAX).map_err(|_| ChangeError::TooMany)?;
         }
         // Whoever takes a topic away from here on finds it; who did before is found out here.
-        if let Err(objection) = self.object(join, asked_at) {
+        if let Err(objection) = self.object_at(link, join, asked_at) {
             for topic in new {
-                hub.inner.leave_topic(link, topic);
+                self.inner.leave_topic(link, topic);
             }
             return Err(objection);
         }
         for topic in left {
-            hub.inner.leave_topic(link, topic);
+            self.inner.leave_topic(link, topic);
         }
-        Ok(hub.log().topics(&link.subscriber))
+        Ok(self.log().topics(&link.subscriber))
     }
 
-    fn object(&self, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
-        if let Place::Here(link) = &self.place
-            && !join.is_empty()
-            && Moment::from_count(link.taken_at.load(Ordering::SeqCst)) > asked_at
-        {
+    fn object_at(&self, link: &Link, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
+        if !join.is_empty() && Moment::from_count(link.taken_at.load(Ordering::SeqCst)) > asked_at {
             return Err(ChangeError::Outdated);
         }
+        self.object_to(join, asked_at)
+    }
+
+    fn object_to(&self, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
         let topics: Vec<_> = join.iter().cloned().map(Address::Topic).collect();
-        match self.hub.object(&topics, asked_at) {
-            Ok(()) => Ok(()),
-            Err(OpenError::Barred) => Err(ChangeError::Barred),
-            Err(_) => Err(ChangeError::Outdated),
+        Ok(self.object(&topics, asked_at)?)
+    }
+}
+
+#[cfg(all(test, feature = "json"))]
+mod tests {
+    use super::*;
+    use crate::backplane::Memory;
+    use crate::position::Cursor;
+    use futures::executor::block_on;
+
+    #[test]
+    fn what_no_broker_may_take_is_refused_before_it_is_told() {
+        let hub = Hub::builder().max_topics(1_000).backplane(Memory::new()).build().unwrap();
+        let id = ConnectionId::from_bits(1);
+        let change = |had: &[Topic], join: Vec<Topic>, leave: Vec<Topic>| {
+            let elsewhere = Changeable { hub: &hub, id, place: Place::Elsewhere(had.to_vec()) };
+            block_on(elsewhere.change(Change { leave, join, since: Cursor::Absent }, Moment::now()))
+        };
+        let long = |n: usize, with: &str| Topic::try_from(format!("{n:03}{}", with.repeat(250))).unwrap();
+        let topics = |count, with| (0..count).map(|n| long(n, with)).collect::<Vec<_>>();
+        for (join, leave) in [(topics(300, "x"), vec![]), (vec![], topics(300, "x")), (topics(150, "\""), vec![])] {
+            assert_eq!(change(&[], join, leave), Err(ChangeError::TooMany));
         }
+        // Whatever it is, it is in one message.
+        let most = Change { leave: topics(128, "x"), join: topics(128, "y"), since: Cursor::Absent };
+        assert!(most.size() <= MOST_BYTES && most.size() > MOST_BYTES - 1_000, "{}", most.size());
+        let had: Vec<Topic> = (0..990).map(Topic::from).collect();
+        assert_eq!(change(&had, topics(11, "x"), vec![]), Err(ChangeError::TooMany));
     }
 }

@@ -156,6 +156,9 @@ impl Hub {
         let command = Command { audience, action, issued_at: self.position() };
         let outcome = self.carry_out(&command);
         if let Some(remote) = &self.inner.remote {
+            if !super::housekeeping::can_wait() {
+                return Err(CommandError::NO_RUNTIME);
+            }
             self.tell_command(remote, command).await.map_err(CommandError::broker)?;
         }
         outcome
@@ -167,6 +170,7 @@ impl Hub {
             Action::Disconnect(kick) => Ok(self.disconnect(&command.audience, kick)),
             Action::Join(topic, since) => self.join(&command.audience, topic, *since, command.issued_at),
             Action::Leave(topic) => Ok(self.leave(&command.audience, topic)),
+            Action::Change(change) => self.change_all(&command.audience, change),
         }
     }
 

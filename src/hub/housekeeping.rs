@@ -67,6 +67,11 @@ pub(super) fn runtime(inner: &Inner) -> Option<Handle> {
     inner.chores.runtime.lock().clone().or_else(|| Handle::try_current().ok())
 }
 
+/// Whether whoever polls can wait for a broker. What does not is refused instead: tokio's clock would panic.
+pub(super) fn can_wait() -> bool {
+    Handle::try_current().is_ok()
+}
+
 /// After an append: wakes those whom the log left to be woken, if there are any.
 pub(super) fn wake_rest(inner: &Arc<Inner>) {
     if inner.log.has_deferred() {

@@ -1,7 +1,9 @@
 //! The hub: the one pipeline from a publisher to every connection.
 
 mod bars;
+mod builder;
 mod change;
+mod check;
 mod command;
 mod connection;
 #[cfg(feature = "json")]
@@ -13,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod link;
 mod open;
+mod origins;
 #[cfg(feature = "json")]
 mod outgoing;
 #[cfg(feature = "json")]
@@ -37,6 +40,8 @@ mod stats;
 mod stream;
 mod target;
 mod tickets;
+#[cfg(feature = "json")]
+mod tidings;
 mod timing;
 mod transport;
 
@@ -67,10 +72,12 @@ pub(crate) use crate::log::Batch;
 pub(crate) use change::ChangeError;
 pub(crate) use connection::{Connection, Step};
 pub(crate) use open::{OpenError, Request};
+pub(crate) use origins::Origins;
 pub(crate) use recheck::Authority;
-pub(crate) use settings::{Origins, Settings};
+pub(crate) use settings::Settings;
 pub(crate) use transport::{Transport, Transports};
 
+pub use builder::HubBuilder;
 pub use command::Join;
 pub use drain::{Drained, Health};
 pub use info::ConnectionInfo;
@@ -81,7 +88,6 @@ pub use publish::Published;
 #[cfg(feature = "json")]
 pub use publisher::{Publisher, Recipients};
 pub use recheck::Recheck;
-pub use settings::HubBuilder;
 pub use stats::Stats;
 pub use stream::{HubStream, Received, StreamItem};
 pub use target::Target;

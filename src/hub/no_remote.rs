@@ -106,12 +106,11 @@ impl Hub {
 }
 
 impl Hub {
-    pub(super) async fn deposit_ticket(
+    pub(super) async fn make_shared(
         &self,
         remote: &Remote,
         _: u128,
         _: &Subscription,
-        _: SystemTime,
         _: Duration,
     ) -> Result<(), SubscriptionError> {
         match *remote {}

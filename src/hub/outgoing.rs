@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
+use super::housekeeping;
 use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, Value};
 use crate::error::PublishError;
@@ -32,6 +33,9 @@ pub(super) async fn append(
     limit: Duration,
 ) -> Vec<Result<Place, PublishError>> {
     let count = records.len();
+    if !housekeeping::can_wait() {
+        return (0..count).map(|_| Err(PublishError::NO_RUNTIME)).collect();
+    }
     let late = || PublishError::broker(true, BackplaneError::unknown("no answer in time"));
     match timeout(limit, backplane.append(records, seen)).await {
         Err(_) => (0..count).map(|_| Err(late())).collect(),

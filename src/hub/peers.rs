@@ -2,7 +2,12 @@
 //!
 //! 1. An instance is known while its lease lasts; every message renews it. When it is over, so are its connections.
 //! 2. Its news are numbered. After a number that is missing nothing of it is believed until it has told all again.
-//! 3. What is asked for is indexed by user and by topic, and the indexes change with the connections, in one step.
+//! 3. What is asked for is indexed by user, by topic and by both, and the indexes change with the connections, in one step.
+//! 4. Of an instance that has ended somebody else tells who has left with it: the lowest of its witnesses. A witness is one
+//!    that surely heard who was connected there, since it was here for a while before the ended one was heard last. One that
+//!    came later is none, however low: it may know of nobody. Whoever knew the ended one defers to a lower witness only, so
+//!    the lowest witness always tells, and who knew it and sees no witness tells too: rather twice than not at all.
+//! 5. A witness may end before it has told. So whoever defers does not forget before the witness must have told long ago.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -12,15 +17,18 @@ use crate::log::Millis;
 use crate::message::{Here, InstanceId, News, Part};
 use crate::name::{ConnectionId, Topic, UserId};
 
+/// After how long an instance that is heard hears the others, and was told all, generously.
+const SETTLE: Millis = 2_000;
+
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     instances: HashMap<InstanceId, Peer>,
     by_user: HashMap<UserId, Elsewhere>,
-    by_topic: HashMap<Topic, HashMap<ConnectionId, Arc<Here>>>,
+    by_topic: HashMap<Topic, Listeners>,
     /// Members of topics that have no connection elsewhere any more: since when, and on which instance the last one was.
-    gone: HashMap<(Topic, UserId), (Millis, InstanceId)>,
-    /// Members of instances that have ended, for whom somebody else has to speak.
-    orphans: Vec<(Millis, Topic, UserId)>,
+    gone: HashMap<Topic, HashMap<UserId, (Millis, InstanceId)>>,
+    /// Instances that have ended, for whose members somebody else has to speak.
+    ended: Vec<Ended>,
     lease: Millis,
     grace: Millis,
 }
@@ -29,17 +37,36 @@ pub(super) struct Peers {
 struct Peer {
     /// Of the last news; none before it has told all.
     number: Option<u64>,
+    first_heard: Millis,
+    last_heard: Millis,
     until: Millis,
     connections: HashMap<ConnectionId, Arc<Here>>,
     /// What it has not named yet of those that were known, while it tells all.
     unnamed: HashSet<ConnectionId>,
 }
 
+/// An instance that was there.
+#[derive(Debug)]
+struct Ended {
+    /// Who surely knows the same of it.
+    witnesses: Vec<InstanceId>,
+    /// Who was there, and since when that is over; the oldest last.
+    members: Vec<(Millis, Topic, UserId)>,
+}
+
 /// A user on other instances.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Elsewhere {
-    connections: usize,
+    connections: HashMap<ConnectionId, Arc<Here>>,
     left_at: Option<Millis>,
+}
+
+/// A topic on other instances.
+#[derive(Debug, Default)]
+struct Listeners {
+    connections: HashMap<ConnectionId, Arc<Here>>,
+    /// How many of them each user has.
+    users: HashMap<UserId, usize>,
 }
 
 /// What hearing something calls for.
@@ -56,9 +83,7 @@ impl Peers {
     }
 
     pub(super) fn news(&mut self, from: InstanceId, news: News, now: Millis) -> Heard {
-        let until = now.saturating_add(self.lease);
-        let peer = self.instances.entry(from).or_default();
-        peer.until = until;
+        let peer = self.heard(from, now);
         match news.all {
             Some(Part::First) => {
                 peer.number = Some(news.number);
@@ -91,13 +116,19 @@ impl Peers {
     }
 
     pub(super) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> Heard {
-        let peer = self.instances.entry(from).or_default();
-        peer.until = now.saturating_add(self.lease);
-        if peer.number != Some(number) {
+        if self.heard(from, now).number != Some(number) {
             return Heard::Missing;
         }
         self.has_told_all(from, now);
         Heard::Fine
+    }
+
+    /// An instance is alive.
+    fn heard(&mut self, from: InstanceId, now: Millis) -> &mut Peer {
+        let peer = self.instances.entry(from).or_insert_with(|| Peer { first_heard: now, ..Peer::default() });
+        peer.last_heard = now;
+        peer.until = now.saturating_add(self.lease);
+        peer
     }
 
     /// What it did not name is gone. Not before: a list of all comes in parts, and nobody is to seem gone in between.
@@ -108,13 +139,30 @@ impl Peers {
     }
 
     pub(super) fn bye(&mut self, from: InstanceId, now: Millis) {
+        if let Some(peer) = self.instances.get_mut(&from) {
+            peer.last_heard = now;
+        }
+        self.end(from, now);
+    }
+
+    /// What was there is gone.
+    fn end(&mut self, from: InstanceId, now: Millis) {
         let Some(peer) = self.instances.get(&from) else { return };
+        let mut members = Vec::new();
         for here in peer.connections.values() {
             let Some(user) = &here.user else { continue };
-            self.orphans.extend(here.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
+            members.extend(here.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
         }
-        let recent = self.gone.iter().filter(|(_, (since, at))| *at == from && since.saturating_add(self.grace) > now);
-        self.orphans.extend(recent.map(|((topic, user), (since, _))| (*since, topic.clone(), user.clone())));
+        for (topic, users) in &self.gone {
+            let recent = users.iter().filter(|(_, (since, at))| *at == from && since.saturating_add(self.grace) > now);
+            members.extend(recent.map(|(user, (since, _))| (*since, topic.clone(), user.clone())));
+        }
+        if !members.is_empty() {
+            members.sort_unstable_by_key(|(since, ..)| std::cmp::Reverse(*since));
+            let settled = |other: &Peer| other.first_heard.saturating_add(SETTLE) <= peer.last_heard;
+            let witnesses = self.instances.iter().filter(|(id, other)| **id != from && settled(other));
+            self.ended.push(Ended { witnesses: witnesses.map(|(id, _)| *id).collect(), members });
+        }
         let ids: Vec<_> = peer.connections.keys().copied().collect();
         ids.into_iter().for_each(|id| self.remove(from, id, now));
         self.instances.remove(&from);
@@ -129,68 +177,85 @@ impl Peers {
     /// Forgets instances whose lease is over, and users who have stayed away.
     pub(super) fn sweep(&mut self, now: Millis) {
         let over: Vec<_> = self.instances.iter().filter(|(_, peer)| peer.until <= now).map(|(id, _)| *id).collect();
-        over.into_iter().for_each(|id| self.bye(id, now));
+        over.into_iter().for_each(|id| self.end(id, now));
         let grace = self.grace;
-        self.gone.retain(|_, (since, _)| since.saturating_add(grace) > now);
-        self.by_user.retain(|_, user| {
-            user.connections > 0 || user.left_at.is_some_and(|left| left.saturating_add(grace) > now)
+        self.gone.retain(|_, users| {
+            users.retain(|_, (since, _)| since.saturating_add(grace) > now);
+            !users.is_empty()
         });
+        self.by_user.retain(|_, user| user.is_online(now, grace));
     }
 
     /// Whether a user is a member of a topic elsewhere, or was less than the grace ago.
     pub(super) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
-        let left = self.gone.get(&(topic.clone(), user.clone()));
+        let left = self.left(topic, user);
         self.is_connected(topic, user) || left.is_some_and(|(since, _)| since.saturating_add(self.grace) > now)
     }
 
     /// Whether another instance, and not this one, tells of a member that has left here.
     pub(super) fn speaks_for(&self, topic: &Topic, user: &UserId, me: InstanceId, now: Millis) -> bool {
-        let left = self.gone.get(&(topic.clone(), user.clone()));
+        let left = self.left(topic, user);
         // Of two that ended at the same time the lower one tells; both may, but never neither.
         self.is_connected(topic, user)
             || left.is_some_and(|(since, at)| {
-                since.saturating_add(self.grace) > now && *at < me && self.instances.contains_key(at)
+                since.saturating_add(self.grace) > now && at < me && self.instances.contains_key(&at)
             })
     }
 
     fn is_connected(&self, topic: &Topic, user: &UserId) -> bool {
-        self.in_topic(topic).any(|here| here.user.as_ref() == Some(user))
+        self.by_topic.get(topic).is_some_and(|listeners| listeners.users.contains_key(user))
+    }
+
+    fn left(&self, topic: &Topic, user: &UserId) -> Option<(Millis, InstanceId)> {
+        self.gone.get(topic)?.get(user).copied()
     }
 
     /// Members elsewhere who have left a topic less than the grace ago.
-    pub(super) fn leaving<'a>(&'a self, topic: &'a Topic, now: Millis) -> impl Iterator<Item = &'a UserId> {
+    pub(super) fn leaving(&self, topic: &Topic, now: Millis) -> impl Iterator<Item = &UserId> {
         let recent = move |since: &Millis| since.saturating_add(self.grace) > now;
-        self.gone.iter().filter(move |((of, _), (since, _))| of == topic && recent(since)).map(|((_, user), _)| user)
+        let users = self.gone.get(topic).into_iter().flatten();
+        users.filter(move |(_, (since, _))| recent(since)).map(|(user, _)| user)
     }
 
-    /// Orphans whose grace is over and who are nowhere else, if it is for this instance to tell of them.
+    /// Members of ended instances whose grace is over and who are nowhere else, if it is for this instance to tell of them.
     pub(super) fn take_orphans(&mut self, me: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
-        let grace = self.grace;
-        let due: Vec<_> = self.orphans.extract_if(.., |(since, ..)| since.saturating_add(grace) <= now).collect();
-        let is_lowest = self.instances.keys().all(|other| me < *other);
-        due.into_iter()
-            .map(|(_, topic, user)| (topic, user))
-            .filter(|(topic, user)| is_lowest && !self.is_connected(topic, user))
-            .collect()
+        let mut orphans = Vec::new();
+        let mut ended = std::mem::take(&mut self.ended);
+        ended.retain_mut(|Ended { witnesses, members }| {
+            let defers = witnesses.iter().any(|witness| *witness < me && self.instances.contains_key(witness));
+            // A witness may learn of the end a lease later than this one, and it takes another to know that it ended itself.
+            let wait = if defers { self.grace.saturating_add(self.lease.saturating_mul(2)) } else { self.grace };
+            while let Some((_, topic, user)) = members.pop_if(|(since, ..)| since.saturating_add(wait) <= now) {
+                if !defers && !self.is_member(&topic, &user, now) {
+                    orphans.push((topic, user));
+                }
+            }
+            !members.is_empty()
+        });
+        self.ended = ended;
+        orphans
     }
 
     /// How many connections a user has elsewhere.
     pub(super) fn of_user(&self, user: &UserId) -> usize {
-        self.by_user.get(user).map_or(0, |user| user.connections)
+        self.by_user.get(user).map_or(0, |user| user.connections.len())
+    }
+
+    /// And which.
+    pub(super) fn connections_of(&self, user: &UserId) -> impl Iterator<Item = &Arc<Here>> {
+        self.by_user.get(user).into_iter().flat_map(|user| user.connections.values())
     }
 
     pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
-        self.by_user.get(user).is_some_and(|user| {
-            user.connections > 0 || user.left_at.is_some_and(|left| left.saturating_add(self.grace) > now)
-        })
+        self.by_user.get(user).is_some_and(|user| user.is_online(now, self.grace))
     }
 
     pub(super) fn in_topic(&self, topic: &Topic) -> impl Iterator<Item = &Arc<Here>> {
-        self.by_topic.get(topic).into_iter().flat_map(HashMap::values)
+        self.by_topic.get(topic).into_iter().flat_map(|listeners| listeners.connections.values())
     }
 
     pub(super) fn topic_len(&self, topic: &Topic) -> usize {
-        self.by_topic.get(topic).map_or(0, HashMap::len)
+        self.by_topic.get(topic).map_or(0, |listeners| listeners.connections.len())
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Here>> {
@@ -210,37 +275,70 @@ impl Peers {
         let here = Arc::new(here);
         if let Some(user) = &here.user {
             let elsewhere = self.by_user.entry(user.clone()).or_default();
-            elsewhere.connections += 1;
+            elsewhere.connections.insert(here.id, Arc::clone(&here));
             elsewhere.left_at = None;
         }
         for topic in &here.topics {
-            self.by_topic.entry(topic.clone()).or_default().insert(here.id, Arc::clone(&here));
-            if let Some(user) = &here.user {
-                self.gone.remove(&(topic.clone(), user.clone()));
+            let listeners = self.by_topic.entry(topic.clone()).or_default();
+            let is_new = listeners.connections.insert(here.id, Arc::clone(&here)).is_none();
+            if let Some(user) = here.user.as_ref().filter(|_| is_new) {
+                *listeners.users.entry(user.clone()).or_default() += 1;
+                self.is_back(topic, user);
             }
         }
-        self.instances.entry(from).or_default().connections.insert(here.id, here);
+        if let Some(peer) = self.instances.get_mut(&from) {
+            peer.connections.insert(here.id, here);
+        }
+    }
+
+    fn is_back(&mut self, topic: &Topic, user: &UserId) {
+        if let Some(users) = self.gone.get_mut(topic) {
+            users.remove(user);
+            if users.is_empty() {
+                self.gone.remove(topic);
+            }
+        }
     }
 
     fn remove(&mut self, from: InstanceId, id: ConnectionId, now: Millis) {
         let Some(here) = self.instances.get_mut(&from).and_then(|peer| peer.connections.remove(&id)) else { return };
         if let Some(elsewhere) = here.user.as_ref().and_then(|user| self.by_user.get_mut(user)) {
-            elsewhere.connections = elsewhere.connections.saturating_sub(1);
-            if elsewhere.connections == 0 {
+            elsewhere.connections.remove(&id);
+            if elsewhere.connections.is_empty() {
                 elsewhere.left_at = Some(now);
             }
         }
         for topic in &here.topics {
-            if let Some(connections) = self.by_topic.get_mut(topic) {
-                connections.remove(&id);
-                if connections.is_empty() {
-                    self.by_topic.remove(topic);
-                }
+            let Some(listeners) = self.by_topic.get_mut(topic) else { continue };
+            let was_there = listeners.connections.remove(&id).is_some();
+            let user = here.user.as_ref().filter(|_| was_there);
+            let has_left = user.filter(|user| listeners.removes_last_of(user));
+            if listeners.connections.is_empty() {
+                self.by_topic.remove(topic);
             }
-            if let Some(user) = here.user.as_ref().filter(|user| !self.is_connected(topic, user)) {
-                self.gone.insert((topic.clone(), user.clone()), (now, from));
+            if let Some(user) = has_left {
+                self.gone.entry(topic.clone()).or_default().insert(user.clone(), (now, from));
             }
         }
+    }
+}
+
+impl Elsewhere {
+    fn is_online(&self, now: Millis, grace: Millis) -> bool {
+        !self.connections.is_empty() || self.left_at.is_some_and(|left| left.saturating_add(grace) > now)
+    }
+}
+
+impl Listeners {
+    /// A connection of a user is gone; whether it was the last one.
+    fn removes_last_of(&mut self, user: &UserId) -> bool {
+        let Some(count) = self.users.get_mut(user) else { return false };
+        *count -= 1;
+        let is_last = *count == 0;
+        if is_last {
+            self.users.remove(user);
+        }
+        is_last
     }
 }
 
@@ -248,7 +346,7 @@ impl Peers {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     fn here(id: u128, user: usize, topics: &[usize]) -> Here {
         Here {
@@ -330,44 +428,144 @@ mod tests {
         assert_eq!(peers.take_orphans(InstanceId(1), 80), [(topic, user)]);
     }
 
+    /// What one instance sees: a dying one with a member, and others that it heard first at some time.
+    fn witness(others: &[(InstanceId, Millis)], dies: InstanceId, last_heard: Millis) -> Peers {
+        let mut peers = Peers::new(15_000, 10_000);
+        let all = |id, topics| News { all: Some(Part::First), ..news(0, vec![here(id, 1, topics)]) };
+        peers.news(dies, all(1, &[7]), 0);
+        for (other, first_heard) in others {
+            peers.news(*other, all(100 + u128::from(other.0), &[]), *first_heard);
+        }
+        peers.lease(dies, 0, last_heard);
+        peers
+    }
+
+    /// Keeps the others alive; who speaks, when it is time.
+    fn spoken_at(peers: &mut Peers, me: u64, others: &[InstanceId], until: Millis) -> Option<Millis> {
+        (0..until).step_by(500).find(|now| {
+            for other in others {
+                peers.lease(*other, 0, *now);
+            }
+            peers.sweep(*now);
+            !peers.take_orphans(InstanceId(me), *now).is_empty()
+        })
+    }
+
+    #[test]
+    fn a_lower_instance_that_came_too_late_to_know_silences_nobody() {
+        let (late, low, dies, high) = (InstanceId(1), InstanceId(2), InstanceId(5), InstanceId(9));
+        // The low one and the high one have known each other and the dying one for long. The late one came after it was
+        // heard last, long before its lease was over; or so shortly before that it may not have been told anything.
+        for (last_heard, came) in [(20_000, 25_000), (20_000, 19_000)] {
+            let mut of_low = witness(&[(high, 0), (late, came)], dies, last_heard);
+            let mut of_high = witness(&[(low, 0), (late, came)], dies, last_heard);
+            let told_at = spoken_at(&mut of_low, 2, &[high, late], 100_000);
+            assert_eq!(told_at, Some(last_heard + 25_000), "after the lease and the grace");
+            assert_eq!(spoken_at(&mut of_high, 9, &[low, late], 100_000), None);
+            assert!(of_high.ended.is_empty(), "it does not wait for ever");
+            // What the late one was told before the end it tells too: it cannot know who else was.
+            let mut of_late = witness(&[(low, came), (high, came)], dies, last_heard);
+            assert!(spoken_at(&mut of_late, 1, &[low, high], 100_000).is_some());
+        }
+        // One that is lower and has been there for a while knows, and tells.
+        let mut of_low = witness(&[(high, 0), (late, 3_000)], dies, 20_000);
+        assert_eq!(spoken_at(&mut of_low, 2, &[high, late], 100_000), None);
+    }
+
+    #[test]
+    fn the_next_one_speaks_where_the_one_that_should_ended_as_well() {
+        let (low, dies) = (InstanceId(2), InstanceId(5));
+        let mut of_high = witness(&[(low, 0)], dies, 20_000);
+        // The low one fell silent with it.
+        of_high.lease(low, 0, 20_100);
+        assert!(spoken_at(&mut of_high, 9, &[], 100_000).is_some());
+        // Or later, but before the grace was over.
+        let mut of_high = witness(&[(low, 0)], dies, 20_000);
+        assert_eq!(spoken_at(&mut of_high, 9, &[low], 44_000), None);
+        assert!(spoken_at(&mut of_high, 9, &[], 100_000).is_some());
+        // Who has come back meanwhile, elsewhere, has not left.
+        let mut of_high = witness(&[(low, 0)], dies, 20_000);
+        assert_eq!(spoken_at(&mut of_high, 9, &[low], 44_000), None);
+        let other = InstanceId(7);
+        of_high.news(other, News { all: Some(Part::First), ..news(0, vec![here(50, 1, &[7])]) }, 44_000);
+        assert_eq!(spoken_at(&mut of_high, 9, &[other], 200_000), None);
+    }
+
+    /// An instance with a busy topic says goodbye: what that costs grows with its connections, not with their square.
+    #[test]
+    fn many_who_leave_a_topic_together_are_not_looked_through_for_each() {
+        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
+        let here = (1..=30_000).map(|id| here(id as u128, id, &[7])).collect();
+        peers.news(one, News { all: Some(Part::First), ..news(0, here) }, 0);
+        let begun = std::time::Instant::now();
+        peers.bye(one, 0);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert_eq!(peers.leaving(&Topic::from(7), 0).count(), 30_000);
+    }
+
     proptest! {
         /// The indexes say what the connections say.
         #[test]
         fn the_indexes_are_true(
-            steps in proptest::collection::vec((0..3u64, 0..6u128, 0..3usize, proptest::collection::vec(0..4usize, 0..3), any::<bool>()), 0..120)
+            steps in proptest::collection::vec(
+                (0..3u64, 0..6u128, 0..3usize, proptest::collection::vec(0..4usize, 0..3), 0..9u8), 0..120
+            )
         ) {
             let mut peers = Peers::new(1_000, 10);
             let mut there: BTreeMap<(u64, u128), Here> = BTreeMap::new();
+            let mut were: BTreeSet<(usize, usize)> = BTreeSet::new();
             let mut numbers = [0; 3];
             for instance in 0..3 {
                 peers.news(InstanceId(instance), News { all: Some(Part::First), ..News::default() }, 0);
             }
-            for (instance, id, user, mut topics, comes) in steps {
-                topics.sort_unstable();
-                topics.dedup();
+            for (instance, id, user, topics, what) in steps {
                 numbers[instance as usize] += 1;
                 // Each instance has connections of its own.
                 let id = id + 100 * u128::from(instance);
                 let mut news = News { number: numbers[instance as usize], ..News::default() };
-                if comes {
-                    news.here.push(here(id, user, &topics));
-                    there.insert((instance, id), here(id, user, &topics));
-                } else {
-                    news.gone.push(ConnectionId::from_bits(id));
-                    there.remove(&(instance, id));
+                match what {
+                    0 => {
+                        peers.bye(InstanceId(instance), 0);
+                        there.retain(|(of, _), _| *of != instance);
+                        news.all = Some(Part::First);
+                    }
+                    1..5 => {
+                        news.gone.push(ConnectionId::from_bits(id));
+                        there.remove(&(instance, id));
+                    }
+                    _ => {
+                        news.here.push(here(id, user, &topics));
+                        there.insert((instance, id), here(id, user, &topics));
+                        were.extend(topics.iter().filter(|_| user > 0).map(|topic| (*topic, user)));
+                    }
                 }
                 prop_assert_eq!(peers.news(InstanceId(instance), news, 0), Heard::Fine);
                 for user in 1..3 {
                     let expected = there.values().filter(|here| here.user == Some(UserId::from(user))).count();
-                    prop_assert_eq!(peers.of_user(&UserId::from(user)), expected);
+                    let user = UserId::from(user);
+                    prop_assert_eq!((peers.of_user(&user), peers.connections_of(&user).count()), (expected, expected));
                 }
-                for topic in 0..4 {
-                    let topic = Topic::from(topic);
+                for number in 0..4 {
+                    let topic = Topic::from(number);
+                    let mut leaving = BTreeSet::new();
+                    for user in 1..3 {
+                        let is_of = |here: &&Here| here.user == Some(UserId::from(user)) && here.topics.contains(&topic);
+                        let is_there = there.values().any(|here| is_of(&here));
+                        prop_assert_eq!(peers.is_connected(&topic, &UserId::from(user)), is_there);
+                        if !is_there && were.contains(&(number, user)) {
+                            leaving.insert(UserId::from(user));
+                        }
+                    }
+                    prop_assert_eq!(peers.leaving(&topic, 0).cloned().collect::<BTreeSet<_>>(), leaving);
                     let expected = there.values().filter(|here| here.topics.contains(&topic)).count();
                     prop_assert_eq!((peers.topic_len(&topic), peers.in_topic(&topic).count()), (expected, expected));
                 }
                 prop_assert_eq!(peers.all().count(), there.len());
             }
+            // Nothing is left behind.
+            (0..3).for_each(|instance| peers.bye(InstanceId(instance), 0));
+            peers.sweep(10);
+            prop_assert!(peers.by_user.is_empty() && peers.by_topic.is_empty() && peers.gone.is_empty());
         }
     }
 }

@@ -147,7 +147,12 @@ impl Target<'_> {
     /// # Errors
     /// A name that is not allowed, a payload over the limit, a union over the limit, a hub that was drained. Nothing is
     /// appended then and no position is used. Where the log is shared also: a broker that is not there, refuses, or does not
-    /// answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout).
+    /// answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio runtime to wait for it in, and
+    /// nothing is sent.
+    ///
+    /// # Panics
+    /// Where the log is shared, in a tokio runtime that was built without its clock or its network: use `enable_all`. So do
+    /// [`Hub::publish_many`], commands and [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Published, PublishError> {
         let hub = self.hub;
         let Some(remote) = &hub.inner.remote else { return self.publish_now(event) };

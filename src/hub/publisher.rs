@@ -111,7 +111,7 @@ impl Publisher {
     /// Cancel safety: as [`Recipients::publish`].
     ///
     /// # Panics
-    /// When polled outside of a tokio runtime with time enabled.
+    /// As [`Recipients::publish`].
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Position, PublishError>>
     where
         I: IntoIterator<Item = (Recipients<'a>, Event)>,
@@ -198,10 +198,11 @@ impl Recipients<'_> {
     ///
     /// # Errors
     /// As [`Target::publish`](crate::Target::publish): a bad event or target, and nothing is appended; a broker that is not
-    /// there, refuses, or does not answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout).
+    /// there, refuses, or does not answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio
+    /// runtime to wait for it in, and nothing is sent.
     ///
     /// # Panics
-    /// When polled outside of a tokio runtime with time enabled.
+    /// In a tokio runtime that was built without its clock or its network: use `enable_all`.
     pub async fn publish(self, event: Event) -> Result<Position, PublishError> {
         // There is one for each.
         self.publisher.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))

@@ -16,7 +16,7 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 use super::control::{self, Control};
 use super::past::Past;
 use super::presence::Other;
-use super::{Hub, Inner, housekeeping, outgoing};
+use super::{Hub, Inner, housekeeping, outgoing, tidings};
 use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Current, Place, Seen, State, Stored};
 use crate::error::PublishError;
@@ -26,7 +26,6 @@ use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Epoch, Position};
 use crate::record::{self, Unreadable};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::wire::Draft;
 
 /// How many records are read at a time when this instance catches up.
 const BATCH: usize = 1024;
@@ -94,7 +93,7 @@ impl Remote {
             let found: Vec<_> = match address {
                 Address::Everyone => peers.all().collect(),
                 Address::Topic(topic) => peers.in_topic(topic).collect(),
-                Address::User(user) => peers.all().filter(|here| here.user.as_ref() == Some(user)).collect(),
+                Address::User(user) => peers.connections_of(user).collect(),
                 Address::Connection(id) => peers.find(*id).into_iter().collect(),
             };
             others.extend(
@@ -429,15 +428,13 @@ impl Hub {
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
     pub(super) fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
-        let (audience, event) = record::decode(payload).map_err(|unreadable| match unreadable {
+        let decoded = record::decode(payload, self.settings().max_targets);
+        let (audience, event) = decoded.map_err(|unreadable| match unreadable {
             Unreadable::Garbage => None,
             Unreadable::Of(audience) => Some(audience),
         })?;
-        // Those of another instance's hub, which applications may not take.
-        if matches!(event.name_str(), "hub.joined" | "hub.left") {
-            let data = String::from_utf8_lossy(event.data_bytes());
-            let draft = Draft::control(event.name_str(), &data);
-            return Ok(Entry { audience, effect: Effect::Nothing, draft });
+        if tidings::is_tiding(&event) {
+            return tidings::entry(audience, &event).map_err(Some);
         }
         self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))
     }

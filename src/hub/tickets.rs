@@ -2,17 +2,21 @@
 
 use std::collections::hash_map::HashMap;
 use std::fmt;
+#[cfg(feature = "json")]
+use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 #[cfg(feature = "json")]
 use bytes::Bytes;
+#[cfg(feature = "json")]
+use sha2::{Digest, Sha256};
 #[cfg(feature = "json")]
 use tokio::time::timeout;
 
 use super::Hub;
 use super::bars::Objection;
 #[cfg(feature = "json")]
-use super::remote::Remote;
+use super::{housekeeping, remote::Remote};
 use crate::log::{Millis, millis};
 use crate::moment::Moment;
 use crate::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
@@ -69,12 +73,12 @@ impl Hub {
     ///
     /// With several instances any of them redeems it; values that were attached with
     /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a kick came after it is told
-    /// by the clocks of the machines.
+    /// by the clocks of the machines. The broker has what it stands for under a hash of it, so who reads there cannot redeem it.
     ///
     /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that nobody knows.
     ///
     /// # Errors
-    /// When the broker is not there, the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
+    /// When the broker is not there, or cannot be asked outside of a tokio runtime, the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
     /// operating system gives no random bytes.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
@@ -86,13 +90,13 @@ impl Hub {
         }
         let secret = super::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
         if let Some(remote) = &self.inner.remote {
-            self.deposit_ticket(remote, secret, &subscription, SystemTime::now(), ttl).await?;
-            return Ok(Ticket(format!("{secret:032x}").into()));
+            self.make_shared(remote, secret, &subscription, ttl).await?;
+            return Ok(Ticket(text(secret).into()));
         }
         let now = self.now();
         let over_at = now.saturating_add(millis(ttl));
-        self.inner.tickets.put(secret, Waiting { subscription, made_at: Moment::now(), over_at }, now)?;
-        Ok(Ticket(format!("{secret:032x}").into()))
+        self.inner.tickets.put(secret, Waiting { kept: Some((subscription, Moment::now())), over_at }, now)?;
+        Ok(Ticket(text(secret).into()))
     }
 
     /// Takes what a ticket stands for; none if it is no ticket, spent, or over.
@@ -103,7 +107,8 @@ impl Hub {
             return self.withdraw_ticket(remote, secret).await;
         }
         let now = self.now();
-        let Waiting { mut subscription, made_at, over_at } = self.inner.tickets.take(secret, now)?;
+        let Waiting { kept, over_at } = self.inner.tickets.take(secret, now)?;
+        let (mut subscription, made_at) = kept?;
         // Who was disconnected since needs a new one.
         let objection = self.inner.bars.lock().objection(&super::open::addresses(&subscription), made_at, now);
         if objection == Some(Objection::Outdated) {
@@ -126,7 +131,8 @@ impl Hub {
             }
             let Redeemed { secret, made_at, over_at, .. } = redeemed;
             // If there is no room for it meanwhile, the page asks for another.
-            let _ = self.inner.tickets.put(secret, Waiting { subscription, made_at, over_at }, self.now());
+            let waiting = Waiting { kept: Some((subscription, made_at)), over_at };
+            let _ = self.inner.tickets.put(secret, waiting, self.now());
         }
     }
 }
@@ -134,6 +140,26 @@ impl Hub {
 /// On a broker, for whichever instance is asked.
 #[cfg(feature = "json")]
 impl Hub {
+    async fn make_shared(
+        &self,
+        remote: &Remote,
+        secret: u128,
+        subscription: &Subscription,
+        ttl: Duration,
+    ) -> Result<(), SubscriptionError> {
+        if !housekeeping::can_wait() {
+            return Err(SubscriptionError::NoRuntime);
+        }
+        let now = self.now();
+        self.inner.tickets.put(secret, Waiting::elsewhere(now.saturating_add(millis(ttl))), now)?;
+        let deposited = self.deposit_ticket(remote, secret, subscription, SystemTime::now(), ttl).await;
+        if deposited.is_err() {
+            // It may be there all the same, but nobody is told of it.
+            self.inner.tickets.take(secret, now);
+        }
+        deposited
+    }
+
     async fn deposit_ticket(
         &self,
         remote: &Remote,
@@ -152,9 +178,13 @@ impl Hub {
     }
 
     async fn withdraw_ticket(&self, remote: &Remote, secret: u128) -> Option<Subscription> {
+        if !housekeeping::can_wait() {
+            return None;
+        }
         let key = key(secret);
         let withdrawn = timeout(self.settings().publish_timeout, remote.backplane.withdraw(&key)).await;
         let (mut subscription, times) = ticket::decode(&withdrawn.ok()?.ok()??)?;
+        self.inner.tickets.take(secret, self.now());
         let left = times.over_at.duration_since(SystemTime::now()).ok()?;
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
             return None;
@@ -173,9 +203,12 @@ impl Hub {
     /// It stays as old as it is, so that a kick meanwhile voids it.
     fn give_back_shared(&self, redeemed: Redeemed, made_at: SystemTime, subscription: Subscription) {
         let Redeemed { secret, over_at, .. } = redeemed;
-        let left = Duration::from_millis(over_at.saturating_sub(self.now()));
+        let now = self.now();
+        let left = Duration::from_millis(over_at.saturating_sub(now));
+        // It counts here from now on. Also if it is one too many: it was there before.
+        let _ = self.inner.tickets.put(secret, Waiting::elsewhere(over_at), now);
         let hub = self.clone();
-        if let Some(runtime) = super::housekeeping::runtime(&self.inner) {
+        if let Some(runtime) = housekeeping::runtime(&self.inner) {
             runtime.spawn(async move {
                 if let Some(remote) = &hub.inner.remote {
                     // If it is lost, the page asks for another.
@@ -186,9 +219,20 @@ impl Hub {
     }
 }
 
+/// The secret as its owner has it.
+fn text(secret: u128) -> String {
+    format!("{secret:032x}")
+}
+
+/// Where it lies on a broker: whoever can list the keys there is not to learn the secret from them.
 #[cfg(feature = "json")]
 fn key(secret: u128) -> String {
-    format!("ticket:{secret:032x}")
+    let mut key = "ticket:".to_owned();
+    for byte in Sha256::digest(text(secret)) {
+        // To a string it never fails.
+        let _ = write!(key, "{byte:02x}");
+    }
+    key
 }
 
 #[derive(Debug)]
@@ -208,9 +252,16 @@ struct Table {
 
 #[derive(Debug)]
 struct Waiting {
-    subscription: Subscription,
-    made_at: Moment,
+    /// What it stands for, and when it was made. None if that lies on a broker: then it only counts.
+    kept: Option<(Subscription, Moment)>,
     over_at: Millis,
+}
+
+#[cfg(feature = "json")]
+impl Waiting {
+    fn elsewhere(over_at: Millis) -> Self {
+        Self { kept: None, over_at }
+    }
 }
 
 impl Tickets {
@@ -244,5 +295,16 @@ impl Tickets {
     /// When the last of those that were made is over.
     pub(super) fn last_over_at(&self) -> Millis {
         self.table.lock().last_over_at
+    }
+}
+
+#[cfg(all(test, feature = "json"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_on_a_broker_is_the_hash_of_the_secret() {
+        assert_eq!(text(7), "00000000000000000000000000000007");
+        assert_eq!(key(7), "ticket:e5090df26d24944b1e29254e5540e676eda0788f76a6a85a387344c4e0f70c64");
     }
 }

@@ -373,6 +373,37 @@ async fn a_poison_record_is_skipped_and_a_gap_for_its_audience() {
     assert_eq!(one.hub.stats().skipped, 3);
 }
 
+/// The names that only hubs may use are no way around the rules.
+#[tokio::test]
+async fn what_no_hub_says_of_who_comes_and_goes_is_skipped_and_a_gap_for_its_audience() {
+    let log = Memory::new();
+    let one = Instance::start(log.clone()).await.ready().await;
+    let mut a = subscribe(one.server.addr, "/events?topic=a").await;
+    let mut b = subscribe(one.server.addr, "/events?topic=b").await;
+    let append = async |to: &str, data: &str| {
+        let data = serde_json::to_string(data).unwrap();
+        let record = format!(r#"{{"v":1,"to":{to},"event":"hub.joined","data":{data}}}"#);
+        soon(log.append(vec![tower_sse::backplane::Outgoing::new(record.into())], None)).await;
+    };
+    let good = r#"{"topic":"a","user":"ada"}"#;
+    let long = format!(r#"{{"topic":"a","user":"ada","data":"{}"}}"#, "x".repeat(9_000));
+    for data in [&*long, "{", r#"{"topic":"b","user":"ada"}"#] {
+        append(r#"{"topics":["a"]}"#, data).await;
+        let gap = a.next().await;
+        assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\"") && gap.data.contains("\"a\""), "{gap:?}");
+    }
+    append(r#"{"topics":["a","b"]}"#, good).await;
+    for stream in [&mut a, &mut b] {
+        let gap = stream.next().await;
+        assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\""), "{gap:?}");
+    }
+    assert_eq!(one.hub.stats().skipped, 4);
+    append(r#"{"topics":["a"]}"#, good).await;
+    let joined = a.next().await;
+    assert_eq!((&*joined.event, &*joined.data), ("hub.joined", good));
+    assert_eq!(one.hub.stats().skipped, 4);
+}
+
 #[tokio::test]
 async fn a_script_in_another_language_publishes() {
     if !redis_server::is_there() {

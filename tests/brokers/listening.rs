@@ -6,11 +6,13 @@ use axum::Router;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
-use tower_sse::{Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, Subscription, TopicRule};
+use tower_sse::{
+    Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, Subscription, SubscriptionError, Ticket, TopicRule,
+};
 
 use crate::nats_server::{self, NatsServer};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{Events, Server, get, send, until};
+use crate::support::{Events, Server, get, send, soon, until};
 
 struct Instance {
     hub: Hub,
@@ -184,6 +186,43 @@ async fn a_page_changes_its_topics_at_whichever_instance_its_request_meets(log: 
     assert_eq!(foreign.text().await, unknown.text().await);
 }
 
+/// One command for all of it, which the other instance carries out as if the page had asked there.
+async fn a_change_at_another_instance_is_made_whole_or_not_at_all(log: impl Backplane + Clone) {
+    let one = Instance::start(builder().max_topics(3), log.clone()).await;
+    let two = Instance::start(builder(), log).await;
+    until(|| one.hub.stats().others == 1 && two.hub.stats().others == 1).await;
+    let mut page = one.open("user=ada&topic=a&topic=b&topic=c").await;
+    let connection = page.connection.clone();
+    let change = async |query: &str| {
+        let path = format!("/events/{connection}/topics?user=ada&{query}");
+        let reply = send(two.server.addr, Request::post(path).body("").unwrap()).await;
+        assert_eq!(reply.status, StatusCode::OK);
+        reply.text().await
+    };
+    let before = one.hub.position();
+    two.hub.topic("open/y").publish(Event::message("missed")).await.unwrap();
+    until(|| one.hub.position() > before).await;
+    // The page is told once, of all three and without the two.
+    let changed = change(&format!("join=open/x&join=open/y&join=open/z&leave=a&leave=b&leave=c&since={before}")).await;
+    assert_eq!(changed, "{\"topics\":[\"open/x\",\"open/y\",\"open/z\"]}");
+    let mut told = Vec::new();
+    while !(told.contains(&"missed".to_owned()) && told.len() > 1) {
+        let event = page.events.next().await;
+        if event.event == "message" || (event.event == "hub.live" && event.data.contains("topics")) {
+            told.push(event.data);
+        }
+    }
+    told.sort();
+    assert_eq!(told, ["missed", "{\"topics\":[\"open/x\",\"open/y\",\"open/z\"]}"]);
+    until(|| two.hub.topic("open/z").count() == 1).await;
+    // Where the page is it may have three: nothing of this comes of it, neither what is left nor the one that had room.
+    change("join=open/1&join=open/2&leave=open/x").await;
+    // Behind it, in the order in which they were given.
+    change("leave=open/z").await;
+    assert_eq!(page.topics().await, json!(["open/x", "open/y"]));
+    assert_eq!(one.hub.topic("open/1").count() + one.hub.topic("open/2").count(), 0);
+}
+
 async fn an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once(log: impl Backplane + Clone) {
     let one = Instance::start(builder(), log.clone()).await;
     // On a runtime of its own, which will be gone without a word.
@@ -249,6 +288,32 @@ async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) 
             StatusCode::UNAUTHORIZED
         );
     }
+}
+
+/// Those that lie on the broker too, by whoever made them.
+async fn tickets_that_wait_are_bounded(log: impl Backplane + Clone) {
+    let one = Instance::start(builder().max_tickets(2), log.clone()).await;
+    let two = Instance::start(builder().max_tickets(2), log).await;
+    let issued = async |at: &Instance, ttl| at.hub.ticket(Subscription::user("ada"), ttl).await;
+    let long = Duration::from_secs(60);
+    let [first, second] = [issued(&one, long).await.unwrap(), issued(&one, Duration::from_secs(1)).await.unwrap()];
+    assert_eq!(issued(&one, long).await.unwrap_err(), SubscriptionError::TooManyTickets);
+    issued(&two, long).await.unwrap();
+    let redeemed = async |at: &Instance, ticket: &Ticket| {
+        let request = Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap();
+        at.hub.redeem(&Connect::from_request(&request)).await
+    };
+    redeemed(&one, &first).await.unwrap();
+    issued(&one, long).await.unwrap();
+    // Of one that is redeemed elsewhere it does not know before its time is over.
+    redeemed(&two, &second).await.unwrap();
+    assert_eq!(issued(&one, long).await.unwrap_err(), SubscriptionError::TooManyTickets);
+    let room = async {
+        while issued(&one, long).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(room).await;
 }
 
 /// What a topic tells: one join and one leave of a user, whichever instances it is on, and none for a move between them.
@@ -337,8 +402,10 @@ through_all! {
     a_kick_reaches_every_instance
     joins_reach_every_instance
     a_page_changes_its_topics_at_whichever_instance_its_request_meets
+    a_change_at_another_instance_is_made_whole_or_not_at_all
     an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
     connections_of_a_user_are_bounded_across_instances
     a_ticket_is_redeemed_once_on_any_instance
+    tickets_that_wait_are_bounded
     a_topic_tells_who_comes_and_goes_across_instances
 }

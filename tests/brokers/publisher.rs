@@ -209,6 +209,43 @@ async fn a_broker_that_is_away_is_an_error_in_time() {
     }
 }
 
+/// Nobody can wait for a broker there. It is said, and nothing is sent.
+#[test]
+fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
+    use futures::executor::block_on;
+    use tower_sse::{Connect, Kick, Subscription, SubscriptionError};
+
+    let log = Memory::new();
+    let (worker, hub) = (worker(log.clone()), builder().backplane(log.clone()).build().unwrap());
+    let event = || Event::message("x");
+    let mut errors = vec![
+        block_on(worker.topic("t").publish(event())).unwrap_err(),
+        block_on(hub.topic("t").publish(event())).unwrap_err(),
+    ];
+    let batch = block_on(worker.publish_many([(worker.topic("t"), event()), (worker.user("u"), event())]));
+    errors.extend(batch.into_iter().map(Result::unwrap_err));
+    let batch = block_on(hub.publish_many([(hub.topic("t"), event()), (hub.user("u"), event())]));
+    errors.extend(batch.into_iter().map(Result::unwrap_err));
+    assert_eq!(errors.len(), 6);
+    for error in errors {
+        assert!(error.is_unavailable() && !error.is_unknown() && !error.is_invalid(), "{error}");
+        assert!(error.to_string().contains("runtime"), "{error}");
+    }
+    let commands = [
+        block_on(hub.user("u").disconnect(Kick::now())),
+        block_on(hub.user("u").join("t").into_future()),
+        block_on(hub.user("u").leave("t")),
+    ];
+    for error in commands.map(Result::unwrap_err) {
+        assert!(error.is_unavailable() && !error.is_invalid() && error.to_string().contains("runtime"), "{error}");
+    }
+    let ticket = block_on(hub.ticket(Subscription::user("u"), Duration::from_secs(9))).unwrap_err();
+    assert_eq!(ticket, SubscriptionError::NoRuntime);
+    let request = http::Request::get("/?ticket=0123456789abcdef0123456789abcdef").body(()).unwrap();
+    assert!(block_on(hub.redeem(&Connect::from_request(&request))).is_err());
+    assert_eq!(block_on(log.state(None)).unwrap().last, 0);
+}
+
 /// The log came back empty: what the publisher was told before is never a second record's place.
 #[tokio::test]
 async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
@@ -264,8 +301,13 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     assert!(!matches!(heard, Ok(None | Some(Err(_)))), "{heard:?}");
     // A ticket.
     let ticket = one.hub.ticket(tower_sse::Subscription::user("ada"), Duration::from_secs(9)).await.unwrap();
+    // Who sees the keys of the broker and knows how they are made has no ticket by that.
     let key = format!("ticket:{}", ticket.as_str());
-    assert!(soon(log("default").withdraw(&key)).await.unwrap().is_some());
+    assert!(soon(log("default").withdraw(&key)).await.unwrap().is_none());
+    let redeemed = tower_sse::Connect::from_request(
+        &http::Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap(),
+    );
+    assert!(soon(one.hub.redeem(&redeemed)).await.is_ok());
     let elsewhere = soon(log("other").state(None)).await.unwrap_err();
     assert!(elsewhere.is_rejected() && elsewhere.to_string().contains("no permissions"), "{elsewhere}");
 }
