@@ -1,6 +1,7 @@
 //! What instances tell each other beside the log: commands, and who is connected where. Small JSON objects on the control
 //! stream; nothing is rebuilt from old ones, so their format binds nobody but the instances that run now.
 
+use std::collections::btree_map::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ pub(crate) struct Message {
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     Command(Command),
-    /// Whoever hears this tells what it has.
-    Ask,
+    /// Whoever hears this tells what it has. And what this one's settings are.
+    Ask(BTreeMap<String, String>),
     /// It is alive, and its newest news has this number.
     Lease(u64),
     /// It leaves, and what was there is gone.
@@ -81,7 +82,10 @@ enum Wire<'a> {
         #[serde(rename = "do")]
         action: WireAction,
     },
-    Ask {},
+    Ask {
+        #[serde(default)]
+        settings: BTreeMap<String, String>,
+    },
     Lease {
         number: u64,
     },
@@ -148,7 +152,7 @@ impl Message {
                 except: command.audience.excluded().iter().map(ToString::to_string).collect(),
                 action: wire_action(&command.action),
             },
-            Body::Ask => Wire::Ask {},
+            Body::Ask(settings) => Wire::Ask { settings: settings.clone() },
             Body::Lease(number) => Wire::Lease { number: *number },
             Body::Bye => Wire::Bye {},
             Body::News(news) => Wire::News {
@@ -173,7 +177,7 @@ impl Message {
                 let audience = audience(&to, except.iter().map(String::as_str)).ok()?;
                 Body::Command(Command { audience, action: read_action(action)?, issued_at: at.parse().ok()? })
             }
-            Wire::Ask {} => Body::Ask,
+            Wire::Ask { settings } => Body::Ask(settings),
             Wire::Lease { number } => Body::Lease(number),
             Wire::Bye {} => Body::Bye,
             Wire::News { number, all, here, gone } => Body::News(News {
@@ -318,7 +322,9 @@ mod tests {
             (3, Some(Part::First), &vec![here.clone()], &vec![here.id])
         );
         assert!(matches!(round(Body::Lease(4)), Body::Lease(4)));
-        assert!(matches!(round(Body::Ask), Body::Ask) && matches!(round(Body::Bye), Body::Bye));
+        let settings = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
+        assert!(matches!(round(Body::Ask(settings.clone())), Body::Ask(read) if read == settings));
+        assert!(matches!(round(Body::Bye), Body::Bye));
     }
 
     #[test]

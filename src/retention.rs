@@ -12,7 +12,7 @@ use crate::name::Topic;
 /// | kind | keeps | a page that comes back gets | a slow page |
 /// |---|---|---|---|
 /// | [`live`](Self::live) | a short window, for readers a moment behind | what is in the window, else a gap | as there |
-/// | [`replay`](Self::replay) | the newest events | all it missed, else a gap and what is kept | as there |
+/// | [`replay`](Self::replay) | the newest events; a shared log more of them | all it missed, else a gap and what is kept | as there |
 /// | [`latest_per_key`](Self::latest_per_key) | the newest event of each key | the keys that changed | skips what is outdated, always gets the last |
 ///
 /// All bounds hold at once, and the hub's byte budgets ([`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget),
@@ -63,6 +63,10 @@ impl Retention {
     }
 
     /// The newest 1,024 events, at most 1 MiB of them and none older than 5 minutes, unless set otherwise.
+    ///
+    /// Where several instances share a log ([`HubBuilder::backplane`](crate::HubBuilder::backplane)) these are the bounds of
+    /// each instance's memory: a page that comes back from before that gets the rest out of the broker's log, as far back as
+    /// that goes. Its own limits are what to set where nothing old may be read.
     #[must_use]
     pub fn replay() -> Self {
         let ring = Bounds { count: 1024, bytes: 1 << 20, age: Some(Duration::from_secs(300)) };

@@ -573,3 +573,29 @@ async fn an_event_that_a_connection_is_excepted_from_is_not_delivered_to_it() {
     assert!(me.next().now_or_never().is_none());
     assert_eq!(hub.stats().delivered, 1);
 }
+
+/// Instances that were built differently serve all the same; each says so once, and names what differs.
+#[tokio::test]
+async fn another_instance_with_other_settings_is_warned_of_once() {
+    let (lines, _guard) = Lines::capture();
+    let log = tower_sse::backplane::Memory::new();
+    let build = |builder: HubBuilder| builder.backplane(log.clone()).lease(Duration::from_millis(900)).build().unwrap();
+    let latest = || Hub::builder().retention_for(TopicRule::prefix("latest/"), Retention::latest_per_key());
+    let one = build(latest());
+    let two = build(latest());
+    until(|| one.stats().others == 1 && two.stats().others == 1).await;
+    assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
+    let other = build(Hub::builder().presence_grace(Duration::from_secs(7)));
+    let another = build(Hub::builder().presence_grace(Duration::from_secs(8)));
+    for hub in [&one, &two, &other, &another] {
+        until(|| hub.stats().others == 3).await;
+    }
+    until(|| lines.at(Level::WARN).len() >= 3).await;
+    let mut page = another.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    one.topic("t").publish(Event::message("x")).await.unwrap();
+    while !matches!(soon(page.next()).await.unwrap(), StreamItem::Event(_)) {}
+    let warned = lines.at(Level::WARN);
+    assert!(warned.len() <= 4, "{warned:?}");
+    assert!(warned.iter().all(|line| line.contains("presence_grace") && !line.contains("max_payload")), "{warned:?}");
+    assert!(warned.iter().any(|line| line.contains("retention")), "{warned:?}");
+}

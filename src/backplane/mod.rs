@@ -77,6 +77,11 @@ pub trait Backplane: Send + Sync + 'static {
 
     /// What it is, for logs: never with a secret.
     fn describe(&self) -> String;
+
+    /// What it was told to keep, in any words: instances that were told otherwise are warned of. Nothing unless it says so.
+    fn limits(&self) -> String {
+        String::new()
+    }
 }
 
 /// A record to be appended.

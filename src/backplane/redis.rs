@@ -462,6 +462,11 @@ impl Backplane for Redis {
     fn describe(&self) -> String {
         format!("redis at {}", self.shared.client.get_connection_info().addr())
     }
+
+    fn limits(&self) -> String {
+        let Settings { max_records, max_age, max_values, .. } = &self.shared.settings;
+        format!("{max_records} records, {max_age:?}, {max_values} values")
+    }
 }
 
 /// Entries of a stream as they come, from an id on, or from now on. On a connection of its own, without a limit for an

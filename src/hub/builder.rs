@@ -341,9 +341,7 @@ impl HubBuilder {
             grace: millis(self.settings.channel_grace),
         };
         #[cfg(feature = "json")]
-        let remote = self
-            .backplane
-            .map(|Shared(backplane)| Remote::new(backplane, self.settings.lease, self.settings.presence_grace));
+        let remote = self.backplane.map(|Shared(backplane)| Remote::new(backplane, &self.settings, &policies));
         #[cfg(not(feature = "json"))]
         let remote = None;
         Hub::start(self.settings, policies, budgets, remote)

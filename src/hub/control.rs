@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
+use super::agreement::Agreement;
 use super::peers::{Heard, Peers};
 use super::remote::Remote;
 use super::{Hub, Inner};
@@ -44,6 +45,7 @@ const WAITING: usize = 10_000;
 #[derive(Debug)]
 pub(super) struct Control {
     me: InstanceId,
+    agreement: Agreement,
     pub(super) peers: Mutex<Peers>,
     outbox: Mutex<Outbox>,
     /// In the order in which they were given.
@@ -69,8 +71,9 @@ struct Outbox {
 }
 
 impl Control {
-    pub(super) fn new(lease: Duration, grace: Duration) -> Self {
+    pub(super) fn new(lease: Duration, grace: Duration, agreement: Agreement) -> Self {
         Self {
+            agreement,
             me: InstanceId(fastrand::u64(..)),
             peers: Mutex::new(Peers::new(millis(lease), millis(grace))),
             outbox: Mutex::default(),
@@ -81,6 +84,11 @@ impl Control {
             hears: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         }
+    }
+
+    /// What all are asked.
+    fn question(&self) -> Body {
+        Body::Ask(self.agreement.terms().clone())
     }
 
     pub(super) fn is_attended(&self) -> bool {
@@ -204,7 +212,7 @@ async fn hear_and_tell(
                     // Until it hears its own question. Others tell all, and so does this one: they may have missed something.
                     next_ask = now + PAUSE;
                     remote.control.outbox.lock().ask();
-                    hub.say(remote, Body::Ask).await?;
+                    hub.say(remote, remote.control.question()).await?;
                 }
                 if !gone {
                     hub.tell_news(remote).await?;
@@ -240,7 +248,8 @@ impl Hub {
                 self.carry_out_in_time(remote, command);
                 Heard::Fine
             }
-            Body::Ask => {
+            Body::Ask(theirs) => {
+                remote.control.agreement.compare(&theirs);
                 remote.control.outbox.lock().ask();
                 Heard::Fine
             }
@@ -251,7 +260,7 @@ impl Hub {
             }
             Body::News(news) => remote.control.peers.lock().news(from, news, now),
         };
-        (heard == Heard::Missing && !remote.control.gone.load(Ordering::Acquire)).then_some(Body::Ask)
+        (heard == Heard::Missing && !remote.control.gone.load(Ordering::Acquire)).then(|| remote.control.question())
     }
 
     async fn say(&self, remote: &Remote, body: Body) -> Result<(), BackplaneError> {

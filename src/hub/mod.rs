@@ -1,5 +1,7 @@
 //! The hub: the one pipeline from a publisher to every connection.
 
+#[cfg(feature = "json")]
+mod agreement;
 mod bars;
 mod builder;
 mod change;

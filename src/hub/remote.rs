@@ -13,15 +13,16 @@ use futures::StreamExt;
 use futures::future::{Either, select};
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
+use super::agreement::Agreement;
 use super::control::{self, Control};
 use super::past::Past;
 use super::presence::Other;
-use super::{Hub, Inner, housekeeping, outgoing, tidings};
+use super::{Hub, Inner, Settings, housekeeping, outgoing, tidings};
 use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Current, Place, Seen, State, Stored};
 use crate::error::PublishError;
 use crate::event::Event;
-use crate::log::{Effect, Entry, Millis};
+use crate::log::{Effect, Entry, Millis, Policies};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Epoch, Position};
 use crate::record::{self, Unreadable};
@@ -54,9 +55,10 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    pub(super) fn new(backplane: Arc<dyn Backplane>, lease: Duration, grace: Duration) -> Self {
+    pub(super) fn new(backplane: Arc<dyn Backplane>, settings: &Settings, policies: &Policies) -> Self {
+        let agreement = Agreement::new(settings, policies, backplane.limits());
         Self {
-            control: Control::new(lease, grace),
+            control: Control::new(settings.lease, settings.presence_grace, agreement),
             backplane,
             following: AtomicBool::new(false),
             loaded: AtomicBool::new(false),

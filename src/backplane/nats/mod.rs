@@ -238,6 +238,11 @@ impl Backplane for Nats {
     fn describe(&self) -> String {
         format!("nats at {}", self.shared.servers)
     }
+
+    fn limits(&self) -> String {
+        let Settings { max_records, max_age, max_values, .. } = &self.shared.settings;
+        format!("{max_records} records, {max_age:?}, {max_values} values")
+    }
 }
 
 impl fmt::Debug for Nats {
