@@ -33,6 +33,8 @@ pub trait Broker: Sized {
     fn port(&self) -> u16;
     /// Over this port, which may be a proxy's.
     fn log_at(port: u16, namespace: &str, timeout: Duration) -> Self::Log;
+    /// With so many records at most.
+    fn short(log: Self::Log, records: usize) -> Self::Log;
     fn kill(&mut self);
     fn restart(&mut self);
     /// A copy of what it keeps. It may have to stop for a moment.
@@ -58,6 +60,10 @@ impl Broker for RedisServer {
 
     fn log_at(port: u16, namespace: &str, timeout: Duration) -> Redis {
         Redis::new(&format!("redis://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
+    }
+
+    fn short(log: Redis, records: usize) -> Redis {
+        log.max_records(records)
     }
 
     fn kill(&mut self) {
@@ -95,6 +101,10 @@ impl Broker for NatsBroker {
 
     fn log_at(port: u16, namespace: &str, timeout: Duration) -> Nats {
         Nats::new(&format!("nats://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
+    }
+
+    fn short(log: Nats, records: usize) -> Nats {
+        log.max_records(records)
     }
 
     fn kill(&mut self) {

@@ -26,3 +26,4 @@ mod listening;
 mod nats;
 mod publisher;
 mod soak;
+mod storm;
