@@ -1,10 +1,12 @@
 //! How fast records go through a broker: `cargo bench --bench backplane`.
 //!
-//! It starts a `redis-server` of its own on a free port, without persistence and with each write on the disk, prints a table,
-//! and stops it. Rates are of this machine; the ratios between rows are what to remember.
+//! It starts servers of its own on free ports, prints a table, and stops them: a `redis-server` without persistence and with
+//! each write on the disk, a `nats-server` as it comes and, where its version can, with each write on the disk. Rates are of
+//! this machine; the ratios between rows are what to remember.
 
 #![allow(
     missing_docs,
+    clippy::duplicate_mod,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -13,15 +15,19 @@
     reason = "a benchmark"
 )]
 
+#[path = "../tests/support/nats.rs"]
+mod nats_server;
 #[path = "../tests/support/redis.rs"]
 mod redis_server;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use nats_server::NatsServer;
 use redis_server::{DURABLE, FORGETFUL, RedisServer};
-use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, Event, Hub, Publisher, Retention, StreamItem, Subscription, TopicRule};
 
 /// How long each row is measured.
@@ -116,11 +122,31 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     println!("| log | | events a second | ratio |\n|---|---|---|---|");
     runtime.block_on(table("memory", Memory::new()));
-    if !redis_server::is_there() {
-        return;
+    if redis_server::is_there() {
+        for (name, arguments) in [("Redis, no persistence", FORGETFUL), ("Redis, `appendfsync always`", DURABLE)] {
+            let server = RedisServer::start(arguments);
+            runtime.block_on(table(name, Redis::new(&server.url(), "bench").unwrap()));
+        }
     }
-    for (name, arguments) in [("Redis, no persistence", FORGETFUL), ("Redis, `appendfsync always`", DURABLE)] {
-        let server = RedisServer::start(arguments);
-        runtime.block_on(table(name, Redis::new(&server.url(), "bench").unwrap()));
+    if nats_server::is_there() {
+        let server = NatsServer::start();
+        runtime.block_on(table("NATS", Nats::new(&server.url(), "bench").unwrap()));
+        drop(server);
+        synced_nats(|server| {
+            runtime.block_on(table("NATS, `sync_interval: always`", Nats::new(&server.url(), "bench").unwrap()));
+        });
     }
+}
+
+/// With each write on the disk: from version 2.10 on.
+fn synced_nats(measure: impl FnOnce(&NatsServer)) {
+    let config = std::env::temp_dir().join(format!("tower-sse-bench-{}.conf", std::process::id()));
+    std::fs::write(&config, "jetstream { sync_interval: always }\n").unwrap();
+    let path = config.to_str().unwrap();
+    if Command::new("nats-server").args(["-t", "-c", path]).output().unwrap().status.success() {
+        measure(&NatsServer::start_with(&["-c", path]));
+    } else {
+        eprintln!("LEFT OUT: this nats-server does not know `sync_interval: always`");
+    }
+    std::fs::remove_file(&config).unwrap();
 }

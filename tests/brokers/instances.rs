@@ -1,6 +1,10 @@
 //! Hubs that share a log: what one publishes the other delivers, and a client goes on at whichever it meets.
 
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,21 +25,45 @@ pub fn builder() -> HubBuilder {
 }
 
 /// A real broker of a test's own.
-trait Broker: Sized {
+pub trait Broker: Sized {
+    type Log: Backplane + Clone;
+
     /// None where it is not installed. If it is killed it comes back with what it had, or empty.
     fn start(durable: bool) -> Option<Self>;
-    fn log(&self, namespace: &str, timeout: Duration) -> impl Backplane + Clone;
+    fn port(&self) -> u16;
+    /// Over this port, which may be a proxy's.
+    fn log_at(port: u16, namespace: &str, timeout: Duration) -> Self::Log;
+    /// With so many records at most.
+    fn short(log: Self::Log, records: usize) -> Self::Log;
     fn kill(&mut self);
     fn restart(&mut self);
+    /// A copy of what it keeps. It may have to stop for a moment.
+    fn save(&mut self) -> PathBuf;
+    /// What it keeps is what was saved. It has to have been killed.
+    fn roll_back(&mut self, saved: &Path);
+
+    fn log(&self, namespace: &str, timeout: Duration) -> Self::Log {
+        Self::log_at(self.port(), namespace, timeout)
+    }
 }
 
 impl Broker for RedisServer {
+    type Log = Redis;
+
     fn start(durable: bool) -> Option<Self> {
         redis_server::is_there().then(|| Self::start(if durable { DURABLE } else { FORGETFUL }))
     }
 
-    fn log(&self, namespace: &str, timeout: Duration) -> impl Backplane + Clone {
-        Redis::new(&self.url(), namespace).unwrap().timeout(timeout)
+    fn port(&self) -> u16 {
+        self.port
+    }
+
+    fn log_at(port: u16, namespace: &str, timeout: Duration) -> Redis {
+        Redis::new(&format!("redis://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
+    }
+
+    fn short(log: Redis, records: usize) -> Redis {
+        log.max_records(records)
     }
 
     fn kill(&mut self) {
@@ -45,20 +73,38 @@ impl Broker for RedisServer {
     fn restart(&mut self) {
         self.restart();
     }
+
+    fn save(&mut self) -> PathBuf {
+        self.copy()
+    }
+
+    fn roll_back(&mut self, saved: &Path) {
+        self.restore(saved);
+    }
 }
 
-struct NatsBroker {
+pub struct NatsBroker {
     server: NatsServer,
     durable: bool,
 }
 
 impl Broker for NatsBroker {
+    type Log = Nats;
+
     fn start(durable: bool) -> Option<Self> {
         nats_server::is_there().then(|| Self { server: NatsServer::start(), durable })
     }
 
-    fn log(&self, namespace: &str, timeout: Duration) -> impl Backplane + Clone {
-        Nats::new(&self.server.url(), namespace).unwrap().timeout(timeout)
+    fn port(&self) -> u16 {
+        self.server.port
+    }
+
+    fn log_at(port: u16, namespace: &str, timeout: Duration) -> Nats {
+        Nats::new(&format!("nats://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
+    }
+
+    fn short(log: Nats, records: usize) -> Nats {
+        log.max_records(records)
     }
 
     fn kill(&mut self) {
@@ -71,9 +117,20 @@ impl Broker for NatsBroker {
         }
         self.server.restart();
     }
+
+    fn save(&mut self) -> PathBuf {
+        self.server.kill();
+        let saved = self.server.save();
+        self.server.restart();
+        saved
+    }
+
+    fn roll_back(&mut self, saved: &Path) {
+        self.server.bring_back(saved);
+    }
 }
 
-const TIMEOUT: Duration = Duration::from_secs(2);
+pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Instance {
     pub hub: Hub,
@@ -272,7 +329,7 @@ async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: 
             }
         }
         assert!(came.is_sorted_by(|a, b| a < b), "in order, once");
-        let came: std::collections::BTreeSet<_> = came.into_iter().collect();
+        let came: BTreeSet<_> = came.into_iter().collect();
         assert!(acknowledged.iter().all(|n| came.contains(n)), "something acknowledged is missing");
         assert!(stale >= 1 && back >= 1, "told of {stale} stale times and {back} times of being back");
     }
@@ -431,18 +488,11 @@ async fn publishing_now_is_not_for_a_shared_log() {
 
 /// The way between an instance and its broker goes wrong; the other instance goes on. Noticed within two probe intervals,
 /// resumed, contiguous.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
-    let proxy = Proxy::start(server.port).await;
-    let log = |port: u16| {
-        let timeout = Duration::from_millis(300);
-        Redis::new(&format!("redis://127.0.0.1:{port}"), "cut").unwrap().timeout(timeout)
-    };
-    let near = Instance::start(log(server.port)).await.ready().await;
+async fn after_a_cut_nothing_is_missing<B: Broker>() {
+    let Some(server) = B::start(false) else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let log = |port: u16| B::log_at(port, "cut", Duration::from_millis(300));
+    let near = Instance::start(log(server.port())).await.ready().await;
     let far = Instance::start(log(proxy.port)).await.ready().await;
     let mut stream = subscribe(far.server.addr, "/events?topic=t").await;
     let mut expected = 0;
@@ -473,30 +523,43 @@ async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_miss
     }
 }
 
-/// A broker that comes back from a copy is some records younger: noticed, one gap, and no number means two records.
-#[tokio::test]
-async fn a_broker_that_was_rolled_back_is_noticed_and_told_of() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut server = RedisServer::start(DURABLE);
-    let log = || Redis::new(&server.url(), "back").unwrap();
-    let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
-    let mut streams =
-        [subscribe(one.server.addr, "/events?topic=t").await, subscribe(two.server.addr, "/events?topic=t").await];
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards_with_redis() {
+    after_a_cut_nothing_is_missing::<RedisServer>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards_with_nats() {
+    after_a_cut_nothing_is_missing::<NatsBroker>().await;
+}
+
+/// A log of ten records as it is kept. Saving may be a restart, which instances that come later do not see.
+async fn saved_after_ten<B: Broker>(server: &mut B, namespace: &str) -> PathBuf {
+    let one = Instance::start(server.log(namespace, TIMEOUT)).await.ready().await;
     for n in 0..10 {
         assert!(publish(&one.hub, n).await);
     }
-    let copy = server.copy();
+    one.hub.drain(Duration::ZERO).await;
+    server.save()
+}
+
+/// A broker that comes back from a copy is some records younger: noticed, one gap, and no number means two records.
+async fn a_rollback_is_noticed_and_told_of<B: Broker>() {
+    let Some(mut server) = B::start(true) else { return };
+    let copy = saved_after_ten(&mut server, "back").await;
+    let log = || server.log("back", TIMEOUT);
+    let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
+    let mut streams =
+        [subscribe(one.server.addr, "/events?topic=t").await, subscribe(two.server.addr, "/events?topic=t").await];
     for n in 10..20 {
         assert!(publish(&one.hub, n).await);
     }
     for stream in &mut streams {
-        assert_eq!(numbers(stream, 20).await, (0..20).collect::<Vec<_>>());
+        assert_eq!(numbers(stream, 10).await, (10..20).collect::<Vec<_>>());
     }
     let before = one.hub.position().to_string();
     server.kill();
-    server.restore(&copy);
+    server.roll_back(&copy);
     server.restart();
     for stream in &mut streams {
         loop {
@@ -523,6 +586,112 @@ async fn a_broker_that_was_rolled_back_is_noticed_and_told_of() {
     let mut late = resume(two.server.addr, "/events?topic=t", &before).await;
     let gaps = late.caught_up().await.into_iter().filter(|event| event.event == "hub.gap").count();
     assert_eq!(gaps, 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_was_rolled_back_is_noticed_and_told_of_with_redis() {
+    a_rollback_is_noticed_and_told_of::<RedisServer>().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_was_rolled_back_is_noticed_and_told_of_with_nats() {
+    a_rollback_is_noticed_and_told_of::<NatsBroker>().await;
+}
+
+/// The epoch and the number in it that an id names.
+fn parts(id: &str) -> (String, u64) {
+    let mut parts = id.split('.').skip(1);
+    (parts.next().unwrap().to_owned(), parts.next().unwrap().parse().unwrap())
+}
+
+/// While both instances publish: one gap each, then all that was acknowledged since, and no number means two records.
+async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing<B: Broker>() {
+    let Some(mut server) = B::start(true) else { return };
+    let copy = saved_after_ten(&mut server, "load").await;
+    let log = || server.log("load", Duration::from_millis(500));
+    let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
+    let mut streams = Vec::new();
+    for n in 0..4 {
+        let instance = if n % 2 == 0 { &one } else { &two };
+        streams.push(subscribe(instance.server.addr, "/events?topic=t").await);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let publishers = [(&one.hub, 1_000_000_u64), (&two.hub, 2_000_000)].map(|(hub, first)| {
+        let (hub, stop) = (hub.clone(), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            for n in first.. {
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                if let Ok(published) = hub.topic("t").publish(Event::message(n.to_string())).await {
+                    acknowledged.push((parts(&published.position.to_string()), n.to_string()));
+                }
+            }
+            acknowledged
+        })
+    });
+    let more = |than: [u64; 2]| one.hub.stats().published > than[0] + 300 && two.hub.stats().published > than[1] + 300;
+    until(|| more([0, 0])).await;
+    server.kill();
+    server.roll_back(&copy);
+    let then = [one.hub.stats().published, two.hub.stats().published];
+    server.restart();
+    until(|| more(then)).await;
+    stop.store(true, Ordering::SeqCst);
+    let mut meanings = HashMap::new();
+    let mut acknowledged = BTreeSet::new();
+    let new = parts(&one.hub.position().to_string()).0;
+    for publisher in publishers {
+        let mine = soon(publisher).await.unwrap();
+        assert!(mine.is_sorted_by(|((a, m), _), ((b, n), _)| if a == b { m < n } else { *b == new }), "in order");
+        for (place, n) in mine {
+            assert!(meanings.insert(place.clone(), n).is_none(), "{place:?} was given twice");
+            acknowledged.insert(place);
+        }
+    }
+    soon(one.hub.topic("t").publish(Event::message("end"))).await.unwrap();
+    for stream in &mut streams {
+        let mut lives = vec![Vec::new()];
+        loop {
+            let event = stream.next().await;
+            match event.event.as_str() {
+                "hub.gap" => {
+                    assert!(event.data.contains("\"epoch\""), "{}", event.data);
+                    lives.push(Vec::new());
+                }
+                "message" if event.data == "end" => break,
+                "message" => {
+                    let place = parts(&event.id);
+                    let meaning = meanings.entry(place.clone()).or_insert_with(|| event.data.clone());
+                    assert_eq!(*meaning, event.data, "{place:?} are two");
+                    lives.last_mut().unwrap().push(place);
+                }
+                _ => {}
+            }
+        }
+        let [before, after] = <[_; 2]>::try_from(lives).expect("one gap");
+        assert!(before.iter().all(|place| place.0 != new) && before.is_sorted_by(|a, b| a.1 < b.1));
+        assert!(after.iter().all(|place| place.0 == new) && after.is_sorted_by(|a, b| a.1 < b.1));
+        // Before the gap up to where it came, after it all.
+        let until = before.last().map_or(0, |place| place.1);
+        let (before, after): (BTreeSet<_>, BTreeSet<_>) = (before.into_iter().collect(), after.into_iter().collect());
+        for place in &acknowledged {
+            let is_there =
+                if place.0 == new { after.contains(place) } else { place.1 > until || before.contains(place) };
+            assert!(is_there, "{place:?} is missing");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_was_rolled_back_under_load_is_one_gap_with_redis() {
+    a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing::<RedisServer>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_was_rolled_back_under_load_is_one_gap_with_nats() {
+    a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing::<NatsBroker>().await;
 }
 
 /// Every instance is started anew while the log is trimmed ten times over.

@@ -28,3 +28,4 @@ mod nats;
 mod past;
 mod publisher;
 mod soak;
+mod storm;

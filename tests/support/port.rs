@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A port for a server that is another process: below those that the system gives to connections, any of which could take
-/// it between this look and the server's. Each kind of server has ten thousand of its own, since each may count for itself.
-pub fn free_port(from: u16) -> u16 {
+/// it between this look and the server's.
+pub fn free_port() -> u16 {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     loop {
         let number = std::process::id().wrapping_mul(97).wrapping_add(NUMBER.fetch_add(1, Ordering::Relaxed));
-        let port = from + u16::try_from(number % 10_000).unwrap();
+        let port = 10_000 + u16::try_from(number % 20_000).unwrap();
         if std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }

@@ -6,7 +6,7 @@
 mod port;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -39,7 +39,8 @@ impl RedisServer {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-redis-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let port = port::free_port(10_000);
+        // The servers' files count ports each for itself: this one takes even ones.
+        let port = std::iter::repeat_with(port::free_port).find(|port| port % 2 == 0).unwrap();
         let mut server = Self { port, folder, arguments, child: None };
         server.restart();
         server
@@ -86,7 +87,7 @@ impl RedisServer {
     }
 
     /// Of a server that was killed: its disk is as it was then.
-    pub fn restore(&mut self, copy: &PathBuf) {
+    pub fn restore(&mut self, copy: &Path) {
         assert!(self.child.is_none());
         std::fs::remove_dir_all(&self.folder).unwrap();
         std::fs::rename(copy, &self.folder).unwrap();

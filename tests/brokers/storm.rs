@@ -1,0 +1,84 @@
+//! Who comes and goes is told beside the log, not in it.
+
+use tower_sse::backplane::Backplane;
+use tower_sse::{Cursor, Event, Hub, StreamItem, Subscription};
+
+use crate::instances::{Broker, NatsBroker, TIMEOUT, builder};
+use crate::redis_server::RedisServer;
+use crate::support::{soon, until};
+
+const RECORDS: u64 = 300;
+/// At each of two instances.
+const CONNECTS: usize = 5_000;
+const STAY: usize = 50;
+
+fn subscription(instance: usize, n: usize) -> Subscription {
+    Subscription::user(format!("user {}", n % 100)).topic("all").topic(format!("{instance}/{n}"))
+}
+
+async fn a_storm_of_connects_evicts_no_record<B: Broker>() {
+    let Some(broker) = B::start(false) else { return };
+    let log = B::short(broker.log("storm", TIMEOUT), 1_000);
+    let hubs: [Hub; 2] = std::array::from_fn(|_| {
+        let own = B::short(broker.log("storm", TIMEOUT), 1_000);
+        builder().backplane(own).build().unwrap()
+    });
+    until(|| hubs.iter().all(|hub| hub.health().ready && hub.stats().others == 1)).await;
+    let begin = hubs[0].position();
+    for n in 0..RECORDS {
+        hubs[0].topic("news").publish(Event::message(n.to_string())).await.unwrap();
+    }
+    let before = soon(log.state(None)).await.unwrap();
+    assert_eq!((before.first, before.last), (1, RECORDS));
+    let records = soon(log.range(0, 1_000)).await.unwrap();
+
+    let mut streams = Vec::new();
+    for n in 0..CONNECTS {
+        for (instance, hub) in hubs.iter().enumerate() {
+            streams.push(hub.stream(subscription(instance, n), Cursor::Absent).unwrap());
+        }
+        // As they come in reality: what is told is told meanwhile.
+        if n % 50 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for hub in &hubs {
+        until(|| hub.everyone().count() == 2 * CONNECTS).await;
+    }
+    streams.truncate(2 * STAY);
+    // And some are gone before they were told of.
+    for n in 0..CONNECTS {
+        for (instance, hub) in hubs.iter().enumerate() {
+            drop(hub.stream(subscription(instance, n), Cursor::Absent).unwrap());
+        }
+    }
+    for (instance, hub) in hubs.iter().enumerate() {
+        let there = 1 - instance;
+        until(|| hub.everyone().count() == 2 * STAY).await;
+        assert_eq!((hub.topic("all").count(), hub.user("user 7").count()), (2 * STAY, 2));
+        assert!(hub.topic(format!("{there}/{}", STAY - 1)).has_subscribers());
+        assert!(!hub.topic(format!("{there}/{STAY}")).has_subscribers());
+    }
+
+    assert_eq!(soon(log.state(None)).await.unwrap(), before);
+    assert_eq!(soon(log.range(0, 1_000)).await.unwrap(), records);
+    for hub in &hubs {
+        let mut late = hub.stream(Subscription::anonymous().topic("news"), begin).unwrap();
+        for n in 0..RECORDS {
+            match soon(late.next()).await.unwrap() {
+                StreamItem::Event(event) => assert_eq!(event.data, n.to_string()),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_storm_of_connects_evicts_no_record_from_redis() {
+    a_storm_of_connects_evicts_no_record::<RedisServer>().await;
+}
+
+#[tokio::test]
+async fn a_storm_of_connects_evicts_no_record_from_nats() {
+    a_storm_of_connects_evicts_no_record::<NatsBroker>().await;
+}
