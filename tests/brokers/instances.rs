@@ -405,9 +405,7 @@ async fn one_gap_when_it_comes_back_empty_with_nats() {
     a_broker_that_comes_back_empty_is_one_gap_for_every_stream::<NatsBroker>().await;
 }
 
-#[tokio::test]
-async fn a_poison_record_is_skipped_and_a_gap_for_its_audience() {
-    let log = Memory::new();
+async fn a_poison_record_is_skipped_and_a_gap_for_its_audience(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
     let mut a = subscribe(one.server.addr, "/events?topic=a").await;
     let mut b = subscribe(one.server.addr, "/events?topic=b").await;
@@ -428,6 +426,25 @@ async fn a_poison_record_is_skipped_and_a_gap_for_its_audience() {
     one.hub.topic("a").and(one.hub.topic("b")).publish(Event::message("on")).await.unwrap();
     assert_eq!((a.next_own().await.data, b.next_own().await.data), ("on".to_owned(), "on".to_owned()));
     assert_eq!(one.hub.stats().skipped, 3);
+}
+
+#[tokio::test]
+async fn a_poison_record_through_memory() {
+    a_poison_record_is_skipped_and_a_gap_for_its_audience(Memory::new()).await;
+}
+
+#[tokio::test]
+async fn a_poison_record_through_redis() {
+    if let Some(broker) = <RedisServer as Broker>::start(false) {
+        a_poison_record_is_skipped_and_a_gap_for_its_audience(broker.log("poison", TIMEOUT)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_poison_record_through_nats() {
+    if let Some(broker) = NatsBroker::start(false) {
+        a_poison_record_is_skipped_and_a_gap_for_its_audience(broker.log("poison", TIMEOUT)).await;
+    }
 }
 
 /// The names that only hubs may use are no way around the rules.
@@ -695,13 +712,9 @@ async fn a_broker_that_was_rolled_back_under_load_is_one_gap_with_nats() {
 }
 
 /// Every instance is started anew while the log is trimmed ten times over.
-#[tokio::test]
-async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
-    let log = || Redis::new(&server.url(), "roll").unwrap().max_records(500);
+async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap<B: Broker>() {
+    let Some(server) = B::start(false) else { return };
+    let log = || B::short(server.log("roll", TIMEOUT), 500);
     let mut one = Instance::start(log()).await.ready().await;
     for n in 0..20 {
         let event = Event::text("v", n.to_string()).key(format!("k{n}"));
@@ -725,10 +738,18 @@ async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_g
     assert_eq!(numbers(&mut late, 1).await, [2]);
 }
 
+#[tokio::test]
+async fn a_rolling_restart_with_redis() {
+    a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap::<RedisServer>().await;
+}
+
+#[tokio::test]
+async fn a_rolling_restart_with_nats() {
+    a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap::<NatsBroker>().await;
+}
+
 /// One that joins while publishing goes on, again and again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous() {
-    let log = Memory::new();
+async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
     let begin = one.hub.position().to_string();
     let publisher = tokio::spawn({
@@ -746,4 +767,23 @@ async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous() {
         assert_eq!(numbers(&mut events, 2_000).await, (0..2_000).collect::<Vec<_>>());
     }
     soon(publisher).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_joins_while_publishing_goes_on_through_memory() {
+    an_instance_that_joins_while_publishing_goes_on_is_contiguous(Memory::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_joins_while_publishing_goes_on_through_redis() {
+    if let Some(broker) = <RedisServer as Broker>::start(false) {
+        an_instance_that_joins_while_publishing_goes_on_is_contiguous(broker.log("joins", TIMEOUT)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_joins_while_publishing_goes_on_through_nats() {
+    if let Some(broker) = NatsBroker::start(false) {
+        an_instance_that_joins_while_publishing_goes_on_is_contiguous(broker.log("joins", TIMEOUT)).await;
+    }
 }
