@@ -221,3 +221,19 @@ async fn of_several_that_begin_at_once_one_names_the_epoch() {
         assert_eq!(places.iter().map(|place| place.sequence).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
     }
 }
+
+/// It says so, and is ready when JetStream is there; until then nobody believes that anything was published.
+#[tokio::test]
+async fn a_server_without_jetstream_is_told_of() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start_without_jetstream();
+    let log = Nats::new(&server.url(), "n").unwrap().timeout(Duration::from_millis(500));
+    let error = soon(log.state(None)).await.unwrap_err();
+    assert!(error.to_string().contains("JetStream"), "{error}");
+    let hub = tower_sse::Hub::builder().backplane(log).build().unwrap();
+    let error = hub.topic("t").publish(tower_sse::Event::message("x")).await.unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
+    assert!(hub.health().live && !hub.health().ready);
+}

@@ -2,12 +2,14 @@
 #![cfg(unix)]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use http::Request;
 use serde_json::Value;
 
+use crate::nats_server::{self, NatsServer};
 use crate::process::{Process, start_in, start_with};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
 use crate::support::{Events, get, resume, send, soon, subscribe};
@@ -117,23 +119,63 @@ async fn without_its_broker_it_is_well_not_ready_and_refuses_softly() {
     assert_eq!(stats["gaps"]["epoch"], 0);
 }
 
-/// With a certificate of its own; what the process takes for trustworthy it is told by its environment.
+/// A key and a certificate of its own, thrown away afterwards.
+struct Certificate(PathBuf);
+
+impl Certificate {
+    fn make(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("tower-sse-tls-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let this = Self(folder);
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-keyout", &this.file("key.pem"), "-out", &this.file("certificate.pem")])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        this
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+/// What a process takes for trustworthy it is told by its environment.
+async fn only_who_trusts_it_speaks_to_it(url: &str, certificate: String) {
+    let args = || ["--listen", "127.0.0.1:0", "--backplane", url].map(str::to_owned).to_vec();
+    let trusting: &[_] = vec![("SSL_CERT_FILE", certificate)].leak();
+    let (one, addr) = start_in(args(), trusting).await;
+    ready(addr).await;
+    assert_eq!(post(addr, 1).await, 202);
+    one.signal("-TERM");
+    let (code, _, log) = one.output().await;
+    assert!(code == Some(0) && !log.contains("s3cret"), "{log}");
+
+    // Who does not know the certificate does not speak to its owner.
+    let (stranger, addr) = start_with(args()).await;
+    assert_eq!(post(addr, 1).await, 503);
+    assert_eq!(get(addr, "/readyz").await.status, 503);
+    stranger.signal("-TERM");
+    let (_, _, log) = stranger.output().await;
+    assert!(log.contains("certificate") && !log.contains("s3cret"), "{log}");
+}
+
 #[tokio::test]
-async fn over_tls_and_with_a_password_that_nobody_prints() {
+async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
     if !redis_server::is_there() {
         return;
     }
-    let folder = std::env::temp_dir().join(format!("tower-sse-tls-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    let (key, certificate) = (file("key.pem"), file("certificate.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", &key, "-out", &certificate])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let made = Certificate::make("redis");
+    let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let arguments = [
         &[
@@ -155,22 +197,18 @@ async fn over_tls_and_with_a_password_that_nobody_prints() {
     let arguments: Vec<&'static str> = arguments.concat().into_iter().map(|text| &*text.to_owned().leak()).collect();
     let _server = RedisServer::start(arguments.leak());
     let url = format!("rediss://hub:s3cret@127.0.0.1:{port}");
-    let args = || ["--listen", "127.0.0.1:0", "--backplane", &url].map(str::to_owned).to_vec();
+    only_who_trusts_it_speaks_to_it(&url, certificate).await;
+}
 
-    let trusting: &[_] = vec![("SSL_CERT_FILE", certificate.clone())].leak();
-    let (one, addr) = start_in(args(), trusting).await;
-    ready(addr).await;
-    assert_eq!(post(addr, 1).await, 202);
-    one.signal("-TERM");
-    let (code, _, log) = one.output().await;
-    assert!(code == Some(0) && !log.contains("s3cret"), "{log}");
-
-    // Who does not know the certificate does not speak to its owner.
-    let (stranger, addr) = start_with(args()).await;
-    assert_eq!(post(addr, 1).await, 503);
-    assert_eq!(get(addr, "/readyz").await.status, 503);
-    stranger.signal("-TERM");
-    let (_, _, log) = stranger.output().await;
-    assert!(log.contains("certificate") && !log.contains("s3cret"), "{log}");
-    std::fs::remove_dir_all(folder).unwrap();
+#[tokio::test]
+async fn nats_over_tls_and_with_a_password_that_nobody_prints() {
+    if !nats_server::is_there() {
+        return;
+    }
+    let made = Certificate::make("nats");
+    let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
+    let arguments = ["--tls", "--tlscert", &certificate, "--tlskey", &key, "--user", "hub", "--pass", "s3cret"];
+    let server = NatsServer::start_with(&arguments);
+    let url = format!("tls://hub:s3cret@127.0.0.1:{}", server.port);
+    only_who_trusts_it_speaks_to_it(&url, certificate).await;
 }

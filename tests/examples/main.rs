@@ -9,6 +9,8 @@
     reason = "these are tests, helpers and all"
 )]
 
+#[path = "../support/nats.rs"]
+mod nats_server;
 #[path = "../support/redis.rs"]
 mod redis_server;
 #[path = "../support/mod.rs"]

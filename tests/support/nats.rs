@@ -15,6 +15,7 @@ pub struct NatsServer {
     pub port: u16,
     folder: PathBuf,
     arguments: Vec<String>,
+    has_jetstream: bool,
     child: Option<Child>,
 }
 
@@ -35,6 +36,15 @@ impl NatsServer {
     }
 
     pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_as(arguments, true)
+    }
+
+    /// As most are started that only pass messages on.
+    pub fn start_without_jetstream() -> Self {
+        Self::start_as(&[], false)
+    }
+
+    fn start_as(arguments: &[&str], has_jetstream: bool) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-nats-{}-{number}", std::process::id()));
@@ -42,7 +52,7 @@ impl NatsServer {
         // The servers' files count ports each for itself: this one takes odd ones.
         let port = std::iter::repeat_with(port::free_port).find(|port| port % 2 == 1).unwrap();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut server = Self { port, folder, arguments, child: None };
+        let mut server = Self { port, folder, arguments, has_jetstream, child: None };
         server.restart();
         server
     }
@@ -55,7 +65,10 @@ impl NatsServer {
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
         let mut command = Command::new("nats-server");
-        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-js", "-sd"]).arg(&self.folder);
+        command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
+        if self.has_jetstream {
+            command.args(["-js", "-sd"]).arg(&self.folder);
+        }
         command.args(&self.arguments).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().unwrap());
         let begun = Instant::now();
