@@ -86,6 +86,8 @@ trait Ground {
     type Log: Backplane;
     /// Whether an instance can be built anew beside it in reasonable time.
     const RENEWS: bool;
+    /// Between two publishes of one publisher.
+    const PACE: Duration;
 
     fn log(&self, instance: usize) -> Self::Log;
     /// One fault, until it is over. Whether what was acknowledged is gone.
@@ -97,6 +99,8 @@ impl Ground for Faulty {
     type Log = Self;
     /// It reads in small pieces, and one of the many that a long log has always fails.
     const RENEWS: bool = false;
+    /// An instance whose following fails all the time still gets on faster than this.
+    const PACE: Duration = Duration::from_millis(20);
 
     fn log(&self, _: usize) -> Self {
         self.clone()
@@ -131,6 +135,7 @@ impl<B: Broker> Real<B> {
 impl<B: Broker> Ground for Real<B> {
     type Log = B::Log;
     const RENEWS: bool = true;
+    const PACE: Duration = Duration::from_millis(3);
 
     fn log(&self, instance: usize) -> B::Log {
         B::log_at(self.proxies[instance].port, "soak", Duration::from_millis(400))
@@ -210,7 +215,7 @@ impl Written {
 }
 
 /// One after the other, batches, and such as are repeated elsewhere until they are acknowledged.
-async fn publish(fleet: Arc<Fleet>, instance: usize, mut random: Rng) -> Written {
+async fn publish(fleet: Arc<Fleet>, instance: usize, pace: Duration, mut random: Rng) -> Written {
     let mut written = Written::default();
     let mut next = (instance as u64) << 40;
     while !fleet.over.load(Ordering::SeqCst) {
@@ -243,9 +248,9 @@ async fn publish(fleet: Arc<Fleet>, instance: usize, mut random: Rng) -> Written
                 written.acknowledge(published.position, again, audience);
                 repeats = None;
             }
-            sleep(Duration::from_millis(3)).await;
+            sleep(pace).await;
         }
-        sleep(Duration::from_millis(3)).await;
+        sleep(pace).await;
     }
     written
 }
@@ -430,7 +435,7 @@ async fn soak<G: Ground>(mut ground: G, seed: u64, time: Duration, may_lose: boo
         .map(|n| tokio::spawn(Client::new(Arc::clone(&fleet), n, begin).live(random.fork())))
         .collect();
     let publishers: Vec<_> =
-        (0..INSTANCES).map(|n| tokio::spawn(publish(Arc::clone(&fleet), n, random.fork()))).collect();
+        (0..INSTANCES).map(|n| tokio::spawn(publish(Arc::clone(&fleet), n, G::PACE, random.fork()))).collect();
 
     let (begun, mut faults, mut losses) = (Instant::now(), 0, 0);
     // Who ends before the end has failed.
