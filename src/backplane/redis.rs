@@ -309,9 +309,16 @@ fn classify(error: &RedisError) -> BackplaneError {
     }
 }
 
+/// What somebody else has put there without a record is one that nobody can read.
 fn stored(entry: &StreamId) -> Option<Stored> {
     let sequence = entry.id.split('-').next()?.parse().ok()?;
-    Some(Stored { sequence, payload: Bytes::from(entry.get::<Vec<u8>>("d")?) })
+    Some(Stored { sequence, payload: Bytes::from(entry.get::<Vec<u8>>("d").unwrap_or_default()) })
+}
+
+/// What an id of a stream says: two numbers.
+fn id_of(text: &str) -> (u64, u64) {
+    let (time, count) = text.split_once('-').unwrap_or((text, "0"));
+    (time.parse().unwrap_or(0), count.parse().unwrap_or(0))
 }
 
 impl Backplane for Redis {
@@ -367,7 +374,7 @@ impl Backplane for Redis {
     }
 
     fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
-        let entries = read(Arc::clone(&self.shared), self.shared.keys.log.clone(), Some(format!("{after}-0")));
+        let entries = read(Arc::clone(&self.shared), self.shared.keys.log.clone(), From::After(after));
         let batch = |entries: Vec<StreamId>| entries.iter().filter_map(stored).collect::<Vec<_>>();
         entries.map(move |entries| entries.map(batch)).boxed()
     }
@@ -425,8 +432,8 @@ impl Backplane for Redis {
     }
 
     fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        let after = after.map(String::from);
-        let entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), after);
+        let from = after.map_or(From::Now, From::Mark);
+        let entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), from);
         let told = |entry: StreamId| {
             let message = entry.get::<Vec<u8>>("d")?.into();
             Some(Ok(Told { mark: entry.id.into(), message }))
@@ -469,23 +476,33 @@ impl Backplane for Redis {
     }
 }
 
-/// Entries of a stream as they come, from an id on, or from now on. On a connection of its own, without a limit for an
+/// Where reading a stream begins.
+enum From {
+    Now,
+    /// After a number.
+    After(u64),
+    /// After the entry with this id. If the newest is older, by a clock that was set back, all there is.
+    Mark(Box<str>),
+}
+
+/// Entries of a stream as they come. On a connection of its own, without a limit for an
 /// answer: a read waits on purpose.
-fn read(
-    shared: Arc<Shared>,
-    key: String,
-    from: Option<String>,
-) -> BoxStream<'static, Result<Vec<StreamId>, BackplaneError>> {
+fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'static, Result<Vec<StreamId>, BackplaneError>> {
     async_stream::try_stream! {
         let mut connection = shared.connect(None).await?;
         let mut id = match from {
-            Some(id) => id,
-            None => {
+            From::After(number) => format!("{number}-0"),
+            From::Now | From::Mark(_) => {
                 let mut newest = redis::cmd("XREVRANGE");
                 newest.arg(&key).arg("+").arg("-").arg("COUNT").arg(1);
                 let reply: StreamRangeReply =
                     newest.query_async(&mut connection).await.map_err(|error| classify(&error))?;
-                reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone())
+                let newest = reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
+                match from {
+                    From::Mark(mark) if id_of(&mark) <= id_of(&newest) => mark.into(),
+                    From::Mark(_) => "0-0".to_owned(),
+                    _ => newest,
+                }
             }
         };
         loop {

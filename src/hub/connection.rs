@@ -287,10 +287,11 @@ impl Connection {
             return Some(Step::Records);
         }
         let is_stale = hub.inner.is_stale();
-        if is_stale && *this.progress == Progress::CaughtUp && !std::mem::replace(this.told_stale, true) {
+        if is_stale && !std::mem::replace(this.told_stale, true) {
             return Some(Step::Stale);
         }
-        let is_back = !is_stale && std::mem::take(this.told_stale);
+        // Who is still behind is told so by its first `live`.
+        let is_back = !is_stale && std::mem::take(this.told_stale) && *this.progress == Progress::CaughtUp;
         if (batch.changed || is_back || *this.progress == Progress::Arrived)
             && let Some(live) = live(hub, link, this.heartbeat)
         {
@@ -317,7 +318,8 @@ impl Connection {
                 heartbeat.wrote(false, now);
                 // Whatever runtime the hub's work was on before, this one is alive.
                 housekeeping::revive(&this.hub.inner);
-                if (this.hub.settings().visible_heartbeat || heartbeat.needs_id(now))
+                if *this.progress == Progress::CaughtUp
+                    && (this.hub.settings().visible_heartbeat || heartbeat.needs_id(now))
                     && let Some(live) = live(this.hub, this.link, this.heartbeat)
                 {
                     return Poll::Ready(Some(live));

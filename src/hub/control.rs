@@ -14,11 +14,11 @@ use futures::StreamExt;
 use futures::future::{Either, select};
 use futures::stream::BoxStream;
 use tokio::runtime::Handle;
-use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
+use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use super::agreement::Agreement;
 use super::peers::{Heard, Peers};
-use super::remote::Remote;
+use super::remote::{Remote, in_time};
 use super::{Hub, Inner};
 use crate::audience::{Address, Audience};
 use crate::backplane::{BackplaneError, Told};
@@ -55,6 +55,8 @@ pub(super) struct Control {
     /// Where the log was, a while ago; newest last.
     positions: Mutex<VecDeque<(Millis, Position)>>,
     attending: AtomicBool,
+    /// Of what was heard last.
+    mark: Mutex<Option<Box<str>>>,
     /// It has heard itself, so whatever is said from now on.
     hears: AtomicBool,
     /// It has said goodbye: who is connected is not told of any more.
@@ -81,6 +83,7 @@ impl Control {
             tidings: Mutex::default(),
             positions: Mutex::default(),
             attending: AtomicBool::new(false),
+            mark: Mutex::default(),
             hears: AtomicBool::new(false),
             gone: AtomicBool::new(false),
         }
@@ -158,13 +161,13 @@ impl Drop for Attending {
 }
 
 async fn attend(attending: Attending) {
-    let mut mark = None;
     loop {
         let Some(inner) = attending.0.upgrade() else { return };
         let Some(remote) = &inner.remote else { return };
-        let heard = remote.backplane.hear(mark.clone());
+        let mark = remote.control.mark.lock().clone();
+        let heard = remote.backplane.hear(mark);
         drop(inner);
-        if let Err(error) = hear_and_tell(&attending, heard, &mut mark).await {
+        if let Err(error) = hear_and_tell(&attending, heard).await {
             tracing::debug!(%error, "the control stream broke");
         }
         sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
@@ -174,7 +177,6 @@ async fn attend(attending: Attending) {
 async fn hear_and_tell(
     attending: &Attending,
     mut heard: BoxStream<'static, Result<Told, BackplaneError>>,
-    mark: &mut Option<Box<str>>,
 ) -> Result<(), BackplaneError> {
     let mut next_tell = Instant::now();
     let mut next_lease = Instant::now();
@@ -192,7 +194,7 @@ async fn hear_and_tell(
         match came {
             Some(Some(Ok(told))) => {
                 let question = hub.hear(remote, &told.message);
-                *mark = Some(told.mark);
+                *remote.control.mark.lock() = Some(told.mark);
                 if let Some(question) = question {
                     hub.say(remote, question).await?;
                 }
@@ -266,8 +268,7 @@ impl Hub {
     async fn say(&self, remote: &Remote, body: Body) -> Result<(), BackplaneError> {
         let message = Message { from: remote.control.me, body };
         let told = remote.backplane.tell(Bytes::from(message.encode()));
-        let limit = self.settings().publish_timeout;
-        timeout(limit, told).await.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+        in_time(self.settings().publish_timeout, told).await
     }
 
     /// Tells what has changed, or all if somebody wants to know it.

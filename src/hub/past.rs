@@ -10,10 +10,11 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::sync::{Arc, Weak};
 
+use tokio::runtime::Handle;
 use tokio::time::{Duration, sleep};
 
 use super::link::Link;
-use super::remote::Remote;
+use super::remote::{Remote, in_time};
 use super::{Hub, Inner, housekeeping};
 use crate::backplane::BackplaneError;
 use crate::log::Block;
@@ -30,7 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Past(Mutex<Blocks>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Blocks {
     /// By the number after which they begin.
     kept: BTreeMap<u64, Kept>,
@@ -40,6 +41,21 @@ struct Blocks {
     /// Who waits for what comes after a number.
     wanted: BTreeMap<u64, HashMap<ConnectionId, Weak<Link>>>,
     is_reading: bool,
+    /// How many records are asked for at a time: fewer where they are large.
+    count: usize,
+}
+
+impl Default for Blocks {
+    fn default() -> Self {
+        Self {
+            kept: BTreeMap::new(),
+            bytes: 0,
+            clock: 0,
+            wanted: BTreeMap::new(),
+            is_reading: false,
+            count: RECORDS as usize,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -97,12 +113,15 @@ impl Hub {
         }
         let start = blocks.start(base, number);
         blocks.wanted.entry(start).or_default().insert(link.id, Arc::downgrade(link));
-        if !blocks.is_reading
-            && let Some(runtime) = housekeeping::runtime(&self.inner)
-        {
-            blocks.is_reading = true;
-            runtime.spawn(read(Reading(Arc::downgrade(&self.inner))));
+        if blocks.is_reading {
+            return None;
         }
+        // Whoever polls is on a runtime that lives; the last one that was seen may not.
+        let runtime = Handle::try_current().ok().or_else(|| housekeeping::runtime(&self.inner))?;
+        blocks.is_reading = true;
+        // A runtime that is gone drops the task at once, which takes the lock.
+        drop(blocks);
+        runtime.spawn(read(Reading(Arc::downgrade(&self.inner))));
         None
     }
 
@@ -110,31 +129,46 @@ impl Hub {
         let (epoch, base) = (self.log().epoch(), self.log().base());
         let changed = || BackplaneError::unavailable("the log has begun a new epoch");
         let after = start.checked_sub(base).ok_or_else(changed)?;
-        let records = remote.backplane.range(after, RECORDS as usize).await?;
-        let state = remote.backplane.state(self.seen(remote)).await?;
+        // Before it is asked for: what comes meanwhile is not missing if the answer does not have it.
+        let (known, count) = (self.log().last(), remote.past.0.lock().count);
+        let limit = self.settings().publish_timeout;
+        let read = async {
+            let records = remote.backplane.range(after, count).await?;
+            Ok((records, remote.backplane.state(self.seen(remote)).await?))
+        };
+        let (records, state) = in_time(limit, read).await?;
         if state.epoch != epoch.0 {
             return Err(changed());
         }
         let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload)));
-        let block = self.log().block(epoch, after, records, self.now()).ok_or_else(changed)?;
-        remote.past.0.lock().keep(block);
+        let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;
+        let mut blocks = remote.past.0.lock();
+        blocks.count = if block.is_large() { (count / 2).max(1) } else { (count * 2).min(RECORDS as usize) };
+        blocks.keep(block);
         Ok(())
     }
 }
 
-/// Holds the flag.
+/// Holds the flag. Should its runtime drop it, those who wait look again, and one of them starts another.
 struct Reading(Weak<Inner>);
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        if let Some(remote) = self.0.upgrade().as_ref().and_then(|inner| inner.remote.as_ref()) {
-            remote.past.0.lock().is_reading = false;
-        }
+        let Some(inner) = self.0.upgrade() else { return };
+        let Some(remote) = &inner.remote else { return };
+        let waiting = {
+            let mut blocks = remote.past.0.lock();
+            blocks.is_reading = false;
+            std::mem::take(&mut blocks.wanted)
+        };
+        wake(&inner, waiting.into_values());
     }
 }
 
-async fn read(reading: Reading) {
+async fn read(mut reading: Reading) {
     let mut pause = FIRST_PAUSE;
+    // One after the other in turn, so that none waits behind one that cannot be read.
+    let mut before = 0;
     loop {
         let Some(inner) = reading.0.upgrade() else { return };
         let hub = Hub { inner };
@@ -145,13 +179,16 @@ async fn read(reading: Reading) {
                 waiting.retain(|_, link| link.upgrade().is_some_and(|link| !link.is_gone()));
                 !waiting.is_empty()
             });
-            let Some((&start, _)) = blocks.wanted.first_key_value() else {
+            let next = blocks.wanted.range(before + 1..).next().or_else(|| blocks.wanted.first_key_value());
+            let Some((&start, _)) = next else {
                 // Under the lock: who wants one from here on starts another.
                 blocks.is_reading = false;
+                reading.0 = Weak::new();
                 return;
             };
             start
         };
+        before = start;
         if let Err(error) = hub.read_block(remote, start).await {
             tracing::debug!(%error, "older records could not be read");
             drop(hub);

@@ -203,7 +203,7 @@ async fn follow(following: Following) {
     loop {
         let Some(hub) = following.hub() else { return };
         let Some(remote) = &hub.inner.remote else { return };
-        let begun = Instant::now();
+        let (begun, last) = (Instant::now(), remote.last.load(Ordering::Acquire));
         let outcome = match hub.catch_up(remote).await {
             Ok(()) => {
                 hub.set_stale(remote, false);
@@ -223,7 +223,8 @@ async fn follow(following: Following) {
             hub.counters().broker_failed(&remote.backplane.describe(), &error, hub.now());
             hub.set_stale(remote, true);
         }
-        if begun.elapsed() > LONGEST_PAUSE {
+        // It got on.
+        if begun.elapsed() > LONGEST_PAUSE || remote.last.load(Ordering::Acquire) != last {
             pause = FIRST_PAUSE;
         }
         drop(hub);
@@ -240,6 +241,14 @@ fn believable(sequence: u64) -> Result<(), BackplaneError> {
         return Err(BackplaneError::unknown("the log has a number that no hub has written"));
     }
     Ok(())
+}
+
+/// What does not answer is an error.
+pub(super) async fn in_time<T>(
+    limit: Duration,
+    what: impl Future<Output = Result<T, BackplaneError>>,
+) -> Result<T, BackplaneError> {
+    timeout(limit, what).await.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
 }
 
 fn hash_of(payload: &[u8]) -> u64 {
@@ -294,49 +303,56 @@ impl Hub {
     }
 
     async fn look(&self, remote: &Remote, limit: Duration) -> Result<State, BackplaneError> {
-        let state = timeout(limit, remote.backplane.state(self.seen(remote))).await;
-        state.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+        in_time(limit, remote.backplane.state(self.seen(remote))).await
     }
 
     /// Compares, and loads what is needed to follow.
     async fn catch_up(&self, remote: &Remote) -> Result<(), BackplaneError> {
+        while !self.load(remote).await? {}
+        remote.loaded.store(true, Ordering::Release);
+        self.carry_out_waiting(remote);
+        Ok(())
+    }
+
+    /// Goes on from what this instance has. False if the log dropped what was to be read next.
+    async fn load(&self, remote: &Remote) -> Result<bool, BackplaneError> {
         let mut state = self.look(remote, self.settings().publish_timeout).await?;
         if self.is_another(remote, state).await? {
             // Younger than what this has seen, although it has grown since: it takes a new epoch.
             let seen = Place { epoch: state.epoch, sequence: MOST };
-            state = remote.backplane.state(Some(seen)).await?;
+            state = in_time(self.settings().publish_timeout, remote.backplane.state(Some(seen))).await?;
         }
         believable(state.last)?;
         believable(state.first)?;
         let first = state.first.max(1);
-        if !remote.is_loaded() || state.epoch != self.log().epoch().0 {
-            let mut values: Vec<_> =
-                remote.backplane.values().await?.iter().filter_map(|v| self.read_value(v)).collect();
+        let begins_anew = state.epoch != self.log().epoch().0;
+        if begins_anew || first > remote.last.load(Ordering::Acquire) + 1 {
+            let current = remote.backplane.values().await?;
+            let mut values: Vec<_> = current.iter().filter_map(|current| self.read_value(current)).collect();
             values.sort_by_key(|(sequence, _)| *sequence);
-            // Before the epoch: who publishes between the two shall not claim to have seen more of the new one than there is.
-            remote.last.store(first - 1, Ordering::Release);
-            self.log().begin_epoch(Epoch(state.epoch), first - 1, values, self.now());
+            if begins_anew {
+                // Before the epoch: who publishes between the two shall not claim to have seen more of the new one than there is.
+                remote.last.store(first - 1, Ordering::Release);
+                // It is of the life before.
+                *remote.newest.lock() = None;
+                self.log().begin_epoch(Epoch(state.epoch), first - 1, values, self.now());
+            } else {
+                self.log().lose_all(first - 1, values, self.now());
+                remote.last.store(first - 1, Ordering::Release);
+            }
             housekeeping::wake_rest(&self.inner);
-        } else if first > remote.last.load(Ordering::Acquire) + 1 {
-            self.log().lose(first - 1, None, self.now());
-            remote.last.store(first - 1, Ordering::Release);
         }
         while remote.last.load(Ordering::Acquire) < state.last {
             let batch = remote.backplane.range(remote.last.load(Ordering::Acquire), BATCH).await?;
             if batch.is_empty() {
-                // Gone since it was looked at.
-                self.log().lose(state.last, None, self.now());
-                remote.last.store(state.last, Ordering::Release);
-                break;
+                return Ok(false);
             }
             self.apply(remote, batch).await?;
             tokio::task::yield_now().await;
         }
         // Values may be newer than every record that is kept.
         self.log().advance(state.last.max(remote.last.load(Ordering::Acquire)), self.now());
-        remote.loaded.store(true, Ordering::Release);
-        self.carry_out_waiting(remote);
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
@@ -350,7 +366,7 @@ impl Hub {
         if !(state.first..=state.last).contains(&sequence) {
             return Ok(false);
         }
-        let found = remote.backplane.range(sequence - 1, 1).await?;
+        let found = in_time(self.settings().publish_timeout, remote.backplane.range(sequence - 1, 1)).await?;
         Ok(found.first().is_some_and(|stored| stored.sequence == sequence && hash_of(&stored.payload) != hash))
     }
 

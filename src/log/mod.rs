@@ -235,6 +235,30 @@ impl Log {
         });
     }
 
+    /// Nothing is to be had any more up to this place but current values, each with its place: those that are known may be of
+    /// before. Everybody is told so.
+    pub(crate) fn lose_all(&self, sequence: u64, values: Vec<(u64, Entry)>, now: Millis) {
+        self.interrupt(None, now, |sequencer, base| {
+            let at = base.saturating_add(sequence);
+            if at <= sequencer.last() {
+                return None;
+            }
+            sequencer.forget_values();
+            self.set_values(sequencer, values, now);
+            Some(Break { at, below: at, reason: GapReason::Lost })
+        });
+    }
+
+    /// Before the horizon covers them, for whoever is here already.
+    fn set_values(&self, sequencer: &mut Sequencer, values: Vec<(u64, Entry)>, now: Millis) {
+        let (prefix, base) = self.epochs.prefix();
+        for (sequence, Entry { audience, effect, draft }) in values {
+            let number = base.saturating_add(sequence);
+            let frame = draft.finish(&prefix, sequence);
+            sequencer.set_value(Numbered { number, audience, effect, frame }, &self.heads, now);
+        }
+    }
+
     /// The log behind this one has begun a new life, of which nothing is to be had up to `gone` but current values, each with
     /// its place. Nothing of the old one is left, and every open stream is told so.
     pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, values: Vec<(u64, Entry)>, now: Millis) {
@@ -242,13 +266,7 @@ impl Log {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
             self.epochs.begin(epoch, base);
             sequencer.forget_all();
-            // Before the horizon covers them, for whoever is here already.
-            let (prefix, _) = self.epochs.prefix();
-            for (sequence, Entry { audience, effect, draft }) in values {
-                let number = base.saturating_add(sequence);
-                let frame = draft.finish(&prefix, sequence);
-                sequencer.set_value(Numbered { number, audience, effect, frame }, &self.heads, now);
-            }
+            self.set_values(sequencer, values, now);
             // Who comes with a position of the new life misses what it has dropped, no more.
             Some(Break { at: base.saturating_add(gone), below: base, reason: GapReason::Epoch })
         });

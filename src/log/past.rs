@@ -12,6 +12,13 @@ use crate::audience::{Address, Audience};
 use crate::position::Epoch;
 use crate::retention::Kind;
 
+/// A block ends after the record with which it has more bytes than this.
+const LARGE: usize = 1 << 20;
+/// What an address of a record costs: its place in a table that may be new.
+const ADDRESS_OVERHEAD: usize = 100;
+/// What a block without records costs.
+const OVERHEAD: usize = 500;
+
 /// All records of some consecutive numbers.
 #[derive(Debug)]
 pub(crate) struct Block {
@@ -24,7 +31,7 @@ pub(crate) struct Block {
     by_address: HashMap<Address, Vec<Arc<Record>>>,
     /// Those with more than one address.
     unions: HashSet<u64>,
-    /// Records that are missing or cannot be read, in order, and whose they were, if that is known.
+    /// Records that cannot be read, in order, and whose they were, if that is known.
     lost: Vec<(u64, Option<Audience>)>,
     bytes: usize,
 }
@@ -33,12 +40,14 @@ pub(crate) struct Block {
 pub(crate) type Read = Result<Entry, Option<Box<Audience>>>;
 
 impl Log {
-    /// A block of what was read of an epoch after a place, in order and each with its place. If nothing was, nothing is left
-    /// of what this log has applied. `None` if that epoch is over.
+    /// A block of what was read of an epoch after a place, in order and each with its place; it ends where one is missing, or
+    /// when it is large. If there was none, nothing is left up to where this log was before they were read: `known`. `None` if
+    /// that epoch is over.
     pub(crate) fn block(
         &self,
         epoch: Epoch,
         after: u64,
+        known: u64,
         records: impl IntoIterator<Item = (u64, Read)>,
         now: Millis,
     ) -> Option<Block> {
@@ -52,19 +61,21 @@ impl Log {
             by_address: HashMap::new(),
             unions: HashSet::new(),
             lost: Vec::new(),
-            bytes: 0,
+            bytes: OVERHEAD,
         };
         for (sequence, read) in records {
             let number = base.saturating_add(sequence);
             if number <= block.upto {
                 continue;
             }
+            if block.bytes > LARGE {
+                break;
+            }
             if number > block.upto + 1 {
-                if block.upto == start {
-                    block.gone = number - 1;
-                } else {
-                    block.lost.push((number - 1, None));
+                if block.upto > start {
+                    break;
                 }
+                block.gone = number - 1;
             }
             block.upto = number;
             match read {
@@ -78,7 +89,7 @@ impl Log {
                         except: audience.excluded().iter().copied().collect(),
                         union: Box::default(),
                     });
-                    block.bytes += record.cost();
+                    block.bytes += record.cost() + audience.addresses().len() * ADDRESS_OVERHEAD;
                     if audience.addresses().len() > 1 {
                         block.unions.insert(number);
                     }
@@ -89,7 +100,7 @@ impl Log {
             }
         }
         if block.upto == start {
-            block.upto = self.horizon().max(start + 1);
+            block.upto = known.max(start + 1);
             block.gone = block.upto;
         }
         Some(block)
@@ -107,6 +118,11 @@ impl Log {
 }
 
 impl Block {
+    /// Whether it ends early because of its size.
+    pub(crate) fn is_large(&self) -> bool {
+        self.bytes > LARGE
+    }
+
     /// Whether it has what comes after a number of the life that begins at `base`.
     pub(crate) fn covers(&self, base: u64, number: u64) -> bool {
         self.base == base && (self.after..self.upto).contains(&number)

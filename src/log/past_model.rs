@@ -79,6 +79,13 @@ enum Step {
         reader: usize,
         times: usize,
     },
+    Leave {
+        reader: usize,
+        to: usize,
+    },
+    Apply {
+        count: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -89,6 +96,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..40u64).prop_map(|count| Step::Trim { count }),
         3 => (0..READERS, some(), 0..150u64).prop_map(|(reader, on, back)| Step::Return { reader, on, back }),
         2 => (0..READERS, 0..=TOPICS, 0..100u64).prop_map(|(reader, to, back)| Step::Join { reader, to, back }),
+        1 => (0..READERS, 0..=TOPICS).prop_map(|(reader, to)| Step::Leave { reader, to }),
+        4 => (1..60u64).prop_map(|count| Step::Apply { count }),
         6 => (0..READERS, 1..6usize).prop_map(|(reader, times)| Step::Read { reader, times }),
     ]
 }
@@ -121,7 +130,7 @@ impl Shared {
             )
         };
         let records: Vec<_> = self.records.range(after + 1..).take(self.size).map(read).collect();
-        Arc::new(log.block(EPOCH, after, records, 0).unwrap())
+        Arc::new(log.block(EPOCH, after, log.last(), records, 0).unwrap())
     }
 }
 
@@ -140,6 +149,18 @@ struct Reader {
     may_gap: bool,
     /// It has been at the end: from then on it may be too slow for what the channels keep.
     arrived: bool,
+    left: BTreeSet<usize>,
+}
+
+fn apply_some(shared: &Shared, log: &Log, count: u64, now: Millis) {
+    for (n, stored) in shared.all.range(log.last() + 1..).take(count as usize) {
+        if stored.poison {
+            let audience = entry(&stored.to, None, 0).audience;
+            log.lose(*n, Some(&audience), now);
+        } else {
+            log.apply(*n, entry(&stored.to, stored.except, *n), now);
+        }
+    }
 }
 
 /// Reads all that is there; blocks begin where the reader is, or somewhat before.
@@ -169,7 +190,7 @@ fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
         }
         for picked in batch.records.drain(..) {
             let number = picked.record.sequence;
-            assert!(reader.received.insert(number), "{number} came twice");
+            assert!(reader.received.insert(number) || !reader.left.is_empty(), "{number} came twice");
             if batch.ordered {
                 assert!(number > reader.newest, "{number} after {}", reader.newest);
                 reader.newest = number;
@@ -194,24 +215,25 @@ proptest! {
                         let stored = Stored { to: to.clone(), except, poison };
                         shared.records.insert(shared.last, stored.clone());
                         shared.all.insert(shared.last, stored);
-                        if poison {
-                            let audience = entry(&to, None, 0).audience;
-                            log.lose(shared.last, Some(&audience), now);
-                        } else {
-                            log.apply(shared.last, entry(&to, except, shared.last), now);
-                        }
                     }
                     if poison {
                         readers.iter_mut().flatten().for_each(|reader| reader.may_gap = true);
                     }
                 }
+                Step::Leave { reader: index, to } => {
+                    if let Some(reader) = &mut readers[index] {
+                        log.leave(&reader.subscriber, &address_of(to), now);
+                        reader.left.insert(to);
+                    }
+                }
+                Step::Apply { count } => apply_some(&shared, &log, count, now),
                 Step::Trim { count } => {
                     shared.first = (shared.first + count).min(shared.last + 1);
                     shared.records = shared.records.split_off(&shared.first);
                     readers.iter_mut().flatten().for_each(|reader| reader.may_gap = true);
                 }
                 Step::Return { reader: index, on, back } => {
-                    let cursor = shared.last.saturating_sub(back);
+                    let cursor = log.last().saturating_sub(back);
                     let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(index as u128)));
                     if let Some(before) = readers[index].take() {
                         log.close(&before.subscriber, now);
@@ -222,11 +244,12 @@ proptest! {
                     let on = on.into_iter().map(|index| (index, cursor)).collect();
                     let may_gap = cursor + 1 < shared.first || poisoned;
                     let (received, newest) = (BTreeSet::new(), 0);
-                    readers[index] = Some(Reader { subscriber, came_with, on, received, newest, gaps: Vec::new(), may_gap, arrived: false });
+                    readers[index] = Some(Reader { subscriber, came_with, on, received, newest, gaps: Vec::new(), may_gap, arrived: false, left: BTreeSet::new() });
                 }
                 Step::Join { reader: index, to, back } => {
-                    let since = shared.last.saturating_sub(back);
+                    let since = log.last().saturating_sub(back);
                     if let Some(reader) = &mut readers[index]
+                        && !reader.left.contains(&to)
                         && log.join(&reader.subscriber, &address_of(to), Since::After(since), 100).unwrap()
                     {
                         reader.on.insert(to, since);
@@ -238,13 +261,15 @@ proptest! {
                     if let Some(reader) = &mut readers[index] {
                         read(&shared, &log, reader, times);
                         // It was returning as long as it was behind; then what it is too slow for is gone for it.
-                        let is_behind = log.cursor(&reader.subscriber) < shared.last;
+                        let is_behind = log.cursor(&reader.subscriber) < log.last();
                         reader.arrived |= !is_behind;
                         reader.may_gap |= !is_behind;
                     }
                 }
             }
         }
+        for reader in readers.iter_mut().flatten() { read(&shared, &log, reader, 3); reader.arrived |= log.cursor(&reader.subscriber) >= log.last(); reader.may_gap |= reader.arrived; }
+        apply_some(&shared, &log, u64::MAX >> 2, 1_000);
         for (index, reader) in readers.iter_mut().enumerate() {
             let Some(reader) = reader else { continue };
             read(&shared, &log, reader, 2_000);
@@ -258,8 +283,8 @@ proptest! {
             for (number, stored) in &shared.all {
                 let is_received = reader.received.contains(number);
                 if !is_permitted(number, stored) {
-                    prop_assert!(!is_received, "{} was not for it", number);
-                } else if !is_received {
+                    prop_assert!(!is_received || !reader.left.is_empty(), "{} was not for it", number);
+                } else if !is_received && stored.to.is_disjoint(&reader.left) {
                     let is_told = reader.gaps.iter().any(|(address, cursor)| {
                         stored.to.iter().any(|to| listens(to, number) && *address == address_of(*to)) && cursor < number
                     });
@@ -269,5 +294,80 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// Single cases.
+mod cases {
+    use super::*;
+
+    fn filled(upto: u64) -> (Log, BTreeSet<usize>) {
+        let log = log();
+        let to = BTreeSet::from([1]);
+        for n in 1..=upto {
+            log.apply(n, entry(&to, None, n), 0);
+        }
+        (log, to)
+    }
+
+    fn block(log: &Log, to: &BTreeSet<usize>, after: u64, numbers: impl IntoIterator<Item = u64>) -> Arc<Block> {
+        Arc::new(
+            log.block(EPOCH, after, log.last(), numbers.into_iter().map(|n| (n, Ok(entry(to, None, n)))), 0).unwrap(),
+        )
+    }
+
+    fn all(log: &Log, cursor: u64, mut blocks: impl FnMut(u64) -> Arc<Block>) -> (Vec<u64>, usize) {
+        let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(9)));
+        log.open(&subscriber, [address_of(1)], Begin::After(cursor), 0);
+        let mut batch = Batch { looks_back: true, ..Batch::default() };
+        let (mut got, mut gaps) = (Vec::new(), 0);
+        for _ in 0..50 {
+            log.read(&subscriber, &mut batch);
+            if let Some(after) = batch.needs {
+                batch.past = Some(blocks(after));
+                continue;
+            }
+            gaps += batch.gap.len();
+            got.extend(batch.records.drain(..).map(|picked| picked.record.sequence));
+        }
+        (got, gaps)
+    }
+
+    /// Memory has 9 and 10; the log was read as 1..=3 and 10, since 4..=9 were dropped while it was read.
+    #[test]
+    fn a_hole_in_what_was_read_is_told() {
+        let (log, to) = filled(10);
+        let (got, gaps) = all(&log, 0, |after| block(&log, &to, after, (after + 1..=3).chain([10])));
+        assert!(gaps > 0, "4..=8 are missing, and nothing was said: {got:?}");
+    }
+
+    #[test]
+    fn what_memory_has_comes_though_the_log_is_empty() {
+        let (log, to) = filled(10);
+        let (got, gaps) = all(&log, 3, |after| block(&log, &to, after, []));
+        assert_eq!((got, gaps), (vec![9, 10], 1));
+    }
+
+    #[test]
+    fn what_memory_has_comes_though_the_log_has_less() {
+        let (log, to) = filled(10);
+        let (got, gaps) = all(&log, 3, |after| block(&log, &to, after, [10]));
+        assert_eq!((got, gaps), (vec![9, 10], 1));
+    }
+
+    /// The empty answer is of before 11..=13, which the log has.
+    #[test]
+    fn an_empty_answer_says_nothing_of_what_came_since() {
+        let (log, to) = filled(10);
+        let answer: [u64; 0] = [];
+        for n in 11..=13 {
+            log.apply(n, entry(&to, None, n), 0);
+        }
+        let read = answer.into_iter().map(|n| (n, Ok(entry(&to, None, n))));
+        let cached = Arc::new(log.block(EPOCH, 0, 10, read, 0).unwrap());
+        let (got, gaps) = all(&log, 10, |after| {
+            if cached.covers(0, after) { Arc::clone(&cached) } else { block(&log, &to, after, after + 1..=13) }
+        });
+        assert_eq!((got, gaps), (vec![11, 12, 13], 0));
     }
 }

@@ -280,7 +280,6 @@ impl Reader {
         if self.replaying {
             self.read_replay(log, me, batch);
             if !batch.records.is_empty() || !batch.gap.is_empty() || batch.needs.is_some() || self.replaying {
-                batch.goes_on = batch.needs.is_none();
                 return;
             }
         }
@@ -307,7 +306,9 @@ impl Reader {
         }
         let cursor = self.cursor;
         let Ok((block, low)) = self.block_for_replay(log, batch) else { return };
-        let (upto, lost) = self.span(block.as_deref(), low, cursor);
+        // The cursor may be of an instance that is a moment ahead.
+        let end = cursor.min(log.horizon());
+        let (upto, lost) = self.span(block.as_deref(), low, end);
         let mut pick = Pick::new(me, batch.wants_addresses);
         let mut gaps: SmallVec<[(usize, u64); 1]> = SmallVec::new();
         for (index, membership) in self.memberships.iter().enumerate() {
@@ -318,27 +319,28 @@ impl Reader {
             let known = replay.records_after.max(membership.told);
             let is_short = replay.records_after < cursor && store.floor() > known;
             if is_short
-                && let Some(block) = block.as_deref().filter(|_| log.is_elsewhere(channel, replay.records_after))
+                && let Some(block) = block.as_deref().filter(|block| block.after() <= replay.records_after)
+                && log.is_elsewhere(channel, replay.records_after)
             {
                 let missing = block.missing(channel, lost).min(store.floor());
-                drop(store);
                 if missing > known {
                     gaps.push((index, missing));
                     batch.gap.push(channel.address.clone());
                     batch.gap_reason = Some(if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed });
                 }
-                let is_also_for = |record: &Record, other: &Channel| block.is_also_for(record.sequence, other);
-                let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
-                pick.offer(channel, block.between(channel, replay.records_after, upto).filter(unread));
-                continue;
-            }
-            if is_short && batch.looks_back && log.is_elsewhere(channel, replay.records_after) {
+                if missing < store.floor() {
+                    let is_also_for = |record: &Record, other: &Channel| block.is_also_for(record.sequence, other);
+                    let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
+                    pick.offer(channel, block.between(channel, replay.records_after, upto).filter(unread));
+                    continue;
+                }
+                // It has nothing that memory does not have.
+            } else if is_short && batch.looks_back && log.is_elsewhere(channel, replay.records_after) {
                 // It was dropped a moment ago.
                 (batch.gap, batch.gap_reason) = (SmallVec::new(), None);
                 batch.needs = Some(replay.records_after);
                 return;
-            }
-            if is_short {
+            } else if is_short {
                 gaps.push((index, store.floor()));
                 batch.gap.push(channel.address.clone());
                 batch.gap_reason = Some(GapReason::Trimmed);
@@ -363,6 +365,7 @@ impl Reader {
                 }
             }
         }
+        batch.goes_on = done < end;
     }
 
     /// The block from which a replay goes on, and after which number; none if memory has it all. `Err` if it is not at hand.
@@ -444,20 +447,23 @@ impl Reader {
                         return;
                     };
                     let missing = block.missing(channel, lost).min(store.floor());
-                    drop(store);
                     if missing > known {
                         *told = missing;
                         let reason = if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed };
                         batch.gap_reason = batch.gap_reason.or(Some(reason));
                         batch.gap.push(channel.address.clone());
                     }
-                    pick.offer(channel, block.between(channel, after, upto));
-                    continue;
+                    if missing < store.floor() {
+                        pick.offer(channel, block.between(channel, after, upto));
+                        continue;
+                    }
+                    // It has nothing that memory does not have.
+                } else {
+                    *told = store.floor();
+                    batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.floor(), cursor));
+                    batch.gap.push(channel.address.clone());
+                    batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
                 }
-                *told = store.floor();
-                batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.floor(), cursor));
-                batch.gap.push(channel.address.clone());
-                batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
             }
             pick.offer(channel, store.ring_between(after, upto));
             pick.offer(channel, store.values_between(after, upto));

@@ -203,6 +203,15 @@ impl Sequencer {
         self.retained = PerPart::default();
     }
 
+    /// Drops all current values.
+    pub(super) fn forget_values(&mut self) {
+        for channel in self.all() {
+            channel.store.lock().clear_values();
+        }
+        self.lanes.iter_mut().for_each(|lanes| lanes.keyed.heap.clear());
+        self.retained.keyed = 0;
+    }
+
     fn record(&mut self, entry: Numbered, heads: &Heads, now: Millis) -> (Arc<Record>, SmallVec<[Arc<Channel>; 4]>) {
         let mut channels: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         for address in entry.audience.addresses() {

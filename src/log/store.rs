@@ -108,6 +108,11 @@ impl Store {
         *self = Self { idle_since: self.idle_since, ..Self::new(self.floor) };
     }
 
+    pub(super) fn clear_values(&mut self) {
+        self.keyed = None;
+        self.queued.keyed = false;
+    }
+
     pub(super) fn has_values(&self) -> bool {
         self.keyed.is_some()
     }

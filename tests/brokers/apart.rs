@@ -186,3 +186,59 @@ async fn many_and_large_values_are_read_in_pages() {
     }
     assert_eq!(values, 5_000);
 }
+
+/// The log was trimmed over while an instance was cut off, and current values changed in what it did not see.
+#[tokio::test]
+async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let proxy = Proxy::start(server.port).await;
+    let log = |port: u16| {
+        let log = Redis::new(&format!("redis://127.0.0.1:{port}"), "cut").unwrap();
+        log.timeout(TIMEOUT).max_records(500)
+    };
+    let (near, far) = (start(log(server.port)).await, start(log(proxy.port)).await);
+    let set = async |key: &str, value: &str| {
+        near.topic("latest/a").publish(Event::text("v", value.to_owned()).key(key.to_owned())).await.unwrap();
+    };
+    set("stays", "1").await;
+    set("changes", "1").await;
+    set("ends", "1").await;
+    let mut page = far.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+    let mut came = Vec::new();
+    while came.len() < 3 {
+        if let StreamItem::Event(event) = soon(page.next()).await.unwrap() {
+            came.push(event.data);
+        }
+    }
+    proxy.set(Mode::Resets);
+    until(|| !far.health().ready).await;
+    set("changes", "2").await;
+    near.topic("latest/a").publish(Event::remove("ends")).await.unwrap();
+    busy(&near).await;
+    proxy.set(Mode::Passes);
+    until(|| far.health().ready).await;
+    let mut fresh = far.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+    let mut values = Vec::new();
+    loop {
+        match soon(fresh.next()).await.unwrap() {
+            StreamItem::Event(event) => values.push(event.data),
+            StreamItem::Live(_) => break,
+            _ => {}
+        }
+    }
+    values.sort_unstable();
+    assert_eq!(values, ["1", "2"]);
+    // Who was there is told that something was missed, and has what is current.
+    let (mut gaps, mut news) = (0, Vec::new());
+    while news.last().is_none_or(|last| last != "2") {
+        match soon(page.next()).await.unwrap() {
+            StreamItem::Gap { .. } => gaps += 1,
+            StreamItem::Event(event) => news.push(event.data),
+            _ => {}
+        }
+    }
+    assert_eq!(gaps, 1);
+}

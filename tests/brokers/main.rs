@@ -25,6 +25,7 @@ mod faulty;
 mod instances;
 mod listening;
 mod nats;
+mod odd;
 mod past;
 mod publisher;
 mod soak;

@@ -1,0 +1,325 @@
+//! Runtimes that end while others go on, and a log that fails in single places: nobody waits for ever, and nothing is said that is
+//! not so.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use http::Request;
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+use tower_sse::backplane::{Backplane, BackplaneError, Current, Memory, Outgoing, Place, Seen, State, Stored, Told};
+use tower_sse::{
+    Event, Hub, HubBuilder, HubStream, Kick, Position, Public, Retention, StreamItem, Subscription, TopicRule,
+};
+
+use crate::support::{soon, until};
+
+/// A log that can be another all of a sudden, does not answer, or fails in single places.
+#[derive(Clone)]
+struct Odd {
+    log: Arc<Mutex<Memory>>,
+    /// Reading older records waits.
+    hangs: Arc<AtomicBool>,
+    /// It fails from numbers below this on.
+    fails_below: Arc<AtomicU64>,
+    away: Arc<AtomicBool>,
+    cut: tokio::sync::watch::Sender<u64>,
+}
+
+impl Odd {
+    fn new() -> Self {
+        Self {
+            log: Arc::new(Mutex::new(Memory::new())),
+            hangs: Arc::default(),
+            fails_below: Arc::default(),
+            away: Arc::default(),
+            cut: tokio::sync::watch::Sender::new(0),
+        }
+    }
+    fn inner(&self) -> Memory {
+        self.log.lock().unwrap().clone()
+    }
+    fn cut(&self) {
+        self.cut.send_modify(|n| *n += 1);
+    }
+}
+
+impl Backplane for Odd {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+        async move { self.inner().append(records, seen).await }.boxed()
+    }
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+        async move {
+            if self.away.load(Ordering::SeqCst) {
+                return Err(BackplaneError::unavailable("away"));
+            }
+            self.inner().state(seen).await
+        }
+        .boxed()
+    }
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        async move {
+            while self.hangs.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            if after < self.fails_below.load(Ordering::SeqCst) {
+                return Err(BackplaneError::unavailable("this one fails"));
+            }
+            self.inner().range(after, limit).await
+        }
+        .boxed()
+    }
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+        let mut cut = self.cut.subscribe();
+        cut.mark_unchanged();
+        let tail = self.inner().tail(after);
+        let broken = async move {
+            let _ = cut.changed().await;
+        };
+        tail.take_until(broken).boxed()
+    }
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+        async move { self.inner().values().await }.boxed()
+    }
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move { self.inner().tell(message).await }.boxed()
+    }
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+        self.inner().hear(after)
+    }
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let key = key.to_owned();
+        async move { self.inner().deposit(&key, payload, time).await }.boxed()
+    }
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        let key = key.to_owned();
+        async move { self.inner().withdraw(&key).await }.boxed()
+    }
+    fn describe(&self) -> String {
+        "odd".into()
+    }
+}
+
+fn builder() -> HubBuilder {
+    Hub::builder().topic_retention(Retention::replay().count(8)).probe_interval(Duration::from_millis(100))
+}
+
+async fn start(log: impl Backplane) -> Hub {
+    let hub = builder().backplane(log).build().unwrap();
+    until(|| hub.health().ready).await;
+    hub
+}
+
+async fn publish(hub: &Hub, topic: &str, count: u32) {
+    let events: Vec<_> = (0..count).map(|n| (hub.topic(topic), Event::message(n.to_string()))).collect();
+    assert!(hub.publish_many(events).await.iter().all(Result::is_ok));
+}
+
+fn number(position: Position) -> u64 {
+    position.to_string().rsplit('.').next().unwrap().parse().unwrap()
+}
+
+async fn caught_up(hub: &Hub, n: u64) {
+    until(|| number(hub.position()) >= n).await;
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// In a thread of its own, since it may hang.
+fn within(limit: Duration, what: impl FnOnce() + Send + 'static) {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        what();
+        let _ = done.send(());
+    });
+    is_done.recv_timeout(limit).expect("it hangs (or panicked)");
+}
+
+async fn count_events(stream: &mut HubStream, limit: Duration) -> usize {
+    let mut count = 0;
+    while let Ok(Some(item)) = tokio::time::timeout(limit, stream.next()).await {
+        if let StreamItem::Event(_) = item {
+            count += 1;
+        }
+    }
+    count
+}
+
+/// The newest stream's runtime is gone; another stream looks back.
+#[test]
+fn looking_back_when_the_last_streams_runtime_is_gone() {
+    within(Duration::from_secs(20), || {
+        let b = runtime();
+        let (hub, mut stream) = b.block_on(async {
+            let hub = start(Memory::new()).await;
+            let begin = hub.position();
+            publish(&hub, "a", 100).await;
+            caught_up(&hub, 100).await;
+            let stream = hub.stream(Subscription::anonymous().topic("a"), begin).unwrap();
+            (hub, stream)
+        });
+        let a = runtime();
+        let _other = a.block_on(async { hub.stream(Subscription::anonymous().topic("b"), None).unwrap() });
+        a.shutdown_timeout(Duration::from_secs(1));
+        let count = b.block_on(async { count_events(&mut stream, Duration::from_secs(3)).await });
+        assert_eq!(count, 100);
+    });
+}
+
+/// The task that reads dies with its runtime while somebody waits elsewhere.
+#[test]
+fn the_reading_task_dies_with_its_runtime() {
+    within(Duration::from_secs(30), || {
+        let b = runtime();
+        let odd = Odd::new();
+        let (hub, mut stream) = b.block_on(async {
+            let hub = start(odd.clone()).await;
+            let begin = hub.position();
+            publish(&hub, "a", 100).await;
+            caught_up(&hub, 100).await;
+            let stream = hub.stream(Subscription::anonymous().topic("a"), begin).unwrap();
+            (hub, stream)
+        });
+        let a = runtime();
+        let _other = a.block_on(async { hub.stream(Subscription::anonymous().topic("b"), None).unwrap() });
+        odd.hangs.store(true, Ordering::SeqCst);
+        let task = b.spawn(async move { count_events(&mut stream, Duration::from_secs(8)).await });
+        std::thread::sleep(Duration::from_millis(500));
+        a.shutdown_timeout(Duration::from_secs(1));
+        // The next stream is opened where life goes on.
+        let _third = b.block_on(async { hub.stream(Subscription::anonymous().topic("b"), None).unwrap() });
+        odd.hangs.store(false, Ordering::SeqCst);
+        assert_eq!(b.block_on(task).unwrap(), 100);
+    });
+}
+
+/// A kick while the task that hears is between two runtimes.
+#[test]
+fn a_kick_between_two_runtimes_is_heard() {
+    within(Duration::from_secs(30), || {
+        let (a, b) = (runtime(), runtime());
+        let log = Memory::new();
+        let two = b.block_on(start(log.clone()));
+        let one = a.block_on(start(log));
+        std::thread::sleep(Duration::from_millis(500));
+        let mut stream = b.block_on(async { one.stream(Subscription::user("ada"), None).unwrap() });
+        a.shutdown_timeout(Duration::from_secs(1));
+        b.block_on(async {
+            two.user("ada").disconnect(Kick::default()).await.unwrap();
+            // Life goes on.
+            publish(&one, "a", 1).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            publish(&one, "a", 1).await;
+            let ended = tokio::time::timeout(Duration::from_secs(5), async {
+                while let Some(item) = stream.next().await {
+                    if let StreamItem::End(_) = item {
+                        return true;
+                    }
+                }
+                true
+            })
+            .await;
+            assert!(ended.is_ok(), "ada is still there");
+        });
+    });
+}
+
+/// A new life that was empty when it was noticed.
+#[tokio::test]
+async fn the_newest_of_an_old_life_is_no_reason_for_another() {
+    let odd = Odd::new();
+    let hub = start(odd.clone()).await;
+    publish(&hub, "a", 10).await;
+    caught_up(&hub, 10).await;
+    let first = hub.position();
+    // The broker comes back empty.
+    *odd.log.lock().unwrap() = Memory::new();
+    odd.cut();
+    let epoch = |position: Position| position.to_string().split('.').nth(1).unwrap().to_owned();
+    until(|| epoch(hub.position()) != epoch(first)).await;
+    until(|| hub.health().ready).await;
+    let second = epoch(hub.position());
+    // Cut off while others publish.
+    odd.away.store(true, Ordering::SeqCst);
+    odd.cut();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let other = start(odd.inner()).await;
+    publish(&other, "b", 20).await;
+    odd.away.store(false, Ordering::SeqCst);
+    caught_up(&hub, 20).await;
+    assert_eq!(epoch(hub.position()), second, "the log is the same");
+}
+
+/// One place that cannot be read, and somebody who wants another.
+#[tokio::test]
+async fn a_block_that_fails_holds_up_nobody_else() {
+    let odd = Odd::new();
+    let hub = start(odd.clone()).await;
+    let begin = hub.position();
+    publish(&hub, "a", 1_500).await;
+    caught_up(&hub, 1_500).await;
+    let middle = hub.position();
+    publish(&hub, "a", 100).await;
+    caught_up(&hub, 1_600).await;
+    odd.fails_below.store(512, Ordering::SeqCst);
+    let mut low = hub.stream(Subscription::anonymous().topic("a"), begin).unwrap();
+    tokio::spawn(async move { while low.next().await.is_some() {} });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut high = hub.stream(Subscription::anonymous().topic("a"), middle).unwrap();
+    assert_eq!(count_events(&mut high, Duration::from_secs(6)).await, 100);
+}
+
+/// A heartbeat of a stream that waits for a block.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_for_older_records_is_not_live() {
+    let odd = Odd::new();
+    let hub = builder().heartbeat(Duration::from_secs(5)).visible_heartbeat().backplane(odd.clone()).build().unwrap();
+    until(|| hub.health().ready).await;
+    let begin = hub.position();
+    publish(&hub, "a", 100).await;
+    caught_up(&hub, 100).await;
+    odd.hangs.store(true, Ordering::SeqCst);
+    let request = Request::get("/?topic=a").header("last-event-id", begin.to_string()).body(()).unwrap();
+    let response = soon(hub.endpoint(Public::topics(TopicRule::any())).oneshot(request)).await.unwrap();
+    let mut body = Box::pin(response.into_body());
+    let mut text = String::new();
+    while let Ok(Some(Ok(frame))) = tokio::time::timeout(Duration::from_secs(20), body.frame()).await {
+        text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        if text.len() > 2_000 {
+            break;
+        }
+    }
+    assert!(!text.contains("hub.live"), "{text}");
+}
+
+/// The broker is away, and the stream waits for a block.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_waits_for_a_broker_that_is_away_is_told() {
+    let odd = Odd::new();
+    let hub = builder().heartbeat(Duration::from_secs(5)).backplane(odd.clone()).build().unwrap();
+    until(|| hub.health().ready).await;
+    let begin = hub.position();
+    publish(&hub, "a", 100).await;
+    caught_up(&hub, 100).await;
+    odd.fails_below.store(u64::MAX, Ordering::SeqCst);
+    odd.away.store(true, Ordering::SeqCst);
+    odd.cut();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let request = Request::get("/?topic=a").header("last-event-id", begin.to_string()).body(()).unwrap();
+    let response = soon(hub.endpoint(Public::topics(TopicRule::any())).oneshot(request)).await.unwrap();
+    let mut body = Box::pin(response.into_body());
+    let mut text = String::new();
+    for _ in 0..6 {
+        if let Ok(Some(Ok(frame))) = tokio::time::timeout(Duration::from_secs(20), body.frame()).await {
+            text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        }
+    }
+    assert!(text.contains("hub.stale"), "{text}");
+}
