@@ -36,7 +36,7 @@ def quoted(namespace):
 
 
 def main(port, namespace, topic, event, data):
-    script = (pathlib.Path(__file__).parent / "../src/backplane/append.lua").read_bytes()
+    script = (pathlib.Path(__file__).parent / "../src/backplane/redis/append.lua").read_bytes()
     record = json.dumps({"v": 1, "to": {"topics": [topic]}, "event": event, "data": data})
     keys = ["tower-sse:{%s}:%s" % (quoted(namespace), name) for name in ("log", "meta", "values", "order")]
     # Seen: nothing. A new epoch, should the log have none. What is kept: as the instances have it.

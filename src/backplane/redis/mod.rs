@@ -1,0 +1,260 @@
+//! A Redis stream as the log. Server 7.0 or newer, or what speaks like it.
+//!
+//! One script appends: it compares what the caller has seen, numbers by the stream's own last id, writes current values
+//! beside the log and trims. All keys share one hash tag. Each tail has a connection of its own.
+
+mod keys;
+mod server;
+mod stream;
+
+use std::collections::hash_map::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use redis::Client;
+use redis::streams::{StreamId, StreamRangeReply};
+
+use self::server::{Shared, parse_epoch, seen_arguments};
+use self::stream::{From, read, stored};
+use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+
+/// How many records one call of the script appends: others wait for it.
+const CHUNK: usize = 256;
+/// How many control messages are kept for those who are a moment behind.
+const CONTROL: usize = 10_000;
+
+/// A log on a Redis server: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
+///
+/// Needs the feature `redis` and a server of version 7.0 or newer. What it promises is as good as the server's
+/// persistence: with `appendonly yes` and `appendfsync always` nothing that was acknowledged is lost; without persistence
+/// a restart begins a new epoch, and every client is told of one gap.
+#[derive(Clone)]
+pub struct Redis {
+    shared: Arc<Shared>,
+}
+
+#[derive(Clone)]
+struct Settings {
+    max_records: usize,
+    max_age: Duration,
+    max_values: usize,
+    timeout: Duration,
+}
+
+impl Redis {
+    /// A log at `url`, such as `redis://127.0.0.1:6379`, `rediss://user:password@host`. Hubs of one `namespace`, any text,
+    /// are instances of one; others on the same server never meet it. Connects when it is first used.
+    ///
+    /// # Errors
+    /// When the URL is none. The error does not repeat it.
+    pub fn new(url: &str, namespace: &str) -> Result<Self, BackplaneError> {
+        let client = Client::open(url).map_err(|_| BackplaneError::rejected("not a Redis URL"))?;
+        let settings = Settings {
+            max_records: 100_000,
+            max_age: Duration::from_secs(3600),
+            max_values: 100_000,
+            timeout: Duration::from_secs(2),
+        };
+        Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), settings)) })
+    }
+
+    /// Sets about how many records the log keeps. Defaults to 100,000.
+    #[must_use]
+    pub fn max_records(self, records: usize) -> Self {
+        self.with(|settings| settings.max_records = records.max(1))
+    }
+
+    /// Sets how long the log keeps a record, looked at when something is appended. Defaults to an hour.
+    #[must_use]
+    pub fn max_age(self, age: Duration) -> Self {
+        self.with(|settings| settings.max_age = age)
+    }
+
+    /// Sets how many current values are kept; the oldest go first. Defaults to 100,000.
+    #[must_use]
+    pub fn max_values(self, values: usize) -> Self {
+        self.with(|settings| settings.max_values = values.max(1))
+    }
+
+    /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with(|settings| settings.timeout = timeout)
+    }
+
+    fn with(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = self.shared.settings.clone();
+        change(&mut settings);
+        let shared = Shared::new(self.shared.client.clone(), self.shared.namespace.clone(), settings);
+        Self { shared: Arc::new(shared) }
+    }
+}
+
+impl Backplane for Redis {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+        async move {
+            let mut chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
+            // The first alone: a server that does not know the script answers it twice, and others would overtake it.
+            let Some(first) = chunks.next() else { return Vec::new() };
+            let mut answers = vec![first.await];
+            if let [Err(error)] = &answers[..] {
+                return records.iter().map(|_| Err(error.again())).collect();
+            }
+            // The others on one connection, which keeps their order, so they are under way together.
+            answers.extend(futures::future::join_all(chunks).await);
+            let mut results = Vec::with_capacity(records.len());
+            for (chunk, answer) in records.chunks(CHUNK).zip(answers) {
+                match answer {
+                    Ok(places) => results.extend(places.into_iter().map(Ok)),
+                    Err(error) => results.extend(chunk.iter().map(|_| Err(error.again()))),
+                }
+            }
+            results
+        }
+        .boxed()
+    }
+
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+        async move {
+            let mut call = self.shared.state.prepare_invoke();
+            call.key(&self.shared.keys.log).key(&self.shared.keys.meta);
+            seen_arguments(&mut call, seen);
+            let (epoch, first, last): (String, u64, u64) =
+                self.shared.run(async |connection| call.invoke_async(connection).await).await?;
+            Ok(State { epoch: parse_epoch(&epoch)?, first, last })
+        }
+        .boxed()
+    }
+
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        async move {
+            let reply: StreamRangeReply = self
+                .shared
+                .read_page(|page| {
+                    let mut command = redis::cmd("XRANGE");
+                    command.arg(&self.shared.keys.log).arg(format!("({after}-0")).arg("+");
+                    command.arg("COUNT").arg(page.min(limit));
+                    command
+                })
+                .await?;
+            Ok(reply.ids.iter().filter_map(stored).collect())
+        }
+        .boxed()
+    }
+
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+        let entries = read(Arc::clone(&self.shared), self.shared.keys.log.clone(), From::After(after));
+        let batch = |entries: Vec<StreamId>| entries.iter().filter_map(stored).collect::<Vec<_>>();
+        entries.map(move |entries| entries.map(batch)).boxed()
+    }
+
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+        async move {
+            let record = |value: Vec<u8>| {
+                let colon = value.iter().position(|&byte| byte == b':')?;
+                let sequence = std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?;
+                Some(Stored { sequence, payload: Bytes::from(value).slice(colon + 1..) })
+            };
+            // A scan may name one twice.
+            let mut current: HashMap<String, Stored> = HashMap::new();
+            let mut cursor = 0_u64;
+            loop {
+                let page: (u64, Vec<(String, Vec<u8>)>) = self
+                    .shared
+                    .read_page(|page| {
+                        let mut command = redis::cmd("HSCAN");
+                        command.arg(&self.shared.keys.values).arg(cursor).arg("COUNT").arg(page);
+                        command
+                    })
+                    .await?;
+                for (id, value) in page.1 {
+                    if let Some(record) = record(value)
+                        && current.get(&id).is_none_or(|known| known.sequence < record.sequence)
+                    {
+                        current.insert(id, record);
+                    }
+                }
+                cursor = page.0;
+                if cursor == 0 {
+                    break;
+                }
+            }
+            Ok(current.into_iter().map(|(id, record)| Current { id: id.into(), record }).collect())
+        }
+        .boxed()
+    }
+
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move {
+            let mut command = redis::cmd("XADD");
+            command
+                .arg(&self.shared.keys.control)
+                .arg("MAXLEN")
+                .arg("~")
+                .arg(CONTROL)
+                .arg("*")
+                .arg("d")
+                .arg(&message[..]);
+            self.shared.run(async |connection| command.query_async::<String>(connection).await).await.map(drop)
+        }
+        .boxed()
+    }
+
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+        let from = after.map_or(From::Now, From::Mark);
+        let entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), from);
+        let told = |entry: StreamId| {
+            let message = entry.get::<Vec<u8>>("d")?.into();
+            Some(Ok(Told { mark: entry.id.into(), message }))
+        };
+        let each = move |entries: Result<Vec<StreamId>, BackplaneError>| {
+            let each: Vec<_> = match entries {
+                Ok(entries) => entries.into_iter().filter_map(told).collect(),
+                Err(error) => vec![Err(error)],
+            };
+            futures::stream::iter(each)
+        };
+        entries.flat_map(each).boxed()
+    }
+
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        let mut command = redis::cmd("SET");
+        command.arg(format!("{}{key}", self.shared.keys.deposit)).arg(&payload[..]);
+        command.arg("PX").arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
+        async move { self.shared.run(async |connection| command.query_async::<()>(connection).await).await }.boxed()
+    }
+
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        let mut command = redis::cmd("GETDEL");
+        command.arg(format!("{}{key}", self.shared.keys.deposit));
+        async move {
+            let found: Option<Vec<u8>> =
+                self.shared.run(async |connection| command.query_async(connection).await).await?;
+            Ok(found.map(Bytes::from))
+        }
+        .boxed()
+    }
+
+    fn describe(&self) -> String {
+        format!("redis at {}", self.shared.client.get_connection_info().addr())
+    }
+
+    fn limits(&self) -> String {
+        let Settings { max_records, max_age, max_values, .. } = &self.shared.settings;
+        format!("{max_records} records, {max_age:?}, {max_values} values")
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("server", &self.describe())
+            .field("namespace", &self.shared.namespace)
+            .finish_non_exhaustive()
+    }
+}
