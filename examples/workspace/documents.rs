@@ -77,7 +77,7 @@ impl Documents {
         let mut events = vec![(self.hub.topic(TOPIC), deleted)];
         if document.owner != by.id {
             let text = format!("{} deleted your document “{}”", by.name, document.title);
-            events.push(Notification::new(&document.owner, text, "/documents").send(&self.hub)?);
+            events.push(Notification::new(id, &document.owner, text, "/documents").send(&self.hub)?);
         }
         Ok(publish_all(&self.hub, events).await?)
     }

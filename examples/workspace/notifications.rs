@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tower_sse::{Event, Hub, Position, PublishError, Received, Target};
 
-use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
+use crate::replica::{Follower, Shared, lock, now, publish_all, value};
 use crate::sessions::User;
 
 /// For instances, not for pages: these hear of their own user.
@@ -24,8 +24,9 @@ pub(crate) struct Notification {
 }
 
 impl Notification {
-    pub(crate) fn new(user: &str, text: String, href: &str) -> Self {
-        Self { id: new_id(), user: user.to_owned(), text, href: href.to_owned(), at: now(), read: false }
+    /// `about` is the id of what happened: said twice, it is one notification.
+    pub(crate) fn new(about: &str, user: &str, text: String, href: &str) -> Self {
+        Self { id: about.to_owned(), user: user.to_owned(), text, href: href.to_owned(), at: now(), read: false }
     }
 
     /// To every page that the user has open, and to the instances. Publishing one again with the same id replaces it.

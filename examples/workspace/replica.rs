@@ -57,7 +57,8 @@ impl Replica {
     }
 
     /// Waits until an event of one's own was applied, so that who writes and then reads finds it.
-    pub(crate) async fn applied(&self, position: Position) {
+    pub(crate) async fn applied(&self, position: impl Into<Option<Position>>) {
+        let Some(position) = position.into() else { return };
         let mut applied = self.applied.clone();
         let reached = applied.wait_for(|at| at.is_some_and(|at| at >= position));
         let _ = tokio::time::timeout(PATIENCE, reached).await;

@@ -138,8 +138,9 @@ impl Reports {
         let event = Event::json("report", report)?.key(report.id.clone());
         let mut events = vec![(self.hub.topic(topic(&report.owner)), event)];
         if report.state == State::Done {
-            let text = format!("Your report is ready: {} primes below {}", report.primes, report.limit);
-            events.push(Notification::new(&report.owner, text, "/reports").send(&self.hub)?);
+            let (primes, limit) = (grouped(report.primes), grouped(report.limit));
+            let text = format!("Your report is ready: {primes} primes below {limit}");
+            events.push(Notification::new(&report.id, &report.owner, text, "/reports").send(&self.hub)?);
         }
         publish_all(&self.hub, events).await.map(drop)
     }
@@ -165,6 +166,13 @@ impl Follower for Reports {
     fn clear(&self) {
         lock(&self.all).clear();
     }
+}
+
+/// As people write it: `1,000,000`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let commas = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
+    digits.char_indices().flat_map(|(at, digit)| commas(at).then_some(',').into_iter().chain([digit])).collect()
 }
 
 /// Sieves `from..to`, given all primes up to the square root of `to`.

@@ -41,7 +41,7 @@ const ASSETS: [(&str, &str, &str); 8] = [
 pub(crate) fn router(hub: &Hub, app: App) -> Router {
     let sessions = app.sessions.clone();
     let pages = PAGES.into_iter().fold(Router::new(), |router, (name, title, main)| {
-        router.route(&format!("/{name}"), get(async move |session: Caller| page(session, name, title, main)))
+        router.route(&format!("/{name}"), get(async move |session: Caller| page(session.is_ok(), name, title, main)))
     });
     pages
         .route("/", get(Redirect::to("/documents")))
@@ -63,11 +63,11 @@ pub(crate) fn router(hub: &Hub, app: App) -> Router {
 /// Whose request it is, or that it is nobody's.
 type Caller = Result<Session, Problem>;
 
-fn page(session: Caller, name: &str, title: &str, main: &str) -> Response {
-    match session {
-        Ok(_) => Html(LAYOUT.replace("{name}", name).replace("{title}", title).replace("{main}", main)).into_response(),
-        Err(_) => Redirect::to(&format!("/sign-in?next={name}")).into_response(),
+fn page(is_signed_in: bool, name: &str, title: &str, main: &str) -> Response {
+    if !is_signed_in {
+        return Redirect::to(&format!("/sign-in?next={name}")).into_response();
     }
+    Html(LAYOUT.replace("{name}", name).replace("{title}", title).replace("{main}", main)).into_response()
 }
 
 async fn asset(Path(name): Path<String>) -> Result<impl IntoResponse, Problem> {
@@ -104,8 +104,7 @@ async fn create_document(
     session: Session,
     Json(body): Json<Text>,
 ) -> Result<StatusCode, Problem> {
-    let position = app.documents.create(session.user, &body.text).await?;
-    app.replica.applied(position).await;
+    app.replica.applied(app.documents.create(session.user, &body.text).await?).await;
     Ok(StatusCode::CREATED)
 }
 
@@ -114,15 +113,12 @@ async fn delete_document(
     session: Session,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    if let Some(position) = app.documents.delete(session.user, &id).await? {
-        app.replica.applied(position).await;
-    }
+    app.replica.applied(app.documents.delete(session.user, &id).await?).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn post_news(State(app): State<App>, session: Session, Json(body): Json<Text>) -> Result<StatusCode, Problem> {
-    let position = app.feed.post(session.user, &body.text).await?;
-    app.replica.applied(position).await;
+    app.replica.applied(app.feed.post(session.user, &body.text).await?).await;
     Ok(StatusCode::CREATED)
 }
 
@@ -141,9 +137,7 @@ async fn start_report(
 }
 
 async fn read_notifications(State(app): State<App>, session: Session) -> Result<StatusCode, Problem> {
-    if let Some(position) = app.notifications.read(session.user).await? {
-        app.replica.applied(position).await;
-    }
+    app.replica.applied(app.notifications.read(session.user).await?).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

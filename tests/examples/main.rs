@@ -22,3 +22,4 @@ mod quickstart;
 mod standalone;
 mod two_instances;
 mod worker;
+mod workspace;

@@ -2,12 +2,12 @@
 import { $, make, page } from "/assets/shell.js";
 
 const SECONDS = 120;
-const percent = { unit: value => `${value.toFixed(1)} %`, top: () => 100 };
+const percent = { unit: value => `${value.toFixed(value < 100 ? 1 : 0)} %`, top: highest => [5, 10, 25, 50].find(top => highest < top) ?? 100 };
 const bytes = { unit: value => (value < 2 ** 30 ? `${(value / 2 ** 20).toFixed(1)} MiB` : `${(value / 2 ** 30).toFixed(2)} GiB`) };
-const count = { unit: value => String(value), top: highest => Math.max(4, highest * 1.25) };
+const count = { unit: value => String(value), top: highest => Math.max(4, Math.ceil(highest * 1.25)) };
 const charts = [
-  { title: "Processor, machine", of: s => s.machine_cpu, ...percent },
-  { title: "Processor, server", of: s => s.process_cpu, ...percent, top: highest => Math.min(100, Math.max(5, highest * 1.25)) },
+  { title: "Processor, machine", of: s => s.machine_cpu, ...percent, top: () => 100 },
+  { title: "Processor, server", of: s => s.process_cpu, ...percent },
   { title: "Memory, machine", of: s => s.machine_memory, ...bytes, top: (_, last) => last?.machine_memory_total ?? 1 },
   { title: "Memory, server", of: s => s.process_memory, ...bytes, top: highest => highest * 1.25 },
   { title: "Open pages", of: s => s.connections, ...count },

@@ -19,7 +19,7 @@ export function follow({ load, on, status, hello }) {
     } catch (error) {
       if (mine !== round) return;
       if (error.signedOut) return say("signed-out");
-      return later("reconnecting");
+      return later(word === "missed" ? word : "reconnecting");
     }
     if (mine !== round) return;
     const query = new URLSearchParams(from.topics.map(topic => ["topic", topic]));

@@ -132,6 +132,14 @@ export function page({ draw, topics, on }) {
     return { position, topics: topics(user) };
   }
 
-  const hello = ({ instance }) => { $("instance").textContent = instance; };
+  // A stream that came back with somebody else's cookie is not for this page.
+  let session;
+  function hello({ instance, topics }) {
+    const now = topics.find(topic => topic.startsWith("session/"));
+    if (session && session !== now) location.reload();
+    session = now;
+    $("instance").textContent = instance;
+  }
+
   follow({ load, hello, status: show, on: { notification: notified, ...on } });
 }
