@@ -48,11 +48,15 @@ function draw() {
 
 function plot({ svg, value, top_label, of, unit, top }, now, lines) {
   const known = lines.map(samples => samples.filter(sample => of(sample) !== null));
-  const last = known.map(samples => samples.at(-1)).filter(Boolean);
-  value.textContent = last.length ? last.map(sample => unit(of(sample))).join(" · ") : "not known on this system";
-  svg.toggleAttribute("hidden", !last.length);
-  if (!last.length) return;
-  const most = top(Math.max(...known.flat().map(of)), last[0]) || 1;
+  const all = known.flat();
+  svg.toggleAttribute("hidden", !all.length);
+  if (!all.length) return value.replaceChildren("not known on this system");
+  // An instance that left has a line, and no value now.
+  value.replaceChildren(...known.flatMap((samples, index) => {
+    const last = samples.at(-1);
+    return last?.at > now - 5000 ? [make("span", { class: `line-${index % 3}` }, unit(of(last)))] : [];
+  }));
+  const most = top(Math.max(...all.map(of)), all.at(-1)) || 1;
   top_label.textContent = unit(most);
   svg.replaceChildren(...known.flatMap((samples, index) => {
     const points = samples.map(sample =>
