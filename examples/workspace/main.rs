@@ -104,6 +104,9 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let hub = options.share(settings().instance(options.listen.to_string())).build()?;
     let app = App::new(&hub, &options)?;
     println!("open http://{}", options.listen);
+    if !options.listen.ip().is_loopback() {
+        eprintln!("WARNING: without passwords, whoever reaches this address can be anybody");
+    }
 
     let reports = app.reports.clone();
     let router = web::router(&hub, app);

@@ -99,6 +99,7 @@ function notified(notification) {
 function openTray(isOpen) {
   $("tray").hidden = !isOpen;
   $("bell").setAttribute("aria-expanded", isOpen);
+  if (isOpen) $("tray").focus();
 }
 $("bell").onclick = () => openTray($("tray").hidden);
 $("read").onclick = () => send("POST", "/notifications/read");
