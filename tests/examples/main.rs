@@ -25,3 +25,4 @@ mod quickstart;
 mod standalone;
 mod two_instances;
 mod worker;
+mod workspace;

@@ -1,0 +1,200 @@
+//! Long computations, each on its own task, that say how far they are: here, how many primes there are below a number.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+use tower_sse::{Event, Hub, PublishError, Received};
+
+use crate::error::Error;
+use crate::notifications::Notification;
+use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
+use crate::sessions::{USERS, User};
+
+/// One topic for each user. Of a report only the newest word counts: a page that opens late gets that at once, and a slow
+/// one skips what is outdated.
+pub(crate) const TOPICS: &str = "reports/";
+const LIMITS: std::ops::RangeInclusive<usize> = 1_000..=1_000_000_000;
+/// Numbers that are sieved without a pause.
+const CHUNK: usize = 250_000;
+/// Nobody sees more than ten steps a second.
+const STEP: Duration = Duration::from_millis(100);
+/// At a time, on one instance.
+const MOST: u32 = 4;
+const KEPT: usize = 20;
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Report {
+    id: String,
+    owner: String,
+    limit: usize,
+    started: u64,
+    percent: usize,
+    primes: usize,
+    took_ms: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Running,
+    Done,
+    Stopped,
+}
+
+pub(crate) fn topic(user: &str) -> String {
+    format!("{TOPICS}{user}")
+}
+
+#[derive(Clone)]
+pub(crate) struct Reports {
+    hub: Hub,
+    all: Shared<BTreeMap<String, Report>>,
+    places: Arc<Semaphore>,
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl Reports {
+    pub(crate) fn new(hub: Hub) -> Self {
+        let places = Arc::new(Semaphore::new(MOST as usize));
+        Self { hub, all: Shared::default(), places, is_stopping: Arc::default() }
+    }
+
+    /// The newest last.
+    pub(crate) fn of(&self, user: User) -> impl Serialize {
+        let mut mine: Vec<_> = lock(&self.all).values().filter(|report| report.owner == user.id).cloned().collect();
+        mine.sort_by_key(|report| report.started);
+        mine
+    }
+
+    /// Returns when it has begun.
+    pub(crate) async fn start(&self, owner: User, limit: usize) -> Result<(), Error> {
+        if !LIMITS.contains(&limit) {
+            return Err(Error::Invalid("Choose a number between a thousand and a billion."));
+        }
+        let enough = |_| Error::Enough("Enough reports are being computed. Wait until one is done.");
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(enough)?;
+        let report = Report {
+            id: new_id(),
+            owner: owner.id.to_owned(),
+            limit,
+            started: now(),
+            percent: 0,
+            primes: 0,
+            took_ms: 0,
+            state: State::Running,
+        };
+        self.say(&report).await?;
+        tokio::spawn(self.clone().compute(report, place));
+        Ok(())
+    }
+
+    /// Stops all of them, and returns when they have said so.
+    pub(crate) async fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        let _ = self.places.acquire_many(MOST).await;
+    }
+
+    async fn compute(self, mut report: Report, _place: OwnedSemaphorePermit) {
+        let (begun, mut said) = (Instant::now(), Instant::now());
+        let roots = Arc::new(primes_below(report.limit.isqrt() + 1));
+        for from in (0..report.limit).step_by(CHUNK) {
+            if self.is_stopping.load(Ordering::Relaxed) {
+                report.state = State::Stopped;
+                break;
+            }
+            let (roots, to) = (Arc::clone(&roots), report.limit.min(from + CHUNK));
+            let Ok(primes) = spawn_blocking(move || count_primes(&roots, from, to)).await else {
+                report.state = State::Stopped;
+                break;
+            };
+            report.primes += primes;
+            report.percent = to * 100 / report.limit;
+            report.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            if to == report.limit {
+                report.state = State::Done;
+            } else if said.elapsed() >= STEP {
+                said = Instant::now();
+                // If this is lost, the next one says more.
+                let _ = self.say(&report).await;
+            }
+        }
+        // The last word must arrive, also where the broker is away for a while.
+        while let Err(error) = self.say(&report).await {
+            if !error.is_unavailable() || self.is_stopping.load(Ordering::Relaxed) {
+                tracing::warn!(%error, "a report is lost");
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn say(&self, report: &Report) -> Result<(), PublishError> {
+        let event = Event::json("report", report)?.key(report.id.clone());
+        let mut events = vec![(self.hub.topic(topic(&report.owner)), event)];
+        if report.state == State::Done {
+            let (primes, limit) = (grouped(report.primes), grouped(report.limit));
+            let text = format!("Your report is ready: {primes} primes below {limit}");
+            events.push(Notification::new(&report.id, &report.owner, text, "/reports").send(&self.hub)?);
+        }
+        publish_all(&self.hub, events).await.map(drop)
+    }
+}
+
+impl Follower for Reports {
+    fn topics(&self) -> Vec<String> {
+        USERS.iter().map(|user| topic(user.id)).collect()
+    }
+
+    fn apply(&self, event: &Received) {
+        let Some(report) = value::<Report>(event, "report") else { return };
+        let mut all = lock(&self.all);
+        all.insert(report.id.clone(), report.clone());
+        let mine = all.values().filter(|other| other.owner == report.owner);
+        if mine.clone().count() > KEPT
+            && let Some(oldest) = mine.min_by_key(|report| report.started).map(|oldest| oldest.id.clone())
+        {
+            all.remove(&oldest);
+        }
+    }
+
+    fn clear(&self) {
+        lock(&self.all).clear();
+    }
+}
+
+/// As people write it: `1,000,000`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let commas = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
+    digits.char_indices().flat_map(|(at, digit)| commas(at).then_some(',').into_iter().chain([digit])).collect()
+}
+
+/// Sieves `from..to`, given all primes up to the square root of `to`.
+fn count_primes(roots: &[usize], from: usize, to: usize) -> usize {
+    let mut is_composite = vec![false; to - from];
+    for prime in roots.iter().take_while(|&prime| prime * prime < to) {
+        let first = (prime * prime).max(from.next_multiple_of(*prime));
+        for multiple in (first..to).step_by(*prime) {
+            is_composite[multiple - from] = true;
+        }
+    }
+    // Neither 0 nor 1 is one.
+    let first = 2_usize.saturating_sub(from);
+    is_composite[first..].iter().filter(|is_composite| !**is_composite).count()
+}
+
+fn primes_below(limit: usize) -> Vec<usize> {
+    let mut primes: Vec<usize> = Vec::new();
+    for number in 2..limit {
+        if primes.iter().take_while(|&prime| prime * prime <= number).all(|prime| number % prime != 0) {
+            primes.push(number);
+        }
+    }
+    primes
+}

@@ -1,0 +1,166 @@
+//! Who is there: a signed cookie for each session, and what its streams may read.
+//!
+//! The demo users have no passwords. A real application would check one, and keep its sessions in its database.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::{HeaderMap, header};
+use ring::error::Unspecified;
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
+use tower_sse::{Access, Connect, Event, Hub, Kick, Public, Received, Recheck, Refusal, Subscription, TopicRule};
+
+use crate::replica::{Follower, Shared, lock, now};
+use crate::{documents, feed, metrics, reports};
+
+/// Where instances tell each other which sessions have ended.
+pub(crate) const TOPIC: &str = "sessions";
+pub(crate) const LIFETIME: Duration = Duration::from_secs(12 * 3600);
+const COOKIE: &str = "workspace_session";
+
+#[derive(Clone, Copy)]
+pub(crate) struct User {
+    pub(crate) id: &'static str,
+    pub(crate) name: &'static str,
+}
+
+pub(crate) const USERS: [User; 3] =
+    [User { id: "ada", name: "Ada" }, User { id: "ben", name: "Ben" }, User { id: "cem", name: "Cem" }];
+
+pub(crate) fn user(id: &str) -> Option<User> {
+    USERS.into_iter().find(|user| user.id == id)
+}
+
+#[derive(Clone)]
+pub(crate) struct Session {
+    pub(crate) user: User,
+    /// Random, and of no use without the signature.
+    id: String,
+    expires: SystemTime,
+}
+
+impl Session {
+    /// All streams of a session have this topic, so that they can be ended together, on whichever instance they are.
+    fn topic(&self) -> String {
+        format!("session/{}", self.id)
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Sessions {
+    hub: Hub,
+    key: Arc<hmac::Key>,
+    /// Those that were ended, and when that was.
+    ended: Shared<BTreeMap<String, u64>>,
+}
+
+impl Sessions {
+    pub(crate) fn new(hub: Hub, secret: Option<&str>) -> Result<Self, &'static str> {
+        let key = match secret {
+            Some(secret) => hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()),
+            None => hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| "no random bytes")?,
+        };
+        Ok(Self { hub, key: Arc::new(key), ended: Shared::default() })
+    }
+
+    /// Begins a session; the value of `Set-Cookie`. Behind TLS it would also be `Secure`.
+    pub(crate) fn begin(&self, user: User) -> Result<String, Unspecified> {
+        let mut id = [0; 16];
+        SystemRandom::new().fill(&mut id)?;
+        let expires = now() / 1000 + LIFETIME.as_secs();
+        let claim = format!("{}.{}.{expires}", user.id, hex(&id));
+        let signature = hex(hmac::sign(&self.key, claim.as_bytes()).as_ref());
+        let max_age = LIFETIME.as_secs();
+        Ok(format!("{COOKIE}={claim}.{signature}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}"))
+    }
+
+    /// Whose request it is.
+    pub(crate) fn of(&self, headers: &HeaderMap) -> Option<Session> {
+        let cookies = headers.get_all(header::COOKIE).iter().flat_map(|value| value.to_str());
+        let mut cookies = cookies.flat_map(|cookies| cookies.split("; ")).filter_map(|cookie| cookie.split_once('='));
+        let (claim, signature) = cookies.find(|(name, _)| *name == COOKIE)?.1.rsplit_once('.')?;
+        hmac::verify(&self.key, claim.as_bytes(), &unhex(signature)?).ok()?;
+        let mut parts = claim.split('.');
+        let (user, id, expires) = (user(parts.next()?)?, parts.next()?, parts.next()?.parse().ok()?);
+        let session = Session { user, id: id.to_owned(), expires: UNIX_EPOCH + Duration::from_secs(expires) };
+        self.is_valid(&session).then_some(session)
+    }
+
+    fn is_valid(&self, session: &Session) -> bool {
+        session.expires > SystemTime::now() && !lock(&self.ended).contains_key(&session.id)
+    }
+
+    /// Ends a session, and the streams of all its pages; the value of `Set-Cookie`.
+    pub(crate) async fn end(&self, session: &Session) -> String {
+        // Here at once, then at the others: so that nobody who asks now slips in.
+        lock(&self.ended).insert(session.id.clone(), now());
+        let ended = Event::text("session.ended", session.id.clone()).key(session.id.clone());
+        if let Err(error) = self.hub.topic(TOPIC).publish(ended).await {
+            tracing::warn!(%error, "other instances do not know that a session ended");
+        }
+        let never = Kick::never(LIFETIME).note("signed out");
+        if let Err(error) = self.hub.topic(session.topic()).disconnect(never).await {
+            tracing::warn!(%error, "its streams on other instances end when they are looked at again");
+        }
+        format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
+    }
+}
+
+/// What the streams of a page may read. The page asks: `/events?topic=documents&topic=reports/ada`.
+impl Access for Sessions {
+    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
+        let session = self.of(connect.headers()).ok_or(Refusal::login())?;
+        let allowed = Public::topics(TopicRule::exact(documents::TOPIC))
+            .or(TopicRule::exact(feed::TOPIC))
+            .or(TopicRule::exact(metrics::TOPIC))
+            .or(TopicRule::exact(reports::topic(session.user.id)));
+        Ok(allowed
+            .subscription(&connect)?
+            .with_user(session.user.id)
+            .topic(session.topic())
+            .expires_at(session.expires)
+            .extension(session))
+    }
+
+    /// Every 15 seconds, for what a kick did not reach.
+    async fn recheck(&self, subscription: Subscription) -> Recheck {
+        match subscription.extensions().get::<Session>() {
+            Some(session) if !self.is_valid(session) => Recheck::End(Refusal::login()),
+            _ => Recheck::Keep,
+        }
+    }
+}
+
+impl Follower for Sessions {
+    fn topics(&self) -> Vec<String> {
+        vec![TOPIC.to_owned()]
+    }
+
+    fn apply(&self, event: &Received) {
+        if event.name != "session.ended" {
+            return;
+        }
+        let mut ended = lock(&self.ended);
+        // Those that would be over anyway need not be remembered.
+        let over = now().saturating_sub(u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX));
+        ended.retain(|_, at| *at > over);
+        ended.entry(event.data.clone()).or_insert_with(now);
+    }
+
+    /// What has ended stays ended.
+    fn clear(&self) {}
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+fn unhex(hex: &str) -> Option<Vec<u8>> {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
+}

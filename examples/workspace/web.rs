@@ -1,0 +1,250 @@
+//! HTTP: pages, their state, and what they ask for. The only file here that knows of requests.
+
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use axum::routing::{delete, get, post};
+use axum::{Form, Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tower_sse::{Hub, PublishError};
+
+use crate::App;
+use crate::error::Error;
+use crate::reports::Reports;
+use crate::sessions::{Session, Sessions, user};
+
+/// The longest body of a request, in bytes.
+const MAX_BODY: usize = 16 << 10;
+const LAYOUT: &str = include_str!("pages/layout.html");
+const SIGN_IN: &str = include_str!("pages/sign-in.html");
+/// Name, title and what is between header and footer.
+const PAGES: [(&str, &str, &str); 4] = [
+    ("documents", "Documents", include_str!("pages/documents.html")),
+    ("reports", "Reports", include_str!("pages/reports.html")),
+    ("dashboard", "Dashboard", include_str!("pages/dashboard.html")),
+    ("feed", "News", include_str!("pages/feed.html")),
+];
+const ASSETS: [(&str, &str, &str); 8] = [
+    ("style.css", "text/css", include_str!("pages/style.css")),
+    ("icon.svg", "image/svg+xml", include_str!("pages/icon.svg")),
+    ("events.js", "text/javascript", include_str!("pages/events.js")),
+    ("shell.js", "text/javascript", include_str!("pages/shell.js")),
+    ("documents.js", "text/javascript", include_str!("pages/documents.js")),
+    ("reports.js", "text/javascript", include_str!("pages/reports.js")),
+    ("dashboard.js", "text/javascript", include_str!("pages/dashboard.js")),
+    ("feed.js", "text/javascript", include_str!("pages/feed.js")),
+];
+
+pub(crate) fn router(hub: &Hub, app: App) -> Router {
+    let sessions = app.sessions.clone();
+    let pages = PAGES.into_iter().fold(Router::new(), |router, (name, title, main)| {
+        router.route(&format!("/{name}"), get(async move |session: Caller| page(session.is_ok(), name, title, main)))
+    });
+    pages
+        .route("/", get(Redirect::to("/documents")))
+        .route("/sign-in", get(sign_in_page).post(sign_in))
+        .route("/sign-out", post(sign_out))
+        .route("/state/{page}", get(state))
+        .route("/documents", post(create_document))
+        .route("/documents/{id}", delete(delete_document))
+        .route("/reports", post(start_report))
+        .route("/feed", post(post_news))
+        .route("/notifications/read", post(read_notifications))
+        .route("/assets/{name}", get(asset))
+        .with_state(app)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn(guard))
+        .layer(hub.layer("/events", sessions)) // after all routes
+}
+
+/// Whose request it is, or that it is nobody's.
+type Caller = Result<Session, Problem>;
+
+fn page(is_signed_in: bool, name: &str, title: &str, main: &str) -> Response {
+    if !is_signed_in {
+        return Redirect::to(&format!("/sign-in?next={name}")).into_response();
+    }
+    Html(LAYOUT.replace("{name}", name).replace("{title}", title).replace("{main}", main)).into_response()
+}
+
+async fn asset(Path(name): Path<String>) -> Result<impl IntoResponse, Problem> {
+    let asset = ASSETS.into_iter().find(|(known, ..)| *known == name).ok_or(Error::Missing)?;
+    Ok(([(header::CONTENT_TYPE, asset.1)], asset.2))
+}
+
+/// What a page shows, and where in the log that is.
+async fn state(State(app): State<App>, session: Session, Path(page): Path<String>) -> Result<Json<Value>, Problem> {
+    let user = session.user;
+    let position = app.replica.position().ok_or(Error::Starting)?; // first
+    let content = match page.as_str() {
+        "documents" => json!(app.documents.list()),
+        "reports" => json!(app.reports.of(user)),
+        "dashboard" => json!(app.metrics.list()),
+        "feed" => json!(app.feed.list()),
+        _ => return Err(Error::Missing.into()),
+    };
+    Ok(Json(json!({
+        "user": user.id,
+        "position": position.to_string(),
+        "content": content,
+        "notifications": app.notifications.of(user),
+    })))
+}
+
+#[derive(Deserialize)]
+struct Text {
+    text: String,
+}
+
+async fn create_document(
+    State(app): State<App>,
+    session: Session,
+    Json(body): Json<Text>,
+) -> Result<StatusCode, Problem> {
+    app.replica.applied(app.documents.create(session.user, &body.text).await?).await;
+    Ok(StatusCode::CREATED)
+}
+
+async fn delete_document(
+    State(app): State<App>,
+    session: Session,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    app.replica.applied(app.documents.delete(session.user, &id).await?).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn post_news(State(app): State<App>, session: Session, Json(body): Json<Text>) -> Result<StatusCode, Problem> {
+    app.replica.applied(app.feed.post(session.user, &body.text).await?).await;
+    Ok(StatusCode::CREATED)
+}
+
+#[derive(Deserialize)]
+struct Start {
+    limit: usize,
+}
+
+async fn start_report(
+    State(reports): State<Reports>,
+    session: Session,
+    Json(body): Json<Start>,
+) -> Result<StatusCode, Problem> {
+    reports.start(session.user, body.limit).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn read_notifications(State(app): State<App>, session: Session) -> Result<StatusCode, Problem> {
+    app.replica.applied(app.notifications.read(session.user).await?).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    user: String,
+    #[serde(default)]
+    next: String,
+}
+
+/// One of the pages, whatever a link says: nobody is sent elsewhere.
+fn known_page(name: &str) -> &'static str {
+    PAGES.iter().find(|(known, ..)| *known == name).map_or("documents", |(known, ..)| known)
+}
+
+#[derive(Deserialize)]
+struct Return {
+    #[serde(default)]
+    next: String,
+}
+
+async fn sign_in_page(Query(query): Query<Return>) -> Html<String> {
+    Html(SIGN_IN.replace("{next}", known_page(&query.next)))
+}
+
+/// Ends the session that this browser had, so that its other tabs do not go on as somebody else.
+async fn sign_in(
+    State(sessions): State<Sessions>,
+    session: Caller,
+    Form(form): Form<SignIn>,
+) -> Result<impl IntoResponse, Problem> {
+    let user = user(&form.user).ok_or(Error::Invalid("There is no such user."))?;
+    if let Ok(session) = session {
+        sessions.end(&session).await;
+    }
+    let cookie = sessions.begin(user).map_err(|_| Error::Starting)?;
+    Ok(([(header::SET_COOKIE, cookie)], Redirect::to(&format!("/{}", known_page(&form.next)))))
+}
+
+async fn sign_out(State(sessions): State<Sessions>, session: Caller) -> Response {
+    match session {
+        Ok(session) => ([(header::SET_COOKIE, sessions.end(&session).await)], Redirect::to("/sign-in")).into_response(),
+        Err(_) => Redirect::to("/sign-in").into_response(),
+    }
+}
+
+impl FromRequestParts<App> for Session {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Caller {
+        app.sessions.of(&parts.headers).ok_or(Problem(StatusCode::UNAUTHORIZED, "Sign in first.".into()))
+    }
+}
+
+/// Keeps other sites from acting for whoever is signed in, and foreign content from every page.
+async fn guard(request: Request, next: Next) -> Response {
+    if !request.method().is_safe() && !is_own(request.headers()) {
+        return Problem(StatusCode::FORBIDDEN, "Not from another site.".into()).into_response();
+    }
+    let mut response = next.run(request).await;
+    for (name, value) in [
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'self'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'",
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Browsers say where a request comes from, old ones by `Origin` only; what says nothing is no browser.
+fn is_own(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => site == "same-origin",
+        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) == text("host"),
+        (None, None) => true,
+    }
+}
+
+/// An answer of one line, for people.
+pub(crate) struct Problem(StatusCode, String);
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Error::Missing => StatusCode::NOT_FOUND,
+            Error::Enough(_) => StatusCode::CONFLICT,
+            Error::Publish(error) if error.is_too_large() => StatusCode::PAYLOAD_TOO_LARGE,
+            Error::Publish(error) if error.is_invalid() => StatusCode::BAD_REQUEST,
+            Error::Starting | Error::Publish(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.0, self.1).into_response()
+    }
+}

@@ -1,0 +1,457 @@
+//! The workspace as a process: what one person does, the others see, on whatever page and at whichever instance.
+#![cfg(unix)]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Request;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
+
+use crate::process::{Process, example};
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::{Events, Reply, Sse, get, send, soon};
+
+#[allow(clippy::duplicate_mod, reason = "what it is loaded with elsewhere is private there")]
+#[path = "../support/port.rs"]
+mod port;
+
+const SECRET: &str = "a secret of the tests";
+
+struct Workspace {
+    process: Process,
+    addr: SocketAddr,
+}
+
+impl Workspace {
+    async fn start() -> Self {
+        Self::start_with(Self::free_address(), &["--secret", SECRET]).await
+    }
+
+    /// Redis servers of this program take the even ports.
+    fn free_address() -> SocketAddr {
+        let port = std::iter::repeat_with(port::free_port).find(|port| port % 2 == 1).unwrap();
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    /// Returns when it has read its log, and the first documents are there.
+    async fn start_with(addr: SocketAddr, args: &[&str]) -> Self {
+        let mut args: Vec<String> = args.iter().map(ToString::to_string).collect();
+        args.extend(["--listen".to_owned(), addr.to_string()]);
+        let spawn = move || Process::spawn(example("workspace"), &args.iter().map(String::as_str).collect::<Vec<_>>());
+        let process = spawn_blocking(spawn).await.unwrap();
+        let workspace = Self { process, addr };
+        soon(async {
+            while TcpStream::connect(addr).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let cem = workspace.sign_in("cem").await;
+            loop {
+                let reply = cem.get("/state/documents").await;
+                if reply.status == 200 && reply.text().await.contains("A document of Cem") {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        workspace
+    }
+
+    async fn sign_in(&self, user: &str) -> Browser {
+        let reply = form(self.addr, "/sign-in", format!("user={user}&next=feed")).await;
+        assert_eq!((reply.status.as_u16(), reply.header("location")), (303, "/feed"));
+        let cookie = reply.header("set-cookie");
+        assert!(cookie.contains("; HttpOnly; SameSite=Lax; "), "{cookie}");
+        Browser { addr: self.addr, cookie: cookie.split(';').next().unwrap().to_owned() }
+    }
+
+    /// Tells it to leave, and waits for that.
+    async fn stop(self) -> String {
+        self.process.signal("-TERM");
+        let (code, _, log) = self.process.output().await;
+        assert_eq!(code, Some(0), "{log}");
+        log
+    }
+}
+
+async fn form(addr: SocketAddr, path: &str, body: String) -> Reply {
+    let request = Request::post(path).header("content-type", "application/x-www-form-urlencoded");
+    send(addr, request.body(&*body.leak()).unwrap()).await
+}
+
+/// Somebody who is signed in.
+#[derive(Clone)]
+struct Browser {
+    addr: SocketAddr,
+    cookie: String,
+}
+
+impl Browser {
+    async fn get(&self, path: &str) -> Reply {
+        send(self.addr, Request::get(path).header("cookie", &self.cookie).body("").unwrap()).await
+    }
+
+    async fn state(&self, page: &str) -> Value {
+        serde_json::from_str(&self.get(&format!("/state/{page}")).await.text().await).unwrap()
+    }
+
+    /// A page: its state, and its stream from there on.
+    async fn open(&self, page: &str, topic: &str) -> (Value, Events) {
+        let state = self.state(page).await;
+        let from = state["position"].as_str().unwrap();
+        let mut events = self.get(&format!("/events?topic={topic}&last_event_id={from}")).await.events();
+        assert_eq!(events.next().await.event, "hub.hello");
+        (state, events)
+    }
+
+    async fn send(&self, method: &str, path: &str, body: Option<Value>) -> u16 {
+        let request = Request::builder().method(method).uri(path).header("cookie", &self.cookie);
+        let request = request.header("content-type", "application/json");
+        let body = body.map_or(String::new(), |body| body.to_string());
+        send(self.addr, request.body(&*body.leak()).unwrap()).await.status.as_u16()
+    }
+
+    /// The id of a document.
+    async fn id_of(&self, title: &str) -> String {
+        let state = self.state("documents").await;
+        let documents = state["content"].as_array().unwrap();
+        documents.iter().find(|each| each["title"] == title).unwrap()["id"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The next event of this name, with its data.
+async fn next(events: &mut Events, name: &str) -> Value {
+    loop {
+        let Sse { event, data, .. } = events.next().await;
+        if event == name {
+            return serde_json::from_str(&data).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn whose_document_is_deleted_hears_of_it_on_every_page() {
+    let workspace = Workspace::start().await;
+    let (ada, ben) = (workspace.sign_in("ada").await, workspace.sign_in("ben").await);
+    assert_eq!(ada.send("POST", "/documents", Some(json!({ "text": " Plans " }))).await, 201);
+    let id = ben.id_of("Plans").await;
+
+    let (_, mut dashboard) = ada.open("dashboard", "metrics").await;
+    let (_, mut feed) = ada.open("feed", "feed").await;
+    let (_, mut of_ben) = ben.open("documents", "documents").await;
+    assert_eq!(ben.send("DELETE", &format!("/documents/{id}"), None).await, 204);
+    for page in [&mut dashboard, &mut feed] {
+        let notification = next(page, "notification").await;
+        assert_eq!(notification["text"], "Ben deleted your document “Plans”");
+        assert_eq!(notification["read"], false);
+    }
+    assert_eq!(next(&mut of_ben, "document.deleted").await, json!({ "id": id }));
+    assert_eq!(ben.send("DELETE", &format!("/documents/{id}"), None).await, 404);
+
+    // What is read in one tab is read in the others, and in those to come.
+    assert_eq!(ada.send("POST", "/notifications/read", None).await, 204);
+    for page in [&mut dashboard, &mut feed] {
+        assert_eq!(next(page, "notification").await["read"], true);
+    }
+    assert_eq!(ada.state("reports").await["notifications"][0]["read"], true);
+    assert_eq!(ben.state("reports").await["notifications"], json!([]));
+
+    // Nobody is told of what they did themselves.
+    let id = ada.id_of("A document of Ada").await;
+    assert_eq!(ada.send("DELETE", &format!("/documents/{id}"), None).await, 204);
+    assert_eq!(ada.state("feed").await["notifications"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_report_says_how_far_it_is_and_comes_to_the_right_result() {
+    let workspace = Workspace::start().await;
+    let (ada, ben) = (workspace.sign_in("ada").await, workspace.sign_in("ben").await);
+    let (_, mut page) = ada.open("reports", "reports/ada").await;
+    assert_eq!(ada.send("POST", "/reports", Some(json!({ "limit": 5_000_000 }))).await, 202);
+    let mut percent = 0;
+    let done = loop {
+        let report = next(&mut page, "report").await;
+        assert!(report["percent"].as_u64().unwrap() >= percent);
+        percent = report["percent"].as_u64().unwrap();
+        if report["state"] == "done" {
+            break report;
+        }
+        assert_eq!(report["state"], "running");
+    };
+    assert_eq!((percent, &done["primes"]), (100, &json!(348_513)));
+    let notification = next(&mut page, "notification").await;
+    assert_eq!(notification["text"], "Your report is ready: 348,513 primes below 5,000,000");
+
+    // A page without a position gets the newest word at once. Others get none.
+    let mut late = ada.get("/events?topic=reports/ada").await.events();
+    assert_eq!(next(&mut late, "report").await, done);
+    assert_eq!(ben.get("/events?topic=reports/ada").await.status, 403);
+    assert_eq!(ben.state("reports").await["content"], json!([]));
+    assert_eq!(ben.send("POST", "/reports", Some(json!({ "limit": 10 }))).await, 422);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn metrics_are_those_of_this_process_and_this_machine() {
+    let workspace = Workspace::start().await;
+    let ada = workspace.sign_in("ada").await;
+    let (_, mut page) = ada.open("dashboard", "metrics").await;
+    // The first sample has nothing to compare with.
+    let sample = loop {
+        let sample = next(&mut page, "sample").await;
+        if sample["connections"] == 1 && !sample["machine_cpu"].is_null() {
+            break sample;
+        }
+    };
+    assert_eq!(sample["instance"], workspace.addr.to_string());
+    let percent = |name: &str| sample[name].as_f64().unwrap();
+    assert!((0.0..=100.0).contains(&percent("machine_cpu")) && percent("process_cpu") <= 100.0, "{sample}");
+    let bytes = |name: &str| sample[name].as_u64().unwrap();
+    assert!(bytes("process_memory") > 1 << 20 && bytes("machine_memory") > bytes("process_memory"), "{sample}");
+    assert!(bytes("machine_memory_total") > bytes("machine_memory"), "{sample}");
+    assert!(ada.state("dashboard").await["content"].as_array().unwrap().contains(&sample));
+}
+
+#[tokio::test]
+async fn what_was_posted_while_a_page_was_away_arrives_in_order() {
+    let workspace = Workspace::start().await;
+    let (ada, ben) = (workspace.sign_in("ada").await, workspace.sign_in("ben").await);
+    let (_, mut page) = ada.open("feed", "feed").await;
+    assert_eq!(ben.send("POST", "/feed", Some(json!({ "text": "one" }))).await, 201);
+    assert_eq!(next(&mut page, "post").await["text"], "one");
+    let id = page.last_id.clone();
+    drop(page);
+    for text in ["two", "<script>three</script>"] {
+        assert_eq!(ben.send("POST", "/feed", Some(json!({ "text": text }))).await, 201);
+    }
+    let again = Request::get("/events?topic=feed").header("cookie", &ada.cookie).header("last-event-id", id);
+    let mut page = send(ada.addr, again.body("").unwrap()).await.events();
+    assert!(page.next().await.data.contains("resuming"));
+    for text in ["two", "<script>three</script>"] {
+        let post = next(&mut page, "post").await;
+        assert_eq!((&post["text"], &post["author"]), (&json!(text), &json!("ben")));
+    }
+}
+
+#[tokio::test]
+async fn it_is_started_again_and_a_page_goes_on_with_one_gap() {
+    let workspace = Workspace::start().await;
+    let addr = workspace.addr;
+    let ada = workspace.sign_in("ada").await;
+    assert_eq!(ada.send("POST", "/documents", Some(json!({ "text": "Lost" }))).await, 201);
+    assert_eq!(ada.send("POST", "/reports", Some(json!({ "limit": 1_000_000_000 }))).await, 202);
+    let (_, mut page) = ada.open("reports", "reports/ada").await;
+    page.caught_up().await;
+    let begun = std::time::Instant::now();
+    workspace.process.signal("-TERM");
+    while next(&mut page, "report").await["state"] != "stopped" {}
+    let id = page.last_id.clone();
+    let bye = page.rest().await.pop().unwrap();
+    assert!(bye.event == "hub.bye" && bye.data.contains(r#""reason":"draining""#), "{}", bye.data);
+    workspace.stop().await;
+
+    let workspace = Workspace::start_with(addr, &["--secret", SECRET]).await;
+    // What it takes beside the tests of others; 0.3 s where nothing else runs.
+    assert!(begun.elapsed().as_secs() < 10);
+    let again = Request::get("/events?topic=documents").header("cookie", &ada.cookie).header("last-event-id", id);
+    let mut page = send(addr, again.body("").unwrap()).await.events();
+    assert_eq!(next(&mut page, "hub.gap").await["reason"], "epoch");
+    let (state, mut page) = ada.open("documents", "documents").await;
+    assert_eq!((state["content"].as_array().unwrap().len(), &state["user"]), (3, &json!("ada")));
+    assert!(page.caught_up().await.is_empty());
+    workspace.stop().await;
+
+    // Without the secret it does not know who this is, and says so.
+    let _workspace = Workspace::start_with(addr, &[]).await;
+    assert_eq!(ada.get("/events?topic=documents").await.status, 401);
+    assert_eq!(ada.get("/state/documents").await.status, 401);
+    let page = ada.get("/documents").await;
+    assert_eq!((page.status.as_u16(), page.header("location")), (303, "/sign-in?next=documents"));
+}
+
+#[tokio::test]
+async fn who_signs_out_does_so_in_every_tab_of_that_session_and_no_other() {
+    let workspace = Workspace::start().await;
+    let (here, there) = (workspace.sign_in("ada").await, workspace.sign_in("ada").await);
+    let (_, first) = here.open("feed", "feed").await;
+    let (_, second) = here.open("documents", "documents").await;
+    let (_, mut other) = there.open("feed", "feed").await;
+    let reply = send(here.addr, Request::post("/sign-out").header("cookie", &here.cookie).body("").unwrap()).await;
+    assert!(reply.header("set-cookie").contains("Max-Age=0"));
+    for page in [first, second] {
+        let bye: Value = serde_json::from_str(&page.rest().await.pop().unwrap().data).unwrap();
+        assert_eq!((&bye["return"], &bye["note"]), (&json!("never"), &json!("signed out")));
+    }
+    assert_eq!(here.get("/state/feed").await.status, 401);
+    assert_eq!(here.get("/events?topic=feed").await.status, 401);
+    assert_eq!(there.send("POST", "/feed", Some(json!({ "text": "still here" }))).await, 201);
+    assert_eq!(next(&mut other, "post").await["text"], "still here");
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_and_nothing_falls_over() {
+    let workspace = Workspace::start().await;
+    let addr = workspace.addr;
+    let ada = workspace.sign_in("ada").await;
+
+    let long = "x".repeat(81);
+    for (text, status) in [(json!({ "text": "  " }), 422), (json!({ "text": long }), 422), (json!({ "text": 7 }), 422)]
+    {
+        assert_eq!(ada.send("POST", "/documents", Some(text)).await, status);
+    }
+    assert_eq!(ada.send("POST", "/feed", Some(json!({ "text": "x".repeat(20_000) }))).await, 413);
+    assert_eq!(ada.send("POST", "/feed", None).await, 400);
+    assert_eq!(ada.send("POST", "/reports", Some(json!({ "limit": -1 }))).await, 422);
+    assert_eq!(ada.send("DELETE", "/documents/%00", None).await, 404);
+    assert_eq!(ada.send("DELETE", "/documents/%ff", None).await, 400);
+    for path in ["/state/secrets", "/assets/..%2fmain.rs", "/nothing"] {
+        assert_eq!(ada.get(path).await.status, 404, "{path}");
+    }
+    for path in ["/events?topic=sessions", "/events?topic=notifications", "/events?topic=reports/ben", "/events?topic="]
+    {
+        assert_eq!(ada.get(path).await.status, 403, "{path}");
+    }
+
+    // Cookies that nobody here signed.
+    let (claim, signature) = ada.cookie.rsplit_once('.').unwrap();
+    let forged = claim.replace("=ada.", "=ben.");
+    let signatures = [signature, "", "zz", "é", &signature[..10]];
+    for cookie in
+        signatures.map(|signature| format!("{forged}.{signature}")).into_iter().chain(["workspace_session=".into()])
+    {
+        let request = Request::get("/state/feed").header("cookie", cookie.as_bytes()).body("").unwrap();
+        assert_eq!(send(addr, request).await.status, 401, "{cookie}");
+    }
+    assert_eq!(form(addr, "/sign-in", "user=eve".into()).await.status, 422);
+    let elsewhere = form(addr, "/sign-in", "user=ada&next=//evil.example".into()).await;
+    assert_eq!(elsewhere.header("location"), "/documents");
+
+    // The page of another site.
+    for (name, value, status) in [
+        ("origin", "http://evil.example", 403),
+        ("sec-fetch-site", "cross-site", 403),
+        ("sec-fetch-site", "same-site", 403),
+        ("sec-fetch-site", "same-origin", 204),
+        ("origin", "http://test", 204),
+    ] {
+        let request = Request::post("/notifications/read").header("cookie", &ada.cookie).header(name, value);
+        assert_eq!(send(addr, request.body("").unwrap()).await.status, status, "{value}");
+    }
+    assert_eq!(ada.state("feed").await["content"], json!([]));
+    assert!(!workspace.stop().await.contains("panicked"));
+}
+
+#[tokio::test]
+async fn pages_hold_nothing_from_elsewhere_and_never_take_text_for_html() {
+    let workspace = Workspace::start().await;
+    let ada = workspace.sign_in("ada").await;
+    let mut assets = vec!["/assets/events.js".to_owned(), "/assets/shell.js".to_owned()];
+    for page in ["documents", "reports", "dashboard", "feed"] {
+        let reply = ada.get(&format!("/{page}")).await;
+        assert!(reply.header("content-security-policy").starts_with("default-src 'self';"));
+        let html = reply.text().await;
+        assert!(!html.contains("http:") && !html.contains("https:") && !html.contains("{main}"), "{page}");
+        let links = html.split(['"', '\'']).filter(|link| link.starts_with("/assets/"));
+        assets.extend(links.map(str::to_owned));
+    }
+    for asset in assets {
+        let reply = get(workspace.addr, &asset).await;
+        assert_eq!(reply.status, 200, "{asset}");
+        let text = reply.text().await;
+        for danger in ["innerHTML", "insertAdjacentHTML", "outerHTML", "document.write", "https:", "@import", "eval("] {
+            assert!(!text.contains(danger), "{danger} in {asset}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bad_command_line_is_said_without_repeating_secrets() {
+    for args in
+        [&["--secret", "s3cret"][..], &["--backplane", "http://ada:s3cret@h"], &["--s3cret", "x"], &["--listen"]]
+    {
+        let process = spawn_blocking(move || Process::spawn(example("workspace"), args)).await.unwrap();
+        let (code, _, said) = process.output().await;
+        assert!(code == Some(2) && !said.contains("s3cret") && said.contains("workspace [--listen"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn two_that_share_a_log_are_one() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let redis = RedisServer::start(FORGETFUL);
+    let url = redis.url();
+    let args = ["--secret", SECRET, "--backplane", &url];
+    let a = Workspace::start_with(Workspace::free_address(), &args).await;
+    let at_a = a.sign_in("ada").await;
+    assert_eq!(at_a.send("POST", "/documents", Some(json!({ "text": "Plans" }))).await, 201);
+    assert_eq!(at_a.send("POST", "/feed", Some(json!({ "text": "Hello" }))).await, 201);
+
+    // One that starts later has all of it, and knows who is signed in.
+    let b = Workspace::start_with(Workspace::free_address(), &args).await;
+    let at_b = Browser { addr: b.addr, ..at_a.clone() };
+    let ben = b.sign_in("ben").await;
+    assert_eq!(ben.state("feed").await["content"][0]["text"], "Hello");
+    let id = ben.id_of("Plans").await;
+    let (_, mut page_a) = at_a.open("feed", "feed").await;
+    let (_, page_b) = at_b.open("reports", "reports/ada").await;
+    assert_eq!(ben.send("DELETE", &format!("/documents/{id}"), None).await, 204);
+    assert_eq!(next(&mut page_a, "notification").await["text"], "Ben deleted your document “Plans”");
+
+    // A page that comes back meets the other one, and goes on where it was.
+    let last = page_a.last_id.clone();
+    assert_eq!(ben.send("POST", "/feed", Some(json!({ "text": "Bye" }))).await, 201);
+    let again = Request::get("/events?topic=feed").header("cookie", &at_b.cookie).header("last-event-id", last);
+    let mut moved = send(b.addr, again.body("").unwrap()).await.events();
+    let before: Vec<_> = moved.caught_up().await.into_iter().map(|event| event.event).collect();
+    assert_eq!(before, ["hub.hello", "post"]);
+
+    // Who signs out at one does so at both.
+    let reply = send(a.addr, Request::post("/sign-out").header("cookie", &at_a.cookie).body("").unwrap()).await;
+    assert_eq!(reply.status, 303);
+    for page in [page_a, page_b, moved] {
+        assert!(page.rest().await.pop().unwrap().data.contains("signed out"));
+    }
+    soon(async {
+        while at_b.get("/state/feed").await.status != 401 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_log_that_comes_back_empty_empties_the_services_too() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut redis = RedisServer::start(FORGETFUL);
+    let args = ["--secret", SECRET, "--backplane", &redis.url()];
+    let workspace = Workspace::start_with(Workspace::free_address(), &args).await;
+    let ada = workspace.sign_in("ada").await;
+    let (_, mut page) = ada.open("documents", "documents").await;
+    redis.kill();
+    assert_eq!(ada.send("POST", "/documents", Some(json!({ "text": "Not now" }))).await, 503);
+    redis.restart();
+    assert_eq!(next(&mut page, "hub.gap").await["reason"], "epoch");
+    soon(async {
+        while ada.send("POST", "/documents", Some(json!({ "text": "Again" }))).await != 201 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        loop {
+            let reply = ada.get("/state/documents").await;
+            if reply.status == 200 {
+                let state: Value = serde_json::from_str(&reply.text().await).unwrap();
+                let titles = state["content"].as_array().unwrap().iter().map(|each| &each["title"]);
+                if titles.eq(["Again"]) {
+                    break;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
