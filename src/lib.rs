@@ -143,15 +143,29 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And so does that in the guide.
+/// And so does that in the documents: each block of Rust is a doctest.
 #[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
-mod guide {
-    #[doc = include_str!("../docs/guide/identity.md")]
-    struct Identity;
+mod documents {
     #[doc = include_str!("../docs/guide/authorization.md")]
     struct Authorization;
+    #[doc = include_str!("../docs/guide/identity.md")]
+    struct Identity;
     #[doc = include_str!("../docs/guide/presence.md")]
     struct Presence;
+    #[doc = include_str!("../docs/guide/retention.md")]
+    struct Retention;
+    #[doc = include_str!("../docs/guide/scaling.md")]
+    struct Scaling;
+    #[doc = include_str!("../docs/guide/sending.md")]
+    struct Sending;
+    #[doc = include_str!("../docs/guide/shutdown.md")]
+    struct Shutdown;
+    #[doc = include_str!("../docs/guide/slow-readers.md")]
+    struct SlowReaders;
+    #[doc = include_str!("../docs/guide/start.md")]
+    struct Start;
+    #[doc = include_str!("../docs/guide/testing.md")]
+    struct Testing;
 }
 
 mod audience;
