@@ -143,9 +143,12 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And so does that in the documents: each block of Rust is a doctest.
+/// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that none is forgotten.
 #[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
 mod documents {
+    #[doc = include_str!("../docs/recipes.md")]
+    struct Recipes;
+
     #[doc = include_str!("../docs/guide/authorization.md")]
     struct Authorization;
     #[doc = include_str!("../docs/guide/identity.md")]
