@@ -146,6 +146,12 @@ struct Readme;
 /// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that none is forgotten.
 #[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
 mod documents {
+    #[doc = include_str!("../docs/comparison.md")]
+    struct Comparison;
+    #[doc = include_str!("../docs/faq.md")]
+    struct Faq;
+    #[doc = include_str!("../docs/from-signalr.md")]
+    struct FromSignalR;
     #[doc = include_str!("../docs/recipes.md")]
     struct Recipes;
 
