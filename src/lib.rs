@@ -202,8 +202,8 @@
 //! | `json` | yes | `Event::json`, `Subscription::data`: values that serialise with serde |
 //! | `axum` | yes | `Connect` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
 //! | `axum-serve` | no | `Hub::listener` for `axum::serve` |
-//! | `nats` | no | [`backplane::Nats`]: several instances through a NATS server with JetStream |
-//! | `redis` | no | [`backplane::Redis`]: several instances through a Redis server |
+//! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
+//! | `redis` | no | `backplane::Redis`: several instances through a Redis server |
 //! | `uuid` | no | topics and users from `Uuid` |
 //!
 //! All are additive.
