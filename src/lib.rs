@@ -4,102 +4,119 @@
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 //! [tower]: https://github.com/tower-rs/tower
 //!
-//! # In short
+//! This page is a tutorial: from the first event to several instances. The repository has a guide by need (`docs/guide.md`),
+//! recipes, and every promise with the test that shows it (`docs/guarantees.md`).
 //!
-//! A [`Hub`] is a handle to inject wherever something happens. A layer, an endpoint or a handler turns requests into
-//! streams. Between them is one ordered log; a stream is a cursor into it, and the `Last-Event-ID` that a browser sends
-//! when it reconnects is that cursor. So nothing is lost on a reconnect, and when something is no longer available the
-//! stream says so: [`hub.gap`](#what-a-page-hears).
+//! # The first event
+//!
+//! A [`Hub`] is a handle to inject wherever something happens. A [layer](Hub::layer) turns requests into streams. Between
+//! them is one ordered log.
 //!
 //! ```
-//! # #[cfg(feature = "json")] mod example {
-//! use axum::extract::{FromRef, Path, State};
-//! use axum::{Router, http::StatusCode, routing::delete};
-//! use serde::Serialize;
-//! use tower_sse::{Connect, Event, Hub, Refusal, Retention, Subscription, TopicRule};
+//! use axum::{Router, extract::State, http::StatusCode, routing::post};
+//! use tower_sse::{Event, Hub, Public, TopicRule};
 //!
-//! #[derive(Clone, FromRef)]
-//! struct AppState {
-//!     hub: Hub,
+//! async fn say(State(hub): State<Hub>, text: String) -> Result<StatusCode, StatusCode> {
+//!     let event = Event::text("headline", text);
+//!     hub.topic("news").publish(event).await.map_err(|_| StatusCode::BAD_REQUEST)?;
+//!     Ok(StatusCode::ACCEPTED)
 //! }
 //!
-//! #[derive(Serialize)]
-//! struct Deleted {
-//!     id: u64,
+//! fn app(hub: &Hub) -> Router {
+//!     Router::new()
+//!         .route("/say", post(say))
+//!         .with_state(hub.clone())
+//!         .layer(hub.layer("/events", Public::topics(TopicRule::exact("news")))) // after all routes
 //! }
-//!
-//! /// Who asks: a session, a token, whatever the application has.
-//! async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-//!     let cookie = connect.headers().get("cookie").and_then(|value| value.to_str().ok());
-//!     let user = cookie.and_then(|cookie| cookie.strip_prefix("user=")).ok_or(Refusal::login())?;
-//!     Ok(Subscription::user(user).topic("news"))
-//! }
-//!
-//! async fn delete_document(State(hub): State<Hub>, Path(id): Path<u64>) -> Result<StatusCode, StatusCode> {
-//!     let owner = "ada"; // from the database
-//!     let event = Event::json("document.deleted", &Deleted { id }).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-//!     hub.user(owner).publish(event).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
-//!     Ok(StatusCode::NO_CONTENT)
-//! }
-//!
-//! pub fn app() -> Result<Router, tower_sse::BuildError> {
-//!     let hub = Hub::builder()
-//!         .retention_for(TopicRule::prefix("sensors/"), Retention::latest_per_key())
-//!         .build()?;
-//!     Ok(Router::new()
-//!         .route("/documents/{id}", delete(delete_document))
-//!         .with_state(AppState { hub: hub.clone() })
-//!         .layer(hub.layer("/events", access))) // after all routes; sessions and CORS after it
-//! }
-//! # }
-//! # #[cfg(feature = "json")] { let _ = example::app().unwrap(); }
+//! # let hub = Hub::builder().build().unwrap();
+//! # let _ = app(&hub);
 //! ```
 //!
 //! On the page, the browser's own `EventSource` is enough:
 //!
 //! ```js
-//! const events = new EventSource("/events");
-//! events.addEventListener("document.deleted", e => remove(JSON.parse(e.data).id));
+//! const events = new EventSource("/events?topic=news");
+//! events.addEventListener("headline", e => show(e.data));
 //! events.addEventListener("hub.gap", refetch);
 //! ```
 //!
-//! # Sending
+//! # To whom
 //!
 //! [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] name a [`Target`]; [`Target::and`] unites
 //! several (each connection gets one copy) and [`Target::except`] leaves the originator out. [`Target::publish`] says
 //! where in the log the event is and how many connections listen; it costs the same for ten listeners and for ten
-//! thousand, and never waits for one. [`Target::publish_now`] is for code that cannot await.
+//! thousand, and never waits for one. [`Target::publish_now`] is for code that cannot await, [`Hub::publish_many`] for
+//! many at once. An error says whether the event can never be taken ([`PublishError::is_invalid`]) or not now.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tower_sse::{Event, Hub};
+//!
+//! let hub = Hub::builder().build()?;
+//! let sent = hub.user("ada").and(hub.topic("audit")).publish(Event::text("document.deleted", "7")).await?;
+//! assert_eq!(sent.receivers, 0); // nobody is there, which is no error
+//! # Ok(()) }
+//! ```
 //!
 //! # Who may read
 //!
-//! An [`Access`] hook turns each request into a [`Subscription`] or a [`Refusal`]. There is no silent default: open
-//! access is spelled [`Public`].
+//! An [`Access`] hook turns each request ([`Connect`]) into a [`Subscription`] or a [`Refusal`]. There is no silent
+//! default: open access is spelled [`Public`], as above.
 //!
-//! [`Access::recheck`] looks again while a stream is open, [`Subscription::expires_in`] ends it by itself, and
-//! [`Target::disconnect`] ends it now. [`Target::join`] and [`Target::leave`] change its topics while it is open. Pages of
-//! other sites are kept out unless [listed](HubBuilder::allow_origin); [tickets](Hub::ticket) let in who can send no
-//! cookie.
+//! ```
+//! use tower_sse::{Connect, Refusal, Subscription};
 //!
-//! # Who is there
+//! async fn access(connect: Connect) -> Result<Subscription, Refusal> {
+//!     // What a session layer outside put into the request.
+//!     let user = connect.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
+//!     Ok(Subscription::user(user).topic("news"))
+//! }
+//! # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(access);
+//! ```
 //!
-//! [`Target::presence`], [`Target::count`] and [`Target::is_online`] say who has a stream open, [`Hub::connections`] all
-//! about each, and [`Hub::lifecycle`] what becomes of them.
+//! It is asked for every request, also for one that comes back. [`Access::recheck`] looks again while a stream is open,
+//! [`Subscription::expires_in`] ends it by itself, and [`Target::disconnect`] ends it now, with a [`Kick`] that says
+//! whether to come back. Pages of other sites are kept out unless [listed](HubBuilder::allow_origin);
+//! [tickets](Hub::ticket) let in who can send no cookie.
 //!
-//! # Mounting
+//! # Where to mount it
 //!
 //! Three equivalent ways: [`Hub::layer`] answers one path and passes everything else through untouched;
 //! [`Hub::endpoint`] is a service for one route; [`Hub::connect`] makes the response inside a handler whose extractors
 //! know the user. `docs/mounting.md` in the repository has a table of what hides a layer in an axum router.
 //!
-//! Below the server, `Hub::listener` (feature `axum-serve`) or [`Hub::io`] watch over the sockets: a deadline for peers
-//! that do not read, and a cut that [`Hub::drain`] can pull, so that no stream keeps a process that
-//! wants to leave.
+//! # Nothing is lost in silence
 //!
-//! # What is kept
+//! A stream is a cursor into the log, and the `Last-Event-ID` that a browser sends when it reconnects is that cursor. So
+//! nothing is lost on a reconnect within what is kept, and when something is no longer available the stream says so:
+//! [`hub.gap`](#what-a-page-hears). [`Retention`] says what is kept of the events to one audience, for those who come back
+//! or fall behind: a short window, the newest events, or the newest of each [key](Event::key).
 //!
-//! [`Retention`] says what is kept of the events to one audience, for those who come back or fall behind: a short
-//! window, the newest events, or the newest of each [key](Event::key). Memory is bounded by these rings, not by readers:
-//! a slow one holds no queue.
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tower_sse::{Event, GapReason, Hub, Retention, StreamItem, Subscription};
+//!
+//! let hub = Hub::builder().topic_retention(Retention::replay().count(2)).build()?;
+//! let mut ids = Vec::new();
+//! for n in 0..4 {
+//!     ids.push(hub.topic("news").publish(Event::message(n.to_string())).await?.position);
+//! }
+//! // A page that comes back with the third id gets the fourth event.
+//! let mut page = hub.stream(Subscription::anonymous().topic("news"), ids[2])?;
+//! assert!(matches!(page.next().await, Some(StreamItem::Event(event)) if event.data == "3"));
+//!
+//! // One that comes back with the first is told that the second is not to be had, and gets the rest.
+//! let mut page = hub.stream(Subscription::anonymous().topic("news"), ids[0])?;
+//! assert!(matches!(page.next().await, Some(StreamItem::Gap { reason: GapReason::Trimmed, .. })));
+//! assert!(matches!(page.next().await, Some(StreamItem::Event(event)) if event.data == "2"));
+//! # Ok(()) }
+//! ```
+//!
+//! A page that renders a state takes [`Hub::position`] first, then queries, and opens the stream with
+//! `?last_event_id=` and that position. A new page may [start](Subscription::start) with the newest events.
+//!
+//! Memory is bounded by these rings, not by readers: a slow one holds no queue, falls behind in them, and is told so
+//! ([`LagPolicy`]). With [`Retention::latest_per_key`] it skips what is outdated and always gets the last value.
 //!
 //! # What a page hears
 //!
@@ -116,11 +133,67 @@
 //! | `hub.joined`, `hub.left` | `topic`, `user`, `data` if attached | in topics that [tell](HubBuilder::presence_for) who comes and goes |
 //! | `hub.bye` | `reason` (see [`EndReason`]), `return`: `now`, `later`, `never`, and a `note` | last, where the hub ends the stream |
 //!
+//! # Who is there
+//!
+//! [`Target::presence`], [`Target::count`] and [`Target::is_online`] say who has a stream open, [`Hub::connections`] all
+//! about each, and [`Hub::lifecycle`] what becomes of them. [`Target::join`] and [`Target::leave`] change the topics of
+//! a stream while it is open; by [`SseLayer::changeable`] a page may change its own.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tower_sse::{Hub, Kick, Subscription};
+//!
+//! let hub = Hub::builder().build()?;
+//! let tabs = [hub.stream(Subscription::user("ada"), None)?, hub.stream(Subscription::user("ada"), None)?];
+//! hub.connection(tabs[0].connection()).join("documents/7").await?;
+//! assert_eq!((hub.user("ada").count(), hub.topic("documents/7").count()), (2, 1));
+//!
+//! hub.user("ada").disconnect(Kick::now().note("signed out")).await?;
+//! assert_eq!(hub.user("ada").count(), 0);
+//! assert!(hub.user("ada").is_online()); // for a moment yet: a reload is no leave
+//! # Ok(()) }
+//! ```
+//!
+//! # Leaving
+//!
+//! A server waits for its open requests, and streams do not end by themselves. [`Hub::drain`] ends them: awaited inside
+//! the future of `with_graceful_shutdown` it sends each page a random time to come back, so that they come spread out.
+//!
+//! Below the server, `Hub::listener` (feature `axum-serve`) or [`Hub::io`] watch over the sockets: a deadline for peers
+//! that do not read, and a cut that [`Hub::drain`] can pull, so that no stream keeps a process that wants to leave.
+//! [`Hub::health`] has the answers for two probes, [`Hub::stats`] the figures.
+//!
 //! # Several instances
 //!
 //! A [`Backplane`](backplane::Backplane) shares the log: [`HubBuilder::backplane`]. What one instance publishes all deliver,
 //! and a client goes on at whichever it meets. A program that only publishes, a worker or a cron job, has a `Publisher`
-//! ([`Hub::publisher`]). `docs/scaling.md` in the repository has topology, settings, costs and limits.
+//! ([`Hub::publisher`]).
+//!
+//! ```
+//! # #[cfg(feature = "json")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tower_sse::backplane::Memory;
+//! use tower_sse::{Event, Hub, HubBuilder, Retention, TopicRule};
+//!
+//! // What instances and workers have to agree on.
+//! fn settings(log: Memory) -> HubBuilder {
+//!     Hub::builder().retention_for(TopicRule::prefix("reports/"), Retention::latest_per_key()).backplane(log)
+//! }
+//!
+//! let log = Memory::new(); // in real life `Redis` or `Nats`, in several processes
+//! let (one, two) = (settings(log.clone()).build()?, settings(log.clone()).build()?);
+//! let worker = settings(log).publisher()?;
+//! worker.topic("reports/7").publish(Event::text("progress", "40").key("progress")).await?;
+//! # let _ = (one, two);
+//! # Ok(()) }
+//! # #[cfg(not(feature = "json"))] fn main() {}
+//! ```
+//!
+//! `docs/scaling.md` in the repository has topology, settings, costs and limits.
+//!
+//! # Testing
+//!
+//! [`Hub::stream`] reads in the process what a browser with that subscription would get, as above. A request needs no
+//! socket either: the layer and the endpoint are services. `docs/guide/testing.md` in the repository has both.
 //!
 //! # Features
 //!
@@ -129,8 +202,8 @@
 //! | `json` | yes | `Event::json`, `Subscription::data`: values that serialise with serde |
 //! | `axum` | yes | `Connect` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
 //! | `axum-serve` | no | `Hub::listener` for `axum::serve` |
-//! | `nats` | no | [`backplane::Nats`]: several instances through a NATS server with JetStream |
-//! | `redis` | no | [`backplane::Redis`]: several instances through a Redis server |
+//! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
+//! | `redis` | no | `backplane::Redis`: several instances through a Redis server |
 //! | `uuid` | no | topics and users from `Uuid` |
 //!
 //! All are additive.
@@ -143,15 +216,38 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And so does that in the guide.
+/// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that none is forgotten.
 #[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
-mod guide {
-    #[doc = include_str!("../docs/guide/identity.md")]
-    struct Identity;
+mod documents {
+    #[doc = include_str!("../docs/comparison.md")]
+    struct Comparison;
+    #[doc = include_str!("../docs/faq.md")]
+    struct Faq;
+    #[doc = include_str!("../docs/from-signalr.md")]
+    struct FromSignalR;
+    #[doc = include_str!("../docs/recipes.md")]
+    struct Recipes;
+
     #[doc = include_str!("../docs/guide/authorization.md")]
     struct Authorization;
+    #[doc = include_str!("../docs/guide/identity.md")]
+    struct Identity;
     #[doc = include_str!("../docs/guide/presence.md")]
     struct Presence;
+    #[doc = include_str!("../docs/guide/retention.md")]
+    struct Retention;
+    #[doc = include_str!("../docs/guide/scaling.md")]
+    struct Scaling;
+    #[doc = include_str!("../docs/guide/sending.md")]
+    struct Sending;
+    #[doc = include_str!("../docs/guide/shutdown.md")]
+    struct Shutdown;
+    #[doc = include_str!("../docs/guide/slow-readers.md")]
+    struct SlowReaders;
+    #[doc = include_str!("../docs/guide/start.md")]
+    struct Start;
+    #[doc = include_str!("../docs/guide/testing.md")]
+    struct Testing;
 }
 
 mod audience;

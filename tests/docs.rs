@@ -1,0 +1,407 @@
+//! The documents: links and anchors lead somewhere, every Rust block is compiled, JavaScript is JavaScript, and the tests
+//! that `docs/guarantees.md` names are there.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "these are tests, helpers and all, and what is left out is said"
+)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use support::{Server, soon, until};
+use tower_sse::{Connect, Event, Hub, Kick, Refusal, Subscription};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reading Markdown
+
+struct Document {
+    /// From the root of the repository.
+    path: String,
+    text: String,
+}
+
+struct Block {
+    /// Of its first line.
+    line: usize,
+    /// What stands behind the fence: the language, and what else is said of it.
+    info: String,
+    code: String,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_str().unwrap().ends_with(ending) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn documents() -> Vec<Document> {
+    let mut paths = files("docs", ".md");
+    paths.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    paths.sort();
+    let document = |path: PathBuf| Document {
+        path: path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned(),
+        text: fs::read_to_string(path).unwrap(),
+    };
+    paths.into_iter().map(document).collect()
+}
+
+impl Document {
+    /// Lines with their numbers, and whether they are in a block of code.
+    fn lines(&self) -> impl Iterator<Item = (usize, &str, bool)> {
+        let mut inside = false;
+        self.text.lines().enumerate().map(move |(index, line)| {
+            let is_fence = line.trim_start().starts_with("```");
+            let in_code = inside || is_fence;
+            inside ^= is_fence;
+            (index + 1, line, in_code)
+        })
+    }
+
+    fn blocks(&self) -> Vec<Block> {
+        let mut blocks: Vec<Block> = Vec::new();
+        let mut open = false;
+        for (number, line, _) in self.lines() {
+            match line.trim_start().strip_prefix("```") {
+                Some(_) if open => open = false,
+                Some(info) => {
+                    open = true;
+                    blocks.push(Block { line: number + 1, info: info.trim().to_owned(), code: String::new() });
+                }
+                None if open => {
+                    let code = &mut blocks.last_mut().unwrap().code;
+                    code.push_str(line);
+                    code.push('\n');
+                }
+                None => {}
+            }
+        }
+        assert!(!open, "{}: a block of code is not closed", self.path);
+        blocks
+    }
+
+    /// The anchors that its headings make, as GitHub and most others make them.
+    fn anchors(&self) -> BTreeSet<String> {
+        let mut times: BTreeMap<String, usize> = BTreeMap::new();
+        let mut anchors = BTreeSet::new();
+        for (_, line, in_code) in self.lines() {
+            let title = line.trim_start_matches('#');
+            if in_code || title.len() == line.len() || !title.starts_with(' ') {
+                continue;
+            }
+            let anchor = slug(&without_targets(title.trim()));
+            let time = times.entry(anchor.clone()).or_default();
+            anchors.insert(if *time == 0 { anchor } else { format!("{anchor}-{time}") });
+            *time += 1;
+        }
+        anchors
+    }
+
+    /// Where its links lead, with the numbers of their lines.
+    fn links(&self) -> Vec<(usize, String)> {
+        let mut links = Vec::new();
+        for (number, line, in_code) in self.lines() {
+            if in_code {
+                continue;
+            }
+            let line = without_code(line);
+            let mut rest = line.as_str();
+            while let Some((_, after)) = rest.split_once("](") {
+                let (target, after) = after.split_once(')').expect("a link ends on its line");
+                links.push((number, target.to_owned()));
+                rest = after;
+            }
+            // `[name]: target`
+            if let Some((name, target)) = line.split_once("]: ")
+                && name.starts_with('[')
+                && !name.contains(']')
+            {
+                links.push((number, target.trim().to_owned()));
+            }
+        }
+        links
+    }
+}
+
+/// A line without its `code`.
+fn without_code(line: &str) -> String {
+    line.split('`').step_by(2).collect::<Vec<_>>().join("`")
+}
+
+/// A title without what its links lead to.
+fn without_targets(title: &str) -> String {
+    let mut parts = title.split("](");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str(part.split_once(')').map_or(part, |(_, after)| after));
+    }
+    text
+}
+
+fn slug(title: &str) -> String {
+    let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+#[test]
+fn what_is_read_of_a_document_is_what_stands_there() {
+    let text = "# A `b`: c's\n[x](y.md#z) `[no](no.md)` ![i](p.png)\n```js\n[n](o)\n# no\n```\n## [T](u.md)\n## T\n[r]: s.md\n";
+    let document = Document { path: "a.md".into(), text: text.into() };
+    assert_eq!(document.anchors(), ["a-b-cs", "t", "t-1"].map(str::to_owned).into());
+    let links: Vec<_> = document.links().into_iter().map(|(_, target)| target).collect();
+    assert_eq!(links, ["y.md#z", "p.png", "u.md", "s.md"]);
+    let blocks = document.blocks();
+    assert_eq!((blocks[0].info.as_str(), blocks[0].code.as_str(), blocks[0].line), ("js", "[n](o)\n# no\n", 4));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Links
+
+#[test]
+fn every_link_leads_to_something_that_is_there() {
+    let documents = documents();
+    let mut broken = Vec::new();
+    for document in &documents {
+        let folder = root().join(&document.path);
+        for (line, link) in document.links() {
+            if ["http://", "https://", "mailto:"].iter().any(|scheme| link.starts_with(scheme)) {
+                continue;
+            }
+            let (target, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let path = if target.is_empty() { folder.clone() } else { folder.with_file_name(target) };
+            let Ok(path) = path.canonicalize() else {
+                broken.push(format!("{}:{line}: no such file: {link}", document.path));
+                continue;
+            };
+            let of = documents.iter().find(|other| root().join(&other.path).canonicalize().unwrap() == path);
+            if !anchor.is_empty() && !of.is_some_and(|document| document.anchors().contains(anchor)) {
+                broken.push(format!("{}:{line}: no such heading: {link}", document.path));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+/// So that nothing is written that nobody finds.
+#[test]
+fn every_document_is_linked_from_the_readme_or_the_guide() {
+    let documents = documents();
+    let mut linked = BTreeSet::new();
+    for from in ["README.md", "docs/guide.md"] {
+        let document = documents.iter().find(|document| document.path == from).unwrap();
+        for (_, link) in document.links() {
+            let target = link.split('#').next().unwrap_or_default();
+            linked.extend(root().join(from).with_file_name(target).canonicalize());
+        }
+    }
+    for document in documents.iter().filter(|document| document.path.starts_with("docs/")) {
+        let path = root().join(&document.path).canonicalize().unwrap();
+        assert!(linked.contains(&path), "{} is linked from neither README.md nor docs/guide.md", document.path);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Rust
+
+/// `src/lib.rs` includes a document, which makes its blocks doctests. So a document that is not included is not compiled,
+/// and neither is a block that is ignored.
+#[test]
+fn every_rust_block_is_compiled_or_says_why_not() {
+    let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    // Sketches that leave out what the reader has.
+    let sketches = ["docs/mounting.md", "docs/scaling.md"];
+    for document in documents() {
+        let is_included = library.contains(&format!("include_str!(\"../{}\")", document.path));
+        for block in document.blocks() {
+            let mut info = block.info.split(',').map(str::trim);
+            if info.next() != Some("rust") {
+                continue;
+            }
+            let at = format!("{}:{}", document.path, block.line);
+            if info.any(|word| word == "ignore") {
+                let says_why = block.code.contains("// Not compiled: ");
+                assert!(says_why || sketches.contains(&document.path.as_str()), "{at}: say why: `// Not compiled: …`");
+            } else {
+                assert!(is_included, "{at} is not compiled: include the document at the end of src/lib.rs");
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// JavaScript
+
+fn node_is_there() -> bool {
+    let found = Command::new("node").arg("--version").stdout(Stdio::null()).status().is_ok();
+    assert!(found || std::env::var_os("CI").is_none(), "node is missing: tests/run installs it");
+    if !found {
+        eprintln!("LEFT OUT: no node on this machine, so the JavaScript in the documents is not looked at");
+    }
+    found
+}
+
+/// A folder of a test's own that goes with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("tower-sse-docs-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+#[test]
+fn every_javascript_block_is_javascript() {
+    if !node_is_there() {
+        return;
+    }
+    let folder = Folder::new();
+    let mut count = 0;
+    let documents = documents();
+    for (document, block) in
+        documents.iter().flat_map(|document| document.blocks().into_iter().map(move |b| (document, b)))
+    {
+        if block.info == "js" {
+            count += 1;
+            // A module, as pages have it: `await` may stand at the top.
+            let path = folder.write(&format!("{count}.mjs"), &block.code);
+            let Output { status, stderr, .. } = Command::new("node").arg("--check").arg(path).output().unwrap();
+            assert!(status.success(), "{}:{}\n{}", document.path, block.line, String::from_utf8_lossy(&stderr));
+        }
+    }
+    assert!(count > 20, "{count} blocks were found");
+}
+
+/// The block of a document that stands under a heading.
+fn block_under(path: &str, heading: &str, info: &str) -> String {
+    let document = documents().into_iter().find(|document| document.path == path).unwrap();
+    let at =
+        document.lines().find(|(_, line, in_code)| !in_code && *line == heading).expect("there is such a heading").0;
+    document
+        .blocks()
+        .into_iter()
+        .find(|block| block.line > at && block.info == info)
+        .expect("there is such a block")
+        .code
+}
+
+/// `follow` of the recipes against a hub: it reads what `EventSource` would, goes on after a break, and gives up where that
+/// does.
+#[tokio::test]
+async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
+    if !node_is_there() {
+        return;
+    }
+    let hub = Hub::builder().retry(Duration::from_millis(100)).build().unwrap();
+    let access = async |connect: Connect| {
+        let token = connect.headers().get("authorization").ok_or(Refusal::login())?;
+        if token == "Bearer 42" { Ok(Subscription::user("ada").topic("t")) } else { Err(Refusal::forbidden()) }
+    };
+    let server = Server::start(&hub, Router::new().layer(hub.layer("/events", access))).await;
+    let reader = block_under("docs/recipes.md", "## Browsers without `EventSource`", "js");
+    let folder = Folder::new();
+    let script = folder.write(
+        "follow.mjs",
+        &format!(
+            "{reader}
+            const [url, token] = process.argv.slice(2), stop = new AbortController();
+            const status = await follow(url, {{ authorization: `Bearer ${{token}}` }}, ({{ name, data }}) => {{
+                if (!name.startsWith('hub.')) console.log(name, JSON.stringify(data));
+                if (name === 'end') stop.abort();
+            }}, stop.signal);
+            console.log(status);"
+        ),
+    );
+    let url = format!("http://{}/events", server.addr);
+    let run = |token| Command::new("node").arg(&script).arg(&url).arg(token).stdout(Stdio::piped()).spawn().unwrap();
+    let text = |output: Output| String::from_utf8(output.stdout).unwrap();
+
+    let refused = run("41");
+    let output = soon(tokio::task::spawn_blocking(|| refused.wait_with_output().unwrap())).await.unwrap();
+    assert_eq!(text(output), "403\n");
+
+    let reader = run("42");
+    until(|| hub.stats().connections == 1).await;
+    hub.topic("t").publish(Event::message("one\ntwo ✓")).await.unwrap();
+    hub.topic("t").publish(Event::text("note", "")).await.unwrap();
+    until(|| hub.connections().iter().any(|connection| connection.delivered == 2)).await;
+    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    // Whether it is still away or back already: it gets this once.
+    hub.topic("t").publish(Event::text("note", "while it was away")).await.unwrap();
+    until(|| hub.connections().iter().any(|connection| connection.resumed && connection.delivered == 1)).await;
+    hub.topic("t").publish(Event::text("end", "{}")).await.unwrap();
+    let output = soon(tokio::task::spawn_blocking(|| reader.wait_with_output().unwrap())).await.unwrap();
+    let expected = "message \"one\\ntwo ✓\"\nnote \"\"\nnote \"while it was away\"\nend \"{}\"\nundefined\n";
+    assert_eq!(text(output), expected);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Promises
+
+/// What `docs/guarantees.md` says is shown by a test is shown by one that is there.
+#[test]
+fn the_tests_that_the_guarantees_name_are_there() {
+    let sources: Vec<String> = ["src", "tests", "benches"]
+        .iter()
+        .flat_map(|folder| files(folder, ".rs"))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let is_function = |name: &str| sources.iter().any(|source| source.contains(&format!("fn {name}(")));
+    let document = documents().into_iter().find(|document| document.path == "docs/guarantees.md").unwrap();
+    let mut count = 0;
+    for (number, line, in_code) in document.lines() {
+        for name in line.split('`').skip(1).step_by(2).filter(|_| !in_code) {
+            if name.starts_with("tests/") || name.starts_with("benches/") {
+                assert!(root().join(name).exists(), "docs/guarantees.md:{number}: {name} is not there");
+                count += 1;
+            } else if let Some(module) = ["log::", "http::", "hub::"].iter().find_map(|at| name.strip_prefix(at)) {
+                let is_there = files("src", ".rs").iter().any(|path| path.file_stem().unwrap() == module);
+                assert!(is_there, "docs/guarantees.md:{number}: {name} is not there");
+                count += 1;
+            } else if name.matches('_').count() > 2 && name.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_')) {
+                assert!(is_function(name), "docs/guarantees.md:{number}: no test is called {name}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 40, "{count} names were found");
+}
