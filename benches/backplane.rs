@@ -30,8 +30,15 @@ use redis_server::{DURABLE, FORGETFUL, RedisServer};
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, Event, Hub, Publisher, Retention, StreamItem, Subscription, TopicRule};
 
-/// How long each row is measured.
-const LONG: Duration = Duration::from_secs(2);
+/// How long each row is measured. `cargo test` runs benchmarks too, without this argument: only to see that they run.
+fn long() -> Duration {
+    if is_measured() { Duration::from_secs(2) } else { Duration::from_millis(20) }
+}
+
+fn is_measured() -> bool {
+    std::env::args().any(|argument| argument == "--bench")
+}
+
 /// How many publish at a time in the rows that say so.
 const AT_ONCE: usize = 64;
 
@@ -52,7 +59,7 @@ async fn rate(mut round: impl AsyncFnMut() -> usize) -> f64 {
     // Connected, the script loaded.
     round().await;
     let (begun, mut count) = (Instant::now(), 0);
-    while begun.elapsed() < LONG {
+    while begun.elapsed() < long() {
         count += round().await;
     }
     count as f64 / begun.elapsed().as_secs_f64()
@@ -111,7 +118,10 @@ async fn table(name: &str, log: impl Backplane + Clone) {
         ("`publish_many` of 10", rate(async || many(&publisher, 10).await).await),
         ("`publish_many` of 100", rate(async || many(&publisher, 100).await).await),
         ("`publish_many` of 1,000", rate(async || many(&publisher, 1_000).await).await),
-        ("the same, and out of a stream of an instance", end_to_end(log, 50_000).await),
+        (
+            "the same, and out of a stream of an instance",
+            end_to_end(log, if is_measured() { 50_000 } else { 1_000 }).await,
+        ),
     ];
     for (row, rate) in rows {
         println!("| {name} | {row} | {rate:.0} | {:.1} |", rate / base);
