@@ -109,7 +109,7 @@ fn two_publishers_are_read_in_the_order_of_the_log_each_record_once() {
         let subscriber = subscribe(&log, &["a", "b"]);
         let publishers = [publisher(&log, &[&["a"]]), publisher(&log, &[&["b"]])];
         assert_eq!(receive(&log, &subscriber, 2), [1, 2]);
-        publishers.map(|publisher| publisher.join().unwrap());
+        publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
         log.close(&subscriber, 0);
     });
 }

@@ -164,7 +164,7 @@ impl Reader {
         self.changed_at.take_if(|at| *at <= self.cursor).is_some()
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(tower_sse_loom)))]
     pub(super) fn told(&self, address: &Address) -> u64 {
         self.memberships.iter().find(|membership| membership.channel.address == *address).map_or(0, |m| m.told)
     }
