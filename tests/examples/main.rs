@@ -1,6 +1,7 @@
 //! The examples do what they say: their applications over real sockets, and the standalone hub as a process.
 
 #![allow(
+    clippy::duplicate_mod,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -19,6 +20,7 @@ mod hyper_service;
 mod instances;
 mod process;
 mod quickstart;
+mod small;
 mod standalone;
 mod two_instances;
 mod worker;
