@@ -1,4 +1,4 @@
-//! The way through a real nginx: what is promised holds behind it, and where it cannot, what happens instead.
+//! The way through real proxies: what is promised holds behind it, and where it cannot, what happens instead.
 #![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
@@ -9,7 +9,9 @@
     reason = "these are tests, helpers and all"
 )]
 
+mod documented;
 mod nginx;
+mod other;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -18,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
+use documented::replaced;
 use http::header;
 use http_body_util::BodyExt;
-use nginx::{Nginx, documented, free_port, plain, replaced};
+use nginx::{Nginx, free_port, plain};
 use support::{Events, Reply, Server, get, http2, reply, resume, send, soon, subscribe, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
@@ -51,6 +54,7 @@ fn app(hub: &Hub) -> Router {
     };
     Router::new()
         .route_service("/events", hub.endpoint(Public::topics(TopicRule::any())))
+        .route("/readyz", axum::routing::get(async || ()))
         .route("/seen", axum::routing::get(seen))
 }
 
@@ -85,43 +89,50 @@ impl Behind {
         until(|| self.hub.stats().connections == 0).await;
     }
 
-    /// Everything that is promised of a stream, from its first byte to its end.
     async fn keeps_every_promise(self, open: impl AsyncFn(SocketAddr, &str) -> Reply) {
-        let hub = &self.hub;
-        let addr = self.nginx.addr;
-        let mut events = within(PROMPT, "first byte", async {
-            let mut events = open(addr, "").await.events();
-            let hello = events.next().await;
-            assert!(hello.event == "hub.hello" && hello.data.contains("fresh"), "{hello:?}");
-            events
-        })
-        .await;
-        events.caught_up().await;
-        for text in ["one", "two", "three", &"large".repeat(40_000)] {
-            say(hub, text).await;
-            let event = within(PROMPT, &format!("an event of {} bytes", text.len()), events.next()).await;
-            assert!(event.data == text);
-        }
-
-        let id = events.last_id.clone();
-        drop(events);
-        within(FORGOTTEN, "forgotten", self.left()).await;
-        say(hub, "while away").await;
-        let mut events = within(PROMPT, "back", open(addr, &id)).await.events();
-        let hello = events.next().await;
-        assert!(hello.event == "hub.hello" && hello.data.contains("resuming"), "{hello:?}");
-        assert_eq!(events.next().await.data, "while away");
-        events.caught_up().await;
-
-        let drained = tokio::spawn({
-            let hub = hub.clone();
-            async move { hub.drain(Duration::from_secs(1)).await }
-        });
-        let bye = within(PROMPT, "end", events.rest()).await.pop().unwrap();
-        assert!(bye.event == "hub.bye" && bye.retry.is_some(), "{bye:?}");
-        assert_eq!(soon(drained).await.unwrap().cut, 0);
-        within(PROMPT, "the application leaves", self.server.stop()).await;
+        keeps_every_promise(&self.hub, self.server, self.nginx.addr, open).await;
     }
+}
+
+/// Everything that is promised of a stream, from its first byte to its end.
+async fn keeps_every_promise(
+    hub: &Hub,
+    server: Server,
+    addr: SocketAddr,
+    open: impl AsyncFn(SocketAddr, &str) -> Reply,
+) {
+    let mut events = within(PROMPT, "first byte", async {
+        let mut events = open(addr, "").await.events();
+        let hello = events.next().await;
+        assert!(hello.event == "hub.hello" && hello.data.contains("fresh"), "{hello:?}");
+        events
+    })
+    .await;
+    events.caught_up().await;
+    for text in ["one", "two", "three", &"large".repeat(40_000)] {
+        say(hub, text).await;
+        let event = within(PROMPT, &format!("an event of {} bytes", text.len()), events.next()).await;
+        assert!(event.data == text);
+    }
+
+    let id = events.last_id.clone();
+    drop(events);
+    within(FORGOTTEN, "forgotten", until(|| hub.stats().connections == 0)).await;
+    say(hub, "while away").await;
+    let mut events = within(PROMPT, "back", open(addr, &id)).await.events();
+    let hello = events.next().await;
+    assert!(hello.event == "hub.hello" && hello.data.contains("resuming"), "{hello:?}");
+    assert_eq!(events.next().await.data, "while away");
+    events.caught_up().await;
+
+    let drained = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.drain(Duration::from_secs(1)).await }
+    });
+    let bye = within(PROMPT, "end", events.rest()).await.pop().unwrap();
+    assert!(bye.event == "hub.bye" && bye.retry.is_some(), "{bye:?}");
+    assert_eq!(soon(drained).await.unwrap().cut, 0);
+    within(PROMPT, "the application leaves", server.stop()).await;
 }
 
 async fn over_http_1(addr: SocketAddr, id: &str) -> Reply {
@@ -161,7 +172,7 @@ async fn every_promise_is_kept_with_the_configuration_of_the_documents() {
     if !nginx::is_there() {
         return;
     }
-    let behind = Behind::start(documented).await;
+    let behind = Behind::start(documented::nginx).await;
     let [first, second] = [seen(&behind.nginx).await, seen(&behind.nginx).await];
     assert_eq!([&first[0], &first[1]], ["HTTP/1.1", "test"]);
     assert_eq!(first[2], second[2], "the connection is kept");
@@ -173,8 +184,9 @@ async fn every_promise_is_kept_over_http_2_from_the_client() {
     if !nginx::is_there() {
         return;
     }
-    let site =
-        |listen, to| replaced(&documented(listen, to), &format!("listen {listen}"), &format!("listen {listen} http2"));
+    let site = |listen, to| {
+        replaced(&documented::nginx(listen, to), 1, &format!("listen {listen}"), &format!("listen {listen} http2"))
+    };
     Behind::start(site).await.keeps_every_promise(over_http_2).await;
 }
 
@@ -187,7 +199,8 @@ async fn an_idle_stream_survives_by_heartbeats_that_are_shorter_than_the_timeout
         return;
     }
     let hub = Hub::builder().heartbeat(Duration::from_millis(200)).build().unwrap();
-    let short = |listen, to| replaced(&documented(listen, to), "proxy_read_timeout 60s", "proxy_read_timeout 1s");
+    let short =
+        |listen, to| replaced(&documented::nginx(listen, to), 1, "proxy_read_timeout 60s", "proxy_read_timeout 1s");
     let behind = Behind::of(hub, short).await;
     let mut body = get(behind.nginx.addr, PATH).await.body;
     let begun = Instant::now();
@@ -243,7 +256,7 @@ async fn a_stream_that_nginx_compresses_is_prompt() {
     // The application compresses too, but not streams.
     let server = Server::start(&hub, app(&hub).layer(CompressionLayer::new())).await;
     let nginx = Nginx::start(|listen| {
-        format!("gzip on; gzip_types text/event-stream; gzip_min_length 0; {}", documented(listen, server.addr))
+        format!("gzip on; gzip_types text/event-stream; gzip_min_length 0; {}", documented::nginx(listen, server.addr))
     });
     let request = http::Request::get(PATH).header(header::ACCEPT_ENCODING, "gzip").body("").unwrap();
     assert_eq!(send(nginx.addr, request).await.header("content-encoding"), "gzip", "it does compress");
@@ -287,7 +300,7 @@ async fn a_reader_that_stalls_behind_nginx_is_cut_and_costs_others_nothing() {
         return;
     }
     let hub = Hub::builder().write_deadline(Duration::from_millis(500)).build().unwrap();
-    let behind = Behind::of(hub, documented).await;
+    let behind = Behind::of(hub, documented::nginx).await;
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stalled = socket.connect(behind.nginx.addr).await.unwrap();
@@ -331,7 +344,7 @@ async fn a_crash_of_nginx_is_an_end_by_error_and_the_client_resumes() {
     if !nginx::is_there() {
         return;
     }
-    let mut behind = Behind::start(documented).await;
+    let mut behind = Behind::start(documented::nginx).await;
     let addr = behind.nginx.addr;
     let mut events = subscribe(addr, PATH).await;
     behind.nginx.kill_workers();
@@ -363,7 +376,7 @@ async fn a_reload_keeps_streams_until_the_shutdown_timeout_and_then_they_resume(
     }
     let hub = Hub::builder().build().unwrap();
     let server = Server::start(&hub, app(&hub)).await;
-    let nginx = Nginx::start_with("worker_shutdown_timeout 2s;", |listen| documented(listen, server.addr));
+    let nginx = Nginx::start_with("worker_shutdown_timeout 2s;", |listen| documented::nginx(listen, server.addr));
     let mut events = subscribe(nginx.addr, PATH).await;
     let before = nginx.workers();
     nginx.reload();
@@ -389,7 +402,7 @@ async fn while_the_application_is_away_a_page_is_told_when_to_come_back() {
     let application = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let default = Nginx::start(|listen| plain(listen, application, ""));
     assert_eq!(get(default.addr, PATH).await.status, 502, "after which a browser does not come back");
-    let nginx = Nginx::start(|listen| documented(listen, application));
+    let nginx = Nginx::start(|listen| documented::nginx(listen, application));
     let refused = get(nginx.addr, PATH).await.events().rest().await;
     let [refused] = &refused[..] else { panic!("{refused:?}") };
     let retry = refused.retry.unwrap();
@@ -421,8 +434,8 @@ async fn when_one_of_two_instances_leaves_its_streams_go_on_at_the_other() {
     }
     let both = format!("{}; server {}", instances[0].2.addr, instances[1].2.addr);
     let nginx = Nginx::start(|listen| {
-        let one = documented(listen, instances[0].2.addr);
-        replaced(&one, &instances[0].2.addr.to_string(), &both)
+        let one = documented::nginx(listen, instances[0].2.addr);
+        replaced(&one, 1, &instances[0].2.addr.to_string(), &both)
     });
     let mut events = get(nginx.addr, PATH).await.events();
     let hello = events.next().await;
@@ -458,12 +471,12 @@ async fn pages_of_browsers_that_do_not_say_same_origin_need_the_host_to_be_hande
     let old = [("origin", "http://app.example")];
     let new = [("origin", "http://app.example"), ("sec-fetch-site", "same-origin")];
     let foreign = [("origin", "http://evil.example")];
-    let documented = Behind::start(documented).await;
+    let good = Behind::start(documented::nginx).await;
     let default = Behind::start(|listen, to| plain(listen, to, "")).await;
     for (behind, headers, status) in [
-        (&documented, &old[..], 200),
-        (&documented, &new, 200),
-        (&documented, &foreign, 403),
+        (&good, &old[..], 200),
+        (&good, &new, 200),
+        (&good, &foreign, 403),
         (&default, &old, 403),
         (&default, &new, 200),
         (&default, &foreign, 403),

@@ -11,19 +11,6 @@ use std::time::{Duration, Instant};
 
 pub use port::free_port;
 
-/// The configuration that `docs/deployment.md` shows, in the place of `/etc/nginx/conf.d/app.conf`.
-pub fn documented(listen: SocketAddr, application: SocketAddr) -> String {
-    let (_, block) = include_str!("../../docs/deployment.md").split_once("```nginx\n").unwrap();
-    let (site, _) = block.split_once("```").unwrap();
-    replaced(&replaced(site, "listen 80;", &format!("listen {listen};")), "127.0.0.1:3000", &application.to_string())
-}
-
-/// What is not there cannot be replaced in silence.
-pub fn replaced(text: &str, from: &str, to: &str) -> String {
-    assert_eq!(text.matches(from).count(), 1, "{from}");
-    text.replace(from, to)
-}
-
 /// What somebody writes who knows one directive; and `more` in the same location.
 pub fn plain(listen: SocketAddr, application: SocketAddr, more: &str) -> String {
     format!("server {{ listen {listen}; location / {{ proxy_pass http://{application}; {more} }} }}")
