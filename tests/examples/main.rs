@@ -22,6 +22,7 @@ mod hyper_service;
 mod instances;
 mod process;
 mod quickstart;
+mod small;
 mod standalone;
 mod two_instances;
 mod worker;

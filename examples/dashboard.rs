@@ -1,0 +1,75 @@
+//! Figures that change at different times: each is said when it changes, and a page that opens gets all of them at once.
+//!
+//! `cargo run --example dashboard`, then open <http://127.0.0.1:3000> in several tabs and close some. "process" was said
+//! once, when the program started, and every tab has it. The figures of the process are there on Linux.
+
+#![allow(clippy::print_stdout, reason = "a program with a console")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::Html;
+use axum::routing::get;
+use serde::Serialize;
+use tower_sse::{Connect, Event, Hub, PublishError, Refusal, Retention, Subscription, TopicRule};
+
+const EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Serialize)]
+struct Figure<'a> {
+    name: &'a str,
+    value: &'a str,
+}
+
+/// What there is to see of this process now.
+fn measure(hub: &Hub) -> BTreeMap<&'static str, String> {
+    let stats = hub.stats();
+    let mut figures = BTreeMap::from([
+        ("process", std::process::id().to_string()),
+        ("pages open", stats.connections.to_string()),
+        ("pages opened ever", stats.connected.to_string()),
+    ]);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    for (name, field) in [("memory", "VmRSS:"), ("threads", "Threads:")] {
+        let value = status.lines().find_map(|line| line.strip_prefix(field));
+        figures.extend(value.map(|value| (name, value.trim().to_owned())));
+    }
+    figures
+}
+
+async fn sample(hub: Hub) -> Result<(), PublishError> {
+    let mut said = BTreeMap::new();
+    let mut ticks = tokio::time::interval(EVERY);
+    loop {
+        ticks.tick().await;
+        let figures = measure(&hub);
+        for (name, value) in figures.iter().filter(|(name, value)| said.get(*name) != Some(*value)) {
+            // The key says which earlier event this one takes the place of.
+            let figure = Event::json("figure", &Figure { name, value })?.key(*name);
+            hub.topic("dashboard").publish(figure).await?;
+        }
+        said = figures;
+    }
+}
+
+async fn access(_: Connect) -> Result<Subscription, Refusal> {
+    Ok(Subscription::anonymous().topic("dashboard"))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let hub = Hub::builder().retention_for(TopicRule::exact("dashboard"), Retention::latest_per_key()).build()?;
+    let sampler = tokio::spawn(sample(hub.clone()));
+    let app = Router::new()
+        .route("/", get(async || Html(include_str!("dashboard.html"))))
+        .layer(hub.layer("/events", access));
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    println!("open http://{}", listener.local_addr()?);
+    tokio::select! {
+        served = axum::serve(hub.listener(listener), app) => served?,
+        sampled = sampler => sampled??,
+    }
+    Ok(())
+}

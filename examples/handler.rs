@@ -1,0 +1,88 @@
+//! A stream opened by an axum handler: who asks comes from an extractor, and which room from the path.
+//!
+//! `cargo run --example handler`, then open <http://127.0.0.1:3000> in two tabs. Everybody may be in the lobby, only ada
+//! in the office: a stream of it is refused to ben.
+
+#![allow(clippy::print_stdout, reason = "a program with a console")]
+
+use axum::Router;
+use axum::extract::{FromRef, FromRequestParts, Path, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Redirect};
+use axum::routing::{get, post};
+use tower_sse::{Connect, Event, EventStream, Hub, Refusal, Subscription};
+
+#[derive(Clone, FromRef)]
+struct AppState {
+    hub: Hub,
+}
+
+/// Who asks: the extractor that an application has for all of its handlers. A real one looks up a session.
+struct User(String);
+
+impl<S: Sync> FromRequestParts<S> for User {
+    type Rejection = StatusCode;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, StatusCode> {
+        let cookies = parts.headers.get(header::COOKIE).and_then(|cookies| cookies.to_str().ok());
+        let name = cookies.and_then(|cookies| cookies.split("; ").find_map(|cookie| cookie.strip_prefix("user=")));
+        name.map(|name| Self(name.to_owned())).ok_or(StatusCode::UNAUTHORIZED)
+    }
+}
+
+impl User {
+    fn may_enter(&self, room: &str) -> bool {
+        room == "lobby" || (room == "office" && self.0 == "ada")
+    }
+}
+
+/// `Connect` is taken before the user is looked up: so no stream slips past a `disconnect` that comes between the two.
+async fn events(
+    State(hub): State<Hub>,
+    connect: Connect,
+    user: User,
+    Path(room): Path<String>,
+) -> Result<EventStream, EventStream> {
+    if !user.may_enter(&room) {
+        return Err(hub.refuse(Refusal::forbidden()));
+    }
+    Ok(hub.connect(connect, Subscription::user(user.0).topic(format!("rooms/{room}"))))
+}
+
+async fn say(
+    State(hub): State<Hub>,
+    user: User,
+    Path(room): Path<String>,
+    text: String,
+) -> Result<StatusCode, StatusCode> {
+    if !user.may_enter(&room) {
+        return Err(StatusCode::FORBIDDEN);
+    }
+    let said = Event::text("said", format!("{}: {text}", user.0));
+    let published = hub.topic(format!("rooms/{room}")).publish(said).await;
+    published.map(|_| StatusCode::ACCEPTED).map_err(|_| StatusCode::BAD_REQUEST)
+}
+
+/// Signs ada or ben in.
+async fn sign_in(Path(user): Path<String>) -> Result<impl IntoResponse, StatusCode> {
+    let user = ["ada", "ben"].into_iter().find(|known| *known == user).ok_or(StatusCode::NOT_FOUND)?;
+    let cookie = format!("user={user}; Path=/; HttpOnly; SameSite=Lax");
+    Ok(([(header::SET_COOKIE, cookie)], Redirect::to("/")))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let hub = Hub::builder().build()?;
+    let app = Router::new()
+        .route("/", get(async || Html(include_str!("handler.html"))))
+        .route("/as/{user}", get(sign_in))
+        .route("/rooms/{room}/events", get(events))
+        .route("/rooms/{room}", post(say))
+        .with_state(AppState { hub: hub.clone() });
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    println!("open http://{}", listener.local_addr()?);
+    axum::serve(hub.listener(listener), app).await?;
+    Ok(())
+}

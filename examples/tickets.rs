@@ -1,0 +1,82 @@
+//! Streams without cookies: a front end on another origin has a token, `EventSource` can send none, so it fetches a ticket.
+//!
+//! `cargo run --example tickets`, then open <http://127.0.0.1:3000>: that is the front end, and the API is on port 3001.
+//! Restart the program: the tickets are spent, so the page gets a new one and goes on.
+
+#![allow(clippy::print_stdout, reason = "a program with a console")]
+
+use std::time::Duration;
+
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::Html;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tower_http::cors::CorsLayer;
+use tower_sse::{Connect, Event, Hub, Subscription, Ticket};
+
+/// How long a ticket may take from the answer to the next request. It is good for one stream.
+const GOOD_FOR: Duration = Duration::from_secs(30);
+
+/// Whose token it is. A real application checks a signature here.
+struct Bearer(&'static str);
+
+impl<S: Sync> FromRequestParts<S> for Bearer {
+    type Rejection = StatusCode;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, StatusCode> {
+        match parts.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes) {
+            Some(b"Bearer token-of-ada") => Ok(Self("ada")),
+            Some(b"Bearer token-of-ben") => Ok(Self("ben")),
+            _ => Err(StatusCode::UNAUTHORIZED),
+        }
+    }
+}
+
+async fn ticket(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<Json<Ticket>, StatusCode> {
+    hub.ticket(Subscription::user(user), GOOD_FOR).await.map(Json).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+async fn greet(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<StatusCode, StatusCode> {
+    let greeting = Event::text("greeting", format!("Hello, {user}!"));
+    hub.user(user).publish(greeting).await.map(|_| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+}
+
+fn api(hub: &Hub, front_end: HeaderValue) -> Router {
+    // The page is of another origin, so the browser asks first whether it may, and with which headers.
+    let cors =
+        CorsLayer::new().allow_origin(front_end).allow_methods([Method::POST]).allow_headers([header::AUTHORIZATION]);
+    let access = {
+        let hub = hub.clone();
+        move |connect: Connect| {
+            let hub = hub.clone();
+            async move { hub.redeem(&connect).await }
+        }
+    };
+    Router::new()
+        .route("/ticket", post(ticket))
+        .route("/greet", post(greet))
+        .with_state(hub.clone())
+        .layer(hub.layer("/events", access))
+        .layer(cors)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut addresses = std::env::args().skip(1);
+    let front_end = TcpListener::bind(addresses.next().unwrap_or_else(|| "127.0.0.1:3000".to_owned())).await?;
+    let listener = TcpListener::bind(addresses.next().unwrap_or_else(|| "127.0.0.1:3001".to_owned())).await?;
+    let origin = format!("http://{}", front_end.local_addr()?);
+    let url = format!("http://{}", listener.local_addr()?);
+    // CORS says who may read the answer; this, who may open a stream at all.
+    let hub = Hub::builder().allow_origin(origin.as_str()).build()?;
+    let page = Html(include_str!("tickets.html").replace("__API__", &url));
+    println!("open {origin}; the API is at {url}");
+    tokio::try_join!(
+        axum::serve(front_end, Router::new().route("/", get(async || page))).into_future(),
+        axum::serve(hub.listener(listener), api(&hub, origin.parse()?)).into_future(),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! The small examples as processes: each shows its one idea to a real request.
+#![cfg(unix)]
+
+#[path = "../support/port.rs"]
+mod port;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use http::Request;
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
+
+use crate::process::{Process, example};
+use crate::support::{Events, get, resume, send, soon, subscribe};
+
+/// A program on ports of its own, once it answers on all of them.
+struct Program {
+    process: Process,
+    at: Vec<SocketAddr>,
+}
+
+impl Program {
+    async fn start(name: &'static str, ports: usize) -> Self {
+        // The servers' files count ports each for itself: this one takes odd ones.
+        let odd = std::iter::repeat_with(port::free_port).filter(|port| port % 2 == 1);
+        let at: Vec<_> = odd.take(ports).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
+        let addresses: Vec<_> = at.iter().map(ToString::to_string).collect();
+        let process = spawn_blocking(move || {
+            Process::spawn(example(name), &addresses.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        let process = process.await.unwrap();
+        soon(async {
+            for addr in &at {
+                while TcpStream::connect(addr).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        })
+        .await;
+        Self { process, at }
+    }
+
+    /// Its page is there, and opens a stream.
+    async fn page(&self) -> String {
+        let page = get(self.at[0], "/").await;
+        assert_eq!((page.status.as_u16(), page.header("content-type")), (200, "text/html; charset=utf-8"));
+        let page = page.text().await;
+        assert!(page.contains("new EventSource("));
+        for foreign in ["https:", "src=", "@import", "innerHTML"] {
+            assert!(!page.contains(foreign), "{foreign}");
+        }
+        page
+    }
+}
+
+async fn post(addr: SocketAddr, path: &str, body: &'static str) -> (u16, String) {
+    let reply = send(addr, Request::post(path).body(body).unwrap()).await;
+    (reply.status.as_u16(), reply.text().await)
+}
+
+#[tokio::test]
+async fn progress_is_shown_from_where_it_is_and_the_result_stays() {
+    let program = Program::start("progress", 1).await;
+    program.page().await;
+    let addr = program.at[0];
+    let (status, job) = post(addr, "/jobs", "").await;
+    assert_eq!(status, 202);
+    let path = format!("/events?topic=jobs/{job}");
+    let mut early = get(addr, &path).await.events();
+    let mut last = 0;
+    let result = loop {
+        let event = early.next_own().await;
+        if event.event == "result" {
+            break event.data;
+        }
+        let percent: u32 = event.data.parse().unwrap();
+        assert!(event.event == "progress" && percent > last && percent <= 100, "{percent} after {last}");
+        if last < 50 && percent >= 50 {
+            let newest = get(addr, &path).await.events().next_own().await;
+            assert!(newest.data.parse::<u32>().unwrap() >= 50, "{}", newest.data);
+        }
+        last = percent;
+    };
+    assert_eq!((last, result.as_str()), (100, "78498 primes below 1000000"));
+    let late = get(addr, &path).await.events().next_own().await;
+    assert_eq!((late.event.as_str(), late.data), ("result", result));
+    assert_eq!(get(addr, "/events?topic=other").await.status, 403);
+}
+
+/// The figures that come until one has the value that is waited for.
+async fn figures(events: &mut Events, until: (&str, &str)) -> BTreeMap<String, String> {
+    let mut figures = BTreeMap::new();
+    while figures.get(until.0).map(String::as_str) != Some(until.1) {
+        let figure: Value = serde_json::from_str(&events.next_own().await.data).unwrap();
+        let [name, value] = ["name", "value"].map(|field| figure[field].as_str().unwrap().to_owned());
+        figures.insert(name, value);
+    }
+    figures
+}
+
+#[tokio::test]
+async fn a_dashboard_that_opens_late_has_every_figure_also_those_that_did_not_change() {
+    let program = Program::start("dashboard", 1).await;
+    program.page().await;
+    let addr = program.at[0];
+    let mut first = get(addr, "/events").await.events();
+    let seen = figures(&mut first, ("pages open", "1")).await;
+    assert!(seen["process"].parse::<u32>().unwrap() > 0);
+    let mut second = get(addr, "/events").await.events();
+    let all = figures(&mut second, ("pages open", "2")).await;
+    assert_eq!(all["process"], seen["process"], "said once, before this page was there");
+    let changed = figures(&mut first, ("pages open", "2")).await;
+    assert!(!changed.contains_key("process"), "only what changes is said: {changed:?}");
+    drop(second);
+    figures(&mut first, ("pages open", "1")).await;
+}
+
+#[tokio::test]
+async fn a_feed_gives_the_newest_to_a_new_page_and_what_was_missed_to_one_that_was_away() {
+    let program = Program::start("feed", 1).await;
+    program.page().await;
+    let addr = program.at[0];
+    for number in 0..25 {
+        assert_eq!(post(addr, "/entries", number.to_string().leak()).await.0, 201);
+    }
+    let mut page = get(addr, "/events").await.events();
+    let entries: Vec<_> = page.caught_up().await.into_iter().filter(|event| event.event == "entry").collect();
+    let texts: Vec<u32> = entries.iter().map(|entry| entry.data.parse().unwrap()).collect();
+    assert_eq!(texts, (5..25).collect::<Vec<_>>());
+    let id = page.last_id.clone();
+    drop(page);
+    assert_eq!(post(addr, "/entries", "one").await.0, 201);
+    assert_eq!(post(addr, "/entries", "two").await.0, 201);
+    let mut page = resume(addr, "/events", &id).await;
+    let missed = page.caught_up().await;
+    assert!(missed[0].data.contains(r#""cursor":"resuming""#), "{}", missed[0].data);
+    let missed: Vec<_> = missed[1..].iter().map(|event| event.data.as_str()).collect();
+    assert_eq!(missed, ["one", "two"]);
+}
+
+#[tokio::test]
+async fn a_handler_decides_by_its_extractor_and_its_path() {
+    let program = Program::start("handler", 1).await;
+    program.page().await;
+    let addr = program.at[0];
+    let ask = async |user: &str, room: &str| {
+        let request = Request::get(format!("/rooms/{room}/events")).header("cookie", format!("user={user}"));
+        send(addr, request.body("").unwrap()).await
+    };
+    let signed_in = get(addr, "/as/ada").await;
+    assert!(signed_in.header("set-cookie").starts_with("user=ada;"));
+    assert_eq!(get(addr, "/as/nobody").await.status, 404);
+    assert_eq!(get(addr, "/rooms/lobby/events").await.status, 401);
+    assert_eq!(ask("ben", "office").await.status, 403);
+    let mut office = ask("ada", "office").await.events();
+    let mut lobby = ask("ben", "lobby").await.events();
+    office.caught_up().await;
+    lobby.caught_up().await;
+    for (user, room, status) in [("ada", "office", 202), ("ada", "lobby", 202), ("ben", "office", 403)] {
+        let request = Request::post(format!("/rooms/{room}")).header("cookie", format!("user={user}"));
+        assert_eq!(send(addr, request.body("hello").unwrap()).await.status, status);
+    }
+    assert_eq!(office.next_own().await.data, "ada: hello");
+    assert_eq!(lobby.next_own().await.data, "ada: hello");
+}
+
+#[tokio::test]
+async fn a_shutdown_says_goodbye_and_waits_neither_for_streams_nor_for_requests_that_never_end() {
+    let program = Program::start("shutdown", 1).await;
+    program.page().await;
+    let addr = program.at[0];
+    assert_eq!(get(addr, "/readyz").await.status, 200);
+    let mut slow = TcpStream::connect(addr).await.unwrap();
+    slow.write_all(b"GET /slow HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let events = subscribe(addr, "/events").await;
+    let told = Instant::now();
+    program.process.signal("-TERM");
+    let bye = events.rest().await.pop().unwrap();
+    assert!(bye.event == "hub.bye" && bye.data.contains(r#""reason":"draining""#), "{bye:?}");
+    assert!(bye.retry.unwrap() <= Duration::from_secs(5));
+    let (code, said, _) = program.process.output().await;
+    assert_eq!((code, said.lines().last()), (Some(0), Some("1 streams have ended, 0 were cut")));
+    assert!(told.elapsed() >= Duration::from_secs(2), "it did wait for the request");
+    drop(slow);
+}
+
+#[tokio::test]
+async fn a_ticket_opens_one_stream_for_a_page_of_another_origin() {
+    let program = Program::start("tickets", 2).await;
+    let (front_end, api) = (program.at[0], program.at[1]);
+    let page = program.page().await;
+    assert!(
+        page.contains(&format!(r#"const API = "http://{api}";"#)) && page.contains("new EventSource(`${API}/events?")
+    );
+    let origin = format!("http://{front_end}");
+    let from_page = |request: http::request::Builder, origin: &str| {
+        request.header("origin", origin).header("sec-fetch-site", "same-site").body("").unwrap()
+    };
+
+    let preflight = Request::options("/ticket")
+        .header("access-control-request-method", "POST")
+        .header("access-control-request-headers", "authorization");
+    let allowed = send(api, from_page(preflight, &origin)).await;
+    assert_eq!(allowed.header("access-control-allow-origin"), origin);
+    assert_eq!(allowed.header("access-control-allow-headers"), "authorization");
+
+    for forged in ["", "Bearer forged"] {
+        let request = Request::post("/ticket").header("authorization", forged);
+        assert_eq!(send(api, from_page(request, &origin)).await.status, 401);
+    }
+    let authorized = |path: &str| Request::post(path).header("authorization", "Bearer token-of-ada");
+    let ticket = send(api, from_page(authorized("/ticket"), &origin)).await.text().await;
+    let path = format!("/events?ticket={}", ticket.trim_matches('"'));
+    assert_eq!(send(api, from_page(Request::get(&path), "http://evil.example")).await.status, 403);
+    let reply = send(api, from_page(Request::get(&path), &origin)).await;
+    assert_eq!(reply.header("access-control-allow-origin"), origin);
+    let mut events = reply.events();
+    events.caught_up().await;
+    assert_eq!(send(api, from_page(Request::get(&path), &origin)).await.status, 401, "it is spent");
+    assert_eq!(get(api, "/events").await.status, 401);
+    assert_eq!(send(api, from_page(authorized("/greet"), &origin)).await.status, 202);
+    assert_eq!(events.next_own().await.data, "Hello, ada!");
+}

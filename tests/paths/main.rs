@@ -1,0 +1,490 @@
+//! The way through real proxies: what is promised holds behind it, and where it cannot, what happens instead.
+#![cfg(unix)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "these are tests, helpers and all"
+)]
+
+mod documented;
+mod nginx;
+mod other;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{ConnectInfo, Request};
+use documented::replaced;
+use http::header;
+use http_body_util::BodyExt;
+use nginx::{Nginx, free_port, plain};
+use support::{Events, Reply, Server, get, http2, reply, resume, send, soon, subscribe, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::io::ReaderStream;
+use tower_http::compression::CompressionLayer;
+use tower_sse::backplane::Memory;
+use tower_sse::{EndReason, Event, Hub, Kick, Public, TopicRule};
+
+/// Until the first byte, and from a publish to its event at the client.
+const PROMPT: Duration = Duration::from_secs(1);
+/// Until a client that has left is forgotten.
+const FORGOTTEN: Duration = Duration::from_millis(100);
+const PATH: &str = "/events?topic=t";
+
+/// Machines are shared, so ten times as long is allowed.
+async fn within<F: Future>(promise: Duration, what: &str, future: F) -> F::Output {
+    let begun = Instant::now();
+    let output = soon(future).await;
+    let took = begun.elapsed();
+    eprintln!("{what}: {took:?}");
+    assert!(took < promise * 10, "{what}: {took:?}");
+    output
+}
+
+fn app(hub: &Hub) -> Router {
+    let seen = async |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request| {
+        let host = request.headers().get("host").unwrap().to_str().unwrap();
+        format!("{:?} {host} {peer}", request.version())
+    };
+    Router::new()
+        .route_service("/events", hub.endpoint(Public::topics(TopicRule::any())))
+        .route("/readyz", axum::routing::get(async || ()))
+        .route("/seen", axum::routing::get(seen))
+}
+
+async fn say(hub: &Hub, text: impl Into<String>) {
+    hub.topic("t").publish(Event::message(text.into())).await.unwrap();
+}
+
+/// How it reached the application: the version, the host, the socket.
+async fn seen(nginx: &Nginx) -> [String; 3] {
+    let text = get(nginx.addr, "/seen").await.text().await;
+    text.split(' ').map(str::to_owned).collect::<Vec<_>>().try_into().unwrap()
+}
+
+struct Behind {
+    hub: Hub,
+    server: Server,
+    nginx: Nginx,
+}
+
+impl Behind {
+    async fn start(site: impl FnOnce(SocketAddr, SocketAddr) -> String) -> Self {
+        Self::of(Hub::builder().build().unwrap(), site).await
+    }
+
+    async fn of(hub: Hub, site: impl FnOnce(SocketAddr, SocketAddr) -> String) -> Self {
+        let server = Server::start(&hub, app(&hub)).await;
+        let nginx = Nginx::start(|listen| site(listen, server.addr));
+        Self { hub, server, nginx }
+    }
+
+    async fn left(&self) {
+        until(|| self.hub.stats().connections == 0).await;
+    }
+
+    async fn keeps_every_promise(self, open: impl AsyncFn(SocketAddr, &str) -> Reply) {
+        keeps_every_promise(&self.hub, self.server, self.nginx.addr, open).await;
+    }
+}
+
+/// Everything that is promised of a stream, from its first byte to its end.
+async fn keeps_every_promise(
+    hub: &Hub,
+    server: Server,
+    addr: SocketAddr,
+    open: impl AsyncFn(SocketAddr, &str) -> Reply,
+) {
+    let mut events = within(PROMPT, "first byte", async {
+        let mut events = open(addr, "").await.events();
+        let hello = events.next().await;
+        assert!(hello.event == "hub.hello" && hello.data.contains("fresh"), "{hello:?}");
+        events
+    })
+    .await;
+    events.caught_up().await;
+    for text in ["one", "two", "three", &"large".repeat(40_000)] {
+        say(hub, text).await;
+        let event = within(PROMPT, &format!("an event of {} bytes", text.len()), events.next()).await;
+        assert!(event.data == text);
+    }
+
+    let id = events.last_id.clone();
+    drop(events);
+    within(FORGOTTEN, "forgotten", until(|| hub.stats().connections == 0)).await;
+    say(hub, "while away").await;
+    let mut events = within(PROMPT, "back", open(addr, &id)).await.events();
+    let hello = events.next().await;
+    assert!(hello.event == "hub.hello" && hello.data.contains("resuming"), "{hello:?}");
+    assert_eq!(events.next().await.data, "while away");
+    events.caught_up().await;
+
+    let drained = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.drain(Duration::from_secs(1)).await }
+    });
+    let bye = within(PROMPT, "end", events.rest()).await.pop().unwrap();
+    assert!(bye.event == "hub.bye" && bye.retry.is_some(), "{bye:?}");
+    assert_eq!(soon(drained).await.unwrap().cut, 0);
+    within(PROMPT, "the application leaves", server.stop()).await;
+}
+
+async fn over_http_1(addr: SocketAddr, id: &str) -> Reply {
+    send(addr, http::Request::get(PATH).header("last-event-id", id).body("").unwrap()).await
+}
+
+async fn over_http_2(addr: SocketAddr, id: &str) -> Reply {
+    let request = http::Request::get(format!("http://test{PATH}")).header("last-event-id", id);
+    let mut sender = http2(addr).await;
+    reply(soon(sender.send_request(request.body(http_body_util::Full::default()).unwrap())).await.unwrap())
+}
+
+#[tokio::test]
+async fn every_promise_is_kept_with_the_default_configuration() {
+    if !nginx::is_there() {
+        return;
+    }
+    let behind = Behind::start(|listen, to| plain(listen, to, "")).await;
+    let [version, host, _] = seen(&behind.nginx).await;
+    eprintln!("the default speaks {version} to the application");
+    assert_eq!(host, behind.server.addr.to_string(), "the application's own name, not what the client asked for");
+    behind.keeps_every_promise(over_http_1).await;
+}
+
+#[tokio::test]
+async fn every_promise_is_kept_over_http_1_0_to_the_application() {
+    if !nginx::is_there() {
+        return;
+    }
+    let behind = Behind::start(|listen, to| plain(listen, to, "proxy_http_version 1.0;")).await;
+    assert_eq!(seen(&behind.nginx).await[0], "HTTP/1.0");
+    behind.keeps_every_promise(over_http_1).await;
+}
+
+#[tokio::test]
+async fn every_promise_is_kept_with_the_configuration_of_the_documents() {
+    if !nginx::is_there() {
+        return;
+    }
+    let behind = Behind::start(documented::nginx).await;
+    let [first, second] = [seen(&behind.nginx).await, seen(&behind.nginx).await];
+    assert_eq!([&first[0], &first[1]], ["HTTP/1.1", "test"]);
+    assert_eq!(first[2], second[2], "the connection is kept");
+    behind.keeps_every_promise(over_http_1).await;
+}
+
+#[tokio::test]
+async fn every_promise_is_kept_over_http_2_from_the_client() {
+    if !nginx::is_there() {
+        return;
+    }
+    let site = |listen, to| {
+        replaced(&documented::nginx(listen, to), 1, &format!("listen {listen}"), &format!("listen {listen} http2"))
+    };
+    Behind::start(site).await.keeps_every_promise(over_http_2).await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Silence
+
+#[tokio::test]
+async fn an_idle_stream_survives_by_heartbeats_that_are_shorter_than_the_timeout() {
+    if !nginx::is_there() {
+        return;
+    }
+    let hub = Hub::builder().heartbeat(Duration::from_millis(200)).build().unwrap();
+    let short =
+        |listen, to| replaced(&documented::nginx(listen, to), 1, "proxy_read_timeout 60s", "proxy_read_timeout 1s");
+    let behind = Behind::of(hub, short).await;
+    let mut body = get(behind.nginx.addr, PATH).await.body;
+    let begun = Instant::now();
+    let mut read = String::new();
+    let mut next = async || {
+        let frame = soon(body.frame()).await.expect("the stream ended").expect("the stream broke");
+        String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap()
+    };
+    while begun.elapsed() < Duration::from_secs(3) {
+        read.push_str(&next().await);
+    }
+    let beats = read.lines().filter(|line| *line == ":").count();
+    assert!(beats >= 3, "{read}");
+    say(&behind.hub, "still here").await;
+    while !next().await.contains("data: still here\n") {}
+}
+
+#[tokio::test]
+async fn without_heartbeats_the_proxy_cuts_an_idle_stream_and_it_resumes() {
+    if !nginx::is_there() {
+        return;
+    }
+    let hub = Hub::builder().heartbeat(Duration::from_secs(100)).build().unwrap();
+    let behind = Behind::of(hub, |listen, to| plain(listen, to, "proxy_read_timeout 1s;")).await;
+    let mut events = subscribe(behind.nginx.addr, PATH).await;
+    let cut = within(Duration::from_secs(1), "cut", events.try_next()).await;
+    assert!(matches!(cut, Some(Err(_))), "an end by error: {cut:?}");
+    within(FORGOTTEN, "forgotten", behind.left()).await;
+    say(&behind.hub, "meanwhile").await;
+    let mut events = resume(behind.nginx.addr, PATH, &events.last_id).await;
+    assert_eq!(events.next().await.event, "hub.hello");
+    assert_eq!(events.next().await.data, "meanwhile");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Compression and buffering
+
+/// A client that unpacks; a process of its own.
+fn unpacking(addr: SocketAddr) -> (tokio::process::Child, Events) {
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["-sN", "--compressed", &format!("http://{addr}{PATH}")]).stdout(std::process::Stdio::piped());
+    let mut child = curl.kill_on_drop(true).spawn().unwrap();
+    let events = Events::parse(ReaderStream::new(child.stdout.take().unwrap()));
+    (child, events)
+}
+
+#[tokio::test]
+async fn a_stream_that_nginx_compresses_is_prompt() {
+    if !nginx::is_there() {
+        return;
+    }
+    let hub = Hub::builder().build().unwrap();
+    // The application compresses too, but not streams.
+    let server = Server::start(&hub, app(&hub).layer(CompressionLayer::new())).await;
+    let nginx = Nginx::start(|listen| {
+        format!("gzip on; gzip_types text/event-stream; gzip_min_length 0; {}", documented::nginx(listen, server.addr))
+    });
+    let request = http::Request::get(PATH).header(header::ACCEPT_ENCODING, "gzip").body("").unwrap();
+    assert_eq!(send(nginx.addr, request).await.header("content-encoding"), "gzip", "it does compress");
+    let (curl, mut events) = unpacking(nginx.addr);
+    assert_eq!(within(PROMPT, "first byte", events.next()).await.event, "hub.hello");
+    events.caught_up().await;
+    for text in ["one", "two", &"large".repeat(40_000)] {
+        say(&hub, text).await;
+        assert!(within(PROMPT, "event", events.next()).await.data == text);
+    }
+    drop((events, curl));
+    within(FORGOTTEN, "forgotten", until(|| hub.stats().connections == 0)).await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_told_to_buffer_all_the_same_holds_back_even_the_head() {
+    if !nginx::is_there() {
+        return;
+    }
+    let buffers = "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;";
+    let behind = Behind::start(|listen, to| plain(listen, to, buffers)).await;
+    let mut tcp = tokio::net::TcpStream::connect(behind.nginx.addr).await.unwrap();
+    tcp.write_all(format!("GET {PATH} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
+    until(|| behind.hub.stats().connections == 1).await;
+    say(&behind.hub, "small").await;
+    let mut byte = [0];
+    let nothing = tokio::time::timeout(Duration::from_secs(2), tcp.read_exact(&mut byte)).await;
+    assert!(nothing.is_err(), "{byte:?}");
+    // Only what fills its buffers makes it send.
+    say(&behind.hub, "x".repeat(100_000)).await;
+    soon(tcp.read_exact(&mut byte)).await.unwrap();
+    assert_eq!(&byte, b"H");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Readers that stall, and ends
+
+#[tokio::test]
+async fn a_reader_that_stalls_behind_nginx_is_cut_and_costs_others_nothing() {
+    if !nginx::is_there() {
+        return;
+    }
+    let hub = Hub::builder().write_deadline(Duration::from_millis(500)).build().unwrap();
+    let behind = Behind::of(hub, documented::nginx).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stalled = socket.connect(behind.nginx.addr).await.unwrap();
+    stalled.write_all(format!("GET {PATH} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
+    let mut first = [0; 16];
+    soon(stalled.read_exact(&mut first)).await.unwrap();
+    let mut other = subscribe(behind.nginx.addr, PATH).await;
+
+    let large = "x".repeat(100_000);
+    let mut published = 0;
+    while behind.hub.stats().ended(EndReason::Stalled) == 0 {
+        say(&behind.hub, large.as_str()).await;
+        published += large.len();
+        assert!(other.next().await.data == large);
+        assert!(published < 500_000_000, "it takes everything");
+    }
+    eprintln!("cut after {} kB", published / 1000);
+    assert_eq!(behind.hub.stats().connections, 1);
+}
+
+#[tokio::test]
+async fn an_abort_arrives_as_one_over_http_1_1_and_as_a_proper_end_over_http_1_0() {
+    if !nginx::is_there() {
+        return;
+    }
+    for (version, is_error) in [("1.0", false), ("1.1", true)] {
+        let hub = Hub::builder().end(tower_sse::End::Abort).build().unwrap();
+        let to_application = format!("proxy_http_version {version};");
+        let behind = Behind::of(hub, |listen, to| plain(listen, to, &to_application)).await;
+        let mut events = subscribe(behind.nginx.addr, PATH).await;
+        behind.hub.everyone().disconnect(Kick::now()).await.unwrap();
+        assert_eq!(events.next().await.event, "hub.bye");
+        let end = events.try_next().await;
+        assert_eq!(matches!(end, Some(Err(_))), is_error, "{version}: {end:?}");
+        assert_eq!(end.is_none(), !is_error, "{version}: {end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_crash_of_nginx_is_an_end_by_error_and_the_client_resumes() {
+    if !nginx::is_there() {
+        return;
+    }
+    let mut behind = Behind::start(documented::nginx).await;
+    let addr = behind.nginx.addr;
+    let mut events = subscribe(addr, PATH).await;
+    behind.nginx.kill_workers();
+    let end = events.try_next().await;
+    assert!(matches!(end, Some(Err(_))), "{end:?}");
+    within(FORGOTTEN, "forgotten", behind.left()).await;
+    say(&behind.hub, "one").await;
+    // Its socket is open meanwhile, so the client waits for the next worker.
+    let mut events = within(PROMPT, "back", resume(addr, PATH, &events.last_id)).await;
+    assert_eq!(events.next().await.event, "hub.hello");
+    assert_eq!(events.next().await.data, "one");
+    events.caught_up().await;
+
+    behind.nginx.stop();
+    let end = events.try_next().await;
+    assert!(matches!(end, Some(Err(_))), "{end:?}");
+    within(FORGOTTEN, "forgotten", behind.left()).await;
+    say(&behind.hub, "two").await;
+    behind.nginx.restart();
+    let mut events = resume(addr, PATH, &events.last_id).await;
+    assert_eq!(events.next().await.event, "hub.hello");
+    assert_eq!(events.next().await.data, "two");
+}
+
+#[tokio::test]
+async fn a_reload_keeps_streams_until_the_shutdown_timeout_and_then_they_resume() {
+    if !nginx::is_there() {
+        return;
+    }
+    let hub = Hub::builder().build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    let nginx = Nginx::start_with("worker_shutdown_timeout 2s;", |listen| documented::nginx(listen, server.addr));
+    let mut events = subscribe(nginx.addr, PATH).await;
+    let before = nginx.workers();
+    nginx.reload();
+    until(|| nginx.workers().iter().any(|worker| !before.contains(worker))).await;
+    say(&hub, "after the reload").await;
+    assert_eq!(events.next().await.data, "after the reload");
+    let end = within(Duration::from_secs(2), "the old worker leaves", events.try_next()).await;
+    assert!(matches!(end, Some(Err(_))), "{end:?}");
+    say(&hub, "meanwhile").await;
+    let mut events = resume(nginx.addr, PATH, &events.last_id).await;
+    assert_eq!(events.next().await.event, "hub.hello");
+    assert_eq!(events.next().await.data, "meanwhile");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The application is away
+
+#[tokio::test]
+async fn while_the_application_is_away_a_page_is_told_when_to_come_back() {
+    if !nginx::is_there() {
+        return;
+    }
+    let application = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let default = Nginx::start(|listen| plain(listen, application, ""));
+    assert_eq!(get(default.addr, PATH).await.status, 502, "after which a browser does not come back");
+    let nginx = Nginx::start(|listen| documented::nginx(listen, application));
+    let refused = get(nginx.addr, PATH).await.events().rest().await;
+    let [refused] = &refused[..] else { panic!("{refused:?}") };
+    let retry = refused.retry.unwrap();
+    assert!((Duration::from_secs(1)..=Duration::from_secs(4)).contains(&retry));
+    let data = format!(r#"{{"reason":"busy","retry_ms":{}}}"#, retry.as_millis());
+    assert_eq!((refused.event.as_str(), &refused.data), ("hub.refused", &data));
+    assert_eq!(get(nginx.addr, "/other").await.status, 502, "only a stream is answered like this");
+
+    let hub = Hub::builder().build().unwrap();
+    let listener = tokio::net::TcpListener::bind(application).await.unwrap();
+    let service = app(&hub).into_make_service_with_connect_info::<SocketAddr>();
+    let task = tokio::spawn(axum::serve(hub.listener(listener), service).into_future());
+    assert_eq!(get(nginx.addr, PATH).await.events().next().await.event, "hub.hello");
+    task.abort();
+}
+
+#[tokio::test]
+async fn when_one_of_two_instances_leaves_its_streams_go_on_at_the_other() {
+    if !nginx::is_there() {
+        return;
+    }
+    let log = Memory::new();
+    let mut instances = Vec::new();
+    for name in ["A", "B"] {
+        let hub = Hub::builder().backplane(log.clone()).instance(name).build().unwrap();
+        until(|| hub.health().ready).await;
+        let server = Server::start(&hub, app(&hub)).await;
+        instances.push((name, hub, server));
+    }
+    let both = format!("{}; server {}", instances[0].2.addr, instances[1].2.addr);
+    let nginx = Nginx::start(|listen| {
+        let one = documented::nginx(listen, instances[0].2.addr);
+        replaced(&one, 1, &instances[0].2.addr.to_string(), &both)
+    });
+    let mut events = get(nginx.addr, PATH).await.events();
+    let hello = events.next().await;
+    events.caught_up().await;
+    let here = instances.iter().position(|(name, ..)| hello.data.contains(&format!(r#""instance":"{name}""#))).unwrap();
+    let (_, leaving, its_server) = instances.remove(here);
+    let (other, remaining, _server) = &instances[0];
+
+    say(remaining, "one").await;
+    assert_eq!(events.next().await.data, "one");
+    soon(leaving.drain(Duration::from_millis(200))).await;
+    let id = events.last_id.clone();
+    assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
+    its_server.stop().await;
+    say(remaining, "two").await;
+    // Whichever nginx asks first: one that is gone passes the request on to the other.
+    for _ in 0..4 {
+        let mut events = resume(nginx.addr, PATH, &id).await;
+        let hello = events.next().await;
+        assert!(hello.data.contains(&format!(r#""instance":"{other}""#)), "{}", hello.data);
+        assert_eq!(events.next().await.data, "two");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Whose page it is
+
+#[tokio::test]
+async fn pages_of_browsers_that_do_not_say_same_origin_need_the_host_to_be_handed_on() {
+    if !nginx::is_there() {
+        return;
+    }
+    let old = [("origin", "http://app.example")];
+    let new = [("origin", "http://app.example"), ("sec-fetch-site", "same-origin")];
+    let foreign = [("origin", "http://evil.example")];
+    let good = Behind::start(documented::nginx).await;
+    let default = Behind::start(|listen, to| plain(listen, to, "")).await;
+    for (behind, headers, status) in [
+        (&good, &old[..], 200),
+        (&good, &new, 200),
+        (&good, &foreign, 403),
+        (&default, &old, 403),
+        (&default, &new, 200),
+        (&default, &foreign, 403),
+    ] {
+        let mut request = http::Request::get(PATH).header("host", "app.example");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        assert_eq!(send(behind.nginx.addr, request.body("").unwrap()).await.status, status, "{headers:?}");
+    }
+}

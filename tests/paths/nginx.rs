@@ -1,0 +1,117 @@
+//! An nginx of a test's own: on a free port, with its own folder, in the foreground, ended by its process id.
+
+#[path = "../support/port.rs"]
+mod port;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub use port::free_port;
+
+/// What somebody writes who knows one directive; and `more` in the same location.
+pub fn plain(listen: SocketAddr, application: SocketAddr, more: &str) -> String {
+    format!("server {{ listen {listen}; location / {{ proxy_pass http://{application}; {more} }} }}")
+}
+
+pub struct Nginx {
+    pub addr: SocketAddr,
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+/// Whether there is one to run. Where there is not, what is left out is said loudly; CI never leaves it out.
+pub fn is_there() -> bool {
+    let found = Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok();
+    assert!(found || std::env::var_os("CI").is_none(), "nginx is missing: tests/run installs it");
+    if !found {
+        eprintln!("LEFT OUT: no nginx on this machine, so nothing is shown of proxies here");
+    }
+    found
+}
+
+impl Nginx {
+    /// `site` gets the address to listen on, and is what stands inside of `http`.
+    pub fn start(site: impl FnOnce(SocketAddr) -> String) -> Self {
+        Self::start_with("", site)
+    }
+
+    /// `main` is what stands outside of it.
+    pub fn start_with(main: &str, site: impl FnOnce(SocketAddr) -> String) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("tower-sse-nginx-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let here = folder.display();
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("{kind}_temp_path {kind};"))
+            .concat();
+        let configuration = format!(
+            "daemon off; worker_processes 1; pid {here}/nginx.pid; error_log {here}/error.log info; {main}
+             events {{ worker_connections 1024; }}
+             http {{ access_log off; {temporary}\n{}\n}}\n",
+            site(addr)
+        );
+        std::fs::write(folder.join("nginx.conf"), configuration).unwrap();
+        let mut nginx = Self { addr, folder, child: None };
+        nginx.restart();
+        nginx
+    }
+
+    /// On the port and with the configuration that it had.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none());
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(&self.folder).arg("-c").arg(self.folder.join("nginx.conf"));
+        command.arg("-e").arg(self.folder.join("error.log"));
+        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let begun = Instant::now();
+        while TcpStream::connect(self.addr).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nginx does not answer: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends at once, as when its machine is shut down.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal("-TERM", child.id());
+            drop(child.wait());
+        }
+    }
+
+    /// As `nginx -s reload` does.
+    pub fn reload(&self) {
+        signal("-HUP", self.child.as_ref().unwrap().id());
+    }
+
+    /// The processes that carry connections.
+    pub fn workers(&self) -> Vec<u32> {
+        let parent = self.child.as_ref().unwrap().id().to_string();
+        let output = Command::new("pgrep").args(["-P", &parent]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    /// As a crash of what carries the connections would; nginx starts another one.
+    pub fn kill_workers(&self) {
+        self.workers().into_iter().for_each(|pid| signal("-KILL", pid));
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("error.log")).unwrap_or_default()
+    }
+}
+
+fn signal(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.stop();
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}

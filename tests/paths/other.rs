@@ -1,0 +1,116 @@
+//! Other proxies, with the configurations that the documents show.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tower_sse::Hub;
+
+use crate::nginx::free_port;
+use crate::support::{Server, get};
+use crate::{PATH, app, documented, keeps_every_promise, over_http_1};
+
+#[derive(Clone, Copy)]
+struct Kind {
+    program: &'static str,
+    arguments: &'static [&'static str],
+    site: fn(SocketAddr, SocketAddr) -> String,
+}
+
+const HAPROXY: Kind = Kind { program: "haproxy", arguments: &["-db", "-f"], site: documented::haproxy };
+const CADDY: Kind =
+    Kind { program: "caddy", arguments: &["run", "--adapter", "caddyfile", "--config"], site: documented::caddy };
+
+impl Kind {
+    fn is_there(self) -> bool {
+        let found = Command::new(self.program).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let program = self.program;
+        assert!(found.is_ok() || std::env::var_os("CI").is_none(), "{program} is missing: tests/run installs it");
+        if found.is_err() {
+            eprintln!("LEFT OUT: no {program} on this machine, so nothing is shown of it here");
+        }
+        found.is_ok()
+    }
+}
+
+/// On a free port, with a folder of its own, in the foreground, ended by its process id.
+struct Proxy {
+    addr: SocketAddr,
+    folder: PathBuf,
+    child: Child,
+}
+
+impl Proxy {
+    fn start(kind: Kind, application: SocketAddr) -> Self {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let folder = std::env::temp_dir().join(format!("tower-sse-{}-{}", kind.program, addr.port()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("configuration");
+        std::fs::write(&file, (kind.site)(addr, application)).unwrap();
+        let mut command = Command::new(kind.program);
+        command.args(kind.arguments).arg(file).env("XDG_DATA_HOME", &folder).env("XDG_CONFIG_HOME", &folder);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let proxy = Self { addr, folder, child };
+        let begun = Instant::now();
+        while TcpStream::connect(proxy.addr).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{} does not answer", kind.program);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        proxy
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
+
+async fn every_promise_is_kept(kind: Kind) {
+    if !kind.is_there() {
+        return;
+    }
+    let hub = Hub::builder().build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    let proxy = Proxy::start(kind, server.addr);
+    keeps_every_promise(&hub, server, proxy.addr, over_http_1).await;
+}
+
+#[tokio::test]
+async fn every_promise_is_kept_through_haproxy() {
+    every_promise_is_kept(HAPROXY).await;
+}
+
+#[tokio::test]
+async fn every_promise_is_kept_through_caddy() {
+    every_promise_is_kept(CADDY).await;
+}
+
+async fn tells_a_page_to_come_back(kind: Kind) {
+    if !kind.is_there() {
+        return;
+    }
+    let proxy = Proxy::start(kind, SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
+    // Both wait for the application for a while.
+    let (stream, other) = tokio::join!(get(proxy.addr, PATH), get(proxy.addr, "/other"));
+    assert!(other.status.is_server_error(), "only a stream is answered like this");
+    let refused = stream.events().rest().await;
+    let [refused] = &refused[..] else { panic!("{refused:?}") };
+    let retry = refused.retry.unwrap();
+    assert!((Duration::from_secs(1)..=Duration::from_secs(4)).contains(&retry));
+    let data = format!(r#"{{"reason":"busy","retry_ms":{}}}"#, retry.as_millis());
+    assert_eq!((refused.event.as_str(), &refused.data), ("hub.refused", &data));
+}
+
+#[tokio::test]
+async fn while_the_application_is_away_haproxy_tells_a_page_when_to_come_back() {
+    tells_a_page_to_come_back(HAPROXY).await;
+}
+
+#[tokio::test]
+async fn and_so_does_caddy() {
+    tells_a_page_to_come_back(CADDY).await;
+}
