@@ -11,7 +11,7 @@ pub enum OverLimit {
     /// The new one is refused softly: `hub.refused` with the reason `limit` and a random `retry`. Browsers come back.
     #[default]
     Refuse,
-    /// The new one is let in and the oldest ends, with the reason `limit`. It comes back after about ten times
+    /// The new one is let in and the oldest ends, with the reason `limit`. It comes back after ten to twenty times
     /// [`HubBuilder::retry`](crate::HubBuilder::retry) and takes another one's place, so those who are too many take
     /// turns, and each is told what it missed meanwhile.
     CloseOldest,

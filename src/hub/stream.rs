@@ -33,6 +33,9 @@ pub enum StreamItem {
     },
     /// Caught up to here: everything before has been yielded.
     Live(Position),
+    /// The log that instances share cannot be followed now. [`Live`](Self::Live) says when it can again, and nothing is missed
+    /// that the broker has kept.
+    Stale,
     /// The hub ended the stream. The last item.
     End(EndReason),
 }
@@ -101,7 +104,8 @@ impl Hub {
                     Step::Gap { reason, topics } => yield StreamItem::Gap { reason, topics },
                     Step::Live(position, _) => yield StreamItem::Live(position),
                     Step::Bye(ending) => yield StreamItem::End(ending.reason),
-                    Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Stale | Step::Expiring(_) | Step::Abort => {}
+                    Step::Stale => yield StreamItem::Stale,
+                    Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Expiring(_) | Step::Abort => {}
                 }
                 for picked in batch.records.drain(..) {
                     let (name, data) = picked.record.frame.decode();

@@ -529,8 +529,11 @@ async fn a_mute_connection_is_noticed_ready_goes_red_and_nothing_is_lost() {
     for number in 0..20_u64 {
         log.set_mute(number % 5 == 4);
         hub.topic("t").publish(Event::message(number.to_string())).await.unwrap();
-        if number % 5 == 4 {
+        let is_mute = number % 5 == 4;
+        if is_mute {
             until(|| !hub.health().ready).await;
+            // Who reads in this process is told too.
+            while soon(stream.next()).await.unwrap() != StreamItem::Stale {}
             log.set_mute(false);
         }
         loop {
