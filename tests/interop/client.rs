@@ -73,7 +73,8 @@ pub const CLIENTS: &[Client] = &[
         script: "fetch-event-source.mjs",
         reconnects: Reconnects::Itself,
         end: End::Abort,
-        usage: "with `onmessage`, and an `onerror` that only logs; in Node, with stand-ins for `window` and `document`",
+        usage: "with `onmessage`, and an `onerror` that only logs; the hub has `End::Abort`; in Node, with stand-ins for \
+                `window` and `document`",
     },
     Client {
         name: "@microsoft/fetch-event-source",
@@ -91,7 +92,8 @@ pub const CLIENTS: &[Client] = &[
         script: "httpx_sse_client.py",
         reconnects: Reconnects::Caller,
         end: End::Clean,
-        usage: "`connect_sse` with the loop of its documentation, for any end and not only for `ReadError`",
+        usage: "`connect_sse` in the loop of its documentation, but for any end and not only for `ReadError`; and without httpx's \
+                limit of 5 s for silence, which is shorter than the hub's 15 s between heartbeats",
     },
     Client {
         name: "sseclient-py",
@@ -118,7 +120,8 @@ pub const CLIENTS: &[Client] = &[
         script: "aiohttp_sse_loop.py",
         reconnects: Reconnects::Either,
         end: End::Clean,
-        usage: "the same in a loop that keeps the last id, for ends that raise `ClientPayloadError`",
+        usage: "the same in a loop that keeps the last id, for ends that raise `ClientPayloadError`; and without aiohttp's limit of \
+                5 minutes for any request",
     },
     Client {
         name: "eventsource-client",

@@ -70,15 +70,9 @@ pub const DEVIATIONS: &[Deviation] = &[
         case: Case::Clean,
         seen: "gives up: took the end for the end",
         cell: "stops",
-        text: "A proper end is the end: it does not come back. Throw in `onclose`, or let the hub end its streams with an error: \
-               `HubBuilder::end(End::Abort)`, or `Subscription::end` for its streams only.",
-    },
-    Deviation {
-        clients: &[FETCH],
-        case: Case::Busy,
-        seen: "gives up: took the end for the end",
-        cell: "stops",
-        text: "The same after `hub.refused`, which ends properly whatever `End` is. Throw in `onclose`.",
+        text: "A proper end is the end: it does not come back. Throw in `onclose`, or let the hub end its streams with an error, \
+               `HubBuilder::end(End::Abort)`, as for the other columns here. `Subscription::end` does that for its streams only, \
+               not for `hub.refused`.",
     },
     Deviation {
         clients: &[FETCH],
@@ -131,7 +125,7 @@ pub const DEVIATIONS: &[Deviation] = &[
         seen: "gives up: ClientPayloadError: Response payload is not completed: <TransferEncodingError: 400, \
                message='Not enough data to satisfy transfer length header.'>",
         cell: "raises",
-        text: "The same. Leave the hub's streams at `End::Clean` for it.",
+        text: "The same. A hub for such clients is left at `End::Clean`.",
     },
     Deviation {
         clients: &[AIOHTTP],

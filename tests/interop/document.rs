@@ -29,9 +29,9 @@ Browsers' own `EventSource` needs nothing of this. `docs/wire.md` says what a cl
 ";
 
 const COLUMNS: &str = "
-`ok` means what the list below each table says. Where it is *by the caller*, the client reads one stream only, and the loop around
-it was written for the test as its documentation suggests: it keeps the last id and `retry`, waits, and sends `Last-Event-ID`.
-Anything else is explained under the client's name.
+`ok` means what the list below each table says. Where it is *by the caller*, the client reads one stream only. The loop around it
+keeps the last id and `retry`, waits, and sends `Last-Event-ID`; it is in `tests/interop`, to be copied. Anything else is explained
+under the client's name.
 ";
 
 fn write() -> String {

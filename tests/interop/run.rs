@@ -80,7 +80,6 @@ pub struct Run {
 
 struct Shared {
     hub: Hub,
-    end: End,
     answers: Vec<Answer>,
     record: watch::Sender<Record>,
     cut: Mutex<Option<&'static [u8]>>,
@@ -96,10 +95,9 @@ impl Run {
         answers: &[Answer],
         last: &str,
     ) -> Self {
-        let hub = hub.build().unwrap();
+        let hub = hub.end(end).build().unwrap();
         let record = watch::Sender::new(Record::default());
-        let shared =
-            Arc::new(Shared { hub: hub.clone(), end, answers: answers.to_vec(), record, cut: Mutex::new(None) });
+        let shared = Arc::new(Shared { hub: hub.clone(), answers: answers.to_vec(), record, cut: Mutex::new(None) });
         let app = Router::new().route("/events", get(events)).with_state(Arc::clone(&shared));
         let server = Server::start(&hub, app).await;
 
@@ -211,7 +209,7 @@ async fn events(State(shared): State<Arc<Shared>>, connect: Connect) -> Response
     let number = shared.record.borrow().requests.len();
     let last_event_id = connect.headers().get("last-event-id").map(|id| id.to_str().unwrap().to_owned());
     let response = match shared.answers[number.min(shared.answers.len() - 1)] {
-        Answer::Stream => shared.hub.connect(connect, Subscription::anonymous().topic("t").end(shared.end)),
+        Answer::Stream => shared.hub.connect(connect, Subscription::anonymous().topic("t")),
         Answer::Busy(retry) => shared.hub.refuse(Refusal::later(RefusalReason::Busy).retry(retry)),
         Answer::Login => shared.hub.refuse(Refusal::login()),
     };

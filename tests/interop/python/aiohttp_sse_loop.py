@@ -2,10 +2,13 @@
 
 import asyncio
 
-from aiohttp import ClientError
+from aiohttp import ClientError, ClientTimeout
 from aiohttp_sse_client.client import EventSource
 
 import report
+
+# Its own limit is 5 minutes, for the whole of a request.
+ENDLESS = ClientTimeout(total=None)
 
 
 async def main():
@@ -13,7 +16,7 @@ async def main():
     while True:
         headers = {"Last-Event-ID": last_id} if last_id else {}
         try:
-            async with EventSource(report.url, headers=headers) as events:
+            async with EventSource(report.url, headers=headers, timeout=ENDLESS) as events:
                 async for event in events:
                     last_id = event.last_event_id
                     report.event(event.type, event.data, event.last_event_id)

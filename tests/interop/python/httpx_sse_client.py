@@ -10,7 +10,7 @@ import report
 last_id = ""
 delay = 3.0
 
-# Silence is not an error: heartbeats are as far apart as the server wants.
+# Its own limit is 5 s of silence, less than between two heartbeats.
 with httpx.Client(timeout=httpx.Timeout(10, read=None)) as client:
     while True:
         headers = {"Last-Event-ID": last_id} if last_id else {}
