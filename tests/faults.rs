@@ -609,6 +609,16 @@ async fn an_aborted_end_is_an_error_after_a_whole_frame() {
     assert!(text.contains("data: x\n") && text.contains("event: hub.bye\n"));
 }
 
+#[tokio::test]
+async fn a_refusal_that_asks_to_come_back_ends_like_the_hubs_streams() {
+    let (hub, server) = start(Hub::builder().end(tower_sse::End::Abort)).await;
+    hub.drain(Duration::ZERO).await;
+    let mut body = get(server.addr, "/events?topic=t").await.body;
+    let frame = soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
+    assert!(frame.starts_with(b"event: hub.refused\n") && frame.ends_with(b"\n\n"), "{frame:?}");
+    soon(body.frame()).await.expect("it must not end properly").unwrap_err();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_ends_by_the_expiry_of_its_subscription() {
     let hub = Hub::builder().build().unwrap();

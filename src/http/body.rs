@@ -32,6 +32,8 @@ pin_project! {
             found: bool,
         },
         Once { bytes: Option<Bytes> },
+        // Ends with an error after its bytes, when the server has written them.
+        OnceAborted { bytes: Option<Bytes>, written: bool },
         // Ends without a byte, but does not say so beforehand: the head of an answer to `HEAD` is that of a stream.
         Inert,
     }
@@ -44,6 +46,10 @@ impl EventBody {
 
     pub(super) fn once(bytes: Bytes) -> Self {
         Self { kind: Kind::Once { bytes: Some(bytes) } }
+    }
+
+    pub(super) fn once_aborted(bytes: Bytes) -> Self {
+        Self { kind: Kind::OnceAborted { bytes: Some(bytes), written: false } }
     }
 
     pub(super) fn empty() -> Self {
@@ -70,6 +76,16 @@ impl Body for EventBody {
         let bytes = match self.project().kind.project() {
             KindProjection::Inert => None,
             KindProjection::Once { bytes } => bytes.take(),
+            KindProjection::OnceAborted { bytes, written } => match bytes.take() {
+                Some(bytes) => Some(bytes),
+                None if *written => return Poll::Ready(Some(Err(Aborted.into()))),
+                // A server throws away what it has not written when a body fails. Pending makes it write first.
+                None => {
+                    *written = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            },
             KindProjection::Events { connection, found } => {
                 if !std::mem::replace(found, true)
                     && let Some(transport) = connection.hub().transports().of_this_task()
@@ -93,7 +109,7 @@ impl Body for EventBody {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Once { bytes } => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Kind::Events { .. } | Kind::Inert => SizeHint::default(),
+            Kind::Events { .. } | Kind::OnceAborted { .. } | Kind::Inert => SizeHint::default(),
         }
     }
 }

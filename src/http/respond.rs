@@ -11,7 +11,7 @@ use super::{Access, Connect, EventBody, origin};
 use crate::hub::{Authority, Hub, OpenError, Request};
 use crate::reason::RefusalReason;
 use crate::refusal::{Kind, Refusal};
-use crate::subscription::Subscription;
+use crate::subscription::{End, Subscription};
 use crate::wire::control;
 
 /// What a handler returns: a stream, or why there is none.
@@ -164,7 +164,11 @@ impl Hub {
                     Some(retry) => self.jittered_retry(*retry, 1.0..=1.5),
                     None => self.jittered_retry(self.settings().retry, 1.0..=3.0),
                 };
-                stream(EventBody::once(control::refused(reason, retry)))
+                let frame = control::refused(reason, retry);
+                stream(match self.settings().end {
+                    End::Clean => EventBody::once(frame),
+                    End::Abort => EventBody::once_aborted(frame),
+                })
             }
         }
     }

@@ -312,7 +312,8 @@ impl HubBuilder {
         self
     }
 
-    /// Sets how streams end, where their subscription does not say. Defaults to [`End::Clean`].
+    /// Sets how streams end, where their subscription does not say; and the one event of a refusal that asks the client to
+    /// come back ([`Refusal::later`](crate::Refusal::later)), which has none. Defaults to [`End::Clean`].
     pub fn end(mut self, end: End) -> Self {
         self.settings.end = end;
         self

@@ -1,0 +1,108 @@
+//! What is looked at.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Case {
+    Hello,
+    Names,
+    Lines,
+    Spaces,
+    Empty,
+    Unicode,
+    Separators,
+    Bom,
+    Large,
+    Heartbeats,
+    Ids,
+    Resume,
+    Retry,
+    Clean,
+    Aborted,
+    Busy,
+    Unauthorized,
+    Never,
+}
+
+impl Case {
+    /// What a client makes of bytes.
+    pub const READING: &[Self] = &[
+        Self::Hello,
+        Self::Names,
+        Self::Lines,
+        Self::Spaces,
+        Self::Empty,
+        Self::Unicode,
+        Self::Separators,
+        Self::Bom,
+        Self::Large,
+        Self::Heartbeats,
+        Self::Ids,
+    ];
+
+    /// What it does when a stream ends or does not begin.
+    pub const RETURNING: &[Self] =
+        &[Self::Resume, Self::Retry, Self::Clean, Self::Aborted, Self::Busy, Self::Unauthorized, Self::Never];
+
+    pub const ALL: [Self; 18] = {
+        let mut all = [Self::Hello; 18];
+        let mut n = 0;
+        while n < Self::READING.len() {
+            all[n] = Self::READING[n];
+            n += 1;
+        }
+        while n < all.len() {
+            all[n] = Self::RETURNING[n - Self::READING.len()];
+            n += 1;
+        }
+        all
+    };
+
+    /// The head of its column.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Hello => "hello",
+            Self::Names => "names",
+            Self::Lines => "lines",
+            Self::Spaces => "spaces",
+            Self::Empty => "empty",
+            Self::Unicode => "Unicode",
+            Self::Separators => "separators",
+            Self::Bom => "BOM",
+            Self::Large => "200 kB",
+            Self::Heartbeats => "heartbeats",
+            Self::Ids => "ids",
+            Self::Resume => "resume",
+            Self::Retry => "retry",
+            Self::Clean => "clean end",
+            Self::Aborted => "aborted end",
+            Self::Busy => "refused",
+            Self::Unauthorized => "401",
+            Self::Never => "204",
+        }
+    }
+
+    /// What must be so for an `ok`.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Hello => "`hub.hello` comes first, then `hub.live` with an id",
+            Self::Names => "events with and without a name",
+            Self::Lines => "data of several lines, empty ones at either end too; CR and CRLF come as LF",
+            Self::Spaces => "spaces and tabs at both ends, and data that looks like a field",
+            Self::Empty => "empty data, with and without a name",
+            Self::Unicode => "beyond the basic plane, combining, right to left, in names too",
+            Self::Separators => "U+2028, U+2029, U+0085, VT, FF and FS, which some languages split lines at",
+            Self::Bom => "data that begins with U+FEFF",
+            Self::Large => "an event of 200 kB, and one after it",
+            Self::Heartbeats => "comments are no events, and what comes after them is whole",
+            Self::Ids => "an event without an id has that of the one before it, as in a browser",
+            Self::Resume => {
+                "cut off within a frame, it comes back with `Last-Event-ID` and gets exactly the rest; no half frame is seen"
+            }
+            Self::Retry => "it waits for as long as `retry` says, not less and not nearly twice as long",
+            Self::Clean => "kicked and told to return, it does, and gets the rest",
+            Self::Aborted => "the same where the stream ends with an error (`End::Abort`)",
+            Self::Busy => "`hub.refused` is seen, and it comes back",
+            Self::Unauthorized => "after `401` it does not ask again",
+            Self::Never => "kicked for good it comes back once at most, and after `204` not again",
+        }
+    }
+}

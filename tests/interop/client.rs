@@ -1,0 +1,250 @@
+//! The clients, and how each is run.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use tower_sse::End;
+
+#[derive(Debug)]
+pub struct Client {
+    pub name: &'static str,
+    /// How it is used, where that is not as its documentation begins. Makes it another client here.
+    pub variant: &'static str,
+    pub origin: Origin,
+    /// The file that drives it, in the folder of its origin.
+    script: &'static str,
+    pub reconnects: Reconnects,
+    /// How the hub is told to end streams for it.
+    pub end: End,
+    /// How the script uses it.
+    pub usage: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Npm,
+    Python,
+    Rust,
+    System,
+}
+
+/// Who opens the next stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reconnects {
+    Itself,
+    Caller,
+    /// The client after a proper end, the caller after any other.
+    Either,
+}
+
+pub const CLIENTS: &[Client] = &[
+    Client {
+        name: "eventsource",
+        variant: "",
+        origin: Origin::Npm,
+        script: "eventsource.mjs",
+        reconnects: Reconnects::Itself,
+        end: End::Clean,
+        usage: "`new EventSource(url)` and listeners, as in a browser",
+    },
+    Client {
+        name: "undici",
+        variant: "",
+        origin: Origin::Npm,
+        script: "undici.mjs",
+        reconnects: Reconnects::Itself,
+        end: End::Clean,
+        usage: "its `EventSource`, and listeners, as in a browser",
+    },
+    Client {
+        name: "eventsource-parser",
+        variant: "",
+        origin: Origin::Npm,
+        script: "eventsource-parser.mjs",
+        reconnects: Reconnects::Caller,
+        end: End::Clean,
+        usage: "a parser, fed from `fetch` in a loop that keeps the last id and `retry`",
+    },
+    Client {
+        name: "@microsoft/fetch-event-source",
+        variant: "",
+        origin: Origin::Npm,
+        script: "fetch-event-source.mjs",
+        reconnects: Reconnects::Itself,
+        end: End::Abort,
+        usage: "with `onmessage`, and an `onerror` that only logs; the hub has `End::Abort`; in Node, with stand-ins for \
+                `window` and `document`",
+    },
+    Client {
+        name: "@microsoft/fetch-event-source",
+        variant: "with callbacks",
+        origin: Origin::Npm,
+        script: "fetch-event-source-callbacks.mjs",
+        reconnects: Reconnects::Itself,
+        end: End::Clean,
+        usage: "`onopen` throws at any status but 200, `onclose` throws, and `onerror` throws what `onopen` threw again",
+    },
+    Client {
+        name: "httpx-sse",
+        variant: "",
+        origin: Origin::Python,
+        script: "httpx_sse_client.py",
+        reconnects: Reconnects::Caller,
+        end: End::Clean,
+        usage: "`connect_sse` in the loop of its documentation, but for any end and not only for `ReadError`; and without httpx's \
+                limit of 5 s for silence, which is shorter than the hub's 15 s between heartbeats",
+    },
+    Client {
+        name: "sseclient-py",
+        variant: "",
+        origin: Origin::Python,
+        script: "sseclient_py.py",
+        reconnects: Reconnects::Caller,
+        end: End::Clean,
+        usage: "over `requests`, in a loop that keeps the last id and `retry`",
+    },
+    Client {
+        name: "aiohttp-sse-client",
+        variant: "",
+        origin: Origin::Python,
+        script: "aiohttp_sse.py",
+        reconnects: Reconnects::Itself,
+        end: End::Clean,
+        usage: "`async for` over its `EventSource`",
+    },
+    Client {
+        name: "aiohttp-sse-client",
+        variant: "in a loop",
+        origin: Origin::Python,
+        script: "aiohttp_sse_loop.py",
+        reconnects: Reconnects::Either,
+        end: End::Clean,
+        usage: "the same in a loop that keeps the last id, for ends that raise `ClientPayloadError`; and without aiohttp's limit of \
+                5 minutes for any request",
+    },
+    Client {
+        name: "eventsource-client",
+        variant: "",
+        origin: Origin::Rust,
+        script: "eventsource-client",
+        reconnects: Reconnects::Itself,
+        end: End::Clean,
+        usage: "its own transport and defaults; read on after an `Err`, which is not the end",
+    },
+    Client {
+        name: "eventsource-client",
+        variant: "minding the status",
+        origin: Origin::Rust,
+        script: "eventsource-client-status",
+        reconnects: Reconnects::Itself,
+        end: End::Clean,
+        usage: "the same, and given up at `SSE::Connected` with a status but 200, and at `Error::UnexpectedResponse`",
+    },
+    Client {
+        name: "reqwest-eventsource",
+        variant: "",
+        origin: Origin::Rust,
+        script: "reqwest-eventsource",
+        reconnects: Reconnects::Itself,
+        end: End::Clean,
+        usage: "`EventSource::get(url)`; read on after an `Err`, which is not the end",
+    },
+    Client {
+        name: "curl",
+        variant: "",
+        origin: Origin::System,
+        script: "curl.sh",
+        reconnects: Reconnects::Caller,
+        end: End::Clean,
+        usage: "`curl -N` in a loop of Bash, which parses and keeps the last id and `retry`",
+    },
+];
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
+const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop");
+
+/// That the clients are there, in the versions that are written down.
+pub struct Installed(());
+
+/// Where they are not, what is left out is said loudly; CI never leaves it out.
+pub fn installed() -> Option<Installed> {
+    if let Err(missing) = look() {
+        assert!(std::env::var_os("CI").is_none(), "{missing}: `tests/run clients` installs it");
+        eprintln!("LEFT OUT: {missing}, so no client was tried (`tests/run clients` installs them)");
+        return None;
+    }
+    // Node looks for packages from the script's own folder upwards.
+    for script in std::fs::read_dir(Path::new(SOURCES).join("node")).unwrap() {
+        let script = script.unwrap().path();
+        if script.extension().is_some_and(|extension| extension == "mjs") {
+            std::fs::copy(&script, Path::new(INSTALLED).join("node").join(script.file_name().unwrap())).unwrap();
+        }
+    }
+    Some(Installed(()))
+}
+
+fn look() -> Result<(), String> {
+    for (folder, list) in [("node", "package-lock.json"), ("python", "requirements.txt")] {
+        let wanted = std::fs::read_to_string(Path::new(SOURCES).join(folder).join(list)).unwrap();
+        // A copy of the list, made after everything on it was there.
+        if std::fs::read_to_string(Path::new(INSTALLED).join(folder).join("installed")).ok() != Some(wanted) {
+            return Err(format!("what tests/interop/{folder}/{list} lists is not installed"));
+        }
+    }
+    for client in CLIENTS.iter().filter(|client| client.origin == Origin::Rust) {
+        let source = Path::new(SOURCES).join("rust/src/bin").join(client.script).with_extension("rs");
+        let built = time(&binary(client.script));
+        let sources = [source, Path::new(SOURCES).join("rust/src/lib.rs"), Path::new(SOURCES).join("rust/Cargo.toml")];
+        if sources.iter().any(|source| time(source) > built) {
+            return Err(format!("{} is not built, or is old", client.name));
+        }
+    }
+    Ok(())
+}
+
+fn time(path: &Path) -> SystemTime {
+    path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn binary(name: &str) -> PathBuf {
+    Path::new(INSTALLED).join("rust/debug").join(name)
+}
+
+impl Client {
+    /// The name and the variant.
+    pub fn title(&self) -> String {
+        let Self { name, variant, .. } = self;
+        if variant.is_empty() { (*name).to_owned() } else { format!("{name}, {variant}") }
+    }
+
+    /// The program and what comes before its own arguments.
+    pub fn command(&self, _: &Installed) -> Vec<OsString> {
+        let (sources, installed) = (Path::new(SOURCES), Path::new(INSTALLED));
+        let command = match self.origin {
+            Origin::Npm => {
+                vec![installed.join("node/node_modules/.bin/node"), installed.join("node").join(self.script)]
+            }
+            Origin::Python => vec![installed.join("python/bin/python"), sources.join("python").join(self.script)],
+            Origin::Rust => vec![binary(self.script)],
+            Origin::System => vec![PathBuf::from("bash"), sources.join("shell").join(self.script)],
+        };
+        command.into_iter().map(PathBuf::into_os_string).collect()
+    }
+
+    /// As it is written down in the list that it is installed from. A tool of the system has none.
+    pub fn version(&self) -> Option<String> {
+        let (list, before) = match self.origin {
+            Origin::Npm => ("node/package.json", format!("\"{}\": \"", self.name)),
+            Origin::Python => ("python/requirements.txt", format!("{}==", self.name)),
+            Origin::Rust => ("rust/Cargo.toml", format!("{} = ", self.name)),
+            Origin::System => return None,
+        };
+        let list = std::fs::read_to_string(Path::new(SOURCES).join(list)).unwrap();
+        let line = list.lines().find_map(|line| line.trim_start().strip_prefix(&before));
+        let digits = |c: char| c.is_ascii_digit();
+        let version = line.and_then(|line| line.get(line.find(digits)?..)).expect(self.name);
+        let end = version.find(|c: char| !digits(c) && c != '.').unwrap_or(version.len());
+        Some(version[..end].to_owned())
+    }
+}

@@ -1,0 +1,4 @@
+import { EventSource } from "eventsource";
+import { follow } from "./native.mjs";
+
+follow(EventSource);

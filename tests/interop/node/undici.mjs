@@ -1,0 +1,4 @@
+import { EventSource } from "undici";
+import { follow } from "./native.mjs";
+
+follow(EventSource);

@@ -1,0 +1,22 @@
+"""aiohttp-sse-client, as its documentation begins."""
+
+import asyncio
+
+from aiohttp_sse_client.client import EventSource
+
+import report
+
+
+async def main():
+    async with EventSource(report.url) as events:
+        async for event in events:
+            report.event(event.type, event.data, event.last_event_id)
+            if event.type == report.last:
+                report.closed("left")
+    report.closed("took the end for the end")
+
+
+try:
+    asyncio.run(main())
+except Exception as e:
+    report.closed(e)
