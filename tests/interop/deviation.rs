@@ -79,7 +79,7 @@ pub const DEVIATIONS: &[Deviation] = &[
         case: Case::Unauthorized,
         seen: "asks again and again",
         cell: "asks for ever",
-        text: "It asks again every second. Throw in `onopen`, and throw the same again in `onerror`.",
+        text: "It asks again and again. Throw in `onopen`, and throw the same again in `onerror`.",
     },
     Deviation {
         clients: &[FETCH],

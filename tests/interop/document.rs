@@ -88,7 +88,7 @@ fn describe(out: &mut String, client: &Client) {
         Origin::Npm => "npm",
         Origin::Python => "Python",
         Origin::Rust => "Rust",
-        Origin::System => "the system's",
+        Origin::System => "As the system has it",
     };
     let from = client.version().map_or_else(|| from.to_owned(), |version| format!("{from}, {version}"));
     writeln!(out, "\n### {}\n\n{from}. Used here: {}.", name(client), client.usage).unwrap();

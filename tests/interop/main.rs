@@ -3,6 +3,8 @@
 //!
 //! What a client does otherwise is expected in `deviations.rs`, beside its explanation: the test fails when a deviation
 //! appears, changes or is gone, and when the document is not what follows from it.
+//!
+//! `INTEROP_CLIENT=undici cargo test --test interop` runs one client, and shows what it writes to its standard error.
 
 #![cfg(unix)]
 #![allow(
