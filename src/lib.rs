@@ -221,6 +221,8 @@ struct Readme;
 mod documents {
     #[doc = include_str!("../docs/comparison.md")]
     struct Comparison;
+    #[doc = include_str!("../docs/deployment.md")]
+    struct Deployment;
     #[doc = include_str!("../docs/faq.md")]
     struct Faq;
     #[doc = include_str!("../docs/from-signalr.md")]
