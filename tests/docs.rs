@@ -311,6 +311,43 @@ fn every_javascript_block_is_javascript() {
     assert!(count > 20, "{count} blocks were found");
 }
 
+/// The pages of the examples: their scripts, and what stands between `<script>` and its end.
+#[test]
+fn the_scripts_of_the_examples_are_javascript() {
+    if !node_is_there() {
+        return;
+    }
+    let folder = Folder::new();
+    let mut count = 0;
+    let mut folders = vec![root().join("examples")];
+    while let Some(path) = folders.pop() {
+        for entry in fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            let is_a = |ending: &str| path.extension().is_some_and(|extension| extension == ending);
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let scripts = if is_a("js") {
+                vec![fs::read_to_string(&path).unwrap()]
+            } else if is_a("html") {
+                let text = fs::read_to_string(&path).unwrap();
+                let after = text.split("<script").skip(1).filter_map(|rest| rest.split_once('>'));
+                after.filter_map(|(_, rest)| rest.split_once("</script>")).map(|(code, _)| code.to_owned()).collect()
+            } else {
+                continue;
+            };
+            for script in scripts {
+                count += 1;
+                let file = folder.write(&format!("{count}.mjs"), &script);
+                let Output { status, stderr, .. } = Command::new("node").arg("--check").arg(file).output().unwrap();
+                assert!(status.success(), "{}\n{}", path.display(), String::from_utf8_lossy(&stderr));
+            }
+        }
+    }
+    assert!(count > 10, "{count} scripts were found");
+}
+
 /// The block of a document that stands under a heading.
 fn block_under(path: &str, heading: &str, info: &str) -> String {
     let document = documents().into_iter().find(|document| document.path == path).unwrap();

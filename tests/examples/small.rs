@@ -25,14 +25,13 @@ struct Program {
 
 impl Program {
     async fn start(name: &'static str, ports: usize) -> Self {
-        // The servers' files count ports each for itself: this one takes odd ones.
-        let odd = std::iter::repeat_with(port::free_port).filter(|port| port % 2 == 1);
-        let at: Vec<_> = odd.take(ports).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
+        // It may have to be built, and a port is soon to be used.
+        let program = spawn_blocking(move || example(name)).await.unwrap();
+        let free = std::iter::repeat_with(port::free_port).take(ports);
+        let at: Vec<_> = free.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
         let addresses: Vec<_> = at.iter().map(ToString::to_string).collect();
-        let process = spawn_blocking(move || {
-            Process::spawn(example(name), &addresses.iter().map(String::as_str).collect::<Vec<_>>())
-        });
-        let process = process.await.unwrap();
+        let spawn = move || Process::spawn(program, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
+        let process = spawn_blocking(spawn).await.unwrap();
         soon(async {
             for addr in &at {
                 while TcpStream::connect(addr).await.is_err() {

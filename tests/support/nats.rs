@@ -49,8 +49,7 @@ impl NatsServer {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-nats-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        // The servers' files count ports each for itself: this one takes odd ones.
-        let port = std::iter::repeat_with(port::free_port).find(|port| port % 2 == 1).unwrap();
+        let port = port::free_port();
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let mut server = Self { port, folder, arguments, has_jetstream, child: None };
         server.restart();
