@@ -186,6 +186,11 @@ impl Connection {
         match self.within(self.timeout, publish).await? {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+            // Somebody else is about to make the stream.
+            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok(false)
+            }
             Err(error) => Err(BackplaneError::unavailable(error.to_string())),
         }
     }

@@ -3,7 +3,8 @@
 //! 1. A bucket says which epoch is in force, of which stream (by when that was created), and how far it had come. It is
 //!    changed by compare-and-set only: of several instances that notice a loss, one names the new epoch.
 //! 2. The bucket and the values are read before the log, so what they knew is never ahead of it by chance.
-//! 3. The stream takes plain records on the subject of the epoch in force alone. So who believes in another is refused,
+//! 3. A log that is missing is made by one of those who miss it: who puts a claim into the bucket first.
+//! 4. The stream takes plain records on the subject of the epoch in force alone. So who believes in another is refused,
 //!    and one look at the stream says the epoch and the positions of one moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::super::{BackplaneError, Place, Seen, State};
 use super::connection::{By, Connection};
@@ -19,7 +21,10 @@ use super::streams::{self, Log};
 use super::{Settings, values};
 
 /// How often others may be faster in naming a new epoch.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: u32 = 16;
+/// In the place of when the log was made, while somebody is about to make it.
+const CLAIM: &str = "-";
+const BRIEFLY: Duration = Duration::from_millis(20);
 /// How often the bucket is told how far the log has come.
 const NOTE: Duration = Duration::from_secs(10);
 
@@ -34,6 +39,26 @@ pub(super) struct Session {
     /// The log was opened again, since it was not this one any more.
     over: AtomicBool,
     noted: Mutex<Instant>,
+}
+
+/// Another's claim: of several who find no log one makes it and all that belongs to it, who says so first. Should it not get
+/// to that, another does.
+#[derive(Debug, Default)]
+struct Claim {
+    /// Its revision, and since when it is waited for.
+    waiting: Option<(u64, Instant)>,
+}
+
+impl Claim {
+    fn is_over(&mut self, revision: u64, patience: Duration) -> bool {
+        match self.waiting {
+            Some((of, since)) if of == revision => since.elapsed() > patience,
+            _ => {
+                self.waiting = Some((revision, Instant::now()));
+                false
+            }
+        }
+    }
 }
 
 /// What the bucket says.
@@ -53,11 +78,29 @@ pub(super) async fn open(
     seen: Option<Seen>,
     younger: Option<u64>,
 ) -> Result<Session, BackplaneError> {
-    for _ in 0..ATTEMPTS {
+    let mut others = Claim::default();
+    let mut mine = None;
+    let mut attempts = 0;
+    while attempts < ATTEMPTS {
         let candidate = fastrand::u64(1..);
         let (record, revision) = read(&connection, names).await?;
+        let claims = record.as_ref().filter(|record| record.created == CLAIM).map(|record| record.epoch);
+        if claims.is_some() && claims != mine && !others.is_over(revision, connection.timeout) {
+            sleep(BRIEFLY).await;
+            continue;
+        }
+        attempts += 1;
         let values_end = values::end(&connection, names).await?;
-        let Some(log) = streams::log(&connection, names, settings, candidate).await? else { continue };
+        let Some(log) = streams::log(&connection, names).await? else {
+            let claim = Record { epoch: candidate, last: 0, created: CLAIM.to_owned() };
+            if write(&connection, names, &claim, revision).await? {
+                mine = Some(candidate);
+                streams::make_log(&connection, names, settings, candidate).await?;
+                streams::values(&connection, names, settings).await?;
+                streams::told(&connection, names).await?;
+            }
+            continue;
+        };
         let is_known = |record: &Record| {
             let seen = seen.filter(|seen| seen.epoch == record.epoch).map_or(0, |seen| seen.sequence);
             record.created == log.created && log.last >= record.last.max(seen) && younger != Some(record.epoch)

@@ -66,32 +66,9 @@ fn limits(settings: &Settings) -> [(&'static str, Json); 3] {
     ]
 }
 
-/// The log, made with this epoch if it is missing. `None` if somebody else made it meanwhile.
-pub(super) async fn log(
-    connection: &Connection,
-    names: &Names,
-    settings: &Settings,
-    epoch: u64,
-) -> Result<Option<Log>, BackplaneError> {
-    let info = match connection.ask("STREAM.INFO", &names.log, &json!({})).await? {
-        Some(info) => info,
-        None => {
-            let mut config = json!({
-                "name": names.log,
-                "subjects": subjects(names, epoch),
-                "retention": "limits",
-                "discard": "old",
-                "storage": "file",
-                "max_msgs_per_subject": -1,
-                "num_replicas": 1,
-            });
-            for (name, value) in limits(settings) {
-                config[name] = value;
-            }
-            let Some(info) = create(connection, &names.log, &config).await? else { return Ok(None) };
-            info
-        }
-    };
+/// The log, if it is there.
+pub(super) async fn log(connection: &Connection, names: &Names) -> Result<Option<Log>, BackplaneError> {
+    let Some(info) = connection.ask("STREAM.INFO", &names.log, &json!({})).await? else { return Ok(None) };
     expect(
         &info,
         &names.log,
@@ -105,6 +82,29 @@ pub(super) async fn log(
         return Err(unfit(&names.log, "keeps other than the newest records"));
     }
     Log::new(names, &info).map(Some)
+}
+
+/// Makes the log, with this epoch. Only one at a time may: of a stream that several make at the same moment, an old server
+/// may store every record more than once.
+pub(super) async fn make_log(
+    connection: &Connection,
+    names: &Names,
+    settings: &Settings,
+    epoch: u64,
+) -> Result<(), BackplaneError> {
+    let mut config = json!({
+        "name": names.log,
+        "subjects": subjects(names, epoch),
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "max_msgs_per_subject": -1,
+        "num_replicas": 1,
+    });
+    for (name, value) in limits(settings) {
+        config[name] = value;
+    }
+    create(connection, &names.log, &config).await.map(drop)
 }
 
 /// Lets the log take plain records of this epoch alone, with these limits. `None` if it is gone meanwhile.
