@@ -264,11 +264,12 @@ impl Connection {
             && let Some(live) = live(hub, link, this.heartbeat)
         {
             *this.progress = Progress::CaughtUp;
+            *this.told_stale = false;
             return Some(live);
         }
         let caught_up = *this.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
-        read(hub, link, batch);
+        let waits = read(hub, link, batch);
         if batch.ordered && !caught_up && hub.log().cursor(&link.subscriber) >= *this.accepted_at {
             *this.progress = Progress::Arrived;
         }
@@ -287,7 +288,9 @@ impl Connection {
             return Some(Step::Records);
         }
         let is_stale = hub.inner.is_stale();
-        if is_stale && !std::mem::replace(this.told_stale, true) {
+        // Not before its first `live`, which would take it back; but one that waits for older records may wait for long.
+        let is_due = *this.progress == Progress::CaughtUp || waits;
+        if is_stale && is_due && !batch.changed && !std::mem::replace(this.told_stale, true) {
             return Some(Step::Stale);
         }
         // Who is still behind is told so by its first `live`.
@@ -296,6 +299,8 @@ impl Connection {
             && let Some(live) = live(hub, link, this.heartbeat)
         {
             *this.progress = Progress::CaughtUp;
+            // If it cannot be followed now, that is said again.
+            *this.told_stale = false;
             return Some(live);
         }
         None
@@ -319,6 +324,7 @@ impl Connection {
                 // Whatever runtime the hub's work was on before, this one is alive.
                 housekeeping::revive(&this.hub.inner);
                 if *this.progress == Progress::CaughtUp
+                    && !*this.told_stale
                     && (this.hub.settings().visible_heartbeat || heartbeat.needs_id(now))
                     && let Some(live) = live(this.hub, this.link, this.heartbeat)
                 {
@@ -351,21 +357,23 @@ impl Connection {
 }
 
 /// What the stream may read now: from memory, and if it comes back from before what is there, from where the log is shared.
-fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) {
+/// Whether that is waited for.
+fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> bool {
     batch.looks_back = hub.inner.remote.is_some();
     for _ in 0..READS {
         hub.log().read(&link.subscriber, batch);
         match (batch.needs.take(), &hub.inner.remote) {
             (Some(after), Some(remote)) => match hub.look_back(remote, after, link) {
                 Some(block) => batch.past = Some(block),
-                None => return,
+                None => return true,
             },
             _ if batch.goes_on && batch.records.is_empty() && batch.gap.is_empty() => {}
-            _ => return,
+            _ => return false,
         }
     }
     // Others want to go on too.
     link.wake(hub.now());
+    false
 }
 
 fn gap_step(hub: &Hub, link: &Link, stage: &mut Stage, batch: &mut Batch, caught_up: bool) -> Step {

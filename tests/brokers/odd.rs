@@ -323,3 +323,33 @@ async fn a_stream_that_waits_for_a_broker_that_is_away_is_told() {
     }
     assert!(text.contains("hub.stale"), "{text}");
 }
+
+/// Whatever a page was told last is so: who comes while the broker is away is live at first, since it has all there is here,
+/// and then stale, and no heartbeat takes that back.
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_the_broker_is_away_is_told_last_that_it_is() {
+    let odd = Odd::new();
+    let hub = builder().heartbeat(Duration::from_secs(5)).visible_heartbeat().backplane(odd.clone()).build().unwrap();
+    until(|| hub.health().ready).await;
+    odd.away.store(true, Ordering::SeqCst);
+    odd.cut();
+    until(|| !hub.health().ready).await;
+    let request = Request::get("/?topic=a").body(()).unwrap();
+    let response = soon(hub.endpoint(Public::topics(TopicRule::any())).oneshot(request)).await.unwrap();
+    let mut body = Box::pin(response.into_body());
+    let mut text = String::new();
+    let mut frames = async |text: &mut String, seconds: u64| {
+        let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
+        while let Ok(Some(Ok(frame))) = tokio::time::timeout_at(until, body.frame()).await {
+            *text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        }
+    };
+    let last =
+        |text: &str| text.lines().filter_map(|line| line.strip_prefix("event: ")).next_back().unwrap().to_owned();
+    frames(&mut text, 300).await;
+    assert_eq!(last(&text), "hub.stale", "{text}");
+    assert_eq!(text.matches("hub.live").count(), 1, "{text}");
+    odd.away.store(false, Ordering::SeqCst);
+    frames(&mut text, 30).await;
+    assert_eq!(last(&text), "hub.live", "{text}");
+}
