@@ -90,7 +90,11 @@ fn settings() -> HubBuilder {
         .retention_for(TopicRule::exact(documents::TOPIC), current())
         .retention_for(TopicRule::exact(notifications::TOPIC), current())
         .retention_for(TopicRule::exact(metrics::TOPIC), current())
-        .retention_for(TopicRule::exact(sessions::TOPIC), current().age(sessions::LIFETIME))
+        // One that is forgotten before its cookie has expired would be good again, so these are many.
+        .retention_for(
+            TopicRule::exact(sessions::TOPIC),
+            current().age(sessions::LIFETIME).count(sessions::REMEMBERED).bytes(32 << 20),
+        )
         .retention_for(TopicRule::prefix(reports::TOPICS), current())
         .retention_for(TopicRule::exact(feed::TOPIC), Retention::replay().count(feed::KEPT).age(feed::KEPT_FOR))
 }
