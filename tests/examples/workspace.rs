@@ -384,6 +384,10 @@ async fn a_bad_command_line_is_said_without_repeating_secrets() {
         let (code, _, said) = process.output().await;
         assert!(code == Some(2) && !said.contains("s3cret") && said.contains("workspace [--listen"), "{said}");
     }
+    let environment = [("WORKSPACE_SECRET", "s3cret".to_owned())];
+    let spawn = move || Process::spawn_in(example("workspace"), &[], &environment);
+    let (code, _, said) = spawn_blocking(spawn).await.unwrap().output().await;
+    assert!(code == Some(2) && !said.contains("s3cret") && said.contains("shorter than 16"), "{said}");
 }
 
 #[tokio::test]
