@@ -12,6 +12,7 @@ use axum::Router;
 use axum::response::Html;
 use axum::routing::get;
 use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval};
 use tower_sse::{Connect, Event, Hub, PublishError, Refusal, Retention, Subscription, TopicRule};
 
 const EVERY: Duration = Duration::from_millis(500);
@@ -32,25 +33,39 @@ fn measure(hub: &Hub) -> BTreeMap<&'static str, String> {
     ]);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for (name, field) in [("memory", "VmRSS:"), ("threads", "Threads:")] {
-        let value = status.lines().find_map(|line| line.strip_prefix(field));
-        figures.extend(value.map(|value| (name, value.trim().to_owned())));
+        if let Some(value) = status.lines().find_map(|line| line.strip_prefix(field)) {
+            figures.insert(name, value.trim().to_owned());
+        }
     }
     figures
 }
 
-async fn sample(hub: Hub) -> Result<(), PublishError> {
+async fn sample(hub: Hub) {
     let mut said = BTreeMap::new();
-    let mut ticks = tokio::time::interval(EVERY);
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
-        let figures = measure(&hub);
-        for (name, value) in figures.iter().filter(|(name, value)| said.get(*name) != Some(*value)) {
-            // The key says which earlier event this one takes the place of.
-            let figure = Event::json("figure", &Figure { name, value })?.key(*name);
-            hub.topic("dashboard").publish(figure).await?;
+        for (name, value) in measure(&hub) {
+            if said.get(name) == Some(&value) {
+                continue;
+            }
+            match say(&hub, name, &value).await {
+                Ok(()) => {
+                    said.insert(name, value);
+                }
+                // It counts as not said, so the next tick tries again.
+                Err(error) => println!("{name} could not be published: {error}"),
+            }
         }
-        said = figures;
     }
+}
+
+async fn say(hub: &Hub, name: &'static str, value: &str) -> Result<(), PublishError> {
+    // The key says which earlier event this one takes the place of.
+    let figure = Event::json("figure", &Figure { name, value })?.key(name);
+    hub.topic("dashboard").publish(figure).await?;
+    Ok(())
 }
 
 async fn access(_: Connect) -> Result<Subscription, Refusal> {
@@ -60,16 +75,13 @@ async fn access(_: Connect) -> Result<Subscription, Refusal> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hub = Hub::builder().retention_for(TopicRule::exact("dashboard"), Retention::latest_per_key()).build()?;
-    let sampler = tokio::spawn(sample(hub.clone()));
+    tokio::spawn(sample(hub.clone()));
     let app = Router::new()
         .route("/", get(async || Html(include_str!("dashboard.html"))))
         .layer(hub.layer("/events", access));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
     let listener = tokio::net::TcpListener::bind(address).await?;
     println!("open http://{}", listener.local_addr()?);
-    tokio::select! {
-        served = axum::serve(hub.listener(listener), app) => served?,
-        sampled = sampler => sampled??,
-    }
+    axum::serve(hub.listener(listener), app).await?;
     Ok(())
 }

@@ -60,8 +60,11 @@ async fn say(
         return Err(StatusCode::FORBIDDEN);
     }
     let said = Event::text("said", format!("{}: {text}", user.0));
-    let published = hub.topic(format!("rooms/{room}")).publish(said).await;
-    published.map(|_| StatusCode::ACCEPTED).map_err(|_| StatusCode::BAD_REQUEST)
+    match hub.topic(format!("rooms/{room}")).publish(said).await {
+        Ok(_) => Ok(StatusCode::ACCEPTED),
+        Err(error) if error.is_invalid() => Err(StatusCode::BAD_REQUEST),
+        Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),
+    }
 }
 
 /// Signs ada or ben in.

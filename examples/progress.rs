@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::error::Error;
 use std::time::Duration;
 
 use axum::Router;
@@ -19,21 +19,24 @@ const STEPS: u32 = 50;
 const NUMBERS_IN_A_STEP: u32 = 20_000;
 /// Computers are too fast to watch.
 const PAUSE: Duration = Duration::from_millis(100);
+/// For how long a result is there.
+const KEPT_FOR: Duration = Duration::from_secs(3600);
 
 /// Knows nothing of pages: it computes, and says how far it is.
-async fn count_primes(hub: Hub, job: u64) -> Result<(), PublishError> {
+async fn count_primes(hub: &Hub, job: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut primes = 0;
     for step in 0..STEPS {
         let numbers = step * NUMBERS_IN_A_STEP..(step + 1) * NUMBERS_IN_A_STEP;
-        primes += tokio::task::spawn_blocking(|| numbers.filter(|number| is_prime(*number)).count()).await.unwrap_or(0);
-        say(&hub, job, Event::text("progress", ((step + 1) * 100 / STEPS).to_string())).await?;
+        primes += tokio::task::spawn_blocking(|| numbers.filter(|number| is_prime(*number)).count()).await?;
+        say(hub, job, Event::text("progress", ((step + 1) * 100 / STEPS).to_string())).await?;
         tokio::time::sleep(PAUSE).await;
     }
-    say(&hub, job, Event::text("result", format!("{primes} primes below {}", STEPS * NUMBERS_IN_A_STEP))).await
+    say(hub, job, Event::text("result", format!("{primes} primes below {}", STEPS * NUMBERS_IN_A_STEP))).await?;
+    Ok(())
 }
 
 /// One key for all that is said of a job: each event takes the place of the one before, and the result stays.
-async fn say(hub: &Hub, job: u64, event: Event) -> Result<(), PublishError> {
+async fn say(hub: &Hub, job: &str, event: Event) -> Result<(), PublishError> {
     hub.topic(format!("jobs/{job}")).publish(event.key("state")).await?;
     Ok(())
 }
@@ -43,20 +46,21 @@ fn is_prime(number: u32) -> bool {
 }
 
 async fn start(State(hub): State<Hub>) -> (StatusCode, String) {
-    static JOBS: AtomicU64 = AtomicU64::new(0);
-    let job = JOBS.fetch_add(1, Ordering::Relaxed) + 1;
+    // Counted from 1 it would name another computation after a restart, to a page that is still open.
+    let job = format!("{:016x}", fastrand::u64(..));
+    let name = job.clone();
     tokio::spawn(async move {
-        if let Err(error) = count_primes(hub, job).await {
-            println!("job {job} is silent: {error}");
+        if let Err(error) = count_primes(&hub, &name).await {
+            println!("computation {name} has ended without a result: {error}");
         }
     });
-    (StatusCode::ACCEPTED, job.to_string())
+    (StatusCode::ACCEPTED, job)
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> Result<(), Box<dyn Error>> {
     let jobs = TopicRule::prefix("jobs/");
-    let hub = Hub::builder().retention_for(jobs.clone(), Retention::latest_per_key()).build()?;
+    let hub = Hub::builder().retention_for(jobs.clone(), Retention::latest_per_key().age(KEPT_FOR)).build()?;
     let app = Router::new()
         .route("/", get(async || Html(include_str!("progress.html"))))
         .route("/jobs", post(start))

@@ -1,7 +1,7 @@
 //! Leaving in order: streams are told goodbye, the process ends in a moment, and the pages come back spread over time.
 //!
 //! `cargo run --example shutdown`, open <http://127.0.0.1:3000> in some tabs, then press Ctrl-C, and start it again: each
-//! tab says when it will be back, and is. Try it with a download that does not end, too: `curl http://127.0.0.1:3000/slow`.
+//! tab says goodbye, and is back within the window. Try it with a download that does not end, too: `curl http://127.0.0.1:3000/slow`.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 

@@ -17,9 +17,11 @@
 //! use tower_sse::{Event, Hub, Public, TopicRule};
 //!
 //! async fn say(State(hub): State<Hub>, text: String) -> Result<StatusCode, StatusCode> {
-//!     let event = Event::text("headline", text);
-//!     hub.topic("news").publish(event).await.map_err(|_| StatusCode::BAD_REQUEST)?;
-//!     Ok(StatusCode::ACCEPTED)
+//!     match hub.topic("news").publish(Event::text("headline", text)).await {
+//!         Ok(_) => Ok(StatusCode::ACCEPTED),
+//!         Err(error) if error.is_invalid() => Err(StatusCode::BAD_REQUEST),
+//!         Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),
+//!     }
 //! }
 //!
 //! fn app(hub: &Hub) -> Router {

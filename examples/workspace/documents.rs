@@ -72,13 +72,16 @@ impl Documents {
 
     pub(crate) async fn delete(&self, by: User, id: &str) -> Result<Option<Position>, Error> {
         let document = lock(&self.all).get(id).cloned().ok_or(Error::Missing)?;
-        // Withdraws the current value, and tells the pages that show it.
-        let deleted = Event::remove(id.to_owned()).name("document.deleted").data(json!({ "id": id }).to_string());
-        let mut events = vec![(self.hub.topic(TOPIC), deleted)];
+        // The owner is told first. Where a shared log fails in between, the document is still there, and to delete it again
+        // says the same again, which is one notification. The other way round the owner would never hear of it.
+        let mut events = Vec::new();
         if document.owner != by.id {
             let text = format!("{} deleted your document “{}”", by.name, document.title);
             events.push(Notification::new(id, &document.owner, text, "/documents").send(&self.hub)?);
         }
+        // Withdraws the current value, and tells the pages that show it.
+        let deleted = Event::remove(id.to_owned()).name("document.deleted").data(json!({ "id": id }).to_string());
+        events.push((self.hub.topic(TOPIC), deleted));
         Ok(publish_all(&self.hub, events).await?)
     }
 }

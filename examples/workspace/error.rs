@@ -12,8 +12,8 @@ pub(crate) enum Error {
     Missing,
     /// There are enough of these.
     Enough(&'static str),
-    /// This instance has not read the log yet.
-    Starting,
+    /// This instance has not read the log yet, or does not read it any more: it is told to leave.
+    NotReady,
     /// The log does not take it.
     Publish(PublishError),
 }
@@ -29,7 +29,7 @@ impl fmt::Display for Error {
         match self {
             Self::Invalid(reason) | Self::Enough(reason) => f.write_str(reason),
             Self::Missing => f.write_str("There is no such thing any more."),
-            Self::Starting => f.write_str("The server is starting."),
+            Self::NotReady => f.write_str("Not now: the server is not ready."),
             // What is wrong with a broker is for the log, not for people.
             Self::Publish(error) if error.is_unavailable() => f.write_str("Not now: the shared log is away."),
             Self::Publish(error) if error.is_closed() => f.write_str("Not now: the server is restarting."),

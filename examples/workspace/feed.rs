@@ -36,7 +36,9 @@ impl Feed {
 
     /// The newest last.
     pub(crate) fn list(&self) -> Vec<Post> {
-        lock(&self.posts).iter().cloned().collect()
+        let mut posts = lock(&self.posts);
+        trim(&mut posts);
+        posts.iter().cloned().collect()
     }
 
     pub(crate) async fn post(&self, author: User, words: &str) -> Result<Position, Error> {
@@ -54,12 +56,18 @@ impl Follower for Feed {
         let Some(post) = value::<Post>(event, "post") else { return };
         let mut posts = lock(&self.posts);
         posts.push_back(post);
-        if posts.len() > KEPT {
-            posts.pop_front();
-        }
+        trim(&mut posts);
     }
 
     fn clear(&self) {
         lock(&self.posts).clear();
+    }
+}
+
+/// As the hub does, and also what a shared log has kept for longer.
+fn trim(posts: &mut VecDeque<Post>) {
+    let oldest = now().saturating_sub(KEPT_FOR.as_secs() * 1000);
+    while posts.len() > KEPT || posts.front().is_some_and(|post| post.at < oldest) {
+        posts.pop_front();
     }
 }

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use axum::extract::FromRef;
 use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
 use tower_sse::{Hub, HubBuilder, Retention, TopicRule};
 
 use documents::Documents;
@@ -36,12 +37,14 @@ use replica::Replica;
 use reports::Reports;
 use sessions::Sessions;
 
+/// How long reports may take to say that they were stopped. They cannot where a broker hangs, which is no reason to stay.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Over how long pages come back when the process leaves.
 const WINDOW: Duration = Duration::from_secs(1);
 /// How long other requests may take to end then.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
-/// All that handlers need. Each service has the hub; none knows of HTTP.
+/// All that handlers need. Each service has the hub; only `Sessions` knows of HTTP, for its cookies.
 #[derive(Clone, FromRef)]
 struct App {
     sessions: Sessions,
@@ -58,7 +61,7 @@ impl App {
         let (sessions, documents) =
             (Sessions::new(hub.clone(), options.secret.as_deref())?, Documents::new(hub.clone()));
         let (reports, feed) = (Reports::new(hub.clone()), Feed::new(hub.clone()));
-        let metrics = Metrics::start(hub.clone(), options.listen.to_string());
+        let metrics = Metrics::start(hub.clone(), options.name());
         let notifications = Notifications::new(hub.clone());
         let replica = Replica::follow(
             hub.clone(),
@@ -90,7 +93,11 @@ fn settings() -> HubBuilder {
         .retention_for(TopicRule::exact(documents::TOPIC), current())
         .retention_for(TopicRule::exact(notifications::TOPIC), current())
         .retention_for(TopicRule::exact(metrics::TOPIC), current())
-        .retention_for(TopicRule::exact(sessions::TOPIC), current().age(sessions::LIFETIME))
+        // One that is forgotten before its cookie has expired would be good again, so these are many.
+        .retention_for(
+            TopicRule::exact(sessions::TOPIC),
+            current().age(sessions::LIFETIME).count(sessions::REMEMBERED).bytes(32 << 20),
+        )
         .retention_for(TopicRule::prefix(reports::TOPICS), current())
         .retention_for(TopicRule::exact(feed::TOPIC), Retention::replay().count(feed::KEPT).age(feed::KEPT_FOR))
 }
@@ -101,7 +108,7 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
     options.listen = listener.local_addr()?;
 
-    let hub = options.share(settings().instance(options.listen.to_string())).build()?;
+    let hub = options.share(settings().instance(options.name())).build()?;
     let app = App::new(&hub, &options)?;
     println!("open http://{}", options.listen);
     if !options.listen.ip().is_loopback() {
@@ -113,13 +120,13 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let (tell, told) = tokio::sync::oneshot::channel();
     let serve = axum::serve(hub.listener(listener), router).with_graceful_shutdown(async move {
         leave.await;
-        reports.stop().await; // their last word still goes out
+        let _ = timeout(LAST_WORDS, reports.stop()).await;
         hub.drain(WINDOW).await;
         let _ = tell.send(());
     });
     tokio::select! {
-        served = async { serve.await } => served?,
-        () = async { if told.await.is_ok() { tokio::time::sleep(LAST_REQUESTS).await } } => {}
+        served = serve => served?,
+        () = async { if told.await.is_ok() { sleep(LAST_REQUESTS).await } } => {}
     }
     Ok(())
 }
@@ -140,7 +147,7 @@ fn told_to_leave() -> std::io::Result<impl Future<Output = ()>> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
+    let options = match Options::parse(options::from_environment().chain(std::env::args().skip(1))) {
         Ok(options) => options,
         Err(problem) => {
             eprintln!("{problem}\n\n{}", options::USAGE);

@@ -28,7 +28,7 @@ struct Sample {
     process_memory: Option<u64>,
     /// Pages that have a stream open.
     connections: usize,
-    /// Events handed to streams since the sample before.
+    /// Events handed to streams since the sample before, also to that by which the services read the log.
     delivered: u64,
 }
 

@@ -35,9 +35,11 @@ pub(crate) struct Replica {
 impl Replica {
     pub(crate) fn follow(hub: Hub, followers: Vec<Box<dyn Follower>>) -> Self {
         let (applied, watch) = watch::channel(None);
+        let followers: Arc<[_]> = followers.into();
         tokio::spawn(async move {
             while !applied.is_closed() {
-                read(&hub, &followers, &applied).await;
+                // A task of its own: a service that panics ends this reading, and the log is read anew.
+                let _ = tokio::spawn(read(hub.clone(), Arc::clone(&followers), applied.clone())).await;
                 applied.send_replace(None);
                 tokio::time::sleep(PAUSE).await;
             }
@@ -46,7 +48,7 @@ impl Replica {
     }
 
     /// What the services know is everything up to here. A page takes this first, then the state, then the stream from here
-    /// on: so what happens in between comes twice rather than not at all. None before the log was read.
+    /// on: so what happens in between comes twice rather than not at all. None while there is nothing to rely on.
     pub(crate) fn position(&self) -> Option<Position> {
         *self.applied.borrow()
     }
@@ -66,7 +68,7 @@ impl Replica {
 }
 
 /// Reads until something is not to be had any more, or the hub is drained.
-async fn read(hub: &Hub, followers: &[Box<dyn Follower>], applied: &watch::Sender<Option<Position>>) {
+async fn read(hub: Hub, followers: Arc<[Box<dyn Follower>]>, applied: watch::Sender<Option<Position>>) {
     let topics = followers.iter().flat_map(|follower| follower.topics());
     let everything = Subscription::anonymous().topics(topics).start(Start::Oldest);
     // An error before an instance has read the shared log, and once it is drained.
@@ -83,6 +85,8 @@ async fn read(hub: &Hub, followers: &[Box<dyn Follower>], applied: &watch::Sende
                 is_live = true;
                 position
             }
+            // The log is away. What was read of it stays true, and the stream goes on when it is back.
+            StreamItem::Stale => continue,
             _ => return,
         };
         if is_live {
@@ -102,8 +106,10 @@ pub(crate) async fn publish_all(hub: &Hub, events: Vec<(Target<'_>, Event)>) -> 
 
 /// The value in an event of this name. One that cannot be read is of a later version of this program.
 pub(crate) fn value<T: DeserializeOwned>(event: &Received, name: &str) -> Option<T> {
-    let read = || serde_json::from_str(&event.data);
-    (event.name == name).then(read)?.inspect_err(|error| tracing::warn!(name, %error, "not read")).ok()
+    if event.name != name {
+        return None;
+    }
+    serde_json::from_str(&event.data).inspect_err(|error| tracing::warn!(name, %error, "not read")).ok()
 }
 
 /// A name that no other instance gives.
@@ -119,7 +125,7 @@ pub(crate) fn now() -> u64 {
 /// Where a service keeps its state.
 pub(crate) type Shared<T> = Arc<std::sync::Mutex<T>>;
 
-/// A panic while it was held left nothing half done that anybody would see: `apply` comes again.
+/// What a panic left half done is made anew: the log is read again from its beginning.
 pub(crate) fn lock<T>(shared: &Shared<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

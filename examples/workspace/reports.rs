@@ -94,10 +94,12 @@ impl Reports {
         Ok(())
     }
 
-    /// Stops all of them, and returns when they have said so.
+    /// Stops all of them, and returns when they have said so. None starts any more.
     pub(crate) async fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
-        let _ = self.places.acquire_many(MOST).await;
+        if let Ok(places) = self.places.acquire_many(MOST).await {
+            places.forget();
+        }
     }
 
     async fn compute(self, mut report: Report, _place: OwnedSemaphorePermit) {
@@ -171,8 +173,14 @@ impl Follower for Reports {
 /// As people write it: `1,000,000`.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
-    let commas = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
-    digits.char_indices().flat_map(|(at, digit)| commas(at).then_some(',').into_iter().chain([digit])).collect()
+    let mut grouped = String::new();
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
 }
 
 /// Sieves `from..to`, given all primes up to the square root of `to`.

@@ -11,7 +11,9 @@ use axum::http::{HeaderMap, header};
 use ring::error::Unspecified;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
-use tower_sse::{Access, Connect, Event, Hub, Kick, Public, Received, Recheck, Refusal, Subscription, TopicRule};
+use tower_sse::{
+    Access, Connect, Event, Hub, Kick, Public, PublishError, Received, Recheck, Refusal, Subscription, TopicRule,
+};
 
 use crate::replica::{Follower, Shared, lock, now};
 use crate::{documents, feed, metrics, reports};
@@ -19,6 +21,8 @@ use crate::{documents, feed, metrics, reports};
 /// Where instances tell each other which sessions have ended.
 pub(crate) const TOPIC: &str = "sessions";
 pub(crate) const LIFETIME: Duration = Duration::from_secs(12 * 3600);
+/// How many ended sessions the log remembers, for instances that start later. Each is about 300 bytes there.
+pub(crate) const REMEMBERED: usize = 50_000;
 const COOKIE: &str = "workspace_session";
 
 #[derive(Clone, Copy)]
@@ -93,19 +97,18 @@ impl Sessions {
         session.expires > SystemTime::now() && !lock(&self.ended).contains_key(&session.id)
     }
 
-    /// Ends a session, and the streams of all its pages; the value of `Set-Cookie`.
-    pub(crate) async fn end(&self, session: &Session) -> String {
-        // Here at once, then at the others: so that nobody who asks now slips in.
-        lock(&self.ended).insert(session.id.clone(), now());
+    /// Ends a session, and the streams of all its pages; the value of `Set-Cookie`. Where the log does not take it, the
+    /// session goes on: a cookie that is gone here and good elsewhere would be worse than to be told to try again.
+    pub(crate) async fn end(&self, session: &Session) -> Result<String, PublishError> {
         let ended = Event::text("session.ended", session.id.clone()).key(session.id.clone());
-        if let Err(error) = self.hub.topic(TOPIC).publish(ended).await {
-            tracing::warn!(%error, "other instances do not know that a session ended");
-        }
+        self.hub.topic(TOPIC).publish(ended).await?;
+        // Here at once, before the log is read: so that nobody who asks now slips in.
+        lock(&self.ended).insert(session.id.clone(), now());
         let never = Kick::never(LIFETIME).note("signed out");
         if let Err(error) = self.hub.topic(session.topic()).disconnect(never).await {
-            tracing::warn!(%error, "its streams on other instances end when they are looked at again");
+            tracing::warn!(%error, "the streams of a session that ended stay until they are looked at again");
         }
-        format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
+        Ok(format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"))
     }
 }
 

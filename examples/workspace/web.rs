@@ -1,8 +1,9 @@
-//! HTTP: pages, their state, and what they ask for. The only file here that knows of requests.
+//! HTTP: pages, their state, and what they ask for. Beside it, only `sessions.rs` knows of requests.
 
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{delete, get, post};
@@ -78,7 +79,7 @@ async fn asset(Path(name): Path<String>) -> Result<impl IntoResponse, Problem> {
 /// What a page shows, and where in the log that is.
 async fn state(State(app): State<App>, session: Session, Path(page): Path<String>) -> Result<Json<Value>, Problem> {
     let user = session.user;
-    let position = app.replica.position().ok_or(Error::Starting)?; // first
+    let position = app.replica.position().ok_or(Error::NotReady)?; // first
     let content = match page.as_str() {
         "documents" => json!(app.documents.list()),
         "reports" => json!(app.reports.of(user)),
@@ -171,17 +172,16 @@ async fn sign_in(
 ) -> Result<impl IntoResponse, Problem> {
     let user = user(&form.user).ok_or(Error::Invalid("There is no such user."))?;
     if let Ok(session) = session {
-        sessions.end(&session).await;
+        sessions.end(&session).await?;
     }
-    let cookie = sessions.begin(user).map_err(|_| Error::Starting)?;
+    let cookie = sessions.begin(user).map_err(|_| Error::NotReady)?;
     Ok(([(header::SET_COOKIE, cookie)], Redirect::to(&format!("/{}", known_page(&form.next)))))
 }
 
-async fn sign_out(State(sessions): State<Sessions>, session: Caller) -> Response {
-    match session {
-        Ok(session) => ([(header::SET_COOKIE, sessions.end(&session).await)], Redirect::to("/sign-in")).into_response(),
-        Err(_) => Redirect::to("/sign-in").into_response(),
-    }
+async fn sign_out(State(sessions): State<Sessions>, session: Caller) -> Result<Response, Problem> {
+    let Ok(session) = session else { return Ok(Redirect::to("/sign-in").into_response()) };
+    let cookie = sessions.end(&session).await?;
+    Ok(([(header::SET_COOKIE, cookie)], Redirect::to("/sign-in")).into_response())
 }
 
 impl FromRequestParts<App> for Session {
@@ -193,7 +193,7 @@ impl FromRequestParts<App> for Session {
 
 /// Keeps other sites from acting for whoever is signed in, and foreign content from every page.
 async fn guard(request: Request, next: Next) -> Response {
-    if !request.method().is_safe() && !is_own(request.headers()) {
+    if !request.method().is_safe() && !is_own(&request) {
         return Problem(StatusCode::FORBIDDEN, "Not from another site.".into()).into_response();
     }
     let mut response = next.run(request).await;
@@ -211,11 +211,14 @@ async fn guard(request: Request, next: Next) -> Response {
 }
 
 /// Browsers say where a request comes from, old ones by `Origin` only; what says nothing is no browser.
-fn is_own(headers: &HeaderMap) -> bool {
-    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+fn is_own(request: &Request) -> bool {
+    let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    // HTTP/2 has the host in the address, HTTP/1 in a header.
+    let host = request.uri().authority().map(Authority::as_str).or(text("host"));
     match (text("sec-fetch-site"), text("origin")) {
         (Some(site), _) => site == "same-origin",
-        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) == text("host"),
+        // `null` has no host.
+        (None, Some(origin)) => origin.split_once("://").is_some_and(|(_, own)| Some(own) == host),
         (None, None) => true,
     }
 }
@@ -231,7 +234,7 @@ impl From<Error> for Problem {
             Error::Enough(_) => StatusCode::CONFLICT,
             Error::Publish(error) if error.is_too_large() => StatusCode::PAYLOAD_TOO_LARGE,
             Error::Publish(error) if error.is_invalid() => StatusCode::BAD_REQUEST,
-            Error::Starting | Error::Publish(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Error::NotReady | Error::Publish(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self(status, error.to_string())
     }

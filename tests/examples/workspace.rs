@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::Request;
+use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
 use crate::process::{Process, example};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{Events, Reply, Sse, get, send, soon};
+use crate::support::{Events, Reply, Sse, get, http2, send, soon};
 
 #[allow(clippy::duplicate_mod, reason = "what it is loaded with elsewhere is private there")]
 #[path = "../support/port.rs"]
@@ -335,9 +336,17 @@ async fn what_makes_no_sense_is_refused_and_nothing_falls_over() {
         ("sec-fetch-site", "same-site", 403),
         ("sec-fetch-site", "same-origin", 204),
         ("origin", "http://test", 204),
+        ("origin", "null", 403),
     ] {
         let request = Request::post("/notifications/read").header("cookie", &ada.cookie).header(name, value);
         assert_eq!(send(addr, request.body("").unwrap()).await.status, status, "{value}");
+    }
+    // HTTP/2 has no `Host`.
+    let mut connection = http2(addr).await;
+    for (origin, status) in [("http://test", 204), ("http://evil.example", 403), ("null", 403)] {
+        let request = Request::post("http://test/notifications/read").header("cookie", &ada.cookie);
+        let request = request.header("origin", origin).body(Full::default()).unwrap();
+        assert_eq!(connection.send_request(request).await.unwrap().status(), status, "{origin}");
     }
     assert_eq!(ada.state("feed").await["content"], json!([]));
     assert!(!workspace.stop().await.contains("panicked"));
@@ -375,6 +384,10 @@ async fn a_bad_command_line_is_said_without_repeating_secrets() {
         let (code, _, said) = process.output().await;
         assert!(code == Some(2) && !said.contains("s3cret") && said.contains("workspace [--listen"), "{said}");
     }
+    let environment = [("WORKSPACE_SECRET", "s3cret".to_owned())];
+    let spawn = move || Process::spawn_in(example("workspace"), &[], &environment);
+    let (code, _, said) = spawn_blocking(spawn).await.unwrap().output().await;
+    assert!(code == Some(2) && !said.contains("s3cret") && said.contains("shorter than 16"), "{said}");
 }
 
 #[tokio::test]
@@ -424,6 +437,39 @@ async fn two_that_share_a_log_are_one() {
 }
 
 #[tokio::test]
+async fn who_cannot_be_signed_out_everywhere_is_told_and_can_try_again() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let mut redis = RedisServer::start(FORGETFUL);
+    let args = ["--secret", SECRET, "--backplane", &redis.url()];
+    let a = Workspace::start_with(Workspace::free_address(), &args).await;
+    let b = Workspace::start_with(Workspace::free_address(), &args).await;
+    let at_a = a.sign_in("ada").await;
+    let at_b = Browser { addr: b.addr, ..at_a.clone() };
+    let sign_out =
+        async || send(a.addr, Request::post("/sign-out").header("cookie", &at_a.cookie).body("").unwrap()).await;
+    redis.kill();
+    let reply = sign_out().await;
+    assert!(reply.status == 503 && !reply.headers.contains_key("set-cookie"));
+    assert_eq!(reply.text().await, "Not now: the shared log is away.");
+    assert_eq!(at_a.get("/state/feed").await.status, 200);
+
+    redis.restart();
+    soon(async {
+        while sign_out().await.status != 303 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for browser in [&at_a, &at_b] {
+            while browser.get("/state/feed").await.status != 401 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_log_that_comes_back_empty_empties_the_services_too() {
     if !redis_server::is_there() {
         return;
@@ -434,7 +480,12 @@ async fn a_log_that_comes_back_empty_empties_the_services_too() {
     let ada = workspace.sign_in("ada").await;
     let (_, mut page) = ada.open("documents", "documents").await;
     redis.kill();
+    next(&mut page, "hub.stale").await;
     assert_eq!(ada.send("POST", "/documents", Some(json!({ "text": "Not now" }))).await, 503);
+    // What it has read it still shows, and from there a page can be opened.
+    let (state, mut meanwhile) = ada.open("documents", "documents").await;
+    assert_eq!(state["content"].as_array().unwrap().len(), 3);
+    next(&mut meanwhile, "hub.stale").await;
     redis.restart();
     assert_eq!(next(&mut page, "hub.gap").await["reason"], "epoch");
     soon(async {

@@ -1,5 +1,6 @@
 import { $, make, page, send, time } from "/assets/shell.js";
 
+const KEPT = 20; // as many as the server keeps
 const number = new Intl.NumberFormat("en");
 const states = { running: "Computing", done: "Done", stopped: "Stopped: the server was restarted" };
 
@@ -19,6 +20,7 @@ function put(report) {
   const old = $("reports").querySelector(`[data-id="${CSS.escape(report.id)}"]`);
   if (old) old.replaceWith(card(report));
   else $("reports").prepend(card(report));
+  while ($("reports").childElementCount > KEPT) $("reports").lastChild.remove();
   $("empty").hidden = true;
 }
 

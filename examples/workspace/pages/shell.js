@@ -75,10 +75,12 @@ function show(state) {
 }
 
 // The tray. The newest first; the server keeps what was read, so all pages of a person show the same.
+const KEPT = 50; // as many as the server keeps
 const notifications = new Map();
 
 function drawTray() {
   const all = [...notifications.values()].sort((a, b) => b.at - a.at);
+  for (const { id } of all.splice(KEPT)) notifications.delete(id);
   const unread = all.filter(each => !each.read).length;
   $("unread").hidden = !unread;
   $("unread").textContent = unread;
@@ -121,7 +123,10 @@ export function page({ draw, topics, on }) {
     if (!response.ok) throw new Error(response.status);
     const { user, position, content, notifications: all } = await response.json();
     // Somebody else signed in in another tab.
-    if (me && me !== user) location.reload();
+    if (me && me !== user) {
+      location.reload();
+      return new Promise(() => {}); // nothing of theirs is drawn before that
+    }
     me = user;
     $("me").textContent = nameOf(user)[0];
     $("me").dataset.user = user;
