@@ -38,7 +38,13 @@ export function follow({ load, on, status, hello }) {
     listen("hub.stale", () => say("stale"));
     listen("hub.refused", () => say("busy"));
     listen("hub.bye", ({ reason, return: back, note }) => {
-      if (back !== "never") return say(reason === "draining" ? "restarting" : "reconnecting");
+      if (back !== "never") {
+        say(reason === "draining" ? "restarting" : "reconnecting");
+        // Should it not come back soon, that is not what it does.
+        clearTimeout(timer);
+        timer = setTimeout(() => { if (state === "restarting") say("reconnecting"); }, 10_000);
+        return;
+      }
       events.close();
       say(note === "signed out" ? "signed-out" : "ended");
     });

@@ -25,7 +25,8 @@ export function time(at) {
 export async function send(method, path, body) {
   try {
     const options = body && { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-    const response = await fetch(path, { method, ...options });
+    // A browser with many pages of a site open over HTTP/1.1 has no connection left for this, and would wait for ever.
+    const response = await fetch(path, { method, signal: AbortSignal.timeout(10_000), ...options });
     if (response.ok) return true;
     if (response.status === 401) show("signed-out");
     else toast(await response.text(), "bad");
