@@ -9,7 +9,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
-    dead_code,
     unreachable_pub,
     reason = "these are tests, helpers and all"
 )]
@@ -24,7 +23,11 @@ mod redis_server;
 mod support;
 
 mod driver;
+mod history;
+mod http2;
+mod origins;
 mod reconnect;
 mod site;
 mod source;
+mod standard;
 mod workspace;

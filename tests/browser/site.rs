@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -34,7 +34,6 @@ pub struct Asked {
     pub path: String,
     pub headers: HeaderMap,
     pub version: Version,
-    pub at: Instant,
 }
 
 impl Asked {
@@ -66,7 +65,6 @@ async fn note(State(record): State<Record>, request: Request, next: Next) -> Res
         path: request.uri().path().to_owned(),
         headers: request.headers().clone(),
         version: request.version(),
-        at: Instant::now(),
     };
     record.0.lock().unwrap().push(asked);
     next.run(request).await

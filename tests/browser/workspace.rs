@@ -8,8 +8,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::spawn_blocking;
 
-use crate::driver::{Browser, Context, Page, browser};
+use crate::driver::{Browser, Context, Page, browser, folder};
 use crate::example::example;
+use crate::redis_server::{self, FORGETFUL, RedisServer};
 use crate::support::soon;
 
 #[path = "../support/port.rs"]
@@ -109,6 +110,20 @@ impl Page {
         self.fill("#text", text).await;
         self.click("#post .primary").await;
         self.until("document.querySelector('#text').value === ''").await;
+    }
+
+    async fn create(&self, title: &str) {
+        self.fill("#title", title).await;
+        self.click("#create .primary").await;
+        self.until("document.querySelector('#title').value === ''").await;
+    }
+
+    /// Into `target/browser`, to be looked at.
+    async fn picture(&self, page: &str, size: &str) {
+        let path = folder().join(format!("workspace-{page}-{size}.png"));
+        self.call("screenshot", json!([{ "path": path, "type": "png" }])).await;
+        let overhang = self.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth").await;
+        assert_eq!(overhang, 0, "{page} on a {size}");
     }
 
     /// The newest first.
@@ -215,4 +230,100 @@ async fn a_restart_is_one_gap_and_the_page_fetches_everything_anew_and_says_so()
     tab.post_news("And this is after.").await;
     assert_eq!(tab.news().await, json!(["And this is after."]));
     tab.is_well().await;
+}
+
+#[tokio::test]
+async fn with_a_shared_log_a_restart_is_no_gap_and_the_page_has_what_it_missed() {
+    let Some(browser) = browser() else { return };
+    if !redis_server::is_there() {
+        return;
+    }
+    let redis = RedisServer::start(FORGETFUL);
+    let url = redis.url();
+    let shared = ["--backplane", &url];
+    let (one, two) = tokio::join!(Workspace::start(&shared), Workspace::start(&shared));
+    let (_ada, ada) = one.sign_in(browser, "ada", "feed", json!({})).await;
+    let (_ben, ben) = two.sign_in(browser, "ben", "feed", json!({})).await;
+    ben.post_news("First").await;
+    ada.until("document.querySelector('.post')").await;
+    ada.eval("shown.length = 0").await;
+
+    let addr = one.leave().await;
+    ben.post_news("Second").await;
+    ben.post_news("Third").await;
+    let _one = Workspace::start_at(addr, &shared).await;
+    ada.shows("resumed").await;
+    ben.post_news("Fourth").await;
+    ada.until("document.querySelectorAll('.post').length === 4").await;
+    assert_eq!(ada.news().await, json!(["Fourth", "Third", "Second", "First"]));
+    assert_eq!((ada.heard("hub.gap").await, ada.heard("hub.bye").await), (0, 1));
+    let shown = ada.eval("shown").await;
+    let shown: Vec<&str> = shown.as_array().unwrap().iter().map(|state| state.as_str().unwrap()).collect();
+    // Busy while the instance reads the log.
+    assert!(shown.iter().all(|state| ["restarting", "busy", "resumed"].contains(state)), "{shown:?}");
+    assert_eq!(ben.heard("hub.bye").await, 0);
+    ada.is_well().await;
+    ben.is_well().await;
+}
+
+#[tokio::test]
+async fn going_back_finds_the_page_as_it_was_and_its_stream_goes_on() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (_ada, tab) = workspace.sign_in(browser, "ada", "documents", json!({})).await;
+    let (_ben, ben) = workspace.sign_in(browser, "ben", "documents", json!({})).await;
+    tab.eval("addEventListener('pageshow', event => { globalThis.persisted = event.persisted; })").await;
+    tab.click("nav a[href='/feed']").await;
+    tab.until("location.pathname === '/feed' && document.querySelector('#status').dataset.state === 'live'").await;
+    ben.create("While she is away").await;
+    tab.eval("void setTimeout(() => history.back())").await;
+    // The same page, not another one of that address.
+    tab.until("globalThis.persisted !== undefined").await;
+    assert_eq!(tab.eval("[location.pathname, persisted]").await, json!(["/documents", true]));
+    tab.until("document.body.innerText.includes('While she is away')").await;
+    tab.until("['live', 'resumed'].includes(document.querySelector('#status').dataset.state)").await;
+    ben.create("And now").await;
+    tab.until("document.body.innerText.includes('And now')").await;
+    tab.is_well().await;
+}
+
+const SIZES: [(&str, u32, u32, bool); 2] = [("laptop", 1280, 800, false), ("phone", 390, 844, true)];
+
+#[tokio::test]
+async fn pictures_of_each_page_are_taken_and_nothing_is_wider_than_the_screen() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (_ben, ben) = workspace.sign_in(browser, "ben", "documents", json!({})).await;
+    ben.create("A title that is as long as titles may be, to see how it wraps where it must").await;
+    ben.click("[aria-label='Delete “A document of Ada” of Ada']").await;
+    ben.call("goto", json!([workspace.url("feed")])).await;
+    ben.shows("live").await;
+    ben.post_news("The winter plan is out.\nTell me what is missing, until Friday.").await;
+
+    for (size, width, height, is_phone) in SIZES {
+        let options = json!({
+            "viewport": { "width": width, "height": height }, "isMobile": is_phone, "hasTouch": is_phone,
+            "colorScheme": if is_phone { "dark" } else { "light" }, "locale": "en-GB",
+        });
+        let (context, tab) = workspace.sign_in(browser, "ada", "reports", options).await;
+        tab.call("selectOption", json!(["#limit", "10000000"])).await;
+        tab.click("#start .primary").await;
+        tab.sees(".report.done").await;
+        tab.click("#bell").await;
+        tab.sees("#notifications .unread").await;
+        tab.picture("tray", size).await;
+        for (page, content) in [
+            ("documents", "#documents li"),
+            ("reports", ".report.done"),
+            ("dashboard", "#charts polyline[points*=' ']"),
+            ("feed", ".post"),
+        ] {
+            tab.call("goto", json!([workspace.url(page)])).await;
+            tab.shows("live").await;
+            tab.sees(content).await;
+            tab.picture(page, size).await;
+        }
+        tab.is_well().await;
+        context.page(&workspace.url("sign-in")).await.picture("sign-in", size).await;
+    }
 }
