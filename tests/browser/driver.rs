@@ -1,0 +1,216 @@
+//! One Chromium for all tests, driven through Playwright: `driver.mjs` says how.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+const CHROMIUM: &str = "/usr/bin/chromium";
+/// Far above anything that a page is waited for, also where builds run beside.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+fn patience() -> u64 {
+    u64::try_from(PATIENCE.as_millis()).unwrap()
+}
+
+/// Where `tests/run` installs Playwright, and where pictures go.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/browser")
+}
+
+/// None where something is missing: then what is left out is said loudly; CI never leaves it out.
+pub fn browser() -> Option<&'static Browser> {
+    static BROWSER: OnceLock<Option<Browser>> = OnceLock::new();
+    let browser = BROWSER.get_or_init(|| {
+        let Some(missing) = missing() else { return Some(Browser::start()) };
+        assert!(std::env::var_os("CI").is_none(), "{missing} is missing: tests/run installs it");
+        eprintln!("LEFT OUT: no {missing} on this machine, so nothing is shown in a real browser");
+        None
+    });
+    browser.as_ref()
+}
+
+fn missing() -> Option<&'static str> {
+    let has_node = Command::new("node").arg("--version").stdout(Stdio::null()).status().is_ok();
+    [
+        ("node", has_node),
+        ("chromium", Path::new(CHROMIUM).exists()),
+        ("target/browser/node_modules/playwright-core", folder().join("node_modules/playwright-core").exists()),
+    ]
+    .into_iter()
+    .find_map(|(name, is_there)| (!is_there).then_some(name))
+}
+
+type Answer = Result<Value, String>;
+
+/// A process that ends when its input does: with this one, however that ends.
+pub struct Browser {
+    input: Mutex<ChildStdin>,
+    waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>,
+    numbers: AtomicU64,
+}
+
+impl Browser {
+    fn start() -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser/driver.mjs");
+        let mut command = Command::new("node");
+        command.arg(script).arg(folder()).arg(CHROMIUM).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let waiting = Arc::default();
+        std::thread::spawn({
+            let waiting = Arc::clone(&waiting);
+            move || {
+                read_answers(output, &waiting);
+                drop(child.wait());
+            }
+        });
+        Self { input: Mutex::new(input), waiting, numbers: AtomicU64::new(1) }
+    }
+
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Writes at once; only the answer is waited for, by whoever wants it.
+    fn send(&self, on: u64, call: &str, args: &Value, as_number: Option<u64>) -> oneshot::Receiver<Answer> {
+        let id = self.next_number();
+        let mut line = json!({ "id": id, "on": on, "call": call, "args": args });
+        if let Some(number) = as_number {
+            line["as"] = number.into();
+        }
+        let (sender, answer) = oneshot::channel();
+        self.waiting.lock().unwrap().insert(id, sender);
+        // Where the driver is gone, the answer says so.
+        drop(writeln!(self.input.lock().unwrap(), "{line}"));
+        answer
+    }
+
+    async fn call(&self, on: u64, call: &str, args: Value, as_number: Option<u64>) -> Answer {
+        let answer = self.send(on, call, &args, as_number);
+        match tokio::time::timeout(PATIENCE * 2, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err("the driver ended: see what it wrote above".into()),
+            Err(_) => Err("the driver does not answer".into()),
+        }
+    }
+
+    /// A person's browser: cookies, cache and connections of its own.
+    pub async fn context(&'static self, options: Value) -> Context {
+        let number = self.next_number();
+        self.call(0, "newContext", json!([options]), Some(number)).await.unwrap();
+        let context = Context { browser: self, number };
+        self.call(number, "setDefaultTimeout", json!([patience()]), None).await.unwrap();
+        context
+    }
+}
+
+fn read_answers(output: ChildStdout, waiting: &Mutex<HashMap<u64, oneshot::Sender<Answer>>>) {
+    for line in BufReader::new(output).lines() {
+        let Ok(mut answer) = line.map(|line| serde_json::from_str::<Value>(&line).unwrap()) else { break };
+        let sender = waiting.lock().unwrap().remove(&answer["id"].as_u64().unwrap());
+        let answer = match answer["error"].take() {
+            Value::String(error) => Err(error),
+            _ => Ok(answer["value"].take()),
+        };
+        // Nobody waits for a context to be closed.
+        drop(sender.unwrap().send(answer));
+    }
+    // Whoever still waits is told by that.
+    waiting.lock().unwrap().clear();
+}
+
+/// Closed when it is dropped, with its pages.
+pub struct Context {
+    browser: &'static Browser,
+    number: u64,
+}
+
+impl Context {
+    /// Runs in each page before its own scripts.
+    pub async fn before_scripts(&self, script: &str) {
+        self.browser.call(self.number, "addInitScript", json!([{ "content": script }]), None).await.unwrap();
+    }
+
+    pub async fn page(&self, url: &str) -> Page {
+        let number = self.browser.next_number();
+        self.browser.call(self.number, "newPage", json!([]), Some(number)).await.unwrap();
+        let page = Page { browser: self.browser, number };
+        page.call("goto", json!([url])).await;
+        page
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        drop(self.browser.send(self.number, "close", &json!([]), None));
+    }
+}
+
+/// A tab.
+pub struct Page {
+    browser: &'static Browser,
+    number: u64,
+}
+
+impl Page {
+    /// A method of Playwright's `Page`.
+    #[track_caller]
+    pub fn call<'a>(&'a self, method: &str, args: Value) -> impl Future<Output = Value> + use<'a> {
+        let (caller, method) = (Location::caller(), method.to_owned());
+        async move {
+            let said = args.to_string();
+            match self.browser.call(self.number, &method, args, None).await {
+                Ok(value) => value,
+                Err(error) => panic!("{caller}: {method} {said}: {error}\n{}", self.describe().await),
+            }
+        }
+    }
+
+    /// The value of an expression in the page; if it is a promise, what that resolves to.
+    #[track_caller]
+    pub fn eval<'a>(&'a self, expression: &str) -> impl Future<Output = Value> + use<'a> {
+        self.call("evaluate", json!([expression]))
+    }
+
+    /// Waits until an expression holds in the page.
+    #[track_caller]
+    pub fn until<'a>(&'a self, expression: &str) -> impl Future<Output = ()> + use<'a> {
+        let waited = self.call("until", json!([expression, patience()]));
+        async { drop(waited.await) }
+    }
+
+    /// Waits until something is seen, and clicks on it.
+    #[track_caller]
+    pub fn click<'a>(&'a self, selector: &str) -> impl Future<Output = ()> + use<'a> {
+        let clicked = self.call("click", json!([selector]));
+        async { drop(clicked.await) }
+    }
+
+    /// Waits until something is seen.
+    #[track_caller]
+    pub fn sees<'a>(&'a self, selector: &str) -> impl Future<Output = ()> + use<'a> {
+        let seen = self.call("waitForSelector", json!([selector]));
+        async { drop(seen.await) }
+    }
+
+    /// Errors of its scripts that nobody caught.
+    pub async fn errors(&self) -> Value {
+        self.call("errors", json!([])).await
+    }
+
+    /// For the message of a failure.
+    async fn describe(&self) -> String {
+        let script = "JSON.stringify({ url: location.href, text: document.body?.innerText, \
+            streams: globalThis.streams?.map(({ source, log }) => ({ state: source.readyState, log })) }, null, 1)";
+        let said = self.browser.call(self.number, "evaluate", json!([script]), None).await;
+        said.map_or_else(|error| error, |said| said.as_str().unwrap_or_default().to_owned())
+    }
+}

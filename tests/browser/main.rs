@@ -1,0 +1,33 @@
+//! Pages in a real browser: Chromium, without a window, against the workspace example and against small sites of our own.
+//!
+//! `tests/run` installs Chromium, node and the Playwright that `package.json` names. What a page does is asked here, in Rust,
+//! where the servers are too; a failure says where, and what the page had seen.
+
+#![allow(
+    clippy::duplicate_mod,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    unreachable_pub,
+    reason = "these are tests, helpers and all"
+)]
+
+#[path = "../support/example.rs"]
+mod example;
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[path = "../support/redis.rs"]
+mod redis_server;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod driver;
+mod history;
+mod http2;
+mod origins;
+mod reconnect;
+mod site;
+mod source;
+mod standard;
+mod workspace;

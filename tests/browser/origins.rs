@@ -1,0 +1,152 @@
+//! Pages of other origins: with the person's cookies where they are listed, without a preflight, and else nothing.
+
+use std::time::Duration;
+
+use axum::Router;
+use http::Method;
+use serde_json::json;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_sse::{Connect, Event, Hub, Kick, Refusal, Subscription};
+
+use crate::driver::browser;
+use crate::site::{Site, everybody};
+use crate::source::{CLOSED, CONNECTING};
+
+/// As generous as can be: whoever asks may, with credentials. So what is refused is refused by the hub.
+fn generous() -> CorsLayer {
+    CorsLayer::new().allow_origin(AllowOrigin::mirror_request()).allow_credentials(true)
+}
+
+async fn by_cookie(connect: Connect) -> Result<Subscription, Refusal> {
+    let cookie = connect.headers().get("cookie").and_then(|cookie| cookie.to_str().ok());
+    let user = cookie.and_then(|cookie| cookie.strip_prefix("user=")).ok_or(Refusal::login())?;
+    Ok(Subscription::user(user))
+}
+
+fn quick(origin: &str) -> Hub {
+    Hub::builder().retry(Duration::from_millis(100)).allow_origin(origin).build().unwrap()
+}
+
+/// Where pages come from, with nothing else.
+async fn front_end() -> Site {
+    let hub = Hub::builder().build().unwrap();
+    Site::start(&hub, everybody(&hub)).await
+}
+
+fn origin(site: &Site) -> String {
+    format!("http://{}", site.addr)
+}
+
+#[tokio::test]
+async fn a_listed_origin_has_the_cookies_of_its_visitor_and_comes_back_without_a_preflight() {
+    let Some(browser) = browser() else { return };
+    let pages = front_end().await;
+    let hub = quick(&origin(&pages));
+    let app = Router::new().route_service("/events", hub.endpoint(by_cookie)).layer(generous());
+    let site = Site::start(&hub, app).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&pages.url()).await;
+    // Cookies know hosts and no ports.
+    page.eval("document.cookie = 'user=ada'").await;
+    let url = format!("{}events", site.url());
+
+    let source = page.listen_as(&url, &["news"], json!({ "withCredentials": true })).await;
+    source.saw("hub.live", 1).await;
+    hub.user("ada").publish(Event::text("news", "one")).await.unwrap();
+    source.saw("news", 1).await;
+    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    source.saw("error", 1).await;
+    hub.user("ada").publish(Event::text("news", "two")).await.unwrap();
+    source.saw("news", 2).await;
+    assert_eq!(source.data("news").await, ["one", "two"]);
+    assert!(source.all("hub.gap").await.is_empty());
+    assert_eq!(source.all("news").await[0].origin.as_deref(), Some(&*origin(&site)));
+
+    let asked = site.asked();
+    assert!(asked.iter().all(|asked| asked.method == Method::GET), "a preflight");
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked[1].header("origin"), Some(&*origin(&pages)));
+    assert_eq!(asked[1].header("sec-fetch-site"), Some("same-site"));
+    assert_eq!(asked[1].header("cookie"), Some("user=ada"));
+    let last = source.all("news").await[0].id.clone();
+    assert_eq!(asked[1].header("last-event-id"), last.as_deref());
+
+    // Without credentials it is nobody.
+    let source = page.listen(&url, &[]).await;
+    source.comes_to(CLOSED).await;
+    assert_eq!(source.names().await, ["error"]);
+    assert_eq!(site.asked()[2].header("cookie"), None);
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_comes_back_without_a_preflight_too() {
+    let Some(browser) = browser() else { return };
+    let pages = front_end().await;
+    let elsewhere = format!("http://localhost:{}", pages.addr.port());
+    let hub = quick(&elsewhere);
+    let site = Site::start(&hub, everybody(&hub).layer(generous())).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&format!("{elsewhere}/")).await;
+    let source = page.listen(&format!("{}events", site.url()), &["news"]).await;
+    source.saw("hub.live", 1).await;
+    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    source.saw("hub.live", 2).await;
+    let asked = site.asked();
+    assert!(asked.len() == 2 && asked.iter().all(|asked| asked.method == Method::GET), "a preflight");
+    assert_eq!(asked[1].header("sec-fetch-site"), Some("cross-site"));
+    assert!(asked[1].header("last-event-id").is_some());
+    assert_eq!(source.all("error").await[0].state, CONNECTING);
+}
+
+#[tokio::test]
+async fn an_origin_that_is_not_listed_gets_nothing_however_generous_the_cors_layer_is() {
+    let Some(browser) = browser() else { return };
+    let (pages, listed) = (front_end().await, front_end().await);
+    let hub = quick(&origin(&listed));
+    let app = Router::new().route_service("/events", hub.endpoint(by_cookie)).layer(generous());
+    let site = Site::start(&hub, app).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&pages.url()).await;
+    page.eval("document.cookie = 'user=ada'").await;
+    let url = format!("{}events", site.url());
+
+    let source = page.listen_as(&url, &["news"], json!({ "withCredentials": true })).await;
+    source.comes_to(CLOSED).await;
+    assert_eq!(source.names().await, ["error"]);
+    // It was her, and it was refused all the same.
+    assert_eq!(site.asked()[0].header("cookie"), Some("user=ada"));
+    let fetched = format!(
+        "fetch({}, {{ credentials: 'include' }}).then(async reply => [reply.status, await reply.text()])",
+        json!(url)
+    );
+    assert_eq!(page.eval(&fetched).await, json!([403, "forbidden\n"]));
+    assert_eq!(hub.stats().connected, 0);
+}
+
+#[tokio::test]
+async fn where_script_sends_the_id_itself_the_header_needs_a_preflight_and_the_query_does_not() {
+    let Some(browser) = browser() else { return };
+    let pages = front_end().await;
+    let hub = quick(&origin(&pages));
+    let site = Site::start(&hub, everybody(&hub).layer(generous())).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&pages.url()).await;
+    let url = format!("{}events", site.url());
+    let id = hub.position().to_string();
+    hub.user("ada").publish(Event::text("news", "missed")).await.unwrap();
+
+    // Which this CORS layer does not allow: it lists no headers.
+    let with_header = format!(
+        "fetch({}, {{ headers: {{ 'last-event-id': {} }} }}).then(() => 'read', error => error.name)",
+        json!(url),
+        json!(id)
+    );
+    assert_eq!(page.eval(&with_header).await, "TypeError");
+    let methods = || site.asked().into_iter().map(|asked| asked.method).collect::<Vec<_>>();
+    assert_eq!(methods(), [Method::OPTIONS]);
+
+    let source = page.listen(&format!("{url}?last_event_id={id}"), &["news"]).await;
+    source.saw("hub.live", 1).await;
+    assert_eq!(source.data("news").await, ["missed"]);
+    assert_eq!(methods(), [Method::OPTIONS, Method::GET]);
+}

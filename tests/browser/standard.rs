@@ -1,0 +1,391 @@
+//! What the standard says of a stream, where it is a server's affair: that browsers read what the hub writes as it is meant;
+//! and, on streams that no hub writes, what the hub relies on in them.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Path;
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http::{StatusCode, header};
+use serde_json::json;
+use tower_sse::{Connect, End, Event, Hub, HubBuilder, Kick, Subscription};
+
+use crate::driver::browser;
+use crate::site::{Site, everybody};
+use crate::source::{CLOSED, CONNECTING, OPEN};
+use crate::support::until;
+
+fn quick() -> HubBuilder {
+    Hub::builder().retry(Duration::from_millis(100))
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What the hub writes
+
+#[tokio::test]
+async fn text_arrives_as_it_was_published() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, everybody(&hub)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let source = page.listen("/events", &["text"]).await;
+    source.saw("hub.live", 1).await;
+
+    let long = "é".repeat(100_000);
+    let texts = [
+        // Line breaks of every kind are one to the reader, and none is lost at either end.
+        ("a\nb\rc\r\nd", "a\nb\nc\nd"),
+        ("\n", "\n"),
+        ("\n\n x \n", "\n\n x \n"),
+        ("\r\n\r", "\n\n"),
+        ("", ""),
+        // Nothing of it is taken for a field, nor eaten.
+        (" one space", " one space"),
+        ("  two", "  two"),
+        (":", ":"),
+        ("id: 7", "id: 7"),
+        ("retry: 1", "retry: 1"),
+        ("a\nid: 7\n\ndata: b", "a\nid: 7\n\ndata: b"),
+        ("\tand a tab\t", "\tand a tab\t"),
+        // UTF-8, also of what looks like a byte order mark, and of what other languages take for a line break.
+        ("\u{feff}mark", "\u{feff}mark"),
+        ("a\u{feff}", "a\u{feff}"),
+        ("żółw 木 🐢 \u{1f469}\u{200d}\u{1f680}", "żółw 木 🐢 \u{1f469}\u{200d}\u{1f680}"),
+        ("\u{0}\u{b}\u{c}\u{85}\u{2028}\u{2029}", "\u{0}\u{b}\u{c}\u{85}\u{2028}\u{2029}"),
+        (&*long, &*long),
+    ];
+    for (sent, _) in texts {
+        hub.topic("news").publish(Event::text("text", sent.to_owned())).await.unwrap();
+    }
+    source.saw("text", texts.len()).await;
+    for (event, (_, expected)) in source.all("text").await.into_iter().zip(texts) {
+        assert!(event.data.as_deref() == Some(expected), "{:.80?} and not {expected:.80?}", event.data);
+    }
+    assert_eq!(source.state().await, OPEN);
+}
+
+#[tokio::test]
+async fn names_reach_their_listeners_and_no_others() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, everybody(&hub)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let source = page.listen("/events", &["a b:c", "имя", "document.deleted"]).await;
+    source.saw("hub.live", 1).await;
+    page.eval("streams[0].source.onmessage = event => { globalThis.unnamed = event.data; }").await;
+    let publish = async |event| hub.topic("news").publish(event).await.unwrap().receivers;
+    publish(Event::text("a b:c", "1")).await;
+    publish(Event::text("nobody listens", "2")).await;
+    publish(Event::text("имя", "3")).await;
+    publish(Event::message("4")).await;
+    publish(Event::text("message", "5")).await;
+    publish(Event::text("document.deleted", "6")).await;
+    source.saw("document.deleted", 1).await;
+    let log = source.log().await;
+    let own: Vec<_> = log.iter().skip(3).map(|event| (&*event.name, event.data.as_deref().unwrap())).collect();
+    assert_eq!(own, [("a b:c", "1"), ("имя", "3"), ("message", "4"), ("message", "5"), ("document.deleted", "6")]);
+    assert_eq!(page.eval("unnamed").await, "5");
+}
+
+#[tokio::test]
+async fn heartbeats_are_not_seen_and_disturb_nothing() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().heartbeat(Duration::from_millis(50)).build().unwrap();
+    let site = Site::start(&hub, everybody(&hub)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let source = page.listen("/events", &["news"]).await;
+    source.saw("hub.live", 1).await;
+    // The same stream as bytes: until three heartbeats have come.
+    let comments = "(async () => {
+        const reader = (await fetch('/events')).body.pipeThrough(new TextDecoderStream()).getReader();
+        let text = '';
+        while (text.split('\\n').filter(line => line.startsWith(':')).length < 3) text += (await reader.read()).value;
+        await reader.cancel();
+        return text;
+    })()";
+    let text = page.eval(comments).await;
+    assert!(text.as_str().unwrap().ends_with(":\n"), "{text}");
+    hub.topic("news").publish(Event::text("news", "after them")).await.unwrap();
+    source.saw("news", 1).await;
+    assert_eq!(source.names().await, ["open", "hub.hello", "hub.live", "news"]);
+    assert_eq!(source.data("news").await, ["after them"]);
+}
+
+#[tokio::test]
+async fn an_end_of_either_kind_brings_it_back_with_the_last_id_that_it_had() {
+    let Some(browser) = browser() else { return };
+    for end in [End::Clean, End::Abort] {
+        let hub = quick().end(end).build().unwrap();
+        let site = Site::start(&hub, everybody(&hub)).await;
+        let context = browser.context(json!({})).await;
+        let page = context.page(&site.url()).await;
+        let source = page.listen("/events", &["news"]).await;
+        source.saw("hub.live", 1).await;
+        hub.topic("news").publish(Event::text("news", "one")).await.unwrap();
+        source.saw("news", 1).await;
+        hub.user("ada").disconnect(Kick::now()).await.unwrap();
+        source.saw("hub.live", 2).await;
+        let expected = ["open", "hub.hello", "hub.live", "news", "hub.bye", "error", "open", "hub.hello", "hub.live"];
+        assert_eq!(source.names().await, expected, "{end:?}");
+        let log = source.log().await;
+        assert_eq!((log[5].state, log[6].state), (CONNECTING, OPEN));
+        // Events without an id keep the one before.
+        assert_eq!(log[4].id, log[3].id);
+        let asked = site.asked();
+        assert_eq!(asked[0].header("last-event-id"), None);
+        assert_eq!(asked[1].header("last-event-id"), log[3].id.as_deref());
+        for asked in asked {
+            assert_eq!(asked.header("accept"), Some("text/event-stream"));
+            assert_eq!(asked.header("cache-control"), Some("no-cache"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_last_id_outranks_the_one_in_the_address_that_the_page_began_with() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, everybody(&hub)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let from = hub.position();
+    hub.topic("news").publish(Event::text("news", "one")).await.unwrap();
+    let source = page.listen(&format!("/events?last_event_id={from}"), &["news"]).await;
+    source.saw("hub.live", 1).await;
+    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    source.saw("hub.live", 2).await;
+    assert_eq!(source.data("news").await, ["one"]);
+    let hellos = source.all("hub.hello").await;
+    assert!(hellos.iter().all(|hello| hello.json()["cursor"] == "resuming"));
+}
+
+#[tokio::test]
+async fn the_head_is_what_a_browser_asks_for_and_the_wrong_place_is_none() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, everybody(&hub)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let head = page.eval("fetch('/events', { method: 'HEAD' }).then(r => [r.status, r.headers.get('content-type')])");
+    assert_eq!(head.await, json!([200, "text/event-stream"]));
+    // A page, as from an application that answers every path with its own.
+    let source = page.listen("/other", &[]).await;
+    source.comes_to(CLOSED).await;
+    assert_eq!(source.names().await, ["error"]);
+    // What a page asks for by mistake is told so.
+    let by_fetch = "fetch('/events', { headers: { accept: 'application/json' } }).then(r => r.status)";
+    assert_eq!(page.eval(by_fetch).await, 406);
+}
+
+#[tokio::test]
+async fn a_page_that_closes_its_stream_or_goes_is_forgotten() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, everybody(&hub)).await;
+    let context = browser.context(json!({})).await;
+    let (first, second) = (context.page(&site.url()).await, context.page(&site.url()).await);
+    let source = first.listen("/events", &["news"]).await;
+    source.saw("hub.live", 1).await;
+    second.listen("/events", &[]).await.saw("hub.live", 1).await;
+    assert_eq!(hub.stats().connections, 2);
+    source.close().await;
+    until(|| hub.stats().connections == 1).await;
+    assert_eq!(source.state().await, CLOSED);
+    // Not even an error: script knows.
+    assert_eq!(source.names().await, ["open", "hub.hello", "hub.live"]);
+    second.call("close", json!([])).await;
+    until(|| hub.stats().connections == 0).await;
+    assert_eq!(site.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn nothing_comes_after_it_was_closed_by_what_it_heard() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, everybody(&hub)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let source = page.listen("/events", &["news"]).await;
+    source.saw("hub.live", 1).await;
+    page.eval("streams[0].source.addEventListener('news', event => event.target.close())").await;
+    // In one step, so that they arrive together.
+    let news = ["one", "two", "three"].map(|data| (hub.topic("news"), Event::text("news", data)));
+    for published in hub.publish_many(news).await {
+        published.unwrap();
+    }
+    source.comes_to(CLOSED).await;
+    until(|| hub.stats().connections == 0).await;
+    assert_eq!(source.data("news").await, ["one"]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What the hub relies on
+
+/// A stream of these pieces, each written by itself, and its end.
+fn raw(pieces: &'static [&'static [u8]]) -> Response {
+    let pieces = stream::iter(pieces).then(async |piece| {
+        // So that the server does not write it together with the next.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok::<_, Infallible>(Bytes::from_static(piece))
+    });
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(pieces)).into_response()
+}
+
+/// First such a stream, then what `then` makes of the request.
+fn first_raw(
+    pieces: &'static [&'static [u8]],
+    then: impl Fn(Connect) -> Response + Clone + Send + Sync + 'static,
+) -> Router {
+    let turns = Arc::new(AtomicUsize::new(0));
+    let serve = move |connect: Connect| {
+        let is_first = turns.fetch_add(1, Ordering::Relaxed) == 0;
+        std::future::ready(if is_first { raw(pieces) } else { then(connect) })
+    };
+    Router::new().route("/events", get(serve))
+}
+
+fn stop(_: Connect) -> Response {
+    StatusCode::NO_CONTENT.into_response()
+}
+
+#[tokio::test]
+async fn lines_fields_and_ids_are_read_as_the_standard_says() {
+    let Some(browser) = browser() else { return };
+    const PIECES: &[&[u8]] = &[
+        "\u{feff}data: after a mark\n\n".as_bytes(),
+        ":comment\n:\ndata:no space\r\rdata:  one of two\r\n\r\n".as_bytes(),
+        // A pair of line ends and a character that come in two pieces.
+        b"data: split\r",
+        b"\ndata: \xc3",
+        b"\xa9\n\n",
+        b"data\n\ndata\ndata\n\n",
+        b"event: named\ndata: x\n\ndata: not any more\n\n",
+        // Without data there is no event; the id counts all the same.
+        b"event: named\n\nid: 7\n\ndata: seven\n\n",
+        b"id: a\0b\ndata: still seven\n\n",
+        b"unknown: y\nDATA: no\n data: no\ndata: known\n\n",
+        // Not dispatched, and its id does not count: the stream ends within it.
+        b"id: 8\ndata: cut off\n",
+    ];
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, first_raw(PIECES, stop)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let source = page.listen("/events", &["named"]).await;
+    source.comes_to(CLOSED).await;
+    let log = source.log().await;
+    let own: Vec<_> =
+        log.iter().filter_map(|event| Some((&*event.name, event.data.as_deref()?, event.id.as_deref()?))).collect();
+    assert_eq!(
+        own,
+        [
+            ("message", "after a mark", ""),
+            ("message", "no space", ""),
+            ("message", " one of two", ""),
+            ("message", "split\né", ""),
+            ("message", "", ""),
+            ("message", "\n", ""),
+            ("named", "x", ""),
+            ("message", "not any more", ""),
+            ("message", "seven", "7"),
+            ("message", "still seven", "7"),
+            ("message", "known", "7"),
+        ]
+    );
+    assert_eq!(site.asked()[1].header("last-event-id"), Some("7"));
+}
+
+#[tokio::test]
+async fn who_was_given_an_empty_id_comes_back_without_one_and_starts_afresh() {
+    let Some(browser) = browser() else { return };
+    const PIECES: &[&[u8]] = &[b"id: 1.0000000000000001.7\ndata: x\n\nid\ndata: y\n\nretry: 100\n\n"];
+    let hub = quick().build().unwrap();
+    let then = hub.clone();
+    let app = first_raw(PIECES, move |connect| {
+        then.connect(connect, Subscription::anonymous()).into_response().map(Body::new)
+    });
+    let site = Site::start(&hub, app).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let source = page.listen("/events", &[]).await;
+    source.saw("hub.live", 1).await;
+    assert_eq!(site.asked()[1].header("last-event-id"), None);
+    assert_eq!(source.all("hub.hello").await[0].json()["cursor"], "fresh");
+    assert!(source.all("hub.gap").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_retry_counts_if_it_is_a_number() {
+    let Some(browser) = browser() else { return };
+    const PIECES: &[&[u8]] = &[b"retry: 3300\n\n", b"retry: soon\n\nretry: 1e9\n\nretry: -1\n\n"];
+    let hub = quick().build().unwrap();
+    let site = Site::start(&hub, first_raw(PIECES, stop)).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    let source = page.listen("/events", &[]).await;
+    source.comes_to(CLOSED).await;
+    let errors = source.all("error").await;
+    let waited = errors[1].at - errors[0].at;
+    // By itself it waits for 3 s; its timer begins before script hears of the error.
+    assert!(waited > 3280.0, "{waited}");
+}
+
+#[tokio::test]
+async fn kinds_of_content_and_statuses_that_are_no_stream_end_it() {
+    let Some(browser) = browser() else { return };
+    let hub = quick().build().unwrap();
+    let served = async |Path((status, kind)): Path<(u16, String)>| {
+        let status = StatusCode::from_u16(status).unwrap();
+        (status, [(header::CONTENT_TYPE, kind)], "data: x\n\n").into_response()
+    };
+    let app = everybody(&hub)
+        .route("/as/{status}/{kind}", get(served))
+        .route("/elsewhere", get(Redirect::temporary("/events")))
+        .route("/sign-in", get(Redirect::to("/")));
+    let site = Site::start(&hub, app).await;
+    let context = browser.context(json!({})).await;
+    let page = context.page(&site.url()).await;
+    for (status, kind) in [
+        (200, "text/html"),
+        (200, "text/plain"),
+        (200, "application/json"),
+        (200, "text/event-streams"),
+        (200, "text/event-stream;charset=iso-8859-1"),
+        (205, "text/event-stream"),
+        (404, "text/event-stream"),
+        (429, "text/event-stream"),
+        (502, "text/event-stream"),
+        (503, "text/event-stream"),
+    ] {
+        let source = page.listen(&format!("/as/{status}/{}", kind.replace('/', "%2F")), &[]).await;
+        source.comes_to(CLOSED).await;
+        assert_eq!(source.names().await, ["error"], "{status} {kind}");
+    }
+    for kind in ["text/event-stream", "text/event-stream;charset=utf-8", "TEXT/EVENT-STREAM;x=y"] {
+        let source = page.listen(&format!("/as/200/{}", kind.replace('/', "%2F")), &[]).await;
+        source.saw("message", 1).await;
+        source.close().await;
+    }
+
+    // An application that sends whoever is not signed in to a page.
+    let source = page.listen("/sign-in", &[]).await;
+    source.comes_to(CLOSED).await;
+    assert_eq!(source.names().await, ["error"]);
+    // One that sends it to another address has its id there, whichever of the two is asked when it comes back.
+    let source = page.listen("/elsewhere", &[]).await;
+    source.saw("hub.live", 1).await;
+    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    source.saw("hub.live", 2).await;
+    let asked = site.asked();
+    assert_eq!((asked.len(), asked[1].header("last-event-id").is_some()), (2, true));
+}

@@ -1,0 +1,329 @@
+//! The workspace example, as two people use it in several tabs.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::task::spawn_blocking;
+
+use crate::driver::{Browser, Context, Page, browser, folder};
+use crate::example::example;
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::soon;
+
+#[path = "../support/port.rs"]
+mod port;
+
+/// With the same one people stay signed in across restarts.
+const SECRET: &str = "a secret of the tests";
+
+/// Keeps what the hub says to a page, and what the page shows of it.
+const WATCH: &str = r##"
+  globalThis.heard = [];
+  globalThis.shown = [];
+  globalThis.EventSource = class extends EventSource {
+    constructor(...args) {
+      super(...args);
+      for (const name of ["hub.gap", "hub.bye", "hub.live"]) this.addEventListener(name, () => heard.push(name));
+    }
+  };
+  new MutationObserver(changes => {
+    for (const { target } of changes) if (target.id === "status" && target.dataset.state !== shown.at(-1)) shown.push(target.dataset.state);
+  }).observe(document, { subtree: true, attributeFilter: ["data-state"] });
+"##;
+
+struct Workspace {
+    addr: SocketAddr,
+    process: Child,
+}
+
+impl Workspace {
+    async fn start(more: &[&str]) -> Self {
+        // Redis servers of this program take the even ports.
+        let port = std::iter::repeat_with(port::free_port).find(|port| port % 2 == 1).unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], port)), more).await
+    }
+
+    /// Returns when it listens.
+    async fn start_at(addr: SocketAddr, more: &[&str]) -> Self {
+        let program = spawn_blocking(|| example("workspace")).await.unwrap();
+        let mut command = Command::new(program);
+        command.args(["--listen", &addr.to_string(), "--secret", SECRET]).args(more);
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let said = soon(lines.next_line()).await.unwrap();
+        assert_eq!(said, Some(format!("open http://{addr}")));
+        Self { addr, process }
+    }
+
+    /// As service managers do it, and people with Ctrl-C.
+    async fn leave(mut self) -> SocketAddr {
+        let id = self.process.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+        assert!(soon(self.process.wait()).await.unwrap().success());
+        self.addr
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}/{path}", self.addr)
+    }
+
+    /// Somebody's browser, and their first tab.
+    async fn sign_in(&self, browser: &'static Browser, user: &str, page: &str, options: Value) -> (Context, Page) {
+        let context = browser.context(options).await;
+        context.before_scripts(WATCH).await;
+        let tab = context.page(&self.url(&format!("sign-in?next={page}"))).await;
+        tab.click(&format!("button[value={user}]")).await;
+        tab.shows("live").await;
+        (context, tab)
+    }
+
+    /// Another tab.
+    async fn open(&self, context: &Context, page: &str) -> Page {
+        let tab = context.page(&self.url(page)).await;
+        tab.shows("live").await;
+        tab
+    }
+}
+
+impl Page {
+    /// Waits until it shows this state of its stream.
+    #[track_caller]
+    fn shows<'a>(&'a self, state: &str) -> impl Future<Output = ()> + use<'a> {
+        self.sees(&format!("#status[data-state={state}]"))
+    }
+
+    /// Waits until an element has exactly this text.
+    #[track_caller]
+    fn reads<'a>(&'a self, selector: &str, text: &str) -> impl Future<Output = ()> + use<'a> {
+        let (selector, text) = (json!(selector), json!(text));
+        self.until(&format!("document.querySelector({selector})?.textContent.trim() === {text}"))
+    }
+
+    async fn fill(&self, selector: &str, text: &str) {
+        self.call("fill", json!([selector, text])).await;
+    }
+
+    async fn post_news(&self, text: &str) {
+        self.fill("#text", text).await;
+        self.click("#post .primary").await;
+        self.until("document.querySelector('#text').value === ''").await;
+    }
+
+    async fn create(&self, title: &str) {
+        self.fill("#title", title).await;
+        self.click("#create .primary").await;
+        self.until("document.querySelector('#title').value === ''").await;
+    }
+
+    /// Into `target/browser`, to be looked at.
+    async fn picture(&self, page: &str, size: &str) {
+        let path = folder().join(format!("workspace-{page}-{size}.png"));
+        self.call("screenshot", json!([{ "path": path, "type": "png" }])).await;
+        let overhang = self.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth").await;
+        assert_eq!(overhang, 0, "{page} on a {size}");
+    }
+
+    /// The newest first.
+    async fn news(&self) -> Value {
+        self.eval("[...document.querySelectorAll('.post p')].map(post => post.textContent)").await
+    }
+
+    async fn heard(&self, name: &str) -> usize {
+        let count = self.eval(&format!("heard.filter(name => name === '{name}').length")).await;
+        usize::try_from(count.as_u64().unwrap()).unwrap()
+    }
+
+    /// No script of it failed.
+    async fn is_well(&self) {
+        assert_eq!(self.errors().await, json!([]));
+    }
+}
+
+#[tokio::test]
+async fn whose_document_is_deleted_is_told_in_each_tab_on_whatever_page() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (ada, ada_reports) = workspace.sign_in(browser, "ada", "reports", json!({})).await;
+    let ada_feed = workspace.open(&ada, "feed").await;
+    let (ben, ben_documents) = workspace.sign_in(browser, "ben", "documents", json!({})).await;
+    let ben_too = workspace.open(&ben, "documents").await;
+
+    let hers = "Delete “A document of Ada” of Ada";
+    for tab in [&ben_documents, &ben_too] {
+        tab.sees(&format!("[aria-label='{hers}']")).await;
+    }
+    ben_documents.click(&format!("[aria-label='{hers}']")).await;
+    for tab in [&ada_reports, &ada_feed] {
+        tab.reads("#toasts .toast", "Ben deleted your document “A document of Ada”").await;
+        tab.reads("#unread", "1").await;
+    }
+    for tab in [&ben_documents, &ben_too] {
+        tab.until(&format!("!document.querySelector(\"[aria-label='{hers}']\")")).await;
+        assert_eq!(tab.eval("document.querySelector('#unread').hidden").await, true);
+    }
+
+    // What is read in one is read in the other.
+    ada_feed.click("#bell").await;
+    ada_feed.click("#read").await;
+    for tab in [&ada_feed, &ada_reports] {
+        tab.until("document.querySelector('#unread').hidden").await;
+    }
+    for tab in [&ada_reports, &ada_feed, &ben_documents, &ben_too] {
+        tab.is_well().await;
+    }
+}
+
+#[tokio::test]
+async fn a_report_goes_to_100_percent_in_each_tab_and_through_a_reload() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (ada, first) = workspace.sign_in(browser, "ada", "reports", json!({})).await;
+    let second = workspace.open(&ada, "reports").await;
+    let elsewhere = workspace.open(&ada, "documents").await;
+    second
+        .eval(
+            "globalThis.percents = [];
+             new MutationObserver(() => percents.push(document.querySelector('progress').value))
+                 .observe(document.querySelector('#reports'), { childList: true })",
+        )
+        .await;
+    first.call("selectOption", json!(["#limit", "100000000"])).await;
+    first.click("#start .primary").await;
+    first.sees(".report.running").await;
+    first.call("reload", json!([])).await;
+    for tab in [&first, &second] {
+        tab.reads(".report.done .progress span", "100 %").await;
+        tab.reads(".report.done .result strong", "5,761,455").await;
+    }
+    elsewhere.reads("#toasts .toast", "Your report is ready: 5,761,455 primes below 100,000,000").await;
+    let percents: Vec<u64> = serde_json::from_value(second.eval("percents").await).unwrap();
+    assert!(percents.is_sorted() && percents.first() == Some(&0) && percents.last() == Some(&100), "{percents:?}");
+    assert!(percents.len() > 3, "{percents:?}");
+    first.is_well().await;
+    second.is_well().await;
+}
+
+#[tokio::test]
+async fn a_restart_is_one_gap_and_the_page_fetches_everything_anew_and_says_so() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (_ada, tab) = workspace.sign_in(browser, "ada", "feed", json!({})).await;
+    tab.post_news("This was in memory.").await;
+    assert_eq!(tab.news().await, json!(["This was in memory."]));
+    tab.eval("shown.length = 0").await;
+
+    let addr = workspace.leave().await;
+    let _workspace = Workspace::start_at(addr, &[]).await;
+    tab.shows("refreshed").await;
+    tab.reads("#banner", "Something was missed, so this page was fetched anew.").await;
+    assert_eq!(tab.news().await, json!([]));
+    assert_eq!(tab.heard("hub.gap").await, 1);
+    assert_eq!(tab.heard("hub.bye").await, 1);
+    let shown = tab.eval("shown").await;
+    let shown: Vec<&str> = shown.as_array().unwrap().iter().map(|state| state.as_str().unwrap()).collect();
+    assert!(matches!(shown[..], ["restarting", .., "missed", "refreshed"]), "{shown:?}");
+
+    // It is live: nobody had to reload it, or to sign in.
+    tab.post_news("And this is after.").await;
+    assert_eq!(tab.news().await, json!(["And this is after."]));
+    tab.is_well().await;
+}
+
+#[tokio::test]
+async fn with_a_shared_log_a_restart_is_no_gap_and_the_page_has_what_it_missed() {
+    let Some(browser) = browser() else { return };
+    if !redis_server::is_there() {
+        return;
+    }
+    let redis = RedisServer::start(FORGETFUL);
+    let url = redis.url();
+    let shared = ["--backplane", &url];
+    let (one, two) = tokio::join!(Workspace::start(&shared), Workspace::start(&shared));
+    let (_ada, ada) = one.sign_in(browser, "ada", "feed", json!({})).await;
+    let (_ben, ben) = two.sign_in(browser, "ben", "feed", json!({})).await;
+    ben.post_news("First").await;
+    ada.until("document.querySelector('.post')").await;
+    ada.eval("shown.length = 0").await;
+
+    let addr = one.leave().await;
+    ben.post_news("Second").await;
+    ben.post_news("Third").await;
+    let _one = Workspace::start_at(addr, &shared).await;
+    ada.shows("resumed").await;
+    ben.post_news("Fourth").await;
+    ada.until("document.querySelectorAll('.post').length === 4").await;
+    assert_eq!(ada.news().await, json!(["Fourth", "Third", "Second", "First"]));
+    assert_eq!((ada.heard("hub.gap").await, ada.heard("hub.bye").await), (0, 1));
+    let shown = ada.eval("shown").await;
+    let shown: Vec<&str> = shown.as_array().unwrap().iter().map(|state| state.as_str().unwrap()).collect();
+    // Busy while the instance reads the log.
+    assert!(shown.iter().all(|state| ["restarting", "busy", "resumed"].contains(state)), "{shown:?}");
+    assert_eq!(ben.heard("hub.bye").await, 0);
+    ada.is_well().await;
+    ben.is_well().await;
+}
+
+#[tokio::test]
+async fn going_back_finds_the_page_as_it_was_and_its_stream_goes_on() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (_ada, tab) = workspace.sign_in(browser, "ada", "documents", json!({})).await;
+    let (_ben, ben) = workspace.sign_in(browser, "ben", "documents", json!({})).await;
+    tab.eval("addEventListener('pageshow', event => { globalThis.persisted = event.persisted; })").await;
+    tab.click("nav a[href='/feed']").await;
+    tab.until("location.pathname === '/feed' && document.querySelector('#status').dataset.state === 'live'").await;
+    ben.create("While she is away").await;
+    tab.eval("void setTimeout(() => history.back())").await;
+    // The same page, not another one of that address.
+    tab.until("globalThis.persisted !== undefined").await;
+    assert_eq!(tab.eval("[location.pathname, persisted]").await, json!(["/documents", true]));
+    tab.until("document.body.innerText.includes('While she is away')").await;
+    tab.until("['live', 'resumed'].includes(document.querySelector('#status').dataset.state)").await;
+    ben.create("And now").await;
+    tab.until("document.body.innerText.includes('And now')").await;
+    tab.is_well().await;
+}
+
+const SIZES: [(&str, u32, u32, bool); 2] = [("laptop", 1280, 800, false), ("phone", 390, 844, true)];
+
+#[tokio::test]
+async fn pictures_of_each_page_are_taken_and_nothing_is_wider_than_the_screen() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (_ben, ben) = workspace.sign_in(browser, "ben", "documents", json!({})).await;
+    ben.create("A title that is as long as titles may be, to see how it wraps where it must").await;
+    ben.click("[aria-label='Delete “A document of Ada” of Ada']").await;
+    ben.call("goto", json!([workspace.url("feed")])).await;
+    ben.shows("live").await;
+    ben.post_news("The winter plan is out.\nTell me what is missing, until Friday.").await;
+
+    for (size, width, height, is_phone) in SIZES {
+        let options = json!({
+            "viewport": { "width": width, "height": height }, "isMobile": is_phone, "hasTouch": is_phone,
+            "colorScheme": if is_phone { "dark" } else { "light" }, "locale": "en-GB",
+        });
+        let (context, tab) = workspace.sign_in(browser, "ada", "reports", options).await;
+        tab.call("selectOption", json!(["#limit", "10000000"])).await;
+        tab.click("#start .primary").await;
+        tab.sees(".report.done").await;
+        tab.click("#bell").await;
+        tab.sees("#notifications .unread").await;
+        tab.picture("tray", size).await;
+        for (page, content) in [
+            ("documents", "#documents li"),
+            ("reports", ".report.done"),
+            ("dashboard", "#charts polyline[points*=' ']"),
+            ("feed", ".post"),
+        ] {
+            tab.call("goto", json!([workspace.url(page)])).await;
+            tab.shows("live").await;
+            tab.sees(content).await;
+            tab.picture(page, size).await;
+        }
+        tab.is_well().await;
+        context.page(&workspace.url("sign-in")).await.picture("sign-in", size).await;
+    }
+}

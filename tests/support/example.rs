@@ -1,0 +1,34 @@
+//! The examples as programs.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+/// An example, which `cargo test` builds beside this test. After `cargo test --test …` it may be missing or old, so it is
+/// built here.
+pub fn example(name: &str) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap();
+    let deps = std::env::current_exe().unwrap();
+    let profile = deps.ancestors().nth(2).unwrap();
+    let program = profile.join("examples").join(name);
+    if !is_fresh(&program) {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--example", name, "--target-dir"]).arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+    }
+    program
+}
+
+/// Younger than everything that cargo noted it is made of.
+fn is_fresh(program: &Path) -> bool {
+    let time = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let Ok(sources) = std::fs::read_to_string(program.with_extension("d")) else { return false };
+    sources.split_whitespace().skip(1).all(|source| time(Path::new(source)) < time(program))
+}
