@@ -135,12 +135,19 @@ async fn an_end_of_either_kind_brings_it_back_with_the_last_id_that_it_had() {
         source.saw("news", 1).await;
         hub.user("ada").disconnect(Kick::now()).await.unwrap();
         source.saw("hub.live", 2).await;
-        let expected = ["open", "hub.hello", "hub.live", "news", "hub.bye", "error", "open", "hub.hello", "hub.live"];
-        assert_eq!(source.names().await, expected, "{end:?}");
-        let log = source.log().await;
-        assert_eq!((log[5].state, log[6].state), (CONNECTING, OPEN));
+        // A browser that meets an error may throw away what it has not read yet: here `hub.bye`.
+        let log: Vec<_> = source.log().await.into_iter().filter(|seen| seen.name != "hub.bye").collect();
+        let names: Vec<_> = log.iter().map(|seen| &*seen.name).collect();
+        assert_eq!(
+            names,
+            ["open", "hub.hello", "hub.live", "news", "error", "open", "hub.hello", "hub.live"],
+            "{end:?}"
+        );
+        assert_eq!((log[4].state, log[5].state), (CONNECTING, OPEN));
+        let byes = source.all("hub.bye").await;
+        assert!(end == End::Abort || byes.len() == 1);
         // Events without an id keep the one before.
-        assert_eq!(log[4].id, log[3].id);
+        assert!(byes.iter().all(|bye| bye.id == log[3].id));
         let asked = site.asked();
         assert_eq!(asked[0].header("last-event-id"), None);
         assert_eq!(asked[1].header("last-event-id"), log[3].id.as_deref());

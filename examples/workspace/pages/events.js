@@ -25,13 +25,15 @@ export function follow({ load, on, status, hello }) {
     const query = new URLSearchParams(from.topics.map(topic => ["topic", topic]));
     query.append("last_event_id", from.position);
     events = new EventSource(`/events?${query}`);
+    let wasLive = false;
     for (const [name, act] of Object.entries(on)) listen(name, act);
     listen("hub.hello", hello);
     // Caught up; also what says that a shared log can be followed again.
     listen("hub.live", () => {
       if (state === "missed") say("refreshed");
-      else if (state === "reconnecting" || state === "restarting") say("resumed");
+      else if (state === "reconnecting" || state === "restarting" || (state === "busy" && wasLive)) say("resumed");
       else if (state !== "resumed" && state !== "refreshed") say("live");
+      wasLive = true;
     });
     // Something is not to be had any more: fetch the state anew.
     listen("hub.gap", () => start("missed"));
