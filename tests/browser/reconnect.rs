@@ -143,15 +143,16 @@ async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_its
     source.saw("hub.live", 1).await;
 
     let waits_after_break = async |nth: usize| {
+        let before = source.all("error").await.len();
         network.set(Mode::Resets);
-        source.saw("error", nth).await;
+        source.saw("error", before + 1).await;
         network.set(Mode::Passes);
         source.saw("hub.live", nth + 1).await;
         let (errors, opens) = (source.all("error").await, source.all("open").await);
-        // One error for each break: it was not tried while the network was away.
-        assert_eq!((errors.len(), opens.len()), (nth, nth + 1));
-        assert_eq!(errors[nth - 1].state, CONNECTING);
-        opens[nth].at - errors[nth - 1].at
+        assert_eq!(opens.len(), nth + 1);
+        assert!(errors[before..].iter().all(|error| error.state == CONNECTING));
+        // On a busy machine it may have tried once more while the network was away: each wait counts from the error before it.
+        opens[nth].at - errors.last().unwrap().at
     };
     // By the first event of the stream: shorter than by itself, and all that follows is longer than that.
     let waited = waits_after_break(1).await;
@@ -164,7 +165,7 @@ async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_its
     // By the last event of a stream.
     hub.user("ada").disconnect(Kick::later(Duration::from_millis(700))).await.unwrap();
     source.saw("hub.live", 4).await;
-    let waited = source.all("open").await[3].at - source.all("error").await[2].at;
+    let waited = source.all("open").await[3].at - source.all("error").await.last().unwrap().at;
     assert!(waited > 700.0 - EARLIER, "{waited}");
 }
 
