@@ -88,8 +88,10 @@ impl Browser {
         }
         let (sender, answer) = oneshot::channel();
         self.waiting.lock().unwrap().insert(id, sender);
-        // Where the driver is gone, the answer says so.
-        drop(writeln!(self.input.lock().unwrap(), "{line}"));
+        if writeln!(self.input.lock().unwrap(), "{line}").is_err() {
+            // It is gone, and nothing answers any more.
+            self.waiting.lock().unwrap().remove(&id);
+        }
         answer
     }
 
