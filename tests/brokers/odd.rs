@@ -23,6 +23,8 @@ use crate::support::{soon, until};
 #[derive(Clone)]
 struct Odd {
     log: Arc<Mutex<Memory>>,
+    /// How often older records were asked for.
+    asked: Arc<AtomicU64>,
     /// Reading older records waits.
     hangs: Arc<AtomicBool>,
     /// It fails from numbers below this on.
@@ -35,6 +37,7 @@ impl Odd {
     fn new() -> Self {
         Self {
             log: Arc::new(Mutex::new(Memory::new())),
+            asked: Arc::default(),
             hangs: Arc::default(),
             fails_below: Arc::default(),
             away: Arc::default(),
@@ -64,6 +67,7 @@ impl Backplane for Odd {
     }
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
         async move {
+            self.asked.fetch_add(1, Ordering::SeqCst);
             while self.hangs.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -142,14 +146,11 @@ fn within(limit: Duration, what: impl FnOnce() + Send + 'static) {
     is_done.recv_timeout(limit).expect("it hangs (or panicked)");
 }
 
-async fn count_events(stream: &mut HubStream, limit: Duration) -> usize {
+async fn count_events(stream: &mut HubStream, expected: usize) {
     let mut count = 0;
-    while let Ok(Some(item)) = tokio::time::timeout(limit, stream.next()).await {
-        if let StreamItem::Event(_) = item {
-            count += 1;
-        }
+    while count < expected {
+        count += usize::from(matches!(soon(stream.next()).await.unwrap(), StreamItem::Event(_)));
     }
-    count
 }
 
 /// The newest stream's runtime is gone; another stream looks back.
@@ -168,8 +169,7 @@ fn looking_back_when_the_last_streams_runtime_is_gone() {
         let a = runtime();
         let _other = a.block_on(async { hub.stream(Subscription::anonymous().topic("b"), None).unwrap() });
         a.shutdown_timeout(Duration::from_secs(1));
-        let count = b.block_on(async { count_events(&mut stream, Duration::from_secs(3)).await });
-        assert_eq!(count, 100);
+        b.block_on(count_events(&mut stream, 100));
     });
 }
 
@@ -188,15 +188,21 @@ fn the_reading_task_dies_with_its_runtime() {
             (hub, stream)
         });
         let a = runtime();
-        let _other = a.block_on(async { hub.stream(Subscription::anonymous().topic("b"), None).unwrap() });
         odd.hangs.store(true, Ordering::SeqCst);
-        let task = b.spawn(async move { count_events(&mut stream, Duration::from_secs(8)).await });
-        std::thread::sleep(Duration::from_millis(500));
+        let before = odd.asked.load(Ordering::SeqCst);
+        // It is polled here first, so this is where the log is read.
+        a.block_on(async {
+            assert!(futures::poll!(StreamExt::next(&mut stream)).is_pending());
+            until(|| odd.asked.load(Ordering::SeqCst) > before).await;
+        });
+        let mut stream = b.block_on(async move {
+            assert!(futures::poll!(StreamExt::next(&mut stream)).is_pending());
+            stream
+        });
         a.shutdown_timeout(Duration::from_secs(1));
-        // The next stream is opened where life goes on.
-        let _third = b.block_on(async { hub.stream(Subscription::anonymous().topic("b"), None).unwrap() });
         odd.hangs.store(false, Ordering::SeqCst);
-        assert_eq!(b.block_on(task).unwrap(), 100);
+        b.block_on(count_events(&mut stream, 100));
+        drop(hub);
     });
 }
 
@@ -208,25 +214,15 @@ fn a_kick_between_two_runtimes_is_heard() {
         let log = Memory::new();
         let two = b.block_on(start(log.clone()));
         let one = a.block_on(start(log));
-        std::thread::sleep(Duration::from_millis(500));
+        // It has heard something.
+        a.block_on(until(|| one.stats().others == 1));
         let mut stream = b.block_on(async { one.stream(Subscription::user("ada"), None).unwrap() });
         a.shutdown_timeout(Duration::from_secs(1));
         b.block_on(async {
             two.user("ada").disconnect(Kick::default()).await.unwrap();
-            // Life goes on.
+            // Life goes on: whoever uses it starts what has ended with its runtime.
             publish(&one, "a", 1).await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            publish(&one, "a", 1).await;
-            let ended = tokio::time::timeout(Duration::from_secs(5), async {
-                while let Some(item) = stream.next().await {
-                    if let StreamItem::End(_) = item {
-                        return true;
-                    }
-                }
-                true
-            })
-            .await;
-            assert!(ended.is_ok(), "ada is still there");
+            while !matches!(soon(stream.next()).await.unwrap(), StreamItem::End(_)) {}
         });
     });
 }
@@ -273,7 +269,7 @@ async fn a_block_that_fails_holds_up_nobody_else() {
     tokio::spawn(async move { while low.next().await.is_some() {} });
     tokio::time::sleep(Duration::from_millis(200)).await;
     let mut high = hub.stream(Subscription::anonymous().topic("a"), middle).unwrap();
-    assert_eq!(count_events(&mut high, Duration::from_secs(6)).await, 100);
+    count_events(&mut high, 100).await;
 }
 
 /// A heartbeat of a stream that waits for a block.

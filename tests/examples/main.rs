@@ -12,6 +12,8 @@
 
 #[path = "../support/nats.rs"]
 mod nats_server;
+#[path = "../support/example.rs"]
+mod program;
 #[path = "../support/redis.rs"]
 mod redis_server;
 #[path = "../support/mod.rs"]

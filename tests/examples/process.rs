@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use http::Request;
 use serde_json::Value;
@@ -17,35 +17,11 @@ use crate::support::{get, send, soon, subscribe};
 /// Far above what a tidy end takes, far below what clients that do not read could make of it.
 const IN_TIME: Duration = Duration::from_secs(12);
 
-/// An example, which `cargo test` builds beside this test. After `cargo test --test examples` it may be missing or old, so
-/// it is built here.
-pub fn example(name: &str) -> PathBuf {
-    static BUILDING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = BUILDING.lock().unwrap();
-    let deps = std::env::current_exe().unwrap();
-    let profile = deps.ancestors().nth(2).unwrap();
-    let program = profile.join("examples").join(name);
-    if !is_fresh(&program) {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", name, "--target-dir"]).arg(profile.parent().unwrap());
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-    }
-    program
-}
+pub use crate::program::example;
 
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| example("standalone"))
-}
-
-/// Younger than everything that cargo noted it is made of.
-fn is_fresh(program: &Path) -> bool {
-    let time = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    let Ok(sources) = std::fs::read_to_string(program.with_extension("d")) else { return false };
-    sources.split_whitespace().skip(1).all(|source| time(Path::new(source)) < time(program))
 }
 
 /// A child that does not outlive its test.
