@@ -195,13 +195,21 @@ fn the_reading_task_dies_with_its_runtime() {
             assert!(futures::poll!(StreamExt::next(&mut stream)).is_pending());
             until(|| odd.asked.load(Ordering::SeqCst) > before).await;
         });
-        let mut stream = b.block_on(async move {
-            assert!(futures::poll!(StreamExt::next(&mut stream)).is_pending());
-            stream
+        // It waits elsewhere when that ends, and is not polled again unless it is woken.
+        let (waits, is_waiting) = std::sync::mpsc::channel();
+        let task = b.spawn(async move {
+            std::future::poll_fn(|cx| {
+                let next = stream.poll_next_unpin(cx);
+                waits.send(()).unwrap();
+                next.map(drop)
+            })
+            .await;
+            count_events(&mut stream, 99).await;
         });
+        is_waiting.recv().unwrap();
         a.shutdown_timeout(Duration::from_secs(1));
         odd.hangs.store(false, Ordering::SeqCst);
-        b.block_on(count_events(&mut stream, 100));
+        b.block_on(task).unwrap();
         drop(hub);
     });
 }
