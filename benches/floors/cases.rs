@@ -1,0 +1,356 @@
+//! What is measured: each case starts a server of one kind, connects, publishes, and notes figures.
+
+use std::time::Duration;
+
+use crate::load::{Load, Pace, Phase, Request, To};
+use crate::process::Server;
+use crate::servers::{Kind, Options};
+
+use Kind::{Axum, AxumFloor, Hyper, HyperFloor, Naive, Nchan};
+
+/// How far the fastest publisher is ahead of the slowest reader.
+const WINDOW: u64 = 64;
+/// How many events for single users are on their way.
+const UNICAST: u64 = 256;
+/// How many events one POST has in the cases with batches.
+const BATCH: u64 = 64;
+/// How many deliveries a second are asked for at a fixed rate: less than half of what the slowest can.
+const RATE: f64 = 50_000.0;
+/// Of the keys that a fast producer writes.
+const KEYS: u64 = 100;
+
+/// How large and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    pub ten: u64,
+    pub hundred: u64,
+    pub thousand: u64,
+    pub ten_thousand: u64,
+    pub resuming: u64,
+    pub missed: u64,
+    /// Of one phase.
+    pub time: Duration,
+}
+
+impl Scale {
+    pub const FULL: Self = Self {
+        ten: 10,
+        hundred: 100,
+        thousand: 1_000,
+        ten_thousand: 10_000,
+        resuming: 5_000,
+        missed: 100,
+        time: Duration::from_millis(900),
+    };
+    pub const SMOKE: Self = Self {
+        ten: 2,
+        hundred: 8,
+        thousand: 40,
+        ten_thousand: 100,
+        resuming: 50,
+        missed: 20,
+        time: Duration::from_millis(30),
+    };
+}
+
+/// What was measured of one kind in one round: `figures` by name.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub case: &'static str,
+    pub kind: Kind,
+    pub figures: Vec<(&'static str, f64)>,
+}
+
+/// One case with one kind in one round.
+pub struct Run {
+    pub kind: Kind,
+    pub scale: Scale,
+    pub pinned: bool,
+    pub samples: Vec<Sample>,
+    /// Losses, duplicates, disorder: the run has failed.
+    pub problems: Vec<String>,
+    /// The load generator was the bottleneck.
+    pub warnings: Vec<String>,
+}
+
+pub struct Case {
+    pub name: &'static str,
+    pub kinds: &'static [Kind],
+    pub run: fn(&mut Run),
+}
+
+const ALL: &[Kind] = &Kind::ALL;
+
+pub const CASES: &[Case] = &[
+    Case { name: "fan-out-10", kinds: ALL, run: |run| fan_out(run, &TEN) },
+    Case { name: "fan-out-100", kinds: ALL, run: |run| fan_out(run, &HUNDRED) },
+    Case { name: "fan-out-1000", kinds: ALL, run: |run| fan_out(run, &THOUSAND) },
+    Case { name: "fan-out-10000", kinds: ALL, run: |run| fan_out(run, &TEN_THOUSAND) },
+    Case { name: "unicast", kinds: ALL, run: unicast },
+    Case { name: "many-topics", kinds: &[Axum, Hyper, Naive], run: many_topics },
+    Case { name: "topic-each", kinds: ALL, run: topic_each },
+    Case { name: "stalled", kinds: ALL, run: stalled },
+    Case { name: "resume", kinds: &[Axum, Hyper, AxumFloor, HyperFloor], run: resume },
+    Case { name: "latest-per-key", kinds: &[Axum, Hyper], run: latest_per_key },
+];
+
+impl Run {
+    fn note(&mut self, case: &'static str, figures: Vec<(&'static str, f64)>) {
+        self.samples.push(Sample { case, kind: self.kind, figures });
+    }
+
+    /// The figures of a phase.
+    fn phase(&mut self, case: &'static str, pace: Pace, phase: &Phase) {
+        let deliveries = phase.deliveries as f64;
+        let mut figures = vec![
+            ("deliveries_per_s", deliveries / phase.elapsed.as_secs_f64()),
+            ("cpu_ns_per_delivery", phase.cpu as f64 / deliveries),
+            ("bytes_per_delivery", phase.bytes as f64 / deliveries),
+            ("events", phase.events as f64),
+            ("load_busy", phase.busy),
+        ];
+        let latency = if matches!(pace, Pace::Window(_)) { [None; 2] } else { [phase.p50, phase.p99] };
+        for (name, value) in [("p50_ns", latency[0]), ("p99_ns", latency[1]), ("publish_ns", phase.publish)] {
+            figures.extend(value.map(|value| (name, value)));
+        }
+        // Before an event at a fixed rate it looks at the clock instead of sleeping.
+        if phase.busy > 0.9 && !matches!(pace, Pace::Rate(_)) {
+            let kind = self.kind.name();
+            self.warnings.push(format!("{case}, {kind}: the load generator was {:.0} % busy", phase.busy * 100.0));
+        }
+        self.note(case, figures);
+    }
+
+    fn server(&self, options: Options) -> Server {
+        Server::start(self.kind, options, self.pinned)
+    }
+
+    /// Of a server that has served: what it takes to serve at all is there.
+    fn warmed(&self, options: Options, query: &str) -> (Server, Load) {
+        let server = self.server(options);
+        let mut first = Load::new(server.address);
+        let request = Request { query: query.to_owned(), ..Request::topic("") };
+        first.connect([request]);
+        first.run_count(To::Topic, Pace::OneAtATime, 1);
+        drop(first);
+        let load = Load::new(server.address);
+        server.settle();
+        (server, load)
+    }
+
+    /// Connects, and notes what that cost.
+    fn connect(&mut self, case: &'static str, server: &Server, load: &mut Load, requests: Vec<Request>) {
+        let count = requests.len() as f64;
+        let (memory, cpu) = (server.resident(), server.cpu());
+        let time = load.connect(requests);
+        let cpu = (server.settle() - cpu) as f64 / count;
+        let memory = (server.resident() - memory) / count;
+        self.note(
+            case,
+            vec![
+                ("memory_per_connection", memory),
+                ("connects_per_s", count / time.as_secs_f64()),
+                ("cpu_ns_per_connect", cpu),
+            ],
+        );
+    }
+
+    fn check(&mut self, case: &str, load: &Load) {
+        let (count, problems) = load.problems();
+        if count > 0 {
+            self.problems.push(format!("{case}, {}: {count} problems, such as {problems:?}", self.kind.name()));
+        }
+    }
+}
+
+/// The names of a fan-out's parts.
+struct FanOut {
+    listeners: fn(&Scale) -> u64,
+    connect: &'static str,
+    one_at_a_time: &'static str,
+    as_fast_as_it_goes: &'static str,
+    fixed_rate: &'static str,
+}
+
+const TEN: FanOut = FanOut {
+    listeners: |scale| scale.ten,
+    connect: "10 listeners: connect",
+    one_at_a_time: "10 listeners: one at a time",
+    as_fast_as_it_goes: "10 listeners: as fast as it goes",
+    fixed_rate: "10 listeners: fixed rate",
+};
+const HUNDRED: FanOut = FanOut {
+    listeners: |scale| scale.hundred,
+    connect: "100 listeners: connect",
+    one_at_a_time: "100 listeners: one at a time",
+    as_fast_as_it_goes: "100 listeners: as fast as it goes",
+    fixed_rate: "100 listeners: fixed rate",
+};
+const THOUSAND: FanOut = FanOut {
+    listeners: |scale| scale.thousand,
+    connect: "1,000 listeners: connect",
+    one_at_a_time: "1,000 listeners: one at a time",
+    as_fast_as_it_goes: "1,000 listeners: as fast as it goes",
+    fixed_rate: "1,000 listeners: fixed rate",
+};
+const TEN_THOUSAND: FanOut = FanOut {
+    listeners: |scale| scale.ten_thousand,
+    connect: "10,000 listeners: connect",
+    one_at_a_time: "10,000 listeners: one at a time",
+    as_fast_as_it_goes: "10,000 listeners: as fast as it goes",
+    fixed_rate: "10,000 listeners: fixed rate",
+};
+
+fn fan_out(run: &mut Run, part: &FanOut) {
+    let listeners = (part.listeners)(&run.scale);
+    let (server, mut load) = run.warmed(Options::default(), "topic=t");
+    run.connect(part.connect, &server, &mut load, vec![Request::topic("t"); listeners as usize]);
+    // Ten get as many events as a hundred: else it would be another case.
+    let rate = RATE / listeners.max(run.scale.hundred) as f64;
+    let time = run.scale.time;
+    for (case, pace, time) in [
+        (part.one_at_a_time, Pace::OneAtATime, time),
+        (part.as_fast_as_it_goes, Pace::Window(WINDOW), time),
+        // An event to ten thousand is one to each, late by each other.
+        (part.fixed_rate, Pace::Rate(rate), time * 3 / 2),
+    ] {
+        // What is there for the first time is warm then.
+        load.run_count(To::Topic, Pace::OneAtATime, 3);
+        let phase = load.run(&server, To::Topic, pace, time);
+        run.phase(case, pace, &phase);
+    }
+    drop(server);
+    run.check(part.connect, &load);
+}
+
+fn unicast(run: &mut Run) {
+    let users = run.scale.ten_thousand;
+    let (server, mut load) = run.warmed(Options::default(), "topic=t");
+    let requests = (0..users).map(|user| Request { query: format!("user=u{user}"), ..Request::topic("") });
+    run.connect("10,000 users: connect", &server, &mut load, requests.collect());
+    let pace = Pace::Window(UNICAST.min(users));
+    let time = run.scale.time;
+    let single = To::UserEach(users);
+    load.run_count(single, pace, 100);
+    let phase = load.run(&server, single, pace, time);
+    run.phase("10,000 users: one event in a publish", pace, &phase);
+    // nchan takes one event with one request.
+    if run.kind != Nchan {
+        let batched = To::UserEachBatched(users, BATCH);
+        let phase = load.run(&server, batched, pace, time);
+        run.phase("10,000 users: 64 events in a publish", pace, &phase);
+    }
+    drop(server);
+    run.check("unicast", &load);
+}
+
+fn many_topics(run: &mut Run) {
+    let topics = run.scale.thousand;
+    let (server, mut load) = run.warmed(Options::default(), "topic=t");
+    let query = (0..topics).map(|topic| format!("topic=t{topic}")).collect::<Vec<_>>().join("&");
+    let request = Request { query, ..Request::topic("") };
+    run.connect("one connection on 1,000 topics: connect", &server, &mut load, vec![request]);
+    let pace = Pace::Window(WINDOW);
+    let phase = load.run(&server, To::Topics(topics), pace, run.scale.time);
+    run.phase("one connection on 1,000 topics", pace, &phase);
+    drop(server);
+    run.check("many-topics", &load);
+}
+
+fn topic_each(run: &mut Run) {
+    let topics = run.scale.ten_thousand;
+    let (server, mut load) = run.warmed(Options::default(), "topic=t");
+    let before = server.resident();
+    let requests = (0..topics).map(|topic| Request::topic(&format!("t{topic}"))).collect();
+    run.connect("10,000 topics: connect", &server, &mut load, requests);
+    let pace = Pace::Window(UNICAST.min(topics));
+    let phase = load.run(&server, To::TopicEach(topics), pace, run.scale.time);
+    run.phase("10,000 topics: one event in a publish", pace, &phase);
+    let after = (server.resident() - before) / topics as f64;
+    run.note("10,000 topics: after traffic", vec![("memory_per_connection", after)]);
+    drop(server);
+    run.check("topic-each", &load);
+}
+
+/// One in a hundred never reads: a healthy one's latency before and after.
+fn stalled(run: &mut Run) {
+    let healthy = run.scale.thousand;
+    let stalled = (healthy / 100).max(1);
+    // Small, so that they are full soon.
+    let server = run.server(Options { send_buffer: Some(16 * 1024), ..Options::default() });
+    let mut load = Load::new(server.address);
+    let slow = Request { counts: false, receive_buffer: Some(4 * 1024), ..Request::topic("t") };
+    let requests = (0..healthy).map(|_| Request::topic("t")).chain((0..stalled).map(|_| slow.clone()));
+    load.connect(requests);
+    let pace = Pace::Rate(RATE / healthy as f64);
+    let time = run.scale.time * 3 / 2;
+    load.run_count(To::Topic, Pace::Window(WINDOW), 600);
+    let none = load.run(&server, To::Topic, pace, time);
+    run.phase("1,000 listeners: none stalled", pace, &none);
+    load.stall(stalled as usize);
+    // More than the kernel takes for them.
+    load.run_count(To::Topic, Pace::Window(WINDOW), 1_000);
+    let some = load.run(&server, To::Topic, pace, time);
+    run.phase("1,000 listeners: 1 % stalled", pace, &some);
+    drop(server);
+    run.check("stalled", &load);
+}
+
+/// Thousands come back at once, each with records to get, while others listen.
+fn resume(run: &mut Run) {
+    let (listeners, resuming, missed) = (run.scale.hundred, run.scale.resuming, run.scale.missed);
+    let (server, mut load) = run.warmed(Options { replay: true, ..Options::default() }, "topic=t");
+    load.connect((0..listeners).map(|_| Request::topic("t")));
+    let pace = Pace::Rate(200.0);
+    load.last_id();
+    let before = load.run(&server, To::Topic, pace, run.scale.time);
+    run.phase("resume: the others before", pace, &before);
+    let (id, first) = (load.last_id(), load.sequence() + 1);
+    load.run_count(To::Topic, Pace::Window(WINDOW), missed);
+    let memory = (server.settle(), server.resident()).1;
+    load.set_goal(load.sequence());
+    let request = Request { last_event_id: Some(id), counts: false, first: Some(first), ..Request::topic("t") };
+    load.enqueue((0..resuming).map(|_| request.clone()), resuming as usize);
+    let meanwhile =
+        load.run_until(&server, To::Topic, pace, Duration::ZERO, |load| load.reached() == resuming as usize);
+    let time = meanwhile.elapsed.as_secs_f64();
+    run.phase("resume: the others meanwhile", pace, &meanwhile);
+    let count = resuming as f64;
+    run.note(
+        "resume: 5,000 clients x 100 records",
+        vec![
+            ("resumes_per_s", count / time),
+            ("cpu_ns_per_resume", meanwhile.cpu as f64 / count),
+            ("memory_per_connection", (server.resident() - memory) / count),
+            ("memory_at_most_per_connection", (server.resident_at_most() - memory) / count),
+        ],
+    );
+    drop(server);
+    run.check("resume", &load);
+}
+
+fn latest_per_key(run: &mut Run) {
+    let listeners = run.scale.hundred;
+    let server = run.server(Options::default());
+    let mut load = Load::new(server.address);
+    load.connect((0..listeners).map(|_| Request::topic("latest")));
+    load.expect_latest(KEYS);
+    // So many POSTs on their way.
+    let pace = Pace::Window(8);
+    let phase = load.run(&server, To::Keys(KEYS, BATCH), pace, run.scale.time);
+    run.phase("latest per key: a fast producer", pace, &phase);
+    run.note(
+        "latest per key: a fast producer",
+        vec![
+            ("events_per_s", phase.events as f64 / phase.elapsed.as_secs_f64()),
+            ("deliveries_per_event_and_listener", phase.deliveries as f64 / (phase.events * listeners) as f64),
+        ],
+    );
+    let without = load.without_newest(KEYS, Duration::from_secs(5));
+    if without > 0 {
+        let kind = run.kind.name();
+        run.problems.push(format!("latest-per-key, {kind}: {without} listeners lack the newest value of a key"));
+    }
+    drop(server);
+    run.check("latest-per-key", &load);
+}
