@@ -14,6 +14,7 @@ const WINDOW: u64 = 64;
 const UNICAST: u64 = 256;
 /// How many events one POST has in the cases with batches.
 const BATCH: u64 = 64;
+const TOPIC_BATCH: u64 = 16;
 /// How many deliveries a second are asked for at a fixed rate: less than half of what the slowest can.
 const RATE: f64 = 50_000.0;
 /// Of the keys that a fast producer writes.
@@ -40,7 +41,7 @@ impl Scale {
         ten_thousand: 10_000,
         resuming: 5_000,
         missed: 100,
-        time: Duration::from_millis(900),
+        time: Duration::from_millis(700),
     };
     pub const SMOKE: Self = Self {
         ten: 2,
@@ -80,17 +81,19 @@ pub struct Case {
 }
 
 const ALL: &[Kind] = &Kind::ALL;
+/// The crate, and the bodies that it is measured by.
+const BODIES: &[Kind] = &[Axum, Hyper, AxumFloor, HyperFloor];
 
 pub const CASES: &[Case] = &[
-    Case { name: "fan-out-10", kinds: ALL, run: |run| fan_out(run, &TEN) },
+    Case { name: "fan-out-10", kinds: BODIES, run: |run| fan_out(run, &TEN) },
     Case { name: "fan-out-100", kinds: ALL, run: |run| fan_out(run, &HUNDRED) },
     Case { name: "fan-out-1000", kinds: ALL, run: |run| fan_out(run, &THOUSAND) },
     Case { name: "fan-out-10000", kinds: ALL, run: |run| fan_out(run, &TEN_THOUSAND) },
     Case { name: "unicast", kinds: ALL, run: unicast },
     Case { name: "many-topics", kinds: &[Axum, Hyper, Naive], run: many_topics },
     Case { name: "topic-each", kinds: ALL, run: topic_each },
-    Case { name: "stalled", kinds: ALL, run: stalled },
-    Case { name: "resume", kinds: &[Axum, Hyper, AxumFloor, HyperFloor], run: resume },
+    Case { name: "stalled", kinds: &[Axum, Hyper, AxumFloor, Naive, Nchan], run: stalled },
+    Case { name: "resume", kinds: BODIES, run: resume },
     Case { name: "latest-per-key", kinds: &[Axum, Hyper], run: latest_per_key },
 ];
 
@@ -106,6 +109,7 @@ impl Run {
             ("deliveries_per_s", deliveries / phase.elapsed.as_secs_f64()),
             ("cpu_ns_per_delivery", phase.cpu as f64 / deliveries),
             ("bytes_per_delivery", phase.bytes as f64 / deliveries),
+            ("deliveries_per_read", deliveries / phase.reads as f64),
             ("events", phase.events as f64),
             ("load_busy", phase.busy),
         ];
@@ -205,19 +209,25 @@ fn fan_out(run: &mut Run, part: &FanOut) {
     let listeners = (part.listeners)(&run.scale);
     let (server, mut load) = run.warmed(Options::default(), "topic=t");
     run.connect(part.connect, &server, &mut load, vec![Request::topic("t"); listeners as usize]);
-    // Ten get as many events as a hundred: else it would be another case.
-    let rate = RATE / listeners.max(run.scale.hundred) as f64;
+    // Ten get as many events as ten thousand, so that a publish finds caches as cold.
+    let count = if listeners == run.scale.ten { run.scale.ten_thousand } else { listeners };
+    let rate = RATE / count as f64;
     let time = run.scale.time;
     for (case, pace, time) in [
         (part.one_at_a_time, Pace::OneAtATime, time),
         (part.as_fast_as_it_goes, Pace::Window(WINDOW), time),
-        // An event to ten thousand is one to each, late by each other.
-        (part.fixed_rate, Pace::Rate(rate), time * 3 / 2),
+        (part.fixed_rate, Pace::Rate(rate), time * 2),
     ] {
         // What is there for the first time is warm then.
         load.run_count(To::Topic, Pace::OneAtATime, 3);
         let phase = load.run(&server, To::Topic, pace, time);
         run.phase(case, pace, &phase);
+    }
+    // nchan takes one event with one request.
+    if listeners == run.scale.thousand && run.kind != Nchan {
+        let pace = Pace::Window(WINDOW);
+        let phase = load.run(&server, To::TopicBatched(TOPIC_BATCH), pace, time);
+        run.phase("1,000 listeners: as fast as it goes, 16 events in a publish", pace, &phase);
     }
     drop(server);
     run.check(part.connect, &load);

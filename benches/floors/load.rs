@@ -18,8 +18,9 @@ use crate::stats::{Histogram, Spread};
 const PUBLISHER: Token = Token(usize::MAX);
 /// More events than are ever on their way.
 const WINDOW: usize = 1 << 14;
-/// How many connections wait for their head at the same time.
+/// How many connections wait for their head at the same time, and how many are opened before the others are read again.
 const CONNECTING: usize = 256;
+const OPENED_IN_A_TURN: usize = 8;
 /// How long a run may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How many POSTs wait for their answer at most.
@@ -76,6 +77,8 @@ struct Connection {
 pub enum To {
     /// All of them are on this one.
     Topic,
+    /// The same, with so many events in one POST.
+    TopicBatched(u64),
     /// One connection is on so many.
     Topics(u64),
     /// So many connections, each on one of its own.
@@ -105,6 +108,8 @@ pub struct Phase {
     pub events: u64,
     pub deliveries: u64,
     pub bytes: u64,
+    /// How often something was read that the deliveries were in.
+    pub reads: u64,
     pub elapsed: Duration,
     /// Of the server, in nanoseconds.
     pub cpu: u64,
@@ -138,6 +143,7 @@ struct Tally {
     now: u64,
     deliveries: u64,
     bytes: u64,
+    reads: u64,
     latency: Histogram,
     /// How many have each event of the window.
     have: Vec<u32>,
@@ -155,6 +161,26 @@ struct Tally {
 }
 
 impl Tally {
+    fn new() -> Self {
+        Self {
+            now: 0,
+            deliveries: 0,
+            bytes: 0,
+            reads: 0,
+            latency: Histogram::new(),
+            have: vec![0; WINDOW],
+            audience: 0,
+            complete: 0,
+            heads: 0,
+            goal: u64::MAX,
+            reached: 0,
+            last_id: Vec::new(),
+            keeps_id: false,
+            problems: Vec::new(),
+            problem_count: 0,
+        }
+    }
+
     fn problem(&mut self, problem: String) {
         self.problem_count += 1;
         if self.problems.len() < 5 {
@@ -170,7 +196,7 @@ impl Load {
         poll.registry().register(&mut socket, PUBLISHER, Interest::READABLE | Interest::WRITABLE).unwrap();
         Self {
             poll,
-            ready: Events::with_capacity(1024),
+            ready: Events::with_capacity(256),
             address,
             begun: Instant::now(),
             connections: Vec::new(),
@@ -180,22 +206,7 @@ impl Load {
             publisher: Publisher::new(socket),
             buffer: vec![0; 256 * 1024],
             sequence: 0,
-            tally: Tally {
-                now: 0,
-                deliveries: 0,
-                bytes: 0,
-                latency: Histogram::new(),
-                have: vec![0; WINDOW],
-                audience: 0,
-                complete: 0,
-                heads: 0,
-                goal: u64::MAX,
-                reached: 0,
-                last_id: Vec::new(),
-                keeps_id: false,
-                problems: Vec::new(),
-                problem_count: 0,
-            },
+            tally: Tally::new(),
         }
     }
 
@@ -310,7 +321,8 @@ impl Load {
         let settled = server.settle();
         self.publisher.forget_times();
         self.tally.latency.clear();
-        let (deliveries, bytes, cpu, begun) = (self.tally.deliveries, self.tally.bytes, own_cpu(), Instant::now());
+        let (deliveries, bytes, reads) = (self.tally.deliveries, self.tally.bytes, self.tally.reads);
+        let (cpu, begun) = (own_cpu(), Instant::now());
         let events = self.go(to, pace, move |load, elapsed| {
             elapsed < duration || (!done(load) && elapsed < duration + load.patience())
         });
@@ -320,6 +332,7 @@ impl Load {
             events,
             deliveries: self.tally.deliveries - deliveries,
             bytes: self.tally.bytes - bytes,
+            reads: self.tally.reads - reads,
             elapsed,
             cpu: server.settle() - settled,
             busy,
@@ -333,7 +346,7 @@ impl Load {
     fn go(&mut self, to: To, pace: Pace, goes_on: impl Fn(&Self, Duration) -> bool) -> u64 {
         let counting = self.connections.iter().filter(|connection| connection.counts).count();
         self.tally.audience = match to {
-            To::Topic => counting as u32,
+            To::Topic | To::TopicBatched(_) => counting as u32,
             _ => 1,
         };
         self.tally.complete = self.sequence;
@@ -399,7 +412,7 @@ impl Load {
     /// How many events or deliveries are on their way.
     fn outstanding(&self, mine: &Mine) -> u64 {
         match mine.to {
-            To::Topic | To::Topics(_) => self.sequence - self.tally.complete,
+            To::Topic | To::TopicBatched(_) | To::Topics(_) => self.sequence - self.tally.complete,
             To::TopicEach(_) | To::UserEach(_) | To::UserEachBatched(..) => {
                 (mine.published + mine.deliveries).saturating_sub(self.tally.deliveries)
             }
@@ -440,15 +453,16 @@ impl Load {
                     }
                 });
             }
-            To::Keys(keys, size) => {
-                let before = self.sequence;
-                self.publisher.post(format_args!("topic=latest&keyed&n={size}"), |body| {
-                    for sequence in before + 1..=before + size {
+            To::TopicBatched(_) | To::Keys(..) => {
+                let (topic, keys) = if let To::Keys(keys, _) = mine.to { ("latest&keyed", keys) } else { ("t", 1) };
+                let numbers = self.sequence + 1..=self.sequence + batch;
+                self.publisher.post(format_args!("topic={topic}&n={batch}"), |body| {
+                    for sequence in numbers {
                         Stamp { sequence, scheduled, key: sequence % keys }.write(body);
                         body.push(b'\n');
                     }
                 });
-                self.sequence += size;
+                self.sequence += batch;
             }
         }
         mine.turn += batch;
@@ -461,11 +475,12 @@ impl Load {
 
     /// Waits for what comes, and takes it.
     fn turn(&mut self, timeout: Option<Duration>) {
-        while self.connecting < self.at_once
-            && let Some(request) = self.to_connect.pop_front()
-        {
+        for _ in 0..OPENED_IN_A_TURN.min(self.at_once - self.connecting) {
+            let Some(request) = self.to_connect.pop_front() else { break };
             self.open(&request);
         }
+        let opens_more = self.connecting < self.at_once && !self.to_connect.is_empty();
+        let timeout = if opens_more { Some(Duration::ZERO) } else { timeout };
         match self.poll.poll(&mut self.ready, timeout) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return,
             polled => polled.unwrap(),
@@ -531,7 +546,7 @@ struct Mine {
 impl Mine {
     fn batch(&self) -> u64 {
         match self.to {
-            To::UserEachBatched(_, size) | To::Keys(_, size) => size,
+            To::TopicBatched(size) | To::UserEachBatched(_, size) | To::Keys(_, size) => size,
             _ => 1,
         }
     }
@@ -564,7 +579,10 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.to_string()),
             };
-            tally.bytes += if self.counts { count as u64 } else { 0 };
+            if self.counts {
+                tally.bytes += count as u64;
+                tally.reads += 1;
+            }
             let Self { parser, next, counts, latest, .. } = self;
             parser.feed(&buffer[..count], &mut |found| match found {
                 Found::Head => tally.heads += 1,
@@ -626,4 +644,20 @@ fn open(address: SocketAddr, receive_buffer: Option<usize>) -> TcpStream {
         }
         _ => TcpStream::from_std(socket.into()),
     }
+}
+
+/// Whether what is wrong is noticed: a benchmark that verifies nothing would print the same.
+pub fn check_itself() {
+    crate::parse::check_itself();
+    let numbers = |numbers: &[u64], latest: bool| {
+        let (mut tally, mut next, mut latest) = (Tally::new(), 1, latest.then(|| vec![0; 1]));
+        for sequence in numbers {
+            deliver(&mut tally, Stamp { sequence: *sequence, scheduled: 0, key: 0 }, &mut next, true, &mut latest);
+        }
+        tally.problem_count > 0
+    };
+    assert!(!numbers(&[1, 2, 3], false) && !numbers(&[1, 3], true), "what is right is right");
+    assert!(numbers(&[1, 3], false) && numbers(&[2], false), "a loss is noticed");
+    assert!(numbers(&[1, 1], false) && numbers(&[1, 1], true), "a duplicate is noticed");
+    assert!(numbers(&[1, 3, 2], false) && numbers(&[1, 3, 2], true), "disorder is noticed");
 }

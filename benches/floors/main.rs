@@ -90,6 +90,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let Some(arguments) = Arguments::parse(&arguments) else { return ExitCode::SUCCESS };
+    load::check_itself();
     let begun = Instant::now();
     // This one has only one CPU from here on.
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);

@@ -247,3 +247,43 @@ fn take_line<'a>(carried: &mut Vec<u8>, input: &'a [u8]) -> Option<(Line<'a>, &'
     carried.extend_from_slice(line);
     Some((Line::Joined(std::mem::take(carried)), rest))
 }
+
+/// Whether a stream is understood wherever it is cut, and what is wrong in one is noticed.
+pub fn check_itself() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let event = |name: &str, sequence| {
+        let mut data = Vec::new();
+        Stamp { sequence, scheduled: 7, key: 3 }.write(&mut data);
+        format!("event: {name}\ndata: {}\nid: 1.a.{sequence}\n\n", String::from_utf8(data).unwrap())
+    };
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let parse = |stream: &str, cut: usize| {
+        let (mut parser, mut seen) = (Parser::new(), Vec::new());
+        let mut found = |found: Found<'_>| {
+            if let Found::Event(stamp) = found {
+                seen.push(stamp.sequence);
+            }
+        };
+        parser.feed(&stream.as_bytes()[..cut], &mut found)?;
+        parser.feed(&stream.as_bytes()[cut..], &mut found)?;
+        Ok::<_, Problem>(seen)
+    };
+    let events = chunk("event: hub.hello\nretry: 2000\ndata: {}\n\n")
+        + &chunk(&event("tick", 1))
+        + &chunk(":\n")
+        + &chunk(&(event("tick", 2) + &event("tick", 0xabc)));
+    let good = HEAD.to_owned() + &events;
+    for cut in 0..good.len() {
+        assert_eq!(parse(&good, cut).as_deref(), Ok(&[1, 2, 0xabc][..]), "cut at {cut}");
+    }
+    for bad in [
+        good.clone() + "0\r\n\r\n",
+        good.clone() + &chunk("event: hub.gap\ndata: {}\n\n"),
+        good.clone() + &chunk(&event("other", 3)),
+        good.clone() + &chunk(&event("tick", 3).replace("quick", "slow")),
+        good.replace("2\r\n:\n", "3\r\n:\n"),
+        good.replace("200 OK", "403 Forbidden"),
+    ] {
+        assert!(parse(&bad, 10).is_err(), "{bad} is taken for good");
+    }
+}
