@@ -1,0 +1,163 @@
+//! What the hub costs without sockets: `cargo bench --bench hub`. Ratios within one run count, absolute times do not.
+//!
+//! How an event is framed cannot be measured alone from outside: `encode` publishes where nobody listens.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark")]
+
+#[path = "../tests/support/bodies.rs"]
+mod bodies;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bodies::{Floor, Woken, drain, endpoint, open, request, sleeper, sleepers};
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tower_sse::{Event, Hub, Retention, Topic};
+
+/// Many listeners are woken by a task on it, when it is driven. With a thread of its own the kernel may let that go first,
+/// and the call that is measured would be what the woken thread does.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn turns(count: usize) {
+    for _ in 0..count {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn tick() -> Event {
+    Event::text("tick", "0123456789")
+}
+
+fn encode(c: &mut Criterion) {
+    let mut group = c.benchmark_group("encode");
+    let lines = "a line of thirty-one characters\n".repeat(32);
+    for (name, data) in [("10 bytes", "0123456789".into()), ("1 kB", "x".repeat(1_024)), ("1 kB in 32 lines", lines)] {
+        let hub = Hub::builder().build().unwrap();
+        let topic = Topic::try_from("t").unwrap();
+        let event = Event::utf8("tick", Bytes::from(data)).unwrap();
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || event.clone(),
+                |event| hub.topic(&topic).publish_now(event).unwrap(),
+                criterion::BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// The call alone, while all sleep. That they are woken, if there are more than 32, and read what came is not measured.
+fn publish(c: &mut Criterion) {
+    let runtime = runtime();
+    let mut group = c.benchmark_group("publish");
+    for count in [0, 1, 10, 1_000, 10_000, 100_000] {
+        let hub = Hub::builder().build().unwrap();
+        let _entered = runtime.enter();
+        let mut sleepers = sleepers(&hub, count);
+        let mut run = |rounds: u64| {
+            let mut took = Duration::ZERO;
+            for _ in 0..rounds {
+                let event = tick();
+                let begun = Instant::now();
+                hub.topic("t").publish_now(event).unwrap();
+                took += begun.elapsed();
+                runtime.block_on(turns(1 + count / 128));
+                for sleeper in &mut sleepers {
+                    drain(&mut sleeper.body, &sleeper.waker);
+                }
+            }
+            took
+        };
+        // Its time is short beside what lies between two calls.
+        if count >= 1_000 {
+            group.sample_size(10).measurement_time(Duration::from_millis(100)).warm_up_time(Duration::from_millis(50));
+        }
+        group.bench_function(BenchmarkId::from_parameter(count), |b| b.iter_custom(&mut run));
+        drop(sleepers);
+    }
+    group.finish();
+}
+
+/// One event, read by each of a thousand bodies: the poll that returns it, and the poll after that.
+fn deliver(c: &mut Criterion) {
+    const LISTENERS: usize = 1_000;
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let mut group = c.benchmark_group("deliver to 1000");
+    group.throughput(Throughput::Elements(LISTENERS as u64));
+    let hub = Hub::builder().build().unwrap();
+    let mut sleepers = sleepers(&hub, LISTENERS);
+    for events in [1, 10] {
+        group.bench_function(BenchmarkId::new("events at once", events), |b| {
+            b.iter_custom(|rounds| {
+                let mut took = Duration::ZERO;
+                for _ in 0..rounds {
+                    for _ in 0..events {
+                        hub.topic("t").publish_now(tick()).unwrap();
+                    }
+                    runtime.block_on(turns(16));
+                    let begun = Instant::now();
+                    for sleeper in &mut sleepers {
+                        drain(&mut sleeper.body, &sleeper.waker);
+                    }
+                    took += begun.elapsed();
+                }
+                took
+            });
+        });
+    }
+    let floor = Arc::new(Floor::default());
+    let waker = std::task::Waker::from(Arc::new(Woken::default()));
+    let mut floors: Vec<_> = (0..LISTENERS).map(|_| Box::pin(floor.body())).collect();
+    group.bench_function("the smallest body", |b| {
+        b.iter_custom(|rounds| {
+            let mut took = Duration::ZERO;
+            for _ in 0..rounds {
+                floor.publish(Bytes::from_static(b"event: tick\ndata: 0123456789\n\n"));
+                let begun = Instant::now();
+                for body in &mut floors {
+                    drain(body, &waker);
+                }
+                took += begun.elapsed();
+            }
+            took
+        });
+    });
+    group.finish();
+}
+
+/// From a request to a body that sleeps: fresh, and with a hundred records to be caught up with.
+fn connect(c: &mut Criterion) {
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let hub = Hub::builder().topic_retention(Retention::replay()).build().unwrap();
+    let from = hub.topic("t").publish_now(tick()).unwrap().position.to_string();
+    for _ in 0..100 {
+        hub.topic("t").publish_now(tick()).unwrap();
+    }
+    let mut endpoint = endpoint(&hub);
+    c.bench_function("connect", |b| {
+        b.iter_batched(
+            || request("topic=t", None),
+            |request| sleeper(&mut endpoint, request),
+            criterion::BatchSize::LargeInput,
+        );
+    });
+    let waker = std::task::Waker::from(Arc::new(Woken::default()));
+    c.bench_function("resume 100 records", |b| {
+        b.iter_batched(
+            || Box::pin(open(&mut endpoint, request("topic=t", Some(&from)))),
+            |mut body| {
+                drain(&mut body, &waker);
+                body
+            },
+            criterion::BatchSize::SmallInput,
+        );
+    });
+}
+
+criterion_group!(benches, encode, publish, deliver, connect);
+criterion_main!(benches);
