@@ -57,14 +57,14 @@ fn a_delivery_allocates_nothing() {
     }
 }
 
-/// A piece of several events has a buffer of its own; beyond a few, the lists of what is in it grow.
+/// A piece of several events is made once, for all who read it.
 #[test]
-fn several_events_in_one_piece_allocate_for_the_piece_and_not_for_each() {
+fn several_events_in_one_piece_allocate_for_the_piece_and_not_for_each_reader() {
     let runtime = runtime();
     let _entered = runtime.enter();
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, 100);
-    for (events, most) in [(2, 1), (4, 1), (32, 6), (64, 8)] {
+    for events in [2, 4, 32, 64] {
         for _ in 0..3 {
             for _ in 0..events {
                 hub.topic("t").publish_now(event()).unwrap();
@@ -73,20 +73,20 @@ fn several_events_in_one_piece_allocate_for_the_piece_and_not_for_each() {
             let mut pieces = 0;
             let read = measure(|| pieces = read_all(&mut sleepers));
             assert_eq!(pieces, 100);
-            assert!(read.count_total <= most * 100, "{events} events: {} allocations", read.count_total as f64 / 100.0);
+            assert!(read.count_total <= 2, "{events} events: {} allocations", read.count_total);
         }
     }
 }
 
-/// The buffer of the frame, what shares it, and the record. Between five and 32 listeners, whom the publisher wakes itself, the
-/// list of whom to wake; above that the task that wakes them. Tables grow now and then, so what is usual is looked at and
-/// not each. A name that is no `Topic` yet is one more.
+/// The buffer of the frame, what shares it, and the record; with more than 32 listeners, whom the publisher does not wake
+/// itself, the task that wakes them. Tables grow now and then, so what is usual is looked at and not each. A name that is
+/// no `Topic` yet is one more.
 #[test]
 fn a_publish_allocates_about_as_often_however_many_listen() {
     let runtime = runtime();
     let _entered = runtime.enter();
     let topic = Topic::try_from("t").unwrap();
-    for (listeners, most) in [(0, 3), (1, 3), (4, 3), (10, 5), (32, 6), (1_000, 4), (10_000, 4)] {
+    for (listeners, most) in [(0, 3), (1, 3), (4, 3), (10, 3), (32, 3), (1_000, 4), (10_000, 4)] {
         let hub = Hub::builder().build().unwrap();
         let mut sleepers = sleepers(&hub, listeners);
         let mut counts: Vec<u64> = (0..21)
@@ -122,7 +122,7 @@ fn an_idle_topic_with_a_subscriber_of_its_own_is_small() {
     let both = left(&|n| format!("topic=documents/xxxx&topic=documents/{n:04}"));
     let each = |with: i64| (with - shared) as f64 / MANY as f64;
     assert!(each(own) <= 400.0, "{} bytes for a topic", each(own));
-    assert!(each(both) <= 470.0, "{} bytes for a topic and one more subscription", each(both));
+    assert!(each(both) <= 440.0, "{} bytes for a topic and one more subscription", each(both));
 }
 
 #[test]
@@ -179,12 +179,12 @@ fn an_idle_connection_is_small() {
         }
     });
     let each = (of_hub - of_floor) as f64 / MANY as f64;
-    assert!(each <= 680.0, "{each} bytes for a connection");
+    assert!(each <= 400.0, "{each} bytes for a connection");
 }
 
-/// However much they missed, each holds one piece of it at a time.
+/// However much they missed, nobody has a copy of its own: who reads at the same place shares what is joined for all.
 #[test]
-fn who_comes_back_holds_no_more_than_one_bounded_piece() {
+fn who_comes_back_shares_what_is_read_with_the_others() {
     const CLIENTS: usize = 100;
     const RECORDS: usize = 500;
     let runtime = runtime();
@@ -212,7 +212,7 @@ fn who_comes_back_holds_no_more_than_one_bounded_piece() {
         }
     });
     assert!(read > CLIENTS * RECORDS * 1_000);
-    // While one is being written the next is there.
-    let most = 2 * CLIENTS as u64 * (70 << 10);
+    // All of it once, however many read it, and the lists of the test.
+    let most = RECORDS as u64 * 1_100 + CLIENTS as u64 * 64;
     assert!(resumed.bytes_max < most, "{} bytes at the most", resumed.bytes_max);
 }

@@ -281,6 +281,19 @@ fn resident_bytes() -> usize {
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
+/// The kernel has a deadline of its own, for what it has taken and cannot send; it comes first where its buffers fill up
+/// slowly.
+#[tokio::test]
+async fn a_reader_that_the_kernel_gives_up_has_stalled_too() {
+    let (hub, server) = start(Hub::builder().write_deadline(Duration::from_millis(500))).await;
+    let _tcp = stalled(server.addr, "/events?topic=t").await;
+    while hub.stats().connections == 1 {
+        hub.topic("t").publish(Event::message("x".repeat(300))).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    assert_eq!(hub.stats().ended(EndReason::Stalled), 1);
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_is_forgotten_without_a_publish() {
     let (hub, server) = start(Hub::builder()).await;
@@ -343,6 +356,10 @@ async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_
     soon(tcp.read_to_string(&mut all)).await.unwrap();
     let (stream, second) = all.split_once("0\r\n\r\n").unwrap();
     assert!(stream.contains("data: x\n") && stream.contains("event: hub.bye\n"), "{stream}");
+    if support::hands_over() {
+        assert_eq!(second, "", "the head has said that nothing else is answered");
+        return;
+    }
     assert!(second.starts_with("HTTP/1.1 200 OK") && second.ends_with("hello"), "{second}");
 }
 
@@ -372,8 +389,10 @@ async fn churn_leaves_nothing_behind() {
         drop(open);
         until(|| hub.stats().connections == 0).await;
     }
-    until(|| descriptors() <= before).await;
-    until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() <= tasks + 1).await;
+    // The writer of handed-over sockets stays, with the one descriptor that it waits on.
+    let writers = usize::from(support::hands_over());
+    until(|| descriptors() <= before + writers).await;
+    until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() <= tasks + 1 + writers).await;
     // Topics and users without anything kept, and the one channel that stays, are all that is remembered.
     assert!(hub.stats().channels <= 1 + 1000 + 77);
     assert_eq!(hub.stats().retained_bytes, 0);
@@ -469,7 +488,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
         let service = app(&hub);
         tokio::spawn(async move {
             let mut drained = None;
-            axum::serve(hub.listener(listener), service)
+            axum::serve(support::watched(&hub, listener), service)
                 .with_graceful_shutdown({
                     let drained = &mut drained;
                     let (tell, told) = tokio::sync::oneshot::channel();
@@ -581,7 +600,7 @@ fn a_frozen_http2_client_does_not_keep_the_process() {
             until(|| hub.stats().connections == 2).await;
             assert_eq!(hub.drain(Duration::ZERO).await.ended, 2);
         };
-        axum::serve(hub.listener(listener), app).with_graceful_shutdown(draining).into_future()
+        axum::serve(support::watched(&hub, listener), app).with_graceful_shutdown(draining).into_future()
     });
     // Its runtime runs only here: afterwards the client reads nothing and answers nothing, but its sockets stay open.
     let frozen = theirs.block_on(async {
@@ -749,7 +768,7 @@ async fn a_peer_that_vanishes_is_removed() {
     let listener = tokio::net::TcpListener::bind((network.server.as_str(), 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let serve = tokio::spawn({
-        let (listener, app) = (hub.listener(listener), app(&hub));
+        let (listener, app) = (support::watched(&hub, listener), app(&hub));
         async move { axum::serve(listener, app).await }
     });
     let mut curl = tokio::process::Command::new("ip")

@@ -980,7 +980,10 @@ impl Wanting {
     }
 
     fn see(&mut self, visit: &mut Visit, event: &Sse) {
-        self.last_id.clone_from(&visit.page.events.last_id);
+        // What was asked for may come before the first id of a connection; a page keeps that of the one before until then.
+        if !visit.page.events.last_id.is_empty() {
+            self.last_id.clone_from(&visit.page.events.last_id);
+        }
         match event.event.as_str() {
             "message" => {
                 let n = event.data.parse().unwrap();

@@ -6,7 +6,7 @@ use crate::load::{Load, Pace, Phase, Request, To};
 use crate::process::Server;
 use crate::servers::{Kind, Options};
 
-use Kind::{Axum, AxumFloor, Hyper, HyperFloor, Naive, Nchan};
+use Kind::{Axum, AxumFloor, Handed, Hyper, HyperFloor, Naive, Nchan};
 
 /// How far the fastest publisher is ahead of the slowest reader.
 const WINDOW: u64 = 64;
@@ -90,11 +90,11 @@ pub const CASES: &[Case] = &[
     Case { name: "fan-out-1000", kinds: ALL, run: |run| fan_out(run, &THOUSAND) },
     Case { name: "fan-out-10000", kinds: ALL, run: |run| fan_out(run, &TEN_THOUSAND) },
     Case { name: "unicast", kinds: ALL, run: unicast },
-    Case { name: "many-topics", kinds: &[Axum, Hyper, Naive], run: many_topics },
+    Case { name: "many-topics", kinds: &[Axum, Hyper, Handed, Naive], run: many_topics },
     Case { name: "topic-each", kinds: ALL, run: topic_each },
-    Case { name: "stalled", kinds: &[Axum, Hyper, AxumFloor, Naive, Nchan], run: stalled },
+    Case { name: "stalled", kinds: &[Axum, Hyper, Handed, AxumFloor, Naive, Nchan], run: stalled },
     Case { name: "resume", kinds: BODIES, run: resume },
-    Case { name: "latest-per-key", kinds: &[Axum, Hyper], run: latest_per_key },
+    Case { name: "latest-per-key", kinds: &[Axum, Hyper, Handed], run: latest_per_key },
 ];
 
 impl Run {

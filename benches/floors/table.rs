@@ -188,7 +188,7 @@ fn ratio(
 }
 
 fn targets() -> Vec<Target> {
-    use Kind::{Axum, AxumFloor, Hyper, HyperFloor, Naive, Nchan, RawCoalescing};
+    use Kind::{Axum, AxumFloor, Handed, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing};
     const CPU: &str = "cpu_ns_per_delivery";
     const MEMORY: &str = "memory_per_connection";
     let one = ("1,000 listeners: one at a time", Axum);
@@ -197,7 +197,7 @@ fn targets() -> Vec<Target> {
     let rate = ("1,000 listeners: fixed rate", Axum);
     let idle = "10,000 listeners: connect";
     let (before, meanwhile) = ("resume: the others before", "resume: the others meanwhile");
-    let mut targets = vec![
+    vec![
         ratio("CPU, one at a time, to axum floor", CPU, one, AxumFloor, 1.05),
         ratio("CPU, one at a time, to naive", CPU, one, Naive, 0.80),
         ratio("CPU, one at a time, to nchan", CPU, one, Nchan, 0.95),
@@ -257,21 +257,16 @@ fn targets() -> Vec<Target> {
             at_most: None,
             digits: 2,
         },
-    ];
-    if let Some(handed) = Kind::named("handed") {
-        targets.extend([
-            ratio("handed over: CPU, one at a time, to raw", CPU, (one.0, handed), Kind::Raw, 1.25),
-            ratio("handed over: CPU, as fast as it goes, to coalescing raw", CPU, (fast.0, handed), RawCoalescing, 1.3),
-            ratio("the same, 16 events in a publish", CPU, (batched.0, handed), RawCoalescing, 1.3),
-            Target {
-                what: "handed over: memory of an idle connection, B",
-                measure: Measure::Figure((idle, handed, MEMORY)),
-                at_most: Some(1_000.0),
-                digits: 0,
-            },
-        ]);
-    }
-    targets
+        ratio("handed over: CPU, one at a time, to raw", CPU, (one.0, Handed), Raw, 1.25),
+        ratio("handed over: CPU, as fast as it goes, to coalescing raw", CPU, (fast.0, Handed), RawCoalescing, 1.3),
+        ratio("the same, 16 events in a publish", CPU, (batched.0, Handed), RawCoalescing, 1.3),
+        Target {
+            what: "handed over: memory of an idle connection, B",
+            measure: Measure::Figure((idle, Handed, MEMORY)),
+            at_most: Some(1_000.0),
+            digits: 0,
+        },
+    ]
 }
 
 fn print_targets(rounds: &[Vec<Sample>]) {

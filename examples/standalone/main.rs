@@ -155,7 +155,8 @@ async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         draining.drain(window).await;
     };
     let drained = drained.shared();
-    let serve = axum::serve(hub.listener(listener), app).with_graceful_shutdown(drained.clone());
+    let listener = if options.hand_over { hub.listener_handing_over(listener) } else { hub.listener(listener) };
+    let serve = axum::serve(listener, app).with_graceful_shutdown(drained.clone());
     tokio::select! {
         served = serve.into_future() => served?,
         () = drained.then(|()| tokio::time::sleep(LAST_REQUESTS)) => {}

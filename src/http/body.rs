@@ -2,46 +2,48 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use crate::hub::{Batch, Connection, Step};
-use crate::wire::{HEARTBEAT, control};
+use super::frames;
+use super::offered::Offered;
+use crate::hub::{Batch, Connection, Outcome};
 
-pin_project! {
-    /// The body of every answer of the hub: a stream of events, or the short text of a refusal.
-    #[derive(Debug)]
-    pub struct EventBody {
-        #[pin]
-        kind: Kind,
-    }
+/// The body of every answer of the hub: a stream of events, or the short text of a refusal.
+#[derive(Debug)]
+pub struct EventBody {
+    kind: Kind,
 }
 
-pin_project! {
-    #[derive(Debug)]
-    #[project = KindProjection]
-    enum Kind {
-        Events {
-            #[pin]
-            connection: Connection,
-            // It has been looked for the socket, which can be found in the task that polls it.
-            found: bool,
-        },
-        Once { bytes: Option<Bytes> },
-        // Ends with an error after its bytes, when the server has written them.
-        OnceAborted { bytes: Option<Bytes>, written: bool },
-        // Ends without a byte, but does not say so beforehand: the head of an answer to `HEAD` is that of a stream.
-        Inert,
-    }
+#[derive(Debug)]
+enum Kind {
+    Events(Connection),
+    /// The first frame is to be followed by the offer to take the stream over.
+    Offering(Connection),
+    Offered(Offered),
+    Once {
+        bytes: Option<Bytes>,
+    },
+    /// Ends with an error after its bytes, when the server has written them.
+    OnceAborted {
+        bytes: Option<Bytes>,
+        written: bool,
+    },
+    /// Ends without a byte, but does not say so beforehand: the head of an answer to `HEAD` is that of a stream.
+    Inert,
 }
 
 impl EventBody {
     pub(super) fn events(connection: Connection) -> Self {
-        Self { kind: Kind::Events { connection, found: false } }
+        Self { kind: Kind::Events(connection) }
+    }
+
+    /// Offers itself to its socket, to which the server writes HTTP/1.1, and closes the connection afterwards.
+    pub(super) fn offered(connection: Connection) -> Self {
+        Self { kind: Kind::Offering(connection) }
     }
 
     pub(super) fn once(bytes: Bytes) -> Self {
@@ -72,11 +74,12 @@ impl Body for EventBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let bytes = match self.project().kind.project() {
-            KindProjection::Inert => None,
-            KindProjection::Once { bytes } => bytes.take(),
-            KindProjection::OnceAborted { bytes, written } => match bytes.take() {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.kind.settle_offer(cx);
+        let bytes = match &mut self.kind {
+            Kind::Inert => None,
+            Kind::Once { bytes } => bytes.take(),
+            Kind::OnceAborted { bytes, written } => match bytes.take() {
                 Some(bytes) => Some(bytes),
                 None if *written => return Poll::Ready(Some(Err(Aborted.into()))),
                 // A server throws away what it has not written when a body fails. Pending makes it write first.
@@ -86,18 +89,23 @@ impl Body for EventBody {
                     return Poll::Pending;
                 }
             },
-            KindProjection::Events { connection, found } => {
-                if !std::mem::replace(found, true)
-                    && let Some(transport) = connection.hub().transports().of_this_task()
-                {
-                    connection.carried_by(transport);
-                }
+            Kind::Offered(_) => return Poll::Pending,
+            Kind::Events(connection) => {
+                connection.find_socket();
                 match ready!(poll_bytes(connection, cx)) {
                     Some(Ok(bytes)) => Some(bytes),
                     Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
                     None => None,
                 }
             }
+            Kind::Offering(connection) => match ready!(poll_bytes(connection, cx)) {
+                Some(Ok(bytes)) => {
+                    self.kind.offer(&bytes);
+                    Some(bytes)
+                }
+                Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
+                None => None,
+            },
         };
         Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -109,7 +117,30 @@ impl Body for EventBody {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Once { bytes } => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Kind::Events { .. } | Kind::OnceAborted { .. } | Kind::Inert => SizeHint::default(),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+impl Kind {
+    /// The first frame is out of here: from now on the socket may take the stream over.
+    fn offer(&mut self, first: &Bytes) {
+        if let Self::Offering(connection) = std::mem::replace(self, Self::Inert) {
+            *self = match connection.socket() {
+                Some(transport) => Self::Offered(Offered::new(connection, transport, first)),
+                None => Self::Events(connection),
+            };
+        }
+    }
+
+    /// Is over, or goes on as a stream of its own, when that is decided.
+    fn settle_offer(&mut self, cx: &mut Context<'_>) {
+        let Self::Offered(offered) = self else { return };
+        if let Poll::Ready(outcome) = offered.poll(cx) {
+            *self = match outcome {
+                Outcome::Accepted => Self::Inert,
+                Outcome::Declined(connection) => Self::Events(connection),
+            };
         }
     }
 }
@@ -126,45 +157,10 @@ impl std::fmt::Display for Aborted {
 
 impl std::error::Error for Aborted {}
 
-fn poll_bytes(mut connection: Pin<&mut Connection>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
-    let mut batch = Batch::default();
-    let Some(step) = ready!(connection.as_mut().poll_step(cx, &mut batch)) else {
-        return Poll::Ready(None);
-    };
-    let settings = connection.hub().settings();
-    let bytes = match step {
-        Step::Records => records(&batch, Bytes::new()),
-        Step::Gap { reason, topics } => {
-            records(&batch, control::gap(reason, topics.iter().map(crate::name::Topic::as_str)))
-        }
-        Step::Heartbeat => Bytes::from_static(HEARTBEAT),
-        Step::Stale => control::stale(),
-        Step::Live(position, topics) => control::live(position, topics.as_deref()),
-        Step::Hello { connection, cursor, topics } => {
-            control::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)
-        }
-        Step::Expiring(remaining) => control::expiring(remaining),
-        Step::Bye(ending) => {
-            control::bye(ending.reason, ending.returns, ending.retry, ending.note.as_deref(), SystemTime::now())
-        }
-        Step::Abort => return Poll::Ready(Some(Err(Aborted))),
-    };
-    Poll::Ready(Some(Ok(bytes)))
-}
-
-/// One event shares its bytes with every other stream; several become one piece, so that they are written as one.
-fn records(batch: &Batch, before: Bytes) -> Bytes {
-    match &batch.records[..] {
-        [] => before,
-        [only] if batch.ordered && before.is_empty() => only.record.frame.with_id(),
-        several => {
-            let size: usize = several.iter().map(|picked| picked.record.frame.len()).sum();
-            let mut out = Vec::with_capacity(before.len() + size);
-            out.extend_from_slice(&before);
-            several.iter().for_each(|picked| picked.record.frame.write(&mut out, batch.ordered));
-            out.into()
-        }
-    }
+fn poll_bytes(connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
+    let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+    let step = ready!(connection.poll_step(cx, &mut batch));
+    Poll::Ready(step.map(|step| frames::encode(step, &batch, connection.hub().settings()).ok_or(Aborted)))
 }
 
 pin_project! {

@@ -36,7 +36,7 @@ impl Hub {
             return later(self.settings().retry);
         }
         let Some(asked) = as_stream(&connect) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
-        let granted = match self.ask(access, asked).await {
+        let granted = match self.ask(access, Box::new(asked)).await {
             Ok(granted) => granted,
             Err(NoAnswer::Panicked) => return plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
             Err(NoAnswer::Refused(refusal)) => {

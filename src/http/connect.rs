@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Extensions, HeaderMap, Method, Request, Uri};
+use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use crate::hub::{Hub, Transport};
 use crate::moment::Moment;
@@ -18,6 +18,7 @@ use crate::position::Cursor;
 pub struct Connect {
     method: Method,
     uri: Uri,
+    pub(super) version: Version,
     headers: HeaderMap,
     extensions: Extensions,
     /// What was true before may not be true any more when the request is answered.
@@ -31,6 +32,7 @@ impl Connect {
         Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
+            version: request.version(),
             headers: request.headers().clone(),
             extensions: request.extensions().clone(),
             asked_at: Moment::now(),
@@ -44,6 +46,7 @@ impl Connect {
         Self {
             method: parts.method,
             uri: parts.uri,
+            version: parts.version,
             headers: parts.headers,
             extensions: parts.extensions,
             asked_at: Moment::now(),
@@ -116,8 +119,17 @@ impl Connect {
     pub fn cursor(&self) -> Cursor {
         match self.headers.get("last-event-id") {
             Some(value) if !value.is_empty() => Cursor::parse(value.as_bytes()),
+            _ if !self.may_have_cursor_field() => Cursor::Absent,
             _ => self.query_values("last_event_id").next().map_or(Cursor::Absent, |id| Cursor::parse(id.as_bytes())),
         }
+    }
+}
+
+impl Connect {
+    /// Most have none, and nothing is decoded then.
+    fn may_have_cursor_field(&self) -> bool {
+        let query = self.query().unwrap_or_default().as_bytes();
+        memchr::memchr(b'%', query).is_some() || memchr::memmem::find(query, b"last_event_id").is_some()
     }
 }
 

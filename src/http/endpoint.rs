@@ -57,13 +57,13 @@ impl<A> SseEndpoint<A> {
 
 impl<A: Access> SseEndpoint<A> {
     pub(super) fn answer<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<EventBody>> {
-        let connect = Connect::arriving(&self.hub, request);
+        let connect = Box::new(Connect::arriving(&self.hub, request));
         let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
         if self.is_change(connect.method(), connect.uri().path()) {
-            return async move { hub.change(&*access, connect).await }.boxed();
+            return async move { hub.change(&*access, *connect).await }.boxed();
         }
         let authority = self.authority.clone();
-        async move { hub.answer(&*access, authority, connect).await }.boxed()
+        hub.answer(access, authority, connect).boxed()
     }
 }
 

@@ -1,6 +1,5 @@
 //! Asking the application's access hook: within its time, and with its panics contained.
 
-use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -28,30 +27,15 @@ impl From<Refusal> for NoAnswer {
 
 impl Hub {
     /// What the hook says to a request. What a ticket carries is looked at again, since it may be older than the truth.
-    pub(super) async fn ask<A: Access>(&self, access: &A, connect: Connect) -> Result<Subscription, NoAnswer> {
-        self.within_time(async {
-            let subscription = access.connect(connect).await?;
+    /// The request comes boxed, since every future on its way would have room for it.
+    pub(super) async fn ask<A: Access>(&self, access: &A, connect: Box<Connect>) -> Result<Subscription, NoAnswer> {
+        let asked = async move {
+            let subscription = access.connect(*connect).await?;
             if subscription.redeemed.is_none() {
                 return Ok(subscription);
             }
-            match access.recheck(subscription.clone()).await {
-                Recheck::Keep | Recheck::Settled => Ok(subscription),
-                Recheck::Narrow(narrowed) => subscription.narrowed_to(&narrowed).ok_or(Refusal::forbidden()),
-                Recheck::End(refusal) => {
-                    if matches!(refusal.0, Kind::Later { .. }) {
-                        self.give_back(&subscription);
-                    }
-                    Err(refusal)
-                }
-            }
-        })
-        .await
-    }
-
-    async fn within_time(
-        &self,
-        asked: impl Future<Output = Result<Subscription, Refusal>>,
-    ) -> Result<Subscription, NoAnswer> {
+            Box::pin(self.look_again(access, subscription)).await
+        };
         // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
         let asked = AssertUnwindSafe(asked).catch_unwind();
         match tokio::time::timeout(self.settings().access_timeout, asked).await {
@@ -61,6 +45,19 @@ impl Hub {
                 Err(NoAnswer::Panicked)
             }
             Err(_elapsed) => Err(Refusal::later(RefusalReason::Timeout).into()),
+        }
+    }
+
+    async fn look_again<A: Access>(&self, access: &A, redeemed: Subscription) -> Result<Subscription, Refusal> {
+        match access.recheck(redeemed.clone()).await {
+            Recheck::Keep | Recheck::Settled => Ok(redeemed),
+            Recheck::Narrow(narrowed) => redeemed.narrowed_to(&narrowed).ok_or(Refusal::forbidden()),
+            Recheck::End(refusal) => {
+                if matches!(refusal.0, Kind::Later { .. }) {
+                    self.give_back(&redeemed);
+                }
+                Err(refusal)
+            }
         }
     }
 }

@@ -9,11 +9,12 @@
 //! 4. no delay for small writes, and an end of peers that vanished.
 
 use std::any::Any;
+use std::collections::vec_deque::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::task;
 use tokio::time::{Duration, Sleep};
 
+use super::socket::Socket;
 use crate::hub::{Hub, Transport};
 
 /// How much is read ahead of the server at most. A client that sends more is noticed to leave at the next write only.
@@ -34,10 +36,10 @@ pin_project! {
     /// A stream of bytes below a server, watched over by the hub: [`Hub::io`].
     pub struct SseIo<S> {
         #[pin]
-        inner: S,
+        inner: Socket<S>,
         entry: Entry,
         // Runs while bytes wait that the peer does not take.
-        deadline: Option<Deadline>,
+        deadline: Option<Box<Deadline>>,
         watch: Watch,
     }
 }
@@ -47,6 +49,8 @@ struct Entry {
     hub: Hub,
     transport: Arc<Transport>,
     task: Option<task::Id>,
+    /// That a cut will wake.
+    waker: Option<Waker>,
 }
 
 struct Deadline {
@@ -58,8 +62,7 @@ struct Deadline {
 /// What is read ahead of the server, to see the end behind it.
 #[derive(Default)]
 struct Watch {
-    stray: Vec<u8>,
-    taken: usize,
+    stray: VecDeque<u8>,
     ended: bool,
     /// The server itself waits for something to read, and will look when it is woken.
     server_reads: bool,
@@ -96,8 +99,8 @@ impl Hub {
         }
         let transport = self.transports().open(peer);
         SseIo {
-            inner: stream,
-            entry: Entry { hub: self.clone(), transport, task: None },
+            inner: Socket::new(stream),
+            entry: Entry { hub: self.clone(), transport, task: None, waker: None },
             deadline: None,
             watch: Watch::default(),
         }
@@ -128,16 +131,27 @@ fn tune(tcp: &TcpStream, timeout: Duration) {
 impl Entry {
     /// At the start of every poll: which task it is, and whether the hub has cut it.
     fn enter(&mut self, cx: &Context<'_>) -> io::Result<()> {
-        let task = task::try_id();
-        if task != self.task {
-            self.hub.transports().moved_to(&self.transport, self.task, task);
-            self.task = task;
+        // A server polls it several times for each event; all but the first find their waker here.
+        if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            let task = task::try_id();
+            if task != self.task {
+                self.hub.transports().moved_to(&self.transport, self.task, task);
+                self.task = task;
+            }
+            self.transport.listen(cx.waker());
+            self.waker = Some(cx.waker().clone());
         }
-        self.transport.listen(cx.waker());
         if self.transport.is_cut() {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the event hub"));
         }
         Ok(())
+    }
+
+    /// The kernel, too, gives up a peer that takes nothing of what is with it already.
+    fn lost(&self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::TimedOut {
+            self.transport.time_out();
+        }
     }
 }
 
@@ -153,16 +167,21 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         writes: bool,
-        operation: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        operation: impl FnOnce(Pin<&mut Socket<S>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let mut this = self.project();
+        // Also when the socket is gone: a server that waits for something else, a request's body, can be cut.
         this.entry.enter(cx)?;
+        if this.inner.is_gone() {
+            return operation(this.inner, cx);
+        }
         if this.entry.transport.is_streaming() {
-            this.watch.look(this.inner.as_mut(), cx)?;
+            this.watch.look(this.inner.as_mut(), cx).inspect_err(|error| this.entry.lost(error))?;
         }
         let transport = &this.entry.transport;
         match operation(this.inner, cx) {
             Poll::Ready(outcome) => {
+                let outcome = outcome.inspect_err(|error| this.entry.lost(error));
                 // A flush that has nothing to do says nothing of what a write waits for.
                 if writes {
                     transport.moved();
@@ -174,11 +193,10 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
                 Poll::Ready(outcome)
             }
             Poll::Pending => {
-                let settings = this.entry.hub.settings();
+                let patience = transport.patience(this.entry.hub.settings());
                 transport.set_stuck(true);
                 let deadline = this.deadline.get_or_insert_with(|| {
-                    let limit = if transport.is_leaving() { settings.drain_limit } else { settings.write_deadline };
-                    Deadline { writes, sleep: Box::pin(tokio::time::sleep(limit)) }
+                    Box::new(Deadline { writes, sleep: Box::pin(tokio::time::sleep(patience)) })
                 });
                 ready!(deadline.sleep.as_mut().poll(cx));
                 transport.time_out();
@@ -188,16 +206,65 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
     }
 }
 
+impl<S: AsyncRead + AsyncWrite> SseIo<S> {
+    fn look(self: Pin<&mut Self>, slices: &[IoSlice<'_>]) {
+        let this = self.project();
+        this.inner.look(slices, &this.entry.transport);
+    }
+
+    fn poll_bytes_out(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        operation: impl FnOnce(Pin<&mut Socket<S>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let count = ready!(self.as_mut().poll_out(cx, true, operation))?;
+        self.project().inner.wrote(count);
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
+    /// Lets the hub take the socket out of the server for as long as a stream lasts, and write it itself.
+    ///
+    /// A server keeps its buffers and a task for as long as a response lasts. With this, once the head and the first event of
+    /// a stream are out, the server sees the response end, and the hub writes the rest: the same frames with the same
+    /// deadlines, from one task for thousands of sockets.
+    ///
+    /// For HTTP/1.1 on a `TcpStream`, on Unix. Streams that are written otherwise (TLS above, HTTP/2, HTTP/1.0), or changed
+    /// by another layer, are noticed by their bytes and stay with the server; so does everything that is no stream. The
+    /// head of a stream says `Connection: close`, and a request that is pipelined behind it is not answered.
+    ///
+    /// To other layers and to the server's graceful shutdown the response is over then. So limits and counts are the hub's, and
+    /// [`Hub::drain`] has to be awaited before the process ends. A stream lives on if the task of the server is aborted; it
+    /// ends with the drain, or with the runtime that served it.
+    ///
+    /// ```no_run
+    /// # use tower_sse::Hub;
+    /// # async fn serve(_: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) {}
+    /// # async fn example(hub: Hub, tcp: tokio::net::TcpStream) {
+    /// tokio::spawn(serve(hub.io(tcp).hand_over()));
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn hand_over(self) -> Self {
+        let inner = self.inner.movable();
+        if inner.is_movable() {
+            self.entry.transport.set_hands_over();
+        }
+        Self { inner, ..self }
+    }
+}
+
 impl Watch {
     /// Reads ahead while the server does not, until there is nothing, enough, or the end.
     fn look<S: AsyncRead>(&mut self, mut inner: Pin<&mut S>, cx: &mut Context<'_>) -> io::Result<()> {
-        while !self.server_reads && !self.ended && self.stray.len() - self.taken < MAX_STRAY_BYTES {
+        while !self.server_reads && !self.ended && self.stray.len() < MAX_STRAY_BYTES {
             let mut space = [0; 1024];
             let mut buffer = ReadBuf::new(&mut space);
             match inner.as_mut().poll_read(cx, &mut buffer)? {
                 Poll::Pending => break,
                 Poll::Ready(()) if buffer.filled().is_empty() => self.ended = true,
-                Poll::Ready(()) => self.stray.extend_from_slice(buffer.filled()),
+                Poll::Ready(()) => self.stray.extend(buffer.filled()),
             }
         }
         if self.ended {
@@ -208,15 +275,15 @@ impl Watch {
 
     /// What was read ahead, or the end, if that is what comes next.
     fn replay(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
-        let rest = &self.stray[self.taken..];
-        if rest.is_empty() {
+        if self.stray.is_empty() {
             return self.ended;
         }
-        let count = rest.len().min(buffer.remaining());
-        buffer.put_slice(&rest[..count]);
-        self.taken += count;
-        if self.taken == self.stray.len() {
-            (self.stray, self.taken) = (Vec::new(), 0);
+        let (first, _) = self.stray.as_slices();
+        let count = first.len().min(buffer.remaining());
+        buffer.put_slice(&first[..count]);
+        self.stray.drain(..count);
+        if self.stray.is_empty() {
+            self.stray = VecDeque::new();
         }
         true
     }
@@ -226,6 +293,9 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
         this.entry.enter(cx)?;
+        if this.inner.is_gone() {
+            return this.inner.poll_read(cx, buffer);
+        }
         if this.watch.replay(buffer) {
             return Poll::Ready(Ok(()));
         }
@@ -234,29 +304,39 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
         if polled.is_ready() {
             this.entry.transport.moved();
         }
-        polled
+        polled.map_err(|error| {
+            this.entry.lost(&error);
+            error
+        })
     }
 }
 
 impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_out(cx, true, |inner, cx| inner.poll_write(cx, bytes))
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.as_mut().look(&[IoSlice::new(bytes)]);
+        self.poll_bytes_out(cx, |inner, cx| inner.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_out(cx, true, |inner, cx| inner.poll_write_vectored(cx, slices))
+        self.as_mut().look(slices);
+        self.poll_bytes_out(cx, |inner, cx| inner.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_out(cx, false, AsyncWrite::poll_flush)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.as_mut().poll_out(cx, false, AsyncWrite::poll_flush))?;
+        let this = self.project();
+        if this.inner.let_go(&this.entry.transport) {
+            (*this.deadline, *this.watch) = (None, Watch::default());
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

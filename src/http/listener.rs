@@ -12,6 +12,7 @@ use crate::hub::Hub;
 pub struct SseListener<L> {
     hub: Hub,
     inner: L,
+    hands_over: bool,
 }
 
 impl Hub {
@@ -35,7 +36,29 @@ impl Hub {
     /// ```
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
-        SseListener { hub: self.clone(), inner: listener }.tap_io(|_| {})
+        SseListener { hub: self.clone(), inner: listener, hands_over: false }.tap_io(|_| {})
+    }
+
+    /// The same, and each connection also [hands its socket over](SseIo::hand_over) to the hub for as long as a stream lasts:
+    /// an idle one takes less than a kilobyte then. Await [`Hub::drain`] in the shutdown signal, since axum does not know of
+    /// these streams.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use tower_sse::Hub;
+    /// # async fn example(hub: Hub, app: axum::Router) -> std::io::Result<()> {
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    /// axum::serve(hub.listener_handing_over(listener), app)
+    ///     .with_graceful_shutdown(async move {
+    ///         tokio::signal::ctrl_c().await.ok();
+    ///         hub.drain(Duration::from_secs(5)).await;
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
+    pub fn listener_handing_over<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
+        SseListener { hub: self.clone(), inner: listener, hands_over: true }.tap_io(|_| {})
     }
 }
 
@@ -45,7 +68,8 @@ impl<L: Listener> Listener for SseListener<L> {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (stream, address) = self.inner.accept().await;
-        (self.hub.io(stream), address)
+        let io = self.hub.io(stream);
+        (if self.hands_over { io.hand_over() } else { io }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {

@@ -5,18 +5,28 @@ mod body;
 mod change;
 mod connect;
 mod endpoint;
+mod frames;
 mod future;
+#[cfg(unix)]
+mod handed;
 mod hook;
 mod io;
 mod layer;
 #[cfg(feature = "axum-serve")]
 mod listener;
 mod negotiate;
+mod offered;
 mod origin;
 mod public;
 mod respond;
 mod service;
+mod socket;
 mod ticket;
+#[cfg(unix)]
+mod writer;
+#[cfg(not(unix))]
+#[path = "no_writer.rs"]
+mod writer;
 
 pub use access::Access;
 pub use body::{EventBody, ResponseBody};

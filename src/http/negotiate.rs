@@ -25,17 +25,14 @@ pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), Unfit> {
 
 /// By the most specific range that matches, as RFC 9110 has it; of equals the most willing.
 fn accepts_event_streams<'a>(ranges: impl Iterator<Item = &'a str>) -> bool {
-    let mut best: Option<(u8, bool)> = None;
+    let mut best: Option<(usize, bool)> = None;
     let mut any = false;
     for range in ranges.map(str::trim).filter(|range| !range.is_empty()) {
         any = true;
         let mut parts = range.split(';').map(str::trim);
-        let specificity = match parts.next().map(str::to_ascii_lowercase).as_deref() {
-            Some("text/event-stream") => 2,
-            Some("text/*") => 1,
-            Some("*/*") => 0,
-            _ => continue,
-        };
+        let name = parts.next().unwrap_or_default();
+        let known = ["*/*", "text/*", "text/event-stream"];
+        let Some(specificity) = known.iter().position(|known| name.eq_ignore_ascii_case(known)) else { continue };
         let refused = parts.any(|part| part.strip_prefix("q=").is_some_and(|q| q.parse().is_ok_and(|q: f32| q <= 0.0)));
         best = best.max(Some((specificity, !refused)));
     }

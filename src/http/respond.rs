@@ -1,14 +1,17 @@
 //! From a request and a decision to a response: the one place where every mounting comes together.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderValue, Method, Response, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Method, Response, StatusCode, Version};
 
 use super::hook::NoAnswer;
 use super::negotiate::{self, Unfit};
 use super::{Access, Connect, EventBody, origin};
-use crate::hub::{Authority, Hub, OpenError, Request};
+use crate::hub::{Authority, Hub, OpenError, Request, Transport};
+use crate::moment::Moment;
+use crate::position::Cursor;
 use crate::reason::RefusalReason;
 use crate::refusal::{Kind, Refusal};
 use crate::subscription::{End, Subscription};
@@ -57,7 +60,8 @@ impl Hub {
     /// ```
     #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
     pub fn connect(&self, connect: Connect, subscription: Subscription) -> EventStream {
-        let response = self.look_at(&connect).unwrap_or_else(|| self.accept(&connect, &subscription, None));
+        let response =
+            self.look_at(&connect).unwrap_or_else(|| self.accept(&Arrival::of(&connect), &subscription, None));
         EventStream(without_body_for_head(connect.method(), response))
     }
 
@@ -70,32 +74,22 @@ impl Hub {
 
     /// The whole way of a request through an access hook.
     pub(super) async fn answer<A: Access>(
-        &self,
-        access: &A,
+        self,
+        access: Arc<A>,
         authority: Option<Arc<dyn Authority>>,
-        connect: Connect,
+        connect: Box<Connect>,
     ) -> Response<EventBody> {
-        let method = connect.method().clone();
-        without_body_for_head(&method, self.decide(access, authority, connect).await)
-    }
-
-    async fn decide<A: Access>(
-        &self,
-        access: &A,
-        authority: Option<Arc<dyn Authority>>,
-        connect: Connect,
-    ) -> Response<EventBody> {
-        if let Some(refused) = self.look_at(&connect) {
-            return refused;
+        let draining = || self.is_draining().then(|| self.refusal(&Refusal::later(RefusalReason::Draining)));
+        if let Some(refused) = self.look_at(&connect).or_else(draining) {
+            return without_body_for_head(connect.method(), refused);
         }
-        if self.is_draining() {
-            return self.refusal(&Refusal::later(RefusalReason::Draining));
-        }
-        match self.ask(access, connect.clone()).await {
-            Ok(subscription) => self.accept(&connect, &subscription, authority),
+        let arrival = Arrival::of(&connect);
+        let response = match self.ask(&*access, connect).await {
+            Ok(subscription) => self.accept(&arrival, &subscription, authority),
             Err(NoAnswer::Refused(refusal)) => self.refusal(&refusal),
             Err(NoAnswer::Panicked) => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
-        }
+        };
+        without_body_for_head(&arrival.method, response)
     }
 
     /// The answer to a request that is refused before anybody is asked.
@@ -114,15 +108,15 @@ impl Hub {
 
     fn accept(
         &self,
-        connect: &Connect,
+        arrival: &Arrival,
         subscription: &Subscription,
         authority: Option<Arc<dyn Authority>>,
     ) -> Response<EventBody> {
-        let opened = match connect.method() {
-            &Method::HEAD => self.admit(subscription, connect.cursor(), connect.asked_at).map(|()| None),
+        let opened = match arrival.method {
+            Method::HEAD => self.admit(subscription, arrival.cursor, arrival.asked_at).map(|()| None),
             _ => {
-                let request = Request { to_network: true, asked_at: connect.asked_at, authority };
-                self.open(subscription, connect.cursor(), request).map(Some)
+                let request = Request { to_network: true, asked_at: arrival.asked_at, authority };
+                self.open(subscription, arrival.cursor, request).map(Some)
             }
         };
         if matches!(opened, Ok(None) | Err(OpenError::Refused(..))) {
@@ -131,12 +125,20 @@ impl Hub {
         match opened {
             Ok(None) => stream(EventBody::inert()),
             Ok(Some(connection)) => {
-                let by_task = || connect.transport.clone().or_else(|| self.transports().of_this_task());
-                let by_peer = || connect.peer_addr().and_then(|peer| self.transports().of_peer(peer));
-                if let Some(transport) = by_task().or_else(by_peer) {
-                    connection.carried_by(transport);
+                let by_task = || arrival.transport.clone().or_else(|| self.transports().of_this_task());
+                let by_peer = || arrival.peer.and_then(|peer| self.transports().of_peer(peer));
+                let Some(transport) = by_task().or_else(by_peer) else {
+                    return stream(EventBody::events(connection));
+                };
+                let hands_over = transport.hands_over();
+                connection.carried_by(transport);
+                if !hands_over || arrival.version != Version::HTTP_11 {
+                    return stream(EventBody::events(connection));
                 }
-                stream(EventBody::events(connection))
+                let mut response = stream(EventBody::offered(connection));
+                // The server is to let go of the socket, and its client is not to send more on it.
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                response
             }
             Err(OpenError::Barred) => self.refusal(&Refusal::never()),
             Err(OpenError::Refused(reason)) => self.refusal(&Refusal::later(reason)),
@@ -174,6 +176,29 @@ impl Hub {
     }
 }
 
+/// What of a request is needed when the hook has it.
+struct Arrival {
+    method: Method,
+    version: Version,
+    cursor: Cursor,
+    asked_at: Moment,
+    transport: Option<Arc<Transport>>,
+    peer: Option<SocketAddr>,
+}
+
+impl Arrival {
+    fn of(connect: &Connect) -> Self {
+        Self {
+            method: connect.method().clone(),
+            version: connect.version,
+            cursor: connect.cursor(),
+            asked_at: connect.asked_at,
+            transport: connect.transport.clone(),
+            peer: connect.peer_addr(),
+        }
+    }
+}
+
 /// The head of a stream, also of one that is a single refusal, says nothing of a length.
 fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Response<EventBody> {
     if method == Method::HEAD && response.status() == StatusCode::OK {
@@ -187,7 +212,7 @@ fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Resp
 fn stream(body: EventBody) -> Response<EventBody> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.reserve(4);
+    headers.reserve(5);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, no-transform"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));

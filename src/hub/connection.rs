@@ -1,18 +1,16 @@
 //! One open stream: what to write next, and when. It knows nothing of bodies and sockets; whoever polls it writes.
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use pin_project_lite::pin_project;
-use tokio::time::{Duration, Sleep};
+use tokio::time::Duration;
 
 use super::link::{Ending, Link};
 use super::timing::{Expiry, Heartbeat};
-use super::{Hub, LifecycleEvent, Transport, housekeeping};
+use super::{Hub, LifecycleEvent, Transport, alarms, housekeeping};
 use crate::audience::Address;
-use crate::log::{Batch, Millis};
+use crate::log::{Batch, Millis, millis};
 use crate::name::{ConnectionId, Topic};
 use crate::position::Position;
 use crate::reason::{EndReason, GapReason};
@@ -23,38 +21,32 @@ use crate::wire::control::CursorState;
 /// How many reads that find nothing for a stream follow each other.
 const READS: usize = 16;
 
-pin_project! {
-    /// See the module.
-    pub(crate) struct Connection {
-        hub: Hub,
-        link: Arc<Link>,
-        stage: Stage,
-        opening: Option<Box<Opening>>,
-        // The horizon when it was accepted: having read to there, it has caught up.
-        accepted_at: u64,
-        progress: Progress,
-        end: End,
-        heartbeat: Option<Heartbeat>,
-        expiry: Option<Box<Expiry>>,
-        // When it is old enough to be ended.
-        old_at: Millis,
-        // Its page was told that the log cannot be followed.
-        told_stale: bool,
-        // Rests until the earliest of what is due; armed when there is anything.
-        #[pin]
-        timer: Option<Sleep>,
-    }
+/// See the module.
+pub(crate) struct Connection {
+    hub: Hub,
+    link: Arc<Link>,
+    stage: Stage,
+    opening: Option<Box<Opening>>,
+    progress: Progress,
+    end: End,
+    heartbeat: Option<Heartbeat>,
+    /// If its time is limited.
+    limits: Option<Box<Limits>>,
+    /// Its page was told that the log cannot be followed.
+    told_stale: bool,
+    /// It has read all that there was and said all that there was to say: it sleeps until it is woken.
+    settled: bool,
+    /// It was looked for the socket.
+    looked: bool,
+}
 
-    impl PinnedDrop for Connection {
-        fn drop(this: Pin<&mut Self>) {
-            let timed_out = this.link.transport.get().is_some_and(|transport| transport.has_timed_out());
-            let otherwise = if timed_out { EndReason::Stalled } else { EndReason::Client };
-            let reason = this.link.ending().map_or(otherwise, |ending| ending.reason);
-            this.hub.inner.forget(&this.link, reason);
-            if let Some(transport) = this.link.transport.get() {
-                transport.remove_stream();
-            }
-        }
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let timed_out = self.link.transport().is_some_and(|transport| transport.has_timed_out());
+        let otherwise = if timed_out { EndReason::Stalled } else { EndReason::Client };
+        let reason = self.link.ending().map_or(otherwise, |ending| ending.reason);
+        self.hub.inner.forget(&self.link, reason);
+        self.link.let_carrier_go();
     }
 }
 
@@ -76,11 +68,26 @@ enum Progress {
     CaughtUp,
 }
 
-/// What is needed only until the first frames are out.
+#[derive(Debug)]
+struct Limits {
+    expiry: Option<Expiry>,
+    /// When it is old enough to be ended.
+    old_at: Millis,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { expiry: None, old_at: Millis::MAX }
+    }
+}
+
+/// What is needed only until it has caught up.
 #[derive(Debug)]
 struct Opening {
     cursor: CursorState,
     gap: Option<GapReason>,
+    /// The horizon when it was accepted: having read to there, it has caught up.
+    accepted_at: u64,
 }
 
 /// What to write next.
@@ -112,7 +119,7 @@ pub(crate) enum Step {
 /// What it may read is nobody's business.
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("id", &self.link.id).field("stage", &self.stage).finish_non_exhaustive()
+        f.debug_struct("Connection").field("id", &self.link.id()).field("stage", &self.stage).finish_non_exhaustive()
     }
 }
 
@@ -129,15 +136,14 @@ impl Connection {
         let settings = hub.settings();
         Self {
             stage: Stage::Opening,
-            opening: Some(Box::new(Opening { cursor, gap })),
-            accepted_at,
+            opening: Some(Box::new(Opening { cursor, gap, accepted_at })),
             progress: Progress::Behind,
             end,
             heartbeat: link.to_network.then(|| Heartbeat::new(settings, now)),
-            expiry: None,
+            limits: settings.old_age().map(|age| Box::new(Limits { expiry: None, old_at: now.saturating_add(age) })),
             told_stale: false,
-            old_at: settings.old_age().map_or(Millis::MAX, |age| now.saturating_add(age)),
-            timer: None,
+            settled: false,
+            looked: false,
             hub: hub.clone(),
             link,
         }
@@ -148,49 +154,81 @@ impl Connection {
     }
 
     pub(crate) fn id(&self) -> ConnectionId {
-        self.link.id
+        self.link.id()
+    }
+
+    /// Looks for the socket below, once: it can be found in the task that polls it.
+    pub(crate) fn find_socket(&mut self) {
+        if !std::mem::replace(&mut self.looked, true)
+            && let Some(transport) = self.hub.transports().of_this_task()
+        {
+            self.carried_by(transport);
+        }
+    }
+
+    /// The socket below, where that is known and it may have to be cut.
+    pub(crate) fn socket(&self) -> Option<Arc<Transport>> {
+        self.link.transport()
     }
 
     /// Says which socket it is written to.
     pub(crate) fn carried_by(&self, transport: Arc<Transport>) {
-        // Only the first is kept; there is only one.
-        self.link.transport.get_or_init(|| {
-            transport.add_stream();
-            transport
-        });
+        self.link.carried_by(transport);
+    }
+
+    /// It is written by the hub itself now. What is known as a socket while its peer does not take what it has.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+    pub(crate) fn written_through(&self, stuck: Option<Arc<Transport>>) {
+        self.link.carried_over_to(stuck);
+    }
+
+    /// Its peer was given up, since it takes nothing. To be dropped.
+    pub(crate) fn stalled(&self) {
+        self.link.end(Ending::now(EndReason::Stalled));
     }
 
     /// What to write next; `None` at the end. `batch` holds the records that belong to it.
-    pub(crate) fn poll_step(mut self: Pin<&mut Self>, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
-        let polled = self.as_mut().poll_next(cx, batch);
-        let due = match (&polled, self.timer.as_ref()) {
+    pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
+        let mut looked_at = None;
+        let polled = self.poll_next(cx, batch, &mut looked_at);
+        let due = match polled {
             // Whoever takes a step comes back for the next at once, unless the peer does not take what it has.
-            (Poll::Ready(_), _) => self.hub.now(),
-            (Poll::Pending, Some(timer)) => self.hub.inner.at(timer.deadline()),
-            (Poll::Pending, None) => Millis::MAX,
+            Poll::Ready(_) => looked_at.unwrap_or_else(|| self.hub.now()),
+            Poll::Pending => self.link.alarm_at(),
         };
         self.link.due.store(due, Ordering::Release);
         polled
     }
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        batch: &mut Batch,
+        looked_at: &mut Option<Millis>,
+    ) -> Poll<Option<Step>> {
         match self.stage {
             Stage::Opening => {
-                let this = self.as_mut().project();
-                *this.stage = Stage::Reading;
-                if let Some(opening) = this.opening.as_deref() {
-                    let topics = this.hub.log().topics(&this.link.subscriber);
-                    return Poll::Ready(Some(Step::Hello { connection: this.link.id, cursor: opening.cursor, topics }));
+                self.stage = Stage::Reading;
+                if let Some(opening) = self.opening.as_deref() {
+                    let topics = self.hub.log().topics(&self.link.subscriber);
+                    return Poll::Ready(Some(Step::Hello {
+                        connection: self.link.id(),
+                        cursor: opening.cursor,
+                        topics,
+                    }));
                 }
             }
             Stage::Reading => {}
             Stage::Ending | Stage::Aborting | Stage::Ended => return self.poll_end(cx),
         }
 
+        if std::mem::take(&mut self.settled) && self.link.subscriber.may_sleep(cx.waker()) && !self.link.is_ending() {
+            self.settled = true;
+            return Poll::Pending;
+        }
         self.link.subscriber.listen(cx.waker());
-        batch.records.clear();
         // Before it reads: a stream that always has something to read ends too.
-        if let Some(step) = self.as_mut().clock_step() {
+        if let Some(step) = self.clock_step() {
             return Poll::Ready(Some(step));
         }
         if let Some(ending) = self.link.ending()
@@ -198,7 +236,7 @@ impl Connection {
         {
             return Poll::Ready(Some(self.finish(ending)));
         }
-        if let Some(step) = self.as_mut().read_step(batch) {
+        if let Some(step) = self.read_step(batch, looked_at) {
             return Poll::Ready(Some(step));
         }
         if let Some(ending) = self.link.ending() {
@@ -207,34 +245,33 @@ impl Connection {
         self.poll_timer(cx)
     }
 
-    fn poll_end(self: Pin<&mut Self>, cx: &Context<'_>) -> Poll<Option<Step>> {
-        let this = self.project();
-        let (stage, polled) = match *this.stage {
+    fn poll_end(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
+        let (stage, polled) = match self.stage {
             // A server throws away what it has not written when a body fails. Pending makes it write first.
-            Stage::Ending if *this.end == End::Abort => {
+            Stage::Ending if self.end == End::Abort => {
                 cx.waker().wake_by_ref();
                 (Stage::Aborting, Poll::Pending)
             }
             Stage::Aborting => (Stage::Ended, Poll::Ready(Some(Step::Abort))),
             _ => (Stage::Ended, Poll::Ready(None)),
         };
-        *this.stage = stage;
+        self.stage = stage;
         polled
     }
 
     /// What the clock says: the end of its time, a notice of it, or that it is old.
-    fn clock_step(mut self: Pin<&mut Self>) -> Option<Step> {
-        let given = self.link.expires_at.load(Ordering::Acquire);
-        if given == Millis::MAX && self.old_at == Millis::MAX {
+    fn clock_step(&mut self) -> Option<Step> {
+        let given = self.link.expires_at();
+        if given == Millis::MAX && self.limits.is_none() {
             return None;
         }
-        let this = self.as_mut().project();
-        let now = this.hub.now();
+        let limits = self.limits.get_or_insert_default();
+        let now = self.hub.now();
         if given != Millis::MAX {
-            if this.expiry.as_ref().is_none_or(|expiry| !expiry.is_of(given)) {
-                *this.expiry = Some(Box::new(Expiry::new(given, this.hub.settings(), now)));
+            if limits.expiry.as_ref().is_none_or(|expiry| !expiry.is_of(given)) {
+                limits.expiry = Some(Expiry::new(given, self.hub.settings(), now));
             }
-            if let Some(expiry) = this.expiry {
+            if let Some(expiry) = &mut limits.expiry {
                 if expiry.is_over(now) {
                     return Some(self.finish(Ending::now(EndReason::Expired)));
                 }
@@ -243,116 +280,126 @@ impl Connection {
                 }
             }
         }
-        if now >= *this.old_at {
-            *this.old_at = Millis::MAX;
+        if now >= limits.old_at {
+            limits.old_at = Millis::MAX;
             // As in a drain: what was published so far is delivered, and those who end together come back spread out.
-            let retry = Some(this.hub.jittered_retry(this.hub.settings().retry, 0.0..=2.0));
-            let after = this.hub.log().last();
-            this.link.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
+            let retry = Some(self.hub.jittered_retry(self.hub.settings().retry, 0.0..=2.0));
+            let after = self.hub.log().last();
+            self.link.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
         }
         None
     }
 
-    fn read_step(self: Pin<&mut Self>, batch: &mut Batch) -> Option<Step> {
-        let this = self.project();
-        let (hub, link) = (&*this.hub, this.link);
-        if let Some(Opening { gap: Some(reason), .. }) = this.opening.take().map(|opening| *opening) {
-            hub.counters().gap(link.id, reason, hub.now());
+    fn read_step(&mut self, batch: &mut Batch, looked_at: &mut Option<Millis>) -> Option<Step> {
+        let (hub, link) = (&self.hub, &self.link);
+        if let Some(reason) = self.opening.as_mut().and_then(|opening| opening.gap.take()) {
+            hub.counters().gap(link.id(), reason, hub.now());
             return Some(Step::Gap { reason, topics: hub.log().topics(&link.subscriber) });
         }
-        if *this.progress == Progress::Arrived
-            && let Some(live) = live(hub, link, this.heartbeat)
+        if self.progress == Progress::Arrived
+            && let Some(live) = live(hub, link, &mut self.heartbeat)
         {
-            *this.progress = Progress::CaughtUp;
-            *this.told_stale = false;
+            self.progress = Progress::CaughtUp;
+            self.told_stale = false;
             return Some(live);
         }
-        let caught_up = *this.progress == Progress::CaughtUp;
+        let caught_up = self.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
         let waits = read(hub, link, batch);
-        if batch.ordered && !caught_up && hub.log().cursor(&link.subscriber) >= *this.accepted_at {
-            *this.progress = Progress::Arrived;
+        if batch.ordered
+            && !caught_up
+            && self.opening.as_ref().is_none_or(|opening| hub.log().cursor(&link.subscriber) >= opening.accepted_at)
+        {
+            self.opening = None;
+            self.progress = Progress::Arrived;
         }
-        let count = batch.records.len();
+        let count = batch.count();
         if count > 0 {
             hub.counters().delivered(count);
-            link.delivered.fetch_add(count as u64, Ordering::Relaxed);
+            // Nobody else writes it.
+            link.delivered.store(link.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
         }
         if !batch.gap.is_empty() {
-            return Some(gap_step(hub, link, this.stage, batch, caught_up));
+            return Some(gap_step(hub, link, &mut self.stage, batch, caught_up));
         }
-        if !batch.records.is_empty() {
-            if let Some(heartbeat) = this.heartbeat {
-                heartbeat.wrote(batch.ordered, hub.now());
+        if count > 0 {
+            let now = *looked_at.insert(hub.now());
+            if let Some(heartbeat) = &mut self.heartbeat {
+                heartbeat.wrote(batch.ordered, now);
             }
+            // Whoever ends it later wakes it, and so does what else there is to say.
+            let is_told = caught_up && !link.is_ending() && self.told_stale == hub.inner.is_stale();
+            self.settled = batch.settled && is_told && link.alarm_at() <= self.due();
             return Some(Step::Records);
         }
         let is_stale = hub.inner.is_stale();
         // Not before its first `live`, which would take it back; but one that waits for older records may wait for long.
-        let is_due = *this.progress == Progress::CaughtUp || waits;
-        if is_stale && is_due && !batch.changed && !std::mem::replace(this.told_stale, true) {
+        let is_due = self.progress == Progress::CaughtUp || waits;
+        if is_stale && is_due && !batch.changed && !std::mem::replace(&mut self.told_stale, true) {
             return Some(Step::Stale);
         }
         // Who is still behind is told so by its first `live`.
-        let is_back = !is_stale && std::mem::take(this.told_stale) && *this.progress == Progress::CaughtUp;
-        if (batch.changed || is_back || *this.progress == Progress::Arrived)
-            && let Some(live) = live(hub, link, this.heartbeat)
+        let is_back = !is_stale && std::mem::take(&mut self.told_stale) && self.progress == Progress::CaughtUp;
+        if (batch.changed || is_back || self.progress == Progress::Arrived)
+            && let Some(live) = live(hub, link, &mut self.heartbeat)
         {
-            *this.progress = Progress::CaughtUp;
+            self.progress = Progress::CaughtUp;
             // If it cannot be followed now, that is said again.
-            *this.told_stale = false;
+            self.told_stale = false;
             return Some(live);
         }
         None
     }
 
-    /// Nothing is to be read: rests until something is due.
-    fn poll_timer(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Step>> {
-        let mut this = self.project();
-        loop {
-            let now = this.hub.now();
-            let clock = this.expiry.as_ref().map_or(Millis::MAX, |expiry| expiry.due()).min(*this.old_at);
-            if now >= clock {
-                // The next look begins with it.
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            if let Some(heartbeat) = this.heartbeat
-                && now >= heartbeat.due()
-            {
-                heartbeat.wrote(false, now);
-                // Whatever runtime the hub's work was on before, this one is alive.
-                housekeeping::revive(&this.hub.inner);
-                if *this.progress == Progress::CaughtUp
-                    && !*this.told_stale
-                    && (this.hub.settings().visible_heartbeat || heartbeat.needs_id(now))
-                    && let Some(live) = live(this.hub, this.link, this.heartbeat)
-                {
-                    return Poll::Ready(Some(live));
-                }
-                return Poll::Ready(Some(Step::Heartbeat));
-            }
-            let due = this.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(clock);
-            if due == Millis::MAX {
-                return Poll::Pending;
-            }
-            let deadline = this.hub.inner.instant(due);
-            match this.timer.as_mut().as_pin_mut() {
-                None => this.timer.set(Some(tokio::time::sleep_until(deadline))),
-                // A timer that is early costs one look; moving it at every event would cost more.
-                Some(timer) if timer.is_elapsed() || timer.deadline() > deadline => timer.reset(deadline),
-                Some(_) => {}
-            }
-            let Some(timer) = this.timer.as_mut().as_pin_mut() else { return Poll::Pending };
-            if timer.poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
+    /// When its time is over, or a notice of that is due.
+    fn time_limit(&self) -> Millis {
+        self.limits
+            .as_ref()
+            .map_or(Millis::MAX, |limits| limits.expiry.as_ref().map_or(Millis::MAX, Expiry::due).min(limits.old_at))
     }
 
-    fn finish(self: Pin<&mut Self>, ending: Ending) -> Step {
-        let this = self.project();
-        end(this.hub, this.link, this.stage, ending)
+    /// When it has something to do by itself.
+    fn due(&self) -> Millis {
+        self.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(self.time_limit())
+    }
+
+    /// Nothing is to be read: rests until something is due.
+    fn poll_timer(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
+        let due = self.due();
+        // An alarm that is early costs one look; moving it at every event would cost more. While it has not rung nothing is
+        // due, and the clock need not be read. It is never set if nothing will be.
+        if self.link.alarm_at() <= due {
+            return Poll::Pending;
+        }
+        let now = self.hub.now();
+        if now >= self.time_limit() {
+            // The next look begins with it.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Some(heartbeat) = &mut self.heartbeat
+            && now >= heartbeat.due()
+        {
+            heartbeat.wrote(false, now);
+            // Whatever runtime the hub's work was on before, this one is alive.
+            housekeeping::revive(&self.hub.inner);
+            if self.progress == Progress::CaughtUp
+                && !self.told_stale
+                && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
+                && let Some(live) = live(&self.hub, &self.link, &mut self.heartbeat)
+            {
+                return Poll::Ready(Some(live));
+            }
+            return Poll::Ready(Some(Step::Heartbeat));
+        }
+        // Not far ahead: a stream that has gone is remembered for as long as its alarm.
+        let soon = now.saturating_add(millis(self.hub.settings().heartbeat));
+        alarms::set(&self.hub.inner, &self.link, due.min(soon));
+        Poll::Pending
+    }
+
+    fn finish(&mut self, ending: Ending) -> Step {
+        end(&self.hub, &self.link, &mut self.stage, ending)
     }
 }
 
@@ -367,7 +414,7 @@ fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> bool {
                 Some(block) => batch.past = Some(block),
                 None => return true,
             },
-            _ if batch.goes_on && batch.records.is_empty() && batch.gap.is_empty() => {}
+            _ if batch.goes_on && batch.count() == 0 && batch.gap.is_empty() => {}
             _ => return false,
         }
     }
@@ -390,7 +437,7 @@ fn gap_step(hub: &Hub, link: &Link, stage: &mut Stage, batch: &mut Batch, caught
         }
     }
     let reason = if was_too_slow { GapReason::Lagged } else { batch.gap_reason.unwrap_or(GapReason::Trimmed) };
-    hub.counters().gap(link.id, reason, hub.now());
+    hub.counters().gap(link.id(), reason, hub.now());
     Step::Gap { reason, topics }
 }
 

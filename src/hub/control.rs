@@ -278,7 +278,7 @@ impl Hub {
             let all = std::mem::take(&mut outbox.asked);
             let changed = std::mem::take(&mut outbox.changed);
             let ids: Vec<_> = if all {
-                self.registry().all().iter().map(|link| link.id).collect()
+                self.registry().all().iter().map(|link| link.id()).collect()
             } else {
                 changed.into_iter().collect()
             };

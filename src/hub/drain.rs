@@ -85,12 +85,12 @@ impl Hub {
             let left: Vec<_> = self.registry().all().into_iter().filter(|link| link.to_network).collect();
             drained.ended = links.len().saturating_sub(left.len());
             drained.cut = left.len();
-            for transport in left.iter().filter_map(|link| link.transport.get()) {
+            for transport in left.iter().filter_map(|link| link.transport()) {
                 transport.cut();
             }
             // Of others the stream is over, but its last bytes were not taken.
             drained.cut += self.transports().cut_stuck();
-            if left.iter().any(|link| link.transport.get().is_none()) {
+            if left.iter().any(|link| !link.is_carrier_known()) {
                 // HTTP/2 under a router that hides the socket: those that have not moved since are the stuck ones.
                 self.transports().cut_unmoved(&moves);
             }
@@ -103,7 +103,7 @@ impl Hub {
         if let Some(remote) = &self.inner.remote {
             self.tell_bye(remote).await;
         }
-        let any_hidden = links.iter().any(|link| link.to_network && link.transport.get().is_none());
+        let any_hidden = links.iter().any(|link| link.to_network && !link.is_carrier_known());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
         tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
         drained

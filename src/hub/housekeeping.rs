@@ -96,6 +96,8 @@ fn wake(inner: &Arc<Inner>) {
     };
     runtime.spawn(async move {
         let inner = &waking.0;
+        // Who publishes much at once may be about to publish more, and each listener then reads it at one go.
+        tokio::task::yield_now().await;
         loop {
             let now = inner.now();
             inner.chores.woke_at.store(now, Ordering::Release);
@@ -233,7 +235,7 @@ impl Inner {
     /// What is left to do for a connection that is out of the registry.
     pub(super) fn bury(self: &Arc<Self>, link: &Link, reason: EndReason) {
         let topics = self.close_channels(link);
-        self.counters.ended(link.id, reason, self.now());
+        self.counters.ended(link.id(), reason, self.now());
         if link.may_tell_end(reason) {
             self.tell_end(link, topics, reason);
         }

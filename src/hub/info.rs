@@ -71,7 +71,7 @@ impl Hub {
 impl Inner {
     pub(super) fn info(&self, link: &Link, topics: Vec<Topic>) -> ConnectionInfo {
         ConnectionInfo {
-            id: link.id,
+            id: link.id(),
             user: link.user().cloned(),
             topics,
             open_for: Duration::from_millis(self.now().saturating_sub(link.opened_at)),

@@ -1,7 +1,7 @@
 //! What others know of an open connection. Its stream holds it too.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use http::Extensions;
 use tokio::time::Duration;
@@ -9,19 +9,16 @@ use tokio::time::Duration;
 use super::Transport;
 use super::recheck::Authority;
 use crate::kick::Returns;
-use crate::log::{Millis, Subscriber};
+use crate::log::{Listener, Millis, Subscriber, millis};
 use crate::name::{ConnectionId, UserId};
 use crate::reason::EndReason;
 use crate::subscription::Subscription;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
 
 pub(crate) struct Link {
-    pub(crate) id: ConnectionId,
-    pub(crate) subscriber: Arc<Subscriber>,
+    pub(crate) subscriber: Subscriber,
     /// Who it is; none for a page of nobody in particular.
     who: Option<Box<Who>>,
-    /// Who may take its authority away while it is open.
-    pub(super) authority: Option<Arc<dyn Authority>>,
     pub(super) opened_at: Millis,
     /// Its number among all connections, by age.
     pub(super) opened: AtomicU64,
@@ -30,36 +27,46 @@ pub(crate) struct Link {
     pub(super) delivered: AtomicU64,
     /// When its stream means to be polled at the latest.
     pub(super) due: AtomicU64,
-    /// When its subscription's time is over. Changed by a recheck; the stream looks when it is polled next.
-    pub(super) expires_at: AtomicU64,
     /// The last [`Moment`](crate::moment::Moment) at which the application took a topic away.
     pub(super) taken_at: AtomicU64,
-    /// Set by whoever ends it; the stream acts on it when it is polled next.
-    ending: Mutex<Option<Box<Ending>>>,
+    fate: Mutex<Fate>,
     is_ending: AtomicBool,
-    /// The socket below, where it is known.
-    pub(super) transport: OnceLock<Arc<Transport>>,
     /// It is written to a network. A reader in this process may take its time.
     pub(super) to_network: bool,
     gone: AtomicBool,
+    /// When a clock is to wake it. Never, if none was asked to, or it has rung or is gone.
+    alarm_at: AtomicU64,
     is_there: AtomicBool,
-    /// What listeners of the lifecycle know of it: nothing, its beginning, or nothing although it has ended.
-    told: Mutex<Told>,
+    /// See [`TOLD_NOTHING`].
+    told: AtomicU8,
+    /// It is known what it is written to: a socket that can be cut, or nothing that would have to be: the hub's own writer,
+    /// whose peer takes all that there is. Else it is a body of which nobody knows where it goes.
+    is_carrier_known: AtomicBool,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-enum Told {
-    #[default]
-    Nothing,
-    Beginning,
-    /// It ended, for this reason, before its beginning was told.
-    Ended(EndReason),
+/// What is looked at and changed once or twice in a life.
+#[derive(Default)]
+struct Fate {
+    /// Set by whoever ends it; the stream acts on it when it is polled next.
+    ending: Option<Box<Ending>>,
+    /// The socket that it is written to and that the hub can cut, if there is one.
+    transport: Option<Arc<Transport>>,
 }
+
+/// What listeners of the lifecycle know of a connection, in one byte: nothing, its beginning, or nothing although it has ended,
+/// for a reason.
+const TOLD_NOTHING: u8 = 0;
+const TOLD_BEGINNING: u8 = 1;
+const ENDED: u8 = 2;
 
 struct Who {
     user: Option<UserId>,
     data: Option<Arc<str>>,
     extensions: Extensions,
+    /// Who may take its authority away while it is open.
+    authority: Option<Arc<dyn Authority>>,
+    /// When its subscription's time is over. Changed by a recheck; the stream looks when it is polled next.
+    expires_at: AtomicU64,
 }
 
 /// How a stream is to end.
@@ -90,28 +97,43 @@ impl Link {
         now: Millis,
     ) -> Self {
         let Subscription { user, data, extensions, .. } = subscription;
-        let who = (user.is_some() || data.is_some() || !extensions.is_empty())
-            .then(|| Box::new(Who { user: user.clone(), data: data.clone(), extensions: extensions.clone() }));
-        Self {
-            id,
-            subscriber: Arc::new(Subscriber::new(id)),
-            who,
+        let expires_at = subscription.expiry.map(|expiry| now.saturating_add(millis(expiry.remaining())));
+        let is_somebody = user.is_some() || data.is_some() || !extensions.is_empty();
+        let is_somebody = is_somebody || authority.is_some() || expires_at.is_some();
+        let who = || Who {
+            user: user.clone(),
+            data: data.clone(),
+            extensions: extensions.clone(),
             authority,
+            expires_at: AtomicU64::new(expires_at.unwrap_or(Millis::MAX)),
+        };
+        let who = is_somebody.then(|| Box::new(who()));
+        Self {
+            subscriber: Subscriber::new(id),
+            who,
             opened_at: now,
             opened: AtomicU64::new(0),
             resumed,
             delivered: AtomicU64::new(0),
             due: AtomicU64::new(Millis::MAX),
-            expires_at: AtomicU64::new(Millis::MAX),
             taken_at: AtomicU64::new(0),
-            ending: Mutex::default(),
+            fate: Mutex::default(),
             is_ending: AtomicBool::new(false),
-            transport: OnceLock::new(),
             to_network,
             gone: AtomicBool::new(false),
+            alarm_at: AtomicU64::new(Millis::MAX),
             is_there: AtomicBool::new(false),
-            told: Mutex::default(),
+            told: AtomicU8::new(TOLD_NOTHING),
+            is_carrier_known: AtomicBool::new(false),
         }
+    }
+
+    pub(crate) fn id(&self) -> ConnectionId {
+        *self.subscriber.id()
+    }
+
+    pub(super) fn authority(&self) -> Option<&Arc<dyn Authority>> {
+        self.who.as_ref()?.authority.as_ref()
     }
 
     pub(crate) fn user(&self) -> Option<&UserId> {
@@ -126,17 +148,33 @@ impl Link {
         self.who.as_ref().map(|who| who.extensions.clone()).unwrap_or_default()
     }
 
+    /// `Millis::MAX` if it does not expire.
+    pub(super) fn expires_at(&self) -> Millis {
+        self.who.as_ref().map_or(Millis::MAX, |who| who.expires_at.load(Ordering::Acquire))
+    }
+
+    /// For one that somebody has authority over, or that expires already.
+    pub(super) fn expire_at(&self, at: Millis) {
+        if let Some(who) = &self.who {
+            who.expires_at.store(at, Ordering::Release);
+        }
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Acquire)
+    }
+
     pub(super) fn ending(&self) -> Option<Ending> {
-        if !self.is_ending.load(Ordering::Acquire) {
+        if !self.is_ending() {
             return None;
         }
-        self.ending.lock().as_deref().cloned()
+        self.fate.lock().ending.as_deref().cloned()
     }
 
     /// Tells the stream to end, and returns how it does. The first reason stands, unless a later one keeps the client away
     /// for longer. Wake it with [`wake`](Self::wake).
     pub(super) fn end(&self, ending: Ending) -> Ending {
-        let mut current = self.ending.lock();
+        let current = &mut self.fate.lock().ending;
         if current.as_ref().is_none_or(|current| ending.returns.is_stricter_than(current.returns)) {
             *current = Some(Box::new(ending.clone()));
         }
@@ -156,20 +194,14 @@ impl Link {
 
     /// Its beginning was told. Why it has ended, if the end is to be told now.
     pub(super) fn beginning_was_told(&self) -> Option<EndReason> {
-        match std::mem::replace(&mut *self.told.lock(), Told::Beginning) {
-            Told::Ended(reason) => Some(reason),
-            Told::Nothing | Told::Beginning => None,
-        }
+        let before = self.told.swap(TOLD_BEGINNING, Ordering::AcqRel);
+        EndReason::ALL.get(usize::from(before.checked_sub(ENDED)?)).copied()
     }
 
     /// Whether its end can be told; else who tells the beginning does that.
     pub(super) fn may_tell_end(&self, reason: EndReason) -> bool {
-        let mut told = self.told.lock();
-        if matches!(*told, Told::Nothing) {
-            *told = Told::Ended(reason);
-            return false;
-        }
-        true
+        let ended = ENDED + reason as u8;
+        self.told.compare_exchange(TOLD_NOTHING, ended, Ordering::AcqRel, Ordering::Acquire).is_err()
     }
 
     /// A stream came of it.
@@ -193,6 +225,60 @@ impl Link {
         (self.to_network && since != Millis::MAX).then_some(since)
     }
 
+    /// Only the first is kept: there is only one.
+    pub(super) fn carried_by(&self, transport: Arc<Transport>) {
+        let mut fate = self.fate.lock();
+        if !self.is_carrier_known.swap(true, Ordering::AcqRel) {
+            transport.add_stream();
+            fate.transport = Some(transport);
+        }
+    }
+
+    /// From now on by another socket that can be cut, or by nothing that would have to be.
+    pub(super) fn carried_over_to(&self, transport: Option<Arc<Transport>>) {
+        self.is_carrier_known.store(true, Ordering::Release);
+        if let Some(transport) = &transport {
+            transport.add_stream();
+        }
+        let before = std::mem::replace(&mut self.fate.lock().transport, transport);
+        if let Some(before) = before {
+            before.remove_stream();
+        }
+    }
+
+    /// It is over. Where it was written to stays unknown if it was.
+    pub(super) fn let_carrier_go(&self) {
+        if self.is_carrier_known() {
+            self.carried_over_to(None);
+        }
+    }
+
+    pub(super) fn is_carrier_known(&self) -> bool {
+        self.is_carrier_known.load(Ordering::Acquire)
+    }
+
+    /// The socket that is to be cut, if it has to be.
+    pub(super) fn transport(&self) -> Option<Arc<Transport>> {
+        self.fate.lock().transport.clone()
+    }
+
+    pub(super) fn alarm_at(&self) -> Millis {
+        self.alarm_at.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_alarm(&self, at: Millis) {
+        self.alarm_at.store(at, Ordering::Release);
+    }
+
+    /// What an alarm was for may be due. Nothing happens if it was set to another time since.
+    pub(super) fn ring(&self, is_of: impl Fn(Millis) -> bool, now: Millis) {
+        let at = self.alarm_at();
+        let is_this = at != Millis::MAX && is_of(at);
+        if is_this && self.alarm_at.compare_exchange(at, Millis::MAX, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.wake(now);
+        }
+    }
+
     pub(super) fn wake(&self, now: Millis) {
         if let Some(waker) = self.subscriber.notify(now) {
             waker.wake();
@@ -200,9 +286,15 @@ impl Link {
     }
 }
 
+impl Listener for Link {
+    fn subscriber(&self) -> &Subscriber {
+        &self.subscriber
+    }
+}
+
 /// Whose it is and what it may read is nobody's business.
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Link").field("id", &self.id()).finish_non_exhaustive()
     }
 }

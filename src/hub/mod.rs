@@ -2,6 +2,7 @@
 
 #[cfg(feature = "json")]
 mod agreement;
+mod alarms;
 mod bars;
 mod builder;
 mod change;
@@ -16,6 +17,7 @@ mod info;
 mod lifecycle;
 mod limits;
 mod link;
+mod offer;
 mod open;
 mod origins;
 #[cfg(feature = "json")]
@@ -59,6 +61,7 @@ use crate::log::{Budgets, Log, Millis, Policies, Since, millis};
 use crate::position::{Epoch, Position};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
+use alarms::Alarms;
 use bars::Bars;
 use housekeeping::Chores;
 use lifecycle::Lifecycles;
@@ -73,6 +76,7 @@ use tickets::Tickets;
 pub(crate) use crate::log::Batch;
 pub(crate) use change::ChangeError;
 pub(crate) use connection::{Connection, Step};
+pub(crate) use offer::{Offer, Outcome};
 pub(crate) use open::{OpenError, Request};
 pub(crate) use origins::Origins;
 pub(crate) use recheck::Authority;
@@ -132,6 +136,7 @@ pub(crate) struct Inner {
     transports: Transports,
     counters: Counters,
     chores: Chores,
+    alarms: Alarms,
     bars: Mutex<Bars>,
     rate: Mutex<Rate>,
     presences: Presences,
@@ -171,6 +176,7 @@ impl Hub {
             transports: Transports::default(),
             counters: Counters::default(),
             chores: Chores::default(),
+            alarms: Alarms::default(),
             bars: Mutex::default(),
             rate: Mutex::default(),
             presences: Presences::new(settings.presence_rules.clone(), grace),
@@ -239,7 +245,7 @@ impl Hub {
                 && let Some(link) = self.registry().find(*id)
             {
                 // There is always room for it: it is no topic.
-                let _ = self.log().join(&link.subscriber, address, Since::Now, 0);
+                let _ = self.log().join(&link, address, Since::Now, 0);
             }
         }
     }

@@ -12,13 +12,12 @@ use super::registry::UserTopic;
 use super::{Connection, Hub, LifecycleEvent, housekeeping};
 use crate::audience::Address;
 use crate::kick::Returns;
-use crate::log::{Begin, Joined, millis};
+use crate::log::{Begin, Joined};
 use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic};
 use crate::position::Cursor;
 use crate::reason::{EndReason, GapReason, RefusalReason};
 use crate::subscription::{Subscription, SubscriptionError};
-use crate::sync::Ordering;
 use crate::wire::control::CursorState;
 
 /// How far a client may be ahead of this instance.
@@ -66,9 +65,6 @@ impl Hub {
         let resumed = cursor_state != CursorState::Fresh;
         let Request { to_network, asked_at, authority } = request;
         let link = Link::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
-        if let Some(expiry) = subscription.expiry {
-            link.expires_at.store(now.saturating_add(millis(expiry.remaining())), Ordering::Release);
-        }
         let link = Arc::new(link);
 
         let user = link.user().cloned().map(Address::User);
@@ -87,7 +83,7 @@ impl Hub {
         }
         link.is_there_now();
 
-        self.counters().connected(link.id, cursor_state == CursorState::Resuming);
+        self.counters().connected(link.id(), cursor_state == CursorState::Resuming);
         self.inner.lifecycles.tell(|| {
             let connection = Arc::new(self.inner.info(&link, self.log().topics(&link.subscriber)));
             if resumed { LifecycleEvent::Resumed { connection, gap } } else { LifecycleEvent::Connected(connection) }

@@ -112,7 +112,7 @@ impl Hub {
             return Some(block);
         }
         let start = blocks.start(base, number);
-        blocks.wanted.entry(start).or_default().insert(link.id, Arc::downgrade(link));
+        blocks.wanted.entry(start).or_default().insert(link.id(), Arc::downgrade(link));
         if blocks.is_reading {
             return None;
         }

@@ -254,7 +254,7 @@ impl Hub {
                 Address::Connection(id) => self.registry().find(*id).into_iter().collect(),
                 Address::Topic(_) => self.registry().find_all(self.log().listeners(address)),
             };
-            links.extend(found.into_iter().filter(|link| seen.insert(link.id)));
+            links.extend(found.into_iter().filter(|link| seen.insert(link.id())));
         }
         links
     }
@@ -264,12 +264,12 @@ impl Hub {
 impl Inner {
     pub(super) fn open_channels(
         self: &Arc<Self>,
-        link: &Link,
+        link: &Arc<Link>,
         addresses: impl IntoIterator<Item = Address>,
         begin: Begin,
     ) -> u64 {
         self.with_roster(link, |told| {
-            let accepted_at = self.log.open(&link.subscriber, addresses, begin, self.now());
+            let accepted_at = self.log.open(link, addresses, begin, self.now());
             if let Some(told) = told {
                 self.log.topics(&link.subscriber).iter().for_each(|topic| told.enter(link, topic));
             }
@@ -289,14 +289,14 @@ impl Inner {
 
     pub(super) fn join_topic(
         self: &Arc<Self>,
-        link: &Link,
+        link: &Arc<Link>,
         topic: &Topic,
         since: Since,
         max_topics: usize,
     ) -> Result<bool, TooManyTopics> {
         let joined = self.with_roster(link, |told| {
             let address = Address::Topic(topic.clone());
-            let joined = self.log.join(&link.subscriber, &address, since, max_topics)?;
+            let joined = self.log.join(link, &address, since, max_topics)?;
             if let Some(told) = told.filter(|_| joined) {
                 told.enter(link, topic);
             }
@@ -309,9 +309,9 @@ impl Inner {
         Ok(joined)
     }
 
-    pub(super) fn join_as_of(self: &Arc<Self>, link: &Link, topic: &Topic, joined: &Joined) -> bool {
+    pub(super) fn join_as_of(self: &Arc<Self>, link: &Arc<Link>, topic: &Topic, joined: &Joined) -> bool {
         self.with_roster(link, |told| {
-            let is_new = self.log.join_as_of(&link.subscriber, joined);
+            let is_new = self.log.join_as_of(link, joined);
             if let Some(told) = told.filter(|_| is_new) {
                 told.enter(link, topic);
             }
@@ -374,7 +374,7 @@ impl Inner {
     fn with_roster<R>(self: &Arc<Self>, link: &Link, change: impl FnOnce(Option<&mut Told<'_>>) -> R) -> R {
         let changed = self.with_own_roster(link, change);
         if let Some(remote) = &self.remote {
-            remote.changed(link.id);
+            remote.changed(link.id());
         }
         changed
     }

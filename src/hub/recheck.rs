@@ -91,8 +91,8 @@ struct Answer {
 
 /// Puts a new connection into the schedule, if there is somebody to ask.
 pub(super) fn watch(inner: &Arc<Inner>, link: &Link) {
-    if link.authority.is_some() {
-        inner.schedule_check(Check { at: 0, connection: link.id, failures: 0 }, inner.now());
+    if link.authority().is_some() {
+        inner.schedule_check(Check { at: 0, connection: link.id(), failures: 0 }, inner.now());
         ensure(inner);
     }
 }
@@ -213,7 +213,7 @@ impl Inner {
         let limit = self.settings.access_timeout;
         async move {
             let asked = async {
-                match &link.authority {
+                match link.authority() {
                     Some(authority) => authority.recheck(subscription).await,
                     None => Recheck::Settled,
                 }
@@ -232,7 +232,7 @@ impl Inner {
         subscription.topics = self.log.topics(&link.subscriber);
         subscription.data = link.data().cloned();
         subscription.extensions = link.extensions();
-        let expires_at = link.expires_at.load(Ordering::Acquire);
+        let expires_at = link.expires_at();
         if expires_at != Millis::MAX {
             let remaining = Duration::from_millis(expires_at.saturating_sub(self.now()));
             subscription.expiry = std::time::SystemTime::now().checked_add(remaining).map(Expiry::At);
@@ -280,8 +280,8 @@ impl Hub {
         let Some(expiry) = subscription.expiry else { return };
         let expires_at = self.now().saturating_add(millis(expiry.remaining()));
         // What was handed to the hook comes back a moment off; that is no new time.
-        if expires_at.abs_diff(link.expires_at.load(Ordering::Acquire)) > SAME_TIME {
-            link.expires_at.store(expires_at, Ordering::Release);
+        if expires_at.abs_diff(link.expires_at()) > SAME_TIME {
+            link.expire_at(expires_at);
             link.wake(self.now());
         }
     }

@@ -4,9 +4,12 @@
 //! 2. Limits are judged under that lock too, so that no number of simultaneous requests passes them.
 //! 3. A user is remembered for the grace after the last connection, with the topics that it was made to join.
 
+use std::borrow::Borrow;
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
+use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -30,7 +33,7 @@ pub(crate) struct Registry {
 
 #[derive(Debug, Default)]
 struct Table {
-    links: HashMap<ConnectionId, Arc<Link>>,
+    links: HashSet<ById, BuildHasherDefault<AsIs>>,
     users: HashMap<UserId, User>,
     /// Users without a connection since that time, oldest first.
     idle: VecDeque<(Millis, UserId)>,
@@ -57,6 +60,56 @@ pub(super) struct UserTopic {
     pub(super) since: Since,
     /// Where the log was when it was joined.
     pub(super) at: u64,
+}
+
+/// A connection in a set of them, looked up by its id: half the room of a map.
+#[derive(Debug)]
+struct ById(Arc<Link>);
+
+impl Borrow<ConnectionId> for ById {
+    fn borrow(&self) -> &ConnectionId {
+        self.0.subscriber.id()
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id().hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id() == other.0.id()
+    }
+}
+
+impl Eq for ById {}
+
+impl Table {
+    fn link(&self, id: ConnectionId) -> Option<Arc<Link>> {
+        self.links.get(&id).map(|ById(link)| Arc::clone(link))
+    }
+}
+
+/// The numbers of connections are random already.
+#[derive(Clone, Copy, Debug, Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(8) {
+            self.0 = word.iter().fold(self.0, |hash, &byte| hash.rotate_left(8) ^ u64::from(byte));
+        }
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        self.0 = number as u64;
+    }
 }
 
 /// How many users one turn of the housekeeping forgets.
@@ -89,12 +142,12 @@ impl Registry {
     }
 
     pub(crate) fn find(&self, id: ConnectionId) -> Option<Arc<Link>> {
-        self.table.lock().links.get(&id).cloned()
+        self.table.lock().link(id)
     }
 
     pub(super) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Links {
         let table = self.table.lock();
-        ids.into_iter().filter_map(|id| table.links.get(&id).cloned()).collect()
+        ids.into_iter().filter_map(|id| table.link(id)).collect()
     }
 
     pub(super) fn of_user(&self, user: &UserId) -> Links {
@@ -137,8 +190,8 @@ impl Registry {
                 if policy == OverLimit::Refuse {
                     return Err(Full);
                 }
-                let others = table.by_age.values().filter(|id| displaced.iter().all(|gone| gone.id != **id));
-                let oldest = others.filter_map(|id| table.links.get(id)).next().cloned();
+                let others = table.by_age.values().filter(|id| displaced.iter().all(|gone| gone.id() != **id));
+                let oldest = others.filter_map(|id| table.link(*id)).next();
                 displaced.extend(oldest);
             }
             _ => {}
@@ -152,9 +205,9 @@ impl Registry {
         let opened = table.opened;
         link.opened.store(opened, Ordering::Relaxed);
         if matches!(self.limits.total, Some((_, OverLimit::CloseOldest))) {
-            table.by_age.insert(opened, link.id);
+            table.by_age.insert(opened, link.id());
         }
-        table.links.insert(link.id, Arc::clone(link));
+        table.links.insert(ById(Arc::clone(link)));
         self.networked.fetch_add(usize::from(link.to_network), Ordering::AcqRel);
         if let Some(user) = link.user() {
             let user = table.users.entry(user.clone()).or_default();
@@ -175,7 +228,7 @@ impl Registry {
     }
 
     fn take_out(&self, table: &mut Table, link: &Link, now: Millis) {
-        table.links.remove(&link.id);
+        table.links.remove(&link.id());
         table.by_age.remove(&link.opened.load(Ordering::Relaxed));
         let len = table.links.len();
         if table.links.capacity() > 1024 && len < table.links.capacity() / 8 {
@@ -203,7 +256,7 @@ impl Registry {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Link>> {
-        self.table.lock().links.values().cloned().collect()
+        self.table.lock().links.iter().map(|ById(link)| Arc::clone(link)).collect()
     }
 
     /// Makes a user join a topic: for those connections that are returned, and for those to come. A user who is not there

@@ -97,9 +97,9 @@ impl Hub {
         let hub = self.clone();
         let id = connection.id();
         let items = async_stream::stream! {
-            let mut connection = std::pin::pin!(connection);
+            let mut connection = connection;
             let mut batch = Batch { wants_addresses: true, ..Batch::default() };
-            while let Some(step) = poll_fn(|cx| connection.as_mut().poll_step(cx, &mut batch)).await {
+            while let Some(step) = poll_fn(|cx| connection.poll_step(cx, &mut batch)).await {
                 match step {
                     Step::Gap { reason, topics } => yield StreamItem::Gap { reason, topics },
                     Step::Live(position, _) => yield StreamItem::Live(position),

@@ -1,5 +1,7 @@
 //! When an open stream has something to do by itself. Pure: time is passed in.
 
+use std::num::NonZeroU32;
+
 use tokio::time::Duration;
 
 use super::Settings;
@@ -10,39 +12,43 @@ const MOST_EARLY: Millis = 60_000;
 
 #[derive(Debug)]
 pub(super) struct Heartbeat {
-    every: Millis,
+    /// In milliseconds; so much smaller than the rest that an absent one takes no room.
+    every: NonZeroU32,
     written_at: Millis,
-    /// When an id was last written, and after how long it is too old to come back with.
-    id_at: Millis,
-    refresh: Millis,
+    /// When an id was last written, in quarters of a second.
+    id_at: u32,
 }
 
 impl Heartbeat {
     pub(super) fn new(settings: &Settings, now: Millis) -> Self {
         let every = millis(settings.heartbeat);
-        Self {
-            every: every - fastrand::u64(0..=every / 10),
-            written_at: now,
-            id_at: now,
-            // A cursor that is older than the grace may meet a floor that is not its own; stay well below.
-            refresh: millis(settings.channel_grace) / 4,
-        }
+        let every = u32::try_from(every - fastrand::u64(0..=every / 10)).unwrap_or(u32::MAX);
+        Self { every: NonZeroU32::new(every).unwrap_or(NonZeroU32::MIN), written_at: now, id_at: quarters(now) }
     }
 
     pub(super) fn wrote(&mut self, with_id: bool, now: Millis) {
         self.written_at = now;
         if with_id {
-            self.id_at = now;
+            self.id_at = quarters(now);
         }
     }
 
     pub(super) fn due(&self) -> Millis {
-        self.written_at + self.every
+        self.written_at + Millis::from(self.every.get())
     }
 
-    pub(super) fn needs_id(&self, now: Millis) -> bool {
-        now >= self.id_at + self.refresh
+    /// Whether the last id that was written is nearly too old to come back with.
+    pub(super) fn needs_id(&self, settings: &Settings, now: Millis) -> bool {
+        // A cursor that is older than the grace may meet a floor that is not its own; stay well below.
+        now >= Millis::from(self.id_at) * QUARTER + millis(settings.channel_grace) / 4
     }
+}
+
+/// Of a second.
+const QUARTER: Millis = 250;
+
+fn quarters(time: Millis) -> u32 {
+    u32::try_from(time / QUARTER).unwrap_or(u32::MAX)
 }
 
 /// How long a subscription lasts.

@@ -7,11 +7,14 @@
 use std::collections::hash_map::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::task;
 
+use super::Settings;
+use super::offer::Offer;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, WakerCell};
 
 #[derive(Debug)]
@@ -28,15 +31,21 @@ pub(crate) struct Transport {
     stuck: AtomicBool,
     /// It was given up since the peer took nothing.
     timed_out: AtomicBool,
-    /// Counts reads and writes that moved something.
+    /// Counts reads and writes that moved something since the hub leaves.
     moves: AtomicU64,
     /// Of the task that polls the socket.
     waker: WakerCell,
+    /// Its streams may be taken over together with it.
+    hands_over: AtomicBool,
+    /// The stream that waits for that.
+    offer: Mutex<Option<Arc<Offer>>>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Transports {
     table: Mutex<Table>,
+    /// Streams of the hub's own writers whose last byte is not out.
+    unfinished: AtomicUsize,
     unstuck: Notify,
 }
 
@@ -63,6 +72,8 @@ impl Transports {
             timed_out: AtomicBool::new(false),
             moves: AtomicU64::new(0),
             waker: WakerCell::new(),
+            hands_over: AtomicBool::new(false),
+            offer: Mutex::default(),
         });
         table.all.insert(transport.number, Arc::clone(&transport));
         transport
@@ -108,6 +119,20 @@ impl Transports {
         found.next().is_none().then(|| Arc::clone(transport))
     }
 
+    /// The hub's own writer has a stream.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+    pub(crate) fn begin_writing(&self) {
+        self.unfinished.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Its last byte is out, or never will be.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+    pub(crate) fn end_writing(&self) {
+        if self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.unstuck.notify_waiters();
+        }
+    }
+
     pub(crate) fn progressed(&self) {
         self.unstuck.notify_waiters();
     }
@@ -120,13 +145,14 @@ impl Transports {
         table.all.values().map(|transport| (transport.number, transport.moves.load(Ordering::Acquire))).collect()
     }
 
-    /// Until no socket that carried a stream has bytes waiting.
+    /// Until no socket that carried a stream has bytes waiting, and the hub's own writers are done.
     pub(super) async fn flushed(&self) {
         loop {
             let unstuck = self.unstuck.notified();
             let mut unstuck = std::pin::pin!(unstuck);
             unstuck.as_mut().enable();
-            if !self.table.lock().all.values().any(|transport| transport.is_stuck()) {
+            let is_unfinished = self.unfinished.load(Ordering::Acquire) > 0;
+            if !is_unfinished && !self.table.lock().all.values().any(|transport| transport.is_stuck()) {
                 return;
             }
             unstuck.await;
@@ -178,7 +204,17 @@ impl Transport {
 
     pub(super) fn add_stream(&self) {
         self.streams.fetch_add(1, Ordering::AcqRel);
+        self.set_streamed();
+    }
+
+    /// What is written to it is a stream's.
+    pub(crate) fn set_streamed(&self) {
         self.streamed.store(true, Ordering::Release);
+    }
+
+    /// How long it may take nothing.
+    pub(crate) fn patience(&self, settings: &Settings) -> Duration {
+        if self.is_leaving() { settings.drain_limit } else { settings.write_deadline }
     }
 
     pub(super) fn remove_stream(&self) {
@@ -189,7 +225,7 @@ impl Transport {
         self.streams.load(Ordering::Acquire) > 0
     }
 
-    pub(crate) fn is_leaving(&self) -> bool {
+    fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
     }
 
@@ -202,8 +238,32 @@ impl Transport {
         self.waker.register(waker);
     }
 
+    pub(crate) fn set_hands_over(&self) {
+        self.hands_over.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn hands_over(&self) -> bool {
+        self.hands_over.load(Ordering::Acquire)
+    }
+
+    pub(super) fn offer(&self, offer: &Arc<Offer>) {
+        *self.offer.lock() = Some(Arc::clone(offer));
+    }
+
+    pub(super) fn withdraw_offer(&self) {
+        drop(self.take_offer());
+    }
+
+    /// The stream that waits to be taken over, once.
+    pub(crate) fn take_offer(&self) -> Option<Arc<Offer>> {
+        self.offer.lock().take()
+    }
+
+    /// Nobody asks before the hub leaves, and until then the count costs nothing.
     pub(crate) fn moved(&self) {
-        self.moves.fetch_add(1, Ordering::AcqRel);
+        if self.is_leaving() {
+            self.moves.fetch_add(1, Ordering::AcqRel);
+        }
     }
 
     pub(crate) fn time_out(&self) {

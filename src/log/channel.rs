@@ -2,19 +2,23 @@
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
+use std::fmt;
 use std::sync::Arc;
 
+use super::heads::Heads;
 use super::store::Store;
-use super::subscriber::Subscriber;
+use super::subscriber::{Listener, Subscriber};
 use crate::audience::Address;
 use crate::name::ConnectionId;
-use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(super) address: Address,
     /// Its word in the heads; given to another channel when this one is forgotten.
     pub(super) number: u32,
+    /// The same word, for readers of a few channels.
+    head: AtomicU64,
     /// Never given to another.
     pub(super) unique: u64,
     pub(super) policy: usize,
@@ -30,10 +34,16 @@ pub(crate) struct Channel {
 
 /// Slots that do not move, so that who is there all the time is not passed over by a visit in several steps. The lowest
 /// free one is taken first and free ones at the end are given back, so that few listeners lie in few slots.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Listeners {
-    slots: Vec<Option<Arc<Subscriber>>>,
+    slots: Vec<Option<Arc<dyn Listener>>>,
     free: BinaryHeap<Reverse<u32>>,
+}
+
+impl fmt::Debug for Listeners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listeners").field("slots", &self.slots.len()).finish_non_exhaustive()
+    }
 }
 
 impl Channel {
@@ -41,6 +51,7 @@ impl Channel {
         Self {
             address,
             number,
+            head: AtomicU64::new(floor),
             unique,
             policy,
             store: Mutex::new(Store::new(floor)),
@@ -51,6 +62,17 @@ impl Channel {
         }
     }
 
+    /// Its newest number, if that was written before the horizon.
+    pub(super) fn head(&self) -> u64 {
+        self.head.load(Ordering::Acquire)
+    }
+
+    /// Under the sequencer's lock. It may be further already.
+    pub(super) fn raise_head(&self, heads: &Heads, sequence: u64) {
+        self.head.fetch_max(sequence, Ordering::AcqRel);
+        heads.raise(self.number as usize, sequence);
+    }
+
     pub(super) fn listening(&self) -> usize {
         self.listening.load(Ordering::Acquire)
     }
@@ -59,9 +81,9 @@ impl Channel {
         self.slots.load(Ordering::Acquire)
     }
 
-    pub(super) fn add_listener(&self, subscriber: Arc<Subscriber>) -> u32 {
+    pub(super) fn add_listener(&self, listener: Arc<dyn Listener>) -> u32 {
         let mut listeners = self.listeners.lock();
-        let slot = listeners.insert(subscriber);
+        let slot = listeners.insert(listener);
         self.slots.store(listeners.slots.len(), Ordering::Release);
         self.listening.fetch_add(1, Ordering::AcqRel);
         slot
@@ -77,30 +99,34 @@ impl Channel {
 
     /// Who listens at this moment.
     pub(super) fn listeners(&self) -> Vec<ConnectionId> {
-        self.listeners.lock().slots.iter().flatten().map(|subscriber| subscriber.id).collect()
+        self.listeners.lock().slots.iter().flatten().map(|listener| listener.subscriber().id).collect()
     }
 
     /// Hands the listeners of up to `max` slots, from slot `from` on, to `each`; returns the slot to go on from, or none
     /// at the end.
-    pub(super) fn visit(&self, from: usize, max: usize, each: impl FnMut(&Subscriber)) -> Option<usize> {
+    pub(super) fn visit(&self, from: usize, max: usize, mut each: impl FnMut(&Subscriber)) -> Option<usize> {
         let listeners = self.listeners.lock();
         let end = listeners.slots.len();
         let stop = end.min(from + max);
-        listeners.slots.get(from..stop)?.iter().flatten().map(Arc::as_ref).for_each(each);
+        listeners.slots.get(from..stop)?.iter().flatten().for_each(|listener| each(listener.subscriber()));
         (stop < end).then_some(stop)
     }
 }
 
 impl Listeners {
-    fn insert(&mut self, subscriber: Arc<Subscriber>) -> u32 {
+    fn insert(&mut self, listener: Arc<dyn Listener>) -> u32 {
         while let Some(Reverse(slot)) = self.free.pop() {
             // Those beyond the end were given back with it.
             if let Some(place) = self.slots.get_mut(slot as usize) {
-                *place = Some(subscriber);
+                *place = Some(listener);
                 return slot;
             }
         }
-        self.slots.push(Some(subscriber));
+        if self.slots.len() == self.slots.capacity() {
+            // Most have one, and the room that thousands are given beforehand adds up.
+            self.slots.reserve_exact(self.slots.len() / 8 + 1);
+        }
+        self.slots.push(Some(listener));
         (self.slots.len() - 1) as u32
     }
 
@@ -137,7 +163,7 @@ mod tests {
             for step in steps {
                 if step < 140 || there.is_empty() {
                     let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(0)));
-                    there.push((channel.add_listener(Arc::clone(&subscriber)), subscriber));
+                    there.push((channel.add_listener(Arc::clone(&subscriber) as _), subscriber));
                 } else {
                     let (slot, _) = there.swap_remove(step as usize % there.len());
                     channel.remove_listener(slot);

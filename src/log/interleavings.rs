@@ -72,13 +72,13 @@ fn subscribe(log: &Log, to: &[&str]) -> Arc<Subscriber> {
 /// Sleeps until there is something, as a body does.
 fn next(log: &Log, subscriber: &Subscriber) -> Vec<u64> {
     block_on(poll_fn(|cx| {
-        let mut batch = Batch::default();
+        let mut batch = Batch { wants_pieces: true, ..Batch::default() };
         subscriber.listen(cx.waker());
         log.read(subscriber, &mut batch);
-        if batch.records.is_empty() {
+        if batch.count() == 0 {
             return Poll::Pending;
         }
-        Poll::Ready(batch.records.iter().map(|picked| picked.record.sequence).collect())
+        Poll::Ready(batch.numbers())
     }))
 }
 
@@ -97,6 +97,39 @@ fn nobody_sleeps_on_a_visible_record() {
         let subscriber = subscribe(&log, &["a"]);
         let publisher = publisher(&log, &[&["a"]]);
         assert_eq!(receive(&log, &subscriber, 1), [1]);
+        publisher.join().unwrap();
+        log.close(&subscriber, 0);
+    });
+}
+
+/// As a stream does that has read everything: it does not look again before it sleeps, unless it was woken.
+#[test]
+fn who_has_read_everything_may_sleep_without_a_look() {
+    model(|| {
+        let log = log();
+        let subscriber = subscribe(&log, &["a"]);
+        let publisher = publisher(&log, &[&["a"], &["a"]]);
+        let (mut received, mut settled) = (Vec::new(), false);
+        block_on(poll_fn(|cx| {
+            loop {
+                if std::mem::take(&mut settled) && subscriber.may_sleep(cx.waker()) {
+                    settled = true;
+                    return Poll::Pending;
+                }
+                subscriber.listen(cx.waker());
+                let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+                log.read(&subscriber, &mut batch);
+                received.extend(batch.numbers());
+                if received.len() == 2 {
+                    return Poll::Ready(());
+                }
+                if batch.count() == 0 {
+                    return Poll::Pending;
+                }
+                settled = batch.settled;
+            }
+        }));
+        assert_eq!(received, [1, 2]);
         publisher.join().unwrap();
         log.close(&subscriber, 0);
     });

@@ -16,7 +16,8 @@
 //! 5. A listener is woken only after the horizon covers the record, and looks once more after it has registered its
 //!    waker ([`subscriber`]). So nobody sleeps on a visible record.
 //!
-//! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its listeners, the heads.
+//! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its listeners, the heads or a
+//! piece that is kept.
 //! Readers never take the sequencer's. Nothing is woken under a lock.
 
 mod channel;
@@ -30,6 +31,7 @@ mod past;
 #[cfg(all(test, not(tower_sse_loom)))]
 mod past_model;
 mod pick;
+mod pieces;
 mod policy;
 mod reader;
 mod sequencer;
@@ -53,6 +55,7 @@ use crate::wire::{Draft, Frame};
 use channel::Channel;
 use epochs::{Break, Epochs};
 use heads::Heads;
+use pieces::Pieces;
 use sequencer::Sequencer;
 use wake::Deferred;
 
@@ -61,7 +64,7 @@ pub(crate) use policy::Policies;
 pub(crate) use reader::{Batch, Since};
 pub(crate) use sequencer::Usage;
 pub(crate) use store::Effect;
-pub(crate) use subscriber::Subscriber;
+pub(crate) use subscriber::{Listener, Subscriber};
 
 /// Milliseconds since a moment that the owner of the log chose.
 pub(crate) type Millis = u64;
@@ -80,6 +83,7 @@ pub(crate) struct Log {
     /// The highest number that a client ever came with: a new life begins above it.
     claimed: AtomicU64,
     heads: Heads,
+    pieces: Pieces,
     sequencer: Mutex<Sequencer>,
     deferred: Deferred,
 }
@@ -144,6 +148,7 @@ impl Log {
             horizon: AtomicU64::new(0),
             claimed: AtomicU64::new(0),
             heads,
+            pieces: Pieces::default(),
             deferred: Deferred::default(),
         }
     }
@@ -316,24 +321,26 @@ impl Log {
 
     /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the stream has caught up when
     /// it has read to there. Nothing happens if it is closed.
-    pub(crate) fn open(
+    pub(crate) fn open<L: Listener + 'static>(
         &self,
-        subscriber: &Arc<Subscriber>,
+        listener: &Arc<L>,
         addresses: impl IntoIterator<Item = Address>,
         begin: Begin,
         now: Millis,
     ) -> u64 {
-        let mut reader = subscriber.reader.lock();
+        let mut reader = listener.subscriber().reader.lock();
         let mut sequencer = self.sequencer.lock();
         sequencer.sweep_a_little(&self.heads, now);
         let horizon = self.horizon();
         if reader.is_closed() {
             return horizon;
         }
+        let addresses = addresses.into_iter();
+        reader.reserve(addresses.size_hint().0);
         for address in addresses {
             if !reader.listens_to(&address) {
                 let channel = sequencer.channel(&address, &self.heads);
-                reader.enter(channel, subscriber, 0);
+                reader.enter(channel, Arc::clone(listener) as _, 0);
             }
         }
         if let Begin::After(cursor) = begin {
@@ -345,14 +352,14 @@ impl Log {
 
     /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already, or not open, nothing
     /// changes, and false is returned. At most `max_topics` topics.
-    pub(crate) fn join(
+    pub(crate) fn join<L: Listener + 'static>(
         &self,
-        subscriber: &Arc<Subscriber>,
+        listener: &Arc<L>,
         address: &Address,
         since: Since,
         max_topics: usize,
     ) -> Result<bool, TooManyTopics> {
-        let mut reader = subscriber.reader.lock();
+        let mut reader = listener.subscriber().reader.lock();
         if !reader.is_open() || reader.listens_to(address) {
             return Ok(false);
         }
@@ -364,13 +371,13 @@ impl Log {
         }
         let mut sequencer = self.sequencer.lock();
         let channel = sequencer.channel(address, &self.heads);
-        reader.join(channel, subscriber, since, self.horizon());
+        reader.join(channel, Arc::clone(listener) as _, since, self.horizon());
         Ok(true)
     }
 
     /// Subscribes to what was joined before the connection was there, as if it had been.
-    pub(crate) fn join_as_of(&self, subscriber: &Arc<Subscriber>, joined: &Joined) -> bool {
-        let mut reader = subscriber.reader.lock();
+    pub(crate) fn join_as_of<L: Listener + 'static>(&self, listener: &Arc<L>, joined: &Joined) -> bool {
+        let mut reader = listener.subscriber().reader.lock();
         if !reader.is_open() || reader.listens_to(&joined.address) {
             return false;
         }
@@ -379,7 +386,7 @@ impl Log {
         }
         let mut sequencer = self.sequencer.lock();
         let channel = sequencer.channel(&joined.address, &self.heads);
-        reader.join_as_of(channel, subscriber, joined.since, joined.at);
+        reader.join_as_of(channel, Arc::clone(listener) as _, joined.since, joined.at);
         true
     }
 

@@ -334,7 +334,7 @@ impl World {
         let client = &mut self.clients[reader];
         let start = client.cursor;
         let mut values = BTreeSet::new();
-        let mut batch = Batch::default();
+        let mut batch = Batch { wants_pieces: reader.is_multiple_of(2), ..Batch::default() };
         loop {
             let before = self.log.cursor(&client.subscriber);
             self.log.read(&client.subscriber, &mut batch);
@@ -375,7 +375,7 @@ impl World {
     fn read(&mut self, reader: usize) {
         let client = &mut self.clients[reader];
         let before = self.log.cursor(&client.subscriber);
-        let mut batch = Batch::default();
+        let mut batch = Batch { wants_pieces: reader.is_multiple_of(2), ..Batch::default() };
         self.log.read(&client.subscriber, &mut batch);
         let after = self.log.cursor(&client.subscriber);
         if batch.ordered {
@@ -392,7 +392,7 @@ impl World {
     /// its key took its place.
     fn judge(published: &[Published], client: &mut Client, reader: usize, before: u64, after: u64, batch: &Batch) {
         assert!(before <= after, "the cursor went back");
-        let numbers: Vec<u64> = batch.records.iter().map(|picked| picked.record.sequence).collect();
+        let numbers = batch.numbers();
         assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
         assert!(numbers.iter().all(|&number| before < number && number <= after));
         for address in &batch.gap {

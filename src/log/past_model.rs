@@ -165,7 +165,7 @@ fn apply_some(shared: &Shared, log: &Log, count: u64, now: Millis) {
 
 /// Reads all that is there; blocks begin where the reader is, or somewhat before.
 fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
-    let mut batch = Batch { looks_back: true, ..Batch::default() };
+    let mut batch = Batch { looks_back: true, wants_pieces: reads.is_multiple_of(2), ..Batch::default() };
     let mut before = log.cursor(&reader.subscriber);
     for turn in 0..reads {
         log.read(&reader.subscriber, &mut batch);
@@ -188,8 +188,7 @@ fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
         if !batch.gap.is_empty() {
             assert!(reader.may_gap, "a gap that was not owed: {:?}", batch.gap_reason);
         }
-        for picked in batch.records.drain(..) {
-            let number = picked.record.sequence;
+        for number in batch.numbers() {
             assert!(reader.received.insert(number) || !reader.left.is_empty(), "{number} came twice");
             if batch.ordered {
                 assert!(number > reader.newest, "{number} after {}", reader.newest);
@@ -328,7 +327,7 @@ mod cases {
                 continue;
             }
             gaps += batch.gap.len();
-            got.extend(batch.records.drain(..).map(|picked| picked.record.sequence));
+            got.extend(batch.numbers());
         }
         (got, gaps)
     }

@@ -10,9 +10,9 @@ use super::store::Record;
 use crate::name::ConnectionId;
 
 /// How many records one read hands out at most.
-const MAX_RECORDS: usize = 64;
+pub(super) const MAX_RECORDS: usize = 64;
 /// How many bytes it hands out at most, if that is more than one record.
-const MAX_BYTES: usize = 64 * 1024;
+pub(super) const MAX_BYTES: usize = 64 * 1024;
 
 /// Each record once.
 pub(super) struct Pick {

@@ -7,14 +7,38 @@ use smallvec::SmallVec;
 use super::channel::Channel;
 use super::past::Block;
 use super::pick::Pick;
+use super::pieces::Piece;
 use super::store::Record;
-use super::subscriber::Subscriber;
+use super::subscriber::Listener;
 use super::{Begin, Log};
 use crate::audience::Address;
 use crate::name::{ConnectionId, Topic};
 use crate::reason::GapReason;
 use crate::retention::LagPolicy;
 use crate::subscription::Start;
+
+/// So many channels are looked at one by one; more, all in one dense table.
+const A_FEW: usize = if cfg!(tower_sse_loom) { 1 } else { 8 };
+
+/// A number, or none, in no more room than a number.
+#[derive(Clone, Copy, Debug)]
+struct Number(u64);
+
+impl Number {
+    fn some(number: u64) -> Self {
+        Self(number)
+    }
+
+    fn get(self) -> Option<u64> {
+        Some(self.0).filter(|&number| number != u64::MAX)
+    }
+}
+
+impl Default for Number {
+    fn default() -> Self {
+        Self(u64::MAX)
+    }
+}
 
 /// Where a connection is. Everything up to `cursor` has been read, on all its channels, but for what is to be replayed.
 #[derive(Debug, Default)]
@@ -26,10 +50,10 @@ pub(super) struct Reader {
     replaying: bool,
     /// The topics have changed since the stream was last told which they are; it is told when the cursor has come to
     /// where the log was then, so that the id stands for the change too.
-    changed_at: Option<u64>,
+    changed_at: Number,
     stage: Stage,
     /// The cursor that it came back with.
-    resumed_at: Option<u64>,
+    resumed_at: Number,
     /// It has not been where the log is since it came back.
     is_returning: bool,
 }
@@ -51,7 +75,7 @@ struct Membership {
     since: u64,
     /// It has been told of the gap up to here.
     told: u64,
-    replay: Option<Replay>,
+    replay: Option<Box<Replay>>,
 }
 
 /// What of a channel is older than the cursor and still due: current values above the one number, records above the
@@ -96,13 +120,19 @@ pub(crate) struct Batch {
     pub(crate) needs: Option<u64>,
     /// There may be more to read although there are no records here.
     pub(crate) goes_on: bool,
+    /// Everything was read that there was. Until it is woken there is nothing to read, and nothing to be told.
+    pub(crate) settled: bool,
+    /// Set by who can take records joined together.
+    pub(crate) wants_pieces: bool,
+    /// Records in the order of the cursor, instead of those below.
+    pub(crate) piece: Option<Piece>,
     /// The audiences of which records were dropped unread.
     pub(crate) gap: SmallVec<[Address; 1]>,
     /// Why, if it is about what was asked for when joining: the reader was not too slow for it.
     pub(crate) gap_reason: Option<GapReason>,
     /// One of those wants its slow readers disconnected.
     pub(crate) disconnects: bool,
-    pub(crate) records: SmallVec<[Picked; 4]>,
+    pub(crate) records: SmallVec<[Picked; 1]>,
     /// Whether the records come in the order of the cursor, so that their ids may be sent.
     pub(crate) ordered: bool,
     /// The topics have changed, and nothing was read: it is time to say so.
@@ -116,14 +146,27 @@ pub(crate) struct Picked {
 }
 
 impl Batch {
+    /// How many records it has.
+    pub(crate) fn count(&self) -> usize {
+        self.records.len() + self.piece.as_ref().map_or(0, |piece| piece.count)
+    }
+
+    /// The numbers of its records, those of a piece as its ids say.
+    #[cfg(test)]
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        let piece = self.piece.as_ref().map(|piece| String::from_utf8(piece.chunk.inside().to_vec()).unwrap());
+        let lines = piece.iter().flat_map(|text| text.lines().filter(|line| line.starts_with("id: ")));
+        let of_piece: Vec<u64> = lines.map(|line| line.rsplit('.').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(of_piece.len(), self.piece.as_ref().map_or(0, |piece| piece.count));
+        of_piece.into_iter().chain(self.records.iter().map(|picked| picked.record.sequence)).collect()
+    }
+
     fn clear(&mut self) {
-        *self = Self {
-            wants_addresses: self.wants_addresses,
-            wants_changes: self.wants_changes,
-            looks_back: self.looks_back,
-            past: self.past.take(),
-            ..Self::default()
-        };
+        let Self { needs, goes_on, settled, piece, gap, gap_reason, disconnects, records, ordered, changed, .. } = self;
+        (*needs, *piece, *gap_reason) = (None, None, None);
+        (*goes_on, *settled, *disconnects, *ordered, *changed) = (false, false, false, false, false);
+        gap.clear();
+        records.clear();
     }
 }
 
@@ -131,6 +174,18 @@ impl Picked {
     /// The audience by which it came, if the batch wants to know.
     pub(crate) fn address(&self) -> Option<&Address> {
         self.via.as_deref().map(|channel| &channel.address)
+    }
+}
+
+impl Membership {
+    /// What is due of this channel, if it is all that is due, nothing of it is missing, and it is the same for everybody.
+    fn piece(&self, log: &Log, cursor: u64, upto: u64) -> Option<Piece> {
+        let after = cursor.max(self.since);
+        let store = self.channel.store.lock();
+        if store.floor() > after.max(self.told) || store.has_values() {
+            return None;
+        }
+        log.pieces.piece(&self.channel, &store, after, upto)
     }
 }
 
@@ -161,7 +216,15 @@ impl Reader {
 
     /// Whether the topics have changed since this was last asked.
     pub(super) fn take_changed(&mut self) -> bool {
-        self.changed_at.take_if(|at| *at <= self.cursor).is_some()
+        let is_due = self.has_changed_by(self.cursor);
+        if is_due {
+            self.changed_at = Number::default();
+        }
+        is_due
+    }
+
+    fn has_changed_by(&self, cursor: u64) -> bool {
+        self.changed_at.get().is_some_and(|at| at <= cursor)
     }
 
     #[cfg(all(test, not(tower_sse_loom)))]
@@ -169,14 +232,19 @@ impl Reader {
         self.memberships.iter().find(|membership| membership.channel.address == *address).map_or(0, |m| m.told)
     }
 
+    /// So many channels are going to be entered.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.memberships.reserve_exact(count);
+    }
+
     /// One of the channels that a connection has from the start.
-    pub(super) fn enter(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: u64) {
-        let slot = channel.add_listener(Arc::clone(subscriber));
+    pub(super) fn enter(&mut self, channel: Arc<Channel>, listener: Arc<dyn Listener>, since: u64) {
+        let slot = channel.add_listener(listener);
         self.memberships.push(Membership { channel, slot, since, told: 0, replay: None });
     }
 
     /// One more channel; `horizon` is where the log was when this was decided.
-    pub(super) fn join(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: Since, horizon: u64) {
+    pub(super) fn join(&mut self, channel: Arc<Channel>, listener: Arc<dyn Listener>, since: Since, horizon: u64) {
         // Another instance may be a moment ahead, and so may what is asked for.
         let at = if let Since::After(since) = since { horizon.max(since) } else { horizon };
         self.changed(&channel.address, at);
@@ -194,22 +262,22 @@ impl Reader {
                 (since, replay, store.floor())
             }
         };
-        self.enter(channel, subscriber, since);
+        self.enter(channel, listener, since);
         self.replaying |= replay.is_some();
         if let Some(membership) = self.memberships.last_mut() {
-            (membership.replay, membership.told) = (replay, told);
+            (membership.replay, membership.told) = (replay.map(Box::new), told);
         }
     }
 
     /// One more channel that was joined when the log was at `at`. A cursor from before that knows nothing of it; one from
     /// after accounts for it; a fresh page has it from its start.
-    pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, subscriber: &Arc<Subscriber>, since: Since, at: u64) {
-        match self.resumed_at {
-            None => self.join(channel, subscriber, Since::Now, self.cursor),
-            Some(cursor) if cursor <= at => self.join(channel, subscriber, since, at),
+    pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, listener: Arc<dyn Listener>, since: Since, at: u64) {
+        match self.resumed_at.get() {
+            None => self.join(channel, listener, Since::Now, self.cursor),
+            Some(cursor) if cursor <= at => self.join(channel, listener, since, at),
             Some(_) => {
                 let since = if let Since::After(since) = since { since } else { at };
-                self.enter(channel, subscriber, since);
+                self.enter(channel, listener, since);
             }
         }
     }
@@ -224,7 +292,7 @@ impl Reader {
 
     fn changed(&mut self, address: &Address, horizon: u64) {
         if address.topic().is_some() {
-            self.changed_at = Some(horizon);
+            self.changed_at = Number::some(horizon);
         }
     }
 
@@ -241,7 +309,7 @@ impl Reader {
         let start = match begin {
             Begin::After(cursor) => {
                 self.cursor = cursor;
-                self.resumed_at = Some(cursor);
+                self.resumed_at = Number::some(cursor);
                 self.is_returning = true;
                 return;
             }
@@ -256,7 +324,7 @@ impl Reader {
             membership.told = store.floor();
             membership.since = membership.since.max(start);
             if start > 0 && store.has_values() {
-                membership.replay = Some(Replay::values());
+                membership.replay = Some(Box::new(Replay::values()));
                 self.replaying = true;
             }
         }
@@ -284,17 +352,18 @@ impl Reader {
             }
         }
         batch.ordered = true;
-        let is_told_now = |reader: &Self| reader.changed_at.is_some_and(|at| at <= reader.cursor);
-        if horizon > self.cursor && !(batch.wants_changes && is_told_now(self)) {
+        if horizon > self.cursor && !(batch.wants_changes && self.has_changed_by(self.cursor)) {
             self.read_ordered(log, horizon, me, batch);
         }
-        batch.changed = batch.wants_changes && batch.records.is_empty() && batch.gap.is_empty() && is_told_now(self);
+        batch.changed =
+            batch.wants_changes && batch.count() == 0 && batch.gap.is_empty() && self.has_changed_by(self.cursor);
+        batch.settled = self.cursor >= horizon && self.changed_at.get().is_none() && batch.gap.is_empty();
     }
 
     /// What joined channels hold from before the cursor. Without ids, so that nobody comes back with one that is not the
     /// cursor.
     fn read_replay(&mut self, log: &Log, me: ConnectionId, batch: &mut Batch) {
-        if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay?.owes) {
+        if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay.as_ref()?.owes) {
             batch.gap_reason = Some(reason);
             for Membership { channel, replay, .. } in &mut self.memberships {
                 if let Some(replay) = replay.as_mut().filter(|replay| replay.owes == Some(reason)) {
@@ -312,7 +381,7 @@ impl Reader {
         let mut pick = Pick::new(me, batch.wants_addresses);
         let mut gaps: SmallVec<[(usize, u64); 1]> = SmallVec::new();
         for (index, membership) in self.memberships.iter().enumerate() {
-            let Some(replay) = membership.replay else { continue };
+            let Some(replay) = membership.replay.as_deref().copied() else { continue };
             let channel = &membership.channel;
             let store = channel.store.lock();
             pick.offer(channel, store.values_between(replay.values_after, upto));
@@ -372,7 +441,7 @@ impl Reader {
     fn block_for_replay(&self, log: &Log, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
         let past = batch.past.take();
         let is_short = |membership: &&Membership| {
-            membership.replay.is_some_and(|replay| {
+            membership.replay.as_ref().is_some_and(|replay| {
                 let floor = membership.channel.store.lock().floor();
                 let known = replay.records_after.max(membership.told);
                 replay.records_after < self.cursor
@@ -380,7 +449,7 @@ impl Reader {
                     && log.is_elsewhere(&membership.channel, replay.records_after)
             })
         };
-        let short = self.memberships.iter().filter(is_short).filter_map(|membership| membership.replay);
+        let short = self.memberships.iter().filter(is_short).filter_map(|membership| membership.replay.as_deref());
         let Some(low) = short.map(|replay| replay.records_after).min().filter(|_| batch.looks_back) else {
             return Ok((None, self.cursor));
         };
@@ -412,11 +481,30 @@ impl Reader {
     /// Whether a record of a union has come by way of another channel already.
     fn has_read(&self, except: usize, record: &Record, is_also_for: impl Fn(&Record, &Channel) -> bool) -> bool {
         self.memberships.iter().enumerate().any(|(index, membership)| {
-            let unread_after = membership.replay.map_or(u64::MAX, |replay| replay.records_after);
+            let unread_after = membership.replay.as_ref().map_or(u64::MAX, |replay| replay.records_after);
             index != except
                 && (membership.since + 1..=unread_after).contains(&record.sequence)
                 && is_also_for(record, &membership.channel)
         })
+    }
+
+    /// The memberships whose channels have something after the cursor.
+    fn due(&self, log: &Log) -> SmallVec<[u32; 8]> {
+        let mut due = SmallVec::new();
+        // The words first, then the locks: the heads are not held while a channel is looked into.
+        let mut look = |head: &dyn Fn(&Channel) -> u64| {
+            for (index, membership) in self.memberships.iter().enumerate() {
+                if head(&membership.channel) > self.cursor.max(membership.since) {
+                    due.push(index as u32);
+                }
+            }
+        };
+        if self.memberships.len() <= A_FEW {
+            look(&Channel::head);
+        } else {
+            log.heads.with(|head| look(&|channel: &Channel| head(channel.number as usize)));
+        }
+        due
     }
 
     fn read_ordered(&mut self, log: &Log, horizon: u64, me: ConnectionId, batch: &mut Batch) {
@@ -424,16 +512,19 @@ impl Reader {
         let looks_back = batch.looks_back && self.is_returning;
         let block = batch.past.take().filter(|block| looks_back && block.covers(log.base(), cursor));
         let (upto, lost) = self.span(block.as_deref(), cursor, horizon);
+        let due = self.due(log);
+        if let [only] = due[..]
+            && block.is_none()
+            && batch.wants_pieces
+            && let Some(piece) = self.memberships[only as usize].piece(log, cursor, upto)
+        {
+            self.cursor = piece.upto;
+            batch.piece = Some(piece);
+            batch.goes_on = self.cursor < horizon;
+            self.is_returning &= batch.goes_on;
+            return;
+        }
         let mut pick = Pick::new(me, batch.wants_addresses);
-        // The words first, then the locks: the heads are not held while a channel is looked into.
-        let mut due: SmallVec<[u32; 8]> = SmallVec::new();
-        log.heads.with(|head| {
-            for (index, membership) in self.memberships.iter().enumerate() {
-                if head(membership.channel.number as usize) > cursor.max(membership.since) {
-                    due.push(index as u32);
-                }
-            }
-        });
         for index in due {
             let Membership { channel, since, told, .. } = &mut self.memberships[index as usize];
             let after = cursor.max(*since);

@@ -126,7 +126,7 @@ impl Sequencer {
         let mut receivers = 0;
         for channel in channels {
             self.apply(&channel, Arc::clone(&record));
-            heads.set(channel.number as usize, record.sequence);
+            channel.raise_head(heads, record.sequence);
             let listening = channel.listening();
             receivers += listening;
             if listening > 0 {
@@ -144,7 +144,7 @@ impl Sequencer {
             if self.policies.get(channel.policy).kind == Kind::LatestPerKey {
                 self.apply(&channel, Arc::clone(&record));
                 // Its floor may be higher, and whoever is below has to be told.
-                heads.raise(channel.number as usize, record.sequence);
+                channel.raise_head(heads, record.sequence);
             }
         }
         self.fit_budgets(now);
@@ -184,7 +184,7 @@ impl Sequencer {
         for channel in channels {
             channel.store.lock().raise_floor(number);
             // It may hold values that are newer.
-            heads.raise(channel.number as usize, number);
+            channel.raise_head(heads, number);
             if channel.listening() > 0 {
                 mark(channel);
             }

@@ -168,8 +168,18 @@ impl Store {
     }
 
     /// The records in the ring of `after < number <= upto`, oldest first.
-    pub(super) fn ring_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<Record>> {
-        let start = self.ring.records.partition_point(|record| record.sequence <= after);
+    pub(super) fn ring_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<Record>> + Clone {
+        let records = &self.ring.records;
+        let count = records.len();
+        // Mostly it is the newest that is wanted, or none.
+        let is_newest = |back: usize| count < back || records[count - back].sequence <= after;
+        let start = if is_newest(1) {
+            count
+        } else if is_newest(2) {
+            count - 1
+        } else {
+            records.partition_point(|record| record.sequence <= after)
+        };
         self.ring.records.range(start..).take_while(move |record| record.sequence <= upto)
     }
 

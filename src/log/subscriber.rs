@@ -21,6 +21,17 @@ pub(crate) struct Subscriber {
     pub(super) reader: Mutex<Reader>,
 }
 
+/// Whoever has a subscriber as a part of itself, so that the two are one piece of memory.
+pub(crate) trait Listener: Send + Sync {
+    fn subscriber(&self) -> &Subscriber;
+}
+
+impl Listener for Subscriber {
+    fn subscriber(&self) -> &Subscriber {
+        self
+    }
+}
+
 /// Without what it reads: its channels hold it in turn.
 impl fmt::Debug for Subscriber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -33,10 +44,21 @@ impl Subscriber {
         Self { id, woken_at: AtomicU64::new(NOT_WOKEN), waker: WakerCell::new(), reader: Mutex::new(Reader::default()) }
     }
 
+    pub(crate) fn id(&self) -> &ConnectionId {
+        &self.id
+    }
+
     /// Registers for being woken and forgets that it was. A read must follow before it sleeps.
     pub(crate) fn listen(&self, waker: &Waker) {
         self.waker.register(waker);
         self.woken_at.swap(NOT_WOKEN, Ordering::AcqRel);
+    }
+
+    /// Whether it may sleep without a look, since it was not woken after the last one: for who has read everything then. If
+    /// so, it is registered for being woken, also if a publisher has only now taken the waker of before.
+    pub(crate) fn may_sleep(&self, waker: &Waker) -> bool {
+        self.waker.register(waker);
+        self.woken_at.load(Ordering::Acquire) == NOT_WOKEN
     }
 
     /// Marks it as woken. Returns the waker to call, unless it was woken already and has not looked since.

@@ -32,14 +32,18 @@ struct Visit {
 impl Deferred {
     /// Wakes the listeners of `channels` or puts them into the queue. The horizon covers what they are woken for.
     pub(super) fn mark(&self, channels: impl IntoIterator<Item = Arc<Channel>>, now: Millis) {
-        let mut wakers: SmallVec<[Waker; 4]> = SmallVec::new();
+        let mut wakers: SmallVec<[Waker; WAKE_AT_ONCE]> = SmallVec::new();
         let mut budget = WAKE_AT_ONCE;
         for channel in channels {
             let listening = channel.listening();
             let quick = listening <= budget && channel.slots() <= BATCH;
             if quick && !channel.marked.load(Ordering::Acquire) {
                 budget -= listening;
-                let rest = channel.visit(0, BATCH, |subscriber| wakers.extend(subscriber.notify(now)));
+                let rest = channel.visit(0, BATCH, |subscriber| {
+                    if let Some(waker) = subscriber.notify(now) {
+                        wakers.push(waker);
+                    }
+                });
                 if rest.is_some() {
                     self.push(channel);
                 }
@@ -69,7 +73,11 @@ impl Deferred {
             channel.marked.swap(false, Ordering::AcqRel);
         }
         let mut wakers: SmallVec<[Waker; BATCH]> = SmallVec::new();
-        let rest = channel.visit(from, BATCH, |subscriber| wakers.extend(subscriber.notify(now)));
+        let rest = channel.visit(from, BATCH, |subscriber| {
+            if let Some(waker) = subscriber.notify(now) {
+                wakers.push(waker);
+            }
+        });
         if let Some(from) = rest {
             self.queue.lock().push_front(Visit { channel, from });
         }

@@ -154,7 +154,9 @@ struct Json(String);
 
 impl Json {
     fn object() -> Self {
-        Self("{".into())
+        let mut text = String::with_capacity(160);
+        text.push('{');
+        Self(text)
     }
 
     fn field(&mut self, name: &str) {
@@ -195,13 +197,16 @@ impl Json {
 
     fn quote(&mut self, value: &str) {
         self.0.push('"');
-        for c in value.chars() {
+        let mut rest = value;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| matches!(c, '"' | '\\') || c.is_control()) {
+            self.0.push_str(&rest[..at]);
             match c {
                 '"' | '\\' => self.0.extend(['\\', c]),
-                c if c.is_control() => self.0.push_str(&format!("\\u{:04x}", u32::from(c))),
-                c => self.0.push(c),
+                c => self.0.push_str(&format!("\\u{:04x}", u32::from(c))),
             }
+            rest = &rest[at + c.len_utf8()..];
         }
+        self.0.push_str(rest);
         self.0.push('"');
     }
 

@@ -53,9 +53,14 @@ impl IdPrefix {
 /// The bytes of one record.
 #[derive(Clone)]
 pub(crate) struct Frame {
-    chunk: Bytes,
+    chunk: Chunk,
     id_at: u32,
 }
+
+/// Events as one HTTP/1.1 chunk. A body takes the inside, a writer that has the socket to itself the whole; both share the
+/// bytes.
+#[derive(Clone)]
+pub(crate) struct Chunk(Bytes);
 
 impl Draft {
     /// Validates and encodes.
@@ -103,25 +108,21 @@ impl Draft {
         bytes.extend_from_slice(itoa::Buffer::new().format(sequence).as_bytes());
         bytes.extend_from_slice(b"\n");
         bytes.extend_from_slice(FRAME_END);
-        let size = bytes.len() - CHUNK_HEAD.len();
-        for (place, digit) in bytes[..8].iter_mut().rev().enumerate() {
-            *digit = b"0123456789abcdef"[(size >> (4 * place)) & 15];
-        }
-        bytes.extend_from_slice(CHUNK_TAIL);
-        Frame { chunk: bytes.into(), id_at }
+        close_chunk(&mut bytes, 0);
+        Frame { chunk: Chunk(bytes.into()), id_at }
     }
 }
 
 impl Frame {
-    /// The event with its id, sharing the bytes.
-    pub(crate) fn with_id(&self) -> Bytes {
-        self.chunk.slice(CHUNK_HEAD.len()..self.chunk.len() - CHUNK_TAIL.len())
+    /// The event with its id.
+    pub(crate) fn chunk(&self) -> &Chunk {
+        &self.chunk
     }
 
     /// Appends the event, with its id or without.
     pub(crate) fn write(&self, out: &mut Vec<u8>, id: bool) {
         if id {
-            out.extend_from_slice(&self.chunk[CHUNK_HEAD.len()..self.chunk.len() - CHUNK_TAIL.len()]);
+            out.extend_from_slice(self.chunk.lines());
         } else {
             out.extend_from_slice(self.lines());
             out.extend_from_slice(FRAME_END);
@@ -130,7 +131,7 @@ impl Frame {
 
     /// The size of the event with its id.
     pub(crate) fn len(&self) -> usize {
-        self.chunk.len() - CHUNK_HEAD.len() - CHUNK_TAIL.len()
+        self.chunk.lines().len()
     }
 
     /// The name, empty if it has none, and the data, with every line break as LF: what a browser would hand to a page.
@@ -150,8 +151,50 @@ impl Frame {
     }
 
     fn lines(&self) -> &[u8] {
-        &self.chunk[CHUNK_HEAD.len()..self.id_at as usize]
+        &self.chunk.0[CHUNK_HEAD.len()..self.id_at as usize]
     }
+}
+
+impl Chunk {
+    /// Several frames with their ids, of so many bytes.
+    pub(crate) fn of<'a>(frames: impl Iterator<Item = &'a Frame>, bytes: usize) -> Self {
+        let mut out = Vec::with_capacity(CHUNK_HEAD.len() + bytes + CHUNK_TAIL.len());
+        let at = open_chunk(&mut out);
+        frames.for_each(|frame| frame.write(&mut out, true));
+        close_chunk(&mut out, at);
+        Self(out.into())
+    }
+
+    /// The chunk as it goes over HTTP/1.1.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+    pub(crate) fn whole(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// What is in it.
+    pub(crate) fn inside(&self) -> Bytes {
+        self.0.slice(CHUNK_HEAD.len()..self.0.len() - CHUNK_TAIL.len())
+    }
+
+    fn lines(&self) -> &[u8] {
+        &self.0[CHUNK_HEAD.len()..self.0.len() - CHUNK_TAIL.len()]
+    }
+}
+
+/// Begins an HTTP/1.1 chunk. Its size is filled in by [`close_chunk`].
+pub(crate) fn open_chunk(out: &mut Vec<u8>) -> usize {
+    let at = out.len();
+    out.extend_from_slice(CHUNK_HEAD);
+    at
+}
+
+/// Ends the chunk that begins there.
+pub(crate) fn close_chunk(out: &mut Vec<u8>, at: usize) {
+    let size = out.len() - at - CHUNK_HEAD.len();
+    for (place, digit) in out[at..at + 8].iter_mut().rev().enumerate() {
+        *digit = b"0123456789abcdef"[(size >> (4 * place)) & 15];
+    }
+    out.extend_from_slice(CHUNK_TAIL);
 }
 
 /// Of both only the size is shown: the data may be anybody's secret.
@@ -164,6 +207,12 @@ impl fmt::Debug for Draft {
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Frame({} bytes)", self.len())
+    }
+}
+
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chunk({} bytes)", self.0.len())
     }
 }
 
@@ -203,7 +252,7 @@ mod tests {
     }
 
     fn text(event: &Event) -> String {
-        String::from_utf8(frame(event).with_id().to_vec()).unwrap()
+        String::from_utf8(frame(event).chunk().inside().to_vec()).unwrap()
     }
 
     #[test]
@@ -252,10 +301,10 @@ mod tests {
     #[test]
     fn the_whole_is_one_http_chunk() {
         let frame = frame(&Event::message("x".repeat(300)));
-        let (size, rest) = frame.chunk.split_at(8);
+        let (size, rest) = frame.chunk().whole().split_at(8);
         let size = usize::from_str_radix(std::str::from_utf8(size).unwrap(), 16).unwrap();
         assert_eq!(rest.len(), 2 + size + 2);
-        assert_eq!(&rest[2..2 + size], &frame.with_id()[..]);
+        assert_eq!(&rest[2..2 + size], &frame.chunk().inside()[..]);
         assert!(rest.starts_with(b"\r\n") && rest.ends_with(b"\r\n"));
         assert_eq!(frame.len(), size);
     }

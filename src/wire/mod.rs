@@ -5,8 +5,11 @@
 pub(crate) mod control;
 mod frame;
 
-pub(crate) use frame::{Draft, Frame, Framing, IdPrefix};
+pub(crate) use frame::{Chunk, Draft, Frame, Framing, IdPrefix, close_chunk, open_chunk};
 
 /// One comment line without a blank line after it: two well-used clients make an empty message of a comment that is
 /// followed by one.
 pub(crate) const HEARTBEAT: &[u8] = b":\n";
+
+/// The last chunk of an HTTP/1.1 body.
+pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

@@ -81,10 +81,12 @@ impl Site {
         let record = Record::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let leaving = hub.clone();
-        let serve = axum::serve(hub.listener(listener), record.around(routes)).with_graceful_shutdown(async move {
-            drop(stopped.await);
-            leaving.drain(WINDOW).await;
-        });
+        let serve = axum::serve(crate::support::watched(hub, listener), record.around(routes)).with_graceful_shutdown(
+            async move {
+                drop(stopped.await);
+                leaving.drain(WINDOW).await;
+            },
+        );
         let task = tokio::spawn(async move { serve.await.unwrap() });
         Self { addr, hub: hub.clone(), record, stop, task }
     }

@@ -414,7 +414,7 @@ async fn while_the_application_is_away_a_page_is_told_when_to_come_back() {
     let hub = Hub::builder().build().unwrap();
     let listener = tokio::net::TcpListener::bind(application).await.unwrap();
     let service = app(&hub).into_make_service_with_connect_info::<SocketAddr>();
-    let task = tokio::spawn(axum::serve(hub.listener(listener), service).into_future());
+    let task = tokio::spawn(axum::serve(support::watched(&hub, listener), service).into_future());
     assert_eq!(get(nginx.addr, PATH).await.events().next().await.event, "hub.hello");
     task.abort();
 }

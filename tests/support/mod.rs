@@ -47,6 +47,19 @@ pub fn until(mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
     })
 }
 
+/// Whether servers are to hand their sockets over. `tests/run` runs what uses sockets in both ways.
+pub fn hands_over() -> bool {
+    std::env::var_os("TOWER_SSE_HAND_OVER").is_some()
+}
+
+/// The hub's listener.
+pub fn watched(
+    hub: &Hub,
+    listener: TcpListener,
+) -> axum::serve::TapIo<tower_sse::SseListener<TcpListener>, fn(&mut tower_sse::SseIo<TcpStream>)> {
+    if hands_over() { hub.listener_handing_over(listener) } else { hub.listener(listener) }
+}
+
 /// An axum application on the hub's listener.
 pub struct Server {
     pub addr: SocketAddr,
@@ -60,7 +73,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let serve = axum::serve(hub.listener(listener), app.into_make_service_with_connect_info::<SocketAddr>())
+        let serve = axum::serve(watched(hub, listener), app.into_make_service_with_connect_info::<SocketAddr>())
             .with_graceful_shutdown(async { drop(stopped.await) });
         let task = tokio::spawn(async move { serve.await.unwrap() });
         Self { addr, stop: Some(stop), task }

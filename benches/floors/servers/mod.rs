@@ -25,6 +25,8 @@ pub enum Kind {
     Axum,
     /// The crate: its layer around a service, its `io` under hyper's HTTP/1.
     Hyper,
+    /// The same as `Axum`, whose listener hands its sockets over.
+    Handed,
     AxumFloor,
     HyperFloor,
     Raw,
@@ -34,9 +36,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Axum,
         Self::Hyper,
+        Self::Handed,
         Self::AxumFloor,
         Self::HyperFloor,
         Self::Raw,
@@ -49,6 +52,7 @@ impl Kind {
         match self {
             Self::Axum => "axum",
             Self::Hyper => "hyper",
+            Self::Handed => "handed",
             Self::AxumFloor => "axum-floor",
             Self::HyperFloor => "hyper-floor",
             Self::Raw => "raw",
@@ -98,7 +102,8 @@ pub fn serve(kind: Kind, options: Options) {
     match kind {
         Kind::Raw => raw::serve(listener, false),
         Kind::RawCoalescing => raw::serve(listener, true),
-        Kind::Axum => block_on(ours::axum(listener, options)),
+        Kind::Axum => block_on(ours::axum(listener, options, false)),
+        Kind::Handed => block_on(ours::axum(listener, options, true)),
         Kind::Hyper => block_on(ours::hyper(listener, options)),
         Kind::AxumFloor => block_on(floor::axum(listener)),
         Kind::HyperFloor => block_on(floor::hyper(listener)),

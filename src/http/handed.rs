@@ -1,0 +1,278 @@
+//! One stream whose socket was handed over: what a server does around a body, without its buffers.
+//!
+//! It reads away what the client sends and notices that it leaves, writes each frame as an HTTP/1.1 chunk, gives up a peer
+//! that takes nothing, and ends properly.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use mio::net::TcpStream;
+use tokio::time::{Duration, Instant, Sleep};
+
+use super::frames::{self, Encoded};
+use crate::hub::{Batch, Connection, Hub, Transport};
+use crate::wire::LAST_CHUNK;
+
+/// How many steps are written, and how often is read, before others get their turn.
+const STEPS: usize = 16;
+/// How long it waits for the client to close, so that what it may still send does not make the kernel throw away the
+/// last frame.
+const LINGER: Duration = Duration::from_secs(1);
+/// More scratch space than this is given back.
+const MOST_SCRATCH: usize = 256 * 1024;
+
+thread_local! {
+    /// Where several records become one piece. What the peer does not take at once is copied out.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// See the module.
+pub(super) struct Handed {
+    tcp: TcpStream,
+    /// What is known of the socket: nothing more is tried when it has said that it would block, until it says otherwise.
+    readable: bool,
+    writable: bool,
+    phase: Phase,
+    /// What the peer has not taken yet, if anything.
+    waiting: Option<Box<Waiting>>,
+}
+
+enum Phase {
+    Streaming(Connection),
+    /// The last bytes are being written.
+    Closing(Hub),
+    /// They are written, and the peer knows that nothing follows.
+    Lingering(Pin<Box<Sleep>>),
+}
+
+struct Waiting {
+    rest: Bytes,
+    hub: Hub,
+    /// In the hub's table like any socket, so that a drain can wait for it or cut it.
+    transport: Arc<Transport>,
+    deadline: Pin<Box<Sleep>>,
+}
+
+/// What came of looking after it.
+pub(super) enum Turn {
+    /// It will be woken.
+    Sleeps,
+    /// There is more to do, when others have had their turn.
+    Again,
+    /// The socket can be closed.
+    Over,
+}
+
+/// The peer is gone, or is given up.
+struct Gone;
+
+impl Handed {
+    pub(super) fn new(tcp: TcpStream, connection: Connection) -> Self {
+        connection.hub().transports().begin_writing();
+        Self { tcp, readable: true, writable: true, phase: Phase::Streaming(connection), waiting: None }
+    }
+
+    /// The socket says so.
+    pub(super) fn note(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
+        for _ in 0..STEPS {
+            match self.poll_step(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(Gone)) => return Turn::Over,
+                Poll::Pending if self.readable => return Turn::Again,
+                Poll::Pending => return Turn::Sleeps,
+            }
+        }
+        Turn::Again
+    }
+
+    /// One thing after the other; pending if there is nothing to do.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        if self.readable {
+            self.read_away()?;
+        }
+        if self.waiting.is_some() {
+            ready!(self.poll_waiting(cx))?;
+        }
+        match &mut self.phase {
+            Phase::Streaming(connection) => {
+                let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+                let step = ready!(connection.poll_step(cx, &mut batch));
+                let Some(step) = step else {
+                    self.close();
+                    return Poll::Ready(self.write_shared(&Bytes::from_static(LAST_CHUNK)));
+                };
+                let mut scratch = SCRATCH.take();
+                scratch.clear();
+                scratch.shrink_to(MOST_SCRATCH);
+                let written = match frames::encode_chunk(step, &batch, connection.hub().settings(), &mut scratch) {
+                    Encoded::Shared(chunk) => self.write_shared(&chunk),
+                    Encoded::Scratch => self.write_copied(&scratch),
+                    Encoded::Abort => {
+                        self.close();
+                        Ok(())
+                    }
+                };
+                SCRATCH.set(scratch);
+                Poll::Ready(written)
+            }
+            Phase::Closing(_) => {
+                self.tcp.shutdown(Shutdown::Write).map_err(|_| Gone)?;
+                self.end_writing();
+                self.phase = Phase::Lingering(Box::pin(tokio::time::sleep(LINGER)));
+                Poll::Ready(Ok(()))
+            }
+            Phase::Lingering(linger) => linger.as_mut().poll(cx).map(|()| Err(Gone)),
+        }
+    }
+
+    fn end_writing(&self) {
+        match &self.phase {
+            Phase::Streaming(connection) => connection.hub().transports().end_writing(),
+            Phase::Closing(hub) => hub.transports().end_writing(),
+            Phase::Lingering(_) => {}
+        }
+    }
+
+    /// Nothing follows what is being written.
+    fn close(&mut self) {
+        if let Phase::Streaming(connection) = &self.phase {
+            self.phase = Phase::Closing(connection.hub().clone());
+        }
+    }
+
+    /// What a client sends after its request is nobody's business, also if it is another request. Its end is the end.
+    fn read_away(&mut self) -> Result<(), Gone> {
+        let mut space = [0; 1024];
+        for _ in 0..STEPS {
+            match (&self.tcp).read(&mut space) {
+                Ok(0) => return Err(Gone),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.lose(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel, too, gives up a peer that takes nothing of what is with it already.
+    fn lose(&self, error: &io::Error) -> Gone {
+        if error.kind() == io::ErrorKind::TimedOut
+            && let Phase::Streaming(connection) = &self.phase
+        {
+            connection.stalled();
+        }
+        Gone
+    }
+
+    /// As much as the socket takes now, which may be nothing.
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
+        let mut taken = 0;
+        while self.writable && taken < bytes.len() {
+            match (&self.tcp).write(&bytes[taken..]) {
+                Ok(0) => return Err(Gone),
+                Ok(count) => taken += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.lose(&error)),
+            }
+        }
+        Ok(taken)
+    }
+
+    fn write_shared(&mut self, chunk: &Bytes) -> Result<(), Gone> {
+        let taken = self.write(chunk)?;
+        if taken < chunk.len() {
+            self.wait(chunk.slice(taken..));
+        }
+        Ok(())
+    }
+
+    fn write_copied(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        let taken = self.write(bytes)?;
+        if taken < bytes.len() {
+            self.wait(Bytes::copy_from_slice(&bytes[taken..]));
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, rest: Bytes) {
+        let hub = match &self.phase {
+            Phase::Streaming(connection) => connection.hub().clone(),
+            Phase::Closing(hub) => hub.clone(),
+            // Nothing is written any more.
+            Phase::Lingering(_) => return,
+        };
+        let transport = hub.transports().open(self.tcp.peer_addr().ok());
+        transport.set_streamed();
+        transport.set_stuck(true);
+        if let Phase::Streaming(connection) = &self.phase {
+            connection.written_through(Some(Arc::clone(&transport)));
+        }
+        let deadline = Box::pin(tokio::time::sleep(transport.patience(hub.settings())));
+        self.waiting = Some(Box::new(Waiting { rest, hub, transport, deadline }));
+    }
+
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
+        let Some(mut waiting) = self.waiting.take() else { return Poll::Ready(Ok(())) };
+        let taken = self.write(&waiting.rest)?;
+        if taken == waiting.rest.len() {
+            if let Phase::Streaming(connection) = &self.phase {
+                connection.written_through(None);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        if taken > 0 {
+            waiting.rest = waiting.rest.slice(taken..);
+            waiting.moved();
+        }
+        let given_up = waiting.poll_given_up(cx);
+        self.waiting = Some(waiting);
+        given_up.map(|()| Err(Gone))
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        self.end_writing();
+    }
+}
+
+impl Waiting {
+    fn moved(&mut self) {
+        self.transport.moved();
+        let patience = self.transport.patience(self.hub.settings());
+        self.deadline.as_mut().reset(Instant::now() + patience);
+    }
+
+    /// Until it was cut, or has taken nothing for too long.
+    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.transport.listen(cx.waker());
+        if self.transport.is_cut() {
+            return Poll::Ready(());
+        }
+        ready!(self.deadline.as_mut().poll(cx));
+        self.transport.time_out();
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.hub.transports().close(&self.transport, None);
+    }
+}

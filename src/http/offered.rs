@@ -1,0 +1,49 @@
+//! The body's side of an offer to take its stream over.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::time::{Duration, Sleep};
+
+use crate::hub::{Connection, Offer, Outcome, Transport};
+
+/// How long to wait for the socket. It decides when the server writes, which is at once, unless a layer between holds the
+/// first frame back.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Withdraws the offer when it is dropped.
+#[derive(Debug)]
+pub(super) struct Offered {
+    offer: Arc<Offer>,
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl Offered {
+    pub(super) fn new(connection: Connection, transport: Arc<Transport>, first: &Bytes) -> Self {
+        // As hyper writes it.
+        let mut chunk = format!("{:X}\r\n", first.len()).into_bytes();
+        chunk.extend_from_slice(first);
+        chunk.extend_from_slice(b"\r\n");
+        Self { offer: Offer::make(connection, transport, chunk.into()), patience: None }
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        if let Poll::Ready(outcome) = self.offer.poll_outcome(cx) {
+            return Poll::Ready(outcome);
+        }
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+        if patience.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.offer.withdraw().map_or(Outcome::Accepted, Outcome::Declined))
+    }
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        drop(self.offer.withdraw());
+    }
+}

@@ -1,0 +1,207 @@
+//! Peers that take little, or nothing.
+
+use std::time::{Duration, Instant};
+
+use tower_sse::{EndReason, Hub, HubBuilder, Kick, Retention};
+
+use crate::peer::Peer;
+use crate::site::Site;
+use crate::support::until;
+
+/// Room for everything that is published here.
+fn wide() -> HubBuilder {
+    Hub::builder().topic_retention(Retention::replay().count(10_000).bytes(256 << 20)).retention_budget(256 << 20)
+}
+
+/// More than the buffers on the way hold.
+async fn publish_much(site: &Site) {
+    for n in 0..40 {
+        site.publish("t", format!("{n} {}", "x".repeat(200_000))).await;
+    }
+}
+
+async fn stuck(site: &Site) -> Peer {
+    let before = site.passed.ended();
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(before + 1).await;
+    publish_much(site).await;
+    takes_no_more(&site.hub).await;
+    peer
+}
+
+/// Until nothing is handed to any stream any more although there is something.
+pub async fn takes_no_more(hub: &Hub) {
+    loop {
+        let before = hub.stats().delivered;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let stats = hub.stats();
+        if stats.delivered == before && stats.lag > 0 {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_takes_nothing_is_given_up() {
+    let deadline = Duration::from_secs(1);
+    let site = Site::start(wide().write_deadline(deadline)).await;
+    let since = Instant::now();
+    let _peer = stuck(&site).await;
+    until(|| site.hub.stats().connections == 0).await;
+    let lived = since.elapsed();
+    assert!(lived >= deadline && lived < 4 * deadline, "{lived:?}");
+    assert_eq!(site.hub.stats().ended(EndReason::Stalled), 1);
+}
+
+#[tokio::test]
+async fn who_has_nothing_to_take_is_not() {
+    let site = Site::start(Hub::builder().write_deadline(Duration::from_millis(100))).await;
+    let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+    site.taken(1).await;
+    site.delivers_as_taken(&mut events).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    site.delivers_as_taken(&mut events).await;
+}
+
+#[tokio::test]
+async fn who_is_slow_but_steady_is_not() {
+    let deadline = Duration::from_millis(600);
+    let site = Site::start(wide().write_deadline(deadline)).await;
+    let mut peer = stuck(&site).await;
+    let since = Instant::now();
+    while since.elapsed() < 5 * deadline {
+        assert!(peer.reader.more_at_most(32 * 1024).await.unwrap());
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        assert!(site.hub.stats().lag > 0, "it would have to be slower");
+    }
+    let mut events = peer.reader.events();
+    for n in 0..40 {
+        assert!(events.next_own().await.data.starts_with(&format!("{n} ")));
+    }
+    assert_eq!(site.hub.stats().connections, 1);
+    // And then as anybody.
+    site.delivers_as_taken(&mut events).await;
+}
+
+/// The deadline is for each time that it takes nothing.
+#[tokio::test]
+async fn who_stops_again_is_given_up_again() {
+    let deadline = Duration::from_millis(500);
+    let site = Site::start(wide().write_deadline(deadline)).await;
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(1).await;
+    for _ in 0..2 {
+        publish_much(&site).await;
+        let mut text = String::new();
+        while !text.contains("data: 39 ") {
+            text = String::from_utf8(peer.reader.chunk().await.unwrap().unwrap()).unwrap();
+        }
+    }
+    assert_eq!(site.hub.stats().connections, 1);
+    let since = Instant::now();
+    publish_much(&site).await;
+    until(|| site.hub.stats().ended(EndReason::Stalled) == 1).await;
+    assert!(since.elapsed() >= deadline, "{:?}", since.elapsed());
+    drop(peer);
+}
+
+#[tokio::test]
+async fn a_drain_cuts_who_takes_nothing() {
+    let limit = Duration::from_secs(1);
+    let site = Site::start(wide().write_deadline(Duration::from_secs(600)).drain_limit(limit)).await;
+    let _peers = [stuck(&site).await, stuck(&site).await];
+    let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=other").await;
+    let hub = site.hub.clone();
+    let since = Instant::now();
+    let drained = site.leave(Duration::ZERO).await;
+    let took = since.elapsed();
+    assert!(took >= limit / 2 && took < 4 * limit, "{took:?}");
+    assert_eq!((drained.ended, drained.cut), (1, 2));
+    assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
+    assert_eq!(hub.stats().connections, 0);
+}
+
+#[tokio::test]
+async fn a_drain_cuts_who_was_to_end_before_and_takes_nothing() {
+    let limit = Duration::from_secs(1);
+    let site = Site::start(wide().write_deadline(Duration::from_secs(600)).drain_limit(limit)).await;
+    let _peer = stuck(&site).await;
+    let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
+    site.hub.connection(connection.id).disconnect(Kick::now()).await.unwrap();
+    let hub = site.hub.clone();
+    let drained = site.leave(Duration::ZERO).await;
+    assert_eq!((drained.ended, drained.cut, hub.stats().ended(EndReason::Kicked)), (0, 1, 1));
+}
+
+/// Who begins to read while the hub leaves gets everything.
+#[tokio::test]
+async fn a_drain_waits_for_who_is_slow() {
+    let site = Site::start(wide().drain_limit(Duration::from_secs(10))).await;
+    let peer = stuck(&site).await;
+    let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), peer.reader.events().rest());
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+    let own: Vec<_> = rest.iter().filter(|event| event.event == "message").collect();
+    assert!(own.iter().enumerate().all(|(n, event)| event.data.starts_with(&format!("{n} "))) && own.len() == 40);
+    assert_eq!(rest.last().unwrap().event, "hub.bye");
+}
+
+/// A small generator with a seed, so that a failure can be run again.
+pub struct Seeded(pub u64);
+
+impl Seeded {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_frame_is_torn_however_little_is_taken_at_a_time() {
+    for seed in [1, 77, 4711] {
+        let mut random = Seeded(seed);
+        let site = Site::narrow(wide(), |app| app).await;
+        let mut peer = Peer::narrow(site.addr).await;
+        peer.get("/events?topic=t").await;
+        peer.reader.head().await;
+        site.taken(1).await;
+        let mut published = Vec::new();
+        for n in 0..150 {
+            let size = if random.below(4) == 0 { random.below(60_000) } else { random.below(2_000) };
+            let data: String = (0..size).map(|_| char::from(b'a' + u8::try_from(random.below(26)).unwrap())).collect();
+            published.push(format!("{n} {data}"));
+            site.publish("t", published[n].clone()).await;
+            if random.below(3) == 0 {
+                let portion = usize::try_from(random.below(20_000)).unwrap() + 1;
+                assert!(peer.reader.more_within(Duration::from_millis(5), portion).await.unwrap());
+            }
+        }
+        let mut events = peer.reader.events();
+        for data in published {
+            assert!(events.next_own().await.data == data, "seed {seed}");
+        }
+        assert_eq!(site.passed.frames(), 1);
+    }
+}
+
+/// The kernel has a deadline of its own, for what it has taken and cannot send; it comes first where its buffers fill up
+/// slowly.
+#[tokio::test]
+async fn who_takes_nothing_is_given_up_alike_when_the_kernel_says_so() {
+    let deadline = Duration::from_millis(500);
+    let site = Site::start(wide().write_deadline(deadline)).await;
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(1).await;
+    while site.hub.stats().connections == 1 {
+        site.publish("t", "x".repeat(300)).await;
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    assert_eq!(site.hub.stats().ended(EndReason::Stalled), 1);
+}

@@ -1,0 +1,219 @@
+//! How a stream ends that the hub writes itself: everything arrives, the last chunk and the end of the connection too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tower_sse::{End, EndReason, Hub, Kick, LagPolicy, Retention};
+
+use crate::peer::Peer;
+use crate::site::Site;
+use crate::support::{Sse, soon};
+
+fn parsed(event: &Sse) -> Value {
+    assert_eq!(event.event, "hub.bye");
+    serde_json::from_str(&event.data).unwrap()
+}
+
+#[tokio::test]
+async fn kicked_in_each_way() {
+    let second = Duration::from_secs(1);
+    for (kick, word) in
+        [(Kick::now(), "now"), (Kick::later(10 * second), "later"), (Kick::never(3600 * second), "never")]
+    {
+        let site = Site::start(Hub::builder()).await;
+        let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&user=ada").await;
+        site.taken(1).await;
+        site.delivers_as_taken(&mut events).await;
+        assert_eq!(site.hub.user("ada").disconnect(kick.note("so it is")).await.unwrap(), 1);
+        let rest = events.rest().await;
+        let [bye] = &rest[..] else { panic!("{rest:?}") };
+        assert_eq!(parsed(bye), json!({ "reason": "kicked", "return": word, "note": "so it is" }));
+        assert_eq!((bye.retry.is_some(), bye.id.starts_with("0.")), (word != "never", word == "never"), "{bye:?}");
+        assert_eq!((site.hub.stats().connections, site.hub.stats().ended(EndReason::Kicked)), (0, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_drain_spreads_the_return_over_its_window() {
+    const STREAMS: usize = 40;
+    let window = Duration::from_secs(20);
+    let site = Site::start(Hub::builder()).await;
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        streams.push(Peer::connect(site.addr).await.open("/events?topic=t").await);
+    }
+    site.taken(STREAMS).await;
+    site.publish("t", "before").await;
+    let drained = site.leave(window).await;
+    assert_eq!((drained.ended, drained.cut), (STREAMS, 0));
+    let mut retries = Vec::new();
+    for (events, _writer) in streams {
+        let mut rest = events.rest().await;
+        let bye = rest.pop().unwrap();
+        assert_eq!(parsed(&bye), json!({ "reason": "draining", "return": "now" }));
+        assert_eq!(rest.pop().unwrap().data, "before");
+        retries.push(bye.retry.unwrap());
+    }
+    assert!(retries.iter().all(|retry| *retry <= window));
+    assert!(*retries.iter().max().unwrap() - *retries.iter().min().unwrap() > window / 3, "{retries:?}");
+}
+
+/// A socket that is closed while something waits to be read sends a reset, and that throws away what the peer has not
+/// read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_word_arrives_although_the_client_talks_all_the_time() {
+    for round in 0..10 {
+        let site = Site::start(Hub::builder()).await;
+        let (events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+        site.taken(1).await;
+        let over = Arc::new(AtomicBool::new(false));
+        let talk = tokio::spawn({
+            let over = Arc::clone(&over);
+            async move {
+                while !over.load(Ordering::SeqCst) {
+                    soon(writer.write_all(&[b'x'; 32 * 1024])).await.unwrap();
+                }
+                writer
+            }
+        });
+        for n in 0..10 {
+            site.publish("t", format!("{n} {}", "y".repeat(5000))).await;
+        }
+        let drained = site.leave(Duration::ZERO).await;
+        assert_eq!((drained.ended, drained.cut), (1, 0));
+        // It goes on to talk for a while after the end, and only then begins to read.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        over.store(true, Ordering::SeqCst);
+        let _writer = talk.await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let rest = events.rest().await;
+        assert_eq!(rest.last().map(|event| event.event.as_str()), Some("hub.bye"), "round {round}: {rest:?}");
+        assert_eq!(rest.iter().filter(|event| event.event == "message").count(), 10);
+    }
+}
+
+/// All that was sent before the drain lies unread in the server's kernel, since nothing has woken the stream.
+#[tokio::test]
+async fn the_last_word_arrives_behind_unread_input() {
+    let site = Site::start(Hub::builder()).await;
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        streams.push(Peer::connect(site.addr).await.open("/events?topic=t").await);
+    }
+    site.taken(20).await;
+    // In one go, on one thread: nobody reads between.
+    for (_, writer) in &streams {
+        assert_eq!(writer.try_write(&[b'x'; 10_000]).unwrap(), 10_000);
+    }
+    let drained = site.leave(Duration::ZERO).await;
+    assert_eq!((drained.ended, drained.cut), (20, 0));
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    for (events, _writer) in streams {
+        assert_eq!(parsed(&events.rest().await.pop().unwrap())["reason"], "draining");
+    }
+}
+
+/// The stream is over for the writer, but much of it is still in the server's kernel, for a client that talks and does not
+/// read yet. A socket that was closed would answer with a reset, and throw away the rest.
+#[tokio::test]
+async fn the_last_word_arrives_when_it_is_long_in_the_kernel() {
+    let site = Site::start(Hub::builder()).await;
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(1).await;
+    for n in 0..20 {
+        site.publish("t", format!("{n} {}", "y".repeat(5000))).await;
+    }
+    let drained = site.leave(Duration::ZERO).await;
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+    for _ in 0..30 {
+        peer.send("and what about this?").await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let rest = peer.reader.events().rest().await;
+    assert_eq!(rest.iter().filter(|event| event.event == "message").count(), 20);
+    assert_eq!(parsed(rest.last().unwrap())["reason"], "draining");
+}
+
+/// A client that has seen the end and does not close keeps nothing open.
+#[tokio::test]
+async fn who_does_not_close_is_closed() {
+    let site = Site::start(Hub::builder()).await;
+    let (events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+    site.taken(1).await;
+    let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
+    site.hub.connection(connection.id).disconnect(Kick::now()).await.unwrap();
+    let since = Instant::now();
+    // A socket that is closed answers with a reset.
+    soon(async {
+        while writer.write_all(b"still here").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    drop(events);
+}
+
+#[tokio::test]
+async fn an_aborted_end_has_no_last_chunk() {
+    let site = Site::start(Hub::builder().end(End::Abort)).await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(1).await;
+    site.publish("t", "x").await;
+    let (drained, (text, is_proper)) = tokio::join!(site.leave(Duration::ZERO), peer.reader.text());
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+    assert!(!is_proper);
+    assert!(text.contains("data: x\n") && text.contains("event: hub.bye\n") && text.ends_with("\n\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_subscription_that_expires_says_so_and_ends() {
+    let site = Site::start(Hub::builder().expiry_notice(Duration::from_millis(500))).await;
+    let since = Instant::now();
+    let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&ms=2000").await;
+    site.taken(1).await;
+    events.caught_up().await;
+    assert_eq!(events.next().await.event, "hub.expiring");
+    let rest = events.rest().await;
+    assert_eq!(parsed(&rest[0]), json!({ "reason": "expired", "return": "now" }));
+    assert!((1700..3000).contains(&since.elapsed().as_millis()), "{:?}", since.elapsed());
+    assert_eq!((rest.len(), site.passed.frames()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_old_ends() {
+    let second = Duration::from_secs(1);
+    let site = Site::start(Hub::builder().max_connection_age(second)).await;
+    let since = Instant::now();
+    let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+    site.taken(1).await;
+    let bye = events.rest().await.pop().unwrap();
+    assert_eq!(parsed(&bye), json!({ "reason": "age", "return": "now" }));
+    assert!(since.elapsed() >= second * 4 / 5 && since.elapsed() < 3 * second, "{:?}", since.elapsed());
+    assert_eq!(site.passed.frames(), 1);
+}
+
+#[tokio::test]
+async fn who_lags_is_ended_where_that_is_the_rule() {
+    let brief = Retention::live().count(4).on_lag(LagPolicy::Disconnect);
+    let site = Site::narrow(Hub::builder().topic_retention(brief), |app| app).await;
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(1).await;
+    for n in 0..100 {
+        site.publish("t", format!("{n} {}", "x".repeat(20_000))).await;
+        tokio::task::yield_now().await;
+    }
+    let rest = peer.reader.events().rest().await;
+    assert_eq!(parsed(rest.last().unwrap())["reason"], "lagged");
+    assert!(!rest.iter().any(|event| event.event == "hub.gap"));
+    assert_eq!(site.hub.stats().ended(EndReason::Lagged), 1);
+}

@@ -1,0 +1,448 @@
+//! Where the socket cannot be taken the body goes on by itself, and nothing is lost.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderName, HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyDataStream, Full};
+use hyper_util::rt::TokioIo;
+use tower::util::MapResponseLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
+use tower_sse::{EndReason, Hub, RefusalReason};
+
+use crate::layers::{How, between, driven_elsewhere};
+use crate::peer::Peer;
+use crate::site::{Bare, Site, access};
+use crate::support::{Events, http2, reply, send, soon, until};
+
+/// How long an offer stands, as the hub has it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn builder() -> tower_sse::HubBuilder {
+    Hub::builder().heartbeat(Duration::from_millis(100)).visible_heartbeat()
+}
+
+fn with(how: How) -> impl FnOnce(Router) -> Router {
+    move |app: Router| app.layer(MapResponseLayer::new(move |response| between(response, how)))
+}
+
+/// Everything that a stream does, to its end.
+async fn is_whole(site: Site, mut events: Events) {
+    site.delivers_by_body(&mut events).await;
+    while events.next().await.event != "hub.live" {}
+    site.delivers_by_body(&mut events).await;
+    assert_eq!((site.hub.stats().connections, site.passed.ended()), (1, 0));
+    let hub = site.hub.clone();
+    let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+    assert_eq!(rest.last().unwrap().event, "hub.bye");
+    assert_eq!(hub.stats().ended(EndReason::Draining), 1);
+}
+
+#[tokio::test]
+async fn http_1_0() {
+    let site = Site::start(builder()).await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.send("GET /events?topic=t HTTP/1.0\r\n\r\n").await;
+    let head = peer.reader.head().await;
+    assert_eq!((head.status.as_str(), head.header("transfer-encoding")), ("HTTP/1.0 200 OK", ""));
+    is_whole(site, peer.reader.events_to_the_end()).await;
+}
+
+#[tokio::test]
+async fn http_1_0_that_would_be_kept_alive() {
+    let site = Site::start(builder()).await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.send("GET /events?topic=t HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await;
+    peer.reader.head().await;
+    is_whole(site, peer.reader.events_to_the_end()).await;
+}
+
+#[tokio::test]
+async fn http_2() {
+    let site = Site::start(builder()).await;
+    let mut sender = http2(site.addr).await;
+    let request = Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
+    let reply = reply(soon(sender.send_request(request)).await.unwrap());
+    assert_eq!(reply.header("connection"), "");
+    let mut events = reply.events();
+    assert_eq!(events.next().await.event, "hub.hello");
+    is_whole(site, events).await;
+}
+
+#[tokio::test]
+async fn many_streams_on_one_http_2_connection() {
+    let hub = builder().build().unwrap();
+    let server = Bare::start(&hub, hub.endpoint(access)).await;
+    let mut sender = http2(server.addr).await;
+    let mut streams = Vec::new();
+    for n in 0..5 {
+        let request = Request::get(format!("http://test/events?topic=t{n}")).body(Full::new(Bytes::new())).unwrap();
+        streams.push(reply(soon(sender.send_request(request)).await.unwrap()).events());
+    }
+    for (n, events) in streams.iter_mut().enumerate() {
+        hub.topic(format!("t{n}")).publish(tower_sse::Event::message("x")).await.unwrap();
+        assert_eq!(events.next_own().await.data, "x");
+    }
+    assert_eq!(server.serving(), 1);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_socket_that_is_not_tcp() {
+    let hub = builder().build().unwrap();
+    let path = std::env::temp_dir().join(format!("tower-sse-hand-over-{}", std::process::id()));
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let app = Router::new().route_service("/events", hub.endpoint(access));
+    let serve = axum::serve(hub.listener_handing_over(listener), app);
+    let serve = tokio::spawn(async move { serve.await.unwrap() });
+    let io = TokioIo::new(tokio::net::UnixStream::connect(&path).await.unwrap());
+    std::fs::remove_file(&path).unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("/events?topic=t").header("host", "test").body(Full::<Bytes>::default()).unwrap();
+    let reply = reply(soon(sender.send_request(request)).await.unwrap());
+    // Nothing of it is said there.
+    assert_eq!(reply.header("connection"), "");
+    let mut events = reply.events();
+    assert_eq!(events.next().await.event, "hub.hello");
+    for n in 0..3 {
+        hub.topic("t").publish(tower_sse::Event::message(n.to_string())).await.unwrap();
+        assert_eq!(events.next_own().await.data, n.to_string());
+    }
+    soon(hub.drain(Duration::ZERO)).await;
+    assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
+    serve.abort();
+}
+
+#[tokio::test]
+async fn a_compressor_that_compresses_streams_too() {
+    let compressor = CompressionLayer::new().compress_when(SizeAbove::new(0));
+    let site = Site::with(builder(), |app| app.layer(compressor)).await;
+    let request = Request::get("/events?topic=t").header("accept-encoding", "gzip").body("").unwrap();
+    let reply = send(site.addr, request).await;
+    assert_eq!(reply.header("content-encoding"), "gzip");
+    let mut unpacked = flate2::write::GzDecoder::new(Vec::new());
+    let bytes = BodyDataStream::new(reply.body).map(move |piece| {
+        use std::io::Write;
+        let piece = piece.map_err(|error| error.to_string())?;
+        unpacked.write_all(&piece).and_then(|()| unpacked.flush()).map_err(|error| error.to_string())?;
+        Ok::<_, String>(Bytes::from(std::mem::take(unpacked.get_mut())))
+    });
+    let mut events = Events::parse(bytes);
+    assert_eq!(events.next().await.event, "hub.hello");
+    is_whole(site, events).await;
+}
+
+async fn falls_back_with(how: How) {
+    let site = Site::with(builder(), with(how)).await;
+    let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+    is_whole(site, events).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_puts_something_before() {
+    falls_back_with(How::Prefix(": before\n\n")).await;
+    falls_back_with(How::PrefixAlone(": before\n\n")).await;
+}
+
+/// What looks like the blank line that ends a head.
+#[tokio::test]
+async fn a_layer_that_puts_an_empty_line_before() {
+    falls_back_with(How::Prefix(":\r\n")).await;
+    falls_back_with(How::Prefix(":\r\n\r\n")).await;
+    falls_back_with(How::PrefixAlone(":\r\n\r\n")).await;
+}
+
+/// What looks like a head of its own.
+#[tokio::test]
+async fn a_layer_that_puts_a_head_before() {
+    let head = ": HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n";
+    falls_back_with(How::Prefix(head)).await;
+    let alone = "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n";
+    falls_back_with(How::PrefixAlone(alone)).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_puts_something_behind() {
+    falls_back_with(How::Suffix(": behind\n\n")).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_changes_the_first_frame() {
+    falls_back_with(How::Change).await;
+}
+
+/// What goes out is what would be taken, but for the head.
+#[tokio::test]
+async fn a_layer_that_frames_the_body_itself() {
+    let site = Site::with(builder(), |app| {
+        app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("1000000"));
+            between(response, How::Chunk)
+        }))
+    })
+    .await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.get("/events?topic=t").await;
+    let head = peer.reader.head().await;
+    assert_eq!((head.header("content-length"), head.header("transfer-encoding")), ("1000000", ""));
+    assert!(peer.reader.chunk().await.unwrap().unwrap().starts_with(b"event: hub.hello\n"));
+    site.delivers_by_body(&mut peer.reader.events_to_the_end()).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_splits_the_first_frame() {
+    falls_back_with(How::Split).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_has_the_head_written_first() {
+    falls_back_with(How::HeadFirst).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_wants_the_next_frame_before_it_gives_one() {
+    falls_back_with(How::LookAhead).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_collects_before_it_writes() {
+    let site = Site::with(builder(), with(How::HoldBytes(1024))).await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    let mut events = peer.reader.events();
+    // Heartbeats fill it up, once the body goes on by itself.
+    assert_eq!(events.next().await.event, "hub.hello");
+    for n in 0..2 {
+        site.publish("t", format!("{n}{}", "x".repeat(1024))).await;
+        assert!(events.next_own().await.data.starts_with(&n.to_string()));
+    }
+    assert!(site.passed.frames() > 3);
+    assert_eq!(site.passed.ended(), 0);
+}
+
+#[tokio::test]
+async fn a_layer_that_holds_the_first_frame_back_for_long() {
+    falls_back_with(How::HoldFor(3 * PATIENCE)).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_holds_the_first_frame_back_for_a_moment() {
+    falls_back_with(How::HoldFor(PATIENCE / 10)).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_removes_connection_close() {
+    let site = Site::with(builder(), |app| {
+        app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
+            response.headers_mut().remove(header::CONNECTION);
+            response
+        }))
+    })
+    .await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.get("/events?topic=t").await;
+    assert_eq!(peer.reader.head().await.header("connection"), "");
+    let hello = peer.reader.chunk().await.unwrap().unwrap();
+    assert!(hello.starts_with(b"event: hub.hello\n"));
+    for n in 0..3 {
+        site.publish("t", n.to_string()).await;
+    }
+    let mut text = String::new();
+    while !text.contains("data: 2\n") {
+        text.push_str(std::str::from_utf8(&peer.reader.chunk().await.unwrap().unwrap()).unwrap());
+    }
+    assert_eq!(site.passed.ended(), 0);
+    let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
+    site.hub.connection(connection.id).disconnect(tower_sse::Kick::now()).await.unwrap();
+    while peer.reader.chunk().await.unwrap().is_some() {}
+    // The connection is an ordinary one, and the next stream on it falls back too.
+    peer.get("/").await;
+    assert_eq!(peer.reader.head().await.header("content-length"), "5");
+    assert_eq!(peer.reader.take(5).await, b"hello");
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    let mut events = peer.reader.events();
+    assert_eq!(events.next().await.event, "hub.hello");
+    site.delivers_by_body(&mut events).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_says_another_connection() {
+    let site = Site::with(builder(), |app| {
+        app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+            response.headers_mut().insert("x-connection", HeaderValue::from_static("connection: close"));
+            response
+        }))
+    })
+    .await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.get("/events?topic=t").await;
+    assert_eq!(peer.reader.head().await.header("connection"), "keep-alive");
+    let mut events = peer.reader.events();
+    assert_eq!(events.next().await.event, "hub.hello");
+    site.delivers_by_body(&mut events).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_changes_the_status() {
+    let site = Site::with(builder(), |app| {
+        app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
+            *response.status_mut() = http::StatusCode::ACCEPTED;
+            response
+        }))
+    })
+    .await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.get("/events?topic=t").await;
+    assert_eq!(peer.reader.head().await.status, "HTTP/1.1 202 Accepted");
+    let mut events = peer.reader.events();
+    assert_eq!(events.next().await.event, "hub.hello");
+    is_whole(site, events).await;
+}
+
+/// Whether it is taken depends on what comes first to the server. Nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_another_task_drives() {
+    for _ in 0..50 {
+        let site = Site::with(Hub::builder(), |app| app.layer(MapResponseLayer::new(driven_elsewhere))).await;
+        let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+        for n in 0..20 {
+            site.publish("t", n.to_string()).await;
+        }
+        for n in 0..20 {
+            assert_eq!(events.next_own().await.data, n.to_string());
+        }
+        let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+        assert_eq!((drained.ended, rest.last().unwrap().event.as_str()), (1, "hub.bye"));
+    }
+}
+
+/// A head with so many more lines, of about a hundred bytes each.
+fn with_lines(lines: usize) -> impl FnOnce(Router) -> Router {
+    move |app| {
+        app.layer(MapResponseLayer::new(move |mut response: Response<Body>| {
+            for n in 0..lines {
+                let name: HeaderName = format!("x-{n}").parse().unwrap();
+                response.headers_mut().insert(name, HeaderValue::from_str(&"v".repeat(90)).unwrap());
+            }
+            response
+        }))
+    }
+}
+
+/// The head and the first frame go out in many pieces.
+#[tokio::test]
+async fn a_head_that_no_write_takes_whole() {
+    for (lines, is_short) in [(1, true), (150, true), (400, false)] {
+        let site = Site::narrow(Hub::builder(), with_lines(lines)).await;
+        let mut peer = Peer::narrow(site.addr).await;
+        peer.get("/events?topic=t").await;
+        until(|| site.hub.stats().connections == 1).await;
+        let head = peer.reader.head_slowly(200).await;
+        assert!((0..lines).all(|n| head.header(&format!("x-{n}")).len() == 90));
+        let mut events = peer.reader.events();
+        assert_eq!(events.next().await.event, "hub.hello");
+        if is_short {
+            site.taken(1).await;
+            site.delivers_as_taken(&mut events).await;
+        } else {
+            site.delivers_by_body(&mut events).await;
+        }
+        for n in 0..20 {
+            site.publish("t", format!("{n} {}", "x".repeat(10_000))).await;
+        }
+        for n in 0..20 {
+            assert_eq!(events.next_own().await.data, format!("{n} {}", "x".repeat(10_000)));
+        }
+        let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+        assert_eq!((drained.ended, drained.cut, rest.len()), (1, 0, 1));
+    }
+}
+
+/// The offer has been withdrawn when the rest of the head goes out at last.
+#[tokio::test]
+async fn a_head_that_is_read_after_the_patience_of_the_offer() {
+    let site = Site::narrow(Hub::builder(), with_lines(150)).await;
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    until(|| site.hub.stats().connections == 1).await;
+    for n in 0..3 {
+        site.publish("t", n.to_string()).await;
+    }
+    tokio::time::sleep(PATIENCE * 3 / 2).await;
+    peer.reader.head().await;
+    let mut events = peer.reader.events();
+    assert_eq!(events.next().await.event, "hub.hello");
+    for n in 0..3 {
+        assert_eq!(events.next_own().await.data, n.to_string());
+    }
+    site.delivers(&mut events).await;
+    let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+    assert_eq!((drained.ended, drained.cut, rest.len()), (1, 0, 1));
+}
+
+/// Somebody sends the server bytes that it once wrote, and gets them back behind a head like a stream's.
+#[tokio::test]
+async fn an_echo_of_a_first_frame_is_no_stream() {
+    let site = Site::start(builder()).await;
+    let mut peer = Peer::connect(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    let hello = peer.reader.chunk().await.unwrap().unwrap();
+    assert!(hello.starts_with(b"event: hub.hello\n"));
+    for _ in 0..3 {
+        let mut forger = Peer::connect(site.addr).await;
+        forger.send(format!("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n", hello.len())).await;
+        forger.send(&hello).await;
+        let head = forger.reader.head().await;
+        assert_eq!((head.header("connection"), head.header("transfer-encoding")), ("close", "chunked"));
+        assert_eq!(forger.reader.text().await, (String::from_utf8(hello.clone()).unwrap(), true));
+    }
+    assert_eq!(site.hub.stats().connections, 1);
+    let mut events = peer.reader.events();
+    site.delivers_as_taken(&mut events).await;
+}
+
+#[tokio::test]
+async fn head_requests_and_refusals_are_answered_as_ever() {
+    let site = Site::start(builder()).await;
+    let mut peer = Peer::connect(site.addr).await;
+    for _ in 0..2 {
+        peer.send("HEAD /events?topic=t HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        let head = peer.reader.head().await;
+        assert_eq!((head.status.as_str(), head.header("content-type")), ("HTTP/1.1 200 OK", "text/event-stream"));
+        peer.send("POST /events?topic=t HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n").await;
+        let head = peer.reader.head().await;
+        assert_eq!(head.status, "HTTP/1.1 405 Method Not Allowed");
+        peer.reader.take(head.header("content-length").parse().unwrap()).await;
+    }
+    assert_eq!(site.hub.stats().connected, 0);
+
+    soon(site.hub.drain(Duration::ZERO)).await;
+    for _ in 0..2 {
+        peer.get("/events?topic=t").await;
+        let head = peer.reader.head().await;
+        assert_eq!(head.status, "HTTP/1.1 200 OK");
+        let refused = peer.reader.take(head.header("content-length").parse().unwrap()).await;
+        assert!(refused.starts_with(b"event: hub.refused\n"));
+    }
+    assert_eq!(site.hub.stats().refused(RefusalReason::Draining), 2);
+    assert_eq!(site.passed.ended(), 0);
+}
+
+#[tokio::test]
+async fn other_methods_of_other_routes_are_untouched() {
+    let site = Site::start(builder()).await;
+    for method in [Method::GET, Method::POST] {
+        let request = Request::builder().method(method).uri("/count").body("").unwrap();
+        assert_eq!(send(site.addr, request).await.text().await, "counted");
+    }
+}

@@ -1,0 +1,82 @@
+//! Readers that are slower than what is kept.
+
+use std::time::Duration;
+
+use tower_sse::{Event, GapReason, Hub, Retention};
+
+use crate::deadline::takes_no_more;
+use crate::peer::Peer;
+use crate::site::Site;
+
+#[tokio::test]
+async fn a_reader_that_is_too_slow_is_told_once_and_goes_on() {
+    const EVENTS: usize = 300;
+    let brief = Retention::replay().count(20).bytes(64 << 20);
+    let site = Site::narrow(Hub::builder().topic_retention(brief), |app| app).await;
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(1).await;
+    let event = |n| Event::message(format!("{n} {}", "x".repeat(10_000)));
+    for n in 0..20 {
+        site.hub.topic("t").publish(event(n)).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    takes_no_more(&site.hub).await;
+    // In one go, on one thread: nothing is read between.
+    for n in 20..EVENTS {
+        site.hub.topic("t").publish_now(event(n)).unwrap();
+    }
+    let mut events = peer.reader.events();
+    let (mut numbers, mut gaps) = (Vec::new(), 0);
+    while numbers.last() != Some(&(EVENTS - 1)) {
+        let event = events.next().await;
+        match event.event.as_str() {
+            "message" => numbers.push(event.data.split_once(' ').unwrap().0.parse::<usize>().unwrap()),
+            "hub.gap" => {
+                assert!(event.data.contains("lagged") && event.data.contains("\"t\""), "{}", event.data);
+                gaps += 1;
+                // What follows is everything that is kept.
+                numbers.push(events.next().await.data.split_once(' ').unwrap().0.parse().unwrap());
+                assert!(*numbers.last().unwrap() <= EVENTS - 20);
+            }
+            _ => {}
+        }
+    }
+    let jumps = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
+    assert!(numbers.is_sorted() && jumps == 1 && gaps == 1, "{gaps} gaps: {numbers:?}");
+    assert_eq!(site.hub.stats().gaps(GapReason::Lagged), 1);
+    site.delivers_as_taken(&mut events).await;
+}
+
+/// Heartbeats do not pile up where bytes wait anyway.
+#[tokio::test]
+async fn a_reader_that_is_stuck_gets_no_heartbeats_meanwhile() {
+    let beat = Duration::from_millis(20);
+    let wide = Retention::replay().bytes(64 << 20);
+    let site = Site::start(Hub::builder().heartbeat(beat).visible_heartbeat().topic_retention(wide)).await;
+    let mut peer = Peer::narrow(site.addr).await;
+    peer.get("/events?topic=t").await;
+    peer.reader.head().await;
+    site.taken(1).await;
+    for n in 0..40 {
+        site.publish("t", format!("{n} {}", "x".repeat(200_000))).await;
+    }
+    takes_no_more(&site.hub).await;
+    tokio::time::sleep(20 * beat).await;
+    let mut events = peer.reader.events();
+    let mut beats = 0;
+    let mut n = 0;
+    while n < 40 {
+        let event = events.next().await;
+        if event.event == "hub.live" {
+            beats += usize::from(n > 1);
+        } else if event.event == "message" {
+            assert!(event.data.starts_with(&format!("{n} ")));
+            n += 1;
+        }
+    }
+    assert!(beats < 5, "{beats}");
+    // And then again.
+    while events.next().await.event != "hub.live" {}
+}

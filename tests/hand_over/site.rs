@@ -1,0 +1,221 @@
+//! Servers that hand over, and what can be seen of that from outside.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::routing::{get, post};
+use http::{Request, Response, header};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tower::util::MapResponseLayer;
+use tower_sse::{Connect, Drained, Event, Hub, HubBuilder, Refusal, Subscription};
+
+use crate::layers::watch;
+use crate::support::{Events, soon, until};
+
+/// What went through the bodies of streams: the first frame only, and an end, if the socket was taken.
+#[derive(Debug, Default)]
+pub struct Passed {
+    pub frames: AtomicUsize,
+    pub ended: AtomicUsize,
+    pub dropped: AtomicUsize,
+}
+
+impl Passed {
+    pub fn frames(&self) -> usize {
+        self.frames.load(Ordering::SeqCst)
+    }
+
+    pub fn ended(&self) -> usize {
+        self.ended.load(Ordering::SeqCst)
+    }
+}
+
+/// Who asks is who the query says, reads the topics that it names, and for as long.
+#[expect(clippy::needless_pass_by_value, reason = "it is a hook")]
+pub fn access(connect: Connect) -> std::future::Ready<Result<Subscription, Refusal>> {
+    let mut subscription = Subscription::anonymous();
+    for user in connect.query_values("user") {
+        subscription = subscription.with_user(&*user);
+    }
+    for time in connect.query_values("ms") {
+        subscription = subscription.expires_in(Duration::from_millis(time.parse().unwrap()));
+    }
+    ready(Ok(connect.query_values("topic").fold(subscription, |subscription, topic| subscription.topic(&*topic))))
+}
+
+/// The application on axum, with `/events`, and other routes beside it.
+pub struct Site {
+    pub hub: Hub,
+    pub addr: SocketAddr,
+    pub passed: Arc<Passed>,
+    /// How often `/count` was asked.
+    pub counted: Arc<AtomicUsize>,
+    stop: Option<oneshot::Sender<()>>,
+    pub task: JoinHandle<()>,
+}
+
+impl Site {
+    pub async fn start(builder: HubBuilder) -> Self {
+        Self::with(builder, |app| app).await
+    }
+
+    /// With this around the application.
+    pub async fn with(builder: HubBuilder, outside: impl FnOnce(Router) -> Router) -> Self {
+        Self::on(builder.build().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap(), outside).await
+    }
+
+    /// The server's kernel lets so little wait that nothing goes out in one piece.
+    pub async fn narrow(builder: HubBuilder, outside: impl FnOnce(Router) -> Router) -> Self {
+        Self::narrow_on(builder.build().unwrap(), outside).await
+    }
+
+    pub async fn narrow_on(hub: Hub, outside: impl FnOnce(Router) -> Router) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        // Sockets that are accepted inherit it.
+        socket.set_send_buffer_size(1).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        Self::on(hub, socket.listen(64).unwrap(), outside).await
+    }
+
+    pub async fn on(hub: Hub, listener: TcpListener, outside: impl FnOnce(Router) -> Router) -> Self {
+        let addr = listener.local_addr().unwrap();
+        let (passed, counted) = (Arc::<Passed>::default(), Arc::<AtomicUsize>::default());
+        let app = outside(app(&hub, &passed, &counted));
+        let (stop, stopped) = oneshot::channel();
+        let serve = axum::serve(hub.listener_handing_over(listener), app.into_make_service())
+            .with_graceful_shutdown(async { drop(stopped.await) });
+        let task = tokio::spawn(async move { serve.await.unwrap() });
+        Self { hub, addr, passed, counted, stop: Some(stop), task }
+    }
+
+    /// The server's shutdown alone, to its end.
+    pub async fn shut_down(&mut self) {
+        drop(self.stop.take());
+        soon(&mut self.task).await.unwrap();
+    }
+
+    /// As applications leave.
+    pub async fn leave(mut self, window: Duration) -> Drained {
+        let drained = soon(self.hub.drain(window)).await;
+        self.shut_down().await;
+        drained
+    }
+
+    pub async fn publish(&self, topic: &str, data: impl Into<String>) {
+        self.hub.topic(topic).publish(Event::message(data.into())).await.unwrap();
+    }
+
+    /// Until so many bodies have ended although nobody has ended their streams.
+    pub async fn taken(&self, count: usize) {
+        until(|| self.passed.ended() == count).await;
+    }
+
+    /// Events come, and none of them through the body.
+    pub async fn delivers_as_taken(&self, events: &mut Events) {
+        let before = self.passed.frames();
+        self.delivers(events).await;
+        assert_eq!(self.passed.frames(), before, "the socket was not taken");
+    }
+
+    /// Events come, each before the next is published, and all through the body.
+    pub async fn delivers_by_body(&self, events: &mut Events) {
+        let before = self.passed.frames();
+        self.delivers(events).await;
+        assert!(self.passed.frames() >= before + 3, "the socket was taken");
+    }
+
+    pub async fn delivers(&self, events: &mut Events) {
+        for n in 0..3 {
+            self.publish("t", n.to_string()).await;
+            assert_eq!(events.next_own().await.data, n.to_string());
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn app(hub: &Hub, passed: &Arc<Passed>, counted: &Arc<AtomicUsize>) -> Router {
+    let (passed, counted) = (Arc::clone(passed), Arc::clone(counted));
+    let streams = Router::new()
+        .route_service("/events", hub.endpoint(access))
+        .layer(MapResponseLayer::new(move |response| watch(response, &passed)));
+    let count = async move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        "counted"
+    };
+    Router::new()
+        .route("/", get(async || "hello"))
+        .route("/count", get(count.clone()).post(count))
+        .route("/echo", post(echo))
+        .merge(streams)
+}
+
+/// What was sent comes back, framed like a stream.
+async fn echo(body: Bytes) -> Response<Body> {
+    let body = Body::from_stream(futures::stream::iter([Ok::<_, Infallible>(body)]));
+    Response::builder().header(header::CONNECTION, "close").body(body).unwrap()
+}
+
+/// A tower service on hyper alone, which counts the tasks that serve connections.
+pub struct Bare {
+    pub addr: SocketAddr,
+    pub serving: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Bare {
+    pub async fn start<S, B>(hub: &Hub, service: S) -> Self
+    where
+        S: tower::Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (hub, serving) = (hub.clone(), Arc::<AtomicUsize>::default());
+        let task = tokio::spawn({
+            let serving = Arc::clone(&serving);
+            async move {
+                loop {
+                    let (tcp, _) = listener.accept().await.unwrap();
+                    let io = TokioIo::new(hub.io(tcp).hand_over());
+                    let (service, serving) = (TowerToHyperService::new(service.clone()), Arc::clone(&serving));
+                    serving.fetch_add(1, Ordering::SeqCst);
+                    tokio::spawn(async move {
+                        let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                        drop(builder.serve_connection(io, service).await);
+                        serving.fetch_sub(1, Ordering::SeqCst);
+                    });
+                }
+            }
+        });
+        Self { addr, serving, task }
+    }
+
+    pub fn serving(&self) -> usize {
+        self.serving.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

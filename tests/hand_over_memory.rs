@@ -1,0 +1,87 @@
+//! What an idle stream costs in memory, handed over and not. Alone in its process, since it looks at all of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+
+mod support;
+
+use axum::Router;
+use support::{soon, until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tower_sse::{Event, Hub, Public, TopicRule};
+
+const STREAMS: usize = 1000;
+
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// Both ends are in this process.
+async fn open(hub: &Hub, hands_over: bool, count: usize) -> Vec<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    tokio::spawn({
+        let hub = hub.clone();
+        async move {
+            if hands_over {
+                axum::serve(hub.listener_handing_over(listener), app).await.unwrap();
+            } else {
+                axum::serve(hub.listener(listener), app).await.unwrap();
+            }
+        }
+    });
+    let mut streams = Vec::new();
+    let mut space = [0; 4096];
+    for _ in 0..count {
+        let mut tcp = TcpStream::connect(addr).await.unwrap();
+        tcp.write_all(b"GET /events?topic=t HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        while !text.contains("event: hub.live") {
+            let count = soon(tcp.read(&mut space)).await.unwrap();
+            text.push_str(std::str::from_utf8(&space[..count]).unwrap());
+        }
+        streams.push(tcp);
+    }
+    assert_eq!(hub.stats().connections, count);
+    streams
+}
+
+#[tokio::test]
+async fn a_stream_that_is_handed_over_costs_a_fraction_and_what_its_client_sends_costs_nothing() {
+    // What the first use of everything needs.
+    let first = Hub::builder().build().unwrap();
+    drop((open(&first, true, 20).await, open(&Hub::builder().build().unwrap(), false, 20).await));
+    until(|| first.stats().connections == 0).await;
+
+    let hub = Hub::builder().build().unwrap();
+    let before = resident_bytes();
+    let mut streams = open(&hub, true, STREAMS).await;
+    let handed_over = resident_bytes().saturating_sub(before) / STREAMS;
+
+    // Much more than the kernel's buffers hold.
+    let talker = &mut streams[0];
+    let before = resident_bytes();
+    let piece = [b'x'; 64 * 1024];
+    for _ in 0..1000 {
+        soon(talker.write_all(&piece)).await.unwrap();
+    }
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 8 << 20, "{} kB more", grown >> 10);
+    let published = hub.topic("t").publish(Event::message("x")).await.unwrap();
+    assert_eq!(published.receivers, STREAMS);
+    let mut event = [0; 64];
+    let count = soon(talker.read(&mut event)).await.unwrap();
+    assert!(String::from_utf8_lossy(&event[..count]).contains("data: x\n"));
+
+    let other = Hub::builder().build().unwrap();
+    let before = resident_bytes();
+    let by_body = open(&other, false, STREAMS).await;
+    let as_body = resident_bytes().saturating_sub(before) / STREAMS;
+    assert!(as_body > 4 * handed_over, "{handed_over} bytes handed over, {as_body} not");
+    assert!(handed_over < 3000, "{handed_over} bytes, the client's end included");
+
+    drop((streams, by_body));
+    until(|| hub.stats().connections + other.stats().connections == 0).await;
+}
