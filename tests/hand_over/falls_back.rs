@@ -1,6 +1,6 @@
 //! Where the socket cannot be taken the body goes on by itself, and nothing is lost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -142,6 +142,18 @@ async fn falls_back_with(how: How) {
     let site = Site::with(builder(), with(how)).await;
     let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     is_whole(site, events).await;
+}
+
+/// Where it is plain from the first bytes, nobody waits for the patience of the offer.
+#[tokio::test]
+async fn that_a_body_was_changed_is_seen_at_once() {
+    for how in [How::Prefix(": before\n\n"), How::Change, How::Split, How::HeadFirst] {
+        let site = Site::with(builder(), with(how)).await;
+        let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+        let since = Instant::now();
+        site.delivers_by_body(&mut events).await;
+        assert!(since.elapsed() < PATIENCE * 3 / 4, "{how:?}: {:?}", since.elapsed());
+    }
 }
 
 #[tokio::test]
