@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use bodies::{Floor, Woken, drain, endpoint, open, request, sleepers, take};
 use bytes::Bytes;
+use tokio::runtime::Runtime;
 use tower_sse::{Event, Hub, Retention};
 
 /// Only what runs in a function of this name is counted.
@@ -37,19 +38,33 @@ struct Case {
     name: &'static str,
     unit: &'static str,
     times: usize,
-    run: fn(),
+    run: fn(&Runtime),
+}
+
+impl Case {
+    fn run(&self) {
+        // What is woken in a task is woken when this is driven, and not before.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        (self.run)(&runtime);
+    }
 }
 
 const CASES: &[Case] = &[
-    Case { name: "publish to 0", unit: "publish", times: TIMES, run: || publish(0) },
-    Case { name: "publish to 10", unit: "publish", times: TIMES, run: || publish(10) },
-    Case { name: "publish to 1000", unit: "publish", times: TIMES, run: || publish(1_000) },
-    Case { name: "publish to 10000", unit: "publish", times: 100, run: || publish_times(10_000, 100) },
+    Case { name: "publish to 0", unit: "publish", times: TIMES, run: |runtime| publish(runtime, 0, TIMES) },
+    Case { name: "publish to 10", unit: "publish", times: TIMES, run: |runtime| publish(runtime, 10, TIMES) },
+    Case { name: "publish to 1000", unit: "publish", times: TIMES, run: |runtime| publish(runtime, 1_000, TIMES) },
+    Case { name: "publish to 10000", unit: "publish", times: 100, run: |runtime| publish(runtime, 10_000, 100) },
     Case { name: "wake 1000", unit: "listener", times: 20 * 1_000, run: wake },
-    Case { name: "deliver", unit: "delivery", times: 20 * 1_000, run: deliver },
+    Case { name: "deliver", unit: "delivery", times: 20 * 1_000, run: |runtime| deliver(runtime, 1, 1_000) },
     Case { name: "poll for nothing", unit: "poll", times: 20 * 1_000, run: poll_for_nothing },
     Case { name: "deliver, floor body", unit: "delivery", times: 20 * 1_000, run: deliver_floor },
-    Case { name: "deliver 10 at once", unit: "delivery", times: 20 * 10 * 100, run: deliver_ten },
+    Case {
+        name: "deliver 10 at once",
+        unit: "delivery",
+        times: 20 * 10 * 100,
+        run: |runtime| deliver(runtime, 10, 100),
+    },
     Case { name: "connect", unit: "connect", times: TIMES, run: connect },
     Case { name: "disconnect", unit: "disconnect", times: TIMES, run: disconnect },
     Case { name: "resume 100 records", unit: "resume", times: 100, run: resume },
@@ -65,25 +80,14 @@ fn event() -> Event {
     Event::text("tick", "x".repeat(100))
 }
 
-/// What is woken in a task is woken when this is driven, and not before.
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
 async fn turns(count: usize) {
     for _ in 0..count {
         tokio::task::yield_now().await;
     }
 }
 
-fn publish(listeners: usize) {
-    publish_times(listeners, TIMES);
-}
-
 /// The call, not the wake-ups that it leaves to a task. What is read meanwhile is not counted.
-fn publish_times(listeners: usize, times: usize) {
-    let runtime = runtime();
-    let _entered = runtime.enter();
+fn publish(runtime: &Runtime, listeners: usize, times: usize) {
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, listeners);
     for _ in 0..times {
@@ -97,9 +101,7 @@ fn publish_times(listeners: usize, times: usize) {
 }
 
 /// The task that wakes.
-fn wake() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
+fn wake(runtime: &Runtime) {
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, 1_000);
     for _ in 0..20 {
@@ -111,14 +113,14 @@ fn wake() {
     }
 }
 
-/// The poll that returns an event, and the one after it that finds nothing.
-fn deliver() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
+/// The poll that returns so many events at once, and the one after it that finds nothing.
+fn deliver(runtime: &Runtime, events: usize, listeners: usize) {
     let hub = Hub::builder().build().unwrap();
-    let mut sleepers = sleepers(&hub, 1_000);
+    let mut sleepers = sleepers(&hub, listeners);
     for _ in 0..20 {
-        hub.topic("t").publish_now(event()).unwrap();
+        for _ in 0..events {
+            hub.topic("t").publish_now(event()).unwrap();
+        }
         runtime.block_on(turns(10));
         for sleeper in &mut sleepers {
             counted_from_here(|| assert_eq!(drain(&mut sleeper.body, &sleeper.waker), 1));
@@ -127,9 +129,7 @@ fn deliver() {
 }
 
 /// The second of the two polls alone.
-fn poll_for_nothing() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
+fn poll_for_nothing(_: &Runtime) {
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, 1_000);
     for _ in 0..20 {
@@ -139,7 +139,7 @@ fn poll_for_nothing() {
     }
 }
 
-fn deliver_floor() {
+fn deliver_floor(_: &Runtime) {
     let floor = Arc::new(Floor::default());
     let waker = std::task::Waker::from(Arc::new(Woken::default()));
     let mut bodies: Vec<_> = (0..1_000).map(|_| Box::pin(floor.body())).collect();
@@ -152,27 +152,8 @@ fn deliver_floor() {
     }
 }
 
-/// Ten events in one poll, and the poll after it.
-fn deliver_ten() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
-    let hub = Hub::builder().build().unwrap();
-    let mut sleepers = sleepers(&hub, 100);
-    for _ in 0..20 {
-        for _ in 0..10 {
-            hub.topic("t").publish_now(event()).unwrap();
-        }
-        runtime.block_on(turns(10));
-        for sleeper in &mut sleepers {
-            counted_from_here(|| assert_eq!(drain(&mut sleeper.body, &sleeper.waker), 1));
-        }
-    }
-}
-
 /// From a request to a body that sleeps.
-fn connect() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
+fn connect(_: &Runtime) {
     let hub = Hub::builder().build().unwrap();
     let mut endpoint = endpoint(&hub);
     let mut kept = sleepers(&hub, TIMES);
@@ -187,9 +168,7 @@ fn connect() {
     }
 }
 
-fn disconnect() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
+fn disconnect(_: &Runtime) {
     let hub = Hub::builder().build().unwrap();
     let sleepers = sleepers(&hub, TIMES);
     for sleeper in sleepers {
@@ -198,9 +177,7 @@ fn disconnect() {
 }
 
 /// From a request with an id to a body that has handed on a hundred records and sleeps.
-fn resume() {
-    let runtime = runtime();
-    let _entered = runtime.enter();
+fn resume(_: &Runtime) {
     let hub = Hub::builder().topic_retention(Retention::replay()).build().unwrap();
     let mut endpoint = endpoint(&hub);
     let from = hub.topic("t").publish_now(event()).unwrap().position.to_string();
@@ -224,12 +201,12 @@ fn main() {
     if let [flag, name] = &arguments[..]
         && flag == "--case"
     {
-        (CASES.iter().find(|case| case.name == name).expect("a case").run)();
+        CASES.iter().find(|case| case.name == name).expect("a case").run();
         return;
     }
     // `cargo test` runs benchmarks too, without this argument: only to see that they run.
     if !arguments.iter().any(|argument| argument == "--bench") {
-        CASES.iter().filter(|case| !case.name.contains("10000")).for_each(|case| (case.run)());
+        CASES.iter().filter(|case| !case.name.contains("10000")).for_each(Case::run);
         return;
     }
     if Command::new("valgrind").arg("--version").output().is_err() {

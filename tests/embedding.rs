@@ -5,6 +5,10 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -15,7 +19,9 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use support::{Server, get, http2, soon, subscribe, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule};
+use tower_sse::{
+    Connect, Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule,
+};
 
 fn app(hub: &Hub) -> Router {
     let slow = async || {
@@ -168,6 +174,41 @@ async fn a_slow_reader_is_not_taken_for_one_that_reads_nothing_and_the_other_is_
     assert_eq!(hub.stats().connections, 1);
     assert_eq!((hub.stats().ended(EndReason::Stalled), hub.stats().ended(EndReason::Client)), (1, 0));
     drop((slow, stalled));
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// The hub's own tasks panic there, as tokio's timers do; that costs no more than the heartbeats.
+#[test]
+fn on_a_runtime_without_time_streams_are_not_woken_again_and_again() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let hub = Hub::builder().build().unwrap();
+        let request = Connect::from_request(&Request::get("/").body(()).unwrap());
+        let mut body = hub.connect(request, Subscription::anonymous().topic("t")).into_response().into_body();
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut look = || {
+            let mut cx = Context::from_waker(&waker);
+            while http_body::Body::poll_frame(Pin::new(&mut body), &mut cx).is_ready() {}
+        };
+        look();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+            if woken.0.load(Ordering::SeqCst) > 0 {
+                look();
+            }
+        }
+        assert!(woken.0.load(Ordering::SeqCst) < 10, "woken {} times", woken.0.load(Ordering::SeqCst));
+    });
 }
 
 #[tokio::test]

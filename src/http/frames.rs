@@ -47,7 +47,7 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
 }
 
 /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where there are any, else in the
-/// scratch space. False for an end with an error.
+/// scratch space.
 #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
 pub(super) fn encode_chunk(step: Step, batch: &Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
     match step {
@@ -67,11 +67,12 @@ pub(super) fn encode_chunk(step: Step, batch: &Batch, settings: &Settings, scrat
     Encoded::Scratch
 }
 
-/// See [`encode_chunk`].
+/// Where the bytes of [`encode_chunk`] are.
 #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
 pub(super) enum Encoded {
     Shared(Bytes),
     Scratch,
+    /// There are none: it ends with an error.
     Abort,
 }
 

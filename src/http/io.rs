@@ -7,6 +7,8 @@
 //! 2. a cut that the hub can pull;
 //! 3. noticing that the client has left although it sent something after its request, which no server reads now;
 //! 4. no delay for small writes, and an end of peers that vanished.
+//!
+//! Where that is asked for, it also hands the socket over together with its stream: [`socket`](super::socket).
 
 use std::any::Any;
 use std::collections::vec_deque::VecDeque;
@@ -204,9 +206,7 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
             }
         }
     }
-}
 
-impl<S: AsyncRead + AsyncWrite> SseIo<S> {
     fn look(self: Pin<&mut Self>, slices: &[IoSlice<'_>]) {
         let this = self.project();
         this.inner.look(slices, &this.entry.transport);

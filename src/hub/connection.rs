@@ -183,6 +183,7 @@ impl Connection {
     }
 
     /// Its peer was given up, since it takes nothing. To be dropped.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn stalled(&self) {
         self.link.end(Ending::now(EndReason::Stalled));
     }
@@ -242,7 +243,7 @@ impl Connection {
         if let Some(ending) = self.link.ending() {
             return Poll::Ready(Some(self.finish(ending)));
         }
-        self.poll_timer(cx)
+        self.poll_clock(cx)
     }
 
     fn poll_end(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
@@ -364,7 +365,7 @@ impl Connection {
     }
 
     /// Nothing is to be read: rests until something is due.
-    fn poll_timer(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
+    fn poll_clock(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
         let due = self.due();
         // An alarm that is early costs one look; moving it at every event would cost more. While it has not rung nothing is
         // due, and the clock need not be read. It is never set if nothing will be.

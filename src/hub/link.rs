@@ -218,7 +218,7 @@ impl Link {
         self.subscriber.woken_since().is_some() || self.due.load(Ordering::Acquire) <= now
     }
 
-    /// Since when it has not been polled although it was woken or its own timer was over.
+    /// Since when it has not been polled although it was woken or its own time had come.
     pub(super) fn overdue_since(&self) -> Option<Millis> {
         let due = self.due.load(Ordering::Acquire);
         let since = self.subscriber.woken_since().unwrap_or(Millis::MAX).min(due);

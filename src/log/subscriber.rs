@@ -3,6 +3,7 @@
 //! 1. `woken_at` goes from "not woken" to a time exactly once for each sleep; who makes that step wakes.
 //! 2. The connection registers its waker, then takes the time back to "not woken", then reads. A publisher makes its
 //!    record visible, then marks. Either the read sees the record or the mark finds the waker.
+//! 3. Who has read everything may sleep without another read if it registers its waker again and then finds no mark.
 
 use std::fmt;
 use std::task::Waker;
