@@ -147,7 +147,7 @@ async fn falls_back_with(how: How) {
 /// Where it is plain from the first bytes, nobody waits for the patience of the offer.
 #[tokio::test]
 async fn that_a_body_was_changed_is_seen_at_once() {
-    for how in [How::Prefix(": before\n\n"), How::Change, How::Split, How::HeadFirst] {
+    for how in [How::Prefix(": before\n\n"), How::Change, How::Split, How::HeadFirst, How::LookAhead] {
         let site = Site::with(builder(), with(how)).await;
         let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
         let since = Instant::now();
