@@ -260,12 +260,22 @@ impl Subscription {
         self.topics.contains(topic) || self.may_join.iter().any(|rule| rule.matches(topic))
     }
 
-    /// What is left of it where another one is the most that it may have. None if that is another user's.
+    /// Returns what both this subscription and `most` grant: the topics, and the topics that may be joined. Returns None
+    /// if `most` is for another user.
     pub(crate) fn narrowed_to(mut self, most: &Self) -> Option<Self> {
         if self.user != most.user {
             return None;
         }
         self.topics.retain(|topic| most.grants(topic));
+        let listed = most.topics.iter().map(|topic| TopicRule::exact(topic.as_str()));
+        let granted: Vec<_> = most.may_join.iter().cloned().chain(listed).collect();
+        let mut may_join = Vec::new();
+        for both in self.may_join.iter().flat_map(|rule| granted.iter().filter_map(|granted| rule.common(granted))) {
+            if !may_join.contains(&both) {
+                may_join.push(both);
+            }
+        }
+        self.may_join = may_join;
         self.expiry = most.expiry.or(self.expiry);
         Some(self)
     }

@@ -44,6 +44,9 @@ pub enum Recheck {
     /// expiry, if it has one, takes the place of the old one, so this is also how an open stream is renewed. What is in it
     /// beyond what the stream has is not added. With another user, or none, the stream ends. Ask again after the next
     /// interval.
+    ///
+    /// A [ticket](crate::Hub::ticket) that is redeemed is narrowed in the same way. Its page may then
+    /// [join](Subscription::may_join) the topics that both the ticket and this subscription allow.
     Narrow(Subscription),
     /// It ends at once. After [`Refusal::later`] the client comes back then, after [`Refusal::never`] not for a day;
     /// after the others it comes back, and the hook answers it as it does every request.
