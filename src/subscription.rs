@@ -68,16 +68,25 @@ impl Expiry {
     }
 }
 
-/// Where a connection without a cursor starts. One that comes back with a cursor goes on from there.
+/// Where a connection without a cursor starts. A connection that comes back with a cursor goes on from there.
+///
+/// [`Last`](Self::Last) and [`Oldest`](Self::Oldest) begin with one `hub.gap` event, reason `trimmed`, when the hub has
+/// dropped events that they asked for. Only topics with [`Retention::replay`](crate::Retention::replay) have a history: an
+/// event that has left the window of a `live` topic, or that a newer value has replaced, is not reported.
+///
+/// Both read the memory of this instance, within its retention. With a shared log they do not read older events from the
+/// broker, and an instance that started after the broker had dropped events reports the gap for every such topic, since
+/// it cannot know their topics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
     /// With the current values of [`latest_per_key`](crate::Retention::latest_per_key) topics, then live.
     #[default]
     Live,
-    /// The same, but before it goes live with the newest events that are kept, this many over all its topics together.
+    /// The same, but before it goes live with the newest retained events, this many over all its topics together. The gap
+    /// is reported when fewer are left and more were published.
     Last(usize),
-    /// With everything that is kept, in the order of the log.
+    /// With every retained event, in the order of the log. The gap is reported when any was dropped.
     Oldest,
 }
 

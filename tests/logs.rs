@@ -531,6 +531,8 @@ async fn everything_is_counted_exactly() {
     let stats = hub.stats();
     assert!(stats.retained_bytes <= 4_200, "{stats:?}");
     let mut kept = hub.stream(Subscription::anonymous().topics(0..20).start(Start::Oldest), Cursor::Absent).unwrap();
+    let Some(StreamItem::Gap { topics, .. }) = kept.next().await else { panic!("no gap") };
+    assert_eq!(topics.len(), 16);
     let mut count = 0;
     while let Some(StreamItem::Event(_)) = kept.next().await {
         count += 1;

@@ -138,6 +138,83 @@ fn history_comes_with_the_ids_of_its_place_and_can_be_resumed_in_the_middle() {
     assert_eq!(read(&mut open(&hub, first.position))[..2], ["1", "2"]);
 }
 
+fn start(hub: &Hub, start: Start) -> Vec<String> {
+    read(&mut hub.stream(Subscription::anonymous().topic("t").start(start), Cursor::Absent).unwrap())
+}
+
+#[test]
+fn a_stream_from_the_oldest_event_begins_with_a_gap_when_events_were_trimmed() {
+    let hub = with(Retention::replay().count(3));
+    (0..3).for_each(|n| publish(&hub, n));
+    assert_eq!(start(&hub, Start::Oldest), ["0", "1", "2", "live"]);
+    (3..6).for_each(|n| publish(&hub, n));
+    assert_eq!(start(&hub, Start::Oldest), ["gap trimmed", "3", "4", "5", "live"]);
+    assert_eq!(hub.stats().gaps(GapReason::Trimmed), 1);
+}
+
+#[test]
+fn a_stream_of_the_last_events_begins_with_a_gap_when_fewer_are_left_than_asked_for() {
+    let hub = with(Retention::replay().count(3));
+    publish(&hub, 0);
+    assert_eq!(start(&hub, Start::Last(5)), ["0", "live"], "no more were ever published");
+    (1..6).for_each(|n| publish(&hub, n));
+    assert_eq!(start(&hub, Start::Last(3)), ["3", "4", "5", "live"], "all that it asked for");
+    assert_eq!(start(&hub, Start::Last(4)), ["gap trimmed", "3", "4", "5", "live"]);
+    assert_eq!(start(&hub, Start::Live), ["live"]);
+}
+
+#[test]
+fn the_gap_at_the_start_names_the_topics_that_were_trimmed() {
+    let hub = Hub::builder().retention_for(TopicRule::exact("short"), Retention::replay().count(1)).build().unwrap();
+    for topic in ["short", "short", "whole", "whole"] {
+        hub.topic(topic).publish_now(Event::message(topic)).unwrap();
+    }
+    let subscription = Subscription::anonymous().topics(["whole", "short", "never published"]);
+    let mut stream = hub.stream(subscription.start(Start::Oldest), Cursor::Absent).unwrap();
+    let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+    let Poll::Ready(Some(StreamItem::Gap { reason, topics })) = stream.poll_next_unpin(&mut cx) else {
+        panic!("no gap")
+    };
+    assert_eq!((reason, topics), (GapReason::Trimmed, vec!["short".try_into().unwrap()]));
+    assert_eq!(read(&mut stream), ["short", "whole", "whole", "live"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_whose_events_have_all_aged_is_a_gap_at_the_start() {
+    let hub = with(Retention::replay().age(Duration::from_secs(60)));
+    publish(&hub, "old");
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    // Drops what is past its age.
+    hub.topic("other").publish_now(Event::message("x")).unwrap();
+    assert_eq!(start(&hub, Start::Oldest), ["gap trimmed", "live"]);
+    assert_eq!(start(&hub, Start::Last(1)), ["gap trimmed", "live"]);
+    assert_eq!(start(&hub, Start::Last(0)), ["live"]);
+}
+
+/// Neither promises a history: `live` keeps a window for reconnects, `latest_per_key` the newest value.
+#[test]
+fn topics_without_a_history_report_no_gap_at_the_start() {
+    for retention in [Retention::live().count(2), Retention::latest_per_key().count(2)] {
+        let hub = with(retention);
+        for n in 0..5 {
+            publish(&hub, n);
+            set(&hub, ["a", "b", "c", "d", "e"][n], n);
+        }
+        assert!(!start(&hub, Start::Oldest)[0].starts_with("gap"));
+        assert!(!start(&hub, Start::Last(100))[0].starts_with("gap"));
+    }
+}
+
+/// The refused cursor is the gap, and it is about all topics.
+#[test]
+fn a_refused_cursor_and_a_trimmed_start_are_one_gap() {
+    let hub = with(Retention::replay().count(2));
+    (0..4).for_each(|n| publish(&hub, n));
+    let subscription = Subscription::anonymous().topic("t").start(Start::Oldest);
+    let cursor = Cursor::parse(b"not an id");
+    assert_eq!(read(&mut hub.stream(subscription, cursor).unwrap()), ["gap invalid", "2", "3", "live"]);
+}
+
 #[test]
 fn a_reader_that_falls_out_of_the_ring_is_told_once_or_ended_as_the_policy_says() {
     let gap = with(Retention::replay().count(10));

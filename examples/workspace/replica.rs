@@ -87,6 +87,8 @@ async fn read(hub: Hub, followers: Arc<[Box<dyn Follower>]>, applied: watch::Sen
             }
             // The log is away. What was read of it stays true, and the stream goes on when it is back.
             StreamItem::Stale => continue,
+            // Events from before are no longer retained. Reading the log anew would not bring them back.
+            StreamItem::Gap { .. } if !is_live => continue,
             _ => return,
         };
         if is_live {

@@ -60,7 +60,7 @@ impl Hub {
         let (begin, cursor_state, gap) = match self.judge(cursor) {
             Ok(None) => (Begin::Fresh(subscription.start), CursorState::Fresh, None),
             Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
-            Err(reason) => (Begin::Fresh(subscription.start), CursorState::Refused, Some(reason)),
+            Err(reason) => (Begin::Refused(subscription.start), CursorState::Refused, Some(reason)),
         };
         let resumed = cursor_state != CursorState::Fresh;
         let Request { to_network, asked_at, authority } = request;

@@ -124,6 +124,8 @@ pub(crate) struct Appended {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Begin {
     Fresh(Start),
+    /// As a fresh one, for a client whose cursor was refused: the gap that it gets for that covers what the start misses.
+    Refused(Start),
     /// After this number. It may be above the horizon, for a client that comes from an instance that is a moment ahead.
     After(u64),
 }
@@ -346,7 +348,7 @@ impl Log {
         if let Begin::After(cursor) = begin {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
-        reader.begin(begin, horizon);
+        reader.begin(self, begin, horizon);
         horizon
     }
 

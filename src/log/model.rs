@@ -177,9 +177,14 @@ impl World {
         let horizon = self.log.open(&subscriber, on.iter().map(|&index| address(index)), begin, self.now);
         let cursor = self.log.cursor(&subscriber);
         assert!(cursor <= horizon);
-        // A fresh reader has no claim to what was dropped before it came.
+        // A fresh reader has no claim to what was dropped before it came, unless it asks for all of a history.
+        let is_excused = |&&channel: &&usize| match begin {
+            Begin::Fresh(Start::Oldest) => channel == LATEST,
+            Begin::Fresh(_) | Begin::Refused(_) => true,
+            Begin::After(_) => false,
+        };
         let excused = |&channel: &usize| (channel, subscriber.reader.lock().told(&address(channel)));
-        let gaps = on.iter().map(excused).filter(|_| matches!(begin, Begin::Fresh(_))).collect();
+        let gaps = on.iter().filter(is_excused).map(excused).collect();
         let client = Client {
             id,
             subscriber,
@@ -328,12 +333,13 @@ impl World {
         }
     }
 
-    /// The current values that a fresh stream gets, each once, without an id, and not one more.
+    /// The current values that a fresh stream gets, each once, without an id, and not one more. A gap before anything else
+    /// where it asked for more of a history than is left.
     fn read_start(&mut self, reader: usize, begin: Begin) {
-        let Begin::Fresh(_) = begin else { return };
+        let Begin::Fresh(from) = begin else { return };
         let client = &mut self.clients[reader];
         let start = client.cursor;
-        let mut values = BTreeSet::new();
+        let (mut values, mut gaps, mut events) = (BTreeSet::new(), BTreeSet::new(), 0);
         let mut batch = Batch { wants_pieces: reader.is_multiple_of(2), ..Batch::default() };
         loop {
             let before = self.log.cursor(&client.subscriber);
@@ -342,11 +348,36 @@ impl World {
                 // It read on in order; that is judged like any other read.
                 let after = self.log.cursor(&client.subscriber);
                 Self::judge(&self.published, client, reader, before, after, &batch);
-                break;
+                let is_event = |number: &u64| {
+                    let record = &self.published[*number as usize - 1];
+                    client
+                        .on
+                        .keys()
+                        .any(|channel| record.to.contains(channel) && (*channel != LATEST || !record.is_value()))
+                };
+                events += batch.numbers().iter().filter(|number| is_event(number)).count();
+                if self.log.lag(&client.subscriber) == 0 {
+                    break;
+                }
+                continue;
             }
-            assert!(batch.gap.is_empty());
+            assert!(batch.gap.is_empty() || values.is_empty() && events == 0, "the gap comes first");
+            for address in &batch.gap {
+                assert_eq!(batch.gap_reason, Some(GapReason::Trimmed));
+                let channel = (0..CHANNELS).find(|&index| self::address(index) == *address).unwrap();
+                client.gaps.insert(channel, client.subscriber.reader.lock().told(address));
+                gaps.insert(channel);
+            }
             values.extend(batch.records.iter().map(|picked| picked.record.sequence));
         }
+        let wants_more = match from {
+            Start::Live => false,
+            Start::Last(count) => events < count,
+            Start::Oldest => true,
+        };
+        let has_dropped = |&channel: &usize| client.subscriber.reader.lock().told(&address(channel)) > 0;
+        let dropped = client.on.keys().copied().filter(|&channel| channel != LATEST).filter(has_dropped);
+        assert_eq!(gaps, dropped.filter(|_| wants_more).collect());
         let current: BTreeSet<u64> = Self::current_values(&self.published, self.keys)
             .into_iter()
             .filter(|&sequence| sequence <= start && client.on.contains_key(&LATEST))

@@ -108,7 +108,13 @@ impl Log {
 
     /// Whether what a channel has dropped after a number may be had elsewhere: it is for those who come back, and of this life.
     pub(super) fn is_elsewhere(&self, channel: &Channel, after: u64) -> bool {
-        self.policies.get(channel.policy).kind == Kind::Replay && after >= self.base()
+        self.keeps_history(channel) && after >= self.base()
+    }
+
+    /// Whether the events of a channel are a history. The other kinds keep a moment or the newest values, so that what they
+    /// have dropped is missing to nobody who starts afresh.
+    pub(super) fn keeps_history(&self, channel: &Channel) -> bool {
+        self.policies.get(channel.policy).kind == Kind::Replay
     }
 
     /// Where the numbers of the current life begin.

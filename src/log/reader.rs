@@ -302,44 +302,56 @@ impl Reader {
         std::mem::take(&mut self.memberships).into_iter().map(|member| (member.channel, member.slot)).collect()
     }
 
-    /// Sets the cursor of a reader that has read nothing yet.
-    pub(super) fn begin(&mut self, begin: Begin, horizon: u64) {
+    /// Sets the cursor of a reader that has read nothing yet. `horizon` is where the log was when its channels were entered.
+    pub(super) fn begin(&mut self, log: &Log, begin: Begin, horizon: u64) {
         self.memberships.shrink_to_fit();
         self.stage = Stage::Open;
-        let start = match begin {
+        let (start, reports_gaps) = match begin {
             Begin::After(cursor) => {
                 self.cursor = cursor;
                 self.resumed_at = Number::some(cursor);
                 self.is_returning = true;
                 return;
             }
-            Begin::Fresh(Start::Live) => horizon,
-            Begin::Fresh(Start::Last(count)) => self.before_newest(count).unwrap_or(horizon),
-            Begin::Fresh(Start::Oldest) => 0,
+            Begin::Fresh(start) => (start, true),
+            Begin::Refused(start) => (start, false),
         };
-        self.cursor = start;
+        // The life of the log may have ended since then.
+        let base = log.base().min(horizon);
+        let (cursor, wants_more) = match start {
+            Start::Live => (horizon, false),
+            Start::Last(count) => self.before_newest(count, horizon),
+            Start::Oldest => (base, true),
+        };
+        self.cursor = cursor;
         for membership in &mut self.memberships {
             let store = membership.channel.store.lock();
-            // It never claimed to know what was dropped before it came, and has read nothing of it.
-            membership.told = store.floor();
-            membership.since = membership.since.max(start);
-            if start > 0 && store.has_values() {
-                membership.replay = Some(Box::new(Replay::values()));
+            // What is dropped after it came is missing to it; what was dropped before only if it asked for it.
+            let floor = store.floor().min(horizon);
+            let is_missing = wants_more && reports_gaps && floor > base && log.keeps_history(&membership.channel);
+            let owes = is_missing.then(|| log.epochs.reason(floor, base).unwrap_or(GapReason::Trimmed));
+            let has_values = cursor > base && store.has_values();
+            membership.told = floor;
+            membership.since = membership.since.max(cursor);
+            if has_values || owes.is_some() {
+                membership.replay = Some(Box::new(Replay { owes, ..Replay::values() }));
                 self.replaying = true;
             }
         }
     }
 
-    /// The number before the newest `count` records of all rings together.
-    fn before_newest(&self, count: usize) -> Option<u64> {
+    /// The number before the newest `count` records of all rings together, and whether there are fewer.
+    fn before_newest(&self, count: usize, horizon: u64) -> (u64, bool) {
         let mut numbers: Vec<u64> = Vec::new();
         for membership in &self.memberships {
-            numbers.extend(membership.channel.store.lock().newest(count));
+            numbers.extend(membership.channel.store.lock().newest(count, membership.since, horizon));
         }
-        numbers.sort_unstable_by(|a, b| b.cmp(a));
-        numbers.dedup();
-        numbers.truncate(count);
-        numbers.last().map(|oldest| oldest - 1)
+        if numbers.len() >= count {
+            numbers.sort_unstable_by(|a, b| b.cmp(a));
+            numbers.dedup();
+            numbers.truncate(count);
+        }
+        (numbers.iter().min().map_or(horizon, |oldest| oldest - 1), numbers.len() < count)
     }
 
     pub(super) fn read(&mut self, log: &Log, me: ConnectionId, batch: &mut Batch) {

@@ -189,9 +189,10 @@ impl Store {
         keyed.into_iter().flat_map(move |keyed| keyed.by_sequence.range(after + 1..=upto).map(|(_, record)| record))
     }
 
-    /// The newest numbers in the ring, newest first.
-    pub(super) fn newest(&self, count: usize) -> impl Iterator<Item = u64> {
-        self.ring.records.iter().rev().take(count).map(|record| record.sequence)
+    /// The newest numbers in the ring of `after < number <= upto`, newest first.
+    pub(super) fn newest(&self, count: usize, after: u64, upto: u64) -> impl Iterator<Item = u64> {
+        let numbers = self.ring.records.iter().rev().map(|record| record.sequence);
+        numbers.skip_while(move |number| *number > upto).take_while(move |number| *number > after).take(count)
     }
 
     /// The newest record of a part stays, however large: else a reader that is there could never see it.
