@@ -63,7 +63,8 @@ reasons! {
         Draining = "draining",
         /// The access hook did not answer in time.
         Timeout = "timeout",
-        /// The instance has not read the log yet that it shares with others: its broker is not there.
+        /// The instance has not read the log yet that it shares with others, or cannot ask it for a ticket: its broker is
+        /// not there.
         Starting = "starting",
         /// Its user or topic was disconnected while the request was being decided, perhaps by what was true before. The
         /// next attempt is decided anew.

@@ -640,6 +640,147 @@ async fn too_many_tickets_are_refused_until_one_is_redeemed_or_over() {
     let _fourth = issued(60 * SECOND).await.expect("the second one is over");
 }
 
+/// Redeems the ticket of a request. Then it does what the test says.
+#[derive(Clone)]
+struct Redeems {
+    hub: Hub,
+    then: Arc<Mutex<Then>>,
+    redeemed: Arc<tokio::sync::Notify>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Then {
+    LetsIn,
+    SaysLater,
+    Forbids,
+    Hangs,
+    HangsInRecheck,
+    Panics,
+    BuildsAnother,
+}
+
+impl Redeems {
+    fn now(&self, then: Then) {
+        *self.then.lock().unwrap() = then;
+    }
+}
+
+impl Access for Redeems {
+    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
+        let subscription = self.hub.redeem(&connect).await?;
+        self.redeemed.notify_one();
+        let then = *self.then.lock().unwrap();
+        match then {
+            Then::LetsIn | Then::HangsInRecheck => Ok(subscription),
+            Then::SaysLater => Err(Refusal::later(RefusalReason::Busy)),
+            Then::Forbids => Err(Refusal::forbidden()),
+            Then::Hangs => futures::future::pending().await,
+            Then::Panics => panic!("the hook's own"),
+            Then::BuildsAnother => Ok(Subscription::user(subscription.user_id().unwrap())),
+        }
+    }
+
+    async fn recheck(&self, _: Subscription) -> Recheck {
+        let hangs = *self.then.lock().unwrap() == Then::HangsInRecheck;
+        if hangs { futures::future::pending().await } else { Recheck::Settled }
+    }
+}
+
+async fn serve_redeeming(builder: HubBuilder) -> (Hub, Server, Redeems) {
+    let hub = builder.build().unwrap();
+    let hook = Redeems { hub: hub.clone(), then: Arc::new(Mutex::new(Then::LetsIn)), redeemed: Arc::default() };
+    let layer = hub.layer("/events", hook.clone()).changeable();
+    let server = Server::start(&hub, Router::new().route("/", axum_get(async || "")).layer(layer)).await;
+    (hub, server, hook)
+}
+
+#[tokio::test]
+async fn a_ticket_is_good_again_when_its_request_gets_no_stream() {
+    let (hub, server, hook) = serve_redeeming(hurried().access_timeout(SECOND / 10)).await;
+    for (then, expected) in [
+        (Then::SaysLater, StatusCode::OK),
+        (Then::Hangs, StatusCode::OK),
+        (Then::HangsInRecheck, StatusCode::OK),
+        (Then::Forbids, StatusCode::FORBIDDEN),
+        (Then::Panics, StatusCode::INTERNAL_SERVER_ERROR),
+    ] {
+        let path = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+        hook.now(then);
+        // Browsers come back with the same URL after a retryable refusal.
+        for _ in 0..2 {
+            let refused = get(server.addr, &path).await;
+            assert_eq!(refused.status, expected);
+            if expected == StatusCode::OK {
+                assert_eq!(refused.events().next().await.event, "hub.refused");
+            }
+        }
+        hook.now(Then::LetsIn);
+        let opened = get(server.addr, &path).await;
+        assert_eq!(opened.status, StatusCode::OK);
+        assert_eq!(opened.events().next().await.event, "hub.hello");
+        assert_eq!(get(server.addr, &path).await.status, StatusCode::UNAUTHORIZED, "a ticket opens one stream");
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_is_good_again_when_its_client_leaves_before_the_hook_decides() {
+    let (hub, server, hook) = serve_redeeming(hurried()).await;
+    let path = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+    hook.now(Then::Hangs);
+    let request = Request::get(path.as_str()).body(()).unwrap();
+    let endpoint = hub.endpoint(hook.clone());
+    let asking = tokio::spawn(tower::ServiceExt::oneshot(endpoint, request));
+    soon(hook.redeemed.notified()).await;
+    asking.abort();
+    assert!(soon(asking).await.is_err());
+    hook.now(Then::LetsIn);
+    assert_eq!(get(server.addr, &path).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_ticket_is_good_again_when_a_change_of_topics_is_refused() {
+    let (hub, server, hook) = serve_redeeming(hurried()).await;
+    let subscription = || Subscription::user("ada").may_join(TopicRule::prefix("open/"));
+    let _page = subscribe(server.addr, &with_ticket(&ticket(&hub, subscription()).await)).await;
+    let id = hub.connections()[0].id;
+    let ticket = ticket(&hub, subscription()).await;
+    let change = |topic| {
+        let path = format!("/events/{id}/topics?join={topic}&ticket={}", ticket.as_str());
+        send(server.addr, Request::post(path).body("").unwrap())
+    };
+    hook.now(Then::SaysLater);
+    assert_eq!(change("open/1").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    hook.now(Then::LetsIn);
+    assert_eq!(change("secret").await.status, StatusCode::FORBIDDEN);
+    assert_eq!(change("open/1").await.status, StatusCode::OK);
+    assert_eq!(change("open/2").await.status, StatusCode::UNAUTHORIZED, "a ticket is good for one change");
+}
+
+#[tokio::test]
+async fn a_ticket_is_spent_when_the_hook_builds_a_subscription_of_its_own_from_it() {
+    let (hub, server, hook) = serve_redeeming(hurried()).await;
+    hook.now(Then::BuildsAnother);
+    let path = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+    assert_eq!(get(server.addr, &path).await.status, StatusCode::OK);
+    assert_eq!(get(server.addr, &path).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_ticket_that_was_given_back_is_void_after_a_disconnect_and_over_in_its_time() {
+    let (hub, server, hook) = serve_redeeming(hurried()).await;
+    let void = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+    let over = with_ticket(&hub.ticket(Subscription::user("ben"), SECOND).await.unwrap());
+    hook.now(Then::SaysLater);
+    for path in [&void, &over] {
+        assert_eq!(get(server.addr, path).await.events().next().await.event, "hub.refused");
+    }
+    hook.now(Then::LetsIn);
+    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    assert_eq!(get(server.addr, &void).await.status, StatusCode::UNAUTHORIZED);
+    tokio::time::sleep(SECOND + SECOND / 10).await;
+    assert_eq!(get(server.addr, &over).await.status, StatusCode::UNAUTHORIZED);
+}
+
 /// A user who was demoted after the ticket was made.
 #[tokio::test]
 async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {

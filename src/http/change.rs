@@ -10,7 +10,7 @@ use super::hook::NoAnswer;
 use super::respond::plain;
 use super::{Access, Connect, EventBody, origin};
 use crate::command::Change;
-use crate::hub::{ChangeError, Hub};
+use crate::hub::{ChangeError, Hub, Redemption};
 use crate::name::{ConnectionId, Topic};
 use crate::position::Cursor;
 use crate::refusal::Kind;
@@ -23,7 +23,7 @@ pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
 }
 
 impl Hub {
-    pub(super) async fn change<A: Access>(&self, access: &A, connect: Connect) -> Response<EventBody> {
+    pub(super) async fn change<A: Access>(&self, access: &A, mut connect: Connect) -> Response<EventBody> {
         if connect.method() != Method::POST {
             let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use POST\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
@@ -35,6 +35,7 @@ impl Hub {
         if self.is_draining() {
             return later(self.settings().retry);
         }
+        let redemption = connect.redeems();
         let Some(asked) = as_stream(&connect) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
         let granted = match self.ask(access, Box::new(asked)).await {
             Ok(granted) => granted,
@@ -47,7 +48,11 @@ impl Hub {
                 };
             }
         };
-        self.change_as(&connect, &granted).await
+        let response = self.change_as(&connect, &granted).await;
+        if response.status() == StatusCode::OK {
+            redemption.into_iter().for_each(Redemption::spend);
+        }
+        response
     }
 
     async fn change_as(&self, connect: &Connect, granted: &Subscription) -> Response<EventBody> {

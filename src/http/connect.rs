@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
-use crate::hub::{Hub, Transport};
+use crate::hub::{Hub, Redemption, Redemptions, Transport};
 use crate::moment::Moment;
 use crate::position::Cursor;
 
@@ -24,6 +24,8 @@ pub struct Connect {
     /// What was true before may not be true any more when the request is answered.
     pub(super) asked_at: Moment,
     pub(super) transport: Option<Arc<Transport>>,
+    /// Where the tickets are noted that the hook redeems, where the hub asks the hook and the query may have a ticket.
+    pub(super) redemptions: Option<Arc<Redemptions>>,
 }
 
 impl Connect {
@@ -37,6 +39,7 @@ impl Connect {
             extensions: request.extensions().clone(),
             asked_at: Moment::now(),
             transport: None,
+            redemptions: None,
         }
     }
 
@@ -51,6 +54,7 @@ impl Connect {
             extensions: parts.extensions,
             asked_at: Moment::now(),
             transport: None,
+            redemptions: None,
         }
     }
 
@@ -58,6 +62,16 @@ impl Connect {
     pub(super) fn arriving<B>(hub: &Hub, request: Request<B>) -> Self {
         let transport = hub.transports().of_this_task();
         Self { transport, ..Self::from_parts(request.into_parts().0) }
+    }
+
+    /// From here on the tickets of this request are given back when the redemption is dropped.
+    pub(super) fn redeems(&mut self) -> Option<Redemption> {
+        if !self.may_have_field(b"ticket") {
+            return None;
+        }
+        let redemption = Redemption::new();
+        self.redemptions = Some(redemption.redemptions());
+        Some(redemption)
     }
 
     /// The same request for something else.
@@ -119,17 +133,17 @@ impl Connect {
     pub fn cursor(&self) -> Cursor {
         match self.headers.get("last-event-id") {
             Some(value) if !value.is_empty() => Cursor::parse(value.as_bytes()),
-            _ if !self.may_have_cursor_field() => Cursor::Absent,
+            _ if !self.may_have_field(b"last_event_id") => Cursor::Absent,
             _ => self.query_values("last_event_id").next().map_or(Cursor::Absent, |id| Cursor::parse(id.as_bytes())),
         }
     }
 }
 
 impl Connect {
-    /// Most have none, and nothing is decoded then.
-    fn may_have_cursor_field(&self) -> bool {
+    /// Whether the query may have a field of this name. Most queries have none, and nothing is decoded then.
+    fn may_have_field(&self, name: &[u8]) -> bool {
         let query = self.query().unwrap_or_default().as_bytes();
-        memchr::memchr(b'%', query).is_some() || memchr::memmem::find(query, b"last_event_id").is_some()
+        memchr::memchr(b'%', query).is_some() || memchr::memmem::find(query, name).is_some()
     }
 }
 

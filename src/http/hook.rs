@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use super::{Access, Connect};
 use crate::hub::{Authority, Hub, Recheck};
 use crate::reason::RefusalReason;
-use crate::refusal::{Kind, Refusal};
+use crate::refusal::Refusal;
 use crate::subscription::Subscription;
 
 /// Why the hook gave no subscription.
@@ -52,12 +52,7 @@ impl Hub {
         match access.recheck(redeemed.clone()).await {
             Recheck::Keep | Recheck::Settled => Ok(redeemed),
             Recheck::Narrow(narrowed) => redeemed.narrowed_to(&narrowed).ok_or(Refusal::forbidden()),
-            Recheck::End(refusal) => {
-                if matches!(refusal.0, Kind::Later { .. }) {
-                    self.give_back(&redeemed);
-                }
-                Err(refusal)
-            }
+            Recheck::End(refusal) => Err(refusal),
         }
     }
 }

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Response, StatusCode, Version};
 use super::hook::NoAnswer;
 use super::negotiate::{self, Unfit};
 use super::{Access, Connect, EventBody, origin};
-use crate::hub::{Authority, Hub, OpenError, Request, Transport};
+use crate::hub::{Authority, Hub, OpenError, Redemption, Request, Taken, Transport};
 use crate::moment::Moment;
 use crate::position::Cursor;
 use crate::reason::RefusalReason;
@@ -60,8 +60,10 @@ impl Hub {
     /// ```
     #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
     pub fn connect(&self, connect: Connect, subscription: Subscription) -> EventStream {
+        let ticket = Taken::of(self, &subscription);
+        let spend = || drop(ticket.and_then(Taken::spend));
         let response =
-            self.look_at(&connect).unwrap_or_else(|| self.accept(&Arrival::of(&connect), &subscription, None));
+            self.look_at(&connect).unwrap_or_else(|| self.accept(&Arrival::of(&connect), &subscription, None, spend));
         EventStream(without_body_for_head(connect.method(), response))
     }
 
@@ -77,15 +79,18 @@ impl Hub {
         self,
         access: Arc<A>,
         authority: Option<Arc<dyn Authority>>,
-        connect: Box<Connect>,
+        mut connect: Box<Connect>,
     ) -> Response<EventBody> {
         let draining = || self.is_draining().then(|| self.refusal(&Refusal::later(RefusalReason::Draining)));
         if let Some(refused) = self.look_at(&connect).or_else(draining) {
             return without_body_for_head(connect.method(), refused);
         }
         let arrival = Arrival::of(&connect);
+        let redemption = connect.redeems();
         let response = match self.ask(&*access, connect).await {
-            Ok(subscription) => self.accept(&arrival, &subscription, authority),
+            Ok(subscription) => {
+                self.accept(&arrival, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
+            }
             Err(NoAnswer::Refused(refusal)) => self.refusal(&refusal),
             Err(NoAnswer::Panicked) => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
         };
@@ -106,11 +111,13 @@ impl Hub {
         turn.err().map(|wait| self.refusal(&Refusal::later(RefusalReason::Limit).retry(wait)))
     }
 
+    /// Opens the stream and answers, or refuses. A ticket is spent by a stream, not by a refusal or a `HEAD`.
     fn accept(
         &self,
         arrival: &Arrival,
         subscription: &Subscription,
         authority: Option<Arc<dyn Authority>>,
+        spend_ticket: impl FnOnce(),
     ) -> Response<EventBody> {
         let opened = match arrival.method {
             Method::HEAD => self.admit(subscription, arrival.cursor, arrival.asked_at).map(|()| None),
@@ -119,12 +126,10 @@ impl Hub {
                 self.open(subscription, arrival.cursor, request).map(Some)
             }
         };
-        if matches!(opened, Ok(None) | Err(OpenError::Refused(..))) {
-            self.give_back(subscription);
-        }
         match opened {
             Ok(None) => stream(EventBody::inert()),
             Ok(Some(connection)) => {
+                spend_ticket();
                 let by_task = || arrival.transport.clone().or_else(|| self.transports().of_this_task());
                 let by_peer = || arrival.peer.and_then(|peer| self.transports().of_peer(peer));
                 let Some(transport) = by_task().or_else(by_peer) else {

@@ -1,7 +1,8 @@
 //! Tickets in requests.
 
 use super::Connect;
-use crate::hub::Hub;
+use crate::hub::{Hub, NotTaken};
+use crate::reason::RefusalReason;
 use crate::refusal::Refusal;
 use crate::subscription::Subscription;
 
@@ -38,15 +39,32 @@ impl Hub {
     /// }
     /// ```
     ///
-    /// A ticket that was taken is good again if the request is told to come back. Each request to
-    /// [change topics](crate::SseLayer::changeable) needs one of its own.
+    /// A ticket opens one stream. Where layer and endpoint ask the hook, a request that gets no stream gives its ticket
+    /// back: the hook refused it or took too long, a limit was reached, or the client left. So a browser that comes back
+    /// with the same URL after `hub.refused` is let in. In a handler only [`Hub::connect`] gives a ticket back, if it
+    /// refuses. Each request to [change topics](crate::SseLayer::changeable) needs a ticket of its own, which is spent when
+    /// the topics have changed.
     ///
-    /// Cancel safety: on one instance it never waits. If the request is dropped, the ticket is spent.
+    /// With several instances a ticket is given back by depositing it at the broker again, for the rest of its time. If the
+    /// broker or the process fails at that moment, the ticket is lost, and the page asks for another.
+    ///
+    /// Cancel safety: on one instance it never waits. If the future is dropped while a broker answers, the ticket is given
+    /// back.
     ///
     /// # Errors
     /// [`Refusal::login`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.
+    /// [`Refusal::later`] with the reason [`Starting`](RefusalReason::Starting) where the broker of a shared log does not
+    /// answer.
     pub async fn redeem(&self, connect: &Connect) -> Result<Subscription, Refusal> {
         let ticket = connect.query_values("ticket").next().ok_or(Refusal::login())?;
-        self.take_ticket(&ticket).await.ok_or(Refusal::login())
+        let taken = self.take_ticket(&ticket).await.map_err(|problem| match problem {
+            NotTaken::Invalid => Refusal::login(),
+            NotTaken::Unavailable => Refusal::later(RefusalReason::Starting),
+        })?;
+        let subscription = match &connect.redemptions {
+            Some(redemptions) => redemptions.note(taken),
+            None => taken.spend(),
+        };
+        subscription.ok_or(Refusal::login())
     }
 }

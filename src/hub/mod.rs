@@ -81,6 +81,7 @@ pub(crate) use open::{OpenError, Request};
 pub(crate) use origins::Origins;
 pub(crate) use recheck::Authority;
 pub(crate) use settings::Settings;
+pub(crate) use tickets::{NotTaken, Redemption, Redemptions, Taken};
 pub(crate) use transport::{Transport, Transports};
 
 pub use builder::HubBuilder;

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::link::Link;
 use super::presence::Other;
+use super::tickets::{NotTaken, Taken};
 use super::{Hub, Inner};
 use crate::audience::{Address, Audience};
 use crate::command::Command;
@@ -116,7 +117,7 @@ impl Hub {
         match *remote {}
     }
 
-    pub(super) async fn withdraw_ticket(&self, remote: &Remote, _: u128) -> Option<Subscription> {
+    pub(super) async fn take_shared(&self, remote: &Remote, _: u128) -> Result<Taken, NotTaken> {
         match *remote {}
     }
 

@@ -4,12 +4,18 @@ use std::collections::hash_map::HashMap;
 use std::fmt;
 #[cfg(feature = "json")]
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 #[cfg(feature = "json")]
 use bytes::Bytes;
 #[cfg(feature = "json")]
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
+#[cfg(feature = "json")]
+use tokio::runtime::Handle;
+#[cfg(feature = "json")]
+use tokio::sync::oneshot;
 #[cfg(feature = "json")]
 use tokio::time::timeout;
 
@@ -62,9 +68,8 @@ impl Hub {
     /// Makes a ticket for a stream of this subscription, for clients that can send no cookies and no headers: hand it to
     /// the page over a request that is authenticated, and let it open `/events?ticket=…` at once.
     ///
-    /// It is good for one stream within `ttl`, between a second and an hour; seconds are enough. A request that is told to
-    /// come back does not use it up. The access hook
-    /// fetches the subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
+    /// It is good for one stream within `ttl`, between a second and an hour; seconds are enough. A request that gets no
+    /// stream does not use it up. The access hook fetches the subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
     /// [`Target::disconnect`](crate::Target::disconnect) of its user or of one of its topics voids it.
     ///
     /// A browser's `EventSource` reconnects with the same URL, and the ticket in it is spent: it gets `401`, gives up, and
@@ -99,41 +104,120 @@ impl Hub {
         Ok(Ticket(text(secret).into()))
     }
 
-    /// Takes what a ticket stands for; none if it is no ticket, spent, or over.
-    pub(crate) async fn take_ticket(&self, text: &str) -> Option<Subscription> {
+    /// Takes the subscription that a ticket stands for.
+    pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, NotTaken> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical)?;
+        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(NotTaken::Invalid)?;
         if let Some(remote) = &self.inner.remote {
-            return self.withdraw_ticket(remote, secret).await;
+            return self.take_shared(remote, secret).await;
         }
         let now = self.now();
-        let Waiting { kept, over_at } = self.inner.tickets.take(secret, now)?;
-        let (mut subscription, made_at) = kept?;
-        // Who was disconnected since needs a new one.
-        let objection = self.inner.bars.lock().objection(&super::open::addresses(&subscription), made_at, now);
-        if objection == Some(Objection::Outdated) {
-            return None;
+        let waiting = self.inner.tickets.take(secret, now).ok_or(NotTaken::Invalid)?;
+        let (mut subscription, made_at) = waiting.kept.ok_or(NotTaken::Invalid)?;
+        // A user who was disconnected since needs a new one.
+        let addresses = super::open::addresses(&subscription);
+        if self.inner.bars.lock().objection(&addresses, made_at, now) == Some(Objection::Outdated) {
+            return Err(NotTaken::Invalid);
         }
-        // Its own time may have ended before the ticket's.
+        // The subscription's own time may have ended before the ticket's.
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
-            return None;
+            return Err(NotTaken::Invalid);
         }
-        subscription.redeemed = Some(Redeemed { secret, made_at, deposited_at: None, over_at });
-        Some(subscription)
+        subscription.redeemed = Some(Redeemed { secret, made_at, deposited_at: None, over_at: waiting.over_at });
+        Ok(Taken::new(self, subscription))
     }
 
-    /// No stream came of it, for now: the client comes back with the same URL.
-    pub(crate) fn give_back(&self, subscription: &Subscription) {
-        if let Some(redeemed) = subscription.redeemed {
-            let subscription = Subscription { redeemed: None, ..subscription.clone() };
-            if let Some(made_at) = redeemed.deposited_at {
-                return self.give_back_shared(redeemed, made_at, subscription);
-            }
-            let Redeemed { secret, made_at, over_at, .. } = redeemed;
-            // If there is no room for it meanwhile, the page asks for another.
-            let waiting = Waiting { kept: Some((subscription, made_at)), over_at };
-            let _ = self.inner.tickets.put(secret, waiting, self.now());
+    /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.
+    fn give_back(&self, subscription: &Subscription) {
+        let Some(redeemed) = subscription.redeemed else { return };
+        let subscription = Subscription { redeemed: None, ..subscription.clone() };
+        if let Some(made_at) = redeemed.deposited_at {
+            return self.give_back_shared(redeemed, made_at, subscription);
         }
+        let Redeemed { secret, made_at, over_at, .. } = redeemed;
+        self.inner.tickets.put_back(secret, Waiting { kept: Some((subscription, made_at)), over_at }, self.now());
+    }
+}
+
+/// Why a ticket was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotTaken {
+    /// There is no such ticket, or not any more.
+    Invalid,
+    /// The broker, where it would be, did not answer.
+    Unavailable,
+}
+
+/// A ticket that was taken. It is given back when this is dropped, unless it is spent.
+pub(crate) struct Taken {
+    hub: Hub,
+    /// None once it is spent.
+    subscription: Option<Subscription>,
+}
+
+impl Taken {
+    fn new(hub: &Hub, subscription: Subscription) -> Self {
+        Self { hub: hub.clone(), subscription: Some(subscription) }
+    }
+
+    /// The ticket that a subscription came from, if it came from one.
+    pub(crate) fn of(hub: &Hub, subscription: &Subscription) -> Option<Self> {
+        subscription.redeemed.map(|_| Self::new(hub, subscription.clone()))
+    }
+
+    /// The ticket has opened a stream, or is another one's responsibility. Returns what it stands for.
+    pub(crate) fn spend(mut self) -> Option<Subscription> {
+        self.subscription.take()
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(subscription) = self.subscription.take() {
+            self.hub.give_back(&subscription);
+        }
+    }
+}
+
+/// The tickets that one request redeems. They are given back when this is dropped, unless they are spent.
+pub(crate) struct Redemption(Arc<Redemptions>);
+
+/// Where a request's [`Connect`](crate::Connect) leaves the tickets that its hook redeems. None when the request is over.
+pub(crate) struct Redemptions(Mutex<Option<SmallVec<[Taken; 1]>>>);
+
+impl Redemption {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Redemptions(Mutex::new(Some(SmallVec::new())))))
+    }
+
+    pub(crate) fn redemptions(&self) -> Arc<Redemptions> {
+        Arc::clone(&self.0)
+    }
+
+    /// The request got what it asked for.
+    pub(crate) fn spend(self) {
+        let taken = self.0.0.lock().take();
+        taken.into_iter().flatten().for_each(|taken| drop(taken.spend()));
+    }
+}
+
+impl Drop for Redemption {
+    fn drop(&mut self) {
+        // Not under the lock.
+        let taken = self.0.0.lock().take();
+        drop(taken);
+    }
+}
+
+impl Redemptions {
+    /// Notes a ticket that a hook has redeemed, and returns what it stands for. None if the request is over: then the
+    /// ticket is given back.
+    pub(crate) fn note(&self, taken: Taken) -> Option<Subscription> {
+        let mut open = self.0.lock();
+        let taken_of_request = open.as_mut()?;
+        let subscription = taken.subscription.clone();
+        taken_of_request.push(taken);
+        subscription
     }
 }
 
@@ -177,19 +261,34 @@ impl Hub {
         }
     }
 
-    async fn withdraw_ticket(&self, remote: &Remote, secret: u128) -> Option<Subscription> {
+    async fn take_shared(&self, remote: &Remote, secret: u128) -> Result<Taken, NotTaken> {
         if !housekeeping::can_wait() {
-            return None;
+            return Err(NotTaken::Unavailable);
         }
-        let key = key(secret);
-        let withdrawn = timeout(self.settings().publish_timeout, remote.backplane.withdraw(&key)).await;
-        let (mut subscription, times) = ticket::decode(&withdrawn.ok()?.ok()??)?;
+        let (answer, answered) = oneshot::channel();
+        let (hub, backplane) = (self.clone(), Arc::clone(&remote.backplane));
+        // A task of its own: a request that is dropped while the broker answers must not lose the ticket. An answer that
+        // the request does not take is dropped, and so gives the ticket back.
+        tokio::spawn(async move {
+            let key = key(secret);
+            let taken = match timeout(hub.settings().publish_timeout, backplane.withdraw(&key)).await {
+                Ok(Ok(Some(bytes))) => hub.read_shared(secret, &bytes).ok_or(NotTaken::Invalid),
+                Ok(Ok(None)) => Err(NotTaken::Invalid),
+                Ok(Err(_)) | Err(_) => Err(NotTaken::Unavailable),
+            };
+            drop(answer.send(taken));
+        });
+        answered.await.unwrap_or(Err(NotTaken::Unavailable))
+    }
+
+    fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Taken> {
+        let (mut subscription, times) = ticket::decode(bytes)?;
         self.inner.tickets.take(secret, self.now());
         let left = times.over_at.duration_since(SystemTime::now()).ok()?;
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
             return None;
         }
-        // Who was disconnected since needs a new one.
+        // A user who was disconnected since needs a new one.
         let addresses = super::open::addresses(&subscription);
         if self.inner.bars.lock().any_since(&addresses, times.made_at) {
             return None;
@@ -197,25 +296,27 @@ impl Hub {
         let over_at = self.now().saturating_add(millis(left));
         let (made_at, deposited_at) = (Moment::now(), Some(times.made_at));
         subscription.redeemed = Some(Redeemed { secret, made_at, deposited_at, over_at });
-        Some(subscription)
+        Some(Taken::new(self, subscription))
     }
 
-    /// It stays as old as it is, so that a kick meanwhile voids it.
+    /// Deposits a ticket again for the rest of its time. It stays as old as it is, so that a disconnect meanwhile voids it.
     fn give_back_shared(&self, redeemed: Redeemed, made_at: SystemTime, subscription: Subscription) {
         let Redeemed { secret, over_at, .. } = redeemed;
         let now = self.now();
         let left = Duration::from_millis(over_at.saturating_sub(now));
-        // It counts here from now on. Also if it is one too many: it was there before.
-        let _ = self.inner.tickets.put(secret, Waiting::elsewhere(over_at), now);
-        let hub = self.clone();
-        if let Some(runtime) = housekeeping::runtime(&self.inner) {
-            runtime.spawn(async move {
-                if let Some(remote) = &hub.inner.remote {
-                    // If it is lost, the page asks for another.
-                    let _ = hub.deposit_ticket(remote, secret, &subscription, made_at, left).await;
-                }
-            });
+        let Ok(runtime) = Handle::try_current() else { return };
+        if left.is_zero() {
+            return;
         }
+        // From now on it counts here.
+        self.inner.tickets.put_back(secret, Waiting::elsewhere(over_at), now);
+        let hub = self.clone();
+        runtime.spawn(async move {
+            if let Some(remote) = &hub.inner.remote {
+                // If it is lost, the page asks for another.
+                let _ = hub.deposit_ticket(remote, secret, &subscription, made_at, left).await;
+            }
+        });
     }
 }
 
@@ -285,6 +386,13 @@ impl Tickets {
         table.last_over_at = table.last_over_at.max(ticket.over_at);
         table.waiting.insert(secret, ticket);
         Ok(())
+    }
+
+    /// Puts a ticket back that was taken. There is always room for it: it was there before.
+    fn put_back(&self, secret: u128, ticket: Waiting, now: Millis) {
+        if ticket.over_at > now {
+            self.table.lock().waiting.insert(secret, ticket);
+        }
     }
 
     fn take(&self, secret: u128, now: Millis) -> Option<Waiting> {

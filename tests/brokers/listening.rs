@@ -7,7 +7,8 @@ use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{
-    Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, Subscription, SubscriptionError, Ticket, TopicRule,
+    Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, RefusalReason, Subscription, SubscriptionError, Ticket,
+    TopicRule,
 };
 
 use crate::nats_server::{self, NatsServer};
@@ -290,6 +291,63 @@ async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) 
     }
 }
 
+/// A browser that is told to come back does so with the same URL, perhaps to another instance.
+async fn a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream(log: impl Backplane + Clone) {
+    #[derive(Clone, Copy)]
+    enum Then {
+        LetsIn,
+        SaysLater,
+        Hangs,
+    }
+    let brief = || builder().access_timeout(Duration::from_millis(200));
+    let one = Instance::start(brief(), log.clone()).await;
+    let two = Instance::start(brief(), log).await;
+    let door = async |hub: &Hub, then: Then| {
+        let tickets = hub.clone();
+        let endpoint = hub.endpoint(move |connect: Connect| {
+            let hub = tickets.clone();
+            async move {
+                let subscription = hub.redeem(&connect).await?;
+                match then {
+                    Then::LetsIn => Ok(subscription),
+                    Then::SaysLater => Err(Refusal::later(RefusalReason::Busy)),
+                    Then::Hangs => std::future::pending().await,
+                }
+            }
+        });
+        Server::start(hub, Router::new().route_service("/events", endpoint)).await
+    };
+    let opens = door(&two.hub, Then::LetsIn).await;
+    let path = |ticket: &Ticket| format!("/events?ticket={}", ticket.as_str());
+    let comes_back = async |ticket: &Ticket| loop {
+        let reply = get(opens.addr, &path(ticket)).await;
+        if reply.status == StatusCode::OK {
+            return reply.events().next().await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    for then in [Then::SaysLater, Then::Hangs] {
+        let refuses = door(&one.hub, then).await;
+        let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
+        assert_eq!(get(refuses.addr, &path(&ticket)).await.events().next().await.event, "hub.refused");
+        assert_eq!(soon(comes_back(&ticket)).await.event, "hub.hello");
+        assert_eq!(get(opens.addr, &path(&ticket)).await.status, StatusCode::UNAUTHORIZED);
+    }
+    // A request that is dropped while the broker answers.
+    let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
+    let request = Request::get(path(&ticket)).body(()).unwrap();
+    drop(futures::FutureExt::now_or_never(one.hub.redeem(&Connect::from_request(&request))));
+    assert_eq!(soon(comes_back(&ticket)).await.event, "hub.hello");
+    // A ticket that was given back is as old as it was.
+    let refuses = door(&one.hub, Then::SaysLater).await;
+    let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
+    let mut page = two.open("user=ada").await;
+    assert_eq!(get(refuses.addr, &path(&ticket)).await.events().next().await.event, "hub.refused");
+    one.hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    while page.events.next().await.event != "hub.bye" {}
+    assert_eq!(get(opens.addr, &path(&ticket)).await.status, StatusCode::UNAUTHORIZED);
+}
+
 /// Those that lie on the broker too, by whoever made them.
 async fn tickets_that_wait_are_bounded(log: impl Backplane + Clone) {
     let one = Instance::start(builder().max_tickets(2), log.clone()).await;
@@ -406,6 +464,7 @@ through_all! {
     an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
     connections_of_a_user_are_bounded_across_instances
     a_ticket_is_redeemed_once_on_any_instance
+    a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream
     tickets_that_wait_are_bounded
     a_topic_tells_who_comes_and_goes_across_instances
 }
