@@ -92,6 +92,27 @@ async fn values_outlive_the_log_each_on_its_own() {
     assert_eq!(values(&log).await, BTreeMap::from([(4, "z".to_owned())]));
 }
 
+/// A server copies values out of the log a moment after they were published, and a busy log throws its oldest records out.
+/// Since version 2.10 the first copy takes up to 200 ms, after the streams are made and after each start of the server.
+#[tokio::test]
+async fn acknowledged_values_outlive_a_busy_log_on_a_fresh_and_on_a_restarted_server() {
+    if !is_there() {
+        return;
+    }
+    let mut server = NatsServer::start();
+    for start in ["fresh", "restarted"] {
+        if start == "restarted" {
+            server.kill();
+            server.restart();
+        }
+        let log = Nats::new(&server.url(), "n").unwrap().max_records(1_000);
+        append(&log, (0..20).map(|n| value(start, &format!("{start} {n}"))).collect()).await;
+        append(&log, (0..3_000).map(|n| record(&n.to_string())).collect()).await;
+        let kept = values(&log).await.into_values().filter(|text| text == start).count();
+        assert_eq!(kept, 20, "on a {start} server");
+    }
+}
+
 #[tokio::test]
 async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
     if !is_there() {

@@ -19,11 +19,17 @@ pub struct NatsServer {
     child: Option<Child>,
 }
 
-/// Whether there is one to run. Where there is not, what is left out is said loudly; CI never leaves it out.
+/// The server to run: the program that `TOWER_SSE_NATS_SERVER` names, otherwise `nats-server` of the `PATH`.
+fn program() -> Command {
+    Command::new(std::env::var_os("TOWER_SSE_NATS_SERVER").unwrap_or_else(|| "nats-server".into()))
+}
+
+/// Returns whether there is a server to run. Without one the NATS tests print that they are left out. In CI, and where
+/// `TOWER_SSE_NATS_SERVER` names a server, a missing server is a failure.
 pub fn is_there() -> bool {
-    let mut command = Command::new("nats-server");
-    let found = command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
-    assert!(found || std::env::var_os("CI").is_none(), "nats-server is missing: tests/run installs it");
+    let found = program().arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let is_required = std::env::var_os("CI").is_some() || std::env::var_os("TOWER_SSE_NATS_SERVER").is_some();
+    assert!(found || !is_required, "nats-server is missing: tests/run installs it");
     if !found {
         eprintln!("LEFT OUT: no nats-server on this machine, so nothing is shown of NATS here");
     }
@@ -63,7 +69,7 @@ impl NatsServer {
     /// On the port and in the folder that it had.
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
-        let mut command = Command::new("nats-server");
+        let mut command = program();
         command.args(["-a", "127.0.0.1", "-p", &self.port.to_string()]);
         if self.has_jetstream {
             command.args(["-js", "-sd"]).arg(&self.folder);

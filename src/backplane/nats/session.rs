@@ -95,6 +95,8 @@ pub(super) async fn open(
             let claim = Record { epoch: candidate, last: 0, created: CLAIM.to_owned() };
             if write(&connection, names, &claim, revision).await? {
                 mine = Some(candidate);
+                // A stream of values that copied out of the log that is gone may take a while to notice the new one.
+                streams::delete(&connection, &names.values).await?;
                 streams::make_log(&connection, names, settings, candidate).await?;
                 streams::values(&connection, names, settings).await?;
                 streams::told(&connection, names).await?;

@@ -2,9 +2,10 @@
 //!
 //! An old server passes over settings that it does not know, so what was made is looked at, not what was asked for.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
+use tokio::time::sleep;
 
 use super::super::BackplaneError;
 use super::Settings;
@@ -17,6 +18,9 @@ const DUPLICATES: Duration = Duration::from_secs(600);
 /// For so long what was told is kept, and at most so much of it.
 const HEARD: Duration = Duration::from_secs(60);
 const TOLD: usize = 10_000;
+
+/// The pause between two looks whether values are copied.
+const COPIES_SOON: Duration = Duration::from_millis(5);
 
 /// For so long something may wait at most.
 const DEPOSITS: Duration = Duration::from_secs(3600);
@@ -139,8 +143,8 @@ pub(super) async fn fence(
     Ok(Some(log))
 }
 
-/// The stream of current values: the newest of each, copied out of the log by the server. False if somebody else made
-/// another meanwhile.
+/// Prepares the stream of current values: the newest of each, copied out of the log by the server. Returns false if
+/// another instance made a stream of this name with other settings meanwhile.
 pub(super) async fn values(
     connection: &Connection,
     names: &Names,
@@ -173,9 +177,28 @@ pub(super) async fn values(
     if config["max_msgs"] != count(settings.max_values) {
         let mut config = config.clone();
         config["max_msgs"] = count(settings.max_values);
-        return Ok(connection.ask("STREAM.UPDATE", &names.values, &config).await?.is_some());
+        if connection.ask("STREAM.UPDATE", &names.values, &config).await?.is_none() {
+            return Ok(false);
+        }
     }
-    Ok(true)
+    copies(connection, names).await
+}
+
+/// Waits until the server copies values. A server of version 2.10 or newer begins up to 200 ms after the stream was made or
+/// the server was started. A value that is acknowledged before that is lost if a busy log throws it out within this time.
+async fn copies(connection: &Connection, names: &Names) -> Result<bool, BackplaneError> {
+    let begun = Instant::now();
+    loop {
+        let Some(info) = connection.ask("STREAM.INFO", &names.values, &json!({})).await? else { return Ok(false) };
+        // The time since the server heard of the source, or -1 if it has not heard of it yet.
+        if info["sources"][0]["active"].as_i64().is_some_and(|active| active >= 0) {
+            return Ok(true);
+        }
+        if begun.elapsed() > connection.timeout {
+            return Err(BackplaneError::unavailable("the server does not copy current values out of the log yet"));
+        }
+        sleep(COPIES_SOON).await;
+    }
 }
 
 /// The bucket. Read from its leader alone: a replica may not know of the newest epoch.
@@ -256,7 +279,7 @@ async fn is_there(connection: &Connection, name: &str) -> Result<bool, Backplane
         if connection.ask("STREAM.INFO", name, &json!({})).await?.is_some() {
             return Ok(true);
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(20)).await;
     }
     Ok(false)
 }
