@@ -225,8 +225,7 @@ async fn who_leaves_makes_room() {
 
 #[tokio::test]
 async fn a_head_takes_no_place() {
-    let builder = Hub::builder().max_connections(1, OverLimit::Refuse).max_connects_per_second(1);
-    let (hub, server) = serve(builder).await;
+    let (hub, server) = serve(Hub::builder().max_connections(1, OverLimit::Refuse)).await;
     let head = async || send(server.addr, Request::head("/events").body("").unwrap()).await;
     for _ in 0..5 {
         assert_eq!(head().await.status, StatusCode::OK);
@@ -285,6 +284,62 @@ async fn who_came_too_fast_is_let_in_when_it_comes_back_in_its_time() {
         }
     }
     assert_eq!((let_in.len(), hub.stats().connections), (20, 20));
+}
+
+/// A hub whose hook counts how often it is asked.
+async fn serve_counting(builder: HubBuilder) -> (Hub, Server, Arc<AtomicUsize>) {
+    let hub = builder.retry(RETRY).build().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let access = move |_: Connect| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        ready(Ok(Subscription::anonymous().may_join(tower_sse::TopicRule::any())))
+    };
+    let app =
+        Router::new().route("/", axum::routing::get(async || "")).layer(hub.layer("/events", access).changeable());
+    let server = Server::start(&hub, app).await;
+    (hub, server, asked)
+}
+
+#[tokio::test]
+async fn head_requests_and_changes_of_topics_ask_the_hook_no_faster_than_streams() {
+    let rate = 5;
+    let (hub, server, asked) = serve_counting(Hub::builder().max_connects_per_second(rate)).await;
+    let _page = subscribe(server.addr, "/events").await;
+    let change = format!("http://test/events/{}/topics?join=t", hub.connections()[0].id);
+    for (method, target) in [("HEAD", "http://test/events"), ("POST", change.as_str())] {
+        let (since, before) = (Instant::now(), asked.load(Ordering::SeqCst));
+        let mut sender = support::http2(server.addr).await;
+        let mut refused = 0;
+        for _ in 0..200 {
+            let request = Request::builder().method(method).uri(target).body(Default::default()).unwrap();
+            let reply = soon(sender.send_request(request)).await.unwrap();
+            if method == "POST" && reply.status() == StatusCode::SERVICE_UNAVAILABLE {
+                let wait: u64 = reply.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+                assert!((1..=60).contains(&wait), "{wait}");
+                refused += 1;
+            }
+        }
+        let times = asked.load(Ordering::SeqCst) - before;
+        let allowed = rate as usize + 1 + (since.elapsed().as_secs_f64() * f64::from(rate)) as usize;
+        assert!(times <= allowed, "{method}: asked {times} times where {allowed} are allowed");
+        assert!(method == "HEAD" || refused == 200 - times, "{refused} refused, asked {times} times");
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_topics_of_a_connection_that_is_not_there_asks_nobody() {
+    let (hub, server, asked) = serve_counting(Hub::builder()).await;
+    let page = subscribe(server.addr, "/events").await;
+    let id = hub.connections()[0].id;
+    drop(page);
+    until(|| hub.stats().connections == 0).await;
+    let before = asked.load(Ordering::SeqCst);
+    for id in [id.to_string(), "f".repeat(32), "x".to_owned()] {
+        let request = Request::post(format!("/events/{id}/topics?join=t")).body("").unwrap();
+        assert_eq!(send(server.addr, request).await.status, StatusCode::NOT_FOUND, "{id}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), before);
 }
 
 #[tokio::test]

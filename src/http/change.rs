@@ -37,6 +37,15 @@ impl Hub {
         }
         let redemption = connect.redeems();
         let Some(asked) = as_stream(&connect) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
+        // Before the hook is asked: a request about no connection costs a look-up, and takes no turn from others.
+        let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
+        let Some(id) = id else { return not_there() };
+        if !self.has_connection(id).await {
+            return not_there();
+        }
+        if let Err(wait) = self.take_turn() {
+            return later(wait);
+        }
         let granted = match self.ask(access, Box::new(asked)).await {
             Ok(granted) => granted,
             Err(NoAnswer::Panicked) => return plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
@@ -48,21 +57,16 @@ impl Hub {
                 };
             }
         };
-        let response = self.change_as(&connect, &granted).await;
+        let response = self.change_as(id, &connect, &granted).await;
         if response.status() == StatusCode::OK {
             redemption.into_iter().for_each(Redemption::spend);
         }
         response
     }
 
-    async fn change_as(&self, connect: &Connect, granted: &Subscription) -> Response<EventBody> {
-        let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
-        // Somebody else's looks like one that is not there.
-        let connection = match id {
-            Some(id) => self.connection_of(id, granted.user.as_ref()).await,
-            None => None,
-        };
-        let Some(connection) = connection else { return plain(StatusCode::NOT_FOUND, "no such connection\n") };
+    async fn change_as(&self, id: ConnectionId, connect: &Connect, granted: &Subscription) -> Response<EventBody> {
+        // The connection of another user has the same answer as one that is not there.
+        let Some(connection) = self.connection_of(id, granted.user.as_ref()).await else { return not_there() };
         let topics = |field| connect.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
         // A name that is none: the same answer as for one that is not granted.
         let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else {
@@ -114,9 +118,15 @@ fn as_stream(connect: &Connect) -> Option<Connect> {
     Some(connect.clone().with_target(Method::GET, Uri::from_parts(parts).ok()?))
 }
 
+fn not_there() -> Response<EventBody> {
+    plain(StatusCode::NOT_FOUND, "no such connection\n")
+}
+
 fn later(after: Duration) -> Response<EventBody> {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "not now\n");
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+    // Rounded up, so that the client does not come too early.
+    let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
 }
 

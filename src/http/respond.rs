@@ -106,8 +106,8 @@ impl Hub {
             tracing::debug!("an event stream was refused: a page of another origin");
             return Some(plain(StatusCode::FORBIDDEN, "forbidden\n"));
         }
-        // Before the hook is asked: it is to be spared when everybody comes at once.
-        let turn = if connect.method() == Method::HEAD { Ok(()) } else { self.take_turn() };
+        // Before the hook is asked, so that a rush does not reach it. A `HEAD` asks it too.
+        let turn = self.take_turn();
         turn.err().map(|wait| self.refusal(&Refusal::later(RefusalReason::Limit).retry(wait)))
     }
 

@@ -156,9 +156,11 @@ impl HubBuilder {
         self
     }
 
-    /// Bounds how many requests for a stream are looked at in a second; who comes too fast is refused softly, before the
-    /// access hook is asked, with a `retry` that grows with how many wait already, to about 30 s. At least 1. Defaults to no
-    /// bound.
+    /// Bounds how many requests per second reach the access hook: for a stream, for its head (`HEAD`), and to
+    /// [change topics](crate::SseLayer::changeable). The hub answers the others before it asks the hook. A request for a
+    /// stream gets a retryable refusal, whose `retry` grows with the number of those that wait, to about 30 s. A change of
+    /// topics gets `503` with a `Retry-After` of that time. Streams [in this process](Hub::stream) and in handlers
+    /// ([`Hub::connect`]) take part. At least 1. Defaults to no bound.
     pub fn max_connects_per_second(mut self, connects: u32) -> Self {
         self.settings.limits.per_second = Some(connects);
         self

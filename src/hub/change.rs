@@ -34,16 +34,28 @@ enum Place {
 }
 
 impl Hub {
-    /// A connection, on whichever instance, if it is this user's, or nobody's in particular where there is no user. With
-    /// several instances it takes as long for somebody else's as for one that is not there.
+    /// A connection on any instance, if it is this user's, or anonymous where there is no user.
     pub(crate) async fn connection_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Changeable<'_>> {
+        let place = self.look_for(|| self.place_of(id, user)).await?;
+        Some(Changeable { hub: self, id, place })
+    }
+
+    /// Whether any instance has such a connection, of any user.
+    pub(crate) async fn has_connection(&self, id: ConnectionId) -> bool {
+        let is_there = || {
+            let is_elsewhere = || self.inner.remote.as_ref().is_some_and(|remote| remote.find(id).is_some());
+            (self.registry().find(id).is_some() || is_elsewhere()).then_some(())
+        };
+        self.look_for(is_there).await.is_some()
+    }
+
+    /// Looks once, and with several instances again for a while: another instance may not have told of a connection yet.
+    async fn look_for<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
         let until = Instant::now() + PATIENCE;
         loop {
-            if let Some(place) = self.place_of(id, user) {
-                return Some(Changeable { hub: self, id, place });
-            }
-            if self.inner.remote.is_none() || Instant::now() >= until {
-                return None;
+            let found = look();
+            if found.is_some() || self.inner.remote.is_none() || Instant::now() >= until {
+                return found;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
