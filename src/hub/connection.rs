@@ -8,7 +8,7 @@ use tokio::time::Duration;
 
 use super::link::{Ending, Link};
 use super::timing::{Expiry, Heartbeat};
-use super::{Hub, LifecycleEvent, Transport, alarms, housekeeping};
+use super::{Hub, LifecycleEvent, Transport, workers};
 use crate::audience::Address;
 use crate::log::{Batch, Millis, millis};
 use crate::name::{ConnectionId, Topic};
@@ -210,6 +210,8 @@ impl Connection {
         match self.stage {
             Stage::Opening => {
                 self.stage = Stage::Reading;
+                // It may have been opened on another runtime.
+                workers::ensure(&self.hub.inner);
                 if let Some(opening) = self.opening.as_deref() {
                     let topics = self.hub.log().topics(&self.link.subscriber);
                     return Poll::Ready(Some(Step::Hello {
@@ -382,8 +384,6 @@ impl Connection {
             && now >= heartbeat.due()
         {
             heartbeat.wrote(false, now);
-            // Whatever runtime the hub's work was on before, this one is alive.
-            housekeeping::revive(&self.hub.inner);
             if self.progress == Progress::CaughtUp
                 && !self.told_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
@@ -395,7 +395,7 @@ impl Connection {
         }
         // Not far ahead: a stream that has gone is remembered for as long as its alarm.
         let soon = now.saturating_add(millis(self.hub.settings().heartbeat));
-        alarms::set(&self.hub.inner, &self.link, due.min(soon));
+        workers::set_alarm(&self.hub.inner, &self.link, due.min(soon));
         Poll::Pending
     }
 
