@@ -19,6 +19,8 @@
 mod nats_server;
 #[path = "../tests/support/redis.rs"]
 mod redis_server;
+#[path = "../tests/support/skip.rs"]
+mod skip;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -156,7 +158,7 @@ fn synced_nats(measure: impl FnOnce(&NatsServer)) {
     if Command::new("nats-server").args(["-t", "-c", path]).output().unwrap().status.success() {
         measure(&NatsServer::start_with(&["-c", path]));
     } else {
-        eprintln!("LEFT OUT: this nats-server does not know `sync_interval: always`");
+        skip::skipped("this nats-server does not know `sync_interval: always`");
     }
     std::fs::remove_file(&config).unwrap();
 }

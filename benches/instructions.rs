@@ -210,7 +210,7 @@ fn main() {
         return;
     }
     if Command::new("valgrind").arg("--version").output().is_err() {
-        eprintln!("LEFT OUT: instruction counts: there is no valgrind");
+        eprintln!("skipped: instructions: valgrind is not installed");
         return;
     }
     let kept = arguments.iter().skip_while(|argument| *argument != "profile").nth(1);

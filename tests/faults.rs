@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use support::{Server, get, http2, reply, resume, soon, subscribe, until};
+use support::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower_sse::{
@@ -754,10 +754,13 @@ async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap
 /// A peer that vanishes without a word: its network is cut, so that no FIN and no RST can come.
 #[tokio::test]
 async fn a_peer_that_vanishes_is_removed() {
+    for tool in ["ip", "curl"] {
+        if std::process::Command::new(tool).arg("-V").stdout(std::process::Stdio::null()).status().is_err() {
+            return skip::not_installed(tool);
+        }
+    }
     let Some(network) = Network::new() else {
-        eprintln!("LEFT OUT: a_peer_that_vanishes_is_removed needs root and `ip` (iproute2)");
-        assert!(std::env::var_os("CI").is_none(), "CI leaves nothing out");
-        return;
+        return skip::skipped("this machine does not permit network namespaces");
     };
     let hub = Hub::builder()
         .heartbeat(Duration::from_millis(200))

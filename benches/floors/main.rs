@@ -20,6 +20,8 @@ mod parse;
 mod process;
 mod publisher;
 mod servers;
+#[path = "../../tests/support/skip.rs"]
+mod skip;
 mod stats;
 mod table;
 
@@ -96,12 +98,11 @@ fn main() -> ExitCode {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let pinned = process::pin(cpus);
     let has_nchan = nchan::is_there();
-    assert!(has_nchan || std::env::var_os("CI").is_none(), "nchan is missing: tests/run installs it");
     if !has_nchan {
-        eprintln!("LEFT OUT: nchan, since Debian's libnginx-mod-nchan is not on this machine");
+        skip::not_installed("nchan (Debian's libnginx-mod-nchan)");
     }
     if !pinned {
-        eprintln!("LEFT OUT: a CPU each for server and load, since there is only one, or no taskset");
+        skip::skipped("server and load share a CPU, because there is only one, or no taskset");
     }
     let scale = if arguments.smoke { Scale::SMOKE } else { Scale::FULL };
     let mut json = arguments.json.as_ref().map(|path| File::create(path).expect("the file for the figures"));

@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::support::skip;
+
 const CHROMIUM: &str = "/usr/bin/chromium";
 /// Far above anything that a page is waited for, also where builds run beside.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -25,16 +27,15 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/browser")
 }
 
-/// None where something is missing: then what is left out is said loudly; CI never leaves it out.
+/// The one browser. If a tool is missing, reports the test as skipped and returns `None`.
 pub fn browser() -> Option<&'static Browser> {
-    static BROWSER: OnceLock<Option<Browser>> = OnceLock::new();
-    let browser = BROWSER.get_or_init(|| {
-        let Some(missing) = missing() else { return Some(Browser::start()) };
-        assert!(std::env::var_os("CI").is_none(), "{missing} is missing: tests/run installs it");
-        eprintln!("LEFT OUT: no {missing} on this machine, so nothing is shown in a real browser");
-        None
-    });
-    browser.as_ref()
+    static BROWSER: OnceLock<Browser> = OnceLock::new();
+    static MISSING: OnceLock<Option<&'static str>> = OnceLock::new();
+    if let Some(missing) = MISSING.get_or_init(missing) {
+        skip::not_installed(missing);
+        return None;
+    }
+    Some(BROWSER.get_or_init(Browser::start))
 }
 
 fn missing() -> Option<&'static str> {

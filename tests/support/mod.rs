@@ -4,6 +4,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod skip;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;

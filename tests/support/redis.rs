@@ -4,6 +4,8 @@
 
 #[path = "port.rs"]
 mod port;
+#[path = "skip.rs"]
+mod skip;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -23,12 +25,11 @@ pub const FORGETFUL: &[&str] = &["--save", "", "--appendonly", "no"];
 /// Loses nothing that was acknowledged.
 pub const DURABLE: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
 
-/// Whether there is one to run. Where there is not, what is left out is said loudly; CI never leaves it out.
+/// Whether `redis-server` is installed. If not, reports the test as skipped.
 pub fn is_there() -> bool {
     let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_ok();
-    assert!(found || std::env::var_os("CI").is_none(), "redis-server is missing: tests/run installs it");
     if !found {
-        eprintln!("LEFT OUT: no redis-server on this machine, so nothing is shown of Redis here");
+        skip::not_installed("redis-server");
     }
     found
 }
