@@ -8,7 +8,7 @@ use http::Extensions;
 
 use crate::error::InvalidName;
 use crate::moment::Moment;
-use crate::name::{Topic, UserId};
+use crate::name::{self, MAX_NAME_BYTES, Topic, UserId};
 use crate::retention::TopicRule;
 
 /// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
@@ -36,8 +36,10 @@ pub struct Subscription {
     pub(crate) data: Option<Arc<str>>,
     pub(crate) extensions: Extensions,
     pub(crate) may_join: Vec<TopicRule>,
+    /// The key under which limits count it, in place of its user.
+    pub(crate) counted_as: Option<Arc<str>>,
     /// The ticket that carried it; so it is older than the request.
-    pub(crate) redeemed: Option<Redeemed>,
+    pub(crate) redeemed: Option<Box<Redeemed>>,
     pub(crate) invalid: Option<SubscriptionError>,
 }
 
@@ -126,6 +128,7 @@ impl Subscription {
             data: None,
             extensions: Extensions::new(),
             may_join: Vec::new(),
+            counted_as: None,
             redeemed: None,
             invalid: None,
         }
@@ -184,6 +187,38 @@ impl Subscription {
     #[must_use]
     pub fn may_join(mut self, rule: TopicRule) -> Self {
         self.may_join.push(rule);
+        self
+    }
+
+    /// Counts the connection under this key, where
+    /// [`HubBuilder::max_connections_per_user`](crate::HubBuilder::max_connections_per_user) would count it under its user.
+    /// Each key may have as many connections as each user. A [ticket](crate::Hub::ticket) for this subscription is counted
+    /// under the key too.
+    ///
+    /// Set a key for anonymous connections, which no limit per user bounds. The application chooses it: the client's
+    /// address, for IPv6 the `/64` that it is in, or a session. Behind a proxy, take the address from a header that the
+    /// proxy sets. Clients behind one address share its limit.
+    ///
+    /// A key is 1 to 255 bytes without control characters, and has nothing to do with a user of the same name. Each
+    /// instance counts the keys of its own connections. Defaults to none.
+    ///
+    /// ```
+    /// use tower_sse::{Connect, Refusal, Subscription};
+    ///
+    /// async fn access(connect: Connect) -> Result<Subscription, Refusal> {
+    ///     let address = connect.peer_addr().ok_or(Refusal::forbidden())?.ip();
+    ///     Ok(Subscription::anonymous().topic("news").counted_as(address))
+    /// }
+    /// # let hub = tower_sse::Hub::builder().build().unwrap();
+    /// # let _ = hub.endpoint(access);
+    /// ```
+    #[must_use]
+    pub fn counted_as(mut self, key: impl fmt::Display) -> Self {
+        let key = key.to_string();
+        match name::check("counted_as", &key, MAX_NAME_BYTES) {
+            Ok(()) => self.counted_as = Some(key.into()),
+            Err(error) => self.invalidate(SubscriptionError::Name(error)),
+        }
         self
     }
 
@@ -311,7 +346,7 @@ impl fmt::Debug for Subscription {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SubscriptionError {
-    /// The user or a topic is not a name.
+    /// The user, a topic or the key of [`Subscription::counted_as`] is not a name.
     Name(InvalidName),
     /// More topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics).
     TooManyTopics,
@@ -327,7 +362,8 @@ pub enum SubscriptionError {
     Kicked,
     /// A ticket cannot live as long as that, or at all: [`Hub::ticket`](crate::Hub::ticket).
     TicketTime,
-    /// As many tickets wait to be redeemed as [`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets) allows.
+    /// As many tickets wait to be redeemed as [`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets) allows, in all or
+    /// of this user.
     TooManyTickets,
     /// The operating system gives no random bytes.
     NoRandomBytes,

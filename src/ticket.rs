@@ -21,6 +21,7 @@ struct Carried {
     expires_at: Option<u64>,
     aborts: Option<bool>,
     data: Option<String>,
+    counted_as: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,6 +69,7 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
         expires_at: subscription.expiry.and_then(|expiry| SystemTime::now().checked_add(expiry.remaining())).map(unix),
         aborts: subscription.end.map(|end| end == End::Abort),
         data: subscription.data.as_deref().map(ToOwned::to_owned),
+        counted_as: subscription.counted_as.as_deref().map(ToOwned::to_owned),
     };
     // Text and numbers always serialise.
     serde_json::to_vec(&carried).unwrap_or_default()
@@ -96,6 +98,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     }
     subscription.expiry = carried.expires_at.and_then(time).map(Expiry::At);
     subscription.data = carried.data.map(Into::into);
+    subscription.counted_as = carried.counted_as.map(Into::into);
     let times = Times { made_at: time(carried.made_at)?, over_at: time(carried.over_at)? };
     subscription.invalid.is_none().then_some((subscription, times))
 }
@@ -116,6 +119,7 @@ mod tests {
             .start(Start::Last(7))
             .end(End::Abort)
             .data(&["d"])
+            .counted_as("k")
             .expires_in(Duration::from_secs(60));
         let (read, read_times) = decode(&encode(&subscription, times)).unwrap();
         assert_eq!(read_times, times);
@@ -124,6 +128,7 @@ mod tests {
             (&subscription.user, &subscription.topics, &subscription.may_join)
         );
         assert_eq!((read.start, read.end, &read.data), (subscription.start, subscription.end, &subscription.data));
+        assert_eq!(read.counted_as.as_deref(), Some("k"));
         let left = read.expiry.unwrap().remaining();
         assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(58));
         for start in [Start::Live, Start::Oldest] {

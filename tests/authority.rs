@@ -825,6 +825,19 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
     }
 }
 
+#[tokio::test]
+async fn one_user_cannot_take_all_tickets() {
+    let hub = Hub::builder().max_tickets(1_000).build().unwrap();
+    let issued = async |user: &str| hub.ticket(Subscription::user(user), 60 * SECOND).await;
+    let mut count = 0;
+    while issued("ada").await.is_ok() {
+        count += 1;
+    }
+    assert!((16..500).contains(&count), "{count}");
+    assert_eq!(issued("ada").await.unwrap_err(), SubscriptionError::TooManyTickets);
+    issued("ben").await.expect("the tickets of another user are no reason");
+}
+
 /// Everything that is written to it.
 #[derive(Clone, Default)]
 struct Paper(Arc<Mutex<Vec<u8>>>);

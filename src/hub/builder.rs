@@ -150,7 +150,8 @@ impl HubBuilder {
 
     /// Bounds the connections of each user, and sets what happens to one too many. At least 1. With several instances it
     /// counts those elsewhere as far as they have been told of, a moment late; only a connection of the same instance makes
-    /// room. Defaults to no bound.
+    /// room. It bounds anonymous connections only where
+    /// [`Subscription::counted_as`](crate::Subscription::counted_as) gives them a key. Defaults to no bound.
     pub fn max_connections_per_user(mut self, connections: usize, over: OverLimit) -> Self {
         self.settings.limits.per_user = Some((connections, over));
         self
@@ -202,8 +203,9 @@ impl HubBuilder {
         self
     }
 
-    /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. With several instances each counts those that it made, until
-    /// they are redeemed at it or their time is over. At least 1. Defaults to 65,536.
+    /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. Of them 64 may be of one user, or of one
+    /// [key](crate::Subscription::counted_as). With several instances each counts the tickets that it made or gave back,
+    /// until they are redeemed at this instance or their time is over. At least 1. Defaults to 65,536.
     pub fn max_tickets(mut self, tickets: usize) -> Self {
         self.settings.max_tickets = tickets;
         self

@@ -62,6 +62,82 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::{Hub, HubBuilder};
+    use crate::reason::EndReason;
+    use crate::subscription::{Subscription, SubscriptionError};
+    use futures::executor::block_on;
+
+    fn limited(over: OverLimit) -> HubBuilder {
+        Hub::builder().max_connections_per_user(2, over)
+    }
+
+    #[test]
+    fn anonymous_connections_of_one_key_are_bounded_like_those_of_one_user() {
+        let hub = limited(OverLimit::Refuse).build().unwrap();
+        let open = |key: &str| hub.stream(Subscription::anonymous().counted_as(key), None);
+        let (first, _second) = (open("192.0.2.1").unwrap(), open("192.0.2.1").unwrap());
+        assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::Limit);
+        let _other = open("192.0.2.2").unwrap();
+        let user = hub.stream(Subscription::user("192.0.2.1"), None);
+        assert!(user.is_ok(), "a user of the same name has connections of its own");
+        drop(first);
+        let _third = open("192.0.2.1").expect("the first one has made room");
+        assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::Limit);
+    }
+
+    #[test]
+    fn the_oldest_connection_of_a_key_makes_room() {
+        let hub = limited(OverLimit::CloseOldest).build().unwrap();
+        let open = |key: &str| hub.stream(Subscription::anonymous().counted_as(key), None).unwrap();
+        let (_other, mut first, _second) = (open("b"), open("a"), open("a"));
+        let _third = open("a");
+        let mut items = std::iter::from_fn(|| block_on(first.next()));
+        assert_eq!(items.by_ref().last(), Some(crate::hub::StreamItem::End(EndReason::Limit)));
+        assert_eq!(hub.stats().connections, 3);
+    }
+
+    #[test]
+    fn a_connection_that_has_a_key_does_not_count_for_its_user() {
+        let hub = limited(OverLimit::Refuse).build().unwrap();
+        let open = |session: &str| hub.stream(Subscription::user("ada").counted_as(session), None);
+        let mut open_streams: Vec<_> = (0..3).map(|n| open(&n.to_string()).unwrap()).collect();
+        for _ in 0..2 {
+            open_streams.push(hub.stream(Subscription::user("ada"), None).unwrap());
+        }
+        assert_eq!(hub.stream(Subscription::user("ada"), None).unwrap_err(), SubscriptionError::Limit);
+        assert_eq!(hub.user("ada").count(), 5);
+        open_streams.clear();
+        let registry = format!("{:?}", hub.registry());
+        assert!(registry.contains("by_key: {}") && registry.contains("keyed: 0"), "{registry}");
+    }
+
+    #[test]
+    fn a_key_that_is_no_name_makes_a_bad_subscription() {
+        let hub = limited(OverLimit::Refuse).build().unwrap();
+        for key in [String::new(), "x".repeat(256), "\n".to_owned()] {
+            let error = hub.stream(Subscription::anonymous().counted_as(key), None).unwrap_err();
+            assert!(error.to_string().starts_with("counted_as "), "{error}");
+        }
+    }
+
+    #[test]
+    fn tickets_of_one_key_are_bounded() {
+        let hub = Hub::builder().build().unwrap();
+        let issue = |key: &str| {
+            let subscription = Subscription::anonymous().counted_as(key);
+            block_on(hub.ticket(subscription, Duration::from_secs(60)))
+        };
+        let first = issue("a").unwrap();
+        let count = 1 + std::iter::from_fn(|| issue("a").ok()).count();
+        assert_eq!(count, 64);
+        issue("b").unwrap();
+        // A ticket that is redeemed makes room, and takes it again when it is given back.
+        let taken = block_on(hub.take_ticket(first.as_str())).unwrap();
+        drop(taken);
+        assert_eq!(issue("a").unwrap_err(), SubscriptionError::TooManyTickets);
+        block_on(hub.take_ticket(first.as_str())).unwrap().spend();
+        issue("a").unwrap();
+    }
 
     #[test]
     fn a_second_lets_as_many_through_as_it_should_and_the_others_wait_in_line() {

@@ -61,6 +61,8 @@ const ENDED: u8 = 2;
 
 struct Who {
     user: Option<UserId>,
+    /// The key under which limits count it, in place of its user.
+    counted_as: Option<Arc<str>>,
     data: Option<Arc<str>>,
     extensions: Extensions,
     /// Who may take its authority away while it is open.
@@ -96,12 +98,13 @@ impl Link {
         resumed: bool,
         now: Millis,
     ) -> Self {
-        let Subscription { user, data, extensions, .. } = subscription;
+        let Subscription { user, counted_as, data, extensions, .. } = subscription;
         let expires_at = subscription.expiry.map(|expiry| now.saturating_add(millis(expiry.remaining())));
-        let is_somebody = user.is_some() || data.is_some() || !extensions.is_empty();
+        let is_somebody = user.is_some() || counted_as.is_some() || data.is_some() || !extensions.is_empty();
         let is_somebody = is_somebody || authority.is_some() || expires_at.is_some();
         let who = || Who {
             user: user.clone(),
+            counted_as: counted_as.clone(),
             data: data.clone(),
             extensions: extensions.clone(),
             authority,
@@ -138,6 +141,10 @@ impl Link {
 
     pub(crate) fn user(&self) -> Option<&UserId> {
         self.who.as_ref()?.user.as_ref()
+    }
+
+    pub(super) fn counted_as(&self) -> Option<&Arc<str>> {
+        self.who.as_ref()?.counted_as.as_ref()
     }
 
     pub(super) fn data(&self) -> Option<&Arc<str>> {

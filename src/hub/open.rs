@@ -67,7 +67,8 @@ impl Hub {
         let link = Link::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
         let link = Arc::new(link);
 
-        let user = link.user().cloned().map(Address::User);
+        // Other instances know users, not keys.
+        let user = link.user().filter(|_| link.counted_as().is_none()).cloned().map(Address::User);
         let elsewhere = user.zip(self.inner.remote.as_ref()).map_or(0, |(user, remote)| remote.others_at(&user));
         let displaced = self.registry().insert(&link, elsewhere, now);
         let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;

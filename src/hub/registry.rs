@@ -35,6 +35,8 @@ pub(crate) struct Registry {
 struct Table {
     links: HashSet<ById, BuildHasherDefault<AsIs>>,
     users: HashMap<UserId, User>,
+    /// Connections that are counted by a key, in the order in which they were opened; kept only where that limits them.
+    by_key: HashMap<Arc<str>, Links>,
     /// Users without a connection since that time, oldest first.
     idle: VecDeque<(Millis, UserId)>,
     /// By age; kept only where the oldest may have to go.
@@ -46,6 +48,8 @@ struct Table {
 struct User {
     /// In the order in which they were opened.
     links: SmallVec<[Arc<Link>; 1]>,
+    /// How many of them are counted by a key and not by this user.
+    keyed: usize,
     /// Since when it has none, while it stands in the queue of those.
     idle_since: Option<Millis>,
     /// When the last one ended. One who was only made to join a topic was never there.
@@ -86,7 +90,24 @@ impl PartialEq for ById {
 
 impl Eq for ById {}
 
+/// Takes a connection out of a list in the order in which they were opened. Returns whether it was there.
+fn remove_from(links: &mut Links, link: &Link) -> bool {
+    let opened = |other: &Arc<Link>| other.opened.load(Ordering::Relaxed);
+    let index = links.binary_search_by_key(&link.opened.load(Ordering::Relaxed), opened);
+    index.map(|index| links.remove(index)).is_ok()
+}
+
 impl Table {
+    /// How many connections count with a new one, and the oldest of them.
+    fn counted_with(&self, link: &Link) -> (usize, Option<&Arc<Link>>) {
+        if let Some(key) = link.counted_as() {
+            return self.by_key.get(key).map_or((0, None), |links| (links.len(), links.first()));
+        }
+        let Some(user) = link.user().and_then(|user| self.users.get(user)) else { return (0, None) };
+        let oldest = user.links.iter().find(|link| link.counted_as().is_none());
+        (user.links.len() - user.keyed, oldest)
+    }
+
     fn link(&self, id: ConnectionId) -> Option<Arc<Link>> {
         self.links.get(&id).map(|ById(link)| Arc::clone(link))
     }
@@ -170,20 +191,20 @@ impl Registry {
     }
 
     /// Lets a connection in. Those that had to make room are returned; they are out of the registry already.
-    /// `elsewhere` is how many connections its user has on other instances.
+    /// `elsewhere` is how many connections its user has on other instances; what is counted by a key has none.
     pub(super) fn insert(&self, link: &Arc<Link>, elsewhere: usize, now: Millis) -> Result<Links, Full> {
         let mut table = self.table.lock();
         // So that users go as fast as they come, also where nobody keeps house.
         self.forget_users(&mut table, now, 2);
         let mut displaced = Links::new();
-        let of_user = link.user().and_then(|user| table.users.get(user)).map_or(0, |user| user.links.len()) + elsewhere;
-        match self.limits.per_user {
-            Some((limit, OverLimit::Refuse)) if of_user >= limit => return Err(Full),
-            Some((limit, OverLimit::CloseOldest)) if of_user >= limit => {
-                let oldest = link.user().and_then(|user| table.users.get(user)?.links.first().cloned());
-                displaced.extend(oldest);
+        if let Some((limit, policy)) = self.limits.per_user {
+            let (count, oldest) = table.counted_with(link);
+            if count + elsewhere >= limit {
+                match policy {
+                    OverLimit::Refuse => return Err(Full),
+                    OverLimit::CloseOldest => displaced.extend(oldest.cloned()),
+                }
             }
-            _ => {}
         }
         match self.limits.total {
             Some((limit, policy)) if table.links.len() - displaced.len() >= limit => {
@@ -209,10 +230,14 @@ impl Registry {
         }
         table.links.insert(ById(Arc::clone(link)));
         self.networked.fetch_add(usize::from(link.to_network), Ordering::AcqRel);
+        if let Some(key) = self.key_of(link) {
+            table.by_key.entry(Arc::clone(key)).or_default().push(Arc::clone(link));
+        }
         if let Some(user) = link.user() {
             let user = table.users.entry(user.clone()).or_default();
             user.forget_if_over(now, self.grace);
             user.links.push(Arc::clone(link));
+            user.keyed += usize::from(link.counted_as().is_some());
             user.idle_since = None;
         }
         Ok(displaced)
@@ -234,12 +259,19 @@ impl Registry {
         if table.links.capacity() > 1024 && len < table.links.capacity() / 8 {
             table.links.shrink_to(len * 2);
         }
+        if let Some(key) = self.key_of(link)
+            && let Some(links) = table.by_key.get_mut(key)
+        {
+            remove_from(links, link);
+            if links.is_empty() {
+                table.by_key.remove(key);
+            }
+        }
         if let Some(name) = link.user()
             && let Some(user) = table.users.get_mut(name)
         {
-            let opened = |other: &Arc<Link>| other.opened.load(Ordering::Relaxed);
-            if let Ok(index) = user.links.binary_search_by_key(&link.opened.load(Ordering::Relaxed), opened) {
-                user.links.remove(index);
+            if remove_from(&mut user.links, link) && link.counted_as().is_some() {
+                user.keyed -= 1;
             }
             if user.links.is_empty() {
                 // One that was refused after all was never there.
@@ -253,6 +285,11 @@ impl Registry {
         if link.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.emptied.notify_waiters();
         }
+    }
+
+    /// The key that a connection is counted by, if something limits it by that.
+    fn key_of<'a>(&self, link: &'a Link) -> Option<&'a Arc<str>> {
+        link.counted_as().filter(|_| self.limits.per_user.is_some())
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Link>> {

@@ -23,6 +23,7 @@ use super::bars::Objection;
 use super::{housekeeping, remote::Remote, workers};
 use crate::log::{Millis, millis};
 use crate::moment::Moment;
+use crate::name::UserId;
 use crate::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
 use crate::sync::Mutex;
 #[cfg(feature = "json")]
@@ -34,6 +35,9 @@ pub(super) const LONGEST: Duration = Duration::from_secs(3600);
 /// many, in milliseconds.
 const TIDY_AT: usize = 64;
 const TIDY_EVERY: Millis = 100;
+/// How many tickets of one user, or of one key, may wait. A page redeems a ticket at once, so a user has about as many as
+/// pages that are being opened; one who asks for more must not take those of all others.
+const MOST_OF_ONE: usize = 64;
 
 /// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from the operating system.
 ///
@@ -81,8 +85,10 @@ impl Hub {
     /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that nobody knows.
     ///
     /// # Errors
-    /// When the broker is not there, or cannot be asked outside of a tokio runtime, the subscription's names or size are not allowed, `ttl` is out of its range, too many tickets wait, or the
-    /// operating system gives no random bytes.
+    /// When the broker is not there, or cannot be asked outside of a tokio runtime; the subscription's names or size are not
+    /// allowed; `ttl` is out of its range; too many tickets wait, in all
+    /// ([`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets)) or 64 of this user or key; or the operating system
+    /// gives no random bytes.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
         if !(SHORTEST..=LONGEST).contains(&ttl) {
@@ -98,7 +104,7 @@ impl Hub {
         }
         let now = self.now();
         let over_at = now.saturating_add(millis(ttl));
-        self.inner.tickets.put(secret, Waiting { kept: Some((subscription, Moment::now())), over_at }, now)?;
+        self.inner.tickets.put(secret, Waiting::here(subscription, Moment::now(), over_at), now)?;
         Ok(Ticket(text(secret).into()))
     }
 
@@ -121,19 +127,20 @@ impl Hub {
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
             return Err(NotTaken::Invalid);
         }
-        subscription.redeemed = Some(Redeemed { secret, made_at, deposited_at: None, over_at: waiting.over_at });
+        let redeemed = Redeemed { secret, made_at, deposited_at: None, over_at: waiting.over_at };
+        subscription.redeemed = Some(Box::new(redeemed));
         Ok(Taken::new(self, subscription))
     }
 
     /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.
     fn give_back(&self, subscription: &Subscription) {
-        let Some(redeemed) = subscription.redeemed else { return };
+        let Some(redeemed) = subscription.redeemed.as_deref().copied() else { return };
         let subscription = Subscription { redeemed: None, ..subscription.clone() };
         if let Some(made_at) = redeemed.deposited_at {
             return self.give_back_shared(redeemed, made_at, subscription);
         }
         let Redeemed { secret, made_at, over_at, .. } = redeemed;
-        self.inner.tickets.put_back(secret, Waiting { kept: Some((subscription, made_at)), over_at }, self.now());
+        self.inner.tickets.put_back(secret, Waiting::here(subscription, made_at, over_at), self.now());
     }
 }
 
@@ -160,7 +167,7 @@ impl Taken {
 
     /// The ticket that a subscription came from, if it came from one.
     pub(crate) fn of(hub: &Hub, subscription: &Subscription) -> Option<Self> {
-        subscription.redeemed.map(|_| Self::new(hub, subscription.clone()))
+        subscription.redeemed.as_ref().map(|_| Self::new(hub, subscription.clone()))
     }
 
     /// The ticket has opened a stream, or is another one's responsibility. Returns what it stands for.
@@ -233,7 +240,8 @@ impl Hub {
             return Err(SubscriptionError::NoRuntime);
         }
         let now = self.now();
-        self.inner.tickets.put(secret, Waiting::elsewhere(now.saturating_add(millis(ttl))), now)?;
+        let waiting = Waiting::elsewhere(subscription, now.saturating_add(millis(ttl)));
+        self.inner.tickets.put(secret, waiting, now)?;
         let deposited = self.deposit_ticket(remote, secret, subscription, SystemTime::now(), ttl).await;
         if deposited.is_err() {
             // It may be there all the same, but nobody is told of it.
@@ -293,7 +301,7 @@ impl Hub {
         }
         let over_at = self.now().saturating_add(millis(left));
         let (made_at, deposited_at) = (Moment::now(), Some(times.made_at));
-        subscription.redeemed = Some(Redeemed { secret, made_at, deposited_at, over_at });
+        subscription.redeemed = Some(Box::new(Redeemed { secret, made_at, deposited_at, over_at }));
         Some(Taken::new(self, subscription))
     }
 
@@ -307,7 +315,7 @@ impl Hub {
             return;
         }
         // From now on it counts here.
-        self.inner.tickets.put_back(secret, Waiting::elsewhere(over_at), now);
+        self.inner.tickets.put_back(secret, Waiting::elsewhere(&subscription, over_at), now);
         let hub = self.clone();
         runtime.spawn(async move {
             if let Some(remote) = &hub.inner.remote {
@@ -343,23 +351,84 @@ pub(super) struct Tickets {
 #[derive(Debug, Default)]
 struct Table {
     waiting: HashMap<u128, Waiting>,
+    of_owner: HashMap<Owner, usize>,
     /// Those that are over are dropped when there are this many.
     tidy_at: usize,
     tidied_at: Millis,
     last_over_at: Millis,
 }
 
+/// Who is not to have too many tickets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Owner {
+    User(UserId),
+    /// See [`Subscription::counted_as`].
+    Key(Arc<str>),
+}
+
+impl Owner {
+    fn of(subscription: &Subscription) -> Option<Self> {
+        let user = || subscription.user.clone().map(Self::User);
+        subscription.counted_as.clone().map(Self::Key).or_else(user)
+    }
+}
+
 #[derive(Debug)]
 struct Waiting {
+    /// Counted with the other tickets of this user or key; none for an anonymous one without a key.
+    owner: Option<Owner>,
     /// What it stands for, and when it was made. None if that lies on a broker: then it only counts.
     kept: Option<(Subscription, Moment)>,
     over_at: Millis,
 }
 
-#[cfg(feature = "json")]
 impl Waiting {
-    fn elsewhere(over_at: Millis) -> Self {
-        Self { kept: None, over_at }
+    fn here(subscription: Subscription, made_at: Moment, over_at: Millis) -> Self {
+        Self { owner: Owner::of(&subscription), kept: Some((subscription, made_at)), over_at }
+    }
+
+    #[cfg(feature = "json")]
+    fn elsewhere(subscription: &Subscription, over_at: Millis) -> Self {
+        Self { owner: Owner::of(subscription), kept: None, over_at }
+    }
+}
+
+impl Table {
+    fn insert(&mut self, secret: u128, ticket: Waiting) {
+        if let Some(owner) = &ticket.owner {
+            *self.of_owner.entry(owner.clone()).or_default() += 1;
+        }
+        if let Some(before) = self.waiting.insert(secret, ticket) {
+            uncount(&mut self.of_owner, &before);
+        }
+    }
+
+    fn remove(&mut self, secret: u128) -> Option<Waiting> {
+        let removed = self.waiting.remove(&secret)?;
+        uncount(&mut self.of_owner, &removed);
+        Some(removed)
+    }
+
+    /// Drops the tickets that are over.
+    fn tidy(&mut self, now: Millis) {
+        for (_, over) in self.waiting.extract_if(|_, waiting| waiting.over_at <= now) {
+            uncount(&mut self.of_owner, &over);
+        }
+        let len = self.waiting.len();
+        self.waiting.shrink_to(len * 2);
+        self.of_owner.shrink_to(len * 2);
+        (self.tidy_at, self.tidied_at) = (len * 2, now);
+    }
+}
+
+fn uncount(of_owner: &mut HashMap<Owner, usize>, gone: &Waiting) {
+    if let Some(owner) = &gone.owner
+        && let Some(count) = of_owner.get_mut(owner)
+    {
+        *count -= 1;
+        if *count == 0 {
+            of_owner.remove(owner);
+        }
     }
 }
 
@@ -371,30 +440,33 @@ impl Tickets {
     fn put(&self, secret: u128, ticket: Waiting, now: Millis) -> Result<(), SubscriptionError> {
         let mut table = self.table.lock();
         // Not at every ticket that is refused, if all are good for a while.
-        let is_full = table.waiting.len() >= self.limit && now >= table.tidied_at.saturating_add(TIDY_EVERY);
+        let is_full = self.is_full(&table, &ticket) && now >= table.tidied_at.saturating_add(TIDY_EVERY);
         if is_full || table.waiting.len() >= table.tidy_at.max(TIDY_AT) {
-            table.waiting.retain(|_, waiting| waiting.over_at > now);
-            let len = table.waiting.len();
-            table.waiting.shrink_to(len * 2);
-            (table.tidy_at, table.tidied_at) = (len * 2, now);
+            table.tidy(now);
         }
-        if table.waiting.len() >= self.limit {
+        if self.is_full(&table, &ticket) {
             return Err(SubscriptionError::TooManyTickets);
         }
         table.last_over_at = table.last_over_at.max(ticket.over_at);
-        table.waiting.insert(secret, ticket);
+        table.insert(secret, ticket);
         Ok(())
+    }
+
+    /// Whether there is no room for one more ticket like this, in all or of its owner.
+    fn is_full(&self, table: &Table, ticket: &Waiting) -> bool {
+        let of_owner = ticket.owner.as_ref().and_then(|owner| table.of_owner.get(owner));
+        table.waiting.len() >= self.limit || of_owner.is_some_and(|count| *count >= MOST_OF_ONE)
     }
 
     /// Puts a ticket back that was taken. There is always room for it: it was there before.
     fn put_back(&self, secret: u128, ticket: Waiting, now: Millis) {
         if ticket.over_at > now {
-            self.table.lock().waiting.insert(secret, ticket);
+            self.table.lock().insert(secret, ticket);
         }
     }
 
     fn take(&self, secret: u128, now: Millis) -> Option<Waiting> {
-        let waiting = self.table.lock().waiting.remove(&secret)?;
+        let waiting = self.table.lock().remove(secret)?;
         (waiting.over_at > now).then_some(waiting)
     }
 
