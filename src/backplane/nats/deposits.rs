@@ -1,6 +1,9 @@
-//! Small things that wait for whoever asks first: a stream with one message for each, taken away by compare-and-set.
+//! Small things that wait for the first instance that asks: a stream with one message for each, taken by compare-and-set.
+//!
+//! A message says how many milliseconds it may wait. The server's clock alone measures them, because the clocks of two
+//! instances may differ.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
@@ -18,7 +21,7 @@ pub(super) async fn put(
     time: Duration,
 ) -> Result<(), BackplaneError> {
     streams::deposits(connection, names).await?;
-    let mut message = (now() + time).as_millis().to_string().into_bytes();
+    let mut message = time.as_millis().to_string().into_bytes();
     message.push(b' ');
     message.extend_from_slice(payload);
     let publish = async { connection.jetstream.publish(names.deposit(key), message.into()).await?.await };
@@ -38,14 +41,12 @@ pub(super) async fn take(connection: &Connection, names: &Names, key: &str) -> R
     let Some(message) = connection.message(&names.deposits, By::Subject(&subject)).await? else { return Ok(None) };
     // What was taken is empty.
     let Some(space) = message.payload.iter().position(|&byte| byte == b' ') else { return Ok(None) };
-    if !connection.compare_and_set(subject, Bytes::new(), message.sequence).await? {
+    if !connection.compare_and_set(subject.clone(), Bytes::new(), message.sequence).await? {
         return Ok(None);
     }
-    let until = std::str::from_utf8(&message.payload[..space]).ok().and_then(|until| until.parse::<u128>().ok());
-    let is_in_time = until.is_some_and(|until| now().as_millis() < until);
-    Ok(is_in_time.then(|| message.payload.slice(space + 1..)))
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    // The message that took it away says when.
+    let Some(taken) = connection.message(&names.deposits, By::Subject(&subject)).await? else { return Ok(None) };
+    let waited = (taken.time - message.time).whole_milliseconds();
+    let time = std::str::from_utf8(&message.payload[..space]).ok().and_then(|time| time.parse::<i128>().ok());
+    Ok(time.is_some_and(|time| waited < time).then(|| message.payload.slice(space + 1..)))
 }
