@@ -93,6 +93,10 @@ async fn acknowledged(
         Err(error) => return Outcome::Failed(error),
     };
     match session.connection.within(*patience, sent.into_future()).await {
+        // The first record with this key is still under way to the replicas.
+        Ok(Ok(PublishAck { sequence: 0, .. })) => {
+            Outcome::Failed(BackplaneError::unknown("the number is not known yet"))
+        }
         Ok(Ok(PublishAck { sequence, duplicate: true, .. })) => Outcome::Before(sequence),
         Ok(Ok(PublishAck { sequence, .. })) => Outcome::At(sequence),
         Ok(Err(error)) => refused(&error),
