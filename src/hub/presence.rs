@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::link::Link;
 use super::registry::Links;
 use super::roster::Roster;
-use super::{Hub, Inner, Target, housekeeping, workers};
+use super::{Hub, Inner, Target, housekeeping};
 use crate::audience::{Address, Audience};
 use crate::event::Event;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Millis, Since, TooManyTopics};
@@ -397,7 +397,7 @@ impl Inner {
 
     fn wake(self: &Arc<Self>, asleep: Asleep) {
         self.log.wake(asleep, self.now());
-        workers::wake_rest(self);
+        housekeeping::wake_rest(self);
     }
 }
 

@@ -28,6 +28,5 @@ mod nats;
 mod odd;
 mod past;
 mod publisher;
-mod runtimes;
 mod soak;
 mod storm;

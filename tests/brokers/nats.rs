@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 use tower_sse::backplane::{Backplane, Nats, Outgoing, Place, State, Value};
 
 use crate::nats_server::{NatsServer, is_there};
@@ -257,4 +259,117 @@ async fn a_server_without_jetstream_is_told_of() {
     let error = hub.topic("t").publish(tower_sse::Event::message("x")).await.unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
     assert!(hub.health().live && !hub.health().ready);
+}
+
+/// A proxy in front of a server: replaces a number in the server's answers, as a member of a cluster may give it. Returns the
+/// URL.
+async fn answers_with(server: &NatsServer, field: &'static str, number: u64) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, port) = (format!("nats://{}", listener.local_addr().unwrap()), server.port);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut requests, mut to_client) = client.into_split();
+            let (answers, mut to_server) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut requests, &mut to_server).await });
+            tokio::spawn(async move {
+                let mut answers = BufReader::new(answers);
+                while let Some(bytes) = answer(&mut answers, field, number).await {
+                    to_client.write_all(&bytes).await.unwrap();
+                }
+            });
+        }
+    });
+    url
+}
+
+/// The next line of the server and, if it is `MSG … LENGTH`, the message, with the number replaced.
+async fn answer(server: &mut BufReader<impl AsyncReadExt + Unpin>, field: &str, number: u64) -> Option<Vec<u8>> {
+    let mut line = String::new();
+    server.read_line(&mut line).await.ok().filter(|&count| count > 0)?;
+    let is_message = line.starts_with("MSG ") || line.starts_with("HMSG ");
+    let Some((head, length)) = line.trim_end().rsplit_once(' ').filter(|_| is_message) else {
+        return Some(line.into_bytes());
+    };
+    let mut message = vec![0; length.parse::<usize>().unwrap() + 2];
+    server.read_exact(&mut message).await.ok()?;
+    let name = format!("\"{field}\":");
+    match message.windows(name.len()).position(|bytes| bytes == name.as_bytes()) {
+        Some(at) if line.starts_with("MSG ") => {
+            let at = at + name.len();
+            let digits = message[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+            message.splice(at..at + digits, number.to_string().into_bytes());
+            line = format!("{head} {}\r\n", message.len() - 2);
+        }
+        _ => {}
+    }
+    Some([line.into_bytes(), message].concat())
+}
+
+/// A reader may lie on a replica that does not have yet what the log has.
+#[tokio::test]
+async fn a_read_of_a_replica_that_is_behind_is_an_error() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    append(&Nats::new(&server.url(), "n").unwrap(), vec![record("1"), record("2"), record("3")]).await;
+    let behind = Nats::new(&answers_with(&server, "num_pending", 0).await, "n").unwrap();
+    assert_eq!(soon(behind.state(None)).await.unwrap().last, 3);
+    let error = soon(behind.range(1, 10)).await.unwrap_err();
+    assert!(!error.is_rejected() && !error.is_unknown(), "{error}");
+    assert_eq!(soon(behind.range(3, 10)).await.unwrap(), []);
+}
+
+/// An administrator deletes single records.
+#[tokio::test]
+async fn a_read_ends_before_a_deleted_record_and_the_next_read_goes_on_after_it() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    let log = Nats::new(&server.url(), "n").unwrap();
+    append(&log, ["1", "2", "3", "4", "5"].map(record).into()).await;
+    for number in [2, 5] {
+        let deleted = server.api("STREAM.MSG.DELETE.tower-sse-log_n", &format!("{{\"seq\":{number}}}")).await;
+        assert_eq!(deleted["success"], true, "{deleted}");
+    }
+    let read = async |after| {
+        let records = soon(log.range(after, 10)).await.unwrap();
+        records.iter().map(|stored| stored.sequence).collect::<Vec<_>>()
+    };
+    assert_eq!((read(0).await, read(1).await, read(4).await), (vec![1], vec![3, 4], vec![]));
+}
+
+/// In a cluster, a repeated key may be answered before the first record with it has its number.
+#[tokio::test]
+async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    let mut once = record("once");
+    once.idempotency_key = Some("key".into());
+    append(&Nats::new(&server.url(), "n").unwrap(), vec![once.clone()]).await;
+    let log = Nats::new(&answers_with(&server, "seq", 0).await, "n").unwrap();
+    let error = soon(log.append(vec![once], None)).await.remove(0).unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+}
+
+/// The clocks of the instance that deposits and of the one that withdraws may differ.
+#[tokio::test]
+async fn a_deposit_says_how_long_it_may_wait_and_not_until_when() {
+    if !is_there() {
+        return;
+    }
+    let server = NatsServer::start();
+    let log = Nats::new(&server.url(), "n").unwrap();
+    let mut stored = Vec::new();
+    for _ in 0..2 {
+        soon(log.deposit("key", Bytes::from_static(b"ticket"), Duration::from_secs(60))).await.unwrap();
+        let found = server.api("STREAM.MSG.GET.tower-sse-deposits_n", r#"{"last_by_subj":"tower-sse.n.d.key"}"#).await;
+        stored.push(found["message"]["data"].as_str().unwrap().to_owned());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(stored[0], stored[1]);
+    assert_eq!(soon(log.withdraw("key")).await.unwrap(), Some(Bytes::from_static(b"ticket")));
 }

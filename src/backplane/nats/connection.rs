@@ -16,7 +16,7 @@ use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageError};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerAddr};
 use bytes::Bytes;
 use futures::future::{Either, select};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use tokio::sync::{Semaphore, watch};
 
 use super::super::BackplaneError;
@@ -156,8 +156,28 @@ impl Connection {
         }
     }
 
-    /// Asks JetStream's API. `None` if there is no such stream.
+    /// Asks JetStream's API. Returns `None` if there is no such stream.
     pub(super) async fn ask(&self, what: &str, of: &str, with: &Json) -> Result<Option<Json>, BackplaneError> {
+        self.ask_unless(what, of, with, NO_STREAM).await
+    }
+
+    /// Returns the number of the oldest message of a stream from a number on, as the leader of the stream has it. A consumer
+    /// may lie on a replica that is behind.
+    pub(super) async fn oldest_from(&self, stream: &str, number: u64) -> Result<Option<u64>, BackplaneError> {
+        let with = json!({ "seq": number, "next_by_subj": ">" });
+        let Some(answer) = self.ask_unless("STREAM.MSG.GET", stream, &with, NO_MESSAGE).await? else { return Ok(None) };
+        let found = answer["message"]["seq"].as_u64();
+        found.map(Some).ok_or_else(|| BackplaneError::rejected("a message without its number"))
+    }
+
+    /// Asks JetStream's API. Returns `None` if it answers with this error.
+    async fn ask_unless(
+        &self,
+        what: &str,
+        of: &str,
+        with: &Json,
+        missing: u64,
+    ) -> Result<Option<Json>, BackplaneError> {
         let request = self.jetstream.request::<_, _, Json>(format!("{what}.{of}"), with);
         let answer = self.within(self.timeout, request).await?.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => BackplaneError::unavailable("JetStream is not there"),
@@ -165,7 +185,7 @@ impl Connection {
             _ => BackplaneError::rejected(error.to_string()),
         })?;
         let Some(error) = answer.get("error") else { return Ok(Some(answer)) };
-        if error["err_code"] == NO_STREAM {
+        if error["err_code"] == missing {
             return Ok(None);
         }
         let text = format!("{what}: {}", error["description"].as_str().unwrap_or_default());

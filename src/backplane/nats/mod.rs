@@ -63,6 +63,7 @@ pub struct Nats {
 #[derive(Clone)]
 struct Settings {
     max_records: usize,
+    max_bytes: u64,
     max_age: Duration,
     max_values: usize,
     timeout: Duration,
@@ -81,6 +82,7 @@ impl Nats {
         let names = Names::new(namespace)?;
         let settings = Settings {
             max_records: 100_000,
+            max_bytes: 256 << 20,
             max_age: Duration::from_secs(3600),
             max_values: 100_000,
             timeout: Duration::from_secs(2),
@@ -92,6 +94,16 @@ impl Nats {
     #[must_use]
     pub fn max_records(self, records: usize) -> Self {
         self.with(|settings| settings.max_records = records.max(1))
+    }
+
+    /// Sets how many bytes the log takes at most, with what the server adds to each record: its subject, its headers and some
+    /// 30 bytes. The server reserves them on its disk. If it has no room for them, every call is an error that says so. A
+    /// record that is larger than this is refused. Defaults to 256 MiB.
+    ///
+    /// Current values are not part of the log: [`max_values`](Self::max_values).
+    #[must_use]
+    pub fn max_bytes(self, bytes: u64) -> Self {
+        self.with(|settings| settings.max_bytes = bytes.max(1))
     }
 
     /// Sets how long the log keeps a record, at least 100 ms. Defaults to an hour.
@@ -147,10 +159,24 @@ impl Backplane for Nats {
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
         async move {
             let session = self.shared.session(None).await?;
-            let reader = Reader::open(&session.connection, &self.shared.names.log, after, None).await?;
+            let (connection, log) = (&session.connection, &self.shared.names.log);
+            let reader = Reader::open(connection, log, after, None).await?;
             let reader = reader.ok_or_else(|| BackplaneError::unavailable("the log is gone"))?;
             let messages = reader.rest(limit, BATCH).await?;
-            Ok(messages.into_iter().map(|message| message.stored).collect())
+            let mut records: Vec<_> = messages.into_iter().map(|message| message.stored).collect();
+            let first = records.first().map(|stored| stored.sequence);
+            if limit > 0 && first != Some(after + 1) {
+                // Trimmed or deleted records are missing, or the reader does not see yet what the log has.
+                let oldest = connection.oldest_from(log, after.saturating_add(1)).await?;
+                if oldest.is_some_and(|oldest| first.is_none_or(|first| oldest < first)) {
+                    return Err(BackplaneError::unavailable("records of the log cannot be read yet"));
+                }
+            }
+            // The next call looks at a hole.
+            let whole =
+                records.iter().zip(first.unwrap_or(0)..).take_while(|(stored, number)| stored.sequence == *number);
+            records.truncate(whole.count());
+            Ok(records)
         }
         .boxed()
     }
@@ -240,8 +266,8 @@ impl Backplane for Nats {
     }
 
     fn limits(&self) -> String {
-        let Settings { max_records, max_age, max_values, .. } = &self.shared.settings;
-        format!("{max_records} records, {max_age:?}, {max_values} values")
+        let Settings { max_records, max_bytes, max_age, max_values, .. } = &self.shared.settings;
+        format!("{max_records} records, {max_bytes} bytes, {max_age:?}, {max_values} values")
     }
 }
 

@@ -59,12 +59,13 @@ fn count(number: usize) -> Json {
 }
 
 /// What may be changed while it is in use.
-fn limits(settings: &Settings) -> [(&'static str, Json); 3] {
+fn limits(settings: &Settings) -> [(&'static str, Json); 4] {
     // The server refuses shorter ones, and a window that is longer than the age.
     let age = settings.max_age.max(Duration::from_millis(100));
     let nanos = |duration: Duration| json!(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX));
     [
         ("max_msgs", count(settings.max_records)),
+        ("max_bytes", json!(i64::try_from(settings.max_bytes).unwrap_or(i64::MAX))),
         ("max_age", nanos(age)),
         ("duplicate_window", nanos(age.min(DUPLICATES))),
     ]
@@ -293,4 +294,20 @@ fn expect(info: &Json, stream: &str, settings: &[(&str, Json)]) -> Result<(), Ba
 
 fn unfit(stream: &str, why: &str) -> BackplaneError {
     BackplaneError::rejected(format!("the stream {stream} {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::Nats;
+
+    #[test]
+    fn a_log_has_the_limits_of_its_settings() {
+        let nats = Nats::new("nats://127.0.0.1:1", "n").unwrap().max_records(7).max_age(Duration::from_secs(60));
+        let limit =
+            |nats: &Nats, name| limits(&nats.shared.settings).into_iter().find(|(of, _)| *of == name).unwrap().1;
+        assert_eq!((limit(&nats, "max_msgs"), limit(&nats, "max_bytes")), (json!(7), json!(256 << 20)));
+        assert_eq!(limit(&nats, "duplicate_window"), json!(60_000_000_000_u64));
+        assert_eq!(limit(&nats.max_bytes(1 << 30), "max_bytes"), json!(1 << 30));
+    }
 }
