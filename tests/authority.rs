@@ -960,6 +960,27 @@ async fn the_sites_own_pages_those_that_are_listed_and_clients_that_are_no_brows
 }
 
 #[tokio::test]
+async fn pages_of_application_shells_and_extensions_may_when_they_are_listed() {
+    for origin in [
+        "capacitor://localhost",
+        "ionic://localhost",
+        "tauri://localhost",
+        "app://obsidian.md",
+        "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",
+        "moz-extension://12345678-9abc-def0-1234-56789abcdef0",
+    ] {
+        let (server, _) = mounted(Hub::builder().allow_origin(origin)).await;
+        for path in MOUNTINGS {
+            for headers in [&[("origin", origin)][..], &[("sec-fetch-site", "cross-site"), ("origin", origin)]] {
+                assert_eq!(as_page(&server, path, headers).await.status, StatusCode::OK, "{path} {origin}");
+            }
+            let other = [("origin", "capacitor://other")];
+            assert_eq!(as_page(&server, path, &other).await.status, StatusCode::FORBIDDEN, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn where_any_origin_is_allowed_every_page_may() {
     let (server, _) = mounted(Hub::builder().allow_any_origin()).await;
     for path in MOUNTINGS {

@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Response, StatusCode, Uri};
 
 use super::hook::NoAnswer;
 use super::respond::plain;
-use super::{Access, Connect, EventBody, origin};
+use super::{Access, Connect, EventBody};
 use crate::command::Change;
 use crate::hub::{ChangeError, Hub, Redemption};
 use crate::name::{ConnectionId, Topic};
@@ -29,7 +29,7 @@ impl Hub {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
             return response;
         }
-        if !origin::is_allowed(&self.settings().origins, connect.uri(), connect.headers()) {
+        if !self.may_ask(&connect) {
             return plain(StatusCode::FORBIDDEN, "forbidden\n");
         }
         if self.is_draining() {

@@ -4,12 +4,31 @@
 use http::header::{HOST, HeaderName, ORIGIN};
 use http::{HeaderMap, Uri};
 
-use crate::hub::Origins;
+use super::Connect;
+use crate::hub::{Hosts, Hub, Origins};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
+impl Hub {
+    /// Whether a request names a host that is ours, and comes from a page that may ask.
+    pub(super) fn may_ask(&self, connect: &Connect) -> bool {
+        let (settings, uri, headers) = (self.settings(), connect.uri(), connect.headers());
+        names_own_host(&settings.hosts, uri, headers) && is_allowed(&settings.origins, uri, headers)
+    }
+}
+
+/// Whether every host that a request names is on the list, if there is one.
+fn names_own_host(hosts: &Hosts, uri: &Uri, headers: &HeaderMap) -> bool {
+    if hosts.is_empty() {
+        return true;
+    }
+    let named = headers.get_all(HOST).iter().map(http::HeaderValue::as_bytes);
+    let mut named = named.chain(uri.authority().map(|authority| authority.as_str().as_bytes())).peekable();
+    named.peek().is_some() && named.all(|host| hosts.lists(host))
+}
+
 /// Whether the page that asks may. Clients that are no browsers send none of the headers, and are not judged.
-pub(super) fn is_allowed(origins: &Origins, uri: &Uri, headers: &HeaderMap) -> bool {
+fn is_allowed(origins: &Origins, uri: &Uri, headers: &HeaderMap) -> bool {
     let Origins::Listed(listed) = origins else { return true };
     let origin = headers.get(ORIGIN);
     let is_listed = origin.is_some_and(|origin| listed.iter().any(|listed| listed.as_bytes() == origin.as_bytes()));
@@ -84,5 +103,63 @@ mod tests {
         let request = Request::get("https://api.example/events").header("origin", "https://api.example");
         let (parts, ()) = request.body(()).unwrap().into_parts();
         assert!(is_allowed(&Origins::Listed(Vec::new()), &parts.uri, &parts.headers));
+    }
+
+    #[test]
+    fn a_request_that_names_another_host_is_refused_before_the_hook_is_asked() {
+        use crate::{Refusal, Subscription};
+        use futures::executor::block_on;
+        use tower::ServiceExt;
+
+        let hub = Hub::builder().allow_host("app.example").allow_host("localhost:3000").build().unwrap();
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let asked = std::sync::Arc::new(asked);
+        let count = std::sync::Arc::clone(&asked);
+        let access = move |_: Connect| {
+            count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            std::future::ready(Ok::<_, Refusal>(Subscription::anonymous()))
+        };
+        let endpoint = hub.endpoint(access).changeable();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let status = |method: &str, target: &str, hosts: &[&str]| {
+            let request = Request::builder().method(method).uri(target);
+            let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
+            // A page of the attacker's site, to which the browser says that it asks its own.
+            let request = request.header("sec-fetch-site", "same-origin").body(()).unwrap();
+            let asked = hub.connect(Connect::from_request(&request), Subscription::anonymous()).into_response();
+            let answered = block_on(endpoint.clone().oneshot(request)).unwrap();
+            if method == "GET" {
+                assert_eq!(answered.status(), asked.status(), "a handler obeys the same rule");
+            }
+            answered.status().as_u16()
+        };
+        let path = "/events";
+        for (target, hosts) in [
+            (path, &["app.example"][..]),
+            (path, &["APP.example:8443"]),
+            (path, &["localhost:3000"]),
+            ("https://app.example/events", &[]),
+            ("https://app.example/events", &["app.example"]),
+        ] {
+            assert_eq!(status("GET", target, hosts), 200, "{target} {hosts:?}");
+        }
+        let before = asked.load(std::sync::atomic::Ordering::SeqCst);
+        for (target, hosts) in [
+            (path, &["evil.test"][..]),
+            (path, &["evil.test:3000"]),
+            (path, &["localhost"]),
+            (path, &[]),
+            (path, &["app.example", "evil.test"]),
+            ("https://evil.test/events", &[]),
+            ("https://evil.test/events", &["app.example"]),
+            ("https://app.example/events", &["evil.test"]),
+        ] {
+            assert_eq!(status("GET", target, hosts), 403, "{target} {hosts:?}");
+            assert_eq!(status("HEAD", target, hosts), 403, "{target} {hosts:?}");
+        }
+        assert_eq!(status("POST", "/events/0/topics", &["evil.test"]), 403);
+        assert_eq!(status("POST", "/events/0/topics", &["app.example"]), 404);
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), before);
     }
 }

@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Response, StatusCode, Version};
 
 use super::hook::NoAnswer;
 use super::negotiate::{self, Unfit};
-use super::{Access, Connect, EventBody, origin};
+use super::{Access, Connect, EventBody};
 use crate::hub::{Authority, Hub, OpenError, Redemption, Request, Taken, Transport};
 use crate::moment::Moment;
 use crate::position::Cursor;
@@ -102,8 +102,8 @@ impl Hub {
         if let Err(unfit) = negotiate::check(connect.method(), connect.headers()) {
             return Some(reject(unfit));
         }
-        if !origin::is_allowed(&self.settings().origins, connect.uri(), connect.headers()) {
-            tracing::debug!("an event stream was refused: a page of another origin");
+        if !self.may_ask(connect) {
+            tracing::debug!("an event stream was refused: a page of another origin, or another host");
             return Some(plain(StatusCode::FORBIDDEN, "forbidden\n"));
         }
         // Before the hook is asked, so that a rush does not reach it. A `HEAD` asks it too.

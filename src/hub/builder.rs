@@ -219,12 +219,27 @@ impl HubBuilder {
     }
 
     /// Lets pages of another origin open streams with their visitors' cookies, for example `https://app.example`: the
-    /// scheme, the host, and the port if it is not the scheme's own, as browsers write it. The site's own pages always may,
-    /// and so may clients that are no browsers. A CORS layer must allow it too. Defaults to none.
+    /// scheme, the host, and the port if it is not the scheme's own, as browsers write it. The scheme may also be that of an
+    /// application's web view or of a browser extension: `capacitor://localhost`, `tauri://localhost`,
+    /// `chrome-extension://…`. `null` is refused, since every sandboxed page of any site has it. The site's own pages always
+    /// may, and so may clients that are no browsers. A CORS layer must allow the origin too. Defaults to none.
     pub fn allow_origin(mut self, origin: impl Into<Box<str>>) -> Self {
         if let Origins::Listed(origins) = &mut self.settings.origins {
             origins.push(origin.into());
         }
+        self
+    }
+
+    /// Lets requests in that name this host, for example `app.example` or `localhost:3000`, and refuses all others with
+    /// `403` before the access hook is asked. Call it once for each name by which clients reach the hub. A name without a
+    /// port allows every port. Both the `Host` header and the `:authority` of HTTP/2 count. A proxy in front must hand on
+    /// the client's `Host`, or have its own listed.
+    ///
+    /// This is against DNS rebinding. A page of another site can point its own name at this machine; to the browser
+    /// it then asks its own site, which [`allow_origin`](Self::allow_origin) lets in. Set it where streams are open to
+    /// clients that are not authenticated, above all in a private network or on `localhost`. Defaults to any host.
+    pub fn allow_host(mut self, host: impl Into<Box<str>>) -> Self {
+        self.settings.hosts.add(host.into());
         self
     }
 

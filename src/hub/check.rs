@@ -69,6 +69,9 @@ impl HubBuilder {
                 "not an origin like `https://app.example`, in lower case and without a path",
             );
         }
+        if !settings.hosts.are_hosts() {
+            return refuse("allow_host", "not a host like `app.example` or `localhost:3000`, in lower case");
+        }
         let payload = settings.framing.max_payload;
         if payload < 16 {
             return refuse("max_payload", "too small for any event");
@@ -150,5 +153,6 @@ mod tests {
         assert_eq!(refused(new().lifecycle_capacity(usize::MAX)), "lifecycle_capacity");
         assert!(new().allow_origin("https://app.example").build().is_ok());
         assert_eq!(refused(new().allow_origin("null")), "allow_origin");
+        assert_eq!(refused(new().allow_host("https://app.example")), "allow_host");
     }
 }

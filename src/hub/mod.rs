@@ -78,7 +78,7 @@ pub(crate) use change::ChangeError;
 pub(crate) use connection::{Connection, Step};
 pub(crate) use offer::{Offer, Outcome};
 pub(crate) use open::{OpenError, Request};
-pub(crate) use origins::Origins;
+pub(crate) use origins::{Hosts, Origins};
 pub(crate) use recheck::Authority;
 pub(crate) use settings::Settings;
 pub(crate) use tickets::{NotTaken, Redemption, Redemptions, Taken};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::limits::Limits;
-use super::origins::Origins;
+use super::origins::{Hosts, Origins};
 use crate::log::{Millis, millis};
 use crate::retention::TopicRule;
 use crate::subscription::End;
@@ -38,6 +38,7 @@ pub(crate) struct Settings {
     pub(crate) max_tickets: usize,
     pub(crate) lifecycle_capacity: usize,
     pub(crate) origins: Origins,
+    pub(crate) hosts: Hosts,
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
     pub(crate) lease: Duration,
@@ -68,6 +69,7 @@ impl Default for Settings {
             max_tickets: 65_536,
             lifecycle_capacity: 1024,
             origins: Origins::Listed(Vec::new()),
+            hosts: Hosts::default(),
             publish_timeout: SECOND * 5,
             probe_interval: SECOND * 2,
             lease: SECOND * 15,
