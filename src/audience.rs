@@ -48,8 +48,10 @@ impl Audience {
     }
 
     /// Those of somebody else, who may name very many: it takes as long for each, however many there are.
-    pub(crate) fn of(addresses: Vec<Address>, except: Vec<ConnectionId>) -> Self {
-        Self { addresses: each_once(addresses), except: each_once(except) }
+    pub(crate) fn of(mut addresses: Vec<Address>, mut except: Vec<ConnectionId>) -> Self {
+        each_once(&mut addresses, |address| address);
+        each_once(&mut except, |id| id);
+        Self { addresses: addresses.into(), except: except.into() }
     }
 
     pub(crate) fn unite(&mut self, other: Self) {
@@ -68,12 +70,21 @@ impl Audience {
     }
 }
 
-fn each_once<T: Clone + Eq + Hash>(all: Vec<T>) -> SmallVec<[T; 1]> {
-    if all.len() < 2 {
-        return all.into_iter().collect();
+/// So many are compared with each other; more, by a table.
+const A_FEW: usize = 8;
+
+/// Leaves each of them once, in their order. It takes as long for each, however many there are.
+pub(crate) fn each_once<T, K: Clone + Eq + Hash>(all: &mut Vec<T>, key: impl Fn(&T) -> &K) {
+    if all.len() <= A_FEW {
+        for index in (1..all.len()).rev() {
+            if all[..index].iter().any(|before| key(before) == key(&all[index])) {
+                all.remove(index);
+            }
+        }
+        return;
     }
     let mut seen = HashSet::with_capacity(all.len());
-    all.into_iter().filter(|one| seen.insert(one.clone())).collect()
+    all.retain(|one| seen.insert(key(one).clone()));
 }
 
 impl From<Address> for Audience {

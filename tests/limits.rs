@@ -5,8 +5,8 @@
 mod support;
 
 use std::future::ready;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -15,8 +15,10 @@ use http::{Request, StatusCode};
 use serde_json::Value;
 use support::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use tokio::task::JoinHandle;
+use tower::Service;
 use tower_sse::{
-    Connect, EndReason, Event, Hub, HubBuilder, OverLimit, RefusalReason, Retention, Subscription, SubscriptionError,
+    Connect, EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, Subscription,
+    SubscriptionError, TopicRule,
 };
 
 const RETRY: Duration = Duration::from_millis(100);
@@ -468,4 +470,47 @@ async fn one_client_that_comes_again_and_again_keeps_nobody_away_for_long() {
     let refused = get(server.addr, "/events").await.events().next().await;
     // Thirty seconds, the usual two, and half of it at random.
     assert!(refused.retry.unwrap() <= Duration::from_secs(48), "{:?}", refused.retry);
+}
+
+/// Two pages' worth of topics at the same moment, again and again.
+#[test]
+fn simultaneous_changes_of_topics_pass_no_limit() {
+    const LIMIT: usize = 64;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let hub = Hub::builder().max_topics(LIMIT).build().unwrap();
+    let endpoint = hub.endpoint(Public::topics(TopicRule::any())).changeable();
+    for _ in 0..100 {
+        let stream = hub.stream(Subscription::anonymous(), None).unwrap();
+        let id = hub.connections()[0].id;
+        let ready = Barrier::new(2);
+        let change = |thread: usize| {
+            let joins: Vec<_> = (0..LIMIT).map(|topic| format!("join={thread}-{topic}")).collect();
+            let request = Request::post(format!("/events/{id}/topics?{}", joins.join("&"))).body(()).unwrap();
+            let mut endpoint = endpoint.clone();
+            let _entered = runtime.handle().enter();
+            ready.wait();
+            futures::executor::block_on(endpoint.call(request)).unwrap().status()
+        };
+        let answers = std::thread::scope(|scope| {
+            [0, 1].map(|thread| scope.spawn(move || change(thread))).map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(hub.connections()[0].topics.len(), LIMIT, "{answers:?}");
+        assert_eq!(answers.iter().filter(|status| **status == StatusCode::OK).count(), 1, "{answers:?}");
+        drop(stream);
+    }
+}
+
+#[tokio::test]
+async fn topics_that_a_user_was_made_to_join_pass_no_limit() {
+    let hub = Hub::builder().max_topics(2).build().unwrap();
+    for topic in ["a", "b"] {
+        hub.user("ada").join(topic).await.unwrap();
+    }
+    let topics = |hub: &Hub| hub.connections()[0].topics.iter().map(ToString::to_string).collect::<Vec<_>>();
+    for (own, has) in [(&["x", "y"][..], ["x", "y"]), (&["x"], ["x", "a"]), (&[], ["a", "b"])] {
+        let stream = hub.stream(Subscription::user("ada").topics(own.iter().copied()), None).unwrap();
+        assert_eq!(topics(&hub), has);
+        drop(stream);
+    }
 }

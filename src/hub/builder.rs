@@ -135,7 +135,9 @@ impl HubBuilder {
         self
     }
 
-    /// Sets how many topics one connection may have; a request for more is refused, not narrowed. Defaults to 128.
+    /// Sets how many topics one connection may have; a request for more is refused, not narrowed. Topics that the user of a
+    /// new connection was made to join ([`Target::join`](crate::Target::join)) fill the places that its subscription leaves;
+    /// the connection does not get the others, and the hub logs a warning. Defaults to 128.
     pub fn max_topics(mut self, topics: usize) -> Self {
         self.settings.max_topics = topics;
         self

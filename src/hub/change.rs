@@ -9,6 +9,7 @@ use super::{Hub, OpenError};
 use crate::audience::{Address, Audience};
 use crate::command::{Action, Change};
 use crate::error::CommandError;
+use crate::log::TooManyTopics;
 use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::sync::Ordering;
@@ -78,6 +79,12 @@ pub(crate) enum ChangeError {
     Barred,
     /// What it was decided by is not true any more: it is to be asked anew.
     Outdated,
+}
+
+impl From<TooManyTopics> for ChangeError {
+    fn from(_: TooManyTopics) -> Self {
+        Self::TooMany
+    }
 }
 
 impl From<OpenError> for ChangeError {
@@ -150,30 +157,15 @@ impl Hub {
 
     fn change_link(&self, link: &Arc<Link>, change: &Change, asked_at: Moment) -> Result<Vec<Topic>, ChangeError> {
         let Change { leave, join, since } = change;
-        let had = self.log().topics(&link.subscriber);
-        let topics = change.topics(&had, self.settings().max_topics)?;
-        self.object_at(link, join, asked_at)?;
-        let new = topics.iter().filter(|topic| !had.contains(topic) || leave.contains(topic));
+        let limit = self.settings().max_topics;
+        // Before what takes longer the more there are.
+        if join.len() > limit || leave.len() > limit {
+            return Err(ChangeError::TooMany);
+        }
         let since = self.since(*since);
-        // What is joined anew is left before, what is only left is left at the end, so that it stays if nothing comes of it.
-        let (anew, left): (Vec<_>, Vec<_>) = leave.iter().partition(|topic| join.contains(topic));
-        for topic in anew {
-            self.inner.leave_topic(link, topic);
-        }
-        for topic in join {
-            self.inner.join_topic(link, topic, since, usize::MAX).map_err(|_| ChangeError::TooMany)?;
-        }
-        // Whoever takes a topic away from here on finds it; who did before is found out here.
-        if let Err(objection) = self.object_at(link, join, asked_at) {
-            for topic in new {
-                self.inner.leave_topic(link, topic);
-            }
-            return Err(objection);
-        }
-        for topic in left {
-            self.inner.leave_topic(link, topic);
-        }
-        Ok(self.log().topics(&link.subscriber))
+        let join_since: Vec<_> = join.iter().map(|topic| (topic.clone(), since)).collect();
+        // What takes a topic away from then on finds it; what did before is found out by `object_at`.
+        self.inner.change_topics(link, leave, &join_since, || self.object_at(link, join, asked_at))
     }
 
     fn object_at(&self, link: &Link, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {

@@ -61,6 +61,10 @@ impl Target<'_> {
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace). For a topic or everyone it is about the
     /// connections that are there now.
     ///
+    /// A connection never has more topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics). One that is opened
+    /// later gets the topics of its subscription first, then those that its user was made to join, in the order of the calls,
+    /// as many as there is room for.
+    ///
     /// Each page hears of it by a `hub.live` with the topics in force, which comes after what is replayed.
     pub fn join<T>(self, topic: T) -> Join
     where

@@ -246,7 +246,7 @@ impl Hub {
                 && let Some(link) = self.registry().find(*id)
             {
                 // There is always room for it: it is no topic.
-                let _ = self.log().join(&link, address, Since::Now, 0);
+                let _ = self.log().join(&link, address, Since::Now, 0, self.now());
             }
         }
     }

@@ -12,7 +12,7 @@ use super::registry::UserTopic;
 use super::{Connection, Hub, LifecycleEvent, housekeeping};
 use crate::audience::Address;
 use crate::kick::Returns;
-use crate::log::{Begin, Joined};
+use crate::log::{Begin, Joined, TooManyTopics};
 use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic};
 use crate::position::Cursor;
@@ -178,13 +178,19 @@ impl Hub {
         let topics = self.registry().user_topics(user);
         // Not what is closed for a time.
         let is_open = |topic: &Topic| self.object(&[Address::Topic(topic.clone())], Moment::now()).is_ok();
-        let joined: Vec<_> = topics
-            .into_iter()
-            .filter(|UserTopic { topic, since, at }| {
-                let joined = Joined { address: Address::Topic(topic.clone()), since: *since, at: *at };
-                is_open(topic) && self.inner.join_as_of(link, topic, &joined)
-            })
-            .collect();
+        let (mut joined, mut left_out) = (Vec::new(), 0);
+        for user_topic in topics.into_iter().filter(|user_topic| is_open(&user_topic.topic)) {
+            let UserTopic { topic, since, at } = &user_topic;
+            let as_of = Joined { address: Address::Topic(topic.clone()), since: *since, at: *at };
+            match self.inner.join_as_of(link, topic, &as_of) {
+                Ok(true) => joined.push(user_topic),
+                Ok(false) => {}
+                Err(TooManyTopics) => left_out += 1,
+            }
+        }
+        if left_out > 0 {
+            self.counters().topics_left_out(link.id(), left_out, self.now());
+        }
         if joined.is_empty() {
             return;
         }

@@ -296,7 +296,7 @@ impl Inner {
     ) -> Result<bool, TooManyTopics> {
         let joined = self.with_roster(link, |told| {
             let address = Address::Topic(topic.clone());
-            let joined = self.log.join(link, &address, since, max_topics)?;
+            let joined = self.log.join(link, &address, since, max_topics, self.now())?;
             if let Some(told) = told.filter(|_| joined) {
                 told.enter(link, topic);
             }
@@ -309,14 +309,43 @@ impl Inner {
         Ok(joined)
     }
 
-    pub(super) fn join_as_of(self: &Arc<Self>, link: &Arc<Link>, topic: &Topic, joined: &Joined) -> bool {
+    pub(super) fn join_as_of(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        topic: &Topic,
+        joined: &Joined,
+    ) -> Result<bool, TooManyTopics> {
         self.with_roster(link, |told| {
-            let is_new = self.log.join_as_of(link, joined);
+            let is_new = self.log.join_as_of(link, joined, self.settings.max_topics, self.now())?;
             if let Some(told) = told.filter(|_| is_new) {
                 told.enter(link, topic);
             }
-            is_new
+            Ok(is_new)
         })
+    }
+
+    /// Leaves, then joins, all or nothing; returns the topics in force. `confirm` is asked as [`Log::change`] says.
+    ///
+    /// [`Log::change`]: crate::log::Log::change
+    pub(super) fn change_topics<E: From<TooManyTopics>>(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        leave: &[Topic],
+        join: &[(Topic, Since)],
+        confirm: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Vec<Topic>, E> {
+        let changed = self.with_roster(link, |told| -> Result<_, E> {
+            let changed = self.log.change(link, leave, join, self.settings.max_topics, self.now(), confirm)?;
+            if let Some(told) = told {
+                changed.left.iter().for_each(|topic| told.exit(link, topic));
+                changed.joined.iter().for_each(|topic| told.enter(link, topic));
+            }
+            Ok(changed)
+        })?;
+        if changed.is_any() {
+            link.wake(self.now());
+        }
+        Ok(changed.topics)
     }
 
     pub(super) fn leave_topic(self: &Arc<Self>, link: &Link, topic: &Topic) -> bool {

@@ -26,6 +26,7 @@ pub(crate) struct Counters {
     failure_lines: Throttle,
     broker_lines: Throttle,
     skip_lines: Throttle,
+    topic_lines: Throttle,
     large_payload_said: AtomicBool,
 }
 
@@ -58,6 +59,14 @@ impl Counters {
         tracing::debug!(connection = %connection.brief(), %reason, "told of a gap");
         if let Some(suppressed) = self.gap_lines.admit(now) {
             tracing::warn!(%reason, suppressed, "a stream was told of a gap: records are not to be had");
+        }
+    }
+
+    /// A stream did not get topics that its user was made to join.
+    pub(super) fn topics_left_out(&self, connection: ConnectionId, topics: usize, now: Millis) {
+        tracing::debug!(connection = %connection.brief(), topics, "topics of the user exceed max_topics");
+        if let Some(suppressed) = self.topic_lines.admit(now) {
+            tracing::warn!(topics, suppressed, "a stream did not join topics of its user: max_topics is reached");
         }
     }
 

@@ -17,6 +17,7 @@ use super::*;
 use crate::event::Event;
 use crate::name::Topic;
 use crate::retention::Retention;
+use crate::sync::AtomicBool;
 use crate::wire::Framing;
 
 fn model(check: impl Fn() + Send + Sync + 'static) {
@@ -215,7 +216,7 @@ fn joining_a_channel_loses_nothing_of_it_from_then_on() {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
         let publisher = publisher(&log, &[&["a"]]);
-        log.join(&subscriber, &topic("b"), Since::Now, 9).unwrap();
+        log.join(&subscriber, &topic("b"), Since::Now, 9, 0).unwrap();
         let joined = publish(&log, &["b"]);
         wake(&log);
         assert_eq!(receive(&log, &subscriber, 2), [1, 2]);
@@ -223,6 +224,51 @@ fn joining_a_channel_loses_nothing_of_it_from_then_on() {
         publisher.join().unwrap();
         log.close(&subscriber, 0);
     });
+}
+
+#[test]
+fn simultaneous_changes_pass_no_limit() {
+    model(|| {
+        let log = log();
+        let subscriber = subscribe(&log, &["a"]);
+        let change = |name: &'static str| {
+            let (log, subscriber) = (Arc::clone(&log), Arc::clone(&subscriber));
+            thread::spawn(move || {
+                let join = [(Topic::try_from(name).unwrap(), Since::Now)];
+                log.change(&subscriber, &[], &join, 2, 0, || Ok::<(), TooManyTopics>(())).is_ok()
+            })
+        };
+        let changes = [change("b"), change("c")];
+        let changed = changes.into_iter().filter_map(|change| change.join().unwrap().then_some(())).count();
+        assert_eq!((changed, log.topics(&subscriber).len()), (1, 2));
+        log.close(&subscriber, 0);
+    });
+}
+
+/// A topic is banned, then its listeners are looked up: also those that join it meanwhile, or join it anew.
+#[test]
+fn a_change_meets_a_ban_or_is_found_by_it() {
+    for had in [&["a"][..], &["a", "b"]] {
+        model(move || {
+            let log = log();
+            let subscriber = subscribe(&log, had);
+            let is_banned = Arc::new(AtomicBool::new(false));
+            let ban = thread::spawn({
+                let (log, is_banned) = (Arc::clone(&log), Arc::clone(&is_banned));
+                move || {
+                    is_banned.store(true, Ordering::SeqCst);
+                    !log.listeners(&topic("b")).is_empty()
+                }
+            });
+            let name = Topic::try_from("b").unwrap();
+            let confirm = || if is_banned.load(Ordering::SeqCst) { Err(TooManyTopics) } else { Ok(()) };
+            let changed = log.change(&subscriber, &[name.clone()], &[(name, Since::Now)], 9, 0, confirm);
+            let is_found = ban.join().unwrap();
+            assert!(changed.is_err() || is_found);
+            assert_eq!(log.topics(&subscriber).len(), if changed.is_ok() { 2 } else { had.len() });
+            log.close(&subscriber, 0);
+        });
+    }
 }
 
 /// The values of a new life are there when its beginning is.

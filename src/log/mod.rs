@@ -44,7 +44,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::audience::{Address, Audience};
+use crate::audience::{Address, Audience, each_once};
 use crate::name::{ConnectionId, Topic};
 use crate::position::{Epoch, Position};
 use crate::reason::GapReason;
@@ -65,6 +65,9 @@ pub(crate) use reader::{Batch, Since};
 pub(crate) use sequencer::Usage;
 pub(crate) use store::Effect;
 pub(crate) use subscriber::{Listener, Subscriber};
+
+/// How many channels are entered or left at a time before publishers get their turn.
+const AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };
 
 /// Milliseconds since a moment that the owner of the log chose.
 pub(crate) type Millis = u64;
@@ -330,26 +333,50 @@ impl Log {
         begin: Begin,
         now: Millis,
     ) -> u64 {
+        let mut addresses: Vec<Address> = addresses.into_iter().collect();
+        each_once(&mut addresses, |address| address);
         let mut reader = listener.subscriber().reader.lock();
-        let mut sequencer = self.sequencer.lock();
-        sequencer.sweep_a_little(&self.heads, now);
-        let horizon = self.horizon();
         if reader.is_closed() {
-            return horizon;
+            return self.horizon();
         }
-        let addresses = addresses.into_iter();
-        reader.reserve(addresses.size_hint().0);
-        for address in addresses {
-            if !reader.listens_to(&address) {
-                let channel = sequencer.channel(&address, &self.heads);
-                reader.enter(channel, Arc::clone(listener) as _, 0);
-            }
+        let (entered, horizon) = self.enter(listener, &addresses, now);
+        reader.reserve(entered.len());
+        for (channel, slot) in entered {
+            reader.enter(channel, slot, 0);
         }
         if let Begin::After(cursor) = begin {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
         reader.begin(self, begin, horizon);
         horizon
+    }
+
+    /// Makes it listen to these addresses, and says where the log was then. Publishers get their turn in between, so that a
+    /// subscription to thousands of topics does not stop them.
+    fn enter<L: Listener + 'static>(
+        &self,
+        listener: &Arc<L>,
+        addresses: &[Address],
+        now: Millis,
+    ) -> (SmallVec<[(Arc<Channel>, u32); 4]>, u64) {
+        let mut entered = SmallVec::with_capacity(addresses.len());
+        let mut horizon = self.horizon();
+        for some in addresses.chunks(AT_ONCE) {
+            let mut sequencer = self.sequencer.lock();
+            sequencer.sweep_a_little(&self.heads, now);
+            entered.extend(some.iter().map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.heads)));
+            horizon = self.horizon();
+        }
+        (entered, horizon)
+    }
+
+    /// The reverse.
+    fn exit(&self, entered: &[(Arc<Channel>, u32)], now: Millis) {
+        for some in entered.chunks(AT_ONCE) {
+            let mut sequencer = self.sequencer.lock();
+            some.iter().for_each(|(channel, slot)| sequencer.exit(channel, *slot, now));
+            sequencer.sweep_a_little(&self.heads, now);
+        }
     }
 
     /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already, or not open, nothing
@@ -360,48 +387,97 @@ impl Log {
         address: &Address,
         since: Since,
         max_topics: usize,
+        now: Millis,
     ) -> Result<bool, TooManyTopics> {
         let mut reader = listener.subscriber().reader.lock();
-        if !reader.is_open() || reader.listens_to(address) {
+        if !reader.admits(address, max_topics)? {
             return Ok(false);
         }
-        if address.topic().is_some() && reader.topics().count() >= max_topics {
-            return Err(TooManyTopics);
+        self.claim(since);
+        let (entered, horizon) = self.enter(listener, std::slice::from_ref(address), now);
+        for (channel, slot) in entered {
+            reader.join(channel, slot, since, horizon);
         }
-        if let Since::After(cursor) = since {
-            self.claimed.fetch_max(cursor, Ordering::AcqRel);
-        }
-        let mut sequencer = self.sequencer.lock();
-        let channel = sequencer.channel(address, &self.heads);
-        reader.join(channel, Arc::clone(listener) as _, since, self.horizon());
         Ok(true)
     }
 
     /// Subscribes to what was joined before the connection was there, as if it had been.
-    pub(crate) fn join_as_of<L: Listener + 'static>(&self, listener: &Arc<L>, joined: &Joined) -> bool {
+    pub(crate) fn join_as_of<L: Listener + 'static>(
+        &self,
+        listener: &Arc<L>,
+        joined: &Joined,
+        max_topics: usize,
+        now: Millis,
+    ) -> Result<bool, TooManyTopics> {
         let mut reader = listener.subscriber().reader.lock();
-        if !reader.is_open() || reader.listens_to(&joined.address) {
-            return false;
+        if !reader.admits(&joined.address, max_topics)? {
+            return Ok(false);
         }
-        if let Since::After(cursor) = joined.since {
+        self.claim(joined.since);
+        let (entered, _) = self.enter(listener, std::slice::from_ref(&joined.address), now);
+        for (channel, slot) in entered {
+            reader.join_as_of(channel, slot, joined.since, joined.at);
+        }
+        Ok(true)
+    }
+
+    /// Leaves topics, then joins others, in one step: all of it, or nothing if there would be more than `max_topics` topics
+    /// or `confirm` objects. A topic that is both left and joined begins anew. Wake the subscriber if anything has changed.
+    ///
+    /// `confirm` is asked when the subscriber listens to all of them, and before anything is left. So what takes a topic away
+    /// either finds this subscriber among its listeners, or was noted before `confirm` looks.
+    pub(crate) fn change<L: Listener + 'static, E: From<TooManyTopics>>(
+        &self,
+        listener: &Arc<L>,
+        leave: &[Topic],
+        join: &[(Topic, Since)],
+        max_topics: usize,
+        now: Millis,
+        confirm: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Changed, E> {
+        let mut reader = listener.subscriber().reader.lock();
+        if !reader.is_open() {
+            return Ok(Changed::default());
+        }
+        let plan = reader.plan(leave, join);
+        if plan.count > max_topics {
+            return Err(TooManyTopics.into());
+        }
+        let addresses: Vec<Address> = plan.new.iter().map(|(topic, _)| Address::Topic(topic.clone())).collect();
+        let (entered, horizon) = self.enter(listener, &addresses, now);
+        if let Err(objection) = confirm() {
+            self.exit(&entered, now);
+            return Err(objection);
+        }
+        plan.new.iter().chain(&plan.again).for_each(|(_, since)| self.claim(*since));
+        let left = reader.leave_these(&plan.leaving, horizon);
+        for ((channel, slot), (_, since)) in entered.into_iter().zip(&plan.new) {
+            reader.join(channel, slot, *since, horizon);
+        }
+        reader.begin_anew(&plan.again, horizon);
+        self.exit(&left, now);
+        Ok(Changed {
+            left: left.iter().filter_map(|(channel, _)| channel.address.topic().cloned()).collect(),
+            joined: plan.new.iter().map(|(topic, _)| topic.clone()).collect(),
+            again: !plan.again.is_empty(),
+            topics: reader.topics().cloned().collect(),
+        })
+    }
+
+    /// A client has come with this number.
+    fn claim(&self, since: Since) {
+        if let Since::After(cursor) = since {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
-        let mut sequencer = self.sequencer.lock();
-        let channel = sequencer.channel(&joined.address, &self.heads);
-        reader.join_as_of(channel, Arc::clone(listener) as _, joined.since, joined.at);
-        true
     }
 
     /// Ends the subscription to one address: nothing more of it is read, not even what waits. Returns whether there was
     /// one.
     pub(crate) fn leave(&self, subscriber: &Subscriber, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
-        let Some((channel, slot)) = reader.leave(address, self.horizon()) else { return false };
-        let mut sequencer = self.sequencer.lock();
-        channel.remove_listener(slot);
-        sequencer.left(&channel, now);
-        sequencer.sweep_a_little(&self.heads, now);
-        true
+        let left = reader.leave(address, self.horizon());
+        self.exit(left.as_slice(), now);
+        left.is_some()
     }
 
     /// Ends all subscriptions. A second call changes nothing. Returns the topics that it had.
@@ -409,14 +485,7 @@ impl Log {
         let mut reader = subscriber.reader.lock();
         let topics = reader.topics().cloned().collect();
         let memberships = reader.leave_all();
-        if !memberships.is_empty() {
-            let mut sequencer = self.sequencer.lock();
-            for (channel, slot) in memberships {
-                channel.remove_listener(slot);
-                sequencer.left(&channel, now);
-            }
-            sequencer.sweep_a_little(&self.heads, now);
-        }
+        self.exit(&memberships, now);
         topics
     }
 
@@ -490,6 +559,23 @@ pub(crate) struct Asleep(SmallVec<[Arc<Channel>; 4]>);
 impl Asleep {
     pub(crate) fn unite(&mut self, other: Self) {
         self.0.extend(other.0);
+    }
+}
+
+/// What a change of topics did.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    pub(crate) left: Vec<Topic>,
+    pub(crate) joined: Vec<Topic>,
+    /// Some topics were both left and joined.
+    pub(crate) again: bool,
+    /// The topics in force afterwards.
+    pub(crate) topics: Vec<Topic>,
+}
+
+impl Changed {
+    pub(crate) fn is_any(&self) -> bool {
+        self.again || !self.left.is_empty() || !self.joined.is_empty()
     }
 }
 

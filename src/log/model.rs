@@ -32,6 +32,7 @@ fn address(index: usize) -> Address {
 }
 
 const CHANNELS: usize = 5;
+const TOPICS: usize = 2;
 const LATEST: usize = 3;
 const KEYS: usize = 3;
 
@@ -83,6 +84,15 @@ enum Step {
         reader: usize,
         from: usize,
     },
+    /// Leaves some topics and joins others in one step, which may be refused.
+    Change {
+        reader: usize,
+        leave: BTreeSet<usize>,
+        join: BTreeSet<usize>,
+        back: Option<u64>,
+        is_refused: bool,
+        limit: usize,
+    },
     Wait {
         millis: u64,
     },
@@ -91,6 +101,7 @@ enum Step {
 const READERS: usize = 3;
 
 fn step() -> impl Strategy<Value = Step> {
+    let topics = || proptest::collection::btree_set(TOPICS..CHANNELS, 0..3);
     let channels = || proptest::collection::btree_set(0..CHANNELS, 1..3);
     let start = prop_oneof![Just(Start::Live), (0..6usize).prop_map(Start::Last), Just(Start::Oldest)];
     prop_oneof![
@@ -101,6 +112,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..READERS).prop_map(|reader| Step::Read { reader }),
         2 => (0..READERS, 0..CHANNELS, proptest::option::of(0..20u64)).prop_map(|(reader, to, back)| Step::Join { reader, to, back }),
         1 => (0..READERS, 0..CHANNELS).prop_map(|(reader, from)| Step::Leave { reader, from }),
+        2 => (0..READERS, topics(), topics(), proptest::option::of(0..20u64), prop::bool::weighted(0.2), 1..4usize)
+            .prop_map(|(reader, leave, join, back, is_refused, limit)| Step::Change { reader, leave, join, back, is_refused, limit }),
         1 => prop_oneof![4 => 0..500u64, 1 => Just(AGE + 1), 1 => Just(AGE + GRACE + 1)].prop_map(|millis| Step::Wait { millis }),
     ]
 }
@@ -251,6 +264,9 @@ impl World {
                 client.gaps.remove(from);
                 client.has_left |= left;
             }
+            Step::Change { reader, leave, join, back, is_refused, limit } => {
+                self.change(*reader, leave, join, *back, *is_refused, *limit);
+            }
             Step::Wait { millis } => {
                 self.now += millis;
                 while self.log.sweep(self.now) == Swept::More {}
@@ -258,20 +274,69 @@ impl World {
         }
     }
 
-    fn join(&mut self, reader: usize, to: usize, back: Option<u64>) {
-        let client = &mut self.clients[reader];
+    fn since(&self, back: Option<u64>) -> Since {
         let horizon = self.published.len() as u64;
-        let since = back.map_or(Since::Now, |back| Since::After(horizon.saturating_sub(back)));
-        let joined = self.log.join(&client.subscriber, &address(to), since, 3);
+        back.map_or(Since::Now, |back| Since::After(horizon.saturating_sub(back)))
+    }
+
+    fn join(&mut self, reader: usize, to: usize, back: Option<u64>) {
+        let since = self.since(back);
+        let client = &mut self.clients[reader];
+        let joined = self.log.join(&client.subscriber, &address(to), since, 3, self.now);
         let topics = client.on.keys().filter(|&&channel| channel >= 2).count();
         if !client.on.contains_key(&to) && to >= 2 && topics >= 3 {
             assert_eq!(joined, Err(TooManyTopics));
             return;
         }
         assert_eq!(joined, Ok(!client.on.contains_key(&to)));
-        if joined == Ok(false) {
+        if joined == Ok(true) {
+            self.has_joined(reader, to, since);
+        }
+    }
+
+    /// All of it, or nothing.
+    fn change(
+        &mut self,
+        reader: usize,
+        leave: &BTreeSet<usize>,
+        join: &BTreeSet<usize>,
+        back: Option<u64>,
+        is_refused: bool,
+        limit: usize,
+    ) {
+        let since = self.since(back);
+        let client = &mut self.clients[reader];
+        let topic = |index: &usize| address(*index).topic().unwrap().clone();
+        let leaving: Vec<Topic> = leave.iter().map(topic).collect();
+        let joining: Vec<(Topic, Since)> = join.iter().map(|index| (topic(index), since)).collect();
+        let had: BTreeSet<usize> = client.on.keys().copied().filter(|channel| *channel >= TOPICS).collect();
+        let has: BTreeSet<usize> = had.difference(leave).chain(join).copied().collect();
+        let confirm = || if is_refused { Err(None) } else { Ok(()) };
+        let changed = self.log.change(&client.subscriber, &leaving, &joining, limit, self.now, confirm);
+        let topics = self.log.topics(&client.subscriber).into_iter().collect::<BTreeSet<_>>();
+        if has.len() > limit || is_refused {
+            assert_eq!(changed.unwrap_err(), (has.len() > limit).then_some(TooManyTopics));
+            assert_eq!(topics, had.iter().map(topic).collect());
             return;
         }
+        let changed = changed.unwrap();
+        assert_eq!(topics, has.iter().map(topic).collect());
+        assert_eq!(changed.topics.len(), has.len());
+        assert_eq!(changed.left.len() + has.len(), changed.joined.len() + had.len());
+        for channel in leave.intersection(&had) {
+            client.on.remove(channel);
+            client.due.remove(channel);
+            client.gaps.remove(channel);
+            client.has_left = true;
+        }
+        for channel in join.iter().filter(|channel| !had.contains(channel) || leave.contains(channel)) {
+            self.has_joined(reader, *channel, since);
+        }
+    }
+
+    fn has_joined(&mut self, reader: usize, to: usize, since: Since) {
+        let client = &mut self.clients[reader];
+        let horizon = self.published.len() as u64;
         let values: BTreeSet<u64> = Self::current_values(&self.published, self.keys);
         let upto = |sequence: &u64| *sequence <= client.cursor;
         let (since, due) = match since {

@@ -249,7 +249,7 @@ proptest! {
                     let since = log.last().saturating_sub(back);
                     if let Some(reader) = &mut readers[index]
                         && !reader.left.contains(&to)
-                        && log.join(&reader.subscriber, &address_of(to), Since::After(since), 100).unwrap()
+                        && log.join(&reader.subscriber, &address_of(to), Since::After(since), 100, now).unwrap()
                     {
                         reader.on.insert(to, since);
                         reader.may_gap |= since + 1 < shared.first

@@ -1,5 +1,7 @@
 //! A cursor over some channels, and the one way in which it reads.
 
+use std::collections::hash_map::HashMap;
+use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -9,8 +11,7 @@ use super::past::Block;
 use super::pick::Pick;
 use super::pieces::Piece;
 use super::store::Record;
-use super::subscriber::Listener;
-use super::{Begin, Log};
+use super::{Begin, Log, TooManyTopics};
 use crate::audience::Address;
 use crate::name::{ConnectionId, Topic};
 use crate::reason::GapReason;
@@ -103,6 +104,16 @@ pub(crate) enum Since {
     After(u64),
     /// From now on, since what was asked for is not to be had.
     Refused(GapReason),
+}
+
+/// What a change of topics comes to, each topic once.
+pub(super) struct Plan<'a> {
+    pub(super) new: Vec<&'a (Topic, Since)>,
+    /// Those that are both left and joined.
+    pub(super) again: Vec<&'a (Topic, Since)>,
+    pub(super) leaving: HashSet<&'a Topic>,
+    /// How many there are afterwards.
+    pub(super) count: usize,
 }
 
 /// What one read found; a gap comes before the records.
@@ -237,14 +248,21 @@ impl Reader {
         self.memberships.reserve_exact(count);
     }
 
-    /// One of the channels that a connection has from the start.
-    pub(super) fn enter(&mut self, channel: Arc<Channel>, listener: Arc<dyn Listener>, since: u64) {
-        let slot = channel.add_listener(listener);
+    /// One of the channels that a connection has from the start. It listens there by this slot.
+    pub(super) fn enter(&mut self, channel: Arc<Channel>, slot: u32, since: u64) {
         self.memberships.push(Membership { channel, slot, since, told: 0, replay: None });
     }
 
-    /// One more channel; `horizon` is where the log was when this was decided.
-    pub(super) fn join(&mut self, channel: Arc<Channel>, listener: Arc<dyn Listener>, since: Since, horizon: u64) {
+    /// Whether one more address may be joined: not if it is there already, or the reader is not open.
+    pub(super) fn admits(&self, address: &Address, max_topics: usize) -> Result<bool, TooManyTopics> {
+        if !self.is_open() || self.listens_to(address) {
+            return Ok(false);
+        }
+        if address.topic().is_some() && self.topics().count() >= max_topics { Err(TooManyTopics) } else { Ok(true) }
+    }
+
+    /// One more channel; `horizon` is where the log was when it was entered.
+    pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, horizon: u64) {
         // Another instance may be a moment ahead, and so may what is asked for.
         let at = if let Since::After(since) = since { horizon.max(since) } else { horizon };
         self.changed(&channel.address, at);
@@ -256,13 +274,15 @@ impl Reader {
             Since::Now | Since::Refused(_) => {
                 let owes = if let Since::Refused(reason) = since { Some(reason) } else { None };
                 let store = channel.store.lock();
+                // What came after it had entered is its business, also if it was dropped since.
+                let has_values = store.values_between(0, horizon).next().is_some();
                 // Values up to the cursor are replayed; those after it are read in their order.
-                let since = if store.has_values() { self.cursor } else { horizon };
-                let replay = (store.has_values() || owes.is_some()).then_some(Replay { owes, ..Replay::values() });
-                (since, replay, store.floor())
+                let since = if has_values { self.cursor } else { horizon };
+                let replay = (has_values || owes.is_some()).then_some(Replay { owes, ..Replay::values() });
+                (since, replay, store.floor().min(horizon))
             }
         };
-        self.enter(channel, listener, since);
+        self.enter(channel, slot, since);
         self.replaying |= replay.is_some();
         if let Some(membership) = self.memberships.last_mut() {
             (membership.replay, membership.told) = (replay.map(Box::new), told);
@@ -271,15 +291,31 @@ impl Reader {
 
     /// One more channel that was joined when the log was at `at`. A cursor from before that knows nothing of it; one from
     /// after accounts for it; a fresh page has it from its start.
-    pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, listener: Arc<dyn Listener>, since: Since, at: u64) {
+    pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, slot: u32, since: Since, at: u64) {
         match self.resumed_at.get() {
-            None => self.join(channel, listener, Since::Now, self.cursor),
-            Some(cursor) if cursor <= at => self.join(channel, listener, since, at),
+            None => self.join(channel, slot, Since::Now, self.cursor),
+            Some(cursor) if cursor <= at => self.join(channel, slot, since, at),
             Some(_) => {
                 let since = if let Since::After(since) = since { since } else { at };
-                self.enter(channel, listener, since);
+                self.enter(channel, slot, since);
             }
         }
+    }
+
+    /// What a change of topics comes to.
+    pub(super) fn plan<'a>(&self, leave: &'a [Topic], join: &'a [(Topic, Since)]) -> Plan<'a> {
+        let had: HashSet<&Topic> = self.topics().collect();
+        let mut leaving: HashSet<&Topic> = leave.iter().filter(|topic| had.contains(topic)).collect();
+        let mut seen = HashSet::with_capacity(join.len());
+        let (mut new, mut again) = (Vec::new(), Vec::new());
+        for joined in join.iter().filter(|(topic, _)| seen.insert(topic)) {
+            if !had.contains(&joined.0) {
+                new.push(joined);
+            } else if leaving.remove(&joined.0) {
+                again.push(joined);
+            }
+        }
+        Plan { count: had.len() - leaving.len() + new.len(), new, again, leaving }
     }
 
     pub(super) fn leave(&mut self, address: &Address, horizon: u64) -> Option<(Arc<Channel>, u32)> {
@@ -288,6 +324,34 @@ impl Reader {
         self.changed(address, horizon);
         self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
         Some((left.channel, left.slot))
+    }
+
+    /// Leaves all of these at once.
+    pub(super) fn leave_these(&mut self, topics: &HashSet<&Topic>, horizon: u64) -> Vec<(Arc<Channel>, u32)> {
+        self.take_out(|topic| topics.contains(topic), horizon)
+            .into_iter()
+            .map(|left| (left.channel, left.slot))
+            .collect()
+    }
+
+    /// As if these were left and joined, but it listens to them all the time.
+    pub(super) fn begin_anew(&mut self, topics: &[&(Topic, Since)], horizon: u64) {
+        let topics: HashMap<&Topic, Since> = topics.iter().map(|(topic, since)| (topic, *since)).collect();
+        for Membership { channel, slot, .. } in self.take_out(|topic| topics.contains_key(topic), horizon) {
+            let since = channel.address.topic().and_then(|topic| topics.get(topic)).copied().unwrap_or(Since::Now);
+            self.join(channel, slot, since, horizon);
+        }
+    }
+
+    fn take_out(&mut self, is_meant: impl Fn(&Topic) -> bool, horizon: u64) -> Vec<Membership> {
+        let is_meant = |membership: &Membership| membership.channel.address.topic().is_some_and(&is_meant);
+        let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.memberships).into_iter().partition(is_meant);
+        self.memberships = kept;
+        if !out.is_empty() {
+            self.changed_at = Number::some(horizon);
+            self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
+        }
+        out
     }
 
     fn changed(&mut self, address: &Address, horizon: u64) {

@@ -12,6 +12,7 @@ use super::channel::Channel;
 use super::heads::Heads;
 use super::policy::Policies;
 use super::store::{Part, PerPart, Record};
+use super::subscriber::Listener;
 use super::{Budgets, Millis, Numbered, Swept, millis};
 use crate::audience::{Address, Audience};
 use crate::retention::Kind;
@@ -261,8 +262,21 @@ impl Sequencer {
         channel
     }
 
-    /// A listener has left this channel.
-    pub(super) fn left(&mut self, channel: &Arc<Channel>, now: Millis) {
+    /// Makes somebody listen to an address. Returns its channel, and the slot to leave it by.
+    pub(super) fn enter(
+        &mut self,
+        address: &Address,
+        listener: Arc<dyn Listener>,
+        heads: &Heads,
+    ) -> (Arc<Channel>, u32) {
+        let channel = self.channel(address, heads);
+        let slot = channel.add_listener(listener);
+        (channel, slot)
+    }
+
+    /// The reverse.
+    pub(super) fn exit(&mut self, channel: &Arc<Channel>, slot: u32, now: Millis) {
+        channel.remove_listener(slot);
         if channel.listening() > 0 {
             return;
         }
