@@ -1,5 +1,6 @@
 //! What one connection is entitled to.
 
+use std::collections::hash_set::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -29,7 +30,7 @@ use crate::retention::TopicRule;
 #[derive(Clone)]
 pub struct Subscription {
     pub(crate) user: Option<UserId>,
-    pub(crate) topics: Vec<Topic>,
+    pub(crate) topics: Topics,
     pub(crate) start: Start,
     pub(crate) expiry: Option<Expiry>,
     pub(crate) end: Option<End>,
@@ -41,6 +42,70 @@ pub struct Subscription {
     /// The ticket that carried it; so it is older than the request.
     pub(crate) redeemed: Option<Box<Redeemed>>,
     pub(crate) invalid: Option<SubscriptionError>,
+}
+
+/// So many topics are searched one by one; more, by a table.
+const A_FEW: usize = 8;
+
+/// Topics in the order in which they were added, each once.
+#[derive(Clone, Default)]
+pub(crate) struct Topics {
+    list: Vec<Topic>,
+    /// All of the list, when it is longer than a few.
+    known: Option<Box<Known>>,
+}
+
+/// Boxed, since most subscriptions need none and are passed about by value.
+#[derive(Clone)]
+struct Known(HashSet<Topic>);
+
+impl Topics {
+    /// Adds a topic, unless it is there already.
+    pub(crate) fn insert(&mut self, topic: Topic) {
+        if self.contains(&topic) {
+            return;
+        }
+        self.list.push(topic.clone());
+        match &mut self.known {
+            Some(known) => drop(known.0.insert(topic)),
+            None => self.index(),
+        }
+    }
+
+    pub(crate) fn contains(&self, topic: &Topic) -> bool {
+        self.known.as_ref().map_or_else(|| self.list.contains(topic), |known| known.0.contains(topic))
+    }
+
+    pub(crate) fn retain(&mut self, keep: impl FnMut(&Topic) -> bool) {
+        self.list.retain(keep);
+        self.index();
+    }
+
+    fn index(&mut self) {
+        self.known = (self.list.len() > A_FEW).then(|| Box::new(Known(self.list.iter().cloned().collect())));
+    }
+}
+
+impl FromIterator<Topic> for Topics {
+    fn from_iter<I: IntoIterator<Item = Topic>>(topics: I) -> Self {
+        let mut all = Self::default();
+        topics.into_iter().for_each(|topic| all.insert(topic));
+        all
+    }
+}
+
+impl std::ops::Deref for Topics {
+    type Target = [Topic];
+
+    fn deref(&self) -> &[Topic] {
+        &self.list
+    }
+}
+
+impl fmt::Debug for Topics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.list.fmt(f)
+    }
 }
 
 /// A ticket that was taken.
@@ -121,7 +186,7 @@ impl Subscription {
     pub fn anonymous() -> Self {
         Self {
             user: None,
-            topics: Vec::new(),
+            topics: Topics::default(),
             start: Start::default(),
             expiry: None,
             end: None,
@@ -156,8 +221,7 @@ impl Subscription {
         T::Error: Into<InvalidName>,
     {
         match topic.try_into() {
-            Ok(topic) if self.topics.contains(&topic) => {}
-            Ok(topic) => self.topics.push(topic),
+            Ok(topic) => self.topics.insert(topic),
             Err(error) => self.invalidate(SubscriptionError::Name(error.into())),
         }
         self

@@ -124,8 +124,8 @@ mod tests {
         let (read, read_times) = decode(&encode(&subscription, times)).unwrap();
         assert_eq!(read_times, times);
         assert_eq!(
-            (&read.user, &read.topics, &read.may_join),
-            (&subscription.user, &subscription.topics, &subscription.may_join)
+            (&read.user, &read.topics[..], &read.may_join),
+            (&subscription.user, &subscription.topics[..], &subscription.may_join)
         );
         assert_eq!((read.start, read.end, &read.data), (subscription.start, subscription.end, &subscription.data));
         assert_eq!(read.counted_as.as_deref(), Some("k"));

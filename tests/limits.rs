@@ -17,7 +17,7 @@ use support::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use tokio::task::JoinHandle;
 use tower::Service;
 use tower_sse::{
-    Connect, EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, Subscription,
+    Connect, EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, Start, Subscription,
     SubscriptionError, TopicRule,
 };
 
@@ -295,7 +295,7 @@ async fn serve_counting(builder: HubBuilder) -> (Hub, Server, Arc<AtomicUsize>) 
     let counted = Arc::clone(&asked);
     let access = move |_: Connect| {
         counted.fetch_add(1, Ordering::SeqCst);
-        ready(Ok(Subscription::anonymous().may_join(tower_sse::TopicRule::any())))
+        ready(Ok(Subscription::anonymous().may_join(TopicRule::any())))
     };
     let app =
         Router::new().route("/", axum::routing::get(async || "")).layer(hub.layer("/events", access).changeable());
@@ -513,4 +513,91 @@ async fn topics_that_a_user_was_made_to_join_pass_no_limit() {
         assert_eq!(topics(&hub), has);
         drop(stream);
     }
+}
+
+/// The shortest of some runs, so that what else the machine does is left out.
+fn shortest(mut work: impl FnMut() -> Duration) -> Duration {
+    (0..5).map(|_| work()).min().unwrap()
+}
+
+fn names(count: usize) -> impl Iterator<Item = String> {
+    (0..count).map(|n| format!("a topic with a name {n}"))
+}
+
+/// Eight times as many take eight times as long; if each were compared with each, 64 times.
+#[test]
+fn opening_a_stream_takes_time_in_proportion_to_its_topics() {
+    let hub = Hub::builder().max_topics(10_000).build().unwrap();
+    let open = |topics: usize| {
+        let subscription = Subscription::anonymous().topics(names(topics));
+        shortest(|| {
+            let begun = Instant::now();
+            let stream = hub.stream(subscription.clone(), None).unwrap();
+            let took = begun.elapsed();
+            drop(stream);
+            took
+        })
+    };
+    let (few, many) = (open(1_000), open(8_000));
+    assert!(many < few * 24, "{few:?} for 1,000 topics, {many:?} for 8,000");
+}
+
+/// Sixteen times as many take sixteen times as long; if each were compared with each, 256 times.
+#[test]
+fn a_subscription_takes_time_in_proportion_to_its_topics() {
+    let build = |count: usize| {
+        let names: Vec<_> = names(count).collect();
+        shortest(|| {
+            let begun = Instant::now();
+            let subscription = Subscription::anonymous().topics(names.iter());
+            let took = begun.elapsed();
+            assert_eq!(subscription.topic_list().len(), count);
+            took
+        })
+    };
+    let (few, many) = (build(1_000), build(16_000));
+    assert!(many < few * 64, "{few:?} for 1,000 topics, {many:?} for 16,000");
+}
+
+/// The events that a page starts with are found and put in order while others publish.
+#[test]
+fn a_start_with_many_events_does_not_stop_publishers() {
+    const TOPICS: usize = 100;
+    let hub = Hub::builder().retention_budget(256 << 20).build().unwrap();
+    for n in 0..TOPICS * 1_000 {
+        hub.topic(n % TOPICS).publish_now(Event::message("x")).unwrap();
+    }
+    let is_over = AtomicBool::new(false);
+    let shares = std::thread::scope(|scope| {
+        let publisher = scope.spawn(|| {
+            let mut published = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                hub.topic("other").publish_now(Event::message("x")).unwrap();
+                published.push((begun, begun.elapsed()));
+            }
+            published
+        });
+        let opened: Vec<_> = (0..10)
+            .map(|_| {
+                let subscription = Subscription::anonymous().topics(0..TOPICS).start(Start::Last(1_000_000));
+                let begun = Instant::now();
+                let stream = hub.stream(subscription, None).unwrap();
+                let took = begun.elapsed();
+                drop(stream);
+                (begun, took)
+            })
+            .collect();
+        is_over.store(true, Ordering::Relaxed);
+        let published = publisher.join().unwrap();
+        let share = |(begun, took): (Instant, Duration)| {
+            let meanwhile = published.iter().filter(|(at, lasted)| *at < begun + took && *at + *lasted > begun);
+            let longest = meanwhile.map(|(_, lasted)| *lasted).max().unwrap_or_default();
+            longest.as_secs_f64() / took.as_secs_f64()
+        };
+        opened.into_iter().map(share).collect::<Vec<_>>()
+    });
+    // A publisher that is stopped waits for as long as the opening takes, each time.
+    let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(least < 0.4, "the longest publish in shares of the opening: {shares:?}");
 }

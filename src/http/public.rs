@@ -1,15 +1,10 @@
 //! Open access, by name.
 
-use std::collections::HashSet;
-
 use super::{Access, Connect};
 use crate::name::Topic;
 use crate::refusal::Refusal;
 use crate::retention::TopicRule;
 use crate::subscription::{Start, Subscription};
-
-/// Up to here a list is as fast as a set.
-const A_FEW: usize = 16;
 
 /// Open access: everybody may read, without saying who they are, the topics that its rules allow.
 ///
@@ -57,26 +52,13 @@ impl Public {
     /// [`Refusal::forbidden`] when a topic is not allowed.
     pub fn subscription(&self, connect: &Connect) -> Result<Subscription, Refusal> {
         let mut subscription = Subscription::anonymous().start(self.start);
-        // A query is long enough for thousands of topics, so that a list would be slow to search; most name one.
-        let mut known = HashSet::new();
         for topic in connect.query_values("topic") {
             // A name that is none: the same answer as for one that is not allowed.
             let topic = Topic::try_from(topic).map_err(|_| Refusal::forbidden())?;
             if !self.rules.iter().any(|rule| rule.matches(&topic)) {
                 return Err(Refusal::forbidden());
             }
-            let topics = &mut subscription.topics;
-            let is_new = if topics.len() < A_FEW {
-                !topics.contains(&topic)
-            } else {
-                if known.is_empty() {
-                    known.extend(topics.iter().cloned());
-                }
-                known.insert(topic.clone())
-            };
-            if is_new {
-                topics.push(topic);
-            }
+            subscription.topics.insert(topic);
         }
         Ok(subscription)
     }

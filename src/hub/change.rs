@@ -1,12 +1,13 @@
 //! What a page does to its own connection: it changes its topics.
 
+use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
 use super::link::Link;
 use super::{Hub, OpenError};
-use crate::audience::{Address, Audience};
+use crate::audience::{Address, Audience, each_once};
 use crate::command::{Action, Change};
 use crate::error::CommandError;
 use crate::log::TooManyTopics;
@@ -124,12 +125,9 @@ impl Change {
         if join.len() > limit || leave.len() > limit {
             return Err(ChangeError::TooMany);
         }
-        let mut topics: Vec<Topic> = had.iter().filter(|topic| !leave.contains(topic)).cloned().collect();
-        for topic in join {
-            if !topics.contains(topic) {
-                topics.push(topic.clone());
-            }
-        }
+        let leave: HashSet<&Topic> = leave.iter().collect();
+        let mut topics: Vec<Topic> = had.iter().filter(|topic| !leave.contains(topic)).chain(join).cloned().collect();
+        each_once(&mut topics, |topic| topic);
         if topics.len() > limit { Err(ChangeError::TooMany) } else { Ok(topics) }
     }
 

@@ -212,7 +212,7 @@ impl Inner {
 
     fn ask(&self, check: Check, link: Arc<Link>) -> BoxFuture<'static, Answer> {
         let subscription = self.subscription_of(&link);
-        let (asked_at, topics) = (self.now(), subscription.topics.clone());
+        let (asked_at, topics) = (self.now(), subscription.topics.to_vec());
         let limit = self.settings.access_timeout;
         async move {
             let asked = async {
@@ -232,7 +232,7 @@ impl Inner {
     fn subscription_of(&self, link: &Link) -> Subscription {
         let mut subscription = Subscription::anonymous();
         subscription.user = link.user().cloned();
-        subscription.topics = self.log.topics(&link.subscriber);
+        subscription.topics = self.log.topics(&link.subscriber).into_iter().collect();
         subscription.data = link.data().cloned();
         subscription.extensions = link.extensions();
         let expires_at = link.expires_at();

@@ -353,13 +353,8 @@ impl Log {
 
     /// Makes it listen to these addresses, and says where the log was then. Publishers get their turn in between, so that a
     /// subscription to thousands of topics does not stop them.
-    fn enter<L: Listener + 'static>(
-        &self,
-        listener: &Arc<L>,
-        addresses: &[Address],
-        now: Millis,
-    ) -> (SmallVec<[(Arc<Channel>, u32); 4]>, u64) {
-        let mut entered = SmallVec::with_capacity(addresses.len());
+    fn enter<L: Listener + 'static>(&self, listener: &Arc<L>, addresses: &[Address], now: Millis) -> (Entered, u64) {
+        let mut entered = Entered::with_capacity(addresses.len());
         let mut horizon = self.horizon();
         for some in addresses.chunks(AT_ONCE) {
             let mut sequencer = self.sequencer.lock();
@@ -582,6 +577,9 @@ impl Changed {
 /// It has as many topics as it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyTopics;
+
+/// Channels, and the slots by which a subscriber listens there.
+type Entered = SmallVec<[(Arc<Channel>, u32); 4]>;
 
 /// What a sweep left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
