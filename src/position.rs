@@ -16,6 +16,9 @@ pub struct Position {
     sequence: u64,
 }
 
+/// The length of the longest position: `1.`, 16 hexadecimal digits, `.` and 20 digits.
+const LONGEST: usize = 39;
+
 /// Within one life of the log; positions of two lives have no order.
 impl PartialOrd for Position {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
@@ -43,7 +46,32 @@ impl Position {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "1.{:x}.{}", self.epoch.0, self.sequence)
+        // By hand and from the back, because each published and each delivered event is formatted once.
+        let mut text = [0; LONGEST];
+        let mut at = LONGEST;
+        let mut push = |byte| {
+            at -= 1;
+            text[at] = byte;
+        };
+        let (mut epoch, mut sequence) = (self.epoch.0, self.sequence);
+        loop {
+            push(b"0123456789"[(sequence % 10) as usize]);
+            sequence /= 10;
+            if sequence == 0 {
+                break;
+            }
+        }
+        push(b'.');
+        loop {
+            push(b"0123456789abcdef"[(epoch & 15) as usize]);
+            epoch >>= 4;
+            if epoch == 0 {
+                break;
+            }
+        }
+        push(b'.');
+        push(b'1');
+        f.write_str(std::str::from_utf8(&text[at..]).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -158,7 +186,8 @@ mod tests {
     #[test]
     fn the_longest_position_is_short_and_safe() {
         let text = Position::new(Epoch(u64::MAX), u64::MAX).to_string();
-        assert!(text.len() <= 64);
+        assert_eq!(text, "1.ffffffffffffffff.18446744073709551615");
+        assert_eq!(Position::new(Epoch(0), 0).to_string(), "1.0.0");
         assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)));
     }
 
@@ -210,6 +239,7 @@ mod tests {
         #[test]
         fn a_position_reads_back(epoch: u64, sequence: u64) {
             let position = Position::new(Epoch(epoch), sequence);
+            prop_assert_eq!(position.to_string(), format!("1.{epoch:x}.{sequence}"));
             prop_assert_eq!(Cursor::parse(position.to_string().as_bytes()), Cursor::At(position));
         }
 
