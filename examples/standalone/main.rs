@@ -12,13 +12,16 @@
 //! | `GET /` | a page that shows it live |
 //! | `GET /events?topic=a&topic=b[&user=u]` | the stream; `user` is taken at its word |
 //! | `POST /topics/{topic}?event=name&key=k`, `/users/{user}`, `/everyone`, the data as body | `202 {"id":"…","receivers":n}` |
-//! | `POST /publish`, lines of `{"topic"\|"user":"…","event":"…","key":"…","data":…}` | `202 {"published":n,"last":"…"}` |
+//! | `POST /publish`, lines of `{"topic"\|"user":"…","event":"…","key":"…","data":…}` | `202 {"published":n,"last":"…"}`; an error says how many were published |
 //! | `POST /events/{connection}/topics?join=c&leave=a[&user=u]` | `200 {"topics":["b","c"]}`: what this stream has now |
 //! | `DELETE /users/{user}/connections[?return=later\|never&time=30s&note=why]` | `200 {"disconnected":n}` |
 //! | `GET /topics/{topic}/presence` | `200 {"position":"…","members":[{"user":"…","connections":n}],"anonymous":n}` |
 //! | `GET /stats`, `/healthz`, `/readyz` | counts; whether it is well; whether it takes new streams |
 //!
-//! Several share one log through a broker, and a client goes on at any of them. A publish while the broker is away is `503`.
+//! A request that writes is `403` if a page of another origin sends it.
+//!
+//! Several share one log through a broker, and a client goes on at any of them. A publish or a disconnect while the broker is
+//! away is `503`. So is a batch of which the broker did not take every event; its answer begins with how many were published.
 //!
 //! ```sh
 //! cargo run --release --features redis --example standalone -- --backplane redis://127.0.0.1:6379 --listen 127.0.0.1:8081
@@ -33,21 +36,23 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::Html;
 use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
+use axum::{Json, Router};
 use futures::FutureExt;
 use tokio::net::TcpListener;
 use tower_sse::{BuildError, Connect, Health, Hub, Public, Refusal, Retention, Stats, Subscription, TopicRule};
 
 pub(crate) use options::Options;
+use options::Token;
 use publish::Problem;
 
-/// The longest body of a request, in bytes. One event has its own limit, the hub's.
+/// The longest batch, in bytes. One event has its own limit, the hub's.
 const MAX_BODY: usize = 4 << 20;
 /// How long requests of other kinds may take to end when the process leaves.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
@@ -69,22 +74,29 @@ pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
     builder.build()
 }
 
+/// What the handlers share.
+pub(crate) struct App {
+    pub(crate) hub: Hub,
+    pub(crate) token: Option<Token>,
+}
+
 pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
+    // A route of its own, because `Router::layer` would put a box around every other route.
+    let events = hub.endpoint(access).changeable();
     Router::new()
+        .route_service("/events", events.clone())
+        .route_service("/events/{connection}/topics", events)
         .route("/topics/{*topic}", post(publish::to_topic).get(people::presence))
         .route("/users/{*user}", post(publish::to_user).delete(people::disconnect))
         .route("/everyone", post(publish::to_everyone))
-        .route("/publish", post(publish::batch))
-        .route_layer(middleware::from_fn_with_state(options.token.clone(), publish::guard))
+        .route("/publish", post(publish::batch).layer(DefaultBodyLimit::max(MAX_BODY)))
         .route("/", get(Html(include_str!("page.html"))))
         .route("/stats", get(stats))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such path"))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(hub.clone())
-        .layer(hub.layer("/events", access).changeable())
+        .with_state(Arc::new(App { hub: hub.clone(), token: options.token.clone() }))
 }
 
 /// Everybody may read everything.
@@ -96,19 +108,19 @@ async fn access(connect: Connect) -> Result<Subscription, Refusal> {
     })
 }
 
-async fn stats(State(hub): State<Hub>) -> Json<Stats> {
-    Json(hub.stats())
+async fn stats(State(app): State<Arc<App>>) -> Json<Stats> {
+    Json(app.hub.stats())
 }
 
-async fn healthz(State(hub): State<Hub>) -> (StatusCode, &'static str) {
-    match hub.health() {
+async fn healthz(State(app): State<Arc<App>>) -> (StatusCode, &'static str) {
+    match app.hub.health() {
         Health { live: true, .. } => (StatusCode::OK, "ok\n"),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "not well\n"),
     }
 }
 
-async fn readyz(State(hub): State<Hub>) -> (StatusCode, &'static str) {
-    match hub.health() {
+async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, &'static str) {
+    match app.hub.health() {
         Health { ready: true, .. } => (StatusCode::OK, "ready\n"),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
     }

@@ -1,24 +1,24 @@
 //! Who is there, and who has to go.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tower_sse::{CommandError, Hub, InvalidName, Kick, Presence, Topic};
+use tower_sse::{CommandError, InvalidName, Kick, Presence, Topic};
 
+use super::App;
 use super::options::duration;
-use super::publish::Problem;
+use super::publish::{Name, Permitted, Problem};
 
 /// When those come back who are told to come back later, unless `time` says so.
 const LATER: Duration = Duration::from_secs(30);
 /// For how long those stay away who are told never to come back, unless `time` says so.
 const NEVER: Duration = Duration::from_secs(3600);
-
-type Name = Result<Path<String>, PathRejection>;
 
 /// What became of a `DELETE`.
 #[derive(Serialize)]
@@ -60,19 +60,22 @@ impl Parting {
 
 /// `DELETE /users/{user}/connections`. A user may hold slashes, so the path is cut at its end.
 pub(crate) async fn disconnect(
-    State(hub): State<Hub>,
-    path: Name,
+    State(app): State<Arc<App>>,
+    _: Permitted,
+    Name(path): Name,
     parting: Result<Query<Parting>, QueryRejection>,
 ) -> Result<Json<Disconnected>, Problem> {
-    let path = path?.0;
     let user = path.strip_suffix("/connections").ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no such path"))?;
-    let disconnected = hub.user(user).disconnect(parting?.0.kick()?).await?;
+    let disconnected = app.hub.user(user).disconnect(parting?.0.kick()?).await?;
     Ok(Json(Disconnected { disconnected }))
 }
 
 /// `GET /topics/{topic}/presence`.
-pub(crate) async fn presence(State(hub): State<Hub>, path: Name) -> Result<Json<Presence>, Response> {
-    let path = path.map_err(|rejection| Problem::from(rejection).into_response())?.0;
+pub(crate) async fn presence(
+    State(app): State<Arc<App>>,
+    _: Permitted,
+    Name(path): Name,
+) -> Result<Json<Presence>, Response> {
     let Some(topic) = path.strip_suffix("/presence") else {
         // As any other path that only takes what is published.
         let mut refused = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method").into_response();
@@ -81,11 +84,13 @@ pub(crate) async fn presence(State(hub): State<Hub>, path: Name) -> Result<Json<
     };
     // A name that no topic has: else it would look like a topic where nobody is.
     let bad = |error: InvalidName| Problem::new(StatusCode::BAD_REQUEST, error.to_string()).into_response();
-    Ok(Json(hub.topic(Topic::try_from(topic).map_err(bad)?).presence()))
+    Ok(Json(app.hub.topic(Topic::try_from(topic).map_err(bad)?).presence()))
 }
 
 impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+        let is_unavailable = error.is_unavailable();
+        let status = if is_unavailable { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_REQUEST };
+        Self::new(status, error.to_string())
     }
 }

@@ -1,24 +1,21 @@
 //! What writers send, and what they get back.
 
+use std::fmt::Write;
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tower_sse::{Event, Hub, PublishError, Target};
+use tower_sse::{Event, Hub, PublishError, Published, Target};
 
-use super::options::Token;
-
-/// What became of one event.
-#[derive(Serialize)]
-pub(crate) struct Published {
-    id: String,
-    receivers: usize,
-}
+use super::App;
 
 /// What became of a batch; `last` is the id of its last event.
 #[derive(Serialize)]
@@ -27,55 +24,126 @@ pub(crate) struct PublishedAll {
     last: Option<String>,
 }
 
-type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
+/// The request has the token, if there is one, and does not come from a page of another origin if it changes something. A
+/// page could publish through the browser of each visitor otherwise, also to a hub that only this browser reaches.
+pub(crate) struct Permitted;
 
-/// Lets those pass who know the token, if there is one.
-pub(crate) async fn guard(State(token): State<Option<Token>>, request: Request, next: Next) -> Response {
-    if token.is_none_or(|token| token.is_in(request.headers())) {
-        return next.run(request).await;
+impl FromRequestParts<Arc<App>> for Permitted {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
+        if app.token.as_ref().is_some_and(|token| !token.is_in(&parts.headers)) {
+            let mut response = Problem::new(StatusCode::UNAUTHORIZED, "the token is missing or wrong").into_response();
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return Err(response);
+        }
+        if parts.method != Method::GET && !is_of_own_origin(parts) {
+            let refused = Problem::new(StatusCode::FORBIDDEN, "a page of another origin may not do this");
+            return Err(refused.into_response());
+        }
+        Ok(Self)
     }
-    let mut response = Problem::new(StatusCode::UNAUTHORIZED, "the token is missing or wrong").into_response();
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
+}
+
+/// Programs other than browsers send neither header.
+fn is_of_own_origin(parts: &Parts) -> bool {
+    match (parts.headers.get("sec-fetch-site"), parts.headers.get(ORIGIN)) {
+        (Some(site), _) => site == "same-origin" || site == "none",
+        (None, None) => true,
+        (None, Some(origin)) => {
+            let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+            let host = host.or_else(|| parts.uri.authority().map(|authority| authority.as_str()));
+            let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+            // A proxy may have changed the scheme.
+            matches!((origin, host), (Some((_, origin)), Some(host)) if origin.eq_ignore_ascii_case(host))
+        }
+    }
+}
+
+/// What the path names.
+pub(crate) struct Name(pub(crate) String);
+
+impl FromRequestParts<Arc<App>> for Name {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let Path(name) = Path::from_request_parts(parts, app).await?;
+        Ok(Self(name))
+    }
 }
 
 /// The query of a single event, whose data is the body.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Labels {
     event: Option<String>,
     key: Option<String>,
 }
 
-type Name = Result<Path<String>, PathRejection>;
-type LabelQuery = Result<Query<Labels>, QueryRejection>;
+impl FromRequestParts<Arc<App>> for Labels {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        if parts.uri.query().is_none() {
+            return Ok(Self::default());
+        }
+        let Query(labels) = Query::try_from_uri(&parts.uri)?;
+        Ok(labels)
+    }
+}
+
 type Body = Result<Bytes, BytesRejection>;
 
 /// `POST /topics/{topic}`
 pub(crate) async fn to_topic(
-    State(hub): State<Hub>,
-    topic: Name,
-    labels: LabelQuery,
+    State(app): State<Arc<App>>,
+    _: Permitted,
+    Name(topic): Name,
+    labels: Labels,
     body: Body,
-) -> Accepted<Published> {
-    one(hub.topic(topic?.0), labels?.0, body?).await
+) -> Result<Accepted, Problem> {
+    one(app.hub.topic(topic), labels, body?).await
 }
 
 /// `POST /users/{user}`
-pub(crate) async fn to_user(State(hub): State<Hub>, user: Name, labels: LabelQuery, body: Body) -> Accepted<Published> {
-    one(hub.user(user?.0), labels?.0, body?).await
+pub(crate) async fn to_user(
+    State(app): State<Arc<App>>,
+    _: Permitted,
+    Name(user): Name,
+    labels: Labels,
+    body: Body,
+) -> Result<Accepted, Problem> {
+    one(app.hub.user(user), labels, body?).await
 }
 
 /// `POST /everyone`
-pub(crate) async fn to_everyone(State(hub): State<Hub>, labels: LabelQuery, body: Body) -> Accepted<Published> {
-    one(hub.everyone(), labels?.0, body?).await
+pub(crate) async fn to_everyone(
+    State(app): State<Arc<App>>,
+    _: Permitted,
+    labels: Labels,
+    body: Body,
+) -> Result<Accepted, Problem> {
+    one(app.hub.everyone(), labels, body?).await
 }
 
-async fn one(target: Target<'_>, labels: Labels, data: Bytes) -> Accepted<Published> {
+async fn one(target: Target<'_>, labels: Labels, data: Bytes) -> Result<Accepted, Problem> {
     let event = labelled(Event::utf8(labels.event.unwrap_or_default(), data)?, labels.key);
-    let published = target.publish(event).await?;
-    let published = Published { id: published.position.to_string(), receivers: published.receivers };
-    Ok((StatusCode::ACCEPTED, Json(published)))
+    Ok(Accepted(target.publish(event).await?))
+}
+
+/// `202 {"id":"…","receivers":n}`
+pub(crate) struct Accepted(Published);
+
+impl IntoResponse for Accepted {
+    fn into_response(self) -> Response {
+        // By hand: a position needs no escapes, and this is the answer to each single event.
+        let mut body = String::with_capacity(80);
+        let _ = write!(body, "{{\"id\":\"{}\",\"receivers\":{}}}", self.0.position, self.0.receivers);
+        let mut response = Response::new(body.into());
+        *response.status_mut() = StatusCode::ACCEPTED;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
 }
 
 fn labelled(event: Event, key: Option<String>) -> Event {
@@ -97,18 +165,27 @@ struct Line {
     data: Box<RawValue>,
 }
 
-/// `POST /publish`: NDJSON, all of it in one step or nothing. Blank lines are skipped but counted.
-pub(crate) async fn batch(State(hub): State<Hub>, body: Body) -> Accepted<PublishedAll> {
+/// `POST /publish`: NDJSON. If a line is bad, no event is published. If the hub or its broker does not take every event, the
+/// answer is an error that says how many were published. Blank lines are skipped but counted.
+pub(crate) async fn batch(
+    State(app): State<Arc<App>>,
+    _: Permitted,
+    body: Body,
+) -> Result<(StatusCode, Json<PublishedAll>), Problem> {
     let body = body?;
     let mut events = Vec::new();
     for (index, line) in body.split(|&byte| byte == b'\n').enumerate() {
         if !line.iter().all(u8::is_ascii_whitespace) {
-            events.push(entry(&hub, line).map_err(|problem| problem.on_line(index + 1))?);
+            events.push(entry(&app.hub, line).map_err(|problem| problem.on_line(index + 1))?);
         }
     }
-    let published = hub.publish_many(events).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let last = published.last().map(|last| last.position.to_string());
-    Ok((StatusCode::ACCEPTED, Json(PublishedAll { published: published.len(), last })))
+    let results = app.hub.publish_many(events).await;
+    let (count, published) = (results.len(), results.iter().flatten().count());
+    let last = results.iter().rev().find_map(|result| result.as_ref().ok()).map(|last| last.position.to_string());
+    match results.into_iter().find_map(Result::err) {
+        None => Ok((StatusCode::ACCEPTED, Json(PublishedAll { published, last }))),
+        Some(error) => Err(Problem::from(error).after(published, count)),
+    }
 }
 
 fn entry<'a>(hub: &'a Hub, line: &[u8]) -> Result<(Target<'a>, Event), Problem> {
@@ -141,6 +218,11 @@ impl Problem {
     pub(crate) fn new(status: StatusCode, text: impl AsRef<str>) -> Self {
         let visible = |c: char| if c.is_control() { ' ' } else { c };
         Self { status, line: text.as_ref().chars().take(300).map(visible).collect() }
+    }
+
+    /// Of a batch that was published in part.
+    fn after(self, published: usize, count: usize) -> Self {
+        Self { line: format!("{published} of {count} events were published: {}", self.line), ..self }
     }
 
     /// Of a batch: whatever is wrong with a line, the request is bad.

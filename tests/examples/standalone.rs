@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use tower_sse::Hub;
 
 use crate::example::standalone::{Options, app, hub};
-use crate::support::{Events, Server, get, http2, reply, send, soon, subscribe};
+use crate::nats_server::{self, NatsServer};
+use crate::support::{Events, Server, get, http2, reply, send, soon, subscribe, until};
 
 fn options(args: &str) -> Options {
     Options::parse(args.split_whitespace().map(str::to_owned)).unwrap()
@@ -317,6 +318,81 @@ async fn one_bad_line_publishes_nothing_and_is_named() {
     }
     assert_eq!(hub.stats().published, 0);
     assert!(hub.position().to_string().ends_with(".0"));
+}
+
+/// A visitor's browser reaches hubs that the page's author does not reach.
+#[tokio::test]
+async fn a_page_of_another_origin_neither_publishes_nor_disconnects() {
+    let (hub, server) = start("").await;
+    let _ada = subscribe(server.addr, "/events?user=ada").await;
+    let ask = async |method: &'static str, path: &'static str, headers: &[(&'static str, &'static str)]| {
+        let mut request = Request::builder().method(method).uri(path).header("host", "hub.test:8080");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        send(server.addr, request.body(r#"{"topic":"a","data":1}"#).unwrap()).await.status.as_u16()
+    };
+    let writes = [
+        ("POST", "/topics/a"),
+        ("POST", "/users/a"),
+        ("POST", "/everyone"),
+        ("POST", "/publish"),
+        ("DELETE", "/users/ada/connections"),
+    ];
+    for (method, path) in writes {
+        for headers in [
+            &[("origin", "https://evil.test")][..],
+            &[("origin", "http://hub.test:8081")],
+            &[("origin", "null")],
+            &[("sec-fetch-site", "cross-site"), ("origin", "http://hub.test:8080")],
+            &[("sec-fetch-site", "same-site")],
+        ] {
+            assert_eq!(ask(method, path, headers).await, 403, "{method} {path} {headers:?}");
+        }
+    }
+    assert_eq!((hub.stats().published, hub.stats().connections), (0, 1));
+    for headers in [
+        &[][..],
+        &[("origin", "http://hub.test:8080")],
+        &[("origin", "https://HUB.test:8080")],
+        &[("sec-fetch-site", "same-origin"), ("origin", "https://in.front.test")],
+    ] {
+        for (method, path) in writes {
+            let status = ask(method, path, headers).await;
+            assert!(status == 200 || status == 202, "{method} {path} {headers:?}: {status}");
+        }
+    }
+}
+
+/// What a broker refuses is found out after what it took, so a batch may be published in part.
+#[tokio::test]
+async fn a_batch_that_the_broker_takes_in_part_says_how_many_were_published() {
+    if !nats_server::is_there() {
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("tower-sse-standalone-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let config = folder.join("nats.conf");
+    std::fs::write(&config, "max_payload: 4096\n").unwrap();
+    let broker = NatsServer::start_with(&["-c", config.to_str().unwrap()]);
+    let (hub, server) = start(&format!("--backplane {}", broker.url())).await;
+    until(|| hub.health().ready).await;
+    let mut events = subscribe(server.addr, "/events?topic=a").await;
+    let large = "x".repeat(5_000);
+    let batch = ["1", large.as_str(), "2", "3"].map(|data| format!(r#"{{"topic":"a","data":"{data}"}}"#)).join("\n");
+    let (status, line) = refused(server.addr, "/publish", batch).await;
+    assert!(status == 503 && line.starts_with("3 of 4 events were published: "), "{status} {line}");
+    for data in ["1", "2", "3"] {
+        assert_eq!(read(&mut events).await.1, data);
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_disconnect_while_the_broker_is_away_is_503() {
+    let (_hub, server) = start("--backplane redis://127.0.0.1:1").await;
+    assert_eq!(ask(server.addr, "DELETE", "/users/ada/connections").await.0, 503);
+    assert_eq!(ask(server.addr, "DELETE", "/users/%00/connections").await.0, 400);
 }
 
 #[tokio::test]
