@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get as route;
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, Stream};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use support::{Server, get, http2, soon, subscribe, until};
@@ -103,6 +103,44 @@ async fn a_drain_lets_ordinary_requests_finish() {
     // It takes longer than any patience with sockets that carried streams.
     assert_eq!(soon(slow).await.unwrap(), "done");
     drop(stream);
+}
+
+/// A read of many topics takes a while. The event and the end of the stream come during one.
+#[tokio::test]
+async fn a_drain_delivers_an_event_that_was_published_during_a_read() {
+    const TOPICS: usize = 2_000;
+    for round in 0..10 {
+        let hub = Hub::builder().max_topics(TOPICS).build().unwrap();
+        let topics = (0..TOPICS).map(|n| format!("topic/{n}"));
+        let mut stream = hub.stream(Subscription::anonymous().topics(topics), Cursor::Absent).unwrap();
+        let over = Arc::new(AtomicUsize::new(0));
+        let noise = std::thread::spawn({
+            let (hub, over) = (hub.clone(), Arc::clone(&over));
+            // Each event of another topic makes the stream look at all of its own.
+            move || {
+                while over.load(Ordering::SeqCst) == 0 {
+                    hub.topic("noise").publish_now(Event::message("x")).unwrap();
+                }
+            }
+        });
+        let reader = std::thread::spawn(move || {
+            let (mut came, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
+            loop {
+                match Pin::new(&mut stream).poll_next(&mut cx) {
+                    Poll::Ready(None) => return came,
+                    Poll::Ready(Some(StreamItem::Event(event))) => came.push(event.data),
+                    Poll::Ready(_) | Poll::Pending => {}
+                }
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        over.store(1, Ordering::SeqCst);
+        noise.join().unwrap();
+        hub.topic("noise").publish_now(Event::message("x")).unwrap();
+        hub.topic("topic/0").publish_now(Event::message("last")).unwrap();
+        soon(hub.drain(Duration::ZERO)).await;
+        assert_eq!(reader.join().unwrap(), ["last"], "round {round}");
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tokio::time::Duration;
 
 use super::link::{Ending, Link};
 use super::timing::{Expiry, Heartbeat};
-use super::{Hub, LifecycleEvent, Transport, alarms, housekeeping};
+use super::{Hub, LifecycleEvent, Transport, workers};
 use crate::audience::Address;
 use crate::log::{Batch, Millis, millis};
 use crate::name::{ConnectionId, Topic};
@@ -210,6 +210,8 @@ impl Connection {
         match self.stage {
             Stage::Opening => {
                 self.stage = Stage::Reading;
+                // It may have been opened on another runtime.
+                workers::ensure(&self.hub.inner);
                 if let Some(opening) = self.opening.as_deref() {
                     let topics = self.hub.log().topics(&self.link.subscriber);
                     return Poll::Ready(Some(Step::Hello {
@@ -232,18 +234,27 @@ impl Connection {
         if let Some(step) = self.clock_step() {
             return Poll::Ready(Some(step));
         }
-        if let Some(ending) = self.link.ending()
-            && (self.link.is_gone() || self.hub.log().cursor(&self.link.subscriber) >= ending.after)
-        {
-            return Poll::Ready(Some(self.finish(ending)));
+        loop {
+            // Before the read, which then finds all records that the ending comes after.
+            let ending = self.link.ending();
+            if let Some(ending) = &ending
+                && (self.link.is_gone() || self.hub.log().cursor(&self.link.subscriber) >= ending.after)
+            {
+                return Poll::Ready(Some(self.finish(ending.clone())));
+            }
+            let found = match self.read_step(batch, looked_at) {
+                Ok(step) => return Poll::Ready(Some(step)),
+                Err(found) => found,
+            };
+            match ending {
+                // The stream was woken and reads on.
+                _ if found == Found::MayBeMore => return Poll::Pending,
+                // A stream that waits for the shared log ends all the same: its broker may be away for long.
+                Some(ending) => return Poll::Ready(Some(self.finish(ending))),
+                None if self.link.is_ending() => {}
+                None => return self.poll_clock(cx),
+            }
         }
-        if let Some(step) = self.read_step(batch, looked_at) {
-            return Poll::Ready(Some(step));
-        }
-        if let Some(ending) = self.link.ending() {
-            return Poll::Ready(Some(self.finish(ending)));
-        }
-        self.poll_clock(cx)
     }
 
     fn poll_end(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
@@ -291,22 +302,23 @@ impl Connection {
         None
     }
 
-    fn read_step(&mut self, batch: &mut Batch, looked_at: &mut Option<Millis>) -> Option<Step> {
+    /// What the log has for this stream, and what is to be said of it. `Err` if that is nothing.
+    fn read_step(&mut self, batch: &mut Batch, looked_at: &mut Option<Millis>) -> Result<Step, Found> {
         let (hub, link) = (&self.hub, &self.link);
         if let Some(reason) = self.opening.as_mut().and_then(|opening| opening.gap.take()) {
             hub.counters().gap(link.id(), reason, hub.now());
-            return Some(Step::Gap { reason, topics: hub.log().topics(&link.subscriber) });
+            return Ok(Step::Gap { reason, topics: hub.log().topics(&link.subscriber) });
         }
         if self.progress == Progress::Arrived
             && let Some(live) = live(hub, link, &mut self.heartbeat)
         {
             self.progress = Progress::CaughtUp;
             self.told_stale = false;
-            return Some(live);
+            return Ok(live);
         }
         let caught_up = self.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
-        let waits = read(hub, link, batch);
+        let found = read(hub, link, batch);
         if batch.ordered
             && !caught_up
             && self.opening.as_ref().is_none_or(|opening| hub.log().cursor(&link.subscriber) >= opening.accepted_at)
@@ -321,7 +333,7 @@ impl Connection {
             link.delivered.store(link.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
         }
         if !batch.gap.is_empty() {
-            return Some(gap_step(hub, link, &mut self.stage, batch, caught_up));
+            return Ok(gap_step(hub, link, &mut self.stage, batch, caught_up));
         }
         if count > 0 {
             let now = *looked_at.insert(hub.now());
@@ -331,13 +343,13 @@ impl Connection {
             // Whoever ends it later wakes it, and so does what else there is to say.
             let is_told = caught_up && !link.is_ending() && self.told_stale == hub.inner.is_stale();
             self.settled = batch.settled && is_told && link.alarm_at() <= self.due();
-            return Some(Step::Records);
+            return Ok(Step::Records);
         }
         let is_stale = hub.inner.is_stale();
         // Not before its first `live`, which would take it back; but one that waits for older records may wait for long.
-        let is_due = self.progress == Progress::CaughtUp || waits;
+        let is_due = self.progress == Progress::CaughtUp || found == Found::Waits;
         if is_stale && is_due && !batch.changed && !std::mem::replace(&mut self.told_stale, true) {
-            return Some(Step::Stale);
+            return Ok(Step::Stale);
         }
         // Who is still behind is told so by its first `live`.
         let is_back = !is_stale && std::mem::take(&mut self.told_stale) && self.progress == Progress::CaughtUp;
@@ -347,9 +359,9 @@ impl Connection {
             self.progress = Progress::CaughtUp;
             // If it cannot be followed now, that is said again.
             self.told_stale = false;
-            return Some(live);
+            return Ok(live);
         }
-        None
+        Err(found)
     }
 
     /// When its time is over, or a notice of that is due.
@@ -382,8 +394,6 @@ impl Connection {
             && now >= heartbeat.due()
         {
             heartbeat.wrote(false, now);
-            // Whatever runtime the hub's work was on before, this one is alive.
-            housekeeping::revive(&self.hub.inner);
             if self.progress == Progress::CaughtUp
                 && !self.told_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
@@ -395,7 +405,7 @@ impl Connection {
         }
         // Not far ahead: a stream that has gone is remembered for as long as its alarm.
         let soon = now.saturating_add(millis(self.hub.settings().heartbeat));
-        alarms::set(&self.hub.inner, &self.link, due.min(soon));
+        workers::set_alarm(&self.hub.inner, &self.link, due.min(soon));
         Poll::Pending
     }
 
@@ -404,24 +414,34 @@ impl Connection {
     }
 }
 
+/// What a read left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// Everything was read that there was.
+    All,
+    /// There may be more. The stream was woken to read on.
+    MayBeMore,
+    /// Older records have to come from the shared log first.
+    Waits,
+}
+
 /// What the stream may read now: from memory, and if it comes back from before what is there, from where the log is shared.
-/// Whether that is waited for.
-fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> bool {
+fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> Found {
     batch.looks_back = hub.inner.remote.is_some();
     for _ in 0..READS {
         hub.log().read(&link.subscriber, batch);
         match (batch.needs.take(), &hub.inner.remote) {
             (Some(after), Some(remote)) => match hub.look_back(remote, after, link) {
                 Some(block) => batch.past = Some(block),
-                None => return true,
+                None => return Found::Waits,
             },
             _ if batch.goes_on && batch.count() == 0 && batch.gap.is_empty() => {}
-            _ => return false,
+            _ => return Found::All,
         }
     }
-    // Others want to go on too.
+    // Other streams get their turn after so many reads that found nothing.
     link.wake(hub.now());
-    false
+    Found::MayBeMore
 }
 
 fn gap_step(hub: &Hub, link: &Link, stage: &mut Stage, batch: &mut Batch, caught_up: bool) -> Step {

@@ -1,7 +1,8 @@
 //! The hub's part of the control stream: commands reach every instance, and each knows who is connected elsewhere.
 //!
-//! 1. One task hears and tells; it lives while the hub does, like the one that follows the log. When it could not hear it
-//!    goes on after what it heard last, so that no command is missed, and asks everybody anew.
+//! 1. One task hears and tells; it lives while the hub does, in a [task slot](super::task) like the one that follows the
+//!    log. When it could not hear it goes on after what it heard last, so that no command is missed, and asks all
+//!    instances anew.
 //! 2. What changes here is noted at once and told a moment later, many changes in one message; then its number goes up.
 //! 3. A command that was given when the log was further than this instance waits until the log is there.
 
@@ -19,6 +20,7 @@ use tokio::time::{Duration, Instant, sleep, sleep_until};
 use super::agreement::Agreement;
 use super::peers::{Heard, Peers};
 use super::remote::{Remote, in_time};
+use super::task::TaskSlot;
 use super::{Hub, Inner};
 use crate::audience::{Address, Audience};
 use crate::backplane::{BackplaneError, Told};
@@ -54,7 +56,7 @@ pub(super) struct Control {
     tidings: Mutex<VecDeque<(Topic, Event)>>,
     /// Where the log was, a while ago; newest last.
     positions: Mutex<VecDeque<(Millis, Position)>>,
-    attending: AtomicBool,
+    attending: Arc<TaskSlot>,
     /// Of what was heard last.
     mark: Mutex<Option<Box<str>>>,
     /// It has heard itself, so whatever is said from now on.
@@ -82,7 +84,7 @@ impl Control {
             waiting: Mutex::default(),
             tidings: Mutex::default(),
             positions: Mutex::default(),
-            attending: AtomicBool::new(false),
+            attending: Arc::default(),
             mark: Mutex::default(),
             hears: AtomicBool::new(false),
             gone: AtomicBool::new(false),
@@ -95,7 +97,7 @@ impl Control {
     }
 
     pub(super) fn is_attended(&self) -> bool {
-        self.attending.load(Ordering::Acquire)
+        self.attending.is_attended()
     }
 
     pub(super) fn me(&self) -> InstanceId {
@@ -142,32 +144,19 @@ fn size_of(here: &Here) -> usize {
     user + data + topics + 64
 }
 
-pub(super) fn ensure(inner: &Arc<Inner>, runtime: &Handle) {
-    let Some(remote) = &inner.remote else { return };
-    if !remote.control.attending.swap(true, Ordering::AcqRel) {
-        runtime.spawn(attend(Attending(Arc::downgrade(inner))));
-    }
+pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote, runtime: &Handle) {
+    let hub = Arc::downgrade(inner);
+    remote.control.attending.ensure(runtime, |_| attend(hub), || {});
 }
 
-/// Holds the flag.
-struct Attending(Weak<Inner>);
-
-impl Drop for Attending {
-    fn drop(&mut self) {
-        if let Some(remote) = self.0.upgrade().as_ref().and_then(|inner| inner.remote.as_ref()) {
-            remote.control.attending.store(false, Ordering::Release);
-        }
-    }
-}
-
-async fn attend(attending: Attending) {
+async fn attend(hub: Weak<Inner>) {
     loop {
-        let Some(inner) = attending.0.upgrade() else { return };
+        let Some(inner) = hub.upgrade() else { return };
         let Some(remote) = &inner.remote else { return };
         let mark = remote.control.mark.lock().clone();
         let heard = remote.backplane.hear(mark);
         drop(inner);
-        if let Err(error) = hear_and_tell(&attending, heard).await {
+        if let Err(error) = hear_and_tell(&hub, heard).await {
             tracing::debug!(%error, "the control stream broke");
         }
         sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
@@ -175,7 +164,7 @@ async fn attend(attending: Attending) {
 }
 
 async fn hear_and_tell(
-    attending: &Attending,
+    hub: &Weak<Inner>,
     mut heard: BoxStream<'static, Result<Told, BackplaneError>>,
 ) -> Result<(), BackplaneError> {
     let mut next_tell = Instant::now();
@@ -188,7 +177,7 @@ async fn hear_and_tell(
             Either::Left(_) => None,
             Either::Right((came, _)) => Some(came),
         };
-        let Some(inner) = attending.0.upgrade() else { return Ok(()) };
+        let Some(inner) = hub.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
         let Some(remote) = &hub.inner.remote else { return Ok(()) };
         match came {

@@ -1,8 +1,6 @@
-//! Work that nobody waits for: waking many listeners, dropping what is past its age, noticing who has stalled.
+//! Work that is due by time: dropping what is past its age, forgetting users, noticing streams that have stalled.
 //!
-//! There is no task that lives as long as the hub, since it would die with the runtime that it happens to be on. Each
-//! of the two kinds of work has a flag that says "somebody is at it"; whoever has something to do and finds it down
-//! spawns a task, which takes it down when nothing is left or when its runtime drops it.
+//! The task lives while something is kept that will be due, in a [task slot](super::task).
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,140 +10,47 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::link::{Ending, Link};
-use super::{Inner, LifecycleEvent, recheck, remote};
+use super::{Inner, LifecycleEvent, recheck, workers};
 use crate::log::{Millis, Swept, millis};
 use crate::name::Topic;
 use crate::reason::EndReason;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// How often age and stalls are looked at, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// After how long a waking task that does not get on is helped by publishers: its runtime may be blocked.
-const HELP_AFTER: Millis = 20;
-
-#[derive(Debug, Default)]
-pub(super) struct Chores {
-    waking: AtomicBool,
-    /// When the waking task got on last.
-    woke_at: AtomicU64,
-    keeping: AtomicBool,
-    /// Something is due before what the keeping task waits for.
-    roused: Arc<Notify>,
-    /// Where streams live: the runtime on which the last one was opened. A publisher's own may not be driven.
-    runtime: Mutex<Option<Handle>>,
-}
-
-impl Chores {
-    /// Tells the keeping task that something may be due before it would look.
-    pub(super) fn rouse(&self) {
-        self.roused.notify_one();
-    }
-}
-
-/// A stream is being opened here.
-pub(super) fn remember_runtime(inner: &Inner) {
-    if let Ok(current) = Handle::try_current() {
-        *inner.chores.runtime.lock() = Some(current);
-    }
-}
-
-/// A stream is well here. Its work may have been on a runtime that is gone, with nobody to notice.
-pub(super) fn revive(inner: &Arc<Inner>) {
-    if !inner.chores.keeping.load(Ordering::Acquire) {
-        remember_runtime(inner);
-        ensure(inner);
-    }
-    remote::ensure(inner);
-    if recheck::is_idle(inner) {
-        remember_runtime(inner);
-        recheck::ensure(inner);
-    }
-}
-
-pub(super) fn runtime(inner: &Inner) -> Option<Handle> {
-    inner.chores.runtime.lock().clone().or_else(|| Handle::try_current().ok())
-}
-
-/// Whether whoever polls can wait for a broker. What does not is refused instead: tokio's clock would panic.
+/// Whether the caller can wait for a broker. A caller that cannot is refused instead: tokio's clock would panic.
 pub(super) fn can_wait() -> bool {
     Handle::try_current().is_ok()
 }
 
-/// After an append: wakes those whom the log left to be woken, if there are any.
-pub(super) fn wake_rest(inner: &Arc<Inner>) {
-    if inner.log.has_deferred() {
-        wake(inner);
-    }
-}
-
-/// Wakes the listeners that the log left to be woken: in a task, in batches, with yields; without a runtime, here.
-fn wake(inner: &Arc<Inner>) {
-    let now = inner.now();
-    if inner.chores.waking.swap(true, Ordering::AcqRel) {
-        if now > inner.chores.woke_at.load(Ordering::Acquire).saturating_add(HELP_AFTER) {
-            inner.log.wake_deferred(now);
-        }
-        return;
-    }
-    inner.chores.woke_at.store(now, Ordering::Release);
-    let waking = Waking(Arc::clone(inner));
-    let Some(runtime) = runtime(inner) else {
-        // Dropping it does the work.
-        return;
-    };
-    runtime.spawn(async move {
-        let inner = &waking.0;
-        // Who publishes much at once may be about to publish more, and each listener then reads it at one go.
-        tokio::task::yield_now().await;
-        loop {
-            let now = inner.now();
-            inner.chores.woke_at.store(now, Ordering::Release);
-            if !inner.log.wake_deferred(now) {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-    });
-}
-
-/// Holds the flag. A task that is dropped by its runtime before it was done does the rest at once: those who listen may
-/// live on another runtime.
-struct Waking(Arc<Inner>);
-
-impl Drop for Waking {
-    fn drop(&mut self) {
-        loop {
-            while self.0.log.wake_deferred(self.0.now()) {}
-            self.0.chores.waking.store(false, Ordering::Release);
-            // Whoever marked a channel before the flag went down has relied on us.
-            if !self.0.log.has_deferred() || self.0.chores.waking.swap(true, Ordering::AcqRel) {
-                return;
-            }
-        }
-    }
-}
-
-/// Makes sure that somebody keeps house, if there is a runtime; without one, publishers do what they can.
+/// Makes sure that the task runs, if there is a runtime; without one, publishers do what they can.
 pub(super) fn ensure(inner: &Arc<Inner>) {
-    if inner.chores.keeping.load(Ordering::Acquire) {
+    if inner.chores.is_attended() {
         return;
     }
-    let Some(runtime) = runtime(inner) else { return };
-    if !inner.chores.keeping.swap(true, Ordering::AcqRel) {
-        let keeping = Keeping(Arc::downgrade(inner));
-        let pause = (inner.settings.write_deadline / 4).min(LONGEST_PAUSE);
-        runtime.spawn(keep(keeping, pause));
-    }
+    let Some(runtime) = workers::home(inner) else { return };
+    let hub = Arc::downgrade(inner);
+    let check = {
+        let hub = hub.clone();
+        move || {
+            if let Some(inner) = hub.upgrade()
+                && inner.sweep() != Swept::Nothing
+            {
+                ensure(&inner);
+            }
+        }
+    };
+    let pause = (inner.settings.write_deadline / 4).min(LONGEST_PAUSE);
+    inner.chores.ensure(&runtime, |roused| keep(hub, roused, pause), check);
 }
 
-async fn keep(keeping: Keeping, pause: Duration) {
+async fn keep(hub: Weak<Inner>, roused: Arc<Notify>, pause: Duration) {
     let mut next_look = Instant::now() + pause;
     loop {
-        let Some(inner) = keeping.0.upgrade() else { return };
+        let Some(inner) = hub.upgrade() else { return };
         let now = Instant::now();
         if now >= next_look {
-            // Who comes late itself, after the process or its runtime was held up, would find everybody late.
+            // A task that is late itself, because the process or its runtime was held up, would find all streams late.
             if now < next_look + pause {
                 inner.give_up_stalled();
             }
@@ -153,32 +58,12 @@ async fn keep(keeping: Keeping, pause: Duration) {
             next_look = now + pause;
         }
         let swept = inner.sweep();
-        if swept == Swept::Nothing {
-            drop(keeping);
-            // Whoever came after the look and before the flag went down has relied on us.
-            if inner.sweep() != Swept::Nothing {
-                ensure(&inner);
-            }
-            return;
-        }
         let due = inner.departure_due().map_or(next_look, |due| next_look.min(inner.instant(due)));
-        let roused = Arc::clone(&inner.chores.roused);
         drop(inner);
         match swept {
+            Swept::Nothing => return,
             Swept::More => tokio::task::yield_now().await,
-            Swept::Later | Swept::Nothing => {
-                let _ = timeout_at(due, roused.notified()).await;
-            }
-        }
-    }
-}
-
-struct Keeping(Weak<Inner>);
-
-impl Drop for Keeping {
-    fn drop(&mut self) {
-        if let Some(inner) = self.0.upgrade() {
-            inner.chores.keeping.store(false, Ordering::Release);
+            Swept::Later => drop(timeout_at(due, roused.notified()).await),
         }
     }
 }

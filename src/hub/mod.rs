@@ -2,7 +2,6 @@
 
 #[cfg(feature = "json")]
 mod agreement;
-mod alarms;
 mod bars;
 mod builder;
 mod change;
@@ -43,11 +42,13 @@ mod settings;
 mod stats;
 mod stream;
 mod target;
+mod task;
 mod tickets;
 #[cfg(feature = "json")]
 mod tidings;
 mod timing;
 mod transport;
+mod workers;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -61,9 +62,7 @@ use crate::log::{Budgets, Log, Millis, Policies, Since, millis};
 use crate::position::{Epoch, Position};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
-use alarms::Alarms;
 use bars::Bars;
-use housekeeping::Chores;
 use lifecycle::Lifecycles;
 use limits::Rate;
 use presence::Presences;
@@ -71,7 +70,9 @@ use recheck::Rechecks;
 use registry::Registry;
 use remote::Remote;
 use report::Counters;
+use task::TaskSlot;
 use tickets::Tickets;
+use workers::Workers;
 
 pub(crate) use crate::log::Batch;
 pub(crate) use change::ChangeError;
@@ -136,8 +137,8 @@ pub(crate) struct Inner {
     registry: Registry,
     transports: Transports,
     counters: Counters,
-    chores: Chores,
-    alarms: Alarms,
+    chores: Arc<TaskSlot>,
+    workers: Workers,
     bars: Mutex<Bars>,
     rate: Mutex<Rate>,
     presences: Presences,
@@ -176,8 +177,8 @@ impl Hub {
             registry: Registry::new(settings.limits, grace),
             transports: Transports::default(),
             counters: Counters::default(),
-            chores: Chores::default(),
-            alarms: Alarms::default(),
+            chores: Arc::default(),
+            workers: Workers::default(),
             bars: Mutex::default(),
             rate: Mutex::default(),
             presences: Presences::new(settings.presence_rules.clone(), grace),
@@ -254,7 +255,7 @@ impl Hub {
     /// The hub's part after something was appended: count it, wake whom the log left to be woken, keep house.
     fn published(&self, count: usize) {
         self.counters().published(count);
-        housekeeping::wake_rest(&self.inner);
+        workers::wake_rest(&self.inner);
         housekeeping::ensure(&self.inner);
     }
 

@@ -9,7 +9,7 @@ use super::limits::AFTER_DISPLACEMENT;
 use super::link::{Ending, Link};
 use super::recheck::{self, Authority};
 use super::registry::UserTopic;
-use super::{Connection, Hub, LifecycleEvent, housekeeping};
+use super::{Connection, Hub, LifecycleEvent, housekeeping, workers};
 use crate::audience::Address;
 use crate::kick::Returns;
 use crate::log::{Begin, Joined, TooManyTopics};
@@ -92,7 +92,7 @@ impl Hub {
         if let Some(reason) = link.beginning_was_told() {
             self.inner.tell_end(&link, Vec::new(), reason);
         }
-        housekeeping::remember_runtime(&self.inner);
+        workers::ensure(&self.inner);
         housekeeping::ensure(&self.inner);
         recheck::watch(&self.inner, &link);
         if self.is_draining() {

@@ -2,20 +2,20 @@
 //!
 //! 1. Blocks begin at fixed places, so that clients from about the same time need the same one; it is read once, and kept
 //!    while there is room.
-//! 2. One task reads, one block after the other: however many come back, the broker is asked for one at a time. It lives while
-//!    somebody waits.
+//! 2. One task reads, one block after the other: however many come back, the broker is asked for one at a time. It lives
+//!    while a connection waits, in a [task slot](super::task).
 //! 3. A block is only believed if the log had the same epoch before and after.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::sync::{Arc, Weak};
 
-use tokio::runtime::Handle;
 use tokio::time::{Duration, sleep};
 
 use super::link::Link;
 use super::remote::{Remote, in_time};
-use super::{Hub, Inner, housekeeping};
+use super::task::TaskSlot;
+use super::{Hub, Inner, workers};
 use crate::backplane::BackplaneError;
 use crate::log::Block;
 use crate::name::ConnectionId;
@@ -29,7 +29,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
-pub(super) struct Past(Mutex<Blocks>);
+pub(super) struct Past {
+    blocks: Mutex<Blocks>,
+    reading: Arc<TaskSlot>,
+}
+
+impl Past {
+    /// Whether the task that reads is alive, if a connection waits for it.
+    pub(super) fn is_attended(&self) -> bool {
+        self.reading.is_attended() || self.blocks.lock().wanted.is_empty()
+    }
+}
 
 #[derive(Debug)]
 struct Blocks {
@@ -40,21 +50,13 @@ struct Blocks {
     clock: u64,
     /// Who waits for what comes after a number.
     wanted: BTreeMap<u64, HashMap<ConnectionId, Weak<Link>>>,
-    is_reading: bool,
     /// How many records are asked for at a time: fewer where they are large.
     count: usize,
 }
 
 impl Default for Blocks {
     fn default() -> Self {
-        Self {
-            kept: BTreeMap::new(),
-            bytes: 0,
-            clock: 0,
-            wanted: BTreeMap::new(),
-            is_reading: false,
-            count: RECORDS as usize,
-        }
+        Self { kept: BTreeMap::new(), bytes: 0, clock: 0, wanted: BTreeMap::new(), count: RECORDS as usize }
     }
 }
 
@@ -107,21 +109,14 @@ impl Hub {
             link.wake(self.now());
             return None;
         }
-        let mut blocks = remote.past.0.lock();
+        let mut blocks = remote.past.blocks.lock();
         if let Some(block) = blocks.find(base, number) {
             return Some(block);
         }
         let start = blocks.start(base, number);
         blocks.wanted.entry(start).or_default().insert(link.id(), Arc::downgrade(link));
-        if blocks.is_reading {
-            return None;
-        }
-        // Whoever polls is on a runtime that lives; the last one that was seen may not.
-        let runtime = Handle::try_current().ok().or_else(|| housekeeping::runtime(&self.inner))?;
-        blocks.is_reading = true;
-        // A runtime that is gone drops the task at once, which takes the lock.
         drop(blocks);
-        runtime.spawn(read(Reading(Arc::downgrade(&self.inner))));
+        ensure(&self.inner, remote);
         None
     }
 
@@ -130,7 +125,7 @@ impl Hub {
         let changed = || BackplaneError::unavailable("the log has begun a new epoch");
         let after = start.checked_sub(base).ok_or_else(changed)?;
         // Before it is asked for: what comes meanwhile is not missing if the answer does not have it.
-        let (known, count) = (self.log().last(), remote.past.0.lock().count);
+        let (known, count) = (self.log().last(), remote.past.blocks.lock().count);
         let limit = self.settings().publish_timeout;
         let read = async {
             let records = remote.backplane.range(after, count).await?;
@@ -142,50 +137,48 @@ impl Hub {
         }
         let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload)));
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;
-        let mut blocks = remote.past.0.lock();
+        let mut blocks = remote.past.blocks.lock();
         blocks.count = if block.is_large() { (count / 2).max(1) } else { (count * 2).min(RECORDS as usize) };
         blocks.keep(block);
         Ok(())
     }
 }
 
-/// Holds the flag. Should its runtime drop it, those who wait look again, and one of them starts another.
-struct Reading(Weak<Inner>);
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        let Some(inner) = self.0.upgrade() else { return };
-        let Some(remote) = &inner.remote else { return };
-        let waiting = {
-            let mut blocks = remote.past.0.lock();
-            blocks.is_reading = false;
-            std::mem::take(&mut blocks.wanted)
-        };
-        wake(&inner, waiting.into_values());
+/// Makes sure that the task reads, if a connection waits and there is a runtime.
+pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
+    if remote.past.is_attended() {
+        return;
     }
+    let Some(runtime) = workers::home(inner) else { return };
+    let hub = Arc::downgrade(inner);
+    let check = {
+        let hub = hub.clone();
+        move || {
+            if let Some(inner) = hub.upgrade()
+                && let Some(remote) = &inner.remote
+            {
+                ensure(&inner, remote);
+            }
+        }
+    };
+    remote.past.reading.ensure(&runtime, |_| read(hub), check);
 }
 
-async fn read(mut reading: Reading) {
+async fn read(inner: Weak<Inner>) {
     let mut pause = FIRST_PAUSE;
     // One after the other in turn, so that none waits behind one that cannot be read.
     let mut before = 0;
     loop {
-        let Some(inner) = reading.0.upgrade() else { return };
-        let hub = Hub { inner };
+        let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
         let Some(remote) = &hub.inner.remote else { return };
         let start = {
-            let mut blocks = remote.past.0.lock();
+            let mut blocks = remote.past.blocks.lock();
             blocks.wanted.retain(|_, waiting| {
                 waiting.retain(|_, link| link.upgrade().is_some_and(|link| !link.is_gone()));
                 !waiting.is_empty()
             });
             let next = blocks.wanted.range(before + 1..).next().or_else(|| blocks.wanted.first_key_value());
-            let Some((&start, _)) = next else {
-                // Under the lock: who wants one from here on starts another.
-                blocks.is_reading = false;
-                reading.0 = Weak::new();
-                return;
-            };
+            let Some((&start, _)) = next else { return };
             start
         };
         before = start;
@@ -194,11 +187,11 @@ async fn read(mut reading: Reading) {
             drop(hub);
             sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            let Some(inner) = reading.0.upgrade() else { return };
+            let Some(inner) = inner.upgrade() else { return };
             // A number of a life that is over is not asked for again.
             let Some(remote) = &inner.remote else { return };
             let base = inner.log.base();
-            let mut blocks = remote.past.0.lock();
+            let mut blocks = remote.past.blocks.lock();
             let over = blocks.wanted.range(..base).map(|(start, _)| *start).collect::<Vec<_>>();
             let waiting: Vec<_> = over.iter().filter_map(|start| blocks.wanted.remove(start)).collect();
             drop(blocks);
@@ -206,7 +199,7 @@ async fn read(mut reading: Reading) {
             continue;
         }
         pause = FIRST_PAUSE;
-        let waiting = remote.past.0.lock().wanted.remove(&start);
+        let waiting = remote.past.blocks.lock().wanted.remove(&start);
         wake(&hub.inner, waiting);
     }
 }

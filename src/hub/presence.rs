@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::link::Link;
 use super::registry::Links;
 use super::roster::Roster;
-use super::{Hub, Inner, Target, housekeeping};
+use super::{Hub, Inner, Target, housekeeping, workers};
 use crate::audience::{Address, Audience};
 use crate::event::Event;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Millis, Since, TooManyTopics};
@@ -426,7 +426,7 @@ impl Inner {
 
     fn wake(self: &Arc<Self>, asleep: Asleep) {
         self.log.wake(asleep, self.now());
-        housekeeping::wake_rest(self);
+        workers::wake_rest(self);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Authority that is looked at again while a stream is open.
 //!
 //! 1. A connection whose hook can be asked again stands in the schedule, or is being asked, or is settled or gone.
-//! 2. One task asks, a bounded number at a time; it lives while there is something in the schedule. If its runtime drops
-//!    it, those it was asking about go back into the schedule, and whoever comes next starts another.
+//! 2. One task asks, a bounded number at a time, in a [task slot](super::task); it lives while there is something in the
+//!    schedule. If it is replaced, its successor asks again about those that it was asking about.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
@@ -16,14 +16,15 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, timeout, timeout_at};
 
 use super::link::{Ending, Link};
-use super::{Hub, Inner, housekeeping};
+use super::task::TaskSlot;
+use super::{Hub, Inner, workers};
 use crate::kick::Returns;
 use crate::log::{Millis, millis};
 use crate::name::{ConnectionId, Topic};
 use crate::reason::EndReason;
 use crate::refusal::{Kind, Refusal};
 use crate::subscription::{Expiry, Subscription};
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::sync::Mutex;
 
 /// How often in a row a recheck may fail before the stream ends.
 const FAILURES: u8 = 2;
@@ -63,9 +64,7 @@ pub(crate) trait Authority: Send + Sync {
 #[derive(Debug, Default)]
 pub(super) struct Rechecks {
     schedule: Mutex<Schedule>,
-    running: AtomicBool,
-    /// Something is due before what the task waits for.
-    roused: Arc<Notify>,
+    task: Arc<TaskSlot>,
 }
 
 #[derive(Debug, Default)]
@@ -103,49 +102,42 @@ pub(super) fn watch(inner: &Arc<Inner>, link: &Link) {
 /// Makes sure that a task asks, if there is something to ask and a runtime.
 pub(super) fn ensure(inner: &Arc<Inner>) {
     let rechecks = &inner.rechecks;
-    if rechecks.running.load(Ordering::Acquire) || rechecks.schedule.lock().due.is_empty() {
+    if rechecks.task.is_attended() || rechecks.schedule.lock().is_empty() {
         return;
     }
-    let Some(runtime) = housekeeping::runtime(inner) else { return };
-    if !rechecks.running.swap(true, Ordering::AcqRel) {
-        runtime.spawn(ask_all(Running(Arc::downgrade(inner))));
+    let Some(runtime) = workers::home(inner) else { return };
+    let hub = Arc::downgrade(inner);
+    let check = {
+        let hub = hub.clone();
+        move || hub.upgrade().iter().for_each(ensure)
+    };
+    rechecks.task.ensure(&runtime, |roused| ask_all(hub, roused), check);
+}
+
+impl Schedule {
+    fn is_empty(&self) -> bool {
+        self.due.is_empty() && self.asking.is_empty()
     }
 }
 
-/// Whether there is something to ask and no task that does.
-pub(super) fn is_idle(inner: &Inner) -> bool {
-    !inner.rechecks.running.load(Ordering::Acquire) && !inner.rechecks.schedule.lock().due.is_empty()
-}
-
-/// Holds the flag.
-struct Running(Weak<Inner>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(inner) = self.0.upgrade() {
-            let mut schedule = inner.rechecks.schedule.lock();
-            let asked = std::mem::take(&mut schedule.asking);
-            schedule.due.extend(asked.into_iter().map(Reverse));
-            inner.rechecks.running.store(false, Ordering::Release);
-        }
+async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
+    if let Some(inner) = hub.upgrade() {
+        // Those that a task on another runtime was asking about.
+        let mut schedule = inner.rechecks.schedule.lock();
+        let asked = std::mem::take(&mut schedule.asking);
+        schedule.due.extend(asked.into_iter().map(Reverse));
     }
-}
-
-async fn ask_all(running: Running) {
     let mut asking = FuturesUnordered::new();
     loop {
-        let Some(inner) = running.0.upgrade() else { return };
+        let Some(inner) = hub.upgrade() else { return };
         while asking.len() < inner.settings.max_rechecks
             && let Some((check, link)) = inner.next_check()
         {
             asking.push(inner.ask(check, link));
         }
         let next = inner.rechecks.schedule.lock().due.peek().map(|Reverse(check)| inner.instant(check.at));
-        let (is_full, roused) = (asking.len() >= inner.settings.max_rechecks, Arc::clone(&inner.rechecks.roused));
+        let is_full = asking.len() >= inner.settings.max_rechecks;
         if asking.is_empty() && next.is_none() {
-            drop(running);
-            // Whoever came after the look and before the flag went down has relied on us.
-            ensure(&inner);
             return;
         }
         drop(inner);
@@ -167,7 +159,7 @@ async fn ask_all(running: Running) {
             Either::Right(_) => None,
         };
         if let Some(answer) = answer
-            && let Some(inner) = running.0.upgrade()
+            && let Some(inner) = hub.upgrade()
         {
             Hub { inner }.answered(answer);
         }
@@ -185,7 +177,7 @@ impl Inner {
         schedule.due.push(Reverse(Check { at, ..check }));
         drop(schedule);
         if is_first {
-            self.rechecks.roused.notify_one();
+            self.rechecks.task.rouse();
         }
     }
 

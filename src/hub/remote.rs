@@ -1,7 +1,7 @@
 //! The hub's part of a log that several instances share: it writes to it, follows it, and says when it cannot.
 //!
-//! 1. Only one task follows, and only it applies records, in the order of the log. It lives while the hub does; should its
-//!    runtime drop it, whoever uses the hub next starts another.
+//! 1. Only one task follows, and only it applies records, in the order of the log. It lives while the hub does, in a
+//!    [task slot](super::task): another replaces it if its runtime is gone or does not run it.
 //! 2. Before it follows, it compares where the log is with what this instance has: another epoch, records that are gone.
 //! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
 
@@ -15,9 +15,10 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use super::agreement::Agreement;
 use super::control::{self, Control};
-use super::past::Past;
+use super::past::{self, Past};
 use super::presence::Other;
-use super::{Hub, Inner, Settings, housekeeping, outgoing, tidings};
+use super::task::TaskSlot;
+use super::{Hub, Inner, Settings, housekeeping, outgoing, tidings, workers};
 use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Current, Place, Seen, State, Stored};
 use crate::error::PublishError;
@@ -39,7 +40,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) struct Remote {
     pub(super) backplane: Arc<dyn Backplane>,
-    following: AtomicBool,
+    following: Arc<TaskSlot>,
     /// The log was read from its beginning once.
     loaded: AtomicBool,
     /// It cannot be followed now.
@@ -60,7 +61,7 @@ impl Remote {
         Self {
             control: Control::new(settings.lease, settings.presence_grace, agreement),
             backplane,
-            following: AtomicBool::new(false),
+            following: Arc::default(),
             loaded: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             last: AtomicU64::new(0),
@@ -78,8 +79,14 @@ impl Remote {
         self.stale.load(Ordering::Acquire)
     }
 
+    /// Whether this instance follows the log and hears the others at this moment.
     pub(super) fn is_ready(&self) -> bool {
-        self.is_loaded() && !self.is_stale()
+        self.is_loaded() && !self.is_stale() && self.is_attended()
+    }
+
+    /// Whether the tasks of the shared log run on a runtime that is alive.
+    fn is_attended(&self) -> bool {
+        self.following.is_attended() && self.control.is_attended() && self.past.is_attended()
     }
 
     pub(super) fn changed(&self, id: ConnectionId) {
@@ -168,66 +175,50 @@ impl std::fmt::Debug for Remote {
     }
 }
 
-/// Makes sure that somebody follows, if there is a runtime.
+/// Makes sure that the tasks of the shared log run, if there is a runtime.
 pub(super) fn ensure(inner: &Arc<Inner>) {
     let Some(remote) = &inner.remote else { return };
-    if remote.following.load(Ordering::Acquire) && remote.control.is_attended() {
+    if remote.is_attended() {
         return;
     }
-    let Some(runtime) = housekeeping::runtime(inner) else { return };
-    control::ensure(inner, &runtime);
-    if !remote.following.swap(true, Ordering::AcqRel) {
-        runtime.spawn(follow(Following(Arc::downgrade(inner))));
-    }
+    let Some(runtime) = workers::home(inner) else { return };
+    control::ensure(inner, remote, &runtime);
+    let hub = Arc::downgrade(inner);
+    remote.following.ensure(&runtime, |_| follow(hub), || {});
+    past::ensure(inner, remote);
 }
 
-/// Holds the flag.
-struct Following(Weak<Inner>);
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        if let Some(remote) = self.0.upgrade().as_ref().and_then(|inner| inner.remote.as_ref()) {
-            remote.following.store(false, Ordering::Release);
-        }
-    }
-}
-
-impl Following {
-    fn hub(&self) -> Option<Hub> {
-        self.0.upgrade().map(|inner| Hub { inner })
-    }
-}
-
-async fn follow(following: Following) {
+async fn follow(inner: Weak<Inner>) {
+    let hub = || inner.upgrade().map(|inner| Hub { inner });
     let mut pause = FIRST_PAUSE;
     loop {
-        let Some(hub) = following.hub() else { return };
-        let Some(remote) = &hub.inner.remote else { return };
+        let Some(hub_now) = hub() else { return };
+        let Some(remote) = &hub_now.inner.remote else { return };
         let (begun, last) = (Instant::now(), remote.last.load(Ordering::Acquire));
-        let outcome = match hub.catch_up(remote).await {
+        let outcome = match hub_now.catch_up(remote).await {
             Ok(()) => {
-                hub.set_stale(remote, false);
+                hub_now.set_stale(remote, false);
                 let tail = remote.backplane.tail(remote.last.load(Ordering::Acquire));
-                let probe = hub.settings().probe_interval;
-                drop(hub);
-                listen(&following, tail, probe).await
+                let probe = hub_now.settings().probe_interval;
+                drop(hub_now);
+                listen(&inner, tail, probe).await
             }
             Err(error) => {
-                drop(hub);
+                drop(hub_now);
                 Err(error)
             }
         };
-        let Some(hub) = following.hub() else { return };
-        let Some(remote) = &hub.inner.remote else { return };
+        let Some(hub_now) = hub() else { return };
+        let Some(remote) = &hub_now.inner.remote else { return };
         if let Err(error) = outcome {
-            hub.counters().broker_failed(&remote.backplane.describe(), &error, hub.now());
-            hub.set_stale(remote, true);
+            hub_now.counters().broker_failed(&remote.backplane.describe(), &error, hub_now.now());
+            hub_now.set_stale(remote, true);
         }
         // It got on.
         if begun.elapsed() > LONGEST_PAUSE || remote.last.load(Ordering::Acquire) != last {
             pause = FIRST_PAUSE;
         }
-        drop(hub);
+        drop(hub_now);
         sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
@@ -259,7 +250,7 @@ fn hash_of(payload: &[u8]) -> u64 {
 
 /// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
 async fn listen(
-    following: &Following,
+    inner: &Weak<Inner>,
     mut tail: futures::stream::BoxStream<'static, Result<Vec<Stored>, BackplaneError>>,
     probe: Duration,
 ) -> Result<(), BackplaneError> {
@@ -270,7 +261,7 @@ async fn listen(
             Either::Left((came, _)) => Some(came),
             Either::Right(_) => None,
         };
-        let Some(hub) = following.hub() else { return Ok(()) };
+        let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return Ok(()) };
         let Some(remote) = &hub.inner.remote else { return Ok(()) };
         match came {
             Some(Some(Ok(batch))) => {
@@ -340,7 +331,7 @@ impl Hub {
                 self.log().lose_all(first - 1, values, self.now());
                 remote.last.store(first - 1, Ordering::Release);
             }
-            housekeeping::wake_rest(&self.inner);
+            workers::wake_rest(&self.inner);
         }
         while remote.last.load(Ordering::Acquire) < state.last {
             let batch = remote.backplane.range(remote.last.load(Ordering::Acquire), BATCH).await?;
@@ -394,7 +385,7 @@ impl Hub {
             }
             self.apply_one(remote, &stored);
         }
-        housekeeping::wake_rest(&self.inner);
+        workers::wake_rest(&self.inner);
         housekeeping::ensure(&self.inner);
         // Commands that were given when the log was further than this instance.
         self.carry_out_waiting(remote);

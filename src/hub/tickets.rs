@@ -13,8 +13,6 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 #[cfg(feature = "json")]
-use tokio::runtime::Handle;
-#[cfg(feature = "json")]
 use tokio::sync::oneshot;
 #[cfg(feature = "json")]
 use tokio::time::timeout;
@@ -22,7 +20,7 @@ use tokio::time::timeout;
 use super::Hub;
 use super::bars::Objection;
 #[cfg(feature = "json")]
-use super::{housekeeping, remote::Remote};
+use super::{housekeeping, remote::Remote, workers};
 use crate::log::{Millis, millis};
 use crate::moment::Moment;
 use crate::name::UserId;
@@ -312,7 +310,7 @@ impl Hub {
         let Redeemed { secret, over_at, .. } = redeemed;
         let now = self.now();
         let left = Duration::from_millis(over_at.saturating_sub(now));
-        let Ok(runtime) = Handle::try_current() else { return };
+        let Some(runtime) = workers::home(&self.inner) else { return };
         if left.is_zero() {
             return;
         }

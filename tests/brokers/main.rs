@@ -28,5 +28,6 @@ mod nats;
 mod odd;
 mod past;
 mod publisher;
+mod runtimes;
 mod soak;
 mod storm;

@@ -253,3 +253,29 @@ async fn a_cursor_of_another_epoch_is_not_looked_for() {
     let (events, gaps) = read(&mut stream).await;
     assert!(events.len() <= 8 && gaps.len() == 1 && gaps[0].contains("epoch"), "{gaps:?}");
 }
+
+/// Blocks without a record for the stream are read without a word, and only some of them in one turn.
+#[tokio::test]
+async fn a_drained_stream_gets_the_records_behind_many_blocks_of_other_topics() {
+    const BLOCKS: u32 = 40;
+    let hub = start(Memory::new()).await;
+    let before = hub.position();
+    publish(&hub, &["other"], 0..BLOCKS * 512).await;
+    // More than memory keeps.
+    publish(&hub, &["a"], 0..20).await;
+    let last = number(before) + u64::from(BLOCKS * 512 + 20);
+    until(|| number(hub.position()) >= last).await;
+    let expected: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    // The first reader has all blocks read, so that the second waits for none.
+    let (events, gaps) = read(&mut open(&hub, &["a"], before)).await;
+    assert_eq!((events.into_iter().map(|event| event.0).collect::<Vec<_>>(), gaps), (expected.clone(), vec![]));
+    let mut late = open(&hub, &["a"], before);
+    soon(hub.drain(Duration::ZERO)).await;
+    let mut came = Vec::new();
+    while let Some(item) = soon(late.next()).await {
+        if let StreamItem::Event(event) = item {
+            came.push(event.data);
+        }
+    }
+    assert_eq!(came, expected);
+}

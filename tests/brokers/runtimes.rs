@@ -1,0 +1,343 @@
+//! A hub whose streams live on several runtimes. One of them is not driven, is blocked, or is gone, and streams on a
+//! healthy runtime notice nothing of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use tokio::runtime::{Builder, Runtime};
+use tower::ServiceExt;
+use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::{
+    Access, Connect, Cursor, EndReason, Event, EventBody, Hub, HubBuilder, HubStream, Kick, Recheck, Refusal,
+    StreamItem, Subscription, TopicRule,
+};
+
+use crate::nats_server::{self, NatsServer};
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::{soon, until};
+
+/// More listeners than a publisher wakes itself.
+const MANY: usize = 40;
+const MOMENT: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ailment {
+    /// The runtime lives, and no thread runs it.
+    Undriven,
+    /// A task blocks the only thread of the runtime until the test is over.
+    Blocked,
+    Dropped,
+}
+
+const AILMENTS: [Ailment; 3] = [Ailment::Undriven, Ailment::Blocked, Ailment::Dropped];
+
+/// A runtime on which streams were opened before it fell ill.
+struct Ill {
+    /// The blocked thread and the sender that releases it.
+    thread: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+    undriven: Option<Runtime>,
+    bodies: Vec<EventBody>,
+}
+
+impl Ill {
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    /// Opens a stream on a runtime of its own once the hub is ready there, and makes the runtime ill.
+    async fn after_a_stream(hub: &Hub, ailment: Ailment) -> Self {
+        let (opened, is_open) = tokio::sync::oneshot::channel();
+        let (release, released) = mpsc::channel();
+        let hub = hub.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = Self::runtime();
+            let body = runtime.block_on(async {
+                until(|| hub.health().ready).await;
+                let body = open(&hub, "/events?user=other&topic=elsewhere").await;
+                // The hub's tasks get their first turns.
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                body
+            });
+            match ailment {
+                Ailment::Undriven => drop(opened.send((Some(runtime), body))),
+                Ailment::Dropped => {
+                    drop(runtime);
+                    drop(opened.send((None, body)));
+                }
+                Ailment::Blocked => runtime.block_on(async move {
+                    drop(opened.send((None, body)));
+                    // The runtime is blocked; that is the point.
+                    let _ = released.recv();
+                }),
+            }
+        });
+        let (undriven, body) = soon(is_open).await.unwrap();
+        Self { thread: Some((release, thread)), undriven, bodies: vec![body] }
+    }
+}
+
+impl Drop for Ill {
+    fn drop(&mut self) {
+        if let Some((release, thread)) = self.thread.take() {
+            drop(release);
+            drop(thread.join());
+        }
+        self.bodies.clear();
+        if let Some(runtime) = self.undriven.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Counts how often it is asked about streams of `ada`.
+#[derive(Default)]
+struct Counted(AtomicUsize);
+
+struct Hook(Arc<Counted>);
+
+impl Access for Hook {
+    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
+        let mut subscription = Subscription::anonymous();
+        for user in connect.query_values("user") {
+            subscription = subscription.with_user(&*user);
+        }
+        Ok(connect.query_values("topic").fold(subscription, |subscription, topic| subscription.topic(&*topic)))
+    }
+
+    async fn recheck(&self, subscription: Subscription) -> Recheck {
+        if subscription.user_id().is_some_and(|user| user.as_str() == "ada") {
+            self.0.0.fetch_add(1, Ordering::SeqCst);
+        }
+        Recheck::Keep
+    }
+}
+
+fn counted() -> &'static Arc<Counted> {
+    static COUNTED: std::sync::LazyLock<Arc<Counted>> = std::sync::LazyLock::new(Arc::default);
+    &COUNTED
+}
+
+/// Through the endpoint, as a server would.
+async fn open(hub: &Hub, uri: &str) -> EventBody {
+    let endpoint = hub.endpoint(Hook(Arc::clone(counted())));
+    let request = Request::get(uri).body(Full::<Bytes>::default()).unwrap();
+    soon(endpoint.oneshot(request)).await.unwrap().into_body()
+}
+
+fn builder() -> HubBuilder {
+    Hub::builder()
+        .recheck_every(MOMENT)
+        .write_deadline(4 * MOMENT)
+        .heartbeat(MOMENT)
+        .presence_grace(MOMENT)
+        .presence_for(TopicRule::prefix("room/"))
+        .probe_interval(MOMENT)
+}
+
+fn listen(hub: &Hub, topic: &str) -> HubStream {
+    hub.stream(Subscription::user("ada").topic(topic), Cursor::Absent).unwrap()
+}
+
+async fn next_event(stream: &mut HubStream) -> String {
+    loop {
+        match soon(stream.next()).await.unwrap() {
+            StreamItem::Event(event) if event.name.is_empty() => return event.data,
+            StreamItem::Event(event) => return event.name,
+            StreamItem::End(reason) => return format!("end: {reason:?}"),
+            _ => {}
+        }
+    }
+}
+
+async fn live(stream: &mut HubStream) {
+    while !matches!(soon(stream.next()).await.unwrap(), StreamItem::Live(_)) {}
+}
+
+/// `case` runs on the healthy runtime. Streams were opened on the other before and after those of the case.
+async fn with_each_ailment(build: impl Fn() -> Hub, mut case: impl AsyncFnMut(&Hub, Ailment)) {
+    for ailment in AILMENTS {
+        let hub = build();
+        let first = Ill::after_a_stream(&hub, ailment).await;
+        case(&hub, ailment).await;
+        drop(first);
+    }
+}
+
+fn alone() -> Hub {
+    builder().build().unwrap()
+}
+
+#[tokio::test]
+async fn a_publish_to_many_listeners_reaches_them() {
+    with_each_ailment(alone, async |hub, ailment| {
+        let mut streams: Vec<_> = (0..MANY).map(|_| listen(hub, "news")).collect();
+        for stream in &mut streams {
+            live(stream).await;
+        }
+        // The runtime of the last stream is the one that falls ill.
+        let _last = Ill::after_a_stream(hub, ailment).await;
+        let readers = streams.into_iter().map(|mut stream| tokio::spawn(async move { next_event(&mut stream).await }));
+        let readers: Vec<_> = readers.collect();
+        tokio::task::yield_now().await;
+        hub.topic("news").publish(Event::message("headline")).await.unwrap();
+        for reader in readers {
+            assert_eq!(soon(reader).await.unwrap(), "headline", "{ailment:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_is_rechecked() {
+    with_each_ailment(alone, async |hub, _| {
+        let mut body = open(hub, "/events?user=ada&topic=news").await;
+        let reader = tokio::spawn(async move { while body.frame().await.is_some() {} });
+        let before = counted().0.load(Ordering::SeqCst);
+        until(|| counted().0.load(Ordering::SeqCst) >= before + 3).await;
+        reader.abort();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_counts_as_stalled() {
+    with_each_ailment(alone, async |hub, _| {
+        let mut body = open(hub, "/events?user=stalled&topic=news").await;
+        soon(body.frame()).await.unwrap().unwrap();
+        hub.topic("news").publish(Event::message("headline")).await.unwrap();
+        until(|| hub.stats().ended(EndReason::Stalled) > 0 && !hub.user("stalled").has_subscribers()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_member_that_leaves_is_announced() {
+    with_each_ailment(alone, async |hub, ailment| {
+        let mut watcher = hub.stream(Subscription::user("bea").topic("room/1"), Cursor::Absent).unwrap();
+        assert_eq!(next_event(&mut watcher).await, "hub.joined");
+        live(&mut watcher).await;
+        drop(listen(hub, "room/1"));
+        assert_eq!(next_event(&mut watcher).await, "hub.joined", "{ailment:?}");
+        assert_eq!(next_event(&mut watcher).await, "hub.left", "{ailment:?}");
+    })
+    .await;
+}
+
+/// Two instances on one log. The first has streams on an ill runtime.
+async fn with_a_shared_log<L: Backplane>(log: impl Fn() -> L, mut case: impl AsyncFnMut(&Hub, &Hub, Ailment)) {
+    for ailment in AILMENTS {
+        let other = builder().backplane(log()).build().unwrap();
+        until(|| other.health().ready).await;
+        // Built without a runtime, so that the first stream decides where its tasks run.
+        let log = log();
+        let hub = std::thread::spawn(move || builder().backplane(log).build().unwrap()).join().unwrap();
+        let ill = Ill::after_a_stream(&hub, ailment).await;
+        case(&hub, &other, ailment).await;
+        drop(ill);
+    }
+}
+
+async fn an_event_of_another_instance_arrives<L: Backplane>(log: impl Fn() -> L) {
+    with_a_shared_log(log, async |hub, other, ailment| {
+        let mut stream = listen(hub, "news");
+        other.topic("news").publish(Event::message("from elsewhere")).await.unwrap();
+        assert_eq!(next_event(&mut stream).await, "from elsewhere", "{ailment:?}");
+        assert!(hub.health().ready);
+    })
+    .await;
+}
+
+async fn an_event_of_this_instance_arrives<L: Backplane>(log: impl Fn() -> L) {
+    with_a_shared_log(log, async |hub, _, ailment| {
+        let mut stream = listen(hub, "news");
+        hub.topic("news").publish(Event::message("from here")).await.unwrap();
+        assert_eq!(next_event(&mut stream).await, "from here", "{ailment:?}");
+    })
+    .await;
+}
+
+async fn a_disconnect_by_another_instance_arrives<L: Backplane>(log: impl Fn() -> L) {
+    with_a_shared_log(log, async |hub, other, ailment| {
+        let mut stream = listen(hub, "news");
+        other.user("ada").disconnect(Kick::now()).await.unwrap();
+        assert_eq!(next_event(&mut stream).await, "end: Kicked", "{ailment:?}");
+    })
+    .await;
+}
+
+async fn an_instance_is_not_ready_while_its_tasks_do_not_run<L: Backplane>(log: impl Fn() -> L) {
+    for ailment in AILMENTS {
+        let log = log();
+        let hub = std::thread::spawn(move || builder().backplane(log).build().unwrap()).join().unwrap();
+        let ill = Ill::after_a_stream(&hub, ailment).await;
+        // A thread outside of any runtime asks, so that no caller can take the tasks over.
+        let asked = hub.clone();
+        let not_ready = tokio::task::spawn_blocking(move || {
+            std::thread::spawn(move || {
+                let begun = std::time::Instant::now();
+                while asked.health().ready {
+                    assert!(begun.elapsed() < Duration::from_secs(10), "{ailment:?}: still ready");
+                    std::thread::yield_now();
+                }
+            })
+            .join()
+        });
+        soon(not_ready).await.unwrap().unwrap();
+        drop(ill);
+    }
+}
+
+fn memory() -> impl Fn() -> Memory {
+    let log = Memory::new();
+    move || log.clone()
+}
+
+#[tokio::test]
+async fn an_event_of_another_instance_arrives_with_memory() {
+    an_event_of_another_instance_arrives(memory()).await;
+}
+
+#[tokio::test]
+async fn an_event_of_this_instance_arrives_with_memory() {
+    an_event_of_this_instance_arrives(memory()).await;
+}
+
+#[tokio::test]
+async fn a_disconnect_by_another_instance_arrives_with_memory() {
+    a_disconnect_by_another_instance_arrives(memory()).await;
+}
+
+#[tokio::test]
+async fn an_instance_is_not_ready_while_its_tasks_do_not_run_with_memory() {
+    an_instance_is_not_ready_while_its_tasks_do_not_run(memory()).await;
+}
+
+#[tokio::test]
+async fn streams_on_a_healthy_runtime_hear_everything_with_redis() {
+    if redis_server::is_there() {
+        let server = RedisServer::start(FORGETFUL);
+        let log = || Redis::new(&server.url(), "runtimes").unwrap();
+        an_event_of_another_instance_arrives(log).await;
+        an_event_of_this_instance_arrives(log).await;
+        a_disconnect_by_another_instance_arrives(log).await;
+    }
+}
+
+#[tokio::test]
+async fn streams_on_a_healthy_runtime_hear_everything_with_nats() {
+    if nats_server::is_there() {
+        let server = NatsServer::start();
+        let log = || Nats::new(&server.url(), "runtimes").unwrap();
+        an_event_of_another_instance_arrives(log).await;
+        an_event_of_this_instance_arrives(log).await;
+        a_disconnect_by_another_instance_arrives(log).await;
+    }
+}
