@@ -5,6 +5,7 @@
 //! sockets of one are in a selector of its own (epoll, kqueue), which is one descriptor to the runtime.
 
 use std::collections::hash_map::HashMap;
+use std::collections::vec_deque::VecDeque;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,8 +44,8 @@ struct Crew {
 #[derive(Default)]
 pub(super) struct Inbox {
     arrived: Mutex<Vec<(TcpStream, Connection)>>,
-    /// The places of those that were woken.
-    woken: Mutex<Vec<usize>>,
+    /// The places of those that were woken, in that order.
+    woken: Mutex<VecDeque<usize>>,
     task: AtomicWaker,
     /// Its task is over.
     gone: AtomicBool,
@@ -65,8 +66,9 @@ struct Writer {
     selector: AsyncFd<mio::Poll>,
     events: Events,
     places: Slab<Place>,
-    /// Whom to look after in this turn.
-    turn: Vec<usize>,
+    /// The places to look after in this turn. Those that are woken or arrive meanwhile come in the next, so that a
+    /// storm of new streams does not starve the old ones.
+    turn: VecDeque<usize>,
 }
 
 struct Place {
@@ -122,7 +124,7 @@ impl Wake for Bell {
         if !self.rung.swap(true, Ordering::AcqRel) {
             let mut woken = lock(&self.inbox.woken);
             let is_first = woken.is_empty();
-            woken.push(self.place);
+            woken.push_back(self.place);
             drop(woken);
             if is_first {
                 self.inbox.task.wake();
@@ -140,7 +142,7 @@ impl Writer {
             selector: AsyncFd::new(mio::Poll::new()?)?,
             events: Events::with_capacity(BATCH),
             places: Slab::new(),
-            turn: Vec::new(),
+            turn: VecDeque::new(),
         })
     }
 
@@ -154,7 +156,7 @@ impl Writer {
         let bell = Arc::new(Bell { inbox: Arc::clone(&self.inbox), place, rung: AtomicBool::new(true) });
         let waker = Waker::from(Arc::clone(&bell));
         vacant.insert(Place { bell, waker, handed: Handed::new(tcp, connection) });
-        self.turn.push(place);
+        lock(&self.inbox.woken).push_back(place);
         Ok(())
     }
 
@@ -227,12 +229,10 @@ impl Future for Writer {
         let mut goes_on = this.poll_sockets(cx);
         if this.turn.is_empty() {
             std::mem::swap(&mut this.turn, &mut *lock(&this.inbox.woken));
-            // Taken from the end.
-            this.turn.reverse();
         }
         let begun = Instant::now();
         for count in 1..=BATCH {
-            let Some(index) = this.turn.pop() else { break };
+            let Some(index) = this.turn.pop_front() else { break };
             this.look_after(index);
             if count.is_multiple_of(16) && begun.elapsed() > LONGEST_TURN {
                 break;
