@@ -53,9 +53,13 @@ impl Hub {
     /// `hub.bye` with a random `retry` of its own over `window` (within
     /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range)), and ends: the clients come back spread out, to another
     /// instance or the next process. It then waits until all have ended, at most for
-    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), cuts those that take nothing any more, where the
-    /// hub's listener carries them, and closes the hub: publishing fails from then on. Sockets that carried a stream and do
-    /// not close within another 2 s, without a move, are cut then.
+    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and cuts those that take nothing any more, where the
+    /// hub's listener carries them.
+    ///
+    /// Publishing fails when the hub is closed. Without a backplane that is as soon as every stream knows its end, since
+    /// no stream reads what comes later and the log ends with the process. With a backplane it is after the wait.
+    ///
+    /// Sockets that carried a stream and do not close within another 2 s, without a move, are cut then.
     ///
     /// Streams in this process ([`Hub::stream`]) end too, when they are polled next; it does not wait for them.
     ///
@@ -74,6 +78,10 @@ impl Hub {
         for batch in links.chunks(BATCH) {
             batch.iter().for_each(|link| self.tell(link, window));
             tokio::task::yield_now().await;
+        }
+        if self.inner.remote.is_none() {
+            // Every stream knows now where it ends. Nothing reads what comes after, and the log ends with the process.
+            self.inner.closed.store(true, Ordering::Release);
         }
         let limit = self.settings().drain_limit;
         let all_gone = async {
