@@ -341,12 +341,12 @@ mod wire;
 pub use crate::axum::MissingHub;
 pub use crate::error::{BuildError, CommandError, InvalidName, PublishError};
 pub use crate::event::Event;
-#[cfg(feature = "axum-serve")]
-pub use crate::http::SseListener;
 pub use crate::http::{
-    Access, Connect, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseEndpoint, SseIo,
-    SseLayer, SseService,
+    Access, Connect, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseConnectInfo,
+    SseEndpoint, SseIo, SseLayer, SseService,
 };
+#[cfg(feature = "axum-serve")]
+pub use crate::http::{SseListener, SseMakeService};
 pub use crate::hub::{
     ConnectionInfo, Drained, Health, Hub, HubBuilder, HubStream, Join, Lifecycle, LifecycleEvent, Member, OverLimit,
     Presence, Published, Received, Recheck, Stats, StreamItem, Target, Ticket,

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
 mod support;
+#[path = "faults/transport.rs"]
+mod transport;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -10,6 +10,7 @@ use tower::BoxError;
 
 use super::frames;
 use super::offered::Offered;
+use super::pace::Pace;
 use crate::hub::{Batch, Connection, Outcome};
 
 /// The body of every answer of the hub: a stream of events, or the short text of a refusal.
@@ -20,7 +21,7 @@ pub struct EventBody {
 
 #[derive(Debug)]
 enum Kind {
-    Events(Connection),
+    Events(Connection, Pace),
     /// The first frame is to be followed by the offer to take the stream over.
     Offering(Connection),
     Offered(Offered),
@@ -38,7 +39,7 @@ enum Kind {
 
 impl EventBody {
     pub(super) fn events(connection: Connection) -> Self {
-        Self { kind: Kind::Events(connection) }
+        Self { kind: Kind::Events(connection, Pace::default()) }
     }
 
     /// Offers itself to its socket, to which the server writes HTTP/1.1, and closes the connection afterwards.
@@ -90,10 +91,13 @@ impl Body for EventBody {
                 }
             },
             Kind::Offered(_) => return Poll::Pending,
-            Kind::Events(connection) => {
-                connection.find_socket();
+            Kind::Events(connection, pace) => {
+                ready!(pace.poll(connection, cx));
                 match ready!(poll_bytes(connection, cx)) {
-                    Some(Ok(bytes)) => Some(bytes),
+                    Some(Ok(bytes)) => {
+                        pace.handed_out(bytes.len());
+                        Some(bytes)
+                    }
                     Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
                     None => None,
                 }
@@ -128,7 +132,7 @@ impl Kind {
         if let Self::Offering(connection) = std::mem::replace(self, Self::Inert) {
             *self = match connection.socket() {
                 Some(transport) => Self::Offered(Offered::new(connection, transport, first)),
-                None => Self::Events(connection),
+                None => Self::Events(connection, Pace::default()),
             };
         }
     }
@@ -139,7 +143,7 @@ impl Kind {
         if let Poll::Ready(outcome) = offered.poll(cx) {
             *self = match outcome {
                 Outcome::Accepted => Self::Inert,
-                Outcome::Declined(connection) => Self::Events(connection),
+                Outcome::Declined(connection) => Self::Events(connection, Pace::default()),
             };
         }
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
+use super::SseConnectInfo;
 use crate::hub::{Hub, Redemption, Redemptions, Transport};
 use crate::moment::Moment;
 use crate::position::Cursor;
@@ -31,6 +32,7 @@ pub struct Connect {
 impl Connect {
     /// From a request of any kind, whose body is not looked at.
     pub fn from_request<B>(request: &Request<B>) -> Self {
+        let transport = transport_in(request.extensions());
         Self {
             method: request.method().clone(),
             uri: request.uri().clone(),
@@ -38,7 +40,7 @@ impl Connect {
             headers: request.headers().clone(),
             extensions: request.extensions().clone(),
             asked_at: Moment::now(),
-            transport: None,
+            transport,
             redemptions: None,
         }
     }
@@ -46,6 +48,7 @@ impl Connect {
     /// From the head of a request.
     #[must_use]
     pub fn from_parts(parts: Parts) -> Self {
+        let transport = transport_in(&parts.extensions);
         Self {
             method: parts.method,
             uri: parts.uri,
@@ -53,15 +56,18 @@ impl Connect {
             headers: parts.headers,
             extensions: parts.extensions,
             asked_at: Moment::now(),
-            transport: None,
+            transport,
             redemptions: None,
         }
     }
 
     /// Also finds the socket, if it is the hub's and this is called where the server calls its services.
     pub(super) fn arriving<B>(hub: &Hub, request: Request<B>) -> Self {
-        let transport = hub.transports().of_this_task();
-        Self { transport, ..Self::from_parts(request.into_parts().0) }
+        let mut connect = Self::from_parts(request.into_parts().0);
+        if connect.transport.is_none() {
+            connect.transport = hub.transports().of_this_task();
+        }
+        connect
     }
 
     /// From here on the tickets of this request are given back when the redemption is dropped.
@@ -116,8 +122,9 @@ impl Connect {
     }
 
     /// Who is at the other end of the socket: known with the hub's listener where the server calls the layer or the
-    /// endpoint in the task of the connection, and with axum's `ConnectInfo<SocketAddr>` if the feature `axum-serve` is
-    /// on. Behind a proxy it is the proxy.
+    /// endpoint in the task of the connection or a request carries [`SseConnectInfo`](crate::SseConnectInfo), and with
+    /// axum's `ConnectInfo<SocketAddr>` if the feature `axum-serve` is on, which comes first. Behind a proxy it is the
+    /// proxy.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         #[cfg(feature = "axum-serve")]
@@ -145,6 +152,11 @@ impl Connect {
         let query = self.query().unwrap_or_default().as_bytes();
         memchr::memchr(b'%', query).is_some() || memchr::memmem::find(query, name).is_some()
     }
+}
+
+/// The socket, if the server has attached it.
+fn transport_in(extensions: &Extensions) -> Option<Arc<Transport>> {
+    extensions.get::<SseConnectInfo>().map(|info| Arc::clone(&info.transport))
 }
 
 /// Headers and query are left out, since they hold credentials.

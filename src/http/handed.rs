@@ -19,8 +19,12 @@ use super::frames::{self, Encoded};
 use crate::hub::{Batch, Connection, Hub, Transport};
 use crate::wire::LAST_CHUNK;
 
-/// How many steps are written, and how often is read, before others get their turn.
+/// How many steps are written before others get their turn.
 const STEPS: usize = 16;
+/// How often is read before others get their turn and [`READ_PAUSE`] begins. With 4 KiB each, a client that sends
+/// without end has 25 MB/s thrown away, and its own kernel holds it up beyond that.
+const READS: usize = 64;
+const READ_PAUSE: Duration = Duration::from_millis(10);
 /// How long it waits for the client to close, so that what it may still send does not make the kernel throw away the
 /// last frame.
 const LINGER: Duration = Duration::from_secs(1);
@@ -38,6 +42,8 @@ pub(super) struct Handed {
     /// What is known of the socket: nothing more is tried when it has said that it would block, until it says otherwise.
     readable: bool,
     writable: bool,
+    /// Until when nothing is read, after a client has sent much.
+    pause: Option<Pin<Box<Sleep>>>,
     phase: Phase,
     /// What the peer has not taken yet, if anything.
     waiting: Option<Box<Waiting>>,
@@ -75,7 +81,7 @@ struct Gone;
 impl Handed {
     pub(super) fn new(tcp: TcpStream, connection: Connection) -> Self {
         connection.hub().transports().begin_writing();
-        Self { tcp, readable: true, writable: true, phase: Phase::Streaming(connection), waiting: None }
+        Self { tcp, readable: true, writable: true, pause: None, phase: Phase::Streaming(connection), waiting: None }
     }
 
     /// The socket says so.
@@ -85,11 +91,13 @@ impl Handed {
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
+        if let Err(Gone) = self.read_away(cx) {
+            return Turn::Over;
+        }
         for _ in 0..STEPS {
             match self.poll_step(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(Gone)) => return Turn::Over,
-                Poll::Pending if self.readable => return Turn::Again,
                 Poll::Pending => return Turn::Sleeps,
             }
         }
@@ -98,9 +106,6 @@ impl Handed {
 
     /// One thing after the other; pending if there is nothing to do.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
-        if self.readable {
-            self.read_away()?;
-        }
         if self.waiting.is_some() {
             ready!(self.poll_waiting(cx))?;
         }
@@ -152,9 +157,18 @@ impl Handed {
     }
 
     /// What a client sends after its request is nobody's business, also if it is another request. Its end is the end.
-    fn read_away(&mut self) -> Result<(), Gone> {
-        let mut space = [0; 1024];
-        for _ in 0..STEPS {
+    fn read_away(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
+        if let Some(pause) = &mut self.pause {
+            if pause.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+            self.pause = None;
+        }
+        if !self.readable {
+            return Ok(());
+        }
+        let mut space = [0; 4096];
+        for _ in 0..READS {
             match (&self.tcp).read(&mut space) {
                 Ok(0) => return Err(Gone),
                 Ok(_) => {}
@@ -166,6 +180,11 @@ impl Handed {
                 Err(error) => return Err(self.lose(&error)),
             }
         }
+        let mut pause = Box::pin(tokio::time::sleep(READ_PAUSE));
+        if pause.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        self.pause = Some(pause);
         Ok(())
     }
 
@@ -238,7 +257,7 @@ impl Handed {
         }
         if taken > 0 {
             waiting.rest = waiting.rest.slice(taken..);
-            waiting.moved();
+            waiting.wrote(taken);
         }
         let given_up = waiting.poll_given_up(cx);
         self.waiting = Some(waiting);
@@ -253,8 +272,8 @@ impl Drop for Handed {
 }
 
 impl Waiting {
-    fn moved(&mut self) {
-        self.transport.moved();
+    fn wrote(&mut self, count: usize) {
+        self.transport.wrote(count);
         let patience = self.transport.patience(self.hub.settings());
         self.deadline.as_mut().reset(Instant::now() + patience);
     }

@@ -14,6 +14,7 @@ use std::any::Any;
 use std::collections::vec_deque::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -46,6 +47,39 @@ pin_project! {
     }
 }
 
+/// The socket of a request: tells the hub where a stream goes.
+///
+/// With HTTP/2 below a router, a server calls the endpoint in another task than the one that polls the socket. Then the
+/// hub does not know the socket, and cannot cut a client that takes nothing. This type in the extensions of a request
+/// tells the hub. For `axum::serve`, `SseMakeService` adds it to every request. It also knows the address of the
+/// [peer](crate::Connect::peer_addr), which no header can change.
+#[derive(Clone)]
+pub struct SseConnectInfo {
+    pub(super) transport: Arc<Transport>,
+}
+
+impl SseConnectInfo {
+    /// The address of the peer, for a `TcpStream`. Behind a proxy it is the proxy's.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.transport.peer()
+    }
+}
+
+impl fmt::Debug for SseConnectInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SseConnectInfo").field("peer", &self.peer_addr()).finish_non_exhaustive()
+    }
+}
+
+impl<S> SseIo<S> {
+    /// Returns what identifies this socket, for the extensions of the requests that come over it.
+    #[must_use]
+    pub fn connect_info(&self) -> SseConnectInfo {
+        SseConnectInfo { transport: Arc::clone(&self.entry.transport) }
+    }
+}
+
 /// The place in the hub's table; given back when dropped.
 struct Entry {
     hub: Hub,
@@ -68,6 +102,9 @@ struct Watch {
     ended: bool,
     /// The server itself waits for something to read, and will look when it is woken.
     server_reads: bool,
+    /// The server has tried to read since the last flush. A server that has stopped reading, for example because it
+    /// lets the rest of a request's body be, still flushes whenever it is woken.
+    asked: bool,
 }
 
 impl Hub {
@@ -178,16 +215,14 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
             return operation(this.inner, cx);
         }
         if this.entry.transport.is_streaming() {
-            this.watch.look(this.inner.as_mut(), cx).inspect_err(|error| this.entry.lost(error))?;
+            let asked = if writes { this.watch.asked } else { std::mem::take(&mut this.watch.asked) };
+            this.watch.look(this.inner.as_mut(), cx, asked).inspect_err(|error| this.entry.lost(error))?;
         }
         let transport = &this.entry.transport;
         match operation(this.inner, cx) {
             Poll::Ready(outcome) => {
                 let outcome = outcome.inspect_err(|error| this.entry.lost(error));
                 // A flush that has nothing to do says nothing of what a write waits for.
-                if writes {
-                    transport.moved();
-                }
                 if this.deadline.take_if(|deadline| writes || !deadline.writes).is_some() && transport.set_stuck(false)
                 {
                     this.entry.hub.transports().progressed();
@@ -218,7 +253,11 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
         operation: impl FnOnce(Pin<&mut Socket<S>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let count = ready!(self.as_mut().poll_out(cx, true, operation))?;
-        self.project().inner.wrote(count);
+        let this = self.project();
+        if !this.inner.is_gone() {
+            this.entry.transport.wrote(count);
+        }
+        this.inner.wrote(count);
         Poll::Ready(Ok(count))
     }
 }
@@ -257,14 +296,22 @@ impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
 
 impl Watch {
     /// Reads ahead while the server does not, until there is nothing, enough, or the end.
-    fn look<S: AsyncRead>(&mut self, mut inner: Pin<&mut S>, cx: &mut Context<'_>) -> io::Result<()> {
-        while !self.server_reads && !self.ended && self.stray.len() < MAX_STRAY_BYTES {
+    fn look<S: AsyncRead>(&mut self, mut inner: Pin<&mut S>, cx: &mut Context<'_>, asked: bool) -> io::Result<()> {
+        if self.server_reads && asked {
+            return Ok(());
+        }
+        while !self.ended && self.stray.len() < MAX_STRAY_BYTES {
             let mut space = [0; 1024];
             let mut buffer = ReadBuf::new(&mut space);
             match inner.as_mut().poll_read(cx, &mut buffer)? {
                 Poll::Pending => break,
                 Poll::Ready(()) if buffer.filled().is_empty() => self.ended = true,
                 Poll::Ready(()) => self.stray.extend(buffer.filled()),
+            }
+            if std::mem::take(&mut self.server_reads) && !self.ended {
+                // It may wait for just these bytes.
+                cx.waker().wake_by_ref();
+                break;
             }
         }
         if self.ended {
@@ -296,13 +343,14 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
         if this.inner.is_gone() {
             return this.inner.poll_read(cx, buffer);
         }
+        this.watch.asked = true;
         if this.watch.replay(buffer) {
             return Poll::Ready(Ok(()));
         }
         let polled = this.inner.poll_read(cx, buffer);
         this.watch.server_reads = polled.is_pending();
         if polled.is_ready() {
-            this.entry.transport.moved();
+            this.entry.transport.has_read();
         }
         polled.map_err(|error| {
             this.entry.lost(&error);
@@ -333,6 +381,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.as_mut().poll_out(cx, false, AsyncWrite::poll_flush))?;
         let this = self.project();
+        this.entry.transport.flushed();
         if this.inner.let_go(&this.entry.transport) {
             (*this.deadline, *this.watch) = (None, Watch::default());
         }

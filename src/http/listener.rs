@@ -1,11 +1,19 @@
 //! The hub's listener for `axum::serve`.
 
+use std::convert::Infallible;
 use std::fmt;
+use std::future::{Ready, ready};
 use std::io;
+use std::task::{Context, Poll};
 
-use axum::serve::{Listener, ListenerExt, TapIo};
+use axum::Extension;
+use axum::extract::ConnectInfo;
+use axum::middleware::AddExtension;
+use axum::serve::{IncomingStream, Listener, ListenerExt, TapIo};
+use tower_layer::Layer;
+use tower_service::Service;
 
-use super::SseIo;
+use super::{SseConnectInfo, SseIo};
 use crate::hub::Hub;
 
 /// A listener whose connections the hub watches over: inside the [`TapIo`] that [`Hub::listener`] returns.
@@ -19,7 +27,7 @@ impl Hub {
     /// Wraps a listener for `axum::serve`: each connection is what [`Hub::io`] makes of it.
     ///
     /// It comes inside axum's own `TapIo`, so that `ConnectInfo<SocketAddr>` goes on to compile; the closure in it does
-    /// nothing.
+    /// nothing. With HTTP/2, serve an [`SseMakeService`], so that the hub can cut clients that stall.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -74,6 +82,57 @@ impl<L: Listener> Listener for SseListener<L> {
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
         self.inner.local_addr()
+    }
+}
+
+/// Makes the service of each connection, for `axum::serve` on [`Hub::listener`]: as axum's
+/// `into_make_service_with_connect_info::<SocketAddr>()`, and each request also carries [`SseConnectInfo`].
+///
+/// So the hub knows the socket of every stream, also with HTTP/2.
+///
+/// ```no_run
+/// use axum::Router;
+/// use tower_sse::{Hub, Public, SseMakeService, TopicRule};
+/// # async fn example() -> std::io::Result<()> {
+///
+/// let hub = Hub::builder().build().unwrap();
+/// let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+/// axum::serve(hub.listener(listener), SseMakeService::new(app)).await
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct SseMakeService<S> {
+    service: S,
+}
+
+impl<S> SseMakeService<S> {
+    /// Serves every connection with a clone of `service`.
+    #[must_use]
+    pub fn new(service: S) -> Self {
+        Self { service }
+    }
+}
+
+// Not as a `Connected` for axum's own make service: its implementation for the address of every listener is in the way.
+impl<L, F, S> Service<IncomingStream<'_, TapIo<SseListener<L>, F>>> for SseMakeService<S>
+where
+    L: Listener,
+    L::Addr: Clone + Sync + 'static,
+    F: FnMut(&mut SseIo<L::Io>) + Send + 'static,
+    S: Clone,
+{
+    type Response = AddExtension<AddExtension<S, ConnectInfo<L::Addr>>, SseConnectInfo>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, stream: IncomingStream<'_, TapIo<SseListener<L>, F>>) -> Self::Future {
+        let (socket, peer) = (stream.io().connect_info(), ConnectInfo(stream.remote_addr().clone()));
+        ready(Ok(Extension(socket).layer(Extension(peer).layer(self.service.clone()))))
     }
 }
 

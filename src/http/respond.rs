@@ -1,6 +1,5 @@
 //! From a request and a decision to a response: the one place where every mounting comes together.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
@@ -130,9 +129,8 @@ impl Hub {
             Ok(None) => stream(EventBody::inert()),
             Ok(Some(connection)) => {
                 spend_ticket();
-                let by_task = || arrival.transport.clone().or_else(|| self.transports().of_this_task());
-                let by_peer = || arrival.peer.and_then(|peer| self.transports().of_peer(peer));
-                let Some(transport) = by_task().or_else(by_peer) else {
+                let by_task = || self.transports().of_this_task();
+                let Some(transport) = arrival.transport.clone().or_else(by_task) else {
                     return stream(EventBody::events(connection));
                 };
                 let hands_over = transport.hands_over();
@@ -188,7 +186,6 @@ struct Arrival {
     cursor: Cursor,
     asked_at: Moment,
     transport: Option<Arc<Transport>>,
-    peer: Option<SocketAddr>,
 }
 
 impl Arrival {
@@ -199,7 +196,6 @@ impl Arrival {
             cursor: connect.cursor(),
             asked_at: connect.asked_at,
             transport: connect.transport.clone(),
-            peer: connect.peer_addr(),
         }
     }
 }

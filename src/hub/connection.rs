@@ -36,8 +36,6 @@ pub(crate) struct Connection {
     told_stale: bool,
     /// It has read all that there was and said all that there was to say: it sleeps until it is woken.
     settled: bool,
-    /// It was looked for the socket.
-    looked: bool,
 }
 
 impl Drop for Connection {
@@ -143,7 +141,6 @@ impl Connection {
             limits: settings.old_age().map(|age| Box::new(Limits { expiry: None, old_at: now.saturating_add(age) })),
             told_stale: false,
             settled: false,
-            looked: false,
             hub: hub.clone(),
             link,
         }
@@ -157,13 +154,14 @@ impl Connection {
         self.link.id()
     }
 
-    /// Looks for the socket below, once: it can be found in the task that polls it.
-    pub(crate) fn find_socket(&mut self) {
-        if !std::mem::replace(&mut self.looked, true)
+    /// The socket below. If it is unknown, it is looked for: it can be found in the task that polls it.
+    pub(crate) fn find_socket(&self) -> Option<Arc<Transport>> {
+        if !self.link.is_carrier_known()
             && let Some(transport) = self.hub.transports().of_this_task()
         {
             self.carried_by(transport);
         }
+        self.socket()
     }
 
     /// The socket below, where that is known and it may have to be cut.

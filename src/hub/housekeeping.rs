@@ -94,16 +94,29 @@ impl Inner {
         let now = self.now();
         let deadline = millis(self.settings.write_deadline);
         for link in self.registry.all() {
-            if link.overdue_since().is_some_and(|since| now > since.saturating_add(deadline)) {
+            let Some(since) = link.overdue_since().filter(|since| *since <= now) else { continue };
+            let since = match link.transport() {
+                // Also while it moves, so that its time runs from the last move.
+                Some(transport) => since.max(transport.quiet_since(now)),
+                // The hub's own writer, whose peer has taken everything. It is the writer that is late.
+                None if link.is_carrier_known() => continue,
+                None => since,
+            };
+            if now > since.saturating_add(deadline) {
                 self.give_up(&link);
             }
         }
     }
 
-    /// A stream that looks no more counts as gone at once. Should it ever look again, it ends.
+    /// A stream that looks no more counts as gone at once, and its socket is cut. Where the socket is unknown, the
+    /// stream ends when it is polled next.
     pub(super) fn give_up(self: &Arc<Self>, link: &Link) {
         link.end(Ending::now(EndReason::Stalled));
         self.forget(link, EndReason::Stalled);
+        if let Some(transport) = link.transport() {
+            transport.time_out();
+            transport.cut();
+        }
     }
 
     /// Takes a connection out of everything, once.

@@ -1,12 +1,19 @@
-//! What the hub knows of a socket that its listener accepted: enough to cut it.
+//! What the hub knows of a socket that its listener accepted: enough to cut it, and to see whether bytes move.
 //!
-//! Which socket a stream is written to is not said by any request. It is found by the task: a server polls a socket and
-//! the services of its requests, or the bodies of its responses, in one task. Where that says nothing (HTTP/2 below a
-//! router), it stays unknown.
+//! A stream's socket is found in one of two ways. A request may carry it, as
+//! [`SseConnectInfo`](crate::SseConnectInfo). Otherwise the task decides: a server polls a socket and the services
+//! of its requests, or the bodies of its responses, in one task. Where both say nothing (HTTP/2 below a router), the
+//! socket stays unknown.
+//!
+//! A stall has one definition: bytes wait for the peer, and nothing has moved on the transport for the write deadline.
+//! A stream that is given up takes its socket with it. The streams of one HTTP/2 connection share a transport, and
+//! HTTP/2 has no other way to end one of them while its window is closed. So a stream without a window stays open,
+//! and stays counted, while its connection moves; what it holds is bounded (`http/pace.rs`).
 
 use std::collections::hash_map::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -15,7 +22,11 @@ use tokio::task;
 
 use super::Settings;
 use super::offer::Offer;
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, WakerCell};
+use crate::log::Millis;
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
+
+/// How often a drain looks at most whether any socket still has bytes waiting.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -31,10 +42,20 @@ pub(crate) struct Transport {
     stuck: AtomicBool,
     /// It was given up since the peer took nothing.
     timed_out: AtomicBool,
-    /// Counts reads and writes that moved something since the hub leaves.
-    moves: AtomicU64,
-    /// Of the task that polls the socket.
-    waker: WakerCell,
+    /// The bytes that the socket has taken.
+    written: AtomicU64,
+    /// How many reads brought something.
+    reads: AtomicU64,
+    /// What had moved when the housekeeping looked last, and since when that is the same.
+    seen: AtomicU64,
+    seen_at: AtomicU64,
+    /// Flushes that were completed while a body waited for one.
+    flushes: AtomicU64,
+    /// The bodies that wait until bytes move.
+    is_awaited: AtomicBool,
+    bodies: Mutex<Vec<Waker>>,
+    /// The task that polls the socket.
+    waker: Mutex<Option<Waker>>,
     /// Its streams may be taken over together with it.
     hands_over: AtomicBool,
     /// The stream that waits for that.
@@ -70,8 +91,14 @@ impl Transports {
             leaving: AtomicBool::new(table.leaving),
             stuck: AtomicBool::new(false),
             timed_out: AtomicBool::new(false),
-            moves: AtomicU64::new(0),
-            waker: WakerCell::new(),
+            written: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            seen: AtomicU64::new(u64::MAX),
+            seen_at: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+            is_awaited: AtomicBool::new(false),
+            bodies: Mutex::default(),
+            waker: Mutex::default(),
             hands_over: AtomicBool::new(false),
             offer: Mutex::default(),
         });
@@ -98,7 +125,10 @@ impl Transports {
             table.by_task.shrink_to(len * 2);
         }
         drop(table);
-        self.unstuck.notify_waiters();
+        transport.let_bodies_go();
+        if transport.is_stuck() {
+            self.unstuck.notify_waiters();
+        }
     }
 
     /// The one socket that the current task polls. None if there are several, since then it could be any of them.
@@ -109,14 +139,6 @@ impl Transports {
             Some([number]) => table.all.get(number).cloned(),
             _ => None,
         }
-    }
-
-    /// The socket of this peer, if it is the only one. Looks at all, so it is for streams of which the task says nothing.
-    pub(crate) fn of_peer(&self, peer: SocketAddr) -> Option<Arc<Transport>> {
-        let table = self.table.lock();
-        let mut found = table.all.values().filter(|transport| transport.peer == Some(peer));
-        let transport = found.next()?;
-        found.next().is_none().then(|| Arc::clone(transport))
     }
 
     /// The hub's own writer has a stream.
@@ -142,7 +164,7 @@ impl Transports {
         let mut table = self.table.lock();
         table.leaving = true;
         table.all.values().for_each(|transport| transport.leaving.store(true, Ordering::Release));
-        table.all.values().map(|transport| (transport.number, transport.moves.load(Ordering::Acquire))).collect()
+        table.all.values().map(|transport| (transport.number, transport.moves())).collect()
     }
 
     /// Until no socket that carried a stream has bytes waiting, and the hub's own writers are done.
@@ -156,6 +178,8 @@ impl Transports {
                 return;
             }
             unstuck.await;
+            // One look covers all the sockets that let go within this time. Otherwise each of them would cost one.
+            tokio::time::sleep(BETWEEN_LOOKS).await;
         }
     }
 
@@ -234,8 +258,19 @@ impl Transport {
     }
 
     /// Registers the task to be woken by a cut; look at [`is_cut`](Self::is_cut) afterwards.
-    pub(crate) fn listen(&self, waker: &std::task::Waker) {
-        self.waker.register(waker);
+    pub(crate) fn listen(&self, waker: &Waker) {
+        let mut current = self.waker.lock();
+        if current.as_ref().is_none_or(|current| !current.will_wake(waker)) {
+            *current = Some(waker.clone());
+        }
+    }
+
+    /// Makes the task that polls the socket look again. A server then writes what it has, and flushes.
+    pub(crate) fn nudge(&self) {
+        let waker = self.waker.lock().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     pub(crate) fn set_hands_over(&self) {
@@ -259,11 +294,75 @@ impl Transport {
         self.offer.lock().take()
     }
 
-    /// Nobody asks before the hub leaves, and until then the count costs nothing.
-    pub(crate) fn moved(&self) {
-        if self.is_leaving() {
-            self.moves.fetch_add(1, Ordering::AcqRel);
+    /// The socket has taken so many bytes.
+    pub(crate) fn wrote(&self, count: usize) {
+        self.written.fetch_add(count as u64, Ordering::SeqCst);
+        if self.is_awaited.load(Ordering::SeqCst) {
+            self.wake_bodies();
         }
+    }
+
+    /// The server has handed everything that it had to the socket.
+    pub(crate) fn flushed(&self) {
+        if self.is_awaited.load(Ordering::SeqCst) && !self.has_waiting_bytes() {
+            self.flushes.fetch_add(1, Ordering::SeqCst);
+            self.wake_bodies();
+        }
+    }
+
+    pub(crate) fn has_read(&self) {
+        self.reads.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Changes whenever something moves, either way.
+    fn moves(&self) -> u64 {
+        self.written.load(Ordering::Acquire).wrapping_add(self.reads.load(Ordering::Acquire))
+    }
+
+    /// Since when nothing has moved, as far as the housekeeping has seen. Only one task may ask at a time.
+    pub(super) fn quiet_since(&self, now: Millis) -> Millis {
+        let moves = self.moves();
+        if self.seen.swap(moves, Ordering::AcqRel) != moves {
+            self.seen_at.store(now, Ordering::Release);
+        }
+        self.seen_at.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::SeqCst)
+    }
+
+    /// Goes up with the flushes that follow [`await_move`](Self::await_move).
+    pub(crate) fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::SeqCst)
+    }
+
+    /// Bytes wait for the peer, a stream's or others.
+    pub(crate) fn has_waiting_bytes(&self) -> bool {
+        self.stuck.load(Ordering::Acquire)
+    }
+
+    /// Wakes a body when bytes have moved or a flush is done. Look at both again afterwards.
+    pub(crate) fn await_move(&self, waker: &Waker) {
+        let mut bodies = self.bodies.lock();
+        if !bodies.iter().any(|other| other.will_wake(waker)) {
+            bodies.push(waker.clone());
+        }
+        self.is_awaited.store(true, Ordering::SeqCst);
+    }
+
+    fn wake_bodies(&self) {
+        let mut bodies = self.bodies.lock();
+        self.is_awaited.store(false, Ordering::SeqCst);
+        let woken = std::mem::take(&mut *bodies);
+        drop(bodies);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// The socket is gone: a body that is still somewhere has nothing to wait for.
+    fn let_bodies_go(&self) {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        self.wake_bodies();
     }
 
     pub(crate) fn time_out(&self) {
@@ -280,7 +379,7 @@ impl Transport {
     }
 
     fn has_not_moved(&self, moves: &HashMap<u64, u64>) -> bool {
-        moves.get(&self.number) == Some(&self.moves.load(Ordering::Acquire))
+        moves.get(&self.number) == Some(&self.moves())
     }
 
     fn is_stuck(&self) -> bool {
@@ -290,9 +389,7 @@ impl Transport {
     /// Ends the socket with an error at its next poll, which is now. Returns whether this was the first cut.
     pub(super) fn cut(&self) -> bool {
         let first = !self.cut.swap(true, Ordering::AcqRel);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+        self.nudge();
         first
     }
 }

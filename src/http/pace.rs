@@ -1,0 +1,81 @@
+//! How far a body may be ahead of its socket.
+//!
+//! A server polls a body until its own buffers are full: hyper takes 400 KiB for each HTTP/1.1 connection and each
+//! HTTP/2 stream. With many topics these bytes belong to one stream alone, so each slow reader would cost that much.
+//! Where the hub knows the socket, a body hands out nothing while bytes wait for the peer, and at most
+//! [`MOST_AHEAD`] and one more frame before the server has flushed.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::hub::{Connection, Transport};
+
+/// How many bytes a body hands out at most before it makes the server write and flush.
+const MOST_AHEAD: u32 = 32 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    transport: Option<Arc<Transport>>,
+    looked: bool,
+    /// The bytes that were handed out since `written`, as far as it is known.
+    ahead: u32,
+    /// What the socket had taken then.
+    written: u64,
+    /// The flushes that were done when it began to wait for the next.
+    flushes: Option<u64>,
+}
+
+impl Pace {
+    /// Waits until the socket has taken what was handed out.
+    pub(super) fn poll(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<()> {
+        if !std::mem::replace(&mut self.looked, true) {
+            self.transport = connection.find_socket();
+        }
+        let Some(transport) = self.transport.take() else { return Poll::Ready(()) };
+        let polled = self.poll_move(&transport, cx);
+        self.transport = Some(transport);
+        polled
+    }
+
+    fn poll_move(&mut self, transport: &Transport, cx: &Context<'_>) -> Poll<()> {
+        if self.may_go_on(transport) {
+            return Poll::Ready(());
+        }
+        let is_new = self.flushes.is_none();
+        self.flushes.get_or_insert_with(|| transport.flushes());
+        transport.await_move(cx.waker());
+        if self.may_go_on(transport) {
+            return Poll::Ready(());
+        }
+        if is_new {
+            // The server flushes when it is polled. With HTTP/2 that is another task, which may have nothing to write.
+            transport.nudge();
+        }
+        Poll::Pending
+    }
+
+    pub(super) fn handed_out(&mut self, count: usize) {
+        if let Some(transport) = &self.transport {
+            if self.ahead == 0 {
+                self.written = transport.written();
+            }
+            self.ahead = self.ahead.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        }
+    }
+
+    fn may_go_on(&mut self, transport: &Transport) -> bool {
+        if transport.has_waiting_bytes() {
+            return false;
+        }
+        if self.ahead >= MOST_AHEAD {
+            // A layer between may swallow flushes, or make less of the bytes. Either sign will do.
+            let is_flushed = self.flushes.is_some_and(|flushes| flushes != transport.flushes());
+            if !is_flushed && transport.written() - self.written < u64::from(self.ahead) {
+                return false;
+            }
+            self.ahead = 0;
+        }
+        self.flushes = None;
+        true
+    }
+}

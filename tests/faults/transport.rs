@@ -1,0 +1,470 @@
+//! What the hub and its sockets know of each other: when a reader has stalled, how much waits for it, and that a stream
+//! that is given up takes its socket with it.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use bytes::Bytes;
+use futures::task::AtomicWaker;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tower_sse::{EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, TopicRule};
+
+use crate::support::{self, PATIENCE, Server, soon, until};
+
+/// Room for everything that is published here.
+fn wide() -> HubBuilder {
+    Hub::builder().topic_retention(Retention::replay().count(10_000).bytes(256 << 20)).retention_budget(256 << 20)
+}
+
+fn app(hub: &Hub) -> Router {
+    Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())))
+}
+
+async fn publish(hub: &Hub, topic: &str, count: usize, size: usize) {
+    for n in 0..count {
+        let data = format!("{n} {}", "x".repeat(size));
+        hub.topic(topic).publish(Event::message(data)).await.unwrap();
+    }
+}
+
+/// Serves one connection with hyper alone, which calls the endpoint in the task that polls the socket.
+fn serve_one<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(hub: &Hub, io: S) {
+    let io = hub.io(io);
+    let io = TokioIo::new(if support::hands_over() { io.hand_over() } else { io });
+    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let service = hyper::service::service_fn(move |request| tower::Service::call(&mut endpoint.clone(), request));
+    tokio::spawn(async move {
+        let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+        drop(builder.serve_connection(io, service).await);
+    });
+}
+
+async fn serve(hub: &Hub) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let hub = hub.clone();
+    tokio::spawn(async move {
+        loop {
+            serve_one(&hub, listener.accept().await.unwrap().0);
+        }
+    });
+    addr
+}
+
+/// A connection with a small receive window.
+async fn narrow(addr: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    socket.connect(addr).await.unwrap()
+}
+
+async fn ask(tcp: &mut TcpStream, topic: &str) {
+    let request = format!("GET /events?topic={topic} HTTP/1.1\r\nhost: test\r\n\r\n");
+    soon(tcp.write_all(request.as_bytes())).await.unwrap();
+    let mut first = [0; 16];
+    soon(tcp.read_exact(&mut first)).await.unwrap();
+}
+
+type Sender = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+
+/// An HTTP/2 client that lets so many bytes of each stream wait unread.
+async fn http2(addr: SocketAddr, window: u32) -> Sender {
+    let io = TokioIo::new(TcpStream::connect(addr).await.unwrap());
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(window).initial_connection_window_size(8 << 20);
+    let (sender, connection) = builder.handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn open(sender: &mut Sender, topic: &str) -> Incoming {
+    let request = Request::get(format!("http://test/events?topic={topic}")).body(Full::default()).unwrap();
+    soon(sender.send_request(request)).await.unwrap().into_body()
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// When a reader has stalled
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_but_steady_reader_of_large_events_stays_counted() {
+    let deadline = Duration::from_secs(1);
+    let hub = wide().write_deadline(deadline).max_connections(2, OverLimit::Refuse).build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    let mut readers = Vec::new();
+    for _ in 0..2 {
+        let mut tcp = narrow(server.addr).await;
+        ask(&mut tcp, "t").await;
+        readers.push(tokio::spawn(async move {
+            let mut space = vec![0; 16 * 1024];
+            let since = Instant::now();
+            while since.elapsed() < 6 * deadline {
+                assert!(soon(tcp.read(&mut space)).await.unwrap() > 0, "it was cut");
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+            tcp
+        }));
+    }
+    until(|| hub.stats().connections == 2).await;
+    publish(&hub, "t", 60, 400_000).await;
+    let since = Instant::now();
+    while since.elapsed() < 5 * deadline {
+        assert_eq!(hub.stats().connections, 2, "after {:?}", since.elapsed());
+        tokio::time::sleep(deadline / 20).await;
+    }
+    assert!(hub.stats().lag > 0, "they would have to be slower");
+    let refused = support::get(server.addr, "/events?topic=t").await.events().next().await;
+    assert_eq!((refused.event.as_str(), hub.stats().refused(RefusalReason::Limit)), ("hub.refused", 1));
+    for reader in readers {
+        drop(soon(reader).await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_but_steady_reader_over_http2_stays_counted() {
+    let deadline = Duration::from_secs(1);
+    let hub = wide().write_deadline(deadline).build().unwrap();
+    let addr = serve(&hub).await;
+    let mut sender = http2(addr, 65_535).await;
+    let mut body = open(&mut sender, "t").await;
+    until(|| hub.stats().connections == 1).await;
+    publish(&hub, "t", 20, 500_000).await;
+    let since = Instant::now();
+    while since.elapsed() < 5 * deadline {
+        soon(body.frame()).await.unwrap().expect("it was cut");
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        assert_eq!(hub.stats().connections, 1, "after {:?}", since.elapsed());
+    }
+    assert!(hub.stats().lag > 0, "it would have to be slower");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_without_a_window_stays_counted_while_its_connection_moves() {
+    let deadline = Duration::from_secs(1);
+    let hub = wide().write_deadline(deadline).build().unwrap();
+    let addr = serve(&hub).await;
+    let mut sender = http2(addr, 65_535).await;
+    // Its body is not polled, so that its window stays closed.
+    let paused = open(&mut sender, "big").await;
+    let mut read = support::Events::parse(http_body_util::BodyDataStream::new(open(&mut sender, "small").await));
+    read.caught_up().await;
+    publish(&hub, "big", 20, 100_000).await;
+    let since = Instant::now();
+    for n in 0.. {
+        hub.topic("small").publish(Event::message(n.to_string())).await.unwrap();
+        assert_eq!(read.next_own().await.data, n.to_string());
+        assert_eq!(hub.stats().connections, 2, "after {:?}", since.elapsed());
+        if since.elapsed() > 5 * deadline {
+            break;
+        }
+        tokio::time::sleep(deadline / 10).await;
+    }
+    // And then it is read to the end.
+    let mut paused = support::Events::parse(http_body_util::BodyDataStream::new(paused));
+    for n in 0..20 {
+        assert!(paused.next_own().await.data.starts_with(&format!("{n} ")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_on_which_nothing_moves_is_cut_with_the_stream_that_is_given_up() {
+    let deadline = Duration::from_millis(500);
+    let hub = wide().write_deadline(deadline).build().unwrap();
+    let addr = serve(&hub).await;
+    let mut sender = http2(addr, 65_535).await;
+    let _paused = open(&mut sender, "big").await;
+    until(|| hub.stats().connections == 1).await;
+    let since = Instant::now();
+    publish(&hub, "big", 20, 100_000).await;
+    until(|| hub.stats().ended(EndReason::Stalled) == 1).await;
+    assert!(since.elapsed() >= deadline, "{:?}", since.elapsed());
+    until(|| sender.is_closed()).await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// How much waits
+
+/// So much goes into the pipe that stands for the kernel.
+const PIPE: usize = 4096;
+/// Each event is so large.
+const EVENT: usize = 10_000;
+
+/// Lets a client read nothing, whatever it tries.
+#[derive(Default)]
+struct Gate {
+    is_shut: AtomicBool,
+    reader: AtomicWaker,
+}
+
+impl Gate {
+    fn set_shut(&self, is_shut: bool) {
+        self.is_shut.store(is_shut, Ordering::SeqCst);
+        self.reader.wake();
+    }
+}
+
+struct Gated {
+    inner: DuplexStream,
+    gate: Arc<Gate>,
+}
+
+impl AsyncRead for Gated {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.gate.reader.register(cx.waker());
+        if self.gate.is_shut.load(Ordering::SeqCst) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Gated {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+fn pipe(hub: &Hub) -> DuplexStream {
+    let (near, far) = tokio::io::duplex(PIPE);
+    serve_one(hub, near);
+    far
+}
+
+/// How many bytes are on the way to the one reader when it takes nothing more.
+async fn on_the_way(hub: &Hub) -> usize {
+    // Two audiences, so that the reader shares its bytes with no other.
+    for n in 0..100 {
+        hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(Event::message("x".repeat(EVENT))).await.unwrap();
+    }
+    let since = Instant::now();
+    let mut before = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let delivered = usize::try_from(hub.stats().delivered).unwrap();
+        if delivered == before && delivered > 0 {
+            return delivered * EVENT;
+        }
+        assert!(since.elapsed() < PATIENCE);
+        before = delivered;
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_at_most_128_kib_ahead_of_a_socket_that_takes_nothing() {
+    let hub = wide().build().unwrap();
+    let mut far = pipe(&hub);
+    soon(far.write_all(b"GET /events?topic=a&topic=b HTTP/1.1\r\nhost: test\r\n\r\n")).await.unwrap();
+    until(|| hub.stats().connections == 1).await;
+    let ahead = on_the_way(&hub).await;
+    assert!(ahead <= 128 * 1024 + PIPE, "{ahead} bytes");
+    // And then all of it comes.
+    let (mut all, mut space) = (0, vec![0; 64 * 1024]);
+    while all < 100 * EVENT {
+        all += soon(far.read(&mut space)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_body_over_http2_is_at_most_128_kib_ahead_of_a_socket_that_takes_nothing() {
+    let hub = wide().build().unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(8 << 20).initial_connection_window_size(8 << 20);
+    let gate = Arc::<Gate>::default();
+    let io = TokioIo::new(Gated { inner: pipe(&hub), gate: Arc::clone(&gate) });
+    let (mut sender, connection) = builder.handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let mut body = open(&mut sender, "a&topic=b").await;
+    until(|| hub.stats().connections == 1).await;
+    gate.set_shut(true);
+    let ahead = on_the_way(&hub).await;
+    assert!(ahead <= 128 * 1024 + PIPE, "{ahead} bytes");
+    gate.set_shut(false);
+    let mut all = 0;
+    while all < 100 * EVENT {
+        all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
+    }
+}
+
+/// What comes in pieces that the server has to flush comes as fast, and whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_many_topics_at_full_speed_gets_everything_in_order() {
+    const EVENTS: usize = 2_000;
+    let hub = wide().build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    let mut events = support::subscribe(server.addr, "/events?topic=a&topic=b").await;
+    let publisher = {
+        let hub = hub.clone();
+        tokio::spawn(async move {
+            for n in 0..EVENTS {
+                let data = format!("{n} {}", "x".repeat(n * 7 % 40_000));
+                hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(Event::message(data)).await.unwrap();
+            }
+        })
+    };
+    for n in 0..EVENTS {
+        assert!(events.next_own().await.data.starts_with(&format!("{n} ")));
+    }
+    soon(publisher).await.unwrap();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// When a client leaves
+
+#[derive(Clone, Copy, Debug)]
+enum Leaves {
+    Closes,
+    ShutsDown,
+    Resets,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_with_an_unfinished_request_body_is_not_counted_any_more() {
+    let limit = Duration::from_secs(1); // the promise is 100 ms
+    let hub = Hub::builder().build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    let bodies = [
+        "content-length: 100\r\n\r\n",
+        "content-length: 100\r\n\r\n0123456789",
+        "content-length: 1000000\r\n\r\n0123456789",
+        "transfer-encoding: chunked\r\n\r\n",
+        "transfer-encoding: chunked\r\n\r\n64\r\n0123456789",
+        "content-length: 100\r\nexpect: 100-continue\r\n\r\n",
+    ];
+    for rest in bodies {
+        // What comes later, if anything, and how the client leaves.
+        for (later, leaves) in [
+            ("", Leaves::Closes),
+            ("", Leaves::ShutsDown),
+            ("", Leaves::Resets),
+            ("0123456789", Leaves::Closes),
+            ("0123456789", Leaves::ShutsDown),
+        ] {
+            let mut tcp = TcpStream::connect(server.addr).await.unwrap();
+            let head = format!("GET /events?topic=t HTTP/1.1\r\nhost: test\r\n{rest}");
+            soon(tcp.write_all(head.as_bytes())).await.unwrap();
+            until(|| hub.stats().connections == 1).await;
+            let mut space = [0; 256];
+            assert!(soon(tcp.read(&mut space)).await.unwrap() > 0);
+            if !later.is_empty() {
+                soon(tcp.write_all(later.as_bytes())).await.unwrap();
+            }
+            let since = Instant::now();
+            // Kept until it is looked at.
+            let _half = match leaves {
+                Leaves::Closes => {
+                    drop(tcp);
+                    None
+                }
+                Leaves::ShutsDown => {
+                    soon(tcp.shutdown()).await.unwrap();
+                    Some(tcp)
+                }
+                Leaves::Resets => {
+                    socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
+                    drop(tcp);
+                    None
+                }
+            };
+            while hub.stats().connections > 0 {
+                assert!(since.elapsed() < limit, "{leaves:?} after {rest:?} and {later:?}: {:?}", since.elapsed());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Whose socket it is
+
+/// A download that its reader takes slowly and steadily.
+fn download() -> Response<Body> {
+    let pieces = futures::stream::unfold(0, async |n| {
+        (n < 80).then_some((Ok::<_, Infallible>(Bytes::from(vec![b'x'; 64 * 1024])), n + 1))
+    });
+    Response::new(Body::from_stream(pieces))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_peer_address_does_not_cut_the_socket_of_another() {
+    let hub = wide().drain_limit(Duration::from_secs(1)).build().unwrap();
+    // As applications do behind a proxy: what a header says replaces what the socket says.
+    let forwarded = |mut request: Request<Body>| {
+        if let Some(said) = request.headers().get("x-forwarded-for") {
+            let said: SocketAddr = said.to_str().unwrap().parse().unwrap();
+            request.extensions_mut().insert(ConnectInfo(said));
+        }
+        request
+    };
+    let app = app(&hub)
+        .route("/download", axum::routing::get(async || download()))
+        .layer(tower::util::MapRequestLayer::new(forwarded));
+    let server = Server::start(&hub, app).await;
+
+    let mut victim = narrow(server.addr).await;
+    let address = victim.local_addr().unwrap();
+    soon(victim.write_all(b"GET /download HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await.unwrap();
+    let reader = tokio::spawn(async move {
+        let (mut all, mut space) = (0, vec![0; 64 * 1024]);
+        loop {
+            match soon(victim.read(&mut space)).await {
+                Ok(0) => return Ok(all),
+                Ok(count) => all += count,
+                Err(error) => return Err((all, error)),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut sender = http2(server.addr, 65_535).await;
+    let request = Request::get("http://test/events?topic=big").header("x-forwarded-for", address.to_string());
+    let _stalled = soon(sender.send_request(request.body(Full::default()).unwrap())).await.unwrap();
+    publish(&hub, "big", 20, 100_000).await;
+    assert_eq!(soon(hub.drain(Duration::ZERO)).await.cut, 1);
+    let all = soon(reader).await.unwrap().expect("the download was cut");
+    assert!(all > 80 * 64 * 1024, "{all} bytes");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// While the hub leaves
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishing_ends_when_every_stream_knows_its_end_although_a_reader_has_stalled() {
+    let hub = wide().drain_limit(Duration::from_secs(4)).build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    let mut stalled = narrow(server.addr).await;
+    ask(&mut stalled, "t").await;
+    let mut read = support::subscribe(server.addr, "/events?topic=small").await;
+    publish(&hub, "t", 60, 200_000).await;
+    hub.topic("small").publish(Event::message("before")).await.unwrap();
+    let since = Instant::now();
+    let draining = tokio::spawn({
+        let hub = hub.clone();
+        async move { hub.drain(Duration::ZERO).await }
+    });
+    assert_eq!(read.next_own().await.data, "before");
+    let rest = read.rest().await;
+    assert_eq!(rest.last().unwrap().event, "hub.bye");
+    let late = hub.topic("t").publish(Event::message("for no reader")).await.unwrap_err();
+    assert!(late.is_closed() && since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    assert_eq!(soon(draining).await.unwrap().cut, 1);
+}
