@@ -1,4 +1,5 @@
-//! What an idle stream costs in memory, handed over and not. Alone in its process, since it looks at all of it.
+//! What an idle stream costs in memory, handed over and not, and what one costs whose client reads nothing. Alone in
+//! its process, since it looks at all of it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
@@ -7,10 +8,14 @@ mod support;
 use axum::Router;
 use support::{soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tower_sse::{Event, Hub, Public, TopicRule};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Mutex;
+use tower_sse::{Event, Hub, Public, Retention, TopicRule};
 
 const STREAMS: usize = 1000;
+
+/// One test after the other.
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -50,6 +55,7 @@ async fn open(hub: &Hub, hands_over: bool, count: usize) -> Vec<TcpStream> {
 
 #[tokio::test]
 async fn a_stream_that_is_handed_over_costs_a_fraction_and_what_its_client_sends_costs_nothing() {
+    let _alone = ALONE.lock().await;
     // What the first use of everything needs.
     let first = Hub::builder().build().unwrap();
     drop((open(&first, true, 20).await, open(&Hub::builder().build().unwrap(), false, 20).await));
@@ -84,4 +90,46 @@ async fn a_stream_that_is_handed_over_costs_a_fraction_and_what_its_client_sends
 
     drop((streams, by_body));
     until(|| hub.stats().connections + other.stats().connections == 0).await;
+}
+
+/// The kernel's buffers are not in it.
+#[tokio::test]
+async fn a_client_that_reads_nothing_costs_little_memory() {
+    const CLIENTS: usize = 200;
+    let _alone = ALONE.lock().await;
+    let hub = Hub::builder().topic_retention(Retention::replay().bytes(1 << 20)).build().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let watched = support::watched(&hub, listener);
+    tokio::spawn(async move { axum::serve(watched, app).await.unwrap() });
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 * 1024).unwrap();
+        let mut tcp = socket.connect(addr).await.unwrap();
+        tcp.write_all(b"GET /events?topic=a&topic=b HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        clients.push(tcp);
+    }
+    until(|| hub.stats().connections == CLIENTS).await;
+    let before = resident_bytes();
+    for n in 0..400 {
+        // Two audiences, so that each client has bytes of its own.
+        let event = Event::message("x".repeat(10_000));
+        hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(event).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut delivered = 0;
+    loop {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let now = hub.stats().delivered;
+        if now == delivered {
+            break;
+        }
+        delivered = now;
+    }
+    let each = resident_bytes().saturating_sub(before) / CLIENTS;
+    assert!(each < 200 * 1024, "{} KiB for each client", each >> 10);
+    assert_eq!(hub.stats().connections, CLIENTS);
+    drop(clients);
 }

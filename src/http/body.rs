@@ -93,11 +93,11 @@ impl Body for EventBody {
             Kind::Offered(_) => return Poll::Pending,
             Kind::Events(connection, pace) => {
                 ready!(pace.poll(connection, cx));
+                if let Some(piece) = pace.next_piece(connection, cx) {
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
                 match ready!(poll_bytes(connection, cx)) {
-                    Some(Ok(bytes)) => {
-                        pace.handed_out(bytes.len());
-                        Some(bytes)
-                    }
+                    Some(Ok(bytes)) => Some(pace.hand_out(bytes)),
                     Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
                     None => None,
                 }

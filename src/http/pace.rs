@@ -4,14 +4,21 @@
 //! HTTP/2 stream. With many topics these bytes belong to one stream alone, so each slow reader would cost that much.
 //! Where the hub knows the socket, a body hands out nothing while bytes wait for the peer, and at most
 //! [`MOST_AHEAD`] and one more frame before the server has flushed.
+//!
+//! Where it does not, the hub sees only how often a body is polled. Then large frames go out in pieces, so that an
+//! HTTP/2 server, which polls whenever a stream's window is open, polls often for a slow but steady reader.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+use bytes::Bytes;
 
 use crate::hub::{Connection, Transport};
 
 /// How many bytes a body hands out at most before it makes the server write and flush.
 const MOST_AHEAD: u32 = 32 * 1024;
+/// How many bytes a body hands out at once at most where the socket is unknown.
+const PIECE: usize = 16 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -23,6 +30,8 @@ pub(super) struct Pace {
     written: u64,
     /// The flushes that were done when it began to wait for the next.
     flushes: Option<u64>,
+    /// What is left of a frame that goes out in pieces.
+    rest: Bytes,
 }
 
 impl Pace {
@@ -54,13 +63,33 @@ impl Pace {
         Poll::Pending
     }
 
-    pub(super) fn handed_out(&mut self, count: usize) {
-        if let Some(transport) = &self.transport {
-            if self.ahead == 0 {
-                self.written = transport.written();
+    /// Takes note of bytes that go out, and returns those of them that go out now.
+    pub(super) fn hand_out(&mut self, mut bytes: Bytes) -> Bytes {
+        let Some(transport) = &self.transport else {
+            if bytes.len() > PIECE {
+                self.rest = bytes.split_off(PIECE);
             }
-            self.ahead = self.ahead.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            return bytes;
+        };
+        if self.ahead == 0 {
+            self.written = transport.written();
         }
+        self.ahead = self.ahead.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+        bytes
+    }
+
+    /// The next piece of a frame, if one is left.
+    pub(super) fn next_piece(&mut self, connection: &mut Connection, cx: &Context<'_>) -> Option<Bytes> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        connection.goes_on(cx);
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        if self.rest.is_empty() {
+            // An empty slice keeps its frame alive.
+            self.rest = Bytes::new();
+        }
+        Some(piece)
     }
 
     fn may_go_on(&mut self, transport: &Transport) -> bool {

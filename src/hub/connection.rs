@@ -186,6 +186,13 @@ impl Connection {
         self.link.end(Ending::now(EndReason::Stalled));
     }
 
+    /// Its writer is still at the last step, and the peer takes bytes. The next step reads anew.
+    pub(crate) fn goes_on(&mut self, cx: &Context<'_>) {
+        self.settled = false;
+        self.link.subscriber.listen(cx.waker());
+        self.link.due.store(self.hub.now(), Ordering::Release);
+    }
+
     /// What to write next; `None` at the end. `batch` holds the records that belong to it.
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
         let mut looked_at = None;

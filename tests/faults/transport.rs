@@ -151,6 +151,25 @@ async fn a_slow_but_steady_reader_over_http2_stays_counted() {
     assert!(hub.stats().lag > 0, "it would have to be slower");
 }
 
+/// Below a router the hub does not know the socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_but_steady_reader_over_http2_below_a_router_stays_counted() {
+    let deadline = Duration::from_secs(1);
+    let hub = wide().write_deadline(deadline).build().unwrap();
+    let server = Server::start(&hub, app(&hub)).await;
+    let mut sender = http2(server.addr, 65_535).await;
+    let mut body = open(&mut sender, "t").await;
+    until(|| hub.stats().connections == 1).await;
+    publish(&hub, "t", 20, 500_000).await;
+    let since = Instant::now();
+    while since.elapsed() < 5 * deadline {
+        soon(body.frame()).await.unwrap().expect("it was cut");
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        assert_eq!(hub.stats().connections, 1, "after {:?}", since.elapsed());
+    }
+    assert!(hub.stats().lag > 0, "it would have to be slower");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_without_a_window_stays_counted_while_its_connection_moves() {
     let deadline = Duration::from_secs(1);
