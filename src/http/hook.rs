@@ -1,7 +1,9 @@
 //! Asking the application's access hook: within its time, and with its panics contained.
 
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -37,8 +39,13 @@ impl Hub {
             Box::pin(self.look_again(access, subscription)).await
         };
         // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
-        let asked = AssertUnwindSafe(asked).catch_unwind();
-        match tokio::time::timeout(self.settings().access_timeout, asked).await {
+        let mut asked = std::pin::pin!(AssertUnwindSafe(asked).catch_unwind());
+        // Most hooks answer at once, and need no timer.
+        let answered = match poll_fn(|cx| Poll::Ready(asked.as_mut().poll(cx))).await {
+            Poll::Ready(answer) => Ok(answer),
+            Poll::Pending => tokio::time::timeout(self.settings().access_timeout, asked).await,
+        };
+        match answered {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_panic)) => {
                 self.counters().hook_panicked(self.now());

@@ -15,8 +15,11 @@ pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), Unfit> {
         return Err(Unfit::Method);
     }
     let mut values = headers.get_all(ACCEPT).iter().peekable();
-    if values.peek().is_none() {
-        return Ok(());
+    match values.peek().map(|value| value.as_bytes()) {
+        None => return Ok(()),
+        // What `EventSource` and scripts send.
+        Some(b"text/event-stream" | b"*/*") if headers.get_all(ACCEPT).iter().nth(1).is_none() => return Ok(()),
+        Some(_) => {}
     }
     // Bytes that are no text cannot name another type.
     let ranges = values.flat_map(|value| value.to_str().unwrap_or("*/*").split(','));

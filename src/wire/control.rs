@@ -163,8 +163,10 @@ impl Json {
         if self.0.len() > 1 {
             self.0.push(',');
         }
-        self.quote(name);
-        self.0.push(':');
+        // The names of fields are ours.
+        self.0.push('"');
+        self.0.push_str(name);
+        self.0.push_str("\":");
     }
 
     fn text(&mut self, name: &str, value: &str) {
@@ -197,6 +199,13 @@ impl Json {
 
     fn quote(&mut self, value: &str) {
         self.0.push('"');
+        // Names that need no escape, which is nearly all, are looked at byte by byte. Control characters beyond ASCII
+        // begin with 0xc2.
+        if !value.bytes().any(|byte| matches!(byte, b'"' | b'\\' | 0x7f | 0xc2) || byte < b' ') {
+            self.0.push_str(value);
+            self.0.push('"');
+            return;
+        }
         let mut rest = value;
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| matches!(c, '"' | '\\') || c.is_control()) {
             self.0.push_str(&rest[..at]);
