@@ -25,6 +25,8 @@
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod per_runtime;
 #[cfg(feature = "redis")]
 mod redis;
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::Mutex;
 
+use super::super::per_runtime::PerRuntime;
 use super::super::{BackplaneError, Outgoing, Place, Seen};
 use super::Settings;
 use super::append::{self, Outcome};
@@ -17,15 +18,25 @@ pub(super) struct Shared {
     pub(super) namespace: String,
     pub(super) settings: Settings,
     pub(super) names: Names,
-    /// The newest, with its connection. Once it broke it is only asked how far the log had come.
-    session: Mutex<Option<Arc<Session>>>,
+    /// The newest of each runtime, with its connection. Once it broke it is only asked how far the log had come.
+    sessions: PerRuntime<Mutex<Option<Arc<Session>>>>,
+    /// The one that was opened last, on any runtime: what it knows of the log holds for all.
+    newest: std::sync::Mutex<Option<Arc<Session>>>,
     /// When connecting failed last, and why: those who waited for it meanwhile do not try one after the other.
     failed: std::sync::Mutex<Option<(Instant, BackplaneError)>>,
 }
 
 impl Shared {
     pub(super) fn new(servers: Servers, namespace: String, settings: Settings, names: Names) -> Self {
-        Self { servers, namespace, settings, names, session: Mutex::default(), failed: std::sync::Mutex::default() }
+        Self {
+            servers,
+            namespace,
+            settings,
+            names,
+            sessions: PerRuntime::default(),
+            newest: std::sync::Mutex::default(),
+            failed: std::sync::Mutex::default(),
+        }
     }
 
     /// The log as it is known, over a connection that is whole; opened if need be.
@@ -52,7 +63,8 @@ impl Shared {
 
     async fn find(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
         let asked_at = Instant::now();
-        let mut current = self.session.lock().await;
+        let session = self.sessions.here();
+        let mut current = session.lock().await;
         if let Some(error) = self.failed_since(asked_at) {
             return Err(error);
         }
@@ -77,7 +89,8 @@ impl Shared {
         seen: Option<Seen>,
         younger: bool,
     ) -> Result<Arc<Session>, BackplaneError> {
-        let mut current = self.session.lock().await;
+        let session = self.sessions.here();
+        let mut current = session.lock().await;
         let younger = younger.then(|| than.seen().epoch);
         match &*current {
             // Somebody was faster.
@@ -106,18 +119,20 @@ impl Shared {
                 *failed = Some((Instant::now(), error.again()));
             })?,
         };
-        // What was known before, here and by the caller.
-        let known = current.as_ref().map(|session| session.seen());
-        let seen = match (known, seen) {
-            (Some(known), Some(seen)) if known.epoch == seen.epoch && known.sequence > seen.sequence => Some(known),
-            (known, seen) => seen.or(known),
-        };
+        // What was known before: by the caller, here, and on the runtime that opened the log last.
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = [newest.as_ref(), current.as_ref()].into_iter().flatten().map(|session| session.seen());
+        let seen = known.fold(seen, |seen, known| match seen {
+            Some(seen) if known.epoch != seen.epoch || known.sequence <= seen.sequence => Some(seen),
+            _ => Some(known),
+        });
         let session = session::open(connection, &self.names, &self.settings, seen, younger).await?;
         if let Some(before) = current.take() {
             before.end();
         }
         let session = Arc::new(session);
         *current = Some(Arc::clone(&session));
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&session));
         Ok(session)
     }
 

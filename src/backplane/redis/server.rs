@@ -9,6 +9,7 @@ use redis::{
 };
 use tokio::sync::Mutex;
 
+use super::super::per_runtime::PerRuntime;
 use super::super::{BackplaneError, Outgoing, Place, Seen};
 use super::Settings;
 use super::keys::Keys;
@@ -24,9 +25,9 @@ pub(super) struct Shared {
     pub(super) append: Script,
     pub(super) state: Script,
     /// For commands.
-    pub(super) line: Line,
+    pub(super) line: PerRuntime<Line>,
     /// For reading much: a publish does not wait behind it.
-    pub(super) bulk: Line,
+    pub(super) bulk: PerRuntime<Line>,
     /// How many are read at a time: fewer once so many did not come in time.
     pub(super) page: AtomicUsize,
 }
@@ -43,8 +44,8 @@ impl Shared {
             settings,
             append: Script::new(include_str!("append.lua")),
             state: Script::new(include_str!("state.lua")),
-            line: Mutex::default(),
-            bulk: Mutex::default(),
+            line: PerRuntime::default(),
+            bulk: PerRuntime::default(),
             page: AtomicUsize::new(PAGE),
         }
     }
@@ -84,9 +85,10 @@ impl Shared {
 
     pub(super) async fn run_on<T>(
         &self,
-        line: &Line,
+        lines: &PerRuntime<Line>,
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, BackplaneError> {
+        let line = lines.here();
         let mut connection = {
             let mut shared = line.lock().await;
             match &*shared {
