@@ -14,6 +14,17 @@ pub(crate) struct Command {
     pub(crate) issued_at: Position,
 }
 
+impl Command {
+    /// Whether it joins this topic.
+    pub(crate) fn joins(&self, topic: &Topic) -> bool {
+        match &self.action {
+            Action::Join(joined, _) => joined == topic,
+            Action::Change(change) => change.join.contains(topic),
+            Action::Disconnect(_) | Action::Leave(_) => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Disconnect(Kick),

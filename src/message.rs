@@ -28,6 +28,8 @@ pub(crate) enum Body {
     Command(Command),
     /// Whoever hears this tells what it has. And what this one's settings are.
     Ask(BTreeMap<String, String>),
+    /// The settings of an instance, for one that has others.
+    Settings(BTreeMap<String, String>),
     /// It is alive, and its newest news has this number.
     Lease(u64),
     /// It leaves, and what was there is gone.
@@ -84,6 +86,9 @@ enum Wire<'a> {
     },
     Ask {
         #[serde(default)]
+        settings: BTreeMap<String, String>,
+    },
+    Settings {
         settings: BTreeMap<String, String>,
     },
     Lease {
@@ -153,6 +158,7 @@ impl Message {
                 action: wire_action(&command.action),
             },
             Body::Ask(settings) => Wire::Ask { settings: settings.clone() },
+            Body::Settings(settings) => Wire::Settings { settings: settings.clone() },
             Body::Lease(number) => Wire::Lease { number: *number },
             Body::Bye => Wire::Bye {},
             Body::News(news) => Wire::News {
@@ -178,6 +184,7 @@ impl Message {
                 Body::Command(Command { audience, action: read_action(action)?, issued_at: at.parse().ok()? })
             }
             Wire::Ask { settings } => Body::Ask(settings),
+            Wire::Settings { settings } => Body::Settings(settings),
             Wire::Lease { number } => Body::Lease(number),
             Wire::Bye {} => Body::Bye,
             Wire::News { number, all, here, gone } => Body::News(News {
@@ -324,6 +331,7 @@ mod tests {
         assert!(matches!(round(Body::Lease(4)), Body::Lease(4)));
         let settings = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
         assert!(matches!(round(Body::Ask(settings.clone())), Body::Ask(read) if read == settings));
+        assert!(matches!(round(Body::Settings(settings.clone())), Body::Settings(read) if read == settings));
         assert!(matches!(round(Body::Bye), Body::Bye));
     }
 

@@ -4,7 +4,10 @@
 //!    log. When it could not hear it goes on after what it heard last, so that no command is missed, and asks all
 //!    instances anew.
 //! 2. What changes here is noted at once and told a moment later, many changes in one message; then its number goes up.
-//! 3. A command that was given when the log was further than this instance waits until the log is there.
+//! 3. A disconnect and a leave are carried out when they are heard. A join that was given when the log was further than
+//!    this instance waits until the log is there, at most for the publish timeout. A leave that overtakes joins of its
+//!    topic carries them out first, so that it has the last word.
+//! 4. An instance that has not heard itself for a lease is deaf: the others count it as gone. It is not ready then.
 
 use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
@@ -24,13 +27,13 @@ use super::task::TaskSlot;
 use super::{Hub, Inner};
 use crate::audience::{Address, Audience};
 use crate::backplane::{BackplaneError, Told};
-use crate::command::Command;
+use crate::command::{Action, Command};
 use crate::event::Event;
 use crate::log::{Millis, millis};
 use crate::message::{Body, Here, InstanceId, Message, News, Part};
-use crate::name::{ConnectionId, Topic};
+use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(50);
@@ -41,8 +44,13 @@ const BATCH_SIZE: usize = 64 * 1024;
 const PAUSE: Duration = Duration::from_millis(500);
 /// After how long what happens on one instance is known on the others, generously.
 const SETTLE: Duration = Duration::from_secs(2);
-/// How many commands wait for the log at most.
+/// How many commands wait for the log at most, and how many presence events for the broker.
 const WAITING: usize = 10_000;
+/// How many bytes of names one connection may have in a message. Its further topics are not known on other instances.
+const LARGEST: usize = 512 * 1024;
+
+/// In place of a time: never.
+const NEVER: Millis = Millis::MAX;
 
 #[derive(Debug)]
 pub(super) struct Control {
@@ -50,10 +58,10 @@ pub(super) struct Control {
     agreement: Agreement,
     pub(super) peers: Mutex<Peers>,
     outbox: Mutex<Outbox>,
-    /// In the order in which they were given.
-    waiting: Mutex<VecDeque<Command>>,
-    /// Who has come and gone, to be appended to the shared log in this order.
-    tidings: Mutex<VecDeque<(Topic, Event)>>,
+    /// In the order in which they were given, each with the time until which it waits.
+    waiting: Mutex<VecDeque<(Millis, Command)>>,
+    /// Presence events, to be appended to the shared log in this order.
+    tidings: Mutex<VecDeque<Tiding>>,
     /// Where the log was, a while ago; newest last.
     positions: Mutex<VecDeque<(Millis, Position)>>,
     attending: Arc<TaskSlot>,
@@ -61,8 +69,19 @@ pub(super) struct Control {
     mark: Mutex<Option<Box<str>>>,
     /// It has heard itself, so whatever is said from now on.
     hears: AtomicBool,
+    /// When it heard itself last, or [`NEVER`].
+    heard_at: AtomicU64,
+    lease: Millis,
     /// It has said goodbye: who is connected is not told of any more.
     gone: AtomicBool,
+}
+
+/// A presence event about a member of a topic.
+#[derive(Clone, Debug)]
+struct Tiding {
+    topic: Topic,
+    user: UserId,
+    event: Event,
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +106,8 @@ impl Control {
             attending: Arc::default(),
             mark: Mutex::default(),
             hears: AtomicBool::new(false),
+            heard_at: AtomicU64::new(NEVER),
+            lease: millis(lease),
             gone: AtomicBool::new(false),
         }
     }
@@ -104,13 +125,19 @@ impl Control {
         self.me
     }
 
-    /// Says in a topic that somebody has come or gone. If the broker is away for long the oldest are dropped.
-    pub(super) fn tell_of(&self, topic: Topic, event: Event) {
+    /// Whether this instance hears what it says itself. So it hears the others, and they hear it.
+    pub(super) fn is_heard(&self, now: Millis) -> bool {
+        let heard_at = self.heard_at.load(Ordering::Acquire);
+        heard_at != NEVER && now.saturating_sub(heard_at) <= self.lease
+    }
+
+    /// Publishes a presence event in a topic. If the broker is away for long the oldest are dropped.
+    pub(super) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
         let mut tidings = self.tidings.lock();
         if tidings.len() == WAITING {
             tidings.pop_front();
         }
-        tidings.push_back((topic, event));
+        tidings.push_back(Tiding { topic, user, event });
     }
 
     /// Where the log was before what others have not told of yet: from there on nothing is missed.
@@ -140,8 +167,27 @@ impl Outbox {
 fn size_of(here: &Here) -> usize {
     let user = here.user.as_ref().map_or(0, |user| user.as_str().len());
     let data = here.data.as_ref().map_or(0, |data| data.len());
-    let topics: usize = here.topics.iter().map(|topic| topic.as_str().len() + 4).sum();
+    let topics: usize = here.topics.iter().map(size_of_topic).sum();
     user + data + topics + 64
+}
+
+/// JSON writes a control character in six bytes; a topic has none, so a byte takes two at most.
+fn size_of_topic(topic: &Topic) -> usize {
+    let escaped = topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
+    topic.as_str().len() + escaped + 4
+}
+
+/// Leaves out topics that no broker would take in one message. Returns whether there were any.
+fn cut_topics(topics: &mut Vec<Topic>) -> bool {
+    let mut size = 0;
+    let fits = |topic: &&Topic| {
+        size += size_of_topic(topic);
+        size <= LARGEST
+    };
+    let count = topics.iter().take_while(fits).count();
+    let is_cut = count < topics.len();
+    topics.truncate(count);
+    is_cut
 }
 
 pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote, runtime: &Handle) {
@@ -156,8 +202,10 @@ async fn attend(hub: Weak<Inner>) {
         let mark = remote.control.mark.lock().clone();
         let heard = remote.backplane.hear(mark);
         drop(inner);
-        if let Err(error) = hear_and_tell(&hub, heard).await {
-            tracing::debug!(%error, "the control stream broke");
+        let outcome = hear_and_tell(&hub, heard).await;
+        if let Err(error) = outcome {
+            let Some(inner) = hub.upgrade() else { return };
+            inner.counters.control_failed(&error, inner.now());
         }
         sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
     }
@@ -192,7 +240,6 @@ async fn hear_and_tell(
             Some(None) => return Err(BackplaneError::unknown("the connection ended")),
             None => {
                 let now = Instant::now();
-                next_tell = now + GATHER;
                 if std::mem::take(&mut is_first) {
                     remote.control.hears.store(false, Ordering::Release);
                     // While this one could not hear, nobody could renew a lease.
@@ -210,16 +257,22 @@ async fn hear_and_tell(
                 }
                 hub.tell_tidings(remote).await;
                 hub.note_position(remote);
+                hub.carry_out_waiting(remote);
                 if now >= next_lease && !gone {
                     next_lease = now + hub.settings().lease / 3;
                     let number = remote.control.outbox.lock().number;
                     hub.say(remote, Body::Lease(number)).await?;
                     remote.control.peers.lock().sweep(hub.now());
+                    if !remote.control.is_heard(hub.now()) && hub.now() > remote.control.lease {
+                        hub.counters().deaf(hub.now());
+                    }
                 }
                 let orphans = remote.control.peers.lock().take_orphans(remote.control.me, hub.now());
                 for (topic, user) in orphans {
                     hub.inner.tell_of_orphan(&topic, &user);
                 }
+                // After the turn: one that takes long leaves time to hear before the next.
+                next_tell = Instant::now() + GATHER;
             }
         }
     }
@@ -231,6 +284,7 @@ impl Hub {
         let Message { from, body } = Message::decode(bytes)?;
         if from == remote.control.me {
             remote.control.hears.store(true, Ordering::Release);
+            remote.control.heard_at.store(self.now(), Ordering::Release);
             return None;
         }
         let now = self.now();
@@ -240,8 +294,14 @@ impl Hub {
                 Heard::Fine
             }
             Body::Ask(theirs) => {
-                remote.control.agreement.compare(&theirs);
                 remote.control.outbox.lock().ask();
+                if remote.control.agreement.differs(&theirs) {
+                    return Some(Body::Settings(remote.control.agreement.terms().clone()));
+                }
+                Heard::Fine
+            }
+            Body::Settings(theirs) => {
+                remote.control.agreement.differs(&theirs);
                 Heard::Fine
             }
             Body::Lease(number) => remote.control.peers.lock().lease(from, number, now),
@@ -251,7 +311,8 @@ impl Hub {
             }
             Body::News(news) => remote.control.peers.lock().news(from, news, now),
         };
-        (heard == Heard::Missing && !remote.control.gone.load(Ordering::Acquire)).then(|| remote.control.question())
+        let may_ask = || !remote.control.gone.load(Ordering::Acquire) && remote.control.peers.lock().may_ask(from, now);
+        (heard == Heard::Missing && may_ask()).then(|| remote.control.question())
     }
 
     async fn say(&self, remote: &Remote, body: Body) -> Result<(), BackplaneError> {
@@ -301,12 +362,11 @@ impl Hub {
         for &id in ids {
             match self.registry().find(id) {
                 Some(link) => {
-                    let one = Here {
-                        id,
-                        user: link.user().cloned(),
-                        data: link.data().cloned(),
-                        topics: self.log().topics(&link.subscriber),
-                    };
+                    let mut topics = self.log().topics(&link.subscriber);
+                    if cut_topics(&mut topics) {
+                        self.counters().topics_cut(self.now());
+                    }
+                    let one = Here { id, user: link.user().cloned(), data: link.data().cloned(), topics };
                     size += size_of(&one);
                     here.push(one);
                 }
@@ -323,27 +383,36 @@ impl Hub {
         batches
     }
 
-    /// Appends who has come and gone. What fails is tried again; a broker that may have it already gets it twice, which
-    /// changes nothing for those who read it.
+    /// Appends presence events. One that fails is tried again, unless a later one about the same member was appended. A
+    /// broker that may have it already gets it twice, which changes nothing for its readers.
     async fn tell_tidings(&self, remote: &Remote) {
-        let batch: Vec<_> = {
-            let mut tidings = remote.control.tidings.lock();
-            let due = tidings.len().min(BATCH);
-            tidings.drain(..due).collect()
-        };
+        // They stay in the queue until the answer is there: this task may be replaced while it waits.
+        let batch: Vec<Tiding> = remote.control.tidings.lock().iter().take(BATCH).cloned().collect();
         if batch.is_empty() {
             return;
         }
-        let events = batch.iter().map(|(topic, event)| (Audience::from(Address::Topic(topic.clone())), event.clone()));
+        let events = batch
+            .iter()
+            .map(|Tiding { topic, event, .. }| (Audience::from(Address::Topic(topic.clone())), event.clone()));
         let appended = self.append_remote(remote, events.collect()).await;
-        let mut tidings = remote.control.tidings.lock();
-        for (tiding, outcome) in batch.into_iter().zip(appended).rev() {
+        let mut later: HashSet<(&Topic, &UserId)> = HashSet::new();
+        let mut again = Vec::new();
+        for (tiding, outcome) in batch.iter().zip(appended).rev() {
             match outcome {
-                Err(error) if error.is_unavailable() => tidings.push_front(tiding),
-                Err(error) => tracing::warn!(%error, "who came or went could not be told"),
-                Ok(_) => {}
+                Err(error) if error.is_unavailable() => {
+                    if !later.contains(&(&tiding.topic, &tiding.user)) {
+                        again.push(tiding.clone());
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a presence event could not be published"),
+                Ok(_) => drop(later.insert((&tiding.topic, &tiding.user))),
             }
         }
+        let mut tidings = remote.control.tidings.lock();
+        // Fewer if the queue was full and the oldest were dropped meanwhile.
+        let done = batch.len().min(tidings.len());
+        tidings.drain(..done);
+        again.into_iter().for_each(|tiding| tidings.push_front(tiding));
     }
 
     fn note_position(&self, remote: &Remote) {
@@ -371,10 +440,24 @@ impl Hub {
     }
 
     fn carry_out_in_time(&self, remote: &Remote, command: Command) {
+        match &command.action {
+            Action::Disconnect(_) => return self.carry_out_late(&command),
+            Action::Leave(topic) => {
+                let mut waiting = remote.control.waiting.lock();
+                let (before, others): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut *waiting).into_iter().partition(|(_, command)| command.joins(topic));
+                waiting.extend(others);
+                // Under the lock, so that no other thread carries out a part of them.
+                before.iter().for_each(|(_, command)| self.carry_out_late(command));
+                return self.carry_out_late(&command);
+            }
+            Action::Join(..) | Action::Change(_) => {}
+        }
+        let until = self.now().saturating_add(millis(self.settings().publish_timeout));
         {
             let mut waiting = remote.control.waiting.lock();
             if waiting.len() < WAITING {
-                waiting.push_back(command);
+                waiting.push_back((until, command));
             } else {
                 drop(waiting);
                 self.carry_out_late(&command);
@@ -386,8 +469,9 @@ impl Hub {
     /// In their order: those behind one that waits wait too. Under the lock, since both tasks come here.
     pub(super) fn carry_out_waiting(&self, remote: &Remote) {
         let mut waiting = remote.control.waiting.lock();
-        while waiting.front().is_some_and(|command| !self.is_ahead(command)) {
-            waiting.pop_front().iter().for_each(|command| self.carry_out_late(command));
+        let is_due = |(until, command): &(Millis, Command)| *until <= self.now() || !self.is_ahead(command);
+        while waiting.front().is_some_and(is_due) {
+            waiting.pop_front().iter().for_each(|(_, command)| self.carry_out_late(command));
         }
     }
 

@@ -43,7 +43,7 @@ impl Hub {
     #[must_use]
     pub fn health(&self) -> Health {
         super::remote::ensure(&self.inner);
-        let follows = self.inner.remote.as_ref().is_none_or(super::remote::Remote::is_ready);
+        let follows = self.inner.remote.as_ref().is_none_or(|remote| remote.is_ready(self.now()));
         Health { live: true, ready: follows && !self.is_draining() }
     }
 

@@ -25,7 +25,7 @@ impl Remote {
         match *self {}
     }
 
-    pub(super) fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self, _: Millis) -> bool {
         match *self {}
     }
 
@@ -53,7 +53,7 @@ impl Remote {
         match *self {}
     }
 
-    pub(super) fn tell_of(&self, _: Topic, _: Event) {
+    pub(super) fn tell_of(&self, _: Topic, _: UserId, _: Event) {
         match *self {}
     }
 

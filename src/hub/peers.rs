@@ -43,6 +43,9 @@ struct Peer {
     connections: HashMap<ConnectionId, Arc<Here>>,
     /// What it has not named yet of those that were known, while it tells all.
     unnamed: HashSet<ConnectionId>,
+    /// When it may be asked for everything again, and how long the pause before was.
+    ask_at: Millis,
+    ask_pause: Millis,
 }
 
 /// An instance that was there.
@@ -76,6 +79,11 @@ pub(super) enum Heard {
     /// Something of this instance is missing.
     Missing,
 }
+
+/// How long after a question to an instance the next may follow, at first. Each that does not help doubles it.
+const ASK_AGAIN: Millis = 1_000;
+/// And at most.
+const ASK_AGAIN_AT_MOST: Millis = 300_000;
 
 impl Peers {
     pub(super) fn new(lease: Millis, grace: Millis) -> Self {
@@ -123,6 +131,18 @@ impl Peers {
         Heard::Fine
     }
 
+    /// Whether an instance may be asked for everything now. An entry that this version cannot read is missing again after
+    /// every answer, so the questions become rarer.
+    pub(super) fn may_ask(&mut self, from: InstanceId, now: Millis) -> bool {
+        let peer = self.heard(from, now);
+        if now < peer.ask_at {
+            return false;
+        }
+        peer.ask_pause = (peer.ask_pause * 2).clamp(ASK_AGAIN, ASK_AGAIN_AT_MOST);
+        peer.ask_at = now.saturating_add(peer.ask_pause);
+        true
+    }
+
     /// An instance is alive.
     fn heard(&mut self, from: InstanceId, now: Millis) -> &mut Peer {
         let peer = self.instances.entry(from).or_insert_with(|| Peer { first_heard: now, ..Peer::default() });
@@ -134,6 +154,7 @@ impl Peers {
     /// What it did not name is gone. Not before: a list of all comes in parts, and nobody is to seem gone in between.
     fn has_told_all(&mut self, from: InstanceId, now: Millis) {
         let Some(peer) = self.instances.get_mut(&from) else { return };
+        (peer.ask_at, peer.ask_pause) = (0, 0);
         let unnamed = std::mem::take(&mut peer.unnamed);
         unnamed.into_iter().for_each(|id| self.remove(from, id, now));
     }

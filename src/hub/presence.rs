@@ -376,7 +376,7 @@ impl Inner {
             let elsewhere = self.remote.as_ref().is_some_and(|remote| remote.speaks_for(&topic, &user, self.now()));
             if !elsewhere {
                 let tiding = control::left(&topic, &user);
-                told.publish(topic, tiding);
+                told.publish(topic, &user, tiding);
             }
             count += 1;
         }
@@ -395,7 +395,7 @@ impl Inner {
             && let Some(remote) = &self.remote
         {
             let (name, data) = control::left(topic, user);
-            remote.tell_of(topic.clone(), Event::text(name, data));
+            remote.tell_of(topic.clone(), user.clone(), Event::text(name, data));
         }
     }
 
@@ -445,7 +445,7 @@ impl Told<'_> {
             && !self.inner.remote.as_ref().is_some_and(|remote| remote.is_member(topic, user, self.inner.now()))
         {
             let tiding = control::joined(topic, user, link.data().map(AsRef::as_ref));
-            self.publish(topic.clone(), tiding);
+            self.publish(topic.clone(), user, tiding);
         }
     }
 
@@ -462,12 +462,12 @@ impl Told<'_> {
     }
 
     /// Nothing is published after a drain.
-    fn publish(&mut self, topic: Topic, (name, data): (&'static str, String)) {
+    fn publish(&mut self, topic: Topic, user: &UserId, (name, data): (&'static str, String)) {
         if self.inner.closed.load(Ordering::Acquire) {
             return;
         }
         if let Some(remote) = &self.inner.remote {
-            remote.tell_of(topic, Event::text(name, data));
+            remote.tell_of(topic, user.clone(), Event::text(name, data));
             return;
         }
         let draft = Draft::control(name, &data);

@@ -80,8 +80,8 @@ impl Remote {
     }
 
     /// Whether this instance follows the log and hears the others at this moment.
-    pub(super) fn is_ready(&self) -> bool {
-        self.is_loaded() && !self.is_stale() && self.is_attended()
+    pub(super) fn is_ready(&self, now: Millis) -> bool {
+        self.is_loaded() && !self.is_stale() && self.is_attended() && self.control.is_heard(now)
     }
 
     /// Whether the tasks of the shared log run on a runtime that is alive.
@@ -137,8 +137,8 @@ impl Remote {
     }
 
     /// Says in a topic that somebody has come or gone.
-    pub(super) fn tell_of(&self, topic: Topic, event: Event) {
-        self.control.tell_of(topic, event);
+    pub(super) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
+        self.control.tell_of(topic, user, event);
     }
 
     /// Whether a user is a member of a topic on another instance.

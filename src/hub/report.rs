@@ -25,6 +25,8 @@ pub(crate) struct Counters {
     late_lines: Throttle,
     failure_lines: Throttle,
     broker_lines: Throttle,
+    control_lines: Throttle,
+    cut_lines: Throttle,
     skip_lines: Throttle,
     topic_lines: Throttle,
     large_payload_said: AtomicBool,
@@ -82,6 +84,34 @@ impl Counters {
         tracing::debug!(%error, broker, "the shared log cannot be followed");
         if let Some(suppressed) = self.broker_lines.admit(now) {
             tracing::warn!(%error, broker, suppressed, "the shared log cannot be followed");
+        }
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn control_failed(&self, error: &crate::backplane::BackplaneError, now: Millis) {
+        if let Some(suppressed) = self.control_lines.admit(now) {
+            tracing::warn!(%error, suppressed, "the control stream of the broker failed: disconnects and presence of other instances do not arrive");
+        }
+    }
+
+    /// It may be that every call is answered and nothing comes.
+    #[cfg(feature = "json")]
+    pub(super) fn deaf(&self, now: Millis) {
+        if let Some(suppressed) = self.control_lines.admit(now) {
+            tracing::warn!(
+                suppressed,
+                "nothing comes through the control stream of the broker: disconnects and presence of other instances do not arrive"
+            );
+        }
+    }
+
+    #[cfg(feature = "json")]
+    pub(super) fn topics_cut(&self, now: Millis) {
+        if let Some(suppressed) = self.cut_lines.admit(now) {
+            tracing::warn!(
+                suppressed,
+                "a connection has more topics than one message takes: other instances do not know all of them"
+            );
         }
     }
 

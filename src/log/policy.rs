@@ -43,6 +43,12 @@ impl Policies {
         &self.retentions[index]
     }
 
+    /// Each retention with its rule. The last four have none: they are the defaults.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Option<&TopicRule>, &Retention)> {
+        let rules = self.rules.iter().map(Some).chain(std::iter::repeat(None));
+        rules.zip(&self.retentions)
+    }
+
     pub(super) fn all(&self) -> &[Retention] {
         &self.retentions
     }

@@ -21,6 +21,7 @@ mod support;
 
 mod apart;
 mod contract;
+mod control;
 mod faulty;
 mod instances;
 mod listening;

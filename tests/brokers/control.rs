@@ -1,0 +1,334 @@
+//! What instances send each other beside the log, over a log whose parts a test can cut or slow down.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tower_sse::backplane::{
+    Backplane, BackplaneError, Current, Memory, Nats, Outgoing, Place, Redis, Seen, State, Stored, Told,
+};
+use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, HubStream, Kick, StreamItem, Subscription, TopicRule};
+
+use crate::nats_server::{self, NatsServer};
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::{soon, until};
+
+/// An in-memory log as one instance reaches it.
+#[derive(Clone)]
+struct Reached {
+    log: Memory,
+    way: Arc<Way>,
+}
+
+#[derive(Default)]
+struct Way {
+    /// The log cannot be read or written; the control stream works.
+    log_is_away: AtomicBool,
+    /// How many milliseconds a control message takes.
+    tell_takes: AtomicU64,
+    /// How many control messages were sent.
+    told: AtomicU64,
+    /// A marker: the next append that has this text in it fails for its record alone.
+    fails_once: Mutex<Option<&'static str>>,
+}
+
+impl Reached {
+    fn new(log: &Memory) -> Self {
+        Self { log: log.clone(), way: Arc::default() }
+    }
+
+    async fn reach(&self) -> Result<(), BackplaneError> {
+        if self.way.log_is_away.load(Ordering::SeqCst) {
+            return Err(BackplaneError::unavailable("cut by the test"));
+        }
+        Ok(())
+    }
+}
+
+impl Backplane for Reached {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+        async move {
+            if self.reach().await.is_err() {
+                return records.iter().map(|_| Err(BackplaneError::unavailable("cut by the test"))).collect();
+            }
+            let mut places = Vec::new();
+            for record in records {
+                let is_marked = |marker: &mut &str| String::from_utf8_lossy(&record.payload).contains(*marker);
+                let fails = self.way.fails_once.lock().unwrap().take_if(is_marked).is_some();
+                places.push(if fails {
+                    Err(BackplaneError::unavailable("failed by the test"))
+                } else {
+                    self.log.append(vec![record], seen).await.pop().unwrap()
+                });
+            }
+            places
+        }
+        .boxed()
+    }
+
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+        async move {
+            self.reach().await?;
+            self.log.state(seen).await
+        }
+        .boxed()
+    }
+
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+        async move {
+            self.reach().await?;
+            self.log.range(after, limit).await
+        }
+        .boxed()
+    }
+
+    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+        let (this, mut tail) = (self.clone(), self.log.tail(after));
+        async_stream::stream! {
+            while let Some(batch) = tail.next().await {
+                if let Err(error) = this.reach().await {
+                    yield Err(error);
+                    return;
+                }
+                yield batch;
+            }
+        }
+        .boxed()
+    }
+
+    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+        self.log.values()
+    }
+
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move {
+            self.way.told.fetch_add(1, Ordering::SeqCst);
+            let takes = self.way.tell_takes.load(Ordering::SeqCst);
+            if takes > 0 {
+                tokio::time::sleep(Duration::from_millis(takes)).await;
+            }
+            self.log.tell(message).await
+        }
+        .boxed()
+    }
+
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+        self.log.hear(after)
+    }
+
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.log.deposit(key, payload, time)
+    }
+
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.log.withdraw(key)
+    }
+
+    fn describe(&self) -> String {
+        self.log.describe()
+    }
+}
+
+fn builder() -> HubBuilder {
+    Hub::builder()
+        .probe_interval(Duration::from_millis(100))
+        .lease(Duration::from_millis(900))
+        .presence_grace(Duration::from_millis(50))
+        .presence_for(TopicRule::prefix("room/"))
+}
+
+async fn start(builder: HubBuilder, log: impl Backplane) -> Hub {
+    let hub = builder.backplane(log).build().unwrap();
+    until(|| hub.health().ready).await;
+    hub
+}
+
+fn listen(hub: &Hub, user: &str, topic: &str) -> HubStream {
+    hub.stream(Subscription::user(user).topic(topic), Cursor::Absent).unwrap()
+}
+
+async fn until_ended(stream: &mut HubStream) -> EndReason {
+    loop {
+        if let StreamItem::End(reason) = soon(stream.next()).await.unwrap() {
+            return reason;
+        }
+    }
+}
+
+#[tokio::test]
+async fn commands_are_heard_while_sending_is_slow() {
+    let log = Memory::new();
+    let slow = Reached::new(&log);
+    let (one, two) = (start(builder(), slow.clone()).await, start(builder(), log).await);
+    slow.way.tell_takes.store(60, Ordering::SeqCst);
+    // There is something to send in every turn.
+    let churn = tokio::spawn({
+        let one = one.clone();
+        async move {
+            loop {
+                drop(listen(&one, "bea", "news"));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    for _ in 0..5 {
+        let mut page = listen(&one, "ada", "news");
+        two.user("ada").disconnect(Kick::now()).await.unwrap();
+        assert_eq!(until_ended(&mut page).await, EndReason::Kicked);
+    }
+    churn.abort();
+}
+
+#[tokio::test]
+async fn a_disconnect_and_a_leave_do_not_wait_for_a_log_that_cannot_be_read() {
+    let log = Memory::new();
+    let behind = Reached::new(&log);
+    let (one, two) = (start(builder(), behind.clone()).await, start(builder(), log).await);
+    let mut kicked = listen(&one, "ada", "news");
+    let left = listen(&one, "bea", "news");
+    until(|| two.topic("news").count() == 2).await;
+    behind.way.log_is_away.store(true, Ordering::SeqCst);
+    // From here on the commands are given at positions that `one` cannot reach.
+    two.topic("other").publish(Event::message("x")).await.unwrap();
+    until(|| !one.health().ready).await;
+    // A join waits for the log, and the others are behind it.
+    two.user("cyd").join("other").await.unwrap();
+    two.user("ada").disconnect(Kick::now()).await.unwrap();
+    two.user("bea").leave("news").await.unwrap();
+    assert_eq!(until_ended(&mut kicked).await, EndReason::Kicked);
+    until(|| one.topic("news").count() == 0).await;
+    drop(left);
+}
+
+#[tokio::test]
+async fn a_join_waits_for_the_log_no_longer_than_the_publish_timeout() {
+    let log = Memory::new();
+    let behind = Reached::new(&log);
+    let timeout = Duration::from_millis(300);
+    let (one, two) = (start(builder().publish_timeout(timeout), behind.clone()).await, start(builder(), log).await);
+    let page = listen(&one, "ada", "news");
+    until(|| two.topic("news").count() == 1).await;
+    behind.way.log_is_away.store(true, Ordering::SeqCst);
+    two.topic("other").publish(Event::message("x")).await.unwrap();
+    until(|| !one.health().ready).await;
+    two.user("ada").join("other").await.unwrap();
+    until(|| one.topic("other").count() == 1).await;
+    drop(page);
+}
+
+#[tokio::test]
+async fn a_leave_has_the_last_word_after_a_join_that_waits() {
+    let log = Memory::new();
+    let behind = Reached::new(&log);
+    let (one, two) = (start(builder(), behind.clone()).await, start(builder(), log).await);
+    let page = listen(&one, "ada", "news");
+    until(|| two.topic("news").count() == 1).await;
+    behind.way.log_is_away.store(true, Ordering::SeqCst);
+    two.topic("other").publish(Event::message("x")).await.unwrap();
+    until(|| !one.health().ready).await;
+    two.user("ada").join("other").await.unwrap();
+    two.user("ada").leave("other").await.unwrap();
+    two.user("ada").leave("news").await.unwrap();
+    until(|| one.topic("news").count() == 0).await;
+    behind.way.log_is_away.store(false, Ordering::SeqCst);
+    until(|| one.health().ready && one.position() == two.position()).await;
+    assert_eq!(one.topic("other").count(), 0);
+    drop(page);
+}
+
+/// The key of the control stream holds something else, so the log works and the control stream does not.
+#[tokio::test]
+async fn an_instance_that_cannot_hear_the_others_is_not_ready() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let first = start(builder(), Redis::new(&server.url(), "deaf").unwrap()).await;
+    drop(first);
+    let keys = server.cli(&["KEYS", "*"]);
+    let control = keys.lines().find(|key| key.ends_with("told") || key.ends_with("control")).unwrap().to_owned();
+    server.cli(&["DEL", &control]);
+    server.cli(&["SET", &control, "not a stream"]);
+    let hub = builder().backplane(Redis::new(&server.url(), "deaf").unwrap()).build().unwrap();
+    // The log was read, so streams are opened.
+    until(|| hub.stream(Subscription::anonymous().topic("news"), Cursor::Absent).is_ok()).await;
+    assert!(!hub.health().ready);
+    server.cli(&["DEL", &control]);
+    until(|| hub.health().ready).await;
+}
+
+#[tokio::test]
+async fn an_instance_that_is_heard_no_more_is_not_ready_after_its_lease() {
+    let log = Memory::new();
+    let one = Reached::new(&log);
+    let hub = start(builder(), one.clone()).await;
+    one.way.tell_takes.store(3_600_000, Ordering::SeqCst);
+    until(|| !hub.health().ready).await;
+}
+
+/// One message of a broker takes 1 MiB. A connection with more names than that must not stop what is sent of others.
+#[tokio::test]
+async fn a_connection_with_very_many_topics_does_not_hide_the_others() {
+    if !nats_server::is_there() {
+        return;
+    }
+    const TOPICS: usize = 6_000;
+    let server = NatsServer::start();
+    let log = || Nats::new(&server.url(), "wide").unwrap();
+    let one = start(builder().max_topics(TOPICS), log()).await;
+    let two = start(builder().max_topics(TOPICS), log()).await;
+    let name = "x".repeat(240);
+    let topics = (0..TOPICS).map(|n| format!("{n:05}/{name}"));
+    let wide = one.stream(Subscription::user("wide").topics(topics), Cursor::Absent).unwrap();
+    let narrow = listen(&one, "ada", "news");
+    until(|| two.user("ada").count() == 1 && two.user("wide").count() == 1).await;
+    drop((wide, narrow));
+}
+
+/// The broker takes `hub.left` and not the `hub.joined` before it.
+#[tokio::test]
+async fn a_failed_presence_event_is_not_published_after_a_later_one_of_the_same_member() {
+    let log = Memory::new();
+    let reached = Reached::new(&log);
+    let hub = start(builder(), reached.clone()).await;
+    let mut watcher = hub.stream(Subscription::anonymous().topic("room/1"), Cursor::Absent).unwrap();
+    reached.way.log_is_away.store(true, Ordering::SeqCst);
+    drop(listen(&hub, "ada", "room/1"));
+    // Both wait for the log.
+    until(|| hub.topic("room/1").presence().members.is_empty()).await;
+    *reached.way.fails_once.lock().unwrap() = Some("hub.joined");
+    reached.way.log_is_away.store(false, Ordering::SeqCst);
+    until(|| reached.way.fails_once.lock().unwrap().is_none() && hub.health().ready).await;
+    // What comes after the presence events of that turn.
+    drop(listen(&hub, "bea", "room/1"));
+    let mut came = Vec::new();
+    while !came.iter().any(|event: &String| event.contains("hub.left") && event.contains("bea")) {
+        if let StreamItem::Event(event) = soon(watcher.next()).await.unwrap() {
+            came.push(format!("{} {}", event.name, event.data));
+        }
+    }
+    let of_ada: Vec<_> = came.iter().filter(|event| event.contains("ada")).collect();
+    assert!(of_ada.last().unwrap().starts_with("hub.left"), "{came:?}");
+}
+
+/// An entry that this version cannot read is missing again after each answer.
+#[tokio::test]
+async fn an_instance_whose_list_cannot_be_read_is_asked_less_and_less() {
+    let log = Memory::new();
+    let reached = Reached::new(&log);
+    let hub = start(builder(), reached.clone()).await;
+    let stranger = |body: &str| Bytes::from(format!("{{\"v\":1,\"from\":\"7\",{body}}}"));
+    let before = reached.way.told.load(Ordering::SeqCst);
+    for _ in 0..200 {
+        log.tell(stranger("\"lease\":{\"number\":3}")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // A lease three times a lease, what it tells when it is asked, and few questions: not one for each message.
+    let told = reached.way.told.load(Ordering::SeqCst) - before;
+    assert!(told < 50, "{told} messages in a second");
+    drop(hub);
+}
