@@ -41,4 +41,6 @@ pub(crate) struct Change {
     pub(crate) join: Vec<Topic>,
     /// What of those that are joined is wanted too.
     pub(crate) since: Cursor,
+    /// Of those that are joined: what was published up to here may not be read.
+    pub(crate) bounds: Vec<(Topic, Position)>,
 }

@@ -134,6 +134,9 @@ enum WireAction {
         /// As of `join`.
         #[serde(default)]
         since: String,
+        /// Topics and ids.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        bounds: Vec<(String, String)>,
     },
 }
 
@@ -210,9 +213,10 @@ fn wire_action(action: &Action) -> WireAction {
         }
         Action::Join(topic, since) => WireAction::Join { topic: topic.to_string(), since: wire_cursor(*since) },
         Action::Leave(topic) => WireAction::Leave { topic: topic.to_string() },
-        Action::Change(Change { leave, join, since }) => {
+        Action::Change(Change { leave, join, since, bounds }) => {
             let texts = |topics: &[Topic]| topics.iter().map(ToString::to_string).collect();
-            WireAction::Change { leave: texts(leave), join: texts(join), since: wire_cursor(*since) }
+            let bounds = bounds.iter().map(|(topic, position)| (topic.to_string(), position.to_string())).collect();
+            WireAction::Change { leave: texts(leave), join: texts(join), since: wire_cursor(*since), bounds }
         }
     }
 }
@@ -235,9 +239,12 @@ fn read_action(action: WireAction) -> Option<Action> {
             Action::Join(Topic::try_from(topic).ok()?, Cursor::parse(since.as_bytes()))
         }
         WireAction::Leave { topic } => Action::Leave(Topic::try_from(topic).ok()?),
-        WireAction::Change { leave, join, since } => {
+        WireAction::Change { leave, join, since, bounds } => {
             let since = Cursor::parse(since.as_bytes());
-            Action::Change(Change { leave: read_topics(leave)?, join: read_topics(join)?, since })
+            let bound =
+                |(topic, position): (String, String)| Some((Topic::try_from(topic).ok()?, position.parse().ok()?));
+            let bounds = bounds.into_iter().map(bound).collect::<Option<_>>()?;
+            Action::Change(Change { leave: read_topics(leave)?, join: read_topics(join)?, since, bounds })
         }
     })
 }
@@ -302,13 +309,14 @@ mod tests {
             Action::Join(topic.clone(), Cursor::At(position)),
             Action::Join(topic.clone(), Cursor::Invalid),
             Action::Leave(topic.clone()),
-            Action::Change(Change { leave: vec![], join: vec![topic.clone()], since: Cursor::Absent }),
+            Action::Change(Change { leave: vec![], join: vec![topic.clone()], since: Cursor::Absent, bounds: vec![] }),
             Action::Change(Change {
                 leave: vec![Topic::from(1), topic.clone()],
                 join: vec![topic.clone(), Topic::from(2), Topic::from(3)],
                 since: Cursor::At(position),
+                bounds: vec![(topic.clone(), position)],
             }),
-            Action::Change(Change { leave: vec![topic.clone()], join: vec![], since: Cursor::Invalid }),
+            Action::Change(Change { leave: vec![topic.clone()], join: vec![], since: Cursor::Invalid, bounds: vec![] }),
         ] {
             let command = Command { audience: audience.clone(), action: action.clone(), issued_at: position };
             let Body::Command(read) = round(Body::Command(command)) else { panic!("another kind") };

@@ -1,15 +1,18 @@
 //! What one connection is entitled to.
 
+use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::Extensions;
+use smallvec::SmallVec;
 
 use crate::error::InvalidName;
 use crate::moment::Moment;
 use crate::name::{self, MAX_NAME_BYTES, Topic, UserId};
+use crate::position::Position;
 use crate::retention::TopicRule;
 
 /// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
@@ -32,6 +35,7 @@ pub struct Subscription {
     pub(crate) user: Option<UserId>,
     pub(crate) topics: Topics,
     pub(crate) start: Start,
+    pub(crate) history: History,
     pub(crate) expiry: Option<Expiry>,
     pub(crate) end: Option<End>,
     pub(crate) data: Option<Arc<str>>,
@@ -53,11 +57,24 @@ pub(crate) struct Topics {
     list: Vec<Topic>,
     /// All of the list, when it is longer than a few.
     known: Option<Box<Known>>,
+    /// Where topics begin to be readable.
+    bounds: Option<Box<Bounds>>,
 }
 
 /// Boxed, since most subscriptions need none and are passed about by value.
 #[derive(Clone)]
 struct Known(HashSet<Topic>);
+
+/// As of [`Known`].
+#[derive(Clone)]
+struct Bounds(HashMap<Topic, SmallVec<[Position; 1]>>);
+
+/// Whether a cursor opens anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum History {
+    Within,
+    None,
+}
 
 impl Topics {
     /// Adds a topic, unless it is there already.
@@ -83,6 +100,23 @@ impl Topics {
 
     fn index(&mut self) {
         self.known = (self.list.len() > A_FEW).then(|| Box::new(Known(self.list.iter().cloned().collect())));
+    }
+}
+
+impl Topics {
+    fn bound(&mut self, topic: Topic, position: Position) {
+        let bounds = self.bounds.get_or_insert_with(|| Box::new(Bounds(HashMap::new())));
+        bounds.0.entry(topic).or_default().push(position);
+    }
+
+    /// Positions from which on a topic may be read. All of them hold.
+    pub(crate) fn since(&self, topic: &Topic) -> &[Position] {
+        self.bounds.as_ref().and_then(|bounds| bounds.0.get(topic)).map_or(&[], |positions| positions)
+    }
+
+    pub(crate) fn bounds(&self) -> impl Iterator<Item = (&Topic, Position)> {
+        let bounds = self.bounds.iter().flat_map(|bounds| &bounds.0);
+        bounds.flat_map(|(topic, positions)| positions.iter().map(move |position| (topic, *position)))
     }
 }
 
@@ -137,6 +171,10 @@ impl Expiry {
 
 /// Where a connection without a cursor starts. A connection that comes back with a cursor goes on from there.
 ///
+/// It is not a boundary of what a client may read. A client may send any cursor, and reads what is retained after it, also
+/// what was published before it was entitled to the topic. [`Subscription::topic_since`] and
+/// [`Subscription::without_history`] are boundaries.
+///
 /// [`Last`](Self::Last) and [`Oldest`](Self::Oldest) begin with one `hub.gap` event, reason `trimmed`, when the hub has
 /// dropped events that they asked for. Only topics with [`Retention::replay`](crate::Retention::replay) have a history: an
 /// event that has left the window of a `live` topic, or that a newer value has replaced, is not reported.
@@ -188,6 +226,7 @@ impl Subscription {
             user: None,
             topics: Topics::default(),
             start: Start::default(),
+            history: History::Within,
             expiry: None,
             end: None,
             data: None,
@@ -236,6 +275,49 @@ impl Subscription {
         <I::Item as TryInto<Topic>>::Error: Into<InvalidName>,
     {
         topics.into_iter().fold(self, Self::topic)
+    }
+
+    /// Adds a topic that may be read from a position on: the position of the log when the user was admitted, for example,
+    /// which the application stores. No cursor reads what was published to the topic up to there, current values included,
+    /// and no gap is reported for it. The position also bounds what a page joins with
+    /// [`SseLayer::changeable`](crate::SseLayer::changeable) and `since`.
+    ///
+    /// Without a bound a client may read whatever the hub and a shared log retain of its topics: an id is no secret, and a
+    /// client may send an older one than it was given. A position from before the log began anew (a restart, without a
+    /// broker) bounds nothing, since all that the log has is newer. Of several positions for a topic the latest counts.
+    ///
+    /// ```
+    /// # fn example(admitted_at: tower_sse::Position) {
+    /// use tower_sse::Subscription;
+    ///
+    /// let subscription = Subscription::user("ada").topic_since("rooms/7", admitted_at);
+    /// # let _ = subscription;
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn topic_since<T>(mut self, topic: T, position: Position) -> Self
+    where
+        T: TryInto<Topic>,
+        T::Error: Into<InvalidName>,
+    {
+        match topic.try_into() {
+            Ok(topic) => {
+                self.topics.insert(topic.clone());
+                self.topics.bound(topic, position);
+            }
+            Err(error) => self.invalidate(SubscriptionError::Name(error.into())),
+        }
+        self
+    }
+
+    /// Makes every stream begin with [`Start::Live`], whatever cursor the client sends: the current values of
+    /// [`latest_per_key`](crate::Retention::latest_per_key) topics, then what is published from then on. A client that
+    /// reconnects does not get what it missed, and no gap is reported for it. To let it resume, and still bound what it
+    /// reads, use [`topic_since`](Self::topic_since).
+    #[must_use]
+    pub fn without_history(mut self) -> Self {
+        self.history = History::None;
+        self
     }
 
     /// Keeps only the topics for which this holds: for [`Recheck::Narrow`](crate::Recheck::Narrow).
@@ -384,6 +466,12 @@ impl Subscription {
             }
         }
         self.may_join = may_join;
+        for (topic, position) in most.topics.bounds() {
+            self.topics.bound(topic.clone(), position);
+        }
+        if most.history == History::None {
+            self.history = History::None;
+        }
         self.expiry = most.expiry.or(self.expiry);
         Some(self)
     }

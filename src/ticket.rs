@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::position::Position;
 use crate::retention::TopicRule;
-use crate::subscription::{End, Expiry, Start, Subscription};
+use crate::subscription::{End, Expiry, History, Start, Subscription};
 
 #[derive(Serialize, Deserialize)]
 struct Carried {
@@ -18,6 +19,11 @@ struct Carried {
     may_join: Vec<CarriedRule>,
     /// How many of the newest; none for live, and all if it is the largest number.
     last: Option<u64>,
+    /// Topics, and the positions from which on they may be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    since: Vec<(String, String)>,
+    #[serde(default)]
+    without_history: bool,
     expires_at: Option<u64>,
     aborts: Option<bool>,
     data: Option<String>,
@@ -66,6 +72,8 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
             Start::Last(count) => Some(count as u64),
             Start::Oldest => Some(u64::MAX),
         },
+        since: subscription.topics.bounds().map(|(topic, at)| (topic.to_string(), at.to_string())).collect(),
+        without_history: subscription.history == History::None,
         expires_at: subscription.expiry.and_then(|expiry| SystemTime::now().checked_add(expiry.remaining())).map(unix),
         aborts: subscription.end.map(|end| end == End::Abort),
         data: subscription.data.as_deref().map(ToOwned::to_owned),
@@ -93,6 +101,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
         Some(u64::MAX) => subscription.start(Start::Oldest),
         Some(count) => subscription.start(Start::Last(usize::try_from(count).unwrap_or(usize::MAX))),
     };
+    for (topic, position) in carried.since {
+        subscription = subscription.topic_since(topic, position.parse::<Position>().ok()?);
+    }
+    if carried.without_history {
+        subscription = subscription.without_history();
+    }
     if let Some(aborts) = carried.aborts {
         subscription = subscription.end(if aborts { End::Abort } else { End::Clean });
     }
@@ -117,12 +131,16 @@ mod tests {
             .may_join(TopicRule::exact("e"))
             .may_join(TopicRule::prefix("p/"))
             .start(Start::Last(7))
+            .topic_since("x", Position::new(crate::position::Epoch(7), 8))
+            .without_history()
             .end(End::Abort)
             .data(&["d"])
             .counted_as("k")
             .expires_in(Duration::from_secs(60));
         let (read, read_times) = decode(&encode(&subscription, times)).unwrap();
         assert_eq!(read_times, times);
+        let bound = |subscription: &Subscription| subscription.topics.bounds().map(|(_, at)| at).collect::<Vec<_>>();
+        assert_eq!((bound(&read), read.history), (bound(&subscription), History::None));
         assert_eq!(
             (&read.user, &read.topics[..], &read.may_join),
             (&subscription.user, &subscription.topics[..], &subscription.may_join)

@@ -14,7 +14,7 @@ use crate::hub::{ChangeError, Hub, Redemption};
 use crate::name::{ConnectionId, Topic};
 use crate::position::Cursor;
 use crate::refusal::Kind;
-use crate::subscription::Subscription;
+use crate::subscription::{History, Subscription};
 use crate::wire::control;
 
 /// The path of the stream, and the connection, of a path that is about a connection's topics.
@@ -83,8 +83,13 @@ impl Hub {
             return plain(StatusCode::FORBIDDEN, "forbidden\n");
         }
         let since = connect.query_values("since").next();
-        let since = since.map_or(Cursor::Absent, |since| Cursor::parse(since.as_bytes()));
-        match connection.change(Change { leave, join, since }, connect.asked_at).await {
+        let since = match granted.history {
+            History::None => Cursor::Absent,
+            History::Within => since.map_or(Cursor::Absent, |since| Cursor::parse(since.as_bytes())),
+        };
+        let bounds = granted.topics.bounds().filter(|(topic, _)| join.contains(topic));
+        let bounds = bounds.map(|(topic, position)| (topic.clone(), position)).collect();
+        match connection.change(Change { leave, join, since, bounds }, connect.asked_at).await {
             Ok(topics) => {
                 let mut response = Response::new(EventBody::once(Bytes::from(control::topics(&topics))));
                 let headers = response.headers_mut();

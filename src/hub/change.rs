@@ -1,5 +1,6 @@
 //! What a page does to its own connection: it changes its topics.
 
+use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::{Hub, OpenError};
 use crate::audience::{Address, Audience, each_once};
 use crate::command::{Action, Change};
 use crate::error::CommandError;
-use crate::log::TooManyTopics;
+use crate::log::{Joining, TooManyTopics};
 use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::sync::Ordering;
@@ -21,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long the names of a change may be that is told to another instance, as they stand in the message: what brokers take
 /// is bounded, and half a change is none. A request of 64 KiB hardly has more.
 const MOST_BYTES: usize = 64 * 1024;
+/// How long an id is in a message, with its quotes and brackets.
+const MOST_ID_BYTES: usize = 68;
 
 /// A connection whose page may change what it has.
 pub(crate) struct Changeable<'a> {
@@ -134,7 +137,15 @@ impl Change {
     /// About how many bytes it takes in a message.
     fn size(&self) -> usize {
         let escaped = |topic: &Topic| topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
-        self.leave.iter().chain(&self.join).map(|topic| topic.as_str().len() + escaped(topic) + 3).sum()
+        let bounded = self.bounds.iter().map(|(topic, _)| topic);
+        let ids = self.bounds.len() * MOST_ID_BYTES;
+        ids + self
+            .leave
+            .iter()
+            .chain(&self.join)
+            .chain(bounded)
+            .map(|topic| topic.as_str().len() + escaped(topic) + 3)
+            .sum::<usize>()
     }
 }
 
@@ -154,16 +165,23 @@ impl Hub {
     }
 
     fn change_link(&self, link: &Arc<Link>, change: &Change, asked_at: Moment) -> Result<Vec<Topic>, ChangeError> {
-        let Change { leave, join, since } = change;
+        let Change { leave, join, since, bounds } = change;
         let limit = self.settings().max_topics;
         // Before what takes longer the more there are.
         if join.len() > limit || leave.len() > limit {
             return Err(ChangeError::TooMany);
         }
         let since = self.since(*since);
-        let join_since: Vec<_> = join.iter().map(|topic| (topic.clone(), since)).collect();
+        let mut afters: HashMap<&Topic, u64> = HashMap::new();
+        for (topic, position) in bounds {
+            let after = afters.entry(topic).or_default();
+            *after = self.bound(*position).max(*after);
+        }
+        let after = |topic: &Topic| afters.get(topic).copied().unwrap_or(0);
+        let joining: Vec<_> =
+            join.iter().map(|topic| Joining { topic: topic.clone(), since, after: after(topic) }).collect();
         // What takes a topic away from then on finds it; what did before is found out by `object_at`.
-        self.inner.change_topics(link, leave, &join_since, || self.object_at(link, join, asked_at))
+        self.inner.change_topics(link, leave, &joining, || self.object_at(link, join, asked_at))
     }
 
     fn object_at(&self, link: &Link, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
@@ -192,7 +210,8 @@ mod tests {
         let id = ConnectionId::from_bits(1);
         let change = |had: &[Topic], join: Vec<Topic>, leave: Vec<Topic>| {
             let elsewhere = Changeable { hub: &hub, id, place: Place::Elsewhere(had.to_vec()) };
-            block_on(elsewhere.change(Change { leave, join, since: Cursor::Absent }, Moment::now()))
+            let change = Change { leave, join, since: Cursor::Absent, bounds: Vec::new() };
+            block_on(elsewhere.change(change, Moment::now()))
         };
         let long = |n: usize, with: &str| Topic::try_from(format!("{n:03}{}", with.repeat(250))).unwrap();
         let topics = |count, with| (0..count).map(|n| long(n, with)).collect::<Vec<_>>();
@@ -200,7 +219,8 @@ mod tests {
             assert_eq!(change(&[], join, leave), Err(ChangeError::TooMany));
         }
         // Whatever it is, it is in one message.
-        let most = Change { leave: topics(128, "x"), join: topics(128, "y"), since: Cursor::Absent };
+        let (leave, join) = (topics(128, "x"), topics(128, "y"));
+        let most = Change { leave, join, since: Cursor::Absent, bounds: Vec::new() };
         assert!(most.size() <= MOST_BYTES && most.size() > MOST_BYTES - 1_000, "{}", most.size());
         let had: Vec<Topic> = (0..990).map(Topic::from).collect();
         assert_eq!(change(&had, topics(11, "x"), vec![]), Err(ChangeError::TooMany));

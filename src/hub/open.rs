@@ -12,12 +12,12 @@ use super::registry::UserTopic;
 use super::{Connection, Hub, LifecycleEvent, housekeeping, workers};
 use crate::audience::Address;
 use crate::kick::Returns;
-use crate::log::{Begin, Joined, TooManyTopics};
+use crate::log::{Begin, Joined, TooManyTopics, Wanted};
 use crate::moment::Moment;
 use crate::name::{ConnectionId, Topic};
-use crate::position::Cursor;
+use crate::position::{Cursor, Position};
 use crate::reason::{EndReason, GapReason, RefusalReason};
-use crate::subscription::{Subscription, SubscriptionError};
+use crate::subscription::{History, Start, Subscription, SubscriptionError};
 use crate::wire::control::CursorState;
 
 /// How far a client may be ahead of this instance.
@@ -57,10 +57,15 @@ impl Hub {
         let addresses = addresses(subscription);
         // Without random bytes an id could be guessed; such a machine is better left alone for a while.
         let id = super::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy))?;
+        // Without a history a cursor opens nothing, and there is nothing to miss.
+        let (start, cursor) = match subscription.history {
+            History::None => (Start::Live, Cursor::Absent),
+            History::Within => (subscription.start, cursor),
+        };
         let (begin, cursor_state, gap) = match self.judge(cursor) {
-            Ok(None) => (Begin::Fresh(subscription.start), CursorState::Fresh, None),
+            Ok(None) => (Begin::Fresh(start), CursorState::Fresh, None),
             Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
-            Err(reason) => (Begin::Refused(subscription.start), CursorState::Refused, Some(reason)),
+            Err(reason) => (Begin::Refused(start), CursorState::Refused, Some(reason)),
         };
         let resumed = cursor_state != CursorState::Fresh;
         let Request { to_network, asked_at, authority } = request;
@@ -73,7 +78,8 @@ impl Hub {
         let displaced = self.registry().insert(&link, elsewhere, now);
         let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
-        let accepted_at = self.inner.open_channels(&link, addresses.iter().cloned(), begin);
+        let accepted_at =
+            self.inner.open_channels(&link, addresses.iter().map(|address| self.wanted(subscription, address)), begin);
         self.join_what_was_joined(&link);
         // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is found out here.
         if let Err(objection) = self.object(&addresses, asked_at) {
@@ -159,6 +165,18 @@ impl Hub {
         }
     }
 
+    /// An address of a subscription, with what of it may not be read.
+    fn wanted(&self, subscription: &Subscription, address: &Address) -> Wanted {
+        let since = address.topic().map_or(&[][..], |topic| subscription.topics.since(topic));
+        let after = since.iter().map(|position| self.bound(*position)).max();
+        Wanted { address: address.clone(), after: after.unwrap_or(0) }
+    }
+
+    /// The number up to which nothing may be read. All that the log has is newer than a position of another life of it.
+    pub(super) fn bound(&self, position: Position) -> u64 {
+        self.log().number(position).unwrap_or(0)
+    }
+
     /// Whether something stands against what was asked for, or decided, at a moment.
     pub(super) fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
         let bars = self.inner.bars.lock();
@@ -208,4 +226,117 @@ impl Hub {
 pub(super) fn addresses(subscription: &Subscription) -> Vec<Address> {
     let topics = subscription.topics.iter().cloned().map(Address::Topic);
     topics.chain(subscription.user.clone().map(Address::User)).chain([Address::Everyone]).collect()
+}
+
+#[cfg(all(test, feature = "json"))]
+mod tests {
+    use std::task::{Context, Poll};
+
+    use futures::StreamExt;
+    use futures::executor::block_on;
+
+    use super::*;
+    use crate::command::Change;
+    use crate::event::Event;
+    use crate::hub::{HubStream, StreamItem};
+    use crate::retention::{Retention, TopicRule};
+
+    fn read(stream: &mut HubStream) -> Vec<String> {
+        let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+        let mut read = Vec::new();
+        while let Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
+            match item {
+                StreamItem::Event(event) => read.push(event.data),
+                StreamItem::Gap { .. } => read.push("gap".into()),
+                _ => {}
+            }
+        }
+        read
+    }
+
+    fn publish(hub: &Hub, topic: &str, data: impl ToString) -> Position {
+        hub.topic(topic).publish_now(Event::message(data.to_string())).unwrap().position
+    }
+
+    /// The id that the client would have to guess is its own with a zero in place of the number.
+    fn oldest(hub: &Hub) -> Position {
+        Position::new(hub.log().epoch(), 0)
+    }
+
+    #[test]
+    fn a_cursor_reads_no_event_from_before_the_position_of_its_topic() {
+        let hub = Hub::builder().topic_retention(Retention::replay().count(3)).build().unwrap();
+        (0..5).for_each(|n| drop(publish(&hub, "room", n)));
+        let admitted_at = hub.position();
+        let bounded = || Subscription::anonymous().topic_since("room", admitted_at);
+        for start in [Start::Live, Start::Last(9), Start::Oldest] {
+            assert!(read(&mut hub.stream(bounded().start(start), None).unwrap()).is_empty(), "{start:?}");
+        }
+        // The trimmed events are none of its business, so no gap is reported for them.
+        assert!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()).is_empty());
+        (5..7).for_each(|n| drop(publish(&hub, "room", n)));
+        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["5", "6"]);
+        assert_eq!(read(&mut hub.stream(bounded().start(Start::Oldest), None).unwrap()), ["5", "6"]);
+        (7..9).for_each(|n| drop(publish(&hub, "room", n)));
+        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
+        let other = bounded().topic("other").topic_since("room", oldest(&hub));
+        assert_eq!(read(&mut hub.stream(other, oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
+    }
+
+    #[test]
+    fn a_current_value_from_before_the_position_of_its_topic_is_not_sent() {
+        let rule = TopicRule::any();
+        let hub = Hub::builder().retention_for(rule, Retention::latest_per_key()).build().unwrap();
+        let set = |key: &'static str, data: &'static str| hub.topic("t").publish_now(Event::message(data).key(key));
+        set("a", "1").unwrap();
+        let admitted_at = set("b", "2").unwrap().position;
+        set("a", "3").unwrap();
+        let bounded = || Subscription::anonymous().topic_since("t", admitted_at);
+        assert_eq!(read(&mut hub.stream(bounded(), None).unwrap()), ["3"]);
+        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["3"]);
+    }
+
+    #[test]
+    fn a_page_joins_a_topic_from_its_position_on() {
+        let hub = Hub::builder().build().unwrap();
+        let first = publish(&hub, "room", 0);
+        publish(&hub, "room", 1);
+        let mut stream = hub.stream(Subscription::anonymous(), None).unwrap();
+        assert!(read(&mut stream).is_empty());
+        let room = Topic::try_from("room").unwrap();
+        let change = Change {
+            leave: Vec::new(),
+            join: vec![room.clone()],
+            since: Cursor::At(oldest(&hub)),
+            bounds: vec![(room.clone(), oldest(&hub)), (room, first)],
+        };
+        let id = hub.connections()[0].id;
+        let connection = block_on(hub.connection_of(id, None)).unwrap();
+        block_on(connection.change(change, Moment::now())).unwrap();
+        assert_eq!(read(&mut stream), ["1"]);
+    }
+
+    #[test]
+    fn a_stream_without_history_begins_live_whatever_its_cursor() {
+        let hub = Hub::builder().build().unwrap();
+        let first = publish(&hub, "t", 0);
+        publish(&hub, "t", 1);
+        let subscription = || Subscription::anonymous().topic("t").start(Start::Oldest).without_history();
+        for cursor in [Cursor::Absent, Cursor::At(first), Cursor::At(oldest(&hub)), Cursor::Invalid] {
+            let mut stream = hub.stream(subscription(), cursor).unwrap();
+            assert!(read(&mut stream).is_empty(), "{cursor:?}");
+            let next = publish(&hub, "t", "next");
+            assert_eq!(read(&mut stream), ["next"], "{next}");
+        }
+    }
+
+    #[test]
+    fn a_narrowed_subscription_keeps_the_bounds_of_both() {
+        let at = |number| Position::new(crate::position::Epoch(1), number);
+        let topic = Topic::try_from("t").unwrap();
+        let ticket = Subscription::anonymous().topic_since("t", at(3));
+        let hook = Subscription::anonymous().topic_since("t", at(5)).without_history();
+        let narrowed = ticket.narrowed_to(&hook).unwrap();
+        assert_eq!((narrowed.topics.since(&topic), narrowed.history), (&[at(3), at(5)][..], History::None));
+    }
 }

@@ -14,7 +14,7 @@ use super::roster::Roster;
 use super::{Hub, Inner, Target, housekeeping, workers};
 use crate::audience::{Address, Audience};
 use crate::event::Event;
-use crate::log::{Asleep, Begin, Effect, Entry, Joined, Millis, Since, TooManyTopics};
+use crate::log::{Asleep, Begin, Effect, Entry, Joined, Joining, Millis, Since, TooManyTopics, Wanted};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::Position;
 use crate::retention::TopicRule;
@@ -265,11 +265,11 @@ impl Inner {
     pub(super) fn open_channels(
         self: &Arc<Self>,
         link: &Arc<Link>,
-        addresses: impl IntoIterator<Item = Address>,
+        wanted: impl IntoIterator<Item = impl Into<Wanted>>,
         begin: Begin,
     ) -> u64 {
         self.with_roster(link, |told| {
-            let accepted_at = self.log.open(link, addresses, begin, self.now());
+            let accepted_at = self.log.open(link, wanted, begin, self.now());
             if let Some(told) = told {
                 self.log.topics(&link.subscriber).iter().for_each(|topic| told.enter(link, topic));
             }
@@ -331,7 +331,7 @@ impl Inner {
         self: &Arc<Self>,
         link: &Arc<Link>,
         leave: &[Topic],
-        join: &[(Topic, Since)],
+        join: &[Joining],
         confirm: impl FnOnce() -> Result<(), E>,
     ) -> Result<Vec<Topic>, E> {
         let changed = self.with_roster(link, |told| -> Result<_, E> {

@@ -234,7 +234,7 @@ fn simultaneous_changes_pass_no_limit() {
         let change = |name: &'static str| {
             let (log, subscriber) = (Arc::clone(&log), Arc::clone(&subscriber));
             thread::spawn(move || {
-                let join = [(Topic::try_from(name).unwrap(), Since::Now)];
+                let join = [Joining { topic: Topic::try_from(name).unwrap(), since: Since::Now, after: 0 }];
                 log.change(&subscriber, &[], &join, 2, 0, || Ok::<(), TooManyTopics>(())).is_ok()
             })
         };
@@ -261,8 +261,9 @@ fn a_change_meets_a_ban_or_is_found_by_it() {
                 }
             });
             let name = Topic::try_from("b").unwrap();
+            let joining = |topic| Joining { topic, since: Since::Now, after: 0 };
             let confirm = || if is_banned.load(Ordering::SeqCst) { Err(TooManyTopics) } else { Ok(()) };
-            let changed = log.change(&subscriber, &[name.clone()], &[(name, Since::Now)], 9, 0, confirm);
+            let changed = log.change(&subscriber, &[name.clone()], &[joining(name)], 9, 0, confirm);
             let is_found = ban.join().unwrap();
             assert!(changed.is_err() || is_found);
             assert_eq!(log.topics(&subscriber).len(), if changed.is_ok() { 2 } else { had.len() });

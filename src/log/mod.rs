@@ -133,6 +133,29 @@ pub(crate) enum Begin {
     After(u64),
 }
 
+/// An address that a connection is subscribed to from its start.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) address: Address,
+    /// It may not read what was published up to here, whatever its cursor says.
+    pub(crate) after: u64,
+}
+
+impl From<Address> for Wanted {
+    fn from(address: Address) -> Self {
+        Self { address, after: 0 }
+    }
+}
+
+/// A topic to be joined by a change.
+#[derive(Clone, Debug)]
+pub(crate) struct Joining {
+    pub(crate) topic: Topic,
+    pub(crate) since: Since,
+    /// As of [`Wanted`].
+    pub(crate) after: u64,
+}
+
 /// What a connection had been made to join before it was there.
 #[derive(Clone, Debug)]
 pub(crate) struct Joined {
@@ -329,20 +352,20 @@ impl Log {
     pub(crate) fn open<L: Listener + 'static>(
         &self,
         listener: &Arc<L>,
-        addresses: impl IntoIterator<Item = Address>,
+        wanted: impl IntoIterator<Item = impl Into<Wanted>>,
         begin: Begin,
         now: Millis,
     ) -> u64 {
-        let mut addresses: Vec<Address> = addresses.into_iter().collect();
-        each_once(&mut addresses, |address| address);
+        let mut wanted: Vec<Wanted> = wanted.into_iter().map(Into::into).collect();
+        each_once(&mut wanted, |wanted| &wanted.address);
         let mut reader = listener.subscriber().reader.lock();
         if reader.is_closed() {
             return self.horizon();
         }
-        let (entered, horizon) = self.enter(listener, &addresses, now);
+        let (entered, horizon) = self.enter(listener, wanted.iter().map(|wanted| &wanted.address), now);
         reader.reserve(entered.len());
-        for (channel, slot) in entered {
-            reader.enter(channel, slot, 0);
+        for ((channel, slot), wanted) in entered.into_iter().zip(&wanted) {
+            reader.enter(channel, slot, wanted.after);
         }
         if let Begin::After(cursor) = begin {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
@@ -353,13 +376,20 @@ impl Log {
 
     /// Makes it listen to these addresses, and says where the log was then. Publishers get their turn in between, so that a
     /// subscription to thousands of topics does not stop them.
-    fn enter<L: Listener + 'static>(&self, listener: &Arc<L>, addresses: &[Address], now: Millis) -> (Entered, u64) {
-        let mut entered = Entered::with_capacity(addresses.len());
+    fn enter<'a, L: Listener + 'static>(
+        &self,
+        listener: &Arc<L>,
+        addresses: impl IntoIterator<Item = &'a Address>,
+        now: Millis,
+    ) -> (Entered, u64) {
+        let mut addresses = addresses.into_iter().peekable();
+        let mut entered = Entered::with_capacity(addresses.size_hint().0);
         let mut horizon = self.horizon();
-        for some in addresses.chunks(AT_ONCE) {
+        while addresses.peek().is_some() {
             let mut sequencer = self.sequencer.lock();
             sequencer.sweep_a_little(&self.heads, now);
-            entered.extend(some.iter().map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.heads)));
+            let some = addresses.by_ref().take(AT_ONCE);
+            entered.extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.heads)));
             horizon = self.horizon();
         }
         (entered, horizon)
@@ -389,9 +419,9 @@ impl Log {
             return Ok(false);
         }
         self.claim(since);
-        let (entered, horizon) = self.enter(listener, std::slice::from_ref(address), now);
+        let (entered, horizon) = self.enter(listener, [address], now);
         for (channel, slot) in entered {
-            reader.join(channel, slot, since, horizon);
+            reader.join(channel, slot, since, 0, horizon);
         }
         Ok(true)
     }
@@ -409,7 +439,7 @@ impl Log {
             return Ok(false);
         }
         self.claim(joined.since);
-        let (entered, _) = self.enter(listener, std::slice::from_ref(&joined.address), now);
+        let (entered, _) = self.enter(listener, [&joined.address], now);
         for (channel, slot) in entered {
             reader.join_as_of(channel, slot, joined.since, joined.at);
         }
@@ -425,7 +455,7 @@ impl Log {
         &self,
         listener: &Arc<L>,
         leave: &[Topic],
-        join: &[(Topic, Since)],
+        join: &[Joining],
         max_topics: usize,
         now: Millis,
         confirm: impl FnOnce() -> Result<(), E>,
@@ -438,22 +468,22 @@ impl Log {
         if plan.count > max_topics {
             return Err(TooManyTopics.into());
         }
-        let addresses: Vec<Address> = plan.new.iter().map(|(topic, _)| Address::Topic(topic.clone())).collect();
+        let addresses: Vec<Address> = plan.new.iter().map(|joining| Address::Topic(joining.topic.clone())).collect();
         let (entered, horizon) = self.enter(listener, &addresses, now);
         if let Err(objection) = confirm() {
             self.exit(&entered, now);
             return Err(objection);
         }
-        plan.new.iter().chain(&plan.again).for_each(|(_, since)| self.claim(*since));
+        plan.new.iter().chain(&plan.again).for_each(|joining| self.claim(joining.since));
         let left = reader.leave_these(&plan.leaving, horizon);
-        for ((channel, slot), (_, since)) in entered.into_iter().zip(&plan.new) {
-            reader.join(channel, slot, *since, horizon);
+        for ((channel, slot), joining) in entered.into_iter().zip(&plan.new) {
+            reader.join(channel, slot, joining.since, joining.after, horizon);
         }
         reader.begin_anew(&plan.again, horizon);
         self.exit(&left, now);
         Ok(Changed {
             left: left.iter().filter_map(|(channel, _)| channel.address.topic().cloned()).collect(),
-            joined: plan.new.iter().map(|(topic, _)| topic.clone()).collect(),
+            joined: plan.new.iter().map(|joining| joining.topic.clone()).collect(),
             again: !plan.again.is_empty(),
             topics: reader.topics().cloned().collect(),
         })

@@ -308,7 +308,7 @@ impl World {
         let client = &mut self.clients[reader];
         let topic = |index: &usize| address(*index).topic().unwrap().clone();
         let leaving: Vec<Topic> = leave.iter().map(topic).collect();
-        let joining: Vec<(Topic, Since)> = join.iter().map(|index| (topic(index), since)).collect();
+        let joining: Vec<_> = join.iter().map(|index| Joining { topic: topic(index), since, after: 0 }).collect();
         let had: BTreeSet<usize> = client.on.keys().copied().filter(|channel| *channel >= TOPICS).collect();
         let has: BTreeSet<usize> = had.difference(leave).chain(join).copied().collect();
         let confirm = || if is_refused { Err(None) } else { Ok(()) };

@@ -11,7 +11,7 @@ use super::past::Block;
 use super::pick::Pick;
 use super::pieces::Piece;
 use super::store::Record;
-use super::{Begin, Log, TooManyTopics};
+use super::{Begin, Joining, Log, TooManyTopics};
 use crate::audience::Address;
 use crate::name::{ConnectionId, Topic};
 use crate::reason::GapReason;
@@ -90,8 +90,8 @@ struct Replay {
 }
 
 impl Replay {
-    fn values() -> Self {
-        Self { values_after: 0, records_after: u64::MAX, owes: None }
+    fn values_after(after: u64) -> Self {
+        Self { values_after: after, records_after: u64::MAX, owes: None }
     }
 }
 
@@ -108,9 +108,9 @@ pub(crate) enum Since {
 
 /// What a change of topics comes to, each topic once.
 pub(super) struct Plan<'a> {
-    pub(super) new: Vec<&'a (Topic, Since)>,
+    pub(super) new: Vec<&'a Joining>,
     /// Those that are both left and joined.
-    pub(super) again: Vec<&'a (Topic, Since)>,
+    pub(super) again: Vec<&'a Joining>,
     pub(super) leaving: HashSet<&'a Topic>,
     /// How many there are afterwards.
     pub(super) count: usize,
@@ -261,8 +261,10 @@ impl Reader {
         if address.topic().is_some() && self.topics().count() >= max_topics { Err(TooManyTopics) } else { Ok(true) }
     }
 
-    /// One more channel; `horizon` is where the log was when it was entered.
-    pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, horizon: u64) {
+    /// One more channel, of which it may not read what was published up to `after`; `horizon` is where the log was when it
+    /// was entered.
+    pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, after: u64, horizon: u64) {
+        let since = if let Since::After(since) = since { Since::After(since.max(after)) } else { since };
         // Another instance may be a moment ahead, and so may what is asked for.
         let at = if let Since::After(since) = since { horizon.max(since) } else { horizon };
         self.changed(&channel.address, at);
@@ -278,8 +280,9 @@ impl Reader {
                 let has_values = store.values_between(0, horizon).next().is_some();
                 // Values up to the cursor are replayed; those after it are read in their order.
                 let since = if has_values { self.cursor } else { horizon };
-                let replay = (has_values || owes.is_some()).then_some(Replay { owes, ..Replay::values() });
-                (since, replay, store.floor().min(horizon))
+                let replay = Replay { owes, ..Replay::values_after(after) };
+                let replay = (has_values || owes.is_some()).then_some(replay);
+                (since.max(after), replay, store.floor().min(horizon))
             }
         };
         self.enter(channel, slot, since);
@@ -293,8 +296,8 @@ impl Reader {
     /// after accounts for it; a fresh page has it from its start.
     pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, slot: u32, since: Since, at: u64) {
         match self.resumed_at.get() {
-            None => self.join(channel, slot, Since::Now, self.cursor),
-            Some(cursor) if cursor <= at => self.join(channel, slot, since, at),
+            None => self.join(channel, slot, Since::Now, 0, self.cursor),
+            Some(cursor) if cursor <= at => self.join(channel, slot, since, 0, at),
             Some(_) => {
                 let since = if let Since::After(since) = since { since } else { at };
                 self.enter(channel, slot, since);
@@ -303,16 +306,16 @@ impl Reader {
     }
 
     /// What a change of topics comes to.
-    pub(super) fn plan<'a>(&self, leave: &'a [Topic], join: &'a [(Topic, Since)]) -> Plan<'a> {
+    pub(super) fn plan<'a>(&self, leave: &'a [Topic], join: &'a [Joining]) -> Plan<'a> {
         let had: HashSet<&Topic> = self.topics().collect();
         let mut leaving: HashSet<&Topic> = leave.iter().filter(|topic| had.contains(topic)).collect();
         let mut seen = HashSet::with_capacity(join.len());
         let (mut new, mut again) = (Vec::new(), Vec::new());
-        for joined in join.iter().filter(|(topic, _)| seen.insert(topic)) {
-            if !had.contains(&joined.0) {
-                new.push(joined);
-            } else if leaving.remove(&joined.0) {
-                again.push(joined);
+        for joining in join.iter().filter(|joining| seen.insert(&joining.topic)) {
+            if !had.contains(&joining.topic) {
+                new.push(joining);
+            } else if leaving.remove(&joining.topic) {
+                again.push(joining);
             }
         }
         Plan { count: had.len() - leaving.len() + new.len(), new, again, leaving }
@@ -335,11 +338,12 @@ impl Reader {
     }
 
     /// As if these were left and joined, but it listens to them all the time.
-    pub(super) fn begin_anew(&mut self, topics: &[&(Topic, Since)], horizon: u64) {
-        let topics: HashMap<&Topic, Since> = topics.iter().map(|(topic, since)| (topic, *since)).collect();
+    pub(super) fn begin_anew(&mut self, topics: &[&Joining], horizon: u64) {
+        let topics: HashMap<&Topic, &Joining> = topics.iter().map(|joining| (&joining.topic, *joining)).collect();
         for Membership { channel, slot, .. } in self.take_out(|topic| topics.contains_key(topic), horizon) {
-            let since = channel.address.topic().and_then(|topic| topics.get(topic)).copied().unwrap_or(Since::Now);
-            self.join(channel, slot, since, horizon);
+            let joining = channel.address.topic().and_then(|topic| topics.get(topic));
+            let (since, after) = joining.map_or((Since::Now, 0), |joining| (joining.since, joining.after));
+            self.join(channel, slot, since, after, horizon);
         }
     }
 
@@ -392,13 +396,15 @@ impl Reader {
             let store = membership.channel.store.lock();
             // What is dropped after it came is missing to it; what was dropped before only if it asked for it.
             let floor = store.floor().min(horizon);
-            let is_missing = wants_more && reports_gaps && floor > base && log.keeps_history(&membership.channel);
+            let after = membership.since;
+            let is_missing =
+                wants_more && reports_gaps && floor > base.max(after) && log.keeps_history(&membership.channel);
             let owes = is_missing.then(|| log.epochs.reason(floor, base).unwrap_or(GapReason::Trimmed));
             let has_values = cursor > base && store.has_values();
             membership.told = floor;
-            membership.since = membership.since.max(cursor);
+            membership.since = after.max(cursor);
             if has_values || owes.is_some() {
-                membership.replay = Some(Box::new(Replay { owes, ..Replay::values() }));
+                membership.replay = Some(Box::new(Replay { owes, ..Replay::values_after(after) }));
                 self.replaying = true;
             }
         }
