@@ -6,7 +6,7 @@ use crate::load::{Load, Pace, Phase, Request, To};
 use crate::process::Server;
 use crate::servers::{Kind, Options};
 
-use Kind::{Axum, AxumFloor, Handed, Hyper, HyperFloor, Naive, Nchan};
+use Kind::{Axum, AxumFloor, Handed, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing};
 
 /// How far the fastest publisher is ahead of the slowest reader.
 const WINDOW: u64 = 64;
@@ -80,16 +80,19 @@ pub struct Case {
     pub run: fn(&mut Run),
 }
 
-const ALL: &[Kind] = &Kind::ALL;
+/// All on one thread.
+const ALL: &[Kind] = &[Axum, Hyper, Handed, AxumFloor, HyperFloor, Raw, RawCoalescing, Naive, Nchan];
+/// The same, and the two on several threads.
+const WITH_THREADS: &[Kind] = &Kind::ALL;
 /// The crate, and the bodies that it is measured by.
 const BODIES: &[Kind] = &[Axum, Hyper, AxumFloor, HyperFloor];
 
 pub const CASES: &[Case] = &[
     Case { name: "fan-out-10", kinds: BODIES, run: |run| fan_out(run, &TEN) },
     Case { name: "fan-out-100", kinds: ALL, run: |run| fan_out(run, &HUNDRED) },
-    Case { name: "fan-out-1000", kinds: ALL, run: |run| fan_out(run, &THOUSAND) },
+    Case { name: "fan-out-1000", kinds: WITH_THREADS, run: |run| fan_out(run, &THOUSAND) },
     Case { name: "fan-out-10000", kinds: ALL, run: |run| fan_out(run, &TEN_THOUSAND) },
-    Case { name: "unicast", kinds: ALL, run: unicast },
+    Case { name: "unicast", kinds: WITH_THREADS, run: unicast },
     Case { name: "many-topics", kinds: &[Axum, Hyper, Handed, Naive], run: many_topics },
     Case { name: "topic-each", kinds: ALL, run: topic_each },
     Case { name: "stalled", kinds: &[Axum, Hyper, Handed, AxumFloor, Naive, Nchan], run: stalled },

@@ -111,7 +111,7 @@ fn print_case(case: &str, rounds: &[Vec<Sample>]) {
     let columns: Vec<&Column> =
         COLUMNS.iter().filter(|column| kinds.iter().any(|kind| spread(*kind, column.figure).is_some())).collect();
     let main = MAIN.iter().find(|name| columns.iter().any(|column| column.figure == **name));
-    let references: Vec<Kind> = [Kind::AxumFloor, Kind::HyperFloor, Kind::RawCoalescing]
+    let references: Vec<Kind> = [Kind::AxumFloor, Kind::HyperFloor, Kind::RawCoalescing, Kind::AxumFloorThreads]
         .into_iter()
         .filter(|kind| main.is_some() && kinds.len() > 1 && kinds.contains(kind))
         .collect();
@@ -130,8 +130,11 @@ fn print_case(case: &str, rounds: &[Vec<Sample>]) {
             value.map_or_else(String::new, |value| number(value, column.digits))
         });
         let ratios = references.iter().map(|reference| {
-            let ratio =
-                over(rounds, |round| Some(figure(round, case, kind, main?)? / figure(round, case, *reference, main?)?));
+            let ratio = over(rounds, |round| {
+                // A ratio across runtimes would count the runtime.
+                let is_fair = kind.has_threads() == reference.has_threads();
+                is_fair.then_some(figure(round, case, kind, main?)? / figure(round, case, *reference, main?)?)
+            });
             ratio.map_or_else(String::new, |ratio| with_spread(ratio, 2))
         });
         println!("| {} | {} |", kind.name(), values.chain(ratios).collect::<Vec<_>>().join(" | "));
@@ -188,17 +191,23 @@ fn ratio(
 }
 
 fn targets() -> Vec<Target> {
-    use Kind::{Axum, AxumFloor, Handed, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing};
+    use Kind::{
+        Axum, AxumFloor, AxumFloorThreads, AxumThreads, Handed, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing,
+    };
     const CPU: &str = "cpu_ns_per_delivery";
     const MEMORY: &str = "memory_per_connection";
     let one = ("1,000 listeners: one at a time", Axum);
     let fast = ("1,000 listeners: as fast as it goes", Axum);
     let batched = ("1,000 listeners: as fast as it goes, 16 events in a publish", Axum);
     let rate = ("1,000 listeners: fixed rate", Axum);
+    let unicast = "10,000 users: one event in a publish";
     let idle = "10,000 listeners: connect";
     let (before, meanwhile) = ("resume: the others before", "resume: the others meanwhile");
     vec![
         ratio("CPU, one at a time, to axum floor", CPU, one, AxumFloor, 1.05),
+        ratio("the same, both on several threads", CPU, (one.0, AxumThreads), AxumFloorThreads, 1.05),
+        ratio("CPU, unicast with a request each, to axum floor", CPU, (unicast, Axum), AxumFloor, 1.12),
+        ratio("the same, both on several threads", CPU, (unicast, AxumThreads), AxumFloorThreads, 1.12),
         ratio("CPU, one at a time, to naive", CPU, one, Naive, 0.80),
         ratio("CPU, one at a time, to nchan", CPU, one, Nchan, 0.95),
         ratio("CPU, as fast as it goes, to axum floor", CPU, fast, AxumFloor, 1.0),

@@ -33,10 +33,14 @@ pub enum Kind {
     RawCoalescing,
     Naive,
     Nchan,
+    /// The same as `Axum`, on a runtime with several threads.
+    AxumThreads,
+    /// The same as `AxumFloor`, on a runtime with several threads.
+    AxumFloorThreads,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Axum,
         Self::Hyper,
         Self::Handed,
@@ -46,6 +50,8 @@ impl Kind {
         Self::RawCoalescing,
         Self::Naive,
         Self::Nchan,
+        Self::AxumThreads,
+        Self::AxumFloorThreads,
     ];
 
     pub fn name(self) -> &'static str {
@@ -59,7 +65,14 @@ impl Kind {
             Self::RawCoalescing => "raw-coalescing",
             Self::Naive => "naive",
             Self::Nchan => "nchan",
+            Self::AxumThreads => "axum-threads",
+            Self::AxumFloorThreads => "axum-floor-threads",
         }
+    }
+
+    /// Whether tokio's multi-thread runtime serves. A delivery costs more on it, so it is compared with its like only.
+    pub fn has_threads(self) -> bool {
+        matches!(self, Self::AxumThreads | Self::AxumFloorThreads)
     }
 
     pub fn named(name: &str) -> Option<Self> {
@@ -102,18 +115,27 @@ pub fn serve(kind: Kind, options: Options) {
     match kind {
         Kind::Raw => raw::serve(listener, false),
         Kind::RawCoalescing => raw::serve(listener, true),
-        Kind::Axum => block_on(ours::axum(listener, options, false)),
-        Kind::Handed => block_on(ours::axum(listener, options, true)),
-        Kind::Hyper => block_on(ours::hyper(listener, options)),
-        Kind::AxumFloor => block_on(floor::axum(listener)),
-        Kind::HyperFloor => block_on(floor::hyper(listener)),
-        Kind::Naive => block_on(naive::serve(listener)),
+        Kind::Axum => on_one_thread(ours::axum(listener, options, false)),
+        Kind::Handed => on_one_thread(ours::axum(listener, options, true)),
+        Kind::Hyper => on_one_thread(ours::hyper(listener, options)),
+        Kind::AxumFloor => on_one_thread(floor::axum(listener)),
+        Kind::HyperFloor => on_one_thread(floor::hyper(listener)),
+        Kind::Naive => on_one_thread(naive::serve(listener)),
+        Kind::AxumThreads => on_threads(ours::axum(listener, options, false)),
+        Kind::AxumFloorThreads => on_threads(floor::axum(listener)),
         Kind::Nchan => unreachable!("it is a program of its own"),
     }
 }
 
-fn block_on(server: impl Future<Output = ()>) {
+fn on_one_thread(server: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(server);
+}
+
+/// Two workers, as `#[tokio::main]` has on two CPUs. The accept loop runs on a worker too: the thread that blocks on a
+/// future is none.
+fn on_threads(server: impl Future<Output = ()> + Send + 'static) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async { tokio::spawn(server).await.unwrap() });
 }
 
 fn listen(options: Options) -> TcpListener {
