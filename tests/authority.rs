@@ -499,7 +499,7 @@ async fn a_busy_stream_is_told_of_its_end_and_ends_by_its_time() {
     let events = get(server.addr, "/events?topic=t&lives_ms=1000").await.events().rest().await;
     let lived = since.elapsed();
     publisher.abort();
-    assert!(lived >= Duration::from_millis(890) && lived < 3 * SECOND, "{lived:?}");
+    assert!(lived >= Duration::from_millis(890) && lived < 10 * SECOND, "{lived:?}");
     let at = |name| events.iter().position(|event: &Sse| event.event == name).unwrap();
     let expiring = at("hub.expiring");
     let in_ms = parsed(&events[expiring])["in_ms"].as_u64().unwrap();
@@ -544,7 +544,7 @@ async fn a_ticket_opens_the_stream_that_it_was_made_for() {
 async fn a_ticket_that_is_spent_unknown_malformed_void_or_over_is_answered_all_the_same() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried()).await;
-    let over = hub.ticket(Subscription::user("ben"), SECOND).await.unwrap();
+    let over = hub.ticket(Subscription::user("ben"), 3 * SECOND).await.unwrap();
     let expired = hub.ticket(Subscription::user("ben").expires_in(SECOND / 10), 60 * SECOND).await.unwrap();
     let spent = ticket(&hub, Subscription::user("ben")).await;
     let void = ticket(&hub, Subscription::user("ada")).await;
@@ -631,12 +631,12 @@ async fn too_many_tickets_are_refused_until_one_is_redeemed_or_over() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried().max_tickets(2)).await;
     let issued = async |ttl| hub.ticket(Subscription::user("ada"), ttl).await;
-    let (first, _second) = (issued(60 * SECOND).await.unwrap(), issued(SECOND).await.unwrap());
+    let (first, _second) = (issued(60 * SECOND).await.unwrap(), issued(3 * SECOND).await.unwrap());
     assert_eq!(issued(SECOND).await.unwrap_err(), SubscriptionError::TooManyTickets);
     assert_eq!(get(server.addr, &with_ticket(&first)).await.status, StatusCode::OK);
     let _third = issued(60 * SECOND).await.unwrap();
     assert_eq!(issued(SECOND).await.unwrap_err(), SubscriptionError::TooManyTickets);
-    tokio::time::sleep(SECOND + SECOND / 10).await;
+    tokio::time::sleep(3 * SECOND + SECOND / 10).await;
     let _fourth = issued(60 * SECOND).await.expect("the second one is over");
 }
 
@@ -769,7 +769,7 @@ async fn a_ticket_is_spent_when_the_hook_builds_a_subscription_of_its_own_from_i
 async fn a_ticket_that_was_given_back_is_void_after_a_disconnect_and_over_in_its_time() {
     let (hub, server, hook) = serve_redeeming(hurried()).await;
     let void = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
-    let over = with_ticket(&hub.ticket(Subscription::user("ben"), SECOND).await.unwrap());
+    let over = with_ticket(&hub.ticket(Subscription::user("ben"), 3 * SECOND).await.unwrap());
     hook.now(Then::SaysLater);
     for path in [&void, &over] {
         assert_eq!(get(server.addr, path).await.events().next().await.event, "hub.refused");
@@ -777,7 +777,7 @@ async fn a_ticket_that_was_given_back_is_void_after_a_disconnect_and_over_in_its
     hook.now(Then::LetsIn);
     hub.user("ada").disconnect(Kick::now()).await.unwrap();
     assert_eq!(get(server.addr, &void).await.status, StatusCode::UNAUTHORIZED);
-    tokio::time::sleep(SECOND + SECOND / 10).await;
+    tokio::time::sleep(3 * SECOND + SECOND / 10).await;
     assert_eq!(get(server.addr, &over).await.status, StatusCode::UNAUTHORIZED);
 }
 

@@ -119,7 +119,7 @@ async fn a_drain_cuts_who_takes_nothing() {
     let since = Instant::now();
     let drained = site.leave(Duration::ZERO).await;
     let took = since.elapsed();
-    assert!(took >= limit / 2 && took < 4 * limit, "{took:?}");
+    assert!(took >= limit / 2 && took < 10 * limit, "{took:?}");
     assert_eq!((drained.ended, drained.cut), (1, 2));
     assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
     assert_eq!(hub.stats().connections, 0);

