@@ -519,7 +519,8 @@ pub enum SubscriptionError {
     TooManyTickets,
     /// The operating system gives no random bytes.
     NoRandomBytes,
-    /// The broker of a shared log is not there.
+    /// The broker of a shared log is not there, or the hub has not read the log yet. Try again: [`Hub::health`](crate::Hub::health)
+    /// says when it is ready.
     Unavailable,
     /// It was asked for outside of a tokio runtime, where nobody can talk to the broker of a shared log.
     NoRuntime,

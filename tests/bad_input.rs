@@ -734,6 +734,15 @@ async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
 // Runtimes
 
 #[test]
+fn a_stream_that_is_asked_for_before_the_broker_was_read_is_told_so() {
+    let hub = Hub::builder().backplane(tower_sse::backplane::Memory::new()).build().unwrap();
+    // Outside of a runtime, so that nothing of the log is read.
+    let error = hub.stream(Subscription::anonymous(), None).unwrap_err();
+    assert_eq!(error, SubscriptionError::Unavailable);
+    assert!(!error.to_string().contains("drained"), "{error}");
+}
+
+#[test]
 fn a_hub_built_outside_a_runtime_works_inside_one() {
     let hub = Hub::builder().build().unwrap();
     let before = hub.topic("t").publish_now(Event::message("before there was a runtime")).unwrap();

@@ -78,7 +78,8 @@ impl Hub {
     ///
     /// # Errors
     /// When the subscription's names or size are not allowed, a limit on connections is reached, the user was told to stay
-    /// away, or the hub is being drained.
+    /// away, the hub has not read its shared log yet because the broker is not there
+    /// ([`SubscriptionError::Unavailable`]), or the hub is being drained.
     #[expect(clippy::needless_pass_by_value, reason = "it is used for one stream")]
     pub fn stream(
         &self,
@@ -92,6 +93,7 @@ impl Hub {
             OpenError::Refused(RefusalReason::Limit) => SubscriptionError::Limit,
             OpenError::Refused(RefusalReason::Busy) => SubscriptionError::NoRandomBytes,
             OpenError::Refused(RefusalReason::Kicked) | OpenError::Barred => SubscriptionError::Kicked,
+            OpenError::Refused(RefusalReason::Starting) => SubscriptionError::Unavailable,
             OpenError::Refused(_) => SubscriptionError::Closed,
         })?;
         let hub = self.clone();
