@@ -8,7 +8,7 @@ use tower_layer::Layer;
 use super::{Access, SseEndpoint, SseService};
 use crate::hub::Hub;
 
-/// Answers one path with event streams and passes everything else through untouched: [`Hub::layer`].
+/// Answers `GET` and `HEAD` for one path with event streams and passes everything else through untouched: [`Hub::layer`].
 pub struct SseLayer<A> {
     endpoint: SseEndpoint<A>,
     path: Arc<str>,
@@ -16,12 +16,12 @@ pub struct SseLayer<A> {
 }
 
 impl Hub {
-    /// A layer that answers requests for exactly `path`, which starts with `/`, and passes all others through untouched:
-    /// one comparison, no allocation, the inner service's error and its own body.
+    /// A layer that answers `GET` and `HEAD` for exactly `path`, which starts with `/`, and passes everything else through
+    /// untouched: one comparison, no allocation, the inner service's error and its own body.
     ///
-    /// `OPTIONS` on the path goes to the inner service, where an application may answer it. In an axum router it comes
-    /// after all routes, and what knows the user after it, that is outside. `docs/mounting.md` says which router operations
-    /// hide a layer.
+    /// Other methods on the path go to the inner service too, so an application may have a `POST` of its own there, and
+    /// a CORS layer inside sees its `OPTIONS`. In an axum router the layer comes after all routes, and the layers that know
+    /// the user come after it, that is outside. `docs/mounting.md` says which router operations hide a layer.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};

@@ -32,7 +32,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        if request.method() != Method::OPTIONS && self.is_ours(request.method(), request.uri().path()) {
+        if self.is_ours(request.method(), request.uri().path()) {
             return ResponseFuture::events(self.endpoint.answer(request));
         }
         if self.provides {
@@ -43,9 +43,14 @@ where
 }
 
 impl<S, A> SseService<S, A> {
+    /// Whether a request is for a stream, or about the topics of one. The path may be the application's too, with other
+    /// methods, and `OPTIONS` always is, for CORS.
     fn is_ours(&self, method: &Method, path: &str) -> bool {
         if path == &*self.path {
-            return true;
+            return method == Method::GET || method == Method::HEAD;
+        }
+        if method == Method::OPTIONS {
+            return false;
         }
         match path.strip_prefix(self.path.trim_end_matches('/')) {
             // Only `/{connection}/topics`: one segment between.
