@@ -7,12 +7,22 @@ use std::time::SystemTime;
 use crate::audience::Address;
 use crate::log::Millis;
 use crate::moment::Moment;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// How many entries are looked through before those that are over are dropped.
 const TIDY_AT: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Bars {
+    table: Mutex<Table>,
+    /// When the last entry about a topic is over, and the last about a user or everyone. Written under the lock, and read
+    /// without it, so that a stream that meets no entry takes no lock and hashes none of its names.
+    topics_over_at: AtomicU64,
+    others_over_at: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
     by_address: HashMap<Address, Bar>,
     tidy_at: usize,
 }
@@ -38,15 +48,24 @@ pub(super) enum Objection {
 }
 
 impl Bars {
-    /// Nobody comes back before `until`; and up to `remember` there may be something that was decided before this moment.
-    pub(super) fn kick(&mut self, address: Address, until: Millis, remember: Millis, now: Millis) {
-        self.tidy(now);
-        let before = self.by_address.get(&address).map_or(0, |bar| bar.until);
-        let until = until.max(before);
-        self.by_address.insert(
-            address,
-            Bar { kicked_at: Moment::new(), kicked_when: SystemTime::now(), until, over_at: until.max(remember) },
-        );
+    /// Notes a disconnection. Connections of these addresses stay away until `until`, and up to `remember` something may
+    /// come that was decided before this moment.
+    pub(super) fn kick<'a>(
+        &self,
+        addresses: impl IntoIterator<Item = &'a Address>,
+        until: Millis,
+        remember: Millis,
+        now: Millis,
+    ) {
+        let mut table = self.table.lock();
+        for address in addresses {
+            let over_at = table.kick(address, until, remember, now);
+            self.over_at(address).fetch_max(over_at, Ordering::AcqRel);
+        }
+    }
+
+    fn over_at(&self, address: &Address) -> &AtomicU64 {
+        if address.topic().is_some() { &self.topics_over_at } else { &self.others_over_at }
     }
 
     /// Whether something stands against what was asked for, or decided, at a moment and is about these addresses.
@@ -56,8 +75,12 @@ impl Bars {
         asked_at: Moment,
         now: Millis,
     ) -> Option<Objection> {
+        let may_be_noted = |address: &&Address| self.over_at(address).load(Ordering::Acquire) > now;
+        let mut addresses = addresses.into_iter().filter(may_be_noted).peekable();
+        addresses.peek()?;
+        let table = self.table.lock();
         let mut outdated = None;
-        for bar in addresses.into_iter().filter_map(|address| self.by_address.get(address)) {
+        for bar in addresses.filter_map(|address| table.by_address.get(address)) {
             if bar.until > now {
                 return Some(Objection::Barred);
             }
@@ -70,12 +93,22 @@ impl Bars {
 
     /// Whether one of these was disconnected since a time, by the clock on the wall.
     pub(super) fn any_since<'a>(&self, addresses: impl IntoIterator<Item = &'a Address>, time: SystemTime) -> bool {
-        let mut bars = addresses.into_iter().filter_map(|address| self.by_address.get(address));
+        let table = self.table.lock();
+        let mut bars = addresses.into_iter().filter_map(|address| table.by_address.get(address));
         bars.any(|bar| bar.kicked_when >= time)
     }
+}
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.by_address.is_empty()
+impl Table {
+    /// Returns when the entry is over.
+    fn kick(&mut self, address: &Address, until: Millis, remember: Millis, now: Millis) -> Millis {
+        self.tidy(now);
+        let before = self.by_address.get(address).map_or(0, |bar| bar.until);
+        let until = until.max(before);
+        let over_at = until.max(remember);
+        let bar = Bar { kicked_at: Moment::new(), kicked_when: SystemTime::now(), until, over_at };
+        self.by_address.insert(address.clone(), bar);
+        over_at
     }
 
     fn tidy(&mut self, now: Millis) {
@@ -98,10 +131,10 @@ mod tests {
 
     #[test]
     fn who_was_told_to_stay_away_is_let_in_when_the_time_is_over() {
-        let mut bars = Bars::default();
-        bars.kick(user("ada"), 500, 110, 100);
+        let bars = Bars::default();
+        bars.kick([&user("ada")], 500, 110, 100);
         // A later kick that lets come back does not shorten it.
-        bars.kick(user("ada"), 0, 210, 200);
+        bars.kick([&user("ada")], 0, 210, 200);
         let asked_at = Moment::now();
         assert_eq!(bars.objection([&user("ada")], asked_at, 499), Some(Objection::Barred));
         assert_eq!(bars.objection([&user("ada")], asked_at, 500), None);
@@ -110,9 +143,9 @@ mod tests {
 
     #[test]
     fn what_was_asked_before_the_kick_is_decided_anew() {
-        let mut bars = Bars::default();
+        let bars = Bars::default();
         let before = Moment::now();
-        bars.kick(user("ada"), 0, 1_100, 100);
+        bars.kick([&user("ada")], 0, 1_100, 100);
         assert_eq!(bars.objection([&user("ada")], before, 100), Some(Objection::Outdated));
         assert_eq!(bars.objection([&user("ada")], Moment::now(), 100), None);
         assert_eq!(bars.objection([&user("ada")], before, 1_100), None, "no request takes so long");
@@ -120,10 +153,22 @@ mod tests {
 
     #[test]
     fn what_is_over_takes_no_memory() {
-        let mut bars = Bars::default();
+        let bars = Bars::default();
         for n in 0..10_000 {
-            bars.kick(user(&n.to_string()), 0, n + 10, n);
+            bars.kick([&user(&n.to_string())], 0, n + 10, n);
         }
-        assert!(bars.by_address.len() < 200, "{}", bars.by_address.len());
+        let len = bars.table.lock().by_address.len();
+        assert!(len < 200, "{len}");
+    }
+
+    #[test]
+    fn a_stream_of_what_was_never_disconnected_waits_for_no_lock() {
+        let bars = Bars::default();
+        bars.kick([&user("ada")], 500, 110, 100);
+        let topic = Address::Topic(crate::name::Topic::try_from("t").unwrap());
+        let _held = bars.table.lock();
+        // Otherwise this would wait for the lock that the test holds.
+        assert_eq!(bars.objection([&topic], Moment::now(), 100), None);
+        assert_eq!(bars.objection([&topic, &user("ada")], Moment::now(), 500), None, "all entries are over");
     }
 }

@@ -186,17 +186,13 @@ impl Hub {
             Returns::Never(_) | Returns::Now | Returns::Later(_) => 0,
         };
         // Before the connections are looked up: one that is being opened either meets this or is found.
-        {
-            let mut bars = self.inner.bars.lock();
-            // A handler may take longer than a hook.
-            let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
-            // Tickets of other instances may be as old as that.
-            let tickets = self.inner.remote.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
-            let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
-            for address in audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_))) {
-                bars.kick(address.clone(), until, remember, now);
-            }
-        }
+        // A handler may take longer than a hook.
+        let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
+        // Tickets of other instances may be as old as that.
+        let tickets = self.inner.remote.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
+        let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
+        let named = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
+        self.inner.bars.kick(named, until, remember, now);
         let links = self.links(audience);
         for link in &links {
             let retry = match kick.returns {

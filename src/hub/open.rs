@@ -78,8 +78,8 @@ impl Hub {
         let displaced = self.registry().insert(&link, elsewhere, now);
         let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
-        let accepted_at =
-            self.inner.open_channels(&link, addresses.iter().map(|address| self.wanted(subscription, address)), begin);
+        let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
+        let accepted_at = self.inner.open_channels(&link, wanted, begin);
         self.join_what_was_joined(&link);
         // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is found out here.
         if let Err(objection) = self.object(&addresses, asked_at) {
@@ -179,11 +179,7 @@ impl Hub {
 
     /// Whether something stands against what was asked for, or decided, at a moment.
     pub(super) fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
-        let bars = self.inner.bars.lock();
-        if bars.is_empty() {
-            return Ok(());
-        }
-        match bars.objection(addresses, asked_at, self.now()) {
+        match self.inner.bars.objection(addresses, asked_at, self.now()) {
             None => Ok(()),
             Some(Objection::Barred) => Err(OpenError::Barred),
             Some(Objection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked)),

@@ -261,14 +261,12 @@ impl Hub {
 }
 
 /// What a connection is subscribed to changes here and nowhere else, so that the roster knows.
+///
+/// A change that is about no topic that tells takes no lock of the roster, so that one rule costs the others nothing.
 impl Inner {
-    pub(super) fn open_channels(
-        self: &Arc<Self>,
-        link: &Arc<Link>,
-        wanted: impl IntoIterator<Item = impl Into<Wanted>>,
-        begin: Begin,
-    ) -> u64 {
-        self.with_roster(link, |told| {
+    pub(super) fn open_channels(self: &Arc<Self>, link: &Arc<Link>, wanted: Vec<Wanted>, begin: Begin) -> u64 {
+        let tells = self.tells_of(link, wanted.iter().filter_map(|wanted| wanted.address.topic()));
+        self.with_roster(link, tells, |told| {
             let accepted_at = self.log.open(link, wanted, begin, self.now());
             if let Some(told) = told {
                 self.log.topics(&link.subscriber).iter().for_each(|topic| told.enter(link, topic));
@@ -278,13 +276,24 @@ impl Inner {
     }
 
     pub(super) fn close_channels(self: &Arc<Self>, link: &Link) -> Vec<Topic> {
-        self.with_roster(link, |told| {
+        let may_tell = link.user().is_some() && !self.presences.rules.is_empty();
+        let tells = may_tell && self.tells_of(link, &self.log.topics(&link.subscriber));
+        let topics = self.with_roster(link, tells, |told| {
             let topics = self.log.close(&link.subscriber, self.now());
             if let Some(told) = told {
                 topics.iter().for_each(|topic| told.exit(link, topic));
             }
             topics
-        })
+        });
+        // It may have joined one that tells between the look and the end.
+        if !tells && self.tells_of(link, &topics) {
+            self.with_own_roster(link, true, |told| {
+                if let Some(told) = told {
+                    topics.iter().for_each(|topic| told.exit(link, topic));
+                }
+            });
+        }
+        topics
     }
 
     pub(super) fn join_topic(
@@ -294,7 +303,7 @@ impl Inner {
         since: Since,
         max_topics: usize,
     ) -> Result<bool, TooManyTopics> {
-        let joined = self.with_roster(link, |told| {
+        let joined = self.with_roster(link, self.tells_of(link, [topic]), |told| {
             let address = Address::Topic(topic.clone());
             let joined = self.log.join(link, &address, since, max_topics, self.now())?;
             if let Some(told) = told.filter(|_| joined) {
@@ -315,7 +324,7 @@ impl Inner {
         topic: &Topic,
         joined: &Joined,
     ) -> Result<bool, TooManyTopics> {
-        self.with_roster(link, |told| {
+        self.with_roster(link, self.tells_of(link, [topic]), |told| {
             let is_new = self.log.join_as_of(link, joined, self.settings.max_topics, self.now())?;
             if let Some(told) = told.filter(|_| is_new) {
                 told.enter(link, topic);
@@ -334,7 +343,8 @@ impl Inner {
         join: &[Joining],
         confirm: impl FnOnce() -> Result<(), E>,
     ) -> Result<Vec<Topic>, E> {
-        let changed = self.with_roster(link, |told| -> Result<_, E> {
+        let tells = self.tells_of(link, leave.iter().chain(join.iter().map(|joining| &joining.topic)));
+        let changed = self.with_roster(link, tells, |told| -> Result<_, E> {
             let changed = self.log.change(link, leave, join, self.settings.max_topics, self.now(), confirm)?;
             if let Some(told) = told {
                 changed.left.iter().for_each(|topic| told.exit(link, topic));
@@ -349,7 +359,7 @@ impl Inner {
     }
 
     pub(super) fn leave_topic(self: &Arc<Self>, link: &Link, topic: &Topic) -> bool {
-        let left = self.with_roster(link, |told| {
+        let left = self.with_roster(link, self.tells_of(link, [topic]), |told| {
             let left = self.log.leave(&link.subscriber, &Address::Topic(topic.clone()), self.now());
             if let Some(told) = told.filter(|_| left) {
                 told.exit(link, topic);
@@ -399,17 +409,32 @@ impl Inner {
         }
     }
 
-    /// Hands in the roster if somebody is to be told of this connection. Other instances hear of it too.
-    fn with_roster<R>(self: &Arc<Self>, link: &Link, change: impl FnOnce(Option<&mut Told<'_>>) -> R) -> R {
-        let changed = self.with_own_roster(link, change);
+    /// Whether one of these topics tells of this connection's user.
+    fn tells_of<'a>(&self, link: &Link, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
+        link.user().is_some() && topics.into_iter().any(|topic| self.presences.tells(topic))
+    }
+
+    /// Hands in the roster if the change is about topics that tell. Other instances hear of the change in any case.
+    fn with_roster<R>(
+        self: &Arc<Self>,
+        link: &Link,
+        tells: bool,
+        change: impl FnOnce(Option<&mut Told<'_>>) -> R,
+    ) -> R {
+        let changed = self.with_own_roster(link, tells, change);
         if let Some(remote) = &self.remote {
             remote.changed(link.id());
         }
         changed
     }
 
-    fn with_own_roster<R>(self: &Arc<Self>, link: &Link, change: impl FnOnce(Option<&mut Told<'_>>) -> R) -> R {
-        if self.presences.rules.is_empty() || link.user().is_none() {
+    fn with_own_roster<R>(
+        self: &Arc<Self>,
+        link: &Link,
+        tells: bool,
+        change: impl FnOnce(Option<&mut Told<'_>>) -> R,
+    ) -> R {
+        if !tells || link.user().is_none() {
             return change(None);
         }
         let mut roster = self.presences.roster.lock();
@@ -474,5 +499,35 @@ impl Told<'_> {
         let entry = Entry { audience: Address::Topic(topic).into(), effect: Effect::Nothing, draft };
         let (_, asleep) = self.inner.log.append_asleep([entry], self.inner.now());
         self.asleep.unite(asleep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subscription::Subscription;
+
+    #[test]
+    fn streams_without_a_topic_that_tells_wait_for_no_roster() {
+        let hub = Hub::builder().presence_for(TopicRule::exact("room")).build().unwrap();
+        let ada = |topic: &str| Subscription::user("ada").topic(topic);
+        let _in_room = hub.stream(ada("room"), None).unwrap();
+        let held = hub.inner.presences.roster.lock();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let others = hub.clone();
+        let opening = std::thread::spawn(move || {
+            let stream = others.stream(ada("news"), None).unwrap();
+            let link = others.registry().find(stream.connection()).unwrap();
+            let topic = Topic::try_from("weather").unwrap();
+            assert!(others.inner.join_topic(&link, &topic, Since::Now, 9).unwrap());
+            assert!(others.inner.leave_topic(&link, &topic));
+            drop((stream, link));
+            done.send(()).unwrap();
+        });
+        let waited = is_done.recv_timeout(std::time::Duration::from_secs(10));
+        drop(held);
+        opening.join().unwrap();
+        waited.expect("a stream waited for the roster");
+        assert_eq!(hub.topic("room").presence().members.len(), 1);
     }
 }

@@ -120,7 +120,7 @@ impl Hub {
         let (mut subscription, made_at) = waiting.kept.ok_or(NotTaken::Invalid)?;
         // A user who was disconnected since needs a new one.
         let addresses = super::open::addresses(&subscription);
-        if self.inner.bars.lock().objection(&addresses, made_at, now) == Some(Objection::Outdated) {
+        if self.inner.bars.objection(&addresses, made_at, now) == Some(Objection::Outdated) {
             return Err(NotTaken::Invalid);
         }
         // The subscription's own time may have ended before the ticket's.
@@ -296,7 +296,7 @@ impl Hub {
         }
         // A user who was disconnected since needs a new one.
         let addresses = super::open::addresses(&subscription);
-        if self.inner.bars.lock().any_since(&addresses, times.made_at) {
+        if self.inner.bars.any_since(&addresses, times.made_at) {
             return None;
         }
         let over_at = self.now().saturating_add(millis(left));

@@ -69,7 +69,7 @@ async fn the_page_passes_through_and_what_is_not_there_is_said_in_a_line() {
     assert_eq!(get(addr, "/events?topic=secret").await.status, 403);
     let long: &str = "x".repeat(64 * 1024 + 1).leak();
     assert_eq!(send(addr, Request::post("/publish").body(long).unwrap()).await.status, 413);
-    assert_eq!(send(addr, Request::post("/events").body("").unwrap()).await.status, 405);
+    assert_eq!(send(addr, Request::post("/events").body("").unwrap()).await.status, 404);
 }
 
 #[tokio::test]
