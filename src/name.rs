@@ -151,6 +151,11 @@ impl ConnectionId {
         Self(bits)
     }
 
+    /// Spreads connections evenly over `parts`: their numbers are random.
+    pub(crate) fn spread(self, parts: usize) -> usize {
+        self.0 as usize % parts
+    }
+
     /// Its first digits, for logs: who knows all of it may change the topics of a page of nobody in particular.
     pub(crate) fn brief(self) -> impl fmt::Display {
         struct Brief(u32);

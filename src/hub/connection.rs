@@ -333,7 +333,7 @@ impl Connection {
         }
         let count = batch.count();
         if count > 0 {
-            hub.counters().delivered(count);
+            hub.counters().delivered(link.id(), count);
             // Nobody else writes it.
             link.delivered.store(link.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
         }

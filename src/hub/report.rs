@@ -8,10 +8,20 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering};
 /// At most one line of a kind in this time.
 const QUIET: Millis = 10_000;
 
+/// Over how many counters the deliveries are spread.
+const SHARDS: usize = 16;
+
+/// A counter with two cache lines of its own, because processors fetch lines in pairs. Otherwise each delivery on one core
+/// takes the line away from the publishers and from the deliveries on the other cores.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded(AtomicU64);
+
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    published: AtomicU64,
-    delivered: AtomicU64,
+    published: Padded,
+    /// By connection.
+    delivered: [Padded; SHARDS],
     connected: AtomicU64,
     gaps: [AtomicU64; GapReason::ALL.len()],
     refused: [AtomicU64; RefusalReason::ALL.len()],
@@ -34,11 +44,11 @@ pub(crate) struct Counters {
 
 impl Counters {
     pub(super) fn published(&self, count: usize) {
-        self.published.fetch_add(count as u64, Ordering::Relaxed);
+        self.published.0.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn delivered(&self, count: usize) {
-        self.delivered.fetch_add(count as u64, Ordering::Relaxed);
+    pub(super) fn delivered(&self, connection: ConnectionId, count: usize) {
+        self.delivered[connection.spread(SHARDS)].0.fetch_add(count as u64, Ordering::Relaxed);
     }
 
     pub(super) fn connected(&self, connection: ConnectionId, resuming: bool) {
@@ -177,8 +187,8 @@ impl Counters {
     pub(super) fn totals(&self) -> Totals {
         let by = |counters: &[AtomicU64]| counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
         Totals {
-            published: self.published.load(Ordering::Relaxed),
-            delivered: self.delivered.load(Ordering::Relaxed),
+            published: self.published.0.load(Ordering::Relaxed),
+            delivered: self.delivered.iter().map(|shard| shard.0.load(Ordering::Relaxed)).sum(),
             connected: self.connected.load(Ordering::Relaxed),
             gaps: by(&self.gaps),
             refused: by(&self.refused),
