@@ -352,3 +352,28 @@ fn names_that_somebody_asked_for_once_are_not_remembered() {
     }
     assert_eq!(hub.stats().channels, 1);
 }
+
+/// What one publisher drops of what is past its age is bounded in events, however few the topics are.
+#[test]
+fn one_publish_drops_a_bounded_number_of_aged_events() {
+    const AGE: Duration = Duration::from_secs(2);
+    const EVENTS: usize = 8_000;
+    // Without a runtime nothing drops them but publishers.
+    let hub = Hub::builder().topic_retention(Retention::replay().age(AGE)).build().unwrap();
+    for n in 0..EVENTS {
+        hub.topic(n % 10).publish_now(Event::message("x")).unwrap();
+    }
+    let (published, each) = (std::time::Instant::now(), hub.stats().retained_bytes / EVENTS);
+    while published.elapsed() <= AGE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let before = hub.stats().retained_bytes;
+    hub.topic("t").publish_now(Event::message("x")).unwrap();
+    let dropped = before.saturating_sub(hub.stats().retained_bytes) / each;
+    assert!((100..300).contains(&dropped), "{dropped} of {EVENTS} events");
+    // And it goes on until all are gone.
+    for _ in 0..EVENTS / 200 {
+        hub.topic("t").publish_now(Event::message("x")).unwrap();
+    }
+    assert!(hub.stats().retained_bytes / each < 200);
+}

@@ -236,6 +236,7 @@ impl Log {
                 appended.push(Appended { position: self.at(number), receivers });
             }
             sequencer.sweep_a_little(&self.heads, now);
+            release(sequencer);
         }
         (appended, Asleep(marks))
     }
@@ -255,6 +256,7 @@ impl Log {
             sequencer.append(entry, &self.heads, now, |channel| marks.push(channel));
             self.horizon.store(number, Ordering::Release);
             sequencer.sweep_a_little(&self.heads, now);
+            release(sequencer);
         }
         self.wake(Asleep(marks), now);
         true
@@ -391,6 +393,7 @@ impl Log {
             let some = addresses.by_ref().take(AT_ONCE);
             entered.extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.heads)));
             horizon = self.horizon();
+            release(sequencer);
         }
         (entered, horizon)
     }
@@ -401,6 +404,7 @@ impl Log {
             let mut sequencer = self.sequencer.lock();
             some.iter().for_each(|(channel, slot)| sequencer.exit(channel, *slot, now));
             sequencer.sweep_a_little(&self.heads, now);
+            release(sequencer);
         }
     }
 
@@ -558,7 +562,10 @@ impl Log {
 
     /// Drops what is past its age, some of it if there is much. Says whether there is more, or may be later.
     pub(crate) fn sweep(&self, now: Millis) -> Swept {
-        self.sequencer.lock().sweep(&self.heads, now)
+        let mut sequencer = self.sequencer.lock();
+        let swept = sequencer.sweep(&self.heads, now);
+        release(sequencer);
+        swept
     }
 
     /// Whether listeners wait to be woken by [`wake_deferred`](Self::wake_deferred).
@@ -574,6 +581,13 @@ impl Log {
     pub(crate) fn usage(&self) -> Usage {
         self.sequencer.lock().usage()
     }
+}
+
+/// Unlocks the sequencer, then frees what was dropped under the lock.
+fn release(mut sequencer: impl std::ops::DerefMut<Target = Sequencer>) {
+    let dropped = sequencer.take_dropped();
+    drop(sequencer);
+    drop(dropped);
 }
 
 /// Those whom an append did not wake yet.

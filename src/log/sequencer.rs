@@ -11,13 +11,13 @@ use smallvec::SmallVec;
 use super::channel::Channel;
 use super::heads::Heads;
 use super::policy::Policies;
-use super::store::{Part, PerPart, Record};
+use super::store::{Dropped, Part, PerPart, Record};
 use super::subscriber::Listener;
 use super::{Budgets, Millis, Numbered, Swept, millis};
 use crate::audience::{Address, Audience};
 use crate::retention::Kind;
 
-/// How many due things one publisher, or one turn of the housekeeping, disposes of.
+/// How many records and channels one publisher, or one turn of the housekeeping, disposes of.
 const SWEEP: usize = 256;
 /// How often a publisher looks for due things.
 const SWEEP_EVERY: Millis = 100;
@@ -44,6 +44,8 @@ pub(super) struct Sequencer {
     /// Channels that were empty and without listeners at that time, oldest first.
     idle: VecDeque<(Millis, u32, u64)>,
     next_sweep: Millis,
+    /// To be freed when the lock is.
+    dropped: Dropped,
 }
 
 /// A channel stands here once while the part holds anything, under the number that was its oldest when it was put in:
@@ -97,6 +99,7 @@ impl Sequencer {
             evicted: 0,
             idle: VecDeque::new(),
             next_sweep: 0,
+            dropped: Dropped::new(),
         }
     }
 
@@ -107,6 +110,11 @@ impl Sequencer {
             keyed_bytes: self.retained.keyed,
             evicted: self.evicted,
         }
+    }
+
+    /// What was dropped under the lock, to be freed after it.
+    pub(super) fn take_dropped(&mut self) -> Dropped {
+        std::mem::take(&mut self.dropped)
     }
 
     pub(super) fn last(&self) -> u64 {
@@ -311,8 +319,9 @@ impl Sequencer {
                         .peek()
                         .is_some_and(|Reverse(waiting)| waiting.at.saturating_add(age) <= now)
                 {
-                    left -= 1;
-                    self.drop_from(policy, part, now, |_, at| at.saturating_add(age) <= now);
+                    let dropped = self.drop_from(policy, part, now, left, |_, at| at.saturating_add(age) <= now);
+                    // A channel that is looked at in vain counts too.
+                    left -= dropped.max(1);
                 }
             }
         }
@@ -334,7 +343,7 @@ impl Sequencer {
     fn apply(&mut self, channel: &Arc<Channel>, record: Arc<Record>) {
         let mut store = channel.store.lock();
         let before = store.bytes();
-        store.apply(record, self.policies.get(channel.policy));
+        store.apply(record, self.policies.get(channel.policy), &mut self.dropped);
         for part in [Part::Ring, Part::Keyed] {
             if let Some((sequence, at)) = store.oldest(part).filter(|_| !*store.queued.of(part)) {
                 *store.queued.of(part) = true;
@@ -367,21 +376,28 @@ impl Sequencer {
                 if sequence == self.last {
                     break;
                 }
-                self.evicted += self.drop_from(policy, part, now, |oldest, _| oldest <= sequence);
+                self.evicted += self.drop_from(policy, part, now, usize::MAX, |oldest, _| oldest <= sequence) as u64;
             }
         }
     }
 
     /// Takes the first channel out of a lane, drops its oldest records while `is_due`, and puts it back in its new place.
-    /// Returns how many it dropped.
-    fn drop_from(&mut self, policy: usize, part: Part, now: Millis, is_due: impl Fn(u64, Millis) -> bool) -> u64 {
+    /// Returns how many it dropped, at most `most`.
+    fn drop_from(
+        &mut self,
+        policy: usize,
+        part: Part,
+        now: Millis,
+        most: usize,
+        is_due: impl Fn(u64, Millis) -> bool,
+    ) -> usize {
         let Some(Reverse(waiting)) = self.lanes[policy].of(part).heap.pop() else { return 0 };
         let Some(channel) = self.find(waiting.number, waiting.unique) else { return 0 };
         let mut dropped = 0;
         let mut store = channel.store.lock();
         let before = store.bytes();
-        while store.oldest(part).is_some_and(|(sequence, at)| is_due(sequence, at)) {
-            store.drop_oldest(part);
+        while dropped < most && store.oldest(part).is_some_and(|(sequence, at)| is_due(sequence, at)) {
+            store.drop_oldest(part, &mut self.dropped);
             dropped += 1;
         }
         let oldest = store.oldest(part);

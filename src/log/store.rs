@@ -5,6 +5,8 @@ use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::Millis;
 use crate::name::ConnectionId;
 use crate::retention::{Bounds, Kind, Retention};
@@ -25,6 +27,9 @@ pub(crate) struct Record {
     /// The channels of a union, each by its unique number. Empty if it has one channel only.
     pub(super) union: Box<[u64]>,
 }
+
+/// Records that were dropped under a lock, to be freed after it.
+pub(super) type Dropped = SmallVec<[Arc<Record>; 4]>;
 
 /// What a record does to the current values of a channel that keeps them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,12 +131,12 @@ impl Store {
     }
 
     /// Takes in a record that is newer than all others here, and drops what no longer fits.
-    pub(super) fn apply(&mut self, record: Arc<Record>, retention: &Retention) {
+    pub(super) fn apply(&mut self, record: Arc<Record>, retention: &Retention, dropped: &mut Dropped) {
         match &record.effect {
             Effect::Sets(key) if retention.kind == Kind::LatestPerKey => {
                 let key = Arc::clone(key);
                 self.keyed.get_or_insert_default().set(key, record);
-                self.fit(Part::Keyed, &retention.keyed);
+                self.fit(Part::Keyed, &retention.keyed, dropped);
                 return;
             }
             // Who saw the value must hear of its end, so the news of it stays in the ring for a while.
@@ -143,7 +148,7 @@ impl Store {
             Effect::Sets(_) | Effect::Nothing => {}
         }
         self.ring.push(record);
-        self.fit(Part::Ring, &retention.ring);
+        self.fit(Part::Ring, &retention.ring, dropped);
         self.tidy();
     }
 
@@ -156,13 +161,14 @@ impl Store {
         Some((record.sequence, record.at))
     }
 
-    pub(super) fn drop_oldest(&mut self, part: Part) {
-        let dropped = match part {
+    pub(super) fn drop_oldest(&mut self, part: Part, dropped: &mut Dropped) {
+        let oldest = match part {
             Part::Ring => self.ring.pop(),
             Part::Keyed => self.keyed.as_mut().and_then(|keyed| keyed.pop()),
         };
-        if let Some(sequence) = dropped {
-            self.floor = self.floor.max(sequence);
+        if let Some(record) = oldest {
+            self.floor = self.floor.max(record.sequence);
+            dropped.push(record);
         }
         self.tidy();
     }
@@ -196,7 +202,7 @@ impl Store {
     }
 
     /// The newest record of a part stays, however large: else a reader that is there could never see it.
-    fn fit(&mut self, part: Part, bounds: &Bounds) {
+    fn fit(&mut self, part: Part, bounds: &Bounds, dropped: &mut Dropped) {
         loop {
             let (count, bytes) = match part {
                 Part::Ring => (self.ring.records.len(), self.ring.bytes),
@@ -205,7 +211,7 @@ impl Store {
             if count <= 1 || (count <= bounds.count && bytes <= bounds.bytes) {
                 return;
             }
-            self.drop_oldest(part);
+            self.drop_oldest(part, dropped);
         }
     }
 
@@ -222,7 +228,7 @@ impl Ring {
         self.records.push_back(record);
     }
 
-    fn pop(&mut self) -> Option<u64> {
+    fn pop(&mut self) -> Option<Arc<Record>> {
         let record = self.records.pop_front()?;
         self.bytes -= record.cost();
         if self.records.is_empty() {
@@ -230,7 +236,7 @@ impl Ring {
         } else if self.records.len() * 4 < self.records.capacity() {
             self.records.shrink_to(self.records.len() * 2);
         }
-        Some(record.sequence)
+        Some(record)
     }
 }
 
@@ -259,12 +265,12 @@ impl Keyed {
         }
     }
 
-    fn pop(&mut self) -> Option<u64> {
-        let (sequence, record) = self.by_sequence.pop_first()?;
+    fn pop(&mut self) -> Option<Arc<Record>> {
+        let (_, record) = self.by_sequence.pop_first()?;
         if let Effect::Sets(key) = &record.effect {
             self.by_key.remove(key);
             self.bytes -= record.cost() + key.len();
         }
-        Some(sequence)
+        Some(record)
     }
 }
