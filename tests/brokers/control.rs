@@ -175,6 +175,8 @@ async fn commands_are_heard_while_sending_is_slow() {
             }
         }
     });
+    let before = slow.way.told.load(Ordering::SeqCst);
+    until(|| slow.way.told.load(Ordering::SeqCst) > before + 2).await;
     for _ in 0..5 {
         let mut page = listen(&one, "ada", "news");
         two.user("ada").disconnect(Kick::now()).await.unwrap();
