@@ -560,6 +560,8 @@ async fn after_a_thousand_visits_each_has_begun_and_ended_once_and_nothing_is_le
                 assert!(ended.insert(connection.id), "it ended twice");
                 assert!(connection.user.is_some() && names(&connection).contains(&"room"), "{connection:?}");
             }
+            // On a busy machine a stream may wait for longer than events are retained here.
+            LifecycleEvent::Lagged { .. } => {}
             other => panic!("{other:?}"),
         }
     }
