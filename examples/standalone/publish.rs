@@ -9,6 +9,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::header::{CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -52,7 +53,7 @@ fn is_of_own_origin(parts: &Parts) -> bool {
         (None, None) => true,
         (None, Some(origin)) => {
             let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
-            let host = host.or_else(|| parts.uri.authority().map(axum::http::uri::Authority::as_str));
+            let host = host.or_else(|| parts.uri.authority().map(Authority::as_str));
             let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
             // A proxy may have changed the scheme.
             matches!((origin, host), (Some((_, origin)), Some(host)) if origin.eq_ignore_ascii_case(host))

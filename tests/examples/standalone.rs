@@ -255,7 +255,7 @@ async fn unknown_paths_and_methods_are_refused_in_one_line() {
     for path in ["/", "/stats", "/healthz"] {
         assert_eq!(refused(server.addr, path, "").await, (405, "not with this method".to_owned()), "{path}");
     }
-    assert_eq!(refused(server.addr, "/events?topic=a", "").await, (404, "no such path".to_owned()));
+    assert_eq!(refused(server.addr, "/events?topic=a", "").await, (405, "use GET".to_owned()));
     let reply = get(server.addr, "/topics/a").await;
     assert_eq!((reply.status.as_u16(), reply.header("allow")), (405, "POST"));
     assert_eq!(get(server.addr, "/events?topic=").await.status, 403);
