@@ -8,6 +8,7 @@ import pathlib
 import secrets
 import socket
 import sys
+import time
 
 
 def encode(*parts):
@@ -37,10 +38,11 @@ def quoted(namespace):
 
 def main(port, namespace, topic, event, data):
     script = (pathlib.Path(__file__).parent / "../src/backplane/redis/append.lua").read_bytes()
-    record = json.dumps({"v": 1, "to": {"topics": [topic]}, "event": event, "data": data})
+    stamp = {"id": secrets.token_hex(8), "at": int(time.time() * 1000)}
+    record = json.dumps({"v": 1, **stamp, "to": {"topics": [topic]}, "event": event, "data": data})
     keys = ["tower-sse:{%s}:%s" % (quoted(namespace), name) for name in ("log", "meta", "values", "order")]
     # Seen: nothing. A new epoch, should the log have none. What is kept: as the instances have it.
-    arguments = ["", 0, secrets.token_hex(8).lstrip("0"), 100_000, 3_600_000, 100_000, 600_000, 1, record, 0, 0]
+    arguments = ["", 0, secrets.token_hex(8).lstrip("0"), 100_000, 3_600_000, 100_000, 600_000, 1, 256 << 20, record, 0, 0]
     with socket.create_connection(("127.0.0.1", int(port))) as connection:
         connection.sendall(encode("EVAL", script, len(keys), *keys, *arguments))
         epoch, sequences = answer(connection.makefile("rb"))

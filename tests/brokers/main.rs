@@ -30,5 +30,6 @@ mod odd;
 mod past;
 mod publisher;
 mod runtimes;
+mod redis;
 mod soak;
 mod storm;

@@ -1,6 +1,6 @@
 -- KEYS: log, meta, values, order of values, then one for each idempotency key.
 -- ARGV: seen epoch, seen sequence, a new epoch, most records, oldest age in ms, most values, time to live of idempotency keys
---       in ms, number of records; then of each: payload, index of its idempotency key or 0, number of values; then of each
+--       in ms, number of records, most bytes; then of each: payload, index of its idempotency key or 0, number of values; then of each
 --       value: id, "1" if it is removed.
 -- Returns the epoch and the sequences.
 local function n(number) return string.format('%.0f', number) end
@@ -12,8 +12,10 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
     if info[i] == 'last-generated-id' then last = tonumber(string.match(info[i + 1], '^%d+')) end
   end
 end
-local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last')
+local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last', 'bytes')
 local epoch = meta[1]
+-- Of all records that were ever appended. Each entry has what it was before.
+local bytes = tonumber(meta[3] or '0')
 if not epoch or last < tonumber(meta[2] or '0') or (epoch == ARGV[1] and last < tonumber(ARGV[2])) then
   epoch = ARGV[3]
   redis.call('HSET', KEYS[2], 'epoch', epoch)
@@ -22,7 +24,7 @@ end
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local sequences = {}
-local at = 9
+local at = 10
 for _ = 1, tonumber(ARGV[8]) do
   local payload, idem, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
@@ -33,7 +35,8 @@ for _ = 1, tonumber(ARGV[8]) do
   else
     last = last + 1
     local sequence = n(last)
-    redis.call('XADD', KEYS[1], sequence .. '-0', 'd', payload, 't', n(now))
+    redis.call('XADD', KEYS[1], sequence .. '-0', 'd', payload, 't', n(now), 'b', n(bytes))
+    bytes = bytes + #payload
     for _ = 1, count do
       local id, removes = ARGV[at], ARGV[at + 1] == '1'
       at = at + 2
@@ -51,7 +54,7 @@ for _ = 1, tonumber(ARGV[8]) do
     sequences[#sequences + 1] = sequence
   end
 end
-redis.call('HSET', KEYS[2], 'last', n(last))
+redis.call('HSET', KEYS[2], 'last', n(last), 'bytes', n(bytes))
 
 local over = redis.call('ZCARD', KEYS[4]) - tonumber(ARGV[6])
 if over > 0 then
@@ -61,14 +64,31 @@ end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[4])
 -- By age: the ids are no times, so the oldest entries are looked at. More than one only if that one is old, since reading
 -- them is most of what a small append costs; then more than were appended, so that it gets on.
+local function entry_from(sequence)
+  return redis.call('XRANGE', KEYS[1], n(sequence) .. '-0', '+', 'COUNT', 1)[1]
+end
+local function number(entry) return tonumber(string.match(entry[1], '^%d+')) end
 local function old(entry) return (tonumber(entry[2][4] or '') or 0) + tonumber(ARGV[5]) <= now end
 local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if oldest and old(oldest) then
   local keep = nil
   for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 64 + tonumber(ARGV[8]))) do
     if not old(entry) then break end
-    keep = n(tonumber(string.match(entry[1], '^%d+')) + 1) .. '-0'
+    keep = n(number(entry) + 1) .. '-0'
   end
   redis.call('XTRIM', KEYS[1], 'MINID', keep)
+  oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+end
+-- By size: down to somewhat less than the bound, so that not every append has to search. The newest record stays.
+local function held(entry) return bytes - (tonumber(entry[2][6] or '') or bytes) end
+if oldest and held(oldest) > tonumber(ARGV[9]) then
+  local bound = tonumber(ARGV[9]) / 16 * 15
+  local low, high = number(oldest) + 1, last
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local entry = entry_from(middle)
+    if entry and held(entry) > bound then low = number(entry) + 1 else high = middle end
+  end
+  redis.call('XTRIM', KEYS[1], 'MINID', n(math.min(low, last)) .. '-0')
 end
 return { epoch, sequences }

@@ -9,8 +9,8 @@ mod stream;
 
 use std::collections::hash_map::HashMap;
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -20,13 +20,16 @@ use redis::Client;
 use redis::streams::{StreamId, StreamRangeReply};
 
 use self::server::{Shared, parse_epoch, seen_arguments};
-use self::stream::{From, read, stored};
+use self::stream::{From, id_of, read, stored};
 use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// How many records one call of the script appends: others wait for it.
 const CHUNK: usize = 256;
-/// How many control messages are kept for those who are a moment behind.
+/// How many control messages are kept for instances that are a moment behind, and for how long. They name users.
 const CONTROL: usize = 10_000;
+const CONTROL_AGE: Duration = Duration::from_secs(300);
+/// How often old control messages are removed.
+const TIDY: Duration = Duration::from_secs(10);
 
 /// A log on a Redis server: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
@@ -41,6 +44,9 @@ pub struct Redis {
 #[derive(Clone)]
 struct Settings {
     max_records: usize,
+    max_bytes: u64,
+    /// How many replicas acknowledge a record before an append is done.
+    replicas: u32,
     max_age: Duration,
     max_values: usize,
     timeout: Duration,
@@ -56,6 +62,8 @@ impl Redis {
         let client = Client::open(url).map_err(|_| BackplaneError::rejected("not a Redis URL"))?;
         let settings = Settings {
             max_records: 100_000,
+            max_bytes: 256 << 20,
+            replicas: 0,
             max_age: Duration::from_secs(3600),
             max_values: 100_000,
             timeout: Duration::from_secs(2),
@@ -67,6 +75,22 @@ impl Redis {
     #[must_use]
     pub fn max_records(self, records: usize) -> Self {
         self.with(|settings| settings.max_records = records.max(1))
+    }
+
+    /// Sets about how many bytes of records the log keeps; the newest record is always kept. Redis needs some 100 bytes more
+    /// for each record, and current values are kept beside the log. Defaults to 256 MiB.
+    #[must_use]
+    pub fn max_bytes(self, bytes: u64) -> Self {
+        self.with(|settings| settings.max_bytes = bytes.max(1))
+    }
+
+    /// Waits for so many replicas to acknowledge a record before an append succeeds (`WAIT`). Without it a failover may lose
+    /// records that were acknowledged to the publisher. With too few replicas, publishing is an error
+    /// ([`is_unknown`](crate::PublishError::is_unknown)) after half of the [`timeout`](Self::timeout): the primary has the
+    /// record. Defaults to 0.
+    #[must_use]
+    pub fn acknowledged_by(self, replicas: u32) -> Self {
+        self.with(|settings| settings.replicas = replicas)
     }
 
     /// Sets how long the log keeps a record, looked at when something is appended. Defaults to an hour.
@@ -85,6 +109,26 @@ impl Redis {
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|settings| settings.timeout = timeout)
+    }
+
+    /// Now and then removes control messages that are too old at a time of the server, in milliseconds, and lets all of them
+    /// expire when no instance sends any more.
+    async fn tidy(&self, now: u64) {
+        {
+            let mut tidied = self.shared.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+            if tidied.is_some_and(|at| at.elapsed() < TIDY) {
+                return;
+            }
+            *tidied = Some(Instant::now());
+        }
+        let age = CONTROL_AGE.as_millis() as u64;
+        let mut tidy = redis::pipe();
+        tidy.cmd("XTRIM").arg(&self.shared.keys.control).arg("MINID").arg(now.saturating_sub(age));
+        tidy.cmd("PEXPIRE").arg(&self.shared.keys.control).arg(age);
+        let done = self.shared.run(async |connection| tidy.query_async::<()>(connection).await).await;
+        if let Err(error) = done {
+            tracing::debug!(%error, "old control messages could not be removed");
+        }
     }
 
     fn with(self, change: impl FnOnce(&mut Settings)) -> Self {
@@ -200,7 +244,9 @@ impl Backplane for Redis {
                 .arg("*")
                 .arg("d")
                 .arg(&message[..]);
-            self.shared.run(async |connection| command.query_async::<String>(connection).await).await.map(drop)
+            let id = self.shared.run(async |connection| command.query_async::<String>(connection).await).await?;
+            self.tidy(id_of(&id).0).await;
+            Ok(())
         }
         .boxed()
     }
@@ -245,8 +291,8 @@ impl Backplane for Redis {
     }
 
     fn limits(&self) -> String {
-        let Settings { max_records, max_age, max_values, .. } = &self.shared.settings;
-        format!("{max_records} records, {max_age:?}, {max_values} values")
+        let Settings { max_records, max_bytes, max_age, max_values, .. } = &self.shared.settings;
+        format!("{max_records} records, {max_bytes} bytes, {max_age:?}, {max_values} values")
     }
 }
 

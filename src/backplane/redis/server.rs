@@ -1,7 +1,8 @@
 //! What the clones of an adapter share: connections to the server, the scripts, and reading in pages.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -24,16 +25,83 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) append: Script,
     pub(super) state: Script,
-    /// For commands.
+    /// For questions and what is small: they do not wait behind a large batch that is published or read.
     pub(super) line: PerRuntime<Line>,
-    /// For reading much: a publish does not wait behind it.
+    /// For publishing.
+    pub(super) publish: PerRuntime<Line>,
+    /// For reading much.
     pub(super) bulk: PerRuntime<Line>,
+    /// When control messages were last looked through for old ones.
+    pub(super) tidied: std::sync::Mutex<Option<Instant>>,
     /// How many are read at a time: fewer once so many did not come in time.
     pub(super) page: AtomicUsize,
 }
 
 /// A connection that is made when it is needed; a broken one is thrown away.
-pub(super) type Line = Mutex<Option<MultiplexedConnection>>;
+#[derive(Default)]
+pub(super) struct Line {
+    slot: std::sync::Mutex<Slot>,
+    /// Held while one caller connects for all.
+    connecting: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Slot {
+    connection: Option<MultiplexedConnection>,
+    /// Which connection it is, so that a late error of an old one does not throw away its successor.
+    number: u64,
+    /// When connecting failed last, and why: callers that waited for it meanwhile do not try one after the other.
+    failed: Option<(Instant, BackplaneError)>,
+}
+
+impl Line {
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self) -> Option<(MultiplexedConnection, u64)> {
+        let slot = self.slot();
+        Some((slot.connection.clone()?, slot.number))
+    }
+
+    async fn get(&self, shared: &Shared) -> Result<(MultiplexedConnection, u64), BackplaneError> {
+        if let Some(found) = self.find() {
+            return Ok(found);
+        }
+        let asked_at = Instant::now();
+        let _connects = self.connecting.lock().await;
+        if let Some(found) = self.find() {
+            return Ok(found);
+        }
+        if let Some((_, error)) = self.slot().failed.as_ref().filter(|(at, _)| *at >= asked_at) {
+            return Err(error.again());
+        }
+        let connected: Result<_, BackplaneError> = async {
+            let mut connection = shared.connect(Some(shared.settings.timeout)).await?;
+            shared.warn_of_eviction(&mut connection).await;
+            Ok(connection)
+        }
+        .await;
+        let mut slot = self.slot();
+        match connected {
+            Ok(connection) => {
+                slot.number += 1;
+                slot.failed = None;
+                Ok((slot.connection.insert(connection).clone(), slot.number))
+            }
+            Err(error) => {
+                slot.failed = Some((Instant::now(), error.again()));
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether it still was this connection.
+    fn lose(&self, number: u64) -> bool {
+        let mut slot = self.slot();
+        slot.number == number && slot.connection.take().is_some()
+    }
+}
 
 impl Shared {
     pub(super) fn new(client: Client, namespace: String, settings: Settings) -> Self {
@@ -45,7 +113,9 @@ impl Shared {
             append: Script::new(include_str!("append.lua")),
             state: Script::new(include_str!("state.lua")),
             line: PerRuntime::default(),
+            publish: PerRuntime::default(),
             bulk: PerRuntime::default(),
+            tidied: std::sync::Mutex::default(),
             page: AtomicUsize::new(PAGE),
         }
     }
@@ -75,7 +145,7 @@ impl Shared {
         }
     }
 
-    /// Runs a command on the shared connection.
+    /// Runs a small command.
     pub(super) async fn run<T>(
         &self,
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
@@ -89,22 +159,16 @@ impl Shared {
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     ) -> Result<T, BackplaneError> {
         let line = lines.here();
-        let mut connection = {
-            let mut shared = line.lock().await;
-            match &*shared {
-                Some(connection) => connection.clone(),
-                None => {
-                    let mut connection = self.connect(Some(self.settings.timeout)).await?;
-                    self.warn_of_eviction(&mut connection).await;
-                    shared.insert(connection).clone()
-                }
-            }
-        };
+        let (mut connection, number) = line.get(self).await?;
         match command(&mut connection).await {
             Ok(answer) => Ok(answer),
             Err(error) => {
-                if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() {
-                    *line.lock().await = None;
+                if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
+                    // What broke one has most likely broken all. Otherwise a publish would find that out after the instance
+                    // is ready again.
+                    if line.lose(number) {
+                        [&self.line, &self.publish, &self.bulk].iter().for_each(|lines| lines.here().slot().connection = None);
+                    }
                 }
                 Err(classify(&error))
             }
@@ -157,7 +221,7 @@ impl Shared {
         }
         seen_arguments(&mut call, seen);
         call.arg(settings.max_records).arg(settings.max_age.as_millis() as u64).arg(settings.max_values);
-        call.arg(600_000).arg(records.len());
+        call.arg(600_000).arg(records.len()).arg(settings.max_bytes);
         let mut idempotent = 0;
         for record in records {
             let index = record.idempotency_key.as_ref().map_or(0, |key| {
@@ -170,8 +234,22 @@ impl Shared {
                 call.arg(&*value.id).arg(if value.removes { "1" } else { "0" });
             }
         }
-        let (epoch, sequences): (String, Vec<u64>) =
-            self.run(async |connection| call.invoke_async(connection).await).await?;
+        let replicas = settings.replicas;
+        let append = async |connection: &mut MultiplexedConnection| {
+            let appended: (String, Vec<u64>) = call.invoke_async(connection).await?;
+            let mut acknowledged = replicas;
+            if replicas > 0 {
+                // On the same connection: the server waits for what was written over it.
+                let limit = u64::try_from(settings.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
+                acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await?;
+            }
+            Ok((appended, acknowledged))
+        };
+        let ((epoch, sequences), acknowledged) = self.run_on(&self.publish, append).await?;
+        if acknowledged < replicas {
+            let text = format!("{acknowledged} of {replicas} replicas acknowledged the records in time");
+            return Err(BackplaneError::unknown(text));
+        }
         let epoch = parse_epoch(&epoch)?;
         Ok(sequences.into_iter().map(|sequence| Place { epoch, sequence }).collect())
     }
@@ -186,13 +264,20 @@ pub(super) fn parse_epoch(text: &str) -> Result<u64, BackplaneError> {
     u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is no number"))
 }
 
+/// Whether the server is not the primary of the log, or not yet or not any more: another connection may lead to the one that
+/// is.
+fn is_elsewhere(error: &RedisError) -> bool {
+    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly};
+    matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | ClusterDown | Moved | Ask | BusyLoading))
+}
+
 /// What an error means. Its text has no secrets: the client leaves URLs out.
 pub(super) fn classify(error: &RedisError) -> BackplaneError {
     let text = error.to_string();
     match error.kind() {
-        ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::TryAgain | ServerErrorKind::MasterDown) => {
-            BackplaneError::unavailable(text)
-        }
+        // Nothing was done: no part of a script, and no command.
+        ErrorKind::Server(ServerErrorKind::TryAgain) => BackplaneError::unavailable(text),
+        _ if is_elsewhere(error) => BackplaneError::unavailable(text),
         ErrorKind::Server(_)
         | ErrorKind::Extension
         | ErrorKind::AuthenticationFailed

@@ -1,4 +1,7 @@
 -- KEYS: log, meta. ARGV: seen epoch, seen sequence, a new epoch. Returns the epoch, the first and the last sequence.
+-- Changes nothing, and is refused where an append would be refused: by a replica, without enough replicas, or when the disk
+-- fails.
+redis.call('HDEL', KEYS[2], '-')
 local last, first = 0, nil
 if redis.call('EXISTS', KEYS[1]) == 1 then
   local info = redis.call('XINFO', 'STREAM', KEYS[1])

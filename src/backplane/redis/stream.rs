@@ -1,7 +1,7 @@
 //! Following a stream.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -48,7 +48,20 @@ pub(super) fn read(
                 }
             }
         };
+        let mut checked: Option<Instant> = None;
         loop {
+            // A primary that was demoted goes on answering reads, and new records may come elsewhere. A server that is not the
+            // primary refuses every write, also one that changes nothing.
+            if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
+                let mut write = redis::cmd("HDEL");
+                write.arg(&shared.keys.meta).arg("-");
+                let write = tokio::time::timeout(shared.settings.timeout, write.query_async::<u64>(&mut connection));
+                write
+                    .await
+                    .map_err(|_| BackplaneError::unknown("no answer in time"))?
+                    .map_err(|error| classify(&error))?;
+                checked = Some(Instant::now());
+            }
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             command.arg("STREAMS").arg(&key).arg(&id);
