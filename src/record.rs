@@ -1,13 +1,13 @@
 //! A record as it lies on a broker: one JSON object, for any language to write and read.
 //!
 //! ```json
-//! {"v":1,"to":{"topics":["news"],"users":["ada"]},"event":"headline","data":"It rains."}
+//! {"v":1,"id":"5bd0…","at":1795866000000,"to":{"topics":["news"]},"event":"headline","data":"It rains."}
 //! ```
 //!
 //! `docs/broker.md` has the format, with test vectors. `v` is the version; `to` and `except` mean the same in every later
 //! one, so that whoever cannot read a record still knows who misses it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,9 +30,44 @@ pub(crate) enum Unreadable {
     Of(Box<Audience>),
 }
 
+/// What makes a record unlike every other record, and the time at which it was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// A random number. It distinguishes a record from an equal one that took its place in a log that was rolled back.
+    id: u64,
+    /// Milliseconds of Unix time, by the publisher's clock.
+    at: u64,
+}
+
+impl Stamp {
+    pub(crate) fn now() -> Self {
+        Self { id: fastrand::u64(..), at: unix_millis() }
+    }
+}
+
+/// Milliseconds of Unix time.
+pub(crate) fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A record as it was read.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub(crate) audience: Audience,
+    pub(crate) event: Event,
+    /// Milliseconds of Unix time, by the publisher's clock, if the publisher wrote it.
+    pub(crate) published_at: Option<u64>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Envelope<'a> {
     v: u64,
+    /// Only the bytes of records are compared, so a reader takes any value.
+    #[serde(skip_deserializing)]
+    id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<u64>,
     to: To<'a>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     except: Vec<Cow<'a>>,
@@ -86,12 +121,14 @@ impl From<String> for Cow<'_> {
     }
 }
 
-/// As it is written. The event was checked.
-pub(crate) fn encode(audience: &Audience, event: &Event) -> Vec<u8> {
+/// Encodes a record. The event was checked.
+pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8> {
     let to = to_of(audience);
     let name = event.name_str();
     let envelope = Envelope {
         v: VERSION,
+        id: format!("{:016x}", stamp.id),
+        at: Some(stamp.at),
         to,
         except: audience.excluded().iter().map(|id| id.to_string().into()).collect(),
         event: (!name.is_empty()).then(|| name.into()),
@@ -121,7 +158,7 @@ pub(crate) fn to_of(audience: &Audience) -> To<'static> {
 
 /// What was written; its names are checked, its size and its event are not. An audience that is far beyond the limit is not
 /// even held, so nobody can say whose the record was.
-pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<(Audience, Event), Unreadable> {
+pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Unreadable> {
     let most = max_targets.max(MOST_ADDRESSES);
     let of = |to: &To<'_>, except: &[Cow<'_>]| {
         if to.len().max(except.len()) > most {
@@ -158,7 +195,7 @@ pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<(Audience, Even
     if let Some(retry) = envelope.retry_ms {
         event = event.retry(Duration::from_millis(retry));
     }
-    Ok((audience, event))
+    Ok(Decoded { audience, event, published_at: envelope.at })
 }
 
 /// Under which name a broker keeps the current value of a key of an audience: a JSON array, so that nothing is joined.
@@ -209,9 +246,11 @@ mod tests {
         let document = include_str!("../docs/broker.md");
         let vectors: Vec<&str> = document.lines().filter(|line| line.starts_with("{\"v\":1,")).collect();
         assert!(vectors.len() >= 5, "the vectors were not found");
+        let stamp = Stamp { id: 0x0123_4567_89ab_cdef, at: 1_795_866_000_000 };
         for vector in vectors {
-            let (audience, event) = decode(vector.as_bytes(), 128).unwrap();
-            assert_eq!(String::from_utf8(encode(&audience, &event)).unwrap(), vector);
+            let Decoded { audience, event, published_at } = decode(vector.as_bytes(), 128).unwrap();
+            assert_eq!(published_at, Some(stamp.at));
+            assert_eq!(String::from_utf8(encode(&audience, &event, stamp)).unwrap(), vector);
         }
         for line in document.lines().filter(|line| line.starts_with("{\"v\":2,")) {
             assert!(
@@ -223,6 +262,11 @@ mod tests {
     #[test]
     fn unknown_fields_are_passed_over_and_what_is_no_record_is_garbage() {
         assert!(decode(br#"{"v":1,"to":{"topics":["a"],"planets":[1]},"data":"x","more":{}}"#, 128).is_ok());
+        // A publisher in another language may leave the stamp out, and may write any id.
+        for id in [r#""#, r#""id":7,"#, r#""id":"","#, r#""id":{"a":[]},"#] {
+            let record = format!(r#"{{"v":1,{id}"to":{{"topics":["a"]}},"data":"x"}}"#);
+            assert_eq!(decode(record.as_bytes(), 128).unwrap().published_at, None, "{record}");
+        }
         for garbage in
             [&b""[..], b"{", b"[]", b"\xff", b"{\"v\":1}", b"{\"v\":1,\"to\":{\"topics\":[\"\"]},\"data\":\"\"}"]
         {
@@ -231,6 +275,13 @@ mod tests {
         for of in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
             assert!(matches!(decode(of.as_bytes(), 128), Err(Unreadable::Of(_))), "{of}");
         }
+    }
+
+    #[test]
+    fn two_records_of_equal_events_differ() {
+        let topic = || Audience::from(Address::Topic(Topic::try_from("a").unwrap()));
+        let record = || encode(&topic(), &Event::message("tick"), Stamp::now());
+        assert_ne!(record(), record());
     }
 
     #[test]
@@ -248,15 +299,15 @@ mod tests {
             assert!(matches!(decode(garbage.as_bytes(), 128), Err(Unreadable::Garbage)));
         }
         // Over the limit, but whose it was can be said; and what is allowed is read, however many that are.
-        let (audience, _) = decode(topics(1024, 1).as_bytes(), 128).unwrap();
+        let Decoded { audience, .. } = decode(topics(1024, 1).as_bytes(), 128).unwrap();
         assert_eq!(audience.addresses().len(), 1024);
-        let (audience, _) = decode(topics(100_000, 1).as_bytes(), 100_000).unwrap();
+        let Decoded { audience, .. } = decode(topics(100_000, 1).as_bytes(), 100_000).unwrap();
         assert_eq!(audience.addresses().len(), 100_000);
-        let (audience, _) = decode(except(100_000).as_bytes(), 100_000).unwrap();
+        let Decoded { audience, .. } = decode(except(100_000).as_bytes(), 100_000).unwrap();
         assert_eq!(audience.excluded().len(), 100_000);
         assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
         // Each once, in their order.
-        let (audience, _) =
+        let Decoded { audience, .. } =
             decode(br#"{"v":1,"to":{"topics":["b","a","b"],"users":["a","a"]},"data":""}"#, 128).unwrap();
         let topic = |name: &str| Address::Topic(Topic::try_from(name).unwrap());
         assert_eq!(audience.addresses(), [topic("b"), topic("a"), Address::User(UserId::try_from("a").unwrap())]);
@@ -280,7 +331,10 @@ mod tests {
             let mut audience = Audience::from(Address::Topic(Topic::try_from(topic).unwrap()));
             audience.insert(Address::Everyone);
             audience.exclude(ConnectionId::from_bits(7));
-            let (read_audience, read) = decode(&encode(&audience, &event), 128).unwrap();
+            let stamp = Stamp::now();
+            let Decoded { audience: read_audience, event: read, published_at } =
+                decode(&encode(&audience, &event, stamp), 128).unwrap();
+            prop_assert_eq!(published_at, Some(stamp.at));
             prop_assert_eq!(read_audience.addresses().iter().collect::<std::collections::BTreeSet<_>>(), audience.addresses().iter().collect());
             prop_assert_eq!(read_audience.excluded(), audience.excluded());
             prop_assert_eq!((read.name_str(), read.data_bytes()), (event.name_str(), event.data_bytes()));

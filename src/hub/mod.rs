@@ -11,6 +11,8 @@ mod connection;
 #[cfg(feature = "json")]
 mod control;
 mod drain;
+#[cfg(feature = "json")]
+mod history;
 mod housekeeping;
 mod info;
 mod lifecycle;
@@ -268,17 +270,21 @@ impl Hub {
     }
 }
 
+/// What the clock of a hub shows when the hub starts: a year, so that records from before have a time too.
+const STARTED: Millis = 365 * 24 * 60 * 60 * 1000;
+
 impl Inner {
     fn now(&self) -> Millis {
         self.at(Instant::now())
     }
 
     fn at(&self, instant: Instant) -> Millis {
-        u64::try_from(instant.saturating_duration_since(self.started).as_millis()).unwrap_or(Millis::MAX)
+        let since = u64::try_from(instant.saturating_duration_since(self.started).as_millis());
+        since.map_or(Millis::MAX, |since| since.saturating_add(STARTED))
     }
 
     fn instant(&self, millis: Millis) -> Instant {
-        self.started + Duration::from_millis(millis)
+        self.started + Duration::from_millis(millis.saturating_sub(STARTED))
     }
 }
 

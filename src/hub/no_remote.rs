@@ -33,6 +33,10 @@ impl Remote {
         match *self {}
     }
 
+    pub(super) fn most_ahead(&self) -> u64 {
+        match *self {}
+    }
+
     pub(super) fn changed(&self, _: ConnectionId) {
         match *self {}
     }

@@ -9,6 +9,7 @@ use super::limits::AFTER_DISPLACEMENT;
 use super::link::{Ending, Link};
 use super::recheck::{self, Authority};
 use super::registry::UserTopic;
+use super::remote::Remote;
 use super::{Connection, Hub, LifecycleEvent, housekeeping, workers};
 use crate::audience::Address;
 use crate::kick::Returns;
@@ -19,9 +20,6 @@ use crate::position::{Cursor, Position};
 use crate::reason::{EndReason, GapReason, RefusalReason};
 use crate::subscription::{History, Start, Subscription, SubscriptionError};
 use crate::wire::control::CursorState;
-
-/// How far a client may be ahead of this instance.
-const MOST_AHEAD: u64 = 100_000;
 
 /// What of a request matters beside its subscription and its cursor.
 pub(crate) struct Request {
@@ -158,8 +156,8 @@ impl Hub {
             Cursor::Invalid | Cursor::Barred(_) => Err(GapReason::Invalid),
             Cursor::At(position) => {
                 let number = self.log().number(position).ok_or(GapReason::Epoch)?;
-                // Another instance may be a moment ahead; nobody can be ahead of a log that is this process's own.
-                let ahead = if self.inner.remote.is_some() { MOST_AHEAD } else { 0 };
+                // Another instance may be ahead. No client can be ahead of a log that is this process's own.
+                let ahead = self.inner.remote.as_ref().map_or(0, Remote::most_ahead);
                 if number > self.log().last().saturating_add(ahead) { Err(GapReason::Ahead) } else { Ok(Some(number)) }
             }
         }

@@ -15,7 +15,7 @@ use crate::record;
 
 /// A record of an event that was checked. It sets a value for each address that keeps them.
 pub(super) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {
-    let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event)));
+    let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
     if let Some(key) = event.keyed() {
         let kept = audience.addresses().iter().filter(|address| keeps_values(address));
         let value = |address| Value::new(record::value_id(address, key), event.removes());

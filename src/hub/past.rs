@@ -4,7 +4,8 @@
 //!    while there is room.
 //! 2. One task reads, one block after the other: however many come back, the broker is asked for one at a time. It lives
 //!    while a connection waits, in a [task slot](super::task).
-//! 3. A block is only believed if the log had the same epoch before and after.
+//! 3. A block is only believed if the log had the same epoch before and after. Records that are missing at its beginning
+//!    are asked for again, for a while, if the log says that it has them.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
@@ -134,6 +135,13 @@ impl Hub {
         let (records, state) = in_time(limit, read).await?;
         if state.epoch != epoch.0 {
             return Err(changed());
+        }
+        let expected = state.first.max(after + 1);
+        let is_late = records.iter().find(|stored| stored.sequence > after).is_none_or(|next| next.sequence > expected);
+        if !is_late {
+            remote.history.found(expected);
+        } else if expected <= state.last && remote.history.missing_for(expected) < limit {
+            return Err(BackplaneError::unknown("records cannot be read, although the log has them"));
         }
         let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload)));
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;

@@ -496,7 +496,7 @@ impl Told<'_> {
             return;
         }
         let draft = Draft::control(name, &data);
-        let entry = Entry { audience: Address::Topic(topic).into(), effect: Effect::Nothing, draft };
+        let entry = Entry { audience: Address::Topic(topic).into(), effect: Effect::Nothing, draft, published: None };
         let (_, asleep) = self.inner.log.append_asleep([entry], self.inner.now());
         self.asleep.unite(asleep);
     }

@@ -116,7 +116,7 @@ impl Hub {
             Some(key) => Effect::Sets(Arc::from(key)),
         };
         match Draft::encode(event, &self.settings().framing) {
-            Ok(draft) => Ok(Entry { audience, effect, draft }),
+            Ok(draft) => Ok(Entry { audience, effect, draft, published: None }),
             Err(error) => Err(Box::new((audience, error))),
         }
     }

@@ -6,7 +6,6 @@
 //! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
 
 use std::collections::hash_set::HashSet;
-use std::hash::{DefaultHasher, Hasher};
 use std::sync::{Arc, Weak};
 
 use futures::StreamExt;
@@ -15,6 +14,7 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use super::agreement::Agreement;
 use super::control::{self, Control};
+use super::history::{History, Next};
 use super::past::{self, Past};
 use super::presence::Other;
 use super::task::TaskSlot;
@@ -26,17 +26,20 @@ use crate::event::Event;
 use crate::log::{Effect, Entry, Millis, Policies};
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Epoch, Position};
-use crate::record::{self, Unreadable};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::record::{self, Decoded, Unreadable};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
-/// How many records are read at a time when this instance catches up.
-const BATCH: usize = 1024;
 /// After how many probes that found something which did not come a connection counts as mute.
 const MUTE: u32 = 2;
 /// A server may be busy for a moment.
 const SHORTEST_LOOK: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How far a client may be ahead of what this instance knows of the log: other instances may be faster.
+const MOST_AHEAD: u64 = 100_000;
+/// The same while the log cannot be followed. Far below all numbers that are counted exactly, since a new life of the log
+/// begins above what clients claim.
+const MOST_AHEAD_WHILE_STALE: u64 = 1 << 40;
 
 pub(super) struct Remote {
     pub(super) backplane: Arc<dyn Backplane>,
@@ -49,8 +52,9 @@ pub(super) struct Remote {
     last: AtomicU64,
     /// Records that could not be read, ever.
     skipped: AtomicU64,
-    /// The newest record that was applied, by its number and a hash: whether the log still has it there.
-    newest: Mutex<Option<(u64, u64)>>,
+    /// The newest record that the log had when it was asked last.
+    latest: AtomicU64,
+    pub(super) history: History,
     pub(super) past: Past,
     pub(super) control: Control,
 }
@@ -66,7 +70,8 @@ impl Remote {
             stale: AtomicBool::new(false),
             last: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
-            newest: Mutex::default(),
+            latest: AtomicU64::new(0),
+            history: History::default(),
             past: Past::default(),
         }
     }
@@ -87,6 +92,16 @@ impl Remote {
     /// Whether the tasks of the shared log run on a runtime that is alive.
     fn is_attended(&self) -> bool {
         self.following.is_attended() && self.control.is_attended() && self.past.is_attended()
+    }
+
+    /// How far a client may be ahead of this instance. An instance that cannot follow the log does not know how far the log
+    /// has come, and one that can knows how far it is behind.
+    pub(super) fn most_ahead(&self) -> u64 {
+        if self.is_stale() {
+            return MOST_AHEAD_WHILE_STALE;
+        }
+        let behind = self.latest.load(Ordering::Acquire).saturating_sub(self.last.load(Ordering::Acquire));
+        behind.saturating_add(MOST_AHEAD)
     }
 
     pub(super) fn changed(&self, id: ConnectionId) {
@@ -224,10 +239,19 @@ async fn follow(inner: Weak<Inner>) {
     }
 }
 
+/// From when on the age of a record counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// From now on: it has just come. The clocks of publishers do not matter.
+    New,
+    /// From when it was published: this instance starts.
+    AsPublished,
+}
+
 /// Numbers beyond what every part of this and every broker counts exactly are not of a hub.
 const MOST: u64 = 1 << 53;
 
-fn believable(sequence: u64) -> Result<(), BackplaneError> {
+pub(super) fn believable(sequence: u64) -> Result<(), BackplaneError> {
     if sequence > MOST {
         return Err(BackplaneError::unknown("the log has a number that no hub has written"));
     }
@@ -242,12 +266,6 @@ pub(super) async fn in_time<T>(
     timeout(limit, what).await.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
 }
 
-fn hash_of(payload: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(payload);
-    hasher.finish()
-}
-
 /// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
 async fn listen(
     inner: &Weak<Inner>,
@@ -255,18 +273,19 @@ async fn listen(
     probe: Duration,
 ) -> Result<(), BackplaneError> {
     let mut next_probe = Instant::now() + probe;
-    let mut mute = 0;
+    let (mut mute, mut uncompared) = (0, 0);
     loop {
-        let came = match select(tail.next(), std::pin::pin!(sleep_until(next_probe))).await {
-            Either::Left((came, _)) => Some(came),
-            Either::Right(_) => None,
+        // The probe comes first, so that a log that is never silent is compared too.
+        let came = match select(std::pin::pin!(sleep_until(next_probe)), tail.next()).await {
+            Either::Left(_) => None,
+            Either::Right((came, _)) => Some(came),
         };
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return Ok(()) };
         let Some(remote) = &hub.inner.remote else { return Ok(()) };
         match came {
             Some(Some(Ok(batch))) => {
                 mute = 0;
-                hub.apply(remote, batch).await?;
+                hub.apply(remote, batch, Age::New).await?;
             }
             Some(Some(Err(error))) => return Err(error),
             Some(None) => return Err(BackplaneError::unknown("the connection ended")),
@@ -276,6 +295,17 @@ async fn listen(
                 let state = hub.look(remote, probe.max(SHORTEST_LOOK)).await?;
                 if state.epoch != hub.log().epoch().0 {
                     return Ok(());
+                }
+                match hub.is_another(remote, state).await {
+                    Ok(false) => uncompared = 0,
+                    Ok(true) => return Ok(()),
+                    // Reading may be slow for a moment, while much is read.
+                    Err(error) => {
+                        uncompared += 1;
+                        if uncompared >= MUTE {
+                            return Err(error);
+                        }
+                    }
                 }
                 // Something is there that has not come since the last look.
                 mute = if state.last > remote.last.load(Ordering::Acquire) { mute + 1 } else { 0 };
@@ -293,20 +323,24 @@ impl Hub {
         remote.is_loaded().then(|| Place { epoch: self.log().epoch().0, sequence: remote.last.load(Ordering::Acquire) })
     }
 
-    async fn look(&self, remote: &Remote, limit: Duration) -> Result<State, BackplaneError> {
-        in_time(limit, remote.backplane.state(self.seen(remote))).await
+    pub(super) async fn look(&self, remote: &Remote, limit: Duration) -> Result<State, BackplaneError> {
+        let state = in_time(limit, remote.backplane.state(self.seen(remote))).await?;
+        if state.last <= MOST {
+            remote.latest.store(state.last, Ordering::Release);
+        }
+        Ok(state)
     }
 
     /// Compares, and loads what is needed to follow.
     async fn catch_up(&self, remote: &Remote) -> Result<(), BackplaneError> {
-        while !self.load(remote).await? {}
+        self.load(remote).await?;
         remote.loaded.store(true, Ordering::Release);
         self.carry_out_waiting(remote);
         Ok(())
     }
 
-    /// Goes on from what this instance has. False if the log dropped what was to be read next.
-    async fn load(&self, remote: &Remote) -> Result<bool, BackplaneError> {
+    /// Goes on from what this instance has.
+    async fn load(&self, remote: &Remote) -> Result<(), BackplaneError> {
         let mut state = self.look(remote, self.settings().publish_timeout).await?;
         if self.is_another(remote, state).await? {
             // Younger than what this has seen, although it has grown since: it takes a new epoch.
@@ -317,63 +351,69 @@ impl Hub {
         believable(state.first)?;
         let first = state.first.max(1);
         let begins_anew = state.epoch != self.log().epoch().0;
-        if begins_anew || first > remote.last.load(Ordering::Acquire) + 1 {
-            let current = remote.backplane.values().await?;
-            let mut values: Vec<_> = current.iter().filter_map(|current| self.read_value(current)).collect();
-            values.sort_by_key(|(sequence, _)| *sequence);
-            if begins_anew {
-                // Before the epoch: who publishes between the two shall not claim to have seen more of the new one than there is.
-                remote.last.store(first - 1, Ordering::Release);
-                // It is of the life before.
-                *remote.newest.lock() = None;
-                self.log().begin_epoch(Epoch(state.epoch), first - 1, values, self.now());
-            } else {
-                self.log().lose_all(first - 1, values, self.now());
-                remote.last.store(first - 1, Ordering::Release);
-            }
-            workers::wake_rest(&self.inner);
+        if begins_anew {
+            self.begin_anew(remote, Epoch(state.epoch), first - 1).await?;
+        } else if first > remote.last.load(Ordering::Acquire) + 1 {
+            self.lose_through(remote, first - 1).await?;
         }
+        // Open streams get what was published while this instance could not follow, however long that was.
+        let age = if remote.is_loaded() { Age::New } else { Age::AsPublished };
         while remote.last.load(Ordering::Acquire) < state.last {
-            let batch = remote.backplane.range(remote.last.load(Ordering::Acquire), BATCH).await?;
-            if batch.is_empty() {
-                return Ok(false);
+            match self.read_on(remote, remote.last.load(Ordering::Acquire)).await? {
+                Next::Records(batch) => self.apply(remote, batch, age).await?,
+                Next::Lost(upto) => self.lose_through(remote, upto).await?,
             }
-            self.apply(remote, batch).await?;
-            tokio::task::yield_now().await;
+            if remote.last.load(Ordering::Acquire) < state.last {
+                tokio::task::yield_now().await;
+            }
         }
         // Values may be newer than every record that is kept.
         self.log().advance(state.last.max(remote.last.load(Ordering::Acquire)), self.now());
-        Ok(true)
+        Ok(())
     }
 
-    /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
-    /// somebody who had not seen what is lost has appended to it since.
-    async fn is_another(&self, remote: &Remote, state: State) -> Result<bool, BackplaneError> {
-        let newest = *remote.newest.lock();
-        let Some((sequence, hash)) = newest.filter(|_| remote.is_loaded() && state.epoch == self.log().epoch().0)
-        else {
-            return Ok(false);
-        };
-        if !(state.first..=state.last).contains(&sequence) {
-            return Ok(false);
-        }
-        let found = in_time(self.settings().publish_timeout, remote.backplane.range(sequence - 1, 1)).await?;
-        Ok(found.first().is_some_and(|stored| stored.sequence == sequence && hash_of(&stored.payload) != hash))
+    /// The log has another epoch, of which nothing is kept up to a number but current values.
+    async fn begin_anew(&self, remote: &Remote, epoch: Epoch, gone: u64) -> Result<(), BackplaneError> {
+        let values = self.current_values(remote).await?;
+        // Before the epoch: a publish between the two must not claim to have seen more of the new epoch than there is.
+        remote.last.store(gone, Ordering::Release);
+        // What is known is of the life before.
+        remote.history.clear();
+        self.log().begin_epoch(epoch, gone, values, self.now());
+        workers::wake_rest(&self.inner);
+        Ok(())
+    }
+
+    /// Records up to a number are lost, and current values may have changed in them.
+    async fn lose_through(&self, remote: &Remote, upto: u64) -> Result<(), BackplaneError> {
+        let values = self.current_values(remote).await?;
+        self.log().lose_all(upto, values, self.now());
+        remote.last.store(upto, Ordering::Release);
+        workers::wake_rest(&self.inner);
+        Ok(())
+    }
+
+    async fn current_values(&self, remote: &Remote) -> Result<Vec<(u64, Entry)>, BackplaneError> {
+        let current = remote.backplane.values().await?;
+        let mut values: Vec<_> = current.iter().filter_map(|current| self.read_value(current)).collect();
+        values.sort_by_key(|(sequence, _)| *sequence);
+        Ok(values)
     }
 
     /// A current value with its place, for the address that it is of: others of its union may have another since.
     fn read_value(&self, current: &Current) -> Option<(u64, Entry)> {
-        let Entry { audience, effect, draft } = self.read(&current.record.payload).ok()?;
+        let Entry { audience, effect, draft, published } =
+            self.read_aged(&current.record.payload, Age::AsPublished).ok()?;
         let Effect::Sets(key) = &effect else { return None };
         let address = audience.addresses().iter().find(|address| record::value_id(address, key) == *current.id)?;
         let mut of = Audience::from(address.clone());
         audience.excluded().iter().for_each(|id| of.exclude(*id));
         believable(current.record.sequence).ok()?;
-        Some((current.record.sequence, Entry { audience: of, effect, draft }))
+        Some((current.record.sequence, Entry { audience: of, effect, draft, published }))
     }
 
     /// Takes in what the log says, in its order.
-    async fn apply(&self, remote: &Remote, batch: Vec<Stored>) -> Result<(), BackplaneError> {
+    async fn apply(&self, remote: &Remote, batch: Vec<Stored>, age: Age) -> Result<(), BackplaneError> {
         for stored in batch {
             let last = remote.last.load(Ordering::Acquire);
             if stored.sequence <= last {
@@ -381,9 +421,9 @@ impl Hub {
             }
             believable(stored.sequence)?;
             if stored.sequence > last + 1 {
-                self.fill(remote, stored.sequence).await?;
+                self.fill(remote, stored.sequence, age).await?;
             }
-            self.apply_one(remote, &stored);
+            self.apply_one(remote, &stored, age);
         }
         workers::wake_rest(&self.inner);
         housekeeping::ensure(&self.inner);
@@ -392,35 +432,26 @@ impl Hub {
         Ok(())
     }
 
-    /// What lies before a record that came, if it is still to be had.
-    async fn fill(&self, remote: &Remote, before: u64) -> Result<(), BackplaneError> {
+    /// Reads what lies before a record that came.
+    async fn fill(&self, remote: &Remote, before: u64, age: Age) -> Result<(), BackplaneError> {
         loop {
             let last = remote.last.load(Ordering::Acquire);
             if last + 1 >= before {
                 return Ok(());
             }
-            let batch = remote.backplane.range(last, BATCH).await?;
-            for stored in batch.iter().filter(|stored| stored.sequence > last && stored.sequence < before) {
-                self.miss_before(remote, stored.sequence);
-                self.apply_one(remote, stored);
-            }
-            if batch.last().is_none_or(|stored| stored.sequence >= before || stored.sequence <= last) {
-                self.miss_before(remote, before);
+            match self.read_on(remote, last).await? {
+                Next::Records(batch) => {
+                    let together = batch.iter().zip(last + 1..before).take_while(|(stored, n)| stored.sequence == *n);
+                    together.for_each(|(stored, _)| self.apply_one(remote, stored, age));
+                }
+                Next::Lost(upto) => self.lose_through(remote, upto.min(before - 1)).await?,
             }
         }
     }
 
-    /// What is missing before a number is not to be had any more.
-    fn miss_before(&self, remote: &Remote, sequence: u64) {
-        if sequence > remote.last.load(Ordering::Acquire) + 1 {
-            self.log().lose(sequence - 1, None, self.now());
-            remote.last.store(sequence - 1, Ordering::Release);
-        }
-    }
-
-    fn apply_one(&self, remote: &Remote, stored: &Stored) {
+    fn apply_one(&self, remote: &Remote, stored: &Stored, age: Age) {
         let now = self.now();
-        match self.read(&stored.payload) {
+        match self.read_aged(&stored.payload, age) {
             Ok(entry) => {
                 self.attach_connections(&entry.audience);
                 self.log().apply(stored.sequence, entry, now);
@@ -431,21 +462,28 @@ impl Hub {
                 self.log().lose(stored.sequence, audience.as_deref(), now);
             }
         }
-        *remote.newest.lock() = Some((stored.sequence, hash_of(&stored.payload)));
+        remote.history.add(stored);
         remote.last.store(stored.sequence, Ordering::Release);
     }
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
     pub(super) fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
+        self.read_aged(payload, Age::New)
+    }
+
+    fn read_aged(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
         let decoded = record::decode(payload, self.settings().max_targets);
-        let (audience, event) = decoded.map_err(|unreadable| match unreadable {
+        let Decoded { audience, event, published_at } = decoded.map_err(|unreadable| match unreadable {
             Unreadable::Garbage => None,
             Unreadable::Of(audience) => Some(audience),
         })?;
-        if tidings::is_tiding(&event) {
-            return tidings::entry(audience, &event).map_err(Some);
-        }
-        self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))
+        let entry = if tidings::is_tiding(&event) {
+            tidings::entry(audience, &event).map_err(Some)?
+        } else {
+            self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))?
+        };
+        let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
+        Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })
     }
 
     /// Appends to the shared log, in one round trip where the broker can.

@@ -33,7 +33,7 @@ pub(super) fn entry(audience: Audience, event: &Event) -> Result<Entry, Box<Audi
         return Err(Box::new(audience));
     }
     let draft = Draft::control(event.name_str(), &String::from_utf8_lossy(event.data_bytes()));
-    Ok(Entry { audience, effect: Effect::Nothing, draft })
+    Ok(Entry { audience, effect: Effect::Nothing, draft, published: None })
 }
 
 fn is_a_hubs(audience: &Audience, event: &Event) -> bool {

@@ -42,7 +42,7 @@ fn publish(log: &Log, to: &[&str]) -> u64 {
     let draft = Draft::encode(&Event::message("x"), &framing).unwrap();
     let mut audience = Audience::default();
     to.iter().for_each(|name| audience.insert(topic(name)));
-    let appended = log.append([Entry { audience, effect: Effect::Nothing, draft }], 0);
+    let appended = log.append([Entry { audience, effect: Effect::Nothing, draft, published: None }], 0);
     appended[0].position.sequence()
 }
 
@@ -290,7 +290,8 @@ fn who_is_there_when_a_new_life_begins_has_its_values() {
                     retry: Duration::ZERO..=Duration::from_secs(1),
                 };
                 let draft = Draft::encode(&Event::message("x"), &framing).unwrap();
-                let entry = Entry { audience: topic("a").into(), effect: Effect::Sets("k".into()), draft };
+                let entry =
+                    Entry { audience: topic("a").into(), effect: Effect::Sets("k".into()), draft, published: None };
                 log.begin_epoch(Epoch(2), 3, vec![(2, entry)], 0);
                 wake(&log);
             }

@@ -106,6 +106,8 @@ pub(crate) struct Entry {
     pub(crate) audience: Audience,
     pub(crate) effect: Effect,
     pub(crate) draft: Draft,
+    /// When it was published, if that was before now: its age counts from then.
+    pub(crate) published: Option<Millis>,
 }
 
 /// An entry with its place.
@@ -115,6 +117,7 @@ struct Numbered {
     audience: Audience,
     effect: Effect,
     frame: Frame,
+    published: Option<Millis>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -230,7 +233,8 @@ impl Log {
             for entry in entries {
                 let number = sequencer.last() + 1;
                 let named = entry.draft.finish(&prefix, number - base);
-                let entry = Numbered { number, audience: entry.audience, effect: entry.effect, frame: named };
+                let Entry { audience, effect, published, .. } = entry;
+                let entry = Numbered { number, audience, effect, frame: named, published };
                 let receivers = sequencer.append(entry, &self.heads, now, |channel| marks.push(channel));
                 self.horizon.store(number, Ordering::Release);
                 appended.push(Appended { position: self.at(number), receivers });
@@ -252,7 +256,8 @@ impl Log {
                 return false;
             }
             let frame = entry.draft.finish(&prefix, sequence);
-            let entry = Numbered { number, audience: entry.audience, effect: entry.effect, frame };
+            let Entry { audience, effect, published, .. } = entry;
+            let entry = Numbered { number, audience, effect, frame, published };
             sequencer.append(entry, &self.heads, now, |channel| marks.push(channel));
             self.horizon.store(number, Ordering::Release);
             sequencer.sweep_a_little(&self.heads, now);
@@ -287,10 +292,10 @@ impl Log {
     /// Before the horizon covers them, for whoever is here already.
     fn set_values(&self, sequencer: &mut Sequencer, values: Vec<(u64, Entry)>, now: Millis) {
         let (prefix, base) = self.epochs.prefix();
-        for (sequence, Entry { audience, effect, draft }) in values {
+        for (sequence, Entry { audience, effect, draft, published }) in values {
             let number = base.saturating_add(sequence);
             let frame = draft.finish(&prefix, sequence);
-            sequencer.set_value(Numbered { number, audience, effect, frame }, &self.heads, now);
+            sequencer.set_value(Numbered { number, audience, effect, frame, published }, &self.heads, now);
         }
     }
 

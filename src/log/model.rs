@@ -238,7 +238,7 @@ impl World {
                     .iter()
                     .flat_map(|client| client.on.keys().filter(|channel| to.contains(channel)))
                     .count();
-                let appended = self.log.append([Entry { audience, effect, draft }], self.now);
+                let appended = self.log.append([Entry { audience, effect, draft, published: None }], self.now);
                 self.published.push(Published { to: to.clone(), key: *key, removes: *removes, except: *except });
                 assert_eq!(appended[0].position.sequence(), self.published.len() as u64);
                 assert_eq!(appended[0].receivers, listening);
@@ -593,6 +593,7 @@ fn a_loaded_value_outlives_the_removals_from_before_it() {
         audience: address(LATEST).into(),
         effect,
         draft: Draft::encode(&Event::message("x"), &framing()).unwrap(),
+        published: None,
     };
     log.begin_epoch(Epoch(2), 4, vec![(9, entry(Effect::Sets("k".into())))], 0);
     let page = Arc::new(Subscriber::new(ConnectionId::from_bits(1)));

@@ -48,7 +48,7 @@ fn entry(to: &BTreeSet<usize>, except: Option<usize>, sequence: u64) -> Entry {
     if let Some(except) = except {
         audience.exclude(ConnectionId::from_bits(except as u128));
     }
-    Entry { audience, effect: Effect::Nothing, draft }
+    Entry { audience, effect: Effect::Nothing, draft, published: None }
 }
 
 #[derive(Clone, Debug)]
@@ -123,11 +123,8 @@ struct Shared {
 impl Shared {
     fn block(&self, log: &Log, after: u64) -> Arc<Block> {
         let read = |(sequence, stored): (&u64, &Stored)| {
-            let Entry { audience, effect, draft } = entry(&stored.to, stored.except, *sequence);
-            (
-                *sequence,
-                if stored.poison { Err(Some(Box::new(audience))) } else { Ok(Entry { audience, effect, draft }) },
-            )
+            let entry = entry(&stored.to, stored.except, *sequence);
+            (*sequence, if stored.poison { Err(Some(Box::new(entry.audience))) } else { Ok(entry) })
         };
         let records: Vec<_> = self.records.range(after + 1..).take(self.size).map(read).collect();
         Arc::new(log.block(EPOCH, after, log.last(), records, 0).unwrap())

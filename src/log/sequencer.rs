@@ -134,7 +134,7 @@ impl Sequencer {
         let (record, channels) = self.record(entry, heads, now);
         let mut receivers = 0;
         for channel in channels {
-            self.apply(&channel, Arc::clone(&record));
+            self.apply(&channel, Arc::clone(&record), now);
             channel.raise_head(heads, record.sequence);
             let listening = channel.listening();
             receivers += listening;
@@ -151,7 +151,7 @@ impl Sequencer {
         let (record, channels) = self.record(entry, heads, now);
         for channel in channels {
             if self.policies.get(channel.policy).kind == Kind::LatestPerKey {
-                self.apply(&channel, Arc::clone(&record));
+                self.apply(&channel, Arc::clone(&record), now);
                 // Its floor may be higher, and whoever is below has to be told.
                 channel.raise_head(heads, record.sequence);
             }
@@ -233,7 +233,7 @@ impl Sequencer {
         let record = Arc::new(Record {
             sequence: entry.number,
             frame: entry.frame,
-            at: now,
+            at: entry.published.map_or(now, |at| at.min(now)),
             effect: entry.effect,
             except: entry.audience.excluded().iter().copied().collect(),
             union: if channels.len() > 1 {
@@ -340,10 +340,22 @@ impl Sequencer {
         }
     }
 
-    fn apply(&mut self, channel: &Arc<Channel>, record: Arc<Record>) {
+    fn apply(&mut self, channel: &Arc<Channel>, record: Arc<Record>, now: Millis) {
         let mut store = channel.store.lock();
         let before = store.bytes();
+        let is_from_before = record.at < now;
         store.apply(record, self.policies.get(channel.policy), &mut self.dropped);
+        let mut is_expired = false;
+        if is_from_before {
+            // It may be past its age already.
+            for part in [Part::Ring, Part::Keyed] {
+                let Some(age) = self.lanes[channel.policy].of(part).age else { continue };
+                while store.oldest(part).is_some_and(|(_, at)| at.saturating_add(age) <= now) {
+                    store.drop_oldest(part, &mut self.dropped);
+                    is_expired = true;
+                }
+            }
+        }
         for part in [Part::Ring, Part::Keyed] {
             if let Some((sequence, at)) = store.oldest(part).filter(|_| !*store.queued.of(part)) {
                 *store.queued.of(part) = true;
@@ -354,6 +366,9 @@ impl Sequencer {
         let after = store.bytes();
         drop(store);
         self.account(before, after);
+        if is_expired {
+            self.note_if_idle(channel, now);
+        }
     }
 
     fn account(&mut self, before: PerPart<usize>, after: PerPart<usize>) {

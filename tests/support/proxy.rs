@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,6 +27,7 @@ pub enum Mode {
 
 pub struct Proxy {
     pub port: u16,
+    target: Arc<AtomicU16>,
     mode: Arc<watch::Sender<Mode>>,
     task: JoinHandle<()>,
 }
@@ -35,12 +37,14 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mode = Arc::new(watch::Sender::new(Mode::Passes));
+        let target = Arc::new(AtomicU16::new(target));
         let task = tokio::spawn({
-            let mode = Arc::clone(&mode);
+            let (mode, target) = (Arc::clone(&mode), Arc::clone(&target));
             async move {
                 loop {
                     let (from, _) = listener.accept().await.unwrap();
-                    let to = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], target))).await;
+                    let to =
+                        TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], target.load(Ordering::SeqCst)))).await;
                     // The broker may be away.
                     let Ok(to) = to else { continue };
                     let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
@@ -49,11 +53,16 @@ impl Proxy {
                 }
             }
         });
-        Self { port, mode, task }
+        Self { port, target, mode, task }
     }
 
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// Leads new connections to another broker. Open connections stay where they are.
+    pub fn lead_to(&self, target: u16) {
+        self.target.store(target, Ordering::SeqCst);
     }
 }
 

@@ -167,7 +167,9 @@ impl Shared {
                     // What broke one has most likely broken all. Otherwise a publish would find that out after the instance
                     // is ready again.
                     if line.lose(number) {
-                        [&self.line, &self.publish, &self.bulk].iter().for_each(|lines| lines.here().slot().connection = None);
+                        [&self.line, &self.publish, &self.bulk]
+                            .iter()
+                            .for_each(|lines| lines.here().slot().connection = None);
                     }
                 }
                 Err(classify(&error))

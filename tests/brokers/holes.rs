@@ -1,0 +1,234 @@
+//! Records that are not there when an instance reads the log: late ones are waited for, lost ones are one gap, and a broker
+//! that cannot deliver one is not asked without a pause.
+
+use std::time::Duration;
+
+use tower_sse::backplane::Backplane;
+use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
+
+use crate::fake::FakeLog;
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::support::{soon, until};
+
+fn builder() -> HubBuilder {
+    Hub::builder()
+        .topic_retention(Retention::replay().count(8))
+        .probe_interval(Duration::from_millis(100))
+        .publish_timeout(Duration::from_secs(2))
+}
+
+async fn start(log: impl Backplane) -> Hub {
+    let hub = builder().backplane(log).build().unwrap();
+    until(|| hub.health().ready).await;
+    hub
+}
+
+fn open(hub: &Hub, cursor: impl Into<Cursor>) -> HubStream {
+    hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap()
+}
+
+async fn publish(hub: &Hub, numbers: std::ops::Range<u64>) {
+    let events = numbers.map(|n| (hub.topic("t"), Event::message(n.to_string())));
+    assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
+}
+
+fn number(position: Position) -> u64 {
+    position.to_string().rsplit('.').next().unwrap().parse().unwrap()
+}
+
+/// What comes before, and with, this event: the events, and the reasons of the gaps.
+async fn read_to(page: &mut HubStream, last: &str) -> (Vec<String>, Vec<String>) {
+    let (mut events, mut gaps) = (Vec::new(), Vec::new());
+    while events.last().is_none_or(|event| event != last) {
+        match soon(page.next()).await.unwrap() {
+            StreamItem::Event(event) => events.push(event.data),
+            StreamItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
+            _ => {}
+        }
+    }
+    (events, gaps)
+}
+
+fn texts(numbers: std::ops::Range<u64>) -> Vec<String> {
+    numbers.map(|n| n.to_string()).collect()
+}
+
+/// The newest record was deleted. The instance loads the rest, and asks little until it gives the record up.
+async fn a_log_without_its_newest_record_is_loaded(log: impl Backplane + Clone, requests: impl Fn() -> u64) {
+    let begun = std::time::Instant::now();
+    let before = requests();
+    let hub = start(log).await;
+    let (asked, time) = (requests() - before, begun.elapsed());
+    assert!(asked < 100 + 20 * time.as_secs(), "{asked} requests in {time:?}");
+    publish(&hub, 4..5).await;
+    let mut page = open(&hub, Cursor::Absent);
+    publish(&hub, 5..6).await;
+    assert_eq!(read_to(&mut page, "5").await.0.last().unwrap(), "5");
+}
+
+#[tokio::test]
+async fn a_log_whose_newest_record_was_deleted_is_loaded_without_a_storm_of_requests_with_redis() {
+    use tower_sse::backplane::Redis;
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let log = || Redis::new(&server.url(), "n").unwrap();
+    let first = start(log()).await;
+    publish(&first, 0..4).await;
+    drop(first);
+    assert_eq!(server.cli(&["XDEL", "tower-sse:{n}:log", "4-0"]), "1");
+    let requests = || {
+        let info = server.cli(&["INFO", "commandstats"]);
+        let calls = info.split("cmdstat_xrange:calls=").nth(1).unwrap_or("0");
+        calls.split(',').next().unwrap().parse().unwrap()
+    };
+    a_log_without_its_newest_record_is_loaded(log(), requests).await;
+}
+
+#[tokio::test]
+async fn a_log_whose_newest_record_cannot_be_read_is_loaded_without_a_storm_of_requests() {
+    let log = FakeLog::new();
+    let first = start(log.clone()).await;
+    publish(&first, 0..4).await;
+    drop(first);
+    log.hide([4]);
+    a_log_without_its_newest_record_is_loaded(log.clone(), || log.ranges() + log.states()).await;
+}
+
+/// A replica that is behind answers without the newest records. The instance was cut off and catches up.
+#[tokio::test]
+async fn records_that_a_broker_delivers_late_are_no_loss_after_a_cut() {
+    let log = FakeLog::new();
+    let (near, far) = (start(log.clone()).await, start(log.clone()).await);
+    let mut page = open(&far, Cursor::Absent);
+    publish(&near, 0..3).await;
+    read_to(&mut page, "2").await;
+    for hidden in [vec![4, 5], vec![9, 10], vec![13]] {
+        let begin = log.last();
+        log.hide(hidden);
+        publish(&near, begin..begin + 5).await;
+        log.cut();
+        let ranges = log.ranges();
+        until(|| log.ranges() > ranges + 2).await;
+        log.show_all();
+        let last = (begin + 4).to_string();
+        assert_eq!(read_to(&mut page, &last).await, (texts(begin..begin + 5), Vec::new()));
+    }
+}
+
+/// The same for a client that comes back from before what the instance has in memory.
+#[tokio::test]
+async fn records_that_a_broker_delivers_late_are_no_loss_for_a_returning_client() {
+    for hidden in [vec![1, 2, 3], vec![50], (1..=100).collect()] {
+        let log = FakeLog::new();
+        let hub = start(log.clone()).await;
+        let begin = hub.position();
+        publish(&hub, 0..100).await;
+        until(|| number(hub.position()) == 100).await;
+        log.hide(hidden);
+        let mut page = open(&hub, begin);
+        // It asks, and cannot have the answer yet.
+        let ranges = log.ranges();
+        let reads = async {
+            until(|| log.ranges() > ranges + 2).await;
+            log.show_all();
+        };
+        let (read, ()) = futures::join!(read_to(&mut page, "99"), reads);
+        assert_eq!(read, (texts(0..100), Vec::new()));
+    }
+}
+
+/// A record in the middle of the log that never comes is one gap in the end.
+#[tokio::test]
+async fn a_record_that_a_broker_never_delivers_is_one_gap() {
+    let log = FakeLog::new();
+    let (near, far) = (start(log.clone()).await, start(log.clone()).await);
+    let begin = far.position();
+    let mut page = open(&far, Cursor::Absent);
+    log.hide([3]);
+    publish(&near, 0..5).await;
+    let (events, gaps) = read_to(&mut page, "4").await;
+    assert_eq!((events, gaps), (["0", "1", "3", "4"].map(str::to_owned).to_vec(), vec!["lost".to_owned()]));
+    until(|| far.health().ready).await;
+    publish(&near, 5..100).await;
+    until(|| number(far.position()) == 100).await;
+    let mut late = open(&far, begin);
+    let (events, gaps) = read_to(&mut late, "99").await;
+    assert_eq!((events.len(), gaps.len()), (99, 1), "{gaps:?}");
+}
+
+/// What the log has dropped is lost at once: there is nothing to wait for.
+#[tokio::test]
+async fn trimmed_records_are_one_gap_at_once() {
+    let log = FakeLog::new();
+    let (near, far) = (start(log.clone()).await, start(log.clone()).await);
+    let mut page = open(&far, Cursor::Absent);
+    publish(&near, 0..3).await;
+    read_to(&mut page, "2").await;
+    log.trim_to(500);
+    publish(&near, 500..501).await;
+    let (events, gaps) = read_to(&mut page, "500").await;
+    assert_eq!((events, gaps), (texts(500..501), vec!["lost".to_owned()]));
+}
+
+/// An instance that is behind by more than it would believe of a client knows that it is behind.
+#[tokio::test]
+async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
+    let log = FakeLog::new();
+    let hub = start(log.clone()).await;
+    publish(&hub, 0..3).await;
+    until(|| number(hub.position()) == 3).await;
+    let epoch = hub.position().to_string();
+    let epoch = epoch.split('.').nth(1).unwrap();
+    log.set_away(true);
+    until(|| !hub.health().ready).await;
+    log.trim_to(150_000);
+    let cursor = Cursor::parse(format!("1.{epoch}.150000").as_bytes());
+    let mut page = hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap();
+    log.set_away(false);
+    until(|| hub.health().ready).await;
+    publish(&hub, 7..8).await;
+    assert_eq!(read_to(&mut page, "7").await, (texts(7..8), Vec::new()));
+    // An instance that follows the log knows that such a client makes it up.
+    let cursor = Cursor::parse(format!("1.{epoch}.999999999").as_bytes());
+    let mut page = hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap();
+    publish(&hub, 8..9).await;
+    assert_eq!(read_to(&mut page, "8").await.1, ["ahead"]);
+}
+
+/// A value is current for its age from when it was published, not from when an instance read it.
+#[tokio::test]
+async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
+    let log = FakeLog::new();
+    let latest = Retention::latest_per_key().age(Duration::from_secs(2));
+    let hub = |log: FakeLog| {
+        let builder = builder().retention_for(TopicRule::prefix("latest/"), latest.clone());
+        let hub = builder.backplane(log).build().unwrap();
+        async move {
+            until(|| hub.health().ready).await;
+            hub
+        }
+    };
+    let one = hub(log.clone()).await;
+    one.topic("latest/a").publish(Event::message("old").key("old")).await.unwrap();
+    // A value that the log still has, and one that only the values beside it have.
+    for trims in [false, true] {
+        tokio::time::sleep(Duration::from_millis(2_100)).await;
+        one.topic("latest/a").publish(Event::message("young").key("young")).await.unwrap();
+        if trims {
+            log.trim_to(log.last());
+        }
+        let two = hub(log.clone()).await;
+        let mut page = two.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+        let mut values = Vec::new();
+        loop {
+            match soon(page.next()).await.unwrap() {
+                StreamItem::Event(event) => values.push(event.data),
+                StreamItem::Live(_) => break,
+                _ => {}
+            }
+        }
+        assert_eq!(values, ["young"], "trimmed: {trims}");
+    }
+}

@@ -1,0 +1,244 @@
+//! A log that fell back: by a backup, by a failover to a replica that was behind, or by a resync of a demoted primary.
+//! Each loss is one gap, also where the events that were lost and those that took their places are equal.
+
+use std::time::Duration;
+
+use tower_sse::backplane::{Backplane, Redis};
+use tower_sse::{Cursor, Event, Hub, HubStream, Position, Publisher, StreamItem, Subscription};
+
+use crate::fake::FakeLog;
+use crate::instances::{Broker, NatsBroker, builder};
+use crate::proxy::{Mode, Proxy};
+use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::support::{soon, until};
+
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+async fn start(log: impl Backplane) -> Hub {
+    let hub = builder().backplane(log).build().unwrap();
+    until(|| hub.health().ready).await;
+    hub
+}
+
+fn worker(log: impl Backplane) -> Publisher {
+    builder().backplane(log).publisher().unwrap()
+}
+
+fn log_at(port: u16) -> Redis {
+    Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(TIMEOUT)
+}
+
+fn open(hub: &Hub) -> HubStream {
+    hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap()
+}
+
+async fn publish_ticks(worker: &Publisher, count: usize) {
+    let ticks = (0..count).map(|_| (worker.topic("t"), Event::message("tick")));
+    assert!(worker.publish_many(ticks).await.iter().all(Result::is_ok));
+}
+
+async fn read_events(page: &mut HubStream, count: usize) {
+    let mut came = 0;
+    while came < count {
+        match soon(page.next()).await.unwrap() {
+            StreamItem::Event(_) => came += 1,
+            StreamItem::Gap { reason, .. } => panic!("a gap without loss: {reason}"),
+            _ => {}
+        }
+    }
+}
+
+/// The reasons of the gaps that come before this event.
+async fn gaps_before(page: &mut HubStream, event: &str) -> Vec<String> {
+    let mut gaps = Vec::new();
+    loop {
+        match soon(page.next()).await.unwrap() {
+            StreamItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
+            StreamItem::Event(came) if came.data == event => return gaps,
+            _ => {}
+        }
+    }
+}
+
+/// The log comes back from a backup and grows past the instance's place while the instance is cut off.
+async fn equal_events_do_not_hide_a_roll_back<B: Broker>() {
+    let Some(mut server) = B::start(true) else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let hub = start(B::log_at(proxy.port, "n", TIMEOUT)).await;
+    let mut page = open(&hub);
+    publish_ticks(&worker(B::log_at(server.port(), "n", TIMEOUT)), 10).await;
+    read_events(&mut page, 10).await;
+    proxy.set(Mode::Resets);
+    until(|| !hub.health().ready).await;
+    let saved = server.save();
+    proxy.set(Mode::Passes);
+    until(|| hub.health().ready).await;
+    publish_ticks(&worker(B::log_at(server.port(), "n", TIMEOUT)), 10).await;
+    read_events(&mut page, 10).await;
+    proxy.set(Mode::Resets);
+    until(|| !hub.health().ready).await;
+    server.kill();
+    server.roll_back(&saved);
+    server.restart();
+    // This worker knows nothing of the ten lost events.
+    let late = worker(B::log_at(server.port(), "n", TIMEOUT));
+    publish_ticks(&late, 30).await;
+    proxy.set(Mode::Passes);
+    until(|| hub.health().ready).await;
+    late.topic("t").publish(Event::message("end")).await.unwrap();
+    assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
+}
+
+#[tokio::test]
+async fn a_rolled_back_log_with_equal_events_is_one_gap_with_redis() {
+    equal_events_do_not_hide_a_roll_back::<RedisServer>().await;
+}
+
+#[tokio::test]
+async fn a_rolled_back_log_with_equal_events_is_one_gap_with_nats() {
+    equal_events_do_not_hide_a_roll_back::<NatsBroker>().await;
+}
+
+/// A primary and its replica, which has all that the primary has.
+async fn replicated() -> Option<(RedisServer, RedisServer)> {
+    if !redis_server::is_there() {
+        return None;
+    }
+    let (primary, replica) = (RedisServer::start(FORGETFUL), RedisServer::start(FORGETFUL));
+    for server in [&primary, &replica] {
+        server.cli(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
+    }
+    follow(&replica, &primary).await;
+    Some((primary, replica))
+}
+
+/// Makes a server the replica of another, and waits until it has everything.
+async fn follow(replica: &RedisServer, primary: &RedisServer) {
+    replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    until(|| replica.cli(&["INFO", "replication"]).contains("master_link_status:up")).await;
+    caught_up(primary).await;
+}
+
+async fn caught_up(primary: &RedisServer) {
+    until(|| {
+        let info = primary.cli(&["INFO", "replication"]);
+        let of = |name: &str| info.split(name).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok();
+        of("master_repl_offset:").is_some_and(|all| of(",offset=") >= Some(all))
+    })
+    .await;
+}
+
+fn promote(server: &RedisServer) {
+    assert_eq!(server.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+}
+
+/// An address leads to the new primary, and connections to the old one stay open.
+#[tokio::test]
+async fn an_instance_of_a_demoted_primary_is_not_ready_and_goes_on_at_the_new_primary() {
+    let Some((old, new)) = replicated().await else { return };
+    let proxy = Proxy::start(old.port).await;
+    let hub = start(log_at(proxy.port)).await;
+    let mut page = open(&hub);
+    hub.topic("t").publish(Event::message("1")).await.unwrap();
+    read_events(&mut page, 1).await;
+    caught_up(&old).await;
+    promote(&new);
+    follow(&old, &new).await;
+    until(|| !hub.health().ready).await;
+    let error = hub.topic("t").publish(Event::message("2")).await.unwrap_err();
+    assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
+    proxy.lead_to(new.port);
+    until(|| hub.health().ready).await;
+    hub.topic("t").publish(Event::message("3")).await.unwrap();
+    assert_eq!(gaps_before(&mut page, "3").await, [""; 0]);
+}
+
+/// What a demoted primary had acknowledged and its successor has not is gone when it copies its successor's data, under
+/// connections that stay open.
+#[tokio::test]
+async fn a_resync_of_a_demoted_primary_under_open_connections_is_one_gap() {
+    let Some((primary, replica)) = replicated().await else { return };
+    let hub = start(log_at(primary.port)).await;
+    let mut page = open(&hub);
+    publish_ticks(&worker(log_at(primary.port)), 150).await;
+    read_events(&mut page, 150).await;
+    caught_up(&primary).await;
+    promote(&replica);
+    publish_ticks(&worker(log_at(primary.port)), 100).await;
+    read_events(&mut page, 100).await;
+    publish_ticks(&worker(log_at(replica.port)), 200).await;
+    follow(&primary, &replica).await;
+    until(|| !hub.health().ready).await;
+    promote(&primary);
+    until(|| hub.health().ready).await;
+    hub.topic("t").publish(Event::message("end")).await.unwrap();
+    assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
+}
+
+/// The replica that takes over has less than the primary had acknowledged.
+#[tokio::test]
+async fn a_promotion_of_a_replica_with_fewer_records_is_one_gap() {
+    let Some((primary, replica)) = replicated().await else { return };
+    let proxy = Proxy::start(primary.port).await;
+    let hub = start(log_at(proxy.port)).await;
+    let mut page = open(&hub);
+    publish_ticks(&worker(log_at(primary.port)), 20).await;
+    caught_up(&primary).await;
+    promote(&replica);
+    publish_ticks(&worker(log_at(primary.port)), 10).await;
+    read_events(&mut page, 30).await;
+    proxy.lead_to(replica.port);
+    let killed = primary.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    assert!(killed.parse::<u32>().unwrap() > 0, "{killed}");
+    let late = worker(log_at(replica.port));
+    publish_ticks(&late, 30).await;
+    late.topic("t").publish(Event::message("end")).await.unwrap();
+    assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
+}
+
+/// Connections that the server closes cost nothing.
+#[tokio::test]
+async fn killed_connections_lose_nothing_and_report_no_gap() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(DURABLE);
+    let hub = start(log_at(server.port)).await;
+    let mut page = open(&hub);
+    let worker = worker(log_at(server.port));
+    for _ in 0..5 {
+        publish_ticks(&worker, 20).await;
+        server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+        soon(async { while worker.topic("t").publish(Event::message("after")).await.is_err() {} }).await;
+        assert_eq!(gaps_before(&mut page, "after").await, [""; 0]);
+    }
+    until(|| hub.health().ready).await;
+}
+
+/// The log falls back and grows past the instance's place between two reads of one open connection.
+#[tokio::test]
+async fn a_roll_back_between_two_reads_of_a_connection_is_one_gap() {
+    let log = FakeLog::new();
+    let hub = start(log.clone()).await;
+    let mut page = open(&hub);
+    publish_ticks(&worker(log.clone()), 20).await;
+    read_events(&mut page, 20).await;
+    let looks = log.states();
+    until(|| log.states() > looks + 2).await;
+    let other = log.fork(10);
+    publish_ticks(&worker(other.clone()), 30).await;
+    log.exchange(&other);
+    until(|| number(hub.position()) == 40).await;
+    let looks = log.states();
+    until(|| log.states() > looks + 1).await;
+    log_end(&log).await;
+    assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
+}
+
+async fn log_end(log: &FakeLog) {
+    worker(log.clone()).topic("t").publish(Event::message("end")).await.unwrap();
+}
+
+fn number(position: Position) -> u64 {
+    position.to_string().rsplit('.').next().unwrap().parse().unwrap()
+}
