@@ -41,17 +41,21 @@ impl Hub {
         // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
         let mut asked = std::pin::pin!(AssertUnwindSafe(asked).catch_unwind());
         // Most hooks answer at once, and need no timer.
-        let answered = match poll_fn(|cx| Poll::Ready(asked.as_mut().poll(cx))).await {
-            Poll::Ready(answer) => Ok(answer),
-            Poll::Pending => tokio::time::timeout(self.settings().access_timeout, asked).await,
-        };
-        match answered {
-            Ok(Ok(answer)) => Ok(answer?),
-            Ok(Err(_panic)) => {
+        let mut timer = None;
+        let answered = poll_fn(|cx| match asked.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => {
+                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.settings().access_timeout)));
+                timer.as_mut().poll(cx).map(|()| None)
+            }
+        });
+        match answered.await {
+            Some(Ok(answer)) => Ok(answer?),
+            Some(Err(_panic)) => {
                 self.counters().hook_panicked(self.now());
                 Err(NoAnswer::Panicked)
             }
-            Err(_elapsed) => Err(Refusal::later(RefusalReason::Timeout).into()),
+            None => Err(Refusal::later(RefusalReason::Timeout).into()),
         }
     }
 

@@ -105,6 +105,8 @@ struct Watch {
     /// The server has tried to read since the last flush. A server that has stopped reading, for example because it
     /// lets the rest of a request's body be, still flushes whenever it is woken.
     asked: bool,
+    /// The first bytes were read.
+    begun: bool,
 }
 
 impl Hub {
@@ -336,6 +338,11 @@ impl Watch {
     }
 }
 
+/// Whether a connection that begins with these bytes speaks HTTP/1: a method, which is not the preface of HTTP/2.
+fn is_http1(bytes: &[u8]) -> bool {
+    bytes.len() >= 4 && bytes[..3].iter().all(u8::is_ascii_uppercase) && !bytes.starts_with(b"PRI ")
+}
+
 impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
@@ -347,10 +354,14 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
         if this.watch.replay(buffer) {
             return Poll::Ready(Ok(()));
         }
+        let before = buffer.filled().len();
         let polled = this.inner.poll_read(cx, buffer);
         this.watch.server_reads = polled.is_pending();
         if polled.is_ready() {
             this.entry.transport.has_read();
+            if !std::mem::replace(&mut this.watch.begun, true) && is_http1(&buffer.filled()[before..]) {
+                this.entry.transport.set_http1();
+            }
         }
         polled.map_err(|error| {
             this.entry.lost(&error);
@@ -383,7 +394,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
         let this = self.project();
         this.entry.transport.flushed();
         if this.inner.let_go(&this.entry.transport) {
-            (*this.deadline, *this.watch) = (None, Watch::default());
+            (*this.deadline, *this.watch) = (None, Watch { begun: true, ..Watch::default() });
         }
         Poll::Ready(Ok(()))
     }

@@ -21,85 +21,98 @@ const MOST_AHEAD: u32 = 32 * 1024;
 const PIECE: usize = 16 * 1024;
 
 #[derive(Debug, Default)]
-pub(super) struct Pace {
-    transport: Option<Arc<Transport>>,
-    looked: bool,
-    /// The bytes that were handed out since `written`, as far as it is known.
+pub(super) enum Pace {
+    /// The body was not polled yet.
+    #[default]
+    New,
+    Known(Box<Known>),
+    /// With what is left of a frame that goes out in pieces.
+    Unknown(Option<Box<Bytes>>),
+}
+
+/// The socket is known.
+#[derive(Debug)]
+pub(super) struct Known {
+    transport: Arc<Transport>,
+    /// The bytes that were handed out since `written`.
     ahead: u32,
     /// What the socket had taken then.
     written: u64,
     /// The flushes that were done when it began to wait for the next.
     flushes: Option<u64>,
-    /// What is left of a frame that goes out in pieces.
-    rest: Bytes,
 }
 
 impl Pace {
     /// Waits until the socket has taken what was handed out.
     pub(super) fn poll(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<()> {
-        if !std::mem::replace(&mut self.looked, true) {
-            self.transport = connection.find_socket();
+        if let Self::New = self {
+            *self = match connection.find_socket() {
+                Some(transport) => Self::Known(Box::new(Known { transport, ahead: 0, written: 0, flushes: None })),
+                None => Self::Unknown(None),
+            };
         }
-        let Some(transport) = self.transport.take() else { return Poll::Ready(()) };
-        let polled = self.poll_move(&transport, cx);
-        self.transport = Some(transport);
-        polled
-    }
-
-    fn poll_move(&mut self, transport: &Transport, cx: &Context<'_>) -> Poll<()> {
-        if self.may_go_on(transport) {
-            return Poll::Ready(());
+        match self {
+            Self::Known(known) => known.poll(cx),
+            Self::New | Self::Unknown(_) => Poll::Ready(()),
         }
-        let is_new = self.flushes.is_none();
-        self.flushes.get_or_insert_with(|| transport.flushes());
-        transport.await_move(cx.waker());
-        if self.may_go_on(transport) {
-            return Poll::Ready(());
-        }
-        if is_new {
-            // The server flushes when it is polled. With HTTP/2 that is another task, which may have nothing to write.
-            transport.nudge();
-        }
-        Poll::Pending
     }
 
     /// Takes note of bytes that go out, and returns those of them that go out now.
     pub(super) fn hand_out(&mut self, mut bytes: Bytes) -> Bytes {
-        let Some(transport) = &self.transport else {
-            if bytes.len() > PIECE {
-                self.rest = bytes.split_off(PIECE);
-            }
-            return bytes;
-        };
-        if self.ahead == 0 {
-            self.written = transport.written();
+        match self {
+            Self::Known(known) => known.hand_out(bytes.len()),
+            Self::Unknown(rest) if bytes.len() > PIECE => *rest = Some(Box::new(bytes.split_off(PIECE))),
+            Self::New | Self::Unknown(_) => {}
         }
-        self.ahead = self.ahead.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
         bytes
     }
 
     /// The next piece of a frame, if one is left.
     pub(super) fn next_piece(&mut self, connection: &mut Connection, cx: &Context<'_>) -> Option<Bytes> {
-        if self.rest.is_empty() {
-            return None;
-        }
+        let Self::Unknown(rest) = self else { return None };
+        let mut bytes = rest.take()?;
         connection.goes_on(cx);
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
-        if self.rest.is_empty() {
-            // An empty slice keeps its frame alive.
-            self.rest = Bytes::new();
+        let piece = bytes.split_to(bytes.len().min(PIECE));
+        if !bytes.is_empty() {
+            *rest = Some(bytes);
         }
         Some(piece)
     }
+}
 
-    fn may_go_on(&mut self, transport: &Transport) -> bool {
-        if transport.has_waiting_bytes() {
+impl Known {
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.may_go_on() {
+            return Poll::Ready(());
+        }
+        let is_new = self.flushes.is_none();
+        self.flushes.get_or_insert_with(|| self.transport.flushes());
+        self.transport.await_move(cx.waker());
+        if self.may_go_on() {
+            return Poll::Ready(());
+        }
+        if is_new {
+            // The server flushes when it is polled. With HTTP/2 that is another task, which may have nothing to write.
+            self.transport.nudge();
+        }
+        Poll::Pending
+    }
+
+    fn hand_out(&mut self, count: usize) {
+        if self.ahead == 0 {
+            self.written = self.transport.written();
+        }
+        self.ahead = self.ahead.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
+    fn may_go_on(&mut self) -> bool {
+        if self.transport.has_waiting_bytes() {
             return false;
         }
         if self.ahead >= MOST_AHEAD {
             // A layer between may swallow flushes, or make less of the bytes. Either sign will do.
-            let is_flushed = self.flushes.is_some_and(|flushes| flushes != transport.flushes());
-            if !is_flushed && transport.written() - self.written < u64::from(self.ahead) {
+            let is_flushed = self.flushes.is_some_and(|flushes| flushes != self.transport.flushes());
+            if !is_flushed && self.transport.written() - self.written < u64::from(self.ahead) {
                 return false;
             }
             self.ahead = 0;

@@ -96,8 +96,12 @@ impl Inner {
         for link in self.registry.all() {
             let Some(since) = link.overdue_since().filter(|since| *since <= now) else { continue };
             let since = match link.transport() {
-                // Also while it moves, so that its time runs from the last move.
-                Some(transport) => since.max(transport.quiet_since(now)),
+                Some(transport) => {
+                    // A body may wait for a flush that never comes, since its reader writes nothing to this socket.
+                    transport.flushed();
+                    // Also while it moves, so that its time runs from the last move.
+                    since.max(transport.quiet_since(now))
+                }
                 // The hub's own writer, whose peer has taken everything. It is the writer that is late.
                 None if link.is_carrier_known() => continue,
                 None => since,

@@ -35,6 +35,8 @@ pub(crate) struct Transport {
     /// How many streams are written to it now, and whether there ever was one.
     streams: AtomicUsize,
     streamed: AtomicBool,
+    /// It speaks HTTP/1, so that the streams that it carries are known.
+    http1: AtomicBool,
     cut: AtomicBool,
     /// The hub is leaving: there is little time for whoever does not read.
     leaving: AtomicBool,
@@ -87,6 +89,7 @@ impl Transports {
             peer,
             streams: AtomicUsize::new(0),
             streamed: AtomicBool::new(false),
+            http1: AtomicBool::new(false),
             cut: AtomicBool::new(false),
             leaving: AtomicBool::new(table.leaving),
             stuck: AtomicBool::new(false),
@@ -192,13 +195,14 @@ impl Transports {
     }
 
     pub(super) fn cut_unmoved(&self, moves: &HashMap<u64, u64>) -> usize {
-        self.cut_where(|transport| transport.has_not_moved(moves))
+        self.cut_where(|transport| transport.may_carry_streams() && transport.has_not_moved(moves))
     }
 
     /// Those that carried a stream, or of which that is not known, and have not moved since.
     pub(super) fn cut_lingering(&self, moves: &HashMap<u64, u64>, any_hidden: bool) {
         self.cut_where(|transport| {
-            (any_hidden || transport.streamed.load(Ordering::Acquire)) && transport.has_not_moved(moves)
+            (any_hidden && transport.may_carry_streams() || transport.streamed.load(Ordering::Acquire))
+                && transport.has_not_moved(moves)
         });
     }
 
@@ -234,6 +238,15 @@ impl Transport {
     /// What is written to it is a stream's.
     pub(crate) fn set_streamed(&self) {
         self.streamed.store(true, Ordering::Release);
+    }
+
+    /// What it carries is plain HTTP/1. There the task tells which streams are on it.
+    pub(crate) fn set_http1(&self) {
+        self.http1.store(true, Ordering::Release);
+    }
+
+    fn may_carry_streams(&self) -> bool {
+        !self.http1.load(Ordering::Acquire) || self.streamed.load(Ordering::Acquire)
     }
 
     /// How long it may take nothing.

@@ -141,7 +141,11 @@ async fn a_slow_but_steady_reader_over_http2_stays_counted() {
     let mut sender = http2(addr, 65_535).await;
     let mut body = open(&mut sender, "t").await;
     until(|| hub.stats().connections == 1).await;
-    publish(&hub, "t", 20, 500_000).await;
+    // The reader does not wait for it.
+    let publisher = tokio::spawn({
+        let hub = hub.clone();
+        async move { publish(&hub, "t", 20, 500_000).await }
+    });
     let since = Instant::now();
     while since.elapsed() < 5 * deadline {
         soon(body.frame()).await.unwrap().expect("it was cut");
@@ -149,6 +153,7 @@ async fn a_slow_but_steady_reader_over_http2_stays_counted() {
         assert_eq!(hub.stats().connections, 1, "after {:?}", since.elapsed());
     }
     assert!(hub.stats().lag > 0, "it would have to be slower");
+    soon(publisher).await.unwrap();
 }
 
 /// Below a router the hub does not know the socket.
@@ -160,7 +165,11 @@ async fn a_slow_but_steady_reader_over_http2_below_a_router_stays_counted() {
     let mut sender = http2(server.addr, 65_535).await;
     let mut body = open(&mut sender, "t").await;
     until(|| hub.stats().connections == 1).await;
-    publish(&hub, "t", 20, 500_000).await;
+    // The reader does not wait for it.
+    let publisher = tokio::spawn({
+        let hub = hub.clone();
+        async move { publish(&hub, "t", 20, 500_000).await }
+    });
     let since = Instant::now();
     while since.elapsed() < 5 * deadline {
         soon(body.frame()).await.unwrap().expect("it was cut");
@@ -168,6 +177,7 @@ async fn a_slow_but_steady_reader_over_http2_below_a_router_stays_counted() {
         assert_eq!(hub.stats().connections, 1, "after {:?}", since.elapsed());
     }
     assert!(hub.stats().lag > 0, "it would have to be slower");
+    soon(publisher).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -345,6 +355,32 @@ async fn a_reader_of_many_topics_at_full_speed_gets_everything_in_order() {
         assert!(events.next_own().await.data.starts_with(&format!("{n} ")));
     }
     soon(publisher).await.unwrap();
+}
+
+/// As a bridge to another protocol does: what it reads need not go to the socket that the request came on.
+#[tokio::test]
+async fn a_body_whose_reader_writes_nothing_to_the_socket_goes_on() {
+    let hub = wide().write_deadline(Duration::from_millis(400)).build().unwrap();
+    let (near, mut far) = tokio::io::duplex(PIPE);
+    let bridge = tokio::spawn({
+        let hub = hub.clone();
+        async move {
+            let mut io = hub.io(near);
+            let mut start = [0; 5];
+            io.read_exact(&mut start).await.unwrap();
+            let request = Request::get("http://test/events?topic=t").body(()).unwrap();
+            let mut endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+            let mut body = tower::Service::call(&mut endpoint, request).await.unwrap().into_body();
+            let mut all = 0;
+            while all < 50 * EVENT {
+                all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
+            }
+        }
+    });
+    far.write_all(b"start").await.unwrap();
+    until(|| hub.stats().connections == 1).await;
+    publish(&hub, "t", 50, EVENT).await;
+    soon(bridge).await.unwrap();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
