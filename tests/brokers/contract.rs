@@ -336,7 +336,9 @@ async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
     append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
-    assert_eq!(soon(log.state(None)).await.unwrap().first, 1_004);
+    // On a busy machine even the later batch is older than the limit before it is complete.
+    let first = soon(log.state(None)).await.unwrap().first;
+    assert!((1_004..=2_004).contains(&first), "{first}");
 }
 
 #[tokio::test]
