@@ -471,7 +471,9 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
     });
     assert!(peak > 1000);
     let left = all.bytes_current.max(0) as u64;
-    assert!(left < all.bytes_max / 20, "{left} of {} bytes are still held", all.bytes_max);
+    // The marks of forgotten topics are bounded in number.
+    let marks = 7 << 20;
+    assert!(left < all.bytes_max / 20 + marks, "{left} of {} bytes are still held", all.bytes_max);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

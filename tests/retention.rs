@@ -377,3 +377,17 @@ fn one_publish_drops_a_bounded_number_of_aged_events() {
     }
     assert!(hub.stats().retained_bytes / each < 200);
 }
+
+#[tokio::test(start_paused = true)]
+async fn forgetting_a_topic_reports_no_gap_of_the_others() {
+    let hub = with(Retention::replay().age(Duration::from_secs(60)));
+    let before = hub.position();
+    publish(&hub, "old");
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(hub.stats().channels, 1, "it was forgotten");
+    let other = || Subscription::anonymous().topic("other");
+    assert_eq!(read(&mut hub.stream(other(), before).unwrap()), ["live"]);
+    assert_eq!(read(&mut hub.stream(other().start(Start::Oldest), None).unwrap()), ["live"]);
+    assert_eq!(read(&mut open(&hub, before)), ["gap trimmed", "live"]);
+    assert_eq!(start(&hub, Start::Oldest), ["gap trimmed", "live"]);
+}

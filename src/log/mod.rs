@@ -25,6 +25,7 @@ mod epochs;
 mod heads;
 #[cfg(all(test, tower_sse_loom))]
 mod interleavings;
+mod marks;
 #[cfg(all(test, not(tower_sse_loom)))]
 mod model;
 mod past;

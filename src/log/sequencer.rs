@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::channel::Channel;
 use super::heads::Heads;
+use super::marks::Marks;
 use super::policy::Policies;
 use super::store::{Dropped, Part, PerPart, Record};
 use super::subscriber::Listener;
@@ -29,8 +30,9 @@ pub(super) struct Sequencer {
     policies: Arc<Policies>,
     budgets: Budgets,
     last: u64,
-    /// What forgotten channels had dropped: the floor at which new ones start.
+    /// The floor at which new channels start that have left no mark.
     floor: u64,
+    marks: Marks,
     channels: HashMap<Address, Arc<Channel>>,
     /// By number. A free number has no channel.
     numbers: Vec<Option<Arc<Channel>>>,
@@ -90,6 +92,7 @@ impl Sequencer {
             budgets,
             last: 0,
             floor: 0,
+            marks: Marks::default(),
             channels: HashMap::from([(Address::Everyone, Arc::clone(&everyone))]),
             numbers: vec![Some(everyone)],
             free: BinaryHeap::new(),
@@ -187,6 +190,7 @@ impl Sequencer {
             Some(audience) => audience.addresses().iter().map(|address| self.channel(address, heads)).collect(),
             None => {
                 self.floor = self.floor.max(number);
+                self.marks.clear();
                 self.all().cloned().collect()
             }
         };
@@ -261,10 +265,11 @@ impl Sequencer {
         });
         self.unique += 1;
         let policy = self.policies.index(address);
-        let channel = Arc::new(Channel::new(address.clone(), number, self.unique, policy, self.floor));
+        let floor = self.floor.max(self.marks.take(address));
+        let channel = Arc::new(Channel::new(address.clone(), number, self.unique, policy, floor));
         heads.cover(number as usize);
         // A reader whose cursor is below the floor must look into the channel to learn of its gap.
-        heads.set(number as usize, self.floor);
+        heads.set(number as usize, floor);
         self.numbers[number as usize] = Some(Arc::clone(&channel));
         self.channels.insert(address.clone(), Arc::clone(&channel));
         channel
@@ -458,8 +463,9 @@ impl Sequencer {
                 self.idle.push_back((since, number, unique));
             }
             None => {
-                self.floor = self.floor.max(store.floor());
+                let floor = store.floor();
                 drop(store);
+                self.floor = self.floor.max(self.marks.leave(&channel.address, floor));
                 self.remove(&channel);
             }
         }
