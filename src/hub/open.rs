@@ -248,8 +248,9 @@ mod tests {
         read
     }
 
-    fn publish(hub: &Hub, topic: &str, data: impl ToString) -> Position {
-        hub.topic(topic).publish_now(Event::message(data.to_string())).unwrap().position
+    #[allow(clippy::unwrap_used, reason = "a helper of tests")]
+    fn publish(hub: &Hub, topic: &str, data: &str) -> Position {
+        hub.topic(topic).publish_now(Event::message(data.to_owned())).unwrap().position
     }
 
     /// The id that the client would have to guess is its own with a zero in place of the number.
@@ -260,7 +261,7 @@ mod tests {
     #[test]
     fn a_cursor_reads_no_event_from_before_the_position_of_its_topic() {
         let hub = Hub::builder().topic_retention(Retention::replay().count(3)).build().unwrap();
-        (0..5).for_each(|n| _ = publish(&hub, "room", n));
+        (0..5).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
         let admitted_at = hub.position();
         let bounded = || Subscription::anonymous().topic_since("room", admitted_at);
         for start in [Start::Live, Start::Last(9), Start::Oldest] {
@@ -268,10 +269,10 @@ mod tests {
         }
         // The trimmed events are none of its business, so no gap is reported for them.
         assert!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()).is_empty());
-        (5..7).for_each(|n| _ = publish(&hub, "room", n));
+        (5..7).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
         assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["5", "6"]);
         assert_eq!(read(&mut hub.stream(bounded().start(Start::Oldest), None).unwrap()), ["5", "6"]);
-        (7..9).for_each(|n| _ = publish(&hub, "room", n));
+        (7..9).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
         assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
         let other = bounded().topic("other").topic_since("room", oldest(&hub));
         assert_eq!(read(&mut hub.stream(other, oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
@@ -293,8 +294,8 @@ mod tests {
     #[test]
     fn a_page_joins_a_topic_from_its_position_on() {
         let hub = Hub::builder().build().unwrap();
-        let first = publish(&hub, "room", 0);
-        publish(&hub, "room", 1);
+        let first = publish(&hub, "room", "0");
+        publish(&hub, "room", "1");
         let mut stream = hub.stream(Subscription::anonymous(), None).unwrap();
         assert!(read(&mut stream).is_empty());
         let room = Topic::try_from("room").unwrap();
@@ -313,8 +314,8 @@ mod tests {
     #[test]
     fn a_stream_without_history_begins_live_whatever_its_cursor() {
         let hub = Hub::builder().build().unwrap();
-        let first = publish(&hub, "t", 0);
-        publish(&hub, "t", 1);
+        let first = publish(&hub, "t", "0");
+        publish(&hub, "t", "1");
         let subscription = || Subscription::anonymous().topic("t").start(Start::Oldest).without_history();
         for cursor in [Cursor::Absent, Cursor::At(first), Cursor::At(oldest(&hub)), Cursor::Invalid] {
             let mut stream = hub.stream(subscription(), cursor).unwrap();
