@@ -5,15 +5,17 @@
 mod support;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use support::{Reply, Server, send, soon, subscribe};
+use support::{Reply, Server, http2, send, soon, subscribe, until};
+use tokio::net::TcpListener;
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -22,7 +24,10 @@ use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
 use tower_http::trace::TraceLayer;
 use tower_sessions::{MemoryStore, Session, SessionManagerLayer};
-use tower_sse::{Connect, Event, EventStream, Hub, Public, Refusal, Subscription, TopicRule};
+use tower_sse::{
+    Connect, EndReason, Event, EventStream, Hub, Public, Refusal, Retention, SseConnectInfo, SseMakeService,
+    Subscription, TopicRule,
+};
 
 /// Larger than what compressors leave alone.
 const LARGE: &str = concat!(
@@ -73,7 +78,7 @@ async fn works_with(outside: impl Fn(Router) -> Router) {
         let reply = send(server.addr, Request::post("/upload").body("12345").unwrap()).await;
         assert_eq!(reply.text().await, "5", "{name}");
         drop(events);
-        support::until(|| hub.stats().connections == 0).await;
+        until(|| hub.stats().connections == 0).await;
     }
 }
 
@@ -370,4 +375,34 @@ async fn a_stack_of_plain_tower_services() {
     assert!(next().await.starts_with(b"event: hub.live"));
     let published = hub.topic("t").publish(Event::message("x")).await.unwrap();
     assert_eq!(next().await, format!("data: x\nid: {}\n\n", published.position));
+}
+
+/// Below a router the server calls the endpoint in another task than the one that polls the socket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests_carry_it() {
+    let deadline = Duration::from_millis(500);
+    let wide = Retention::replay().bytes(64 << 20);
+    let hub = Hub::builder().write_deadline(deadline).topic_retention(wide).build().unwrap();
+    let ip = async |ConnectInfo(peer): ConnectInfo<SocketAddr>, Extension(info): Extension<SseConnectInfo>| {
+        assert_eq!(info.peer_addr(), Some(peer));
+        "known"
+    };
+    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let app = Router::new().route_service("/events", endpoint).route("/ip", get(ip));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serve = axum::serve(support::watched(&hub, listener), SseMakeService::new(app));
+    tokio::spawn(async move { serve.await.unwrap() });
+    assert_eq!(support::get(addr, "/ip").await.text().await, "known");
+
+    let mut sender = http2(addr).await;
+    let request = Request::get("http://test/events?topic=t").body(Full::default()).unwrap();
+    let _unread = soon(sender.send_request(request)).await.unwrap();
+    until(|| hub.stats().connections == 1).await;
+    // More than all the windows on the way hold.
+    for _ in 0..50 {
+        hub.topic("t").publish(Event::message("x".repeat(400_000))).await.unwrap();
+    }
+    until(|| hub.stats().ended(EndReason::Stalled) == 1).await;
+    until(|| sender.is_closed()).await;
 }

@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, FromRef, State};
+use axum::extract::{FromRef, State};
 use axum::routing::{get, post};
-use axum::{Extension, Router};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -32,8 +32,8 @@ use tokio::task::JoinHandle;
 use tokio_util::io::ReaderStream;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sse::{
-    Access, Connect, EndReason, Event, EventStream, Hub, HubBuilder, Public, Refusal, RefusalReason, Retention,
-    SseConnectInfo, SseLayer, SseMakeService, Subscription, TopicRule,
+    Access, Connect, EndReason, Event, EventStream, Hub, HubBuilder, Public, Refusal, RefusalReason, SseLayer,
+    Subscription, TopicRule,
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -1127,33 +1127,4 @@ fn everything_is_send_and_static(hub: &Hub) {
     check(<_ as Service<Request<Body>>>::call(&mut layered, Request::default()));
     check(<_ as Service<Request<Body>>>::call(&mut hub.endpoint(access), Request::default()));
     check::<Pin<Box<dyn Any + Send>>>(Box::pin(hub.refuse(Refusal::login())));
-}
-
-/// Below a router the server calls the endpoint in another task than the one that polls the socket.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests_carry_it() {
-    let deadline = Duration::from_millis(500);
-    let wide = Retention::replay().bytes(64 << 20);
-    let hub = Hub::builder().write_deadline(deadline).topic_retention(wide).build().unwrap();
-    let ip = async |ConnectInfo(peer): ConnectInfo<SocketAddr>, Extension(info): Extension<SseConnectInfo>| {
-        assert_eq!(info.peer_addr(), Some(peer));
-        "known"
-    };
-    let app = routed(&hub).route("/ip", get(ip));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    let serve = axum::serve(support::watched(&hub, listener), SseMakeService::new(app));
-    tokio::spawn(async move { serve.await.unwrap() });
-    assert_eq!(support::get(addr, "/ip").await.text().await, "known");
-
-    let mut sender = http2(addr).await;
-    let request = Request::get("http://test/events?topic=t").body(Full::default()).unwrap();
-    let _unread = soon(sender.send_request(request)).await.unwrap();
-    until(|| hub.stats().connections == 1).await;
-    // More than all the windows on the way hold.
-    for _ in 0..50 {
-        hub.topic("t").publish(Event::message("x".repeat(400_000))).await.unwrap();
-    }
-    until(|| hub.stats().ended(EndReason::Stalled) == 1).await;
-    until(|| sender.is_closed()).await;
 }
