@@ -17,6 +17,15 @@ pub(crate) enum Address {
 }
 
 impl Address {
+    /// The length of the topic's or the user's name.
+    pub(crate) fn name_len(&self) -> usize {
+        match self {
+            Self::Topic(topic) => topic.as_str().len(),
+            Self::User(user) => user.as_str().len(),
+            Self::Everyone | Self::Connection(_) => 0,
+        }
+    }
+
     pub(crate) fn topic(&self) -> Option<&Topic> {
         match self {
             Self::Topic(topic) => Some(topic),

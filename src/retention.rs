@@ -88,8 +88,8 @@ impl Retention {
         self
     }
 
-    /// Keeps at most this many bytes as they are on the wire, plus 200 for each event. At least 1; the newest
-    /// event stays even if it alone is larger.
+    /// Keeps at most this many bytes. An event counts as its bytes on the wire plus 200, and a current value as its key
+    /// and 90 in addition. At least 1; the newest event stays even if it alone is larger.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds().bytes = bytes;

@@ -216,3 +216,73 @@ fn who_comes_back_shares_what_is_read_with_the_others() {
     let most = RECORDS as u64 * 1_100 + CLIENTS as u64 * 64;
     assert!(resumed.bytes_max < most, "{} bytes at the most", resumed.bytes_max);
 }
+
+const NAMES: usize = 200_000;
+
+/// Publishes to many topics that have no listener, and returns the bytes that stay allocated.
+fn held_of_topics(hub: &Hub, event: impl Fn() -> Event) -> f64 {
+    // The first use of everything allocates too.
+    hub.topic("first").publish_now(event()).unwrap();
+    let held = left(|| {
+        for n in 0..NAMES {
+            hub.topic(n).publish_now(event()).unwrap();
+        }
+    });
+    held as f64
+}
+
+fn assert_is_near(counted: usize, held: f64) {
+    let ratio = counted as f64 / held;
+    assert!((0.8..=1.2).contains(&ratio), "{counted} bytes are counted and {held} are held, for {NAMES}: {ratio:.2}");
+}
+
+#[test]
+fn retained_bytes_of_many_topics_are_within_a_fifth_of_the_memory_held() {
+    let hub = Hub::builder().topic_retention(Retention::replay()).retention_budget(1 << 30).build().unwrap();
+    let held = held_of_topics(&hub, || Event::message("01234567890123456789"));
+    assert_is_near(hub.stats().retained_bytes, held);
+}
+
+#[test]
+fn retained_bytes_of_one_topic_are_within_a_fifth_of_the_memory_held() {
+    let retention = Retention::replay().count(NAMES).bytes(1 << 30);
+    let hub = Hub::builder().topic_retention(retention).retention_budget(1 << 30).build().unwrap();
+    let held = left(|| {
+        for _ in 0..NAMES {
+            hub.topic("t").publish_now(Event::message("01234567890123456789")).unwrap();
+        }
+    });
+    assert_is_near(hub.stats().retained_bytes, held as f64);
+}
+
+#[test]
+fn keyed_bytes_of_many_topics_are_within_a_fifth_of_the_memory_held() {
+    let hub = Hub::builder().topic_retention(Retention::latest_per_key()).keyed_budget(1 << 30).build().unwrap();
+    let held = held_of_topics(&hub, || Event::message("01234567890123456789").key("temperature"));
+    assert_is_near(hub.stats().keyed_bytes, held);
+}
+
+#[test]
+fn keyed_bytes_of_many_keys_are_within_a_fifth_of_the_memory_held() {
+    let retention = Retention::latest_per_key().count(NAMES).bytes(1 << 30);
+    let hub = Hub::builder().topic_retention(retention).keyed_budget(1 << 30).build().unwrap();
+    let held = left(|| {
+        for n in 0..NAMES {
+            let event = Event::message("01234567890123456789").key(format!("sensor-{n:06}"));
+            hub.topic("t").publish_now(event).unwrap();
+        }
+    });
+    assert_is_near(hub.stats().keyed_bytes, held as f64);
+}
+
+/// Topics whose event the budget has dropped hold nothing but their name and a number. They count as well.
+#[test]
+fn topics_without_listeners_hold_no_more_memory_than_the_budget() {
+    const BUDGET: usize = 16 << 20;
+    let hub = Hub::builder().topic_retention(Retention::replay()).retention_budget(BUDGET).build().unwrap();
+    let held = held_of_topics(&hub, || Event::message("01234567890123456789"));
+    assert!(hub.stats().retained_bytes <= BUDGET);
+    // A forgotten topic leaves some bytes, and the number of those is bounded.
+    let most = (BUDGET as f64) * 1.2 + f64::from(7 << 20);
+    assert!(held <= most, "{held} bytes are held");
+}

@@ -66,7 +66,7 @@ fn a_slow_page_skips_what_is_outdated_and_gets_the_last_without_a_gap() {
         set(&hub, "report", percent);
     }
     assert_eq!(read(&mut page), ["10000"]);
-    assert!(hub.stats().keyed_bytes < 1000);
+    assert!(hub.stats().keyed_bytes < 1_200);
 }
 
 #[test]
@@ -246,7 +246,8 @@ async fn what_is_past_its_age_is_dropped_without_a_publish() {
     tokio::time::sleep(Duration::from_secs(59)).await;
     assert_eq!(read(&mut open(&hub, start)), ["old", "live"]);
     tokio::time::sleep(Duration::from_secs(7)).await;
-    assert_eq!(hub.stats().retained_bytes, 0);
+    // The empty topic is remembered for the grace.
+    assert!(hub.stats().retained_bytes < 500);
     assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "live"]);
 }
 
@@ -376,6 +377,30 @@ fn one_publish_drops_a_bounded_number_of_aged_events() {
         hub.topic("t").publish_now(Event::message("x")).unwrap();
     }
     assert!(hub.stats().retained_bytes / each < 200);
+}
+
+#[test]
+fn eviction_by_the_budget_takes_as_long_with_many_rules_as_with_few() {
+    const RULES: usize = 20_000;
+    let took = |rules: usize| {
+        let retention = |n: usize| Retention::replay().age(Duration::from_secs(600 + n as u64));
+        let rule = |n: usize| TopicRule::exact(format!("rule/{n}"));
+        let builder = Hub::builder().max_payload(2_000).retention_budget(20_000);
+        let hub = (0..rules).fold(builder, |hub, n| hub.retention_for(rule(n), retention(n))).build().unwrap();
+        (0..100).for_each(|_| publish(&hub, "x".repeat(1_000)));
+        let evicted = hub.stats().evicted;
+        // The fastest of several rounds is without the pauses of a busy machine.
+        let round = || {
+            let start = std::time::Instant::now();
+            (0..100).for_each(|_| publish(&hub, "x".repeat(1_000)));
+            start.elapsed()
+        };
+        let fastest = (0..10).map(|_| round()).min().unwrap();
+        assert_eq!(hub.stats().evicted - evicted, 1_000);
+        fastest
+    };
+    let (few, many) = (took(1), took(RULES));
+    assert!(many < few * 5, "{many:?} with {RULES} rules, {few:?} with one");
 }
 
 #[tokio::test(start_paused = true)]

@@ -91,13 +91,24 @@ impl HubBuilder {
         self
     }
 
-    /// Bounds the bytes of all rings together; the oldest records of the hub are dropped first. Defaults to 64 MiB.
+    /// Bounds the memory of all rings together. Defaults to 64 MiB.
+    ///
+    /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that it is sent to. A topic or
+    /// user counts as its name plus 440 while it keeps events, and while it is remembered without any
+    /// ([`channel_grace`](Self::channel_grace)). Over the budget the hub first forgets topics and users that keep nothing
+    /// and have no listener, then drops the oldest events. The newest event always stays.
+    ///
+    /// The hub holds up to 7 MiB beside this budget, in which it remembers up to where the events of forgotten topics and
+    /// users were dropped. Topics and users that have listeners and keep nothing do not count.
     pub fn retention_budget(mut self, bytes: usize) -> Self {
         self.ring_bytes = bytes;
         self
     }
 
-    /// Bounds the bytes of all current values together; the oldest are dropped first. Defaults to 64 MiB.
+    /// Bounds the memory of all current values together; the oldest are dropped first. Defaults to 64 MiB.
+    ///
+    /// The hub counts a value as its key and its bytes on the wire plus 290. A topic or user with values counts as 330
+    /// more, and as its name plus 440 unless the [`retention_budget`](Self::retention_budget) counts it.
     pub fn keyed_budget(mut self, bytes: usize) -> Self {
         self.keyed_bytes = bytes;
         self
@@ -111,7 +122,7 @@ impl HubBuilder {
     }
 
     /// Sets how long a topic or user that has nothing kept and no listener is remembered, for the sake of those who
-    /// come back. At least four times the [`heartbeat`](Self::heartbeat). Defaults to 10 minutes.
+    /// come back. The [`retention_budget`](Self::retention_budget) can end that earlier. At least four times the [`heartbeat`](Self::heartbeat). Defaults to 10 minutes.
     pub fn channel_grace(mut self, grace: Duration) -> Self {
         self.settings.channel_grace = grace;
         self

@@ -15,9 +15,11 @@ pub struct Stats {
     /// Users who are online now, or were less than
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago.
     pub users: usize,
-    /// Bytes kept now for those who come back or fall behind, current values left out.
+    /// The bytes of memory that the log holds now, without current values. The estimate is within 20 % of what the hub has
+    /// allocated. [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) bounds it, and says what counts.
     pub retained_bytes: usize,
-    /// Bytes of current values kept now.
+    /// The bytes of memory that current values hold now, bounded by
+    /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget).
     pub keyed_bytes: usize,
     /// The newest position.
     pub position: Position,

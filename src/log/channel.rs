@@ -48,13 +48,14 @@ impl fmt::Debug for Listeners {
 
 impl Channel {
     pub(super) fn new(address: Address, number: u32, unique: u64, policy: usize, floor: u64) -> Self {
+        let store = Store::new(floor, address.name_len());
         Self {
             address,
             number,
             head: AtomicU64::new(floor),
             unique,
             policy,
-            store: Mutex::new(Store::new(floor)),
+            store: Mutex::new(store),
             listeners: Mutex::default(),
             listening: AtomicUsize::new(0),
             slots: AtomicUsize::new(0),

@@ -345,7 +345,7 @@ impl Log {
             let (_, base) = self.epochs.prefix();
             let Some(found) = break_at(&mut sequencer, base) else { return };
             self.epochs.note_break(found);
-            sequencer.interrupt(found.at, audience, &self.heads, |channel| marks.push(channel));
+            sequencer.interrupt(found.at, audience, &self.heads, now, |channel| marks.push(channel));
             self.horizon.store(found.at, Ordering::Release);
         }
         self.wake(Asleep(marks), now);

@@ -415,10 +415,11 @@ impl World {
                 Self::judge(&self.published, client, reader, before, after, &batch);
                 let is_event = |number: &u64| {
                     let record = &self.published[*number as usize - 1];
-                    client
-                        .on
-                        .keys()
-                        .any(|channel| record.to.contains(channel) && (*channel != LATEST || !record.is_value()))
+                    // One that its history has dropped may still come as a current value.
+                    client.on.keys().filter(|channel| record.to.contains(channel)).any(|&channel| match channel {
+                        LATEST => !record.is_value(),
+                        _ => *number > client.subscriber.reader.lock().told(&address(channel)),
+                    })
                 };
                 events += batch.numbers().iter().filter(|number| is_event(number)).count();
                 if self.log.lag(&client.subscriber) == 0 {
@@ -604,4 +605,22 @@ fn a_loaded_value_outlives_the_removals_from_before_it() {
     log.read(&page, &mut batch);
     let positions: Vec<_> = batch.records.iter().map(|picked| log.at(picked.record.sequence).sequence()).collect();
     assert_eq!(positions, [9]);
+}
+
+#[test]
+fn a_value_that_a_history_has_dropped_is_no_event_of_that_history() {
+    let mut world = World::new(1 << 30);
+    let publish = |to: &[usize], key| Step::Publish {
+        to: to.iter().copied().collect(),
+        key,
+        removes: false,
+        except: None,
+        size: 10,
+    };
+    let short = CHANNELS - 1;
+    let on = BTreeSet::from([LATEST, short]);
+    for (to, key) in [(&[LATEST][..], None), (&[LATEST, short], Some(0)), (&[short], None), (&[short], None)] {
+        world.step(&publish(to, key));
+    }
+    world.step(&Step::Reopen { reader: 0, on, keeps_cursor: false, start: Start::Last(4) });
 }

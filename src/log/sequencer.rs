@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
+use std::collections::btree_set::BTreeSet;
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
@@ -38,8 +39,7 @@ pub(super) struct Sequencer {
     numbers: Vec<Option<Arc<Channel>>>,
     free: BinaryHeap<Reverse<u32>>,
     unique: u64,
-    /// Per policy: the channels in the order of their oldest record, for age and for the budgets.
-    lanes: Vec<PerPart<Lane>>,
+    lanes: PerPart<Lanes>,
     retained: PerPart<usize>,
     /// Records that the budgets pushed out before the bounds of their own channel did.
     evicted: u64,
@@ -50,12 +50,83 @@ pub(super) struct Sequencer {
     dropped: Dropped,
 }
 
+/// The channels in the order of their oldest record, for age and for the budgets: one lane for each policy.
+#[derive(Debug, Default)]
+struct Lanes {
+    all: Vec<Lane>,
+    /// The first number of each lane, with its policy, so that a budget finds the oldest without a look at all lanes.
+    firsts: BTreeSet<(u64, usize)>,
+}
+
 /// A channel stands here once while the part holds anything, under the number that was its oldest when it was put in:
 /// never above what is its oldest now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lane {
     age: Option<Millis>,
     heap: BinaryHeap<Reverse<Waiting>>,
+}
+
+impl Lanes {
+    fn new(ages: impl Iterator<Item = Option<std::time::Duration>>) -> Self {
+        let all = ages.map(|age| Lane { age: age.map(millis), heap: BinaryHeap::new() }).collect();
+        Self { all, firsts: BTreeSet::new() }
+    }
+
+    /// The age that this policy bounds.
+    fn age(&self, policy: usize) -> Option<Millis> {
+        self.all[policy].age
+    }
+
+    fn first(&self, policy: usize) -> Option<&Waiting> {
+        self.all[policy].heap.peek().map(|Reverse(waiting)| waiting)
+    }
+
+    /// The policy and the number of the first of all.
+    fn oldest(&self) -> Option<(usize, u64)> {
+        self.firsts.first().map(|(sequence, policy)| (*policy, *sequence))
+    }
+
+    fn push(&mut self, policy: usize, waiting: Waiting) {
+        self.change(policy, |heap| heap.push(Reverse(waiting)));
+    }
+
+    fn pop(&mut self, policy: usize) -> Option<Waiting> {
+        self.change(policy, BinaryHeap::pop).map(|Reverse(waiting)| waiting)
+    }
+
+    fn change<R>(&mut self, policy: usize, change: impl FnOnce(&mut BinaryHeap<Reverse<Waiting>>) -> R) -> R {
+        let before = self.first(policy).map(|waiting| waiting.sequence);
+        let result = change(&mut self.all[policy].heap);
+        let after = self.first(policy).map(|waiting| waiting.sequence);
+        if before != after {
+            before.map(|before| self.firsts.remove(&(before, policy)));
+            after.map(|after| self.firsts.insert((after, policy)));
+        }
+        result
+    }
+
+    fn clear(&mut self) {
+        self.all.iter_mut().for_each(|lane| lane.heap.clear());
+        self.firsts.clear();
+    }
+
+    /// Drops the entries of channels that are gone, which no age drops, and gives memory back.
+    fn shrink(&mut self, used: usize, exists: impl Fn(&Waiting) -> bool) {
+        for policy in 0..self.all.len() {
+            let heap = &self.all[policy].heap;
+            if heap.len() > 2 * used + 512 {
+                self.change(policy, |heap| heap.retain(|Reverse(waiting)| exists(waiting)));
+            }
+            let heap = &mut self.all[policy].heap;
+            if heap.capacity() > 1024 && heap.len() < heap.capacity() / 8 {
+                heap.shrink_to(heap.len() * 2);
+            }
+        }
+    }
+
+    fn is_aging(&self) -> bool {
+        self.firsts.iter().any(|(_, policy)| self.all[*policy].age.is_some())
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,12 +149,10 @@ pub(crate) struct Usage {
 
 impl Sequencer {
     pub(super) fn new(policies: Arc<Policies>, budgets: Budgets, heads: &Heads) -> Self {
-        let lane = |age: Option<std::time::Duration>| Lane { age: age.map(millis), heap: BinaryHeap::new() };
-        let lanes = policies
-            .all()
-            .iter()
-            .map(|retention| PerPart { ring: lane(retention.ring.age), keyed: lane(retention.keyed.age) })
-            .collect();
+        let lanes = PerPart {
+            ring: Lanes::new(policies.all().iter().map(|retention| retention.ring.age)),
+            keyed: Lanes::new(policies.all().iter().map(|retention| retention.keyed.age)),
+        };
         let policy = policies.index(&Address::Everyone);
         let everyone = Arc::new(Channel::new(Address::Everyone, EVERYONE, 0, policy, 0));
         heads.cover(EVERYONE as usize);
@@ -183,6 +252,7 @@ impl Sequencer {
         number: u64,
         audience: Option<&Audience>,
         heads: &Heads,
+        now: Millis,
         mut mark: impl FnMut(Arc<Channel>),
     ) {
         self.last = self.last.max(number);
@@ -200,6 +270,8 @@ impl Sequencer {
             channel.raise_head(heads, number);
             if channel.listening() > 0 {
                 mark(channel);
+            } else {
+                self.note_if_idle(&channel, now);
             }
         }
     }
@@ -209,11 +281,9 @@ impl Sequencer {
         for channel in self.all() {
             channel.store.lock().clear();
         }
-        for lanes in &mut self.lanes {
-            lanes.ring.heap.clear();
-            lanes.keyed.heap.clear();
-        }
-        self.retained = PerPart::default();
+        self.lanes.ring.clear();
+        self.lanes.keyed.clear();
+        self.count_again();
     }
 
     /// Drops all current values.
@@ -221,8 +291,17 @@ impl Sequencer {
         for channel in self.all() {
             channel.store.lock().clear_values();
         }
-        self.lanes.iter_mut().for_each(|lanes| lanes.keyed.heap.clear());
-        self.retained.keyed = 0;
+        self.lanes.keyed.clear();
+        self.count_again();
+    }
+
+    fn count_again(&mut self) {
+        self.retained = PerPart::default();
+        for channel in self.numbers.iter().flatten() {
+            let bytes = channel.store.lock().bytes();
+            self.retained.ring += bytes.ring;
+            self.retained.keyed += bytes.keyed;
+        }
     }
 
     fn record(&mut self, entry: Numbered, heads: &Heads, now: Millis) -> (Arc<Record>, SmallVec<[Arc<Channel>; 4]>) {
@@ -295,9 +374,8 @@ impl Sequencer {
         }
         if let Address::Connection(_) = channel.address {
             // What was sent to a connection dies with it; nobody asks for it again, so no floor is left behind.
-            let store = std::mem::replace(&mut *channel.store.lock(), super::store::Store::new(0));
-            self.account(store.bytes(), PerPart::default());
             self.remove(channel);
+            channel.store.lock().clear();
         } else {
             self.note_if_idle(channel, now);
         }
@@ -314,16 +392,11 @@ impl Sequencer {
     /// Drops what is past its age and forgets channels that have been idle for the grace.
     pub(super) fn sweep(&mut self, heads: &Heads, now: Millis) -> Swept {
         let mut left = SWEEP;
-        for policy in 0..self.lanes.len() {
+        for policy in 0..self.policies.all().len() {
             for part in [Part::Ring, Part::Keyed] {
-                let Some(age) = self.lanes[policy].of(part).age else { continue };
-                while left > 0
-                    && self.lanes[policy]
-                        .of(part)
-                        .heap
-                        .peek()
-                        .is_some_and(|Reverse(waiting)| waiting.at.saturating_add(age) <= now)
-                {
+                let Some(age) = self.lanes.of(part).age(policy) else { continue };
+                let is_due = |waiting: &Waiting| waiting.at.saturating_add(age) <= now;
+                while left > 0 && self.lanes.of(part).first(policy).is_some_and(is_due) {
                     let dropped = self.drop_from(policy, part, now, left, |_, at| at.saturating_add(age) <= now);
                     // A channel that is looked at in vain counts too.
                     left -= dropped.max(1);
@@ -332,13 +405,12 @@ impl Sequencer {
         }
         while left > 0 && self.idle.front().is_some_and(|(since, ..)| since.saturating_add(self.budgets.grace) <= now) {
             left -= 1;
-            self.forget_oldest_idle(now);
+            self.forget_oldest_idle(Some(now));
         }
         self.shrink(heads);
-        let aging = |lane: &Lane| lane.age.is_some() && !lane.heap.is_empty();
         if left == 0 {
             Swept::More
-        } else if !self.idle.is_empty() || self.lanes.iter().any(|lanes| aging(&lanes.ring) || aging(&lanes.keyed)) {
+        } else if !self.idle.is_empty() || self.lanes.ring.is_aging() || self.lanes.keyed.is_aging() {
             Swept::Later
         } else {
             Swept::Nothing
@@ -354,7 +426,7 @@ impl Sequencer {
         if is_from_before {
             // It may be past its age already.
             for part in [Part::Ring, Part::Keyed] {
-                let Some(age) = self.lanes[channel.policy].of(part).age else { continue };
+                let Some(age) = self.lanes.of(part).age(channel.policy) else { continue };
                 while store.oldest(part).is_some_and(|(_, at)| at.saturating_add(age) <= now) {
                     store.drop_oldest(part, &mut self.dropped);
                     is_expired = true;
@@ -365,7 +437,7 @@ impl Sequencer {
             if let Some((sequence, at)) = store.oldest(part).filter(|_| !*store.queued.of(part)) {
                 *store.queued.of(part) = true;
                 let waiting = Waiting { sequence, at, number: channel.number, unique: channel.unique };
-                self.lanes[channel.policy].of(part).heap.push(Reverse(waiting));
+                self.lanes.of(part).push(channel.policy, waiting);
             }
         }
         let after = store.bytes();
@@ -381,17 +453,16 @@ impl Sequencer {
         self.retained.keyed = self.retained.keyed + after.keyed - before.keyed;
     }
 
-    /// Drops the oldest of all rings, or of all current values, until they fit.
+    /// Drops the oldest of all current values, or of all rings, until they fit. Channels that hold nothing are forgotten
+    /// before a record is dropped. The values come first, because a channel without values counts with the rings.
     fn fit_budgets(&mut self, now: Millis) {
-        for (part, budget) in [(Part::Ring, self.budgets.ring_bytes), (Part::Keyed, self.budgets.keyed_bytes)] {
+        for (part, budget) in [(Part::Keyed, self.budgets.keyed_bytes), (Part::Ring, self.budgets.ring_bytes)] {
             while *self.retained.of(part) > budget {
-                let oldest = (0..self.lanes.len())
-                    .filter_map(|policy| {
-                        let Reverse(waiting) = self.lanes[policy].of(part).heap.peek()?;
-                        Some((waiting.sequence, policy))
-                    })
-                    .min();
-                let Some((sequence, policy)) = oldest else { break };
+                if part == Part::Ring && !self.idle.is_empty() {
+                    self.forget_oldest_idle(None);
+                    continue;
+                }
+                let Some((policy, sequence)) = self.lanes.of(part).oldest() else { break };
                 // The record that was just appended stays: nobody could have read it yet.
                 if sequence == self.last {
                     break;
@@ -411,7 +482,7 @@ impl Sequencer {
         most: usize,
         is_due: impl Fn(u64, Millis) -> bool,
     ) -> usize {
-        let Some(Reverse(waiting)) = self.lanes[policy].of(part).heap.pop() else { return 0 };
+        let Some(waiting) = self.lanes.of(part).pop(policy) else { return 0 };
         let Some(channel) = self.find(waiting.number, waiting.unique) else { return 0 };
         let mut dropped = 0;
         let mut store = channel.store.lock();
@@ -423,7 +494,7 @@ impl Sequencer {
         let oldest = store.oldest(part);
         *store.queued.of(part) = oldest.is_some();
         if let Some((sequence, at)) = oldest {
-            self.lanes[policy].of(part).heap.push(Reverse(Waiting { sequence, at, ..waiting }));
+            self.lanes.of(part).push(policy, Waiting { sequence, at, ..waiting });
         }
         let after = store.bytes();
         drop(store);
@@ -442,32 +513,40 @@ impl Sequencer {
                 // It has dropped nothing that a new one would not answer for as well.
                 drop(store);
                 self.remove(channel);
-            } else if store.idle_since.replace(now).is_none() {
-                self.idle.push_back((now, channel.number, channel.unique));
+            } else {
+                let before = store.bytes();
+                if store.idle_since.replace(now).is_none() {
+                    self.idle.push_back((now, channel.number, channel.unique));
+                }
+                let after = store.bytes();
+                drop(store);
+                self.account(before, after);
             }
         }
     }
 
-    fn forget_oldest_idle(&mut self, now: Millis) {
+    /// Takes the first channel out of the queue and forgets it, unless it is in use. With a time, it must have been idle
+    /// for the grace by then.
+    fn forget_oldest_idle(&mut self, now: Option<Millis>) {
         let Some((_, number, unique)) = self.idle.pop_front() else { return };
         let Some(channel) = self.find(number, unique) else { return };
         let mut store = channel.store.lock();
+        let before = store.bytes();
         let idle_since = store.idle_since.take();
-        if !store.is_empty() || channel.listening() > 0 {
+        let is_unused = store.is_empty() && channel.listening() == 0;
+        let is_too_young = |since: &Millis| now.is_some_and(|now| since.saturating_add(self.budgets.grace) > now);
+        if let Some(since) = idle_since.filter(is_too_young).filter(|_| is_unused) {
+            // It was in use again meanwhile.
+            store.idle_since = Some(since);
+            self.idle.push_back((since, number, unique));
             return;
         }
-        match idle_since.filter(|since| since.saturating_add(self.budgets.grace) > now) {
-            // It was in use again meanwhile.
-            Some(since) => {
-                store.idle_since = Some(since);
-                self.idle.push_back((since, number, unique));
-            }
-            None => {
-                let floor = store.floor();
-                drop(store);
-                self.floor = self.floor.max(self.marks.leave(&channel.address, floor));
-                self.remove(&channel);
-            }
+        let (after, floor) = (store.bytes(), store.floor());
+        drop(store);
+        self.account(before, after);
+        if is_unused {
+            self.floor = self.floor.max(self.marks.leave(&channel.address, floor));
+            self.remove(&channel);
         }
     }
 
@@ -476,6 +555,8 @@ impl Sequencer {
     }
 
     fn remove(&mut self, channel: &Channel) {
+        let bytes = channel.store.lock().bytes();
+        self.account(bytes, PerPart::default());
         self.channels.remove(&channel.address);
         self.numbers[channel.number as usize] = None;
         self.free.push(Reverse(channel.number));
@@ -506,14 +587,7 @@ impl Sequencer {
             let channel = numbers.get(waiting.number as usize).and_then(Option::as_ref);
             channel.is_some_and(|channel| channel.unique == waiting.unique)
         };
-        for lane in self.lanes.iter_mut().flat_map(|lanes| [&mut lanes.ring, &mut lanes.keyed]) {
-            // Entries of channels that are gone, in lanes that no age empties.
-            if lane.heap.len() > 2 * used + 512 {
-                lane.heap.retain(|Reverse(waiting)| exists(waiting));
-            }
-            if lane.heap.capacity() > 1024 && lane.heap.len() < lane.heap.capacity() / 8 {
-                lane.heap.shrink_to(lane.heap.len() * 2);
-            }
-        }
+        self.lanes.ring.shrink(used, exists);
+        self.lanes.keyed.shrink(used, exists);
     }
 }

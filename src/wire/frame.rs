@@ -22,8 +22,9 @@ use crate::position::{Epoch, Position};
 const CHUNK_HEAD: &[u8] = b"00000000\r\n";
 const CHUNK_TAIL: &[u8] = b"\r\n";
 const FRAME_END: &[u8] = b"\n";
-/// `id: `, the longest position and two line breaks.
-const ID_ROOM: usize = 64;
+/// Room for `id: `, a position and the line breaks, so that a frame holds little more than it counts. A position that
+/// needs more room costs one more allocation.
+const ID_ROOM: usize = 40;
 
 /// The limits within which events are framed.
 #[derive(Clone, Debug)]
@@ -68,7 +69,8 @@ impl Draft {
         event.check(framing.max_event_name)?;
         let (name, data) = (event.name_str(), event.data_bytes());
         let lines = memchr::memchr2_iter(b'\r', b'\n', data).count() + 1;
-        let fields = 40 + name.len() + data.len() + 7 * lines;
+        let before_data = if name.is_empty() { 0 } else { 8 + name.len() } + event.retry_after().map_or(0, |_| 28);
+        let fields = before_data + data.len() + 6 * lines + 1;
         let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + fields + ID_ROOM);
         bytes.extend_from_slice(CHUNK_HEAD);
         if !name.is_empty() {
