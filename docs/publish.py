@@ -42,10 +42,12 @@ def main(port, namespace, topic, event, data):
     record = json.dumps({"v": 1, **stamp, "to": {"topics": [topic]}, "event": event, "data": data})
     keys = ["tower-sse:{%s}:%s" % (quoted(namespace), name) for name in ("log", "meta", "values", "order")]
     # Seen: nothing. A new epoch, should the log have none. What is kept: as the instances have it.
-    arguments = ["", 0, secrets.token_hex(8).lstrip("0"), 100_000, 3_600_000, 100_000, 600_000, 1, 256 << 20, record, 0, 0]
+    kept = [100_000, 3_600_000, 100_000, 600_000, 1, 256 << 20]
+    # No record of an earlier call to compare.
+    arguments = ["", 0, secrets.token_hex(8).lstrip("0"), *kept, 0, "", record, 0, 0]
     with socket.create_connection(("127.0.0.1", int(port))) as connection:
         connection.sendall(encode("EVAL", script, len(keys), *keys, *arguments))
-        epoch, sequences = answer(connection.makefile("rb"))
+        epoch, sequences, _ = answer(connection.makefile("rb"))
     print("1.%s.%s" % (epoch.decode(), sequences[0].decode()))
 
 

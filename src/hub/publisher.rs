@@ -21,6 +21,11 @@ use crate::wire::Draft;
 /// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for subscribers, nothing
 /// that runs in the background. For workers, command-line tools and cron jobs. Cloning is one reference count.
 ///
+/// A publisher remembers the place of its newest record, and passes it to the log with the next
+/// publish. A log that is younger begins a new epoch then, and every stream gets a gap. On Redis so
+/// does a log that has another record in that place, after a failover to a replica that was behind.
+/// A new publisher remembers nothing, so keep one for the life of the process.
+///
 /// It checks events as [`Hub`] does. Which topics keep the newest of each [key](Event::key) it must be told as the
 /// instances are: share the function that makes the settings.
 ///
@@ -51,7 +56,9 @@ struct Inner {
     backplane: Arc<dyn Backplane>,
     policies: Policies,
     settings: Settings,
-    /// The highest place that this publisher was told, so that a log that lost it is noticed in the next append.
+    /// The highest place that this publisher was told. A log that ends below it begins a new epoch
+    /// with the next append. That another record has its number is noticed by adapters that
+    /// compare, such as Redis.
     seen: Mutex<Option<Place>>,
 }
 

@@ -19,6 +19,7 @@ mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod acknowledged;
 mod apart;
 mod contract;
 mod control;

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, Redis};
+use bytes::Bytes;
+use tower_sse::backplane::{Backplane, Outgoing, Redis};
 use tower_sse::{Cursor, Event, Hub, HubStream, Position, Publisher, StreamItem, Subscription};
 
 use crate::fake::FakeLog;
@@ -105,16 +106,21 @@ async fn replicated() -> Option<(RedisServer, RedisServer)> {
         return None;
     }
     let (primary, replica) = (RedisServer::start(FORGETFUL), RedisServer::start(FORGETFUL));
-    for server in [&primary, &replica] {
-        server.cli(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
-    }
     follow(&replica, &primary).await;
     Some((primary, replica))
 }
 
 /// Makes a server the replica of another, and waits until it has everything.
 async fn follow(replica: &RedisServer, primary: &RedisServer) {
-    replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    follow_through(replica, primary, primary.port).await;
+}
+
+/// The same where the primary is reached over another port, which may be a proxy's.
+pub(crate) async fn follow_through(replica: &RedisServer, primary: &RedisServer, port: u16) {
+    for server in [primary, replica] {
+        server.cli(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
+    }
+    replica.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]);
     until(|| replica.cli(&["INFO", "replication"]).contains("master_link_status:up")).await;
     caught_up(primary).await;
 }
@@ -196,6 +202,81 @@ async fn a_promotion_of_a_replica_with_fewer_records_is_one_gap() {
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
+/// Records of a worker were acknowledged, no instance had read them, and other records took their
+/// numbers.
+#[tokio::test]
+async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_publish() {
+    let Some((old, new)) = replicated().await else { return };
+    let (to_hub, to_worker) = (Proxy::start(old.port).await, Proxy::start(old.port).await);
+    let hub = start(log_at(to_hub.port)).await;
+    let mut page = open(&hub);
+    let early = worker(log_at(to_worker.port));
+    publish_ticks(&early, 10).await;
+    read_events(&mut page, 10).await;
+    caught_up(&old).await;
+    to_hub.set(Mode::Resets);
+    until(|| !hub.health().ready).await;
+    promote(&new);
+    publish_ticks(&early, 10).await;
+    to_worker.lead_to(new.port);
+    old.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let late = worker(log_at(new.port));
+    publish_ticks(&late, 30).await;
+    to_hub.lead_to(new.port);
+    to_hub.set(Mode::Passes);
+    until(|| hub.health().ready).await;
+    read_events(&mut page, 30).await;
+    let before = hub.position();
+    let publish = async || early.topic("t").publish(Event::message("end")).await;
+    let after = soon(async {
+        loop {
+            // The first call may still meet the connection that the server closed.
+            if let Ok(position) = publish().await {
+                return position;
+            }
+        }
+    })
+    .await;
+    assert_ne!(epoch(after), epoch(before), "{before} {after}");
+    // The instance notices it at the next probe.
+    until(|| epoch(hub.position()) == epoch(after)).await;
+    // Neither worker begins another epoch.
+    let next = early.topic("t").publish(Event::message("next")).await.unwrap();
+    let last = late.topic("t").publish(Event::message("last")).await.unwrap();
+    assert_eq!([epoch(next), epoch(last)], [epoch(after), epoch(after)]);
+    assert_eq!(gaps_before(&mut page, "last").await, ["epoch"]);
+}
+
+/// An instance has published a record and not read it yet.
+#[tokio::test]
+async fn a_look_begins_a_new_epoch_when_an_acknowledged_record_was_replaced() {
+    let Some((old, new)) = replicated().await else { return };
+    let proxy = Proxy::start(old.port).await;
+    let (log, other) = (log_at(proxy.port), log_at(new.port));
+    let record = |text: &'static str| Outgoing::new(Bytes::from_static(text.as_bytes()));
+    let append = async |log: &Redis, text, seen| soon(log.append(vec![record(text)], seen)).await.pop().unwrap();
+    let read = append(&log, "read", None).await.unwrap();
+    caught_up(&old).await;
+    promote(&new);
+    let lost = append(&log, "lost", Some(read)).await.unwrap();
+    proxy.lead_to(new.port);
+    old.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+    for _ in 0..3 {
+        append(&other, "other", None).await.unwrap();
+    }
+    let look = async || {
+        loop {
+            if let Ok(state) = log.state(Some(read)).await {
+                return state;
+            }
+        }
+    };
+    let state = soon(look()).await;
+    assert!(lost.epoch == read.epoch && state.epoch != read.epoch, "{read:?} {lost:?} {state:?}");
+    // It is not replaced once more.
+    assert_eq!(soon(look()).await.epoch, state.epoch);
+}
+
 /// Connections that the server closes cost nothing.
 #[tokio::test]
 async fn killed_connections_lose_nothing_and_report_no_gap() {
@@ -237,6 +318,10 @@ async fn a_roll_back_between_two_reads_of_a_connection_is_one_gap() {
 
 async fn log_end(log: &FakeLog) {
     worker(log.clone()).topic("t").publish(Event::message("end")).await.unwrap();
+}
+
+fn epoch(position: Position) -> String {
+    position.to_string().split('.').nth(1).unwrap().to_owned()
 }
 
 fn number(position: Position) -> u64 {

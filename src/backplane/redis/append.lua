@@ -1,8 +1,9 @@
 -- KEYS: log, meta, values, order of values, then one for each idempotency key.
 -- ARGV: seen epoch, seen sequence, a new epoch, most records, oldest age in ms, most values, time to live of idempotency keys
---       in ms, number of records, most bytes; then of each: payload, index of its idempotency key or 0, number of values; then of each
---       value: id, "1" if it is removed.
--- Returns the epoch and the sequences.
+--       in ms, number of records, most bytes, the sequence of a record that the caller appended in the seen epoch or 0, how
+--       that record begins; then of each: payload, index of its idempotency key or 0, number of values; then of each value: id,
+--       "1" if it is removed.
+-- Returns the epoch, the sequences, and the last sequence before.
 local function n(number) return string.format('%.0f', number) end
 
 local last = 0
@@ -16,15 +17,20 @@ local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last', 'bytes')
 local epoch = meta[1]
 -- Of all records that were ever appended. Each entry has what it was before.
 local bytes = tonumber(meta[3] or '0')
-if not epoch or last < tonumber(meta[2] or '0') or (epoch == ARGV[1] and last < tonumber(ARGV[2])) then
+-- Another record has the number of the caller's: the log was rolled back and has grown since.
+local function is_replaced()
+  local entry = ARGV[10] ~= '0' and redis.call('XRANGE', KEYS[1], ARGV[10] .. '-0', ARGV[10] .. '-0')[1]
+  return entry and string.sub(entry[2][2], 1, #ARGV[11]) ~= ARGV[11]
+end
+if not epoch or last < tonumber(meta[2] or '0') or (epoch == ARGV[1] and (last < tonumber(ARGV[2]) or is_replaced())) then
   epoch = ARGV[3]
   redis.call('HSET', KEYS[2], 'epoch', epoch)
 end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local sequences = {}
-local at = 10
+local sequences, before_all = {}, last
+local at = 12
 for _ = 1, tonumber(ARGV[8]) do
   local payload, idem, count = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
@@ -91,4 +97,4 @@ if oldest and held(oldest) > tonumber(ARGV[9]) then
   end
   redis.call('XTRIM', KEYS[1], 'MINID', n(math.min(low, last)) .. '-0')
 end
-return { epoch, sequences }
+return { epoch, sequences, n(before_all) }

@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt};
 use redis::Client;
 use redis::streams::{StreamId, StreamRangeReply};
 
-use self::server::{Shared, parse_epoch, seen_arguments};
+use self::server::{Shared, parse_epoch};
 use self::stream::{From, id_of, read, stored};
 use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
@@ -167,7 +167,9 @@ impl Backplane for Redis {
         async move {
             let mut call = self.shared.state.prepare_invoke();
             call.key(&self.shared.keys.log).key(&self.shared.keys.meta);
-            seen_arguments(&mut call, seen);
+            let compared = self.shared.compared(seen);
+            compared.seen_arguments(&mut call);
+            compared.own_arguments(&mut call);
             let (epoch, first, last): (String, u64, u64) =
                 self.shared.run(async |connection| call.invoke_async(connection).await).await?;
             Ok(State { epoch: parse_epoch(&epoch)?, first, last })

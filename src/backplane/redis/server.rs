@@ -15,6 +15,8 @@ use super::super::{BackplaneError, Outgoing, Place, Seen};
 use super::Settings;
 use super::keys::Keys;
 
+/// How many bytes of a record are compared. The random id of a record lies within the first thirty.
+const COMPARED: usize = 64;
 /// How many records or values are asked for at a time by who reads many, if they come in time.
 const PAGE: usize = 512;
 
@@ -33,8 +35,19 @@ pub(super) struct Shared {
     pub(super) bulk: PerRuntime<Line>,
     /// When control messages were last looked through for old ones.
     pub(super) tidied: std::sync::Mutex<Option<Instant>>,
+    own: std::sync::Mutex<Option<Own>>,
     /// How many are read at a time: fewer once so many did not come in time.
     pub(super) page: AtomicUsize,
+}
+
+/// The newest record that was appended over this adapter and acknowledged. If the log has another
+/// record in its place, the log was rolled back and has grown since. If no instance had read the
+/// record, only its publisher can notice that.
+#[derive(Clone)]
+struct Own {
+    place: Place,
+    /// Its first bytes.
+    start: Box<[u8]>,
 }
 
 /// A connection that is made when it is needed; a broken one is thrown away.
@@ -116,7 +129,30 @@ impl Shared {
             publish: PerRuntime::default(),
             bulk: PerRuntime::default(),
             tidied: std::sync::Mutex::default(),
+            own: std::sync::Mutex::default(),
             page: AtomicUsize::new(PAGE),
+        }
+    }
+
+    /// What the scripts compare with the log: what the caller has seen and, as far as it is of the
+    /// same epoch, what was appended last. The second goes behind arguments that only one of the
+    /// scripts has.
+    pub(super) fn compared(&self, seen: Option<Seen>) -> Compared {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let own = own.filter(|own| seen.is_some_and(|seen| seen.epoch == own.place.epoch));
+        let seen = seen.map(|seen| Place {
+            sequence: own.as_ref().map_or(seen.sequence, |own| own.place.sequence.max(seen.sequence)),
+            ..seen
+        });
+        Compared { seen, own }
+    }
+
+    fn remember(&self, place: Place, payload: &[u8]) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of two calls under way the later one may be answered first.
+        let is_newer = |own: &Own| own.place.epoch != place.epoch || own.place.sequence < place.sequence;
+        if own.as_ref().is_none_or(is_newer) {
+            *own = Some(Own { place, start: payload[..payload.len().min(COMPARED)].into() });
         }
     }
 
@@ -221,9 +257,11 @@ impl Shared {
         for key in [&self.keys.log, &self.keys.meta, &self.keys.values, &self.keys.order] {
             call.key(key);
         }
-        seen_arguments(&mut call, seen);
+        let compared = self.compared(seen);
+        compared.seen_arguments(&mut call);
         call.arg(settings.max_records).arg(settings.max_age.as_millis() as u64).arg(settings.max_values);
         call.arg(600_000).arg(records.len()).arg(settings.max_bytes);
+        compared.own_arguments(&mut call);
         let mut idempotent = 0;
         for record in records {
             let index = record.idempotency_key.as_ref().map_or(0, |key| {
@@ -238,7 +276,7 @@ impl Shared {
         }
         let replicas = settings.replicas;
         let append = async |connection: &mut MultiplexedConnection| {
-            let appended: (String, Vec<u64>) = call.invoke_async(connection).await?;
+            let appended: (String, Vec<u64>, u64) = call.invoke_async(connection).await?;
             let mut acknowledged = replicas;
             if replicas > 0 {
                 // On the same connection: the server waits for what was written over it.
@@ -247,19 +285,38 @@ impl Shared {
             }
             Ok((appended, acknowledged))
         };
-        let ((epoch, sequences), acknowledged) = self.run_on(&self.publish, append).await?;
+        let ((epoch, sequences, before), acknowledged) = self.run_on(&self.publish, append).await?;
         if acknowledged < replicas {
             let text = format!("{acknowledged} of {replicas} replicas acknowledged the records in time");
             return Err(BackplaneError::unknown(text));
         }
         let epoch = parse_epoch(&epoch)?;
+        // A number at or below the last one before is that of a record which was appended earlier
+        // with the same key.
+        if let Some(sequence) = sequences.iter().copied().max().filter(|&newest| newest > before)
+            && let Some(record) = sequences.iter().position(|&number| number == sequence).and_then(|at| records.get(at))
+        {
+            self.remember(Place { epoch, sequence }, &record.payload);
+        }
         Ok(sequences.into_iter().map(|sequence| Place { epoch, sequence }).collect())
     }
 }
 
-pub(super) fn seen_arguments(call: &mut redis::ScriptInvocation<'_>, seen: Option<Seen>) {
-    let (epoch, sequence) = seen.map_or((String::new(), 0), |seen| (format!("{:x}", seen.epoch), seen.sequence));
-    call.arg(epoch).arg(sequence).arg(format!("{:x}", fastrand::u64(1..)));
+pub(super) struct Compared {
+    seen: Option<Seen>,
+    own: Option<Own>,
+}
+
+impl Compared {
+    pub(super) fn seen_arguments(&self, call: &mut redis::ScriptInvocation<'_>) {
+        let seen = self.seen.map_or((String::new(), 0), |seen| (format!("{:x}", seen.epoch), seen.sequence));
+        call.arg(seen.0).arg(seen.1).arg(format!("{:x}", fastrand::u64(1..)));
+    }
+
+    pub(super) fn own_arguments(&self, call: &mut redis::ScriptInvocation<'_>) {
+        let own = self.own.as_ref().map_or((0, &[][..]), |own| (own.place.sequence, &own.start[..]));
+        call.arg(own.0).arg(own.1);
+    }
 }
 
 pub(super) fn parse_epoch(text: &str) -> Result<u64, BackplaneError> {

@@ -1,4 +1,5 @@
--- KEYS: log, meta. ARGV: seen epoch, seen sequence, a new epoch. Returns the epoch, the first and the last sequence.
+-- KEYS: log, meta. ARGV: seen epoch, seen sequence, a new epoch, the sequence of a record that the caller appended in the seen
+-- epoch or 0, how that record begins. Returns the epoch, the first and the last sequence.
 -- Changes nothing, and is refused where an append would be refused: by a replica, without enough replicas, or when the disk
 -- fails.
 redis.call('HDEL', KEYS[2], '-')
@@ -12,7 +13,12 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last')
 local epoch = meta[1]
-if not epoch or last < tonumber(meta[2] or '0') or (epoch == ARGV[1] and last < tonumber(ARGV[2])) then
+-- Another record has the number of the caller's: the log was rolled back and has grown since.
+local function is_replaced()
+  local entry = ARGV[4] ~= '0' and redis.call('XRANGE', KEYS[1], ARGV[4] .. '-0', ARGV[4] .. '-0')[1]
+  return entry and string.sub(entry[2][2], 1, #ARGV[5]) ~= ARGV[5]
+end
+if not epoch or last < tonumber(meta[2] or '0') or (epoch == ARGV[1] and (last < tonumber(ARGV[2]) or is_replaced())) then
   epoch = ARGV[3]
   redis.call('HSET', KEYS[2], 'epoch', epoch, 'last', string.format('%.0f', last))
 end

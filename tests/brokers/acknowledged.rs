@@ -1,0 +1,64 @@
+//! Publishes that wait for replicas of a Redis server: `Redis::acknowledged_by`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tower_sse::Event;
+use tower_sse::backplane::{Backplane, Outgoing, Redis};
+
+use crate::instances::builder;
+use crate::proxy::{Mode, Proxy};
+use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::rolled_back::follow_through;
+use crate::support::soon;
+
+const LOG: &str = "tower-sse:{n}:log";
+
+fn log_at(port: u16) -> Redis {
+    Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().acknowledged_by(1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_waits_until_a_replica_has_the_record() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let (primary, replica) = (RedisServer::start(FORGETFUL), RedisServer::start(FORGETFUL));
+    let proxy = Proxy::start(primary.port).await;
+    follow_through(&replica, &primary, proxy.port).await;
+    let publisher = builder()
+        .publish_timeout(Duration::from_secs(60))
+        .backplane(log_at(primary.port).timeout(Duration::from_secs(60)))
+        .publisher()
+        .unwrap();
+    for n in 1..=20 {
+        publisher.topic("t").publish(Event::message("x")).await.unwrap();
+        assert_eq!(replica.cli(&["XLEN", LOG]), n.to_string());
+    }
+    proxy.set(Mode::StallsAnswers);
+    let mut publish = std::pin::pin!(publisher.topic("t").publish(Event::message("x")));
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut publish).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!([primary.cli(&["XLEN", LOG]), replica.cli(&["XLEN", LOG])], ["21", "20"]);
+    proxy.set(Mode::Passes);
+    soon(publish).await.unwrap();
+    assert_eq!(replica.cli(&["XLEN", LOG]), "21");
+}
+
+#[tokio::test]
+async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    let log = log_at(server.port).timeout(Duration::from_millis(200));
+    let record = Outgoing::new(Bytes::from_static(b"x"));
+    let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+    assert!(error.to_string().ends_with("0 of 1 replicas acknowledged the records in time"), "{error}");
+    // The primary has it, so the outcome is unknown.
+    assert_eq!(server.cli(&["XLEN", LOG]), "1");
+    let publisher = builder().backplane(log).publisher().unwrap();
+    let error = soon(publisher.topic("t").publish(Event::message("x"))).await.unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+}
