@@ -293,6 +293,10 @@ impl HubBuilder {
     }
 
     /// Sets how long browsers wait before they reconnect. Within [`retry_range`](Self::retry_range). Defaults to 2 s.
+    ///
+    /// When a shared log begins a new epoch, each open stream waits a random time before it reports
+    /// that as a gap, at most this long and at most 5 s. Otherwise all pages would fetch their
+    /// state at the same moment.
     pub fn retry(mut self, retry: Duration) -> Self {
         self.settings.retry = retry;
         self

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tokio::time::Duration;
 
 use super::link::{Ending, Link};
+use super::remote::Remote;
 use super::timing::{Expiry, Heartbeat};
 use super::{Hub, LifecycleEvent, Transport, workers};
 use crate::audience::Address;
@@ -20,6 +21,9 @@ use crate::wire::control::CursorState;
 
 /// How many reads that find nothing for a stream follow each other.
 const READS: usize = 16;
+/// How long a stream waits at most before it reports that the log has begun a new epoch, in
+/// milliseconds.
+const LONGEST_SPREAD: Millis = 5_000;
 
 /// See the module.
 pub(crate) struct Connection {
@@ -36,6 +40,11 @@ pub(crate) struct Connection {
     told_stale: bool,
     /// It has read all that there was and said all that there was to say: it sleeps until it is woken.
     settled: bool,
+    /// How many epochs of the log it knows of.
+    epochs: u64,
+    /// Until when it does not read, so that not all pages fetch their state at one moment. Zero if
+    /// it reads.
+    reads_from: Millis,
 }
 
 impl Drop for Connection {
@@ -141,6 +150,8 @@ impl Connection {
             limits: settings.old_age().map(|age| Box::new(Limits { expiry: None, old_at: now.saturating_add(age) })),
             told_stale: false,
             settled: false,
+            epochs: hub.inner.remote.as_ref().map_or(0, Remote::epochs),
+            reads_from: 0,
             hub: hub.clone(),
             link,
         }
@@ -307,8 +318,32 @@ impl Connection {
         None
     }
 
+    /// Whether the stream waits before it reports that the log has begun a new epoch. It reads
+    /// nothing meanwhile, so the order of gap and events does not change. Only a stream to a
+    /// network that has caught up waits: a new one comes at a time of its own, and a reader in this
+    /// process may have no runtime that could wake it.
+    fn waits_for_its_turn(&mut self) -> bool {
+        let Some(remote) = &self.hub.inner.remote else { return false };
+        let epochs = remote.epochs();
+        if epochs != std::mem::replace(&mut self.epochs, epochs)
+            && self.progress == Progress::CaughtUp
+            && self.link.to_network
+        {
+            let most = millis(self.hub.settings().retry).min(LONGEST_SPREAD);
+            self.reads_from = self.hub.now() + fastrand::u64(0..=most);
+        }
+        // The end of a stream comes after what there is to read. A drain has a spread of its own.
+        if self.reads_from != 0 && (self.link.is_ending() || self.hub.now() >= self.reads_from) {
+            self.reads_from = 0;
+        }
+        self.reads_from != 0
+    }
+
     /// What the log has for this stream, and what is to be said of it. `Err` if that is nothing.
     fn read_step(&mut self, batch: &mut Batch, looked_at: &mut Option<Millis>) -> Result<Step, Found> {
+        if self.waits_for_its_turn() {
+            return Err(Found::Waits);
+        }
         let (hub, link) = (&self.hub, &self.link);
         if let Some(reason) = self.opening.as_mut().and_then(|opening| opening.gap.take()) {
             hub.counters().gap(link.id(), reason, hub.now());
@@ -378,7 +413,8 @@ impl Connection {
 
     /// When it has something to do by itself.
     fn due(&self) -> Millis {
-        self.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(self.time_limit())
+        let reads_from = if self.reads_from == 0 { Millis::MAX } else { self.reads_from };
+        self.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(self.time_limit()).min(reads_from)
     }
 
     /// Nothing is to be read: rests until something is due.
@@ -400,6 +436,7 @@ impl Connection {
         {
             heartbeat.wrote(false, now);
             if self.progress == Progress::CaughtUp
+                && self.reads_from == 0
                 && !self.told_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
                 && let Some(live) = live(&self.hub, &self.link, &mut self.heartbeat)
@@ -426,7 +463,8 @@ enum Found {
     All,
     /// There may be more. The stream was woken to read on.
     MayBeMore,
-    /// Older records have to come from the shared log first.
+    /// Older records have to come from the shared log first, or the gap of a new epoch is not due
+    /// yet.
     Waits,
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Remote {
     skipped: AtomicU64,
     /// The newest record that the log had when it was asked last.
     latest: AtomicU64,
+    /// How many epochs the log has begun while this instance followed it.
+    epochs: AtomicU64,
     pub(super) history: History,
     pub(super) past: Past,
     pub(super) control: Control,
@@ -71,6 +73,7 @@ impl Remote {
             last: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             latest: AtomicU64::new(0),
+            epochs: AtomicU64::new(0),
             history: History::default(),
             past: Past::default(),
         }
@@ -82,6 +85,10 @@ impl Remote {
 
     pub(super) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Acquire)
+    }
+
+    pub(super) fn epochs(&self) -> u64 {
+        self.epochs.load(Ordering::Acquire)
     }
 
     /// Whether this instance follows the log and hears the others at this moment.
@@ -379,6 +386,8 @@ impl Hub {
         remote.last.store(gone, Ordering::Release);
         // What is known is of the life before.
         remote.history.clear();
+        // Streams that read the new epoch have seen this before.
+        remote.epochs.fetch_add(1, Ordering::AcqRel);
         self.log().begin_epoch(epoch, gone, values, self.now());
         workers::wake_rest(&self.inner);
         Ok(())

@@ -1,17 +1,17 @@
 //! A log that fell back: by a backup, by a failover to a replica that was behind, or by a resync of a demoted primary.
 //! Each loss is one gap, also where the events that were lost and those that took their places are equal.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tower_sse::backplane::{Backplane, Outgoing, Redis};
 use tower_sse::{Cursor, Event, Hub, HubStream, Position, Publisher, StreamItem, Subscription};
 
 use crate::fake::FakeLog;
-use crate::instances::{Broker, NatsBroker, builder};
+use crate::instances::{Broker, Instance, NatsBroker, builder};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
-use crate::support::{soon, until};
+use crate::support::{soon, subscribe, until};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -275,6 +275,54 @@ async fn a_look_begins_a_new_epoch_when_an_acknowledged_record_was_replaced() {
     assert!(lost.epoch == read.epoch && state.epoch != read.epoch, "{read:?} {lost:?} {state:?}");
     // It is not replaced once more.
     assert_eq!(soon(look()).await.epoch, state.epoch);
+}
+
+/// The pages of an application would otherwise all fetch their state at one moment.
+#[tokio::test]
+async fn open_streams_get_the_gap_of_a_new_epoch_at_different_times() {
+    let log = FakeLog::new();
+    let one = Instance::start(log.clone()).await.ready().await;
+    let mut pages = Vec::new();
+    for _ in 0..40 {
+        pages.push(subscribe(one.server.addr, "/events?topic=t").await);
+    }
+    publish_ticks(&worker(log.clone()), 20).await;
+    for page in &mut pages {
+        for _ in 0..20 {
+            assert_eq!(page.next_own().await.data, "tick");
+        }
+    }
+    log.exchange(&log.fork(10));
+    until(|| number(one.hub.position()) == 10).await;
+    for n in 0..5 {
+        worker(log.clone()).topic("t").publish(Event::message(n.to_string())).await.unwrap();
+    }
+    let each = pages.into_iter().map(|mut page| async move {
+        let mut gap_at = None;
+        let mut came = Vec::new();
+        while came.last().is_none_or(|last| last != "4") {
+            let event = page.next().await;
+            match event.event.as_str() {
+                "hub.gap" => {
+                    assert!(came.is_empty() && gap_at.is_none() && event.data.contains("\"epoch\""), "{}", event.data);
+                    gap_at = Some(Instant::now());
+                }
+                "message" => came.push(event.data),
+                // An id of the new epoch says that what was before is accounted for.
+                _ => assert!(event.id.is_empty() || gap_at.is_some(), "{}", event.event),
+            }
+        }
+        // What the new epoch has, from its beginning.
+        assert_eq!(came[..10], ["tick"; 10]);
+        assert_eq!(came[10..], ["0", "1", "2", "3", "4"]);
+        gap_at.unwrap()
+    });
+    let mut gaps = futures::future::join_all(each).await;
+    gaps.sort();
+    let spread = gaps[gaps.len() - 1] - gaps[0];
+    // At random within `retry`, 2 s.
+    assert!(spread > Duration::from_millis(500), "{spread:?}");
+    assert!(spread < Duration::from_secs(20), "{spread:?}");
 }
 
 /// Connections that the server closes cost nothing.
