@@ -11,8 +11,13 @@
 //! - **Durable as the broker is.** An append that returned `Ok` is in the log, as long as the broker has it.
 //! - **Loss is visible.** A log has an *epoch*, a random number. Each append and each look carries what this instance has
 //!   seen. If the log is younger than that (it came back empty, or from a backup) it takes a new epoch in the same step,
-//!   before anything is appended. So a number never means two records.
-//! - **Trimmed at its head only.** What is not to be had any more is below [`State::first`].
+//!   before anything is appended. So a number never means two records. A log that has grown past
+//!   that place again is recognised by its contents: a hub compares records that it has read. An
+//!   adapter may also compare the newest record that it appended, as `Redis` does with each append
+//!   and each look.
+//! - **Trimmed at its head only.** Records that are no longer retained are below [`State::first`].
+//!   A read may be late, so a record that is missing in the answer of [`range`](Backplane::range)
+//!   is no proof of loss.
 //! - **Current values** are kept apart from the log, so that no busy topic pushes them out.
 //! - **Errors say whether something may have happened**: [`BackplaneError::is_unknown`].
 //! - **No waiting without end.** Every call returns within the adapter's own time limits; a [`tail`](Backplane::tail) ends with
@@ -53,8 +58,15 @@ pub trait Backplane: Send + Sync + 'static {
     /// Where the log is. Also makes it notice that it is younger than what was seen.
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>>;
 
-    /// The oldest records after a number, at most `limit`. None only if there are none; fewer for any reason, such as their
-    /// size.
+    /// Returns the oldest records after a number in order, at most `limit`, and fewer for any
+    /// reason, such as their size.
+    ///
+    /// The answer may be late: a replica that is behind leaves out records that the log has. So an
+    /// empty answer, or one that begins above the next number, does not prove a loss. Only
+    /// [`State::first`] does: records below it are no longer retained. The hub reads missing
+    /// records again, and reports them as lost after
+    /// [`publish_timeout`](crate::HubBuilder::publish_timeout), so that one deleted record does not
+    /// stop an instance.
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
 
     /// Records after a number as they come, in batches that are never empty. Ends with an error.
