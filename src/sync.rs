@@ -11,7 +11,8 @@ use loom::sync as imp;
 
 pub(crate) use imp::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
-use imp::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+pub(crate) use imp::MutexGuard;
+use imp::{RwLockReadGuard, RwLockWriteGuard};
 use std::sync::{PoisonError, TryLockError};
 use std::task::Waker;
 

@@ -576,6 +576,20 @@ async fn an_event_that_a_connection_is_excepted_from_is_not_delivered_to_it() {
     assert_eq!(hub.stats().delivered, 1);
 }
 
+#[tokio::test]
+async fn both_of_two_instances_with_other_settings_log_it() {
+    let (lines, _guard) = Lines::capture();
+    let log = tower_sse::backplane::Memory::new();
+    let build =
+        |grace| Hub::builder().presence_grace(Duration::from_secs(grace)).backplane(log.clone()).build().unwrap();
+    let older = build(7);
+    until(|| older.health().ready).await;
+    let newer = build(8);
+    until(|| lines.at(Level::WARN).len() == 2).await;
+    assert!(lines.at(Level::WARN).iter().all(|line| line.contains("presence_grace")), "{lines:?}");
+    drop(newer);
+}
+
 /// Instances that were built differently serve all the same; each says so once, and names what differs.
 #[tokio::test]
 async fn another_instance_with_other_settings_is_warned_of_once() {

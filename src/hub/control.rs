@@ -61,7 +61,7 @@ pub(super) struct Control {
     /// In the order in which they were given, each with the time until which it waits.
     waiting: Mutex<VecDeque<(Millis, Command)>>,
     /// Presence events, to be appended to the shared log in this order.
-    tidings: Mutex<VecDeque<Tiding>>,
+    tidings: Mutex<Tidings>,
     /// Where the log was, a while ago; newest last.
     positions: Mutex<VecDeque<(Millis, Position)>>,
     attending: Arc<TaskSlot>,
@@ -74,6 +74,14 @@ pub(super) struct Control {
     lease: Millis,
     /// It has said goodbye: who is connected is not told of any more.
     gone: AtomicBool,
+}
+
+/// Presence events that wait for the broker, oldest first.
+#[derive(Debug, Default)]
+struct Tidings {
+    waiting: VecDeque<Tiding>,
+    /// How many were dropped because the queue was full, ever.
+    dropped: u64,
 }
 
 /// A presence event about a member of a topic.
@@ -134,10 +142,11 @@ impl Control {
     /// Publishes a presence event in a topic. If the broker is away for long the oldest are dropped.
     pub(super) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
         let mut tidings = self.tidings.lock();
-        if tidings.len() == WAITING {
-            tidings.pop_front();
+        if tidings.waiting.len() == WAITING {
+            tidings.waiting.pop_front();
+            tidings.dropped += 1;
         }
-        tidings.push_back(Tiding { topic, user, event });
+        tidings.waiting.push_back(Tiding { topic, user, event });
     }
 
     /// Where the log was before what others have not told of yet: from there on nothing is missed.
@@ -215,7 +224,8 @@ async fn hear_and_tell(
     hub: &Weak<Inner>,
     mut heard: BoxStream<'static, Result<Told, BackplaneError>>,
 ) -> Result<(), BackplaneError> {
-    let mut next_tell = Instant::now();
+    let begun = Instant::now();
+    let mut next_tell = begun;
     let mut next_lease = Instant::now();
     let mut next_ask = Instant::now();
     let mut is_first = true;
@@ -263,7 +273,7 @@ async fn hear_and_tell(
                     let number = remote.control.outbox.lock().number;
                     hub.say(remote, Body::Lease(number)).await?;
                     remote.control.peers.lock().sweep(hub.now());
-                    if !remote.control.is_heard(hub.now()) && hub.now() > remote.control.lease {
+                    if !remote.control.is_heard(hub.now()) && begun.elapsed() > hub.settings().lease {
                         hub.counters().deaf(hub.now());
                     }
                 }
@@ -387,7 +397,10 @@ impl Hub {
     /// broker that may have it already gets it twice, which changes nothing for its readers.
     async fn tell_tidings(&self, remote: &Remote) {
         // They stay in the queue until the answer is there: this task may be replaced while it waits.
-        let batch: Vec<Tiding> = remote.control.tidings.lock().iter().take(BATCH).cloned().collect();
+        let (batch, before): (Vec<Tiding>, u64) = {
+            let tidings = remote.control.tidings.lock();
+            (tidings.waiting.iter().take(BATCH).cloned().collect(), tidings.dropped)
+        };
         if batch.is_empty() {
             return;
         }
@@ -410,9 +423,10 @@ impl Hub {
         }
         let mut tidings = remote.control.tidings.lock();
         // Fewer if the queue was full and the oldest were dropped meanwhile.
-        let done = batch.len().min(tidings.len());
-        tidings.drain(..done);
-        again.into_iter().for_each(|tiding| tidings.push_front(tiding));
+        let dropped = usize::try_from(tidings.dropped - before).unwrap_or(usize::MAX);
+        let done = batch.len().saturating_sub(dropped).min(tidings.waiting.len());
+        tidings.waiting.drain(..done);
+        again.into_iter().for_each(|tiding| tidings.waiting.push_front(tiding));
     }
 
     fn note_position(&self, remote: &Remote) {

@@ -66,6 +66,8 @@ impl History {
             known.oldest.push_back(record);
         }
         known.newest = Some(record);
+        drop(known);
+        self.found(stored.sequence);
     }
 
     /// The log has begun a new life, of which nothing is known.
@@ -79,7 +81,11 @@ impl History {
         let mut holes = self.holes.lock();
         let since = holes.entry(number).or_insert_with(Instant::now).elapsed();
         if holes.len() > HOLES {
-            holes.pop_first();
+            // Not the one that was asked about: its time would begin anew at every question.
+            let oldest = holes.iter().filter(|(other, _)| **other != number).min_by_key(|(_, since)| **since);
+            if let Some(oldest) = oldest.map(|(other, _)| *other) {
+                holes.remove(&oldest);
+            }
         }
         since
     }
@@ -161,12 +167,14 @@ impl Hub {
             }
             believable(state.first)?;
             if state.first > next {
+                remote.history.found(next);
                 return Ok(Next::Lost(state.first - 1));
             }
             let upto = batch.first().map_or(state.last, |stored| stored.sequence - 1);
             believable(upto)?;
             if upto >= next && remote.history.missing_for(next) >= self.settings().publish_timeout {
                 tracing::warn!(first = next, last = upto, "records of the shared log cannot be read and count as lost");
+                remote.history.found(next);
                 return Ok(Next::Lost(upto));
             }
             if attempt + 1 < ATTEMPTS {

@@ -128,6 +128,12 @@ impl Peers {
             return Heard::Missing;
         }
         self.has_told_all(from, now);
+        // Nothing was missing for long enough: the next question need not wait.
+        if let Some(peer) = self.instances.get_mut(&from)
+            && now > peer.ask_at.saturating_add(self.lease)
+        {
+            (peer.ask_at, peer.ask_pause) = (0, 0);
+        }
         Heard::Fine
     }
 
@@ -154,7 +160,6 @@ impl Peers {
     /// What it did not name is gone. Not before: a list of all comes in parts, and nobody is to seem gone in between.
     fn has_told_all(&mut self, from: InstanceId, now: Millis) {
         let Some(peer) = self.instances.get_mut(&from) else { return };
-        (peer.ask_at, peer.ask_pause) = (0, 0);
         let unnamed = std::mem::take(&mut peer.unnamed);
         unnamed.into_iter().for_each(|id| self.remove(from, id, now));
     }

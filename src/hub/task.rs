@@ -17,12 +17,13 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// How often a task on a live runtime is polled at least.
 pub(super) const BEAT: Duration = Duration::from_millis(200);
@@ -40,13 +41,19 @@ pub(super) fn clock() -> u64 {
 
 /// Whether a beat is so old that the runtime does not run its tasks.
 pub(super) fn is_old(beat: u64) -> bool {
-    clock().saturating_sub(beat) > OLD.as_millis() as u64
+    is_old_at(beat, clock())
+}
+
+fn is_old_at(beat: u64, now: u64) -> bool {
+    now.saturating_sub(beat) > OLD.as_millis() as u64
 }
 
 #[derive(Debug)]
 pub(super) struct TaskSlot {
     /// The number of the newest task. Held while a task is polled.
     number: Mutex<u64>,
+    /// The same, to be read without the lock.
+    newest: AtomicU64,
     /// When the task was polled last, or [`VACANT`].
     beat: AtomicU64,
     seat: Mutex<Seat>,
@@ -62,19 +69,28 @@ struct Seat {
 
 impl Default for TaskSlot {
     fn default() -> Self {
-        Self { number: Mutex::default(), beat: AtomicU64::new(VACANT), seat: Mutex::default() }
+        Self {
+            number: Mutex::default(),
+            newest: AtomicU64::new(0),
+            beat: AtomicU64::new(VACANT),
+            seat: Mutex::default(),
+        }
     }
 }
 
 impl TaskSlot {
     /// Whether a task runs here that gets its turns.
     pub(super) fn is_attended(&self) -> bool {
+        self.is_attended_at(clock())
+    }
+
+    fn is_attended_at(&self, now: u64) -> bool {
         let beat = self.beat.load(Ordering::Acquire);
         if beat == VACANT {
             return false;
         }
         let is_here = || Handle::try_current().is_ok_and(|current| self.seat.lock().runtime == Some(current.id()));
-        !is_old(beat) || is_here()
+        !is_old_at(beat, now) || is_here()
     }
 
     /// Wakes the task, because something may be due before it would look.
@@ -92,29 +108,51 @@ impl TaskSlot {
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
-        if self.is_attended() {
-            return;
+        let roused = Arc::<Notify>::default();
+        let seat = Seat { runtime: Some(runtime.id()), roused: Arc::clone(&roused) };
+        let Some(number) = self.claim(seat, clock()) else { return };
+        let slot = Arc::clone(self);
+        let future = Some(task(roused).boxed());
+        // Without a lock: a runtime that is shutting down drops the task at once.
+        runtime.spawn(Task { slot, number, future, tick: None, check: Some(Box::new(check)) });
+    }
+
+    /// Makes room for a new task, and returns its number. `None` if one runs.
+    fn claim(&self, seat: Seat, now: u64) -> Option<u64> {
+        if self.is_attended_at(now) {
+            return None;
         }
-        // It is being polled at this moment, or replaced by another caller.
-        let Some(mut number) = self.number.try_lock() else { return };
+        // Else it is being polled at this moment, or replaced by another caller.
+        let mut number = self.number.try_lock()?;
         // Another caller may have been faster.
-        if self.is_attended() {
-            return;
+        if self.is_attended_at(now) {
+            return None;
         }
         *number += 1;
-        let roused = Arc::<Notify>::default();
-        *self.seat.lock() = Seat { runtime: Some(runtime.id()), roused: Arc::clone(&roused) };
-        self.beat.store(clock(), Ordering::Release);
-        let task = Task {
-            slot: Arc::clone(self),
-            number: *number,
-            future: Some(Box::pin(task(roused))),
-            tick: None,
-            check: Some(Box::new(check)),
-        };
-        // Not under the lock: a runtime that is shutting down drops the task at once.
-        drop(number);
-        runtime.spawn(task);
+        self.newest.store(*number, Ordering::Release);
+        *self.seat.lock() = seat;
+        self.beat.store(now, Ordering::Release);
+        Some(*number)
+    }
+
+    /// The turn of a task. `None` if it was replaced.
+    fn turn(&self, number: u64, now: u64) -> Option<MutexGuard<'_, u64>> {
+        // Without the lock: the successor may be in a long poll, and its predecessor's thread has nothing to wait for.
+        if self.newest.load(Ordering::Acquire) != number {
+            return None;
+        }
+        let turn = self.number.lock();
+        if *turn != number {
+            return None;
+        }
+        self.beat.store(now, Ordering::Release);
+        Some(turn)
+    }
+
+    /// The task has ended by itself, or its runtime has dropped it.
+    fn leave(&self, turn: MutexGuard<'_, u64>) {
+        self.beat.store(VACANT, Ordering::Release);
+        drop(turn);
     }
 }
 
@@ -134,9 +172,8 @@ impl Future for Task {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let slot = Arc::clone(&this.slot);
-        let number = slot.number.lock();
-        let Some(future) = this.future.as_mut().filter(|_| *number == this.number) else { return Poll::Ready(()) };
-        slot.beat.store(clock(), Ordering::Release);
+        let Some(turn) = slot.turn(this.number, clock()) else { return Poll::Ready(()) };
+        let Some(future) = this.future.as_mut() else { return Poll::Ready(()) };
         let tick = this.tick.get_or_insert_with(|| Box::pin(sleep(BEAT)));
         while tick.as_mut().poll(cx).is_ready() {
             tick.as_mut().reset(Instant::now() + BEAT);
@@ -145,8 +182,7 @@ impl Future for Task {
             return Poll::Pending;
         }
         this.future = None;
-        slot.beat.store(VACANT, Ordering::Release);
-        drop(number);
+        slot.leave(turn);
         if let Some(check) = this.check.take() {
             check();
         }
@@ -159,10 +195,96 @@ impl Drop for Task {
     fn drop(&mut self) {
         // What it holds may come back here when it is dropped.
         let unfinished = self.future.take();
-        let number = self.slot.number.lock();
-        if unfinished.is_some() && *number == self.number {
-            self.slot.beat.store(VACANT, Ordering::Release);
+        if unfinished.is_some()
+            && let Some(turn) = self.slot.turn(self.number, VACANT)
+        {
+            self.slot.leave(turn);
         }
-        drop(number);
+    }
+}
+
+/// Run by loom in every order that the atomics and locks allow, like the models of the log.
+#[cfg(all(test, tower_sse_loom))]
+mod interleavings {
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::AtomicBool;
+
+    const LATER: u64 = OLD.as_millis() as u64 + 1;
+
+    fn model(check: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(check);
+    }
+
+    /// One poll of a task: no other task is being polled meanwhile.
+    fn poll(slot: &TaskSlot, is_running: &AtomicBool, number: u64, now: u64) -> bool {
+        let Some(turn) = slot.turn(number, now) else { return false };
+        assert!(!is_running.swap(true, Ordering::AcqRel), "two tasks are polled at once");
+        is_running.store(false, Ordering::Release);
+        drop(turn);
+        true
+    }
+
+    #[test]
+    fn a_task_that_was_replaced_is_never_polled_again() {
+        model(|| {
+            let (slot, is_running) = (Arc::<TaskSlot>::default(), Arc::new(AtomicBool::new(false)));
+            let first = slot.claim(Seat::default(), 0).unwrap();
+            let old = thread::spawn({
+                let (slot, is_running) = (Arc::clone(&slot), Arc::clone(&is_running));
+                move || {
+                    poll(&slot, &is_running, first, LATER);
+                    poll(&slot, &is_running, first, LATER);
+                }
+            });
+            // At that time the beat of the first is old, unless it was polled meanwhile.
+            if let Some(second) = slot.claim(Seat::default(), LATER) {
+                assert!(poll(&slot, &is_running, second, LATER));
+                assert!(!poll(&slot, &is_running, first, LATER));
+            }
+            old.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn two_callers_start_one_task() {
+        model(|| {
+            let slot = Arc::<TaskSlot>::default();
+            let other = thread::spawn({
+                let slot = Arc::clone(&slot);
+                move || slot.claim(Seat::default(), 0)
+            });
+            let mine = slot.claim(Seat::default(), 0);
+            let theirs = other.join().unwrap();
+            assert!(mine.is_some() != theirs.is_some());
+        });
+    }
+
+    /// Work is stored, then a task is ensured. The task in the slot ends at that moment because it found no work.
+    #[test]
+    fn work_that_comes_while_a_task_ends_gets_a_task() {
+        model(|| {
+            let (slot, work) = (Arc::<TaskSlot>::default(), Arc::new(AtomicBool::new(false)));
+            let first = slot.claim(Seat::default(), 0).unwrap();
+            let ending = thread::spawn({
+                let (slot, work) = (Arc::clone(&slot), Arc::clone(&work));
+                move || {
+                    let turn = slot.turn(first, 0).unwrap();
+                    if work.load(Ordering::Acquire) {
+                        return true;
+                    }
+                    slot.leave(turn);
+                    // The check after the end.
+                    work.load(Ordering::Acquire) && slot.claim(Seat::default(), 0).is_some()
+                }
+            });
+            work.store(true, Ordering::Release);
+            let is_started_here = slot.claim(Seat::default(), 0).is_some();
+            let is_seen_there = ending.join().unwrap();
+            assert!(is_started_here || is_seen_there, "no task sees the work");
+        });
     }
 }

@@ -116,18 +116,14 @@ pub(super) fn wake_rest(inner: &Arc<Inner>) {
     }
     let workers = &inner.workers;
     if workers.waking.swap(true, Ordering::AcqRel) {
-        if clock() > workers.woke_at.load(Ordering::Acquire).saturating_add(HELP_AFTER) {
-            wake_some(inner);
+        let is_late = clock() > workers.woke_at.load(Ordering::Acquire).saturating_add(HELP_AFTER);
+        if is_late && wake_some(inner) {
+            workers.rouse();
         }
         return;
     }
     workers.woke_at.store(clock(), Ordering::Release);
-    let has_none = {
-        let table = workers.table.lock();
-        table.values().for_each(|worker| worker.roused.notify_one());
-        table.is_empty()
-    };
-    if has_none {
+    if !workers.rouse() {
         while wake_some(inner) {}
     }
 }
@@ -136,6 +132,8 @@ pub(super) fn wake_rest(inner: &Arc<Inner>) {
 fn wake_some(inner: &Inner) -> bool {
     let workers = &inner.workers;
     if inner.log.wake_deferred(inner.now()) {
+        // While this batch was out of the queue, another worker may have found it empty and taken the flag down.
+        workers.waking.store(true, Ordering::Release);
         return true;
     }
     workers.waking.store(false, Ordering::Release);
@@ -197,6 +195,13 @@ async fn work(mut seat: Seat) {
 }
 
 impl Workers {
+    /// Wakes every worker. Returns whether there is one.
+    fn rouse(&self) -> bool {
+        let table = self.table.lock();
+        table.values().for_each(|worker| worker.roused.notify_one());
+        !table.is_empty()
+    }
+
     /// The streams that are due on a runtime, some of them if there are many.
     fn take_due(&self, runtime: Id, now: Millis) -> Vec<(u64, Weak<Link>)> {
         let mut table = self.table.lock();
