@@ -19,7 +19,6 @@ mod redis_server;
 #[path = "../support/mod.rs"]
 mod support;
 
-mod acknowledged;
 mod apart;
 mod contract;
 mod control;

@@ -112,26 +112,7 @@ async fn replicated() -> Option<(RedisServer, RedisServer)> {
 
 /// Makes a server the replica of another, and waits until it has everything.
 async fn follow(replica: &RedisServer, primary: &RedisServer) {
-    follow_through(replica, primary, primary.port).await;
-}
-
-/// The same where the primary is reached over another port, which may be a proxy's.
-pub(crate) async fn follow_through(replica: &RedisServer, primary: &RedisServer, port: u16) {
-    for server in [primary, replica] {
-        server.cli(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
-    }
-    replica.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]);
-    until(|| replica.cli(&["INFO", "replication"]).contains("master_link_status:up")).await;
-    caught_up(primary).await;
-}
-
-async fn caught_up(primary: &RedisServer) {
-    until(|| {
-        let info = primary.cli(&["INFO", "replication"]);
-        let of = |name: &str| info.split(name).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok();
-        of("master_repl_offset:").is_some_and(|all| of(",offset=") >= Some(all))
-    })
-    .await;
+    replica.follow(primary, primary.port).await;
 }
 
 fn promote(server: &RedisServer) {
@@ -147,7 +128,7 @@ async fn an_instance_of_a_demoted_primary_is_not_ready_and_goes_on_at_the_new_pr
     let mut page = open(&hub);
     hub.topic("t").publish(Event::message("1")).await.unwrap();
     read_events(&mut page, 1).await;
-    caught_up(&old).await;
+    old.is_caught_up_with().await;
     promote(&new);
     follow(&old, &new).await;
     until(|| !hub.health().ready).await;
@@ -168,7 +149,7 @@ async fn a_resync_of_a_demoted_primary_under_open_connections_is_one_gap() {
     let mut page = open(&hub);
     publish_ticks(&worker(log_at(primary.port)), 150).await;
     read_events(&mut page, 150).await;
-    caught_up(&primary).await;
+    primary.is_caught_up_with().await;
     promote(&replica);
     publish_ticks(&worker(log_at(primary.port)), 100).await;
     read_events(&mut page, 100).await;
@@ -189,7 +170,7 @@ async fn a_promotion_of_a_replica_with_fewer_records_is_one_gap() {
     let hub = start(log_at(proxy.port)).await;
     let mut page = open(&hub);
     publish_ticks(&worker(log_at(primary.port)), 20).await;
-    caught_up(&primary).await;
+    primary.is_caught_up_with().await;
     promote(&replica);
     publish_ticks(&worker(log_at(primary.port)), 10).await;
     read_events(&mut page, 30).await;
@@ -213,7 +194,7 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     let early = worker(log_at(to_worker.port));
     publish_ticks(&early, 10).await;
     read_events(&mut page, 10).await;
-    caught_up(&old).await;
+    old.is_caught_up_with().await;
     to_hub.set(Mode::Resets);
     until(|| !hub.health().ready).await;
     promote(&new);
@@ -256,7 +237,7 @@ async fn a_look_begins_a_new_epoch_when_an_acknowledged_record_was_replaced() {
     let record = |text: &'static str| Outgoing::new(Bytes::from_static(text.as_bytes()));
     let append = async |log: &Redis, text, seen| soon(log.append(vec![record(text)], seen)).await.pop().unwrap();
     let read = append(&log, "read", None).await.unwrap();
-    caught_up(&old).await;
+    old.is_caught_up_with().await;
     promote(&new);
     let lost = append(&log, "lost", Some(read)).await.unwrap();
     proxy.lead_to(new.port);

@@ -93,9 +93,38 @@ impl RedisServer {
         std::fs::rename(copy, &self.folder).unwrap();
     }
 
+    /// Becomes the replica of a primary, reached over a port that may be a proxy's. Returns when it has everything.
+    pub async fn follow(&self, primary: &Self, port: u16) {
+        for server in [primary, self] {
+            server.cli(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
+        }
+        self.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]);
+        wait_until(|| self.cli(&["INFO", "replication"]).contains("master_link_status:up")).await;
+        primary.is_caught_up_with().await;
+    }
+
+    /// Waits until the newest replica has everything.
+    pub async fn is_caught_up_with(&self) {
+        wait_until(|| {
+            let info = self.cli(&["INFO", "replication"]);
+            let of =
+                |name: &str| info.split(name).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u64>().ok();
+            of("master_repl_offset:").is_some_and(|all| of(",offset=") >= Some(all))
+        })
+        .await;
+    }
+
     pub fn cli(&self, arguments: &[&str]) -> String {
         let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+}
+
+async fn wait_until(mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the replica does not follow");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

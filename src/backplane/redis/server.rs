@@ -202,7 +202,9 @@ impl Shared {
                 if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
                     // What broke one has most likely broken all. Otherwise a publish would find that out after the instance
                     // is ready again.
-                    if line.lose(number) {
+                    // A long read that is late says nothing of the others.
+                    let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
+                    if line.lose(number) && !is_late_read {
                         [&self.line, &self.publish, &self.bulk]
                             .iter()
                             .for_each(|lines| lines.here().slot().connection = None);
@@ -277,15 +279,18 @@ impl Shared {
         let replicas = settings.replicas;
         let append = async |connection: &mut MultiplexedConnection| {
             let appended: (String, Vec<u64>, u64) = call.invoke_async(connection).await?;
-            let mut acknowledged = replicas;
+            let mut acknowledged = Ok(replicas);
             if replicas > 0 {
                 // On the same connection: the server waits for what was written over it.
                 let limit = u64::try_from(settings.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
-                acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await?;
+                acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await;
             }
             Ok((appended, acknowledged))
         };
         let ((epoch, sequences, before), acknowledged) = self.run_on(&self.publish, append).await?;
+        // Whatever the error is, the records are in the log.
+        let acknowledged =
+            acknowledged.map_err(|error| BackplaneError::unknown(format!("the server did not wait: {error}")))?;
         if acknowledged < replicas {
             let text = format!("{acknowledged} of {replicas} replicas acknowledged the records in time");
             return Err(BackplaneError::unknown(text));

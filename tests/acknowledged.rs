@@ -1,16 +1,28 @@
 //! Publishes that wait for replicas of a Redis server: `Redis::acknowledged_by`.
 
+#![allow(
+    clippy::duplicate_mod,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "these are tests, helpers and all"
+)]
+
+#[path = "support/proxy.rs"]
+mod proxy;
+#[path = "support/redis.rs"]
+mod redis_server;
+mod support;
+
 use std::time::Duration;
 
 use bytes::Bytes;
-use tower_sse::Event;
+use proxy::{Mode, Proxy};
+use redis_server::{FORGETFUL, RedisServer};
+use support::soon;
 use tower_sse::backplane::{Backplane, Outgoing, Redis};
-
-use crate::instances::builder;
-use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::rolled_back::follow_through;
-use crate::support::soon;
+use tower_sse::{Event, Hub};
 
 const LOG: &str = "tower-sse:{n}:log";
 
@@ -25,8 +37,8 @@ async fn a_publish_waits_until_a_replica_has_the_record() {
     }
     let (primary, replica) = (RedisServer::start(FORGETFUL), RedisServer::start(FORGETFUL));
     let proxy = Proxy::start(primary.port).await;
-    follow_through(&replica, &primary, proxy.port).await;
-    let publisher = builder()
+    replica.follow(&primary, proxy.port).await;
+    let publisher = Hub::builder()
         .publish_timeout(Duration::from_secs(60))
         .backplane(log_at(primary.port).timeout(Duration::from_secs(60)))
         .publisher()
@@ -58,7 +70,22 @@ async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
     assert!(error.to_string().ends_with("0 of 1 replicas acknowledged the records in time"), "{error}");
     // The primary has it, so the outcome is unknown.
     assert_eq!(server.cli(&["XLEN", LOG]), "1");
-    let publisher = builder().backplane(log).publisher().unwrap();
+    let publisher = Hub::builder().backplane(log).publisher().unwrap();
     let error = soon(publisher.topic("t").publish(Event::message("x"))).await.unwrap_err();
     assert!(error.is_unknown(), "{error}");
+}
+
+/// The user may do everything but wait.
+#[tokio::test]
+async fn a_publish_whose_wait_is_refused_is_an_unknown_outcome() {
+    if !redis_server::is_there() {
+        return;
+    }
+    let server = RedisServer::start(FORGETFUL);
+    server.cli(&["ACL", "SETUSER", "writer", "on", ">secret", "~*", "&*", "+@all", "-wait"]);
+    let log = Redis::new(&format!("redis://writer:secret@127.0.0.1:{}", server.port), "n").unwrap().acknowledged_by(1);
+    let record = Outgoing::new(Bytes::from_static(b"x"));
+    let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
+    assert!(error.is_unknown() && !error.to_string().contains("secret"), "{error}");
+    assert_eq!(server.cli(&["XLEN", LOG]), "1");
 }
