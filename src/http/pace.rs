@@ -5,8 +5,11 @@
 //! Where the hub knows the socket, a body hands out nothing while bytes wait for the peer, and at most
 //! [`MOST_AHEAD`] and one more frame before the server has flushed.
 //!
-//! Where it does not, the hub sees only how often a body is polled. Then large frames go out in pieces, so that an
-//! HTTP/2 server, which polls whenever a stream's window is open, polls often for a slow but steady reader.
+//! A body may be read by a task that writes elsewhere, or outlive its socket. It stops waiting for that socket then, and
+//! goes on like a body without one.
+//!
+//! Where the hub does not know the socket, it sees only how often a body is polled. Then large frames go out in pieces,
+//! so that an HTTP/2 server, which polls whenever a stream's window is open, polls often for a slow but steady reader.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +22,9 @@ use crate::hub::{Connection, Transport};
 const MOST_AHEAD: u32 = 32 * 1024;
 /// How many bytes a body hands out at once at most where the socket is unknown.
 const PIECE: usize = 16 * 1024;
+/// How often the task of the socket polls a body that waits, without a write or a flush in between, before the body
+/// stops waiting. A server flushes in the poll in which the body waits; layers between may poll the body a few times.
+const MOST_IDLE_POLLS: u8 = 8;
 
 #[derive(Debug, Default)]
 pub(super) enum Pace {
@@ -38,8 +44,40 @@ pub(super) struct Known {
     ahead: u32,
     /// What the socket had taken then.
     written: u64,
-    /// The flushes that were done when it began to wait for the next.
-    flushes: Option<u64>,
+    /// Set while it waits for the server to flush.
+    waits: Option<Waits>,
+}
+
+/// What was true when a body began to wait.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    flushes: u64,
+    written: u64,
+    releases: u64,
+    /// How often it was polled in vain since.
+    idle_polls: u8,
+}
+
+impl Waits {
+    /// Nothing was written or flushed since, although the socket would take it.
+    fn is_idle(&self, transport: &Transport) -> bool {
+        !transport.has_waiting_bytes() && transport.flushes() == self.flushes && transport.written() == self.written
+    }
+
+    fn is_released(&self, transport: &Transport) -> bool {
+        transport.releases() != self.releases
+    }
+
+    fn is_released_idle(&self, transport: &Transport) -> bool {
+        self.is_released(transport) && self.is_idle(transport)
+    }
+}
+
+enum Verdict {
+    Go,
+    Wait,
+    /// The socket does not carry the body.
+    WrittenElsewhere,
 }
 
 impl Pace {
@@ -47,12 +85,19 @@ impl Pace {
     pub(super) fn poll(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<()> {
         if let Self::New = self {
             *self = match connection.find_socket() {
-                Some(transport) => Self::Known(Box::new(Known { transport, ahead: 0, written: 0, flushes: None })),
+                Some(transport) => Self::Known(Box::new(Known { transport, ahead: 0, written: 0, waits: None })),
                 None => Self::Unknown(None),
             };
         }
         match self {
-            Self::Known(known) => known.poll(cx),
+            Self::Known(known) => match known.poll(cx) {
+                Verdict::Go => Poll::Ready(()),
+                Verdict::Wait => Poll::Pending,
+                Verdict::WrittenElsewhere => {
+                    *self = Self::Unknown(None);
+                    Poll::Ready(())
+                }
+            },
             Self::New | Self::Unknown(_) => Poll::Ready(()),
         }
     }
@@ -81,21 +126,39 @@ impl Pace {
 }
 
 impl Known {
-    fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.may_go_on() {
-            return Poll::Ready(());
+    fn poll(&mut self, cx: &Context<'_>) -> Verdict {
+        if self.waits.is_some_and(|waits| waits.is_released_idle(&self.transport)) {
+            return Verdict::WrittenElsewhere;
         }
-        let is_new = self.flushes.is_none();
-        self.flushes.get_or_insert_with(|| self.transport.flushes());
-        self.transport.await_move(cx.waker());
         if self.may_go_on() {
-            return Poll::Ready(());
+            return Verdict::Go;
         }
-        if is_new {
+        let transport = &self.transport;
+        let mut waits = self.waits.unwrap_or_else(|| Waits {
+            flushes: transport.flushes(),
+            written: transport.written(),
+            releases: transport.releases(),
+            idle_polls: 0,
+        });
+        let is_new = self.waits.is_none();
+        transport.await_move(cx.waker());
+        // Behind the registration, so that a close that comes later wakes the body.
+        if transport.is_closed() {
+            return Verdict::WrittenElsewhere;
+        }
+        let is_polled_with_socket = waits.is_idle(transport) && transport.nudges(cx.waker());
+        if is_polled_with_socket {
+            waits.idle_polls += 1;
+            if waits.idle_polls > MOST_IDLE_POLLS {
+                return Verdict::WrittenElsewhere;
+            }
+        }
+        if is_new || is_polled_with_socket {
             // The server flushes when it is polled. With HTTP/2 that is another task, which may have nothing to write.
-            self.transport.nudge();
+            transport.nudge();
         }
-        Poll::Pending
+        self.waits = Some(waits);
+        if self.may_go_on() { Verdict::Go } else { Verdict::Wait }
     }
 
     fn hand_out(&mut self, count: usize) {
@@ -111,13 +174,15 @@ impl Known {
         }
         if self.ahead >= MOST_AHEAD {
             // A layer between may swallow flushes, or make less of the bytes. Either sign will do.
-            let is_flushed = self.flushes.is_some_and(|flushes| flushes != self.transport.flushes());
+            let is_flushed = self
+                .waits
+                .is_some_and(|waits| waits.flushes != self.transport.flushes() || waits.is_released(&self.transport));
             if !is_flushed && self.transport.written() - self.written < u64::from(self.ahead) {
                 return false;
             }
             self.ahead = 0;
         }
-        self.flushes = None;
+        self.waits = None;
         true
     }
 }

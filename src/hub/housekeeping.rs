@@ -97,8 +97,7 @@ impl Inner {
             let Some(since) = link.overdue_since().filter(|since| *since <= now) else { continue };
             let since = match link.transport() {
                 Some(transport) => {
-                    // A body may wait for a flush that never comes, since its reader writes nothing to this socket.
-                    transport.flushed();
+                    transport.release();
                     // Also while it moves, so that its time runs from the last move.
                     since.max(transport.quiet_since(now))
                 }

@@ -38,6 +38,8 @@ pub(crate) struct Transport {
     /// It speaks HTTP/1, so that the streams that it carries are known.
     http1: AtomicBool,
     cut: AtomicBool,
+    /// The socket is gone.
+    closed: AtomicBool,
     /// The hub is leaving: there is little time for whoever does not read.
     leaving: AtomicBool,
     /// Bytes wait that the peer does not take.
@@ -51,8 +53,11 @@ pub(crate) struct Transport {
     /// What had moved when the housekeeping looked last, and since when that is the same.
     seen: AtomicU64,
     seen_at: AtomicU64,
-    /// Flushes that were completed while a body waited for one.
+    /// Completed flushes. All of them count: between a write, which wakes the bodies, and the flush behind it, a body
+    /// in another task may or may not have registered again.
     flushes: AtomicU64,
+    /// How often the housekeeping has found a body waiting for a flush that did not come.
+    releases: AtomicU64,
     /// The bodies that wait until bytes move.
     is_awaited: AtomicBool,
     bodies: Mutex<Vec<Waker>>,
@@ -91,6 +96,7 @@ impl Transports {
             streamed: AtomicBool::new(false),
             http1: AtomicBool::new(false),
             cut: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             leaving: AtomicBool::new(table.leaving),
             stuck: AtomicBool::new(false),
             timed_out: AtomicBool::new(false),
@@ -99,6 +105,7 @@ impl Transports {
             seen: AtomicU64::new(u64::MAX),
             seen_at: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
+            releases: AtomicU64::new(0),
             is_awaited: AtomicBool::new(false),
             bodies: Mutex::default(),
             waker: Mutex::default(),
@@ -128,8 +135,10 @@ impl Transports {
             table.by_task.shrink_to(len * 2);
         }
         drop(table);
+        let was_stuck = transport.is_stuck();
+        transport.set_stuck(false);
         transport.let_bodies_go();
-        if transport.is_stuck() {
+        if was_stuck {
             self.unstuck.notify_waiters();
         }
     }
@@ -317,8 +326,19 @@ impl Transport {
 
     /// The server has handed everything that it had to the socket.
     pub(crate) fn flushed(&self) {
-        if self.is_awaited.load(Ordering::SeqCst) && !self.has_waiting_bytes() {
+        if !self.has_waiting_bytes() {
             self.flushes.fetch_add(1, Ordering::SeqCst);
+            if self.is_awaited.load(Ordering::SeqCst) {
+                self.wake_bodies();
+            }
+        }
+    }
+
+    /// The housekeeping finds a stream that has not gone on. Its body may wait for a flush that never comes, since the
+    /// task that reads the body writes nothing to this socket.
+    pub(super) fn release(&self) {
+        if self.is_awaited.load(Ordering::SeqCst) && !self.has_waiting_bytes() {
+            self.releases.fetch_add(1, Ordering::SeqCst);
             self.wake_bodies();
         }
     }
@@ -345,14 +365,26 @@ impl Transport {
         self.written.load(Ordering::SeqCst)
     }
 
-    /// Goes up with the flushes that follow [`await_move`](Self::await_move).
     pub(crate) fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn releases(&self) -> u64 {
+        self.releases.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether a nudge wakes the task that this waker wakes.
+    pub(crate) fn nudges(&self, waker: &Waker) -> bool {
+        self.waker.lock().as_ref().is_some_and(|current| current.will_wake(waker))
+    }
+
     /// Bytes wait for the peer, a stream's or others.
     pub(crate) fn has_waiting_bytes(&self) -> bool {
-        self.stuck.load(Ordering::Acquire)
+        self.stuck.load(Ordering::SeqCst)
     }
 
     /// Wakes a body when bytes have moved or a flush is done. Look at both again afterwards.
@@ -374,7 +406,7 @@ impl Transport {
 
     /// The socket is gone: a body that is still somewhere has nothing to wait for.
     fn let_bodies_go(&self) {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
+        self.closed.store(true, Ordering::SeqCst);
         self.wake_bodies();
     }
 
@@ -386,9 +418,10 @@ impl Transport {
         self.timed_out.load(Ordering::Acquire)
     }
 
-    /// Returns what it was.
+    /// Returns what it was. A body stores `is_awaited` and then loads `stuck`; the socket's task stores `stuck` and then
+    /// loads `is_awaited`. Only a single order of all four keeps both from missing the other.
     pub(crate) fn set_stuck(&self, stuck: bool) -> bool {
-        self.stuck.swap(stuck, Ordering::AcqRel)
+        self.stuck.swap(stuck, Ordering::SeqCst)
     }
 
     fn has_not_moved(&self, moves: &HashMap<u64, u64>) -> bool {

@@ -357,30 +357,175 @@ async fn a_reader_of_many_topics_at_full_speed_gets_everything_in_order() {
     soon(publisher).await.unwrap();
 }
 
-/// As a bridge to another protocol does: what it reads need not go to the socket that the request came on.
+/// Answers the one request of a bridge to another protocol, in the task that polls the socket.
+async fn start_bridge(hub: &Hub, io: &mut tower_sse::SseIo<DuplexStream>) -> tower_sse::EventBody {
+    let mut start = [0; 5];
+    io.read_exact(&mut start).await.unwrap();
+    let request = Request::get("http://test/events?topic=t").body(()).unwrap();
+    let mut endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    tower::Service::call(&mut endpoint, request).await.unwrap().into_body()
+}
+
+async fn read_events(mut body: tower_sse::EventBody, count: usize) {
+    let mut all = 0;
+    while all < count * EVENT {
+        all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
+    }
+}
+
+/// The task that polls the socket reads the body, and writes the events elsewhere.
 #[tokio::test]
 async fn a_body_whose_reader_writes_nothing_to_the_socket_goes_on() {
-    let hub = wide().write_deadline(Duration::from_millis(400)).build().unwrap();
+    let hub = wide().build().unwrap();
     let (near, mut far) = tokio::io::duplex(PIPE);
     let bridge = tokio::spawn({
         let hub = hub.clone();
         async move {
             let mut io = hub.io(near);
-            let mut start = [0; 5];
-            io.read_exact(&mut start).await.unwrap();
-            let request = Request::get("http://test/events?topic=t").body(()).unwrap();
-            let mut endpoint = hub.endpoint(Public::topics(TopicRule::any()));
-            let mut body = tower::Service::call(&mut endpoint, request).await.unwrap().into_body();
-            let mut all = 0;
-            while all < 50 * EVENT {
-                all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
+            let body = start_bridge(&hub, &mut io).await;
+            read_events(body, 50).await;
+        }
+    });
+    far.write_all(b"start").await.unwrap();
+    until(|| hub.stats().connections == 1).await;
+    publish(&hub, "t", 50, EVENT).await;
+    // Each pause of the housekeeping takes 5 s.
+    tokio::time::timeout(Duration::from_secs(4), bridge).await.expect("it was held back").unwrap();
+}
+
+/// Another task reads the body, and writes the events elsewhere.
+#[tokio::test]
+async fn a_body_in_another_task_that_writes_nothing_to_the_socket_waits_once_at_most() {
+    let hub = wide().write_deadline(Duration::from_secs(4)).build().unwrap();
+    let (near, mut far) = tokio::io::duplex(PIPE);
+    let bridge = tokio::spawn({
+        let hub = hub.clone();
+        async move {
+            let mut io = hub.io(near);
+            let body = start_bridge(&hub, &mut io).await;
+            let reader = tokio::spawn(read_events(body, 50));
+            let mut space = [0; 16];
+            tokio::select! {
+                _ = io.read(&mut space) => panic!("the client sends nothing"),
+                read = reader => read.unwrap(),
             }
         }
     });
     far.write_all(b"start").await.unwrap();
     until(|| hub.stats().connections == 1).await;
     publish(&hub, "t", 50, EVENT).await;
-    soon(bridge).await.unwrap();
+    // Each pause of the housekeeping takes 1 s here.
+    tokio::time::timeout(Duration::from_secs(8), bridge).await.expect("it was held back").unwrap();
+}
+
+/// A forwarder hands the frames through a channel to the task that writes them.
+async fn forward_to_a_client_that_reads_nothing(hub: &Hub) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+    let (near, mut far) = tokio::io::duplex(PIPE);
+    let (to_test, from_server) = tokio::sync::oneshot::channel();
+    tokio::spawn({
+        let hub = hub.clone();
+        async move {
+            let mut io = hub.io(near);
+            let mut body = start_bridge(&hub, &mut io).await;
+            let (frames, mut received) = tokio::sync::mpsc::channel::<Bytes>(1);
+            let forwarder = tokio::spawn(async move {
+                while let Some(Ok(frame)) = body.frame().await {
+                    if frames.send(frame.into_data().unwrap()).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            to_test.send(forwarder).unwrap();
+            while let Some(frame) = received.recv().await {
+                if io.write_all(&frame).await.is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    far.write_all(b"start").await.unwrap();
+    let forwarder = from_server.await.unwrap();
+    publish(hub, "t", 50, EVENT).await;
+    (far, forwarder)
+}
+
+#[tokio::test]
+async fn a_body_in_another_task_ends_when_the_write_deadline_cuts_its_socket() {
+    let hub = wide().write_deadline(Duration::from_millis(500)).build().unwrap();
+    let (_far, forwarder) = forward_to_a_client_that_reads_nothing(&hub).await;
+    soon(forwarder).await.unwrap();
+    until(|| hub.stats().connections == 0).await;
+}
+
+#[tokio::test]
+async fn a_body_in_another_task_ends_when_a_drain_cuts_its_socket() {
+    let hub = wide().write_deadline(Duration::from_secs(600)).drain_limit(Duration::from_millis(500)).build().unwrap();
+    let (_far, forwarder) = forward_to_a_client_that_reads_nothing(&hub).await;
+    soon(hub.drain(Duration::ZERO)).await;
+    soon(forwarder).await.unwrap();
+}
+
+/// A layer that passes every tenth byte, as a compressor makes less of the bytes.
+struct Shrunk {
+    inner: tower_sse::EventBody,
+    seen: usize,
+}
+
+impl http_body::Body for Shrunk {
+    type Data = Bytes;
+    type Error = tower::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, tower::BoxError>>> {
+        let polled = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        Poll::Ready(polled.map(|frame| {
+            let bytes = frame?.into_data().unwrap();
+            let first = self.seen.next_multiple_of(10) - self.seen;
+            self.seen += bytes.len();
+            Ok(http_body::Frame::data(bytes.iter().skip(first).step_by(10).copied().collect()))
+        }))
+    }
+}
+
+async fn shrunk_mebibyte_over_http2() -> Duration {
+    const EVENTS: usize = 105;
+    let hub = wide().build().unwrap();
+    let (near, far) = tokio::io::duplex(1 << 20);
+    let io = TokioIo::new(hub.io(near));
+    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let service = hyper::service::service_fn(move |request| {
+        let mut endpoint = endpoint.clone();
+        let answer = tower::Service::call(&mut endpoint, request);
+        async move { answer.await.map(|response| response.map(|inner| Shrunk { inner, seen: 0 })) }
+    });
+    tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(8 << 20).initial_connection_window_size(8 << 20);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(far)).await.unwrap();
+    tokio::spawn(connection);
+    let mut body = open(&mut sender, "t").await;
+    until(|| hub.stats().connections == 1).await;
+    let since = Instant::now();
+    publish(&hub, "t", EVENTS, EVENT).await;
+    let mut all = 0;
+    while all < EVENTS * EVENT / 10 {
+        all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    since.elapsed()
+}
+
+#[tokio::test]
+async fn a_body_that_a_layer_shrinks_over_http2_is_not_held_back() {
+    let took = shrunk_mebibyte_over_http2().await;
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_a_layer_shrinks_over_http2_is_not_held_back_on_two_threads() {
+    let took = shrunk_mebibyte_over_http2().await;
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
