@@ -406,3 +406,24 @@ async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests
     until(|| hub.stats().ended(EndReason::Stalled) == 1).await;
     until(|| sender.is_closed()).await;
 }
+
+/// Two hubs in one process: the listener of one serves the streams of the other.
+#[tokio::test]
+async fn a_socket_that_another_hub_watches_does_not_carry_the_streams_of_a_hub() {
+    let watching = Hub::builder().build().unwrap();
+    let hub = Hub::builder().build().unwrap();
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serve = axum::serve(watching.listener_handing_over(listener), SseMakeService::new(app));
+    tokio::spawn(async move { serve.await.unwrap() });
+    let reply = support::get(addr, "/events?topic=t").await;
+    // The head of a stream whose socket is taken over says "close".
+    assert!(!reply.headers.contains_key("connection"), "{:?}", reply.headers);
+    let mut events = reply.events();
+    events.caught_up().await;
+    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    assert_eq!(events.next_own().await.data, "x");
+    let drained = soon(hub.drain(Duration::ZERO)).await;
+    assert_eq!((drained.ended, drained.cut), (1, 0));
+}

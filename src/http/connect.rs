@@ -64,8 +64,9 @@ impl Connect {
     /// Also finds the socket, if it is the hub's and this is called where the server calls its services.
     pub(super) fn arriving<B>(hub: &Hub, request: Request<B>) -> Self {
         let mut connect = Self::from_parts(request.into_parts().0);
-        if connect.transport.is_none() {
-            connect.transport = hub.transports().of_this_task();
+        if !connect.transport.as_ref().is_some_and(|transport| hub.transports().knows(transport)) {
+            // The socket of another hub still tells the address of the peer.
+            connect.transport = hub.transports().of_this_task().or(connect.transport);
         }
         connect
     }

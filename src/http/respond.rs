@@ -130,7 +130,9 @@ impl Hub {
             Ok(Some(connection)) => {
                 spend_ticket();
                 let by_task = || self.transports().of_this_task();
-                let Some(transport) = arrival.transport.clone().or_else(by_task) else {
+                // Another hub's settings, its drain and its takeover do not apply to this stream.
+                let carried = arrival.transport.clone().filter(|transport| self.transports().knows(transport));
+                let Some(transport) = carried.or_else(by_task) else {
                     return stream(EventBody::events(connection));
                 };
                 let hands_over = transport.hands_over();

@@ -143,6 +143,11 @@ impl Transports {
         }
     }
 
+    /// Whether this is an open socket of this hub. A request may carry a socket that another hub of the process watches.
+    pub(crate) fn knows(&self, transport: &Arc<Transport>) -> bool {
+        self.table.lock().all.get(&transport.number).is_some_and(|known| Arc::ptr_eq(known, transport))
+    }
+
     /// The one socket that the current task polls. None if there are several, since then it could be any of them.
     pub(crate) fn of_this_task(&self) -> Option<Arc<Transport>> {
         let task = task::try_id()?;
