@@ -103,6 +103,12 @@ impl Reader {
         Ok(count > 0)
     }
 
+    /// Whether what was read last is a whole chunk of events, and the end of it has this text in it.
+    pub fn has_read_through(&self, text: &str) -> bool {
+        let rest = &self.buffer[self.buffer.len().saturating_sub(256 * 1024)..];
+        rest.ends_with(b"\n\n\r\n") && memchr::memmem::find(rest, text.as_bytes()).is_some()
+    }
+
     /// The same, if anything comes within this time.
     pub async fn more_within(&mut self, time: Duration, count: usize) -> Result<bool, String> {
         tokio::time::timeout(time, self.more_at_most(count)).await.unwrap_or(Ok(true))
