@@ -120,6 +120,7 @@ async fn a_client_that_reads_nothing_costs_little_memory() {
         tokio::task::yield_now().await;
     }
     let mut delivered = 0;
+    until(|| hub.stats().delivered > 0).await;
     loop {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         let now = hub.stats().delivered;
@@ -128,6 +129,7 @@ async fn a_client_that_reads_nothing_costs_little_memory() {
         }
         delivered = now;
     }
+    assert!(delivered > 0);
     let each = resident_bytes().saturating_sub(before) / CLIENTS;
     assert!(each < 200 * 1024, "{} KiB for each client", each >> 10);
     assert_eq!(hub.stats().connections, CLIENTS);
