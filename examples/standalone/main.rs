@@ -46,7 +46,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::FutureExt;
 use tokio::net::TcpListener;
-use tower_sse::{BuildError, Connect, Health, Hub, Public, Refusal, Retention, Stats, Subscription, TopicRule};
+use tower_sse::{
+    BuildError, Connect, Health, Hub, Public, Refusal, Retention, SseMakeService, Stats, Subscription, TopicRule,
+};
 
 pub(crate) use options::Options;
 use options::Token;
@@ -155,7 +157,7 @@ async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     // Before anybody is told that it listens, so that nobody who knows of it can kill it untidily.
     let leave = leave()?;
     let hub = hub(options)?;
-    let app = app(&hub, options).into_make_service_with_connect_info::<SocketAddr>();
+    let app = app(&hub, options);
     let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
     let address = listener.local_addr()?;
     warn(address, options);
@@ -168,7 +170,8 @@ async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     };
     let drained = drained.shared();
     let listener = if options.hand_over { hub.listener_handing_over(listener) } else { hub.listener(listener) };
-    let serve = axum::serve(listener, app).with_graceful_shutdown(drained.clone());
+    // Direct HTTP/2 clients, too, have a socket that the hub knows.
+    let serve = axum::serve(listener, SseMakeService::new(app)).with_graceful_shutdown(drained.clone());
     tokio::select! {
         served = serve.into_future() => served?,
         () = drained.then(|()| tokio::time::sleep(LAST_REQUESTS)) => {}
