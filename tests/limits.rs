@@ -330,7 +330,7 @@ async fn head_requests_and_changes_of_topics_ask_the_hook_no_faster_than_streams
 }
 
 #[tokio::test]
-async fn a_change_of_topics_of_a_connection_that_is_not_there_asks_nobody() {
+async fn a_change_of_topics_of_an_unknown_connection_does_not_ask_the_hook() {
     let (hub, server, asked) = serve_counting(Hub::builder()).await;
     let page = subscribe(server.addr, "/events").await;
     let id = hub.connections()[0].id;

@@ -1,7 +1,7 @@
 //! A value for each tokio runtime.
 //!
-//! A broker client's connection is driven by a task on the runtime that made it. If that runtime is blocked, or nobody
-//! drives it, the connection answers no one. So a connection is only used on its own runtime.
+//! A broker client's connection is driven by a task on the runtime that made it. If that runtime is blocked
+//! or not driven, no call over the connection gets an answer. So a connection is only used on its own runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

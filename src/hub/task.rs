@@ -1,7 +1,7 @@
 //! A background task of the hub: one runs at a time, on a runtime that is alive.
 //!
-//! A runtime that nobody drives, or that is blocked, drops nothing. So a task on it does not say that it has stopped:
-//! it only stops being polled.
+//! A runtime that is blocked, or that no thread drives, keeps its tasks and does not poll them. No drop guard runs
+//! there, so a task that has stopped is only noticed because it is polled no more.
 //!
 //! 1. Each poll of the task is a beat, and a timer polls it every [`BEAT`]. A beat that is older than [`OLD`] means
 //!    that the runtime does not run its tasks.

@@ -6,7 +6,7 @@
 //! 1. A runtime gets a worker when a stream is opened on it, is first polled on it, or sets an alarm on it. The worker
 //!    lives until its runtime drops it, or until no stream is open.
 //! 2. Every worker looks after the same queue of listeners and the same [task slots](super::task). So a runtime that
-//!    nobody drives, that is blocked or that is gone delays only the streams that are polled on it.
+//!    is not driven, that is blocked or that is gone delays only the streams that are polled on it.
 //! 3. What a worker has not rung for when its runtime drops it is woken, and set again by the streams that are still
 //!    polled elsewhere.
 

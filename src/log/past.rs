@@ -111,8 +111,8 @@ impl Log {
         self.keeps_history(channel) && after >= self.base()
     }
 
-    /// Whether the events of a channel are a history. The other kinds keep a moment or the newest values, so that what they
-    /// have dropped is missing to nobody who starts afresh.
+    /// Whether the events of a channel are a history. The other kinds keep a moment or the newest values, so a fresh reader
+    /// misses nothing of what they have dropped.
     pub(super) fn keeps_history(&self, channel: &Channel) -> bool {
         self.policies.get(channel.policy).kind == Kind::Replay
     }

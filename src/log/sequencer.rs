@@ -354,7 +354,7 @@ impl Sequencer {
         channel
     }
 
-    /// Makes somebody listen to an address. Returns its channel, and the slot to leave it by.
+    /// Adds a listener to an address. Returns its channel, and the slot to leave it by.
     pub(super) fn enter(
         &mut self,
         address: &Address,
