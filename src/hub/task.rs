@@ -26,7 +26,9 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// How often a task on a live runtime is polled at least.
-pub(super) const BEAT: Duration = Duration::from_millis(200);
+const BEAT: Duration = Duration::from_millis(200);
+/// The same at most, on a clock that a test moves.
+const RAREST_BEAT: Duration = Duration::from_secs(3600);
 /// See [`is_old`].
 const OLD: Duration = Duration::from_millis(500);
 
@@ -46,6 +48,34 @@ pub(super) fn is_old(beat: u64) -> bool {
 
 fn is_old_at(beat: u64, now: u64) -> bool {
     now.saturating_sub(beat) > OLD.as_millis() as u64
+}
+
+/// The times of the beats on a runtime.
+///
+/// A test may pause tokio's clock and let it run through weeks. Beats five times a second would take it hours, so they
+/// become rarer while that clock is faster than the real one.
+#[derive(Debug)]
+pub(super) struct Beats {
+    every: Duration,
+    last: Instant,
+    /// The last one by [`clock`].
+    last_real: u64,
+}
+
+impl Beats {
+    pub(super) fn new() -> Self {
+        Self { every: BEAT, last: Instant::now(), last_real: clock() }
+    }
+
+    /// The next one, after one was due.
+    pub(super) fn next(&mut self) -> Instant {
+        let (now, now_real) = (Instant::now(), clock());
+        let real = Duration::from_millis(now_real.saturating_sub(self.last_real));
+        let is_simulated = now.saturating_duration_since(self.last) > real * 2 + BEAT / 4;
+        self.every = if is_simulated { (self.every * 2).min(RAREST_BEAT) } else { BEAT };
+        (self.last, self.last_real) = (now, now_real);
+        now + self.every
+    }
 }
 
 #[derive(Debug)]
@@ -162,7 +192,7 @@ struct Task {
     number: u64,
     /// Dropped when it has ended or was replaced.
     future: Option<BoxFuture<'static, ()>>,
-    tick: Option<Pin<Box<Sleep>>>,
+    tick: Option<(Pin<Box<Sleep>>, Beats)>,
     check: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -174,9 +204,9 @@ impl Future for Task {
         let slot = Arc::clone(&this.slot);
         let Some(turn) = slot.turn(this.number, clock()) else { return Poll::Ready(()) };
         let Some(future) = this.future.as_mut() else { return Poll::Ready(()) };
-        let tick = this.tick.get_or_insert_with(|| Box::pin(sleep(BEAT)));
+        let (tick, beats) = this.tick.get_or_insert_with(|| (Box::pin(sleep(BEAT)), Beats::new()));
         while tick.as_mut().poll(cx).is_ready() {
-            tick.as_mut().reset(Instant::now() + BEAT);
+            tick.as_mut().reset(beats.next());
         }
         if future.as_mut().poll(cx).is_pending() {
             return Poll::Pending;

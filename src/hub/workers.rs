@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
 use super::link::Link;
-use super::task::{BEAT, clock, is_old};
+use super::task::{Beats, clock, is_old};
 use super::{housekeeping, recheck, remote};
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
@@ -142,7 +142,7 @@ fn wake_some(inner: &Inner) -> bool {
 }
 
 async fn work(mut seat: Seat) {
-    let mut next_beat = Instant::now();
+    let (mut beats, mut next_beat) = (Beats::new(), Instant::now());
     loop {
         let Some(inner) = seat.hub.upgrade() else { return };
         let is_waking = inner.workers.waking.load(Ordering::Acquire);
@@ -158,7 +158,7 @@ async fn work(mut seat: Seat) {
             }
         }
         if Instant::now() >= next_beat {
-            next_beat = Instant::now() + BEAT;
+            next_beat = beats.next();
             // A mark that its publisher could not announce, because no worker was there.
             wake_rest(&inner);
             if inner.registry.len() > 0 {
