@@ -29,6 +29,10 @@ impl Remote {
         match *self {}
     }
 
+    pub(super) fn epochs(&self) -> u64 {
+        match *self {}
+    }
+
     pub(super) fn skipped(&self) -> u64 {
         match *self {}
     }
