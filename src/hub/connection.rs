@@ -40,11 +40,9 @@ pub(crate) struct Connection {
     told_stale: bool,
     /// It has read all that there was and said all that there was to say: it sleeps until it is woken.
     settled: bool,
-    /// How many epochs of the log it knows of.
-    epochs: u64,
-    /// Until when it does not read, so that not all pages fetch their state at one moment. Zero if
-    /// it reads.
-    reads_from: Millis,
+    /// How many epochs of the log it knows of, as far as two bytes count. A wider number would add
+    /// eight bytes to every idle connection.
+    epochs: u16,
 }
 
 impl Drop for Connection {
@@ -80,11 +78,14 @@ struct Limits {
     expiry: Option<Expiry>,
     /// When it is old enough to be ended.
     old_at: Millis,
+    /// Until when it does not read, so that not all pages fetch their state at one moment. Zero if
+    /// it reads.
+    reads_from: Millis,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { expiry: None, old_at: Millis::MAX }
+        Self { expiry: None, old_at: Millis::MAX, reads_from: 0 }
     }
 }
 
@@ -147,11 +148,12 @@ impl Connection {
             progress: Progress::Behind,
             end,
             heartbeat: link.to_network.then(|| Heartbeat::new(settings, now)),
-            limits: settings.old_age().map(|age| Box::new(Limits { expiry: None, old_at: now.saturating_add(age) })),
+            limits: settings
+                .old_age()
+                .map(|age| Box::new(Limits { old_at: now.saturating_add(age), ..Limits::default() })),
             told_stale: false,
             settled: false,
             epochs: hub.inner.remote.as_ref().map_or(0, Remote::epochs),
-            reads_from: 0,
             hub: hub.clone(),
             link,
         }
@@ -330,13 +332,19 @@ impl Connection {
             && self.link.to_network
         {
             let most = millis(self.hub.settings().retry).min(LONGEST_SPREAD);
-            self.reads_from = self.hub.now() + fastrand::u64(0..=most);
+            self.limits.get_or_insert_default().reads_from = self.hub.now() + fastrand::u64(0..=most);
         }
+        let Some(limits) = self.limits.as_mut().filter(|limits| limits.reads_from != 0) else { return false };
         // The end of a stream comes after what there is to read. A drain has a spread of its own.
-        if self.reads_from != 0 && (self.link.is_ending() || self.hub.now() >= self.reads_from) {
-            self.reads_from = 0;
+        if self.link.is_ending() || self.hub.now() >= limits.reads_from {
+            limits.reads_from = 0;
         }
-        self.reads_from != 0
+        limits.reads_from != 0
+    }
+
+    /// Until when it does not read, or zero.
+    fn reads_from(&self) -> Millis {
+        self.limits.as_ref().map_or(0, |limits| limits.reads_from)
     }
 
     /// What the log has for this stream, and what is to be said of it. `Err` if that is nothing.
@@ -413,7 +421,7 @@ impl Connection {
 
     /// When it has something to do by itself.
     fn due(&self) -> Millis {
-        let reads_from = if self.reads_from == 0 { Millis::MAX } else { self.reads_from };
+        let reads_from = Some(self.reads_from()).filter(|&from| from != 0).unwrap_or(Millis::MAX);
         self.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(self.time_limit()).min(reads_from)
     }
 
@@ -431,12 +439,13 @@ impl Connection {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        let reads = self.reads_from() == 0;
         if let Some(heartbeat) = &mut self.heartbeat
             && now >= heartbeat.due()
         {
             heartbeat.wrote(false, now);
             if self.progress == Progress::CaughtUp
-                && self.reads_from == 0
+                && reads
                 && !self.told_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
                 && let Some(live) = live(&self.hub, &self.link, &mut self.heartbeat)

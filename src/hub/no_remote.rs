@@ -29,7 +29,7 @@ impl Remote {
         match *self {}
     }
 
-    pub(super) fn epochs(&self) -> u64 {
+    pub(super) fn epochs(&self) -> u16 {
         match *self {}
     }
 

@@ -87,8 +87,9 @@ impl Remote {
         self.stale.load(Ordering::Acquire)
     }
 
-    pub(super) fn epochs(&self) -> u64 {
-        self.epochs.load(Ordering::Acquire)
+    pub(super) fn epochs(&self) -> u16 {
+        // Only compared with a recent one.
+        self.epochs.load(Ordering::Acquire) as u16
     }
 
     /// Whether this instance follows the log and hears the others at this moment.
