@@ -480,7 +480,7 @@ fn simultaneous_changes_of_topics_pass_no_limit() {
     let _entered = runtime.enter();
     let hub = Hub::builder().max_topics(LIMIT).build().unwrap();
     let endpoint = hub.endpoint(Public::topics(TopicRule::any())).changeable();
-    for _ in 0..100 {
+    for _ in 0..600 {
         let stream = hub.stream(Subscription::anonymous(), None).unwrap();
         let id = hub.connections()[0].id;
         let ready = Barrier::new(2);
