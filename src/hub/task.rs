@@ -9,8 +9,9 @@
 //!    on the caller's own runtime: the call itself shows that this one is alive.
 //! 3. A poll holds the slot's lock and checks the task's number first. So a task that was replaced does nothing more:
 //!    its next poll ends it. What a task does between two awaits needs no other protection against its successor.
-//! 4. Work is stored before `ensure` is called. A task that ends by itself leaves the slot and then checks for work
-//!    once more, because an `ensure` during its last poll saw a running task.
+//! 4. Work is stored under a lock before `ensure` is called. A task that ends by itself leaves the slot and then checks
+//!    for work once more, under the same lock, because an `ensure` during its last poll saw a running task. Without
+//!    the lock both sides could miss each other: neither atomic is ordered against the other.
 
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -297,21 +298,21 @@ mod interleavings {
     #[test]
     fn work_that_comes_while_a_task_ends_gets_a_task() {
         model(|| {
-            let (slot, work) = (Arc::<TaskSlot>::default(), Arc::new(AtomicBool::new(false)));
+            let (slot, work) = (Arc::<TaskSlot>::default(), Arc::new(Mutex::new(false)));
             let first = slot.claim(Seat::default(), 0).unwrap();
             let ending = thread::spawn({
                 let (slot, work) = (Arc::clone(&slot), Arc::clone(&work));
                 move || {
                     let turn = slot.turn(first, 0).unwrap();
-                    if work.load(Ordering::Acquire) {
+                    if *work.lock() {
                         return true;
                     }
                     slot.leave(turn);
                     // The check after the end.
-                    work.load(Ordering::Acquire) && slot.claim(Seat::default(), 0).is_some()
+                    *work.lock() && slot.claim(Seat::default(), 0).is_some()
                 }
             });
-            work.store(true, Ordering::Release);
+            *work.lock() = true;
             let is_started_here = slot.claim(Seat::default(), 0).is_some();
             let is_seen_there = ending.join().unwrap();
             assert!(is_started_here || is_seen_there, "no task sees the work");
