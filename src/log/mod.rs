@@ -347,6 +347,7 @@ impl Log {
             self.epochs.note_break(found);
             sequencer.interrupt(found.at, audience, &self.heads, now, |channel| marks.push(channel));
             self.horizon.store(found.at, Ordering::Release);
+            release(sequencer);
         }
         self.wake(Asleep(marks), now);
     }

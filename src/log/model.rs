@@ -55,6 +55,11 @@ fn framing() -> Framing {
     Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) }
 }
 
+fn entry(to: usize, effect: Effect) -> Entry {
+    let draft = Draft::encode(&Event::message("x"), &framing()).unwrap();
+    Entry { audience: address(to).into(), effect, draft, published: None }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Publish {
@@ -590,12 +595,7 @@ proptest! {
 #[test]
 fn a_loaded_value_outlives_the_removals_from_before_it() {
     let log = World::new(1 << 20).log;
-    let entry = |effect| Entry {
-        audience: address(LATEST).into(),
-        effect,
-        draft: Draft::encode(&Event::message("x"), &framing()).unwrap(),
-        published: None,
-    };
+    let entry = |effect| entry(LATEST, effect);
     log.begin_epoch(Epoch(2), 4, vec![(9, entry(Effect::Sets("k".into())))], 0);
     let page = Arc::new(Subscriber::new(ConnectionId::from_bits(1)));
     log.apply(5, entry(Effect::Removes("k".into())), 0);
@@ -623,4 +623,37 @@ fn a_value_that_a_history_has_dropped_is_no_event_of_that_history() {
         world.step(&publish(to, key));
     }
     world.step(&Step::Reopen { reader: 0, on, keeps_cursor: false, start: Start::Last(4) });
+}
+
+/// Freeing the records of a full hub takes long, and every publisher waits for the sequencer's lock.
+#[test]
+fn records_of_an_earlier_epoch_are_freed_after_the_lock() {
+    let entry = |effect| entry(LATEST, effect);
+    let is_held = |record: &std::sync::Weak<store::Record>| record.strong_count() > 0;
+    for forget in [Sequencer::forget_all, Sequencer::forget_values] {
+        let log = World::new(1 << 20).log;
+        log.append([entry(Effect::Sets("k".into())), entry(Effect::Nothing)], 0);
+        let mut sequencer = log.sequencer.lock();
+        let channel = sequencer.find_channel(&address(LATEST)).unwrap();
+        let records: Vec<_> = {
+            let store = channel.store.lock();
+            store.values_between(0, 9).chain(store.ring_between(0, 9)).map(Arc::downgrade).collect()
+        };
+        assert_eq!(records.len(), 2);
+        forget(&mut sequencer);
+        assert!(channel.store.lock().values_between(0, 9).next().is_none());
+        assert!(records.iter().all(is_held));
+        release(sequencer);
+        assert!(!is_held(&records[0]));
+    }
+}
+
+#[test]
+fn a_new_epoch_frees_the_records_of_the_epoch_before() {
+    let log = World::new(1 << 20).log;
+    log.append([entry(TOPICS, Effect::Nothing)], 0);
+    let channel = log.sequencer.lock().find_channel(&address(TOPICS)).unwrap();
+    let record = channel.store.lock().ring_between(0, 9).map(Arc::downgrade).next().unwrap();
+    log.begin_epoch(Epoch(2), 0, Vec::new(), 0);
+    assert_eq!(record.strong_count(), 0);
 }

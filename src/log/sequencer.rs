@@ -13,7 +13,7 @@ use super::channel::Channel;
 use super::heads::Heads;
 use super::marks::Marks;
 use super::policy::Policies;
-use super::store::{Dropped, Part, PerPart, Record};
+use super::store::{Dropped, Part, PerPart, Record, Store};
 use super::subscriber::Listener;
 use super::{Budgets, Millis, Numbered, Swept, millis};
 use crate::audience::{Address, Audience};
@@ -46,8 +46,10 @@ pub(super) struct Sequencer {
     /// Channels that were empty and without listeners at that time, oldest first.
     idle: VecDeque<(Millis, u32, u64)>,
     next_sweep: Millis,
-    /// To be freed when the lock is.
+    /// Records to be freed after the lock.
     dropped: Dropped,
+    /// Contents of channels to be freed after the lock. A new epoch moves the contents of every channel here.
+    forgotten: Vec<Store>,
 }
 
 /// The channels in the order of their oldest record, for age and for the budgets: one lane for each policy.
@@ -172,6 +174,7 @@ impl Sequencer {
             idle: VecDeque::new(),
             next_sweep: 0,
             dropped: Dropped::new(),
+            forgotten: Vec::new(),
         }
     }
 
@@ -185,8 +188,8 @@ impl Sequencer {
     }
 
     /// What was dropped under the lock, to be freed after it.
-    pub(super) fn take_dropped(&mut self) -> Dropped {
-        std::mem::take(&mut self.dropped)
+    pub(super) fn take_dropped(&mut self) -> (Dropped, Vec<Store>) {
+        (std::mem::take(&mut self.dropped), std::mem::take(&mut self.forgotten))
     }
 
     pub(super) fn last(&self) -> u64 {
@@ -278,9 +281,7 @@ impl Sequencer {
 
     /// Drops everything that is kept. Who listens stays.
     pub(super) fn forget_all(&mut self) {
-        for channel in self.all() {
-            channel.store.lock().clear();
-        }
+        self.forget(Store::clear);
         self.lanes.ring.clear();
         self.lanes.keyed.clear();
         self.count_again();
@@ -288,11 +289,14 @@ impl Sequencer {
 
     /// Drops all current values.
     pub(super) fn forget_values(&mut self) {
-        for channel in self.all() {
-            channel.store.lock().clear_values();
-        }
+        self.forget(Store::clear_values);
         self.lanes.keyed.clear();
         self.count_again();
+    }
+
+    fn forget(&mut self, clear: impl Fn(&mut Store) -> Store) {
+        let contents = self.numbers.iter().flatten().map(|channel| clear(&mut channel.store.lock()));
+        self.forgotten.extend(contents.filter(|store| !store.is_empty()));
     }
 
     fn count_again(&mut self) {
@@ -375,7 +379,8 @@ impl Sequencer {
         if let Address::Connection(_) = channel.address {
             // What was sent to a connection dies with it; nobody asks for it again, so no floor is left behind.
             self.remove(channel);
-            channel.store.lock().clear();
+            let contents = channel.store.lock().clear();
+            self.forgotten.extend(Some(contents).filter(|store| !store.is_empty()));
         } else {
             self.note_if_idle(channel, now);
         }

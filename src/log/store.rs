@@ -120,14 +120,18 @@ impl Store {
         self.floor = self.floor.max(number);
     }
 
-    /// Holds nothing any more. The floor stays.
-    pub(super) fn clear(&mut self) {
-        *self = Self { idle_since: self.idle_since, ..Self::new(self.floor, self.name as usize) };
+    /// Holds nothing any more. The floor stays. Returns what it held, to be freed after the lock.
+    #[must_use]
+    pub(super) fn clear(&mut self) -> Self {
+        let empty = Self { idle_since: self.idle_since, ..Self::new(self.floor, self.name as usize) };
+        std::mem::replace(self, empty)
     }
 
-    pub(super) fn clear_values(&mut self) {
-        self.keyed = None;
+    /// The same for the current values only.
+    #[must_use]
+    pub(super) fn clear_values(&mut self) -> Self {
         self.queued.keyed = false;
+        Self { keyed: self.keyed.take(), ..Self::new(0, 0) }
     }
 
     pub(super) fn has_values(&self) -> bool {
