@@ -37,14 +37,18 @@ impl Hub {
         }
         let redemption = connect.redeems();
         let Some(asked) = as_stream(&connect) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
-        // Before the hook is asked: a request about no connection costs a look-up, and takes no turn from others.
+        // Without other instances a request about no connection costs a look-up, and takes no turn from others.
         let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
         let Some(id) = id else { return not_there() };
-        if !self.has_connection(id).await {
+        if !self.may_have_connection(id) {
             return not_there();
         }
         if let Err(wait) = self.take_turn() {
             return later(wait);
+        }
+        // With other instances it may be waited for. The turn bounds how many requests wait.
+        if !self.has_connection(id).await {
+            return not_there();
         }
         let granted = match self.ask(access, Box::new(asked)).await {
             Ok(granted) => granted,

@@ -173,7 +173,8 @@ impl HubBuilder {
     /// Bounds how many requests per second reach the access hook: for a stream, for its head (`HEAD`), and to
     /// [change topics](crate::SseLayer::changeable). The hub answers the others before it asks the hook. A request for a
     /// stream gets a retryable refusal, whose `retry` grows with the number of those that wait, to about 30 s. A change of
-    /// topics gets `503` with a `Retry-After` of that time. Streams [in this process](Hub::stream) and in handlers
+    /// topics gets `503` with a `Retry-After` of that time. With a log that instances share, a change of topics of
+    /// an unknown connection counts too, because the hub waits up to 500 ms for that connection. Streams [in this process](Hub::stream) and in handlers
     /// ([`Hub::connect`]) take part. At least 1. Defaults to no bound.
     pub fn max_connects_per_second(mut self, connects: u32) -> Self {
         self.settings.limits.per_second = Some(connects);

@@ -45,7 +45,13 @@ impl Hub {
         Some(Changeable { hub: self, id, place })
     }
 
-    /// Whether any instance has such a connection, of any user.
+    /// Whether a connection of any user may have this id. False at once without other instances, which may have one that
+    /// this instance does not know yet.
+    pub(crate) fn may_have_connection(&self, id: ConnectionId) -> bool {
+        self.inner.remote.is_some() || self.registry().find(id).is_some()
+    }
+
+    /// Whether any instance has such a connection, of any user. Waits for it if there may be other instances.
     pub(crate) async fn has_connection(&self, id: ConnectionId) -> bool {
         let is_there = || {
             let is_elsewhere = || self.inner.remote.as_ref().is_some_and(|remote| remote.find(id).is_some());

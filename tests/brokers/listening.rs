@@ -426,6 +426,24 @@ async fn a_topic_tells_who_comes_and_goes_across_instances(log: impl Backplane +
     until(|| members().iter().map(|member| member.user.as_str().to_owned()).eq(["ben"])).await;
 }
 
+/// The hub waits for an unknown connection, since another instance may not have sent it yet.
+#[tokio::test]
+async fn changes_of_topics_wait_for_an_unknown_connection_no_faster_than_streams_are_opened() {
+    const RATE: u32 = 2;
+    let one = Instance::start(builder().max_connects_per_second(RATE), Memory::new()).await;
+    let since = std::time::Instant::now();
+    let change = async |n: u32| {
+        let path = format!("/events/{n:032x}/topics?join=open/1");
+        send(one.server.addr, Request::post(path).body("").unwrap()).await.status
+    };
+    let statuses = soon(futures::future::join_all((0..30).map(change))).await;
+    let count = |status| statuses.iter().filter(|had| **had == status).count();
+    let (waited, refused) = (count(StatusCode::NOT_FOUND), count(StatusCode::SERVICE_UNAVAILABLE));
+    let allowed = RATE as usize + 1 + (since.elapsed().as_secs_f64() * f64::from(RATE)) as usize;
+    assert_eq!(waited + refused, 30, "{statuses:?}");
+    assert!((RATE as usize..=allowed).contains(&waited), "{waited} waited where {allowed} are allowed");
+}
+
 /// Each of these through a log in this process, and through a real Redis and a real NATS.
 macro_rules! through_all {
     ($($test:ident)*) => {$(
