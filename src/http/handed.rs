@@ -248,18 +248,25 @@ impl Handed {
 
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         let Some(mut waiting) = self.waiting.take() else { return Poll::Ready(Ok(())) };
-        let taken = self.write(&waiting.rest)?;
-        if taken == waiting.rest.len() {
-            if let Phase::Streaming(connection) = &self.phase {
-                connection.written_through(None);
+        let given_up = loop {
+            let is_due = waiting.deadline.as_mut().poll(cx).is_ready();
+            // The last attempt asks the socket itself. The selector reports few sockets at a time, and a socket only
+            // when a third of its buffer is free, so its report may be late.
+            self.writable |= is_due;
+            let taken = self.write(&waiting.rest)?;
+            if taken == waiting.rest.len() {
+                if let Phase::Streaming(connection) = &self.phase {
+                    connection.written_through(None);
+                }
+                return Poll::Ready(Ok(()));
             }
-            return Poll::Ready(Ok(()));
-        }
-        if taken > 0 {
+            if taken == 0 {
+                break waiting.poll_given_up(cx, is_due);
+            }
             waiting.rest = waiting.rest.slice(taken..);
+            // The next round registers for the new deadline.
             waiting.wrote(taken);
-        }
-        let given_up = waiting.poll_given_up(cx);
+        };
         self.waiting = Some(waiting);
         given_up.map(|()| Err(Gone))
     }
@@ -278,13 +285,15 @@ impl Waiting {
         self.deadline.as_mut().reset(Instant::now() + patience);
     }
 
-    /// Until it was cut, or has taken nothing for too long.
-    fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Until it was cut, or has taken nothing for too long, which is `is_due`.
+    fn poll_given_up(&self, cx: &Context<'_>, is_due: bool) -> Poll<()> {
         self.transport.listen(cx.waker());
         if self.transport.is_cut() {
             return Poll::Ready(());
         }
-        ready!(self.deadline.as_mut().poll(cx));
+        if !is_due {
+            return Poll::Pending;
+        }
         self.transport.time_out();
         Poll::Ready(())
     }
@@ -293,5 +302,53 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.hub.transports().close(&self.transport, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::Request;
+    use crate::moment::Moment;
+    use crate::position::Cursor;
+    use crate::{Event, Retention, Subscription};
+    use std::task::Waker;
+
+    /// Reads until nothing comes, so that the socket at the other end takes bytes again.
+    fn take_all(peer: &mut std::net::TcpStream) {
+        let mut space = vec![0; 1 << 16];
+        while peer.read(&mut space).is_ok() {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_bytes_at_the_deadline_is_kept_although_the_selector_is_late() {
+        let deadline = Duration::from_secs(30);
+        let retention = Retention::replay().count(100).bytes(32 << 20);
+        let hub = Hub::builder().write_deadline(deadline).topic_retention(retention).build().unwrap();
+        let request = Request { to_network: true, asked_at: Moment::now(), authority: None };
+        let connection = hub.open(&Subscription::anonymous().topic("t"), Cursor::Absent, request).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let (tcp, _) = listener.accept().unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let mut handed = Handed::new(TcpStream::from_std(tcp), connection);
+        for _ in 0..80 {
+            hub.topic("t").publish(Event::message("x".repeat(250_000))).await.unwrap();
+        }
+        let mut is_open = || loop {
+            match handed.poll(&mut Context::from_waker(Waker::noop())) {
+                Turn::Again => {}
+                Turn::Sleeps => return true,
+                Turn::Over => return false,
+            }
+        };
+        assert!(is_open());
+        take_all(&mut peer);
+        tokio::time::advance(deadline + Duration::from_secs(1)).await;
+        assert!(is_open(), "the peer has taken everything");
+        // The socket is full again.
+        tokio::time::advance(deadline + Duration::from_secs(1)).await;
+        assert!(!is_open(), "the peer has taken nothing");
     }
 }
