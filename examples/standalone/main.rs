@@ -18,7 +18,8 @@
 //! | `GET /topics/{topic}/presence` | `200 {"position":"…","members":[{"user":"…","connections":n}],"anonymous":n}` |
 //! | `GET /stats`, `/healthz`, `/readyz` | counts; whether it is well; whether it takes new streams |
 //!
-//! A request that writes is `403` if a page of another origin sends it.
+//! A request that writes is `403` if a page of another origin sends it. With `--allow-host`, all but `/`, `/stats` and the
+//! health checks are `403` for every other host.
 //!
 //! Several share one log through a broker, and a client goes on at any of them. A publish or a disconnect while the broker is
 //! away is `503`. So is a batch of which the broker did not take every event; its answer begins with how many were published.
@@ -67,6 +68,9 @@ pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
     for prefix in &options.presence {
         builder = builder.presence_for(TopicRule::prefix(prefix.as_str()));
     }
+    for host in &options.allow_host {
+        builder = builder.allow_host(host.as_str());
+    }
     if let Some(count) = options.replay_events {
         builder = builder.topic_retention(Retention::replay().count(count));
     }
@@ -80,6 +84,8 @@ pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
 pub(crate) struct App {
     pub(crate) hub: Hub,
     pub(crate) token: Option<Token>,
+    /// The hosts that requests may name. Empty for any host.
+    pub(crate) allow_host: Vec<String>,
 }
 
 pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
@@ -98,7 +104,11 @@ pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
         .route("/readyz", get(readyz))
         .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such path"))
-        .with_state(Arc::new(App { hub: hub.clone(), token: options.token.clone() }))
+        .with_state(Arc::new(App {
+            hub: hub.clone(),
+            token: options.token.clone(),
+            allow_host: options.allow_host.clone(),
+        }))
 }
 
 /// Everybody may read everything.

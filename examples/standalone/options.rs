@@ -14,7 +14,7 @@ pub(crate) const USAGE: &str = "\
 A hub of Server-Sent Events that programs in any language publish to.
 
 Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--latest PREFIX]... [--presence PREFIX]...
-                  [--drain-window TIME] [--hand-over] [--backplane URL [--namespace NAME]]
+                  [--allow-host HOST]... [--drain-window TIME] [--hand-over] [--backplane URL [--namespace NAME]]
 
   --listen ADDRESS     Listen here. Port 0 takes a free one. Defaults to 127.0.0.1:8080.
   --token SECRET       Whoever writes, disconnects or asks who is there must send `Authorization: Bearer SECRET`.
@@ -25,6 +25,9 @@ Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--lat
                        them at once. May be given several times.
   --presence PREFIX    Topics that start with PREFIX tell who comes and goes: `hub.joined` and `hub.left`. May be given
                        several times.
+  --allow-host HOST    Refuse streams, changes of topics, writes and questions about presence with 403, unless they name
+                       this host: app.example, localhost:8080. A host without a port allows every port. It protects
+                       against DNS rebinding. May be given several times. Defaults to any host.
   --drain-window TIME  When it leaves, clients are told to come back spread over this time: 500ms, 5s, 2m.
                        Defaults to 5s.
   --hand-over          Take the socket of a stream out of the HTTP server: an idle one takes less than a kilobyte then.
@@ -35,12 +38,13 @@ Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--lat
   --help               Print this.
 ";
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "--listen",
     "--token",
     "--replay-events",
     "--latest",
     "--presence",
+    "--allow-host",
     "--drain-window",
     "--backplane",
     "--namespace",
@@ -54,6 +58,7 @@ pub(crate) struct Options {
     pub(crate) replay_events: Option<usize>,
     pub(crate) latest: Vec<String>,
     pub(crate) presence: Vec<String>,
+    pub(crate) allow_host: Vec<String>,
     pub(crate) drain_window: Duration,
     pub(crate) hand_over: bool,
     pub(crate) shared: Option<Shared>,
@@ -68,6 +73,7 @@ impl Default for Options {
             replay_events: None,
             latest: Vec::new(),
             presence: Vec::new(),
+            allow_host: Vec::new(),
             drain_window: Duration::from_secs(5),
             hand_over: false,
             shared: None,
@@ -133,6 +139,7 @@ impl Options {
             },
             "--latest" => self.latest.push(value),
             "--presence" => self.presence.push(value),
+            "--allow-host" => self.allow_host.push(value),
             _ => self.drain_window = duration(&value).ok_or("not a time like 500ms, 5s or 2m")?,
         }
         Ok(())

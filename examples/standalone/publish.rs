@@ -25,14 +25,18 @@ pub(crate) struct PublishedAll {
     last: Option<String>,
 }
 
-/// The request has the token, if there is one, and does not come from a page of another origin if it changes something. A
-/// page could publish through the browser of each visitor otherwise, also to a hub that only this browser reaches.
+/// The request names an allowed host, has the token, if there is one, and does not come from a page of another origin if it
+/// changes something. A page could publish through the browser of each visitor otherwise, also to a hub that only this
+/// browser reaches.
 pub(crate) struct Permitted;
 
 impl FromRequestParts<Arc<App>> for Permitted {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
+        if !app.allow_host.is_empty() && !names_only(&app.allow_host, parts) {
+            return Err(Problem::new(StatusCode::FORBIDDEN, "this host is not allowed").into_response());
+        }
         if app.token.as_ref().is_some_and(|token| !token.is_in(&parts.headers)) {
             let mut response = Problem::new(StatusCode::UNAUTHORIZED, "the token is missing or wrong").into_response();
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -44,6 +48,18 @@ impl FromRequestParts<Arc<App>> for Permitted {
         }
         Ok(Self)
     }
+}
+
+/// Whether every host that the request names is in the list. The hub applies the same rule to streams.
+fn names_only(allowed: &[String], parts: &Parts) -> bool {
+    let named = parts.headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
+    let mut named = named.chain(parts.uri.authority().map(Authority::as_str)).peekable();
+    let is_allowed = |named: &str| {
+        let host = named.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+        let host = host.map_or(named, |(host, _)| host);
+        allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(named) || allowed.eq_ignore_ascii_case(host))
+    };
+    named.peek().is_some() && named.all(is_allowed)
 }
 
 /// Programs other than browsers send neither header.

@@ -364,6 +364,39 @@ async fn a_page_of_another_origin_neither_publishes_nor_disconnects() {
     }
 }
 
+/// A page can point its own host at the hub. To the browser it then asks its own site.
+#[tokio::test]
+async fn a_request_that_names_another_host_than_the_allowed_ones_is_refused() {
+    let (hub, server) = start("--allow-host hub.test --allow-host=localhost:3000").await;
+    let ask = async |method: &str, path: &str, host: &'static str| {
+        let request = Request::builder().method(method).uri(path).header("host", host);
+        let request = request.header("sec-fetch-site", "same-origin").body(r#"{"topic":"a","data":1}"#).unwrap();
+        send(server.addr, request).await.status.as_u16()
+    };
+    let guarded = [
+        ("GET", "/events?topic=a", 200),
+        ("POST", "/events/0/topics?join=a", 404),
+        ("POST", "/topics/a", 202),
+        ("POST", "/users/a", 202),
+        ("POST", "/everyone", 202),
+        ("POST", "/publish", 202),
+        ("DELETE", "/users/a/connections", 200),
+        ("GET", "/topics/a/presence", 200),
+    ];
+    for (method, path, _) in guarded {
+        for host in ["evil.test", "evil.test:3000", "localhost", "localhost:3001", "hub.test.evil.test", "a@hub.test"] {
+            assert_eq!(ask(method, path, host).await, 403, "{method} {path} {host}");
+        }
+    }
+    assert_eq!((hub.stats().published, hub.stats().connections), (0, 0));
+    for (method, path, status) in guarded {
+        for host in ["hub.test", "HUB.test:8080", "localhost:3000"] {
+            assert_eq!(ask(method, path, host).await, status, "{method} {path} {host}");
+        }
+    }
+    assert_eq!(ask("GET", "/healthz", "evil.test").await, 200);
+}
+
 /// What a broker refuses is found out after what it took, so a batch may be published in part.
 #[tokio::test]
 async fn a_batch_that_the_broker_takes_in_part_says_how_many_were_published() {
@@ -505,6 +538,8 @@ fn the_command_line_is_read_as_it_is_documented() {
     let defaults = options("");
     assert_eq!(defaults.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(defaults.drain_window, Duration::from_secs(5));
+    assert!(defaults.allow_host.is_empty());
+    assert_eq!(options("--allow-host a.test --allow-host=b.test:1").allow_host, ["a.test", "b.test:1"]);
     assert!(defaults.token.is_none() && defaults.latest.is_empty() && defaults.replay_events.is_none());
     let all = options("--listen [::1]:0 --token=a=b --replay-events 7 --latest a/ --latest=b/ --drain-window 500ms");
     assert_eq!(all.listen.to_string(), "[::1]:0");
@@ -541,6 +576,7 @@ fn a_command_line_that_makes_no_sense_is_refused_without_repeating_a_value() {
         ("--token=", "--token needs a value"),
         ("--token --latest", "--token needs a value"),
         ("--token s3cret\u{e9}", "--token: not one word of ASCII"),
+        ("--allow-host", "--allow-host needs a value"),
         ("--listen localhost", "--listen: not an address like 127.0.0.1:8080"),
         ("--replay-events 0", "--replay-events: not a number of at least 1"),
         ("--replay-events -1", "--replay-events: not a number of at least 1"),
