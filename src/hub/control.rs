@@ -17,14 +17,13 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{Either, select};
 use futures::stream::BoxStream;
-use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use super::agreement::Agreement;
 use super::peers::{Heard, Peers};
 use super::remote::{Remote, in_time};
 use super::task::TaskSlot;
-use super::{Hub, Inner};
+use super::{Hub, Inner, workers};
 use crate::audience::{Address, Audience};
 use crate::backplane::{BackplaneError, Told};
 use crate::command::{Action, Command};
@@ -199,9 +198,8 @@ fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     is_cut
 }
 
-pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote, runtime: &Handle) {
-    let hub = Arc::downgrade(inner);
-    remote.control.attending.ensure(runtime, |_| attend(hub), || {});
+pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
+    workers::ensure_task(inner, &remote.control.attending, |hub, _| attend(hub), |_| {});
 }
 
 async fn attend(hub: Weak<Inner>) {

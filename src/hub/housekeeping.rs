@@ -28,20 +28,13 @@ pub(super) fn ensure(inner: &Arc<Inner>) {
     if inner.chores.is_attended() {
         return;
     }
-    let Some(runtime) = workers::home(inner) else { return };
-    let hub = Arc::downgrade(inner);
-    let check = {
-        let hub = hub.clone();
-        move || {
-            if let Some(inner) = hub.upgrade()
-                && inner.sweep() != Swept::Nothing
-            {
-                ensure(&inner);
-            }
+    let pause = (inner.settings.write_deadline / 4).min(LONGEST_PAUSE);
+    let check = |inner: &Arc<Inner>| {
+        if inner.sweep() != Swept::Nothing {
+            ensure(inner);
         }
     };
-    let pause = (inner.settings.write_deadline / 4).min(LONGEST_PAUSE);
-    inner.chores.ensure(&runtime, |roused| keep(hub, roused, pause), check);
+    workers::ensure_task(inner, &inner.chores, |hub, roused| keep(hub, roused, pause), check);
 }
 
 async fn keep(hub: Weak<Inner>, roused: Arc<Notify>, pause: Duration) {

@@ -157,19 +157,12 @@ pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
     if remote.past.is_attended() {
         return;
     }
-    let Some(runtime) = workers::home(inner) else { return };
-    let hub = Arc::downgrade(inner);
-    let check = {
-        let hub = hub.clone();
-        move || {
-            if let Some(inner) = hub.upgrade()
-                && let Some(remote) = &inner.remote
-            {
-                ensure(&inner, remote);
-            }
+    let check = |inner: &Arc<Inner>| {
+        if let Some(remote) = &inner.remote {
+            ensure(inner, remote);
         }
     };
-    remote.past.reading.ensure(&runtime, |_| read(hub), check);
+    workers::ensure_task(inner, &remote.past.reading, |hub, _| read(hub), check);
 }
 
 async fn read(inner: Weak<Inner>) {

@@ -105,13 +105,7 @@ pub(super) fn ensure(inner: &Arc<Inner>) {
     if rechecks.task.is_attended() || rechecks.schedule.lock().is_empty() {
         return;
     }
-    let Some(runtime) = workers::home(inner) else { return };
-    let hub = Arc::downgrade(inner);
-    let check = {
-        let hub = hub.clone();
-        move || hub.upgrade().iter().for_each(ensure)
-    };
-    rechecks.task.ensure(&runtime, |roused| ask_all(hub, roused), check);
+    workers::ensure_task(inner, &rechecks.task, ask_all, ensure);
 }
 
 impl Schedule {

@@ -204,10 +204,8 @@ pub(super) fn ensure(inner: &Arc<Inner>) {
     if remote.is_attended() {
         return;
     }
-    let Some(runtime) = workers::home(inner) else { return };
-    control::ensure(inner, remote, &runtime);
-    let hub = Arc::downgrade(inner);
-    remote.following.ensure(&runtime, |_| follow(hub), || {});
+    control::ensure(inner, remote);
+    workers::ensure_task(inner, &remote.following, |hub, _| follow(hub), |_| {});
     past::ensure(inner, remote);
 }
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
 use super::link::Link;
-use super::task::{Beats, clock, is_old};
+use super::task::{Beats, TaskSlot, clock, is_old};
 use super::{housekeeping, recheck, remote};
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
@@ -107,6 +107,26 @@ pub(super) fn home(inner: &Inner) -> Option<Handle> {
     }
     let newest = table.values().max_by_key(|worker| worker.beat);
     newest.filter(|worker| !is_old(worker.beat)).map(|worker| worker.runtime.clone()).or(current)
+}
+
+/// Starts a background task in its slot, unless one runs there or no runtime is available. `check` runs after the task has
+/// ended by itself, and starts it again if there is work.
+pub(super) fn ensure_task<F>(
+    inner: &Arc<Inner>,
+    slot: &Arc<TaskSlot>,
+    task: impl FnOnce(Weak<Inner>, Arc<Notify>) -> F,
+    check: impl FnOnce(&Arc<Inner>) + Send + 'static,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Some(runtime) = home(inner) else { return };
+    let (hub, checked) = (Arc::downgrade(inner), Arc::downgrade(inner));
+    let check = move || {
+        if let Some(inner) = checked.upgrade() {
+            check(&inner);
+        }
+    };
+    slot.ensure(&runtime, |roused| task(hub, roused), check);
 }
 
 /// After an append: has those woken whom the log left to be woken, if there are any.

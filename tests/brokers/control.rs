@@ -1,137 +1,16 @@
 //! What instances send each other beside the log, over a log whose parts a test can cut or slow down.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
-use tower_sse::backplane::{
-    Backplane, BackplaneError, Current, Memory, Nats, Outgoing, Place, Redis, Seen, State, Stored, Told,
-};
+use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, HubStream, Kick, StreamItem, Subscription, TopicRule};
 
 use crate::nats_server::{self, NatsServer};
+use crate::reached::Reached;
 use crate::redis_server::{self, FORGETFUL, RedisServer};
 use crate::support::{soon, until};
-
-/// An in-memory log as one instance reaches it.
-#[derive(Clone)]
-struct Reached {
-    log: Memory,
-    way: Arc<Way>,
-}
-
-#[derive(Default)]
-struct Way {
-    /// The log cannot be read or written; the control stream works.
-    log_is_away: AtomicBool,
-    /// How many milliseconds a control message takes.
-    tell_takes: AtomicU64,
-    /// How many control messages were sent.
-    told: AtomicU64,
-    /// A marker: the next append that has this text in it fails for its record alone.
-    fails_once: Mutex<Option<&'static str>>,
-}
-
-impl Reached {
-    fn new(log: &Memory) -> Self {
-        Self { log: log.clone(), way: Arc::default() }
-    }
-
-    async fn reach(&self) -> Result<(), BackplaneError> {
-        if self.way.log_is_away.load(Ordering::SeqCst) {
-            return Err(BackplaneError::unavailable("cut by the test"));
-        }
-        Ok(())
-    }
-}
-
-impl Backplane for Reached {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
-        async move {
-            if self.reach().await.is_err() {
-                return records.iter().map(|_| Err(BackplaneError::unavailable("cut by the test"))).collect();
-            }
-            let mut places = Vec::new();
-            for record in records {
-                let is_marked = |marker: &mut &str| String::from_utf8_lossy(&record.payload).contains(*marker);
-                let fails = self.way.fails_once.lock().unwrap().take_if(is_marked).is_some();
-                places.push(if fails {
-                    Err(BackplaneError::unavailable("failed by the test"))
-                } else {
-                    self.log.append(vec![record], seen).await.pop().unwrap()
-                });
-            }
-            places
-        }
-        .boxed()
-    }
-
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
-        async move {
-            self.reach().await?;
-            self.log.state(seen).await
-        }
-        .boxed()
-    }
-
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
-        async move {
-            self.reach().await?;
-            self.log.range(after, limit).await
-        }
-        .boxed()
-    }
-
-    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
-        let (this, mut tail) = (self.clone(), self.log.tail(after));
-        async_stream::stream! {
-            while let Some(batch) = tail.next().await {
-                if let Err(error) = this.reach().await {
-                    yield Err(error);
-                    return;
-                }
-                yield batch;
-            }
-        }
-        .boxed()
-    }
-
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
-        self.log.values()
-    }
-
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        async move {
-            self.way.told.fetch_add(1, Ordering::SeqCst);
-            let takes = self.way.tell_takes.load(Ordering::SeqCst);
-            if takes > 0 {
-                tokio::time::sleep(Duration::from_millis(takes)).await;
-            }
-            self.log.tell(message).await
-        }
-        .boxed()
-    }
-
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        self.log.hear(after)
-    }
-
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.log.deposit(key, payload, time)
-    }
-
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        self.log.withdraw(key)
-    }
-
-    fn describe(&self) -> String {
-        self.log.describe()
-    }
-}
 
 fn builder() -> HubBuilder {
     Hub::builder()

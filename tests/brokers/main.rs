@@ -31,6 +31,7 @@ mod nats;
 mod odd;
 mod past;
 mod publisher;
+mod reached;
 mod redis;
 mod rolled_back;
 mod runtimes;

@@ -1,72 +1,16 @@
 //! Who comes back from before what an instance keeps in memory gets the rest out of the broker's log, and many who do share
 //! one read.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use futures::stream::BoxStream;
-use tower_sse::backplane::{
-    Backplane, BackplaneError, Current, Memory, Nats, Outgoing, Place, Redis, Seen, State, Stored, Told,
-};
+use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
 
 use crate::nats_server::{self, NatsServer};
+use crate::reached::Reached;
 use crate::redis_server::{self, FORGETFUL, RedisServer};
 use crate::support::{soon, until};
-
-/// A log that counts how often it is read from.
-#[derive(Clone)]
-struct Counting<B> {
-    log: B,
-    reads: Arc<AtomicU64>,
-}
-
-impl<B: Backplane> Backplane for Counting<B> {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
-        self.log.append(records, seen)
-    }
-
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
-        self.log.state(seen)
-    }
-
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        self.log.range(after, limit).boxed()
-    }
-
-    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
-        self.log.tail(after)
-    }
-
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
-        self.log.values()
-    }
-
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.log.tell(message)
-    }
-
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        self.log.hear(after)
-    }
-
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.log.deposit(key, payload, time)
-    }
-
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        self.log.withdraw(key)
-    }
-
-    fn describe(&self) -> String {
-        self.log.describe()
-    }
-}
 
 /// Memory for hardly anything.
 fn builder() -> HubBuilder {
@@ -114,14 +58,14 @@ fn numbers(events: &[(String, Position)]) -> Vec<u32> {
 }
 
 async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
-    let reads = Arc::new(AtomicU64::new(0));
+    let reached = Reached::new(&log);
     let one = start(log.clone()).await;
     let begin = one.position();
     publish(&one, &["a", "b", "live/c"], 0..2_000).await;
-    let two = start(Counting { log, reads: Arc::clone(&reads) }).await;
+    let two = start(reached.clone()).await;
     until(|| two.position() == one.position()).await;
     let expected: Vec<_> = (0..2_000).collect();
-    let before = reads.load(Ordering::SeqCst);
+    let before = reached.way.reads.load(Ordering::SeqCst);
     // Many at once, on topics of their own.
     let clients = (0..40).map(|n| {
         let two = two.clone();
@@ -136,7 +80,7 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
         assert_eq!(numbers(&events), expected);
         assert!(events.is_sorted_by_key(|(_, position)| number(*position)));
     }
-    let reads_for_all = reads.load(Ordering::SeqCst) - before;
+    let reads_for_all = reached.way.reads.load(Ordering::SeqCst) - before;
     assert!((1..=40).contains(&reads_for_all), "{reads_for_all} reads of 6,000 records for 40 clients");
 
     // From the middle, interrupted and resumed, beside what memory answers for alone.

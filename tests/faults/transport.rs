@@ -83,10 +83,13 @@ type Sender = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
 
 /// An HTTP/2 client that lets so many bytes of each stream wait unread.
 async fn http2(addr: SocketAddr, window: u32) -> Sender {
-    let io = TokioIo::new(TcpStream::connect(addr).await.unwrap());
+    http2_over(TcpStream::connect(addr).await.unwrap(), window).await
+}
+
+async fn http2_over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, window: u32) -> Sender {
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(window).initial_connection_window_size(8 << 20);
-    let (sender, connection) = builder.handshake(io).await.unwrap();
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await.unwrap();
     tokio::spawn(connection);
     sender
 }
@@ -133,11 +136,10 @@ async fn a_slow_but_steady_reader_of_large_events_stays_counted() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_but_steady_reader_over_http2_stays_counted() {
-    let deadline = Duration::from_secs(1);
-    let hub = wide().write_deadline(deadline).build().unwrap();
-    let addr = serve(&hub).await;
+/// The write deadline of a reader that takes something all the time.
+const STEADY: Duration = Duration::from_secs(1);
+
+async fn a_slow_but_steady_reader_stays_counted(hub: &Hub, addr: SocketAddr) {
     let mut sender = http2(addr, 65_535).await;
     let mut body = open(&mut sender, "t").await;
     until(|| hub.stats().connections == 1).await;
@@ -147,7 +149,7 @@ async fn a_slow_but_steady_reader_over_http2_stays_counted() {
         async move { publish(&hub, "t", 20, 500_000).await }
     });
     let since = Instant::now();
-    while since.elapsed() < 5 * deadline {
+    while since.elapsed() < 5 * STEADY {
         soon(body.frame()).await.unwrap().expect("it was cut");
         tokio::time::sleep(Duration::from_millis(80)).await;
         assert_eq!(hub.stats().connections, 1, "after {:?}", since.elapsed());
@@ -156,28 +158,19 @@ async fn a_slow_but_steady_reader_over_http2_stays_counted() {
     soon(publisher).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_but_steady_reader_over_http2_stays_counted() {
+    let hub = wide().write_deadline(STEADY).build().unwrap();
+    let addr = serve(&hub).await;
+    a_slow_but_steady_reader_stays_counted(&hub, addr).await;
+}
+
 /// Below a router the hub does not know the socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_but_steady_reader_over_http2_below_a_router_stays_counted() {
-    let deadline = Duration::from_secs(1);
-    let hub = wide().write_deadline(deadline).build().unwrap();
+    let hub = wide().write_deadline(STEADY).build().unwrap();
     let server = Server::start(&hub, app(&hub)).await;
-    let mut sender = http2(server.addr, 65_535).await;
-    let mut body = open(&mut sender, "t").await;
-    until(|| hub.stats().connections == 1).await;
-    // The reader does not wait for it.
-    let publisher = tokio::spawn({
-        let hub = hub.clone();
-        async move { publish(&hub, "t", 20, 500_000).await }
-    });
-    let since = Instant::now();
-    while since.elapsed() < 5 * deadline {
-        soon(body.frame()).await.unwrap().expect("it was cut");
-        tokio::time::sleep(Duration::from_millis(80)).await;
-        assert_eq!(hub.stats().connections, 1, "after {:?}", since.elapsed());
-    }
-    assert!(hub.stats().lag > 0, "it would have to be slower");
-    soon(publisher).await.unwrap();
+    a_slow_but_steady_reader_stays_counted(&hub, server.addr).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,6 +273,13 @@ fn pipe(hub: &Hub) -> DuplexStream {
     far
 }
 
+async fn read_bytes(mut body: impl http_body::Body<Data = Bytes, Error: std::fmt::Debug> + Unpin, count: usize) {
+    let mut all = 0;
+    while all < count {
+        all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
+    }
+}
+
 /// How many bytes are on the way to the one reader when it takes nothing more.
 async fn on_the_way(hub: &Hub) -> usize {
     // Two audiences, so that the reader shares its bytes with no other.
@@ -317,22 +317,15 @@ async fn a_body_is_at_most_128_kib_ahead_of_a_socket_that_takes_nothing() {
 #[tokio::test]
 async fn a_body_over_http2_is_at_most_128_kib_ahead_of_a_socket_that_takes_nothing() {
     let hub = wide().build().unwrap();
-    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    builder.initial_stream_window_size(8 << 20).initial_connection_window_size(8 << 20);
     let gate = Arc::<Gate>::default();
-    let io = TokioIo::new(Gated { inner: pipe(&hub), gate: Arc::clone(&gate) });
-    let (mut sender, connection) = builder.handshake(io).await.unwrap();
-    tokio::spawn(connection);
-    let mut body = open(&mut sender, "a&topic=b").await;
+    let mut sender = http2_over(Gated { inner: pipe(&hub), gate: Arc::clone(&gate) }, 8 << 20).await;
+    let body = open(&mut sender, "a&topic=b").await;
     until(|| hub.stats().connections == 1).await;
     gate.set_shut(true);
     let ahead = on_the_way(&hub).await;
     assert!(ahead <= 128 * 1024 + PIPE, "{ahead} bytes");
     gate.set_shut(false);
-    let mut all = 0;
-    while all < 100 * EVENT {
-        all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
-    }
+    read_bytes(body, 100 * EVENT).await;
 }
 
 /// What comes in pieces that the server has to flush comes as fast, and whole.
@@ -366,56 +359,49 @@ async fn start_bridge(hub: &Hub, io: &mut tower_sse::SseIo<DuplexStream>) -> tow
     tower::Service::call(&mut endpoint, request).await.unwrap().into_body()
 }
 
-async fn read_events(mut body: tower_sse::EventBody, count: usize) {
-    let mut all = 0;
-    while all < count * EVENT {
-        all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
-    }
+/// Serves a client that reads nothing by `read`, which has to read all events within the limit.
+async fn bridge(
+    hub: &Hub,
+    limit: Duration,
+    read: impl AsyncFnOnce(tower_sse::SseIo<DuplexStream>, tower_sse::EventBody),
+) {
+    let (near, mut far) = tokio::io::duplex(PIPE);
+    let served = async {
+        let mut io = hub.io(near);
+        let body = start_bridge(hub, &mut io).await;
+        read(io, body).await;
+    };
+    let client = async {
+        far.write_all(b"start").await.unwrap();
+        until(|| hub.stats().connections == 1).await;
+        publish(hub, "t", 50, EVENT).await;
+    };
+    let both = async { tokio::join!(served, client) };
+    tokio::time::timeout(limit, both).await.expect("it was held back");
 }
 
 /// The task that polls the socket reads the body, and writes the events elsewhere.
 #[tokio::test]
 async fn a_body_whose_reader_writes_nothing_to_the_socket_goes_on() {
     let hub = wide().build().unwrap();
-    let (near, mut far) = tokio::io::duplex(PIPE);
-    let bridge = tokio::spawn({
-        let hub = hub.clone();
-        async move {
-            let mut io = hub.io(near);
-            let body = start_bridge(&hub, &mut io).await;
-            read_events(body, 50).await;
-        }
-    });
-    far.write_all(b"start").await.unwrap();
-    until(|| hub.stats().connections == 1).await;
-    publish(&hub, "t", 50, EVENT).await;
     // Each pause of the housekeeping takes 5 s.
-    tokio::time::timeout(Duration::from_secs(4), bridge).await.expect("it was held back").unwrap();
+    bridge(&hub, Duration::from_secs(4), async |_io, body| read_bytes(body, 50 * EVENT).await).await;
 }
 
 /// Another task reads the body, and writes the events elsewhere.
 #[tokio::test]
 async fn a_body_in_another_task_that_writes_nothing_to_the_socket_waits_once_at_most() {
     let hub = wide().write_deadline(Duration::from_secs(4)).build().unwrap();
-    let (near, mut far) = tokio::io::duplex(PIPE);
-    let bridge = tokio::spawn({
-        let hub = hub.clone();
-        async move {
-            let mut io = hub.io(near);
-            let body = start_bridge(&hub, &mut io).await;
-            let reader = tokio::spawn(read_events(body, 50));
-            let mut space = [0; 16];
-            tokio::select! {
-                _ = io.read(&mut space) => panic!("the client sends nothing"),
-                read = reader => read.unwrap(),
-            }
-        }
-    });
-    far.write_all(b"start").await.unwrap();
-    until(|| hub.stats().connections == 1).await;
-    publish(&hub, "t", 50, EVENT).await;
     // Each pause of the housekeeping takes 1 s here.
-    tokio::time::timeout(Duration::from_secs(8), bridge).await.expect("it was held back").unwrap();
+    bridge(&hub, Duration::from_secs(8), async |mut io, body| {
+        let reader = tokio::spawn(read_bytes(body, 50 * EVENT));
+        let mut space = [0; 16];
+        tokio::select! {
+            _ = io.read(&mut space) => panic!("the client sends nothing"),
+            read = reader => read.unwrap(),
+        }
+    })
+    .await;
 }
 
 /// A forwarder hands the frames through a channel to the task that writes them.
@@ -501,18 +487,12 @@ async fn shrunk_mebibyte_over_http2() -> Duration {
         async move { answer.await.map(|response| response.map(|inner| Shrunk { inner, seen: 0 })) }
     });
     tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
-    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    builder.initial_stream_window_size(8 << 20).initial_connection_window_size(8 << 20);
-    let (mut sender, connection) = builder.handshake(TokioIo::new(far)).await.unwrap();
-    tokio::spawn(connection);
-    let mut body = open(&mut sender, "t").await;
+    let mut sender = http2_over(far, 8 << 20).await;
+    let body = open(&mut sender, "t").await;
     until(|| hub.stats().connections == 1).await;
     let since = Instant::now();
     publish(&hub, "t", EVENTS, EVENT).await;
-    let mut all = 0;
-    while all < EVENTS * EVENT / 10 {
-        all += soon(body.frame()).await.unwrap().unwrap().into_data().unwrap().len();
-    }
+    read_bytes(body, EVENTS * EVENT / 10).await;
     since.elapsed()
 }
 
