@@ -73,7 +73,7 @@ impl PublishError {
 
     /// The broker is not there, refuses, or did not answer in time ([`is_unknown`](Self::is_unknown)); or
     /// [`publish_now`](crate::Target::publish_now) was called where publishing has to wait for one; or the future was polled
-    /// outside of a tokio runtime, where nobody can talk to one. A caller that got it from a client answers `503`.
+    /// outside of a tokio runtime, where the hub cannot talk to one. A caller that got it from a client answers `503`.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self.0 {
@@ -190,7 +190,7 @@ impl CommandError {
     }
 
     /// It was carried out on this instance, and the others could not be told: the broker is not there, or the future was
-    /// polled outside of a tokio runtime, where nobody can talk to it. Repeat it.
+    /// polled outside of a tokio runtime, where the hub cannot talk to it. Repeat it.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, CommandErrorKind::Broker(_) | CommandErrorKind::NoRuntime)

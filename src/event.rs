@@ -127,7 +127,7 @@ impl Event {
     }
 
     /// Makes publishing it again harmless, where the log is shared ([`HubBuilder::backplane`], `Publisher`): within ten
-    /// minutes it is appended once, and whoever repeats it with the same key, from wherever, is told the position of the
+    /// minutes it is appended once, and a publish with the same key, from any instance, returns the position of the
     /// first. For jobs that run again, and for [`PublishError::is_unknown`]. Only the key counts: what is published under
     /// one that was taken is dropped, whatever it says.
     ///

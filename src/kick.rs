@@ -73,9 +73,9 @@ impl Kick {
 
     /// They do not come back: who returns within this time gets `204`, after which browsers stay away for good.
     ///
-    /// A stream is recognised by the id that its `hub.bye` leaves with it, and besides by the target: whoever asks
-    /// for a stream of this user, or of this topic, gets `204` too, with whatever id. A connection has no name that would
-    /// outlast it, so a new page of the same person is let in; and so it is where the target spares somebody
+    /// A stream is recognised by the id that its `hub.bye` leaves with it, and besides by the target: a request
+    /// for a stream of this user, or of this topic, gets `204` too, with any id. A connection has no name that would
+    /// outlast it, so a new page of the same person is let in; and so it is where the target excludes a connection
     /// ([`Target::except`](crate::Target::except): "sign out everywhere else"). After this time it all is as before.
     #[must_use]
     pub fn never(within: Duration) -> Self {

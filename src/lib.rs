@@ -90,7 +90,7 @@
 //! let hub = Hub::builder().build()?;
 //! let to = hub.user("ada").and(hub.topic("audit"));
 //! let sent = to.publish(Event::text("document.deleted", "7")).await?;
-//! assert_eq!(sent.receivers, 0); // nobody is there, which is no error
+//! assert_eq!(sent.receivers, 0); // no connection listens, which is no error
 //! # Ok(()) }
 //! ```
 //!

@@ -92,7 +92,7 @@ reasons! {
         /// come back is what the [`Kick`](crate::Kick) says.
         Kicked = "kicked",
         /// [`Access::recheck`](crate::Access::recheck) ended it, or failed twice in a row. The client should come back,
-        /// and is decided anew, unless the hook refused it for later or for ever.
+        /// and is decided anew, unless the hook refused it for later or for good.
         Revoked = "revoked",
         /// It was the oldest when a limit was reached whose policy is
         /// [`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest). The client should come back later.

@@ -27,7 +27,7 @@ impl Refusal {
         Self(Kind::Login)
     }
 
-    /// `403`: the client may not have this. Say the same of what does not exist, so that nobody learns what does.
+    /// `403`: the client may not have this. Return the same for what does not exist, so that a client cannot learn what does.
     /// Browsers do not retry.
     #[must_use]
     pub fn forbidden() -> Self {

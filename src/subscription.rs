@@ -219,7 +219,7 @@ impl Subscription {
         Self::anonymous().with_user(user)
     }
 
-    /// For a page of nobody in particular.
+    /// A subscription for an anonymous connection.
     #[must_use]
     pub fn anonymous() -> Self {
         Self {
@@ -522,7 +522,7 @@ pub enum SubscriptionError {
     /// The broker of a shared log is not there, or the hub has not read the log yet. Try again: [`Hub::health`](crate::Hub::health)
     /// says when it is ready.
     Unavailable,
-    /// It was asked for outside of a tokio runtime, where nobody can talk to the broker of a shared log.
+    /// It was asked for outside of a tokio runtime, where the hub cannot talk to the broker of a shared log.
     NoRuntime,
 }
 

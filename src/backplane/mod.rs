@@ -23,7 +23,7 @@
 //! - **No waiting without end.** Every call returns within the adapter's own time limits; a [`tail`](Backplane::tail) ends with
 //!   an error when its connection breaks.
 //!
-//! - **A stream that is not polled holds nobody up**: other calls go on.
+//! - **A stream that is not polled delays no other call.**
 //!
 //! All calls may come from any thread at the same time. Dropping a future may leave its request under way.
 
@@ -76,14 +76,14 @@ pub trait Backplane: Send + Sync + 'static {
     /// [`state`](Self::state) that was looked at before.
     fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>>;
 
-    /// Tells all instances something, this one too: small things that nobody needs later.
+    /// Tells all instances something, this one too: small things that are not needed later.
     fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
     /// What is told: after the one with this mark, as far as that is kept, some thousand messages or a minute; without a mark
     /// from now on. So who was cut off for a moment misses nothing. Ends with an error.
     fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>>;
 
-    /// Keeps something small for a while, for whoever asks for it first. It overwrites what is there.
+    /// Keeps something small for a while, for the first that asks for it. It overwrites what is there.
     fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
     /// Takes it away: of several who ask at once, on whichever instance, one gets it.

@@ -9,8 +9,8 @@ use crate::subscription::{Start, Subscription};
 /// Open access: everybody may read, without saying who they are, the topics that its rules allow.
 ///
 /// The client chooses with `?topic=a&topic=b`. A topic that no rule allows refuses the whole request, and so do names
-/// that are none; a request for no topic gets the events to everyone only. There is no silent default: whoever
-/// wants this writes it down.
+/// that are none; a request for no topic gets the events to everyone only. There is no silent default: an
+/// application that wants this writes it down.
 ///
 /// ```
 /// # let hub = tower_sse::Hub::builder().build().unwrap();

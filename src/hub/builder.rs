@@ -67,7 +67,7 @@ impl Default for HubBuilder {
 
 impl HubBuilder {
     /// Sets what is kept for the topics that a rule matches. The first matching rule wins; a topic has the same
-    /// retention for ever. Defaults to no rules.
+    /// retention as long as the hub lives. Defaults to no rules.
     pub fn retention_for(mut self, rule: TopicRule, retention: Retention) -> Self {
         self.rules.push((rule, retention));
         self
@@ -397,7 +397,7 @@ impl HubBuilder {
         self.check()?;
         let policies = self.policies();
         let Some(Shared(backplane)) = self.backplane else {
-            return Err(BuildError::new("backplane", "without one a publisher has nobody to publish to"));
+            return Err(BuildError::new("backplane", "without one a publisher has no log to publish to"));
         };
         Ok(Publisher::new(backplane, policies, self.settings))
     }

@@ -28,7 +28,7 @@ impl Target<'_> {
     ///
     /// What is published before but was not written yet is not written any more; who comes back with a cursor gets it
     /// then, if it may still read it. Requests that are being decided at this moment are told to come back
-    /// and are decided anew, so that nobody slips in by what was true before: delete the session first, then disconnect.
+    /// and are decided anew, so that no stream opens by what was true before: delete the session first, then disconnect.
     /// Tickets for a user or topic of the target are void.
     ///
     /// ```
@@ -53,7 +53,7 @@ impl Target<'_> {
     }
 
     /// Makes the connections of the target join a topic, as if their subscription had it: [`Join`] is awaited, with
-    /// [`since`](Join::since) or without. Whoever calls this decides that they may read it.
+    /// [`since`](Join::since) or without. The caller decides that they may read it.
     ///
     /// For a [`connection`](Hub::connection) it ends with the connection: a client that comes back has the
     /// topics of its subscription. For a [`user`](Hub::user) it holds for all connections, those to come too,

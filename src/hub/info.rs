@@ -17,7 +17,7 @@ use crate::sync::Ordering;
 pub struct ConnectionInfo {
     /// Its id: what its page knows from `hub.hello`.
     pub id: ConnectionId,
-    /// Whose it is; none for a page of nobody in particular.
+    /// The user, or `None` for an anonymous connection.
     pub user: Option<UserId>,
     /// The topics in force.
     pub topics: Vec<Topic>,

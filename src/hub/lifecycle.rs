@@ -74,7 +74,7 @@ impl Hub {
     ///
     /// It is bounded: a consumer that is more than
     /// [`HubBuilder::lifecycle_capacity`](crate::HubBuilder::lifecycle_capacity) events behind gets one
-    /// [`LifecycleEvent::Missed`] in their place and goes on with the oldest that is kept. The hub waits for nobody. It
+    /// [`LifecycleEvent::Missed`] in their place and goes on with the oldest that is kept. The hub waits for no consumer. It
     /// may be called several times; each consumer gets everything.
     ///
     /// ```

@@ -36,7 +36,7 @@ pub struct Presence {
     pub position: Position,
     /// Each user once, however many pages and tabs there are, in the order of their names.
     pub members: Vec<Member>,
-    /// Connections of nobody in particular.
+    /// The number of anonymous connections.
     pub anonymous: usize,
 }
 
@@ -92,7 +92,7 @@ impl Target<'_> {
     /// members whose leaving was not told yet; so the snapshot and the events from its position on never contradict each
     /// other. Elsewhere it is who has a stream open at this moment.
     ///
-    /// Nobody is there of a target whose name is not allowed.
+    /// Empty for a target whose name is not allowed.
     #[must_use]
     pub fn presence(&self) -> Presence {
         let hub = self.hub;
@@ -172,8 +172,8 @@ impl Target<'_> {
         }
     }
 
-    /// Whether anybody listens at this moment: one look-up for each address of the target, so that nobody computes a
-    /// dashboard for no one.
+    /// Whether anybody listens at this moment: one look-up for each address of the target, so that the
+    /// application computes no dashboard without a reader.
     #[must_use]
     pub fn has_subscribers(&self) -> bool {
         match &self.audience {

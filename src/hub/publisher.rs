@@ -199,7 +199,7 @@ impl Recipients<'_> {
     }
 
     /// Publishes an event and says its place in the log, which is also the `id` that browsers get with it. `Ok` means that
-    /// the log has it, not that somebody listens.
+    /// the log has it; it says nothing about listeners.
     ///
     /// Cancel safety: a dropped future may have published or not.
     ///

@@ -82,7 +82,7 @@ impl Hub {
     /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a kick came after it is told
     /// by the clocks of the machines. The broker has what it stands for under a hash of it, so who reads there cannot redeem it.
     ///
-    /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that nobody knows.
+    /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that is never used.
     ///
     /// # Errors
     /// When the broker is not there, or cannot be asked outside of a tokio runtime; the subscription's names or size are not
