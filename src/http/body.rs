@@ -92,8 +92,10 @@ impl Body for EventBody {
             },
             Kind::Offered(_) => return Poll::Pending,
             Kind::Events(connection, pace) => {
-                ready!(pace.poll(connection, cx));
-                if let Some(piece) = pace.next_piece(connection, cx) {
+                if !pace.has_rest() && connection.sleeps_on(cx) {
+                    return Poll::Pending;
+                }
+                if let Some(piece) = ready!(pace.poll(connection, cx)) {
                     return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
                 match ready!(poll_bytes(connection, cx)) {

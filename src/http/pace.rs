@@ -81,8 +81,8 @@ enum Verdict {
 }
 
 impl Pace {
-    /// Waits until the socket has taken what was handed out.
-    pub(super) fn poll(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until the socket has taken what was handed out. Returns the next piece of a frame, if one is left.
+    pub(super) fn poll(&mut self, connection: &mut Connection, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         if let Self::New = self {
             *self = match connection.find_socket() {
                 Some(transport) => Self::Known(Box::new(Known { transport, ahead: 0, written: 0, waits: None })),
@@ -91,15 +91,21 @@ impl Pace {
         }
         match self {
             Self::Known(known) => match known.poll(cx) {
-                Verdict::Go => Poll::Ready(()),
+                Verdict::Go => Poll::Ready(None),
                 Verdict::Wait => Poll::Pending,
                 Verdict::WrittenElsewhere => {
                     *self = Self::Unknown(None);
-                    Poll::Ready(())
+                    Poll::Ready(None)
                 }
             },
-            Self::New | Self::Unknown(_) => Poll::Ready(()),
+            Self::Unknown(rest) => Poll::Ready(next_piece(rest, connection, cx)),
+            Self::New => Poll::Ready(None),
         }
+    }
+
+    /// Whether a frame has gone out in part.
+    pub(super) fn has_rest(&self) -> bool {
+        matches!(self, Self::Unknown(Some(_)))
     }
 
     /// Takes note of bytes that go out, and returns those of them that go out now.
@@ -111,18 +117,17 @@ impl Pace {
         }
         bytes
     }
+}
 
-    /// The next piece of a frame, if one is left.
-    pub(super) fn next_piece(&mut self, connection: &mut Connection, cx: &Context<'_>) -> Option<Bytes> {
-        let Self::Unknown(rest) = self else { return None };
-        let mut bytes = rest.take()?;
-        connection.goes_on(cx);
-        let piece = bytes.split_to(bytes.len().min(PIECE));
-        if !bytes.is_empty() {
-            *rest = Some(bytes);
-        }
-        Some(piece)
+/// Takes a piece from the rest of a frame, if there is one.
+fn next_piece(rest: &mut Option<Box<Bytes>>, connection: &mut Connection, cx: &Context<'_>) -> Option<Bytes> {
+    let mut bytes = rest.take()?;
+    connection.goes_on(cx);
+    let piece = bytes.split_to(bytes.len().min(PIECE));
+    if !bytes.is_empty() {
+        *rest = Some(bytes);
     }
+    Some(piece)
 }
 
 impl Known {

@@ -206,6 +206,16 @@ impl Connection {
         self.link.due.store(self.hub.now(), Ordering::Release);
     }
 
+    /// Whether it has nothing to write, because it has read everything and was not woken since. If so, it is registered to
+    /// be woken. A server polls a body once or twice after each event, so this looks before a [`Batch`] is made.
+    pub(crate) fn sleeps_on(&mut self, cx: &Context<'_>) -> bool {
+        self.settled = self.settled && self.link.subscriber.may_sleep(cx.waker()) && !self.link.is_ending();
+        if self.settled {
+            self.link.due.store(self.link.alarm_at(), Ordering::Release);
+        }
+        self.settled
+    }
+
     /// What to write next; `None` at the end. `batch` holds the records that belong to it.
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
         let mut looked_at = None;
@@ -243,8 +253,7 @@ impl Connection {
             Stage::Ending | Stage::Aborting | Stage::Ended => return self.poll_end(cx),
         }
 
-        if std::mem::take(&mut self.settled) && self.link.subscriber.may_sleep(cx.waker()) && !self.link.is_ending() {
-            self.settled = true;
+        if self.sleeps_on(cx) {
             return Poll::Pending;
         }
         self.link.subscriber.listen(cx.waker());
