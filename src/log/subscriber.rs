@@ -58,8 +58,15 @@ impl Subscriber {
     /// Whether it may sleep without a look, since it was not woken after the last one: for who has read everything then. If
     /// so, it is registered for being woken, also if a publisher has only now taken the waker of before.
     pub(crate) fn may_sleep(&self, waker: &Waker) -> bool {
+        if self.was_woken() {
+            return false;
+        }
         self.waker.register(waker);
-        self.woken_at.load(Ordering::Acquire) == NOT_WOKEN
+        !self.was_woken()
+    }
+
+    fn was_woken(&self) -> bool {
+        self.woken_at.load(Ordering::Acquire) != NOT_WOKEN
     }
 
     /// Marks it as woken. Returns the waker to call, unless it was woken already and has not looked since.
