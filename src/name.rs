@@ -139,7 +139,7 @@ name! {
     UserId, "user"
 }
 
-/// One open stream. 128 bits from the operating system, so that nobody guesses one.
+/// One open stream. 128 bits from the operating system, so that it cannot be guessed.
 ///
 /// A page learns its own from `hub.hello` and may send it along with a request, so that the event that this request
 /// causes does not come back to it: [`Target::except`](crate::Target::except).
@@ -156,7 +156,7 @@ impl ConnectionId {
         self.0 as usize % parts
     }
 
-    /// Its first digits, for logs: who knows all of it may change the topics of a page of nobody in particular.
+    /// Its first digits, for logs: the whole id lets its holder change the topics of an anonymous page.
     pub(crate) fn brief(self) -> impl fmt::Display {
         struct Brief(u32);
         impl fmt::Display for Brief {
@@ -170,7 +170,12 @@ impl ConnectionId {
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        // By hand, because each stream begins with it.
+        let mut text = [0; 32];
+        for (at, digit) in text.iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(self.0 >> (4 * (31 - at)) & 15) as usize];
+        }
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

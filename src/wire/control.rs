@@ -1,10 +1,10 @@
 //! The hub's own events, named `hub.…`: JSON data to which fields may be added later.
 
+use std::fmt::{Display, Write};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::frame::{line, push_retry};
 use crate::kick::Returns;
 use crate::name::{ConnectionId, Topic, UserId};
 use crate::position::{Barred, Position};
@@ -39,51 +39,51 @@ pub(crate) fn hello<'a>(
     instance: Option<&str>,
     retry: Duration,
 ) -> Bytes {
-    let mut data = Json::object();
-    data.text("connection", &connection.to_string());
+    let mut data = Json::in_frame("hub.hello", Some(retry));
+    data.id("connection", connection);
     data.text("cursor", cursor.as_str());
     data.list("topics", topics.map(Topic::as_str));
     if let Some(instance) = instance {
         data.text("instance", instance);
     }
-    frame("hub.hello", Some(retry), data, None)
+    data.end_frame(None)
 }
 
 /// Caught up: the id stands for everything up to it. With the topics in force, after they have changed.
 pub(crate) fn live(position: Position, topics: Option<&[Topic]>) -> Bytes {
-    let mut data = Json::object();
+    let mut data = Json::in_frame("hub.live", None);
     if let Some(topics) = topics {
         data.list("topics", topics.iter().map(Topic::as_str));
     }
-    frame("hub.live", None, data, Some(&position.to_string()))
+    data.end_frame(Some(&position))
 }
 
 /// Records are not to be had.
 pub(crate) fn gap<'a>(reason: GapReason, topics: impl Iterator<Item = &'a str>) -> Bytes {
-    let mut data = Json::object();
+    let mut data = Json::in_frame("hub.gap", None);
     data.text("reason", reason.as_str());
     data.list("topics", topics);
-    frame("hub.gap", None, data, None)
+    data.end_frame(None)
 }
 
 /// The log cannot be followed now: what is shown may be old. `hub.live` says when that is over.
 pub(crate) fn stale() -> Bytes {
-    frame("hub.stale", None, Json::object(), None)
+    Json::in_frame("hub.stale", None).end_frame(None)
 }
 
 /// A refusal that a browser survives.
 pub(crate) fn refused(reason: RefusalReason, retry: Duration) -> Bytes {
-    let mut data = Json::object();
+    let mut data = Json::in_frame("hub.refused", Some(retry));
     data.text("reason", reason.as_str());
     data.number("retry_ms", retry.as_millis());
-    frame("hub.refused", Some(retry), data, None)
+    data.end_frame(None)
 }
 
 /// The subscription's time is near its end.
 pub(crate) fn expiring(remaining: Duration) -> Bytes {
-    let mut data = Json::object();
+    let mut data = Json::in_frame("hub.expiring", None);
     data.number("in_ms", remaining.as_millis());
-    frame("hub.expiring", None, data, None)
+    data.end_frame(None)
 }
 
 /// The last frame of a stream that the hub ends. Who should stay away is left with an id that says until when.
@@ -94,17 +94,17 @@ pub(crate) fn bye(
     note: Option<&str>,
     now: SystemTime,
 ) -> Bytes {
-    let mut data = Json::object();
+    let mut data = Json::in_frame("hub.bye", retry);
     data.text("reason", reason.as_str());
     data.text("return", returns.as_str());
     if let Some(note) = note {
         data.text("note", note);
     }
     let barred = match returns {
-        Returns::Never(within) => Some(Barred(now.checked_add(within).unwrap_or(now + A_YEAR)).to_string()),
+        Returns::Never(within) => Some(Barred(now.checked_add(within).unwrap_or(now + A_YEAR))),
         Returns::Now | Returns::Later(_) => None,
     };
-    frame("hub.bye", retry, data, barred.as_deref())
+    data.end_frame(barred.as_ref().map(|barred| barred as _))
 }
 
 /// Somebody is in a topic who was not: its name and its data. A record like any other.
@@ -135,38 +135,44 @@ pub(crate) fn topics(topics: &[Topic]) -> String {
     json.end()
 }
 
-fn frame(name: &str, retry: Option<Duration>, data: Json, id: Option<&str>) -> Bytes {
-    let mut out = Vec::with_capacity(96 + data.0.len());
-    line(&mut out, b"event", name.as_bytes());
-    if let Some(retry) = retry {
-        push_retry(&mut out, retry);
-    }
-    line(&mut out, b"data", data.end().as_bytes());
-    if let Some(id) = id {
-        line(&mut out, b"id", id.as_bytes());
-    }
-    out.push(b'\n');
-    out.into()
+/// An object of strings, numbers and lists of strings: all that the control events need, also without serde. It is written
+/// where it is sent from: alone, or within a frame.
+struct Json {
+    out: String,
+    is_empty: bool,
 }
-
-/// An object of strings, numbers and lists of strings: all that the control events need, also without serde.
-struct Json(String);
 
 impl Json {
     fn object() -> Self {
-        let mut text = String::with_capacity(160);
-        text.push('{');
-        Self(text)
+        let mut out = String::with_capacity(160);
+        out.push('{');
+        Self { out, is_empty: true }
+    }
+
+    /// The data of a frame, which [`end_frame`](Self::end_frame) completes.
+    fn in_frame(name: &str, retry: Option<Duration>) -> Self {
+        let mut out = String::with_capacity(224);
+        for part in ["event: ", name, "\n"] {
+            out.push_str(part);
+        }
+        if let Some(retry) = retry {
+            let millis = u64::try_from(retry.as_millis()).unwrap_or(u64::MAX);
+            for part in ["retry: ", itoa::Buffer::new().format(millis), "\n"] {
+                out.push_str(part);
+            }
+        }
+        out.push_str("data: {");
+        Self { out, is_empty: true }
     }
 
     fn field(&mut self, name: &str) {
-        if self.0.len() > 1 {
-            self.0.push(',');
+        if !std::mem::take(&mut self.is_empty) {
+            self.out.push(',');
         }
         // The names of fields are ours.
-        self.0.push('"');
-        self.0.push_str(name);
-        self.0.push_str("\":");
+        self.out.push('"');
+        self.out.push_str(name);
+        self.out.push_str("\":");
     }
 
     fn text(&mut self, name: &str, value: &str) {
@@ -174,54 +180,78 @@ impl Json {
         self.quote(value);
     }
 
+    /// A value that needs no escape.
+    fn id(&mut self, name: &str, value: ConnectionId) {
+        self.field(name);
+        self.out.push('"');
+        self.display(&value);
+        self.out.push('"');
+    }
+
     /// A value that is JSON already.
     fn raw(&mut self, name: &str, value: &str) {
         self.field(name);
-        self.0.push_str(value);
+        self.out.push_str(value);
     }
 
     fn number(&mut self, name: &str, value: u128) {
         self.field(name);
-        self.0.push_str(itoa::Buffer::new().format(value));
+        self.out.push_str(itoa::Buffer::new().format(value));
     }
 
     fn list<'a>(&mut self, name: &str, values: impl Iterator<Item = &'a str>) {
         self.field(name);
-        self.0.push('[');
+        self.out.push('[');
         for (index, value) in values.enumerate() {
             if index > 0 {
-                self.0.push(',');
+                self.out.push(',');
             }
             self.quote(value);
         }
-        self.0.push(']');
+        self.out.push(']');
     }
 
     fn quote(&mut self, value: &str) {
-        self.0.push('"');
+        self.out.push('"');
         // Names that need no escape, which is nearly all, are looked at byte by byte. Control characters beyond ASCII
         // begin with 0xc2.
         if !value.bytes().any(|byte| matches!(byte, b'"' | b'\\' | 0x7f | 0xc2) || byte < b' ') {
-            self.0.push_str(value);
-            self.0.push('"');
+            self.out.push_str(value);
+            self.out.push('"');
             return;
         }
         let mut rest = value;
         while let Some((at, c)) = rest.char_indices().find(|(_, c)| matches!(c, '"' | '\\') || c.is_control()) {
-            self.0.push_str(&rest[..at]);
+            self.out.push_str(&rest[..at]);
             match c {
-                '"' | '\\' => self.0.extend(['\\', c]),
-                c => self.0.push_str(&format!("\\u{:04x}", u32::from(c))),
+                '"' | '\\' => self.out.extend(['\\', c]),
+                c => self.out.push_str(&format!("\\u{:04x}", u32::from(c))),
             }
             rest = &rest[at + c.len_utf8()..];
         }
-        self.0.push_str(rest);
-        self.0.push('"');
+        self.out.push_str(rest);
+        self.out.push('"');
     }
 
     fn end(mut self) -> String {
-        self.0.push('}');
-        self.0
+        self.out.push('}');
+        self.out
+    }
+
+    fn end_frame(mut self, id: Option<&dyn Display>) -> Bytes {
+        self.out.push_str("}\n");
+        if let Some(id) = id {
+            self.out.push_str("id: ");
+            self.display(id);
+            self.out.push('\n');
+        }
+        self.out.push('\n');
+        self.out.into()
+    }
+
+    fn display(&mut self, value: &dyn Display) {
+        // Writing to a string cannot fail, and these values do not fail either.
+        let _ = write!(self.out, "{value}");
     }
 }
 
