@@ -166,7 +166,7 @@ impl std::error::Error for Aborted {}
 fn poll_bytes(connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
     let mut batch = Batch { wants_pieces: true, ..Batch::default() };
     let step = ready!(connection.poll_step(cx, &mut batch));
-    Poll::Ready(step.map(|step| frames::encode(step, &batch, connection.hub().settings()).ok_or(Aborted)))
+    Poll::Ready(step.map(|step| frames::encode(step, &mut batch, connection.hub().settings()).ok_or(Aborted)))
 }
 
 pin_project! {

@@ -8,11 +8,11 @@ use crate::hub::{Batch, Settings, Step};
 use crate::wire::{HEARTBEAT, close_chunk, control, open_chunk};
 
 /// The bytes of one step; none for an end with an error.
-pub(super) fn encode(step: Step, batch: &Batch, settings: &Settings) -> Option<Bytes> {
+pub(super) fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
     let bytes = match step {
-        Step::Records => match &batch.piece {
+        Step::Records => match batch.piece.take() {
             // Shared with every other stream that reads the same.
-            Some(piece) => piece.chunk.inside(),
+            Some(piece) => piece.chunk.into_inside(),
             None => records(batch, &[]),
         },
         Step::Gap { reason, topics } => {
@@ -49,10 +49,10 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
 /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where there are any, else in the
 /// scratch space.
 #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-pub(super) fn encode_chunk(step: Step, batch: &Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
+pub(super) fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
     match step {
-        Step::Records => match &batch.piece {
-            Some(piece) => return Encoded::Shared(piece.chunk.whole().clone()),
+        Step::Records => match batch.piece.take() {
+            Some(piece) => return Encoded::Shared(piece.chunk.into_whole()),
             None => {
                 let at = open_chunk(scratch);
                 write(batch, scratch);

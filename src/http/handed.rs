@@ -120,7 +120,7 @@ impl Handed {
                 let mut scratch = SCRATCH.take();
                 scratch.clear();
                 scratch.shrink_to(MOST_SCRATCH);
-                let written = match frames::encode_chunk(step, &batch, connection.hub().settings(), &mut scratch) {
+                let written = match frames::encode_chunk(step, &mut batch, connection.hub().settings(), &mut scratch) {
                     Encoded::Shared(chunk) => self.write_shared(&chunk),
                     Encoded::Scratch => self.write_copied(&scratch),
                     Encoded::Abort => {

@@ -165,7 +165,8 @@ impl Batch {
     /// The numbers of its records, those of a piece as its ids say.
     #[cfg(test)]
     pub(super) fn numbers(&self) -> Vec<u64> {
-        let piece = self.piece.as_ref().map(|piece| String::from_utf8(piece.chunk.inside().to_vec()).unwrap());
+        let piece =
+            self.piece.as_ref().map(|piece| String::from_utf8(piece.chunk.clone().into_inside().to_vec()).unwrap());
         let lines = piece.iter().flat_map(|text| text.lines().filter(|line| line.starts_with("id: ")));
         let of_piece: Vec<u64> = lines.map(|line| line.rsplit('.').next().unwrap().parse().unwrap()).collect();
         assert_eq!(of_piece.len(), self.piece.as_ref().map_or(0, |piece| piece.count));

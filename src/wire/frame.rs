@@ -13,7 +13,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::error::PublishError;
 use crate::event::Event;
@@ -169,13 +169,15 @@ impl Chunk {
 
     /// The chunk as it goes over HTTP/1.1.
     #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-    pub(crate) fn whole(&self) -> &Bytes {
-        &self.0
+    pub(crate) fn into_whole(self) -> Bytes {
+        self.0
     }
 
     /// What is in it.
-    pub(crate) fn inside(&self) -> Bytes {
-        self.0.slice(CHUNK_HEAD.len()..self.0.len() - CHUNK_TAIL.len())
+    pub(crate) fn into_inside(mut self) -> Bytes {
+        self.0.truncate(self.0.len() - CHUNK_TAIL.len());
+        self.0.advance(CHUNK_HEAD.len());
+        self.0
     }
 
     fn lines(&self) -> &[u8] {
@@ -254,7 +256,7 @@ mod tests {
     }
 
     fn text(event: &Event) -> String {
-        String::from_utf8(frame(event).chunk().inside().to_vec()).unwrap()
+        String::from_utf8(frame(event).chunk().clone().into_inside().to_vec()).unwrap()
     }
 
     #[test]
@@ -303,10 +305,11 @@ mod tests {
     #[test]
     fn the_whole_is_one_http_chunk() {
         let frame = frame(&Event::message("x".repeat(300)));
-        let (size, rest) = frame.chunk().whole().split_at(8);
+        let whole = frame.chunk().clone().into_whole();
+        let (size, rest) = whole.split_at(8);
         let size = usize::from_str_radix(std::str::from_utf8(size).unwrap(), 16).unwrap();
         assert_eq!(rest.len(), 2 + size + 2);
-        assert_eq!(&rest[2..2 + size], &frame.chunk().inside()[..]);
+        assert_eq!(&rest[2..2 + size], &frame.chunk().clone().into_inside()[..]);
         assert!(rest.starts_with(b"\r\n") && rest.ends_with(b"\r\n"));
         assert_eq!(frame.len(), size);
     }
