@@ -309,38 +309,25 @@ mod documents {
     struct Testing;
 }
 
-mod audience;
 #[cfg(feature = "axum")]
 mod axum;
 #[cfg(feature = "json")]
 pub mod backplane;
-mod command;
-mod error;
-mod event;
 mod http;
 mod hub;
-mod kick;
 mod log;
 #[cfg(feature = "json")]
 mod message;
-mod moment;
-mod name;
-mod position;
-mod reason;
 #[cfg(feature = "json")]
 mod record;
-mod refusal;
-mod retention;
-mod subscription;
 mod sync;
 #[cfg(feature = "json")]
 mod ticket;
+mod types;
 mod wire;
 
 #[cfg(feature = "axum")]
 pub use crate::axum::MissingHub;
-pub use crate::error::{BuildError, CommandError, InvalidName, PublishError};
-pub use crate::event::Event;
 pub use crate::http::{
     Access, Connect, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseConnectInfo,
     SseEndpoint, SseIo, SseLayer, SseService,
@@ -353,10 +340,12 @@ pub use crate::hub::{
 };
 #[cfg(feature = "json")]
 pub use crate::hub::{Publisher, Recipients};
-pub use crate::kick::Kick;
-pub use crate::name::{ConnectionId, Topic, UserId};
-pub use crate::position::{Cursor, InvalidPosition, Position};
-pub use crate::reason::{EndReason, GapReason, RefusalReason};
-pub use crate::refusal::Refusal;
-pub use crate::retention::{LagPolicy, Retention, TopicRule};
-pub use crate::subscription::{End, Start, Subscription, SubscriptionError};
+pub use crate::types::disconnect::Kick;
+pub use crate::types::error::{BuildError, CommandError, InvalidName, PublishError};
+pub use crate::types::event::Event;
+pub use crate::types::name::{ConnectionId, Topic, UserId};
+pub use crate::types::position::{Cursor, InvalidPosition, Position};
+pub use crate::types::reason::{EndReason, GapReason, RefusalReason};
+pub use crate::types::refusal::Refusal;
+pub use crate::types::retention::{LagPolicy, Retention, TopicRule};
+pub use crate::types::subscription::{End, Start, Subscription, SubscriptionError};

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{Action, Change, Command};
-use crate::kick::{Kick, Returns};
-use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::Cursor;
 use crate::record::{To, audience, to_of};
+use crate::types::command::{Action, Change, Command};
+use crate::types::disconnect::{Kick, Returns};
+use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::position::Cursor;
 
 /// Which instance: random, for the life of a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -283,8 +283,8 @@ fn read_topics(topics: Vec<String>) -> Option<Vec<Topic>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audience::{Address, Audience};
-    use crate::position::{Epoch, Position};
+    use crate::types::audience::{Address, Audience};
+    use crate::types::position::{Epoch, Position};
     use proptest::prelude::*;
 
     fn round(body: Body) -> Body {

@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::audience::{Address, Audience};
-use crate::error::InvalidName;
-use crate::event::Event;
-use crate::name::{Topic, UserId};
+use crate::types::audience::{Address, Audience};
+use crate::types::error::InvalidName;
+use crate::types::event::Event;
+use crate::types::name::{Topic, UserId};
 
 const VERSION: u64 = 1;
 /// How many addresses a record may have, or connections it leaves out, so that somebody looks at them. Or as many as are
@@ -237,7 +237,7 @@ impl To<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::ConnectionId;
+    use crate::types::name::ConnectionId;
     use proptest::prelude::*;
 
     /// The vectors of `docs/broker.md`: whoever writes another implementation starts there.

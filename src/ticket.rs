@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::position::Position;
-use crate::retention::TopicRule;
-use crate::subscription::{End, Expiry, History, Start, Subscription};
+use crate::types::position::Position;
+use crate::types::retention::TopicRule;
+use crate::types::subscription::{End, Expiry, History, Start, Subscription};
 
 #[derive(Serialize, Deserialize)]
 struct Carried {
@@ -131,7 +131,7 @@ mod tests {
             .may_join(TopicRule::exact("e"))
             .may_join(TopicRule::prefix("p/"))
             .start(Start::Last(7))
-            .topic_since("x", Position::new(crate::position::Epoch(7), 8))
+            .topic_since("x", Position::new(crate::types::position::Epoch(7), 8))
             .without_history()
             .end(End::Abort)
             .data(&["d"])

@@ -4,8 +4,8 @@ use std::future::{Future, ready};
 
 use super::Connect;
 use crate::hub::Recheck;
-use crate::refusal::Refusal;
-use crate::subscription::Subscription;
+use crate::types::refusal::Refusal;
+use crate::types::subscription::Subscription;
 
 /// Turns a request into a [`Subscription`] or a [`Refusal`].
 ///

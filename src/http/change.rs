@@ -9,12 +9,12 @@ use http::{HeaderValue, Method, Response, StatusCode, Uri};
 use super::hook::NoAnswer;
 use super::respond::plain;
 use super::{Access, Connect, EventBody};
-use crate::command::Change;
 use crate::hub::{ChangeError, Hub, Redemption};
-use crate::name::{ConnectionId, Topic};
-use crate::position::Cursor;
-use crate::refusal::Kind;
-use crate::subscription::{History, Subscription};
+use crate::types::command::Change;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::position::Cursor;
+use crate::types::refusal::Kind;
+use crate::types::subscription::{History, Subscription};
 use crate::wire::control;
 
 /// The path of the stream, and the connection, of a path that is about a connection's topics.

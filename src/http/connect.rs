@@ -10,8 +10,8 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use super::SseConnectInfo;
 use crate::hub::{Hub, Redemption, Redemptions, Transport};
-use crate::moment::Moment;
-use crate::position::Cursor;
+use crate::types::disconnect_clock::Moment;
+use crate::types::position::Cursor;
 
 /// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
 /// extractor, what a handler hands to [`Hub::connect`].

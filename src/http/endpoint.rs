@@ -13,7 +13,7 @@ use tower_service::Service;
 use super::hook::Hook;
 use super::{Access, Connect, EndpointFuture, EventBody, change};
 use crate::hub::{Authority, Hub};
-use crate::name::ConnectionId;
+use crate::types::name::ConnectionId;
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
 pub struct SseEndpoint<A> {

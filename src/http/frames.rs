@@ -16,7 +16,7 @@ pub(super) fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Opti
             None => records(batch, &[]),
         },
         Step::Gap { reason, topics } => {
-            records(batch, &control::gap(reason, topics.iter().map(crate::name::Topic::as_str)))
+            records(batch, &control::gap(reason, topics.iter().map(crate::types::name::Topic::as_str)))
         }
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
         Step::Stale => control::stale(),

@@ -309,8 +309,8 @@ impl Drop for Waiting {
 mod tests {
     use super::*;
     use crate::hub::Request;
-    use crate::moment::Moment;
-    use crate::position::Cursor;
+    use crate::types::disconnect_clock::Moment;
+    use crate::types::position::Cursor;
     use crate::{Event, Retention, Subscription};
     use std::task::Waker;
 

@@ -10,9 +10,9 @@ use futures::future::BoxFuture;
 
 use super::{Access, Connect};
 use crate::hub::{Authority, Hub, Recheck};
-use crate::reason::RefusalReason;
-use crate::refusal::Refusal;
-use crate::subscription::Subscription;
+use crate::types::reason::RefusalReason;
+use crate::types::refusal::Refusal;
+use crate::types::subscription::Subscription;
 
 /// Why the hook gave no subscription.
 #[derive(Debug)]

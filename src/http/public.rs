@@ -1,10 +1,10 @@
 //! Open access, by name.
 
 use super::{Access, Connect};
-use crate::name::Topic;
-use crate::refusal::Refusal;
-use crate::retention::TopicRule;
-use crate::subscription::{Start, Subscription};
+use crate::types::name::Topic;
+use crate::types::refusal::Refusal;
+use crate::types::retention::TopicRule;
+use crate::types::subscription::{Start, Subscription};
 
 /// Open access: everybody may read, without saying who they are, the topics that its rules allow.
 ///

@@ -9,11 +9,11 @@ use super::hook::NoAnswer;
 use super::negotiate::{self, Unfit};
 use super::{Access, Connect, EventBody};
 use crate::hub::{Authority, Hub, OpenError, Redemption, Request, Taken, Transport};
-use crate::moment::Moment;
-use crate::position::Cursor;
-use crate::reason::RefusalReason;
-use crate::refusal::{Kind, Refusal};
-use crate::subscription::{End, Subscription};
+use crate::types::disconnect_clock::Moment;
+use crate::types::position::Cursor;
+use crate::types::reason::RefusalReason;
+use crate::types::refusal::{Kind, Refusal};
+use crate::types::subscription::{End, Subscription};
 use crate::wire::control;
 
 /// What a handler returns: a stream, or why there is none.

@@ -2,9 +2,9 @@
 
 use super::Connect;
 use crate::hub::{Hub, NotTaken};
-use crate::reason::RefusalReason;
-use crate::refusal::Refusal;
-use crate::subscription::Subscription;
+use crate::types::reason::RefusalReason;
+use crate::types::refusal::Refusal;
+use crate::types::subscription::Subscription;
 
 impl Connect {
     /// Whether the query has a field `ticket`.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::Settings;
 use crate::log::Policies;
-use crate::retention::{Bounds, Kind, LagPolicy, Retention, TopicRule};
 use crate::sync::{AtomicBool, Ordering};
+use crate::types::retention::{Bounds, Kind, LagPolicy, Retention, TopicRule};
 
 /// What is sent: names of settings and their values, or a hash where that is long. Compared, never read.
 pub(crate) type Terms = BTreeMap<String, String>;

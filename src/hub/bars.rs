@@ -4,10 +4,10 @@
 use std::collections::hash_map::HashMap;
 use std::time::SystemTime;
 
-use crate::audience::Address;
 use crate::log::Millis;
-use crate::moment::Moment;
 use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::types::audience::Address;
+use crate::types::disconnect_clock::Moment;
 
 /// How many entries are looked through before those that are over are dropped.
 const TIDY_AT: usize = 64;
@@ -123,7 +123,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::UserId;
+    use crate::types::name::UserId;
 
     fn user(name: &str) -> Address {
         Address::User(UserId::try_from(name).unwrap())
@@ -165,7 +165,7 @@ mod tests {
     fn a_stream_of_what_was_never_disconnected_waits_for_no_lock() {
         let bars = Bars::default();
         bars.kick([&user("ada")], 500, 110, 100);
-        let topic = Address::Topic(crate::name::Topic::try_from("t").unwrap());
+        let topic = Address::Topic(crate::types::name::Topic::try_from("t").unwrap());
         let _held = bars.table.lock();
         // Otherwise this would wait for the lock that the test holds.
         assert_eq!(bars.objection([&topic], Moment::now(), 100), None);

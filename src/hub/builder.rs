@@ -14,10 +14,10 @@ use super::remote::Remote;
 use super::settings::{MIB, Settings};
 #[cfg(feature = "json")]
 use crate::backplane::Backplane;
-use crate::error::BuildError;
 use crate::log::{Budgets, Policies, millis};
-use crate::retention::{Retention, TopicRule};
-use crate::subscription::End;
+use crate::types::error::BuildError;
+use crate::types::retention::{Retention, TopicRule};
+use crate::types::subscription::End;
 
 /// A hub in the making: [`Hub::builder`]. One method for each setting; [`build`](Self::build) refuses what makes no
 /// sense and names the setting.

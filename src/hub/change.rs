@@ -8,13 +8,13 @@ use tokio::time::{Duration, Instant};
 
 use super::link::Link;
 use super::{Hub, OpenError};
-use crate::audience::{Address, Audience, each_once};
-use crate::command::{Action, Change};
-use crate::error::CommandError;
 use crate::log::{Joining, TooManyTopics};
-use crate::moment::Moment;
-use crate::name::{ConnectionId, Topic, UserId};
 use crate::sync::Ordering;
+use crate::types::audience::{Address, Audience, each_once};
+use crate::types::command::{Action, Change};
+use crate::types::disconnect_clock::Moment;
+use crate::types::error::CommandError;
+use crate::types::name::{ConnectionId, Topic, UserId};
 
 /// How long a connection is looked for that another instance may not have told of yet.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -207,7 +207,7 @@ impl Hub {
 mod tests {
     use super::*;
     use crate::backplane::Memory;
-    use crate::position::Cursor;
+    use crate::types::position::Cursor;
     use futures::executor::block_on;
 
     #[test]

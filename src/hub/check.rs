@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::HubBuilder;
 use super::settings::{MIB, SECOND};
-use crate::error::BuildError;
+use crate::types::error::BuildError;
 
 impl HubBuilder {
     pub(super) fn check(&self) -> Result<(), BuildError> {
@@ -109,7 +109,7 @@ impl HubBuilder {
 mod tests {
     use super::*;
     use crate::hub::OverLimit;
-    use crate::retention::{Retention, TopicRule};
+    use crate::types::retention::{Retention, TopicRule};
 
     fn refused(builder: HubBuilder) -> &'static str {
         builder.build().unwrap_err().setting()

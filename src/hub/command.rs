@@ -11,16 +11,16 @@ use super::link::{Ending, Link};
 use super::registry::UserTopic;
 use super::tickets::LONGEST as LONGEST_TICKET;
 use super::{Hub, Target};
-use crate::audience::{Address, Audience};
-use crate::command::{Action, Command};
-use crate::error::{CommandError, InvalidName};
-use crate::kick::{Kick, Returns};
 use crate::log::{Since, millis};
-use crate::moment::Moment;
-use crate::name::{Topic, UserId};
-use crate::position::{Cursor, Position};
-use crate::reason::EndReason;
 use crate::sync::Ordering;
+use crate::types::audience::{Address, Audience};
+use crate::types::command::{Action, Command};
+use crate::types::disconnect::{Kick, Returns};
+use crate::types::disconnect_clock::Moment;
+use crate::types::error::{CommandError, InvalidName};
+use crate::types::name::{Topic, UserId};
+use crate::types::position::{Cursor, Position};
+use crate::types::reason::EndReason;
 
 impl Target<'_> {
     /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back. Returns how many

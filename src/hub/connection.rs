@@ -10,13 +10,13 @@ use super::link::{Ending, Link};
 use super::remote::Remote;
 use super::timing::{Expiry, Heartbeat};
 use super::{Hub, LifecycleEvent, Transport, workers};
-use crate::audience::Address;
 use crate::log::{Batch, Millis, millis};
-use crate::name::{ConnectionId, Topic};
-use crate::position::Position;
-use crate::reason::{EndReason, GapReason};
-use crate::subscription::End;
 use crate::sync::Ordering;
+use crate::types::audience::Address;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::position::Position;
+use crate::types::reason::{EndReason, GapReason};
+use crate::types::subscription::End;
 use crate::wire::control::CursorState;
 
 /// How many reads that find nothing for a stream follow each other.

@@ -24,15 +24,15 @@ use super::peers::{Heard, Peers};
 use super::remote::{Remote, in_time};
 use super::task::TaskSlot;
 use super::{Hub, Inner, workers};
-use crate::audience::{Address, Audience};
 use crate::backplane::{BackplaneError, Told};
-use crate::command::{Action, Command};
-use crate::event::Event;
 use crate::log::{Millis, millis};
 use crate::message::{Body, Here, InstanceId, Message, News, Part};
-use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::Position;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::types::audience::{Address, Audience};
+use crate::types::command::{Action, Command};
+use crate::types::event::Event;
+use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::position::Position;
 
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(50);

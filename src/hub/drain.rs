@@ -6,8 +6,8 @@ use tokio::time::{Duration, timeout};
 
 use super::link::{Ending, Link};
 use super::{Hub, Inner};
-use crate::reason::EndReason;
 use crate::sync::Ordering;
+use crate::types::reason::EndReason;
 
 /// How many streams are told before others get their turn.
 const BATCH: usize = 256;

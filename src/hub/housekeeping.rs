@@ -12,8 +12,8 @@ use tokio::time::{Instant, timeout_at};
 use super::link::{Ending, Link};
 use super::{Inner, LifecycleEvent, recheck, workers};
 use crate::log::{Millis, Swept, millis};
-use crate::name::Topic;
-use crate::reason::EndReason;
+use crate::types::name::Topic;
+use crate::types::reason::EndReason;
 
 /// How often age and stalls are looked at, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);

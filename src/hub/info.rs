@@ -8,8 +8,8 @@ use http::Extensions;
 
 use super::link::Link;
 use super::{Hub, Inner};
-use crate::name::{ConnectionId, Topic, UserId};
 use crate::sync::Ordering;
+use crate::types::name::{ConnectionId, Topic, UserId};
 
 /// An open connection, as it was at one moment.
 #[derive(Clone)]

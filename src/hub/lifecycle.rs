@@ -13,8 +13,8 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{ConnectionInfo, Hub};
-use crate::name::Topic;
-use crate::reason::{EndReason, GapReason};
+use crate::types::name::Topic;
+use crate::types::reason::{EndReason, GapReason};
 
 /// What became of a connection: [`Hub::lifecycle`].
 #[derive(Clone, Debug)]

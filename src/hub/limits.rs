@@ -63,8 +63,8 @@ impl Rate {
 mod tests {
     use super::*;
     use crate::hub::{Hub, HubBuilder};
-    use crate::reason::EndReason;
-    use crate::subscription::{Subscription, SubscriptionError};
+    use crate::types::reason::EndReason;
+    use crate::types::subscription::{Subscription, SubscriptionError};
     use futures::executor::block_on;
 
     fn limited(over: OverLimit) -> HubBuilder {

@@ -8,12 +8,12 @@ use tokio::time::Duration;
 
 use super::Transport;
 use super::recheck::Authority;
-use crate::kick::Returns;
 use crate::log::{Listener, Millis, Subscriber, millis};
-use crate::name::{ConnectionId, UserId};
-use crate::reason::EndReason;
-use crate::subscription::Subscription;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
+use crate::types::disconnect::Returns;
+use crate::types::name::{ConnectionId, UserId};
+use crate::types::reason::EndReason;
+use crate::types::subscription::Subscription;
 
 pub(crate) struct Link {
     pub(crate) subscriber: Subscriber,
@@ -27,7 +27,7 @@ pub(crate) struct Link {
     pub(super) delivered: AtomicU64,
     /// When its stream means to be polled at the latest.
     pub(super) due: AtomicU64,
-    /// The last [`Moment`](crate::moment::Moment) at which the application took a topic away.
+    /// The last [`Moment`](crate::types::disconnect_clock::Moment) at which the application took a topic away.
     pub(super) taken_at: AtomicU64,
     fate: Mutex<Fate>,
     is_ending: AtomicBool,

@@ -58,11 +58,11 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use crate::audience::{Address, Audience};
-use crate::error::BuildError;
 use crate::log::{Budgets, Log, Millis, Policies, Since, millis};
-use crate::position::{Epoch, Position};
 use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::types::audience::{Address, Audience};
+use crate::types::error::BuildError;
+use crate::types::position::{Epoch, Position};
 
 use bars::Bars;
 use lifecycle::Lifecycles;

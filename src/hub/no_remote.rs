@@ -8,14 +8,14 @@ use super::link::Link;
 use super::presence::Other;
 use super::tickets::{NotTaken, Taken};
 use super::{Hub, Inner};
-use crate::audience::{Address, Audience};
-use crate::command::Command;
-use crate::error::PublishError;
-use crate::event::Event;
 use crate::log::{Block, Millis};
-use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::Position;
-use crate::subscription::{Redeemed, Subscription, SubscriptionError};
+use crate::types::audience::{Address, Audience};
+use crate::types::command::Command;
+use crate::types::error::PublishError;
+use crate::types::event::Event;
+use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::position::Position;
+use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
 
 #[derive(Debug)]
 pub(super) enum Remote {}

@@ -11,14 +11,14 @@ use super::recheck::{self, Authority};
 use super::registry::UserTopic;
 use super::remote::Remote;
 use super::{Connection, Hub, LifecycleEvent, housekeeping, workers};
-use crate::audience::Address;
-use crate::kick::Returns;
 use crate::log::{Begin, Joined, TooManyTopics, Wanted};
-use crate::moment::Moment;
-use crate::name::{ConnectionId, Topic};
-use crate::position::{Cursor, Position};
-use crate::reason::{EndReason, GapReason, RefusalReason};
-use crate::subscription::{History, Start, Subscription, SubscriptionError};
+use crate::types::audience::Address;
+use crate::types::disconnect::Returns;
+use crate::types::disconnect_clock::Moment;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::position::{Cursor, Position};
+use crate::types::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::subscription::{History, Start, Subscription, SubscriptionError};
 use crate::wire::control::CursorState;
 
 /// What of a request matters beside its subscription and its cursor.
@@ -230,10 +230,10 @@ mod tests {
     use futures::executor::block_on;
 
     use super::*;
-    use crate::command::Change;
-    use crate::event::Event;
     use crate::hub::{HubStream, StreamItem};
-    use crate::retention::{Retention, TopicRule};
+    use crate::types::command::Change;
+    use crate::types::event::Event;
+    use crate::types::retention::{Retention, TopicRule};
 
     fn read(stream: &mut HubStream) -> Vec<String> {
         let mut cx = Context::from_waker(futures::task::noop_waker_ref());
@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_narrowed_subscription_keeps_the_bounds_of_both() {
-        let at = |number| Position::new(crate::position::Epoch(1), number);
+        let at = |number| Position::new(crate::types::position::Epoch(1), number);
         let topic = Topic::try_from("t").unwrap();
         let ticket = Subscription::anonymous().topic_since("t", at(3));
         let hook = Subscription::anonymous().topic_since("t", at(5)).without_history();

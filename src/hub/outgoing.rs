@@ -6,12 +6,12 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::housekeeping;
-use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, Value};
-use crate::error::PublishError;
-use crate::event::Event;
-use crate::position::{Epoch, Position};
 use crate::record;
+use crate::types::audience::{Address, Audience};
+use crate::types::error::PublishError;
+use crate::types::event::Event;
+use crate::types::position::{Epoch, Position};
 
 /// A record of an event that was checked. It sets a value for each address that keeps them.
 pub(super) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {

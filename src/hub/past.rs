@@ -19,8 +19,8 @@ use super::task::TaskSlot;
 use super::{Hub, Inner, workers};
 use crate::backplane::BackplaneError;
 use crate::log::Block;
-use crate::name::ConnectionId;
 use crate::sync::Mutex;
+use crate::types::name::ConnectionId;
 
 /// How many records one block has at most.
 const RECORDS: u64 = 512;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::log::Millis;
 use crate::message::{Here, InstanceId, News, Part};
-use crate::name::{ConnectionId, Topic, UserId};
+use crate::types::name::{ConnectionId, Topic, UserId};
 
 /// After how long an instance that is heard hears the others, and was told all, generously.
 const SETTLE: Millis = 2_000;

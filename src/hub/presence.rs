@@ -12,13 +12,13 @@ use super::link::Link;
 use super::registry::Links;
 use super::roster::Roster;
 use super::{Hub, Inner, Target, housekeeping, workers};
-use crate::audience::{Address, Audience};
-use crate::event::Event;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Joining, Millis, Since, TooManyTopics, Wanted};
-use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::Position;
-use crate::retention::TopicRule;
 use crate::sync::{Mutex, Ordering};
+use crate::types::audience::{Address, Audience};
+use crate::types::event::Event;
+use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::position::Position;
+use crate::types::retention::TopicRule;
 use crate::wire::{Draft, control};
 
 /// A connection of another instance: whose, and what is attached to it.
@@ -505,7 +505,7 @@ impl Told<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subscription::Subscription;
+    use crate::types::subscription::Subscription;
 
     #[test]
     fn streams_without_a_topic_that_tells_wait_for_no_roster() {

@@ -6,11 +6,11 @@ use smallvec::SmallVec;
 
 use super::remote::Remote;
 use super::{Hub, Target};
-use crate::audience::Audience;
-use crate::error::PublishError;
-use crate::event::Event;
 use crate::log::{Effect, Entry};
-use crate::position::Position;
+use crate::types::audience::Audience;
+use crate::types::error::PublishError;
+use crate::types::event::Event;
+use crate::types::position::Position;
 use crate::wire::Draft;
 
 /// What became of an event: the log has it. That somebody saw it is not said.

@@ -3,19 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::outgoing;
 use super::publish::check_size;
 use super::settings::Settings;
 use super::target::{aim, exclude, unite};
-use super::{Hub, HubBuilder};
-use crate::audience::{Address, Audience};
+use super::{Hub, HubBuilder, outgoing};
 use crate::backplane::{Backplane, Place};
-use crate::error::{BuildError, InvalidName, NameProblem, PublishError};
-use crate::event::Event;
 use crate::log::Policies;
-use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::Position;
 use crate::sync::Mutex;
+use crate::types::audience::{Address, Audience};
+use crate::types::error::{BuildError, InvalidName, NameProblem, PublishError};
+use crate::types::event::Event;
+use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::position::Position;
 use crate::wire::Draft;
 
 /// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for subscribers, nothing

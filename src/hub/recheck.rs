@@ -18,13 +18,13 @@ use tokio::time::{Duration, timeout, timeout_at};
 use super::link::{Ending, Link};
 use super::task::TaskSlot;
 use super::{Hub, Inner, workers};
-use crate::kick::Returns;
 use crate::log::{Millis, millis};
-use crate::name::{ConnectionId, Topic};
-use crate::reason::EndReason;
-use crate::refusal::{Kind, Refusal};
-use crate::subscription::{Expiry, Subscription};
 use crate::sync::Mutex;
+use crate::types::disconnect::Returns;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::reason::EndReason;
+use crate::types::refusal::{Kind, Refusal};
+use crate::types::subscription::{Expiry, Subscription};
 
 /// How often in a row a recheck may fail before the stream ends.
 const FAILURES: u8 = 2;

@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 use super::limits::{Limits, OverLimit};
 use super::link::Link;
 use crate::log::{Millis, Since, TooManyTopics};
-use crate::name::{ConnectionId, Topic, UserId};
 use crate::sync::{AtomicUsize, Mutex, Ordering};
+use crate::types::name::{ConnectionId, Topic, UserId};
 
 #[derive(Debug)]
 pub(crate) struct Registry {

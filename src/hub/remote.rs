@@ -19,15 +19,15 @@ use super::past::{self, Past};
 use super::presence::Other;
 use super::task::TaskSlot;
 use super::{Hub, Inner, Settings, housekeeping, outgoing, tidings, workers};
-use crate::audience::{Address, Audience};
 use crate::backplane::{Backplane, BackplaneError, Current, Place, Seen, State, Stored};
-use crate::error::PublishError;
-use crate::event::Event;
 use crate::log::{Effect, Entry, Millis, Policies};
-use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::{Epoch, Position};
 use crate::record::{self, Decoded, Unreadable};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::types::audience::{Address, Audience};
+use crate::types::error::PublishError;
+use crate::types::event::Event;
+use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::position::{Epoch, Position};
 
 /// After how many probes that found something which did not come a connection counts as mute.
 const MUTE: u32 = 2;

@@ -1,9 +1,9 @@
 //! What is counted and what is logged. Nothing above debug names a user, a topic or a query.
 
 use crate::log::Millis;
-use crate::name::ConnectionId;
-use crate::reason::{EndReason, GapReason, RefusalReason};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::types::name::ConnectionId;
+use crate::types::reason::{EndReason, GapReason, RefusalReason};
 
 /// At most one line of a kind in this time.
 const QUIET: Millis = 10_000;

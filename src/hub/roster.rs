@@ -8,7 +8,7 @@ use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 
 use crate::log::Millis;
-use crate::name::{Topic, UserId};
+use crate::types::name::{Topic, UserId};
 
 #[derive(Debug, Default)]
 pub(super) struct Roster {

@@ -1,8 +1,8 @@
 //! The hub seen from outside.
 
 use super::Hub;
-use crate::position::Position;
-use crate::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::position::Position;
+use crate::types::reason::{EndReason, GapReason, RefusalReason};
 
 /// A snapshot: [`Hub::stats`]. The counters run since the hub was built. Serialises with the feature `json`.
 #[derive(Clone, Debug)]

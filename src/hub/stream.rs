@@ -10,13 +10,13 @@ use futures::future::poll_fn;
 #[cfg(doc)]
 use super::HubBuilder;
 use super::{Hub, OpenError, Request, Step};
-use crate::audience::Address;
 use crate::log::Batch;
-use crate::moment::Moment;
-use crate::name::{ConnectionId, Topic};
-use crate::position::{Cursor, Position};
-use crate::reason::{EndReason, GapReason, RefusalReason};
-use crate::subscription::{Subscription, SubscriptionError};
+use crate::types::audience::Address;
+use crate::types::disconnect_clock::Moment;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::position::{Cursor, Position};
+use crate::types::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::subscription::{Subscription, SubscriptionError};
 
 /// What an in-process stream yields: [`Hub::stream`].
 #[derive(Clone, Debug, PartialEq, Eq)]

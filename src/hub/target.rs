@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::Hub;
-use crate::audience::{Address, Audience};
-use crate::error::{InvalidName, NameProblem};
-use crate::name::{ConnectionId, Topic, UserId};
+use crate::types::audience::{Address, Audience};
+use crate::types::error::{InvalidName, NameProblem};
+use crate::types::name::{ConnectionId, Topic, UserId};
 
 /// Whom something is for: an event to [`publish`](Self::publish), the question who is there
 /// ([`presence`](Self::presence), [`count`](Self::count), [`is_online`](Self::is_online)), or a command

@@ -22,12 +22,12 @@ use super::bars::Objection;
 #[cfg(feature = "json")]
 use super::{housekeeping, remote::Remote, workers};
 use crate::log::{Millis, millis};
-use crate::moment::Moment;
-use crate::name::UserId;
-use crate::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
 use crate::sync::Mutex;
 #[cfg(feature = "json")]
 use crate::ticket::{self, Times};
+use crate::types::disconnect_clock::Moment;
+use crate::types::name::UserId;
+use crate::types::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
 
 const SHORTEST: Duration = Duration::from_secs(1);
 pub(super) const LONGEST: Duration = Duration::from_secs(3600);

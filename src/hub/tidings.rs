@@ -5,11 +5,11 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::audience::{Address, Audience};
-use crate::event::Event;
 use crate::log::{Effect, Entry};
-use crate::name::UserId;
-use crate::subscription::Subscription;
+use crate::types::audience::{Address, Audience};
+use crate::types::event::Event;
+use crate::types::name::UserId;
+use crate::types::subscription::Subscription;
 use crate::wire::Draft;
 
 /// Two names and what is attached to a subscription are never longer, whatever the limit for applications is.
@@ -49,7 +49,7 @@ fn is_a_hubs(audience: &Audience, event: &Event) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::{ConnectionId, Topic};
+    use crate::types::name::{ConnectionId, Topic};
     use crate::wire::control;
 
     #[test]

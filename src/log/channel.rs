@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::heads::Heads;
 use super::store::Store;
 use super::subscriber::{Listener, Subscriber};
-use crate::audience::Address;
-use crate::name::ConnectionId;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
+use crate::types::audience::Address;
+use crate::types::name::ConnectionId;
 
 #[derive(Debug)]
 pub(crate) struct Channel {

@@ -3,9 +3,9 @@
 
 use std::collections::vec_deque::VecDeque;
 
-use crate::position::{Epoch, Position};
-use crate::reason::GapReason;
 use crate::sync::RwLock;
+use crate::types::position::{Epoch, Position};
+use crate::types::reason::GapReason;
 use crate::wire::IdPrefix;
 
 /// How many breaks are remembered with their reason.

@@ -14,10 +14,10 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::*;
-use crate::event::Event;
-use crate::name::Topic;
-use crate::retention::Retention;
 use crate::sync::AtomicBool;
+use crate::types::event::Event;
+use crate::types::name::Topic;
+use crate::types::retention::Retention;
 use crate::wire::Framing;
 
 fn model(check: impl Fn() + Send + Sync + 'static) {

@@ -45,12 +45,12 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::audience::{Address, Audience, each_once};
-use crate::name::{ConnectionId, Topic};
-use crate::position::{Epoch, Position};
-use crate::reason::GapReason;
-use crate::subscription::Start;
 use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::types::audience::{Address, Audience, each_once};
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::position::{Epoch, Position};
+use crate::types::reason::GapReason;
+use crate::types::subscription::Start;
 use crate::wire::{Draft, Frame};
 
 use channel::Channel;

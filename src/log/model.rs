@@ -12,9 +12,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::Event;
-use crate::name::{Topic, UserId};
-use crate::retention::{Retention, TopicRule};
+use crate::types::event::Event;
+use crate::types::name::{Topic, UserId};
+use crate::types::retention::{Retention, TopicRule};
 use crate::wire::Framing;
 
 const GRACE: Millis = 10_000;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::channel::Channel;
 use super::store::{Effect, Record};
 use super::{Entry, Log, Millis};
-use crate::audience::{Address, Audience};
-use crate::position::Epoch;
-use crate::retention::Kind;
+use crate::types::audience::{Address, Audience};
+use crate::types::position::Epoch;
+use crate::types::retention::Kind;
 
 /// A block ends after the record with which it has more bytes than this.
 const LARGE: usize = 1 << 20;

@@ -11,9 +11,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::Event;
-use crate::name::UserId;
-use crate::retention::{Retention, TopicRule};
+use crate::types::event::Event;
+use crate::types::name::UserId;
+use crate::types::retention::{Retention, TopicRule};
 use crate::wire::Framing;
 
 const TOPICS: usize = 3;

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::channel::Channel;
 use super::reader::{Batch, Picked};
 use super::store::Record;
-use crate::name::ConnectionId;
+use crate::types::name::ConnectionId;
 
 /// How many records one read hands out at most.
 pub(super) const MAX_RECORDS: usize = 64;

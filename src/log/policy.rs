@@ -1,7 +1,7 @@
 //! Which retention holds for which audience.
 
-use crate::audience::Address;
-use crate::retention::{Kind, Retention, TopicRule};
+use crate::types::audience::Address;
+use crate::types::retention::{Kind, Retention, TopicRule};
 
 /// Rules and defaults; the first matching rule wins. An audience has the same policy for ever.
 #[derive(Clone, Debug)]

@@ -12,11 +12,11 @@ use super::pick::Pick;
 use super::pieces::Piece;
 use super::store::Record;
 use super::{Begin, Joining, Log, TooManyTopics};
-use crate::audience::Address;
-use crate::name::{ConnectionId, Topic};
-use crate::reason::GapReason;
-use crate::retention::LagPolicy;
-use crate::subscription::Start;
+use crate::types::audience::Address;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::reason::GapReason;
+use crate::types::retention::LagPolicy;
+use crate::types::subscription::Start;
 
 /// So many channels are looked at one by one; more, all in one dense table.
 const A_FEW: usize = if cfg!(tower_sse_loom) { 1 } else { 8 };

@@ -16,8 +16,8 @@ use super::policy::Policies;
 use super::store::{Dropped, Part, PerPart, Record, Store};
 use super::subscriber::Listener;
 use super::{Budgets, Millis, Numbered, Swept, millis};
-use crate::audience::{Address, Audience};
-use crate::retention::Kind;
+use crate::types::audience::{Address, Audience};
+use crate::types::retention::Kind;
 
 /// How many records and channels one publisher, or one turn of the housekeeping, disposes of.
 const SWEEP: usize = 256;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::Millis;
-use crate::name::ConnectionId;
-use crate::retention::{Bounds, Kind, Retention};
+use crate::types::name::ConnectionId;
+use crate::types::retention::{Bounds, Kind, Retention};
 use crate::wire::Frame;
 
 // Measured with 200,000 topics, and with 200,000 events of one topic. Each includes a share of the tables that grow by

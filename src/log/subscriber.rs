@@ -10,8 +10,8 @@ use std::task::Waker;
 
 use super::Millis;
 use super::reader::Reader;
-use crate::name::ConnectionId;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
+use crate::types::name::ConnectionId;
 
 const NOT_WOKEN: Millis = Millis::MAX;
 

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::kick::Returns;
-use crate::name::{ConnectionId, Topic, UserId};
-use crate::position::{Barred, Position};
-use crate::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::disconnect::Returns;
+use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::position::{Barred, Position};
+use crate::types::reason::{EndReason, GapReason, RefusalReason};
 
 /// As long as it can be said where the clock ends before that.
 const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -258,7 +258,7 @@ impl Json {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::Epoch;
+    use crate::types::position::Epoch;
 
     fn text(bytes: &Bytes) -> &str {
         std::str::from_utf8(bytes).unwrap()

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
-use crate::error::PublishError;
-use crate::event::Event;
-use crate::position::{Epoch, Position};
+use crate::types::error::PublishError;
+use crate::types::event::Event;
+use crate::types::position::{Epoch, Position};
 
 const CHUNK_HEAD: &[u8] = b"00000000\r\n";
 const CHUNK_TAIL: &[u8] = b"\r\n";

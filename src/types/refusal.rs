@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::reason::RefusalReason;
+use super::reason::RefusalReason;
 
 /// Why a request gets no stream, and whether the client should come back.
 ///

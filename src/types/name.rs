@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::{InvalidName, NameProblem};
+use super::error::{InvalidName, NameProblem};
 
 /// The longest topic or user, in bytes.
 pub(crate) const MAX_NAME_BYTES: usize = 255;

@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 use http::Extensions;
 use smallvec::SmallVec;
 
-use crate::error::InvalidName;
-use crate::moment::Moment;
-use crate::name::{self, MAX_NAME_BYTES, Topic, UserId};
-use crate::position::Position;
-use crate::retention::TopicRule;
+use super::disconnect_clock::Moment;
+use super::error::InvalidName;
+use super::name::{self, MAX_NAME_BYTES, Topic, UserId};
+use super::position::Position;
+use super::retention::TopicRule;
 
 /// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
 ///

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::name::Topic;
+use super::name::Topic;
 
 /// What is kept of the events to one audience, and what happens to a reader that falls out of it.
 ///

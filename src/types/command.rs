@@ -1,9 +1,9 @@
 //! What the application tells connections to do: a value, so that it can travel.
 
-use crate::audience::Audience;
-use crate::kick::Kick;
-use crate::name::Topic;
-use crate::position::{Cursor, Position};
+use super::audience::Audience;
+use super::disconnect::Kick;
+use super::name::Topic;
+use super::position::{Cursor, Position};
 
 /// What is to be done to the connections of an audience.
 #[derive(Clone, Debug)]

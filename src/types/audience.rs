@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use smallvec::SmallVec;
 
-use crate::name::{ConnectionId, Topic, UserId};
+use super::name::{ConnectionId, Topic, UserId};
 
 /// One addressee. The variants are the separate namespaces: a topic and a user of one name are two addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{InvalidName, NameProblem};
+use super::error::{InvalidName, NameProblem};
 
 /// How to part with clients: whether they should come back, and what their pages are told. The argument of
 /// [`Target::disconnect`](crate::Target::disconnect).

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::error::{InvalidName, NameProblem, PublishError};
-use crate::name;
+use super::error::{InvalidName, NameProblem, PublishError};
+use super::name;
 
 /// An event: an optional name, data, and what the hub should do with it.
 ///
