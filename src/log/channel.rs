@@ -5,9 +5,9 @@ use std::collections::binary_heap::BinaryHeap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::cursor_handle::{Listener, Subscriber};
 use super::heads::Heads;
 use super::store::Store;
-use super::subscriber::{Listener, Subscriber};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::types::audience::Address;
 use crate::types::name::ConnectionId;

@@ -11,34 +11,30 @@
 //!    one number is a complete cursor over any set of channels, and replay and live are the same read.
 //! 3. A channel's floor is the newest record that it has dropped without a replacement ([`store`]). A gap is owed where
 //!    the floor is above the cursor, nowhere else.
-//! 4. Where several instances share a log, who comes back from before the floor reads on from blocks of that ([`past`]), for
+//! 4. Where several instances share a log, who comes back from before the floor reads on from blocks of that ([`backfill`]), for
 //!    the same numbers in the same order, until memory has the rest. Only what is not there either is a gap.
 //! 5. A listener is woken only after the horizon covers the record, and looks once more after it has registered its
-//!    waker ([`subscriber`]). So nobody sleeps on a visible record.
+//!    waker ([`cursor_handle`]). So nobody sleeps on a visible record.
 //!
 //! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its listeners, the heads or a
 //! piece that is kept.
 //! Readers never take the sequencer's. Nothing is woken under a lock.
 
+mod backfill;
 mod channel;
+mod cursor_handle;
 mod epochs;
 mod heads;
-#[cfg(all(test, tower_sse_loom))]
-mod interleavings;
 mod marks;
-#[cfg(all(test, not(tower_sse_loom)))]
-mod model;
-mod past;
-#[cfg(all(test, not(tower_sse_loom)))]
-mod past_model;
+#[cfg(test)]
+mod models;
 mod pick;
-mod pieces;
-mod policy;
+mod policies;
 mod reader;
 mod sequencer;
+mod shared_chunks;
 mod store;
-mod subscriber;
-mod wake;
+mod waking;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,16 +52,16 @@ use crate::wire::{Draft, Frame};
 use channel::Channel;
 use epochs::{Break, Epochs};
 use heads::Heads;
-use pieces::Pieces;
 use sequencer::Sequencer;
-use wake::Deferred;
+use shared_chunks::Pieces;
+use waking::Deferred;
 
-pub(crate) use past::Block;
-pub(crate) use policy::Policies;
+pub(crate) use backfill::Block;
+pub(crate) use cursor_handle::{Listener, Subscriber};
+pub(crate) use policies::Policies;
 pub(crate) use reader::{Batch, Since};
 pub(crate) use sequencer::Usage;
 pub(crate) use store::Effect;
-pub(crate) use subscriber::{Listener, Subscriber};
 
 /// How many channels are entered or left at a time before publishers get their turn.
 const AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::backfill::Block;
 use super::channel::Channel;
-use super::past::Block;
 use super::pick::Pick;
-use super::pieces::Piece;
+use super::shared_chunks::Piece;
 use super::store::Record;
 use super::{Begin, Joining, Log, TooManyTopics};
 use crate::types::audience::Address;

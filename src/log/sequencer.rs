@@ -10,11 +10,11 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
+use super::cursor_handle::Listener;
 use super::heads::Heads;
 use super::marks::Marks;
-use super::policy::Policies;
+use super::policies::Policies;
 use super::store::{Dropped, Part, PerPart, Record, Store};
-use super::subscriber::Listener;
 use super::{Budgets, Millis, Numbered, Swept, millis};
 use crate::types::audience::{Address, Audience};
 use crate::types::retention::Kind;

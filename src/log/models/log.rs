@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::*;
+use crate::log::*;
 use crate::types::event::Event;
 use crate::types::name::{Topic, UserId};
 use crate::types::retention::{Retention, TopicRule};

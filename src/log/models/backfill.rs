@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::*;
+use crate::log::*;
 use crate::types::event::Event;
 use crate::types::name::UserId;
 use crate::types::retention::{Retention, TopicRule};

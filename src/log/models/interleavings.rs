@@ -1,5 +1,5 @@
 //! Models of the concurrent core, run by loom in every order that its atomics and locks allow:
-//! `RUSTFLAGS="--cfg tower_sse_loom" cargo test --release --lib log::interleavings`.
+//! `RUSTFLAGS="--cfg tower_sse_loom" cargo test --release --lib log::models::interleavings`.
 //!
 //! One property each. A listener that sleeps on a visible record is a deadlock, which loom reports.
 
@@ -13,7 +13,7 @@ use futures::future::poll_fn;
 use loom::future::block_on;
 use loom::thread;
 
-use super::*;
+use crate::log::*;
 use crate::sync::AtomicBool;
 use crate::types::event::Event;
 use crate::types::name::Topic;
