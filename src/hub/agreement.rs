@@ -15,14 +15,14 @@ use crate::types::retention::{Bounds, Kind, LagPolicy, Retention, TopicRule};
 pub(crate) type Terms = BTreeMap<String, String>;
 
 #[derive(Debug)]
-pub(super) struct Agreement {
+pub(in crate::hub) struct Agreement {
     terms: Terms,
     has_warned: AtomicBool,
 }
 
 impl Agreement {
     /// `limits` are those of the log, in words of its adapter.
-    pub(super) fn new(settings: &Settings, policies: &Policies, limits: String) -> Self {
+    pub(in crate::hub) fn new(settings: &Settings, policies: &Policies, limits: String) -> Self {
         let terms = [
             ("retention", hash_of(&of_policies(policies))),
             ("presence_for", hash_of(&settings.presence_rules.iter().map(of_rule).collect::<String>())),
@@ -36,13 +36,13 @@ impl Agreement {
         Self { terms, has_warned: AtomicBool::new(false) }
     }
 
-    pub(super) fn terms(&self) -> &Terms {
+    pub(in crate::hub) fn terms(&self) -> &Terms {
         &self.terms
     }
 
     /// Compares with those of another instance, and logs the first difference. Returns whether there is one. What only one
     /// of two versions knows is no difference.
-    pub(super) fn differs(&self, theirs: &Terms) -> bool {
+    pub(in crate::hub) fn differs(&self, theirs: &Terms) -> bool {
         let differs = |name: &&String| theirs.get(*name).is_some_and(|theirs| *theirs != self.terms[*name]);
         let different: Vec<_> = self.terms.keys().filter(differs).collect();
         if !different.is_empty() && !self.has_warned.swap(true, Ordering::AcqRel) {

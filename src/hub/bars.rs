@@ -13,7 +13,7 @@ use crate::types::disconnect_clock::Moment;
 const TIDY_AT: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct Bars {
+pub(in crate::hub) struct Bars {
     table: Mutex<Table>,
     /// When the last entry about a topic is over, and the last about a user or everyone. Written under the lock, and read
     /// without it, so that a stream that meets no entry takes no lock and hashes none of its names.
@@ -40,7 +40,7 @@ struct Bar {
 
 /// What stands against a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Objection {
+pub(in crate::hub) enum Objection {
     /// It is not to come back yet.
     Barred,
     /// It was disconnected after its request had come.
@@ -50,7 +50,7 @@ pub(super) enum Objection {
 impl Bars {
     /// Notes a disconnection. Connections of these addresses stay away until `until`, and up to `remember` something may
     /// come that was decided before this moment.
-    pub(super) fn kick<'a>(
+    pub(in crate::hub) fn kick<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
         until: Millis,
@@ -69,7 +69,7 @@ impl Bars {
     }
 
     /// Whether something stands against what was asked for, or decided, at a moment and is about these addresses.
-    pub(super) fn objection<'a>(
+    pub(in crate::hub) fn objection<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
         asked_at: Moment,
@@ -92,7 +92,11 @@ impl Bars {
     }
 
     /// Whether one of these was disconnected since a time, by the clock on the wall.
-    pub(super) fn any_since<'a>(&self, addresses: impl IntoIterator<Item = &'a Address>, time: SystemTime) -> bool {
+    pub(in crate::hub) fn any_since<'a>(
+        &self,
+        addresses: impl IntoIterator<Item = &'a Address>,
+        time: SystemTime,
+    ) -> bool {
         let table = self.table.lock();
         let mut bars = addresses.into_iter().filter_map(|address| table.by_address.get(address));
         bars.any(|bar| bar.kicked_when >= time)

@@ -7,7 +7,7 @@ use super::settings::{MIB, SECOND};
 use crate::types::error::BuildError;
 
 impl HubBuilder {
-    pub(super) fn check(&self) -> Result<(), BuildError> {
+    pub(in crate::hub) fn check(&self) -> Result<(), BuildError> {
         let settings = &self.settings;
         let refuse = |setting, problem| Err(BuildError::new(setting, problem));
         let retentions = [

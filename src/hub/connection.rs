@@ -132,7 +132,7 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(
+    pub(in crate::hub) fn new(
         hub: &Hub,
         link: Arc<Link>,
         accepted_at: u64,

@@ -52,10 +52,10 @@ const LARGEST: usize = 512 * 1024;
 const NEVER: Millis = Millis::MAX;
 
 #[derive(Debug)]
-pub(super) struct Control {
+pub(in crate::hub) struct Control {
     me: InstanceId,
     agreement: Agreement,
-    pub(super) peers: Mutex<Peers>,
+    pub(in crate::hub) peers: Mutex<Peers>,
     outbox: Mutex<Outbox>,
     /// In the order in which they were given, each with the time until which it waits.
     waiting: Mutex<VecDeque<(Millis, Command)>>,
@@ -101,7 +101,7 @@ struct Outbox {
 }
 
 impl Control {
-    pub(super) fn new(lease: Duration, grace: Duration, agreement: Agreement) -> Self {
+    pub(in crate::hub) fn new(lease: Duration, grace: Duration, agreement: Agreement) -> Self {
         Self {
             agreement,
             me: InstanceId(fastrand::u64(..)),
@@ -124,22 +124,22 @@ impl Control {
         Body::Ask(self.agreement.terms().clone())
     }
 
-    pub(super) fn is_attended(&self) -> bool {
+    pub(in crate::hub) fn is_attended(&self) -> bool {
         self.attending.is_attended()
     }
 
-    pub(super) fn me(&self) -> InstanceId {
+    pub(in crate::hub) fn me(&self) -> InstanceId {
         self.me
     }
 
     /// Whether this instance hears what it says itself. So it hears the others, and they hear it.
-    pub(super) fn is_heard(&self, now: Millis) -> bool {
+    pub(in crate::hub) fn is_heard(&self, now: Millis) -> bool {
         let heard_at = self.heard_at.load(Ordering::Acquire);
         heard_at != NEVER && now.saturating_sub(heard_at) <= self.lease
     }
 
     /// Publishes a presence event in a topic. If the broker is away for long the oldest are dropped.
-    pub(super) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
+    pub(in crate::hub) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
         let mut tidings = self.tidings.lock();
         if tidings.waiting.len() == WAITING {
             tidings.waiting.pop_front();
@@ -149,12 +149,12 @@ impl Control {
     }
 
     /// Where the log was before what others have not told of yet: from there on nothing is missed.
-    pub(super) fn settled_position(&self) -> Option<Position> {
+    pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
         self.positions.lock().front().map(|(_, position)| *position)
     }
 
     /// A connection of this instance has come, changed or gone.
-    pub(super) fn changed(&self, id: ConnectionId) {
+    pub(in crate::hub) fn changed(&self, id: ConnectionId) {
         let mut outbox = self.outbox.lock();
         // All will be told anyway.
         if !outbox.asked {
@@ -198,7 +198,7 @@ fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     is_cut
 }
 
-pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
     workers::ensure_task(inner, &remote.control.attending, |hub, _| attend(hub), |_| {});
 }
 
@@ -438,13 +438,13 @@ impl Hub {
     }
 
     /// Sends a command to the other instances.
-    pub(super) async fn tell_command(&self, remote: &Remote, command: Command) -> Result<(), BackplaneError> {
+    pub(in crate::hub) async fn tell_command(&self, remote: &Remote, command: Command) -> Result<(), BackplaneError> {
         super::remote::ensure(&self.inner);
         self.say(remote, Body::Command(command)).await
     }
 
     /// Says goodbye: what was connected here is gone.
-    pub(super) async fn tell_bye(&self, remote: &Remote) {
+    pub(in crate::hub) async fn tell_bye(&self, remote: &Remote) {
         remote.control.gone.store(true, Ordering::Release);
         if let Err(error) = self.say(remote, Body::Bye).await {
             tracing::debug!(%error, "the others learn by the lease that this instance is gone");
@@ -479,7 +479,7 @@ impl Hub {
     }
 
     /// In their order: those behind one that waits wait too. Under the lock, since both tasks come here.
-    pub(super) fn carry_out_waiting(&self, remote: &Remote) {
+    pub(in crate::hub) fn carry_out_waiting(&self, remote: &Remote) {
         let mut waiting = remote.control.waiting.lock();
         let is_due = |(until, command): &(Millis, Command)| *until <= self.now() || !self.is_ahead(command);
         while waiting.front().is_some_and(is_due) {

@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const HOLES: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(in crate::hub) struct History {
     known: Mutex<Known>,
     /// Since when a record has been missing.
     holes: Mutex<BTreeMap<u64, Instant>>,
@@ -44,7 +44,7 @@ struct Known {
 
 /// What follows a number in the log.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(in crate::hub) enum Next {
     /// Records, of which the first has the next number.
     Records(Vec<Stored>),
     /// Records up to this number are lost.
@@ -59,7 +59,7 @@ fn hash_of(payload: &[u8]) -> u64 {
 
 impl History {
     /// A record was applied.
-    pub(super) fn add(&self, stored: &Stored) {
+    pub(in crate::hub) fn add(&self, stored: &Stored) {
         let record = (stored.sequence, hash_of(&stored.payload));
         let mut known = self.known.lock();
         if known.oldest.len() < COMPARED {
@@ -71,13 +71,13 @@ impl History {
     }
 
     /// The log has begun a new life, of which nothing is known.
-    pub(super) fn clear(&self) {
+    pub(in crate::hub) fn clear(&self) {
         *self.known.lock() = Known::default();
         self.holes.lock().clear();
     }
 
     /// For how long this record has been missing.
-    pub(super) fn missing_for(&self, number: u64) -> Duration {
+    pub(in crate::hub) fn missing_for(&self, number: u64) -> Duration {
         let mut holes = self.holes.lock();
         let since = holes.entry(number).or_insert_with(Instant::now).elapsed();
         if holes.len() > HOLES {
@@ -90,7 +90,7 @@ impl History {
         since
     }
 
-    pub(super) fn found(&self, number: u64) {
+    pub(in crate::hub) fn found(&self, number: u64) {
         self.holes.lock().remove(&number);
     }
 }
@@ -130,7 +130,7 @@ impl Known {
 impl Hub {
     /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
     /// publishers that had not seen what is lost have appended to it since.
-    pub(super) async fn is_another(&self, remote: &Remote, state: State) -> Result<bool, BackplaneError> {
+    pub(in crate::hub) async fn is_another(&self, remote: &Remote, state: State) -> Result<bool, BackplaneError> {
         if state.epoch != self.log().epoch().0 {
             return Ok(false);
         }
@@ -151,7 +151,7 @@ impl Hub {
     }
 
     /// Reads what follows a number that the log has passed.
-    pub(super) async fn read_on(&self, remote: &Remote, last: u64) -> Result<Next, BackplaneError> {
+    pub(in crate::hub) async fn read_on(&self, remote: &Remote, last: u64) -> Result<Next, BackplaneError> {
         let next = last + 1;
         let mut pause = PAUSE;
         for attempt in 0..ATTEMPTS {

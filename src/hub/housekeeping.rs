@@ -19,12 +19,12 @@ use crate::types::reason::EndReason;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether the caller can wait for a broker. A caller that cannot is refused instead: tokio's clock would panic.
-pub(super) fn can_wait() -> bool {
+pub(in crate::hub) fn can_wait() -> bool {
     Handle::try_current().is_ok()
 }
 
 /// Makes sure that the task runs, if there is a runtime; without one, publishers do what they can.
-pub(super) fn ensure(inner: &Arc<Inner>) {
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
     if inner.chores.is_attended() {
         return;
     }
@@ -106,7 +106,7 @@ impl Inner {
 
     /// A stream that looks no more counts as gone at once, and its socket is cut. Where the socket is unknown, the
     /// stream ends when it is polled next.
-    pub(super) fn give_up(self: &Arc<Self>, link: &Link) {
+    pub(in crate::hub) fn give_up(self: &Arc<Self>, link: &Link) {
         link.end(Ending::now(EndReason::Stalled));
         self.forget(link, EndReason::Stalled);
         if let Some(transport) = link.transport() {
@@ -116,7 +116,7 @@ impl Inner {
     }
 
     /// Takes a connection out of everything, once.
-    pub(super) fn forget(self: &Arc<Self>, link: &Link, reason: EndReason) {
+    pub(in crate::hub) fn forget(self: &Arc<Self>, link: &Link, reason: EndReason) {
         let was_due = link.user().is_some().then(|| self.registry.next_due());
         if self.registry.remove(link, self.now()) {
             if was_due == Some(None) {
@@ -127,7 +127,7 @@ impl Inner {
     }
 
     /// What is left to do for a connection that is out of the registry.
-    pub(super) fn bury(self: &Arc<Self>, link: &Link, reason: EndReason) {
+    pub(in crate::hub) fn bury(self: &Arc<Self>, link: &Link, reason: EndReason) {
         let topics = self.close_channels(link);
         self.counters.ended(link.id(), reason, self.now());
         if link.may_tell_end(reason) {
@@ -135,7 +135,7 @@ impl Inner {
         }
     }
 
-    pub(super) fn tell_end(&self, link: &Link, topics: Vec<Topic>, reason: EndReason) {
+    pub(in crate::hub) fn tell_end(&self, link: &Link, topics: Vec<Topic>, reason: EndReason) {
         self.lifecycles.tell(|| LifecycleEvent::Disconnected { connection: Arc::new(self.info(link, topics)), reason });
     }
 }

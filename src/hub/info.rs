@@ -69,7 +69,7 @@ impl Hub {
 }
 
 impl Inner {
-    pub(super) fn info(&self, link: &Link, topics: Vec<Topic>) -> ConnectionInfo {
+    pub(in crate::hub) fn info(&self, link: &Link, topics: Vec<Topic>) -> ConnectionInfo {
         ConnectionInfo {
             id: link.id(),
             user: link.user().cloned(),

@@ -49,18 +49,18 @@ pub enum LifecycleEvent {
 
 /// Starts when it is first asked for: the buffer costs memory.
 #[derive(Debug)]
-pub(super) struct Lifecycles {
+pub(in crate::hub) struct Lifecycles {
     sender: OnceLock<broadcast::Sender<LifecycleEvent>>,
     capacity: usize,
 }
 
 impl Lifecycles {
-    pub(super) fn new(capacity: usize) -> Self {
+    pub(in crate::hub) fn new(capacity: usize) -> Self {
         Self { sender: OnceLock::new(), capacity }
     }
 
     /// Tells those who listen, if any do; only then the event is made.
-    pub(super) fn tell(&self, event: impl FnOnce() -> LifecycleEvent) {
+    pub(in crate::hub) fn tell(&self, event: impl FnOnce() -> LifecycleEvent) {
         if let Some(sender) = self.sender.get().filter(|sender| sender.receiver_count() > 0) {
             // Nobody may be left meanwhile.
             let _ = sender.send(event());

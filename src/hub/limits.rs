@@ -18,7 +18,7 @@ pub enum OverLimit {
 }
 
 /// How much later than usual one comes back that had to make room, as a multiple of the usual.
-pub(super) const AFTER_DISPLACEMENT: u32 = 10;
+pub(in crate::hub) const AFTER_DISPLACEMENT: u32 = 10;
 
 /// After how long everybody may try again, in seconds, however many wait.
 const LONGEST_WAIT: f64 = 30.0;
@@ -32,7 +32,7 @@ pub(crate) struct Limits {
 
 /// A token bucket, one second deep. Time passed in.
 #[derive(Debug, Default)]
-pub(super) struct Rate {
+pub(in crate::hub) struct Rate {
     tokens: f64,
     /// About how many were turned away and have not had their turn yet.
     waiting: f64,
@@ -41,7 +41,7 @@ pub(super) struct Rate {
 
 impl Rate {
     /// Takes a place; else says after how long there will be one for this caller, since others wait before it.
-    pub(super) fn take(&mut self, per_second: u32, now: Millis) -> Result<(), Duration> {
+    pub(in crate::hub) fn take(&mut self, per_second: u32, now: Millis) -> Result<(), Duration> {
         let rate = f64::from(per_second);
         let come = match self.at.replace(now) {
             Some(at) => now.saturating_sub(at) as f64 / 1000.0 * rate,

@@ -19,20 +19,20 @@ pub(crate) struct Link {
     pub(crate) subscriber: Subscriber,
     /// Who it is; none for a page of nobody in particular.
     who: Option<Box<Who>>,
-    pub(super) opened_at: Millis,
+    pub(in crate::hub) opened_at: Millis,
     /// Its number among all connections, by age.
-    pub(super) opened: AtomicU64,
-    pub(super) resumed: bool,
+    pub(in crate::hub) opened: AtomicU64,
+    pub(in crate::hub) resumed: bool,
     /// How many events its stream was handed.
-    pub(super) delivered: AtomicU64,
+    pub(in crate::hub) delivered: AtomicU64,
     /// When its stream means to be polled at the latest.
-    pub(super) due: AtomicU64,
+    pub(in crate::hub) due: AtomicU64,
     /// The last [`Moment`](crate::types::disconnect_clock::Moment) at which the application took a topic away.
-    pub(super) taken_at: AtomicU64,
+    pub(in crate::hub) taken_at: AtomicU64,
     fate: Mutex<Fate>,
     is_ending: AtomicBool,
     /// It is written to a network. A reader in this process may take its time.
-    pub(super) to_network: bool,
+    pub(in crate::hub) to_network: bool,
     gone: AtomicBool,
     /// When a clock is to wake it. Never, if none was asked to, or it has rung or is gone.
     alarm_at: AtomicU64,
@@ -84,13 +84,13 @@ pub(crate) struct Ending {
 
 impl Ending {
     /// At once, without what may be waiting.
-    pub(super) fn now(reason: EndReason) -> Self {
+    pub(in crate::hub) fn now(reason: EndReason) -> Self {
         Self { reason, returns: Returns::Now, retry: None, note: None, after: 0 }
     }
 }
 
 impl Link {
-    pub(super) fn new(
+    pub(in crate::hub) fn new(
         id: ConnectionId,
         to_network: bool,
         subscription: &Subscription,
@@ -135,7 +135,7 @@ impl Link {
         *self.subscriber.id()
     }
 
-    pub(super) fn authority(&self) -> Option<&Arc<dyn Authority>> {
+    pub(in crate::hub) fn authority(&self) -> Option<&Arc<dyn Authority>> {
         self.who.as_ref()?.authority.as_ref()
     }
 
@@ -143,35 +143,35 @@ impl Link {
         self.who.as_ref()?.user.as_ref()
     }
 
-    pub(super) fn counted_as(&self) -> Option<&Arc<str>> {
+    pub(in crate::hub) fn counted_as(&self) -> Option<&Arc<str>> {
         self.who.as_ref()?.counted_as.as_ref()
     }
 
-    pub(super) fn data(&self) -> Option<&Arc<str>> {
+    pub(in crate::hub) fn data(&self) -> Option<&Arc<str>> {
         self.who.as_ref()?.data.as_ref()
     }
 
-    pub(super) fn extensions(&self) -> Extensions {
+    pub(in crate::hub) fn extensions(&self) -> Extensions {
         self.who.as_ref().map(|who| who.extensions.clone()).unwrap_or_default()
     }
 
     /// `Millis::MAX` if it does not expire.
-    pub(super) fn expires_at(&self) -> Millis {
+    pub(in crate::hub) fn expires_at(&self) -> Millis {
         self.who.as_ref().map_or(Millis::MAX, |who| who.expires_at.load(Ordering::Acquire))
     }
 
     /// For one that somebody has authority over, or that expires already.
-    pub(super) fn expire_at(&self, at: Millis) {
+    pub(in crate::hub) fn expire_at(&self, at: Millis) {
         if let Some(who) = &self.who {
             who.expires_at.store(at, Ordering::Release);
         }
     }
 
-    pub(super) fn is_ending(&self) -> bool {
+    pub(in crate::hub) fn is_ending(&self) -> bool {
         self.is_ending.load(Ordering::Acquire)
     }
 
-    pub(super) fn ending(&self) -> Option<Ending> {
+    pub(in crate::hub) fn ending(&self) -> Option<Ending> {
         if !self.is_ending() {
             return None;
         }
@@ -180,7 +180,7 @@ impl Link {
 
     /// Tells the stream to end, and returns how it does. The first reason stands, unless a later one keeps the client away
     /// for longer. Wake it with [`wake`](Self::wake).
-    pub(super) fn end(&self, ending: Ending) -> Ending {
+    pub(in crate::hub) fn end(&self, ending: Ending) -> Ending {
         let current = &mut self.fate.lock().ending;
         if current.as_ref().is_none_or(|current| ending.returns.is_stricter_than(current.returns)) {
             *current = Some(Box::new(ending.clone()));
@@ -190,50 +190,50 @@ impl Link {
     }
 
     /// Returns whether this was the first call: who takes it out of the registry.
-    pub(super) fn leave_registry(&self) -> bool {
+    pub(in crate::hub) fn leave_registry(&self) -> bool {
         !self.gone.swap(true, Ordering::AcqRel)
     }
 
     /// It is being taken out of everything, or was.
-    pub(super) fn is_gone(&self) -> bool {
+    pub(in crate::hub) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
     }
 
     /// Its beginning was told. Why it has ended, if the end is to be told now.
-    pub(super) fn beginning_was_told(&self) -> Option<EndReason> {
+    pub(in crate::hub) fn beginning_was_told(&self) -> Option<EndReason> {
         let before = self.told.swap(TOLD_BEGINNING, Ordering::AcqRel);
         EndReason::ALL.get(usize::from(before.checked_sub(ENDED)?)).copied()
     }
 
     /// Whether its end can be told; else who tells the beginning does that.
-    pub(super) fn may_tell_end(&self, reason: EndReason) -> bool {
+    pub(in crate::hub) fn may_tell_end(&self, reason: EndReason) -> bool {
         let ended = ENDED + reason as u8;
         self.told.compare_exchange(TOLD_NOTHING, ended, Ordering::AcqRel, Ordering::Acquire).is_err()
     }
 
     /// A stream came of it.
-    pub(super) fn was_there(&self) -> bool {
+    pub(in crate::hub) fn was_there(&self) -> bool {
         self.is_there.load(Ordering::Acquire)
     }
 
-    pub(super) fn is_there_now(&self) {
+    pub(in crate::hub) fn is_there_now(&self) {
         self.is_there.store(true, Ordering::Release);
     }
 
     /// It was woken, or its own time has come, and it has not looked since.
-    pub(super) fn owes_a_look(&self, now: Millis) -> bool {
+    pub(in crate::hub) fn owes_a_look(&self, now: Millis) -> bool {
         self.subscriber.woken_since().is_some() || self.due.load(Ordering::Acquire) <= now
     }
 
     /// Since when it has not been polled although it was woken or its own time had come.
-    pub(super) fn overdue_since(&self) -> Option<Millis> {
+    pub(in crate::hub) fn overdue_since(&self) -> Option<Millis> {
         let due = self.due.load(Ordering::Acquire);
         let since = self.subscriber.woken_since().unwrap_or(Millis::MAX).min(due);
         (self.to_network && since != Millis::MAX).then_some(since)
     }
 
     /// Only the first is kept: there is only one.
-    pub(super) fn carried_by(&self, transport: Arc<Transport>) {
+    pub(in crate::hub) fn carried_by(&self, transport: Arc<Transport>) {
         let mut fate = self.fate.lock();
         if !self.is_carrier_known.swap(true, Ordering::AcqRel) {
             transport.add_stream();
@@ -242,7 +242,7 @@ impl Link {
     }
 
     /// From now on by another socket that can be cut, or by nothing that would have to be.
-    pub(super) fn carried_over_to(&self, transport: Option<Arc<Transport>>) {
+    pub(in crate::hub) fn carried_over_to(&self, transport: Option<Arc<Transport>>) {
         self.is_carrier_known.store(true, Ordering::Release);
         if let Some(transport) = &transport {
             transport.add_stream();
@@ -254,31 +254,31 @@ impl Link {
     }
 
     /// It is over. Where it was written to stays unknown if it was.
-    pub(super) fn let_carrier_go(&self) {
+    pub(in crate::hub) fn let_carrier_go(&self) {
         if self.is_carrier_known() {
             self.carried_over_to(None);
         }
     }
 
-    pub(super) fn is_carrier_known(&self) -> bool {
+    pub(in crate::hub) fn is_carrier_known(&self) -> bool {
         self.is_carrier_known.load(Ordering::Acquire)
     }
 
     /// The socket that is to be cut, if it has to be.
-    pub(super) fn transport(&self) -> Option<Arc<Transport>> {
+    pub(in crate::hub) fn transport(&self) -> Option<Arc<Transport>> {
         self.fate.lock().transport.clone()
     }
 
-    pub(super) fn alarm_at(&self) -> Millis {
+    pub(in crate::hub) fn alarm_at(&self) -> Millis {
         self.alarm_at.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_alarm(&self, at: Millis) {
+    pub(in crate::hub) fn set_alarm(&self, at: Millis) {
         self.alarm_at.store(at, Ordering::Release);
     }
 
     /// What an alarm was for may be due. Nothing happens if it was set to another time since.
-    pub(super) fn ring(&self, is_of: impl Fn(Millis) -> bool, now: Millis) {
+    pub(in crate::hub) fn ring(&self, is_of: impl Fn(Millis) -> bool, now: Millis) {
         let at = self.alarm_at();
         let is_this = at != Millis::MAX && is_of(at);
         if is_this && self.alarm_at.compare_exchange(at, Millis::MAX, Ordering::AcqRel, Ordering::Acquire).is_ok() {
@@ -286,7 +286,7 @@ impl Link {
         }
     }
 
-    pub(super) fn wake(&self, now: Millis) {
+    pub(in crate::hub) fn wake(&self, now: Millis) {
         if let Some(waker) = self.subscriber.notify(now) {
             waker.wake();
         }

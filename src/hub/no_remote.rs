@@ -18,78 +18,78 @@ use crate::types::position::Position;
 use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
 
 #[derive(Debug)]
-pub(super) enum Remote {}
+pub(in crate::hub) enum Remote {}
 
 impl Remote {
-    pub(super) fn is_loaded(&self) -> bool {
+    pub(in crate::hub) fn is_loaded(&self) -> bool {
         match *self {}
     }
 
-    pub(super) fn is_ready(&self, _: Millis) -> bool {
+    pub(in crate::hub) fn is_ready(&self, _: Millis) -> bool {
         match *self {}
     }
 
-    pub(super) fn epochs(&self) -> u16 {
+    pub(in crate::hub) fn epochs(&self) -> u16 {
         match *self {}
     }
 
-    pub(super) fn skipped(&self) -> u64 {
+    pub(in crate::hub) fn skipped(&self) -> u64 {
         match *self {}
     }
 
-    pub(super) fn most_ahead(&self) -> u64 {
+    pub(in crate::hub) fn most_ahead(&self) -> u64 {
         match *self {}
     }
 
-    pub(super) fn changed(&self, _: ConnectionId) {
+    pub(in crate::hub) fn changed(&self, _: ConnectionId) {
         match *self {}
     }
 
-    pub(super) fn others(&self, _: &Audience) -> Vec<Other> {
+    pub(in crate::hub) fn others(&self, _: &Audience) -> Vec<Other> {
         match *self {}
     }
 
-    pub(super) fn others_at(&self, _: &Address) -> usize {
+    pub(in crate::hub) fn others_at(&self, _: &Address) -> usize {
         match *self {}
     }
 
-    pub(super) fn find(&self, _: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
+    pub(in crate::hub) fn find(&self, _: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
         match *self {}
     }
 
-    pub(super) fn instances(&self) -> usize {
+    pub(in crate::hub) fn instances(&self) -> usize {
         match *self {}
     }
 
-    pub(super) fn tell_of(&self, _: Topic, _: UserId, _: Event) {
+    pub(in crate::hub) fn tell_of(&self, _: Topic, _: UserId, _: Event) {
         match *self {}
     }
 
-    pub(super) fn is_member(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
+    pub(in crate::hub) fn is_member(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
         match *self {}
     }
 
-    pub(super) fn speaks_for(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
+    pub(in crate::hub) fn speaks_for(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
         match *self {}
     }
 
-    pub(super) fn leaving(&self, _: &Topic, _: Millis) -> Vec<UserId> {
+    pub(in crate::hub) fn leaving(&self, _: &Topic, _: Millis) -> Vec<UserId> {
         match *self {}
     }
 
-    pub(super) fn settled_position(&self) -> Option<Position> {
+    pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
         match *self {}
     }
 
-    pub(super) fn is_online(&self, _: &UserId, _: Millis) -> bool {
+    pub(in crate::hub) fn is_online(&self, _: &UserId, _: Millis) -> bool {
         match *self {}
     }
 }
 
-pub(super) fn ensure(_: &Arc<Inner>) {}
+pub(in crate::hub) fn ensure(_: &Arc<Inner>) {}
 
 impl Hub {
-    pub(super) async fn append_remote(
+    pub(in crate::hub) async fn append_remote(
         &self,
         remote: &Remote,
         _: Vec<(Audience, Event)>,
@@ -99,23 +99,23 @@ impl Hub {
 }
 
 impl Hub {
-    pub(super) fn look_back(&self, remote: &Remote, _: u64, _: &Arc<Link>) -> Option<Arc<Block>> {
+    pub(in crate::hub) fn look_back(&self, remote: &Remote, _: u64, _: &Arc<Link>) -> Option<Arc<Block>> {
         match *remote {}
     }
 }
 
 impl Hub {
-    pub(super) async fn tell_command(&self, remote: &Remote, _: Command) -> Result<(), Infallible> {
+    pub(in crate::hub) async fn tell_command(&self, remote: &Remote, _: Command) -> Result<(), Infallible> {
         match *remote {}
     }
 
-    pub(super) async fn tell_bye(&self, remote: &Remote) {
+    pub(in crate::hub) async fn tell_bye(&self, remote: &Remote) {
         match *remote {}
     }
 }
 
 impl Hub {
-    pub(super) async fn make_shared(
+    pub(in crate::hub) async fn make_shared(
         &self,
         remote: &Remote,
         _: u128,
@@ -125,15 +125,15 @@ impl Hub {
         match *remote {}
     }
 
-    pub(super) async fn take_shared(&self, remote: &Remote, _: u128) -> Result<Taken, NotTaken> {
+    pub(in crate::hub) async fn take_shared(&self, remote: &Remote, _: u128) -> Result<Taken, NotTaken> {
         match *remote {}
     }
 
-    pub(super) fn give_back_shared(&self, _: Redeemed, _: SystemTime, _: Subscription) {}
+    pub(in crate::hub) fn give_back_shared(&self, _: Redeemed, _: SystemTime, _: Subscription) {}
 }
 
 impl Inner {
-    pub(super) fn is_stale(&self) -> bool {
+    pub(in crate::hub) fn is_stale(&self) -> bool {
         false
     }
 }

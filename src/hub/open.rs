@@ -141,7 +141,7 @@ impl Hub {
     }
 
     /// Whether a subscription is one.
-    pub(super) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
+    pub(in crate::hub) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
         match &subscription.invalid {
             Some(invalid) => Err(invalid.clone()),
             None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TooManyTopics),
@@ -150,7 +150,7 @@ impl Hub {
     }
 
     /// Where a client that says this goes on from: none if it is fresh. An error if that is not to be had.
-    pub(super) fn judge(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
+    pub(in crate::hub) fn judge(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
         match cursor {
             Cursor::Absent => Ok(None),
             Cursor::Invalid | Cursor::Barred(_) => Err(GapReason::Invalid),
@@ -171,12 +171,12 @@ impl Hub {
     }
 
     /// The number up to which nothing may be read. All that the log has is newer than a position of another life of it.
-    pub(super) fn bound(&self, position: Position) -> u64 {
+    pub(in crate::hub) fn bound(&self, position: Position) -> u64 {
         self.log().number(position).unwrap_or(0)
     }
 
     /// Whether something stands against what was asked for, or decided, at a moment.
-    pub(super) fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
+    pub(in crate::hub) fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
         match self.inner.bars.objection(addresses, asked_at, self.now()) {
             None => Ok(()),
             Some(Objection::Barred) => Err(OpenError::Barred),
@@ -217,7 +217,7 @@ impl Hub {
 }
 
 /// Who and what a subscription is about.
-pub(super) fn addresses(subscription: &Subscription) -> Vec<Address> {
+pub(in crate::hub) fn addresses(subscription: &Subscription) -> Vec<Address> {
     let topics = subscription.topics.iter().cloned().map(Address::Topic);
     topics.chain(subscription.user.clone().map(Address::User)).chain([Address::Everyone]).collect()
 }

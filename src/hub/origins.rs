@@ -10,7 +10,7 @@ pub(crate) enum Origins {
 
 impl Origins {
     /// Whether all that are listed are what a browser would send.
-    pub(super) fn are_origins(&self) -> bool {
+    pub(in crate::hub) fn are_origins(&self) -> bool {
         match self {
             Self::Any => true,
             Self::Listed(origins) => origins.iter().all(|origin| is_origin(origin)),
@@ -41,11 +41,11 @@ fn is_authority(text: &str) -> bool {
 pub(crate) struct Hosts(Vec<Box<str>>);
 
 impl Hosts {
-    pub(super) fn add(&mut self, host: Box<str>) {
+    pub(in crate::hub) fn add(&mut self, host: Box<str>) {
         self.0.push(host);
     }
 
-    pub(super) fn are_hosts(&self) -> bool {
+    pub(in crate::hub) fn are_hosts(&self) -> bool {
         self.0.iter().all(|host| is_authority(host) && !without_port(host.as_bytes()).is_empty())
     }
 

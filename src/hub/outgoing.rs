@@ -14,7 +14,7 @@ use crate::types::event::Event;
 use crate::types::position::{Epoch, Position};
 
 /// A record of an event that was checked. It sets a value for each address that keeps them.
-pub(super) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {
+pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {
     let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
     if let Some(key) = event.keyed() {
         let kept = audience.addresses().iter().filter(|address| keeps_values(address));
@@ -26,7 +26,7 @@ pub(super) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&
 }
 
 /// Appends within a time limit, in one round trip where the broker can. One result for each, in order.
-pub(super) async fn append(
+pub(in crate::hub) async fn append(
     backplane: &dyn Backplane,
     records: Vec<Outgoing>,
     seen: Option<Seen>,
@@ -46,6 +46,6 @@ pub(super) async fn append(
     }
 }
 
-pub(super) fn position(place: Place) -> Position {
+pub(in crate::hub) fn position(place: Place) -> Position {
     Position::new(Epoch(place.epoch), place.sequence)
 }

@@ -30,14 +30,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
-pub(super) struct Past {
+pub(in crate::hub) struct Past {
     blocks: Mutex<Blocks>,
     reading: Arc<TaskSlot>,
 }
 
 impl Past {
     /// Whether the task that reads is alive, if a connection waits for it.
-    pub(super) fn is_attended(&self) -> bool {
+    pub(in crate::hub) fn is_attended(&self) -> bool {
         self.reading.is_attended() || self.blocks.lock().wanted.is_empty()
     }
 }
@@ -103,7 +103,7 @@ impl Blocks {
 
 impl Hub {
     /// The block with what comes after a number. If it is not here yet, the connection is woken when it is.
-    pub(super) fn look_back(&self, remote: &Remote, number: u64, link: &Arc<Link>) -> Option<Arc<Block>> {
+    pub(in crate::hub) fn look_back(&self, remote: &Remote, number: u64, link: &Arc<Link>) -> Option<Arc<Block>> {
         let base = self.log().base();
         if number < base {
             // Of a life that has just ended: the next look knows.
@@ -153,7 +153,7 @@ impl Hub {
 }
 
 /// Makes sure that the task reads, if a connection waits and there is a runtime.
-pub(super) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
     if remote.past.is_attended() {
         return;
     }

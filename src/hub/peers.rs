@@ -21,7 +21,7 @@ use crate::types::name::{ConnectionId, Topic, UserId};
 const SETTLE: Millis = 2_000;
 
 #[derive(Debug, Default)]
-pub(super) struct Peers {
+pub(in crate::hub) struct Peers {
     instances: HashMap<InstanceId, Peer>,
     by_user: HashMap<UserId, Elsewhere>,
     by_topic: HashMap<Topic, Listeners>,
@@ -74,7 +74,7 @@ struct Listeners {
 
 /// What hearing something calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(in crate::hub) enum Heard {
     Fine,
     /// Something of this instance is missing.
     Missing,
@@ -86,11 +86,11 @@ const ASK_AGAIN: Millis = 1_000;
 const ASK_AGAIN_AT_MOST: Millis = 300_000;
 
 impl Peers {
-    pub(super) fn new(lease: Millis, grace: Millis) -> Self {
+    pub(in crate::hub) fn new(lease: Millis, grace: Millis) -> Self {
         Self { lease, grace, ..Self::default() }
     }
 
-    pub(super) fn news(&mut self, from: InstanceId, news: News, now: Millis) -> Heard {
+    pub(in crate::hub) fn news(&mut self, from: InstanceId, news: News, now: Millis) -> Heard {
         let peer = self.heard(from, now);
         match news.all {
             Some(Part::First) => {
@@ -123,7 +123,7 @@ impl Peers {
         Heard::Fine
     }
 
-    pub(super) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> Heard {
+    pub(in crate::hub) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> Heard {
         if self.heard(from, now).number != Some(number) {
             return Heard::Missing;
         }
@@ -139,7 +139,7 @@ impl Peers {
 
     /// Whether an instance may be asked for everything now. An entry that this version cannot read is missing again after
     /// every answer, so the questions become rarer.
-    pub(super) fn may_ask(&mut self, from: InstanceId, now: Millis) -> bool {
+    pub(in crate::hub) fn may_ask(&mut self, from: InstanceId, now: Millis) -> bool {
         let peer = self.heard(from, now);
         if now < peer.ask_at {
             return false;
@@ -164,7 +164,7 @@ impl Peers {
         unnamed.into_iter().for_each(|id| self.remove(from, id, now));
     }
 
-    pub(super) fn bye(&mut self, from: InstanceId, now: Millis) {
+    pub(in crate::hub) fn bye(&mut self, from: InstanceId, now: Millis) {
         if let Some(peer) = self.instances.get_mut(&from) {
             peer.last_heard = now;
         }
@@ -195,13 +195,13 @@ impl Peers {
     }
 
     /// Gives every instance its whole lease again.
-    pub(super) fn renew(&mut self, now: Millis) {
+    pub(in crate::hub) fn renew(&mut self, now: Millis) {
         let until = now.saturating_add(self.lease);
         self.instances.values_mut().for_each(|peer| peer.until = until);
     }
 
     /// Forgets instances whose lease is over, and users who have stayed away.
-    pub(super) fn sweep(&mut self, now: Millis) {
+    pub(in crate::hub) fn sweep(&mut self, now: Millis) {
         let over: Vec<_> = self.instances.iter().filter(|(_, peer)| peer.until <= now).map(|(id, _)| *id).collect();
         over.into_iter().for_each(|id| self.end(id, now));
         let grace = self.grace;
@@ -213,13 +213,13 @@ impl Peers {
     }
 
     /// Whether a user is a member of a topic elsewhere, or was less than the grace ago.
-    pub(super) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
+    pub(in crate::hub) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
         let left = self.left(topic, user);
         self.is_connected(topic, user) || left.is_some_and(|(since, _)| since.saturating_add(self.grace) > now)
     }
 
     /// Whether another instance, and not this one, tells of a member that has left here.
-    pub(super) fn speaks_for(&self, topic: &Topic, user: &UserId, me: InstanceId, now: Millis) -> bool {
+    pub(in crate::hub) fn speaks_for(&self, topic: &Topic, user: &UserId, me: InstanceId, now: Millis) -> bool {
         let left = self.left(topic, user);
         // Of two that ended at the same time the lower one tells; both may, but never neither.
         self.is_connected(topic, user)
@@ -237,14 +237,14 @@ impl Peers {
     }
 
     /// Members elsewhere who have left a topic less than the grace ago.
-    pub(super) fn leaving(&self, topic: &Topic, now: Millis) -> impl Iterator<Item = &UserId> {
+    pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> impl Iterator<Item = &UserId> {
         let recent = move |since: &Millis| since.saturating_add(self.grace) > now;
         let users = self.gone.get(topic).into_iter().flatten();
         users.filter(move |(_, (since, _))| recent(since)).map(|(user, _)| user)
     }
 
     /// Members of ended instances whose grace is over and who are nowhere else, if it is for this instance to tell of them.
-    pub(super) fn take_orphans(&mut self, me: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
+    pub(in crate::hub) fn take_orphans(&mut self, me: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
         let mut orphans = Vec::new();
         let mut ended = std::mem::take(&mut self.ended);
         ended.retain_mut(|Ended { witnesses, members }| {
@@ -263,36 +263,36 @@ impl Peers {
     }
 
     /// How many connections a user has elsewhere.
-    pub(super) fn of_user(&self, user: &UserId) -> usize {
+    pub(in crate::hub) fn of_user(&self, user: &UserId) -> usize {
         self.by_user.get(user).map_or(0, |user| user.connections.len())
     }
 
     /// And which.
-    pub(super) fn connections_of(&self, user: &UserId) -> impl Iterator<Item = &Arc<Here>> {
+    pub(in crate::hub) fn connections_of(&self, user: &UserId) -> impl Iterator<Item = &Arc<Here>> {
         self.by_user.get(user).into_iter().flat_map(|user| user.connections.values())
     }
 
-    pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
+    pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         self.by_user.get(user).is_some_and(|user| user.is_online(now, self.grace))
     }
 
-    pub(super) fn in_topic(&self, topic: &Topic) -> impl Iterator<Item = &Arc<Here>> {
+    pub(in crate::hub) fn in_topic(&self, topic: &Topic) -> impl Iterator<Item = &Arc<Here>> {
         self.by_topic.get(topic).into_iter().flat_map(|listeners| listeners.connections.values())
     }
 
-    pub(super) fn topic_len(&self, topic: &Topic) -> usize {
+    pub(in crate::hub) fn topic_len(&self, topic: &Topic) -> usize {
         self.by_topic.get(topic).map_or(0, |listeners| listeners.connections.len())
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Here>> {
+    pub(in crate::hub) fn all(&self) -> impl Iterator<Item = &Arc<Here>> {
         self.instances.values().flat_map(|peer| peer.connections.values())
     }
 
-    pub(super) fn find(&self, id: ConnectionId) -> Option<&Arc<Here>> {
+    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<&Arc<Here>> {
         self.instances.values().find_map(|peer| peer.connections.get(&id))
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::hub) fn len(&self) -> usize {
         self.instances.len()
     }
 

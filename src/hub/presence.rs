@@ -22,7 +22,7 @@ use crate::types::retention::TopicRule;
 use crate::wire::{Draft, control};
 
 /// A connection of another instance: whose, and what is attached to it.
-pub(super) type Other = (Option<UserId>, Option<Arc<str>>);
+pub(in crate::hub) type Other = (Option<UserId>, Option<Arc<str>>);
 
 /// How many members are told of as gone in one turn.
 const SWEEP: usize = 256;
@@ -212,13 +212,13 @@ impl Target<'_> {
 
 /// Topics that tell who comes and goes.
 #[derive(Debug)]
-pub(super) struct Presences {
+pub(in crate::hub) struct Presences {
     rules: Vec<TopicRule>,
     roster: Mutex<Roster>,
 }
 
 impl Presences {
-    pub(super) fn new(rules: Vec<TopicRule>, grace: Millis) -> Self {
+    pub(in crate::hub) fn new(rules: Vec<TopicRule>, grace: Millis) -> Self {
         Self { rules, roster: Mutex::new(Roster::new(grace)) }
     }
 
@@ -227,7 +227,7 @@ impl Presences {
     }
 
     /// When a member is to be told of as gone.
-    pub(super) fn next_due(&self) -> Option<Millis> {
+    pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         if self.rules.is_empty() { None } else { self.roster.lock().next_due() }
     }
 }
@@ -244,7 +244,7 @@ impl Hub {
     }
 
     /// The connections of an audience on this instance, each once.
-    pub(super) fn links(&self, audience: &Audience) -> Links {
+    pub(in crate::hub) fn links(&self, audience: &Audience) -> Links {
         let mut links = Links::new();
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
         for address in audience.addresses() {
@@ -264,7 +264,7 @@ impl Hub {
 ///
 /// A change that is about no topic that tells takes no lock of the roster, so that one rule costs the others nothing.
 impl Inner {
-    pub(super) fn open_channels(self: &Arc<Self>, link: &Arc<Link>, wanted: Vec<Wanted>, begin: Begin) -> u64 {
+    pub(in crate::hub) fn open_channels(self: &Arc<Self>, link: &Arc<Link>, wanted: Vec<Wanted>, begin: Begin) -> u64 {
         let tells = self.tells_of(link, wanted.iter().filter_map(|wanted| wanted.address.topic()));
         self.with_roster(link, tells, |told| {
             let accepted_at = self.log.open(link, wanted, begin, self.now());
@@ -275,7 +275,7 @@ impl Inner {
         })
     }
 
-    pub(super) fn close_channels(self: &Arc<Self>, link: &Link) -> Vec<Topic> {
+    pub(in crate::hub) fn close_channels(self: &Arc<Self>, link: &Link) -> Vec<Topic> {
         let may_tell = link.user().is_some() && !self.presences.rules.is_empty();
         let tells = may_tell && self.tells_of(link, &self.log.topics(&link.subscriber));
         let topics = self.with_roster(link, tells, |told| {
@@ -296,7 +296,7 @@ impl Inner {
         topics
     }
 
-    pub(super) fn join_topic(
+    pub(in crate::hub) fn join_topic(
         self: &Arc<Self>,
         link: &Arc<Link>,
         topic: &Topic,
@@ -318,7 +318,7 @@ impl Inner {
         Ok(joined)
     }
 
-    pub(super) fn join_as_of(
+    pub(in crate::hub) fn join_as_of(
         self: &Arc<Self>,
         link: &Arc<Link>,
         topic: &Topic,
@@ -336,7 +336,7 @@ impl Inner {
     /// Leaves, then joins, all or nothing; returns the topics in force. `confirm` is asked as [`Log::change`] says.
     ///
     /// [`Log::change`]: crate::log::Log::change
-    pub(super) fn change_topics<E: From<TooManyTopics>>(
+    pub(in crate::hub) fn change_topics<E: From<TooManyTopics>>(
         self: &Arc<Self>,
         link: &Arc<Link>,
         leave: &[Topic],
@@ -358,7 +358,7 @@ impl Inner {
         Ok(changed.topics)
     }
 
-    pub(super) fn leave_topic(self: &Arc<Self>, link: &Link, topic: &Topic) -> bool {
+    pub(in crate::hub) fn leave_topic(self: &Arc<Self>, link: &Link, topic: &Topic) -> bool {
         let left = self.with_roster(link, self.tells_of(link, [topic]), |told| {
             let left = self.log.leave(&link.subscriber, &Address::Topic(topic.clone()), self.now());
             if let Some(told) = told.filter(|_| left) {
@@ -373,7 +373,7 @@ impl Inner {
     }
 
     /// Tells of members that have not come back, of some if there are many. Returns whether there are more.
-    pub(super) fn sweep_roster(self: &Arc<Self>) -> bool {
+    pub(in crate::hub) fn sweep_roster(self: &Arc<Self>) -> bool {
         if self.presences.rules.is_empty() {
             return false;
         }
@@ -398,7 +398,7 @@ impl Inner {
 
     /// A member of an instance that has ended is gone, unless it is here.
     #[cfg(feature = "json")]
-    pub(super) fn tell_of_orphan(&self, topic: &Topic, user: &UserId) {
+    pub(in crate::hub) fn tell_of_orphan(&self, topic: &Topic, user: &UserId) {
         let is_here = || self.presences.roster.lock().members(topic).any(|(member, _)| member == user);
         if self.presences.tells(topic)
             && !is_here()

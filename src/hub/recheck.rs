@@ -62,7 +62,7 @@ pub(crate) trait Authority: Send + Sync {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Rechecks {
+pub(in crate::hub) struct Rechecks {
     schedule: Mutex<Schedule>,
     task: Arc<TaskSlot>,
 }
@@ -92,7 +92,7 @@ struct Answer {
 }
 
 /// Puts a new connection into the schedule, if there is somebody to ask.
-pub(super) fn watch(inner: &Arc<Inner>, link: &Link) {
+pub(in crate::hub) fn watch(inner: &Arc<Inner>, link: &Link) {
     if link.authority().is_some() {
         inner.schedule_check(Check { at: 0, connection: link.id(), failures: 0 }, inner.now());
         ensure(inner);
@@ -100,7 +100,7 @@ pub(super) fn watch(inner: &Arc<Inner>, link: &Link) {
 }
 
 /// Makes sure that a task asks, if there is something to ask and a runtime.
-pub(super) fn ensure(inner: &Arc<Inner>) {
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
     let rechecks = &inner.rechecks;
     if rechecks.task.is_attended() || rechecks.schedule.lock().is_empty() {
         return;

@@ -59,11 +59,11 @@ struct User {
 
 /// A topic that all connections of a user have.
 #[derive(Clone, Debug)]
-pub(super) struct UserTopic {
-    pub(super) topic: Topic,
-    pub(super) since: Since,
+pub(in crate::hub) struct UserTopic {
+    pub(in crate::hub) topic: Topic,
+    pub(in crate::hub) since: Since,
     /// Where the log was when it was joined.
-    pub(super) at: u64,
+    pub(in crate::hub) at: u64,
 }
 
 /// A connection in a set of them, looked up by its id: half the room of a map.
@@ -136,11 +136,11 @@ impl Hasher for AsIs {
 /// How many users one turn of the housekeeping forgets.
 const SWEEP: usize = 1024;
 
-pub(super) type Links = SmallVec<[Arc<Link>; 1]>;
+pub(in crate::hub) type Links = SmallVec<[Arc<Link>; 1]>;
 
 /// A limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full;
+pub(in crate::hub) struct Full;
 
 impl User {
     /// Nobody may have swept yet. Returns whether its time was over.
@@ -154,7 +154,7 @@ impl User {
 }
 
 impl Registry {
-    pub(super) fn new(limits: Limits, grace: Millis) -> Self {
+    pub(in crate::hub) fn new(limits: Limits, grace: Millis) -> Self {
         Self { table: Mutex::default(), limits, grace, networked: AtomicUsize::new(0), emptied: Notify::new() }
     }
 
@@ -166,17 +166,17 @@ impl Registry {
         self.table.lock().link(id)
     }
 
-    pub(super) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Links {
+    pub(in crate::hub) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Links {
         let table = self.table.lock();
         ids.into_iter().filter_map(|id| table.link(id)).collect()
     }
 
-    pub(super) fn of_user(&self, user: &UserId) -> Links {
+    pub(in crate::hub) fn of_user(&self, user: &UserId) -> Links {
         self.table.lock().users.get(user).map(|user| user.links.clone()).unwrap_or_default()
     }
 
     /// Whether the user has a connection, or had one less than the grace ago.
-    pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
+    pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         let since = match self.table.lock().users.get(user) {
             None => return false,
             Some(user) if !user.links.is_empty() => return true,
@@ -186,13 +186,13 @@ impl Registry {
     }
 
     /// How many users are remembered.
-    pub(super) fn users(&self) -> usize {
+    pub(in crate::hub) fn users(&self) -> usize {
         self.table.lock().users.len()
     }
 
     /// Lets a connection in. Those that had to make room are returned; they are out of the registry already.
     /// `elsewhere` is how many connections its user has on other instances; what is counted by a key has none.
-    pub(super) fn insert(&self, link: &Arc<Link>, elsewhere: usize, now: Millis) -> Result<Links, Full> {
+    pub(in crate::hub) fn insert(&self, link: &Arc<Link>, elsewhere: usize, now: Millis) -> Result<Links, Full> {
         let mut table = self.table.lock();
         // So that users go as fast as they come, also where nobody keeps house.
         self.forget_users(&mut table, now, 2);
@@ -244,7 +244,7 @@ impl Registry {
     }
 
     /// Takes it out; false if it was out already.
-    pub(super) fn remove(&self, link: &Link, now: Millis) -> bool {
+    pub(in crate::hub) fn remove(&self, link: &Link, now: Millis) -> bool {
         if !link.leave_registry() {
             return false;
         }
@@ -292,13 +292,13 @@ impl Registry {
         link.counted_as().filter(|_| self.limits.per_user.is_some())
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<Link>> {
+    pub(in crate::hub) fn all(&self) -> Vec<Arc<Link>> {
         self.table.lock().links.iter().map(|ById(link)| Arc::clone(link)).collect()
     }
 
     /// Makes a user join a topic: for those connections that are returned, and for those to come. A user who is not there
     /// is remembered for the grace.
-    pub(super) fn join_user(
+    pub(in crate::hub) fn join_user(
         &self,
         name: &UserId,
         joined: UserTopic,
@@ -328,7 +328,7 @@ impl Registry {
     }
 
     /// The reverse: it is no topic of this user any more, and these connections are to leave it.
-    pub(super) fn leave_user(&self, name: &UserId, topic: &Topic) -> Links {
+    pub(in crate::hub) fn leave_user(&self, name: &UserId, topic: &Topic) -> Links {
         let mut table = self.table.lock();
         let Some(user) = table.users.get_mut(name) else { return Links::new() };
         user.topics.retain(|joined| joined.topic != *topic);
@@ -336,13 +336,13 @@ impl Registry {
     }
 
     /// What a user was made to join.
-    pub(super) fn user_topics(&self, name: &UserId) -> Vec<UserTopic> {
+    pub(in crate::hub) fn user_topics(&self, name: &UserId) -> Vec<UserTopic> {
         self.table.lock().users.get(name).map(|user| user.topics.clone()).unwrap_or_default()
     }
 
     /// Forgets users who have been without a connection for the grace, some of them if there are many. Returns whether
     /// there are more.
-    pub(super) fn sweep(&self, now: Millis) -> bool {
+    pub(in crate::hub) fn sweep(&self, now: Millis) -> bool {
         let mut table = self.table.lock();
         let more = self.forget_users(&mut table, now, SWEEP);
         let len = table.users.len();
@@ -373,13 +373,13 @@ impl Registry {
 
     /// About when a [`sweep`](Self::sweep) has something to do. A little late, so that those who left one after the other
     /// are forgotten together: how long a user counts as there is judged by the time, not by this.
-    pub(super) fn next_due(&self) -> Option<Millis> {
+    pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         let since = self.table.lock().idle.front().map(|(since, _)| *since)?;
         Some(since.saturating_add(self.grace + self.grace / 4))
     }
 
     /// Until nobody is connected over a network.
-    pub(super) async fn emptied(&self) {
+    pub(in crate::hub) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
             let mut emptied = std::pin::pin!(emptied);

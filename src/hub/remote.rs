@@ -41,8 +41,8 @@ const MOST_AHEAD: u64 = 100_000;
 /// begins above what clients claim.
 const MOST_AHEAD_WHILE_STALE: u64 = 1 << 40;
 
-pub(super) struct Remote {
-    pub(super) backplane: Arc<dyn Backplane>,
+pub(in crate::hub) struct Remote {
+    pub(in crate::hub) backplane: Arc<dyn Backplane>,
     following: Arc<TaskSlot>,
     /// The log was read from its beginning once.
     loaded: AtomicBool,
@@ -56,13 +56,13 @@ pub(super) struct Remote {
     latest: AtomicU64,
     /// How many epochs the log has begun while this instance followed it.
     epochs: AtomicU64,
-    pub(super) history: History,
-    pub(super) past: Past,
-    pub(super) control: Control,
+    pub(in crate::hub) history: History,
+    pub(in crate::hub) past: Past,
+    pub(in crate::hub) control: Control,
 }
 
 impl Remote {
-    pub(super) fn new(backplane: Arc<dyn Backplane>, settings: &Settings, policies: &Policies) -> Self {
+    pub(in crate::hub) fn new(backplane: Arc<dyn Backplane>, settings: &Settings, policies: &Policies) -> Self {
         let agreement = Agreement::new(settings, policies, backplane.limits());
         Self {
             control: Control::new(settings.lease, settings.presence_grace, agreement),
@@ -79,21 +79,21 @@ impl Remote {
         }
     }
 
-    pub(super) fn is_loaded(&self) -> bool {
+    pub(in crate::hub) fn is_loaded(&self) -> bool {
         self.loaded.load(Ordering::Acquire)
     }
 
-    pub(super) fn is_stale(&self) -> bool {
+    pub(in crate::hub) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Acquire)
     }
 
-    pub(super) fn epochs(&self) -> u16 {
+    pub(in crate::hub) fn epochs(&self) -> u16 {
         // Only compared with a recent one.
         self.epochs.load(Ordering::Acquire) as u16
     }
 
     /// Whether this instance follows the log and hears the others at this moment.
-    pub(super) fn is_ready(&self, now: Millis) -> bool {
+    pub(in crate::hub) fn is_ready(&self, now: Millis) -> bool {
         self.is_loaded() && !self.is_stale() && self.is_attended() && self.control.is_heard(now)
     }
 
@@ -104,7 +104,7 @@ impl Remote {
 
     /// How far a client may be ahead of this instance. An instance that cannot follow the log does not know how far the log
     /// has come, and one that can knows how far it is behind.
-    pub(super) fn most_ahead(&self) -> u64 {
+    pub(in crate::hub) fn most_ahead(&self) -> u64 {
         if self.is_stale() {
             return MOST_AHEAD_WHILE_STALE;
         }
@@ -112,12 +112,12 @@ impl Remote {
         behind.saturating_add(MOST_AHEAD)
     }
 
-    pub(super) fn changed(&self, id: ConnectionId) {
+    pub(in crate::hub) fn changed(&self, id: ConnectionId) {
         self.control.changed(id);
     }
 
     /// The connections of an audience on other instances, each once.
-    pub(super) fn others(&self, audience: &Audience) -> Vec<Other> {
+    pub(in crate::hub) fn others(&self, audience: &Audience) -> Vec<Other> {
         let peers = self.control.peers.lock();
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
         let mut others = Vec::new();
@@ -139,7 +139,7 @@ impl Remote {
     }
 
     /// How many connections an address has on other instances.
-    pub(super) fn others_at(&self, address: &Address) -> usize {
+    pub(in crate::hub) fn others_at(&self, address: &Address) -> usize {
         let peers = self.control.peers.lock();
         match address {
             Address::Everyone => peers.all().count(),
@@ -150,44 +150,44 @@ impl Remote {
     }
 
     /// Whose a connection of another instance is, and its topics.
-    pub(super) fn find(&self, id: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
+    pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
         self.control.peers.lock().find(id).map(|here| (here.user.clone(), here.topics.clone()))
     }
 
     /// How many other instances are known.
-    pub(super) fn instances(&self) -> usize {
+    pub(in crate::hub) fn instances(&self) -> usize {
         self.control.peers.lock().len()
     }
 
     /// Says in a topic that somebody has come or gone.
-    pub(super) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
+    pub(in crate::hub) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
         self.control.tell_of(topic, user, event);
     }
 
     /// Whether a user is a member of a topic on another instance.
-    pub(super) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
+    pub(in crate::hub) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
         self.control.peers.lock().is_member(topic, user, now)
     }
 
     /// Whether another instance tells of a member that has left here.
-    pub(super) fn speaks_for(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
+    pub(in crate::hub) fn speaks_for(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
         self.control.peers.lock().speaks_for(topic, user, self.control.me(), now)
     }
 
     /// Members on other instances who are not told of as gone yet, and from where on what is said later is news.
-    pub(super) fn leaving(&self, topic: &Topic, now: Millis) -> Vec<UserId> {
+    pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> Vec<UserId> {
         self.control.peers.lock().leaving(topic, now).cloned().collect()
     }
 
-    pub(super) fn settled_position(&self) -> Option<Position> {
+    pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
         self.control.settled_position()
     }
 
-    pub(super) fn is_online(&self, user: &UserId, now: Millis) -> bool {
+    pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         self.control.peers.lock().is_online(user, now)
     }
 
-    pub(super) fn skipped(&self) -> u64 {
+    pub(in crate::hub) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)
     }
 }
@@ -199,7 +199,7 @@ impl std::fmt::Debug for Remote {
 }
 
 /// Makes sure that the tasks of the shared log run, if there is a runtime.
-pub(super) fn ensure(inner: &Arc<Inner>) {
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
     let Some(remote) = &inner.remote else { return };
     if remote.is_attended() {
         return;
@@ -257,7 +257,7 @@ enum Age {
 /// Numbers beyond what every part of this and every broker counts exactly are not of a hub.
 const MOST: u64 = 1 << 53;
 
-pub(super) fn believable(sequence: u64) -> Result<(), BackplaneError> {
+pub(in crate::hub) fn believable(sequence: u64) -> Result<(), BackplaneError> {
     if sequence > MOST {
         return Err(BackplaneError::unknown("the log has a number that no hub has written"));
     }
@@ -265,7 +265,7 @@ pub(super) fn believable(sequence: u64) -> Result<(), BackplaneError> {
 }
 
 /// What does not answer is an error.
-pub(super) async fn in_time<T>(
+pub(in crate::hub) async fn in_time<T>(
     limit: Duration,
     what: impl Future<Output = Result<T, BackplaneError>>,
 ) -> Result<T, BackplaneError> {
@@ -325,11 +325,11 @@ async fn listen(
 
 impl Hub {
     /// What this instance has seen of the log.
-    pub(super) fn seen(&self, remote: &Remote) -> Option<Seen> {
+    pub(in crate::hub) fn seen(&self, remote: &Remote) -> Option<Seen> {
         remote.is_loaded().then(|| Place { epoch: self.log().epoch().0, sequence: remote.last.load(Ordering::Acquire) })
     }
 
-    pub(super) async fn look(&self, remote: &Remote, limit: Duration) -> Result<State, BackplaneError> {
+    pub(in crate::hub) async fn look(&self, remote: &Remote, limit: Duration) -> Result<State, BackplaneError> {
         let state = in_time(limit, remote.backplane.state(self.seen(remote))).await?;
         if state.last <= MOST {
             remote.latest.store(state.last, Ordering::Release);
@@ -475,7 +475,7 @@ impl Hub {
     }
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
-    pub(super) fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
+    pub(in crate::hub) fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
         self.read_aged(payload, Age::New)
     }
 
@@ -495,7 +495,7 @@ impl Hub {
     }
 
     /// Appends to the shared log, in one round trip where the broker can.
-    pub(super) async fn append_remote(
+    pub(in crate::hub) async fn append_remote(
         &self,
         remote: &Remote,
         events: Vec<(Audience, Event)>,
@@ -522,7 +522,7 @@ impl Hub {
 
 impl Inner {
     /// Whether streams are to be told that the log cannot be followed.
-    pub(super) fn is_stale(&self) -> bool {
+    pub(in crate::hub) fn is_stale(&self) -> bool {
         self.remote.as_ref().is_some_and(Remote::is_stale)
     }
 }

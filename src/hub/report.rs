@@ -43,20 +43,20 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn published(&self, count: usize) {
+    pub(in crate::hub) fn published(&self, count: usize) {
         self.published.0.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn delivered(&self, connection: ConnectionId, count: usize) {
+    pub(in crate::hub) fn delivered(&self, connection: ConnectionId, count: usize) {
         self.delivered[connection.spread(SHARDS)].0.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn connected(&self, connection: ConnectionId, resuming: bool) {
+    pub(in crate::hub) fn connected(&self, connection: ConnectionId, resuming: bool) {
         self.connected.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(connection = %connection.brief(), resuming, "event stream opened");
     }
 
-    pub(super) fn ended(&self, connection: ConnectionId, reason: EndReason, now: Millis) {
+    pub(in crate::hub) fn ended(&self, connection: ConnectionId, reason: EndReason, now: Millis) {
         self.ended[reason as usize].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(connection = %connection.brief(), %reason, "event stream ended");
         if reason == EndReason::Stalled
@@ -66,7 +66,7 @@ impl Counters {
         }
     }
 
-    pub(super) fn gap(&self, connection: ConnectionId, reason: GapReason, now: Millis) {
+    pub(in crate::hub) fn gap(&self, connection: ConnectionId, reason: GapReason, now: Millis) {
         self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(connection = %connection.brief(), %reason, "told of a gap");
         if let Some(suppressed) = self.gap_lines.admit(now) {
@@ -75,7 +75,7 @@ impl Counters {
     }
 
     /// A stream did not get topics that its user was made to join.
-    pub(super) fn topics_left_out(&self, connection: ConnectionId, topics: usize, now: Millis) {
+    pub(in crate::hub) fn topics_left_out(&self, connection: ConnectionId, topics: usize, now: Millis) {
         tracing::debug!(connection = %connection.brief(), topics, "topics of the user exceed max_topics");
         if let Some(suppressed) = self.topic_lines.admit(now) {
             tracing::warn!(topics, suppressed, "a stream did not join topics of its user: max_topics is reached");
@@ -90,7 +90,7 @@ impl Counters {
     }
 
     #[cfg(feature = "json")]
-    pub(super) fn broker_failed(&self, broker: &str, error: &crate::backplane::BackplaneError, now: Millis) {
+    pub(in crate::hub) fn broker_failed(&self, broker: &str, error: &crate::backplane::BackplaneError, now: Millis) {
         tracing::debug!(%error, broker, "the shared log cannot be followed");
         if let Some(suppressed) = self.broker_lines.admit(now) {
             tracing::warn!(%error, broker, suppressed, "the shared log cannot be followed");
@@ -98,7 +98,7 @@ impl Counters {
     }
 
     #[cfg(feature = "json")]
-    pub(super) fn control_failed(&self, error: &crate::backplane::BackplaneError, now: Millis) {
+    pub(in crate::hub) fn control_failed(&self, error: &crate::backplane::BackplaneError, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
             tracing::warn!(%error, suppressed, "the control stream of the broker failed: disconnects and presence of other instances do not arrive");
         }
@@ -106,7 +106,7 @@ impl Counters {
 
     /// It may be that every call is answered and nothing comes.
     #[cfg(feature = "json")]
-    pub(super) fn deaf(&self, now: Millis) {
+    pub(in crate::hub) fn deaf(&self, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
             tracing::warn!(
                 suppressed,
@@ -116,7 +116,7 @@ impl Counters {
     }
 
     #[cfg(feature = "json")]
-    pub(super) fn topics_cut(&self, now: Millis) {
+    pub(in crate::hub) fn topics_cut(&self, now: Millis) {
         if let Some(suppressed) = self.cut_lines.admit(now) {
             tracing::warn!(
                 suppressed,
@@ -126,7 +126,7 @@ impl Counters {
     }
 
     #[cfg(feature = "json")]
-    pub(super) fn staleness(&self, stale: bool) {
+    pub(in crate::hub) fn staleness(&self, stale: bool) {
         if stale {
             tracing::warn!("streams are stale until the shared log is back");
         } else {
@@ -135,7 +135,7 @@ impl Counters {
     }
 
     #[cfg(feature = "json")]
-    pub(super) fn record_skipped(&self, sequence: u64, now: Millis) {
+    pub(in crate::hub) fn record_skipped(&self, sequence: u64, now: Millis) {
         if let Some(suppressed) = self.skip_lines.admit(now) {
             tracing::warn!(
                 sequence,
@@ -145,7 +145,7 @@ impl Counters {
         }
     }
 
-    pub(super) fn rechecks_late(&self, now: Millis) {
+    pub(in crate::hub) fn rechecks_late(&self, now: Millis) {
         if let Some(suppressed) = self.late_lines.admit(now) {
             tracing::warn!(
                 suppressed,
@@ -154,7 +154,7 @@ impl Counters {
         }
     }
 
-    pub(super) fn recheck_failed(&self, now: Millis) {
+    pub(in crate::hub) fn recheck_failed(&self, now: Millis) {
         if let Some(suppressed) = self.failure_lines.admit(now) {
             tracing::warn!(suppressed, "a recheck panicked or took too long");
         }
@@ -167,14 +167,14 @@ impl Counters {
     }
 
     /// Well-used clients stop at a blank line that comes later than this.
-    pub(super) fn payload(&self, bytes: usize) {
+    pub(in crate::hub) fn payload(&self, bytes: usize) {
         if bytes > 64 * 1024 && !self.large_payload_said.swap(true, Ordering::Relaxed) {
             tracing::warn!(bytes, "a payload over 64 KiB was published: some clients cannot read it; said once");
         }
     }
 
     /// `total` is what the log has evicted ever.
-    pub(super) fn evicted(&self, total: u64, now: Millis) {
+    pub(in crate::hub) fn evicted(&self, total: u64, now: Millis) {
         let before = self.evicted.fetch_max(total, Ordering::Relaxed);
         if total > before
             && let Some(suppressed) = self.eviction_lines.admit(now)
@@ -184,7 +184,7 @@ impl Counters {
         }
     }
 
-    pub(super) fn totals(&self) -> Totals {
+    pub(in crate::hub) fn totals(&self) -> Totals {
         let by = |counters: &[AtomicU64]| counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
         Totals {
             published: self.published.0.load(Ordering::Relaxed),
@@ -197,13 +197,13 @@ impl Counters {
     }
 }
 
-pub(super) struct Totals {
-    pub(super) published: u64,
-    pub(super) delivered: u64,
-    pub(super) connected: u64,
-    pub(super) gaps: Vec<u64>,
-    pub(super) refused: Vec<u64>,
-    pub(super) ended: Vec<u64>,
+pub(in crate::hub) struct Totals {
+    pub(in crate::hub) published: u64,
+    pub(in crate::hub) delivered: u64,
+    pub(in crate::hub) connected: u64,
+    pub(in crate::hub) gaps: Vec<u64>,
+    pub(in crate::hub) refused: Vec<u64>,
+    pub(in crate::hub) ended: Vec<u64>,
 }
 
 /// Lets one line through in a while and counts the others.

@@ -11,7 +11,7 @@ use crate::log::Millis;
 use crate::types::name::{Topic, UserId};
 
 #[derive(Debug, Default)]
-pub(super) struct Roster {
+pub(in crate::hub) struct Roster {
     /// Keyed by the pair, never by a joined string.
     members: HashMap<Topic, HashMap<UserId, Member>>,
     /// Members without a connection since that time, oldest first.
@@ -20,20 +20,20 @@ pub(super) struct Roster {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Member {
-    pub(super) connections: usize,
+pub(in crate::hub) struct Member {
+    pub(in crate::hub) connections: usize,
     /// Of the newest connection.
-    pub(super) data: Option<Arc<str>>,
+    pub(in crate::hub) data: Option<Arc<str>>,
     gone_since: Option<Millis>,
 }
 
 impl Roster {
-    pub(super) fn new(grace: Millis) -> Self {
+    pub(in crate::hub) fn new(grace: Millis) -> Self {
         Self { grace, ..Self::default() }
     }
 
     /// A connection of a user has got a topic. Returns whether the user was not there before.
-    pub(super) fn enter(&mut self, topic: &Topic, user: &UserId, data: Option<&Arc<str>>) -> bool {
+    pub(in crate::hub) fn enter(&mut self, topic: &Topic, user: &UserId, data: Option<&Arc<str>>) -> bool {
         let members = self.members.entry(topic.clone()).or_default();
         match members.entry(user.clone()) {
             Entry::Occupied(mut entry) => {
@@ -51,7 +51,7 @@ impl Roster {
     }
 
     /// A connection of a user has a topic no more.
-    pub(super) fn exit(&mut self, topic: &Topic, user: &UserId, now: Millis) {
+    pub(in crate::hub) fn exit(&mut self, topic: &Topic, user: &UserId, now: Millis) {
         let Some(member) = self.members.get_mut(topic).and_then(|members| members.get_mut(user)) else { return };
         member.connections = member.connections.saturating_sub(1);
         if member.connections == 0 {
@@ -61,12 +61,12 @@ impl Roster {
     }
 
     /// When a [`sweep`](Self::sweep) has something to do.
-    pub(super) fn next_due(&self) -> Option<Millis> {
+    pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         self.leaving.front().map(|(since, ..)| since.saturating_add(self.grace))
     }
 
     /// Takes out one member that has not come back within the grace.
-    pub(super) fn sweep(&mut self, now: Millis) -> Option<(Topic, UserId)> {
+    pub(in crate::hub) fn sweep(&mut self, now: Millis) -> Option<(Topic, UserId)> {
         while self.leaving.front().is_some_and(|(since, ..)| since.saturating_add(self.grace) <= now) {
             let (since, topic, user) = self.leaving.pop_front()?;
             let Some(members) = self.members.get_mut(&topic) else { continue };
@@ -84,7 +84,7 @@ impl Roster {
         None
     }
 
-    pub(super) fn members(&self, topic: &Topic) -> impl Iterator<Item = (&UserId, &Member)> {
+    pub(in crate::hub) fn members(&self, topic: &Topic) -> impl Iterator<Item = (&UserId, &Member)> {
         self.members.get(topic).into_iter().flatten()
     }
 

@@ -10,8 +10,8 @@ use crate::types::retention::TopicRule;
 use crate::types::subscription::End;
 use crate::wire::Framing;
 
-pub(super) const SECOND: Duration = Duration::from_secs(1);
-pub(super) const MIB: usize = 1 << 20;
+pub(in crate::hub) const SECOND: Duration = Duration::from_secs(1);
+pub(in crate::hub) const MIB: usize = 1 << 20;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -78,12 +78,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub(super) fn recheck_interval(&self) -> Duration {
+    pub(in crate::hub) fn recheck_interval(&self) -> Duration {
         self.recheck_every.unwrap_or(self.heartbeat)
     }
 
     /// When a stream that opens now is to be ended, in milliseconds from now: from 80 to 100 % of what is set.
-    pub(super) fn old_age(&self) -> Option<Millis> {
+    pub(in crate::hub) fn old_age(&self) -> Option<Millis> {
         let age = millis(self.max_age?);
         Some(age - fastrand::u64(0..=age / 5))
     }

@@ -37,13 +37,13 @@ const OLD: Duration = Duration::from_millis(500);
 const VACANT: u64 = u64::MAX;
 
 /// Milliseconds since the first call. Not tokio's clock: a paused clock says nothing of a runtime's life.
-pub(super) fn clock() -> u64 {
+pub(in crate::hub) fn clock() -> u64 {
     static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
     u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
 }
 
 /// Whether a beat is so old that the runtime does not run its tasks.
-pub(super) fn is_old(beat: u64) -> bool {
+pub(in crate::hub) fn is_old(beat: u64) -> bool {
     is_old_at(beat, clock())
 }
 
@@ -56,7 +56,7 @@ fn is_old_at(beat: u64, now: u64) -> bool {
 /// A test may pause tokio's clock and let it run through weeks. Beats five times a second would take it hours, so they
 /// become rarer while that clock is faster than the real one.
 #[derive(Debug)]
-pub(super) struct Beats {
+pub(in crate::hub) struct Beats {
     every: Duration,
     last: Instant,
     /// The last one by [`clock`].
@@ -64,12 +64,12 @@ pub(super) struct Beats {
 }
 
 impl Beats {
-    pub(super) fn new() -> Self {
+    pub(in crate::hub) fn new() -> Self {
         Self { every: BEAT, last: Instant::now(), last_real: clock() }
     }
 
     /// The next one, after one was due.
-    pub(super) fn next(&mut self) -> Instant {
+    pub(in crate::hub) fn next(&mut self) -> Instant {
         let (now, now_real) = (Instant::now(), clock());
         let real = Duration::from_millis(now_real.saturating_sub(self.last_real));
         let is_simulated = now.saturating_duration_since(self.last) > real * 2 + BEAT / 4;
@@ -80,7 +80,7 @@ impl Beats {
 }
 
 #[derive(Debug)]
-pub(super) struct TaskSlot {
+pub(in crate::hub) struct TaskSlot {
     /// The number of the newest task. Held while a task is polled.
     number: Mutex<u64>,
     /// The same, to be read without the lock.
@@ -111,7 +111,7 @@ impl Default for TaskSlot {
 
 impl TaskSlot {
     /// Whether a task runs here that gets its turns.
-    pub(super) fn is_attended(&self) -> bool {
+    pub(in crate::hub) fn is_attended(&self) -> bool {
         self.is_attended_at(clock())
     }
 
@@ -125,13 +125,13 @@ impl TaskSlot {
     }
 
     /// Wakes the task, because something may be due before it would look.
-    pub(super) fn rouse(&self) {
+    pub(in crate::hub) fn rouse(&self) {
         self.seat.lock().roused.notify_one();
     }
 
     /// Starts the task on `runtime` unless it is [attended](Self::is_attended). `check` runs after the task has ended
     /// by itself, and starts it again if there is work.
-    pub(super) fn ensure<F>(
+    pub(in crate::hub) fn ensure<F>(
         self: &Arc<Self>,
         runtime: &Handle,
         task: impl FnOnce(Arc<Notify>) -> F,

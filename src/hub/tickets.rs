@@ -30,7 +30,7 @@ use crate::types::name::UserId;
 use crate::types::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
 
 const SHORTEST: Duration = Duration::from_secs(1);
-pub(super) const LONGEST: Duration = Duration::from_secs(3600);
+pub(in crate::hub) const LONGEST: Duration = Duration::from_secs(3600);
 /// How many tickets are looked through, at least, for those that are over, and how often that is done when they are too
 /// many, in milliseconds.
 const TIDY_AT: usize = 64;
@@ -343,7 +343,7 @@ fn key(secret: u128) -> String {
 }
 
 #[derive(Debug)]
-pub(super) struct Tickets {
+pub(in crate::hub) struct Tickets {
     table: Mutex<Table>,
     limit: usize,
 }
@@ -433,7 +433,7 @@ fn uncount(of_owner: &mut HashMap<Owner, usize>, gone: &Waiting) {
 }
 
 impl Tickets {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(in crate::hub) fn new(limit: usize) -> Self {
         Self { table: Mutex::default(), limit }
     }
 
@@ -471,7 +471,7 @@ impl Tickets {
     }
 
     /// When the last of those that were made is over.
-    pub(super) fn last_over_at(&self) -> Millis {
+    pub(in crate::hub) fn last_over_at(&self) -> Millis {
         self.table.lock().last_over_at
     }
 }

@@ -23,12 +23,12 @@ struct Tiding {
     _data: IgnoredAny,
 }
 
-pub(super) fn is_tiding(event: &Event) -> bool {
+pub(in crate::hub) fn is_tiding(event: &Event) -> bool {
     matches!(event.name_str(), "hub.joined" | "hub.left")
 }
 
 /// What is appended for a tiding; else gives back for whom it was.
-pub(super) fn entry(audience: Audience, event: &Event) -> Result<Entry, Box<Audience>> {
+pub(in crate::hub) fn entry(audience: Audience, event: &Event) -> Result<Entry, Box<Audience>> {
     if !is_a_hubs(&audience, event) {
         return Err(Box::new(audience));
     }

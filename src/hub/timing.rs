@@ -11,7 +11,7 @@ use crate::log::{Millis, millis};
 const MOST_EARLY: Millis = 60_000;
 
 #[derive(Debug)]
-pub(super) struct Heartbeat {
+pub(in crate::hub) struct Heartbeat {
     /// In milliseconds; so much smaller than the rest that an absent one takes no room.
     every: NonZeroU32,
     written_at: Millis,
@@ -20,25 +20,25 @@ pub(super) struct Heartbeat {
 }
 
 impl Heartbeat {
-    pub(super) fn new(settings: &Settings, now: Millis) -> Self {
+    pub(in crate::hub) fn new(settings: &Settings, now: Millis) -> Self {
         let every = millis(settings.heartbeat);
         let every = u32::try_from(every - fastrand::u64(0..=every / 10)).unwrap_or(u32::MAX);
         Self { every: NonZeroU32::new(every).unwrap_or(NonZeroU32::MIN), written_at: now, id_at: quarters(now) }
     }
 
-    pub(super) fn wrote(&mut self, with_id: bool, now: Millis) {
+    pub(in crate::hub) fn wrote(&mut self, with_id: bool, now: Millis) {
         self.written_at = now;
         if with_id {
             self.id_at = quarters(now);
         }
     }
 
-    pub(super) fn due(&self) -> Millis {
+    pub(in crate::hub) fn due(&self) -> Millis {
         self.written_at + Millis::from(self.every.get())
     }
 
     /// Whether the last id that was written is nearly too old to come back with.
-    pub(super) fn needs_id(&self, settings: &Settings, now: Millis) -> bool {
+    pub(in crate::hub) fn needs_id(&self, settings: &Settings, now: Millis) -> bool {
         // A cursor that is older than the grace may meet a floor that is not its own; stay well below.
         now >= Millis::from(self.id_at) * QUARTER + millis(settings.channel_grace) / 4
     }
@@ -53,7 +53,7 @@ fn quarters(time: Millis) -> u32 {
 
 /// How long a subscription lasts.
 #[derive(Debug)]
-pub(super) struct Expiry {
+pub(in crate::hub) struct Expiry {
     /// What it was made from, to notice that it has been changed.
     given: Millis,
     notice_at: Millis,
@@ -62,7 +62,7 @@ pub(super) struct Expiry {
 }
 
 impl Expiry {
-    pub(super) fn new(given: Millis, settings: &Settings, now: Millis) -> Self {
+    pub(in crate::hub) fn new(given: Millis, settings: &Settings, now: Millis) -> Self {
         let remaining = given.saturating_sub(now);
         // A little early, so that those who came together do not come back together.
         let end_at = given - fastrand::u64(0..=(remaining / 10).min(MOST_EARLY));
@@ -70,16 +70,16 @@ impl Expiry {
         Self { given, notice_at: end_at.saturating_sub(notice).max(now), notified: false, end_at }
     }
 
-    pub(super) fn is_of(&self, given: Millis) -> bool {
+    pub(in crate::hub) fn is_of(&self, given: Millis) -> bool {
         self.given == given
     }
 
-    pub(super) fn is_over(&self, now: Millis) -> bool {
+    pub(in crate::hub) fn is_over(&self, now: Millis) -> bool {
         now >= self.end_at
     }
 
     /// How much time is left, once, when it is time to say so.
-    pub(super) fn take_notice(&mut self, now: Millis) -> Option<Duration> {
+    pub(in crate::hub) fn take_notice(&mut self, now: Millis) -> Option<Duration> {
         if self.notified || now < self.notice_at {
             return None;
         }
@@ -87,7 +87,7 @@ impl Expiry {
         Some(Duration::from_millis(self.end_at.saturating_sub(now)))
     }
 
-    pub(super) fn due(&self) -> Millis {
+    pub(in crate::hub) fn due(&self) -> Millis {
         if self.notified { self.end_at } else { self.notice_at }
     }
 }

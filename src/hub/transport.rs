@@ -177,7 +177,7 @@ impl Transports {
     }
 
     /// Gives those that are stuck, or will be, little time. Returns how much each has moved so far.
-    pub(super) fn leave(&self) -> HashMap<u64, u64> {
+    pub(in crate::hub) fn leave(&self) -> HashMap<u64, u64> {
         let mut table = self.table.lock();
         table.leaving = true;
         table.all.values().for_each(|transport| transport.leaving.store(true, Ordering::Release));
@@ -185,7 +185,7 @@ impl Transports {
     }
 
     /// Until no socket that carried a stream has bytes waiting, and the hub's own writers are done.
-    pub(super) async fn flushed(&self) {
+    pub(in crate::hub) async fn flushed(&self) {
         loop {
             let unstuck = self.unstuck.notified();
             let mut unstuck = std::pin::pin!(unstuck);
@@ -200,20 +200,20 @@ impl Transports {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::hub) fn is_empty(&self) -> bool {
         self.table.lock().all.is_empty()
     }
 
-    pub(super) fn cut_stuck(&self) -> usize {
+    pub(in crate::hub) fn cut_stuck(&self) -> usize {
         self.cut_where(Transport::is_stuck)
     }
 
-    pub(super) fn cut_unmoved(&self, moves: &HashMap<u64, u64>) -> usize {
+    pub(in crate::hub) fn cut_unmoved(&self, moves: &HashMap<u64, u64>) -> usize {
         self.cut_where(|transport| transport.may_carry_streams() && transport.has_not_moved(moves))
     }
 
     /// Those that carried a stream, or of which that is not known, and have not moved since.
-    pub(super) fn cut_lingering(&self, moves: &HashMap<u64, u64>, any_hidden: bool) {
+    pub(in crate::hub) fn cut_lingering(&self, moves: &HashMap<u64, u64>, any_hidden: bool) {
         self.cut_where(|transport| {
             (any_hidden && transport.may_carry_streams() || transport.streamed.load(Ordering::Acquire))
                 && transport.has_not_moved(moves)
@@ -244,7 +244,7 @@ impl Transport {
         self.peer
     }
 
-    pub(super) fn add_stream(&self) {
+    pub(in crate::hub) fn add_stream(&self) {
         self.streams.fetch_add(1, Ordering::AcqRel);
         self.set_streamed();
     }
@@ -268,7 +268,7 @@ impl Transport {
         if self.is_leaving() { settings.drain_limit } else { settings.write_deadline }
     }
 
-    pub(super) fn remove_stream(&self) {
+    pub(in crate::hub) fn remove_stream(&self) {
         self.streams.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -308,11 +308,11 @@ impl Transport {
         self.hands_over.load(Ordering::Acquire)
     }
 
-    pub(super) fn offer(&self, offer: &Arc<Offer>) {
+    pub(in crate::hub) fn offer(&self, offer: &Arc<Offer>) {
         *self.offer.lock() = Some(Arc::clone(offer));
     }
 
-    pub(super) fn withdraw_offer(&self) {
+    pub(in crate::hub) fn withdraw_offer(&self) {
         drop(self.take_offer());
     }
 
@@ -341,7 +341,7 @@ impl Transport {
 
     /// The housekeeping finds a stream that has not gone on. Its body may wait for a flush that never comes, since the
     /// task that reads the body writes nothing to this socket.
-    pub(super) fn release(&self) {
+    pub(in crate::hub) fn release(&self) {
         if self.is_awaited.load(Ordering::SeqCst) && !self.has_waiting_bytes() {
             self.releases.fetch_add(1, Ordering::SeqCst);
             self.wake_bodies();
@@ -358,7 +358,7 @@ impl Transport {
     }
 
     /// Since when nothing has moved, as far as the housekeeping has seen. Only one task may ask at a time.
-    pub(super) fn quiet_since(&self, now: Millis) -> Millis {
+    pub(in crate::hub) fn quiet_since(&self, now: Millis) -> Millis {
         let moves = self.moves();
         if self.seen.swap(moves, Ordering::AcqRel) != moves {
             self.seen_at.store(now, Ordering::Release);
@@ -419,7 +419,7 @@ impl Transport {
         self.timed_out.store(true, Ordering::Release);
     }
 
-    pub(super) fn has_timed_out(&self) -> bool {
+    pub(in crate::hub) fn has_timed_out(&self) -> bool {
         self.timed_out.load(Ordering::Acquire)
     }
 
@@ -438,7 +438,7 @@ impl Transport {
     }
 
     /// Ends the socket with an error at its next poll, which is now. Returns whether this was the first cut.
-    pub(super) fn cut(&self) -> bool {
+    pub(in crate::hub) fn cut(&self) -> bool {
         let first = !self.cut.swap(true, Ordering::AcqRel);
         self.nudge();
         first

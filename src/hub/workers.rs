@@ -34,7 +34,7 @@ const BATCH: usize = 256;
 const HELP_AFTER: u64 = 20;
 
 #[derive(Default)]
-pub(super) struct Workers {
+pub(in crate::hub) struct Workers {
     table: Mutex<HashMap<Id, Worker>>,
     /// Listeners wait to be woken, and the workers know it.
     waking: AtomicBool,
@@ -58,12 +58,12 @@ impl Worker {
 }
 
 /// Makes sure that the current runtime has a worker.
-pub(super) fn ensure(inner: &Arc<Inner>) {
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
     with_worker(inner, |_| {});
 }
 
 /// Wakes a stream when this time has come, and not when another was set before. Not, if there is no runtime here that could.
-pub(super) fn set_alarm(inner: &Arc<Inner>, link: &Arc<Link>, due: Millis) {
+pub(in crate::hub) fn set_alarm(inner: &Arc<Inner>, link: &Arc<Link>, due: Millis) {
     with_worker(inner, |worker| {
         // Before it can ring.
         link.set_alarm(due);
@@ -99,7 +99,7 @@ fn with_worker(inner: &Arc<Inner>, change: impl FnOnce(&mut Worker)) {
 
 /// Where a background task is to run: on the current runtime if streams are polled there, else on one where they are,
 /// since a publisher's own may not be driven. `None` if there is no runtime, or none that runs its tasks.
-pub(super) fn home(inner: &Inner) -> Option<Handle> {
+pub(in crate::hub) fn home(inner: &Inner) -> Option<Handle> {
     let current = Handle::try_current().ok();
     let table = inner.workers.table.lock();
     if current.as_ref().is_some_and(|current| table.contains_key(&current.id())) {
@@ -111,7 +111,7 @@ pub(super) fn home(inner: &Inner) -> Option<Handle> {
 
 /// Starts a background task in its slot, unless one runs there or no runtime is available. `check` runs after the task has
 /// ended by itself, and starts it again if there is work.
-pub(super) fn ensure_task<F>(
+pub(in crate::hub) fn ensure_task<F>(
     inner: &Arc<Inner>,
     slot: &Arc<TaskSlot>,
     task: impl FnOnce(Weak<Inner>, Arc<Notify>) -> F,
@@ -130,7 +130,7 @@ pub(super) fn ensure_task<F>(
 }
 
 /// After an append: has those woken whom the log left to be woken, if there are any.
-pub(super) fn wake_rest(inner: &Arc<Inner>) {
+pub(in crate::hub) fn wake_rest(inner: &Arc<Inner>) {
     if !inner.log.has_deferred() {
         return;
     }
