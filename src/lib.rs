@@ -316,13 +316,7 @@ pub mod backplane;
 mod http;
 mod hub;
 mod log;
-#[cfg(feature = "json")]
-mod message;
-#[cfg(feature = "json")]
-mod record;
 mod sync;
-#[cfg(feature = "json")]
-mod ticket;
 mod types;
 mod wire;
 

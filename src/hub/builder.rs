@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Hub;
-use super::limits::OverLimit;
-use super::origins::Origins;
 #[cfg(feature = "json")]
 use super::publisher::Publisher;
 #[cfg(feature = "json")]
-use super::remote::Remote;
-use super::settings::{MIB, Settings};
-#[cfg(feature = "json")]
 use crate::backplane::Backplane;
+#[cfg(feature = "json")]
+use crate::hub::cluster::follow::Remote;
+use crate::hub::config::limits::OverLimit;
+use crate::hub::config::origins::Origins;
+use crate::hub::config::settings::{MIB, Settings};
 use crate::log::{Budgets, Policies, millis};
 use crate::types::error::BuildError;
 use crate::types::retention::{Retention, TopicRule};

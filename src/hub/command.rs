@@ -7,10 +7,10 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::link::{Ending, Link};
-use super::registry::UserTopic;
-use super::tickets::LONGEST as LONGEST_TICKET;
 use super::{Hub, Target};
+use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::registry::UserTopic;
+use crate::hub::tickets::store::LONGEST as LONGEST_TICKET;
 use crate::log::{Since, millis};
 use crate::sync::Ordering;
 use crate::types::audience::{Address, Audience};
@@ -160,7 +160,7 @@ impl Hub {
         let command = Command { audience, action, issued_at: self.position() };
         let outcome = self.carry_out(&command);
         if let Some(remote) = &self.inner.remote {
-            if !super::housekeeping::can_wait() {
+            if !crate::hub::upkeep::sweep::can_wait() {
                 return Err(CommandError::NO_RUNTIME);
             }
             self.tell_command(remote, command).await.map_err(CommandError::broker)?;
@@ -231,7 +231,7 @@ impl Hub {
             self.registry().join_user(user, joined, max_topics, self.now()).map_err(too_many)?;
         }
         // A user who is not there is forgotten in time.
-        super::housekeeping::ensure(&self.inner);
+        crate::hub::upkeep::sweep::ensure(&self.inner);
         self.inner.chores.rouse();
         let mut joined = 0;
         for link in self.links(audience) {

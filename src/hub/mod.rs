@@ -1,56 +1,24 @@
 //! The hub: the one pipeline from a publisher to every connection.
 
-#[cfg(feature = "json")]
-mod agreement;
-mod bars;
 mod builder;
-mod change;
-mod check;
+mod cluster;
 mod command;
+mod config;
 mod connection;
-#[cfg(feature = "json")]
-mod control;
-mod drain;
-#[cfg(feature = "json")]
-mod history;
-mod housekeeping;
-mod info;
-mod lifecycle;
-mod limits;
-mod link;
-mod offer;
-mod open;
-mod origins;
-#[cfg(feature = "json")]
-mod outgoing;
-#[cfg(feature = "json")]
-mod past;
-#[cfg(feature = "json")]
+mod membership;
+mod observe;
 mod peers;
-mod presence;
 mod publish;
 #[cfg(feature = "json")]
 mod publisher;
-mod recheck;
-mod registry;
-#[cfg(feature = "json")]
-mod remote;
-#[cfg(not(feature = "json"))]
-#[path = "no_remote.rs"]
-mod remote;
-mod report;
-mod roster;
-mod settings;
-mod stats;
-mod stream;
+mod shutdown;
+pub(crate) mod stream;
+mod subscriber;
 mod target;
-mod task;
+mod tasks;
 mod tickets;
-#[cfg(feature = "json")]
-mod tidings;
-mod timing;
-mod transport;
-mod workers;
+mod topics;
+mod upkeep;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -64,44 +32,44 @@ use crate::types::audience::{Address, Audience};
 use crate::types::error::BuildError;
 use crate::types::position::{Epoch, Position};
 
-use bars::Bars;
-use lifecycle::Lifecycles;
-use limits::Rate;
-use presence::Presences;
-use recheck::Rechecks;
-use registry::Registry;
-use remote::Remote;
-use report::Counters;
-use task::TaskSlot;
-use tickets::Tickets;
-use workers::Workers;
+use cluster::follow::Remote;
+use config::limits::Rate;
+use connection::bans::Bars;
+use connection::registry::Registry;
+use membership::changes::Presences;
+use observe::counters::Counters;
+use observe::lifecycle::Lifecycles;
+use tasks::slot::TaskSlot;
+use tasks::workers::Workers;
+use tickets::store::Tickets;
+use upkeep::recheck::Rechecks;
 
 pub(crate) use crate::log::Batch;
-pub(crate) use change::ChangeError;
-pub(crate) use connection::{Connection, Step};
-pub(crate) use offer::{Offer, Outcome};
-pub(crate) use open::{OpenError, Request};
-pub(crate) use origins::{Hosts, Origins};
-pub(crate) use recheck::Authority;
-pub(crate) use settings::Settings;
-pub(crate) use tickets::{NotTaken, Redemption, Redemptions, Taken};
-pub(crate) use transport::{Transport, Transports};
+pub(crate) use config::origins::{Hosts, Origins};
+pub(crate) use config::settings::Settings;
+pub(crate) use connection::socket::{Transport, Transports};
+pub(crate) use stream::admission::{OpenError, Request};
+pub(crate) use stream::driver::{Connection, Step};
+pub(crate) use stream::offer::{Offer, Outcome};
+pub(crate) use tickets::store::{NotTaken, Redemption, Redemptions, Taken};
+pub(crate) use topics::ChangeError;
+pub(crate) use upkeep::recheck::Authority;
 
 pub use builder::HubBuilder;
 pub use command::Join;
-pub use drain::{Drained, Health};
-pub use info::ConnectionInfo;
-pub use lifecycle::{Lifecycle, LifecycleEvent};
-pub use limits::OverLimit;
-pub use presence::{Member, Presence};
+pub use config::limits::OverLimit;
+pub use connection::info::ConnectionInfo;
+pub use membership::changes::{Member, Presence};
+pub use observe::lifecycle::{Lifecycle, LifecycleEvent};
+pub use observe::stats::Stats;
 pub use publish::Published;
 #[cfg(feature = "json")]
 pub use publisher::{Publisher, Recipients};
-pub use recheck::Recheck;
-pub use stats::Stats;
-pub use stream::{HubStream, Received, StreamItem};
+pub use shutdown::{Drained, Health};
+pub use subscriber::{HubStream, Received, StreamItem};
 pub use target::Target;
-pub use tickets::Ticket;
+pub use tickets::store::Ticket;
+pub use upkeep::recheck::Recheck;
 
 /// The handle to inject wherever something happens that somebody should hear of.
 ///
@@ -194,7 +162,7 @@ impl Hub {
         };
         let inner = Arc::new(inner);
         // Outside of a runtime by whoever uses it first.
-        remote::ensure(&inner);
+        cluster::follow::ensure(&inner);
         Ok(Self { inner })
     }
 
@@ -257,8 +225,8 @@ impl Hub {
     /// The hub's part after something was appended: count it, wake whom the log left to be woken, keep house.
     fn published(&self, count: usize) {
         self.counters().published(count);
-        workers::wake_rest(&self.inner);
-        housekeeping::ensure(&self.inner);
+        tasks::workers::wake_rest(&self.inner);
+        upkeep::sweep::ensure(&self.inner);
     }
 
     /// A `retry` at random between these multiples of a time, within what the settings allow.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::remote::Remote;
 use super::{Hub, Target};
+use crate::hub::cluster::follow::Remote;
 use crate::log::{Effect, Entry};
 use crate::types::audience::Audience;
 use crate::types::error::PublishError;

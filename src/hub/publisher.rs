@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::publish::check_size;
-use super::settings::Settings;
 use super::target::{aim, exclude, unite};
-use super::{Hub, HubBuilder, outgoing};
+use super::{Hub, HubBuilder};
 use crate::backplane::{Backplane, Place};
+use crate::hub::cluster::append;
+use crate::hub::config::settings::Settings;
 use crate::log::Policies;
 use crate::sync::Mutex;
 use crate::types::audience::{Address, Audience};
@@ -129,7 +130,7 @@ impl Publisher {
                 let own = self.check_own(recipients.publisher).map_err(PublishError::from);
                 let audience = own.and_then(|()| recipients.checked(&event));
                 let keeps_values = |address: &_| self.inner.policies.keeps_values(address);
-                audience.map(|audience| records.push(outgoing::record(&audience, &event, keeps_values))).err()
+                audience.map(|audience| records.push(append::record(&audience, &event, keeps_values))).err()
             })
             .collect();
         let mut appended = self.append(records).await.into_iter();
@@ -147,7 +148,7 @@ impl Publisher {
         }
         let Inner { backplane, settings, seen, .. } = &*self.inner;
         let before = *seen.lock();
-        let places = outgoing::append(&**backplane, records, before, settings.publish_timeout).await;
+        let places = append::append(&**backplane, records, before, settings.publish_timeout).await;
         if let Some(newest) = places.iter().flatten().last() {
             let mut seen = seen.lock();
             // Of two calls under way the later one may be answered first.
@@ -155,7 +156,7 @@ impl Publisher {
                 *seen = Some(*newest);
             }
         }
-        places.into_iter().map(|place| place.map(outgoing::position)).collect()
+        places.into_iter().map(|place| place.map(append::position)).collect()
     }
 
     fn recipients(&self, audience: Result<Audience, InvalidName>) -> Recipients<'_> {

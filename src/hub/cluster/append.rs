@@ -1,0 +1,51 @@
+//! What goes to a shared log: the same records by the same rules, whoever sends them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::record;
+use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, Value};
+use crate::hub::upkeep::sweep;
+use crate::types::audience::{Address, Audience};
+use crate::types::error::PublishError;
+use crate::types::event::Event;
+use crate::types::position::{Epoch, Position};
+
+/// A record of an event that was checked. It sets a value for each address that keeps them.
+pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {
+    let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
+    if let Some(key) = event.keyed() {
+        let kept = audience.addresses().iter().filter(|address| keeps_values(address));
+        let value = |address| Value::new(record::value_id(address, key), event.removes());
+        outgoing.values = kept.map(value).collect();
+    }
+    outgoing.idempotency_key = event.once().map(Into::into);
+    outgoing
+}
+
+/// Appends within a time limit, in one round trip where the broker can. One result for each, in order.
+pub(in crate::hub) async fn append(
+    backplane: &dyn Backplane,
+    records: Vec<Outgoing>,
+    seen: Option<Seen>,
+    limit: Duration,
+) -> Vec<Result<Place, PublishError>> {
+    let count = records.len();
+    if !sweep::can_wait() {
+        return (0..count).map(|_| Err(PublishError::NO_RUNTIME)).collect();
+    }
+    let late = || PublishError::broker(true, BackplaneError::unknown("no answer in time"));
+    match timeout(limit, backplane.append(records, seen)).await {
+        Err(_) => (0..count).map(|_| Err(late())).collect(),
+        Ok(places) => {
+            let failed = |error: BackplaneError| PublishError::broker(error.is_unknown(), error);
+            places.into_iter().map(|place| place.map_err(failed)).collect()
+        }
+    }
+}
+
+pub(in crate::hub) fn position(place: Place) -> Position {
+    Position::new(Epoch(place.epoch), place.sequence)
+}

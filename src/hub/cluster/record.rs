@@ -1,0 +1,349 @@
+//! A record as it lies on a broker: one JSON object, for any language to write and read.
+//!
+//! ```json
+//! {"v":1,"id":"5bd0…","at":1795866000000,"to":{"topics":["news"]},"event":"headline","data":"It rains."}
+//! ```
+//!
+//! `docs/broker.md` has the format, with test vectors. `v` is the version; `to` and `except` mean the same in every later
+//! one, so that whoever cannot read a record still knows who misses it.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::audience::{Address, Audience};
+use crate::types::error::InvalidName;
+use crate::types::event::Event;
+use crate::types::name::{Topic, UserId};
+
+const VERSION: u64 = 1;
+/// How many addresses a record may have, or connections it leaves out, so that somebody looks at them. Or as many as are
+/// allowed, where that is more.
+const MOST_ADDRESSES: usize = 1024;
+
+/// Why bytes are no record of this version.
+#[derive(Debug)]
+pub(crate) enum Unreadable {
+    /// And nobody can say whose it was.
+    Garbage,
+    /// It is of a later version, or has something in it that no hub accepts; it was for these.
+    Of(Box<Audience>),
+}
+
+/// What makes a record unlike every other record, and the time at which it was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// A random number. It distinguishes a record from an equal one that took its place in a log that was rolled back.
+    id: u64,
+    /// Milliseconds of Unix time, by the publisher's clock.
+    at: u64,
+}
+
+impl Stamp {
+    pub(crate) fn now() -> Self {
+        Self { id: fastrand::u64(..), at: unix_millis() }
+    }
+}
+
+/// Milliseconds of Unix time.
+pub(crate) fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A record as it was read.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub(crate) audience: Audience,
+    pub(crate) event: Event,
+    /// Milliseconds of Unix time, by the publisher's clock, if the publisher wrote it.
+    pub(crate) published_at: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<'a> {
+    v: u64,
+    /// Only the bytes of records are compared, so a reader takes any value.
+    #[serde(skip_deserializing)]
+    id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<u64>,
+    to: To<'a>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    except: Vec<Cow<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    event: Option<Cow<'a>>,
+    #[serde(default, borrow)]
+    data: Cow<'a>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    key: Option<Cow<'a>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    remove: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_ms: Option<u64>,
+}
+
+/// What is the same in every version.
+#[derive(Deserialize)]
+struct Addressed<'a> {
+    #[serde(borrow)]
+    to: To<'a>,
+    #[serde(default, borrow)]
+    except: Vec<Cow<'a>>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+pub(crate) struct To<'a> {
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    topics: Vec<Cow<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    users: Vec<Cow<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    connections: Vec<Cow<'a>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    everyone: bool,
+}
+
+/// Text, borrowed where it has no escapes.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Cow<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+impl<'a> From<&'a str> for Cow<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<String> for Cow<'_> {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+/// Encodes a record. The event was checked.
+pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8> {
+    let to = to_of(audience);
+    let name = event.name_str();
+    let envelope = Envelope {
+        v: VERSION,
+        id: format!("{:016x}", stamp.id),
+        at: Some(stamp.at),
+        to,
+        except: audience.excluded().iter().map(|id| id.to_string().into()).collect(),
+        event: (!name.is_empty()).then(|| name.into()),
+        // An event's data is UTF-8: `Event` sees to it.
+        data: Cow(String::from_utf8_lossy(event.data_bytes())),
+        key: event.keyed().map(Into::into),
+        remove: event.removes(),
+        retry_ms: event.retry_after().map(|retry| u64::try_from(retry.as_millis()).unwrap_or(u64::MAX)),
+    };
+    // Text and numbers always serialise.
+    serde_json::to_vec(&envelope).unwrap_or_default()
+}
+
+/// The addresses of an audience.
+pub(crate) fn to_of(audience: &Audience) -> To<'static> {
+    let mut to = To::default();
+    for address in audience.addresses() {
+        match address {
+            Address::Everyone => to.everyone = true,
+            Address::Topic(topic) => to.topics.push(topic.to_string().into()),
+            Address::User(user) => to.users.push(user.to_string().into()),
+            Address::Connection(id) => to.connections.push(id.to_string().into()),
+        }
+    }
+    to
+}
+
+/// What was written; its names are checked, its size and its event are not. An audience that is far beyond the limit is not
+/// even held, so nobody can say whose the record was.
+pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Unreadable> {
+    let most = max_targets.max(MOST_ADDRESSES);
+    let of = |to: &To<'_>, except: &[Cow<'_>]| {
+        if to.len().max(except.len()) > most {
+            return Err(Unreadable::Garbage);
+        }
+        audience(to, except.iter().map(|id| &*id.0)).map_err(|_| Unreadable::Garbage)
+    };
+    let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
+        Ok(envelope) => envelope,
+        Err(_) => {
+            let addressed: Addressed<'_> = serde_json::from_slice(bytes).map_err(|_| Unreadable::Garbage)?;
+            return Err(Unreadable::Of(Box::new(of(&addressed.to, &addressed.except)?)));
+        }
+    };
+    let audience = of(&envelope.to, &envelope.except)?;
+    if envelope.v != VERSION {
+        return Err(Unreadable::Of(Box::new(audience)));
+    }
+    let mut event = Event::message(envelope.data.0.into_owned());
+    if let Some(name) = envelope.event {
+        event = event.name(name.0.into_owned());
+    }
+    if let Some(key) = envelope.key {
+        let data = event.data_bytes().to_vec();
+        event = if envelope.remove {
+            // UTF-8 a moment ago.
+            let text = String::from_utf8(data).unwrap_or_default();
+            let name = event.name_str().to_owned();
+            Event::remove(key.0.into_owned()).data(text).name(name)
+        } else {
+            event.key(key.0.into_owned())
+        };
+    }
+    if let Some(retry) = envelope.retry_ms {
+        event = event.retry(Duration::from_millis(retry));
+    }
+    Ok(Decoded { audience, event, published_at: envelope.at })
+}
+
+/// Under which name a broker keeps the current value of a key of an audience: a JSON array, so that nothing is joined.
+pub(crate) fn value_id(address: &Address, key: &str) -> String {
+    let name = match address {
+        Address::Everyone => ("everyone", String::new()),
+        Address::Topic(topic) => ("topic", topic.to_string()),
+        Address::User(user) => ("user", user.to_string()),
+        Address::Connection(id) => ("connection", id.to_string()),
+    };
+    // Text always serialises.
+    serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default()
+}
+
+/// Of addresses, and connections that are left out, as they are written.
+pub(crate) fn audience<'a>(to: &To<'_>, except: impl Iterator<Item = &'a str>) -> Result<Audience, InvalidName> {
+    let mut addresses = Vec::with_capacity(to.len());
+    for topic in &to.topics {
+        addresses.push(Address::Topic(Topic::try_from(&*topic.0)?));
+    }
+    for user in &to.users {
+        addresses.push(Address::User(UserId::try_from(&*user.0)?));
+    }
+    for id in &to.connections {
+        addresses.push(Address::Connection(id.0.parse()?));
+    }
+    if to.everyone {
+        addresses.push(Address::Everyone);
+    }
+    Ok(Audience::of(addresses, except.map(str::parse).collect::<Result<_, _>>()?))
+}
+
+impl To<'_> {
+    fn len(&self) -> usize {
+        self.topics.len() + self.users.len() + self.connections.len() + usize::from(self.everyone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::name::ConnectionId;
+    use proptest::prelude::*;
+
+    /// The vectors of `docs/broker.md`: whoever writes another implementation starts there.
+    #[test]
+    fn the_test_vectors_of_the_document_are_read_and_written() {
+        let document = include_str!("../../../docs/broker.md");
+        let vectors: Vec<&str> = document.lines().filter(|line| line.starts_with("{\"v\":1,")).collect();
+        assert!(vectors.len() >= 5, "the vectors were not found");
+        let stamp = Stamp { id: 0x0123_4567_89ab_cdef, at: 1_795_866_000_000 };
+        for vector in vectors {
+            let Decoded { audience, event, published_at } = decode(vector.as_bytes(), 128).unwrap();
+            assert_eq!(published_at, Some(stamp.at));
+            assert_eq!(String::from_utf8(encode(&audience, &event, stamp)).unwrap(), vector);
+        }
+        for line in document.lines().filter(|line| line.starts_with("{\"v\":2,")) {
+            assert!(
+                matches!(decode(line.as_bytes(), 128), Err(Unreadable::Of(audience)) if !audience.addresses().is_empty())
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_passed_over_and_what_is_no_record_is_garbage() {
+        assert!(decode(br#"{"v":1,"to":{"topics":["a"],"planets":[1]},"data":"x","more":{}}"#, 128).is_ok());
+        // A publisher in another language may leave the stamp out, and may write any id.
+        for id in [r#""#, r#""id":7,"#, r#""id":"","#, r#""id":{"a":[]},"#] {
+            let record = format!(r#"{{"v":1,{id}"to":{{"topics":["a"]}},"data":"x"}}"#);
+            assert_eq!(decode(record.as_bytes(), 128).unwrap().published_at, None, "{record}");
+        }
+        for garbage in
+            [&b""[..], b"{", b"[]", b"\xff", b"{\"v\":1}", b"{\"v\":1,\"to\":{\"topics\":[\"\"]},\"data\":\"\"}"]
+        {
+            assert!(matches!(decode(garbage, 128), Err(Unreadable::Garbage)), "{garbage:?}");
+        }
+        for of in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
+            assert!(matches!(decode(of.as_bytes(), 128), Err(Unreadable::Of(_))), "{of}");
+        }
+    }
+
+    #[test]
+    fn two_records_of_equal_events_differ() {
+        let topic = || Audience::from(Address::Topic(Topic::try_from("a").unwrap()));
+        let record = || encode(&topic(), &Event::message("tick"), Stamp::now());
+        assert_ne!(record(), record());
+    }
+
+    #[test]
+    fn an_audience_that_nobody_should_hold_is_garbage_and_takes_no_time() {
+        let topics = |count: usize, v: u8| {
+            let topics: Vec<_> = (0..count).map(|n| format!("\"{n}\"")).collect();
+            format!("{{\"v\":{v},\"to\":{{\"topics\":[{}]}},\"data\":\"\"}}", topics.join(","))
+        };
+        let except = |count: u128| {
+            let ids: Vec<_> = (0..count).map(|id| format!("\"{}\"", ConnectionId::from_bits(id))).collect();
+            format!("{{\"v\":1,\"to\":{{\"everyone\":true}},\"except\":[{}]}}", ids.join(","))
+        };
+        let begun = std::time::Instant::now();
+        for garbage in [topics(1025, 1), topics(1025, 2), topics(100_000, 1), topics(100_000, 2), except(100_000)] {
+            assert!(matches!(decode(garbage.as_bytes(), 128), Err(Unreadable::Garbage)));
+        }
+        // Over the limit, but whose it was can be said; and what is allowed is read, however many that are.
+        let Decoded { audience, .. } = decode(topics(1024, 1).as_bytes(), 128).unwrap();
+        assert_eq!(audience.addresses().len(), 1024);
+        let Decoded { audience, .. } = decode(topics(100_000, 1).as_bytes(), 100_000).unwrap();
+        assert_eq!(audience.addresses().len(), 100_000);
+        let Decoded { audience, .. } = decode(except(100_000).as_bytes(), 100_000).unwrap();
+        assert_eq!(audience.excluded().len(), 100_000);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        // Each once, in their order.
+        let Decoded { audience, .. } =
+            decode(br#"{"v":1,"to":{"topics":["b","a","b"],"users":["a","a"]},"data":""}"#, 128).unwrap();
+        let topic = |name: &str| Address::Topic(Topic::try_from(name).unwrap());
+        assert_eq!(audience.addresses(), [topic("b"), topic("a"), Address::User(UserId::try_from("a").unwrap())]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            name: String, data: String, key in proptest::option::of(any::<String>()), removes: bool,
+            topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}", retry in proptest::option::of(0..1u64 << 40),
+        ) {
+            let mut event = match &key {
+                Some(key) if removes => Event::remove(key.clone()).data(data.clone()),
+                Some(key) => Event::message(data.clone()).key(key.clone()),
+                None => Event::message(data.clone()),
+            }
+            .name(name.clone());
+            if let Some(retry) = retry {
+                event = event.retry(Duration::from_millis(retry));
+            }
+            let mut audience = Audience::from(Address::Topic(Topic::try_from(topic).unwrap()));
+            audience.insert(Address::Everyone);
+            audience.exclude(ConnectionId::from_bits(7));
+            let stamp = Stamp::now();
+            let Decoded { audience: read_audience, event: read, published_at } =
+                decode(&encode(&audience, &event, stamp), 128).unwrap();
+            prop_assert_eq!(published_at, Some(stamp.at));
+            prop_assert_eq!(read_audience.addresses().iter().collect::<std::collections::BTreeSet<_>>(), audience.addresses().iter().collect());
+            prop_assert_eq!(read_audience.excluded(), audience.excluded());
+            prop_assert_eq!((read.name_str(), read.data_bytes()), (event.name_str(), event.data_bytes()));
+            prop_assert_eq!((read.keyed(), read.removes(), read.retry_after()), (event.keyed(), event.removes(), event.retry_after()));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            drop(decode(&bytes, 128));
+        }
+    }
+}

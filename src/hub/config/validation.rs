@@ -1,0 +1,158 @@
+//! What makes no sense in a builder, alone or with another setting.
+
+use std::time::Duration;
+
+use super::settings::{MIB, SECOND};
+use crate::hub::HubBuilder;
+use crate::types::error::BuildError;
+
+impl HubBuilder {
+    pub(in crate::hub) fn check(&self) -> Result<(), BuildError> {
+        let settings = &self.settings;
+        let refuse = |setting, problem| Err(BuildError::new(setting, problem));
+        let retentions = [
+            ("topic_retention", &self.topics),
+            ("user_retention", &self.users),
+            ("everyone_retention", &self.everyone),
+        ];
+        let rules = self.rules.iter().map(|(_, retention)| ("retention_for", retention));
+        for (setting, retention) in retentions.into_iter().chain(rules) {
+            if let Some(problem) = retention.problem() {
+                return refuse(setting, problem);
+            }
+        }
+        for (setting, duration) in [
+            ("heartbeat", settings.heartbeat),
+            ("write_deadline", settings.write_deadline),
+            ("access_timeout", settings.access_timeout),
+            ("drain_limit", settings.drain_limit),
+            ("live_window", self.live_window.unwrap_or(SECOND)),
+            ("presence_grace", settings.presence_grace),
+            ("publish_timeout", settings.publish_timeout),
+            ("probe_interval", settings.probe_interval),
+            ("lease", settings.lease),
+            ("recheck_every", settings.recheck_interval()),
+        ] {
+            if duration < Duration::from_millis(10) {
+                return refuse(setting, "less than 10 ms");
+            }
+            if duration > SECOND * 86_400 {
+                return refuse(setting, "more than a day");
+            }
+        }
+        for (setting, count) in [
+            ("max_event_name", settings.framing.max_event_name),
+            ("max_targets", settings.max_targets),
+            ("max_topics", settings.max_topics),
+            ("retention_budget", self.ring_bytes),
+            ("keyed_budget", self.keyed_bytes),
+            ("max_connections", settings.limits.total.map_or(1, |(limit, _)| limit)),
+            ("max_connections_per_user", settings.limits.per_user.map_or(1, |(limit, _)| limit)),
+            ("max_connects_per_second", settings.limits.per_second.unwrap_or(1) as usize),
+            ("max_rechecks", settings.max_rechecks),
+            ("max_tickets", settings.max_tickets),
+            ("lifecycle_capacity", settings.lifecycle_capacity),
+        ] {
+            if count == 0 {
+                return refuse(setting, "zero allows nothing");
+            }
+        }
+        if settings.lifecycle_capacity > 1_000_000 {
+            return refuse("lifecycle_capacity", "more than a million");
+        }
+        if settings.max_age.is_some_and(|age| age < SECOND) {
+            return refuse("max_connection_age", "less than a second");
+        }
+        if !settings.origins.are_origins() {
+            return refuse(
+                "allow_origin",
+                "not an origin like `https://app.example`, in lower case and without a path",
+            );
+        }
+        if !settings.hosts.are_hosts() {
+            return refuse("allow_host", "not a host like `app.example` or `localhost:3000`, in lower case");
+        }
+        let payload = settings.framing.max_payload;
+        if payload < 16 {
+            return refuse("max_payload", "too small for any event");
+        }
+        if payload > 16 * MIB {
+            return refuse("max_payload", "more than 16 MiB");
+        }
+        if payload > self.ring_bytes {
+            return refuse(
+                "retention_budget",
+                "smaller than `max_payload`: the largest event could never be delivered",
+            );
+        }
+        if payload > self.keyed_bytes {
+            return refuse("keyed_budget", "smaller than `max_payload`: the largest event could never be delivered");
+        }
+        let range = &settings.framing.retry;
+        if range.is_empty() {
+            return refuse("retry_range", "empty");
+        }
+        if !range.contains(&settings.retry) {
+            return refuse("retry", "outside `retry_range`");
+        }
+        if settings.channel_grace < settings.heartbeat * 4 {
+            return refuse(
+                "channel_grace",
+                "less than four times the `heartbeat`: quiet streams could meet false gaps",
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::OverLimit;
+    use crate::types::retention::{Retention, TopicRule};
+
+    fn refused(builder: HubBuilder) -> &'static str {
+        builder.build().unwrap_err().setting()
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_refused_by_name() {
+        let new = HubBuilder::default;
+        assert!(new().build().is_ok());
+        assert_eq!(refused(new().heartbeat(Duration::ZERO)), "heartbeat");
+        assert_eq!(refused(new().heartbeat(SECOND * 200)), "channel_grace");
+        assert_eq!(refused(new().write_deadline(Duration::ZERO)), "write_deadline");
+        assert_eq!(refused(new().write_deadline(Duration::MAX)), "write_deadline");
+        assert_eq!(refused(new().live_window(Duration::ZERO)), "live_window");
+        assert_eq!(refused(new().access_timeout(Duration::ZERO)), "access_timeout");
+        assert_eq!(refused(new().drain_limit(Duration::ZERO)), "drain_limit");
+        assert_eq!(refused(new().max_payload(0)), "max_payload");
+        assert_eq!(refused(new().max_payload(usize::MAX)), "max_payload");
+        assert_eq!(refused(new().max_event_name(0)), "max_event_name");
+        assert_eq!(refused(new().max_targets(0)), "max_targets");
+        assert_eq!(refused(new().max_topics(0)), "max_topics");
+        assert_eq!(refused(new().retry(Duration::ZERO)), "retry");
+        assert_eq!(refused(new().retry_range(SECOND..=Duration::ZERO)), "retry_range");
+        assert_eq!(refused(new().retention_budget(1000)), "retention_budget");
+        assert_eq!(refused(new().keyed_budget(1000)), "keyed_budget");
+        assert_eq!(refused(new().topic_retention(Retention::replay().count(0))), "topic_retention");
+        assert_eq!(refused(new().user_retention(Retention::replay().bytes(0))), "user_retention");
+        assert_eq!(refused(new().everyone_retention(Retention::live().age(SECOND))), "everyone_retention");
+        let rule = |retention| new().retention_for(TopicRule::any(), retention);
+        assert_eq!(refused(rule(Retention::latest_per_key().count(0))), "retention_for");
+        assert_eq!(refused(rule(Retention::replay().age(Duration::ZERO))), "retention_for");
+        assert_eq!(refused(new().max_connections(0, OverLimit::Refuse)), "max_connections");
+        assert_eq!(refused(new().max_connections_per_user(0, OverLimit::CloseOldest)), "max_connections_per_user");
+        assert_eq!(refused(new().max_connects_per_second(0)), "max_connects_per_second");
+        assert_eq!(refused(new().max_connection_age(Duration::ZERO)), "max_connection_age");
+        assert_eq!(refused(new().presence_grace(Duration::ZERO)), "presence_grace");
+        assert_eq!(refused(new().recheck_every(Duration::ZERO)), "recheck_every");
+        assert_eq!(refused(new().max_rechecks(0)), "max_rechecks");
+        assert_eq!(refused(new().max_tickets(0)), "max_tickets");
+        assert_eq!(refused(new().lifecycle_capacity(0)), "lifecycle_capacity");
+        assert_eq!(refused(new().lifecycle_capacity(usize::MAX)), "lifecycle_capacity");
+        assert!(new().allow_origin("https://app.example").build().is_ok());
+        assert_eq!(refused(new().allow_origin("null")), "allow_origin");
+        assert_eq!(refused(new().allow_host("https://app.example")), "allow_host");
+    }
+}

@@ -1,0 +1,84 @@
+//! An open connection as the application sees it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Extensions;
+
+use super::handle::Link;
+use crate::hub::{Hub, Inner};
+use crate::sync::Ordering;
+use crate::types::name::{ConnectionId, Topic, UserId};
+
+/// An open connection, as it was at one moment.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// Its id: what its page knows from `hub.hello`.
+    pub id: ConnectionId,
+    /// The user, or `None` for an anonymous connection.
+    pub user: Option<UserId>,
+    /// The topics in force.
+    pub topics: Vec<Topic>,
+    /// For how long it has been open.
+    pub open_for: Duration,
+    /// Whether it came back with an id.
+    pub resumed: bool,
+    /// How many events it was handed, current values and repeated ones included.
+    pub delivered: u64,
+    data: Option<Arc<str>>,
+    extensions: Extensions,
+}
+
+impl ConnectionInfo {
+    /// What [`Subscription::data`](crate::Subscription::data) attached, as JSON.
+    #[must_use]
+    pub fn data_json(&self) -> Option<&str> {
+        self.data.as_deref()
+    }
+
+    /// What [`Subscription::extension`](crate::Subscription::extension) attached.
+    #[must_use]
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+}
+
+/// The data is left out, since it may hold secrets.
+impl fmt::Debug for ConnectionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionInfo")
+            .field("id", &self.id)
+            .field("user", &self.user)
+            .field("topics", &self.topics)
+            .field("open_for", &self.open_for)
+            .field("resumed", &self.resumed)
+            .field("delivered", &self.delivered)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// The connections that are open on this instance, in no order. Those that open or end meanwhile may or may not be
+    /// among them.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        self.registry().all().iter().map(|link| self.inner.info(link, self.log().topics(&link.subscriber))).collect()
+    }
+}
+
+impl Inner {
+    pub(in crate::hub) fn info(&self, link: &Link, topics: Vec<Topic>) -> ConnectionInfo {
+        ConnectionInfo {
+            id: link.id(),
+            user: link.user().cloned(),
+            topics,
+            open_for: Duration::from_millis(self.now().saturating_sub(link.opened_at)),
+            resumed: link.resumed,
+            delivered: link.delivered.load(Ordering::Relaxed),
+            data: link.data().cloned(),
+            extensions: link.extensions(),
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! The connections that are open on this instance, and the users that they belong to.
+//!
+//! 1. A connection is in `links` and, if it has a user, among that user's, or in neither: both change under one lock.
+//! 2. Limits are judged under that lock too, so that no number of simultaneous requests passes them.
+//! 3. A user is remembered for the grace after the last connection, with the topics that it was made to join.
+
+use std::borrow::Borrow;
+use std::collections::btree_map::BTreeMap;
+use std::collections::hash_map::{Entry, HashMap};
+use std::collections::hash_set::HashSet;
+use std::collections::vec_deque::VecDeque;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+
+use super::handle::Link;
+use crate::hub::config::limits::{Limits, OverLimit};
+use crate::log::{Millis, Since, TooManyTopics};
+use crate::sync::{AtomicUsize, Mutex, Ordering};
+use crate::types::name::{ConnectionId, Topic, UserId};
+
+#[derive(Debug)]
+pub(crate) struct Registry {
+    table: Mutex<Table>,
+    limits: Limits,
+    grace: Millis,
+    /// How many of the connections are written to a network.
+    networked: AtomicUsize,
+    emptied: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    links: HashSet<ById, BuildHasherDefault<AsIs>>,
+    users: HashMap<UserId, User>,
+    /// Connections that are counted by a key, in the order in which they were opened; kept only where that limits them.
+    by_key: HashMap<Arc<str>, Links>,
+    /// Users without a connection since that time, oldest first.
+    idle: VecDeque<(Millis, UserId)>,
+    /// By age; kept only where the oldest may have to go.
+    by_age: BTreeMap<u64, ConnectionId>,
+    opened: u64,
+}
+
+#[derive(Debug, Default)]
+struct User {
+    /// In the order in which they were opened.
+    links: SmallVec<[Arc<Link>; 1]>,
+    /// How many of them are counted by a key and not by this user.
+    keyed: usize,
+    /// Since when it has none, while it stands in the queue of those.
+    idle_since: Option<Millis>,
+    /// When the last one ended. One who was only made to join a topic was never there.
+    left_at: Option<Millis>,
+    topics: Vec<UserTopic>,
+}
+
+/// A topic that all connections of a user have.
+#[derive(Clone, Debug)]
+pub(in crate::hub) struct UserTopic {
+    pub(in crate::hub) topic: Topic,
+    pub(in crate::hub) since: Since,
+    /// Where the log was when it was joined.
+    pub(in crate::hub) at: u64,
+}
+
+/// A connection in a set of them, looked up by its id: half the room of a map.
+#[derive(Debug)]
+struct ById(Arc<Link>);
+
+impl Borrow<ConnectionId> for ById {
+    fn borrow(&self) -> &ConnectionId {
+        self.0.subscriber.id()
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id().hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id() == other.0.id()
+    }
+}
+
+impl Eq for ById {}
+
+/// Takes a connection out of a list in the order in which they were opened. Returns whether it was there.
+fn remove_from(links: &mut Links, link: &Link) -> bool {
+    let opened = |other: &Arc<Link>| other.opened.load(Ordering::Relaxed);
+    let index = links.binary_search_by_key(&link.opened.load(Ordering::Relaxed), opened);
+    index.map(|index| links.remove(index)).is_ok()
+}
+
+impl Table {
+    /// How many connections count with a new one, and the oldest of them.
+    fn counted_with(&self, link: &Link) -> (usize, Option<&Arc<Link>>) {
+        if let Some(key) = link.counted_as() {
+            return self.by_key.get(key).map_or((0, None), |links| (links.len(), links.first()));
+        }
+        let Some(user) = link.user().and_then(|user| self.users.get(user)) else { return (0, None) };
+        let oldest = user.links.iter().find(|link| link.counted_as().is_none());
+        (user.links.len() - user.keyed, oldest)
+    }
+
+    fn link(&self, id: ConnectionId) -> Option<Arc<Link>> {
+        self.links.get(&id).map(|ById(link)| Arc::clone(link))
+    }
+}
+
+/// The numbers of connections are random already.
+#[derive(Clone, Copy, Debug, Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(8) {
+            self.0 = word.iter().fold(self.0, |hash, &byte| hash.rotate_left(8) ^ u64::from(byte));
+        }
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        self.0 = number as u64;
+    }
+}
+
+/// How many users one turn of the housekeeping forgets.
+const SWEEP: usize = 1024;
+
+pub(in crate::hub) type Links = SmallVec<[Arc<Link>; 1]>;
+
+/// A limit is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::hub) struct Full;
+
+impl User {
+    /// Nobody may have swept yet. Returns whether its time was over.
+    fn forget_if_over(&mut self, now: Millis, grace: Millis) -> bool {
+        let is_over = self.links.is_empty() && self.idle_since.is_some_and(|since| since.saturating_add(grace) <= now);
+        if is_over {
+            self.topics.clear();
+        }
+        is_over
+    }
+}
+
+impl Registry {
+    pub(in crate::hub) fn new(limits: Limits, grace: Millis) -> Self {
+        Self { table: Mutex::default(), limits, grace, networked: AtomicUsize::new(0), emptied: Notify::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.table.lock().links.len()
+    }
+
+    pub(crate) fn find(&self, id: ConnectionId) -> Option<Arc<Link>> {
+        self.table.lock().link(id)
+    }
+
+    pub(in crate::hub) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Links {
+        let table = self.table.lock();
+        ids.into_iter().filter_map(|id| table.link(id)).collect()
+    }
+
+    pub(in crate::hub) fn of_user(&self, user: &UserId) -> Links {
+        self.table.lock().users.get(user).map(|user| user.links.clone()).unwrap_or_default()
+    }
+
+    /// Whether the user has a connection, or had one less than the grace ago.
+    pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
+        let since = match self.table.lock().users.get(user) {
+            None => return false,
+            Some(user) if !user.links.is_empty() => return true,
+            Some(user) => user.left_at,
+        };
+        since.is_some_and(|since| since.saturating_add(self.grace) > now)
+    }
+
+    /// How many users are remembered.
+    pub(in crate::hub) fn users(&self) -> usize {
+        self.table.lock().users.len()
+    }
+
+    /// Lets a connection in. Those that had to make room are returned; they are out of the registry already.
+    /// `elsewhere` is how many connections its user has on other instances; what is counted by a key has none.
+    pub(in crate::hub) fn insert(&self, link: &Arc<Link>, elsewhere: usize, now: Millis) -> Result<Links, Full> {
+        let mut table = self.table.lock();
+        // So that users go as fast as they come, also where nobody keeps house.
+        self.forget_users(&mut table, now, 2);
+        let mut displaced = Links::new();
+        if let Some((limit, policy)) = self.limits.per_user {
+            let (count, oldest) = table.counted_with(link);
+            if count + elsewhere >= limit {
+                match policy {
+                    OverLimit::Refuse => return Err(Full),
+                    OverLimit::CloseOldest => displaced.extend(oldest.cloned()),
+                }
+            }
+        }
+        match self.limits.total {
+            Some((limit, policy)) if table.links.len() - displaced.len() >= limit => {
+                if policy == OverLimit::Refuse {
+                    return Err(Full);
+                }
+                let others = table.by_age.values().filter(|id| displaced.iter().all(|gone| gone.id() != **id));
+                let oldest = others.filter_map(|id| table.link(*id)).next();
+                displaced.extend(oldest);
+            }
+            _ => {}
+        }
+        displaced.retain(|oldest| oldest.leave_registry());
+        for oldest in &displaced {
+            self.take_out(&mut table, oldest, now);
+        }
+
+        table.opened += 1;
+        let opened = table.opened;
+        link.opened.store(opened, Ordering::Relaxed);
+        if matches!(self.limits.total, Some((_, OverLimit::CloseOldest))) {
+            table.by_age.insert(opened, link.id());
+        }
+        table.links.insert(ById(Arc::clone(link)));
+        self.networked.fetch_add(usize::from(link.to_network), Ordering::AcqRel);
+        if let Some(key) = self.key_of(link) {
+            table.by_key.entry(Arc::clone(key)).or_default().push(Arc::clone(link));
+        }
+        if let Some(user) = link.user() {
+            let user = table.users.entry(user.clone()).or_default();
+            user.forget_if_over(now, self.grace);
+            user.links.push(Arc::clone(link));
+            user.keyed += usize::from(link.counted_as().is_some());
+            user.idle_since = None;
+        }
+        Ok(displaced)
+    }
+
+    /// Takes it out; false if it was out already.
+    pub(in crate::hub) fn remove(&self, link: &Link, now: Millis) -> bool {
+        if !link.leave_registry() {
+            return false;
+        }
+        self.take_out(&mut self.table.lock(), link, now);
+        true
+    }
+
+    fn take_out(&self, table: &mut Table, link: &Link, now: Millis) {
+        table.links.remove(&link.id());
+        table.by_age.remove(&link.opened.load(Ordering::Relaxed));
+        let len = table.links.len();
+        if table.links.capacity() > 1024 && len < table.links.capacity() / 8 {
+            table.links.shrink_to(len * 2);
+        }
+        if let Some(key) = self.key_of(link)
+            && let Some(links) = table.by_key.get_mut(key)
+        {
+            remove_from(links, link);
+            if links.is_empty() {
+                table.by_key.remove(key);
+            }
+        }
+        if let Some(name) = link.user()
+            && let Some(user) = table.users.get_mut(name)
+        {
+            if remove_from(&mut user.links, link) && link.counted_as().is_some() {
+                user.keyed -= 1;
+            }
+            if user.links.is_empty() {
+                // One that was refused after all was never there.
+                if link.was_there() {
+                    user.left_at = Some(now);
+                }
+                user.idle_since = Some(now);
+                table.idle.push_back((now, name.clone()));
+            }
+        }
+        if link.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// The key that a connection is counted by, if something limits it by that.
+    fn key_of<'a>(&self, link: &'a Link) -> Option<&'a Arc<str>> {
+        link.counted_as().filter(|_| self.limits.per_user.is_some())
+    }
+
+    pub(in crate::hub) fn all(&self) -> Vec<Arc<Link>> {
+        self.table.lock().links.iter().map(|ById(link)| Arc::clone(link)).collect()
+    }
+
+    /// Makes a user join a topic: for those connections that are returned, and for those to come. A user who is not there
+    /// is remembered for the grace.
+    pub(in crate::hub) fn join_user(
+        &self,
+        name: &UserId,
+        joined: UserTopic,
+        max_topics: usize,
+        now: Millis,
+    ) -> Result<Links, TooManyTopics> {
+        let mut table = self.table.lock();
+        let table = &mut *table;
+        let user = match table.users.entry(name.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                table.idle.push_back((now, name.clone()));
+                entry.insert(User { idle_since: Some(now), ..User::default() })
+            }
+        };
+        if user.forget_if_over(now, self.grace) {
+            user.idle_since = Some(now);
+            table.idle.push_back((now, name.clone()));
+        }
+        if !user.topics.iter().any(|other| other.topic == joined.topic) {
+            if user.topics.len() >= max_topics {
+                return Err(TooManyTopics);
+            }
+            user.topics.push(joined);
+        }
+        Ok(user.links.clone())
+    }
+
+    /// The reverse: it is no topic of this user any more, and these connections are to leave it.
+    pub(in crate::hub) fn leave_user(&self, name: &UserId, topic: &Topic) -> Links {
+        let mut table = self.table.lock();
+        let Some(user) = table.users.get_mut(name) else { return Links::new() };
+        user.topics.retain(|joined| joined.topic != *topic);
+        user.links.clone()
+    }
+
+    /// What a user was made to join.
+    pub(in crate::hub) fn user_topics(&self, name: &UserId) -> Vec<UserTopic> {
+        self.table.lock().users.get(name).map(|user| user.topics.clone()).unwrap_or_default()
+    }
+
+    /// Forgets users who have been without a connection for the grace, some of them if there are many. Returns whether
+    /// there are more.
+    pub(in crate::hub) fn sweep(&self, now: Millis) -> bool {
+        let mut table = self.table.lock();
+        let more = self.forget_users(&mut table, now, SWEEP);
+        let len = table.users.len();
+        if table.users.capacity() > 1024 && len < table.users.capacity() / 8 {
+            table.users.shrink_to(len * 2);
+        }
+        if table.idle.capacity() > 1024 && table.idle.len() < table.idle.capacity() / 8 {
+            let len = table.idle.len();
+            table.idle.shrink_to(len * 2);
+        }
+        more
+    }
+
+    fn forget_users(&self, table: &mut Table, now: Millis, most: usize) -> bool {
+        for _ in 0..most {
+            let is_due = |(since, _): &(Millis, UserId)| since.saturating_add(self.grace) <= now;
+            if !table.idle.front().is_some_and(is_due) {
+                return false;
+            }
+            let Some((since, name)) = table.idle.pop_front() else { return false };
+            // It may have been there again meanwhile, and have left again.
+            if table.users.get(&name).is_some_and(|user| user.links.is_empty() && user.idle_since == Some(since)) {
+                table.users.remove(&name);
+            }
+        }
+        true
+    }
+
+    /// About when a [`sweep`](Self::sweep) has something to do. A little late, so that those who left one after the other
+    /// are forgotten together: how long a user counts as there is judged by the time, not by this.
+    pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
+        let since = self.table.lock().idle.front().map(|(since, _)| *since)?;
+        Some(since.saturating_add(self.grace + self.grace / 4))
+    }
+
+    /// Until nobody is connected over a network.
+    pub(in crate::hub) async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            let mut emptied = std::pin::pin!(emptied);
+            emptied.as_mut().enable();
+            if self.networked.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}

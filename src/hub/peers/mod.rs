@@ -1,0 +1,6 @@
+//! What other instances have told of themselves.
+
+#[cfg(feature = "json")]
+pub(super) mod message;
+#[cfg(feature = "json")]
+pub(super) mod table;

@@ -1,0 +1,138 @@
+//! Leaving: every stream ends by itself, spread out in time for those who come back, and the process is free to go.
+
+use std::sync::{Arc, Weak};
+
+use tokio::time::{Duration, timeout};
+
+use super::{Hub, Inner};
+use crate::hub::connection::handle::{Ending, Link};
+use crate::sync::Ordering;
+use crate::types::reason::EndReason;
+
+/// How many streams are told before others get their turn.
+const BATCH: usize = 256;
+/// How long a socket that was cut may take to be dropped.
+const AFTER_CUT: Duration = Duration::from_secs(1);
+/// How long a socket may stay open without a move after its streams have ended: an HTTP/2 server waits for an answer of
+/// the peer, which may be frozen.
+const LINGER: Duration = Duration::from_secs(2);
+const ROUNDS: usize = 5;
+
+/// What [`Hub::drain`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Streams that ended with `hub.bye`.
+    pub ended: usize,
+    /// Streams and sockets that took nothing any more and were cut.
+    pub cut: usize,
+}
+
+/// Whether the process is well: [`Hub::health`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Health {
+    /// Do not restart it. Always so while it can say anything.
+    pub live: bool,
+    /// Send it requests. Not so from the first moment of a drain, and not while a shared log cannot be followed.
+    pub ready: bool,
+}
+
+impl Hub {
+    /// For `/healthz` and `/readyz`.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        crate::hub::cluster::follow::ensure(&self.inner);
+        let follows = self.inner.remote.as_ref().is_none_or(|remote| remote.is_ready(self.now()));
+        Health { live: true, ready: follows && !self.is_draining() }
+    }
+
+    /// Ends every stream, so that the process can leave in a moment although streams were open.
+    ///
+    /// From its first moment the hub is not ready and answers new requests with the soft refusal. Every open stream gets
+    /// `hub.bye` with a random `retry` of its own over `window` (within
+    /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range)), and ends: the clients come back spread out, to another
+    /// instance or the next process. It then waits until all have ended, at most for
+    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and cuts those that take nothing any more, where the
+    /// hub's listener carries them.
+    ///
+    /// Publishing fails when the hub is closed. Without a backplane that is as soon as every stream knows its end, since
+    /// no stream reads what comes later and the log ends with the process. With a backplane it is after the wait.
+    ///
+    /// Sockets that carried a stream and do not close within another 2 s, without a move, are cut then.
+    ///
+    /// Streams in this process ([`Hub::stream`]) end too, when they are polled next; it does not wait for them.
+    ///
+    /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late, since `serve` does
+    /// not return while streams are open.
+    ///
+    /// Cancel safety: streams that were told to end will; the hub stays not ready. It may be called again.
+    ///
+    /// # Panics
+    /// When polled outside of a tokio runtime with time enabled.
+    pub async fn drain(&self, window: Duration) -> Drained {
+        self.inner.draining.store(true, Ordering::Release);
+        let links = self.registry().all();
+        let moves = self.transports().leave();
+        tracing::info!(streams = links.len(), "draining");
+        for batch in links.chunks(BATCH) {
+            batch.iter().for_each(|link| self.tell(link, window));
+            tokio::task::yield_now().await;
+        }
+        if self.inner.remote.is_none() {
+            // Every stream knows now where it ends. Nothing reads what comes after, and the log ends with the process.
+            self.inner.closed.store(true, Ordering::Release);
+        }
+        let limit = self.settings().drain_limit;
+        let all_gone = async {
+            self.registry().emptied().await;
+            self.transports().flushed().await;
+        };
+        let mut drained = Drained { ended: links.len(), cut: 0 };
+        if timeout(limit, all_gone).await.is_err() {
+            let left: Vec<_> = self.registry().all().into_iter().filter(|link| link.to_network).collect();
+            drained.ended = links.len().saturating_sub(left.len());
+            drained.cut = left.len();
+            for transport in left.iter().filter_map(|link| link.transport()) {
+                transport.cut();
+            }
+            // Of others the stream is over, but its last bytes were not taken.
+            drained.cut += self.transports().cut_stuck();
+            if left.iter().any(|link| !link.is_carrier_known()) {
+                // HTTP/2 under a router that hides the socket: those that have not moved since are the stuck ones.
+                self.transports().cut_unmoved(&moves);
+            }
+            // Where there is no listener of ours nothing can be cut; such a stream ends when it is next polled.
+            let _ = timeout(AFTER_CUT, self.registry().emptied()).await;
+            left.iter().for_each(|link| self.inner.give_up(link));
+            tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
+        }
+        self.inner.closed.store(true, Ordering::Release);
+        if let Some(remote) = &self.inner.remote {
+            self.tell_bye(remote).await;
+        }
+        let any_hidden = links.iter().any(|link| link.to_network && !link.is_carrier_known());
+        tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
+        tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
+        drained
+    }
+
+    fn tell(&self, link: &Link, window: Duration) {
+        let retry = self.jittered_retry(window, 0.0..=1.0);
+        // What was published so far is still delivered: the next process may have another log.
+        let after = self.log().last();
+        link.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
+        link.wake(self.now());
+    }
+}
+
+/// In rounds, since the server's own farewell to a frozen peer is a move too. Where sockets of streams are hidden among
+/// others, the others get the time that streams had.
+async fn cut_lingering(hub: Weak<Inner>, any_hidden: bool) {
+    for _ in 0..ROUNDS {
+        let Some(hub) = hub.upgrade().filter(|hub| !hub.transports.is_empty()) else { return };
+        let moves = hub.transports.leave();
+        tokio::time::sleep(if any_hidden { hub.settings.drain_limit.max(LINGER) } else { LINGER }).await;
+        hub.transports.cut_lingering(&moves, any_hidden);
+    }
+}

@@ -1,0 +1,339 @@
+//! From a subscription to an open stream: limits, the cursor, the channels.
+
+use std::sync::Arc;
+
+use std::time::Duration;
+
+use crate::hub::cluster::follow::Remote;
+use crate::hub::config::limits::AFTER_DISPLACEMENT;
+use crate::hub::connection::bans::Objection;
+use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::registry::UserTopic;
+use crate::hub::tasks::workers;
+use crate::hub::upkeep::recheck::{self, Authority};
+use crate::hub::upkeep::sweep;
+use crate::hub::{Connection, Hub, LifecycleEvent};
+use crate::log::{Begin, Joined, TooManyTopics, Wanted};
+use crate::types::audience::Address;
+use crate::types::disconnect::Returns;
+use crate::types::disconnect_clock::Moment;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::position::{Cursor, Position};
+use crate::types::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::subscription::{History, Start, Subscription, SubscriptionError};
+use crate::wire::control::CursorState;
+
+/// What of a request matters beside its subscription and its cursor.
+pub(crate) struct Request {
+    /// It goes over a network: it has heartbeats, and is given up when it is not read.
+    pub(crate) to_network: bool,
+    /// When it came. What was decided since may rest on what is true no more.
+    pub(crate) asked_at: Moment,
+    /// Whom to ask again.
+    pub(crate) authority: Option<Arc<dyn Authority>>,
+}
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    /// The same request will never do.
+    Invalid(SubscriptionError),
+    /// Another time.
+    Refused(RefusalReason),
+    /// It was told to stay away.
+    Barred,
+}
+
+impl Hub {
+    /// Opens a stream.
+    pub(crate) fn open(
+        &self,
+        subscription: &Subscription,
+        cursor: Cursor,
+        request: Request,
+    ) -> Result<Connection, OpenError> {
+        self.admit(subscription, cursor, request.asked_at)?;
+        let now = self.now();
+        let addresses = addresses(subscription);
+        // Without random bytes an id could be guessed; such a machine is better left alone for a while.
+        let id = crate::hub::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy))?;
+        // Without a history a cursor opens nothing, and there is nothing to miss.
+        let (start, cursor) = match subscription.history {
+            History::None => (Start::Live, Cursor::Absent),
+            History::Within => (subscription.start, cursor),
+        };
+        let (begin, cursor_state, gap) = match self.judge(cursor) {
+            Ok(None) => (Begin::Fresh(start), CursorState::Fresh, None),
+            Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
+            Err(reason) => (Begin::Refused(start), CursorState::Refused, Some(reason)),
+        };
+        let resumed = cursor_state != CursorState::Fresh;
+        let Request { to_network, asked_at, authority } = request;
+        let link = Link::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
+        let link = Arc::new(link);
+
+        // Other instances know users, not keys.
+        let user = link.user().filter(|_| link.counted_as().is_none()).cloned().map(Address::User);
+        let elsewhere = user.zip(self.inner.remote.as_ref()).map_or(0, |(user, remote)| remote.others_at(&user));
+        let displaced = self.registry().insert(&link, elsewhere, now);
+        let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
+        displaced.iter().for_each(|oldest| self.displace(oldest));
+        let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
+        let accepted_at = self.inner.open_channels(&link, wanted, begin);
+        self.join_what_was_joined(&link);
+        // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is found out here.
+        if let Err(objection) = self.object(&addresses, asked_at) {
+            if self.registry().remove(&link, now) {
+                self.inner.close_channels(&link);
+            }
+            return Err(objection);
+        }
+        link.is_there_now();
+
+        self.counters().connected(link.id(), cursor_state == CursorState::Resuming);
+        self.inner.lifecycles.tell(|| {
+            let connection = Arc::new(self.inner.info(&link, self.log().topics(&link.subscriber)));
+            if resumed { LifecycleEvent::Resumed { connection, gap } } else { LifecycleEvent::Connected(connection) }
+        });
+        if let Some(reason) = link.beginning_was_told() {
+            self.inner.tell_end(&link, Vec::new(), reason);
+        }
+        workers::ensure(&self.inner);
+        sweep::ensure(&self.inner);
+        recheck::watch(&self.inner, &link);
+        if self.is_draining() {
+            // It began between the look above and the entry into the registry, and may not have seen this one.
+            link.end(Ending::now(EndReason::Draining));
+        }
+        let end = subscription.end.unwrap_or(self.settings().end);
+        Ok(Connection::new(self, link, accepted_at, cursor_state, gap, end, now))
+    }
+
+    /// It is out of the registry already.
+    fn displace(&self, oldest: &Arc<Link>) {
+        let after = self.settings().retry.saturating_mul(AFTER_DISPLACEMENT);
+        let retry = Some(self.jittered_retry(after, 1.0..=2.0));
+        let ending = Ending { returns: Returns::Later(after), retry, ..Ending::now(EndReason::Limit) };
+        let reason = oldest.end(ending).reason;
+        self.inner.bury(oldest, reason);
+        oldest.wake(self.now());
+    }
+
+    /// A place among those who may come in this second; else for how long to stay away.
+    pub(crate) fn take_turn(&self) -> Result<(), Duration> {
+        let Some(per_second) = self.settings().limits.per_second else { return Ok(()) };
+        let turn = self.inner.rate.lock().take(per_second, self.now());
+        turn.map_err(|wait| self.settings().retry.saturating_add(wait))
+    }
+
+    /// Whether a stream would be opened now, as far as that can be said without opening it.
+    pub(crate) fn admit(&self, subscription: &Subscription, cursor: Cursor, asked_at: Moment) -> Result<(), OpenError> {
+        self.check(subscription).map_err(OpenError::Invalid)?;
+        if self.is_draining() {
+            return Err(OpenError::Refused(RefusalReason::Draining));
+        }
+        if self.inner.remote.as_ref().is_some_and(|remote| !remote.is_loaded()) {
+            crate::hub::cluster::follow::ensure(&self.inner);
+            return Err(OpenError::Refused(RefusalReason::Starting));
+        }
+        match cursor {
+            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Barred),
+            _ => self.object(&addresses(subscription), asked_at),
+        }
+    }
+
+    /// Whether a subscription is one.
+    pub(in crate::hub) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
+        match &subscription.invalid {
+            Some(invalid) => Err(invalid.clone()),
+            None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TooManyTopics),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a client that says this goes on from: none if it is fresh. An error if that is not to be had.
+    pub(in crate::hub) fn judge(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
+        match cursor {
+            Cursor::Absent => Ok(None),
+            Cursor::Invalid | Cursor::Barred(_) => Err(GapReason::Invalid),
+            Cursor::At(position) => {
+                let number = self.log().number(position).ok_or(GapReason::Epoch)?;
+                // Another instance may be ahead. No client can be ahead of a log that is this process's own.
+                let ahead = self.inner.remote.as_ref().map_or(0, Remote::most_ahead);
+                if number > self.log().last().saturating_add(ahead) { Err(GapReason::Ahead) } else { Ok(Some(number)) }
+            }
+        }
+    }
+
+    /// An address of a subscription, with what of it may not be read.
+    fn wanted(&self, subscription: &Subscription, address: &Address) -> Wanted {
+        let since = address.topic().map_or(&[][..], |topic| subscription.topics.since(topic));
+        let after = since.iter().map(|position| self.bound(*position)).max();
+        Wanted { address: address.clone(), after: after.unwrap_or(0) }
+    }
+
+    /// The number up to which nothing may be read. All that the log has is newer than a position of another life of it.
+    pub(in crate::hub) fn bound(&self, position: Position) -> u64 {
+        self.log().number(position).unwrap_or(0)
+    }
+
+    /// Whether something stands against what was asked for, or decided, at a moment.
+    pub(in crate::hub) fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
+        match self.inner.bars.objection(addresses, asked_at, self.now()) {
+            None => Ok(()),
+            Some(Objection::Barred) => Err(OpenError::Barred),
+            Some(Objection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked)),
+        }
+    }
+
+    /// What the user was made to join. Who is made to join from here on has this connection too.
+    fn join_what_was_joined(&self, link: &Arc<Link>) {
+        let Some(user) = link.user() else { return };
+        let topics = self.registry().user_topics(user);
+        // Not what is closed for a time.
+        let is_open = |topic: &Topic| self.object(&[Address::Topic(topic.clone())], Moment::now()).is_ok();
+        let (mut joined, mut left_out) = (Vec::new(), 0);
+        for user_topic in topics.into_iter().filter(|user_topic| is_open(&user_topic.topic)) {
+            let UserTopic { topic, since, at } = &user_topic;
+            let as_of = Joined { address: Address::Topic(topic.clone()), since: *since, at: *at };
+            match self.inner.join_as_of(link, topic, &as_of) {
+                Ok(true) => joined.push(user_topic),
+                Ok(false) => {}
+                Err(TooManyTopics) => left_out += 1,
+            }
+        }
+        if left_out > 0 {
+            self.counters().topics_left_out(link.id(), left_out, self.now());
+        }
+        if joined.is_empty() {
+            return;
+        }
+        // It may have been taken away again, or closed, before it was here to be found.
+        let now = self.registry().user_topics(user);
+        for UserTopic { topic, .. } in joined {
+            if now.iter().all(|still| still.topic != topic) || !is_open(&topic) {
+                self.inner.leave_topic(link, &topic);
+            }
+        }
+    }
+}
+
+/// Who and what a subscription is about.
+pub(in crate::hub) fn addresses(subscription: &Subscription) -> Vec<Address> {
+    let topics = subscription.topics.iter().cloned().map(Address::Topic);
+    topics.chain(subscription.user.clone().map(Address::User)).chain([Address::Everyone]).collect()
+}
+
+#[cfg(all(test, feature = "json"))]
+mod tests {
+    use std::task::{Context, Poll};
+
+    use futures::StreamExt;
+    use futures::executor::block_on;
+
+    use super::*;
+    use crate::hub::{HubStream, StreamItem};
+    use crate::types::command::Change;
+    use crate::types::event::Event;
+    use crate::types::retention::{Retention, TopicRule};
+
+    fn read(stream: &mut HubStream) -> Vec<String> {
+        let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+        let mut read = Vec::new();
+        while let Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
+            match item {
+                StreamItem::Event(event) => read.push(event.data),
+                StreamItem::Gap { .. } => read.push("gap".into()),
+                _ => {}
+            }
+        }
+        read
+    }
+
+    #[allow(clippy::unwrap_used, reason = "a helper of tests")]
+    fn publish(hub: &Hub, topic: &str, data: &str) -> Position {
+        hub.topic(topic).publish_now(Event::message(data.to_owned())).unwrap().position
+    }
+
+    /// The id that the client would have to guess is its own with a zero in place of the number.
+    fn oldest(hub: &Hub) -> Position {
+        Position::new(hub.log().epoch(), 0)
+    }
+
+    #[test]
+    fn a_cursor_reads_no_event_from_before_the_position_of_its_topic() {
+        let hub = Hub::builder().topic_retention(Retention::replay().count(3)).build().unwrap();
+        (0..5).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
+        let admitted_at = hub.position();
+        let bounded = || Subscription::anonymous().topic_since("room", admitted_at);
+        for start in [Start::Live, Start::Last(9), Start::Oldest] {
+            assert!(read(&mut hub.stream(bounded().start(start), None).unwrap()).is_empty(), "{start:?}");
+        }
+        // The trimmed events are none of its business, so no gap is reported for them.
+        assert!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()).is_empty());
+        (5..7).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
+        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["5", "6"]);
+        assert_eq!(read(&mut hub.stream(bounded().start(Start::Oldest), None).unwrap()), ["5", "6"]);
+        (7..9).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
+        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
+        let other = bounded().topic("other").topic_since("room", oldest(&hub));
+        assert_eq!(read(&mut hub.stream(other, oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
+    }
+
+    #[test]
+    fn a_current_value_from_before_the_position_of_its_topic_is_not_sent() {
+        let rule = TopicRule::any();
+        let hub = Hub::builder().retention_for(rule, Retention::latest_per_key()).build().unwrap();
+        let set = |key: &'static str, data: &'static str| hub.topic("t").publish_now(Event::message(data).key(key));
+        set("a", "1").unwrap();
+        let admitted_at = set("b", "2").unwrap().position;
+        set("a", "3").unwrap();
+        let bounded = || Subscription::anonymous().topic_since("t", admitted_at);
+        assert_eq!(read(&mut hub.stream(bounded(), None).unwrap()), ["3"]);
+        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["3"]);
+    }
+
+    #[test]
+    fn a_page_joins_a_topic_from_its_position_on() {
+        let hub = Hub::builder().build().unwrap();
+        let first = publish(&hub, "room", "0");
+        publish(&hub, "room", "1");
+        let mut stream = hub.stream(Subscription::anonymous(), None).unwrap();
+        assert!(read(&mut stream).is_empty());
+        let room = Topic::try_from("room").unwrap();
+        let change = Change {
+            leave: Vec::new(),
+            join: vec![room.clone()],
+            since: Cursor::At(oldest(&hub)),
+            bounds: vec![(room.clone(), oldest(&hub)), (room, first)],
+        };
+        let id = hub.connections()[0].id;
+        let connection = block_on(hub.connection_of(id, None)).unwrap();
+        block_on(connection.change(change, Moment::now())).unwrap();
+        assert_eq!(read(&mut stream), ["1"]);
+    }
+
+    #[test]
+    fn a_stream_without_history_begins_live_whatever_its_cursor() {
+        let hub = Hub::builder().build().unwrap();
+        let first = publish(&hub, "t", "0");
+        publish(&hub, "t", "1");
+        let subscription = || Subscription::anonymous().topic("t").start(Start::Oldest).without_history();
+        for cursor in [Cursor::Absent, Cursor::At(first), Cursor::At(oldest(&hub)), Cursor::Invalid] {
+            let mut stream = hub.stream(subscription(), cursor).unwrap();
+            assert!(read(&mut stream).is_empty(), "{cursor:?}");
+            let next = publish(&hub, "t", "next");
+            assert_eq!(read(&mut stream), ["next"], "{next}");
+        }
+    }
+
+    #[test]
+    fn a_narrowed_subscription_keeps_the_bounds_of_both() {
+        let at = |number| Position::new(crate::types::position::Epoch(1), number);
+        let topic = Topic::try_from("t").unwrap();
+        let ticket = Subscription::anonymous().topic_since("t", at(3));
+        let hook = Subscription::anonymous().topic_since("t", at(5)).without_history();
+        let narrowed = ticket.narrowed_to(&hook).unwrap();
+        assert_eq!((narrowed.topics.since(&topic), narrowed.history), (&[at(3), at(5)][..], History::None));
+    }
+}

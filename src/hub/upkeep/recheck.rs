@@ -1,0 +1,291 @@
+//! Authority that is looked at again while a stream is open.
+//!
+//! 1. A connection whose hook can be asked again stands in the schedule, or is being asked, or is settled or gone.
+//! 2. One task asks, a bounded number at a time, in a [task slot](crate::hub::tasks::slot); it lives while there is something in the
+//!    schedule. If it is replaced, its successor asks again about those that it was asking about.
+
+use std::cmp::Reverse;
+use std::collections::binary_heap::BinaryHeap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Weak};
+
+use futures::future::{BoxFuture, Either, select};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::Notify;
+use tokio::time::{Duration, timeout, timeout_at};
+
+use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::tasks::slot::TaskSlot;
+use crate::hub::tasks::workers;
+use crate::hub::{Hub, Inner};
+use crate::log::{Millis, millis};
+use crate::sync::Mutex;
+use crate::types::disconnect::Returns;
+use crate::types::name::{ConnectionId, Topic};
+use crate::types::reason::EndReason;
+use crate::types::refusal::{Kind, Refusal};
+use crate::types::subscription::{Expiry, Subscription};
+
+/// How often in a row a recheck may fail before the stream ends.
+const FAILURES: u8 = 2;
+/// For how long a stream stays away whose hook says "never" and no time.
+const NEVER: Duration = Duration::from_secs(86_400);
+
+/// Two times of expiry that are as close as this are one, in milliseconds.
+const SAME_TIME: Millis = 100;
+
+/// What [`Access::recheck`](crate::Access::recheck) says of a stream that is open.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Recheck {
+    /// It stays as it is. Ask again after the next interval.
+    Keep,
+    /// It stays, with no more than this: topics that it does not have, nor [lets join](Subscription::may_join), are left at
+    /// once, and so is what waits of them; its
+    /// expiry, if it has one, takes the place of the old one, so this is also how an open stream is renewed. What is in it
+    /// beyond what the stream has is not added. With another user, or none, the stream ends. Ask again after the next
+    /// interval.
+    ///
+    /// A [ticket](crate::Hub::ticket) that is redeemed is narrowed in the same way. Its page may then
+    /// [join](Subscription::may_join) the topics that both the ticket and this subscription allow.
+    Narrow(Subscription),
+    /// It ends at once. After [`Refusal::later`] the client comes back then, after [`Refusal::never`] not for a day;
+    /// after the others it comes back, and the hook answers it as it does every request.
+    End(Refusal),
+    /// It stays as it is, and need not be asked about again.
+    Settled,
+}
+
+/// Who can be asked about an open stream.
+pub(crate) trait Authority: Send + Sync {
+    fn recheck(&self, subscription: Subscription) -> BoxFuture<'static, Recheck>;
+}
+
+#[derive(Debug, Default)]
+pub(in crate::hub) struct Rechecks {
+    schedule: Mutex<Schedule>,
+    task: Arc<TaskSlot>,
+}
+
+#[derive(Debug, Default)]
+struct Schedule {
+    due: BinaryHeap<Reverse<Check>>,
+    /// Those that the task is asking about.
+    asking: Vec<Check>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Check {
+    at: Millis,
+    connection: ConnectionId,
+    failures: u8,
+}
+
+/// What came of one check; no verdict if the hook panicked or took too long.
+struct Answer {
+    check: Check,
+    link: Arc<Link>,
+    asked_at: Millis,
+    /// The topics that the hook was asked about. What was joined since is for the next time.
+    topics: Vec<Topic>,
+    verdict: Option<Recheck>,
+}
+
+/// Puts a new connection into the schedule, if there is somebody to ask.
+pub(in crate::hub) fn watch(inner: &Arc<Inner>, link: &Link) {
+    if link.authority().is_some() {
+        inner.schedule_check(Check { at: 0, connection: link.id(), failures: 0 }, inner.now());
+        ensure(inner);
+    }
+}
+
+/// Makes sure that a task asks, if there is something to ask and a runtime.
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
+    let rechecks = &inner.rechecks;
+    if rechecks.task.is_attended() || rechecks.schedule.lock().is_empty() {
+        return;
+    }
+    workers::ensure_task(inner, &rechecks.task, ask_all, ensure);
+}
+
+impl Schedule {
+    fn is_empty(&self) -> bool {
+        self.due.is_empty() && self.asking.is_empty()
+    }
+}
+
+async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
+    if let Some(inner) = hub.upgrade() {
+        // Those that a task on another runtime was asking about.
+        let mut schedule = inner.rechecks.schedule.lock();
+        let asked = std::mem::take(&mut schedule.asking);
+        schedule.due.extend(asked.into_iter().map(Reverse));
+    }
+    let mut asking = FuturesUnordered::new();
+    loop {
+        let Some(inner) = hub.upgrade() else { return };
+        while asking.len() < inner.settings.max_rechecks
+            && let Some((check, link)) = inner.next_check()
+        {
+            asking.push(inner.ask(check, link));
+        }
+        let next = inner.rechecks.schedule.lock().due.peek().map(|Reverse(check)| inner.instant(check.at));
+        let is_full = asking.len() >= inner.settings.max_rechecks;
+        if asking.is_empty() && next.is_none() {
+            return;
+        }
+        drop(inner);
+        let wait = async {
+            match next.filter(|_| !is_full) {
+                Some(next) => drop(timeout_at(next, roused.notified()).await),
+                None if is_full => futures::future::pending().await,
+                None => roused.notified().await,
+            }
+        };
+        let answered = async {
+            match asking.next().await {
+                Some(answer) => answer,
+                None => futures::future::pending().await,
+            }
+        };
+        let answer = match select(std::pin::pin!(answered), std::pin::pin!(wait)).await {
+            Either::Left((answer, _)) => Some(answer),
+            Either::Right(_) => None,
+        };
+        if let Some(answer) = answer
+            && let Some(inner) = hub.upgrade()
+        {
+            Hub { inner }.answered(answer);
+        }
+    }
+}
+
+impl Inner {
+    /// Sets the time of the next check: an interval from the start of the last one, up to a tenth less, so that those who
+    /// came together are not asked about together.
+    fn schedule_check(&self, check: Check, last: Millis) {
+        let interval = millis(self.settings.recheck_interval());
+        let at = last + interval - fastrand::u64(0..=interval / 10);
+        let mut schedule = self.rechecks.schedule.lock();
+        let is_first = schedule.due.peek().is_none_or(|Reverse(first)| at < first.at);
+        schedule.due.push(Reverse(Check { at, ..check }));
+        drop(schedule);
+        if is_first {
+            self.rechecks.task.rouse();
+        }
+    }
+
+    /// The next check that is due, of a connection that is still there.
+    fn next_check(&self) -> Option<(Check, Arc<Link>)> {
+        let now = self.now();
+        let mut schedule = self.rechecks.schedule.lock();
+        while schedule.due.peek().is_some_and(|Reverse(check)| check.at <= now) {
+            let Reverse(check) = schedule.due.pop()?;
+            if let Some(link) = self.registry.find(check.connection) {
+                schedule.asking.push(check);
+                if now > check.at + millis(self.settings.recheck_interval()) {
+                    self.counters.rechecks_late(now);
+                }
+                return Some((check, link));
+            }
+        }
+        if schedule.due.capacity() > 1024 && schedule.due.len() < schedule.due.capacity() / 8 {
+            let len = schedule.due.len();
+            schedule.due.shrink_to(len * 2);
+        }
+        None
+    }
+
+    fn ask(&self, check: Check, link: Arc<Link>) -> BoxFuture<'static, Answer> {
+        let subscription = self.subscription_of(&link);
+        let (asked_at, topics) = (self.now(), subscription.topics.to_vec());
+        let limit = self.settings.access_timeout;
+        async move {
+            let asked = async {
+                match link.authority() {
+                    Some(authority) => authority.recheck(subscription).await,
+                    None => Recheck::Settled,
+                }
+            };
+            // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
+            let verdict = timeout(limit, AssertUnwindSafe(asked).catch_unwind()).await;
+            Answer { check, link, asked_at, topics, verdict: verdict.ok().and_then(Result::ok) }
+        }
+        .boxed()
+    }
+
+    /// What a connection has now.
+    fn subscription_of(&self, link: &Link) -> Subscription {
+        let mut subscription = Subscription::anonymous();
+        subscription.user = link.user().cloned();
+        subscription.topics = self.log.topics(&link.subscriber).into_iter().collect();
+        subscription.data = link.data().cloned();
+        subscription.extensions = link.extensions();
+        let expires_at = link.expires_at();
+        if expires_at != Millis::MAX {
+            let remaining = Duration::from_millis(expires_at.saturating_sub(self.now()));
+            subscription.expiry = std::time::SystemTime::now().checked_add(remaining).map(Expiry::At);
+        }
+        subscription
+    }
+}
+
+impl Hub {
+    fn answered(&self, Answer { check, link, asked_at, topics, verdict }: Answer) {
+        let mut schedule = self.inner.rechecks.schedule.lock();
+        if let Some(index) = schedule.asking.iter().position(|asked| asked.connection == check.connection) {
+            schedule.asking.swap_remove(index);
+        }
+        drop(schedule);
+        if link.is_gone() {
+            return;
+        }
+        let failures = match verdict {
+            Some(Recheck::Settled) => return,
+            Some(Recheck::End(refusal)) => return self.revoke(&link, &refusal),
+            Some(Recheck::Narrow(subscription)) if subscription.user.as_ref() != link.user() => {
+                return self.revoke(&link, &Refusal::forbidden());
+            }
+            Some(Recheck::Narrow(subscription)) => {
+                self.narrow(&link, &topics, &subscription);
+                0
+            }
+            Some(Recheck::Keep) => 0,
+            None => {
+                self.counters().recheck_failed(self.now());
+                check.failures + 1
+            }
+        };
+        if failures >= FAILURES {
+            return self.revoke(&link, &Refusal::forbidden());
+        }
+        self.inner.schedule_check(Check { failures, ..check }, asked_at);
+    }
+
+    fn narrow(&self, link: &Arc<Link>, had: &[Topic], subscription: &Subscription) {
+        for topic in had.iter().filter(|topic| !subscription.grants(topic)) {
+            self.take_topic(link, topic);
+        }
+        let Some(expiry) = subscription.expiry else { return };
+        let expires_at = self.now().saturating_add(millis(expiry.remaining()));
+        // What was handed to the hook comes back a moment off; that is no new time.
+        if expires_at.abs_diff(link.expires_at()) > SAME_TIME {
+            link.expire_at(expires_at);
+            link.wake(self.now());
+        }
+    }
+
+    fn revoke(&self, link: &Arc<Link>, refusal: &Refusal) {
+        let usual = self.settings().retry;
+        let (returns, retry) = match refusal.0 {
+            Kind::Never => (Returns::Never(NEVER), None),
+            Kind::Later { retry, .. } => {
+                let retry = retry.unwrap_or(usual);
+                (Returns::Later(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))
+            }
+            Kind::Login | Kind::Forbidden => (Returns::Now, Some(self.jittered_retry(usual, 1.0..=2.0))),
+        };
+        self.end_now(link, Ending { returns, retry, ..Ending::now(EndReason::Revoked) });
+    }
+}

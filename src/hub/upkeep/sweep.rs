@@ -1,0 +1,143 @@
+//! Work that is due by time: dropping what is past its age, forgetting users, noticing streams that have stalled.
+//!
+//! The task lives while something is kept that will be due, in a [task slot](crate::hub::tasks::slot).
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::recheck;
+use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::tasks::workers;
+use crate::hub::{Inner, LifecycleEvent};
+use crate::log::{Millis, Swept, millis};
+use crate::types::name::Topic;
+use crate::types::reason::EndReason;
+
+/// How often age and stalls are looked at, at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Whether the caller can wait for a broker. A caller that cannot is refused instead: tokio's clock would panic.
+pub(in crate::hub) fn can_wait() -> bool {
+    Handle::try_current().is_ok()
+}
+
+/// Makes sure that the task runs, if there is a runtime; without one, publishers do what they can.
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
+    if inner.chores.is_attended() {
+        return;
+    }
+    let pause = (inner.settings.write_deadline / 4).min(LONGEST_PAUSE);
+    let check = |inner: &Arc<Inner>| {
+        if inner.sweep() != Swept::Nothing {
+            ensure(inner);
+        }
+    };
+    workers::ensure_task(inner, &inner.chores, |hub, roused| keep(hub, roused, pause), check);
+}
+
+async fn keep(hub: Weak<Inner>, roused: Arc<Notify>, pause: Duration) {
+    let mut next_look = Instant::now() + pause;
+    loop {
+        let Some(inner) = hub.upgrade() else { return };
+        let now = Instant::now();
+        if now >= next_look {
+            // A task that is late itself, because the process or its runtime was held up, would find all streams late.
+            if now < next_look + pause {
+                inner.give_up_stalled();
+            }
+            recheck::ensure(&inner);
+            next_look = now + pause;
+        }
+        let swept = inner.sweep();
+        let due = inner.departure_due().map_or(next_look, |due| next_look.min(inner.instant(due)));
+        drop(inner);
+        match swept {
+            Swept::Nothing => return,
+            Swept::More => tokio::task::yield_now().await,
+            Swept::Later => drop(timeout_at(due, roused.notified()).await),
+        }
+    }
+}
+
+impl Inner {
+    /// Drops what is past its age, and forgets who has stayed away. There is always more to do later while somebody is
+    /// connected.
+    fn sweep(self: &Arc<Self>) -> Swept {
+        let now = self.now();
+        let mut more = self.registry.sweep(now);
+        more |= self.sweep_roster();
+        let swept = self.log.sweep(now);
+        self.counters.evicted(self.log.usage().evicted, now);
+        let is_busy = self.registry.len() > 0 || self.departure_due().is_some();
+        match swept {
+            _ if more => Swept::More,
+            Swept::Nothing if is_busy => Swept::Later,
+            swept => swept,
+        }
+    }
+
+    /// When somebody who left has stayed away for the grace.
+    fn departure_due(&self) -> Option<Millis> {
+        self.registry.next_due().into_iter().chain(self.presences.next_due()).min()
+    }
+
+    fn give_up_stalled(self: &Arc<Self>) {
+        let now = self.now();
+        let deadline = millis(self.settings.write_deadline);
+        for link in self.registry.all() {
+            let Some(since) = link.overdue_since().filter(|since| *since <= now) else { continue };
+            let since = match link.transport() {
+                Some(transport) => {
+                    transport.release();
+                    // Also while it moves, so that its time runs from the last move.
+                    since.max(transport.quiet_since(now))
+                }
+                // The hub's own writer, whose peer has taken everything. It is the writer that is late.
+                None if link.is_carrier_known() => continue,
+                None => since,
+            };
+            if now > since.saturating_add(deadline) {
+                self.give_up(&link);
+            }
+        }
+    }
+
+    /// A stream that looks no more counts as gone at once, and its socket is cut. Where the socket is unknown, the
+    /// stream ends when it is polled next.
+    pub(in crate::hub) fn give_up(self: &Arc<Self>, link: &Link) {
+        link.end(Ending::now(EndReason::Stalled));
+        self.forget(link, EndReason::Stalled);
+        if let Some(transport) = link.transport() {
+            transport.time_out();
+            transport.cut();
+        }
+    }
+
+    /// Takes a connection out of everything, once.
+    pub(in crate::hub) fn forget(self: &Arc<Self>, link: &Link, reason: EndReason) {
+        let was_due = link.user().is_some().then(|| self.registry.next_due());
+        if self.registry.remove(link, self.now()) {
+            if was_due == Some(None) {
+                self.chores.rouse();
+            }
+            self.bury(link, reason);
+        }
+    }
+
+    /// What is left to do for a connection that is out of the registry.
+    pub(in crate::hub) fn bury(self: &Arc<Self>, link: &Link, reason: EndReason) {
+        let topics = self.close_channels(link);
+        self.counters.ended(link.id(), reason, self.now());
+        if link.may_tell_end(reason) {
+            self.tell_end(link, topics, reason);
+        }
+    }
+
+    pub(in crate::hub) fn tell_end(&self, link: &Link, topics: Vec<Topic>, reason: EndReason) {
+        self.lifecycles.tell(|| LifecycleEvent::Disconnected { connection: Arc::new(self.info(link, topics)), reason });
+    }
+}
