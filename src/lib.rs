@@ -309,31 +309,33 @@ mod documents {
     struct Testing;
 }
 
-#[cfg(feature = "axum")]
-mod axum;
 #[cfg(feature = "json")]
 pub mod backplane;
-mod http;
+#[cfg(feature = "axum")]
+mod extract;
 mod hub;
 mod log;
+mod mount;
+mod net;
 mod sync;
 mod types;
 mod wire;
 
 #[cfg(feature = "axum")]
-pub use crate::axum::MissingHub;
-pub use crate::http::{
-    Access, Connect, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseConnectInfo,
-    SseEndpoint, SseIo, SseLayer, SseService,
-};
-#[cfg(feature = "axum-serve")]
-pub use crate::http::{SseListener, SseMakeService};
+pub use crate::extract::MissingHub;
 pub use crate::hub::{
     ConnectionInfo, Drained, Health, Hub, HubBuilder, HubStream, Join, Lifecycle, LifecycleEvent, Member, OverLimit,
     Presence, Published, Received, Recheck, Stats, StreamItem, Target, Ticket,
 };
 #[cfg(feature = "json")]
 pub use crate::hub::{Publisher, Recipients};
+pub use crate::mount::{
+    Access, Connect, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseEndpoint,
+    SseLayer, SseService,
+};
+pub use crate::net::{SseConnectInfo, SseIo};
+#[cfg(feature = "axum-serve")]
+pub use crate::net::{SseListener, SseMakeService};
 pub use crate::types::disconnect::Kick;
 pub use crate::types::error::{BuildError, CommandError, InvalidName, PublishError};
 pub use crate::types::event::Event;

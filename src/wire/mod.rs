@@ -2,8 +2,8 @@
 //!
 //! The rules that real clients and proxies force beyond the HTML standard are in `docs/wire.md`.
 
-pub(crate) mod control;
 mod frame;
+pub(crate) mod hub_events;
 
 pub(crate) use frame::{Chunk, Draft, Frame, Framing, IdPrefix, close_chunk, open_chunk};
 

@@ -50,14 +50,14 @@ fn is_a_hubs(audience: &Audience, event: &Event) -> bool {
 mod tests {
     use super::*;
     use crate::types::name::{ConnectionId, Topic};
-    use crate::wire::control;
+    use crate::wire::hub_events;
 
     #[test]
     fn what_a_hub_says_is_taken_however_long_its_names_and_data_are() {
         let topic = Topic::try_from("\"".repeat(255)).unwrap();
         let user = UserId::try_from("\\".repeat(255)).unwrap();
         let data = format!("\"{}\"", "x".repeat(Subscription::MAX_DATA_BYTES - 2));
-        for (name, data) in [control::joined(&topic, &user, Some(&data)), control::left(&topic, &user)] {
+        for (name, data) in [hub_events::joined(&topic, &user, Some(&data)), hub_events::left(&topic, &user)] {
             let event = Event::text(name, data);
             assert!(is_tiding(&event) && entry(Address::Topic(topic.clone()).into(), &event).is_ok());
         }

@@ -8,7 +8,7 @@
 //! A stall has one definition: bytes wait for the peer, and nothing has moved on the transport for the write deadline.
 //! A stream that is given up takes its socket with it. The streams of one HTTP/2 connection share a transport, and
 //! HTTP/2 has no other way to end one of them while its window is closed. So a stream without a window stays open,
-//! and stays counted, while its connection moves; what it holds is bounded (`http/pace.rs`).
+//! and stays counted, while its connection moves; what it holds is bounded (`mount/pace.rs`).
 
 use std::collections::hash_map::HashMap;
 use std::net::SocketAddr;

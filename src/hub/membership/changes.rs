@@ -21,7 +21,7 @@ use crate::types::event::Event;
 use crate::types::name::{ConnectionId, Topic, UserId};
 use crate::types::position::Position;
 use crate::types::retention::TopicRule;
-use crate::wire::{Draft, control};
+use crate::wire::{Draft, hub_events};
 
 /// A connection of another instance: whose, and what is attached to it.
 pub(in crate::hub) type Other = (Option<UserId>, Option<Arc<str>>);
@@ -387,7 +387,7 @@ impl Inner {
         {
             let elsewhere = self.remote.as_ref().is_some_and(|remote| remote.speaks_for(&topic, &user, self.now()));
             if !elsewhere {
-                let tiding = control::left(&topic, &user);
+                let tiding = hub_events::left(&topic, &user);
                 told.publish(topic, &user, tiding);
             }
             count += 1;
@@ -406,7 +406,7 @@ impl Inner {
             && !is_here()
             && let Some(remote) = &self.remote
         {
-            let (name, data) = control::left(topic, user);
+            let (name, data) = hub_events::left(topic, user);
             remote.tell_of(topic.clone(), user.clone(), Event::text(name, data));
         }
     }
@@ -471,7 +471,7 @@ impl Told<'_> {
             && self.roster.enter(topic, user, link.data())
             && !self.inner.remote.as_ref().is_some_and(|remote| remote.is_member(topic, user, self.inner.now()))
         {
-            let tiding = control::joined(topic, user, link.data().map(AsRef::as_ref));
+            let tiding = hub_events::joined(topic, user, link.data().map(AsRef::as_ref));
             self.publish(topic.clone(), user, tiding);
         }
     }

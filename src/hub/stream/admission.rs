@@ -21,7 +21,7 @@ use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::{Cursor, Position};
 use crate::types::reason::{EndReason, GapReason, RefusalReason};
 use crate::types::subscription::{History, Start, Subscription, SubscriptionError};
-use crate::wire::control::CursorState;
+use crate::wire::hub_events::CursorState;
 
 /// What of a request matters beside its subscription and its cursor.
 pub(crate) struct Request {

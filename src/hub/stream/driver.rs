@@ -18,7 +18,7 @@ use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::Position;
 use crate::types::reason::{EndReason, GapReason};
 use crate::types::subscription::End;
-use crate::wire::control::CursorState;
+use crate::wire::hub_events::CursorState;
 
 /// How many reads that find nothing for a stream follow each other.
 const READS: usize = 16;

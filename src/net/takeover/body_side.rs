@@ -16,13 +16,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Withdraws the offer when it is dropped.
 #[derive(Debug)]
-pub(super) struct Offered {
+pub(crate) struct Offered {
     offer: Arc<Offer>,
     patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl Offered {
-    pub(super) fn new(connection: Connection, transport: Arc<Transport>, first: &Bytes) -> Self {
+    pub(crate) fn new(connection: Connection, transport: Arc<Transport>, first: &Bytes) -> Self {
         // As hyper writes it.
         let mut chunk = format!("{:X}\r\n", first.len()).into_bytes();
         chunk.extend_from_slice(first);
@@ -30,7 +30,7 @@ impl Offered {
         Self { offer: Offer::make(connection, transport, chunk.into()), patience: None }
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         if let Poll::Ready(outcome) = self.offer.poll_outcome(cx) {
             return Poll::Ready(outcome);
         }

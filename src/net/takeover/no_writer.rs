@@ -4,14 +4,14 @@ use tokio::net::TcpStream;
 
 use crate::hub::Connection;
 
-pub(super) enum Inbox {}
+pub(crate) enum Inbox {}
 
-pub(super) fn here() -> Option<Inbox> {
+pub(crate) fn here() -> Option<Inbox> {
     None
 }
 
 impl Inbox {
-    pub(super) fn take_over(&self, _: TcpStream, _: Connection) {
+    pub(crate) fn take_over(&self, _: TcpStream, _: Connection) {
         match *self {}
     }
 }

@@ -15,7 +15,7 @@ use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::Cursor;
 use crate::types::refusal::Kind;
 use crate::types::subscription::{History, Subscription};
-use crate::wire::control;
+use crate::wire::hub_events;
 
 /// The path of the stream, and the connection, of a path that is about a connection's topics.
 pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
@@ -95,7 +95,7 @@ impl Hub {
         let bounds = bounds.map(|(topic, position)| (topic.clone(), position)).collect();
         match connection.change(Change { leave, join, since, bounds }, connect.asked_at).await {
             Ok(topics) => {
-                let mut response = Response::new(EventBody::once(Bytes::from(control::topics(&topics))));
+                let mut response = Response::new(EventBody::once(Bytes::from(hub_events::topics(&topics))));
                 let headers = response.headers_mut();
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

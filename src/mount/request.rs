@@ -8,8 +8,8 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
-use super::SseConnectInfo;
 use crate::hub::{Hub, Redemption, Redemptions, Transport};
+use crate::net::SseConnectInfo;
 use crate::types::disconnect_clock::Moment;
 use crate::types::position::Cursor;
 

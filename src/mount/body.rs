@@ -8,10 +8,10 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 
-use super::frames;
-use super::offered::Offered;
 use super::pace::Pace;
+use crate::hub::stream::encode;
 use crate::hub::{Batch, Connection, Outcome};
+use crate::net::takeover::body_side::Offered;
 
 /// The body of every answer of the hub: a stream of events, or the short text of a refusal.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl std::error::Error for Aborted {}
 fn poll_bytes(connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
     let mut batch = Batch { wants_pieces: true, ..Batch::default() };
     let step = ready!(connection.poll_step(cx, &mut batch));
-    Poll::Ready(step.map(|step| frames::encode(step, &mut batch, connection.hub().settings()).ok_or(Aborted)))
+    Poll::Ready(step.map(|step| encode::encode(step, &mut batch, connection.hub().settings()).ok_or(Aborted)))
 }
 
 pin_project! {

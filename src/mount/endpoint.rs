@@ -11,7 +11,7 @@ use http::{Method, Request, Response};
 use tower_service::Service;
 
 use super::hook::Hook;
-use super::{Access, Connect, EndpointFuture, EventBody, change};
+use super::{Access, Connect, EndpointFuture, EventBody, topics};
 use crate::hub::{Authority, Hub};
 use crate::types::name::ConnectionId;
 
@@ -50,7 +50,7 @@ impl<A> SseEndpoint<A> {
     /// Whether a request is about the topics of a connection, if this answers any. `/events/topics` may be a stream.
     pub(super) fn is_change(&self, method: &Method, path: &str) -> bool {
         self.changeable
-            && change::split_path(path)
+            && topics::split_path(path)
                 .is_some_and(|(_, id)| method == Method::POST || id.parse::<ConnectionId>().is_ok())
     }
 }

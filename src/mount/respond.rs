@@ -14,7 +14,7 @@ use crate::types::position::Cursor;
 use crate::types::reason::RefusalReason;
 use crate::types::refusal::{Kind, Refusal};
 use crate::types::subscription::{End, Subscription};
-use crate::wire::control;
+use crate::wire::hub_events;
 
 /// What a handler returns: a stream, or why there is none.
 ///
@@ -171,7 +171,7 @@ impl Hub {
                     Some(retry) => self.jittered_retry(*retry, 1.0..=1.5),
                     None => self.jittered_retry(self.settings().retry, 1.0..=3.0),
                 };
-                let frame = control::refused(reason, retry);
+                let frame = hub_events::refused(reason, retry);
                 stream(match self.settings().end {
                     End::Clean => EventBody::once(frame),
                     End::Abort => EventBody::once_aborted(frame),

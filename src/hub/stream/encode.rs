@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use crate::hub::{Batch, Settings, Step};
-use crate::wire::{HEARTBEAT, close_chunk, control, open_chunk};
+use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
 
 /// The bytes of one step; none for an end with an error.
-pub(super) fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
+pub(crate) fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
     let bytes = match step {
         Step::Records => match batch.piece.take() {
             // Shared with every other stream that reads the same.
@@ -16,17 +16,17 @@ pub(super) fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Opti
             None => records(batch, &[]),
         },
         Step::Gap { reason, topics } => {
-            records(batch, &control::gap(reason, topics.iter().map(crate::types::name::Topic::as_str)))
+            records(batch, &hub_events::gap(reason, topics.iter().map(crate::types::name::Topic::as_str)))
         }
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
-        Step::Stale => control::stale(),
-        Step::Live(position, topics) => control::live(position, topics.as_deref()),
+        Step::Stale => hub_events::stale(),
+        Step::Live(position, topics) => hub_events::live(position, topics.as_deref()),
         Step::Hello { connection, cursor, topics } => {
-            control::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)
+            hub_events::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)
         }
-        Step::Expiring(remaining) => control::expiring(remaining),
+        Step::Expiring(remaining) => hub_events::expiring(remaining),
         Step::Bye(ending) => {
-            control::bye(ending.reason, ending.returns, ending.retry, ending.note.as_deref(), SystemTime::now())
+            hub_events::bye(ending.reason, ending.returns, ending.retry, ending.note.as_deref(), SystemTime::now())
         }
         Step::Abort => return None,
     };
@@ -49,7 +49,7 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
 /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where there are any, else in the
 /// scratch space.
 #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-pub(super) fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
+pub(crate) fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
     match step {
         Step::Records => match batch.piece.take() {
             Some(piece) => return Encoded::Shared(piece.chunk.into_whole()),
@@ -69,7 +69,7 @@ pub(super) fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, s
 
 /// Where the bytes of [`encode_chunk`] are.
 #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-pub(super) enum Encoded {
+pub(crate) enum Encoded {
     Shared(Bytes),
     Scratch,
     /// There are none: it ends with an error.

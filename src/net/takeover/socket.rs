@@ -22,14 +22,14 @@ const LONGEST_HEAD: usize = 16 * 1024;
 
 pin_project! {
     #[project = SocketProjection]
-    pub(super) enum Socket<S> {
+    pub(crate) enum Socket<S> {
         Fixed { #[pin] stream: S },
         Movable { tcp: Movable },
     }
 }
 
 /// A TCP stream that can be taken out.
-pub(super) enum Movable {
+pub(crate) enum Movable {
     Here(TcpStream),
     /// The offered first frame is going out.
     Going(TcpStream, Box<Going>),
@@ -37,19 +37,19 @@ pub(super) enum Movable {
     Gone,
 }
 
-pub(super) struct Going {
+pub(crate) struct Going {
     offer: Arc<Offer>,
     /// So many bytes of the write are left.
     left: usize,
 }
 
 impl<S: 'static> Socket<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self::Fixed { stream }
     }
 
     /// Nothing changes if it is anything but TCP.
-    pub(super) fn movable(self) -> Self {
+    pub(crate) fn movable(self) -> Self {
         let Self::Fixed { stream } = self else { return self };
         if !cfg!(unix) {
             return Self::Fixed { stream };
@@ -63,32 +63,32 @@ impl<S: 'static> Socket<S> {
         }
     }
 
-    pub(super) fn is_movable(&self) -> bool {
+    pub(crate) fn is_movable(&self) -> bool {
         matches!(self, Self::Movable { .. })
     }
 }
 
 impl<S> Socket<S> {
-    pub(super) fn is_gone(&self) -> bool {
+    pub(crate) fn is_gone(&self) -> bool {
         matches!(self, Self::Movable { tcp: Movable::Gone })
     }
 
     /// Before a write: whether this is what was offered.
-    pub(super) fn look(self: Pin<&mut Self>, slices: &[IoSlice<'_>], transport: &Transport) {
+    pub(crate) fn look(self: Pin<&mut Self>, slices: &[IoSlice<'_>], transport: &Transport) {
         if let SocketProjection::Movable { tcp } = self.project() {
             tcp.look(slices, transport);
         }
     }
 
     /// After a write.
-    pub(super) fn wrote(self: Pin<&mut Self>, count: usize) {
+    pub(crate) fn wrote(self: Pin<&mut Self>, count: usize) {
         if let SocketProjection::Movable { tcp: Movable::Going(_, going) } = self.project() {
             going.left = going.left.saturating_sub(count);
         }
     }
 
     /// The server has nothing more to write: the stream goes, if it is to go. Returns whether it went.
-    pub(super) fn let_go(self: Pin<&mut Self>, transport: &Transport) -> bool {
+    pub(crate) fn let_go(self: Pin<&mut Self>, transport: &Transport) -> bool {
         match self.project() {
             SocketProjection::Movable { tcp } => tcp.let_go(transport),
             SocketProjection::Fixed { .. } => false,

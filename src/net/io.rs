@@ -8,7 +8,7 @@
 //! 3. noticing that the client has left although it sent something after its request, which no server reads now;
 //! 4. no delay for small writes, and an end of peers that vanished.
 //!
-//! Where that is asked for, it also hands the socket over together with its stream: [`socket`](super::socket).
+//! Where that is asked for, it also hands the socket over together with its stream: [`socket`](crate::net::takeover::socket).
 
 use std::any::Any;
 use std::collections::vec_deque::VecDeque;
@@ -25,8 +25,8 @@ use tokio::net::TcpStream;
 use tokio::task;
 use tokio::time::{Duration, Sleep};
 
-use super::socket::Socket;
 use crate::hub::{Hub, Transport};
+use crate::net::takeover::socket::Socket;
 
 /// How much is read ahead of the server at most. A client that sends more is noticed to leave at the next write only.
 const MAX_STRAY_BYTES: usize = 16 * 1024;
@@ -55,7 +55,7 @@ pin_project! {
 /// [peer](crate::Connect::peer_addr), which no header can change.
 #[derive(Clone)]
 pub struct SseConnectInfo {
-    pub(super) transport: Arc<Transport>,
+    pub(crate) transport: Arc<Transport>,
 }
 
 impl SseConnectInfo {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 use tokio::time::{Duration, Instant, Sleep};
 
-use super::frames::{self, Encoded};
+use crate::hub::stream::encode::{self, Encoded};
 use crate::hub::{Batch, Connection, Hub, Transport};
 use crate::wire::LAST_CHUNK;
 
@@ -37,7 +37,7 @@ thread_local! {
 }
 
 /// See the module.
-pub(super) struct Handed {
+pub(crate) struct Handed {
     tcp: TcpStream,
     /// What is known of the socket: nothing more is tried when it has said that it would block, until it says otherwise.
     readable: bool,
@@ -66,7 +66,7 @@ struct Waiting {
 }
 
 /// What came of looking after it.
-pub(super) enum Turn {
+pub(crate) enum Turn {
     /// It will be woken.
     Sleeps,
     /// There is more to do, when others have had their turn.
@@ -79,18 +79,18 @@ pub(super) enum Turn {
 struct Gone;
 
 impl Handed {
-    pub(super) fn new(tcp: TcpStream, connection: Connection) -> Self {
+    pub(crate) fn new(tcp: TcpStream, connection: Connection) -> Self {
         connection.hub().transports().begin_writing();
         Self { tcp, readable: true, writable: true, pause: None, phase: Phase::Streaming(connection), waiting: None }
     }
 
     /// The socket says so.
-    pub(super) fn note(&mut self, readable: bool, writable: bool) {
+    pub(crate) fn note(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;
         self.writable |= writable;
     }
 
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
         if let Err(Gone) = self.read_away(cx) {
             return Turn::Over;
         }
@@ -120,7 +120,7 @@ impl Handed {
                 let mut scratch = SCRATCH.take();
                 scratch.clear();
                 scratch.shrink_to(MOST_SCRATCH);
-                let written = match frames::encode_chunk(step, &mut batch, connection.hub().settings(), &mut scratch) {
+                let written = match encode::encode_chunk(step, &mut batch, connection.hub().settings(), &mut scratch) {
                     Encoded::Shared(chunk) => self.write_shared(&chunk),
                     Encoded::Scratch => self.write_copied(&scratch),
                     Encoded::Abort => {

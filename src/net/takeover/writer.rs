@@ -23,7 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Id};
 
-use super::handed::{Handed, Turn};
+use super::stream::{Handed, Turn};
 use crate::hub::Connection;
 
 /// How many sockets are looked after before others get their turn.
@@ -42,7 +42,7 @@ struct Crew {
 
 /// How a writer is reached.
 #[derive(Default)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     arrived: Mutex<Vec<(TcpStream, Connection)>>,
     /// The places of those that were woken, in that order.
     woken: Mutex<VecDeque<usize>>,
@@ -82,7 +82,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A writer of this runtime; none if there is no runtime here, or no descriptor left.
-pub(super) fn here() -> Option<Arc<Inbox>> {
+pub(crate) fn here() -> Option<Arc<Inbox>> {
     let runtime = Handle::try_current().ok()?;
     let mut crews = lock(&CREWS);
     let crew = crews.get_or_insert_default().entry(runtime.id()).or_default();
@@ -103,7 +103,7 @@ pub(super) fn here() -> Option<Arc<Inbox>> {
 
 impl Inbox {
     /// Writes this stream from here on.
-    pub(super) fn take_over(&self, tcp: TcpStream, connection: Connection) {
+    pub(crate) fn take_over(&self, tcp: TcpStream, connection: Connection) {
         connection.written_through(None);
         lock(&self.arrived).push((tcp, connection));
         self.task.wake();

@@ -8,8 +8,8 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
-use crate::http::{Connect, EventStream};
 use crate::hub::Hub;
+use crate::mount::{Connect, EventStream};
 
 impl<S: Sync> FromRequestParts<S> for Connect {
     type Rejection = Infallible;
