@@ -1,4 +1,20 @@
 //! The hub: the one pipeline from a publisher to every connection.
+//!
+//! The files of this folder are what an application calls. Each room below it is about one thing, and its `mod.rs`
+//! names its rules and the file that keeps each rule:
+//!
+//! | room | about |
+//! |---|---|
+//! | `config` | what an application sets |
+//! | `tasks` | background tasks that outlive a runtime, workers |
+//! | `connection` | the state of each open connection, bans, sockets |
+//! | `peers` | what other instances have reported |
+//! | `membership` | which connections are in which topics |
+//! | `stream` | the life of one open stream |
+//! | `upkeep` | background work of one instance |
+//! | `cluster` | work on the log that several instances share |
+//! | `tickets` | subscriptions that a client fetches once |
+//! | `observe` | counters, statistics, lifecycle events |
 
 mod builder;
 mod cluster;

@@ -1,4 +1,13 @@
-//! The hub as HTTP: from a request to a stream, three ways to mount it, and the listener below.
+//! The hub as a tower service: from a request to a response whose body is a stream.
+//!
+//! 1. All mountings meet in one function, so that they follow the same rules ([`respond`]).
+//! 2. A request is refused for its method, its `Accept` header or its origin before the access hook is
+//!    asked ([`negotiate`], [`origin`]).
+//! 3. The hook has a time limit, and a panic in it is a 500 ([`hook`]).
+//! 4. A body is a bounded number of bytes ahead of its socket ([`pace`]).
+//! 5. A refusal that is temporary is a stream with one event, which a browser's `EventSource`
+//!    survives ([`respond`]).
+//! 6. A page changes topics by a request of its own, within what the hook allows ([`topics`]).
 
 mod access;
 mod body;

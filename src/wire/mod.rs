@@ -1,5 +1,11 @@
 //! Bytes of the event stream. Pure: no I/O, no clock.
 //!
+//! 1. An event is encoded once, and all connections share the bytes ([`frame`]).
+//! 2. The id of a frame comes last, so that a frame without its id is a prefix ([`frame`]).
+//! 3. A frame is a whole HTTP/1.1 chunk. A body takes the inside of it, and a writer that owns its
+//!    socket takes all of it ([`frame`]).
+//! 4. The hub's own events are JSON of one line to which fields may be added ([`hub_events`]).
+//!
 //! The rules that real clients and proxies force beyond the HTML standard are in `docs/wire.md`.
 
 mod frame;

@@ -1,4 +1,14 @@
-//! The state of open connections.
+//! What the hub keeps of each open connection, and of clients that were disconnected.
+//!
+//! 1. A connection is in the registry for its limits, its user and its id, or for none of them
+//!    ([`registry`]).
+//! 2. How a connection is to end is said once, and the first reason stands unless a later one is
+//!    stricter ([`handle`]).
+//! 3. A ban is noted before connections are looked up, and a connection looks for bans after it is in
+//!    the registry. So one of the two finds the other ([`bans`]).
+//! 4. A stream has stalled if bytes wait and none has moved on its socket for the write deadline
+//!    ([`socket`]).
+//! 5. An application sees a copy of what is known, never the connection itself ([`info`]).
 
 pub(super) mod bans;
 pub(super) mod handle;

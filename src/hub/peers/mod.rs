@@ -1,4 +1,9 @@
-//! What other instances have told of themselves.
+//! What other instances have reported about themselves. Pure: time is passed in.
+//!
+//! 1. An instance is known while its lease lasts, and its connections go with it ([`table`]).
+//! 2. After a number that is missing, no report of an instance counts until it has reported all again
+//!    ([`table`]).
+//! 3. Messages bind only the instances that run now. Nothing is rebuilt from old ones ([`message`]).
 
 #[cfg(feature = "json")]
 pub(super) mod message;
