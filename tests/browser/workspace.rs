@@ -340,7 +340,7 @@ async fn pictures_of_each_page_are_taken_and_nothing_is_wider_than_the_screen() 
         for (page, content) in [
             ("documents", "#documents li"),
             ("reports", ".report.done"),
-            ("dashboard", "#charts polyline[points*=' ']"),
+            ("dashboard", "#charts:has(polyline[points*=' '])"),
             ("feed", ".post"),
         ] {
             tab.call("goto", json!([workspace.url(page)])).await;
