@@ -207,8 +207,9 @@ impl Connection {
         self.link.due.store(self.hub.now(), Ordering::Release);
     }
 
-    /// Whether it has nothing to write, because it has read everything and was not woken since. If so, it is registered to
-    /// be woken. A server polls a body once or twice after each event, so this looks before a [`Batch`] is made.
+    /// Whether the stream has nothing to write: it has read everything and was not woken since. If so, this registers the
+    /// task to be woken. A server polls a body once or twice after each event, so a body calls this before it makes a
+    /// [`Batch`].
     pub(crate) fn sleeps_on(&mut self, cx: &Context<'_>) -> bool {
         self.settled = self.settled && self.link.subscriber.may_sleep(cx.waker()) && !self.link.is_ending();
         if self.settled {
