@@ -160,7 +160,7 @@ impl Hub {
         let command = Command { audience, action, issued_at: self.position() };
         let outcome = self.carry_out(&command);
         if let Some(remote) = &self.inner.remote {
-            if !crate::hub::upkeep::sweep::can_wait() {
+            if !crate::hub::tasks::back_off::can_wait() {
                 return Err(CommandError::NO_RUNTIME);
             }
             self.tell_command(remote, command).await.map_err(CommandError::broker)?;

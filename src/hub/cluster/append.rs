@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::record;
 use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, Value};
-use crate::hub::upkeep::sweep;
+use crate::hub::tasks::back_off::can_wait;
 use crate::types::audience::{Address, Audience};
 use crate::types::error::PublishError;
 use crate::types::event::Event;
@@ -33,7 +33,7 @@ pub(in crate::hub) async fn append(
     limit: Duration,
 ) -> Vec<Result<Place, PublishError>> {
     let count = records.len();
-    if !sweep::can_wait() {
+    if !can_wait() {
         return (0..count).map(|_| Err(PublishError::NO_RUNTIME)).collect();
     }
     let late = || PublishError::broker(true, BackplaneError::unknown("no answer in time"));

@@ -11,11 +11,10 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::sync::{Arc, Weak};
 
-use tokio::time::{Duration, sleep};
-
-use super::follow::{Remote, in_time};
+use super::follow::Remote;
 use crate::backplane::BackplaneError;
 use crate::hub::connection::handle::Link;
+use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::slot::TaskSlot;
 use crate::hub::tasks::workers;
 use crate::hub::{Hub, Inner};
@@ -27,8 +26,6 @@ use crate::types::name::ConnectionId;
 const RECORDS: u64 = 512;
 /// How many bytes of blocks are kept, beside the newest.
 const ROOM: usize = 16 << 20;
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Past {
@@ -167,7 +164,7 @@ pub(in crate::hub) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
 }
 
 async fn read(inner: Weak<Inner>) {
-    let mut pause = FIRST_PAUSE;
+    let mut back_off = BackOff::new();
     // One after the other in turn, so that none waits behind one that cannot be read.
     let mut before = 0;
     loop {
@@ -187,8 +184,7 @@ async fn read(inner: Weak<Inner>) {
         if let Err(error) = hub.read_block(remote, start).await {
             tracing::debug!(%error, "older records could not be read");
             drop(hub);
-            sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            back_off.wait().await;
             let Some(inner) = inner.upgrade() else { return };
             // A number of a life that is over is not asked for again.
             let Some(remote) = &inner.remote else { return };
@@ -200,7 +196,7 @@ async fn read(inner: Weak<Inner>) {
             wake(&inner, waiting);
             continue;
         }
-        pause = FIRST_PAUSE;
+        back_off = BackOff::new();
         let waiting = remote.past.blocks.lock().wanted.remove(&start);
         wake(&hub.inner, waiting);
     }

@@ -17,13 +17,14 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{Either, select};
 use futures::stream::BoxStream;
-use tokio::time::{Duration, Instant, sleep, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until};
 
-use super::follow::{Remote, in_time};
+use super::follow::Remote;
 use super::settings_digest::Agreement;
 use crate::backplane::{BackplaneError, Told};
 use crate::hub::peers::message::{Body, Here, InstanceId, Message, News, Part};
 use crate::hub::peers::table::{Heard, Peers};
+use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::slot::TaskSlot;
 use crate::hub::tasks::workers;
 use crate::hub::{Hub, Inner};
@@ -41,7 +42,8 @@ const GATHER: Duration = Duration::from_millis(50);
 const BATCH: usize = 256;
 /// And about how many bytes: brokers take at least 1 MiB, unless they are told otherwise.
 const BATCH_SIZE: usize = 64 * 1024;
-const PAUSE: Duration = Duration::from_millis(500);
+/// How often an instance repeats its question until it hears the question itself.
+const ASK_EVERY: Duration = Duration::from_millis(500);
 /// After how long what happens on one instance is known on the others, generously.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How many commands wait for the log at most, and how many presence events for the broker.
@@ -204,6 +206,7 @@ pub(in crate::hub) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
 }
 
 async fn attend(hub: Weak<Inner>) {
+    let mut back_off = BackOff::new();
     loop {
         let Some(inner) = hub.upgrade() else { return };
         let Some(remote) = &inner.remote else { return };
@@ -215,7 +218,7 @@ async fn attend(hub: Weak<Inner>) {
             let Some(inner) = hub.upgrade() else { return };
             inner.counters.control_failed(&error, inner.now());
         }
-        sleep(PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+        back_off.wait().await;
     }
 }
 
@@ -257,7 +260,7 @@ async fn hear_and_tell(
                 let gone = remote.control.gone.load(Ordering::Acquire);
                 if now >= next_ask && !gone && !remote.control.hears.load(Ordering::Acquire) {
                     // Until it hears its own question. Others tell all, and so does this one: they may have missed something.
-                    next_ask = now + PAUSE;
+                    next_ask = now + ASK_EVERY;
                     remote.control.outbox.lock().ask();
                     hub.say(remote, remote.control.question()).await?;
                 }

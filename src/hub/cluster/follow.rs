@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use futures::StreamExt;
 use futures::future::{Either, select};
-use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::backfill::{self, Past};
 use super::bus::{self, Control};
@@ -20,6 +20,7 @@ use super::settings_digest::Agreement;
 use super::{append, presence_records};
 use crate::backplane::{Backplane, BackplaneError, Current, Place, Seen, State, Stored};
 use crate::hub::membership::changes::Other;
+use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::slot::TaskSlot;
 use crate::hub::tasks::workers;
 use crate::hub::upkeep::sweep;
@@ -36,8 +37,6 @@ use crate::types::position::{Epoch, Position};
 const MUTE: u32 = 2;
 /// A server may be busy for a moment.
 const SHORTEST_LOOK: Duration = Duration::from_secs(1);
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How far a client may be ahead of what this instance knows of the log: other instances may be faster.
 const MOST_AHEAD: u64 = 100_000;
 /// The same while the log cannot be followed. Far below all numbers that are counted exactly, since a new life of the log
@@ -214,11 +213,11 @@ pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
 
 async fn follow(inner: Weak<Inner>) {
     let hub = || inner.upgrade().map(|inner| Hub { inner });
-    let mut pause = FIRST_PAUSE;
+    let mut back_off = BackOff::new();
     loop {
         let Some(hub_now) = hub() else { return };
         let Some(remote) = &hub_now.inner.remote else { return };
-        let (begun, last) = (Instant::now(), remote.last.load(Ordering::Acquire));
+        let last = remote.last.load(Ordering::Acquire);
         let outcome = match hub_now.catch_up(remote).await {
             Ok(()) => {
                 hub_now.set_stale(remote, false);
@@ -239,12 +238,11 @@ async fn follow(inner: Weak<Inner>) {
             hub_now.set_stale(remote, true);
         }
         // It got on.
-        if begun.elapsed() > LONGEST_PAUSE || remote.last.load(Ordering::Acquire) != last {
-            pause = FIRST_PAUSE;
+        if remote.last.load(Ordering::Acquire) != last {
+            back_off = BackOff::new();
         }
         drop(hub_now);
-        sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        back_off.wait().await;
     }
 }
 
@@ -265,14 +263,6 @@ pub(in crate::hub) fn believable(sequence: u64) -> Result<(), BackplaneError> {
         return Err(BackplaneError::unknown("the log has a number that no hub has written"));
     }
     Ok(())
-}
-
-/// What does not answer is an error.
-pub(in crate::hub) async fn in_time<T>(
-    limit: Duration,
-    what: impl Future<Output = Result<T, BackplaneError>>,
-) -> Result<T, BackplaneError> {
-    timeout(limit, what).await.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
 }
 
 /// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.

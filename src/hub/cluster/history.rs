@@ -10,20 +10,20 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::vec_deque::VecDeque;
 use std::hash::{DefaultHasher, Hasher};
 
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::{Duration, Instant};
 
-use super::follow::{Remote, believable, in_time};
+use super::follow::{Remote, believable};
 use crate::backplane::{BackplaneError, State, Stored};
 use crate::hub::Hub;
+use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::sync::Mutex;
 
 /// How many records are read at a time when an instance catches up.
 const BATCH: usize = 1024;
 /// How many records are compared at most, beside the newest: more were read of a busy log than it is worth to read again.
 const COMPARED: usize = 64;
-/// How often a record that is missing is asked for before the connection is made anew, and how long the first pause is.
+/// How often a record that is missing is asked for before the connection is made anew.
 const ATTEMPTS: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(50);
 /// How many missing records are remembered.
 const HOLES: usize = 64;
 
@@ -153,7 +153,7 @@ impl Hub {
     /// Reads what follows a number that the log has passed.
     pub(in crate::hub) async fn read_on(&self, remote: &Remote, last: u64) -> Result<Next, BackplaneError> {
         let next = last + 1;
-        let mut pause = PAUSE;
+        let mut back_off = BackOff::new();
         for attempt in 0..ATTEMPTS {
             let mut batch = remote.backplane.range(last, BATCH).await?;
             batch.retain(|stored| stored.sequence > last);
@@ -178,8 +178,7 @@ impl Hub {
                 return Ok(Next::Lost(upto));
             }
             if attempt + 1 < ATTEMPTS {
-                sleep(pause).await;
-                pause *= 2;
+                back_off.wait().await;
             }
         }
         Err(BackplaneError::unknown(format!("the log has record {next}, but it cannot be read")))

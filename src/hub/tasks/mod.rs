@@ -6,6 +6,9 @@
 //! 1. One task runs in a slot at a time, and a task that was replaced does nothing more ([`slot`]).
 //! 2. Each runtime that polls streams has a worker. Workers ring the alarms of streams, wake listeners
 //!    and look after all slots ([`workers`]).
+//! 3. Tasks that talk to a broker wait between attempts, and do not wait for an answer without limit
+//!    ([`back_off`]).
 
+pub(super) mod back_off;
 pub(super) mod slot;
 pub(super) mod workers;

@@ -24,9 +24,7 @@ use crate::hub::Hub;
 use crate::hub::cluster::follow::Remote;
 use crate::hub::connection::bans::Objection;
 #[cfg(feature = "json")]
-use crate::hub::tasks::workers;
-#[cfg(feature = "json")]
-use crate::hub::upkeep::sweep;
+use crate::hub::tasks::{back_off, workers};
 use crate::log::{Millis, millis};
 use crate::sync::Mutex;
 use crate::types::disconnect_clock::Moment;
@@ -240,7 +238,7 @@ impl Hub {
         subscription: &Subscription,
         ttl: Duration,
     ) -> Result<(), SubscriptionError> {
-        if !sweep::can_wait() {
+        if !back_off::can_wait() {
             return Err(SubscriptionError::NoRuntime);
         }
         let now = self.now();
@@ -272,7 +270,7 @@ impl Hub {
     }
 
     async fn take_shared(&self, remote: &Remote, secret: u128) -> Result<Taken, NotTaken> {
-        if !sweep::can_wait() {
+        if !back_off::can_wait() {
             return Err(NotTaken::Unavailable);
         }
         let (answer, answered) = oneshot::channel();

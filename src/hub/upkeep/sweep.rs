@@ -5,7 +5,6 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -19,11 +18,6 @@ use crate::types::reason::EndReason;
 
 /// How often age and stalls are looked at, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// Whether the caller can wait for a broker. A caller that cannot is refused instead: tokio's clock would panic.
-pub(in crate::hub) fn can_wait() -> bool {
-    Handle::try_current().is_ok()
-}
 
 /// Makes sure that the task runs, if there is a runtime; without one, publishers do what they can.
 pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {

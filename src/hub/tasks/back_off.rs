@@ -1,0 +1,80 @@
+//! Pauses and time limits of tasks that talk to a broker.
+//!
+//! 1. After a failure a task waits. The pause doubles with each failure, from [`FIRST`] to [`LONGEST`], and is random
+//!    around that, so that instances which lost the same broker do not all come back at once.
+//! 2. A broker that does not answer within the limit has failed.
+
+use tokio::runtime::Handle;
+use tokio::time::{Duration, Instant, sleep};
+#[cfg(feature = "json")]
+use {crate::backplane::BackplaneError, tokio::time::timeout};
+
+const FIRST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// The pauses between attempts.
+#[derive(Debug)]
+pub(in crate::hub) struct BackOff {
+    pause: Duration,
+    /// When the current attempt began.
+    begun: Instant,
+}
+
+impl BackOff {
+    pub(in crate::hub) fn new() -> Self {
+        Self { pause: FIRST, begun: Instant::now() }
+    }
+
+    /// Waits after an attempt that failed. An attempt that went on for longer than the longest pause begins anew.
+    pub(in crate::hub) async fn wait(&mut self) {
+        if self.begun.elapsed() > LONGEST {
+            self.pause = FIRST;
+        }
+        sleep(self.pause.mul_f64(0.5 + fastrand::f64())).await;
+        *self = Self { pause: (self.pause * 2).min(LONGEST), begun: Instant::now() };
+    }
+}
+
+/// Whether the caller can wait for a broker. A caller that cannot is refused instead: tokio's clock would panic.
+pub(in crate::hub) fn can_wait() -> bool {
+    Handle::try_current().is_ok()
+}
+
+/// Waits for a broker's answer up to a limit.
+#[cfg(feature = "json")]
+pub(in crate::hub) async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, BackplaneError>>,
+) -> Result<T, BackplaneError> {
+    timeout(limit, answer).await.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pause_of(back_off: &mut BackOff) -> Duration {
+        let begun = Instant::now();
+        back_off.wait().await;
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_up_to_the_longest() {
+        let mut back_off = BackOff::new();
+        for expected in [50, 100, 200, 400, 800, 1600, 2000, 2000] {
+            let pause = pause_of(&mut back_off).await.as_millis();
+            assert!((expected / 2..=expected * 3 / 2 + 1).contains(&pause), "{pause} ms around {expected} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_attempt_makes_the_next_pause_short() {
+        let mut back_off = BackOff::new();
+        for _ in 0..8 {
+            back_off.wait().await;
+        }
+        sleep(LONGEST + Duration::from_millis(1)).await;
+        assert!(pause_of(&mut back_off).await < FIRST * 2);
+    }
+}
