@@ -19,7 +19,7 @@ use super::record::{self, Decoded, Unreadable};
 use super::settings_digest::Agreement;
 use super::{append, presence_records};
 use crate::backplane::{Backplane, BackplaneError, Current, Place, Seen, State, Stored};
-use crate::hub::membership::changes::Other;
+use crate::hub::peers::table::Other;
 use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::slot::TaskSlot;
 use crate::hub::tasks::workers;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::hub::connection::handle::Link;
-use crate::hub::membership::changes::Other;
 use crate::hub::tickets::store::{NotTaken, Taken};
 use crate::hub::{Hub, Inner};
 use crate::log::{Block, Millis};
@@ -45,7 +44,7 @@ impl Remote {
         match *self {}
     }
 
-    pub(in crate::hub) fn others(&self, _: &Audience) -> Vec<Other> {
+    pub(in crate::hub) fn others(&self, _: &Audience) -> Vec<(Option<UserId>, Option<Arc<str>>)> {
         match *self {}
     }
 

@@ -23,9 +23,6 @@ use crate::types::position::Position;
 use crate::types::retention::TopicRule;
 use crate::wire::{Draft, hub_events};
 
-/// A connection of another instance: whose, and what is attached to it.
-pub(in crate::hub) type Other = (Option<UserId>, Option<Arc<str>>);
-
 /// How many members are told of as gone in one turn.
 const SWEEP: usize = 256;
 

@@ -20,6 +20,9 @@ use crate::types::name::{ConnectionId, Topic, UserId};
 /// After how long an instance that is heard hears the others, and was told all, generously.
 const SETTLE: Millis = 2_000;
 
+/// A connection of another instance: its user and the data attached to it.
+pub(in crate::hub) type Other = (Option<UserId>, Option<Arc<str>>);
+
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Peers {
     instances: HashMap<InstanceId, Peer>,
