@@ -4,42 +4,34 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Hub;
-#[cfg(feature = "json")]
-use super::publisher::Publisher;
+use super::{Hub, Inner};
 #[cfg(feature = "json")]
 use crate::backplane::Backplane;
 #[cfg(feature = "json")]
 use crate::hub::cluster::follow::Remote;
+use crate::hub::config::configuration::Configuration;
 use crate::hub::config::limits::OverLimit;
 use crate::hub::config::origins::Origins;
-use crate::hub::config::settings::{MIB, Settings};
-use crate::log::{Budgets, Policies, millis};
+use crate::log::Log;
 use crate::types::error::BuildError;
+use crate::types::position::Epoch;
 use crate::types::retention::{Retention, TopicRule};
 use crate::types::subscription::End;
 
 /// A hub in the making: [`Hub::builder`]. One method for each setting; [`build`](Self::build) refuses what makes no
 /// sense and names the setting.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HubBuilder {
-    pub(super) settings: Settings,
-    pub(super) rules: Vec<(TopicRule, Retention)>,
-    pub(super) topics: Retention,
-    pub(super) users: Retention,
-    pub(super) everyone: Retention,
-    pub(super) live_window: Option<Duration>,
-    pub(super) ring_bytes: usize,
-    pub(super) keyed_bytes: usize,
+    pub(super) configuration: Configuration,
     #[cfg(feature = "json")]
-    backplane: Option<Shared>,
+    pub(super) backplane: Option<Shared>,
 }
 
 /// The log that is shared.
 #[cfg(feature = "json")]
 #[derive(Clone)]
-struct Shared(Arc<dyn Backplane>);
+pub(super) struct Shared(pub(super) Arc<dyn Backplane>);
 
 #[cfg(feature = "json")]
 impl std::fmt::Debug for Shared {
@@ -48,20 +40,10 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-impl Default for HubBuilder {
-    fn default() -> Self {
-        Self {
-            settings: Settings::default(),
-            rules: Vec::new(),
-            topics: Retention::replay(),
-            users: Retention::replay().count(256).bytes(MIB / 4),
-            everyone: Retention::replay(),
-            live_window: None,
-            ring_bytes: 64 * MIB,
-            keyed_bytes: 64 * MIB,
-            #[cfg(feature = "json")]
-            backplane: None,
-        }
+impl Hub {
+    /// Starts building one.
+    pub fn builder() -> HubBuilder {
+        HubBuilder::default()
     }
 }
 
@@ -69,25 +51,25 @@ impl HubBuilder {
     /// Sets what is kept for the topics that a rule matches. The first matching rule wins; a topic has the same
     /// retention as long as the hub lives. Defaults to no rules.
     pub fn retention_for(mut self, rule: TopicRule, retention: Retention) -> Self {
-        self.rules.push((rule, retention));
+        self.configuration.rules.push((rule, retention));
         self
     }
 
     /// Sets what is kept for topics that no rule matches. Defaults to [`Retention::replay`].
     pub fn topic_retention(mut self, retention: Retention) -> Self {
-        self.topics = retention;
+        self.configuration.topics = retention;
         self
     }
 
     /// Sets what is kept for each user. Defaults to a [`Retention::replay`] of 256 events and 256 KiB.
     pub fn user_retention(mut self, retention: Retention) -> Self {
-        self.users = retention;
+        self.configuration.users = retention;
         self
     }
 
     /// Sets what is kept of the events to everyone. Defaults to [`Retention::replay`].
     pub fn everyone_retention(mut self, retention: Retention) -> Self {
-        self.everyone = retention;
+        self.configuration.everyone = retention;
         self
     }
 
@@ -101,7 +83,7 @@ impl HubBuilder {
     /// The hub holds up to 7 MiB beside this budget, in which it remembers up to where the events of forgotten topics and
     /// users were dropped. Topics and users that have listeners and keep nothing do not count.
     pub fn retention_budget(mut self, bytes: usize) -> Self {
-        self.ring_bytes = bytes;
+        self.configuration.ring_bytes = bytes;
         self
     }
 
@@ -110,39 +92,39 @@ impl HubBuilder {
     /// The hub counts a value as its key and its bytes on the wire plus 290. A topic or user with values counts as 330
     /// more, and as its name plus 440 unless the [`retention_budget`](Self::retention_budget) counts it.
     pub fn keyed_budget(mut self, bytes: usize) -> Self {
-        self.keyed_bytes = bytes;
+        self.configuration.keyed_bytes = bytes;
         self
     }
 
     /// Sets how long [`Retention::live`] keeps an event for readers that are a moment behind. Defaults to the
     /// [`write_deadline`](Self::write_deadline).
     pub fn live_window(mut self, window: Duration) -> Self {
-        self.live_window = Some(window);
+        self.configuration.live_window = Some(window);
         self
     }
 
     /// Sets how long a topic or user that has nothing kept and no listener is remembered, for the sake of those who
     /// come back. The [`retention_budget`](Self::retention_budget) can end that earlier. At least four times the [`heartbeat`](Self::heartbeat). Defaults to 10 minutes.
     pub fn channel_grace(mut self, grace: Duration) -> Self {
-        self.settings.channel_grace = grace;
+        self.configuration.settings.channel_grace = grace;
         self
     }
 
     /// Sets the largest payload, in bytes as it stands on the wire without its id. At most 16 MiB. Defaults to 512 KiB.
     pub fn max_payload(mut self, bytes: usize) -> Self {
-        self.settings.framing.max_payload = bytes;
+        self.configuration.settings.framing.max_payload = bytes;
         self
     }
 
     /// Sets the longest event name, in bytes. Defaults to 128.
     pub fn max_event_name(mut self, bytes: usize) -> Self {
-        self.settings.framing.max_event_name = bytes;
+        self.configuration.settings.framing.max_event_name = bytes;
         self
     }
 
     /// Sets how many targets one event may have, and how many connections it may leave out. Defaults to 128.
     pub fn max_targets(mut self, targets: usize) -> Self {
-        self.settings.max_targets = targets;
+        self.configuration.settings.max_targets = targets;
         self
     }
 
@@ -150,14 +132,14 @@ impl HubBuilder {
     /// new connection was made to join ([`Target::join`](crate::Target::join)) fill the places that its subscription leaves;
     /// the connection does not get the others, and the hub logs a warning. Defaults to 128.
     pub fn max_topics(mut self, topics: usize) -> Self {
-        self.settings.max_topics = topics;
+        self.configuration.settings.max_topics = topics;
         self
     }
 
     /// Bounds the connections of this instance, those in this process included, and sets what happens to one too many.
     /// At least 1. Defaults to no bound.
     pub fn max_connections(mut self, connections: usize, over: OverLimit) -> Self {
-        self.settings.limits.total = Some((connections, over));
+        self.configuration.settings.limits.total = Some((connections, over));
         self
     }
 
@@ -166,7 +148,7 @@ impl HubBuilder {
     /// room. It bounds anonymous connections only where
     /// [`Subscription::counted_as`](crate::Subscription::counted_as) gives them a key. Defaults to no bound.
     pub fn max_connections_per_user(mut self, connections: usize, over: OverLimit) -> Self {
-        self.settings.limits.per_user = Some((connections, over));
+        self.configuration.settings.limits.per_user = Some((connections, over));
         self
     }
 
@@ -177,7 +159,7 @@ impl HubBuilder {
     /// an unknown connection counts too, because the hub waits up to 500 ms for that connection. Streams [in this process](Hub::stream) and in handlers
     /// ([`Hub::connect`]) take part. At least 1. Defaults to no bound.
     pub fn max_connects_per_second(mut self, connects: u32) -> Self {
-        self.settings.limits.per_second = Some(connects);
+        self.configuration.settings.limits.per_second = Some(connects);
         self
     }
 
@@ -185,14 +167,14 @@ impl HubBuilder {
     /// delivered, and the client comes back and misses nothing. It spreads connections over new instances, and credentials
     /// are looked at anew. At least a second. Defaults to no bound.
     pub fn max_connection_age(mut self, age: Duration) -> Self {
-        self.settings.max_age = Some(age);
+        self.configuration.settings.max_age = Some(age);
         self
     }
 
     /// Makes the topics that a rule matches tell who comes and goes: `hub.joined` and `hub.left`, as events of the topic
     /// like any other. Defaults to none.
     pub fn presence_for(mut self, rule: TopicRule) -> Self {
-        self.settings.presence_rules.push(rule);
+        self.configuration.settings.presence_rules.push(rule);
         self
     }
 
@@ -200,20 +182,20 @@ impl HubBuilder {
     /// how long what a user was made to join is remembered. Longer than [`retry`](Self::retry) and than the window of a
     /// drain, so that neither a reload nor a deploy looks like leaving. Defaults to 10 s.
     pub fn presence_grace(mut self, grace: Duration) -> Self {
-        self.settings.presence_grace = grace;
+        self.configuration.settings.presence_grace = grace;
         self
     }
 
     /// Sets how often [`Access::recheck`](crate::Access::recheck) is asked about each open stream; each time up to a tenth
     /// earlier, at random. Defaults to the [`heartbeat`](Self::heartbeat).
     pub fn recheck_every(mut self, interval: Duration) -> Self {
-        self.settings.recheck_every = Some(interval);
+        self.configuration.settings.recheck_every = Some(interval);
         self
     }
 
     /// Sets about how many streams it is asked at the same time. At least 1. Defaults to 64.
     pub fn max_rechecks(mut self, rechecks: usize) -> Self {
-        self.settings.max_rechecks = rechecks;
+        self.configuration.settings.max_rechecks = rechecks;
         self
     }
 
@@ -221,14 +203,14 @@ impl HubBuilder {
     /// [key](crate::Subscription::counted_as). With several instances each counts the tickets that it made or gave back,
     /// until they are redeemed at this instance or their time is over. At least 1. Defaults to 65,536.
     pub fn max_tickets(mut self, tickets: usize) -> Self {
-        self.settings.max_tickets = tickets;
+        self.configuration.settings.max_tickets = tickets;
         self
     }
 
     /// Sets how many events [`Hub::lifecycle`] keeps for a slow consumer. At least 1, at most a million; memory for them is
     /// taken when it is first called. Defaults to 1,024.
     pub fn lifecycle_capacity(mut self, events: usize) -> Self {
-        self.settings.lifecycle_capacity = events;
+        self.configuration.settings.lifecycle_capacity = events;
         self
     }
 
@@ -238,7 +220,7 @@ impl HubBuilder {
     /// `chrome-extension://…`. `null` is refused, since every sandboxed page of any site has it. The site's own pages always
     /// may, and so may clients that are no browsers. A CORS layer must allow the origin too. Defaults to none.
     pub fn allow_origin(mut self, origin: impl Into<Box<str>>) -> Self {
-        if let Origins::Listed(origins) = &mut self.settings.origins {
+        if let Origins::Listed(origins) = &mut self.configuration.settings.origins {
             origins.push(origin.into());
         }
         self
@@ -253,14 +235,14 @@ impl HubBuilder {
     /// it then asks its own site, which [`allow_origin`](Self::allow_origin) lets in. Set it where streams are open to
     /// clients that are not authenticated, above all in a private network or on `localhost`. Defaults to any host.
     pub fn allow_host(mut self, host: impl Into<Box<str>>) -> Self {
-        self.settings.hosts.add(host.into());
+        self.configuration.settings.hosts.add(host.into());
         self
     }
 
     /// Lets the pages of every site open streams. Only for streams that need no cookie, since any site that a user visits
     /// could read what the cookie opens. Defaults to not.
     pub fn allow_any_origin(mut self) -> Self {
-        self.settings.origins = Origins::Any;
+        self.configuration.settings.origins = Origins::Any;
         self
     }
 
@@ -275,21 +257,21 @@ impl HubBuilder {
 
     /// Sets how long publishing to a shared log may take, and any other question to it. Defaults to 5 s.
     pub fn publish_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.publish_timeout = timeout;
+        self.configuration.settings.publish_timeout = timeout;
         self
     }
 
     /// Sets how often a shared log is asked whether it is still the one that is followed, while nothing comes of it. What
     /// goes wrong in silence is noticed within two of these. Defaults to 2 s.
     pub fn probe_interval(mut self, interval: Duration) -> Self {
-        self.settings.probe_interval = interval;
+        self.configuration.settings.probe_interval = interval;
         self
     }
 
     /// Sets after how much silence another instance, and who is connected there, counts as gone. An instance says three
     /// times in it that it is alive. Defaults to 15 s.
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.settings.lease = lease;
+        self.configuration.settings.lease = lease;
         self
     }
 
@@ -299,66 +281,66 @@ impl HubBuilder {
     /// that as a gap, at most this long and at most 5 s. Otherwise all pages would fetch their
     /// state at the same moment.
     pub fn retry(mut self, retry: Duration) -> Self {
-        self.settings.retry = retry;
+        self.configuration.settings.retry = retry;
         self
     }
 
     /// Sets what every `retry` is clamped to, those of [`Event::retry`](crate::Event::retry) too. Defaults to 0.1 s to
     /// 1 h.
     pub fn retry_range(mut self, range: RangeInclusive<Duration>) -> Self {
-        self.settings.framing.retry = range;
+        self.configuration.settings.framing.retry = range;
         self
     }
 
     /// Sets after how much silence a stream gets a sign of life: a comment, which page script does not see. Each
     /// connection takes it up to a tenth shorter, so that they do not beat together. Defaults to 15 s.
     pub fn heartbeat(mut self, silence: Duration) -> Self {
-        self.settings.heartbeat = silence;
+        self.configuration.settings.heartbeat = silence;
         self
     }
 
     /// Sends `hub.live` events instead of comments as heartbeats, for pages that watch over their stream. Defaults to
     /// comments.
     pub fn visible_heartbeat(mut self) -> Self {
-        self.settings.visible_heartbeat = true;
+        self.configuration.settings.visible_heartbeat = true;
         self
     }
 
     /// Sets how long a connection may take nothing while something waits for it. Defaults to 30 s.
     pub fn write_deadline(mut self, deadline: Duration) -> Self {
-        self.settings.write_deadline = deadline;
+        self.configuration.settings.write_deadline = deadline;
         self
     }
 
     /// Sets how long the [`Access`](crate::Access) hook may take; after that the client is told to come back. Defaults
     /// to 10 s.
     pub fn access_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.access_timeout = timeout;
+        self.configuration.settings.access_timeout = timeout;
         self
     }
 
     /// Sets how long before a subscription's end `hub.expiring` is sent, at most half of its time. Defaults to 30 s.
     pub fn expiry_notice(mut self, notice: Duration) -> Self {
-        self.settings.expiry_notice = notice;
+        self.configuration.settings.expiry_notice = notice;
         self
     }
 
     /// Sets how long [`Hub::drain`] waits for streams to end before it cuts them. Defaults to 5 s.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
-        self.settings.drain_limit = limit;
+        self.configuration.settings.drain_limit = limit;
         self
     }
 
     /// Sets how streams end, where their subscription does not say; and the one event of a refusal that asks the client to
     /// come back ([`Refusal::later`](crate::Refusal::later)), which has none. Defaults to [`End::Clean`].
     pub fn end(mut self, end: End) -> Self {
-        self.settings.end = end;
+        self.configuration.settings.end = end;
         self
     }
 
     /// Names this instance in `hub.hello`, for people who debug. Defaults to no name.
     pub fn instance(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.settings.instance = Some(name.into());
+        self.configuration.settings.instance = Some(name.into());
         self
     }
 
@@ -368,49 +350,22 @@ impl HubBuilder {
     /// When a setting makes no sense, alone or with another one; the error names it. Or when the operating system
     /// gives no random bytes.
     pub fn build(self) -> Result<Hub, BuildError> {
-        self.check()?;
-        if !self.settings.presence_rules.is_empty() && self.settings.presence_grace < self.settings.retry {
+        let Configuration { settings, .. } = &self.configuration;
+        self.configuration.check()?;
+        if !settings.presence_rules.is_empty() && settings.presence_grace < settings.retry {
             tracing::warn!("presence_grace is shorter than retry: every reconnect will look like leaving");
         }
-        let policies = self.policies();
-        let budgets = Budgets {
-            ring_bytes: self.ring_bytes,
-            keyed_bytes: self.keyed_bytes,
-            grace: millis(self.settings.channel_grace),
-        };
+        let policies = self.configuration.policies();
         #[cfg(feature = "json")]
-        let remote = self.backplane.map(|Shared(backplane)| Remote::new(backplane, &self.settings, &policies));
+        let remote = self.backplane.map(|Shared(backplane)| Remote::new(backplane, settings, &policies));
         #[cfg(not(feature = "json"))]
         let remote = None;
-        Hub::start(self.settings, policies, budgets, remote)
-    }
-
-    /// Builds what only publishes, for workers, command-line tools and cron jobs: [`Publisher`]. Of the settings count the
-    /// [`backplane`](Self::backplane), which it needs, the retention, the limits of events and targets, and
-    /// [`publish_timeout`](Self::publish_timeout). Instances and workers that share one function for their settings agree.
-    /// Needs no runtime and no broker. Needs the feature `json` (on by default).
-    ///
-    /// # Errors
-    /// As [`build`](Self::build); and without a backplane.
-    #[cfg(feature = "json")]
-    pub fn publisher(self) -> Result<Publisher, BuildError> {
-        self.check()?;
-        let policies = self.policies();
-        let Some(Shared(backplane)) = self.backplane else {
-            return Err(BuildError::new("backplane", "without one a publisher has no log to publish to"));
-        };
-        Ok(Publisher::new(backplane, policies, self.settings))
-    }
-
-    fn policies(&self) -> Policies {
-        let window = self.live_window.unwrap_or(self.settings.write_deadline);
-        let resolve = |retention: &Retention| retention.clone().with_live_window(window);
-        Policies::new(
-            self.rules.iter().map(|(rule, retention)| (rule.clone(), resolve(retention))).collect(),
-            resolve(&self.topics),
-            resolve(&self.users),
-            resolve(&self.everyone),
-            resolve(&Retention::live()),
-        )
+        let epoch =
+            getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
+        let log = Log::new(Epoch(epoch), policies, self.configuration.budgets());
+        let inner = Arc::new(Inner::new(log, self.configuration.settings, remote));
+        // Without a runtime here, the task is started by the first caller that has one.
+        crate::hub::cluster::follow::ensure(&inner);
+        Ok(Hub { inner })
     }
 }

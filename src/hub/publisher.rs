@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::Hub;
+use super::builder::{HubBuilder, Shared};
 use super::publish::check_size;
 use super::target::{aim, exclude, unite};
-use super::{Hub, HubBuilder};
 use crate::backplane::{Backplane, Place};
 use crate::hub::cluster::append;
 use crate::hub::config::settings::Settings;
@@ -60,6 +61,24 @@ struct Inner {
     /// with the next append. That another record has its number is noticed by adapters that
     /// compare, such as Redis.
     seen: Mutex<Option<Place>>,
+}
+
+impl HubBuilder {
+    /// Builds what only publishes, for workers, command-line tools and cron jobs: [`Publisher`]. Of the settings count the
+    /// [`backplane`](Self::backplane), which it needs, the retention, the limits of events and targets, and
+    /// [`publish_timeout`](Self::publish_timeout). Instances and workers that share one function for their settings agree.
+    /// Needs no runtime and no broker. Needs the feature `json` (on by default).
+    ///
+    /// # Errors
+    /// As [`build`](Self::build); and without a backplane.
+    pub fn publisher(self) -> Result<Publisher, BuildError> {
+        self.configuration.check()?;
+        let policies = self.configuration.policies();
+        let Some(Shared(backplane)) = self.backplane else {
+            return Err(BuildError::new("backplane", "without one a publisher has no log to publish to"));
+        };
+        Ok(Publisher::new(backplane, policies, self.configuration.settings))
+    }
 }
 
 impl Hub {

@@ -1,12 +1,12 @@
-//! What makes no sense in a builder, alone or with another setting.
+//! Refuses settings that make no sense, alone or with another setting.
 
 use std::time::Duration;
 
+use super::configuration::Configuration;
 use super::settings::{MIB, SECOND};
-use crate::hub::HubBuilder;
 use crate::types::error::BuildError;
 
-impl HubBuilder {
+impl Configuration {
     pub(in crate::hub) fn check(&self) -> Result<(), BuildError> {
         let settings = &self.settings;
         let refuse = |setting, problem| Err(BuildError::new(setting, problem));
@@ -108,7 +108,7 @@ impl HubBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::OverLimit;
+    use crate::hub::{HubBuilder, OverLimit};
     use crate::types::retention::{Retention, TopicRule};
 
     fn refused(builder: HubBuilder) -> &'static str {

@@ -56,7 +56,7 @@ impl Hub {
         let now = self.now();
         let addresses = addresses(subscription);
         // Without random bytes an id could be guessed; such a machine is better left alone for a while.
-        let id = crate::hub::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy))?;
+        let id = crate::hub::inner::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy))?;
         // Without a history a cursor opens nothing, and there is nothing to miss.
         let (start, cursor) = match subscription.history {
             History::None => (Start::Live, Cursor::Absent),

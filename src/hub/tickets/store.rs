@@ -99,7 +99,7 @@ impl Hub {
         if let Some(Expiry::In(time)) = subscription.expiry {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
-        let secret = crate::hub::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
+        let secret = crate::hub::inner::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
         if let Some(remote) = &self.inner.remote {
             self.make_shared(remote, secret, &subscription, ttl).await?;
             return Ok(Ticket(text(secret).into()));

@@ -1,0 +1,57 @@
+//! Everything that a builder sets, before it is checked, and the defaults.
+
+use std::time::Duration;
+
+use super::settings::{MIB, Settings};
+use crate::log::{Budgets, Policies, millis};
+use crate::types::retention::{Retention, TopicRule};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(in crate::hub) struct Configuration {
+    pub(in crate::hub) settings: Settings,
+    pub(in crate::hub) rules: Vec<(TopicRule, Retention)>,
+    pub(in crate::hub) topics: Retention,
+    pub(in crate::hub) users: Retention,
+    pub(in crate::hub) everyone: Retention,
+    pub(in crate::hub) live_window: Option<Duration>,
+    pub(in crate::hub) ring_bytes: usize,
+    pub(in crate::hub) keyed_bytes: usize,
+}
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Self {
+            settings: Settings::default(),
+            rules: Vec::new(),
+            topics: Retention::replay(),
+            users: Retention::replay().count(256).bytes(MIB / 4),
+            everyone: Retention::replay(),
+            live_window: None,
+            ring_bytes: 64 * MIB,
+            keyed_bytes: 64 * MIB,
+        }
+    }
+}
+
+impl Configuration {
+    pub(in crate::hub) fn policies(&self) -> Policies {
+        let window = self.live_window.unwrap_or(self.settings.write_deadline);
+        let resolve = |retention: &Retention| retention.clone().with_live_window(window);
+        Policies::new(
+            self.rules.iter().map(|(rule, retention)| (rule.clone(), resolve(retention))).collect(),
+            resolve(&self.topics),
+            resolve(&self.users),
+            resolve(&self.everyone),
+            resolve(&Retention::live()),
+        )
+    }
+
+    pub(in crate::hub) fn budgets(&self) -> Budgets {
+        Budgets {
+            ring_bytes: self.ring_bytes,
+            keyed_bytes: self.keyed_bytes,
+            grace: millis(self.settings.channel_grace),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The handle of a hub, and everything that the hub holds.
+//!
+//! 1. What [`Inner`] holds are states: each knows its own data, and none knows `Inner`.
+//! 2. Work on several of these states is done above: in the other rooms, and in the verbs of this folder.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use super::cluster::follow::Remote;
+use super::config::limits::Rate;
+use super::config::settings::Settings;
+use super::connection::bans::Bars;
+use super::connection::registry::Registry;
+use super::connection::socket::Transports;
+use super::membership::changes::Presences;
+use super::observe::counters::Counters;
+use super::observe::lifecycle::Lifecycles;
+use super::tasks;
+use super::tasks::slot::TaskSlot;
+use super::tasks::workers::Workers;
+use super::tickets::store::Tickets;
+use super::upkeep;
+use super::upkeep::recheck::Rechecks;
+use crate::log::{Log, Millis, Since, millis};
+use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::types::audience::{Address, Audience};
+use crate::types::position::Position;
+
+/// The handle to inject wherever something happens that somebody should hear of.
+///
+/// Cloning is one reference count; all clones are the same hub. It needs no runtime to be built or to publish.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{Event, Hub};
+///
+/// /// A service that knows nothing of HTTP.
+/// struct Documents {
+///     hub: Hub,
+/// }
+///
+/// impl Documents {
+///     async fn delete(&self, id: u64, owner: &str) -> Result<(), tower_sse::PublishError> {
+///         self.hub.user(owner).publish(Event::text("document.deleted", id.to_string())).await?;
+///         Ok(())
+///     }
+/// }
+///
+/// let documents = Documents { hub: Hub::builder().build()? };
+/// documents.delete(7, "ada").await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Hub {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(super) log: Log,
+    pub(super) settings: Settings,
+    pub(super) started: Instant,
+    pub(super) registry: Registry,
+    pub(super) transports: Transports,
+    pub(super) counters: Counters,
+    pub(super) chores: Arc<TaskSlot>,
+    pub(super) workers: Workers,
+    pub(super) bars: Bars,
+    pub(super) rate: Mutex<Rate>,
+    pub(super) presences: Presences,
+    pub(super) lifecycles: Lifecycles,
+    pub(super) rechecks: Rechecks,
+    pub(super) tickets: Tickets,
+    /// The log that this instance shares with others.
+    pub(super) remote: Option<Remote>,
+    pub(super) draining: AtomicBool,
+    pub(super) closed: AtomicBool,
+}
+
+/// 128 bits that nobody guesses.
+pub(super) fn random_bits() -> Result<u128, getrandom::Error> {
+    Ok(u128::from(getrandom::u64()?) << 64 | u128::from(getrandom::u64()?))
+}
+
+impl Hub {
+    /// The newest position: everything published so far is at or before it.
+    ///
+    /// For rendering a page without a hole before its stream: take the position first, then query, then open the
+    /// stream with `?last_event_id=` and the position. What happens in between comes twice rather than not at all.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.inner.log.position()
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.inner.log
+    }
+
+    pub(crate) fn transports(&self) -> &Transports {
+        &self.inner.transports
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.inner.counters
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    pub(crate) fn now(&self) -> Millis {
+        self.inner.now()
+    }
+
+    /// No more streams are accepted.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Acquire)
+    }
+
+    /// Nothing is published any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.inner.closed.load(Ordering::Acquire)
+    }
+
+    /// Opens the channels of those connections of this audience that are here. A connection has none until somebody
+    /// writes to it alone.
+    pub(super) fn attach_connections(&self, audience: &Audience) {
+        for address in audience.addresses() {
+            if let Address::Connection(id) = address
+                && let Some(link) = self.registry().find(*id)
+            {
+                // There is always room for it: it is no topic.
+                let _ = self.log().join(&link, address, Since::Now, 0, self.now());
+            }
+        }
+    }
+
+    /// The hub's part after something was appended: count it, wake whom the log left to be woken, keep house.
+    pub(super) fn published(&self, count: usize) {
+        self.counters().published(count);
+        tasks::workers::wake_rest(&self.inner);
+        upkeep::sweep::ensure(&self.inner);
+    }
+
+    /// A `retry` at random between these multiples of a time, within what the settings allow.
+    pub(crate) fn jittered_retry(&self, time: Duration, between: RangeInclusive<f64>) -> Duration {
+        let factor = between.start() + (between.end() - between.start()) * fastrand::f64();
+        let range = &self.settings().framing.retry;
+        let retry = Duration::try_from_secs_f64(time.as_secs_f64() * factor).unwrap_or(time);
+        retry.clamp(*range.start(), *range.end())
+    }
+}
+
+/// What the clock of a hub shows when the hub starts: a year, so that records from before have a time too.
+const STARTED: Millis = 365 * 24 * 60 * 60 * 1000;
+
+impl Inner {
+    pub(super) fn new(log: Log, settings: Settings, remote: Option<Remote>) -> Self {
+        let grace = millis(settings.presence_grace);
+        Self {
+            log,
+            started: Instant::now(),
+            registry: Registry::new(settings.limits, grace),
+            transports: Transports::default(),
+            counters: Counters::default(),
+            chores: Arc::default(),
+            workers: Workers::default(),
+            bars: Bars::default(),
+            rate: Mutex::default(),
+            presences: Presences::new(settings.presence_rules.clone(), grace),
+            lifecycles: Lifecycles::new(settings.lifecycle_capacity),
+            rechecks: Rechecks::default(),
+            tickets: Tickets::new(settings.max_tickets),
+            settings,
+            remote,
+            draining: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn now(&self) -> Millis {
+        self.at(Instant::now())
+    }
+
+    pub(super) fn at(&self, instant: Instant) -> Millis {
+        let since = u64::try_from(instant.saturating_duration_since(self.started).as_millis());
+        since.map_or(Millis::MAX, |since| since.saturating_add(STARTED))
+    }
+
+    pub(super) fn instant(&self, millis: Millis) -> Instant {
+        self.started + Duration::from_millis(millis.saturating_sub(STARTED))
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("instance", &self.settings().instance)
+            .field("position", &self.position())
+            .field("connections", &self.registry().len())
+            .finish_non_exhaustive()
+    }
+}
