@@ -325,7 +325,7 @@ mod wire;
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
     ConnectionInfo, Drained, Health, Hub, HubBuilder, HubStream, Join, Lifecycle, LifecycleEvent, Member, OverLimit,
-    Presence, Published, Received, Recheck, Stats, StreamItem, Target, Ticket,
+    Presence, Published, Received, Stats, StreamItem, Target, Ticket,
 };
 #[cfg(feature = "json")]
 pub use crate::hub::{Publisher, Recipients};
@@ -342,6 +342,7 @@ pub use crate::types::event::Event;
 pub use crate::types::name::{ConnectionId, Topic, UserId};
 pub use crate::types::position::{Cursor, InvalidPosition, Position};
 pub use crate::types::reason::{EndReason, GapReason, RefusalReason};
+pub use crate::types::recheck::Recheck;
 pub use crate::types::refusal::Refusal;
 pub use crate::types::retention::{LagPolicy, Retention, TopicRule};
 pub use crate::types::subscription::{End, Start, Subscription, SubscriptionError};

@@ -3,7 +3,7 @@
 use std::future::{Future, ready};
 
 use super::Connect;
-use crate::hub::Recheck;
+use crate::types::recheck::Recheck;
 use crate::types::refusal::Refusal;
 use crate::types::subscription::Subscription;
 

@@ -9,8 +9,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{Access, Connect};
-use crate::hub::{Authority, Hub, Recheck};
+use crate::hub::Hub;
 use crate::types::reason::RefusalReason;
+use crate::types::recheck::{Authority, Recheck};
 use crate::types::refusal::Refusal;
 use crate::types::subscription::Subscription;
 

@@ -19,6 +19,7 @@ pub(crate) mod event;
 pub(crate) mod name;
 pub(crate) mod position;
 pub(crate) mod reason;
+pub(crate) mod recheck;
 pub(crate) mod refusal;
 pub(crate) mod retention;
 pub(crate) mod subscription;

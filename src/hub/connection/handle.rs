@@ -7,12 +7,12 @@ use http::Extensions;
 use tokio::time::Duration;
 
 use crate::hub::Transport;
-use crate::hub::upkeep::recheck::Authority;
 use crate::log::{Listener, Millis, Subscriber, millis};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::types::disconnect::Returns;
 use crate::types::name::{ConnectionId, UserId};
 use crate::types::reason::EndReason;
+use crate::types::recheck::Authority;
 use crate::types::subscription::Subscription;
 
 pub(crate) struct Link {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Extensions;
 
 use super::handle::Link;
-use crate::hub::{Hub, Inner};
+use crate::log::Millis;
 use crate::sync::Ordering;
 use crate::types::name::{ConnectionId, Topic, UserId};
 
@@ -32,6 +32,19 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    pub(in crate::hub) fn of(link: &Link, topics: Vec<Topic>, now: Millis) -> Self {
+        Self {
+            id: link.id(),
+            user: link.user().cloned(),
+            topics,
+            open_for: Duration::from_millis(now.saturating_sub(link.opened_at)),
+            resumed: link.resumed,
+            delivered: link.delivered.load(Ordering::Relaxed),
+            data: link.data().cloned(),
+            extensions: link.extensions(),
+        }
+    }
+
     /// What [`Subscription::data`](crate::Subscription::data) attached, as JSON.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
@@ -56,29 +69,5 @@ impl fmt::Debug for ConnectionInfo {
             .field("resumed", &self.resumed)
             .field("delivered", &self.delivered)
             .finish_non_exhaustive()
-    }
-}
-
-impl Hub {
-    /// The connections that are open on this instance, in no order. Those that open or end meanwhile may or may not be
-    /// among them.
-    #[must_use]
-    pub fn connections(&self) -> Vec<ConnectionInfo> {
-        self.registry().all().iter().map(|link| self.inner.info(link, self.log().topics(&link.subscriber))).collect()
-    }
-}
-
-impl Inner {
-    pub(in crate::hub) fn info(&self, link: &Link, topics: Vec<Topic>) -> ConnectionInfo {
-        ConnectionInfo {
-            id: link.id(),
-            user: link.user().cloned(),
-            topics,
-            open_for: Duration::from_millis(self.now().saturating_sub(link.opened_at)),
-            resumed: link.resumed,
-            delivered: link.delivered.load(Ordering::Relaxed),
-            data: link.data().cloned(),
-            extensions: link.extensions(),
-        }
     }
 }

@@ -12,11 +12,11 @@ use futures::future::poll_fn;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::hub::{ConnectionInfo, Hub};
+use crate::hub::connection::info::ConnectionInfo;
 use crate::types::name::Topic;
 use crate::types::reason::{EndReason, GapReason};
 
-/// What became of a connection: [`Hub::lifecycle`].
+/// What became of a connection: [`Hub::lifecycle`](crate::Hub::lifecycle).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LifecycleEvent {
@@ -59,39 +59,8 @@ impl Lifecycles {
         Self { sender: OnceLock::new(), capacity }
     }
 
-    /// Tells those who listen, if any do; only then the event is made.
-    pub(in crate::hub) fn tell(&self, event: impl FnOnce() -> LifecycleEvent) {
-        if let Some(sender) = self.sender.get().filter(|sender| sender.receiver_count() > 0) {
-            // Nobody may be left meanwhile.
-            let _ = sender.send(event());
-        }
-    }
-}
-
-impl Hub {
-    /// What becomes of the connections of this instance from now on, in order, each with its user, topics, times, counts
-    /// and the application's data.
-    ///
-    /// It is bounded: a consumer that is more than
-    /// [`HubBuilder::lifecycle_capacity`](crate::HubBuilder::lifecycle_capacity) events behind gets one
-    /// [`LifecycleEvent::Missed`] in their place and goes on with the oldest that is kept. The hub waits for no consumer. It
-    /// may be called several times; each consumer gets everything.
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use tower_sse::{Hub, LifecycleEvent, Subscription};
-    ///
-    /// let hub = Hub::builder().build()?;
-    /// let mut lifecycle = hub.lifecycle();
-    /// let page = hub.stream(Subscription::user("ada"), None)?;
-    /// let Some(LifecycleEvent::Connected(connection)) = lifecycle.next().await else { panic!() };
-    /// assert_eq!(connection.id, page.connection());
-    /// # Ok(()) }
-    /// ```
-    #[must_use]
-    pub fn lifecycle(&self) -> Lifecycle {
-        let lifecycles = &self.inner.lifecycles;
-        let sender = lifecycles.sender.get_or_init(|| broadcast::Sender::new(lifecycles.capacity));
+    pub(in crate::hub) fn listen(&self) -> Lifecycle {
+        let sender = self.sender.get_or_init(|| broadcast::Sender::new(self.capacity));
         let mut receiver = sender.subscribe();
         let events = async_stream::stream! {
             loop {
@@ -104,9 +73,17 @@ impl Hub {
         };
         Lifecycle(Box::pin(events))
     }
+
+    /// Tells those who listen, if any do; only then the event is made.
+    pub(in crate::hub) fn tell(&self, event: impl FnOnce() -> LifecycleEvent) {
+        if let Some(sender) = self.sender.get().filter(|sender| sender.receiver_count() > 0) {
+            // Nobody may be left meanwhile.
+            let _ = sender.send(event());
+        }
+    }
 }
 
-/// What becomes of connections: [`Hub::lifecycle`]. It ends with the hub.
+/// What becomes of connections: [`Hub::lifecycle`](crate::Hub::lifecycle). It ends with the hub.
 pub struct Lifecycle(Pin<Box<dyn Stream<Item = LifecycleEvent> + Send>>);
 
 impl Lifecycle {

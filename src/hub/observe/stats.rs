@@ -1,10 +1,9 @@
 //! The hub seen from outside.
 
-use crate::hub::Hub;
 use crate::types::position::Position;
 use crate::types::reason::{EndReason, GapReason, RefusalReason};
 
-/// A snapshot: [`Hub::stats`]. The counters run since the hub was built. Serialises with the feature `json`.
+/// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serialises with the feature `json`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
@@ -39,9 +38,9 @@ pub struct Stats {
     pub lag: u64,
     /// Open streams that had something to do and were not polled for more than a second.
     pub stalled: usize,
-    gaps: Vec<u64>,
-    refused: Vec<u64>,
-    ended: Vec<u64>,
+    pub(in crate::hub) gaps: Vec<u64>,
+    pub(in crate::hub) refused: Vec<u64>,
+    pub(in crate::hub) ended: Vec<u64>,
 }
 
 impl Stats {
@@ -97,43 +96,5 @@ impl serde::Serialize for Stats {
         map.serialize_entry("refused", &By(RefusalReason::ALL, RefusalReason::as_str, &self.refused))?;
         map.serialize_entry("ended", &By(EndReason::ALL, EndReason::as_str, &self.ended))?;
         map.end()
-    }
-}
-
-impl Hub {
-    /// Counts and sizes. Looks at every open connection once (a few words each), takes no lock for longer than that of
-    /// the list of connections.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let now = self.now();
-        let usage = self.log().usage();
-        let totals = self.counters().totals();
-        let links = self.registry().all();
-        let overdue = |since: u64| now > since.saturating_add(1_000);
-        Stats {
-            connections: links.len(),
-            channels: usage.channels,
-            users: self.registry().users(),
-            retained_bytes: usage.ring_bytes,
-            keyed_bytes: usage.keyed_bytes,
-            position: self.position(),
-            connected: totals.connected,
-            published: totals.published,
-            delivered: totals.delivered,
-            others: self.inner.remote.as_ref().map_or(0, crate::hub::cluster::follow::Remote::instances),
-            skipped: self.inner.remote.as_ref().map_or(0, crate::hub::cluster::follow::Remote::skipped),
-            evicted: usage.evicted,
-            // A stream that rests has nothing to read, however old its cursor is.
-            lag: links
-                .iter()
-                .filter(|link| link.owes_a_look(now))
-                .map(|link| self.log().lag(&link.subscriber))
-                .max()
-                .unwrap_or(0),
-            stalled: links.iter().filter(|link| link.overdue_since().is_some_and(overdue)).count(),
-            gaps: totals.gaps,
-            refused: totals.refused,
-            ended: totals.ended,
-        }
     }
 }

@@ -8,9 +8,10 @@ use crate::hub::cluster::follow::Remote;
 use crate::hub::config::limits::AFTER_DISPLACEMENT;
 use crate::hub::connection::bans::Objection;
 use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::connection::registry::UserTopic;
 use crate::hub::tasks::workers;
-use crate::hub::upkeep::recheck::{self, Authority};
+use crate::hub::upkeep::recheck;
 use crate::hub::upkeep::sweep;
 use crate::hub::{Connection, Hub, LifecycleEvent};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted};
@@ -20,6 +21,7 @@ use crate::types::disconnect_clock::Moment;
 use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::{Cursor, Position};
 use crate::types::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::recheck::Authority;
 use crate::types::subscription::{History, Start, Subscription, SubscriptionError};
 use crate::wire::hub_events::CursorState;
 
@@ -92,7 +94,7 @@ impl Hub {
 
         self.counters().connected(link.id(), cursor_state == CursorState::Resuming);
         self.inner.lifecycles.tell(|| {
-            let connection = Arc::new(self.inner.info(&link, self.log().topics(&link.subscriber)));
+            let connection = Arc::new(ConnectionInfo::of(&link, self.log().topics(&link.subscriber), now));
             if resumed { LifecycleEvent::Resumed { connection, gap } } else { LifecycleEvent::Connected(connection) }
         });
         if let Some(reason) = link.beginning_was_told() {

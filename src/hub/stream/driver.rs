@@ -9,6 +9,7 @@ use tokio::time::Duration;
 use super::timers::{Expiry, Heartbeat};
 use crate::hub::cluster::follow::Remote;
 use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::tasks::workers;
 use crate::hub::{Hub, LifecycleEvent, Transport};
 use crate::log::{Batch, Millis, millis};
@@ -512,7 +513,7 @@ fn gap_step(hub: &Hub, link: &Link, stage: &mut Stage, batch: &mut Batch, caught
     let topics: Vec<Topic> = batch.gap.iter().filter_map(Address::topic).cloned().collect();
     if was_too_slow {
         hub.inner.lifecycles.tell(|| LifecycleEvent::Lagged {
-            connection: Arc::new(hub.inner.info(link, hub.log().topics(&link.subscriber))),
+            connection: Arc::new(ConnectionInfo::of(link, hub.log().topics(&link.subscriber), hub.now())),
             topics: topics.clone(),
         });
         if batch.disconnects {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::recheck;
 use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::tasks::workers;
 use crate::hub::{Inner, LifecycleEvent};
 use crate::log::{Millis, Swept, millis};
@@ -132,6 +133,9 @@ impl Inner {
     }
 
     pub(in crate::hub) fn tell_end(&self, link: &Link, topics: Vec<Topic>, reason: EndReason) {
-        self.lifecycles.tell(|| LifecycleEvent::Disconnected { connection: Arc::new(self.info(link, topics)), reason });
+        self.lifecycles.tell(|| LifecycleEvent::Disconnected {
+            connection: Arc::new(ConnectionInfo::of(link, topics, self.now())),
+            reason,
+        });
     }
 }

@@ -1,0 +1,81 @@
+//! What an application can look at: the open connections, counters, and what becomes of connections.
+
+use std::sync::Arc;
+
+use super::Hub;
+use super::cluster::follow::Remote;
+use super::connection::handle::Link;
+use super::connection::info::ConnectionInfo;
+use super::observe::lifecycle::Lifecycle;
+use super::observe::stats::Stats;
+
+impl Hub {
+    /// The connections that are open on this instance, in no order. Those that open or end meanwhile may or may not be
+    /// among them.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        let now = self.now();
+        let of = |link: &Arc<Link>| ConnectionInfo::of(link, self.log().topics(&link.subscriber), now);
+        self.registry().all().iter().map(of).collect()
+    }
+
+    /// What becomes of the connections of this instance from now on, in order, each with its user, topics, times, counts
+    /// and the application's data.
+    ///
+    /// It is bounded: a consumer that is more than
+    /// [`HubBuilder::lifecycle_capacity`](crate::HubBuilder::lifecycle_capacity) events behind gets one
+    /// [`LifecycleEvent::Missed`] in their place and goes on with the oldest that is kept. The hub waits for no consumer. It
+    /// may be called several times; each consumer gets everything.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Hub, LifecycleEvent, Subscription};
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let mut lifecycle = hub.lifecycle();
+    /// let page = hub.stream(Subscription::user("ada"), None)?;
+    /// let Some(LifecycleEvent::Connected(connection)) = lifecycle.next().await else { panic!() };
+    /// assert_eq!(connection.id, page.connection());
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn lifecycle(&self) -> Lifecycle {
+        self.inner.lifecycles.listen()
+    }
+
+    /// Counts and sizes. Looks at every open connection once (a few words each), takes no lock for longer than that of
+    /// the list of connections.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let now = self.now();
+        let usage = self.log().usage();
+        let totals = self.counters().totals();
+        let links = self.registry().all();
+        let overdue = |since: u64| now > since.saturating_add(1_000);
+        Stats {
+            connections: links.len(),
+            channels: usage.channels,
+            users: self.registry().users(),
+            retained_bytes: usage.ring_bytes,
+            keyed_bytes: usage.keyed_bytes,
+            position: self.position(),
+            connected: totals.connected,
+            published: totals.published,
+            delivered: totals.delivered,
+            others: self.inner.remote.as_ref().map_or(0, Remote::instances),
+            skipped: self.inner.remote.as_ref().map_or(0, Remote::skipped),
+            evicted: usage.evicted,
+            // A stream that rests has nothing to read, however old its cursor is.
+            lag: links
+                .iter()
+                .filter(|link| link.owes_a_look(now))
+                .map(|link| self.log().lag(&link.subscriber))
+                .max()
+                .unwrap_or(0),
+            stalled: links.iter().filter(|link| link.overdue_since().is_some_and(overdue)).count(),
+            gaps: totals.gaps,
+            refused: totals.refused,
+            ended: totals.ended,
+        }
+    }
+}
