@@ -1,26 +1,18 @@
 //! What the application tells connections to do: to end, to join, to leave.
 //!
-//! A command is a value with the position at which it was given, and is carried out in one place, by every instance that
-//! it reaches. With the log of this process that is this one, at once.
+//! A command is a value with the position at which it was given. Each instance that it reaches carries it out in one
+//! place: `stream/commands.rs`. With the log of this process that is this one, at once.
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
-use std::sync::Arc;
 
 use super::{Hub, Target};
-use crate::hub::connection::handle::{Ending, Link};
-use crate::hub::connection::registry::UserTopic;
-use crate::hub::tickets::store::LONGEST as LONGEST_TICKET;
-use crate::log::{Since, millis};
-use crate::sync::Ordering;
-use crate::types::audience::{Address, Audience};
+use crate::types::audience::Audience;
 use crate::types::command::{Action, Command};
-use crate::types::disconnect::{Kick, Returns};
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect::Kick;
 use crate::types::error::{CommandError, InvalidName};
-use crate::types::name::{Topic, UserId};
-use crate::types::position::{Cursor, Position};
-use crate::types::reason::EndReason;
+use crate::types::name::Topic;
+use crate::types::position::Cursor;
 
 impl Target<'_> {
     /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back. Returns how many
@@ -167,107 +159,4 @@ impl Hub {
         }
         outcome
     }
-
-    /// Does what a command says to the connections of this instance.
-    pub(super) fn carry_out(&self, command: &Command) -> Result<usize, CommandError> {
-        match &command.action {
-            Action::Disconnect(kick) => Ok(self.disconnect(&command.audience, kick)),
-            Action::Join(topic, since) => self.join(&command.audience, topic, *since, command.issued_at),
-            Action::Leave(topic) => Ok(self.leave(&command.audience, topic)),
-            Action::Change(change) => self.change_all(&command.audience, change),
-        }
-    }
-
-    fn disconnect(&self, audience: &Audience, kick: &Kick) -> usize {
-        let now = self.now();
-        let until = match kick.returns {
-            // Where somebody is spared, the streams that are ended are barred by their ids alone.
-            Returns::Never(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
-            Returns::Never(_) | Returns::Now | Returns::Later(_) => 0,
-        };
-        // Before the connections are looked up: one that is being opened either meets this or is found.
-        // A handler may take longer than a hook.
-        let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
-        // Tickets of other instances may be as old as that.
-        let tickets = self.inner.remote.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
-        let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
-        let named = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
-        self.inner.bars.kick(named, until, remember, now);
-        let links = self.links(audience);
-        for link in &links {
-            let retry = match kick.returns {
-                Returns::Later(after) => Some(self.jittered_retry(after, 1.0..=1.5)),
-                // So that those who are disconnected together do not come back together.
-                Returns::Now => Some(self.jittered_retry(self.settings().retry, 1.0..=2.0)),
-                Returns::Never(_) => None,
-            };
-            let note = kick.note.clone();
-            let ending = Ending { returns: kick.returns, retry, note, ..Ending::now(EndReason::Kicked) };
-            self.end_now(link, ending);
-        }
-        links.len()
-    }
-
-    /// A connection has to go: it is out of everything at once, and its stream says goodbye when it is polled next.
-    pub(super) fn end_now(&self, link: &Arc<Link>, ending: Ending) {
-        let reason = link.end(ending).reason;
-        self.inner.forget(link, reason);
-        link.wake(self.now());
-    }
-
-    fn join(
-        &self,
-        audience: &Audience,
-        topic: &Topic,
-        since: Cursor,
-        issued_at: Position,
-    ) -> Result<usize, CommandError> {
-        let too_many = |_| CommandError::too_many_topics(self.settings().max_topics);
-        let since = self.since(since);
-        for user in users(audience) {
-            let at = self.log().number(issued_at).unwrap_or_else(|| self.log().last());
-            let joined = UserTopic { topic: topic.clone(), since, at };
-            let max_topics = self.settings().max_topics;
-            self.registry().join_user(user, joined, max_topics, self.now()).map_err(too_many)?;
-        }
-        // A user who is not there is forgotten in time.
-        crate::hub::upkeep::sweep::ensure(&self.inner);
-        self.inner.chores.rouse();
-        let mut joined = 0;
-        for link in self.links(audience) {
-            if self.inner.join_topic(&link, topic, since, self.settings().max_topics).map_err(too_many)? {
-                joined += 1;
-            }
-        }
-        Ok(joined)
-    }
-
-    /// What a page that says this wants of a topic that it joins.
-    pub(super) fn since(&self, cursor: Cursor) -> Since {
-        match self.judge(cursor) {
-            Ok(None) => Since::Now,
-            Ok(Some(sequence)) => Since::After(sequence),
-            Err(reason) => Since::Refused(reason),
-        }
-    }
-
-    fn leave(&self, audience: &Audience, topic: &Topic) -> usize {
-        for user in users(audience) {
-            self.registry().leave_user(user, topic);
-        }
-        self.links(audience).iter().filter(|link| self.take_topic(link, topic)).count()
-    }
-
-    /// Takes a topic away. A request of the page that was decided before may not bring it back.
-    pub(super) fn take_topic(&self, link: &Arc<Link>, topic: &Topic) -> bool {
-        link.taken_at.fetch_max(Moment::new().count(), Ordering::SeqCst);
-        self.inner.leave_topic(link, topic)
-    }
-}
-
-fn users(audience: &Audience) -> impl Iterator<Item = &UserId> {
-    audience.addresses().iter().filter_map(|address| match address {
-        Address::User(user) => Some(user),
-        Address::Everyone | Address::Topic(_) | Address::Connection(_) => None,
-    })
 }

@@ -44,10 +44,10 @@ pub(crate) use config::settings::Settings;
 pub(crate) use connection::socket::Transport;
 pub(crate) use inner::Inner;
 pub(crate) use stream::admission::{OpenError, Request};
+pub(crate) use stream::commands::ChangeError;
 pub(crate) use stream::driver::{Connection, Step};
 pub(crate) use stream::offer::{Offer, Outcome};
 pub(crate) use tickets::store::{NotTaken, Redemption, Redemptions, Taken};
-pub(crate) use topics::ChangeError;
 
 pub use builder::HubBuilder;
 pub use command::Join;

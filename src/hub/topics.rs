@@ -1,19 +1,15 @@
 //! What a page does to its own connection: it changes its topics.
 
-use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::{Hub, OpenError};
+use super::{ChangeError, Hub};
 use crate::hub::connection::handle::Link;
-use crate::log::{Joining, TooManyTopics};
-use crate::sync::Ordering;
-use crate::types::audience::{Address, Audience, each_once};
+use crate::types::audience::{Address, each_once};
 use crate::types::command::{Action, Change};
 use crate::types::disconnect_clock::Moment;
-use crate::types::error::CommandError;
 use crate::types::name::{ConnectionId, Topic, UserId};
 
 /// How long a connection is looked for that another instance may not have told of yet.
@@ -81,28 +77,6 @@ impl Hub {
     }
 }
 
-/// Why a page did not change its topics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ChangeError {
-    TooMany,
-    /// A topic was disconnected, and is closed for a time.
-    Barred,
-    /// What it was decided by is not true any more: it is to be asked anew.
-    Outdated,
-}
-
-impl From<TooManyTopics> for ChangeError {
-    fn from(_: TooManyTopics) -> Self {
-        Self::TooMany
-    }
-}
-
-impl From<OpenError> for ChangeError {
-    fn from(objection: OpenError) -> Self {
-        if matches!(objection, OpenError::Barred) { Self::Barred } else { Self::Outdated }
-    }
-}
-
 impl Changeable<'_> {
     /// Leaves, then joins, all or nothing; returns the topics in force. `asked_at` is when the page asked.
     ///
@@ -152,54 +126,6 @@ impl Change {
             .chain(bounded)
             .map(|topic| topic.as_str().len() + escaped(topic) + 3)
             .sum::<usize>()
-    }
-}
-
-impl Hub {
-    /// For another instance, which answers the page. Returns how many connections have changed.
-    pub(super) fn change_all(&self, audience: &Audience, change: &Change) -> Result<usize, CommandError> {
-        let mut changed = 0;
-        for link in self.links(audience) {
-            match self.change_link(&link, change, Moment::now()) {
-                Ok(_) => changed += 1,
-                Err(ChangeError::TooMany) => return Err(CommandError::too_many_topics(self.settings().max_topics)),
-                // A topic is closed since. The page hears nothing of topics, so it has what it had.
-                Err(ChangeError::Barred | ChangeError::Outdated) => {}
-            }
-        }
-        Ok(changed)
-    }
-
-    fn change_link(&self, link: &Arc<Link>, change: &Change, asked_at: Moment) -> Result<Vec<Topic>, ChangeError> {
-        let Change { leave, join, since, bounds } = change;
-        let limit = self.settings().max_topics;
-        // Before what takes longer the more there are.
-        if join.len() > limit || leave.len() > limit {
-            return Err(ChangeError::TooMany);
-        }
-        let since = self.since(*since);
-        let mut afters: HashMap<&Topic, u64> = HashMap::new();
-        for (topic, position) in bounds {
-            let after = afters.entry(topic).or_default();
-            *after = self.bound(*position).max(*after);
-        }
-        let after = |topic: &Topic| afters.get(topic).copied().unwrap_or(0);
-        let joining: Vec<_> =
-            join.iter().map(|topic| Joining { topic: topic.clone(), since, after: after(topic) }).collect();
-        // What takes a topic away from then on finds it; what did before is found out by `object_at`.
-        self.inner.change_topics(link, leave, &joining, || self.object_at(link, join, asked_at))
-    }
-
-    fn object_at(&self, link: &Link, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
-        if !join.is_empty() && Moment::from_count(link.taken_at.load(Ordering::SeqCst)) > asked_at {
-            return Err(ChangeError::Outdated);
-        }
-        self.object_to(join, asked_at)
-    }
-
-    fn object_to(&self, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
-        let topics: Vec<_> = join.iter().cloned().map(Address::Topic).collect();
-        Ok(self.object(&topics, asked_at)?)
     }
 }
 
