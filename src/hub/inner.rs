@@ -15,7 +15,7 @@ use super::config::settings::Settings;
 use super::connection::bans::Bars;
 use super::connection::registry::Registry;
 use super::connection::socket::Transports;
-use super::membership::changes::Presences;
+use super::membership::roster::Presences;
 use super::observe::counters::Counters;
 use super::observe::lifecycle::Lifecycles;
 use super::tasks;

@@ -26,6 +26,7 @@ mod inspect;
 mod membership;
 mod observe;
 mod peers;
+mod presence;
 mod publish;
 #[cfg(feature = "json")]
 mod publisher;
@@ -54,9 +55,9 @@ pub use command::Join;
 pub use config::limits::OverLimit;
 pub use connection::info::ConnectionInfo;
 pub use inner::Hub;
-pub use membership::changes::{Member, Presence};
 pub use observe::lifecycle::{Lifecycle, LifecycleEvent};
 pub use observe::stats::Stats;
+pub use presence::{Member, Presence};
 pub use publish::Published;
 #[cfg(feature = "json")]
 pub use publisher::{Publisher, Recipients};

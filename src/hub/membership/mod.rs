@@ -4,7 +4,9 @@
 //!    position belong together ([`changes`]).
 //! 2. The roster's lock is taken before the locks of the log and of the registry, never after. No
 //!    connection is woken under it ([`changes`]).
-//! 3. A member that is back within the grace was never gone, so no event reports it ([`roster`]).
+//! 3. A connection is in an audience once, also in a union ([`audience`]).
+//! 4. A member that is back within the grace was never gone, so no event reports it ([`roster`]).
 
+pub(super) mod audience;
 pub(super) mod changes;
 pub(super) mod roster;

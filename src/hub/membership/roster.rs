@@ -8,7 +8,31 @@ use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 
 use crate::log::Millis;
+use crate::sync::Mutex;
 use crate::types::name::{Topic, UserId};
+use crate::types::retention::TopicRule;
+
+/// Topics that tell who comes and goes.
+#[derive(Debug)]
+pub(in crate::hub) struct Presences {
+    pub(in crate::hub) rules: Vec<TopicRule>,
+    pub(in crate::hub) roster: Mutex<Roster>,
+}
+
+impl Presences {
+    pub(in crate::hub) fn new(rules: Vec<TopicRule>, grace: Millis) -> Self {
+        Self { rules, roster: Mutex::new(Roster::new(grace)) }
+    }
+
+    pub(in crate::hub) fn tells(&self, topic: &Topic) -> bool {
+        self.rules.iter().any(|rule| rule.matches(topic))
+    }
+
+    /// When a member is to be told of as gone.
+    pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
+        if self.rules.is_empty() { None } else { self.roster.lock().next_due() }
+    }
+}
 
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Roster {

@@ -1,0 +1,206 @@
+//! Who is there: presence, counts, and whether a user can be reached.
+
+use std::collections::btree_map::BTreeMap;
+use std::sync::Arc;
+
+use super::{Hub, Target};
+use crate::hub::connection::handle::Link;
+use crate::sync::Ordering;
+use crate::types::audience::Address;
+use crate::types::name::UserId;
+use crate::types::position::Position;
+
+/// Who is there at one moment: [`Target::presence`]. Serialises with the feature `json`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Presence {
+    /// Where in the log this was: of topics that tell who comes and goes, later `hub.joined` and `hub.left` events say
+    /// what changed since.
+    pub position: Position,
+    /// Each user once, however many pages and tabs there are, in the order of their names.
+    pub members: Vec<Member>,
+    /// The number of anonymous connections.
+    pub anonymous: usize,
+}
+
+/// A user who is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Member {
+    /// Who.
+    pub user: UserId,
+    /// How many connections of this user there are. None while a reload, or a way through a tunnel, is not told of yet.
+    pub connections: usize,
+    data: Option<Arc<str>>,
+}
+
+impl Member {
+    /// What [`Subscription::data`](crate::Subscription::data) attached to the newest of them, as JSON.
+    #[must_use]
+    pub fn data_json(&self) -> Option<&str> {
+        self.data.as_deref()
+    }
+}
+
+#[cfg(feature = "json")]
+impl serde::Serialize for Presence {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("position", &self.position.to_string())?;
+        map.serialize_entry("members", &self.members)?;
+        map.serialize_entry("anonymous", &self.anonymous)?;
+        map.end()
+    }
+}
+
+#[cfg(feature = "json")]
+impl serde::Serialize for Member {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("user", self.user.as_str())?;
+        map.serialize_entry("connections", &self.connections)?;
+        if let Some(value) = self.data_json().and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok()) {
+            map.serialize_entry("data", &value)?;
+        }
+        map.end()
+    }
+}
+
+impl Target<'_> {
+    /// Who is there now: the connections of the target, those of one user merged into one member.
+    ///
+    /// Of a topic that tells who comes and goes ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)) those are
+    /// members whose leaving was not told yet; so the snapshot and the events from its position on never contradict each
+    /// other. Elsewhere it is who has a stream open at this moment.
+    ///
+    /// Empty for a target whose name is not allowed.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        let hub = self.hub;
+        let presences = &hub.inner.presences;
+        let nobody = || Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
+        let Ok(audience) = &self.audience else { return nobody() };
+        // Only for topics that tell: what it costs others is that they wait.
+        let tells = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.tells(topic));
+        if tells {
+            hub.inner.sweep_roster();
+        }
+        let roster = tells.then(|| presences.roster.lock());
+        let mut presence = nobody();
+        let mut members: BTreeMap<UserId, Member> = BTreeMap::new();
+        let mut newest: BTreeMap<UserId, u64> = BTreeMap::new();
+        for link in hub.links(audience) {
+            let Some(user) = link.user() else {
+                presence.anonymous += 1;
+                continue;
+            };
+            let empty = || Member { user: user.clone(), connections: 0, data: None };
+            let member = members.entry(user.clone()).or_insert_with(empty);
+            member.connections += 1;
+            let newest = newest.entry(user.clone()).or_default();
+            let opened = link.opened.load(Ordering::Relaxed);
+            if opened >= *newest {
+                *newest = opened;
+                member.data = link.data().cloned();
+            }
+        }
+        let spared = hub.registry().find_all(audience.excluded().iter().copied());
+        for topic in audience.addresses().iter().filter_map(Address::topic) {
+            for (user, member) in roster.iter().flat_map(|roster| roster.members(topic)) {
+                let is_of =
+                    |link: &&Arc<Link>| link.user() == Some(user) && hub.log().topics(&link.subscriber).contains(topic);
+                let spared = spared.iter().filter(is_of).count();
+                if spared == 0 || spared < member.connections {
+                    let connections = member.connections.saturating_sub(spared);
+                    let known = || Member { user: user.clone(), connections, data: member.data.clone() };
+                    members.entry(user.clone()).or_insert_with(known);
+                }
+            }
+        }
+        drop(roster);
+        for (user, data) in hub.inner.remote.iter().flat_map(|remote| remote.others(audience)) {
+            let Some(user) = user else {
+                presence.anonymous += 1;
+                continue;
+            };
+            let empty = || Member { user: user.clone(), connections: 0, data: data.clone() };
+            members.entry(user.clone()).or_insert_with(empty).connections += 1;
+        }
+        if let Some(remote) = hub.inner.remote.as_ref().filter(|_| tells) {
+            // What others have not told of yet comes twice rather than not at all.
+            presence.position = remote.settled_position().unwrap_or(presence.position);
+            for topic in audience.addresses().iter().filter_map(Address::topic) {
+                for user in remote.leaving(topic, hub.now()) {
+                    let empty = Member { user: user.clone(), connections: 0, data: None };
+                    members.entry(user).or_insert(empty);
+                }
+            }
+        }
+        presence.members = members.into_values().collect();
+        presence
+    }
+
+    /// How many connections the target has at this moment; each once, also of a union.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let Ok(audience) = &self.audience else { return 0 };
+        match audience.addresses() {
+            [address] if audience.excluded().is_empty() => self.hub.connections_at(address),
+            _ => {
+                let others = self.hub.inner.remote.as_ref().map_or(0, |remote| remote.others(audience).len());
+                self.hub.links(audience).len() + others
+            }
+        }
+    }
+
+    /// Whether anybody listens at this moment: one look-up for each address of the target, so that the
+    /// application computes no dashboard without a reader.
+    #[must_use]
+    pub fn has_subscribers(&self) -> bool {
+        match &self.audience {
+            Err(_) => false,
+            Ok(audience) if audience.excluded().is_empty() => {
+                audience.addresses().iter().any(|address| self.hub.connections_at(address) > 0)
+            }
+            Ok(_) => self.count() > 0,
+        }
+    }
+
+    /// Whether the target can be reached by an event: what decides whether to fall back to mail or web push.
+    ///
+    /// A user is online while a stream is open, and for
+    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last one has ended: who reloads a page,
+    /// or comes back after a deploy, gets the event from the log, and needs no mail. [`count`](Self::count) says who has a
+    /// stream at this moment. For other targets, and where a connection is [left out](Self::except), this is
+    /// [`has_subscribers`](Self::has_subscribers).
+    #[must_use]
+    pub fn is_online(&self) -> bool {
+        let now = self.hub.now();
+        let Ok(audience) = &self.audience else { return false };
+        if self.has_subscribers() {
+            return true;
+        }
+        audience.excluded().is_empty()
+            && audience.addresses().iter().any(|address| match address {
+                Address::User(user) => {
+                    let remote = self.hub.inner.remote.as_ref();
+                    self.hub.registry().is_online(user, now) || remote.is_some_and(|remote| remote.is_online(user, now))
+                }
+                _ => false,
+            })
+    }
+}
+
+impl Hub {
+    /// How many connections an address has, here and elsewhere.
+    fn connections_at(&self, address: &Address) -> usize {
+        let here = match address {
+            // It has a channel only once somebody has written to it.
+            Address::Connection(id) => usize::from(self.registry().find(*id).is_some()),
+            _ => self.log().listening(address),
+        };
+        here + self.inner.remote.as_ref().map_or(0, |remote| remote.others_at(address))
+    }
+}
