@@ -27,6 +27,8 @@
 //!
 //! All calls may come from any thread at the same time. Dropping a future may leave its request under way.
 
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod limits;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;

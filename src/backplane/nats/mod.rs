@@ -41,6 +41,7 @@ use self::connection::Servers;
 use self::names::Names;
 use self::reader::Reader;
 use self::shared::{Shared, before_append};
+use super::limits::LogLimits;
 use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// How long the server waits for something new before it says that there is nothing.
@@ -60,15 +61,6 @@ pub struct Nats {
     shared: Arc<Shared>,
 }
 
-#[derive(Clone)]
-struct Settings {
-    max_records: usize,
-    max_bytes: u64,
-    max_age: Duration,
-    max_values: usize,
-    timeout: Duration,
-}
-
 impl Nats {
     /// A log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`, `nats://token@host`, or several of one
     /// cluster, separated by commas. Hubs of one `namespace`, any text, are instances of one; others on the same server
@@ -80,20 +72,13 @@ impl Nats {
     pub fn new(url: &str, namespace: &str) -> Result<Self, BackplaneError> {
         let servers = Servers::parse(url).ok_or_else(|| BackplaneError::rejected("not a NATS URL"))?;
         let names = Names::new(namespace)?;
-        let settings = Settings {
-            max_records: 100_000,
-            max_bytes: 256 << 20,
-            max_age: Duration::from_secs(3600),
-            max_values: 100_000,
-            timeout: Duration::from_secs(2),
-        };
-        Ok(Self { shared: Arc::new(Shared::new(servers, namespace.to_owned(), settings, names)) })
+        Ok(Self { shared: Arc::new(Shared::new(servers, namespace.to_owned(), LogLimits::default(), names)) })
     }
 
     /// Sets how many records the log keeps. Defaults to 100,000.
     #[must_use]
     pub fn max_records(self, records: usize) -> Self {
-        self.with(|settings| settings.max_records = records.max(1))
+        self.with(|limits| limits.max_records = records.max(1))
     }
 
     /// Sets how many bytes the log takes at most, with what the server adds to each record: its subject, its headers and some
@@ -103,34 +88,33 @@ impl Nats {
     /// Current values are not part of the log: [`max_values`](Self::max_values).
     #[must_use]
     pub fn max_bytes(self, bytes: u64) -> Self {
-        self.with(|settings| settings.max_bytes = bytes.max(1))
+        self.with(|limits| limits.max_bytes = bytes.max(1))
     }
 
     /// Sets how long the log keeps a record, at least 100 ms. Defaults to an hour.
     #[must_use]
     pub fn max_age(self, age: Duration) -> Self {
-        self.with(|settings| settings.max_age = age)
+        self.with(|limits| limits.max_age = age)
     }
 
     /// Sets how many current values are kept; the oldest go first. A value that was removed counts, and so does every set of
     /// topics to which one record was published as their value. Defaults to 100,000.
     #[must_use]
     pub fn max_values(self, values: usize) -> Self {
-        self.with(|settings| settings.max_values = values.max(1))
+        self.with(|limits| limits.max_values = values.max(1))
     }
 
     /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
-        self.with(|settings| settings.timeout = timeout)
+        self.with(|limits| limits.timeout = timeout)
     }
 
-    fn with(self, change: impl FnOnce(&mut Settings)) -> Self {
-        let Shared { servers, namespace, settings, names, .. } = &*self.shared;
-        let mut settings = settings.clone();
-        change(&mut settings);
-        let (servers, namespace, names) = (servers.clone(), namespace.clone(), names.clone());
-        Self { shared: Arc::new(Shared::new(servers, namespace, settings, names)) }
+    fn with(self, change: impl FnOnce(&mut LogLimits)) -> Self {
+        let Shared { servers, namespace, limits, names, .. } = &*self.shared;
+        let mut limits = *limits;
+        change(&mut limits);
+        Self { shared: Arc::new(Shared::new(servers.clone(), namespace.clone(), limits, names.clone())) }
     }
 }
 
@@ -266,8 +250,7 @@ impl Backplane for Nats {
     }
 
     fn limits(&self) -> String {
-        let Settings { max_records, max_bytes, max_age, max_values, .. } = &self.shared.settings;
-        format!("{max_records} records, {max_bytes} bytes, {max_age:?}, {max_values} values")
+        self.shared.limits.to_string()
     }
 }
 

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::super::limits::LogLimits;
 use super::super::{BackplaneError, Place, Seen, State};
 use super::connection::{By, Connection};
 use super::names::Names;
 use super::streams::{self, Log};
-use super::{Settings, values};
+use super::values;
 
 /// How often others may be faster in naming a new epoch.
 const ATTEMPTS: u32 = 16;
@@ -74,7 +75,7 @@ struct Record {
 pub(super) async fn open(
     connection: Connection,
     names: &Names,
-    settings: &Settings,
+    limits: &LogLimits,
     seen: Option<Seen>,
     younger: Option<u64>,
 ) -> Result<Session, BackplaneError> {
@@ -97,8 +98,8 @@ pub(super) async fn open(
                 mine = Some(candidate);
                 // A stream of values that copied out of the log that is gone may take a while to notice the new one.
                 streams::delete(&connection, &names.values).await?;
-                streams::make_log(&connection, names, settings, candidate).await?;
-                streams::values(&connection, names, settings).await?;
+                streams::make_log(&connection, names, limits, candidate).await?;
+                streams::values(&connection, names, limits).await?;
                 streams::told(&connection, names).await?;
             }
             continue;
@@ -122,8 +123,8 @@ pub(super) async fn open(
                 fresh
             }
         };
-        let Some(log) = streams::fence(&connection, names, settings, log, record.epoch).await? else { continue };
-        if !streams::values(&connection, names, settings).await? {
+        let Some(log) = streams::fence(&connection, names, limits, log, record.epoch).await? else { continue };
+        if !streams::values(&connection, names, limits).await? {
             continue;
         }
         if log.created != record.created || log.last < record.last {

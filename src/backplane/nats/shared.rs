@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use tokio::sync::Mutex;
 
+use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
 use super::super::{BackplaneError, Outgoing, Place, Seen};
-use super::Settings;
 use super::append::{self, Outcome};
 use super::connection::Servers;
 use super::names::Names;
@@ -16,7 +16,7 @@ use super::session::{self, Session};
 pub(super) struct Shared {
     pub(super) servers: Servers,
     pub(super) namespace: String,
-    pub(super) settings: Settings,
+    pub(super) limits: LogLimits,
     pub(super) names: Names,
     /// The newest of each runtime, with its connection. Once it broke it is only asked how far the log had come.
     sessions: PerRuntime<Mutex<Option<Arc<Session>>>>,
@@ -27,11 +27,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(servers: Servers, namespace: String, settings: Settings, names: Names) -> Self {
+    pub(super) fn new(servers: Servers, namespace: String, limits: LogLimits, names: Names) -> Self {
         Self {
             servers,
             namespace,
-            settings,
+            limits,
             names,
             sessions: PerRuntime::default(),
             newest: std::sync::Mutex::default(),
@@ -56,7 +56,7 @@ impl Shared {
         &self,
         what: impl Future<Output = Result<T, BackplaneError>>,
     ) -> Result<T, BackplaneError> {
-        let limit = self.settings.timeout.saturating_mul(4);
+        let limit = self.limits.timeout.saturating_mul(4);
         let opened = tokio::time::timeout(limit, what).await;
         opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the log was not opened in time")))
     }
@@ -114,7 +114,7 @@ impl Shared {
     ) -> Result<Arc<Session>, BackplaneError> {
         let connection = match &*current {
             Some(session) if session.connection.is_whole() => session.connection.clone(),
-            _ => self.servers.connect(self.settings.timeout).await.inspect_err(|error| {
+            _ => self.servers.connect(self.limits.timeout).await.inspect_err(|error| {
                 let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
                 *failed = Some((Instant::now(), error.again()));
             })?,
@@ -126,7 +126,7 @@ impl Shared {
             Some(seen) if known.epoch != seen.epoch || known.sequence <= seen.sequence => Some(seen),
             _ => Some(known),
         });
-        let session = session::open(connection, &self.names, &self.settings, seen, younger).await?;
+        let session = session::open(connection, &self.names, &self.limits, seen, younger).await?;
         if let Some(before) = current.take() {
             before.end();
         }

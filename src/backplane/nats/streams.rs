@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use tokio::time::sleep;
 
 use super::super::BackplaneError;
-use super::Settings;
+use super::super::limits::LogLimits;
 use super::connection::Connection;
 use super::names::Names;
 
@@ -54,18 +54,22 @@ fn subjects(names: &Names, epoch: u64) -> Json {
     json!([names.plain(epoch), names.keyed()])
 }
 
-fn count(number: usize) -> Json {
-    json!(i64::try_from(number).unwrap_or(i64::MAX))
+/// A number as the server takes it.
+fn number(number: impl TryInto<i64>) -> Json {
+    json!(number.try_into().unwrap_or(i64::MAX))
 }
 
-/// What may be changed while it is in use.
-fn limits(settings: &Settings) -> [(&'static str, Json); 4] {
+fn nanos(duration: Duration) -> Json {
+    number(duration.as_nanos())
+}
+
+/// The settings of the log that may be changed while it is in use.
+fn changeable(limits: &LogLimits) -> [(&'static str, Json); 4] {
     // The server refuses shorter ones, and a window that is longer than the age.
-    let age = settings.max_age.max(Duration::from_millis(100));
-    let nanos = |duration: Duration| json!(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX));
+    let age = limits.max_age.max(Duration::from_millis(100));
     [
-        ("max_msgs", count(settings.max_records)),
-        ("max_bytes", json!(i64::try_from(settings.max_bytes).unwrap_or(i64::MAX))),
+        ("max_msgs", number(limits.max_records)),
+        ("max_bytes", number(limits.max_bytes)),
         ("max_age", nanos(age)),
         ("duplicate_window", nanos(age.min(DUPLICATES))),
     ]
@@ -94,35 +98,27 @@ pub(super) async fn log(connection: &Connection, names: &Names) -> Result<Option
 pub(super) async fn make_log(
     connection: &Connection,
     names: &Names,
-    settings: &Settings,
+    limits: &LogLimits,
     epoch: u64,
 ) -> Result<(), BackplaneError> {
-    let mut config = json!({
-        "name": names.log,
-        "subjects": subjects(names, epoch),
-        "retention": "limits",
-        "discard": "old",
-        "storage": "file",
-        "max_msgs_per_subject": -1,
-        "num_replicas": 1,
-    });
-    for (name, value) in limits(settings) {
-        config[name] = value;
+    let mut settings = json!({ "subjects": subjects(names, epoch), "max_msgs_per_subject": -1 });
+    for (name, value) in changeable(limits) {
+        settings[name] = value;
     }
-    create(connection, &names.log, &config).await.map(drop)
+    create(connection, &names.log, settings).await.map(drop)
 }
 
 /// Lets the log take plain records of this epoch alone, with these limits. `None` if it is gone meanwhile.
 pub(super) async fn fence(
     connection: &Connection,
     names: &Names,
-    settings: &Settings,
+    limits: &LogLimits,
     log: Log,
     epoch: u64,
 ) -> Result<Option<Log>, BackplaneError> {
     let mut config = log.config.clone();
     let mut changed = Vec::new();
-    for (name, value) in limits(settings) {
+    for (name, value) in changeable(limits) {
         if config[name] != value {
             changed.push(name);
             config[name] = value;
@@ -146,26 +142,14 @@ pub(super) async fn fence(
 
 /// Prepares the stream of current values: the newest of each, copied out of the log by the server. Returns false if
 /// another instance made a stream of this name with other settings meanwhile.
-pub(super) async fn values(
-    connection: &Connection,
-    names: &Names,
-    settings: &Settings,
-) -> Result<bool, BackplaneError> {
+pub(super) async fn values(connection: &Connection, names: &Names, limits: &LogLimits) -> Result<bool, BackplaneError> {
     let source = json!([{ "name": names.log, "filter_subject": names.keyed() }]);
     let info = match connection.ask("STREAM.INFO", &names.values, &json!({})).await? {
         Some(info) => info,
         None => {
-            let config = json!({
-                "name": names.values,
-                "retention": "limits",
-                "discard": "old",
-                "storage": "file",
-                "max_msgs": count(settings.max_values),
-                "max_msgs_per_subject": 1,
-                "num_replicas": 1,
-                "sources": source,
-            });
-            let Some(info) = create(connection, &names.values, &config).await? else { return Ok(false) };
+            let max_msgs = number(limits.max_values);
+            let settings = json!({ "max_msgs": max_msgs, "max_msgs_per_subject": 1, "sources": source });
+            let Some(info) = create(connection, &names.values, settings).await? else { return Ok(false) };
             info
         }
     };
@@ -175,9 +159,9 @@ pub(super) async fn values(
     if of["name"] != names.log || of["filter_subject"] != names.keyed() {
         return Err(unfit(&names.values, "is not sourced from the log"));
     }
-    if config["max_msgs"] != count(settings.max_values) {
+    if config["max_msgs"] != number(limits.max_values) {
         let mut config = config.clone();
-        config["max_msgs"] = count(settings.max_values);
+        config["max_msgs"] = number(limits.max_values);
         if connection.ask("STREAM.UPDATE", &names.values, &config).await?.is_none() {
             return Ok(false);
         }
@@ -204,64 +188,59 @@ async fn copies(connection: &Connection, names: &Names) -> Result<bool, Backplan
 
 /// The bucket. Read from its leader alone: a replica may not know of the newest epoch.
 pub(super) async fn bucket(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
-    let config = json!({
-        "name": names.bucket,
+    let settings = json!({
         "subjects": [names.epoch.replace(".epoch", ".>")],
-        "retention": "limits",
         "discard": "new",
-        "storage": "file",
         "max_msgs_per_subject": 1,
-        "num_replicas": 1,
         "allow_rollup_hdrs": true,
         "deny_delete": true,
     });
-    create(connection, &names.bucket, &config).await.map(drop)
+    create(connection, &names.bucket, settings).await.map(drop)
 }
 
 /// What waits for whoever asks first, at most an hour.
 pub(super) async fn deposits(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
-    if connection.ask("STREAM.INFO", &names.deposits, &json!({})).await?.is_some() {
-        return Ok(());
-    }
-    let config = json!({
-        "name": names.deposits,
-        "subjects": [names.all_deposits()],
-        "retention": "limits",
-        "discard": "old",
-        "storage": "file",
-        "max_msgs_per_subject": 1,
-        "max_age": i64::try_from(DEPOSITS.as_nanos()).unwrap_or(i64::MAX),
-        "num_replicas": 1,
-    });
-    create(connection, &names.deposits, &config).await.map(drop)
+    let subjects = [names.all_deposits()];
+    let settings = json!({ "subjects": subjects, "max_msgs_per_subject": 1, "max_age": nanos(DEPOSITS) });
+    create_if_missing(connection, &names.deposits, settings).await
 }
 
 /// What instances tell each other, for as long as one that was cut off may need it.
 pub(super) async fn told(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
-    if connection.ask("STREAM.INFO", &names.told, &json!({})).await?.is_some() {
-        return Ok(());
-    }
-    let config = json!({
-        "name": names.told,
+    let settings = json!({
         "subjects": [names.told()],
-        "retention": "limits",
-        "discard": "old",
-        "storage": "file",
         "max_msgs": TOLD,
-        "max_age": i64::try_from(HEARD.as_nanos()).unwrap_or(i64::MAX),
-        "duplicate_window": i64::try_from(HEARD.as_nanos()).unwrap_or(i64::MAX),
-        "num_replicas": 1,
+        "max_age": nanos(HEARD),
+        "duplicate_window": nanos(HEARD),
     });
-    create(connection, &names.told, &config).await.map(drop)
+    create_if_missing(connection, &names.told, settings).await
+}
+
+async fn create_if_missing(connection: &Connection, name: &str, settings: Json) -> Result<(), BackplaneError> {
+    match connection.ask("STREAM.INFO", name, &json!({})).await? {
+        Some(_) => Ok(()),
+        None => create(connection, name, settings).await.map(drop),
+    }
 }
 
 pub(super) async fn delete(connection: &Connection, stream: &str) -> Result<(), BackplaneError> {
     connection.ask("STREAM.DELETE", stream, &json!({})).await.map(drop)
 }
 
-/// `None` if there is one of this name, with other settings.
-async fn create(connection: &Connection, name: &str, config: &Json) -> Result<Option<Json>, BackplaneError> {
-    match connection.ask("STREAM.CREATE", name, config).await {
+/// Creates a stream with these settings beside those that all streams share. Returns `None` if there is one of this name,
+/// with other settings.
+async fn create(connection: &Connection, name: &str, settings: Json) -> Result<Option<Json>, BackplaneError> {
+    let mut config = json!({
+        "name": name,
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "num_replicas": 1,
+    });
+    if let (Json::Object(config), Json::Object(settings)) = (&mut config, settings) {
+        config.extend(settings);
+    }
+    match connection.ask("STREAM.CREATE", name, &config).await {
         Ok(info) => Ok(info),
         Err(error) if error.is_rejected() && error.to_string().contains("already in use") => Ok(None),
         // So a server says too when two create it at the same moment, and each for an epoch of its own.
@@ -302,10 +281,9 @@ mod tests {
     use crate::backplane::Nats;
 
     #[test]
-    fn a_log_has_the_limits_of_its_settings() {
+    fn a_log_has_the_limits_of_its_adapter() {
         let nats = Nats::new("nats://127.0.0.1:1", "n").unwrap().max_records(7).max_age(Duration::from_secs(60));
-        let limit =
-            |nats: &Nats, name| limits(&nats.shared.settings).into_iter().find(|(of, _)| *of == name).unwrap().1;
+        let limit = |nats: &Nats, name| limits(&nats.shared.limits).into_iter().find(|(of, _)| *of == name).unwrap().1;
         assert_eq!((limit(&nats, "max_msgs"), limit(&nats, "max_bytes")), (json!(7), json!(256 << 20)));
         assert_eq!(limit(&nats, "duplicate_window"), json!(60_000_000_000_u64));
         assert_eq!(limit(&nats.max_bytes(1 << 30), "max_bytes"), json!(1 << 30));

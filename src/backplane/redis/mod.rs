@@ -21,6 +21,7 @@ use redis::streams::{StreamId, StreamRangeReply};
 
 use self::server::{Shared, parse_epoch};
 use self::stream::{From, id_of, read, stored};
+use super::limits::LogLimits;
 use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// How many records one call of the script appends: others wait for it.
@@ -41,17 +42,6 @@ pub struct Redis {
     shared: Arc<Shared>,
 }
 
-#[derive(Clone)]
-struct Settings {
-    max_records: usize,
-    max_bytes: u64,
-    /// How many replicas acknowledge a record before an append is done.
-    replicas: u32,
-    max_age: Duration,
-    max_values: usize,
-    timeout: Duration,
-}
-
 impl Redis {
     /// A log at `url`, such as `redis://127.0.0.1:6379`, `rediss://user:password@host`. Hubs of one `namespace`, any text,
     /// are instances of one; others on the same server never meet it. Connects when it is first used.
@@ -60,28 +50,20 @@ impl Redis {
     /// When the URL is none. The error does not repeat it.
     pub fn new(url: &str, namespace: &str) -> Result<Self, BackplaneError> {
         let client = Client::open(url).map_err(|_| BackplaneError::rejected("not a Redis URL"))?;
-        let settings = Settings {
-            max_records: 100_000,
-            max_bytes: 256 << 20,
-            replicas: 0,
-            max_age: Duration::from_secs(3600),
-            max_values: 100_000,
-            timeout: Duration::from_secs(2),
-        };
-        Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), settings)) })
+        Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), LogLimits::default(), 0)) })
     }
 
     /// Sets about how many records the log keeps. Defaults to 100,000.
     #[must_use]
     pub fn max_records(self, records: usize) -> Self {
-        self.with(|settings| settings.max_records = records.max(1))
+        self.with(|shared| shared.limits.max_records = records.max(1))
     }
 
     /// Sets about how many bytes of records the log keeps; the newest record is always kept. Redis needs some 100 bytes more
     /// for each record, and current values are kept beside the log. Defaults to 256 MiB.
     #[must_use]
     pub fn max_bytes(self, bytes: u64) -> Self {
-        self.with(|settings| settings.max_bytes = bytes.max(1))
+        self.with(|shared| shared.limits.max_bytes = bytes.max(1))
     }
 
     /// Waits for so many replicas to acknowledge a record before an append succeeds (`WAIT`). Without it a failover may lose
@@ -90,25 +72,25 @@ impl Redis {
     /// record. Defaults to 0.
     #[must_use]
     pub fn acknowledged_by(self, replicas: u32) -> Self {
-        self.with(|settings| settings.replicas = replicas)
+        self.with(|shared| shared.replicas = replicas)
     }
 
     /// Sets how long the log keeps a record, looked at when something is appended. Defaults to an hour.
     #[must_use]
     pub fn max_age(self, age: Duration) -> Self {
-        self.with(|settings| settings.max_age = age)
+        self.with(|shared| shared.limits.max_age = age)
     }
 
     /// Sets how many current values are kept; the oldest go first. Defaults to 100,000.
     #[must_use]
     pub fn max_values(self, values: usize) -> Self {
-        self.with(|settings| settings.max_values = values.max(1))
+        self.with(|shared| shared.limits.max_values = values.max(1))
     }
 
     /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
-        self.with(|settings| settings.timeout = timeout)
+        self.with(|shared| shared.limits.timeout = timeout)
     }
 
     /// Now and then removes control messages that are too old at a time of the server, in milliseconds, and lets all of them
@@ -131,10 +113,10 @@ impl Redis {
         }
     }
 
-    fn with(self, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings = self.shared.settings.clone();
-        change(&mut settings);
-        let shared = Shared::new(self.shared.client.clone(), self.shared.namespace.clone(), settings);
+    fn with(self, change: impl FnOnce(&mut Shared)) -> Self {
+        let Shared { client, namespace, limits, replicas, .. } = &*self.shared;
+        let mut shared = Shared::new(client.clone(), namespace.clone(), *limits, *replicas);
+        change(&mut shared);
         Self { shared: Arc::new(shared) }
     }
 }
@@ -293,8 +275,7 @@ impl Backplane for Redis {
     }
 
     fn limits(&self) -> String {
-        let Settings { max_records, max_bytes, max_age, max_values, .. } = &self.shared.settings;
-        format!("{max_records} records, {max_bytes} bytes, {max_age:?}, {max_values} values")
+        self.shared.limits.to_string()
     }
 }
 

@@ -10,9 +10,9 @@ use redis::{
 };
 use tokio::sync::Mutex;
 
+use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
 use super::super::{BackplaneError, Outgoing, Place, Seen};
-use super::Settings;
 use super::keys::Keys;
 
 /// How many bytes of a record are compared. The random id of a record lies within the first thirty.
@@ -23,7 +23,9 @@ const PAGE: usize = 512;
 pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) namespace: String,
-    pub(super) settings: Settings,
+    pub(super) limits: LogLimits,
+    /// How many replicas acknowledge a record before an append is done.
+    pub(super) replicas: u32,
     pub(super) keys: Keys,
     pub(super) append: Script,
     pub(super) state: Script,
@@ -90,7 +92,7 @@ impl Line {
             return Err(error.again());
         }
         let connected: Result<_, BackplaneError> = async {
-            let mut connection = shared.connect(Some(shared.settings.timeout)).await?;
+            let mut connection = shared.connect(Some(shared.limits.timeout)).await?;
             shared.warn_of_eviction(&mut connection).await;
             Ok(connection)
         }
@@ -117,12 +119,13 @@ impl Line {
 }
 
 impl Shared {
-    pub(super) fn new(client: Client, namespace: String, settings: Settings) -> Self {
+    pub(super) fn new(client: Client, namespace: String, limits: LogLimits, replicas: u32) -> Self {
         Self {
             client,
             keys: Keys::new(&namespace),
             namespace,
-            settings,
+            limits,
+            replicas,
             append: Script::new(include_str!("append.lua")),
             state: Script::new(include_str!("state.lua")),
             line: PerRuntime::default(),
@@ -161,7 +164,7 @@ impl Shared {
         response_timeout: Option<Duration>,
     ) -> Result<MultiplexedConnection, BackplaneError> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.settings.timeout))
+            .set_connection_timeout(Some(self.limits.timeout))
             .set_response_timeout(response_timeout);
         self.choose_cryptography();
         // Nothing was asked yet.
@@ -254,15 +257,15 @@ impl Shared {
         records: &[Outgoing],
         seen: Option<Seen>,
     ) -> Result<Vec<Place>, BackplaneError> {
-        let settings = &self.settings;
+        let limits = &self.limits;
         let mut call = self.append.prepare_invoke();
         for key in [&self.keys.log, &self.keys.meta, &self.keys.values, &self.keys.order] {
             call.key(key);
         }
         let compared = self.compared(seen);
         compared.seen_arguments(&mut call);
-        call.arg(settings.max_records).arg(settings.max_age.as_millis() as u64).arg(settings.max_values);
-        call.arg(600_000).arg(records.len()).arg(settings.max_bytes);
+        call.arg(limits.max_records).arg(limits.max_age.as_millis() as u64).arg(limits.max_values);
+        call.arg(600_000).arg(records.len()).arg(limits.max_bytes);
         compared.own_arguments(&mut call);
         let mut idempotent = 0;
         for record in records {
@@ -276,13 +279,13 @@ impl Shared {
                 call.arg(&*value.id).arg(if value.removes { "1" } else { "0" });
             }
         }
-        let replicas = settings.replicas;
+        let replicas = self.replicas;
         let append = async |connection: &mut MultiplexedConnection| {
             let appended: (String, Vec<u64>, u64) = call.invoke_async(connection).await?;
             let mut acknowledged = Ok(replicas);
             if replicas > 0 {
                 // On the same connection: the server waits for what was written over it.
-                let limit = u64::try_from(settings.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
+                let limit = u64::try_from(limits.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
                 acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await;
             }
             Ok((appended, acknowledged))

@@ -55,7 +55,7 @@ pub(super) fn read(
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
                 let mut write = redis::cmd("HDEL");
                 write.arg(&shared.keys.meta).arg("-");
-                let write = tokio::time::timeout(shared.settings.timeout, write.query_async::<u64>(&mut connection));
+                let write = tokio::time::timeout(shared.limits.timeout, write.query_async::<u64>(&mut connection));
                 write
                     .await
                     .map_err(|_| BackplaneError::unknown("no answer in time"))?
@@ -66,7 +66,7 @@ pub(super) fn read(
             command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             command.arg("STREAMS").arg(&key).arg(&id);
             // A connection on which nothing comes back at all is broken.
-            let limit = BLOCK + shared.settings.timeout;
+            let limit = BLOCK + shared.limits.timeout;
             let reply: Option<StreamReadReply> = tokio::time::timeout(limit, command.query_async(&mut connection))
                 .await
                 .map_err(|_| BackplaneError::unknown("nothing comes"))?
