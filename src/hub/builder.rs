@@ -8,7 +8,7 @@ use super::{Hub, Inner};
 #[cfg(feature = "json")]
 use crate::backplane::Backplane;
 #[cfg(feature = "json")]
-use crate::hub::cluster::follow::Remote;
+use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::config::configuration::Configuration;
 use crate::hub::config::limits::OverLimit;
 use crate::hub::config::origins::Origins;
@@ -357,13 +357,13 @@ impl HubBuilder {
         }
         let policies = self.configuration.policies();
         #[cfg(feature = "json")]
-        let remote = self.backplane.map(|Shared(backplane)| Remote::new(backplane, settings, &policies));
+        let shared_log = self.backplane.map(|Shared(backplane)| SharedLog::new(backplane, settings, &policies));
         #[cfg(not(feature = "json"))]
-        let remote = None;
+        let shared_log = None;
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
         let log = Log::new(Epoch(epoch), policies, self.configuration.budgets());
-        let inner = Arc::new(Inner::new(log, self.configuration.settings, remote));
+        let inner = Arc::new(Inner::new(log, self.configuration.settings, shared_log));
         // Without a runtime here, the task is started by the first caller that has one.
         crate::hub::cluster::follow::ensure(&inner);
         Ok(Hub { inner })

@@ -151,11 +151,11 @@ impl Hub {
     pub(super) async fn give(&self, audience: Audience, action: Action) -> Result<usize, CommandError> {
         let command = Command { audience, action, issued_at: self.position() };
         let outcome = self.carry_out(&command);
-        if let Some(remote) = &self.inner.remote {
+        if let Some(shared) = &self.inner.shared_log {
             if !crate::hub::tasks::back_off::can_wait() {
                 return Err(CommandError::NO_RUNTIME);
             }
-            self.tell_command(remote, command).await.map_err(CommandError::broker)?;
+            self.tell_command(shared, command).await.map_err(CommandError::broker)?;
         }
         outcome
     }

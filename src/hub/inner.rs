@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::cluster::follow::Remote;
+use super::cluster::shared_log::SharedLog;
 use super::config::limits::Rate;
 use super::config::settings::Settings;
 use super::connection::bans::Bars;
@@ -74,7 +74,7 @@ pub(crate) struct Inner {
     pub(super) rechecks: Rechecks,
     pub(super) tickets: Tickets,
     /// The log that this instance shares with others.
-    pub(super) remote: Option<Remote>,
+    pub(super) shared_log: Option<SharedLog>,
     pub(super) draining: AtomicBool,
     pub(super) closed: AtomicBool,
 }
@@ -161,7 +161,7 @@ impl Hub {
 const STARTED: Millis = 365 * 24 * 60 * 60 * 1000;
 
 impl Inner {
-    pub(super) fn new(log: Log, settings: Settings, remote: Option<Remote>) -> Self {
+    pub(super) fn new(log: Log, settings: Settings, shared_log: Option<SharedLog>) -> Self {
         let grace = millis(settings.presence_grace);
         Self {
             log,
@@ -178,7 +178,7 @@ impl Inner {
             rechecks: Rechecks::default(),
             tickets: Tickets::new(settings.max_tickets),
             settings,
-            remote,
+            shared_log,
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Hub;
-use super::cluster::follow::Remote;
+use super::cluster::shared_log::SharedLog;
 use super::connection::handle::Link;
 use super::connection::info::ConnectionInfo;
 use super::observe::lifecycle::Lifecycle;
@@ -62,8 +62,8 @@ impl Hub {
             connected: totals.connected,
             published: totals.published,
             delivered: totals.delivered,
-            others: self.inner.remote.as_ref().map_or(0, Remote::instances),
-            skipped: self.inner.remote.as_ref().map_or(0, Remote::skipped),
+            others: self.inner.shared_log.as_ref().map_or(0, SharedLog::instances),
+            skipped: self.inner.shared_log.as_ref().map_or(0, SharedLog::skipped),
             evicted: usage.evicted,
             // A stream that rests has nothing to read, however old its cursor is.
             lag: links

@@ -120,7 +120,7 @@ impl Target<'_> {
             }
         }
         drop(roster);
-        for (user, data) in hub.inner.remote.iter().flat_map(|remote| remote.others(audience)) {
+        for (user, data) in hub.inner.shared_log.iter().flat_map(|shared| shared.others(audience)) {
             let Some(user) = user else {
                 presence.anonymous += 1;
                 continue;
@@ -128,11 +128,11 @@ impl Target<'_> {
             let empty = || Member { user: user.clone(), connections: 0, data: data.clone() };
             members.entry(user.clone()).or_insert_with(empty).connections += 1;
         }
-        if let Some(remote) = hub.inner.remote.as_ref().filter(|_| tells) {
+        if let Some(shared) = hub.inner.shared_log.as_ref().filter(|_| tells) {
             // What others have not told of yet comes twice rather than not at all.
-            presence.position = remote.settled_position().unwrap_or(presence.position);
+            presence.position = shared.settled_position().unwrap_or(presence.position);
             for topic in audience.addresses().iter().filter_map(Address::topic) {
-                for user in remote.leaving(topic, hub.now()) {
+                for user in shared.leaving(topic, hub.now()) {
                     let empty = Member { user: user.clone(), connections: 0, data: None };
                     members.entry(user).or_insert(empty);
                 }
@@ -149,7 +149,7 @@ impl Target<'_> {
         match audience.addresses() {
             [address] if audience.excluded().is_empty() => self.hub.connections_at(address),
             _ => {
-                let others = self.hub.inner.remote.as_ref().map_or(0, |remote| remote.others(audience).len());
+                let others = self.hub.inner.shared_log.as_ref().map_or(0, |shared| shared.others(audience).len());
                 self.hub.links(audience).len() + others
             }
         }
@@ -185,8 +185,8 @@ impl Target<'_> {
         audience.excluded().is_empty()
             && audience.addresses().iter().any(|address| match address {
                 Address::User(user) => {
-                    let remote = self.hub.inner.remote.as_ref();
-                    self.hub.registry().is_online(user, now) || remote.is_some_and(|remote| remote.is_online(user, now))
+                    let shared = self.hub.inner.shared_log.as_ref();
+                    self.hub.registry().is_online(user, now) || shared.is_some_and(|shared| shared.is_online(user, now))
                 }
                 _ => false,
             })
@@ -201,6 +201,6 @@ impl Hub {
             Address::Connection(id) => usize::from(self.registry().find(*id).is_some()),
             _ => self.log().listening(address),
         };
-        here + self.inner.remote.as_ref().map_or(0, |remote| remote.others_at(address))
+        here + self.inner.shared_log.as_ref().map_or(0, |shared| shared.others_at(address))
     }
 }

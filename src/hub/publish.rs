@@ -5,7 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::{Hub, Target};
-use crate::hub::cluster::follow::Remote;
+use crate::hub::cluster::shared_log::SharedLog;
 use crate::log::{Effect, Entry};
 use crate::types::audience::Audience;
 use crate::types::error::PublishError;
@@ -47,11 +47,11 @@ impl Hub {
         I: IntoIterator<Item = (Target<'a>, Event)>,
     {
         let own = |target: &Target<'_>| self.check_own(target.hub).map_err(PublishError::from);
-        if let Some(remote) = &self.inner.remote {
+        if let Some(shared) = &self.inner.shared_log {
             let checked =
                 |(target, event): (Target<'a>, Event)| own(&target).and_then(|()| target.checked_event(event));
             let checked = events.into_iter().map(checked).collect();
-            return self.publish_remote(remote, checked).await;
+            return self.publish_shared(shared, checked).await;
         }
         let mut entries = Vec::new();
         let errors: Vec<Option<PublishError>> = events
@@ -68,9 +68,9 @@ impl Hub {
         errors.into_iter().map(outcome).collect()
     }
 
-    async fn publish_remote(
+    async fn publish_shared(
         &self,
-        remote: &Remote,
+        shared: &SharedLog,
         checked: Vec<Result<(Audience, Event), PublishError>>,
     ) -> Vec<Result<Published, PublishError>> {
         let mut events = Vec::new();
@@ -87,7 +87,7 @@ impl Hub {
                 Err(error) => Some(error),
             })
             .collect();
-        let mut appended = if events.is_empty() { Vec::new() } else { self.append_remote(remote, events).await }
+        let mut appended = if events.is_empty() { Vec::new() } else { self.append_shared(shared, events).await }
             .into_iter()
             .zip(receivers);
         let outcome = |error: Option<PublishError>| match error {
@@ -107,7 +107,7 @@ impl Hub {
         if let Err(error) = check_size(&audience, self.settings().max_targets) {
             return Err(Box::new((audience, error)));
         }
-        if event.once().is_some() && self.inner.remote.is_none() {
+        if event.once().is_some() && self.inner.shared_log.is_none() {
             return Err(Box::new((audience, PublishError::UNSHARED)));
         }
         let effect = match event.keyed() {
@@ -155,9 +155,9 @@ impl Target<'_> {
     /// [`Hub::publish_many`], commands and [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Published, PublishError> {
         let hub = self.hub;
-        let Some(remote) = &hub.inner.remote else { return self.publish_now(event) };
+        let Some(shared) = &hub.inner.shared_log else { return self.publish_now(event) };
         let checked = self.checked_event(event);
-        hub.publish_remote(remote, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
+        hub.publish_shared(shared, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
     /// The same for code that cannot await: a `Drop`, a callback, a thread without a runtime. With the log of this process
@@ -168,7 +168,7 @@ impl Target<'_> {
     #[expect(clippy::needless_pass_by_value, reason = "the twin of `publish`, which takes the event over")]
     pub fn publish_now(self, event: Event) -> Result<Published, PublishError> {
         let hub = self.hub;
-        if hub.inner.remote.is_some() {
+        if hub.inner.shared_log.is_some() {
             return Err(PublishError::SHARED);
         }
         let entry = self.entry(&event)?;

@@ -43,7 +43,7 @@ impl Hub {
     #[must_use]
     pub fn health(&self) -> Health {
         crate::hub::cluster::follow::ensure(&self.inner);
-        let follows = self.inner.remote.as_ref().is_none_or(|remote| remote.is_ready(self.now()));
+        let follows = self.inner.shared_log.as_ref().is_none_or(|shared| shared.is_ready(self.now()));
         Health { live: true, ready: follows && !self.is_draining() }
     }
 
@@ -79,7 +79,7 @@ impl Hub {
             batch.iter().for_each(|link| self.tell(link, window));
             tokio::task::yield_now().await;
         }
-        if self.inner.remote.is_none() {
+        if self.inner.shared_log.is_none() {
             // Every stream knows now where it ends. Nothing reads what comes after, and the log ends with the process.
             self.inner.closed.store(true, Ordering::Release);
         }
@@ -108,8 +108,8 @@ impl Hub {
             tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
         }
         self.inner.closed.store(true, Ordering::Release);
-        if let Some(remote) = &self.inner.remote {
-            self.tell_bye(remote).await;
+        if let Some(shared) = &self.inner.shared_log {
+            self.tell_bye(shared).await;
         }
         let any_hidden = links.iter().any(|link| link.to_network && !link.is_carrier_known());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));

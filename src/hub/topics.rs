@@ -44,13 +44,13 @@ impl Hub {
     /// Whether a connection of any user may have this id. False at once without other instances, which may have one that
     /// this instance does not know yet.
     pub(crate) fn may_have_connection(&self, id: ConnectionId) -> bool {
-        self.inner.remote.is_some() || self.registry().find(id).is_some()
+        self.inner.shared_log.is_some() || self.registry().find(id).is_some()
     }
 
     /// Whether any instance has such a connection, of any user. Waits for it if there may be other instances.
     pub(crate) async fn has_connection(&self, id: ConnectionId) -> bool {
         let is_there = || {
-            let is_elsewhere = || self.inner.remote.as_ref().is_some_and(|remote| remote.find(id).is_some());
+            let is_elsewhere = || self.inner.shared_log.as_ref().is_some_and(|shared| shared.find(id).is_some());
             (self.registry().find(id).is_some() || is_elsewhere()).then_some(())
         };
         self.look_for(is_there).await.is_some()
@@ -61,7 +61,7 @@ impl Hub {
         let until = Instant::now() + PATIENCE;
         loop {
             let found = look();
-            if found.is_some() || self.inner.remote.is_none() || Instant::now() >= until {
+            if found.is_some() || self.inner.shared_log.is_none() || Instant::now() >= until {
                 return found;
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -72,7 +72,7 @@ impl Hub {
         if let Some(link) = self.registry().find(id) {
             return (link.user() == user).then_some(Place::Here(link));
         }
-        let (owner, topics) = self.inner.remote.as_ref()?.find(id)?;
+        let (owner, topics) = self.inner.shared_log.as_ref()?.find(id)?;
         (owner.as_ref() == user).then_some(Place::Elsewhere(topics))
     }
 }

@@ -11,7 +11,7 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::sync::{Arc, Weak};
 
-use super::follow::Remote;
+use super::shared_log::SharedLog;
 use crate::backplane::BackplaneError;
 use crate::hub::connection::handle::Link;
 use crate::hub::tasks::back_off::{BackOff, in_time};
@@ -101,34 +101,34 @@ impl Blocks {
 
 impl Hub {
     /// The block with what comes after a number. If it is not here yet, the connection is woken when it is.
-    pub(in crate::hub) fn look_back(&self, remote: &Remote, number: u64, link: &Arc<Link>) -> Option<Arc<Block>> {
+    pub(in crate::hub) fn look_back(&self, shared: &SharedLog, number: u64, link: &Arc<Link>) -> Option<Arc<Block>> {
         let base = self.log().base();
         if number < base {
             // Of a life that has just ended: the next look knows.
             link.wake(self.now());
             return None;
         }
-        let mut blocks = remote.past.blocks.lock();
+        let mut blocks = shared.past.blocks.lock();
         if let Some(block) = blocks.find(base, number) {
             return Some(block);
         }
         let start = blocks.start(base, number);
         blocks.wanted.entry(start).or_default().insert(link.id(), Arc::downgrade(link));
         drop(blocks);
-        ensure(&self.inner, remote);
+        ensure(&self.inner, shared);
         None
     }
 
-    async fn read_block(&self, remote: &Remote, start: u64) -> Result<(), BackplaneError> {
+    async fn read_block(&self, shared: &SharedLog, start: u64) -> Result<(), BackplaneError> {
         let (epoch, base) = (self.log().epoch(), self.log().base());
         let changed = || BackplaneError::unavailable("the log has begun a new epoch");
         let after = start.checked_sub(base).ok_or_else(changed)?;
         // Before it is asked for: what comes meanwhile is not missing if the answer does not have it.
-        let (known, count) = (self.log().last(), remote.past.blocks.lock().count);
+        let (known, count) = (self.log().last(), shared.past.blocks.lock().count);
         let limit = self.settings().publish_timeout;
         let read = async {
-            let records = remote.backplane.range(after, count).await?;
-            Ok((records, remote.backplane.state(self.seen(remote)).await?))
+            let records = shared.backplane.range(after, count).await?;
+            Ok((records, shared.backplane.state(shared.seen(self.log().epoch())).await?))
         };
         let (records, state) = in_time(limit, read).await?;
         if state.epoch != epoch.0 {
@@ -137,13 +137,13 @@ impl Hub {
         let expected = state.first.max(after + 1);
         let is_late = records.iter().find(|stored| stored.sequence > after).is_none_or(|next| next.sequence > expected);
         if !is_late {
-            remote.history.found(expected);
-        } else if expected <= state.last && remote.history.missing_for(expected) < limit {
+            shared.history.found(expected);
+        } else if expected <= state.last && shared.history.missing_for(expected) < limit {
             return Err(BackplaneError::unknown("records cannot be read, although the log has them"));
         }
         let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload)));
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;
-        let mut blocks = remote.past.blocks.lock();
+        let mut blocks = shared.past.blocks.lock();
         blocks.count = if block.is_large() { (count / 2).max(1) } else { (count * 2).min(RECORDS as usize) };
         blocks.keep(block);
         Ok(())
@@ -151,16 +151,16 @@ impl Hub {
 }
 
 /// Makes sure that the task reads, if a connection waits and there is a runtime.
-pub(in crate::hub) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
-    if remote.past.is_attended() {
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>, shared: &SharedLog) {
+    if shared.past.is_attended() {
         return;
     }
     let check = |inner: &Arc<Inner>| {
-        if let Some(remote) = &inner.remote {
-            ensure(inner, remote);
+        if let Some(shared) = &inner.shared_log {
+            ensure(inner, shared);
         }
     };
-    workers::ensure_task(inner, &remote.past.reading, |hub, _| read(hub), check);
+    workers::ensure_task(inner, &shared.past.reading, |hub, _| read(hub), check);
 }
 
 async fn read(inner: Weak<Inner>) {
@@ -169,9 +169,9 @@ async fn read(inner: Weak<Inner>) {
     let mut before = 0;
     loop {
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
-        let Some(remote) = &hub.inner.remote else { return };
+        let Some(shared) = &hub.inner.shared_log else { return };
         let start = {
-            let mut blocks = remote.past.blocks.lock();
+            let mut blocks = shared.past.blocks.lock();
             blocks.wanted.retain(|_, waiting| {
                 waiting.retain(|_, link| link.upgrade().is_some_and(|link| !link.is_gone()));
                 !waiting.is_empty()
@@ -181,15 +181,15 @@ async fn read(inner: Weak<Inner>) {
             start
         };
         before = start;
-        if let Err(error) = hub.read_block(remote, start).await {
+        if let Err(error) = hub.read_block(shared, start).await {
             tracing::debug!(%error, "older records could not be read");
             drop(hub);
             back_off.wait().await;
             let Some(inner) = inner.upgrade() else { return };
             // A number of a life that is over is not asked for again.
-            let Some(remote) = &inner.remote else { return };
+            let Some(shared) = &inner.shared_log else { return };
             let base = inner.log.base();
-            let mut blocks = remote.past.blocks.lock();
+            let mut blocks = shared.past.blocks.lock();
             let over = blocks.wanted.range(..base).map(|(start, _)| *start).collect::<Vec<_>>();
             let waiting: Vec<_> = over.iter().filter_map(|start| blocks.wanted.remove(start)).collect();
             drop(blocks);
@@ -197,7 +197,7 @@ async fn read(inner: Weak<Inner>) {
             continue;
         }
         back_off = BackOff::new();
-        let waiting = remote.past.blocks.lock().wanted.remove(&start);
+        let waiting = shared.past.blocks.lock().wanted.remove(&start);
         wake(&hub.inner, waiting);
     }
 }

@@ -19,8 +19,8 @@ use futures::future::{Either, select};
 use futures::stream::BoxStream;
 use tokio::time::{Duration, Instant, sleep_until};
 
-use super::follow::Remote;
 use super::settings_digest::Agreement;
+use super::shared_log::SharedLog;
 use crate::backplane::{BackplaneError, Told};
 use crate::hub::peers::message::{Body, Here, InstanceId, Message, News, Part};
 use crate::hub::peers::table::{Heard, Peers};
@@ -201,17 +201,17 @@ fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     is_cut
 }
 
-pub(in crate::hub) fn ensure(inner: &Arc<Inner>, remote: &Remote) {
-    workers::ensure_task(inner, &remote.control.attending, |hub, _| attend(hub), |_| {});
+pub(in crate::hub) fn ensure(inner: &Arc<Inner>, shared: &SharedLog) {
+    workers::ensure_task(inner, &shared.control.attending, |hub, _| attend(hub), |_| {});
 }
 
 async fn attend(hub: Weak<Inner>) {
     let mut back_off = BackOff::new();
     loop {
         let Some(inner) = hub.upgrade() else { return };
-        let Some(remote) = &inner.remote else { return };
-        let mark = remote.control.mark.lock().clone();
-        let heard = remote.backplane.hear(mark);
+        let Some(shared) = &inner.shared_log else { return };
+        let mark = shared.control.mark.lock().clone();
+        let heard = shared.backplane.hear(mark);
         drop(inner);
         let outcome = hear_and_tell(&hub, heard).await;
         if let Err(error) = outcome {
@@ -239,13 +239,13 @@ async fn hear_and_tell(
         };
         let Some(inner) = hub.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
-        let Some(remote) = &hub.inner.remote else { return Ok(()) };
+        let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
         match came {
             Some(Some(Ok(told))) => {
-                let question = hub.hear(remote, &told.message);
-                *remote.control.mark.lock() = Some(told.mark);
+                let question = hub.hear(shared, &told.message);
+                *shared.control.mark.lock() = Some(told.mark);
                 if let Some(question) = question {
-                    hub.say(remote, question).await?;
+                    hub.say(shared, question).await?;
                 }
             }
             Some(Some(Err(error))) => return Err(error),
@@ -253,33 +253,33 @@ async fn hear_and_tell(
             None => {
                 let now = Instant::now();
                 if std::mem::take(&mut is_first) {
-                    remote.control.hears.store(false, Ordering::Release);
+                    shared.control.hears.store(false, Ordering::Release);
                     // While this one could not hear, nobody could renew a lease.
-                    remote.control.peers.lock().renew(hub.now());
+                    shared.control.peers.lock().renew(hub.now());
                 }
-                let gone = remote.control.gone.load(Ordering::Acquire);
-                if now >= next_ask && !gone && !remote.control.hears.load(Ordering::Acquire) {
+                let gone = shared.control.gone.load(Ordering::Acquire);
+                if now >= next_ask && !gone && !shared.control.hears.load(Ordering::Acquire) {
                     // Until it hears its own question. Others tell all, and so does this one: they may have missed something.
                     next_ask = now + ASK_EVERY;
-                    remote.control.outbox.lock().ask();
-                    hub.say(remote, remote.control.question()).await?;
+                    shared.control.outbox.lock().ask();
+                    hub.say(shared, shared.control.question()).await?;
                 }
                 if !gone {
-                    hub.tell_news(remote).await?;
+                    hub.tell_news(shared).await?;
                 }
-                hub.tell_tidings(remote).await;
-                hub.note_position(remote);
-                hub.carry_out_waiting(remote);
+                hub.tell_tidings(shared).await;
+                hub.note_position(shared);
+                hub.carry_out_waiting(shared);
                 if now >= next_lease && !gone {
                     next_lease = now + hub.settings().lease / 3;
-                    let number = remote.control.outbox.lock().number;
-                    hub.say(remote, Body::Lease(number)).await?;
-                    remote.control.peers.lock().sweep(hub.now());
-                    if !remote.control.is_heard(hub.now()) && begun.elapsed() > hub.settings().lease {
+                    let number = shared.control.outbox.lock().number;
+                    hub.say(shared, Body::Lease(number)).await?;
+                    shared.control.peers.lock().sweep(hub.now());
+                    if !shared.control.is_heard(hub.now()) && begun.elapsed() > hub.settings().lease {
                         hub.counters().deaf(hub.now());
                     }
                 }
-                let orphans = remote.control.peers.lock().take_orphans(remote.control.me, hub.now());
+                let orphans = shared.control.peers.lock().take_orphans(shared.control.me, hub.now());
                 for (topic, user) in orphans {
                     hub.inner.tell_of_orphan(&topic, &user);
                 }
@@ -292,51 +292,51 @@ async fn hear_and_tell(
 
 impl Hub {
     /// Takes in what another instance says. Returns what is to be said to it.
-    fn hear(&self, remote: &Remote, bytes: &[u8]) -> Option<Body> {
+    fn hear(&self, shared: &SharedLog, bytes: &[u8]) -> Option<Body> {
         let Message { from, body } = Message::decode(bytes)?;
-        if from == remote.control.me {
-            remote.control.hears.store(true, Ordering::Release);
-            remote.control.heard_at.store(self.now(), Ordering::Release);
+        if from == shared.control.me {
+            shared.control.hears.store(true, Ordering::Release);
+            shared.control.heard_at.store(self.now(), Ordering::Release);
             return None;
         }
         let now = self.now();
         let heard = match body {
             Body::Command(command) => {
-                self.carry_out_in_time(remote, command);
+                self.carry_out_in_time(shared, command);
                 Heard::Fine
             }
             Body::Ask(theirs) => {
-                remote.control.outbox.lock().ask();
-                if remote.control.agreement.differs(&theirs) {
-                    return Some(Body::Settings(remote.control.agreement.terms().clone()));
+                shared.control.outbox.lock().ask();
+                if shared.control.agreement.differs(&theirs) {
+                    return Some(Body::Settings(shared.control.agreement.terms().clone()));
                 }
                 Heard::Fine
             }
             Body::Settings(theirs) => {
-                remote.control.agreement.differs(&theirs);
+                shared.control.agreement.differs(&theirs);
                 Heard::Fine
             }
-            Body::Lease(number) => remote.control.peers.lock().lease(from, number, now),
+            Body::Lease(number) => shared.control.peers.lock().lease(from, number, now),
             Body::Bye => {
-                remote.control.peers.lock().bye(from, now);
+                shared.control.peers.lock().bye(from, now);
                 Heard::Fine
             }
-            Body::News(news) => remote.control.peers.lock().news(from, news, now),
+            Body::News(news) => shared.control.peers.lock().news(from, news, now),
         };
-        let may_ask = || !remote.control.gone.load(Ordering::Acquire) && remote.control.peers.lock().may_ask(from, now);
-        (heard == Heard::Missing && may_ask()).then(|| remote.control.question())
+        let may_ask = || !shared.control.gone.load(Ordering::Acquire) && shared.control.peers.lock().may_ask(from, now);
+        (heard == Heard::Missing && may_ask()).then(|| shared.control.question())
     }
 
-    async fn say(&self, remote: &Remote, body: Body) -> Result<(), BackplaneError> {
-        let message = Message { from: remote.control.me, body };
-        let told = remote.backplane.tell(Bytes::from(message.encode()));
+    async fn say(&self, shared: &SharedLog, body: Body) -> Result<(), BackplaneError> {
+        let message = Message { from: shared.control.me, body };
+        let told = shared.backplane.tell(Bytes::from(message.encode()));
         in_time(self.settings().publish_timeout, told).await
     }
 
     /// Tells what has changed, or all if somebody wants to know it.
-    async fn tell_news(&self, remote: &Remote) -> Result<(), BackplaneError> {
+    async fn tell_news(&self, shared: &SharedLog) -> Result<(), BackplaneError> {
         let (ids, number, all) = {
-            let mut outbox = remote.control.outbox.lock();
+            let mut outbox = shared.control.outbox.lock();
             let all = std::mem::take(&mut outbox.asked);
             let changed = std::mem::take(&mut outbox.changed);
             let ids: Vec<_> = if all {
@@ -353,16 +353,16 @@ impl Hub {
             let part = if index == 0 { Part::First } else { Part::More };
             let number = if all { number } else { number + 1 + index as u64 };
             let news = News { number, all: all.then_some(part), here, gone: if all { Vec::new() } else { gone } };
-            if let Err(error) = self.say(remote, Body::News(news)).await {
+            if let Err(error) = self.say(shared, Body::News(news)).await {
                 // Whoever missed it, or did not, is told all when this can speak again.
-                remote.control.outbox.lock().ask();
+                shared.control.outbox.lock().ask();
                 return Err(error);
             }
-            remote.control.outbox.lock().number = number;
+            shared.control.outbox.lock().number = number;
         }
         if all {
             // That was all.
-            self.say(remote, Body::Lease(number)).await?;
+            self.say(shared, Body::Lease(number)).await?;
         }
         Ok(())
     }
@@ -397,10 +397,10 @@ impl Hub {
 
     /// Appends presence events. One that fails is tried again, unless a later one about the same member was appended. A
     /// broker that may have it already gets it twice, which changes nothing for its readers.
-    async fn tell_tidings(&self, remote: &Remote) {
+    async fn tell_tidings(&self, shared: &SharedLog) {
         // They stay in the queue until the answer is there: this task may be replaced while it waits.
         let (batch, before): (Vec<Tiding>, u64) = {
-            let tidings = remote.control.tidings.lock();
+            let tidings = shared.control.tidings.lock();
             (tidings.waiting.iter().take(BATCH).cloned().collect(), tidings.dropped)
         };
         if batch.is_empty() {
@@ -409,7 +409,7 @@ impl Hub {
         let events = batch
             .iter()
             .map(|Tiding { topic, event, .. }| (Audience::from(Address::Topic(topic.clone())), event.clone()));
-        let appended = self.append_remote(remote, events.collect()).await;
+        let appended = self.append_shared(shared, events.collect()).await;
         let mut later: HashSet<(&Topic, &UserId)> = HashSet::new();
         let mut again = Vec::new();
         for (tiding, outcome) in batch.iter().zip(appended).rev() {
@@ -423,7 +423,7 @@ impl Hub {
                 Ok(_) => drop(later.insert((&tiding.topic, &tiding.user))),
             }
         }
-        let mut tidings = remote.control.tidings.lock();
+        let mut tidings = shared.control.tidings.lock();
         // Fewer if the queue was full and the oldest were dropped meanwhile.
         let dropped = usize::try_from(tidings.dropped - before).unwrap_or(usize::MAX);
         let done = batch.len().saturating_sub(dropped).min(tidings.waiting.len());
@@ -431,9 +431,9 @@ impl Hub {
         again.into_iter().for_each(|tiding| tidings.waiting.push_front(tiding));
     }
 
-    fn note_position(&self, remote: &Remote) {
+    fn note_position(&self, shared: &SharedLog) {
         let now = self.now();
-        let mut positions = remote.control.positions.lock();
+        let mut positions = shared.control.positions.lock();
         positions.push_back((now, self.position()));
         let settle = millis(SETTLE);
         while positions.get(1).is_some_and(|(at, _)| at.saturating_add(settle) <= now) {
@@ -442,24 +442,28 @@ impl Hub {
     }
 
     /// Sends a command to the other instances.
-    pub(in crate::hub) async fn tell_command(&self, remote: &Remote, command: Command) -> Result<(), BackplaneError> {
+    pub(in crate::hub) async fn tell_command(
+        &self,
+        shared: &SharedLog,
+        command: Command,
+    ) -> Result<(), BackplaneError> {
         super::follow::ensure(&self.inner);
-        self.say(remote, Body::Command(command)).await
+        self.say(shared, Body::Command(command)).await
     }
 
     /// Says goodbye: what was connected here is gone.
-    pub(in crate::hub) async fn tell_bye(&self, remote: &Remote) {
-        remote.control.gone.store(true, Ordering::Release);
-        if let Err(error) = self.say(remote, Body::Bye).await {
+    pub(in crate::hub) async fn tell_bye(&self, shared: &SharedLog) {
+        shared.control.gone.store(true, Ordering::Release);
+        if let Err(error) = self.say(shared, Body::Bye).await {
             tracing::debug!(%error, "the others learn by the lease that this instance is gone");
         }
     }
 
-    fn carry_out_in_time(&self, remote: &Remote, command: Command) {
+    fn carry_out_in_time(&self, shared: &SharedLog, command: Command) {
         match &command.action {
             Action::Disconnect(_) => return self.carry_out_late(&command),
             Action::Leave(topic) => {
-                let mut waiting = remote.control.waiting.lock();
+                let mut waiting = shared.control.waiting.lock();
                 let (before, others): (Vec<_>, Vec<_>) =
                     std::mem::take(&mut *waiting).into_iter().partition(|(_, command)| command.joins(topic));
                 waiting.extend(others);
@@ -471,7 +475,7 @@ impl Hub {
         }
         let until = self.now().saturating_add(millis(self.settings().publish_timeout));
         {
-            let mut waiting = remote.control.waiting.lock();
+            let mut waiting = shared.control.waiting.lock();
             if waiting.len() < WAITING {
                 waiting.push_back((until, command));
             } else {
@@ -479,12 +483,12 @@ impl Hub {
                 self.carry_out_late(&command);
             }
         }
-        self.carry_out_waiting(remote);
+        self.carry_out_waiting(shared);
     }
 
     /// In their order: those behind one that waits wait too. Under the lock, since both tasks come here.
-    pub(in crate::hub) fn carry_out_waiting(&self, remote: &Remote) {
-        let mut waiting = remote.control.waiting.lock();
+    pub(in crate::hub) fn carry_out_waiting(&self, shared: &SharedLog) {
+        let mut waiting = shared.control.waiting.lock();
         let is_due = |(until, command): &(Millis, Command)| *until <= self.now() || !self.is_ahead(command);
         while waiting.front().is_some_and(is_due) {
             waiting.pop_front().iter().for_each(|(_, command)| self.carry_out_late(command));

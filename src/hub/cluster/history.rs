@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use tokio::time::{Duration, Instant};
 
-use super::follow::{Remote, believable};
+use super::shared_log::{SharedLog, believable};
 use crate::backplane::{BackplaneError, State, Stored};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::{BackOff, in_time};
@@ -130,51 +130,51 @@ impl Known {
 impl Hub {
     /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
     /// publishers that had not seen what is lost have appended to it since.
-    pub(in crate::hub) async fn is_another(&self, remote: &Remote, state: State) -> Result<bool, BackplaneError> {
+    pub(in crate::hub) async fn is_another(&self, shared: &SharedLog, state: State) -> Result<bool, BackplaneError> {
         if state.epoch != self.log().epoch().0 {
             return Ok(false);
         }
         let (spans, newest) = {
-            let known = remote.history.known.lock();
+            let known = shared.history.known.lock();
             (known.to_compare(state), known.newest)
         };
         for (first, count) in spans {
             let limit = self.settings().publish_timeout;
-            let found = in_time(limit, remote.backplane.range(first - 1, count)).await?;
-            let known = remote.history.known.lock();
+            let found = in_time(limit, shared.backplane.range(first - 1, count)).await?;
+            let known = shared.history.known.lock();
             if found.iter().any(|stored| known.is_other(stored)) {
                 return Ok(true);
             }
         }
-        remote.history.known.lock().compared(newest);
+        shared.history.known.lock().compared(newest);
         Ok(false)
     }
 
     /// Reads what follows a number that the log has passed.
-    pub(in crate::hub) async fn read_on(&self, remote: &Remote, last: u64) -> Result<Next, BackplaneError> {
+    pub(in crate::hub) async fn read_on(&self, shared: &SharedLog, last: u64) -> Result<Next, BackplaneError> {
         let next = last + 1;
         let mut back_off = BackOff::new();
         for attempt in 0..ATTEMPTS {
-            let mut batch = remote.backplane.range(last, BATCH).await?;
+            let mut batch = shared.backplane.range(last, BATCH).await?;
             batch.retain(|stored| stored.sequence > last);
             if batch.first().is_some_and(|stored| stored.sequence == next) {
-                remote.history.found(next);
+                shared.history.found(next);
                 return Ok(Next::Records(batch));
             }
-            let state = self.look(remote, self.settings().publish_timeout).await?;
+            let state = shared.look(self.log().epoch(), self.settings().publish_timeout).await?;
             if state.epoch != self.log().epoch().0 {
                 return Err(BackplaneError::unavailable("the log has begun a new epoch"));
             }
             believable(state.first)?;
             if state.first > next {
-                remote.history.found(next);
+                shared.history.found(next);
                 return Ok(Next::Lost(state.first - 1));
             }
             let upto = batch.first().map_or(state.last, |stored| stored.sequence - 1);
             believable(upto)?;
-            if upto >= next && remote.history.missing_for(next) >= self.settings().publish_timeout {
+            if upto >= next && shared.history.missing_for(next) >= self.settings().publish_timeout {
                 tracing::warn!(first = next, last = upto, "records of the shared log cannot be read and count as lost");
-                remote.history.found(next);
+                shared.history.found(next);
                 return Ok(Next::Lost(upto));
             }
             if attempt + 1 < ATTEMPTS {

@@ -1,4 +1,4 @@
-//! Work on the log that several instances share.
+//! Work on the log that several instances share. [`shared_log`] has its state.
 //!
 //! 1. One task follows the log, and only it applies records, in their order ([`follow`]).
 //! 2. A log that was rolled back is recognised by its contents, also if it has grown again
@@ -23,9 +23,6 @@ pub(super) mod backfill;
 pub(super) mod bus;
 #[cfg(feature = "json")]
 pub(super) mod follow;
-#[cfg(not(feature = "json"))]
-#[path = "no_follow.rs"]
-pub(super) mod follow;
 #[cfg(feature = "json")]
 pub(super) mod history;
 #[cfg(feature = "json")]
@@ -34,3 +31,11 @@ pub(super) mod presence_records;
 pub(super) mod record;
 #[cfg(feature = "json")]
 pub(super) mod settings_digest;
+#[cfg(feature = "json")]
+pub(super) mod shared_log;
+#[cfg(not(feature = "json"))]
+#[path = "no_shared_log.rs"]
+pub(super) mod shared_log;
+
+#[cfg(not(feature = "json"))]
+pub(super) use shared_log as follow;

@@ -144,7 +144,7 @@ impl Inner {
         while count < SWEEP
             && let Some((topic, user)) = told.roster.sweep(self.now())
         {
-            let elsewhere = self.remote.as_ref().is_some_and(|remote| remote.speaks_for(&topic, &user, self.now()));
+            let elsewhere = self.shared_log.as_ref().is_some_and(|shared| shared.speaks_for(&topic, &user, self.now()));
             if !elsewhere {
                 let tiding = hub_events::left(&topic, &user);
                 told.publish(topic, &user, tiding);
@@ -163,10 +163,10 @@ impl Inner {
         let is_here = || self.presences.roster.lock().members(topic).any(|(member, _)| member == user);
         if self.presences.tells(topic)
             && !is_here()
-            && let Some(remote) = &self.remote
+            && let Some(shared) = &self.shared_log
         {
             let (name, data) = hub_events::left(topic, user);
-            remote.tell_of(topic.clone(), user.clone(), Event::text(name, data));
+            shared.tell_of(topic.clone(), user.clone(), Event::text(name, data));
         }
     }
 
@@ -183,8 +183,8 @@ impl Inner {
         change: impl FnOnce(Option<&mut Told<'_>>) -> R,
     ) -> R {
         let changed = self.with_own_roster(link, tells, change);
-        if let Some(remote) = &self.remote {
-            remote.changed(link.id());
+        if let Some(shared) = &self.shared_log {
+            shared.changed(link.id());
         }
         changed
     }
@@ -228,7 +228,7 @@ impl Told<'_> {
         if let Some(user) = link.user()
             && self.inner.presences.tells(topic)
             && self.roster.enter(topic, user, link.data())
-            && !self.inner.remote.as_ref().is_some_and(|remote| remote.is_member(topic, user, self.inner.now()))
+            && !self.inner.shared_log.as_ref().is_some_and(|shared| shared.is_member(topic, user, self.inner.now()))
         {
             let tiding = hub_events::joined(topic, user, link.data().map(AsRef::as_ref));
             self.publish(topic.clone(), user, tiding);
@@ -252,8 +252,8 @@ impl Told<'_> {
         if self.inner.closed.load(Ordering::Acquire) {
             return;
         }
-        if let Some(remote) = &self.inner.remote {
-            remote.tell_of(topic, user.clone(), Event::text(name, data));
+        if let Some(shared) = &self.inner.shared_log {
+            shared.tell_of(topic, user.clone(), Event::text(name, data));
             return;
         }
         let draft = Draft::control(name, &data);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use crate::hub::cluster::follow::Remote;
+use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::config::limits::AFTER_DISPLACEMENT;
 use crate::hub::connection::bans::Objection;
 use crate::hub::connection::handle::{Ending, Link};
@@ -76,7 +76,7 @@ impl Hub {
 
         // Other instances know users, not keys.
         let user = link.user().filter(|_| link.counted_as().is_none()).cloned().map(Address::User);
-        let elsewhere = user.zip(self.inner.remote.as_ref()).map_or(0, |(user, remote)| remote.others_at(&user));
+        let elsewhere = user.zip(self.inner.shared_log.as_ref()).map_or(0, |(user, shared)| shared.others_at(&user));
         let displaced = self.registry().insert(&link, elsewhere, now);
         let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
@@ -134,7 +134,7 @@ impl Hub {
         if self.is_draining() {
             return Err(OpenError::Refused(RefusalReason::Draining));
         }
-        if self.inner.remote.as_ref().is_some_and(|remote| !remote.is_loaded()) {
+        if self.inner.shared_log.as_ref().is_some_and(|shared| !shared.is_loaded()) {
             crate::hub::cluster::follow::ensure(&self.inner);
             return Err(OpenError::Refused(RefusalReason::Starting));
         }
@@ -161,7 +161,7 @@ impl Hub {
             Cursor::At(position) => {
                 let number = self.log().number(position).ok_or(GapReason::Epoch)?;
                 // Another instance may be ahead. No client can be ahead of a log that is this process's own.
-                let ahead = self.inner.remote.as_ref().map_or(0, Remote::most_ahead);
+                let ahead = self.inner.shared_log.as_ref().map_or(0, SharedLog::most_ahead);
                 if number > self.log().last().saturating_add(ahead) { Err(GapReason::Ahead) } else { Ok(Some(number)) }
             }
         }

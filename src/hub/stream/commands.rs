@@ -67,7 +67,7 @@ impl Hub {
         // A handler may take longer than a hook.
         let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
         // Tickets of other instances may be as old as that.
-        let tickets = self.inner.remote.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
+        let tickets = self.inner.shared_log.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
         let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
         let named = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
         self.inner.bars.kick(named, until, remember, now);

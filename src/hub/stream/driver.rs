@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tokio::time::Duration;
 
 use super::timers::{Expiry, Heartbeat};
-use crate::hub::cluster::follow::Remote;
+use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::connection::handle::{Ending, Link};
 use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::tasks::workers;
@@ -155,7 +155,7 @@ impl Connection {
                 .map(|age| Box::new(Limits { old_at: now.saturating_add(age), ..Limits::default() })),
             told_stale: false,
             settled: false,
-            epochs: hub.inner.remote.as_ref().map_or(0, Remote::epochs),
+            epochs: hub.inner.shared_log.as_ref().map_or(0, SharedLog::epochs),
             hub: hub.clone(),
             link,
         }
@@ -337,8 +337,8 @@ impl Connection {
     /// network that has caught up waits: a new one comes at a time of its own, and a reader in this
     /// process may have no runtime that could wake it.
     fn waits_for_its_turn(&mut self) -> bool {
-        let Some(remote) = &self.hub.inner.remote else { return false };
-        let epochs = remote.epochs();
+        let Some(shared) = &self.hub.inner.shared_log else { return false };
+        let epochs = shared.epochs();
         if epochs != std::mem::replace(&mut self.epochs, epochs)
             && self.progress == Progress::CaughtUp
             && self.link.to_network
@@ -379,6 +379,7 @@ impl Connection {
         let caught_up = self.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
         let found = read(hub, link, batch);
+        let is_stale = || hub.inner.shared_log.as_ref().is_some_and(SharedLog::is_stale);
         if batch.ordered
             && !caught_up
             && self.opening.as_ref().is_none_or(|opening| hub.log().cursor(&link.subscriber) >= opening.accepted_at)
@@ -401,11 +402,11 @@ impl Connection {
                 heartbeat.wrote(batch.ordered, now);
             }
             // Whoever ends it later wakes it, and so does what else there is to say.
-            let is_told = caught_up && !link.is_ending() && self.told_stale == hub.inner.is_stale();
+            let is_told = caught_up && !link.is_ending() && self.told_stale == is_stale();
             self.settled = batch.settled && is_told && link.alarm_at() <= self.due();
             return Ok(Step::Records);
         }
-        let is_stale = hub.inner.is_stale();
+        let is_stale = is_stale();
         // Not before its first `live`, which would take it back; but one that waits for older records may wait for long.
         let is_due = self.progress == Progress::CaughtUp || found == Found::Waits;
         if is_stale && is_due && !batch.changed && !std::mem::replace(&mut self.told_stale, true) {
@@ -491,11 +492,11 @@ enum Found {
 
 /// What the stream may read now: from memory, and if it comes back from before what is there, from where the log is shared.
 fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> Found {
-    batch.looks_back = hub.inner.remote.is_some();
+    batch.looks_back = hub.inner.shared_log.is_some();
     for _ in 0..READS {
         hub.log().read(&link.subscriber, batch);
-        match (batch.needs.take(), &hub.inner.remote) {
-            (Some(after), Some(remote)) => match hub.look_back(remote, after, link) {
+        match (batch.needs.take(), &hub.inner.shared_log) {
+            (Some(after), Some(shared)) => match hub.look_back(shared, after, link) {
                 Some(block) => batch.past = Some(block),
                 None => return Found::Waits,
             },

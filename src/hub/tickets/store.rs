@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use super::record::{self, Times};
 use crate::hub::Hub;
 #[cfg(feature = "json")]
-use crate::hub::cluster::follow::Remote;
+use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::connection::bans::Objection;
 #[cfg(feature = "json")]
 use crate::hub::tasks::{back_off, workers};
@@ -100,8 +100,8 @@ impl Hub {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
         let secret = crate::hub::inner::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
-        if let Some(remote) = &self.inner.remote {
-            self.make_shared(remote, secret, &subscription, ttl).await?;
+        if let Some(shared) = &self.inner.shared_log {
+            self.make_shared(shared, secret, &subscription, ttl).await?;
             return Ok(Ticket(text(secret).into()));
         }
         let now = self.now();
@@ -114,8 +114,8 @@ impl Hub {
     pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, NotTaken> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(NotTaken::Invalid)?;
-        if let Some(remote) = &self.inner.remote {
-            return self.take_shared(remote, secret).await;
+        if let Some(shared) = &self.inner.shared_log {
+            return self.take_shared(shared, secret).await;
         }
         let now = self.now();
         let waiting = self.inner.tickets.take(secret, now).ok_or(NotTaken::Invalid)?;
@@ -233,7 +233,7 @@ impl Redemptions {
 impl Hub {
     async fn make_shared(
         &self,
-        remote: &Remote,
+        shared: &SharedLog,
         secret: u128,
         subscription: &Subscription,
         ttl: Duration,
@@ -244,7 +244,7 @@ impl Hub {
         let now = self.now();
         let waiting = Waiting::elsewhere(subscription, now.saturating_add(millis(ttl)));
         self.inner.tickets.put(secret, waiting, now)?;
-        let deposited = self.deposit_ticket(remote, secret, subscription, SystemTime::now(), ttl).await;
+        let deposited = self.deposit_ticket(shared, secret, subscription, SystemTime::now(), ttl).await;
         if deposited.is_err() {
             // It may be there all the same, but nobody is told of it.
             self.inner.tickets.take(secret, now);
@@ -254,7 +254,7 @@ impl Hub {
 
     async fn deposit_ticket(
         &self,
-        remote: &Remote,
+        shared: &SharedLog,
         secret: u128,
         subscription: &Subscription,
         made_at: SystemTime,
@@ -262,19 +262,19 @@ impl Hub {
     ) -> Result<(), SubscriptionError> {
         let times = Times { made_at, over_at: SystemTime::now() + ttl };
         let bytes = Bytes::from(record::encode(subscription, times));
-        let deposited = remote.backplane.deposit(&key(secret), bytes, ttl);
+        let deposited = shared.backplane.deposit(&key(secret), bytes, ttl);
         match timeout(self.settings().publish_timeout, deposited).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(SubscriptionError::Unavailable),
         }
     }
 
-    async fn take_shared(&self, remote: &Remote, secret: u128) -> Result<Taken, NotTaken> {
+    async fn take_shared(&self, shared: &SharedLog, secret: u128) -> Result<Taken, NotTaken> {
         if !back_off::can_wait() {
             return Err(NotTaken::Unavailable);
         }
         let (answer, answered) = oneshot::channel();
-        let (hub, backplane) = (self.clone(), Arc::clone(&remote.backplane));
+        let (hub, backplane) = (self.clone(), Arc::clone(&shared.backplane));
         // A task of its own: a request that is dropped while the broker answers must not lose the ticket. An answer that
         // the request does not take is dropped, and so gives the ticket back.
         tokio::spawn(async move {
@@ -320,9 +320,9 @@ impl Hub {
         self.inner.tickets.put_back(secret, Waiting::elsewhere(&subscription, over_at), now);
         let hub = self.clone();
         runtime.spawn(async move {
-            if let Some(remote) = &hub.inner.remote {
+            if let Some(shared) = &hub.inner.shared_log {
                 // If it is lost, the page asks for another.
-                let _ = hub.deposit_ticket(remote, secret, &subscription, made_at, left).await;
+                let _ = hub.deposit_ticket(shared, secret, &subscription, made_at, left).await;
             }
         });
     }

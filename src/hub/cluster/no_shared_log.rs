@@ -17,10 +17,14 @@ use crate::types::position::Position;
 use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
 
 #[derive(Debug)]
-pub(in crate::hub) enum Remote {}
+pub(in crate::hub) enum SharedLog {}
 
-impl Remote {
+impl SharedLog {
     pub(in crate::hub) fn is_loaded(&self) -> bool {
+        match *self {}
+    }
+
+    pub(in crate::hub) fn is_stale(&self) -> bool {
         match *self {}
     }
 
@@ -88,51 +92,45 @@ impl Remote {
 pub(in crate::hub) fn ensure(_: &Arc<Inner>) {}
 
 impl Hub {
-    pub(in crate::hub) async fn append_remote(
+    pub(in crate::hub) async fn append_shared(
         &self,
-        remote: &Remote,
+        shared: &SharedLog,
         _: Vec<(Audience, Event)>,
     ) -> Vec<Result<Position, PublishError>> {
-        match *remote {}
+        match *shared {}
     }
 }
 
 impl Hub {
-    pub(in crate::hub) fn look_back(&self, remote: &Remote, _: u64, _: &Arc<Link>) -> Option<Arc<Block>> {
-        match *remote {}
+    pub(in crate::hub) fn look_back(&self, shared: &SharedLog, _: u64, _: &Arc<Link>) -> Option<Arc<Block>> {
+        match *shared {}
     }
 }
 
 impl Hub {
-    pub(in crate::hub) async fn tell_command(&self, remote: &Remote, _: Command) -> Result<(), Infallible> {
-        match *remote {}
+    pub(in crate::hub) async fn tell_command(&self, shared: &SharedLog, _: Command) -> Result<(), Infallible> {
+        match *shared {}
     }
 
-    pub(in crate::hub) async fn tell_bye(&self, remote: &Remote) {
-        match *remote {}
+    pub(in crate::hub) async fn tell_bye(&self, shared: &SharedLog) {
+        match *shared {}
     }
 }
 
 impl Hub {
     pub(in crate::hub) async fn make_shared(
         &self,
-        remote: &Remote,
+        shared: &SharedLog,
         _: u128,
         _: &Subscription,
         _: Duration,
     ) -> Result<(), SubscriptionError> {
-        match *remote {}
+        match *shared {}
     }
 
-    pub(in crate::hub) async fn take_shared(&self, remote: &Remote, _: u128) -> Result<Taken, NotTaken> {
-        match *remote {}
+    pub(in crate::hub) async fn take_shared(&self, shared: &SharedLog, _: u128) -> Result<Taken, NotTaken> {
+        match *shared {}
     }
 
     pub(in crate::hub) fn give_back_shared(&self, _: Redeemed, _: SystemTime, _: Subscription) {}
-}
-
-impl Inner {
-    pub(in crate::hub) fn is_stale(&self) -> bool {
-        false
-    }
 }
