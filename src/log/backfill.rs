@@ -5,9 +5,11 @@ use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
+use super::Log;
 use super::channel::Channel;
-use super::store::{Effect, Record};
-use super::{Entry, Log, Millis};
+use super::entry::{Effect, Entry};
+use super::store::Record;
+use super::time::Millis;
 use crate::types::audience::{Address, Audience};
 use crate::types::position::Epoch;
 use crate::types::retention::Kind;

@@ -8,8 +8,8 @@
 use std::fmt;
 use std::task::Waker;
 
-use super::Millis;
 use super::reader::Reader;
+use super::time::Millis;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
 use crate::types::name::ConnectionId;
 

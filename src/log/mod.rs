@@ -23,6 +23,7 @@
 mod backfill;
 mod channel;
 mod cursor_handle;
+mod entry;
 mod epochs;
 mod heads;
 mod marks;
@@ -34,10 +35,11 @@ mod reader;
 mod sequencer;
 mod shared_chunks;
 mod store;
+mod subscribe;
+mod time;
 mod waking;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -46,10 +48,9 @@ use crate::types::audience::{Address, Audience, each_once};
 use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::{Epoch, Position};
 use crate::types::reason::GapReason;
-use crate::types::subscription::Start;
-use crate::wire::{Draft, Frame};
 
 use channel::Channel;
+use entry::Numbered;
 use epochs::{Break, Epochs};
 use heads::Heads;
 use sequencer::Sequencer;
@@ -58,21 +59,16 @@ use waking::Deferred;
 
 pub(crate) use backfill::Block;
 pub(crate) use cursor_handle::{Listener, Subscriber};
+pub(crate) use entry::{Appended, Effect, Entry};
 pub(crate) use policies::Policies;
-pub(crate) use reader::{Batch, Since};
-pub(crate) use sequencer::Usage;
-pub(crate) use store::Effect;
+pub(crate) use reader::Batch;
+pub(crate) use sequencer::{Budgets, Swept, Usage};
+pub(crate) use subscribe::{Begin, Changed, Joined, Joining, Since, TooManyTopics, Wanted};
+pub(crate) use time::{Millis, millis};
+pub(crate) use waking::Asleep;
 
 /// How many channels are entered or left at a time before publishers get their turn.
 const AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };
-
-/// Milliseconds since a moment that the owner of the log chose.
-pub(crate) type Millis = u64;
-
-/// Whole milliseconds; what is longer than anybody waits is cut to where sums of it do not overflow.
-pub(crate) fn millis(duration: Duration) -> Millis {
-    u64::try_from(duration.as_millis()).unwrap_or(Millis::MAX).min(Millis::MAX / 8)
-}
 
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -86,83 +82,6 @@ pub(crate) struct Log {
     pieces: Pieces,
     sequencer: Mutex<Sequencer>,
     deferred: Deferred,
-}
-
-/// The bounds of all channels together.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Budgets {
-    pub(crate) ring_bytes: usize,
-    pub(crate) keyed_bytes: usize,
-    /// How long an empty channel without listeners is remembered.
-    pub(crate) grace: Millis,
-}
-
-/// One validated event on its way into the log.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) audience: Audience,
-    pub(crate) effect: Effect,
-    pub(crate) draft: Draft,
-    /// When it was published, if that was before now: its age counts from then.
-    pub(crate) published: Option<Millis>,
-}
-
-/// An entry with its place.
-#[derive(Debug)]
-struct Numbered {
-    number: u64,
-    audience: Audience,
-    effect: Effect,
-    frame: Frame,
-    published: Option<Millis>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Appended {
-    pub(crate) position: Position,
-    pub(crate) receivers: usize,
-}
-
-/// Where a new connection begins to read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Begin {
-    Fresh(Start),
-    /// As a fresh one, for a client whose cursor was refused: the gap that it gets for that covers what the start misses.
-    Refused(Start),
-    /// After this number. It may be above the horizon, for a client that comes from an instance that is a moment ahead.
-    After(u64),
-}
-
-/// An address that a connection is subscribed to from its start.
-#[derive(Clone, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) address: Address,
-    /// It may not read what was published up to here, whatever its cursor says.
-    pub(crate) after: u64,
-}
-
-impl From<Address> for Wanted {
-    fn from(address: Address) -> Self {
-        Self { address, after: 0 }
-    }
-}
-
-/// A topic to be joined by a change.
-#[derive(Clone, Debug)]
-pub(crate) struct Joining {
-    pub(crate) topic: Topic,
-    pub(crate) since: Since,
-    /// As of [`Wanted`].
-    pub(crate) after: u64,
-}
-
-/// What a connection had been made to join before it was there.
-#[derive(Clone, Debug)]
-pub(crate) struct Joined {
-    pub(crate) address: Address,
-    pub(crate) since: Since,
-    /// Where the log was then.
-    pub(crate) at: u64,
 }
 
 impl Log {
@@ -223,7 +142,7 @@ impl Log {
         now: Millis,
     ) -> (SmallVec<[Appended; 1]>, Asleep) {
         let mut appended = SmallVec::new();
-        let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
+        let mut asleep = Asleep::default();
         {
             let mut sequencer = self.sequencer.lock();
             let (prefix, base) = self.epochs.prefix();
@@ -232,19 +151,19 @@ impl Log {
                 let named = entry.draft.finish(&prefix, number - base);
                 let Entry { audience, effect, published, .. } = entry;
                 let entry = Numbered { number, audience, effect, frame: named, published };
-                let receivers = sequencer.append(entry, &self.heads, now, |channel| marks.push(channel));
+                let receivers = sequencer.append(entry, &self.heads, now, |channel| asleep.0.push(channel));
                 self.horizon.store(number, Ordering::Release);
                 appended.push(Appended { position: self.at(number), receivers });
             }
             sequencer.sweep_a_little(&self.heads, now);
             release(sequencer);
         }
-        (appended, Asleep(marks))
+        (appended, asleep)
     }
 
     /// Takes in what a log that others number has given a place, in their order. False if that place is taken or passed.
     pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
-        let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
+        let mut asleep = Asleep::default();
         {
             let mut sequencer = self.sequencer.lock();
             let (prefix, base) = self.epochs.prefix();
@@ -255,12 +174,12 @@ impl Log {
             let frame = entry.draft.finish(&prefix, sequence);
             let Entry { audience, effect, published, .. } = entry;
             let entry = Numbered { number, audience, effect, frame, published };
-            sequencer.append(entry, &self.heads, now, |channel| marks.push(channel));
+            sequencer.append(entry, &self.heads, now, |channel| asleep.0.push(channel));
             self.horizon.store(number, Ordering::Release);
             sequencer.sweep_a_little(&self.heads, now);
             release(sequencer);
         }
-        self.wake(Asleep(marks), now);
+        self.wake(asleep, now);
         true
     }
 
@@ -335,17 +254,17 @@ impl Log {
         now: Millis,
         break_at: impl FnOnce(&mut Sequencer, u64) -> Option<Break>,
     ) {
-        let mut marks: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
+        let mut asleep = Asleep::default();
         {
             let mut sequencer = self.sequencer.lock();
             let (_, base) = self.epochs.prefix();
             let Some(found) = break_at(&mut sequencer, base) else { return };
             self.epochs.note_break(found);
-            sequencer.interrupt(found.at, audience, &self.heads, now, |channel| marks.push(channel));
+            sequencer.interrupt(found.at, audience, &self.heads, now, |channel| asleep.0.push(channel));
             self.horizon.store(found.at, Ordering::Release);
             release(sequencer);
         }
-        self.wake(Asleep(marks), now);
+        self.wake(asleep, now);
     }
 
     pub(crate) fn wake(&self, asleep: Asleep, now: Millis) {
@@ -593,48 +512,5 @@ fn release(mut sequencer: impl std::ops::DerefMut<Target = Sequencer>) {
     drop(dropped);
 }
 
-/// Those whom an append did not wake yet.
-#[derive(Debug, Default)]
-#[must_use = "they sleep until `wake`"]
-pub(crate) struct Asleep(SmallVec<[Arc<Channel>; 4]>);
-
-impl Asleep {
-    pub(crate) fn unite(&mut self, other: Self) {
-        self.0.extend(other.0);
-    }
-}
-
-/// What a change of topics did.
-#[derive(Debug, Default)]
-pub(crate) struct Changed {
-    pub(crate) left: Vec<Topic>,
-    pub(crate) joined: Vec<Topic>,
-    /// Some topics were both left and joined.
-    pub(crate) again: bool,
-    /// The topics in force afterwards.
-    pub(crate) topics: Vec<Topic>,
-}
-
-impl Changed {
-    pub(crate) fn is_any(&self) -> bool {
-        self.again || !self.left.is_empty() || !self.joined.is_empty()
-    }
-}
-
-/// It has as many topics as it may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooManyTopics;
-
 /// Channels, and the slots by which a subscriber listens there.
 type Entered = SmallVec<[(Arc<Channel>, u32); 4]>;
-
-/// What a sweep left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Swept {
-    /// More is due now.
-    More,
-    /// Something is kept that will be due.
-    Later,
-    /// Nothing is kept but what stays.
-    Nothing,
-}

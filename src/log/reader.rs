@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::Log;
 use super::backfill::Block;
 use super::channel::Channel;
 use super::pick::Pick;
 use super::shared_chunks::Piece;
 use super::store::Record;
-use super::{Begin, Joining, Log, TooManyTopics};
+use super::subscribe::{Begin, Joining, Since, TooManyTopics};
 use crate::types::audience::Address;
 use crate::types::name::{ConnectionId, Topic};
 use crate::types::reason::GapReason;
@@ -93,17 +94,6 @@ impl Replay {
     fn values_after(after: u64) -> Self {
         Self { values_after: after, records_after: u64::MAX, owes: None }
     }
-}
-
-/// From where on a subscriber joins a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Since {
-    /// From now on, with the current values first.
-    Now,
-    /// After this number, also what the subscriber's cursor has passed.
-    After(u64),
-    /// From now on, since what was asked for is not to be had.
-    Refused(GapReason),
 }
 
 /// What a change of topics comes to, each topic once.

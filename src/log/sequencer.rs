@@ -11,11 +11,12 @@ use smallvec::SmallVec;
 
 use super::channel::Channel;
 use super::cursor_handle::Listener;
+use super::entry::Numbered;
 use super::heads::Heads;
 use super::marks::Marks;
 use super::policies::Policies;
 use super::store::{Dropped, Part, PerPart, Record, Store};
-use super::{Budgets, Millis, Numbered, Swept, millis};
+use super::time::{Millis, millis};
 use crate::types::audience::{Address, Audience};
 use crate::types::retention::Kind;
 
@@ -25,6 +26,26 @@ const SWEEP: usize = 256;
 const SWEEP_EVERY: Millis = 100;
 /// The number of the channel that is never forgotten.
 const EVERYONE: u32 = 0;
+
+/// The bounds of all channels together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budgets {
+    pub(crate) ring_bytes: usize,
+    pub(crate) keyed_bytes: usize,
+    /// How long an empty channel without listeners is remembered.
+    pub(crate) grace: Millis,
+}
+
+/// What a sweep left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Swept {
+    /// More is due now.
+    More,
+    /// Something is kept that will be due.
+    Later,
+    /// Nothing is kept but what stays.
+    Nothing,
+}
 
 #[derive(Debug)]
 pub(super) struct Sequencer {

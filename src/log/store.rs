@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::Millis;
+use super::entry::Effect;
+use super::time::Millis;
 use crate::types::name::ConnectionId;
 use crate::types::retention::{Bounds, Kind, Retention};
 use crate::wire::Frame;
@@ -38,14 +39,6 @@ pub(crate) struct Record {
 
 /// Records that were dropped under a lock, to be freed after it.
 pub(super) type Dropped = SmallVec<[Arc<Record>; 4]>;
-
-/// What a record does to the current values of a channel that keeps them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
-    Nothing,
-    Sets(Arc<str>),
-    Removes(Arc<str>),
-}
 
 impl Record {
     pub(super) fn cost(&self) -> usize {

@@ -9,8 +9,8 @@ use std::task::Waker;
 
 use smallvec::SmallVec;
 
-use super::Millis;
 use super::channel::Channel;
+use super::time::Millis;
 use crate::sync::{Mutex, Ordering};
 
 /// How many listeners a publisher wakes itself: more would make its call depend on the number of listeners.
@@ -21,6 +21,17 @@ const BATCH: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
     queue: Mutex<VecDeque<Visit>>,
+}
+
+/// Those whom an append did not wake yet.
+#[derive(Debug, Default)]
+#[must_use = "they sleep until `wake`"]
+pub(crate) struct Asleep(pub(super) SmallVec<[Arc<Channel>; 4]>);
+
+impl Asleep {
+    pub(crate) fn unite(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
 }
 
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use crate::log::*;
 use crate::types::event::Event;
 use crate::types::name::UserId;
 use crate::types::retention::{Retention, TopicRule};
-use crate::wire::Framing;
+use crate::wire::{Draft, Framing};
 
 const TOPICS: usize = 3;
 const READERS: usize = 3;

@@ -18,7 +18,8 @@ use crate::sync::AtomicBool;
 use crate::types::event::Event;
 use crate::types::name::Topic;
 use crate::types::retention::Retention;
-use crate::wire::Framing;
+use crate::types::subscription::Start;
+use crate::wire::{Draft, Framing};
 
 fn model(check: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();

@@ -15,7 +15,8 @@ use crate::log::*;
 use crate::types::event::Event;
 use crate::types::name::{Topic, UserId};
 use crate::types::retention::{Retention, TopicRule};
-use crate::wire::Framing;
+use crate::types::subscription::Start;
+use crate::wire::{Draft, Framing};
 
 const GRACE: Millis = 10_000;
 const AGE: Millis = 3_000;

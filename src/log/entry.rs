@@ -1,0 +1,42 @@
+//! One event on its way into the log: before it has a number, with it, and the answer to its publisher.
+
+use std::sync::Arc;
+
+use super::time::Millis;
+use crate::types::audience::Audience;
+use crate::types::position::Position;
+use crate::wire::{Draft, Frame};
+
+/// One validated event on its way into the log.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) audience: Audience,
+    pub(crate) effect: Effect,
+    pub(crate) draft: Draft,
+    /// When it was published, if that was before now: its age counts from then.
+    pub(crate) published: Option<Millis>,
+}
+
+/// What a record does to the current values of a channel that keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Nothing,
+    Sets(Arc<str>),
+    Removes(Arc<str>),
+}
+
+/// An entry with its place.
+#[derive(Debug)]
+pub(super) struct Numbered {
+    pub(super) number: u64,
+    pub(super) audience: Audience,
+    pub(super) effect: Effect,
+    pub(super) frame: Frame,
+    pub(super) published: Option<Millis>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Appended {
+    pub(crate) position: Position,
+    pub(crate) receivers: usize,
+}
