@@ -4,14 +4,17 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::inner::Tasks;
 use super::{Hub, Inner};
 #[cfg(feature = "json")]
 use crate::backplane::Backplane;
 #[cfg(feature = "json")]
-use crate::hub::cluster::shared_log::SharedLog;
+use crate::hub::cluster::{backfill, bus, follow, shared_log::SharedLog};
 use crate::hub::config::configuration::Configuration;
 use crate::hub::config::limits::OverLimit;
 use crate::hub::config::origins::Origins;
+use crate::hub::tasks::background::Background;
+use crate::hub::upkeep::{recheck, sweep};
 use crate::log::Log;
 use crate::types::error::BuildError;
 use crate::types::position::Epoch;
@@ -363,9 +366,16 @@ impl HubBuilder {
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
         let log = Log::new(Epoch(epoch), policies, self.configuration.budgets());
-        let inner = Arc::new(Inner::new(log, self.configuration.settings, shared_log));
+        let of_shared_log: Vec<Background<Inner>> = match &shared_log {
+            #[cfg(feature = "json")]
+            Some(_) => [&follow::JOB, &bus::JOB, &backfill::JOB].map(Background::new).into(),
+            _ => Vec::new(),
+        };
+        let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));
+        let tasks = Tasks { sweep, recheck, of_shared_log };
+        let inner = Arc::new(Inner::new(log, self.configuration.settings, tasks, shared_log));
         // Without a runtime here, the task is started by the first caller that has one.
-        crate::hub::cluster::follow::ensure(&inner);
+        inner.ensure_shared_log();
         Ok(Hub { inner })
     }
 }

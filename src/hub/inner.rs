@@ -13,17 +13,16 @@ use super::cluster::shared_log::SharedLog;
 use super::config::limits::Rate;
 use super::config::settings::Settings;
 use super::connection::bans::Bars;
+use super::connection::handle::Link;
 use super::connection::registry::Registry;
 use super::connection::socket::Transports;
 use super::membership::roster::Presences;
 use super::observe::counters::Counters;
 use super::observe::lifecycle::Lifecycles;
-use super::tasks;
-use super::tasks::slot::TaskSlot;
-use super::tasks::workers::Workers;
+use super::tasks::background::Background;
+use super::tasks::workers::{Host, Workers, wake_rest};
 use super::tickets::store::Tickets;
-use super::upkeep;
-use super::upkeep::recheck::Rechecks;
+use super::upkeep::schedule::Rechecks;
 use crate::log::{Log, Millis, Since, millis};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::audience::{Address, Audience};
@@ -65,8 +64,8 @@ pub(crate) struct Inner {
     pub(super) registry: Registry,
     pub(super) transports: Transports,
     pub(super) counters: Counters,
-    pub(super) chores: Arc<TaskSlot>,
-    pub(super) workers: Workers,
+    pub(super) tasks: Tasks,
+    pub(super) workers: Workers<Link>,
     pub(super) bars: Bars,
     pub(super) rate: Mutex<Rate>,
     pub(super) presences: Presences,
@@ -77,6 +76,14 @@ pub(crate) struct Inner {
     pub(super) shared_log: Option<SharedLog>,
     pub(super) draining: AtomicBool,
     pub(super) closed: AtomicBool,
+}
+
+/// The background tasks. The builder names them, because they work on all of [`Inner`].
+pub(crate) struct Tasks {
+    pub(super) sweep: Background<Inner>,
+    pub(super) recheck: Background<Inner>,
+    /// None if no log is shared.
+    pub(super) of_shared_log: Vec<Background<Inner>>,
 }
 
 /// 128 bits that nobody guesses.
@@ -144,8 +151,8 @@ impl Hub {
     /// The hub's part after something was appended: count it, wake whom the log left to be woken, keep house.
     pub(super) fn published(&self, count: usize) {
         self.counters().published(count);
-        tasks::workers::wake_rest(&self.inner);
-        upkeep::sweep::ensure(&self.inner);
+        wake_rest(&*self.inner);
+        self.inner.tasks.sweep.ensure(&self.inner);
     }
 
     /// A `retry` at random between these multiples of a time, within what the settings allow.
@@ -161,7 +168,7 @@ impl Hub {
 const STARTED: Millis = 365 * 24 * 60 * 60 * 1000;
 
 impl Inner {
-    pub(super) fn new(log: Log, settings: Settings, shared_log: Option<SharedLog>) -> Self {
+    pub(super) fn new(log: Log, settings: Settings, tasks: Tasks, shared_log: Option<SharedLog>) -> Self {
         let grace = millis(settings.presence_grace);
         Self {
             log,
@@ -169,7 +176,7 @@ impl Inner {
             registry: Registry::new(settings.limits, grace),
             transports: Transports::default(),
             counters: Counters::default(),
-            chores: Arc::default(),
+            tasks,
             workers: Workers::default(),
             bars: Bars::default(),
             rate: Mutex::default(),
@@ -188,6 +195,11 @@ impl Inner {
         self.at(Instant::now())
     }
 
+    /// Starts the tasks of the shared log, if there is one and they do not run.
+    pub(super) fn ensure_shared_log(self: &Arc<Self>) {
+        self.tasks.of_shared_log.iter().for_each(|task| task.ensure(self));
+    }
+
     pub(super) fn at(&self, instant: Instant) -> Millis {
         let since = u64::try_from(instant.saturating_duration_since(self.started).as_millis());
         since.map_or(Millis::MAX, |since| since.saturating_add(STARTED))
@@ -195,6 +207,40 @@ impl Inner {
 
     pub(super) fn instant(&self, millis: Millis) -> Instant {
         self.started + Duration::from_millis(millis.saturating_sub(STARTED))
+    }
+}
+
+impl Host for Inner {
+    type Stream = Link;
+
+    fn workers(&self) -> &Workers<Link> {
+        &self.workers
+    }
+
+    fn ensure_tasks(self: &Arc<Self>) {
+        self.tasks.sweep.ensure(self);
+        self.tasks.recheck.ensure(self);
+        self.ensure_shared_log();
+    }
+
+    fn now(&self) -> Millis {
+        Self::now(self)
+    }
+
+    fn instant(&self, at: Millis) -> Instant {
+        Self::instant(self, at)
+    }
+
+    fn has_streams(&self) -> bool {
+        self.registry.len() > 0
+    }
+
+    fn has_deferred(&self) -> bool {
+        self.log.has_deferred()
+    }
+
+    fn wake_deferred(&self) -> bool {
+        self.log.wake_deferred(self.now())
     }
 }
 

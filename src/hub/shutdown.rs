@@ -42,8 +42,9 @@ impl Hub {
     /// For `/healthz` and `/readyz`.
     #[must_use]
     pub fn health(&self) -> Health {
-        crate::hub::cluster::follow::ensure(&self.inner);
-        let follows = self.inner.shared_log.as_ref().is_none_or(|shared| shared.is_ready(self.now()));
+        self.inner.ensure_shared_log();
+        let is_attended = self.inner.tasks.of_shared_log.iter().all(|task| task.is_attended(&self.inner));
+        let follows = self.inner.shared_log.as_ref().is_none_or(|shared| is_attended && shared.is_ready(self.now()));
         Health { live: true, ready: follows && !self.is_draining() }
     }
 

@@ -11,12 +11,13 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::sync::{Arc, Weak};
 
+use futures::FutureExt;
+
 use super::shared_log::SharedLog;
 use crate::backplane::BackplaneError;
 use crate::hub::connection::handle::Link;
 use crate::hub::tasks::back_off::{BackOff, in_time};
-use crate::hub::tasks::slot::TaskSlot;
-use crate::hub::tasks::workers;
+use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::Block;
 use crate::sync::Mutex;
@@ -30,14 +31,6 @@ const ROOM: usize = 16 << 20;
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Past {
     blocks: Mutex<Blocks>,
-    reading: Arc<TaskSlot>,
-}
-
-impl Past {
-    /// Whether the task that reads is alive, if a connection waits for it.
-    pub(in crate::hub) fn is_attended(&self) -> bool {
-        self.reading.is_attended() || self.blocks.lock().wanted.is_empty()
-    }
 }
 
 #[derive(Debug)]
@@ -115,7 +108,7 @@ impl Hub {
         let start = blocks.start(base, number);
         blocks.wanted.entry(start).or_default().insert(link.id(), Arc::downgrade(link));
         drop(blocks);
-        ensure(&self.inner, shared);
+        self.inner.ensure_shared_log();
         None
     }
 
@@ -150,18 +143,10 @@ impl Hub {
     }
 }
 
-/// Makes sure that the task reads, if a connection waits and there is a runtime.
-pub(in crate::hub) fn ensure(inner: &Arc<Inner>, shared: &SharedLog) {
-    if shared.past.is_attended() {
-        return;
-    }
-    let check = |inner: &Arc<Inner>| {
-        if let Some(shared) = &inner.shared_log {
-            ensure(inner, shared);
-        }
-    };
-    workers::ensure_task(inner, &shared.past.reading, |hub, _| read(hub), check);
-}
+pub(in crate::hub) static JOB: Job<Inner> = Job {
+    run: |hub, _| read(hub).boxed(),
+    has_work: |inner| inner.shared_log.as_ref().is_some_and(|shared| !shared.past.blocks.lock().wanted.is_empty()),
+};
 
 async fn read(inner: Weak<Inner>) {
     let mut back_off = BackOff::new();

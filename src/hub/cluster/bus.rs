@@ -11,12 +11,12 @@
 
 use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::future::{Either, select};
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::settings_digest::Agreement;
@@ -25,8 +25,7 @@ use crate::backplane::{BackplaneError, Told};
 use crate::hub::peers::message::{Body, Here, InstanceId, Message, News, Part};
 use crate::hub::peers::table::{Heard, Peers};
 use crate::hub::tasks::back_off::{BackOff, in_time};
-use crate::hub::tasks::slot::TaskSlot;
-use crate::hub::tasks::workers;
+use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
@@ -66,7 +65,6 @@ pub(in crate::hub) struct Control {
     tidings: Mutex<Tidings>,
     /// Where the log was, a while ago; newest last.
     positions: Mutex<VecDeque<(Millis, Position)>>,
-    attending: Arc<TaskSlot>,
     /// Of what was heard last.
     mark: Mutex<Option<Box<str>>>,
     /// It has heard itself, so whatever is said from now on.
@@ -113,7 +111,6 @@ impl Control {
             waiting: Mutex::default(),
             tidings: Mutex::default(),
             positions: Mutex::default(),
-            attending: Arc::default(),
             mark: Mutex::default(),
             hears: AtomicBool::new(false),
             heard_at: AtomicU64::new(NEVER),
@@ -125,10 +122,6 @@ impl Control {
     /// What all are asked.
     fn question(&self) -> Body {
         Body::Ask(self.agreement.terms().clone())
-    }
-
-    pub(in crate::hub) fn is_attended(&self) -> bool {
-        self.attending.is_attended()
     }
 
     pub(in crate::hub) fn me(&self) -> InstanceId {
@@ -201,9 +194,7 @@ fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     is_cut
 }
 
-pub(in crate::hub) fn ensure(inner: &Arc<Inner>, shared: &SharedLog) {
-    workers::ensure_task(inner, &shared.control.attending, |hub, _| attend(hub), |_| {});
-}
+pub(in crate::hub) static JOB: Job<Inner> = Job { run: |hub, _| attend(hub).boxed(), has_work: |_| true };
 
 async fn attend(hub: Weak<Inner>) {
     let mut back_off = BackOff::new();
@@ -447,7 +438,7 @@ impl Hub {
         shared: &SharedLog,
         command: Command,
     ) -> Result<(), BackplaneError> {
-        super::follow::ensure(&self.inner);
+        self.inner.ensure_shared_log();
         self.say(shared, Body::Command(command)).await
     }
 

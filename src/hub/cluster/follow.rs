@@ -5,20 +5,20 @@
 //! 2. Before it follows, it compares where the log is with what this instance has: another epoch, records that are gone.
 //! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
 
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
-use futures::StreamExt;
 use futures::future::{Either, select};
+use futures::{FutureExt, StreamExt};
 use tokio::time::{Duration, Instant, sleep_until};
 
 use super::history::Next;
 use super::record::{self, Decoded, Unreadable};
 use super::shared_log::{MOST, SharedLog, believable};
-use super::{append, backfill, bus, presence_records};
+use super::{append, presence_records};
 use crate::backplane::{BackplaneError, Current, Place, Stored};
 use crate::hub::tasks::back_off::{BackOff, in_time};
-use crate::hub::tasks::workers;
-use crate::hub::upkeep::sweep;
+use crate::hub::tasks::background::Job;
+use crate::hub::tasks::workers::wake_rest;
 use crate::hub::{Hub, Inner};
 use crate::log::{Effect, Entry};
 use crate::sync::Ordering;
@@ -32,16 +32,7 @@ const MUTE: u32 = 2;
 /// A server may be busy for a moment.
 const SHORTEST_LOOK: Duration = Duration::from_secs(1);
 
-/// Makes sure that the tasks of the shared log run, if there is a runtime.
-pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
-    let Some(shared) = &inner.shared_log else { return };
-    if shared.is_attended() {
-        return;
-    }
-    bus::ensure(inner, shared);
-    workers::ensure_task(inner, &shared.following, |hub, _| follow(hub), |_| {});
-    backfill::ensure(inner, shared);
-}
+pub(in crate::hub) static JOB: Job<Inner> = Job { run: |hub, _| follow(hub).boxed(), has_work: |_| true };
 
 async fn follow(inner: Weak<Inner>) {
     let hub = || inner.upgrade().map(|inner| Hub { inner });
@@ -190,7 +181,7 @@ impl Hub {
         // Streams that read the new epoch have seen this before.
         shared.epochs.fetch_add(1, Ordering::AcqRel);
         self.log().begin_epoch(epoch, gone, values, self.now());
-        workers::wake_rest(&self.inner);
+        wake_rest(&*self.inner);
         Ok(())
     }
 
@@ -199,7 +190,7 @@ impl Hub {
         let values = self.current_values(shared).await?;
         self.log().lose_all(upto, values, self.now());
         shared.last.store(upto, Ordering::Release);
-        workers::wake_rest(&self.inner);
+        wake_rest(&*self.inner);
         Ok(())
     }
 
@@ -235,8 +226,8 @@ impl Hub {
             }
             self.apply_one(shared, &stored, age);
         }
-        workers::wake_rest(&self.inner);
-        sweep::ensure(&self.inner);
+        wake_rest(&*self.inner);
+        self.inner.tasks.sweep.ensure(&self.inner);
         // Commands that were given when the log was further than this instance.
         self.carry_out_waiting(shared);
         Ok(())
@@ -302,7 +293,7 @@ impl Hub {
         shared: &SharedLog,
         events: Vec<(Audience, Event)>,
     ) -> Vec<Result<Position, PublishError>> {
-        ensure(&self.inner);
+        self.inner.ensure_shared_log();
         let keeps_values = |address: &_| self.log().keeps_values(address);
         let records = events.iter().map(|(audience, event)| append::record(audience, event, keeps_values)).collect();
         let limit = self.settings().publish_timeout;

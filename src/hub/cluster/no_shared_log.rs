@@ -89,8 +89,6 @@ impl SharedLog {
     }
 }
 
-pub(in crate::hub) fn ensure(_: &Arc<Inner>) {}
-
 impl Hub {
     pub(in crate::hub) async fn append_shared(
         &self,

@@ -16,7 +16,6 @@ use crate::backplane::{Backplane, BackplaneError, Place, Seen, State};
 use crate::hub::Settings;
 use crate::hub::peers::table::Other;
 use crate::hub::tasks::back_off::in_time;
-use crate::hub::tasks::slot::TaskSlot;
 use crate::log::{Millis, Policies};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::types::audience::{Address, Audience};
@@ -35,7 +34,6 @@ pub(super) const MOST: u64 = 1 << 53;
 
 pub(in crate::hub) struct SharedLog {
     pub(in crate::hub) backplane: Arc<dyn Backplane>,
-    pub(super) following: Arc<TaskSlot>,
     /// The log was read from its beginning once.
     pub(super) loaded: AtomicBool,
     /// It cannot be followed now.
@@ -59,7 +57,6 @@ impl SharedLog {
         Self {
             control: Control::new(settings.lease, settings.presence_grace, agreement),
             backplane,
-            following: Arc::default(),
             loaded: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             last: AtomicU64::new(0),
@@ -104,14 +101,9 @@ impl SharedLog {
         self.epochs.load(Ordering::Acquire) as u16
     }
 
-    /// Whether this instance follows the log and hears the others at this moment.
+    /// Whether this instance could follow the log and hear the others when it last tried.
     pub(in crate::hub) fn is_ready(&self, now: Millis) -> bool {
-        self.is_loaded() && !self.is_stale() && self.is_attended() && self.control.is_heard(now)
-    }
-
-    /// Whether the tasks of the shared log run on a runtime that is alive.
-    pub(super) fn is_attended(&self) -> bool {
-        self.following.is_attended() && self.control.is_attended() && self.past.is_attended()
+        self.is_loaded() && !self.is_stale() && self.control.is_heard(now)
     }
 
     /// How far a client may be ahead of this instance. An instance that cannot follow the log does not know how far the log

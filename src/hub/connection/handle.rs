@@ -7,6 +7,7 @@ use http::Extensions;
 use tokio::time::Duration;
 
 use crate::hub::Transport;
+use crate::hub::tasks::workers::Alarm;
 use crate::log::{Listener, Millis, Subscriber, millis};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::types::disconnect::Returns;
@@ -273,22 +274,23 @@ impl Link {
         self.alarm_at.load(Ordering::Acquire)
     }
 
-    pub(in crate::hub) fn set_alarm(&self, at: Millis) {
+    pub(in crate::hub) fn wake(&self, now: Millis) {
+        if let Some(waker) = self.subscriber.notify(now) {
+            waker.wake();
+        }
+    }
+}
+
+impl Alarm for Link {
+    fn set_alarm(&self, at: Millis) {
         self.alarm_at.store(at, Ordering::Release);
     }
 
-    /// What an alarm was for may be due. Nothing happens if it was set to another time since.
-    pub(in crate::hub) fn ring(&self, is_of: impl Fn(Millis) -> bool, now: Millis) {
+    fn ring(&self, is_of: impl Fn(Millis) -> bool, now: Millis) {
         let at = self.alarm_at();
         let is_this = at != Millis::MAX && is_of(at);
         if is_this && self.alarm_at.compare_exchange(at, Millis::MAX, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.wake(now);
-        }
-    }
-
-    pub(in crate::hub) fn wake(&self, now: Millis) {
-        if let Some(waker) = self.subscriber.notify(now) {
-            waker.wake();
         }
     }
 }

@@ -10,7 +10,6 @@ use super::roster::Roster;
 use crate::hub::Inner;
 use crate::hub::connection::handle::Link;
 use crate::hub::tasks::workers;
-use crate::hub::upkeep::sweep;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Joining, Since, TooManyTopics, Wanted};
 use crate::sync::Ordering;
 use crate::types::audience::Address;
@@ -205,14 +204,14 @@ impl Inner {
         drop(roster);
         self.wake(asleep);
         if is_due {
-            sweep::ensure(self);
+            self.tasks.sweep.ensure(self);
         }
         changed
     }
 
     fn wake(self: &Arc<Self>, asleep: Asleep) {
         self.log.wake(asleep, self.now());
-        workers::wake_rest(self);
+        workers::wake_rest(&**self);
     }
 }
 
@@ -242,7 +241,7 @@ impl Told<'_> {
             let was_due = self.roster.next_due();
             self.roster.exit(topic, user, self.inner.now());
             if was_due.is_none() {
-                self.inner.chores.rouse();
+                self.inner.tasks.sweep.rouse();
             }
         }
     }

@@ -11,10 +11,9 @@ use crate::hub::connection::handle::{Ending, Link};
 use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::connection::registry::UserTopic;
 use crate::hub::tasks::workers;
-use crate::hub::upkeep::recheck;
-use crate::hub::upkeep::sweep;
+use crate::hub::upkeep::schedule::Check;
 use crate::hub::{Connection, Hub, LifecycleEvent};
-use crate::log::{Begin, Joined, TooManyTopics, Wanted};
+use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::audience::Address;
 use crate::types::disconnect::Returns;
 use crate::types::disconnect_clock::Moment;
@@ -101,8 +100,15 @@ impl Hub {
             self.inner.tell_end(&link, Vec::new(), reason);
         }
         workers::ensure(&self.inner);
-        sweep::ensure(&self.inner);
-        recheck::watch(&self.inner, &link);
+        let tasks = &self.inner.tasks;
+        tasks.sweep.ensure(&self.inner);
+        if link.authority().is_some() {
+            let interval = millis(self.settings().recheck_interval());
+            if self.inner.rechecks.add(Check::first(link.id()), now, interval) {
+                tasks.recheck.rouse();
+            }
+            tasks.recheck.ensure(&self.inner);
+        }
         if self.is_draining() {
             // It began between the look above and the entry into the registry, and may not have seen this one.
             link.end(Ending::now(EndReason::Draining));
@@ -135,7 +141,7 @@ impl Hub {
             return Err(OpenError::Refused(RefusalReason::Draining));
         }
         if self.inner.shared_log.as_ref().is_some_and(|shared| !shared.is_loaded()) {
-            crate::hub::cluster::follow::ensure(&self.inner);
+            self.inner.ensure_shared_log();
             return Err(OpenError::Refused(RefusalReason::Starting));
         }
         match cursor {

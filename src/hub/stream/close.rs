@@ -17,7 +17,7 @@ impl Inner {
         let was_due = link.user().is_some().then(|| self.registry.next_due());
         if self.registry.remove(link, self.now()) {
             if was_due == Some(None) {
-                self.chores.rouse();
+                self.tasks.sweep.rouse();
             }
             self.bury(link, reason);
         }

@@ -11,7 +11,6 @@ use crate::hub::connection::handle::{Ending, Link};
 use crate::hub::connection::registry::UserTopic;
 use crate::hub::stream::admission::OpenError;
 use crate::hub::tickets::store::LONGEST as LONGEST_TICKET;
-use crate::hub::upkeep::sweep;
 use crate::log::{Joining, Since, TooManyTopics, millis};
 use crate::sync::Ordering;
 use crate::types::audience::{Address, Audience};
@@ -109,8 +108,8 @@ impl Hub {
             self.registry().join_user(user, joined, max_topics, self.now()).map_err(too_many)?;
         }
         // A user who is not there is forgotten in time.
-        sweep::ensure(&self.inner);
-        self.inner.chores.rouse();
+        self.inner.tasks.sweep.ensure(&self.inner);
+        self.inner.tasks.sweep.rouse();
         let mut joined = 0;
         for link in self.links(audience) {
             if self.inner.join_topic(&link, topic, since, self.settings().max_topics).map_err(too_many)? {

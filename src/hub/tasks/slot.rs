@@ -18,7 +18,6 @@ use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
@@ -131,19 +130,17 @@ impl TaskSlot {
 
     /// Starts the task on `runtime` unless it is [attended](Self::is_attended). `check` runs after the task has ended
     /// by itself, and starts it again if there is work.
-    pub(in crate::hub) fn ensure<F>(
+    pub(in crate::hub) fn ensure(
         self: &Arc<Self>,
         runtime: &Handle,
-        task: impl FnOnce(Arc<Notify>) -> F,
+        task: impl FnOnce(Arc<Notify>) -> BoxFuture<'static, ()>,
         check: impl FnOnce() + Send + 'static,
-    ) where
-        F: Future<Output = ()> + Send + 'static,
-    {
+    ) {
         let roused = Arc::<Notify>::default();
         let seat = Seat { runtime: Some(runtime.id()), roused: Arc::clone(&roused) };
         let Some(number) = self.claim(seat, clock()) else { return };
         let slot = Arc::clone(self);
-        let future = Some(task(roused).boxed());
+        let future = Some(task(roused));
         // Without a lock: a runtime that is shutting down drops the task at once.
         runtime.spawn(Task { slot, number, future, tick: None, check: Some(Box::new(check)) });
     }

@@ -312,7 +312,7 @@ impl Hub {
         let Redeemed { secret, over_at, .. } = redeemed;
         let now = self.now();
         let left = Duration::from_millis(over_at.saturating_sub(now));
-        let Some(runtime) = workers::home(&self.inner) else { return };
+        let Some(runtime) = workers::home(&*self.inner) else { return };
         if left.is_zero() {
             return;
         }

@@ -5,7 +5,6 @@
 //!    schedule. If it is replaced, its successor asks again about those that it was asking about.
 
 use std::cmp::Reverse;
-use std::collections::binary_heap::BinaryHeap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 
@@ -15,14 +14,13 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::Notify;
 use tokio::time::{Duration, timeout, timeout_at};
 
+use super::schedule::Check;
 use crate::hub::connection::handle::{Ending, Link};
-use crate::hub::tasks::slot::TaskSlot;
-use crate::hub::tasks::workers;
+use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
-use crate::sync::Mutex;
 use crate::types::disconnect::Returns;
-use crate::types::name::{ConnectionId, Topic};
+use crate::types::name::Topic;
 use crate::types::reason::EndReason;
 use crate::types::recheck::Recheck;
 use crate::types::refusal::{Kind, Refusal};
@@ -36,26 +34,6 @@ const NEVER: Duration = Duration::from_secs(86_400);
 /// Two times of expiry that are as close as this are one, in milliseconds.
 const SAME_TIME: Millis = 100;
 
-#[derive(Debug, Default)]
-pub(in crate::hub) struct Rechecks {
-    schedule: Mutex<Schedule>,
-    task: Arc<TaskSlot>,
-}
-
-#[derive(Debug, Default)]
-struct Schedule {
-    due: BinaryHeap<Reverse<Check>>,
-    /// Those that the task is asking about.
-    asking: Vec<Check>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Check {
-    at: Millis,
-    connection: ConnectionId,
-    failures: u8,
-}
-
 /// What came of one check; no verdict if the hook panicked or took too long.
 struct Answer {
     check: Check,
@@ -66,28 +44,10 @@ struct Answer {
     verdict: Option<Recheck>,
 }
 
-/// Puts a new connection into the schedule, if there is somebody to ask.
-pub(in crate::hub) fn watch(inner: &Arc<Inner>, link: &Link) {
-    if link.authority().is_some() {
-        inner.schedule_check(Check { at: 0, connection: link.id(), failures: 0 }, inner.now());
-        ensure(inner);
-    }
-}
-
-/// Makes sure that a task asks, if there is something to ask and a runtime.
-pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
-    let rechecks = &inner.rechecks;
-    if rechecks.task.is_attended() || rechecks.schedule.lock().is_empty() {
-        return;
-    }
-    workers::ensure_task(inner, &rechecks.task, ask_all, ensure);
-}
-
-impl Schedule {
-    fn is_empty(&self) -> bool {
-        self.due.is_empty() && self.asking.is_empty()
-    }
-}
+pub(in crate::hub) static JOB: Job<Inner> = Job {
+    run: |hub, roused| ask_all(hub, roused).boxed(),
+    has_work: |inner| !inner.rechecks.schedule.lock().is_empty(),
+};
 
 async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
     if let Some(inner) = hub.upgrade() {
@@ -136,39 +96,14 @@ async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
 }
 
 impl Inner {
-    /// Sets the time of the next check: an interval from the start of the last one, up to a tenth less, so that those who
-    /// came together are not asked about together.
-    fn schedule_check(&self, check: Check, last: Millis) {
-        let interval = millis(self.settings.recheck_interval());
-        let at = last + interval - fastrand::u64(0..=interval / 10);
-        let mut schedule = self.rechecks.schedule.lock();
-        let is_first = schedule.due.peek().is_none_or(|Reverse(first)| at < first.at);
-        schedule.due.push(Reverse(Check { at, ..check }));
-        drop(schedule);
-        if is_first {
-            self.rechecks.task.rouse();
-        }
-    }
-
     /// The next check that is due, of a connection that is still there.
     fn next_check(&self) -> Option<(Check, Arc<Link>)> {
         let now = self.now();
-        let mut schedule = self.rechecks.schedule.lock();
-        while schedule.due.peek().is_some_and(|Reverse(check)| check.at <= now) {
-            let Reverse(check) = schedule.due.pop()?;
-            if let Some(link) = self.registry.find(check.connection) {
-                schedule.asking.push(check);
-                if now > check.at + millis(self.settings.recheck_interval()) {
-                    self.counters.rechecks_late(now);
-                }
-                return Some((check, link));
-            }
+        let (check, link) = self.rechecks.next(now, |connection| self.registry.find(connection))?;
+        if now > check.at + millis(self.settings.recheck_interval()) {
+            self.counters.rechecks_late(now);
         }
-        if schedule.due.capacity() > 1024 && schedule.due.len() < schedule.due.capacity() / 8 {
-            let len = schedule.due.len();
-            schedule.due.shrink_to(len * 2);
-        }
-        None
+        Some((check, link))
     }
 
     fn ask(&self, check: Check, link: Arc<Link>) -> BoxFuture<'static, Answer> {
@@ -234,7 +169,10 @@ impl Hub {
         if failures >= FAILURES {
             return self.revoke(&link, &Refusal::forbidden());
         }
-        self.inner.schedule_check(Check { failures, ..check }, asked_at);
+        let interval = millis(self.settings().recheck_interval());
+        if self.inner.rechecks.add(Check { failures, ..check }, asked_at, interval) {
+            self.inner.tasks.recheck.rouse();
+        }
     }
 
     fn narrow(&self, link: &Arc<Link>, had: &[Topic], subscription: &Subscription) {

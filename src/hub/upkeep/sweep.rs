@@ -5,34 +5,24 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::recheck;
 use crate::hub::Inner;
 use crate::hub::connection::handle::{Ending, Link};
-use crate::hub::tasks::workers;
+use crate::hub::tasks::background::Job;
 use crate::log::{Millis, Swept, millis};
 use crate::types::reason::EndReason;
 
 /// How often age and stalls are looked at, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Makes sure that the task runs, if there is a runtime; without one, publishers do what they can.
-pub(in crate::hub) fn ensure(inner: &Arc<Inner>) {
-    if inner.chores.is_attended() {
-        return;
-    }
-    let pause = (inner.settings.write_deadline / 4).min(LONGEST_PAUSE);
-    let check = |inner: &Arc<Inner>| {
-        if inner.sweep() != Swept::Nothing {
-            ensure(inner);
-        }
-    };
-    workers::ensure_task(inner, &inner.chores, |hub, roused| keep(hub, roused, pause), check);
-}
+pub(in crate::hub) static JOB: Job<Inner> =
+    Job { run: |hub, roused| keep(hub, roused).boxed(), has_work: |inner| inner.sweep() != Swept::Nothing };
 
-async fn keep(hub: Weak<Inner>, roused: Arc<Notify>, pause: Duration) {
+async fn keep(hub: Weak<Inner>, roused: Arc<Notify>) {
+    let Some(pause) = hub.upgrade().map(|inner| (inner.settings.write_deadline / 4).min(LONGEST_PAUSE)) else { return };
     let mut next_look = Instant::now() + pause;
     loop {
         let Some(inner) = hub.upgrade() else { return };
@@ -42,7 +32,7 @@ async fn keep(hub: Weak<Inner>, roused: Arc<Notify>, pause: Duration) {
             if now < next_look + pause {
                 inner.give_up_stalled();
             }
-            recheck::ensure(&inner);
+            inner.tasks.recheck.ensure(&inner);
             next_look = now + pause;
         }
         let swept = inner.sweep();

@@ -1,0 +1,61 @@
+//! A background task of a hub: how it runs, when there is work for it, and the slot that it runs in.
+//!
+//! A caller stores work under a lock and then calls [`Background::ensure`]. The task ends by itself when it finds no work.
+//! `has_work` is asked again after that, under the same lock, so no work is left without a task ([rule 4 of
+//! slots](super::slot)).
+
+use std::sync::{Arc, Weak};
+
+use futures::future::BoxFuture;
+use tokio::sync::Notify;
+
+use super::slot::TaskSlot;
+use super::workers::{Host, home};
+
+/// What a background task does. `H` is what the hub holds.
+pub(in crate::hub) struct Job<H> {
+    /// Runs until there is no work, or until the hub is gone. The notification wakes it before its own time.
+    pub(in crate::hub) run: fn(Weak<H>, Arc<Notify>) -> BoxFuture<'static, ()>,
+    /// Whether there is work for it.
+    pub(in crate::hub) has_work: fn(&Arc<H>) -> bool,
+}
+
+pub(in crate::hub) struct Background<H: 'static> {
+    slot: Arc<TaskSlot>,
+    job: &'static Job<H>,
+}
+
+impl<H: Host> Background<H> {
+    pub(in crate::hub) fn new(job: &'static Job<H>) -> Self {
+        Self { slot: Arc::default(), job }
+    }
+
+    /// Starts the task if there is work and no task that gets its turns. Without a runtime nothing happens: the first
+    /// caller that has one starts it.
+    pub(in crate::hub) fn ensure(&self, host: &Arc<H>) {
+        if !self.slot.is_attended() {
+            start(&self.slot, self.job, host);
+        }
+    }
+
+    /// Whether its work is done: by a task that gets its turns, or because there is none.
+    pub(in crate::hub) fn is_attended(&self, host: &Arc<H>) -> bool {
+        self.slot.is_attended() || !(self.job.has_work)(host)
+    }
+
+    /// Wakes the task, because something may be due before it would look.
+    pub(in crate::hub) fn rouse(&self) {
+        self.slot.rouse();
+    }
+}
+
+fn start<H: Host>(slot: &Arc<TaskSlot>, job: &'static Job<H>, host: &Arc<H>) {
+    let Some(runtime) = home(&**host).filter(|_| (job.has_work)(host)) else { return };
+    let (weak, ended, checked) = (Arc::downgrade(host), Arc::downgrade(host), Arc::clone(slot));
+    let check = move || {
+        if let Some(host) = ended.upgrade() {
+            start(&checked, job, &host);
+        }
+    };
+    slot.ensure(&runtime, |roused| (job.run)(weak, roused), check);
+}
