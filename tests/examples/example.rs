@@ -6,7 +6,7 @@
 pub mod hyper;
 #[path = "../../examples/quickstart.rs"]
 pub mod quickstart;
-#[path = "../../examples/standalone/main.rs"]
+#[path = "../../examples/standalone/src/main.rs"]
 pub mod standalone;
 #[path = "../../examples/two_instances/main.rs"]
 pub mod two_instances;
