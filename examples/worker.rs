@@ -2,7 +2,7 @@
 //!
 //! ```sh
 //! redis-server &
-//! cargo run --features redis --example standalone -- --backplane redis://127.0.0.1:6379 --latest reports/
+//! cargo run -p standalone -- --backplane redis://127.0.0.1:6379 --latest reports/
 //! # open http://127.0.0.1:8080/?topic=reports/7, then
 //! cargo run --features redis --example worker -- redis://127.0.0.1:6379
 //! ```

@@ -17,11 +17,11 @@ use crate::support::{get, send, soon, subscribe};
 /// Far above what a tidy end takes, far below what clients that do not read could make of it.
 const IN_TIME: Duration = Duration::from_secs(12);
 
-pub use crate::program::example;
+pub use crate::program::{example, standalone};
 
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| example("standalone"))
+    PROGRAM.get_or_init(standalone)
 }
 
 /// A child that does not outlive its test.

@@ -7,17 +7,27 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-/// An example, which `cargo test` builds beside this test. After `cargo test --test …` it may be missing or old, so it is
-/// built here.
+/// An example, which `cargo test` builds beside this test.
 pub fn example(name: &str) -> PathBuf {
+    built(&format!("examples/{name}"), &["--example", name])
+}
+
+/// The standalone hub, which `tests/run` builds before the tests. With an example, cargo gives the dependencies the
+/// features that they have in tests, and so builds none of them twice.
+pub fn standalone() -> PathBuf {
+    built("standalone", &["--workspace", "--bin", "standalone", "--example", "worker"])
+}
+
+/// A program below the folder of the profile. After `cargo test --test …` it may be missing or old, so this builds it.
+fn built(program: &str, targets: &[&str]) -> PathBuf {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock().unwrap();
     let deps = std::env::current_exe().unwrap();
     let profile = deps.ancestors().nth(2).unwrap();
-    let program = profile.join("examples").join(name);
+    let program = profile.join(program);
     if !is_fresh(&program) {
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--example", name, "--target-dir"]).arg(profile.parent().unwrap());
+        build.args(["build", "--quiet"]).args(targets).arg("--target-dir").arg(profile.parent().unwrap());
         if profile.ends_with("release") {
             build.arg("--release");
         }

@@ -1,4 +1,4 @@
-//! What a delivery costs, against the floors: `cargo bench --bench floors`. See `docs/performance.md`.
+//! What a delivery costs, against the floors: `cargo run --release -p floors`. See `docs/performance.md`.
 //!
 //! It starts each server in a process of its own, opens thousands of connections to it, verifies what comes, and prints
 //! tables. After `--`: `--smoke`, `--quick`, `--rounds N`, `--case NAME`, `--kind NAME`, `--json FILE`.
@@ -50,14 +50,13 @@ impl Arguments {
             let place = arguments.iter().position(|argument| argument == name)?;
             Some(arguments.get(place + 1).unwrap_or_else(|| panic!("{name} of what?")).clone())
         };
-        // `cargo test` runs benchmarks too, without this argument: only to see that they run.
-        let is_measured = has("--bench");
-        // What its own arguments are for is not here: a list of tests, or those with a name.
+        // `cargo test` runs this program too, only to see that it runs. A list of tests, or the name of a test, is
+        // not meant for this program.
         let is_asked_for_others = |argument: &String| argument == "--list" || !argument.starts_with('-');
-        if !is_measured && arguments.iter().any(is_asked_for_others) {
+        if cfg!(test) && arguments.iter().any(is_asked_for_others) {
             return None;
         }
-        let smoke = !is_measured || has("--smoke");
+        let smoke = cfg!(test) || has("--smoke");
         let rounds = if smoke {
             1
         } else if has("--quick") {

@@ -1,7 +1,7 @@
 //! A hub that programs in any language publish to.
 //!
 //! ```sh
-//! cargo run --release --example standalone -- --listen 127.0.0.1:8080 --latest sensors/
+//! cargo run --release -p standalone -- --listen 127.0.0.1:8080 --latest sensors/
 //! curl -N 'http://127.0.0.1:8080/events?topic=news&topic=sensors/boiler'
 //! curl -d 'It rains.' 'http://127.0.0.1:8080/topics/news?event=headline'
 //! curl -d '21.5' 'http://127.0.0.1:8080/topics/sensors/boiler?event=temperature&key=boiler'
@@ -25,7 +25,7 @@
 //! away is `503`. So is a batch of which the broker did not take every event; its answer begins with how many were published.
 //!
 //! ```sh
-//! cargo run --release --features redis --example standalone -- --backplane redis://127.0.0.1:6379 --listen 127.0.0.1:8081
+//! cargo run --release -p standalone -- --backplane redis://127.0.0.1:6379 --listen 127.0.0.1:8081
 //! ```
 
 mod options;

@@ -33,7 +33,7 @@ Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--lat
   --hand-over          Take the socket of a stream out of the HTTP server: an idle one takes less than a kilobyte then.
   --backplane URL      Share the log with all that have the same broker and namespace: redis://127.0.0.1:6379,
                        rediss://user:password@host, nats://127.0.0.1:4222. What one takes all deliver, and clients go on
-                       at any. Needs a build with `--features redis` or `nats`. Defaults to a log of its own.
+                       at any. Defaults to a log of its own.
   --namespace NAME     Which log on the broker. Any text. Defaults to `default`.
   --help               Print this.
 ";
