@@ -21,6 +21,7 @@
 //! Readers never take the sequencer's. Nothing is woken under a lock.
 
 mod backfill;
+mod batch;
 mod channel;
 mod cursor_handle;
 mod entry;
@@ -58,10 +59,10 @@ use shared_chunks::Pieces;
 use waking::Deferred;
 
 pub(crate) use backfill::Block;
+pub(crate) use batch::Batch;
 pub(crate) use cursor_handle::{Listener, Subscriber};
 pub(crate) use entry::{Appended, Effect, Entry};
 pub(crate) use policies::Policies;
-pub(crate) use reader::Batch;
 pub(crate) use sequencer::{Budgets, Swept, Usage};
 pub(crate) use subscribe::{Begin, Changed, Joined, Joining, Since, TooManyTopics, Wanted};
 pub(crate) use time::{Millis, millis};

@@ -4,15 +4,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::batch::{Batch, MAX_BYTES, MAX_RECORDS, Picked};
 use super::channel::Channel;
-use super::reader::{Batch, Picked};
 use super::store::Record;
 use crate::types::name::ConnectionId;
-
-/// How many records one read hands out at most.
-pub(super) const MAX_RECORDS: usize = 64;
-/// How many bytes it hands out at most, if that is more than one record.
-pub(super) const MAX_BYTES: usize = 64 * 1024;
 
 /// Each record once.
 pub(super) struct Pick {

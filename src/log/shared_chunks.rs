@@ -6,23 +6,14 @@
 
 use std::sync::Arc;
 
+use super::batch::{MAX_BYTES, MAX_RECORDS, Piece};
 use super::channel::Channel;
-use super::pick::{MAX_BYTES, MAX_RECORDS};
 use super::store::{Record, Store};
 use crate::sync::Mutex;
 use crate::wire::Chunk;
 
 /// How many are kept, until others take their place: at most this times the bound of one read, so a megabyte.
 const KEPT: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
-
-/// Records of one channel, in order and with their ids, as one chunk.
-#[derive(Clone, Debug)]
-pub(crate) struct Piece {
-    pub(crate) chunk: Chunk,
-    pub(crate) count: usize,
-    /// All that the channel has up to here is in it.
-    pub(super) upto: u64,
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Pieces([Mutex<Option<Kept>>; KEPT]);
