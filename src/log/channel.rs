@@ -5,8 +5,8 @@ use std::collections::binary_heap::BinaryHeap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::cursor_handle::{Listener, Subscriber};
 use super::heads::Heads;
+use super::listener::Listener;
 use super::store::Store;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::types::audience::Address;
@@ -100,16 +100,16 @@ impl Channel {
 
     /// Who listens at this moment.
     pub(super) fn listeners(&self) -> Vec<ConnectionId> {
-        self.listeners.lock().slots.iter().flatten().map(|listener| listener.subscriber().id).collect()
+        self.listeners.lock().slots.iter().flatten().map(|listener| listener.id()).collect()
     }
 
     /// Hands the listeners of up to `max` slots, from slot `from` on, to `each`; returns the slot to go on from, or none
     /// at the end.
-    pub(super) fn visit(&self, from: usize, max: usize, mut each: impl FnMut(&Subscriber)) -> Option<usize> {
+    pub(super) fn visit(&self, from: usize, max: usize, mut each: impl FnMut(&dyn Listener)) -> Option<usize> {
         let listeners = self.listeners.lock();
         let end = listeners.slots.len();
         let stop = end.min(from + max);
-        listeners.slots.get(from..stop)?.iter().flatten().for_each(|listener| each(listener.subscriber()));
+        listeners.slots.get(from..stop)?.iter().flatten().for_each(|listener| each(&**listener));
         (stop < end).then_some(stop)
     }
 }
@@ -154,16 +154,17 @@ impl Listeners {
 #[cfg(all(test, not(tower_sse_loom)))]
 mod tests {
     use super::*;
+    use crate::log::CursorHandle;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn who_listens_is_visited_and_few_lie_in_few_slots(steps in proptest::collection::vec(any::<u8>(), 0..300)) {
             let channel = Channel::new(Address::Everyone, 0, 0, 0, 0);
-            let mut there: Vec<(u32, Arc<Subscriber>)> = Vec::new();
+            let mut there: Vec<(u32, Arc<CursorHandle>)> = Vec::new();
             for step in steps {
                 if step < 140 || there.is_empty() {
-                    let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(0)));
+                    let subscriber = Arc::new(CursorHandle::new(ConnectionId::from_bits(0)));
                     there.push((channel.add_listener(Arc::clone(&subscriber) as _), subscriber));
                 } else {
                     let (slot, _) = there.swap_remove(step as usize % there.len());

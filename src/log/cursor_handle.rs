@@ -8,6 +8,7 @@
 use std::fmt;
 use std::task::Waker;
 
+use super::listener::Listener;
 use super::reader::Reader;
 use super::time::Millis;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
@@ -15,32 +16,38 @@ use crate::types::name::ConnectionId;
 
 const NOT_WOKEN: Millis = Millis::MAX;
 
-pub(crate) struct Subscriber {
+pub(crate) struct CursorHandle {
     pub(super) id: ConnectionId,
     woken_at: AtomicU64,
     waker: WakerCell,
     pub(super) reader: Mutex<Reader>,
 }
 
-/// Whoever has a subscriber as a part of itself, so that the two are one piece of memory.
-pub(crate) trait Listener: Send + Sync {
-    fn subscriber(&self) -> &Subscriber;
-}
-
-impl Listener for Subscriber {
-    fn subscriber(&self) -> &Subscriber {
+impl AsRef<CursorHandle> for CursorHandle {
+    fn as_ref(&self) -> &CursorHandle {
         self
     }
 }
 
-/// Without what it reads: its channels hold it in turn.
-impl fmt::Debug for Subscriber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscriber").field("woken_since", &self.woken_since()).finish_non_exhaustive()
+/// A connection has its handle as a part of itself, so that the two are one piece of memory.
+impl<T: AsRef<CursorHandle> + Send + Sync> Listener for T {
+    fn id(&self) -> ConnectionId {
+        self.as_ref().id
+    }
+
+    fn notify(&self, now: Millis) -> Option<Waker> {
+        self.as_ref().notify(now)
     }
 }
 
-impl Subscriber {
+/// Without what it reads: its channels hold it in turn.
+impl fmt::Debug for CursorHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CursorHandle").field("woken_since", &self.woken_since()).finish_non_exhaustive()
+    }
+}
+
+impl CursorHandle {
     pub(crate) fn new(id: ConnectionId) -> Self {
         Self { id, woken_at: AtomicU64::new(NOT_WOKEN), waker: WakerCell::new(), reader: Mutex::new(Reader::default()) }
     }

@@ -27,6 +27,7 @@ mod cursor_handle;
 mod entry;
 mod epochs;
 mod heads;
+mod listener;
 mod marks;
 #[cfg(test)]
 mod models;
@@ -54,13 +55,14 @@ use channel::Channel;
 use entry::Numbered;
 use epochs::{Break, Epochs};
 use heads::Heads;
+use listener::Listener;
 use sequencer::Sequencer;
 use shared_chunks::Pieces;
 use waking::Deferred;
 
 pub(crate) use backfill::Block;
 pub(crate) use batch::Batch;
-pub(crate) use cursor_handle::{Listener, Subscriber};
+pub(crate) use cursor_handle::CursorHandle;
 pub(crate) use entry::{Appended, Effect, Entry};
 pub(crate) use policies::Policies;
 pub(crate) use sequencer::{Budgets, Swept, Usage};
@@ -274,7 +276,7 @@ impl Log {
 
     /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the stream has caught up when
     /// it has read to there. Nothing happens if it is closed.
-    pub(crate) fn open<L: Listener + 'static>(
+    pub(crate) fn open<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
         wanted: impl IntoIterator<Item = impl Into<Wanted>>,
@@ -283,7 +285,7 @@ impl Log {
     ) -> u64 {
         let mut wanted: Vec<Wanted> = wanted.into_iter().map(Into::into).collect();
         each_once(&mut wanted, |wanted| &wanted.address);
-        let mut reader = listener.subscriber().reader.lock();
+        let mut reader = L::as_ref(listener).reader.lock();
         if reader.is_closed() {
             return self.horizon();
         }
@@ -333,7 +335,7 @@ impl Log {
 
     /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already, or not open, nothing
     /// changes, and false is returned. At most `max_topics` topics.
-    pub(crate) fn join<L: Listener + 'static>(
+    pub(crate) fn join<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
         address: &Address,
@@ -341,7 +343,7 @@ impl Log {
         max_topics: usize,
         now: Millis,
     ) -> Result<bool, TooManyTopics> {
-        let mut reader = listener.subscriber().reader.lock();
+        let mut reader = L::as_ref(listener).reader.lock();
         if !reader.admits(address, max_topics)? {
             return Ok(false);
         }
@@ -354,14 +356,14 @@ impl Log {
     }
 
     /// Subscribes to what was joined before the connection was there, as if it had been.
-    pub(crate) fn join_as_of<L: Listener + 'static>(
+    pub(crate) fn join_as_of<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
         joined: &Joined,
         max_topics: usize,
         now: Millis,
     ) -> Result<bool, TooManyTopics> {
-        let mut reader = listener.subscriber().reader.lock();
+        let mut reader = L::as_ref(listener).reader.lock();
         if !reader.admits(&joined.address, max_topics)? {
             return Ok(false);
         }
@@ -378,7 +380,7 @@ impl Log {
     ///
     /// `confirm` is asked when the subscriber listens to all of them, and before anything is left. So what takes a topic away
     /// either finds this subscriber among its listeners, or was noted before `confirm` looks.
-    pub(crate) fn change<L: Listener + 'static, E: From<TooManyTopics>>(
+    pub(crate) fn change<L: Listener + AsRef<CursorHandle> + 'static, E: From<TooManyTopics>>(
         &self,
         listener: &Arc<L>,
         leave: &[Topic],
@@ -387,7 +389,7 @@ impl Log {
         now: Millis,
         confirm: impl FnOnce() -> Result<(), E>,
     ) -> Result<Changed, E> {
-        let mut reader = listener.subscriber().reader.lock();
+        let mut reader = L::as_ref(listener).reader.lock();
         if !reader.is_open() {
             return Ok(Changed::default());
         }
@@ -425,7 +427,7 @@ impl Log {
 
     /// Ends the subscription to one address: nothing more of it is read, not even what waits. Returns whether there was
     /// one.
-    pub(crate) fn leave(&self, subscriber: &Subscriber, address: &Address, now: Millis) -> bool {
+    pub(crate) fn leave(&self, subscriber: &CursorHandle, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
         let left = reader.leave(address, self.horizon());
         self.exit(left.as_slice(), now);
@@ -433,7 +435,7 @@ impl Log {
     }
 
     /// Ends all subscriptions. A second call changes nothing. Returns the topics that it had.
-    pub(crate) fn close(&self, subscriber: &Subscriber, now: Millis) -> Vec<Topic> {
+    pub(crate) fn close(&self, subscriber: &CursorHandle, now: Millis) -> Vec<Topic> {
         let mut reader = subscriber.reader.lock();
         let topics = reader.topics().cloned().collect();
         let memberships = reader.leave_all();
@@ -442,13 +444,13 @@ impl Log {
     }
 
     /// What `subscriber` may read now, within bounds. The cursor moves with it.
-    pub(crate) fn read(&self, subscriber: &Subscriber, batch: &mut Batch) {
+    pub(crate) fn read(&self, subscriber: &CursorHandle, batch: &mut Batch) {
         subscriber.reader.lock().read(self, subscriber.id, batch);
     }
 
     /// The cursor as an id that may be written now, and the topics if they have changed since this was last asked. None
     /// while something from before the cursor is still to be replayed.
-    pub(crate) fn settled(&self, subscriber: &Subscriber) -> Option<(Position, Option<Vec<Topic>>)> {
+    pub(crate) fn settled(&self, subscriber: &CursorHandle) -> Option<(Position, Option<Vec<Topic>>)> {
         let mut reader = subscriber.reader.lock();
         if reader.is_replaying() {
             return None;
@@ -458,7 +460,7 @@ impl Log {
     }
 
     /// The topics in force.
-    pub(crate) fn topics(&self, subscriber: &Subscriber) -> Vec<Topic> {
+    pub(crate) fn topics(&self, subscriber: &CursorHandle) -> Vec<Topic> {
         subscriber.reader.lock().topics().cloned().collect()
     }
 
@@ -474,12 +476,12 @@ impl Log {
     }
 
     /// Everything up to here was read; [`read`](Self::read) has returned it.
-    pub(crate) fn cursor(&self, subscriber: &Subscriber) -> u64 {
+    pub(crate) fn cursor(&self, subscriber: &CursorHandle) -> u64 {
         subscriber.reader.lock().cursor()
     }
 
     /// How many records behind the horizon the subscriber's cursor is, counting everybody's.
-    pub(crate) fn lag(&self, subscriber: &Subscriber) -> u64 {
+    pub(crate) fn lag(&self, subscriber: &CursorHandle) -> u64 {
         self.horizon().saturating_sub(subscriber.reader.lock().cursor())
     }
 

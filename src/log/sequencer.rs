@@ -10,9 +10,9 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
-use super::cursor_handle::Listener;
 use super::entry::Numbered;
 use super::heads::Heads;
+use super::listener::Listener;
 use super::marks::Marks;
 use super::policies::Policies;
 use super::store::{Dropped, Part, PerPart, Record, Store};

@@ -50,8 +50,8 @@ impl Deferred {
             let quick = listening <= budget && channel.slots() <= BATCH;
             if quick && !channel.marked.load(Ordering::Acquire) {
                 budget -= listening;
-                let rest = channel.visit(0, BATCH, |subscriber| {
-                    if let Some(waker) = subscriber.notify(now) {
+                let rest = channel.visit(0, BATCH, |listener| {
+                    if let Some(waker) = listener.notify(now) {
                         wakers.push(waker);
                     }
                 });
@@ -84,8 +84,8 @@ impl Deferred {
             channel.marked.swap(false, Ordering::AcqRel);
         }
         let mut wakers: SmallVec<[Waker; BATCH]> = SmallVec::new();
-        let rest = channel.visit(from, BATCH, |subscriber| {
-            if let Some(waker) = subscriber.notify(now) {
+        let rest = channel.visit(from, BATCH, |listener| {
+            if let Some(waker) = listener.notify(now) {
                 wakers.push(waker);
             }
         });

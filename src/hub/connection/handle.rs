@@ -8,7 +8,7 @@ use tokio::time::Duration;
 
 use crate::hub::Transport;
 use crate::hub::tasks::workers::Alarm;
-use crate::log::{Listener, Millis, Subscriber, millis};
+use crate::log::{CursorHandle, Millis, millis};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::types::disconnect::Returns;
 use crate::types::name::{ConnectionId, UserId};
@@ -17,7 +17,7 @@ use crate::types::recheck::Authority;
 use crate::types::subscription::Subscription;
 
 pub(crate) struct Link {
-    pub(crate) subscriber: Subscriber,
+    pub(crate) subscriber: CursorHandle,
     /// Who it is; none for a page of nobody in particular.
     who: Option<Box<Who>>,
     pub(in crate::hub) opened_at: Millis,
@@ -113,7 +113,7 @@ impl Link {
         };
         let who = is_somebody.then(|| Box::new(who()));
         Self {
-            subscriber: Subscriber::new(id),
+            subscriber: CursorHandle::new(id),
             who,
             opened_at: now,
             opened: AtomicU64::new(0),
@@ -295,8 +295,8 @@ impl Alarm for Link {
     }
 }
 
-impl Listener for Link {
-    fn subscriber(&self) -> &Subscriber {
+impl AsRef<CursorHandle> for Link {
+    fn as_ref(&self) -> &CursorHandle {
         &self.subscriber
     }
 }

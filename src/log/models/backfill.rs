@@ -132,7 +132,7 @@ impl Shared {
 }
 
 struct Reader {
-    subscriber: Arc<Subscriber>,
+    subscriber: Arc<CursorHandle>,
     /// Its cursor says that it has read so far on these.
     came_with: (u64, BTreeSet<usize>),
     /// From which number on each address is its business.
@@ -230,7 +230,7 @@ proptest! {
                 }
                 Step::Return { reader: index, on, back } => {
                     let cursor = log.last().saturating_sub(back);
-                    let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(index as u128)));
+                    let subscriber = Arc::new(CursorHandle::new(ConnectionId::from_bits(index as u128)));
                     if let Some(before) = readers[index].take() {
                         log.close(&before.subscriber, now);
                     }
@@ -313,7 +313,7 @@ mod cases {
     }
 
     fn all(log: &Log, cursor: u64, mut blocks: impl FnMut(u64) -> Arc<Block>) -> (Vec<u64>, usize) {
-        let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(9)));
+        let subscriber = Arc::new(CursorHandle::new(ConnectionId::from_bits(9)));
         log.open(&subscriber, [address_of(1)], Begin::After(cursor), 0);
         let mut batch = Batch { looks_back: true, ..Batch::default() };
         let (mut got, mut gaps) = (Vec::new(), 0);

@@ -65,14 +65,14 @@ fn publisher(log: &Arc<Log>, audiences: &'static [&'static [&'static str]]) -> t
     })
 }
 
-fn subscribe(log: &Log, to: &[&str]) -> Arc<Subscriber> {
-    let subscriber = Arc::new(Subscriber::new(ConnectionId::from_bits(1)));
+fn subscribe(log: &Log, to: &[&str]) -> Arc<CursorHandle> {
+    let subscriber = Arc::new(CursorHandle::new(ConnectionId::from_bits(1)));
     log.open(&subscriber, to.iter().map(|name| topic(name)), Begin::Fresh(Start::Live), 0);
     subscriber
 }
 
 /// Sleeps until there is something, as a body does.
-fn next(log: &Log, subscriber: &Subscriber) -> Vec<u64> {
+fn next(log: &Log, subscriber: &CursorHandle) -> Vec<u64> {
     block_on(poll_fn(|cx| {
         let mut batch = Batch { wants_pieces: true, ..Batch::default() };
         subscriber.listen(cx.waker());
@@ -84,7 +84,7 @@ fn next(log: &Log, subscriber: &Subscriber) -> Vec<u64> {
     }))
 }
 
-fn receive(log: &Log, subscriber: &Subscriber, count: usize) -> Vec<u64> {
+fn receive(log: &Log, subscriber: &CursorHandle, count: usize) -> Vec<u64> {
     let mut received = Vec::new();
     while received.len() < count {
         received.extend(next(log, subscriber));

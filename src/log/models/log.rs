@@ -136,7 +136,7 @@ struct Published {
 /// One reader, and what it may expect.
 struct Client {
     id: ConnectionId,
-    subscriber: Arc<Subscriber>,
+    subscriber: Arc<CursorHandle>,
     /// Channel, and since when.
     on: BTreeMap<usize, u64>,
     cursor: u64,
@@ -192,7 +192,7 @@ impl World {
     fn open(&mut self, reader: usize, on: &BTreeSet<usize>, begin: Begin) {
         self.ids += 1;
         let id = ConnectionId::from_bits(self.ids);
-        let subscriber = Arc::new(Subscriber::new(id));
+        let subscriber = Arc::new(CursorHandle::new(id));
         let horizon = self.log.open(&subscriber, on.iter().map(|&index| address(index)), begin, self.now);
         let cursor = self.log.cursor(&subscriber);
         assert!(cursor <= horizon);
@@ -598,7 +598,7 @@ fn a_loaded_value_outlives_the_removals_from_before_it() {
     let log = World::new(1 << 20).log;
     let entry = |effect| entry(LATEST, effect);
     log.begin_epoch(Epoch(2), 4, vec![(9, entry(Effect::Sets("k".into())))], 0);
-    let page = Arc::new(Subscriber::new(ConnectionId::from_bits(1)));
+    let page = Arc::new(CursorHandle::new(ConnectionId::from_bits(1)));
     log.apply(5, entry(Effect::Removes("k".into())), 0);
     log.apply(10, entry(Effect::Nothing), 0);
     log.open(&page, [address(LATEST)], Begin::Fresh(Start::Live), 0);
