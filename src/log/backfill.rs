@@ -5,14 +5,12 @@ use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
-use super::Log;
 use super::channel::Channel;
 use super::entry::{Effect, Entry};
 use super::store::Record;
 use super::time::Millis;
 use crate::types::audience::{Address, Audience};
-use crate::types::position::Epoch;
-use crate::types::retention::Kind;
+use crate::wire::IdPrefix;
 
 /// A block ends after the record with which it has more bytes than this.
 const LARGE: usize = 1 << 20;
@@ -41,21 +39,19 @@ pub(crate) struct Block {
 /// A record as it was read again, or whose it was, if that is known.
 pub(crate) type Read = Result<Entry, Option<Box<Audience>>>;
 
-impl Log {
-    /// A block of what was read of an epoch after a place, in order and each with its place; it ends where one is missing, or
-    /// when it is large. If there was none, nothing is left up to where this log was before they were read: `known`. `None` if
-    /// that epoch is over.
-    pub(crate) fn block(
-        &self,
-        epoch: Epoch,
+impl Block {
+    /// What was read of an epoch after a place, in order and each with its place; it ends where one is missing, or when it is
+    /// large. If there was none, nothing is left up to where this log was before they were read: `known`. The ids of the
+    /// epoch begin with `prefix`, and its numbers at `base`.
+    pub(super) fn new(
+        (prefix, base): (Arc<IdPrefix>, u64),
         after: u64,
         known: u64,
         records: impl IntoIterator<Item = (u64, Read)>,
         now: Millis,
-    ) -> Option<Block> {
-        let (prefix, base) = self.epochs.prefix_of(epoch)?;
+    ) -> Self {
         let start = base.saturating_add(after);
-        let mut block = Block {
+        let mut block = Self {
             base,
             after: start,
             upto: start,
@@ -105,27 +101,9 @@ impl Log {
             block.upto = known.max(start + 1);
             block.gone = block.upto;
         }
-        Some(block)
+        block
     }
 
-    /// Whether what a channel has dropped after a number may be had elsewhere: it is for those who come back, and of this life.
-    pub(super) fn is_elsewhere(&self, channel: &Channel, after: u64) -> bool {
-        self.keeps_history(channel) && after >= self.base()
-    }
-
-    /// Whether the events of a channel are a history. The other kinds keep a moment or the newest values, so a fresh reader
-    /// misses nothing of what they have dropped.
-    pub(super) fn keeps_history(&self, channel: &Channel) -> bool {
-        self.policies.get(channel.policy).kind == Kind::Replay
-    }
-
-    /// Where the numbers of the current life begin.
-    pub(crate) fn base(&self) -> u64 {
-        self.epochs.prefix().1
-    }
-}
-
-impl Block {
     /// Whether it ends early because of its size.
     pub(crate) fn is_large(&self) -> bool {
         self.bytes > LARGE

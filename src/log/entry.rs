@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::time::Millis;
 use crate::types::audience::Audience;
 use crate::types::position::Position;
-use crate::wire::{Draft, Frame};
+use crate::wire::{Draft, Frame, IdPrefix};
 
 /// One validated event on its way into the log.
 #[derive(Debug)]
@@ -35,6 +35,15 @@ pub(super) struct Numbered {
     pub(super) published: Option<Millis>,
 }
 
+impl Entry {
+    /// Gives the entry its number, and its place in the epoch whose ids begin with `prefix`.
+    pub(super) fn numbered(self, number: u64, prefix: &IdPrefix, sequence: u64) -> Numbered {
+        let Self { audience, effect, draft, published } = self;
+        Numbered { number, audience, effect, frame: draft.finish(prefix, sequence), published }
+    }
+}
+
+/// The answer to a publisher.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Appended {
     pub(crate) position: Position,

@@ -18,7 +18,7 @@
 //!
 //! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its listeners, the heads or a
 //! piece that is kept.
-//! Readers never take the sequencer's. Nothing is woken under a lock.
+//! Readers never take the sequencer's: what they need beside the channels is in [`readable`]. Nothing is woken under a lock.
 
 mod backfill;
 mod batch;
@@ -33,6 +33,7 @@ mod marks;
 mod models;
 mod pick;
 mod policies;
+mod readable;
 mod reader;
 mod sequencer;
 mod shared_chunks;
@@ -51,13 +52,12 @@ use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::{Epoch, Position};
 use crate::types::reason::GapReason;
 
+use backfill::Read;
 use channel::Channel;
-use entry::Numbered;
 use epochs::{Break, Epochs};
-use heads::Heads;
 use listener::Listener;
+use readable::Readable;
 use sequencer::Sequencer;
-use shared_chunks::Pieces;
 use waking::Deferred;
 
 pub(crate) use backfill::Block;
@@ -75,14 +75,9 @@ const AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };
 
 #[derive(Debug)]
 pub(crate) struct Log {
-    epochs: Epochs,
-    policies: Arc<Policies>,
-    /// The newest number that every reader may read up to. Written under the sequencer's lock.
-    horizon: AtomicU64,
+    readable: Readable,
     /// The highest number that a client ever came with: a new life begins above it.
     claimed: AtomicU64,
-    heads: Heads,
-    pieces: Pieces,
     sequencer: Mutex<Sequencer>,
     deferred: Deferred,
 }
@@ -90,15 +85,11 @@ pub(crate) struct Log {
 impl Log {
     pub(crate) fn new(epoch: Epoch, policies: Policies, budgets: Budgets) -> Self {
         let policies = Arc::new(policies);
-        let heads = Heads::default();
+        let readable = Readable::new(Epochs::new(epoch), Arc::clone(&policies));
         Self {
-            epochs: Epochs::new(epoch),
-            sequencer: Mutex::new(Sequencer::new(Arc::clone(&policies), budgets, &heads)),
-            policies,
-            horizon: AtomicU64::new(0),
+            sequencer: Mutex::new(Sequencer::new(policies, budgets, &readable.heads)),
+            readable,
             claimed: AtomicU64::new(0),
-            heads,
-            pieces: Pieces::default(),
             deferred: Deferred::default(),
         }
     }
@@ -109,16 +100,16 @@ impl Log {
     }
 
     pub(crate) fn at(&self, sequence: u64) -> Position {
-        self.epochs.position(sequence)
+        self.readable.epochs.position(sequence)
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
-        self.epochs.current()
+        self.readable.epochs.current()
     }
 
     /// The number of a position, if it is of the current epoch. It may be above the horizon.
     pub(crate) fn number(&self, position: Position) -> Option<u64> {
-        self.epochs.number(position)
+        self.readable.epochs.number(position)
     }
 
     /// The newest number that everybody may read up to.
@@ -126,8 +117,26 @@ impl Log {
         self.horizon()
     }
 
+    /// Where the numbers of the current life begin.
+    pub(crate) fn base(&self) -> u64 {
+        self.readable.base()
+    }
+
+    /// What was read of an epoch after a place: see [`Block::new`]. `None` if that epoch is over.
+    pub(crate) fn block(
+        &self,
+        epoch: Epoch,
+        after: u64,
+        known: u64,
+        records: impl IntoIterator<Item = (u64, Read)>,
+        now: Millis,
+    ) -> Option<Block> {
+        let life = self.readable.epochs.prefix_of(epoch)?;
+        Some(Block::new(life, after, known, records, now))
+    }
+
     fn horizon(&self) -> u64 {
-        self.horizon.load(Ordering::Acquire)
+        self.readable.horizon()
     }
 
     /// Gives the entries their numbers, keeps them and wakes who listens. What it left to
@@ -148,17 +157,15 @@ impl Log {
         let mut asleep = Asleep::default();
         {
             let mut sequencer = self.sequencer.lock();
-            let (prefix, base) = self.epochs.prefix();
+            let (prefix, base) = self.readable.epochs.prefix();
             for entry in entries {
                 let number = sequencer.last() + 1;
-                let named = entry.draft.finish(&prefix, number - base);
-                let Entry { audience, effect, published, .. } = entry;
-                let entry = Numbered { number, audience, effect, frame: named, published };
-                let receivers = sequencer.append(entry, &self.heads, now, |channel| asleep.0.push(channel));
-                self.horizon.store(number, Ordering::Release);
+                let entry = entry.numbered(number, &prefix, number - base);
+                let receivers = sequencer.append(entry, &self.readable.heads, now, |channel| asleep.0.push(channel));
+                self.readable.raise_horizon(number);
                 appended.push(Appended { position: self.at(number), receivers });
             }
-            sequencer.sweep_a_little(&self.heads, now);
+            sequencer.sweep_a_little(&self.readable.heads, now);
             release(sequencer);
         }
         (appended, asleep)
@@ -169,17 +176,15 @@ impl Log {
         let mut asleep = Asleep::default();
         {
             let mut sequencer = self.sequencer.lock();
-            let (prefix, base) = self.epochs.prefix();
+            let (prefix, base) = self.readable.epochs.prefix();
             let number = base.saturating_add(sequence);
             if number <= sequencer.last() {
                 return false;
             }
-            let frame = entry.draft.finish(&prefix, sequence);
-            let Entry { audience, effect, published, .. } = entry;
-            let entry = Numbered { number, audience, effect, frame, published };
-            sequencer.append(entry, &self.heads, now, |channel| asleep.0.push(channel));
-            self.horizon.store(number, Ordering::Release);
-            sequencer.sweep_a_little(&self.heads, now);
+            let entry = entry.numbered(number, &prefix, sequence);
+            sequencer.append(entry, &self.readable.heads, now, |channel| asleep.0.push(channel));
+            self.readable.raise_horizon(number);
+            sequencer.sweep_a_little(&self.readable.heads, now);
             release(sequencer);
         }
         self.wake(asleep, now);
@@ -210,11 +215,10 @@ impl Log {
 
     /// Before the horizon covers them, for whoever is here already.
     fn set_values(&self, sequencer: &mut Sequencer, values: Vec<(u64, Entry)>, now: Millis) {
-        let (prefix, base) = self.epochs.prefix();
-        for (sequence, Entry { audience, effect, draft, published }) in values {
-            let number = base.saturating_add(sequence);
-            let frame = draft.finish(&prefix, sequence);
-            sequencer.set_value(Numbered { number, audience, effect, frame, published }, &self.heads, now);
+        let (prefix, base) = self.readable.epochs.prefix();
+        for (sequence, entry) in values {
+            let entry = entry.numbered(base.saturating_add(sequence), &prefix, sequence);
+            sequencer.set_value(entry, &self.readable.heads, now);
         }
     }
 
@@ -223,7 +227,7 @@ impl Log {
     pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, _| {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
-            self.epochs.begin(epoch, base);
+            self.readable.epochs.begin(epoch, base);
             sequencer.forget_all();
             self.set_values(sequencer, values, now);
             // Who comes with a position of the new life misses what it has dropped, no more.
@@ -234,11 +238,11 @@ impl Log {
     /// Everything up to this place was applied.
     pub(crate) fn advance(&self, sequence: u64, now: Millis) {
         let mut sequencer = self.sequencer.lock();
-        let (_, base) = self.epochs.prefix();
+        let (_, base) = self.readable.epochs.prefix();
         let number = base.saturating_add(sequence);
         if number > sequencer.last() {
             sequencer.advance(number);
-            self.horizon.store(number, Ordering::Release);
+            self.readable.raise_horizon(number);
         }
         let listening = sequencer.listened();
         drop(sequencer);
@@ -247,7 +251,7 @@ impl Log {
 
     /// Whether the newest of each key is kept of what is for an address.
     pub(crate) fn keeps_values(&self, address: &Address) -> bool {
-        self.policies.keeps_values(address)
+        self.readable.policies.keeps_values(address)
     }
 
     /// Makes a number one that readers have missed.
@@ -260,11 +264,11 @@ impl Log {
         let mut asleep = Asleep::default();
         {
             let mut sequencer = self.sequencer.lock();
-            let (_, base) = self.epochs.prefix();
+            let (_, base) = self.readable.epochs.prefix();
             let Some(found) = break_at(&mut sequencer, base) else { return };
-            self.epochs.note_break(found);
-            sequencer.interrupt(found.at, audience, &self.heads, now, |channel| asleep.0.push(channel));
-            self.horizon.store(found.at, Ordering::Release);
+            self.readable.epochs.note_break(found);
+            sequencer.interrupt(found.at, audience, &self.readable.heads, now, |channel| asleep.0.push(channel));
+            self.readable.raise_horizon(found.at);
             release(sequencer);
         }
         self.wake(asleep, now);
@@ -297,7 +301,7 @@ impl Log {
         if let Begin::After(cursor) = begin {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
-        reader.begin(self, begin, horizon);
+        reader.begin(&self.readable, begin, horizon);
         horizon
     }
 
@@ -314,9 +318,10 @@ impl Log {
         let mut horizon = self.horizon();
         while addresses.peek().is_some() {
             let mut sequencer = self.sequencer.lock();
-            sequencer.sweep_a_little(&self.heads, now);
+            sequencer.sweep_a_little(&self.readable.heads, now);
             let some = addresses.by_ref().take(AT_ONCE);
-            entered.extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.heads)));
+            entered
+                .extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.readable.heads)));
             horizon = self.horizon();
             release(sequencer);
         }
@@ -328,7 +333,7 @@ impl Log {
         for some in entered.chunks(AT_ONCE) {
             let mut sequencer = self.sequencer.lock();
             some.iter().for_each(|(channel, slot)| sequencer.exit(channel, *slot, now));
-            sequencer.sweep_a_little(&self.heads, now);
+            sequencer.sweep_a_little(&self.readable.heads, now);
             release(sequencer);
         }
     }
@@ -445,7 +450,7 @@ impl Log {
 
     /// What `subscriber` may read now, within bounds. The cursor moves with it.
     pub(crate) fn read(&self, subscriber: &CursorHandle, batch: &mut Batch) {
-        subscriber.reader.lock().read(self, subscriber.id, batch);
+        subscriber.reader.lock().read(&self.readable, subscriber.id, batch);
     }
 
     /// The cursor as an id that may be written now, and the topics if they have changed since this was last asked. None
@@ -488,7 +493,7 @@ impl Log {
     /// Drops what is past its age, some of it if there is much. Says whether there is more, or may be later.
     pub(crate) fn sweep(&self, now: Millis) -> Swept {
         let mut sequencer = self.sequencer.lock();
-        let swept = sequencer.sweep(&self.heads, now);
+        let swept = sequencer.sweep(&self.readable.heads, now);
         release(sequencer);
         swept
     }

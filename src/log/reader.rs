@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::Log;
 use super::backfill::Block;
 use super::batch::{Batch, Piece};
 use super::channel::Channel;
 use super::pick::Pick;
+use super::readable::Readable;
 use super::store::Record;
 use super::subscribe::{Begin, Joining, Since, TooManyTopics};
 use crate::types::audience::Address;
@@ -108,7 +108,7 @@ pub(super) struct Plan<'a> {
 
 impl Membership {
     /// What is due of this channel, if it is all that is due, nothing of it is missing, and it is the same for everybody.
-    fn piece(&self, log: &Log, cursor: u64, upto: u64) -> Option<Piece> {
+    fn piece(&self, log: &Readable, cursor: u64, upto: u64) -> Option<Piece> {
         let after = cursor.max(self.since);
         let store = self.channel.store.lock();
         if store.floor() > after.max(self.told) || store.has_values() {
@@ -289,7 +289,7 @@ impl Reader {
     }
 
     /// Sets the cursor of a reader that has read nothing yet. `horizon` is where the log was when its channels were entered.
-    pub(super) fn begin(&mut self, log: &Log, begin: Begin, horizon: u64) {
+    pub(super) fn begin(&mut self, log: &Readable, begin: Begin, horizon: u64) {
         self.memberships.shrink_to_fit();
         self.stage = Stage::Open;
         let (start, reports_gaps) = match begin {
@@ -342,7 +342,7 @@ impl Reader {
         (numbers.iter().min().map_or(horizon, |oldest| oldest - 1), numbers.len() < count)
     }
 
-    pub(super) fn read(&mut self, log: &Log, me: ConnectionId, batch: &mut Batch) {
+    pub(super) fn read(&mut self, log: &Readable, me: ConnectionId, batch: &mut Batch) {
         batch.clear();
         let horizon = log.horizon();
         if self.replaying {
@@ -362,7 +362,7 @@ impl Reader {
 
     /// What joined channels hold from before the cursor. Without ids, so that nobody comes back with one that is not the
     /// cursor.
-    fn read_replay(&mut self, log: &Log, me: ConnectionId, batch: &mut Batch) {
+    fn read_replay(&mut self, log: &Readable, me: ConnectionId, batch: &mut Batch) {
         if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay.as_ref()?.owes) {
             batch.gap_reason = Some(reason);
             for Membership { channel, replay, .. } in &mut self.memberships {
@@ -438,7 +438,7 @@ impl Reader {
     }
 
     /// The block from which a replay goes on, and after which number; none if memory has it all. `Err` if it is not at hand.
-    fn block_for_replay(&self, log: &Log, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
+    fn block_for_replay(&self, log: &Readable, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
         let past = batch.past.take();
         let is_short = |membership: &&Membership| {
             membership.replay.as_ref().is_some_and(|replay| {
@@ -489,7 +489,7 @@ impl Reader {
     }
 
     /// The memberships whose channels have something after the cursor.
-    fn due(&self, log: &Log) -> SmallVec<[u32; 8]> {
+    fn due(&self, log: &Readable) -> SmallVec<[u32; 8]> {
         let mut due = SmallVec::new();
         // The words first, then the locks: the heads are not held while a channel is looked into.
         let mut look = |head: &dyn Fn(&Channel) -> u64| {
@@ -507,7 +507,7 @@ impl Reader {
         due
     }
 
-    fn read_ordered(&mut self, log: &Log, horizon: u64, me: ConnectionId, batch: &mut Batch) {
+    fn read_ordered(&mut self, log: &Readable, horizon: u64, me: ConnectionId, batch: &mut Batch) {
         let cursor = self.cursor;
         let looks_back = batch.looks_back && self.is_returning;
         let block = batch.past.take().filter(|block| looks_back && block.covers(log.base(), cursor));
