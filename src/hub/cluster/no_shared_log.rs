@@ -64,7 +64,7 @@ impl SharedLog {
         match *self {}
     }
 
-    pub(in crate::hub) fn tell_of(&self, _: Topic, _: UserId, _: Event) {
+    pub(in crate::hub) fn announce(&self, _: Topic, _: UserId, _: Event) {
         match *self {}
     }
 

@@ -5,20 +5,23 @@
 //! 2. A number that no hub can have written is an error of the broker ([`believable`]).
 
 use std::collections::hash_set::HashSet;
+use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::backfill::Past;
-use super::bus::Control;
 use super::history::History;
 use super::settings_digest::Agreement;
 use crate::backplane::{Backplane, BackplaneError, Place, Seen, State};
 use crate::hub::Settings;
-use crate::hub::peers::table::Other;
+use crate::hub::peers::message::{Body, InstanceId};
+use crate::hub::peers::outbox::Outbox;
+use crate::hub::peers::table::{Other, Peers};
 use crate::hub::tasks::back_off::in_time;
-use crate::log::{Millis, Policies};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::log::{Millis, Policies, millis};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::audience::{Address, Audience};
+use crate::types::command::Command;
 use crate::types::event::Event;
 use crate::types::name::{ConnectionId, Topic, UserId};
 use crate::types::position::{Epoch, Position};
@@ -48,14 +51,27 @@ pub(in crate::hub) struct SharedLog {
     pub(super) epochs: AtomicU64,
     pub(in crate::hub) history: History,
     pub(in crate::hub) past: Past,
-    pub(in crate::hub) control: Control,
+    /// This instance.
+    pub(super) me: InstanceId,
+    pub(super) agreement: Agreement,
+    /// Of the message that was heard last.
+    pub(super) mark: Mutex<Option<Box<str>>>,
+    /// Commands that wait for the log, in the order in which they were given, each with the time until which it waits.
+    pub(super) commands: Mutex<VecDeque<(Millis, Command)>>,
+    pub(super) peers: Mutex<Peers>,
+    pub(super) outbox: Mutex<Outbox>,
 }
 
 impl SharedLog {
     pub(in crate::hub) fn new(backplane: Arc<dyn Backplane>, settings: &Settings, policies: &Policies) -> Self {
         let agreement = Agreement::new(settings, policies, backplane.limits());
         Self {
-            control: Control::new(settings.lease, settings.presence_grace, agreement),
+            me: InstanceId(fastrand::u64(..)),
+            agreement,
+            mark: Mutex::default(),
+            commands: Mutex::default(),
+            peers: Mutex::new(Peers::new(millis(settings.lease), millis(settings.presence_grace))),
+            outbox: Mutex::default(),
             backplane,
             loaded: AtomicBool::new(false),
             stale: AtomicBool::new(false),
@@ -103,7 +119,12 @@ impl SharedLog {
 
     /// Whether this instance could follow the log and hear the others when it last tried.
     pub(in crate::hub) fn is_ready(&self, now: Millis) -> bool {
-        self.is_loaded() && !self.is_stale() && self.control.is_heard(now)
+        self.is_loaded() && !self.is_stale() && self.peers.lock().is_heard(now)
+    }
+
+    /// What all are asked.
+    pub(super) fn question(&self) -> Body {
+        Body::Ask(self.agreement.terms().clone())
     }
 
     /// How far a client may be ahead of this instance. An instance that cannot follow the log does not know how far the log
@@ -117,12 +138,12 @@ impl SharedLog {
     }
 
     pub(in crate::hub) fn changed(&self, id: ConnectionId) {
-        self.control.changed(id);
+        self.outbox.lock().changed(id);
     }
 
     /// The connections of an audience on other instances, each once.
     pub(in crate::hub) fn others(&self, audience: &Audience) -> Vec<Other> {
-        let peers = self.control.peers.lock();
+        let peers = self.peers.lock();
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
         let mut others = Vec::new();
         for address in audience.addresses() {
@@ -144,7 +165,7 @@ impl SharedLog {
 
     /// How many connections an address has on other instances.
     pub(in crate::hub) fn others_at(&self, address: &Address) -> usize {
-        let peers = self.control.peers.lock();
+        let peers = self.peers.lock();
         match address {
             Address::Everyone => peers.all().count(),
             Address::Topic(topic) => peers.topic_len(topic),
@@ -155,40 +176,40 @@ impl SharedLog {
 
     /// Whose a connection of another instance is, and its topics.
     pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
-        self.control.peers.lock().find(id).map(|here| (here.user.clone(), here.topics.clone()))
+        self.peers.lock().find(id).map(|here| (here.user.clone(), here.topics.clone()))
     }
 
     /// How many other instances are known.
     pub(in crate::hub) fn instances(&self) -> usize {
-        self.control.peers.lock().len()
+        self.peers.lock().len()
     }
 
-    /// Says in a topic that somebody has come or gone.
-    pub(in crate::hub) fn tell_of(&self, topic: Topic, user: UserId, event: Event) {
-        self.control.tell_of(topic, user, event);
+    /// Publishes a presence event in a topic, in a moment.
+    pub(in crate::hub) fn announce(&self, topic: Topic, user: UserId, event: Event) {
+        self.outbox.lock().announce(topic, user, event);
     }
 
     /// Whether a user is a member of a topic on another instance.
     pub(in crate::hub) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
-        self.control.peers.lock().is_member(topic, user, now)
+        self.peers.lock().is_member(topic, user, now)
     }
 
     /// Whether another instance tells of a member that has left here.
     pub(in crate::hub) fn speaks_for(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
-        self.control.peers.lock().speaks_for(topic, user, self.control.me(), now)
+        self.peers.lock().speaks_for(topic, user, self.me, now)
     }
 
     /// Members on other instances who are not told of as gone yet, and from where on what is said later is news.
     pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> Vec<UserId> {
-        self.control.peers.lock().leaving(topic, now).cloned().collect()
+        self.peers.lock().leaving(topic, now).cloned().collect()
     }
 
     pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
-        self.control.settled_position()
+        self.outbox.lock().settled_position()
     }
 
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
-        self.control.peers.lock().is_online(user, now)
+        self.peers.lock().is_online(user, now)
     }
 
     pub(in crate::hub) fn skipped(&self) -> u64 {

@@ -165,7 +165,7 @@ impl Inner {
             && let Some(shared) = &self.shared_log
         {
             let (name, data) = hub_events::left(topic, user);
-            shared.tell_of(topic.clone(), user.clone(), Event::text(name, data));
+            shared.announce(topic.clone(), user.clone(), Event::text(name, data));
         }
     }
 
@@ -252,7 +252,7 @@ impl Told<'_> {
             return;
         }
         if let Some(shared) = &self.inner.shared_log {
-            shared.tell_of(topic, user.clone(), Event::text(name, data));
+            shared.announce(topic, user.clone(), Event::text(name, data));
             return;
         }
         let draft = Draft::control(name, &data);

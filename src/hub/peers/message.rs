@@ -64,6 +64,38 @@ pub(crate) struct Here {
     pub(crate) topics: Vec<Topic>,
 }
 
+/// How many bytes of names one connection may have in a message. Its further topics are not known on other instances.
+const LARGEST: usize = 512 * 1024;
+
+impl Here {
+    /// About how many bytes it takes in a message.
+    pub(crate) fn size(&self) -> usize {
+        let user = self.user.as_ref().map_or(0, |user| user.as_str().len());
+        let data = self.data.as_ref().map_or(0, |data| data.len());
+        let topics: usize = self.topics.iter().map(size_of_topic).sum();
+        user + data + topics + 64
+    }
+}
+
+/// JSON writes a control character in six bytes; a topic has none, so a byte takes two at most.
+fn size_of_topic(topic: &Topic) -> usize {
+    let escaped = topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
+    topic.as_str().len() + escaped + 4
+}
+
+/// Leaves out topics that no broker would take in one message. Returns whether there were any.
+pub(crate) fn cut_topics(topics: &mut Vec<Topic>) -> bool {
+    let mut size = 0;
+    let fits = |topic: &&Topic| {
+        size += size_of_topic(topic);
+        size <= LARGEST
+    };
+    let count = topics.iter().take_while(fits).count();
+    let is_cut = count < topics.len();
+    topics.truncate(count);
+    is_cut
+}
+
 #[derive(Serialize, Deserialize)]
 struct Envelope<'a> {
     v: u64,

@@ -17,8 +17,9 @@ use super::message::{Here, InstanceId, News, Part};
 use crate::log::Millis;
 use crate::types::name::{ConnectionId, Topic, UserId};
 
-/// After how long an instance that is heard hears the others, and was told all, generously.
-const SETTLE: Millis = 2_000;
+/// After how long what happens on one instance is known on the others, and an instance that is heard has heard everything,
+/// generously.
+pub(super) const SETTLE: Millis = 2_000;
 
 /// A connection of another instance: its user and the data attached to it.
 pub(in crate::hub) type Other = (Option<UserId>, Option<Arc<str>>);
@@ -34,6 +35,10 @@ pub(in crate::hub) struct Peers {
     ended: Vec<Ended>,
     lease: Millis,
     grace: Millis,
+    /// This instance has heard itself since its connection was made, so it hears what is said from now on.
+    hears_itself: bool,
+    /// When this instance heard itself last.
+    heard_at: Option<Millis>,
 }
 
 #[derive(Debug, Default)]
@@ -197,8 +202,23 @@ impl Peers {
         self.instances.remove(&from);
     }
 
-    /// Gives every instance its whole lease again.
-    pub(in crate::hub) fn renew(&mut self, now: Millis) {
+    /// This instance has heard what it said itself. So it hears the others, and they hear it.
+    pub(in crate::hub) fn heard_itself(&mut self, now: Millis) {
+        (self.hears_itself, self.heard_at) = (true, Some(now));
+    }
+
+    pub(in crate::hub) fn hears_itself(&self) -> bool {
+        self.hears_itself
+    }
+
+    /// Whether this instance has heard itself within a lease, so that the others do not count it as gone.
+    pub(in crate::hub) fn is_heard(&self, now: Millis) -> bool {
+        self.heard_at.is_some_and(|at| now.saturating_sub(at) <= self.lease)
+    }
+
+    /// The connection was made anew. While this instance could not hear, no lease could be renewed, so each begins again.
+    pub(in crate::hub) fn reconnected(&mut self, now: Millis) {
+        self.hears_itself = false;
         let until = now.saturating_add(self.lease);
         self.instances.values_mut().for_each(|peer| peer.until = until);
     }
