@@ -6,7 +6,7 @@
 //! 3. A record that is missing in an answer is lost only if the log says so, or if it is still missing
 //!    after a while ([`history`]).
 //! 4. Records that memory has dropped are read in blocks, by one task for all streams that need them
-//!    ([`backfill`]).
+//!    ([`backfill`], [`blocks`]).
 //! 5. Commands and news of connections reach every instance. After a failure an instance goes on after
 //!    the last message that it heard ([`bus`]).
 //! 6. A join waits until this instance's log has reached the position at which it was given, or for
@@ -19,6 +19,8 @@
 pub(super) mod append;
 #[cfg(feature = "json")]
 pub(super) mod backfill;
+#[cfg(feature = "json")]
+pub(super) mod blocks;
 #[cfg(feature = "json")]
 pub(super) mod bus;
 #[cfg(feature = "json")]
@@ -36,6 +38,3 @@ pub(super) mod shared_log;
 #[cfg(not(feature = "json"))]
 #[path = "no_shared_log.rs"]
 pub(super) mod shared_log;
-
-#[cfg(not(feature = "json"))]
-pub(super) use shared_log as follow;

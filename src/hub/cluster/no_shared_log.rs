@@ -4,9 +4,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::hub::Hub;
 use crate::hub::connection::handle::Link;
 use crate::hub::tickets::store::{NotTaken, Taken};
-use crate::hub::{Hub, Inner};
 use crate::log::{Block, Millis};
 use crate::types::audience::{Address, Audience};
 use crate::types::command::Command;
@@ -84,6 +84,10 @@ impl SharedLog {
         match *self {}
     }
 
+    pub(in crate::hub) fn look_back(&self, _: u64, _: u64, _: &Arc<Link>, _: Millis) -> Option<Arc<Block>> {
+        match *self {}
+    }
+
     pub(in crate::hub) fn is_online(&self, _: &UserId, _: Millis) -> bool {
         match *self {}
     }
@@ -95,12 +99,6 @@ impl Hub {
         shared: &SharedLog,
         _: Vec<(Audience, Event)>,
     ) -> Vec<Result<Position, PublishError>> {
-        match *shared {}
-    }
-}
-
-impl Hub {
-    pub(in crate::hub) fn look_back(&self, shared: &SharedLog, _: u64, _: &Arc<Link>) -> Option<Arc<Block>> {
         match *shared {}
     }
 }

@@ -9,16 +9,17 @@ use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::backfill::Past;
+use super::blocks::Blocks;
 use super::history::History;
 use super::settings_digest::Agreement;
 use crate::backplane::{Backplane, BackplaneError, Place, Seen, State};
 use crate::hub::Settings;
+use crate::hub::connection::handle::Link;
 use crate::hub::peers::message::{Body, InstanceId};
 use crate::hub::peers::outbox::Outbox;
 use crate::hub::peers::table::{Other, Peers};
 use crate::hub::tasks::back_off::in_time;
-use crate::log::{Millis, Policies, millis};
+use crate::log::{Block, Millis, Policies, millis};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::audience::{Address, Audience};
 use crate::types::command::Command;
@@ -50,7 +51,7 @@ pub(in crate::hub) struct SharedLog {
     /// How many epochs the log has begun while this instance followed it.
     pub(super) epochs: AtomicU64,
     pub(in crate::hub) history: History,
-    pub(in crate::hub) past: Past,
+    pub(super) blocks: Mutex<Blocks>,
     /// This instance.
     pub(super) me: InstanceId,
     pub(super) agreement: Agreement,
@@ -80,7 +81,7 @@ impl SharedLog {
             latest: AtomicU64::new(0),
             epochs: AtomicU64::new(0),
             history: History::default(),
-            past: Past::default(),
+            blocks: Mutex::default(),
         }
     }
 
@@ -125,6 +126,23 @@ impl SharedLog {
     /// What all are asked.
     pub(super) fn question(&self) -> Body {
         Body::Ask(self.agreement.terms().clone())
+    }
+
+    /// The block with what comes after a number. If it is not here yet, the connection is woken when it is. The caller then
+    /// makes sure that the tasks run.
+    pub(in crate::hub) fn look_back(
+        &self,
+        base: u64,
+        number: u64,
+        link: &Arc<Link>,
+        now: Millis,
+    ) -> Option<Arc<Block>> {
+        if number < base {
+            // Of a life that has just ended: the next look knows.
+            link.wake(now);
+            return None;
+        }
+        self.blocks.lock().find_or_wait(base, number, link)
     }
 
     /// How far a client may be ahead of this instance. An instance that cannot follow the log does not know how far the log

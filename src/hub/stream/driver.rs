@@ -496,10 +496,13 @@ fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> Found {
     for _ in 0..READS {
         hub.log().read(&link.subscriber, batch);
         match (batch.needs.take(), &hub.inner.shared_log) {
-            (Some(after), Some(shared)) => match hub.look_back(shared, after, link) {
-                Some(block) => batch.past = Some(block),
-                None => return Found::Waits,
-            },
+            (Some(after), Some(shared)) => {
+                batch.past = shared.look_back(hub.log().base(), after, link, hub.now());
+                if batch.past.is_none() {
+                    hub.inner.ensure_shared_log();
+                    return Found::Waits;
+                }
+            }
             _ if batch.goes_on && batch.count() == 0 && batch.gap.is_empty() => {}
             _ => return Found::All,
         }
