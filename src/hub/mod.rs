@@ -42,12 +42,11 @@ mod upkeep;
 pub(crate) use crate::log::Batch;
 pub(crate) use config::origins::{Hosts, Origins};
 pub(crate) use config::settings::Settings;
-pub(crate) use connection::socket::Transport;
+pub(crate) use connection::socket::{Takeover, Transport};
 pub(crate) use inner::Inner;
 pub(crate) use stream::admission::{OpenError, Request};
 pub(crate) use stream::commands::ChangeError;
 pub(crate) use stream::driver::{Connection, Step};
-pub(crate) use stream::offer::{Offer, Outcome};
 pub(crate) use tickets::store::{NotTaken, Redemption, Redemptions, Taken};
 
 pub use builder::HubBuilder;

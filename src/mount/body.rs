@@ -10,8 +10,9 @@ use tower::BoxError;
 
 use super::pace::Pace;
 use crate::hub::stream::encode;
-use crate::hub::{Batch, Connection, Outcome};
+use crate::hub::{Batch, Connection};
 use crate::net::takeover::body_side::Offered;
+use crate::net::takeover::offer::Outcome;
 
 /// The body of every answer of the hub: a stream of events, or the short text of a refusal.
 #[derive(Debug)]

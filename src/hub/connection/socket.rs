@@ -11,22 +11,33 @@
 //! and stays counted, while its connection moves; what it holds is bounded (`mount/pace.rs`).
 
 use std::collections::hash_map::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task;
 
 use crate::hub::Settings;
-use crate::hub::stream::offer::Offer;
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// How often a drain looks at most whether any socket still has bytes waiting.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+
+/// A stream that a body offers to its socket, to be written by the hub's own writer.
+pub(crate) trait Takeover: fmt::Debug + Send + Sync {
+    /// The first frame of the stream as it comes out of the server.
+    fn chunk(&self) -> &[u8];
+    /// The body goes on by itself.
+    fn decline(&self);
+    /// Hands the stream and its socket to a writer. `Err` gives the socket back: no writer is here, or the body has gone.
+    fn take(&self, tcp: TcpStream) -> Result<(), TcpStream>;
+}
 
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -66,7 +77,7 @@ pub(crate) struct Transport {
     /// Its streams may be taken over together with it.
     hands_over: AtomicBool,
     /// The stream that waits for that.
-    offer: Mutex<Option<Arc<Offer>>>,
+    offer: Mutex<Option<Arc<dyn Takeover>>>,
 }
 
 #[derive(Debug, Default)]
@@ -308,16 +319,16 @@ impl Transport {
         self.hands_over.load(Ordering::Acquire)
     }
 
-    pub(in crate::hub) fn offer(&self, offer: &Arc<Offer>) {
-        *self.offer.lock() = Some(Arc::clone(offer));
+    pub(crate) fn offer(&self, offer: Arc<dyn Takeover>) {
+        *self.offer.lock() = Some(offer);
     }
 
-    pub(in crate::hub) fn withdraw_offer(&self) {
+    pub(crate) fn withdraw_offer(&self) {
         drop(self.take_offer());
     }
 
     /// The stream that waits to be taken over, once.
-    pub(crate) fn take_offer(&self) -> Option<Arc<Offer>> {
+    pub(crate) fn take_offer(&self) -> Option<Arc<dyn Takeover>> {
         self.offer.lock().take()
     }
 

@@ -10,13 +10,10 @@
 //! 5. What a stream has to do by itself is decided without a clock: time is passed in ([`timers`]).
 //! 6. One function turns a step into bytes, for all writers ([`encode`]).
 //! 7. A connection is taken out of everything once ([`close`]).
-//! 8. A stream is handed to the hub's own writer only after exactly its first frame has gone out
-//!    ([`offer`]).
 
 pub(super) mod admission;
 pub(super) mod close;
 pub(super) mod commands;
 pub(super) mod driver;
 pub(crate) mod encode;
-pub(super) mod offer;
 pub(super) mod timers;

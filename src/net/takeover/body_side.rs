@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::time::{Duration, Sleep};
 
-use crate::hub::{Connection, Offer, Outcome, Transport};
+use super::offer::{Offer, Outcome};
+use crate::hub::{Connection, Transport};
 
 /// How long to wait for the socket. It decides when the server writes, which is at once, unless a layer between holds the
 /// first frame back.

@@ -14,8 +14,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::writer;
-use crate::hub::{Offer, Transport};
+use crate::hub::{Takeover, Transport};
 
 /// A head that is longer is not looked through.
 const LONGEST_HEAD: usize = 16 * 1024;
@@ -38,7 +37,7 @@ pub(crate) enum Movable {
 }
 
 pub(crate) struct Going {
-    offer: Arc<Offer>,
+    offer: Arc<dyn Takeover>,
     /// So many bytes of the write are left.
     left: usize,
 }
@@ -125,20 +124,13 @@ impl Movable {
 
     fn let_go(&mut self, transport: &Transport) -> bool {
         match std::mem::replace(self, Self::Gone) {
-            Self::Going(tcp, going) if going.left == 0 => {
-                let Some(writer) = writer::here() else {
-                    going.offer.decline();
+            Self::Going(tcp, going) if going.left == 0 => match going.offer.take(tcp) {
+                Ok(()) => true,
+                Err(tcp) => {
                     *self = Self::Here(tcp);
-                    return false;
-                };
-                let Some(connection) = going.offer.accept() else {
-                    // Its body is gone: an end like any other.
-                    *self = Self::Here(tcp);
-                    return false;
-                };
-                writer.take_over(tcp, connection);
-                true
-            }
+                    false
+                }
+            },
             Self::Here(tcp) => {
                 *self = Self::Here(tcp);
                 // All is out, and the first frame was not among it.

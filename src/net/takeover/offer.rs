@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use tokio::net::TcpStream;
 
-use crate::hub::{Connection, Transport};
+use super::writer;
+use crate::hub::{Connection, Takeover, Transport};
 use crate::sync::{Mutex, WakerCell};
 
 pub(crate) struct Offer {
@@ -41,32 +43,18 @@ impl Offer {
     pub(crate) fn make(connection: Connection, transport: Arc<Transport>, chunk: Bytes) -> Arc<Self> {
         let state = Mutex::new(State::Open(connection));
         let offer = Arc::new(Self { transport, chunk, state, body: WakerCell::new() });
-        offer.transport.offer(&offer);
+        offer.transport.offer(Arc::clone(&offer) as _);
         offer
     }
 
-    pub(crate) fn chunk(&self) -> &[u8] {
-        &self.chunk
-    }
-
-    /// For the socket: the stream is its own from here on. None if the body has gone.
-    pub(crate) fn accept(&self) -> Option<Connection> {
+    /// The stream, for the writer. None if the body has gone.
+    fn accept(&self) -> Option<Connection> {
         let connection = match std::mem::replace(&mut *self.state.lock(), State::Taken) {
             State::Open(connection) | State::Declined(connection) => Some(connection),
             State::Taken => None,
         };
         self.wake_body();
         connection
-    }
-
-    pub(crate) fn decline(&self) {
-        let mut state = self.state.lock();
-        *state = match std::mem::replace(&mut *state, State::Taken) {
-            State::Open(connection) | State::Declined(connection) => State::Declined(connection),
-            State::Taken => State::Taken,
-        };
-        drop(state);
-        self.wake_body();
     }
 
     fn wake_body(&self) {
@@ -96,6 +84,33 @@ impl Offer {
             State::Open(connection) | State::Declined(connection) => Some(connection),
             State::Taken => None,
         }
+    }
+}
+
+impl Takeover for Offer {
+    fn chunk(&self) -> &[u8] {
+        &self.chunk
+    }
+
+    fn decline(&self) {
+        let mut state = self.state.lock();
+        *state = match std::mem::replace(&mut *state, State::Taken) {
+            State::Open(connection) | State::Declined(connection) => State::Declined(connection),
+            State::Taken => State::Taken,
+        };
+        drop(state);
+        self.wake_body();
+    }
+
+    fn take(&self, tcp: TcpStream) -> Result<(), TcpStream> {
+        let Some(writer) = writer::here() else {
+            self.decline();
+            return Err(tcp);
+        };
+        // Without a connection its body is gone: an end like any other.
+        let Some(connection) = self.accept() else { return Err(tcp) };
+        writer.take_over(tcp, connection);
+        Ok(())
     }
 }
 
