@@ -47,7 +47,7 @@ pub(crate) use inner::Inner;
 pub(crate) use stream::admission::{OpenError, Request};
 pub(crate) use stream::commands::ChangeError;
 pub(crate) use stream::driver::{Connection, Step};
-pub(crate) use tickets::store::{NotTaken, Redemption, Redemptions, Taken};
+pub(crate) use tickets::redeem::{NotTaken, Redemption, Redemptions, Taken};
 
 pub use builder::HubBuilder;
 pub use command::Join;
@@ -63,4 +63,4 @@ pub use publisher::{Publisher, Recipients};
 pub use shutdown::{Drained, Health};
 pub use subscriber::{HubStream, Received, StreamItem};
 pub use target::Target;
-pub use tickets::store::Ticket;
+pub use tickets::redeem::Ticket;

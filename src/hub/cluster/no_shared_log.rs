@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::hub::Hub;
 use crate::hub::connection::handle::Link;
-use crate::hub::tickets::store::{NotTaken, Taken};
+use crate::hub::tickets::redeem::{NotTaken, Taken};
 use crate::log::{Block, Millis};
 use crate::types::audience::{Address, Audience};
 use crate::types::command::Command;

@@ -1,0 +1,210 @@
+//! Making tickets, taking them, and giving them back.
+//!
+//! A ticket that was taken is given back when its request is over, unless the request got what it asked for ([`Taken`]).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use smallvec::SmallVec;
+
+use super::store::{LONGEST, Waiting};
+use crate::hub::Hub;
+use crate::hub::connection::bans::Objection;
+use crate::log::millis;
+use crate::sync::Mutex;
+use crate::types::disconnect_clock::Moment;
+use crate::types::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
+
+const SHORTEST: Duration = Duration::from_secs(1);
+/// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from the operating system.
+///
+/// It shows in no log: `Debug` leaves it out, and there is no `Display`. With the feature `json` it serialises as its text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ticket(Box<str>);
+
+impl Ticket {
+    /// The text, for the query field `ticket`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket")
+    }
+}
+
+#[cfg(feature = "json")]
+impl serde::Serialize for Ticket {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Hub {
+    /// Makes a ticket for a stream of this subscription, for clients that can send no cookies and no headers: hand it to
+    /// the page over a request that is authenticated, and let it open `/events?ticket=…` at once.
+    ///
+    /// It is good for one stream within `ttl`, between a second and an hour; seconds are enough. A request that gets no
+    /// stream does not use it up. The access hook fetches the subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
+    /// [`Target::disconnect`](crate::Target::disconnect) of its user or of one of its topics voids it.
+    ///
+    /// A browser's `EventSource` reconnects with the same URL, and the ticket in it is spent: it gets `401`, gives up, and
+    /// its `onerror` finds it `CLOSED`. The page then asks for another ticket and opens a new stream with it and
+    /// `last_event_id`. `docs/guide/authorization.md` has the script.
+    ///
+    /// With several instances any of them redeems it; values that were attached with
+    /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a kick came after it is told
+    /// by the clocks of the machines. The broker has what it stands for under a hash of it, so who reads there cannot redeem it.
+    ///
+    /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that is never used.
+    ///
+    /// # Errors
+    /// When the broker is not there, or cannot be asked outside of a tokio runtime; the subscription's names or size are not
+    /// allowed; `ttl` is out of its range; too many tickets wait, in all
+    /// ([`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets)) or 64 of this user or key; or the operating system
+    /// gives no random bytes.
+    pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
+        self.check(&subscription)?;
+        if !(SHORTEST..=LONGEST).contains(&ttl) {
+            return Err(SubscriptionError::TicketTime);
+        }
+        if let Some(Expiry::In(time)) = subscription.expiry {
+            subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
+        }
+        let secret = crate::hub::inner::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
+        if let Some(shared) = &self.inner.shared_log {
+            self.make_shared(shared, secret, &subscription, ttl).await?;
+            return Ok(Ticket(text(secret).into()));
+        }
+        let now = self.now();
+        let over_at = now.saturating_add(millis(ttl));
+        self.inner.tickets.put(secret, Waiting::here(subscription, Moment::now(), over_at), now)?;
+        Ok(Ticket(text(secret).into()))
+    }
+
+    /// Takes the subscription that a ticket stands for.
+    pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, NotTaken> {
+        let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(NotTaken::Invalid)?;
+        if let Some(shared) = &self.inner.shared_log {
+            return self.take_shared(shared, secret).await;
+        }
+        let now = self.now();
+        let waiting = self.inner.tickets.take(secret, now).ok_or(NotTaken::Invalid)?;
+        let (mut subscription, made_at) = waiting.kept.ok_or(NotTaken::Invalid)?;
+        // A user who was disconnected since needs a new one.
+        let addresses = crate::hub::stream::admission::addresses(&subscription);
+        if self.inner.bars.objection(&addresses, made_at, now) == Some(Objection::Outdated) {
+            return Err(NotTaken::Invalid);
+        }
+        // The subscription's own time may have ended before the ticket's.
+        if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
+            return Err(NotTaken::Invalid);
+        }
+        let redeemed = Redeemed { secret, made_at, deposited_at: None, over_at: waiting.over_at };
+        subscription.redeemed = Some(Box::new(redeemed));
+        Ok(Taken::new(self, subscription))
+    }
+
+    /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.
+    pub(super) fn give_back(&self, subscription: &Subscription) {
+        let Some(redeemed) = subscription.redeemed.as_deref().copied() else { return };
+        let subscription = Subscription { redeemed: None, ..subscription.clone() };
+        if let Some(made_at) = redeemed.deposited_at {
+            return self.give_back_shared(redeemed, made_at, subscription);
+        }
+        let Redeemed { secret, made_at, over_at, .. } = redeemed;
+        self.inner.tickets.put_back(secret, Waiting::here(subscription, made_at, over_at), self.now());
+    }
+}
+
+/// Why a ticket was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotTaken {
+    /// There is no such ticket, or not any more.
+    Invalid,
+    /// The broker, where it would be, did not answer.
+    Unavailable,
+}
+
+/// A ticket that was taken. It is given back when this is dropped, unless it is spent.
+pub(crate) struct Taken {
+    hub: Hub,
+    /// None once it is spent.
+    subscription: Option<Subscription>,
+}
+
+impl Taken {
+    pub(super) fn new(hub: &Hub, subscription: Subscription) -> Self {
+        Self { hub: hub.clone(), subscription: Some(subscription) }
+    }
+
+    /// The ticket that a subscription came from, if it came from one.
+    pub(crate) fn of(hub: &Hub, subscription: &Subscription) -> Option<Self> {
+        subscription.redeemed.as_ref().map(|_| Self::new(hub, subscription.clone()))
+    }
+
+    /// The ticket has opened a stream, or is another one's responsibility. Returns what it stands for.
+    pub(crate) fn spend(mut self) -> Option<Subscription> {
+        self.subscription.take()
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if let Some(subscription) = self.subscription.take() {
+            self.hub.give_back(&subscription);
+        }
+    }
+}
+
+/// The tickets that one request redeems. They are given back when this is dropped, unless they are spent.
+pub(crate) struct Redemption(Arc<Redemptions>);
+
+/// Where a request's [`Connect`](crate::Connect) leaves the tickets that its hook redeems. None when the request is over.
+pub(crate) struct Redemptions(Mutex<Option<SmallVec<[Taken; 1]>>>);
+
+impl Redemption {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Redemptions(Mutex::new(Some(SmallVec::new())))))
+    }
+
+    pub(crate) fn redemptions(&self) -> Arc<Redemptions> {
+        Arc::clone(&self.0)
+    }
+
+    /// The request got what it asked for.
+    pub(crate) fn spend(self) {
+        let taken = self.0.0.lock().take();
+        taken.into_iter().flatten().for_each(|taken| drop(taken.spend()));
+    }
+}
+
+impl Drop for Redemption {
+    fn drop(&mut self) {
+        // Not under the lock.
+        let taken = self.0.0.lock().take();
+        drop(taken);
+    }
+}
+
+impl Redemptions {
+    /// Notes a ticket that a hook has redeemed, and returns what it stands for. None if the request is over: then the
+    /// ticket is given back.
+    pub(crate) fn note(&self, taken: Taken) -> Option<Subscription> {
+        let mut open = self.0.lock();
+        let taken_of_request = open.as_mut()?;
+        let subscription = taken.subscription.clone();
+        taken_of_request.push(taken);
+        subscription
+    }
+}
+
+/// The secret as its owner has it.
+pub(super) fn text(secret: u128) -> String {
+    format!("{secret:032x}")
+}

@@ -1,0 +1,141 @@
+//! Tickets on a broker, for whichever instance is asked.
+//!
+//! The broker keeps a hash of the secret and not the secret, so a reader of the broker cannot redeem a ticket.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::record::{self, Times};
+use super::redeem::{NotTaken, Taken, text};
+use super::store::Waiting;
+use crate::hub::Hub;
+use crate::hub::cluster::shared_log::SharedLog;
+use crate::hub::tasks::{back_off, workers};
+use crate::log::millis;
+use crate::types::disconnect_clock::Moment;
+use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
+
+impl Hub {
+    pub(super) async fn make_shared(
+        &self,
+        shared: &SharedLog,
+        secret: u128,
+        subscription: &Subscription,
+        ttl: Duration,
+    ) -> Result<(), SubscriptionError> {
+        if !back_off::can_wait() {
+            return Err(SubscriptionError::NoRuntime);
+        }
+        let now = self.now();
+        let waiting = Waiting::elsewhere(subscription, now.saturating_add(millis(ttl)));
+        self.inner.tickets.put(secret, waiting, now)?;
+        let deposited = self.deposit_ticket(shared, secret, subscription, SystemTime::now(), ttl).await;
+        if deposited.is_err() {
+            // It may be there all the same, but nobody is told of it.
+            self.inner.tickets.take(secret, now);
+        }
+        deposited
+    }
+
+    async fn deposit_ticket(
+        &self,
+        shared: &SharedLog,
+        secret: u128,
+        subscription: &Subscription,
+        made_at: SystemTime,
+        ttl: Duration,
+    ) -> Result<(), SubscriptionError> {
+        let times = Times { made_at, over_at: SystemTime::now() + ttl };
+        let bytes = Bytes::from(record::encode(subscription, times));
+        let deposited = shared.backplane.deposit(&key(secret), bytes, ttl);
+        match timeout(self.settings().publish_timeout, deposited).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(SubscriptionError::Unavailable),
+        }
+    }
+
+    pub(super) async fn take_shared(&self, shared: &SharedLog, secret: u128) -> Result<Taken, NotTaken> {
+        if !back_off::can_wait() {
+            return Err(NotTaken::Unavailable);
+        }
+        let (answer, answered) = oneshot::channel();
+        let (hub, backplane) = (self.clone(), Arc::clone(&shared.backplane));
+        // A task of its own: a request that is dropped while the broker answers must not lose the ticket. An answer that
+        // the request does not take is dropped, and so gives the ticket back.
+        tokio::spawn(async move {
+            let key = key(secret);
+            let taken = match timeout(hub.settings().publish_timeout, backplane.withdraw(&key)).await {
+                Ok(Ok(Some(bytes))) => hub.read_shared(secret, &bytes).ok_or(NotTaken::Invalid),
+                Ok(Ok(None)) => Err(NotTaken::Invalid),
+                Ok(Err(_)) | Err(_) => Err(NotTaken::Unavailable),
+            };
+            drop(answer.send(taken));
+        });
+        answered.await.unwrap_or(Err(NotTaken::Unavailable))
+    }
+
+    fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Taken> {
+        let (mut subscription, times) = record::decode(bytes)?;
+        self.inner.tickets.take(secret, self.now());
+        let left = times.over_at.duration_since(SystemTime::now()).ok()?;
+        if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
+            return None;
+        }
+        // A user who was disconnected since needs a new one.
+        let addresses = crate::hub::stream::admission::addresses(&subscription);
+        if self.inner.bars.any_since(&addresses, times.made_at) {
+            return None;
+        }
+        let over_at = self.now().saturating_add(millis(left));
+        let (made_at, deposited_at) = (Moment::now(), Some(times.made_at));
+        subscription.redeemed = Some(Box::new(Redeemed { secret, made_at, deposited_at, over_at }));
+        Some(Taken::new(self, subscription))
+    }
+
+    /// Deposits a ticket again for the rest of its time. It stays as old as it is, so that a disconnect meanwhile voids it.
+    pub(super) fn give_back_shared(&self, redeemed: Redeemed, made_at: SystemTime, subscription: Subscription) {
+        let Redeemed { secret, over_at, .. } = redeemed;
+        let now = self.now();
+        let left = Duration::from_millis(over_at.saturating_sub(now));
+        let Some(runtime) = workers::home(&*self.inner) else { return };
+        if left.is_zero() {
+            return;
+        }
+        // From now on it counts here.
+        self.inner.tickets.put_back(secret, Waiting::elsewhere(&subscription, over_at), now);
+        let hub = self.clone();
+        runtime.spawn(async move {
+            if let Some(shared) = &hub.inner.shared_log {
+                // If it is lost, the page asks for another.
+                let _ = hub.deposit_ticket(shared, secret, &subscription, made_at, left).await;
+            }
+        });
+    }
+}
+
+/// Where it lies on a broker: whoever can list the keys there is not to learn the secret from them.
+fn key(secret: u128) -> String {
+    let mut key = "ticket:".to_owned();
+    for byte in Sha256::digest(text(secret)) {
+        // To a string it never fails.
+        let _ = write!(key, "{byte:02x}");
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_on_a_broker_is_the_hash_of_the_secret() {
+        assert_eq!(text(7), "00000000000000000000000000000007");
+        assert_eq!(key(7), "ticket:e5090df26d24944b1e29254e5540e676eda0788f76a6a85a387344c4e0f70c64");
+    }
+}
