@@ -18,8 +18,9 @@ use crate::hub::upkeep::{recheck, sweep};
 use crate::log::Log;
 use crate::types::error::BuildError;
 use crate::types::position::Epoch;
-use crate::types::retention::{Retention, TopicRule};
+use crate::types::retention::Retention;
 use crate::types::subscription::End;
+use crate::types::topic_filter::TopicRule;
 
 /// A hub in the making: [`Hub::builder`]. One method for each setting; [`build`](Self::build) refuses what makes no
 /// sense and names the setting.

@@ -11,8 +11,8 @@ use crate::types::audience::Audience;
 use crate::types::command::{Action, Command};
 use crate::types::disconnect::Kick;
 use crate::types::error::{CommandError, InvalidName};
+use crate::types::last_event_id::Cursor;
 use crate::types::name::Topic;
-use crate::types::position::Cursor;
 
 impl Target<'_> {
     /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back. Returns how many

@@ -13,8 +13,9 @@ use super::{Hub, OpenError, Request, Step};
 use crate::log::Batch;
 use crate::types::audience::Address;
 use crate::types::disconnect_clock::Moment;
+use crate::types::last_event_id::Cursor;
 use crate::types::name::{ConnectionId, Topic};
-use crate::types::position::{Cursor, Position};
+use crate::types::position::Position;
 use crate::types::reason::{EndReason, GapReason, RefusalReason};
 use crate::types::subscription::{Subscription, SubscriptionError};
 

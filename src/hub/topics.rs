@@ -133,7 +133,7 @@ impl Change {
 mod tests {
     use super::*;
     use crate::backplane::Memory;
-    use crate::types::position::Cursor;
+    use crate::types::last_event_id::Cursor;
     use futures::executor::block_on;
 
     #[test]

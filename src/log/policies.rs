@@ -1,7 +1,8 @@
 //! Which retention holds for which audience.
 
 use crate::types::audience::Address;
-use crate::types::retention::{Kind, Retention, TopicRule};
+use crate::types::retention::{Kind, Retention};
+use crate::types::topic_filter::TopicRule;
 
 /// Rules and defaults; the first matching rule wins. An audience has the same policy for ever.
 #[derive(Clone, Debug)]

@@ -3,8 +3,8 @@
 use super::{Access, Connect};
 use crate::types::name::Topic;
 use crate::types::refusal::Refusal;
-use crate::types::retention::TopicRule;
 use crate::types::subscription::{Start, Subscription};
+use crate::types::topic_filter::TopicRule;
 
 /// Open access: everybody may read, without saying who they are, the topics that its rules allow.
 ///

@@ -10,7 +10,7 @@ use super::negotiate::{self, Unfit};
 use super::{Access, Connect, EventBody};
 use crate::hub::{Hub, OpenError, Redemption, Request, Taken, Transport};
 use crate::types::disconnect_clock::Moment;
-use crate::types::position::Cursor;
+use crate::types::last_event_id::Cursor;
 use crate::types::reason::RefusalReason;
 use crate::types::recheck::Authority;
 use crate::types::refusal::{Kind, Refusal};

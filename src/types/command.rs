@@ -2,8 +2,9 @@
 
 use super::audience::Audience;
 use super::disconnect::Kick;
+use super::last_event_id::Cursor;
 use super::name::Topic;
-use super::position::{Cursor, Position};
+use super::position::Position;
 
 /// What is to be done to the connections of an audience.
 #[derive(Clone, Debug)]

@@ -4,7 +4,8 @@
 //! disconnections ([`disconnect_clock`]).
 //!
 //! 1. A name is checked when it is made: its length, and that it has no control characters ([`name`]).
-//! 2. Text from a client is parsed once and never trusted before ([`position`]).
+//! 2. Text from a client is parsed once and never trusted before ([`position`],
+//!    [`last_event_id`]).
 //! 3. Each reason has one spelling for the wire, the statistics and the logs ([`reason`]).
 //! 4. An error is opaque. Its predicates say what a caller can do about it ([`error`]).
 //! 5. A decision is older or newer than a disconnection by a count and not by a clock
@@ -16,6 +17,7 @@ pub(crate) mod disconnect;
 pub(crate) mod disconnect_clock;
 pub(crate) mod error;
 pub(crate) mod event;
+pub(crate) mod last_event_id;
 pub(crate) mod name;
 pub(crate) mod position;
 pub(crate) mod reason;
@@ -23,3 +25,4 @@ pub(crate) mod recheck;
 pub(crate) mod refusal;
 pub(crate) mod retention;
 pub(crate) mod subscription;
+pub(crate) mod topic_filter;

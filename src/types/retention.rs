@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use super::name::Topic;
-
 /// What is kept of the events to one audience, and what happens to a reader that falls out of it.
 ///
-/// It is chosen by the audience alone: by the first matching [`TopicRule`], else by the default for topics, users or
+/// It is chosen by the audience alone: by the first matching [`TopicRule`](crate::TopicRule), else by the default for topics, users or
 /// everyone. Three kinds:
 ///
 /// | kind | keeps | a page that comes back gets | a slow page |
@@ -139,102 +137,5 @@ impl Retention {
             self.ring.age = Some(window);
         }
         self
-    }
-}
-
-/// Which topics something is about.
-///
-/// ```
-/// use tower_sse::{Topic, TopicRule};
-///
-/// let rule = TopicRule::prefix("sensors/");
-/// assert!(rule.matches(&Topic::try_from("sensors/boiler").unwrap()));
-/// assert!(!rule.matches(&Topic::try_from("news").unwrap()));
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopicRule(Rule);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Rule {
-    Any,
-    Exact(Box<str>),
-    Prefix(Box<str>),
-}
-
-impl TopicRule {
-    /// Every topic.
-    #[must_use]
-    pub fn any() -> Self {
-        Self(Rule::Any)
-    }
-
-    /// One topic.
-    pub fn exact(topic: impl Into<Box<str>>) -> Self {
-        Self(Rule::Exact(topic.into()))
-    }
-
-    /// The topics that start with these bytes.
-    pub fn prefix(prefix: impl Into<Box<str>>) -> Self {
-        Self(Rule::Prefix(prefix.into()))
-    }
-
-    /// The one topic that it is about, or what those start with; every topic if neither.
-    #[cfg(feature = "json")]
-    pub(crate) fn parts(&self) -> (Option<&str>, Option<&str>) {
-        match &self.0 {
-            Rule::Any => (None, None),
-            Rule::Exact(exact) => (Some(exact), None),
-            Rule::Prefix(prefix) => (None, Some(prefix)),
-        }
-    }
-
-    /// The topics that both rules match, as one rule. None if they have no topic in common.
-    pub(crate) fn common(&self, other: &Self) -> Option<Self> {
-        let both = match (&self.0, &other.0) {
-            (Rule::Any, rule) | (rule, Rule::Any) => rule,
-            (exact @ Rule::Exact(a), Rule::Exact(b)) if a == b => exact,
-            (exact @ Rule::Exact(a), Rule::Prefix(b)) | (Rule::Prefix(b), exact @ Rule::Exact(a))
-                if a.starts_with(&**b) =>
-            {
-                exact
-            }
-            (longer @ Rule::Prefix(a), Rule::Prefix(b)) | (Rule::Prefix(b), longer @ Rule::Prefix(a))
-                if a.starts_with(&**b) =>
-            {
-                longer
-            }
-            _ => return None,
-        };
-        Some(Self(both.clone()))
-    }
-
-    /// Whether it is about this topic.
-    #[must_use]
-    pub fn matches(&self, topic: &Topic) -> bool {
-        match &self.0 {
-            Rule::Any => true,
-            Rule::Exact(exact) => **exact == *topic.as_str(),
-            Rule::Prefix(prefix) => topic.as_str().starts_with(&**prefix),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_common_rule_of_two_matches_what_both_match() {
-        let texts = ["", "a", "ab", "abc", "b"];
-        let exact = texts.map(TopicRule::exact);
-        let prefix = texts.map(TopicRule::prefix);
-        let rules: Vec<_> = exact.into_iter().chain(prefix).chain([TopicRule::any()]).collect();
-        for (one, other) in rules.iter().flat_map(|one| rules.iter().map(move |other| (one, other))) {
-            let common = one.common(other);
-            for topic in ["a", "ab", "abc", "abcd", "b", "c"].map(|topic| Topic::try_from(topic).unwrap()) {
-                let matches = common.as_ref().is_some_and(|common| common.matches(&topic));
-                assert_eq!(matches, one.matches(&topic) && other.matches(&topic), "{one:?} {other:?} {topic}");
-            }
-        }
     }
 }

@@ -13,7 +13,7 @@ use super::disconnect_clock::Moment;
 use super::error::InvalidName;
 use super::name::{self, MAX_NAME_BYTES, Topic, UserId};
 use super::position::Position;
-use super::retention::TopicRule;
+use super::topic_filter::TopicRule;
 
 /// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
 ///

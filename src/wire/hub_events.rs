@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::types::disconnect::Returns;
+use crate::types::last_event_id::Barred;
 use crate::types::name::{ConnectionId, Topic, UserId};
-use crate::types::position::{Barred, Position};
+use crate::types::position::Position;
 use crate::types::reason::{EndReason, GapReason, RefusalReason};
 
 /// As long as it can be said where the clock ends before that.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::settings::{MIB, Settings};
 use crate::log::{Budgets, Policies, millis};
-use crate::types::retention::{Retention, TopicRule};
+use crate::types::retention::Retention;
+use crate::types::topic_filter::TopicRule;
 
 /// See the module.
 #[derive(Clone, Debug)]

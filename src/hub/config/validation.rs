@@ -109,7 +109,8 @@ impl Configuration {
 mod tests {
     use super::*;
     use crate::hub::{HubBuilder, OverLimit};
-    use crate::types::retention::{Retention, TopicRule};
+    use crate::types::retention::Retention;
+    use crate::types::topic_filter::TopicRule;
 
     fn refused(builder: HubBuilder) -> &'static str {
         builder.build().unwrap_err().setting()

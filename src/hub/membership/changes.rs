@@ -266,8 +266,8 @@ impl Told<'_> {
 mod tests {
     use super::*;
     use crate::hub::Hub;
-    use crate::types::retention::TopicRule;
     use crate::types::subscription::Subscription;
+    use crate::types::topic_filter::TopicRule;
 
     #[test]
     fn streams_without_a_topic_that_tells_wait_for_no_roster() {

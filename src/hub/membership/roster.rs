@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::log::Millis;
 use crate::sync::Mutex;
 use crate::types::name::{Topic, UserId};
-use crate::types::retention::TopicRule;
+use crate::types::topic_filter::TopicRule;
 
 /// Topics that tell who comes and goes.
 #[derive(Debug)]

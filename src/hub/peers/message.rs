@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::hub::cluster::record::{To, audience, to_of};
 use crate::types::command::{Action, Change, Command};
 use crate::types::disconnect::{Kick, Returns};
+use crate::types::last_event_id::Cursor;
 use crate::types::name::{ConnectionId, Topic, UserId};
-use crate::types::position::Cursor;
 
 /// Which instance: random, for the life of a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

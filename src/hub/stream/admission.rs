@@ -17,8 +17,9 @@ use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::audience::Address;
 use crate::types::disconnect::Returns;
 use crate::types::disconnect_clock::Moment;
+use crate::types::last_event_id::Cursor;
 use crate::types::name::{ConnectionId, Topic};
-use crate::types::position::{Cursor, Position};
+use crate::types::position::Position;
 use crate::types::reason::{EndReason, GapReason, RefusalReason};
 use crate::types::recheck::Authority;
 use crate::types::subscription::{History, Start, Subscription, SubscriptionError};
@@ -243,7 +244,8 @@ mod tests {
     use crate::hub::{HubStream, StreamItem};
     use crate::types::command::Change;
     use crate::types::event::Event;
-    use crate::types::retention::{Retention, TopicRule};
+    use crate::types::retention::Retention;
+    use crate::types::topic_filter::TopicRule;
 
     fn read(stream: &mut HubStream) -> Vec<String> {
         let mut cx = Context::from_waker(futures::task::noop_waker_ref());

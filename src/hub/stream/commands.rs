@@ -18,8 +18,9 @@ use crate::types::command::{Action, Change, Command};
 use crate::types::disconnect::{Kick, Returns};
 use crate::types::disconnect_clock::Moment;
 use crate::types::error::CommandError;
+use crate::types::last_event_id::Cursor;
 use crate::types::name::{Topic, UserId};
-use crate::types::position::{Cursor, Position};
+use crate::types::position::Position;
 use crate::types::reason::EndReason;
 
 /// Why a page did not change its topics.

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::types::position::Position;
-use crate::types::retention::TopicRule;
 use crate::types::subscription::{End, Expiry, History, Start, Subscription};
+use crate::types::topic_filter::TopicRule;
 
 #[derive(Serialize, Deserialize)]
 struct Carried {

@@ -13,7 +13,8 @@ use proptest::prelude::*;
 use crate::log::*;
 use crate::types::event::Event;
 use crate::types::name::UserId;
-use crate::types::retention::{Retention, TopicRule};
+use crate::types::retention::Retention;
+use crate::types::topic_filter::TopicRule;
 use crate::wire::{Draft, Framing};
 
 const TOPICS: usize = 3;

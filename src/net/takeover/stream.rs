@@ -310,7 +310,7 @@ mod tests {
     use super::*;
     use crate::hub::Request;
     use crate::types::disconnect_clock::Moment;
-    use crate::types::position::Cursor;
+    use crate::types::last_event_id::Cursor;
     use crate::{Event, Retention, Subscription};
     use std::task::Waker;
 

@@ -1,0 +1,132 @@
+//! The `Last-Event-ID` that a client sends: what it has seen, or until when it has to stay away.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use super::position::Position;
+
+/// The id that a client is left with that should not come back before then: `0.` and the seconds of Unix time. It says
+/// so itself when it returns, to whichever instance.
+pub(crate) struct Barred(pub(crate) SystemTime);
+
+impl fmt::Display for Barred {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        // Up, so that it is never too short.
+        write!(f, "0.{}", since.as_secs().saturating_add(u64::from(since.subsec_nanos() > 0)))
+    }
+}
+
+impl Barred {
+    fn parse(text: &str) -> Option<SystemTime> {
+        let digits = text.strip_prefix("0.")?;
+        if digits.starts_with(['+', '0']) {
+            return None;
+        }
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(digits.parse().ok()?))
+    }
+}
+
+/// What a client says it has seen: untrusted bytes, parsed once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cursor {
+    /// Nothing was sent, or it was empty: a fresh page.
+    #[default]
+    Absent,
+    /// Everything up to here.
+    At(Position),
+    /// A `hub.bye` told it to stay away until then.
+    Barred(SystemTime),
+    /// Something that no hub ever sent.
+    Invalid,
+}
+
+impl Cursor {
+    /// Parses a `Last-Event-ID`.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self::Absent;
+        }
+        let Ok(text) = std::str::from_utf8(bytes) else { return Self::Invalid };
+        match (text.parse(), Barred::parse(text)) {
+            (Ok(position), _) => Self::At(position),
+            (Err(_), Some(until)) => Self::Barred(until),
+            (Err(_), None) => Self::Invalid,
+        }
+    }
+}
+
+impl From<Option<Position>> for Cursor {
+    /// `None` is a fresh page.
+    fn from(position: Option<Position>) -> Self {
+        position.map_or(Self::Absent, Self::At)
+    }
+}
+
+impl From<Position> for Cursor {
+    fn from(position: Position) -> Self {
+        Self::At(position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_was_never_sent_is_invalid_and_empty_is_absent() {
+        assert_eq!(Cursor::parse(b""), Cursor::Absent);
+        let long = [b'1'; 8192];
+        for bad in [
+            &b"1"[..],
+            b"1.",
+            b"1..",
+            b"1.a",
+            b"2.a.1",
+            b"1.a.-1",
+            b"1.a.+1",
+            b"1.+a.1",
+            b"1.a.01",
+            b"1.0a.1",
+            b"1.A.1",
+            b"1.a.18446744073709551616",
+            b"1.10000000000000000.1",
+            b"1.a.1 ",
+            b" 1.a.1",
+            b"1.a.1.1",
+            b"0.",
+            b"0.0",
+            b"0.01",
+            b"0.+1",
+            b"0.-1",
+            b"0.1.1",
+            b"0.18446744073709551615",
+            b"0.18446744073709551616",
+            b"\xff",
+            &long,
+        ] {
+            assert_eq!(Cursor::parse(bad), Cursor::Invalid, "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[test]
+    fn who_is_to_stay_away_says_until_when() {
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let id = Barred(until).to_string();
+        assert_eq!(id, "0.1800000000");
+        assert_eq!(Cursor::parse(id.as_bytes()), Cursor::Barred(until));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_parse_without_a_panic_and_only_the_canonical_are_taken(bytes: Vec<u8>) {
+            if let Cursor::At(position) = Cursor::parse(&bytes) {
+                let text = position.to_string();
+                prop_assert_eq!(text.as_bytes(), &bytes[..]);
+            }
+        }
+    }
+}
