@@ -6,7 +6,9 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::record;
+use super::shared_log::SharedLog;
 use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, Value};
+use crate::hub::Hub;
 use crate::hub::tasks::back_off::can_wait;
 use crate::types::audience::{Address, Audience};
 use crate::types::error::PublishError;
@@ -48,4 +50,20 @@ pub(in crate::hub) async fn append(
 
 pub(in crate::hub) fn position(place: Place) -> Position {
     Position::new(Epoch(place.epoch), place.sequence)
+}
+
+impl Hub {
+    /// Appends to the shared log, in one round trip where the broker can.
+    pub(in crate::hub) async fn append_shared(
+        &self,
+        shared: &SharedLog,
+        events: Vec<(Audience, Event)>,
+    ) -> Vec<Result<Position, PublishError>> {
+        self.inner.ensure_shared_log();
+        let keeps_values = |address: &_| self.log().keeps_values(address);
+        let records = events.iter().map(|(audience, event)| record(audience, event, keeps_values)).collect();
+        let limit = self.settings().publish_timeout;
+        let places = append(&*shared.backplane, records, shared.seen(self.log().epoch()), limit).await;
+        places.into_iter().map(|place| place.map(position)).collect()
+    }
 }

@@ -1,7 +1,7 @@
-//! The hub's part of a log that several instances share: it writes to it, follows it, and says when it cannot.
+//! The task that follows the log that several instances share, and reports when it cannot.
 //!
-//! 1. Only one task follows, and only it applies records, in the order of the log. It lives while the hub does, in a
-//!    [task slot](crate::hub::tasks::slot): another replaces it if its runtime is gone or does not run it.
+//! 1. Only one task follows, and only it [applies](super::apply) records, in the order of the log. It lives while the hub
+//!    does, in a [task slot](crate::hub::tasks::slot): another replaces it if its runtime is gone or does not run it.
 //! 2. Before it follows, it compares where the log is with what this instance has: another epoch, records that are gone.
 //! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
 
@@ -11,21 +11,14 @@ use futures::future::{Either, select};
 use futures::{FutureExt, StreamExt};
 use tokio::time::{Duration, Instant, sleep_until};
 
-use super::history::Next;
-use super::record::{self, Decoded, Unreadable};
+use super::apply::{Age, Next};
 use super::shared_log::{MOST, SharedLog, believable};
-use super::{append, presence_records};
-use crate::backplane::{BackplaneError, Current, Place, Stored};
+use crate::backplane::{BackplaneError, Place, Stored};
 use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::background::Job;
-use crate::hub::tasks::workers::wake_rest;
 use crate::hub::{Hub, Inner};
-use crate::log::{Effect, Entry};
 use crate::sync::Ordering;
-use crate::types::audience::Audience;
-use crate::types::error::PublishError;
-use crate::types::event::Event;
-use crate::types::position::{Epoch, Position};
+use crate::types::position::Epoch;
 
 /// After how many probes that found something which did not come a connection counts as mute.
 const MUTE: u32 = 2;
@@ -67,15 +60,6 @@ async fn follow(inner: Weak<Inner>) {
         drop(hub_now);
         back_off.wait().await;
     }
-}
-
-/// From when on the age of a record counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Age {
-    /// From now on: it has just come. The clocks of publishers do not matter.
-    New,
-    /// From when it was published: this instance starts.
-    AsPublished,
 }
 
 /// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
@@ -169,136 +153,6 @@ impl Hub {
         // Values may be newer than every record that is kept.
         self.log().advance(state.last.max(shared.last()), self.now());
         Ok(())
-    }
-
-    /// The log has another epoch, of which nothing is kept up to a number but current values.
-    async fn begin_anew(&self, shared: &SharedLog, epoch: Epoch, gone: u64) -> Result<(), BackplaneError> {
-        let values = self.current_values(shared).await?;
-        // Before the epoch: a publish between the two must not claim to have seen more of the new epoch than there is.
-        shared.last.store(gone, Ordering::Release);
-        // What is known is of the life before.
-        shared.history.clear();
-        // Streams that read the new epoch have seen this before.
-        shared.epochs.fetch_add(1, Ordering::AcqRel);
-        self.log().begin_epoch(epoch, gone, values, self.now());
-        wake_rest(&*self.inner);
-        Ok(())
-    }
-
-    /// Records up to a number are lost, and current values may have changed in them.
-    async fn lose_through(&self, shared: &SharedLog, upto: u64) -> Result<(), BackplaneError> {
-        let values = self.current_values(shared).await?;
-        self.log().lose_all(upto, values, self.now());
-        shared.last.store(upto, Ordering::Release);
-        wake_rest(&*self.inner);
-        Ok(())
-    }
-
-    async fn current_values(&self, shared: &SharedLog) -> Result<Vec<(u64, Entry)>, BackplaneError> {
-        let current = shared.backplane.values().await?;
-        let mut values: Vec<_> = current.iter().filter_map(|current| self.read_value(current)).collect();
-        values.sort_by_key(|(sequence, _)| *sequence);
-        Ok(values)
-    }
-
-    /// A current value with its place, for the address that it is of: others of its union may have another since.
-    fn read_value(&self, current: &Current) -> Option<(u64, Entry)> {
-        let Entry { audience, effect, draft, published } =
-            self.read_aged(&current.record.payload, Age::AsPublished).ok()?;
-        let Effect::Sets(key) = &effect else { return None };
-        let address = audience.addresses().iter().find(|address| record::value_id(address, key) == *current.id)?;
-        let mut of = Audience::from(address.clone());
-        audience.excluded().iter().for_each(|id| of.exclude(*id));
-        believable(current.record.sequence).ok()?;
-        Some((current.record.sequence, Entry { audience: of, effect, draft, published }))
-    }
-
-    /// Takes in what the log says, in its order.
-    async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Result<(), BackplaneError> {
-        for stored in batch {
-            let last = shared.last();
-            if stored.sequence <= last {
-                continue;
-            }
-            believable(stored.sequence)?;
-            if stored.sequence > last + 1 {
-                self.fill(shared, stored.sequence, age).await?;
-            }
-            self.apply_one(shared, &stored, age);
-        }
-        wake_rest(&*self.inner);
-        self.inner.tasks.sweep.ensure(&self.inner);
-        // Commands that were given when the log was further than this instance.
-        self.carry_out_waiting(shared);
-        Ok(())
-    }
-
-    /// Reads what lies before a record that came.
-    async fn fill(&self, shared: &SharedLog, before: u64, age: Age) -> Result<(), BackplaneError> {
-        loop {
-            let last = shared.last();
-            if last + 1 >= before {
-                return Ok(());
-            }
-            match self.read_on(shared, last).await? {
-                Next::Records(batch) => {
-                    let together = batch.iter().zip(last + 1..before).take_while(|(stored, n)| stored.sequence == *n);
-                    together.for_each(|(stored, _)| self.apply_one(shared, stored, age));
-                }
-                Next::Lost(upto) => self.lose_through(shared, upto.min(before - 1)).await?,
-            }
-        }
-    }
-
-    fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age) {
-        let now = self.now();
-        match self.read_aged(&stored.payload, age) {
-            Ok(entry) => {
-                self.attach_connections(&entry.audience);
-                self.log().apply(stored.sequence, entry, now);
-            }
-            Err(audience) => {
-                shared.skipped.fetch_add(1, Ordering::Relaxed);
-                self.counters().record_skipped(stored.sequence, now);
-                self.log().lose(stored.sequence, audience.as_deref(), now);
-            }
-        }
-        shared.history.add(stored);
-        shared.last.store(stored.sequence, Ordering::Release);
-    }
-
-    /// A record by the rules of the publish API; else for whom it was, if that can be read.
-    pub(in crate::hub) fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
-        self.read_aged(payload, Age::New)
-    }
-
-    fn read_aged(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
-        let decoded = record::decode(payload, self.settings().max_targets);
-        let Decoded { audience, event, published_at } = decoded.map_err(|unreadable| match unreadable {
-            Unreadable::Garbage => None,
-            Unreadable::Of(audience) => Some(audience),
-        })?;
-        let entry = if presence_records::is_tiding(&event) {
-            presence_records::entry(audience, &event).map_err(Some)?
-        } else {
-            self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))?
-        };
-        let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
-        Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })
-    }
-
-    /// Appends to the shared log, in one round trip where the broker can.
-    pub(in crate::hub) async fn append_shared(
-        &self,
-        shared: &SharedLog,
-        events: Vec<(Audience, Event)>,
-    ) -> Vec<Result<Position, PublishError>> {
-        self.inner.ensure_shared_log();
-        let keeps_values = |address: &_| self.log().keeps_values(address);
-        let records = events.iter().map(|(audience, event)| append::record(audience, event, keeps_values)).collect();
-        let limit = self.settings().publish_timeout;
-        let places = append::append(&*shared.backplane, records, shared.seen(self.log().epoch()), limit).await;
-        places.into_iter().map(|place| place.map(append::position)).collect()
     }
 
     /// Tells everybody when the log cannot be followed, and when it can again.

@@ -1,10 +1,10 @@
 //! Work on the log that several instances share. [`shared_log`] has its state.
 //!
-//! 1. One task follows the log, and only it applies records, in their order ([`follow`]).
+//! 1. One task follows the log, and only it applies records, in their order ([`follow`], [`apply`]).
 //! 2. A log that was rolled back is recognised by its contents, also if it has grown again
 //!    ([`history`]).
 //! 3. A record that is missing in an answer is lost only if the log says so, or if it is still missing
-//!    after a while ([`history`]).
+//!    after a while ([`apply`]).
 //! 4. Records that memory has dropped are read in blocks, by one task for all streams that need them
 //!    ([`backfill`], [`blocks`]).
 //! 5. Commands and news of connections reach every instance. After a failure an instance goes on after
@@ -18,17 +18,19 @@
 #[cfg(feature = "json")]
 pub(super) mod append;
 #[cfg(feature = "json")]
+mod apply;
+#[cfg(feature = "json")]
 pub(super) mod backfill;
 #[cfg(feature = "json")]
-pub(super) mod blocks;
+mod blocks;
 #[cfg(feature = "json")]
 pub(super) mod bus;
 #[cfg(feature = "json")]
 pub(super) mod follow;
 #[cfg(feature = "json")]
-pub(super) mod history;
+mod history;
 #[cfg(feature = "json")]
-pub(super) mod presence_records;
+mod presence_records;
 #[cfg(feature = "json")]
 pub(super) mod record;
 #[cfg(feature = "json")]

@@ -50,7 +50,7 @@ pub(in crate::hub) struct SharedLog {
     latest: AtomicU64,
     /// How many epochs the log has begun while this instance followed it.
     pub(super) epochs: AtomicU64,
-    pub(in crate::hub) history: History,
+    pub(super) history: History,
     pub(super) blocks: Mutex<Blocks>,
     /// This instance.
     pub(super) me: InstanceId,
