@@ -12,6 +12,8 @@
 //!    ([`disconnect_clock`]).
 
 pub(crate) mod audience;
+#[cfg(feature = "json")]
+pub(crate) mod audience_json;
 pub(crate) mod command;
 pub(crate) mod disconnect;
 pub(crate) mod disconnect_clock;

@@ -12,9 +12,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::types::audience::{Address, Audience};
-use crate::types::error::InvalidName;
+use crate::types::audience_json::{Cow, To};
 use crate::types::event::Event;
-use crate::types::name::{Topic, UserId};
 
 const VERSION: u64 = 1;
 /// How many addresses a record may have, or connections it leaves out, so that somebody looks at them. Or as many as are
@@ -92,44 +91,14 @@ struct Addressed<'a> {
     except: Vec<Cow<'a>>,
 }
 
-#[derive(Default, Serialize, Deserialize)]
-pub(crate) struct To<'a> {
-    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
-    topics: Vec<Cow<'a>>,
-    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
-    users: Vec<Cow<'a>>,
-    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
-    connections: Vec<Cow<'a>>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    everyone: bool,
-}
-
-/// Text, borrowed where it has no escapes.
-#[derive(Default, Serialize, Deserialize)]
-#[serde(transparent)]
-struct Cow<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
-
-impl<'a> From<&'a str> for Cow<'a> {
-    fn from(text: &'a str) -> Self {
-        Self(text.into())
-    }
-}
-
-impl From<String> for Cow<'_> {
-    fn from(text: String) -> Self {
-        Self(text.into())
-    }
-}
-
 /// Encodes a record. The event was checked.
 pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8> {
-    let to = to_of(audience);
     let name = event.name_str();
     let envelope = Envelope {
         v: VERSION,
         id: format!("{:016x}", stamp.id),
         at: Some(stamp.at),
-        to,
+        to: To::of(audience),
         except: audience.excluded().iter().map(|id| id.to_string().into()).collect(),
         event: (!name.is_empty()).then(|| name.into()),
         // An event's data is UTF-8: `Event` sees to it.
@@ -142,20 +111,6 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// The addresses of an audience.
-pub(crate) fn to_of(audience: &Audience) -> To<'static> {
-    let mut to = To::default();
-    for address in audience.addresses() {
-        match address {
-            Address::Everyone => to.everyone = true,
-            Address::Topic(topic) => to.topics.push(topic.to_string().into()),
-            Address::User(user) => to.users.push(user.to_string().into()),
-            Address::Connection(id) => to.connections.push(id.to_string().into()),
-        }
-    }
-    to
-}
-
 /// What was written; its names are checked, its size and its event are not. An audience that is far beyond the limit is not
 /// even held, so nobody can say whose the record was.
 pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Unreadable> {
@@ -164,7 +119,7 @@ pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Unread
         if to.len().max(except.len()) > most {
             return Err(Unreadable::Garbage);
         }
-        audience(to, except.iter().map(|id| &*id.0)).map_err(|_| Unreadable::Garbage)
+        to.audience(except.iter().map(|id| &*id.0)).map_err(|_| Unreadable::Garbage)
     };
     let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
         Ok(envelope) => envelope,
@@ -210,34 +165,10 @@ pub(crate) fn value_id(address: &Address, key: &str) -> String {
     serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default()
 }
 
-/// Of addresses, and connections that are left out, as they are written.
-pub(crate) fn audience<'a>(to: &To<'_>, except: impl Iterator<Item = &'a str>) -> Result<Audience, InvalidName> {
-    let mut addresses = Vec::with_capacity(to.len());
-    for topic in &to.topics {
-        addresses.push(Address::Topic(Topic::try_from(&*topic.0)?));
-    }
-    for user in &to.users {
-        addresses.push(Address::User(UserId::try_from(&*user.0)?));
-    }
-    for id in &to.connections {
-        addresses.push(Address::Connection(id.0.parse()?));
-    }
-    if to.everyone {
-        addresses.push(Address::Everyone);
-    }
-    Ok(Audience::of(addresses, except.map(str::parse).collect::<Result<_, _>>()?))
-}
-
-impl To<'_> {
-    fn len(&self) -> usize {
-        self.topics.len() + self.users.len() + self.connections.len() + usize::from(self.everyone)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::name::ConnectionId;
+    use crate::types::name::{ConnectionId, Topic, UserId};
     use proptest::prelude::*;
 
     /// The vectors of `docs/broker.md`: whoever writes another implementation starts there.

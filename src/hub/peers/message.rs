@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hub::cluster::record::{To, audience, to_of};
+use crate::types::audience_json::To;
 use crate::types::command::{Action, Change, Command};
 use crate::types::disconnect::{Kick, Returns};
 use crate::types::last_event_id::Cursor;
@@ -188,7 +188,7 @@ impl Message {
         let body = match &self.body {
             Body::Command(command) => Wire::Command {
                 at: command.issued_at.to_string(),
-                to: to_of(&command.audience),
+                to: To::of(&command.audience),
                 except: command.audience.excluded().iter().map(ToString::to_string).collect(),
                 action: wire_action(&command.action),
             },
@@ -215,7 +215,7 @@ impl Message {
         }
         let body = match envelope.body {
             Wire::Command { at, to, except, action } => {
-                let audience = audience(&to, except.iter().map(String::as_str)).ok()?;
+                let audience = to.audience(except.iter().map(String::as_str)).ok()?;
                 Body::Command(Command { audience, action: read_action(action)?, issued_at: at.parse().ok()? })
             }
             Wire::Ask { settings } => Body::Ask(settings),
