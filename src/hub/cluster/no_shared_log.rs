@@ -1,12 +1,10 @@
-//! Without the feature `json` there is no log but that of this process: records on a broker are JSON.
+//! Without the feature `json` no log is shared, because records on a broker are JSON.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use crate::hub::Hub;
 use crate::hub::connection::handle::Link;
-use crate::hub::tickets::redeem::{NotTaken, Taken};
 use crate::log::{Block, Millis};
 use crate::types::audience::{Address, Audience};
 use crate::types::command::Command;
@@ -14,119 +12,42 @@ use crate::types::error::PublishError;
 use crate::types::event::Event;
 use crate::types::name::{ConnectionId, Topic, UserId};
 use crate::types::position::Position;
-use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
 
+/// It has no value, so none of its methods is ever called.
 #[derive(Debug)]
 pub(in crate::hub) enum SharedLog {}
 
-impl SharedLog {
-    pub(in crate::hub) fn is_loaded(&self) -> bool {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn is_stale(&self) -> bool {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn is_ready(&self, _: Millis) -> bool {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn epochs(&self) -> u16 {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn skipped(&self) -> u64 {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn most_ahead(&self) -> u64 {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn changed(&self, _: ConnectionId) {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn others(&self, _: &Audience) -> Vec<(Option<UserId>, Option<Arc<str>>)> {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn others_at(&self, _: &Address) -> usize {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn find(&self, _: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn instances(&self) -> usize {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn announce(&self, _: Topic, _: UserId, _: Event) {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn is_member(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn speaks_for(&self, _: &Topic, _: &UserId, _: Millis) -> bool {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn leaving(&self, _: &Topic, _: Millis) -> Vec<UserId> {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn look_back(&self, _: u64, _: u64, _: &Arc<Link>, _: Millis) -> Option<Arc<Block>> {
-        match *self {}
-    }
-
-    pub(in crate::hub) fn is_online(&self, _: &UserId, _: Millis) -> bool {
-        match *self {}
-    }
+macro_rules! never_called {
+    ($(fn $name:ident($($argument:ty),*) -> $returns:ty;)* $(async fn $of_hub:ident($($given:ty),*) -> $gives:ty;)*) => {
+        impl SharedLog {
+            $(pub(in crate::hub) fn $name(&self, $(_: $argument),*) -> $returns { match *self {} })*
+        }
+        impl Hub {
+            $(pub(in crate::hub) async fn $of_hub(&self, none: &SharedLog, $(_: $given),*) -> $gives { match *none {} })*
+        }
+    };
 }
 
-impl Hub {
-    pub(in crate::hub) async fn append_shared(
-        &self,
-        shared: &SharedLog,
-        _: Vec<(Audience, Event)>,
-    ) -> Vec<Result<Position, PublishError>> {
-        match *shared {}
-    }
-}
-
-impl Hub {
-    pub(in crate::hub) async fn tell_command(&self, shared: &SharedLog, _: Command) -> Result<(), Infallible> {
-        match *shared {}
-    }
-
-    pub(in crate::hub) async fn tell_bye(&self, shared: &SharedLog) {
-        match *shared {}
-    }
-}
-
-impl Hub {
-    pub(in crate::hub) async fn make_shared(
-        &self,
-        shared: &SharedLog,
-        _: u128,
-        _: &Subscription,
-        _: Duration,
-    ) -> Result<(), SubscriptionError> {
-        match *shared {}
-    }
-
-    pub(in crate::hub) async fn take_shared(&self, shared: &SharedLog, _: u128) -> Result<Taken, NotTaken> {
-        match *shared {}
-    }
-
-    pub(in crate::hub) fn give_back_shared(&self, _: Redeemed, _: SystemTime, _: Subscription) {}
+never_called! {
+    fn is_loaded() -> bool;
+    fn is_stale() -> bool;
+    fn is_ready(Millis) -> bool;
+    fn epochs() -> u16;
+    fn skipped() -> u64;
+    fn most_ahead() -> u64;
+    fn changed(ConnectionId) -> ();
+    fn others(&Audience) -> Vec<(Option<UserId>, Option<Arc<str>>)>;
+    fn others_at(&Address) -> usize;
+    fn find(ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)>;
+    fn instances() -> usize;
+    fn announce(Topic, UserId, Event) -> ();
+    fn is_member(&Topic, &UserId, Millis) -> bool;
+    fn speaks_for(&Topic, &UserId, Millis) -> bool;
+    fn leaving(&Topic, Millis) -> Vec<UserId>;
+    fn settled_position() -> Option<Position>;
+    fn look_back(u64, u64, &Arc<Link>, Millis) -> Option<Arc<Block>>;
+    fn is_online(&UserId, Millis) -> bool;
+    async fn append_shared(Vec<(Audience, Event)>) -> Vec<Result<Position, PublishError>>;
+    async fn tell_command(Command) -> Result<(), Infallible>;
+    async fn tell_bye() -> ();
 }

@@ -76,6 +76,7 @@ impl Hub {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
         let secret = crate::hub::inner::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
+        #[cfg(feature = "json")]
         if let Some(shared) = &self.inner.shared_log {
             self.make_shared(shared, secret, &subscription, ttl).await?;
             return Ok(Ticket(text(secret).into()));
@@ -90,6 +91,7 @@ impl Hub {
     pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, NotTaken> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(NotTaken::Invalid)?;
+        #[cfg(feature = "json")]
         if let Some(shared) = &self.inner.shared_log {
             return self.take_shared(shared, secret).await;
         }
@@ -114,6 +116,7 @@ impl Hub {
     pub(super) fn give_back(&self, subscription: &Subscription) {
         let Some(redeemed) = subscription.redeemed.as_deref().copied() else { return };
         let subscription = Subscription { redeemed: None, ..subscription.clone() };
+        #[cfg(feature = "json")]
         if let Some(made_at) = redeemed.deposited_at {
             return self.give_back_shared(redeemed, made_at, subscription);
         }
