@@ -47,7 +47,8 @@ pub(crate) use inner::Inner;
 pub(crate) use stream::admission::{OpenError, Request};
 pub(crate) use stream::commands::ChangeError;
 pub(crate) use stream::driver::{Connection, Step};
-pub(crate) use tickets::redeem::{NotTaken, Redemption, Redemptions, Taken};
+pub(crate) use tickets::redeem::{Redemption, Redemptions, Taken};
+pub(crate) use tickets::store::NotTaken;
 
 pub use builder::HubBuilder;
 pub use command::Join;

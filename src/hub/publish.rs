@@ -1,17 +1,14 @@
 //! Publishing: an event to a target, one step into the log.
 
-use std::sync::Arc;
-
 use smallvec::SmallVec;
 
 use super::{Hub, Target};
 use crate::hub::cluster::shared_log::SharedLog;
-use crate::log::{Effect, Entry};
+use crate::log::Entry;
 use crate::types::audience::Audience;
 use crate::types::error::PublishError;
 use crate::types::event::Event;
 use crate::types::position::Position;
-use crate::wire::Draft;
 
 /// What became of an event: the log has it. That somebody saw it is not said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +19,6 @@ pub struct Published {
     /// How many connections listen to the target, known without a walk: exact for one target, at most as many for a
     /// union (a connection that listens to two of its targets counts twice) and with [`Target::except`]. Zero is exact.
     pub receivers: usize,
-}
-
-/// A union has its limit.
-pub(super) fn check_size(audience: &Audience, limit: usize) -> Result<(), PublishError> {
-    if audience.addresses().len().max(audience.excluded().len()) > limit {
-        return Err(PublishError::too_many_targets(limit));
-    }
-    Ok(())
 }
 
 impl Hub {
@@ -102,25 +91,6 @@ impl Hub {
         errors.into_iter().map(outcome).collect()
     }
 
-    /// Checks and frames an event; gives the audience back if that fails.
-    pub(super) fn entry(&self, audience: Audience, event: &Event) -> Result<Entry, Box<(Audience, PublishError)>> {
-        if let Err(error) = check_size(&audience, self.settings().max_targets) {
-            return Err(Box::new((audience, error)));
-        }
-        if event.once().is_some() && self.inner.shared_log.is_none() {
-            return Err(Box::new((audience, PublishError::UNSHARED)));
-        }
-        let effect = match event.keyed() {
-            None => Effect::Nothing,
-            Some(key) if event.removes() => Effect::Removes(Arc::from(key)),
-            Some(key) => Effect::Sets(Arc::from(key)),
-        };
-        match Draft::encode(event, &self.settings().framing) {
-            Ok(draft) => Ok(Entry { audience, effect, draft, published: None }),
-            Err(error) => Err(Box::new((audience, error))),
-        }
-    }
-
     /// Nothing is appended after a drain.
     fn append(&self, entries: impl IntoIterator<Item = Entry> + AsRef<[Entry]>) -> SmallVec<[Published; 1]> {
         if self.is_closed() {
@@ -185,7 +155,13 @@ impl Target<'_> {
 
     fn entry(self, event: &Event) -> Result<Entry, PublishError> {
         let hub = self.hub;
-        let entry = hub.entry(self.audience?, event).map_err(|refused| refused.1)?;
+        let audience = self.audience?;
+        if event.once().is_some() && hub.inner.shared_log.is_none() {
+            return Err(PublishError::UNSHARED);
+        }
+        let settings = hub.settings();
+        let entry =
+            Entry::new(audience, event, &settings.framing, settings.max_targets).map_err(|refused| refused.1)?;
         hub.counters().payload(entry.draft.len());
         Ok(entry)
     }

@@ -5,19 +5,17 @@ use std::sync::Arc;
 
 use super::Hub;
 use super::builder::{HubBuilder, Shared};
-use super::publish::check_size;
 use super::target::{aim, exclude, unite};
 use crate::backplane::{Backplane, Place};
 use crate::hub::cluster::append;
 use crate::hub::config::settings::Settings;
-use crate::log::Policies;
+use crate::log::{Entry, Policies};
 use crate::sync::Mutex;
 use crate::types::audience::{Address, Audience};
 use crate::types::error::{BuildError, InvalidName, NameProblem, PublishError};
 use crate::types::event::Event;
 use crate::types::name::{ConnectionId, Topic, UserId};
 use crate::types::position::Position;
-use crate::wire::Draft;
 
 /// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for subscribers, nothing
 /// that runs in the background. For workers, command-line tools and cron jobs. Cloning is one reference count.
@@ -246,9 +244,8 @@ impl Recipients<'_> {
     fn checked(self, event: &Event) -> Result<Audience, PublishError> {
         let settings = &self.publisher.inner.settings;
         let audience = self.audience?;
-        check_size(&audience, settings.max_targets)?;
-        Draft::encode(event, &settings.framing)?;
-        Ok(audience)
+        let entry = Entry::new(audience, event, &settings.framing, settings.max_targets);
+        entry.map(|entry| entry.audience).map_err(|refused| refused.1)
     }
 }
 

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::time::Millis;
 use crate::types::audience::Audience;
+use crate::types::error::PublishError;
+use crate::types::event::Event;
 use crate::types::position::Position;
-use crate::wire::{Draft, Frame, IdPrefix};
+use crate::wire::{Draft, Frame, Framing, IdPrefix};
 
 /// One validated event on its way into the log.
 #[derive(Debug)]
@@ -15,6 +17,34 @@ pub(crate) struct Entry {
     pub(crate) draft: Draft,
     /// When it was published, if that was before now: its age counts from then.
     pub(crate) published: Option<Millis>,
+}
+
+impl Entry {
+    /// Checks and encodes an event. `Err` gives the audience back.
+    pub(crate) fn new(
+        audience: Audience,
+        event: &Event,
+        framing: &Framing,
+        max_targets: usize,
+    ) -> Result<Self, Box<(Audience, PublishError)>> {
+        let effect = match event.keyed() {
+            None => Effect::Nothing,
+            Some(key) if event.removes() => Effect::Removes(Arc::from(key)),
+            Some(key) => Effect::Sets(Arc::from(key)),
+        };
+        match check_size(&audience, max_targets).and_then(|()| Draft::encode(event, framing)) {
+            Ok(draft) => Ok(Self { audience, effect, draft, published: None }),
+            Err(error) => Err(Box::new((audience, error))),
+        }
+    }
+}
+
+/// A union has its limit.
+fn check_size(audience: &Audience, limit: usize) -> Result<(), PublishError> {
+    if audience.addresses().len().max(audience.excluded().len()) > limit {
+        return Err(PublishError::too_many_targets(limit));
+    }
+    Ok(())
 }
 
 /// What a record does to the current values of a channel that keeps them.

@@ -10,9 +10,9 @@ use super::presence_records;
 use super::record::{self, Decoded, Unreadable};
 use super::shared_log::{SharedLog, believable};
 use crate::backplane::{BackplaneError, Current, State, Stored};
-use crate::hub::Hub;
 use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::workers::wake_rest;
+use crate::hub::{Hub, Settings};
 use crate::log::{Effect, Entry};
 use crate::sync::Ordering;
 use crate::types::audience::Audience;
@@ -208,7 +208,8 @@ impl Hub {
         let entry = if presence_records::is_tiding(&event) {
             presence_records::entry(audience, &event).map_err(Some)?
         } else {
-            self.entry(audience, &event).map_err(|refused| Some(Box::new(refused.0)))?
+            let Settings { framing, max_targets, .. } = self.settings();
+            Entry::new(audience, &event, framing, *max_targets).map_err(|refused| Some(Box::new(refused.0)))?
         };
         let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
         Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })

@@ -49,14 +49,14 @@ impl Hub {
     /// Does what a command says to the connections of this instance.
     pub(in crate::hub) fn carry_out(&self, command: &Command) -> Result<usize, CommandError> {
         match &command.action {
-            Action::Disconnect(kick) => Ok(self.disconnect(&command.audience, kick)),
-            Action::Join(topic, since) => self.join(&command.audience, topic, *since, command.issued_at),
-            Action::Leave(topic) => Ok(self.leave(&command.audience, topic)),
+            Action::Disconnect(kick) => Ok(self.disconnect_all(&command.audience, kick)),
+            Action::Join(topic, since) => self.join_all(&command.audience, topic, *since, command.issued_at),
+            Action::Leave(topic) => Ok(self.leave_all(&command.audience, topic)),
             Action::Change(change) => self.change_all(&command.audience, change),
         }
     }
 
-    fn disconnect(&self, audience: &Audience, kick: &Kick) -> usize {
+    fn disconnect_all(&self, audience: &Audience, kick: &Kick) -> usize {
         let now = self.now();
         let until = match kick.returns {
             // Where somebody is spared, the streams that are ended are barred by their ids alone.
@@ -93,7 +93,7 @@ impl Hub {
         link.wake(self.now());
     }
 
-    fn join(
+    fn join_all(
         &self,
         audience: &Audience,
         topic: &Topic,
@@ -129,7 +129,7 @@ impl Hub {
         }
     }
 
-    fn leave(&self, audience: &Audience, topic: &Topic) -> usize {
+    fn leave_all(&self, audience: &Audience, topic: &Topic) -> usize {
         for user in users(audience) {
             self.registry().leave_user(user, topic);
         }

@@ -7,10 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use smallvec::SmallVec;
+#[cfg(feature = "json")]
+use tokio::sync::oneshot;
 
-use super::store::{LONGEST, Waiting};
+use super::store::{LONGEST, NotTaken, Waiting, text};
 use crate::hub::Hub;
 use crate::hub::connection::bans::Objection;
+#[cfg(feature = "json")]
+use crate::hub::tasks::back_off::can_wait;
 use crate::log::millis;
 use crate::sync::Mutex;
 use crate::types::disconnect_clock::Moment;
@@ -92,8 +96,8 @@ impl Hub {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(NotTaken::Invalid)?;
         #[cfg(feature = "json")]
-        if let Some(shared) = &self.inner.shared_log {
-            return self.take_shared(shared, secret).await;
+        if self.inner.shared_log.is_some() {
+            return self.take_shared(secret).await;
         }
         let now = self.now();
         let waiting = self.inner.tickets.take(secret, now).ok_or(NotTaken::Invalid)?;
@@ -112,6 +116,23 @@ impl Hub {
         Ok(Taken::new(self, subscription))
     }
 
+    /// Takes it from the broker, in a task of its own: a request that is dropped while the broker answers must not lose the
+    /// ticket. An answer that the request does not take is dropped, and so gives the ticket back.
+    #[cfg(feature = "json")]
+    async fn take_shared(&self, secret: u128) -> Result<Taken, NotTaken> {
+        if !can_wait() {
+            return Err(NotTaken::Unavailable);
+        }
+        let (answer, answered) = oneshot::channel();
+        let hub = self.clone();
+        tokio::spawn(async move {
+            let Some(shared) = &hub.inner.shared_log else { return };
+            let taken = hub.fetch_shared(shared, secret).await;
+            drop(answer.send(taken.map(|subscription| Taken::new(&hub, subscription))));
+        });
+        answered.await.unwrap_or(Err(NotTaken::Unavailable))
+    }
+
     /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.
     pub(super) fn give_back(&self, subscription: &Subscription) {
         let Some(redeemed) = subscription.redeemed.as_deref().copied() else { return };
@@ -123,15 +144,6 @@ impl Hub {
         let Redeemed { secret, made_at, over_at, .. } = redeemed;
         self.inner.tickets.put_back(secret, Waiting::here(subscription, made_at, over_at), self.now());
     }
-}
-
-/// Why a ticket was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotTaken {
-    /// There is no such ticket, or not any more.
-    Invalid,
-    /// The broker, where it would be, did not answer.
-    Unavailable,
 }
 
 /// A ticket that was taken. It is given back when this is dropped, unless it is spent.
@@ -205,9 +217,4 @@ impl Redemptions {
         taken_of_request.push(taken);
         subscription
     }
-}
-
-/// The secret as its owner has it.
-pub(super) fn text(secret: u128) -> String {
-    format!("{secret:032x}")
 }

@@ -3,17 +3,14 @@
 //! The broker keeps a hash of the secret and not the secret, so a reader of the broker cannot redeem a ticket.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::record::{self, Times};
-use super::redeem::{NotTaken, Taken, text};
-use super::store::Waiting;
+use super::store::{NotTaken, Waiting, text};
 use crate::hub::Hub;
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::tasks::{back_off, workers};
@@ -60,27 +57,14 @@ impl Hub {
         }
     }
 
-    pub(super) async fn take_shared(&self, shared: &SharedLog, secret: u128) -> Result<Taken, NotTaken> {
-        if !back_off::can_wait() {
-            return Err(NotTaken::Unavailable);
-        }
-        let (answer, answered) = oneshot::channel();
-        let (hub, backplane) = (self.clone(), Arc::clone(&shared.backplane));
-        // A task of its own: a request that is dropped while the broker answers must not lose the ticket. An answer that
-        // the request does not take is dropped, and so gives the ticket back.
-        tokio::spawn(async move {
-            let key = key(secret);
-            let taken = match timeout(hub.settings().publish_timeout, backplane.withdraw(&key)).await {
-                Ok(Ok(Some(bytes))) => hub.read_shared(secret, &bytes).ok_or(NotTaken::Invalid),
-                Ok(Ok(None)) => Err(NotTaken::Invalid),
-                Ok(Err(_)) | Err(_) => Err(NotTaken::Unavailable),
-            };
-            drop(answer.send(taken));
-        });
-        answered.await.unwrap_or(Err(NotTaken::Unavailable))
+    /// Takes what a ticket stands for from the broker.
+    pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, NotTaken> {
+        let withdrawn = timeout(self.settings().publish_timeout, shared.backplane.withdraw(&key(secret))).await;
+        let Ok(Ok(bytes)) = withdrawn else { return Err(NotTaken::Unavailable) };
+        bytes.and_then(|bytes| self.read_shared(secret, &bytes)).ok_or(NotTaken::Invalid)
     }
 
-    fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Taken> {
+    fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Subscription> {
         let (mut subscription, times) = record::decode(bytes)?;
         self.inner.tickets.take(secret, self.now());
         let left = times.over_at.duration_since(SystemTime::now()).ok()?;
@@ -95,7 +79,7 @@ impl Hub {
         let over_at = self.now().saturating_add(millis(left));
         let (made_at, deposited_at) = (Moment::now(), Some(times.made_at));
         subscription.redeemed = Some(Box::new(Redeemed { secret, made_at, deposited_at, over_at }));
-        Some(Taken::new(self, subscription))
+        Some(subscription)
     }
 
     /// Deposits a ticket again for the rest of its time. It stays as old as it is, so that a disconnect meanwhile voids it.
