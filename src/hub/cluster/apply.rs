@@ -130,8 +130,7 @@ impl Hub {
 
     /// A current value with its place, for the address that it is of: others of its union may have another since.
     fn read_value(&self, current: &Current) -> Option<(u64, Entry)> {
-        let Entry { audience, effect, draft, published } =
-            self.read_aged(&current.record.payload, Age::AsPublished).ok()?;
+        let Entry { audience, effect, draft, published } = self.read(&current.record.payload, Age::AsPublished).ok()?;
         let Effect::Sets(key) = &effect else { return None };
         let address = audience.addresses().iter().find(|address| record::value_id(address, key) == *current.id)?;
         let mut of = Audience::from(address.clone());
@@ -179,7 +178,7 @@ impl Hub {
 
     fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age) {
         let now = self.now();
-        match self.read_aged(&stored.payload, age) {
+        match self.read(&stored.payload, age) {
             Ok(entry) => {
                 self.attach_connections(&entry.audience);
                 self.log().apply(stored.sequence, entry, now);
@@ -195,17 +194,13 @@ impl Hub {
     }
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
-    pub(super) fn read(&self, payload: &[u8]) -> Result<Entry, Option<Box<Audience>>> {
-        self.read_aged(payload, Age::New)
-    }
-
-    fn read_aged(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
+    pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
         let decoded = record::decode(payload, self.settings().max_targets);
         let Decoded { audience, event, published_at } = decoded.map_err(|unreadable| match unreadable {
             Unreadable::Garbage => None,
             Unreadable::Of(audience) => Some(audience),
         })?;
-        let entry = if presence_records::is_tiding(&event) {
+        let entry = if presence_records::is_presence(&event) {
             presence_records::entry(audience, &event).map_err(Some)?
         } else {
             let Settings { framing, max_targets, .. } = self.settings();

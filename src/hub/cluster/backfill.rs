@@ -9,6 +9,7 @@ use std::sync::Weak;
 
 use futures::FutureExt;
 
+use super::apply::Age;
 use super::blocks::Waiting;
 use super::shared_log::SharedLog;
 use crate::backplane::BackplaneError;
@@ -39,7 +40,7 @@ impl Hub {
         } else if expected <= state.last && shared.history.missing_for(expected) < limit {
             return Err(BackplaneError::unknown("records cannot be read, although the log has them"));
         }
-        let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload)));
+        let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload, Age::New)));
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;
         shared.blocks.lock().keep(block);
         Ok(())

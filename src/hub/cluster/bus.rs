@@ -138,29 +138,22 @@ impl Hub {
             shared.peers.lock().heard_itself(now);
             return None;
         }
-        let heard = match body {
-            Body::Command(command) => {
-                self.carry_out_in_time(shared, command);
-                Heard::Fine
-            }
+        let mut heard = Heard::Fine;
+        match body {
+            Body::Command(command) => self.carry_out_in_time(shared, command),
             Body::Ask(theirs) => {
                 shared.outbox.lock().report_all();
                 if shared.agreement.differs(&theirs) {
                     return Some(Body::Settings(shared.agreement.terms().clone()));
                 }
-                Heard::Fine
             }
             Body::Settings(theirs) => {
                 shared.agreement.differs(&theirs);
-                Heard::Fine
             }
-            Body::Lease(number) => shared.peers.lock().lease(from, number, now),
-            Body::Bye => {
-                shared.peers.lock().bye(from, now);
-                Heard::Fine
-            }
-            Body::News(news) => shared.peers.lock().news(from, news, now),
-        };
+            Body::Lease(number) => heard = shared.peers.lock().lease(from, number, now),
+            Body::Bye => shared.peers.lock().bye(from, now),
+            Body::News(news) => heard = shared.peers.lock().news(from, news, now),
+        }
         let is_closed = shared.outbox.lock().is_closed;
         let is_asked = heard == Heard::Missing && !is_closed && shared.peers.lock().may_ask(from, now);
         is_asked.then(|| shared.question())
@@ -290,14 +283,13 @@ impl Hub {
             Action::Join(..) | Action::Change(_) => {}
         }
         let until = self.now().saturating_add(millis(self.settings().publish_timeout));
-        {
-            let mut waiting = shared.commands.lock();
-            if waiting.len() < WAITING {
-                waiting.push_back((until, command));
-            } else {
-                drop(waiting);
-                self.carry_out_late(&command);
-            }
+        let mut waiting = shared.commands.lock();
+        if waiting.len() < WAITING {
+            waiting.push_back((until, command));
+            drop(waiting);
+        } else {
+            drop(waiting);
+            self.carry_out_late(&command);
         }
         self.carry_out_waiting(shared);
     }

@@ -14,7 +14,6 @@ use crate::types::name::{ConnectionId, Topic, UserId};
 use crate::types::position::Position;
 
 /// It has no value, so none of its methods is ever called.
-#[derive(Debug)]
 pub(in crate::hub) enum SharedLog {}
 
 macro_rules! never_called {

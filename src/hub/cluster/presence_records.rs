@@ -16,18 +16,18 @@ use crate::wire::Draft;
 const MOST_BYTES: usize = 2 * Subscription::MAX_DATA_BYTES;
 
 #[derive(Deserialize)]
-struct Tiding {
+struct PresenceRecord {
     topic: String,
     user: String,
     #[serde(default, rename = "data")]
     _data: IgnoredAny,
 }
 
-pub(in crate::hub) fn is_tiding(event: &Event) -> bool {
+pub(in crate::hub) fn is_presence(event: &Event) -> bool {
     matches!(event.name_str(), "hub.joined" | "hub.left")
 }
 
-/// What is appended for a tiding; else gives back for whom it was.
+/// The entry of a presence record. Returns the audience if no hub could have written the record.
 pub(in crate::hub) fn entry(audience: Audience, event: &Event) -> Result<Entry, Box<Audience>> {
     if !is_a_hubs(&audience, event) {
         return Err(Box::new(audience));
@@ -42,8 +42,8 @@ fn is_a_hubs(audience: &Audience, event: &Event) -> bool {
     if has_more || !audience.excluded().is_empty() || event.data_bytes().len() > MOST_BYTES {
         return false;
     }
-    let read = serde_json::from_slice::<Tiding>(event.data_bytes());
-    read.is_ok_and(|tiding| tiding.topic == topic.as_str() && UserId::try_from(tiding.user).is_ok())
+    let read = serde_json::from_slice::<PresenceRecord>(event.data_bytes());
+    read.is_ok_and(|record| record.topic == topic.as_str() && UserId::try_from(record.user).is_ok())
 }
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ mod tests {
         let data = format!("\"{}\"", "x".repeat(Subscription::MAX_DATA_BYTES - 2));
         for (name, data) in [hub_events::joined(&topic, &user, Some(&data)), hub_events::left(&topic, &user)] {
             let event = Event::text(name, data);
-            assert!(is_tiding(&event) && entry(Address::Topic(topic.clone()).into(), &event).is_ok());
+            assert!(is_presence(&event) && entry(Address::Topic(topic.clone()).into(), &event).is_ok());
         }
     }
 

@@ -163,22 +163,13 @@ impl SharedLog {
     pub(in crate::hub) fn others(&self, audience: &Audience) -> Vec<Other> {
         let peers = self.peers.lock();
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
-        let mut others = Vec::new();
-        for address in audience.addresses() {
-            let found: Vec<_> = match address {
-                Address::Everyone => peers.all().collect(),
-                Address::Topic(topic) => peers.in_topic(topic).collect(),
-                Address::User(user) => peers.connections_of(user).collect(),
-                Address::Connection(id) => peers.find(*id).into_iter().collect(),
-            };
-            others.extend(
-                found
-                    .into_iter()
-                    .filter(|here| seen.insert(here.id))
-                    .map(|here| (here.user.clone(), here.data.clone())),
-            );
-        }
-        others
+        let found = audience.addresses().iter().flat_map(|address| match address {
+            Address::Everyone => peers.all().collect(),
+            Address::Topic(topic) => peers.in_topic(topic).collect(),
+            Address::User(user) => peers.of_user(user).collect(),
+            Address::Connection(id) => peers.find(*id).into_iter().collect::<Vec<_>>(),
+        });
+        found.filter(|here| seen.insert(here.id)).map(|here| (here.user.clone(), here.data.clone())).collect()
     }
 
     /// How many connections an address has on other instances.
@@ -186,8 +177,8 @@ impl SharedLog {
         let peers = self.peers.lock();
         match address {
             Address::Everyone => peers.all().count(),
-            Address::Topic(topic) => peers.topic_len(topic),
-            Address::User(user) => peers.of_user(user),
+            Address::Topic(topic) => peers.in_topic(topic).count(),
+            Address::User(user) => peers.of_user(user).count(),
             Address::Connection(id) => usize::from(peers.find(*id).is_some()),
         }
     }
@@ -232,12 +223,6 @@ impl SharedLog {
 
     pub(in crate::hub) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)
-    }
-}
-
-impl std::fmt::Debug for SharedLog {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SharedLog").field("backplane", &self.backplane.describe()).finish_non_exhaustive()
     }
 }
 
