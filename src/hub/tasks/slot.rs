@@ -206,7 +206,10 @@ impl Future for Task {
         while tick.as_mut().poll(cx).is_ready() {
             tick.as_mut().reset(beats.next());
         }
-        if future.as_mut().poll(cx).is_pending() {
+        let polled = future.as_mut().poll(cx);
+        // A long poll does not make the beat old.
+        slot.beat.store(clock(), Ordering::Release);
+        if polled.is_pending() {
             return Poll::Pending;
         }
         this.future = None;
@@ -228,6 +231,32 @@ impl Drop for Task {
         {
             self.slot.leave(turn);
         }
+    }
+}
+
+#[cfg(all(test, not(tower_sse_loom)))]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_is_not_replaced_after_a_long_poll() {
+        let slot = Arc::<TaskSlot>::default();
+        let (polled, was_polled) = tokio::sync::oneshot::channel();
+        let task = |_| {
+            let long = async move {
+                std::thread::sleep(OLD + Duration::from_millis(100));
+                let _ = polled.send(());
+                std::future::pending::<()>().await;
+            };
+            long.boxed()
+        };
+        slot.ensure(&Handle::current(), task, || {});
+        was_polled.await.unwrap();
+        // A thread without a runtime judges by the beat alone.
+        let judged = std::thread::spawn(move || slot.is_attended());
+        assert!(judged.join().unwrap());
     }
 }
 

@@ -15,6 +15,8 @@ use crate::hub::tasks::background::Job;
 use crate::log::{Millis, Swept, millis};
 use crate::types::reason::EndReason;
 
+/// For how long a stream that was woken and not polled counts as busy, in milliseconds.
+const BUSY: Millis = 1_000;
 /// How often age and stalls are looked at, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -75,7 +77,10 @@ impl Inner {
             let Some(since) = link.overdue_since().filter(|since| *since <= now) else { continue };
             let since = match link.transport() {
                 Some(transport) => {
-                    transport.release();
+                    // Not a body that waits for a flush which its server is about to make.
+                    if now > since.saturating_add(BUSY.min(deadline / 2)) {
+                        transport.release();
+                    }
                     // Also while it moves, so that its time runs from the last move.
                     since.max(transport.quiet_since(now))
                 }
