@@ -188,7 +188,7 @@ impl Peers {
             members.extend(here.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
         }
         for (topic, users) in &self.gone {
-            let recent = users.iter().filter(|(_, (since, at))| *at == from && since.saturating_add(self.grace) > now);
+            let recent = users.iter().filter(|(_, (since, at))| *at == from && self.is_recent(*since, now));
             members.extend(recent.map(|(user, (since, _))| (*since, topic.clone(), user.clone())));
         }
         if !members.is_empty() {
@@ -237,33 +237,33 @@ impl Peers {
 
     /// Whether a user is a member of a topic elsewhere, or was less than the grace ago.
     pub(in crate::hub) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
-        let left = self.left(topic, user);
-        self.is_connected(topic, user) || left.is_some_and(|(since, _)| since.saturating_add(self.grace) > now)
+        self.is_connected(topic, user) || self.left(topic, user, now).is_some()
     }
 
     /// Whether another instance, and not this one, tells of a member that has left here.
     pub(in crate::hub) fn speaks_for(&self, topic: &Topic, user: &UserId, me: InstanceId, now: Millis) -> bool {
-        let left = self.left(topic, user);
+        let left = self.left(topic, user, now);
         // Of two that ended at the same time the lower one tells; both may, but never neither.
-        self.is_connected(topic, user)
-            || left.is_some_and(|(since, at)| {
-                since.saturating_add(self.grace) > now && at < me && self.instances.contains_key(&at)
-            })
+        self.is_connected(topic, user) || left.is_some_and(|at| at < me && self.instances.contains_key(&at))
     }
 
     fn is_connected(&self, topic: &Topic, user: &UserId) -> bool {
         self.by_topic.get(topic).is_some_and(|listeners| listeners.users.contains_key(user))
     }
 
-    fn left(&self, topic: &Topic, user: &UserId) -> Option<(Millis, InstanceId)> {
-        self.gone.get(topic)?.get(user).copied()
+    /// The instance that a member elsewhere has left a topic on less than the grace ago.
+    fn left(&self, topic: &Topic, user: &UserId, now: Millis) -> Option<InstanceId> {
+        self.gone.get(topic)?.get(user).filter(|(since, _)| self.is_recent(*since, now)).map(|(_, at)| *at)
+    }
+
+    fn is_recent(&self, since: Millis, now: Millis) -> bool {
+        since.saturating_add(self.grace) > now
     }
 
     /// Members elsewhere who have left a topic less than the grace ago.
     pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> impl Iterator<Item = &UserId> {
-        let recent = move |since: &Millis| since.saturating_add(self.grace) > now;
         let users = self.gone.get(topic).into_iter().flatten();
-        users.filter(move |(_, (since, _))| recent(since)).map(|(user, _)| user)
+        users.filter(move |(_, (since, _))| self.is_recent(*since, now)).map(|(user, _)| user)
     }
 
     /// Members of ended instances whose grace is over and who are nowhere else, if it is for this instance to tell of them.
