@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
 
 use super::record::{self, Times};
 use super::store::{NotTaken, Waiting, text};
 use crate::hub::Hub;
 use crate::hub::cluster::shared_log::SharedLog;
-use crate::hub::tasks::{back_off, workers};
+use crate::hub::tasks::back_off::{can_wait, in_time};
+use crate::hub::tasks::workers;
 use crate::log::millis;
 use crate::types::disconnect_clock::Moment;
 use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
@@ -26,7 +26,7 @@ impl Hub {
         subscription: &Subscription,
         ttl: Duration,
     ) -> Result<(), SubscriptionError> {
-        if !back_off::can_wait() {
+        if !can_wait() {
             return Err(SubscriptionError::NoRuntime);
         }
         let now = self.now();
@@ -51,17 +51,16 @@ impl Hub {
         let times = Times { made_at, over_at: SystemTime::now() + ttl };
         let bytes = Bytes::from(record::encode(subscription, times));
         let deposited = shared.backplane.deposit(&key(secret), bytes, ttl);
-        match timeout(self.settings().publish_timeout, deposited).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(SubscriptionError::Unavailable),
-        }
+        in_time(self.settings().publish_timeout, deposited).await.map_err(|_| SubscriptionError::Unavailable)
     }
 
     /// Takes what a ticket stands for from the broker.
     pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, NotTaken> {
-        let withdrawn = timeout(self.settings().publish_timeout, shared.backplane.withdraw(&key(secret))).await;
-        let Ok(Ok(bytes)) = withdrawn else { return Err(NotTaken::Unavailable) };
-        bytes.and_then(|bytes| self.read_shared(secret, &bytes)).ok_or(NotTaken::Invalid)
+        let withdrawn = in_time(self.settings().publish_timeout, shared.backplane.withdraw(&key(secret))).await;
+        withdrawn
+            .map_err(|_| NotTaken::Unavailable)?
+            .and_then(|bytes| self.read_shared(secret, &bytes))
+            .ok_or(NotTaken::Invalid)
     }
 
     fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Subscription> {
