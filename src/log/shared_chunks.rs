@@ -76,10 +76,10 @@ fn join<'a>(records: impl Iterator<Item = &'a Arc<Record>> + Clone, upto: u64) -
         }
         (count, bytes, last) = (count + 1, bytes + record.frame.len(), record.sequence);
     }
-    let mut frames = records.take(count).map(|record| &record.frame);
+    let mut chunks = records.take(count).map(|record| record.frame.chunk());
     let chunk = match count {
-        1 => frames.next()?.chunk().clone(),
-        _ => Chunk::of(frames, bytes),
+        1 => chunks.next()?.clone(),
+        _ => Chunk::of(chunks, bytes),
     };
     Some(Piece { chunk, count, upto: if is_cut { last } else { upto } })
 }

@@ -8,19 +8,16 @@
 //! \r\n                         end of the chunk
 //! ```
 //!
-//! A body takes the inside; a writer that owns its socket takes the whole. Both are slices of the same bytes.
+//! Its inside is what a body writes, and the whole is what a writer with a socket of its own writes: see [`chunk`](super::chunk).
 
 use std::fmt;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-
+use super::chunk::{CHUNK_HEAD, Chunk, open_chunk};
 use crate::types::error::PublishError;
 use crate::types::event::Event;
 use crate::types::position::{Epoch, Position};
 
-const CHUNK_HEAD: &[u8] = b"00000000\r\n";
-const CHUNK_TAIL: &[u8] = b"\r\n";
 const FRAME_END: &[u8] = b"\n";
 /// Room for `id: `, a position and the line breaks, so that a frame holds little more than it counts. A position that
 /// needs more room costs one more allocation.
@@ -55,13 +52,9 @@ impl IdPrefix {
 #[derive(Clone)]
 pub(crate) struct Frame {
     chunk: Chunk,
+    /// Where its id begins, inside of the chunk.
     id_at: u32,
 }
-
-/// Events as one HTTP/1.1 chunk. A body takes the inside, a writer that has the socket to itself the whole; both share the
-/// bytes.
-#[derive(Clone)]
-pub(crate) struct Chunk(Bytes);
 
 impl Draft {
     /// Validates and encodes.
@@ -72,7 +65,7 @@ impl Draft {
         let before_data = if name.is_empty() { 0 } else { 8 + name.len() } + event.retry_after().map_or(0, |_| 28);
         let fields = before_data + data.len() + 6 * lines + 1;
         let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + fields + ID_ROOM);
-        bytes.extend_from_slice(CHUNK_HEAD);
+        open_chunk(&mut bytes);
         if !name.is_empty() {
             line(&mut bytes, b"event", name.as_bytes());
         }
@@ -91,7 +84,7 @@ impl Draft {
     /// One of the hub's own events that is a record, with a name that applications may not take and JSON of one line.
     pub(crate) fn control(name: &str, data: &str) -> Self {
         let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + 20 + name.len() + data.len() + ID_ROOM);
-        bytes.extend_from_slice(CHUNK_HEAD);
+        open_chunk(&mut bytes);
         line(&mut bytes, b"event", name.as_bytes());
         push_data(&mut bytes, data.as_bytes());
         Self { bytes }
@@ -105,13 +98,12 @@ impl Draft {
     /// Completes it with its id.
     pub(crate) fn finish(self, prefix: &IdPrefix, sequence: u64) -> Frame {
         let mut bytes = self.bytes;
-        let id_at = bytes.len() as u32;
+        let id_at = (bytes.len() - CHUNK_HEAD.len()) as u32;
         bytes.extend_from_slice(prefix.0.as_bytes());
         bytes.extend_from_slice(itoa::Buffer::new().format(sequence).as_bytes());
         bytes.extend_from_slice(b"\n");
         bytes.extend_from_slice(FRAME_END);
-        close_chunk(&mut bytes, 0);
-        Frame { chunk: Chunk(bytes.into()), id_at }
+        Frame { chunk: Chunk::close(bytes), id_at }
     }
 }
 
@@ -124,7 +116,7 @@ impl Frame {
     /// Appends the event, with its id or without.
     pub(crate) fn write(&self, out: &mut Vec<u8>, id: bool) {
         if id {
-            out.extend_from_slice(self.chunk.lines());
+            out.extend_from_slice(self.chunk.inside());
         } else {
             out.extend_from_slice(self.lines());
             out.extend_from_slice(FRAME_END);
@@ -133,7 +125,7 @@ impl Frame {
 
     /// The size of the event with its id.
     pub(crate) fn len(&self) -> usize {
-        self.chunk.lines().len()
+        self.chunk.inside().len()
     }
 
     /// The name, empty if it has none, and the data, with every line break as LF: what a browser would hand to a page.
@@ -153,52 +145,8 @@ impl Frame {
     }
 
     fn lines(&self) -> &[u8] {
-        &self.chunk.0[CHUNK_HEAD.len()..self.id_at as usize]
+        &self.chunk.inside()[..self.id_at as usize]
     }
-}
-
-impl Chunk {
-    /// Several frames with their ids, of so many bytes.
-    pub(crate) fn of<'a>(frames: impl Iterator<Item = &'a Frame>, bytes: usize) -> Self {
-        let mut out = Vec::with_capacity(CHUNK_HEAD.len() + bytes + CHUNK_TAIL.len());
-        let at = open_chunk(&mut out);
-        frames.for_each(|frame| frame.write(&mut out, true));
-        close_chunk(&mut out, at);
-        Self(out.into())
-    }
-
-    /// The chunk as it goes over HTTP/1.1.
-    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-    pub(crate) fn into_whole(self) -> Bytes {
-        self.0
-    }
-
-    /// What is in it.
-    pub(crate) fn into_inside(mut self) -> Bytes {
-        self.0.truncate(self.0.len() - CHUNK_TAIL.len());
-        self.0.advance(CHUNK_HEAD.len());
-        self.0
-    }
-
-    fn lines(&self) -> &[u8] {
-        &self.0[CHUNK_HEAD.len()..self.0.len() - CHUNK_TAIL.len()]
-    }
-}
-
-/// Begins an HTTP/1.1 chunk. Its size is filled in by [`close_chunk`].
-pub(crate) fn open_chunk(out: &mut Vec<u8>) -> usize {
-    let at = out.len();
-    out.extend_from_slice(CHUNK_HEAD);
-    at
-}
-
-/// Ends the chunk that begins there.
-pub(crate) fn close_chunk(out: &mut Vec<u8>, at: usize) {
-    let size = out.len() - at - CHUNK_HEAD.len();
-    for (place, digit) in out[at..at + 8].iter_mut().rev().enumerate() {
-        *digit = b"0123456789abcdef"[(size >> (4 * place)) & 15];
-    }
-    out.extend_from_slice(CHUNK_TAIL);
 }
 
 /// Of both only the size is shown: the data may be anybody's secret.
@@ -211,12 +159,6 @@ impl fmt::Debug for Draft {
 impl fmt::Debug for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Frame({} bytes)", self.len())
-    }
-}
-
-impl fmt::Debug for Chunk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Chunk({} bytes)", self.0.len())
     }
 }
 
