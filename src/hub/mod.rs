@@ -31,7 +31,7 @@ mod publish;
 #[cfg(feature = "json")]
 mod publisher;
 mod shutdown;
-pub(crate) mod stream;
+mod stream;
 mod subscriber;
 mod target;
 mod tasks;
@@ -39,14 +39,14 @@ mod tickets;
 mod topics;
 mod upkeep;
 
-pub(crate) use crate::log::Batch;
 pub(crate) use config::origins::{Hosts, Origins};
 pub(crate) use config::settings::Settings;
 pub(crate) use connection::socket::{Takeover, Transport};
 pub(crate) use inner::Inner;
 pub(crate) use stream::admission::{OpenError, Request};
 pub(crate) use stream::commands::ChangeError;
-pub(crate) use stream::driver::{Connection, Step};
+pub(crate) use stream::driver::Connection;
+pub(crate) use stream::encode::{Aborted, Encoded};
 pub(crate) use tickets::redeem::{Redemption, Redemptions, Taken};
 pub(crate) use tickets::store::NotTaken;
 

@@ -9,7 +9,8 @@ use futures::future::poll_fn;
 
 #[cfg(doc)]
 use super::HubBuilder;
-use super::{Hub, OpenError, Request, Step};
+use super::stream::driver::Step;
+use super::{Hub, OpenError, Request};
 use crate::log::Batch;
 use crate::types::audience::Address;
 use crate::types::disconnect_clock::Moment;

@@ -9,8 +9,7 @@ use pin_project_lite::pin_project;
 use tower::BoxError;
 
 use super::pace::Pace;
-use crate::hub::stream::encode;
-use crate::hub::{Batch, Connection};
+use crate::hub::{Aborted, Connection};
 use crate::net::takeover::body_side::Offered;
 use crate::net::takeover::offer::Outcome;
 
@@ -99,13 +98,13 @@ impl Body for EventBody {
                 if let Some(piece) = ready!(pace.poll(connection, cx)) {
                     return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
-                match ready!(poll_bytes(connection, cx)) {
+                match ready!(connection.poll_frame(cx)) {
                     Some(Ok(bytes)) => Some(pace.hand_out(bytes)),
                     Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
                     None => None,
                 }
             }
-            Kind::Offering(connection) => match ready!(poll_bytes(connection, cx)) {
+            Kind::Offering(connection) => match ready!(connection.poll_frame(cx)) {
                 Some(Ok(bytes)) => {
                     self.kind.offer(&bytes);
                     Some(bytes)
@@ -150,24 +149,6 @@ impl Kind {
             };
         }
     }
-}
-
-/// The stream was to end with an error: [`End::Abort`](crate::End::Abort).
-#[derive(Debug)]
-struct Aborted;
-
-impl std::fmt::Display for Aborted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the event stream was ended by the hub")
-    }
-}
-
-impl std::error::Error for Aborted {}
-
-fn poll_bytes(connection: &mut Connection, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
-    let mut batch = Batch { wants_pieces: true, ..Batch::default() };
-    let step = ready!(connection.poll_step(cx, &mut batch));
-    Poll::Ready(step.map(|step| encode::encode(step, &mut batch, connection.hub().settings()).ok_or(Aborted)))
 }
 
 pin_project! {

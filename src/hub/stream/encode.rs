@@ -1,14 +1,47 @@
-//! From what a connection says is next to the bytes of the event stream.
+//! From what a stream says next to the bytes of the event stream.
 
+use std::fmt;
+use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::hub::{Batch, Settings, Step};
+use super::driver::{Connection, Step};
+use crate::hub::Settings;
+use crate::log::Batch;
 use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
 
+impl Connection {
+    /// The next bytes, for a body. `None` at the end.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
+        let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+        let step = self.poll_step(cx, &mut batch);
+        step.map(|step| step.map(|step| encode(step, &mut batch, self.hub().settings()).ok_or(Aborted)))
+    }
+
+    /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself. `scratch` is empty.
+    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+    pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>, scratch: &mut Vec<u8>) -> Poll<Option<Encoded>> {
+        let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+        let step = self.poll_step(cx, &mut batch);
+        step.map(|step| step.map(|step| encode_chunk(step, &mut batch, self.hub().settings(), scratch)))
+    }
+}
+
+/// The stream was to end with an error: [`End::Abort`](crate::End::Abort).
+#[derive(Debug)]
+pub(crate) struct Aborted;
+
+impl fmt::Display for Aborted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the event stream was ended by the hub")
+    }
+}
+
+impl std::error::Error for Aborted {}
+
 /// The bytes of one step; none for an end with an error.
-pub(crate) fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
+fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
     let bytes = match step {
         Step::Records => match batch.piece.take() {
             // Shared with every other stream that reads the same.
@@ -49,7 +82,7 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
 /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where there are any, else in the
 /// scratch space.
 #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-pub(crate) fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
+fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
     match step {
         Step::Records => match batch.piece.take() {
             Some(piece) => return Encoded::Shared(piece.chunk.into_whole()),

@@ -8,12 +8,12 @@
 //!    read ([`driver`]).
 //! 4. The end of a stream comes after the records that it has to follow ([`driver`]).
 //! 5. What a stream has to do by itself is decided without a clock: time is passed in ([`timers`]).
-//! 6. One function turns a step into bytes, for all writers ([`encode`]).
+//! 6. One file turns what a stream says into bytes, for bodies and for the hub's own writer ([`encode`]).
 //! 7. A connection is taken out of everything once ([`close`]).
 
 pub(super) mod admission;
 pub(super) mod close;
 pub(super) mod commands;
 pub(super) mod driver;
-pub(crate) mod encode;
+pub(super) mod encode;
 pub(super) mod timers;

@@ -15,8 +15,7 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 use tokio::time::{Duration, Instant, Sleep};
 
-use crate::hub::stream::encode::{self, Encoded};
-use crate::hub::{Batch, Connection, Hub, Transport};
+use crate::hub::{Connection, Encoded, Hub, Transport};
 use crate::wire::LAST_CHUNK;
 
 /// How many steps are written before others get their turn.
@@ -111,25 +110,23 @@ impl Handed {
         }
         match &mut self.phase {
             Phase::Streaming(connection) => {
-                let mut batch = Batch { wants_pieces: true, ..Batch::default() };
-                let step = ready!(connection.poll_step(cx, &mut batch));
-                let Some(step) = step else {
-                    self.close();
-                    return Poll::Ready(self.write_shared(&Bytes::from_static(LAST_CHUNK)));
-                };
                 let mut scratch = SCRATCH.take();
                 scratch.clear();
                 scratch.shrink_to(MOST_SCRATCH);
-                let written = match encode::encode_chunk(step, &mut batch, connection.hub().settings(), &mut scratch) {
-                    Encoded::Shared(chunk) => self.write_shared(&chunk),
-                    Encoded::Scratch => self.write_copied(&scratch),
-                    Encoded::Abort => {
+                let written = connection.poll_chunk(cx, &mut scratch).map(|encoded| match encoded {
+                    Some(Encoded::Shared(chunk)) => self.write_shared(&chunk),
+                    Some(Encoded::Scratch) => self.write_copied(&scratch),
+                    Some(Encoded::Abort) => {
                         self.close();
                         Ok(())
                     }
-                };
+                    None => {
+                        self.close();
+                        self.write_shared(&Bytes::from_static(LAST_CHUNK))
+                    }
+                });
                 SCRATCH.set(scratch);
-                Poll::Ready(written)
+                written
             }
             Phase::Closing(_) => {
                 self.tcp.shutdown(Shutdown::Write).map_err(|_| Gone)?;
