@@ -17,7 +17,13 @@
 //! | `observe` | counters, statistics, lifecycle events |
 
 mod builder;
+#[cfg(feature = "json")]
 mod cluster;
+#[cfg(not(feature = "json"))]
+mod cluster {
+    #[path = "no_shared_log.rs"]
+    pub(super) mod shared_log;
+}
 mod command;
 mod config;
 mod connection;
@@ -25,6 +31,7 @@ mod inner;
 mod inspect;
 mod membership;
 mod observe;
+#[cfg(feature = "json")]
 mod peers;
 mod presence;
 mod publish;

@@ -15,28 +15,14 @@
 //!    written is skipped ([`record`], [`presence_records`]).
 //! 8. Instances with different settings log it once and go on ([`settings_digest`]).
 
-#[cfg(feature = "json")]
 pub(super) mod append;
-#[cfg(feature = "json")]
 mod apply;
-#[cfg(feature = "json")]
 pub(super) mod backfill;
-#[cfg(feature = "json")]
 mod blocks;
-#[cfg(feature = "json")]
 pub(super) mod bus;
-#[cfg(feature = "json")]
 pub(super) mod follow;
-#[cfg(feature = "json")]
 mod history;
-#[cfg(feature = "json")]
 mod presence_records;
-#[cfg(feature = "json")]
-pub(super) mod record;
-#[cfg(feature = "json")]
-pub(super) mod settings_digest;
-#[cfg(feature = "json")]
-pub(super) mod shared_log;
-#[cfg(not(feature = "json"))]
-#[path = "no_shared_log.rs"]
+mod record;
+mod settings_digest;
 pub(super) mod shared_log;

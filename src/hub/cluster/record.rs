@@ -132,21 +132,12 @@ pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Unread
     if envelope.v != VERSION {
         return Err(Unreadable::Of(Box::new(audience)));
     }
-    let mut event = Event::message(envelope.data.0.into_owned());
-    if let Some(name) = envelope.event {
-        event = event.name(name.0.into_owned());
-    }
-    if let Some(key) = envelope.key {
-        let data = event.data_bytes().to_vec();
-        event = if envelope.remove {
-            // UTF-8 a moment ago.
-            let text = String::from_utf8(data).unwrap_or_default();
-            let name = event.name_str().to_owned();
-            Event::remove(key.0.into_owned()).data(text).name(name)
-        } else {
-            event.key(key.0.into_owned())
-        };
-    }
+    let [name, data] = [envelope.event.unwrap_or_default(), envelope.data].map(|text| text.0.into_owned());
+    let mut event = match envelope.key.map(|key| key.0.into_owned()) {
+        Some(key) if envelope.remove => Event::remove(key).name(name).data(data),
+        Some(key) => Event::text(name, data).key(key),
+        None => Event::text(name, data),
+    };
     if let Some(retry) = envelope.retry_ms {
         event = event.retry(Duration::from_millis(retry));
     }

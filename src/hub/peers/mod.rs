@@ -6,9 +6,6 @@
 //! 3. What this instance reports is gathered, numbered, and kept until the broker has it ([`outbox`]).
 //! 4. Messages bind only the instances that run now. Nothing is rebuilt from old ones ([`message`]).
 
-#[cfg(feature = "json")]
 pub(super) mod message;
-#[cfg(feature = "json")]
 pub(super) mod outbox;
-#[cfg(feature = "json")]
 pub(super) mod table;
