@@ -96,7 +96,7 @@ impl Log {
 
     /// The newest position that everybody may read up to.
     pub(crate) fn position(&self) -> Position {
-        self.at(self.horizon())
+        self.at(self.last())
     }
 
     pub(crate) fn at(&self, sequence: u64) -> Position {
@@ -114,7 +114,7 @@ impl Log {
 
     /// The newest number that everybody may read up to.
     pub(crate) fn last(&self) -> u64 {
-        self.horizon()
+        self.readable.horizon()
     }
 
     /// Where the numbers of the current life begin.
@@ -133,10 +133,6 @@ impl Log {
     ) -> Option<Block> {
         let life = self.readable.epochs.prefix_of(epoch)?;
         Some(Block::new(life, after, known, records, now))
-    }
-
-    fn horizon(&self) -> u64 {
-        self.readable.horizon()
     }
 
     /// Gives the entries their numbers, keeps them and wakes who listens. What it left to
@@ -291,7 +287,7 @@ impl Log {
         each_once(&mut wanted, |wanted| &wanted.address);
         let mut reader = L::as_ref(listener).reader.lock();
         if reader.is_closed() {
-            return self.horizon();
+            return self.last();
         }
         let (entered, horizon) = self.enter(listener, wanted.iter().map(|wanted| &wanted.address), now);
         reader.reserve(entered.len());
@@ -315,14 +311,14 @@ impl Log {
     ) -> (Entered, u64) {
         let mut addresses = addresses.into_iter().peekable();
         let mut entered = Entered::with_capacity(addresses.size_hint().0);
-        let mut horizon = self.horizon();
+        let mut horizon = self.last();
         while addresses.peek().is_some() {
             let mut sequencer = self.sequencer.lock();
             sequencer.sweep_a_little(&self.readable.heads, now);
             let some = addresses.by_ref().take(AT_ONCE);
             entered
                 .extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.readable.heads)));
-            horizon = self.horizon();
+            horizon = self.last();
             release(sequencer);
         }
         (entered, horizon)
@@ -434,7 +430,7 @@ impl Log {
     /// one.
     pub(crate) fn leave(&self, subscriber: &CursorHandle, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
-        let left = reader.leave(address, self.horizon());
+        let left = reader.leave(address, self.last());
         self.exit(left.as_slice(), now);
         left.is_some()
     }
@@ -487,7 +483,7 @@ impl Log {
 
     /// How many records behind the horizon the subscriber's cursor is, counting everybody's.
     pub(crate) fn lag(&self, subscriber: &CursorHandle) -> u64 {
-        self.horizon().saturating_sub(subscriber.reader.lock().cursor())
+        self.last().saturating_sub(subscriber.reader.lock().cursor())
     }
 
     /// Drops what is past its age, some of it if there is much. Says whether there is more, or may be later.

@@ -136,14 +136,7 @@ impl Error for PublishError {
             #[cfg(feature = "json")]
             PublishErrorKind::NotJson(error) => Some(error),
             PublishErrorKind::Broker { cause, .. } => Some(&**cause),
-            #[cfg(feature = "json")]
-            PublishErrorKind::NoRuntime => None,
-            PublishErrorKind::Invalid(_)
-            | PublishErrorKind::TooLarge { .. }
-            | PublishErrorKind::TooManyTargets { .. }
-            | PublishErrorKind::Closed
-            | PublishErrorKind::Shared
-            | PublishErrorKind::Unshared => None,
+            _ => None,
         }
     }
 }

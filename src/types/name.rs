@@ -67,33 +67,7 @@ macro_rules! name {
             }
         }
 
-        impl TryFrom<&str> for $name {
-            type Error = InvalidName;
-            fn try_from(value: &str) -> Result<Self, InvalidName> {
-                value.parse()
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = InvalidName;
-            fn try_from(value: String) -> Result<Self, InvalidName> {
-                value.parse()
-            }
-        }
-
-        impl TryFrom<&String> for $name {
-            type Error = InvalidName;
-            fn try_from(value: &String) -> Result<Self, InvalidName> {
-                value.parse()
-            }
-        }
-
-        impl TryFrom<std::borrow::Cow<'_, str>> for $name {
-            type Error = InvalidName;
-            fn try_from(value: std::borrow::Cow<'_, str>) -> Result<Self, InvalidName> {
-                value.parse()
-            }
-        }
+        name!(@texts $name: &str, String, &String, std::borrow::Cow<'_, str>);
 
         impl From<&$name> for $name {
             fn from(value: &$name) -> Self {
@@ -118,6 +92,14 @@ macro_rules! name {
             }
         }
     };
+    (@texts $name:ident: $($text:ty),*) => {$(
+        impl TryFrom<$text> for $name {
+            type Error = InvalidName;
+            fn try_from(value: $text) -> Result<Self, InvalidName> {
+                value.parse()
+            }
+        }
+    )*};
     (@integers $name:ident: $($integer:ty)*) => {$(
         impl From<$integer> for $name {
             fn from(value: $integer) -> Self {

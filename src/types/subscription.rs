@@ -101,9 +101,7 @@ impl Topics {
     fn index(&mut self) {
         self.known = (self.list.len() > A_FEW).then(|| Box::new(Known(self.list.iter().cloned().collect())));
     }
-}
 
-impl Topics {
     fn bound(&mut self, topic: Topic, position: Position) {
         let bounds = self.bounds.get_or_insert_with(|| Box::new(Bounds(HashMap::new())));
         bounds.0.entry(topic).or_default().push(position);

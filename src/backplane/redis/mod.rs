@@ -220,15 +220,9 @@ impl Backplane for Redis {
     fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
             let mut command = redis::cmd("XADD");
-            command
-                .arg(&self.shared.keys.control)
-                .arg("MAXLEN")
-                .arg("~")
-                .arg(CONTROL)
-                .arg("*")
-                .arg("d")
-                .arg(&message[..]);
-            let id = self.shared.run(async |connection| command.query_async::<String>(connection).await).await?;
+            command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL);
+            command.arg("*").arg("d").arg(&message[..]);
+            let id = self.shared.query::<String>(&command).await?;
             self.tidy(id_of(&id).0).await;
             Ok(())
         }
@@ -256,18 +250,13 @@ impl Backplane for Redis {
         let mut command = redis::cmd("SET");
         command.arg(format!("{}{key}", self.shared.keys.deposit)).arg(&payload[..]);
         command.arg("PX").arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
-        async move { self.shared.run(async |connection| command.query_async::<()>(connection).await).await }.boxed()
+        async move { self.shared.query(&command).await }.boxed()
     }
 
     fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
         let mut command = redis::cmd("GETDEL");
         command.arg(format!("{}{key}", self.shared.keys.deposit));
-        async move {
-            let found: Option<Vec<u8>> =
-                self.shared.run(async |connection| command.query_async(connection).await).await?;
-            Ok(found.map(Bytes::from))
-        }
-        .boxed()
+        async move { Ok(self.shared.query::<Option<Vec<u8>>>(&command).await?.map(Bytes::from)) }.boxed()
     }
 
     fn describe(&self) -> String {

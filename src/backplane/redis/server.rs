@@ -192,6 +192,10 @@ impl Shared {
         self.run_on(&self.line, command).await
     }
 
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BackplaneError> {
+        self.run(async |connection| command.query_async(connection).await).await
+    }
+
     pub(super) async fn run_on<T>(
         &self,
         lines: &PerRuntime<Line>,
