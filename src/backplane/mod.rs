@@ -1,27 +1,28 @@
 //! The port through which several instances share one log.
 //!
-//! A broker holds the log; a hub is a writer and a reader of it. An adapter knows its own client and bytes, nothing of
-//! connections. [`Memory`] is for tests and for several hubs in one process, `Redis` and `Nats` (features `redis` and `nats`)
-//! for production.
+//! A broker holds the log; a hub is a writer and a reader of it. An adapter knows its own client
+//! and bytes, nothing of connections. [`Memory`] is for tests and for several hubs in one process,
+//! `Redis` and `Nats` (features `redis` and `nats`) for production.
 //!
 //! # What an adapter promises
 //!
-//! - **Order.** It gives appended records the numbers 1, 2, 3 and so on, without holes, in one order for all writers and
-//!   readers. Several records of one [`append`](Backplane::append) keep their order.
+//! - **Order.** It gives appended records the numbers 1, 2, 3 and so on, without holes, in one
+//!   order for all writers and readers. Several records of one [`append`](Backplane::append) keep
+//!   their order.
 //! - **Durable as the broker is.** An append that returned `Ok` is in the log, as long as the broker has it.
-//! - **Loss is visible.** A log has an *epoch*, a random number. Each append and each look carries what this instance has
-//!   seen. If the log is younger than that (it came back empty, or from a backup) it takes a new epoch in the same step,
-//!   before anything is appended. So a number never means two records. A log that has grown past
-//!   that place again is recognised by its contents: a hub compares records that it has read. An
-//!   adapter may also compare the newest record that it appended, as `Redis` does with each append
-//!   and each look.
+//! - **Loss is visible.** A log has an *epoch*, a random number. Each append and each look carries
+//!   what this instance has seen. If the log is younger than that (it came back empty, or from a
+//!   backup) it takes a new epoch in the same step, before anything is appended. So a number never
+//!   means two records. A log that has grown past that place again is recognised by its contents: a
+//!   hub compares records that it has read. An adapter may also compare the newest record that it
+//!   appended, as `Redis` does with each append and each look.
 //! - **Trimmed at its head only.** Records that are no longer retained are below [`State::first`].
 //!   A read may be late, so a record that is missing in the answer of [`range`](Backplane::range)
 //!   is no proof of loss.
 //! - **Current values** are kept apart from the log, so that no busy topic pushes them out.
 //! - **Errors say whether something may have happened**: [`BackplaneError::is_unknown`].
-//! - **No waiting without end.** Every call returns within the adapter's own time limits; a [`tail`](Backplane::tail) ends with
-//!   an error when its connection breaks.
+//! - **No waiting without end.** Every call returns within the adapter's own time limits; a
+//!   [`tail`](Backplane::tail) ends with an error when its connection breaks.
 //!
 //! - **A stream that is not polled delays no other call.**
 //!
@@ -53,8 +54,8 @@ pub use redis::Redis;
 
 /// A log that several instances share. See the [module](self).
 pub trait Backplane: Send + Sync + 'static {
-    /// Appends records, in one round trip if the broker can. One result for each, in order; if one fails, those after it
-    /// may have been appended.
+    /// Appends records, in one round trip if the broker can. One result for each, in order; if one
+    /// fails, those after it may have been appended.
     fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>>;
 
     /// Where the log is. Also makes it notice that it is younger than what was seen.
@@ -81,8 +82,9 @@ pub trait Backplane: Send + Sync + 'static {
     /// Tells all instances something, this one too: small things that are not needed later.
     fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// What is told: after the one with this mark, as far as that is kept, some thousand messages or a minute; without a mark
-    /// from now on. So who was cut off for a moment misses nothing. Ends with an error.
+    /// What is told: after the one with this mark, as far as that is kept, some thousand messages
+    /// or a minute; without a mark from now on. So who was cut off for a moment misses nothing.
+    /// Ends with an error.
     fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>>;
 
     /// Keeps something small for a while, for the first that asks for it. It overwrites what is there.
@@ -94,7 +96,8 @@ pub trait Backplane: Send + Sync + 'static {
     /// What it is, for logs: never with a secret.
     fn describe(&self) -> String;
 
-    /// What it was told to keep, in any words: instances that were told otherwise are warned of. Nothing unless it says so.
+    /// What it was told to keep, in any words: instances that were told otherwise are warned of.
+    /// Nothing unless it says so.
     fn limits(&self) -> String {
         String::new()
     }
@@ -108,8 +111,8 @@ pub struct Outgoing {
     pub payload: Bytes,
     /// Which current values it sets or removes.
     pub values: Vec<Value>,
-    /// If a record with this key was appended within the last ten minutes and in this epoch, this one is not, and that one's
-    /// place is returned.
+    /// If a record with this key was appended within the last ten minutes and in this epoch, this
+    /// one is not, and that one's place is returned.
     pub idempotency_key: Option<Box<str>>,
 }
 

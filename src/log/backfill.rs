@@ -40,9 +40,10 @@ pub(crate) struct Block {
 pub(crate) type Read = Result<Entry, Option<Box<Audience>>>;
 
 impl Block {
-    /// What was read of an epoch after a place, in order and each with its place; it ends where one is missing, or when it is
-    /// large. If there was none, nothing is left up to where this log was before they were read: `known`. The ids of the
-    /// epoch begin with `prefix`, and its numbers at `base`.
+    /// What was read of an epoch after a place, in order and each with its place; it ends where one
+    /// is missing, or when it is large. If there was none, nothing is left up to where this log was
+    /// before they were read: `known`. The ids of the epoch begin with `prefix`, and its numbers at
+    /// `base`.
     pub(super) fn new(
         (prefix, base): (Arc<IdPrefix>, u64),
         after: u64,

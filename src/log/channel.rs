@@ -103,8 +103,8 @@ impl Channel {
         self.listeners.lock().slots.iter().flatten().map(|listener| listener.id()).collect()
     }
 
-    /// Hands the listeners of up to `max` slots, from slot `from` on, to `each`; returns the slot to go on from, or none
-    /// at the end.
+    /// Hands the listeners of up to `max` slots, from slot `from` on, to `each`; returns the slot
+    /// to go on from, or none at the end.
     pub(super) fn visit(&self, from: usize, max: usize, mut each: impl FnMut(&dyn Listener)) -> Option<usize> {
         let listeners = self.listeners.lock();
         let end = listeners.slots.len();

@@ -62,8 +62,9 @@ impl CursorHandle {
         self.woken_at.swap(NOT_WOKEN, Ordering::AcqRel);
     }
 
-    /// Whether it may sleep without a look, since it was not woken after the last one: for who has read everything then. If
-    /// so, it is registered for being woken, also if a publisher has only now taken the waker of before.
+    /// Whether it may sleep without a look, since it was not woken after the last one: for who has
+    /// read everything then. If so, it is registered for being woken, also if a publisher has only
+    /// now taken the waker of before.
     pub(crate) fn may_sleep(&self, waker: &Waker) -> bool {
         if self.was_woken() {
             return false;

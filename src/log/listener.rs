@@ -8,8 +8,8 @@ use crate::types::name::ConnectionId;
 pub(crate) trait Listener: Send + Sync {
     fn id(&self) -> ConnectionId;
 
-    /// Marks it as woken. Returns the waker to call when no lock is held, unless it was woken already and has not looked
-    /// since.
+    /// Marks it as woken. Returns the waker to call when no lock is held, unless it was woken
+    /// already and has not looked since.
     #[must_use]
     fn notify(&self, now: Millis) -> Option<Waker>;
 }

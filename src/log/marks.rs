@@ -1,8 +1,8 @@
-//! What is left of forgotten channels: a hash of the address and the floor, so that a channel that comes back knows what it
-//! has dropped, and the others do not have to answer for it.
+//! What is left of forgotten channels: a hash of the address and the floor, so that a channel that
+//! comes back knows what it has dropped, and the others do not have to answer for it.
 //!
-//! There are at most [`MOST`]. Beyond that the lowest floors merge into one that holds for every new channel: a client whose
-//! cursor is below it may get a gap although nothing was dropped.
+//! There are at most [`MOST`]. Beyond that the lowest floors merge into one that holds for every
+//! new channel: a client whose cursor is below it may get a gap although nothing was dropped.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;

@@ -11,14 +11,15 @@
 //!    one number is a complete cursor over any set of channels, and replay and live are the same read.
 //! 3. A channel's floor is the newest record that it has dropped without a replacement ([`store`]). A gap is owed where
 //!    the floor is above the cursor, nowhere else.
-//! 4. Where several instances share a log, who comes back from before the floor reads on from blocks of that ([`backfill`]), for
-//!    the same numbers in the same order, until memory has the rest. Only what is not there either is a gap.
+//! 4. Where several instances share a log, who comes back from before the floor reads on from
+//!    blocks of that ([`backfill`]), for the same numbers in the same order, until memory has the
+//!    rest. Only what is not there either is a gap.
 //! 5. A listener is woken only after the horizon covers the record, and looks once more after it has registered its
 //!    waker ([`cursor_handle`]). So nobody sleeps on a visible record.
 //!
-//! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its listeners, the heads or a
-//! piece that is kept.
-//! Readers never take the sequencer's: what they need beside the channels is in [`readable`]. Nothing is woken under a lock.
+//! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its
+//! listeners, the heads or a piece that is kept. Readers never take the sequencer's: what they need
+//! beside the channels is in [`readable`]. Nothing is woken under a lock.
 
 mod backfill;
 mod batch;
@@ -167,7 +168,8 @@ impl Log {
         (appended, asleep)
     }
 
-    /// Takes in what a log that others number has given a place, in their order. False if that place is taken or passed.
+    /// Takes in what a log that others number has given a place, in their order. False if that
+    /// place is taken or passed.
     pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
         let mut asleep = Asleep::default();
         {
@@ -195,8 +197,8 @@ impl Log {
         });
     }
 
-    /// Nothing is to be had any more up to this place but current values, each with its place: those that are known may be of
-    /// before. Everybody is told so.
+    /// Nothing is to be had any more up to this place but current values, each with its place:
+    /// those that are known may be of before. Everybody is told so.
     pub(crate) fn lose_all(&self, sequence: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, base| {
             let at = base.saturating_add(sequence);
@@ -218,8 +220,9 @@ impl Log {
         }
     }
 
-    /// The log behind this one has begun a new life, of which nothing is to be had up to `gone` but current values, each with
-    /// its place. Nothing of the old one is left, and every open stream is told so.
+    /// The log behind this one has begun a new life, of which nothing is to be had up to `gone` but
+    /// current values, each with its place. Nothing of the old one is left, and every open stream
+    /// is told so.
     pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, _| {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
@@ -274,8 +277,8 @@ impl Log {
         self.deferred.mark(asleep.0, now);
     }
 
-    /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the stream has caught up when
-    /// it has read to there. Nothing happens if it is closed.
+    /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the
+    /// stream has caught up when it has read to there. Nothing happens if it is closed.
     pub(crate) fn open<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
@@ -301,8 +304,8 @@ impl Log {
         horizon
     }
 
-    /// Makes it listen to these addresses, and says where the log was then. Publishers get their turn in between, so that a
-    /// subscription to thousands of topics does not stop them.
+    /// Makes it listen to these addresses, and says where the log was then. Publishers get their
+    /// turn in between, so that a subscription to thousands of topics does not stop them.
     fn enter<'a, L: Listener + 'static>(
         &self,
         listener: &Arc<L>,
@@ -376,11 +379,13 @@ impl Log {
         Ok(true)
     }
 
-    /// Leaves topics, then joins others, in one step: all of it, or nothing if there would be more than `max_topics` topics
-    /// or `confirm` objects. A topic that is both left and joined begins anew. Wake the subscriber if anything has changed.
+    /// Leaves topics, then joins others, in one step: all of it, or nothing if there would be more
+    /// than `max_topics` topics or `confirm` objects. A topic that is both left and joined begins
+    /// anew. Wake the subscriber if anything has changed.
     ///
-    /// `confirm` is asked when the subscriber listens to all of them, and before anything is left. So what takes a topic away
-    /// either finds this subscriber among its listeners, or was noted before `confirm` looks.
+    /// `confirm` is asked when the subscriber listens to all of them, and before anything is left.
+    /// So what takes a topic away either finds this subscriber among its listeners, or was noted
+    /// before `confirm` looks.
     pub(crate) fn change<L: Listener + AsRef<CursorHandle> + 'static, E: From<TooManyTopics>>(
         &self,
         listener: &Arc<L>,

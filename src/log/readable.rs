@@ -36,13 +36,14 @@ impl Readable {
         self.horizon.store(number, Ordering::Release);
     }
 
-    /// Whether what a channel has dropped after a number may be had elsewhere: it is for those who come back, and of this life.
+    /// Whether what a channel has dropped after a number may be had elsewhere: it is for those who
+    /// come back, and of this life.
     pub(super) fn is_elsewhere(&self, channel: &Channel, after: u64) -> bool {
         self.keeps_history(channel) && after >= self.base()
     }
 
-    /// Whether the events of a channel are a history. The other kinds keep a moment or the newest values, so a fresh reader
-    /// misses nothing of what they have dropped.
+    /// Whether the events of a channel are a history. The other kinds keep a moment or the newest
+    /// values, so a fresh reader misses nothing of what they have dropped.
     pub(super) fn keeps_history(&self, channel: &Channel) -> bool {
         self.policies.get(channel.policy).kind == Kind::Replay
     }

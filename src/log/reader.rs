@@ -87,7 +87,8 @@ pub(super) struct Plan<'a> {
 }
 
 impl Membership {
-    /// What is due of this channel, if it is all that is due, nothing of it is missing, and it is the same for everybody.
+    /// What is due of this channel, if it is all that is due, nothing of it is missing, and it is
+    /// the same for everybody.
     fn piece(&self, log: &Readable, cursor: u64, upto: u64) -> Option<Piece> {
         let after = cursor.max(self.since);
         let store = self.channel.store.lock();
@@ -159,8 +160,8 @@ impl Reader {
         if address.topic().is_some() && self.topics().count() >= max_topics { Err(TooManyTopics) } else { Ok(true) }
     }
 
-    /// One more channel, of which it may not read what was published up to `after`; `horizon` is where the log was when it
-    /// was entered.
+    /// One more channel, of which it may not read what was published up to `after`; `horizon` is
+    /// where the log was when it was entered.
     pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, after: u64, horizon: u64) {
         let since = if let Since::After(since) = since { Since::After(since.max(after)) } else { since };
         // Another instance may be a moment ahead, and so may what is asked for.
@@ -190,8 +191,8 @@ impl Reader {
         }
     }
 
-    /// One more channel that was joined when the log was at `at`. A cursor from before that knows nothing of it; one from
-    /// after accounts for it; a fresh page has it from its start.
+    /// One more channel that was joined when the log was at `at`. A cursor from before that knows
+    /// nothing of it; one from after accounts for it; a fresh page has it from its start.
     pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, slot: u32, since: Since, at: u64) {
         match self.resumed_at {
             None => self.join(channel, slot, Since::Now, 0, self.cursor),
@@ -268,7 +269,8 @@ impl Reader {
         std::mem::take(&mut self.memberships).into_iter().map(|member| (member.channel, member.slot)).collect()
     }
 
-    /// Sets the cursor of a reader that has read nothing yet. `horizon` is where the log was when its channels were entered.
+    /// Sets the cursor of a reader that has read nothing yet. `horizon` is where the log was when
+    /// its channels were entered.
     pub(super) fn begin(&mut self, log: &Readable, begin: Begin, horizon: u64) {
         self.memberships.shrink_to_fit();
         self.stage = Stage::Open;
@@ -340,8 +342,8 @@ impl Reader {
         batch.settled = self.cursor >= horizon && self.changed_at.is_none() && batch.gap.is_empty();
     }
 
-    /// What joined channels hold from before the cursor. Without ids, so that nobody comes back with one that is not the
-    /// cursor.
+    /// What joined channels hold from before the cursor. Without ids, so that nobody comes back
+    /// with one that is not the cursor.
     fn read_replay(&mut self, log: &Readable, me: ConnectionId, batch: &mut Batch) {
         if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay.as_ref()?.owes) {
             batch.gap_reason = Some(reason);
@@ -417,7 +419,8 @@ impl Reader {
         batch.goes_on = done < end;
     }
 
-    /// The block from which a replay goes on, and after which number; none if memory has it all. `Err` if it is not at hand.
+    /// The block from which a replay goes on, and after which number; none if memory has it all.
+    /// `Err` if it is not at hand.
     fn block_for_replay(&self, log: &Readable, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
         let past = batch.past.take();
         let is_short = |membership: &&Membership| {
@@ -442,8 +445,8 @@ impl Reader {
         }
     }
 
-    /// How far may be read from a number on with the block at hand, so that a record that is missing to somebody here comes
-    /// first; and that record.
+    /// How far may be read from a number on with the block at hand, so that a record that is
+    /// missing to somebody here comes first; and that record.
     fn span(&self, block: Option<&Block>, after: u64, upto: u64) -> (u64, Option<u64>) {
         let Some(block) = block else { return (upto, None) };
         let upto = upto.min(block.upto());

@@ -479,8 +479,9 @@ impl Sequencer {
         self.retained.keyed = self.retained.keyed + after.keyed - before.keyed;
     }
 
-    /// Drops the oldest of all current values, or of all rings, until they fit. Channels that hold nothing are forgotten
-    /// before a record is dropped. The values come first, because a channel without values counts with the rings.
+    /// Drops the oldest of all current values, or of all rings, until they fit. Channels that hold
+    /// nothing are forgotten before a record is dropped. The values come first, because a channel
+    /// without values counts with the rings.
     fn fit_budgets(&mut self, now: Millis) {
         for (part, budget) in [(Part::Keyed, self.budgets.keyed_bytes), (Part::Ring, self.budgets.ring_bytes)] {
             while *self.retained.of(part) > budget {
@@ -498,8 +499,8 @@ impl Sequencer {
         }
     }
 
-    /// Takes the first channel out of a lane, drops its oldest records while `is_due`, and puts it back in its new place.
-    /// Returns how many it dropped, at most `most`.
+    /// Takes the first channel out of a lane, drops its oldest records while `is_due`, and puts it
+    /// back in its new place. Returns how many it dropped, at most `most`.
     fn drop_from(
         &mut self,
         policy: usize,
@@ -551,8 +552,8 @@ impl Sequencer {
         }
     }
 
-    /// Takes the first channel out of the queue and forgets it, unless it is in use. With a time, it must have been idle
-    /// for the grace by then.
+    /// Takes the first channel out of the queue and forgets it, unless it is in use. With a time,
+    /// it must have been idle for the grace by then.
     fn forget_oldest_idle(&mut self, now: Option<Millis>) {
         let Some((_, number, unique)) = self.idle.pop_front() else { return };
         let Some(channel) = self.find(number, unique) else { return };

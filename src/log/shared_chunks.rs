@@ -28,8 +28,8 @@ struct Kept {
 }
 
 impl Pieces {
-    /// What `channel`, whose store this is, has of `after < number <= upto`, or the first part of it. None if that cannot be
-    /// one piece for everybody.
+    /// What `channel`, whose store this is, has of `after < number <= upto`, or the first part of
+    /// it. None if that cannot be one piece for everybody.
     pub(super) fn piece(&self, channel: &Channel, store: &Store, after: u64, upto: u64) -> Option<Piece> {
         let mut records = store.ring_between(after, upto);
         let first = records.next()?;

@@ -9,7 +9,8 @@ use crate::types::subscription::Start;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Begin {
     Fresh(Start),
-    /// As a fresh one, for a client whose cursor was refused: the gap that it gets for that covers what the start misses.
+    /// As a fresh one, for a client whose cursor was refused: the gap that it gets for that covers
+    /// what the start misses.
     Refused(Start),
     /// After this number. It may be above the horizon, for a client that comes from an instance that is a moment ahead.
     After(u64),

@@ -58,7 +58,8 @@ impl Kick {
     /// The longest [`note`](Self::note), in bytes.
     pub const MAX_NOTE_BYTES: usize = 1024;
 
-    /// They come back after one to two times [`HubBuilder::retry`](crate::HubBuilder::retry), so that many do not come together, and the access hook is asked anew. The default.
+    /// They come back after one to two times [`HubBuilder::retry`](crate::HubBuilder::retry), so
+    /// that many do not come together, and the access hook is asked anew. The default.
     #[must_use]
     pub fn now() -> Self {
         Self::default()

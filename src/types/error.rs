@@ -63,17 +63,18 @@ impl PublishError {
         Self(PublishErrorKind::NotJson(error))
     }
 
-    /// The event or its target can never be published as it is: a bad name, bytes that are not UTF-8, a value that
-    /// does not serialise, a payload or a union over its limit, an idempotency key where no log remembers it. A caller that
-    /// got it from a client answers `400`.
+    /// The event or its target can never be published as it is: a bad name, bytes that are not
+    /// UTF-8, a value that does not serialise, a payload or a union over its limit, an idempotency
+    /// key where no log remembers it. A caller that got it from a client answers `400`.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_closed() && !self.is_unavailable()
     }
 
-    /// The broker is not there, refuses, or did not answer in time ([`is_unknown`](Self::is_unknown)); or
-    /// [`publish_now`](crate::Target::publish_now) was called where publishing has to wait for one; or the future was polled
-    /// outside of a tokio runtime, where the hub cannot talk to one. A caller that got it from a client answers `503`.
+    /// The broker is not there, refuses, or did not answer in time
+    /// ([`is_unknown`](Self::is_unknown)); or [`publish_now`](crate::Target::publish_now) was
+    /// called where publishing has to wait for one; or the future was polled outside of a tokio
+    /// runtime, where the hub cannot talk to one. A caller that got it from a client answers `503`.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         match self.0 {
@@ -182,8 +183,9 @@ impl CommandError {
         !self.is_over_limit() && !self.is_unavailable()
     }
 
-    /// It was carried out on this instance, and the others could not be told: the broker is not there, or the future was
-    /// polled outside of a tokio runtime, where the hub cannot talk to it. Repeat it.
+    /// It was carried out on this instance, and the others could not be told: the broker is not
+    /// there, or the future was polled outside of a tokio runtime, where the hub cannot talk to it.
+    /// Repeat it.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, CommandErrorKind::Broker(_) | CommandErrorKind::NoRuntime)

@@ -126,13 +126,14 @@ impl Event {
         self
     }
 
-    /// Makes publishing it again harmless, where the log is shared ([`HubBuilder::backplane`], `Publisher`): within ten
-    /// minutes it is appended once, and a publish with the same key, from any instance, returns the position of the
-    /// first. For jobs that run again, and for [`PublishError::is_unknown`]. Only the key counts: what is published under
-    /// one that was taken is dropped, whatever it says.
+    /// Makes publishing it again harmless, where the log is shared ([`HubBuilder::backplane`],
+    /// `Publisher`): within ten minutes it is appended once, and a publish with the same key, from
+    /// any instance, returns the position of the first. For jobs that run again, and for
+    /// [`PublishError::is_unknown`]. Only the key counts: what is published under one that was
+    /// taken is dropped, whatever it says.
     ///
-    /// The log of one process remembers none, and refuses an event with one. One to 255 bytes without control characters.
-    /// It is not sent. Defaults to none.
+    /// The log of one process remembers none, and refuses an event with one. One to 255 bytes
+    /// without control characters. It is not sent. Defaults to none.
     ///
     /// [`HubBuilder::backplane`]: crate::HubBuilder
     #[must_use]

@@ -63,8 +63,8 @@ reasons! {
         Draining = "draining",
         /// The access hook did not answer in time.
         Timeout = "timeout",
-        /// The instance has not read the log yet that it shares with others, or cannot ask it for a ticket: its broker is
-        /// not there.
+        /// The instance has not read the log yet that it shares with others, or cannot ask it for a
+        /// ticket: its broker is not there.
         Starting = "starting",
         /// Its user or topic was disconnected while the request was being decided, perhaps by what was true before. The
         /// next attempt is decided anew.
@@ -88,8 +88,8 @@ reasons! {
         /// It took nothing for the write deadline while something was owed. Hardly ever seen in a `hub.bye`, for it
         /// reads nothing. The client may come back.
         Stalled = "stalled",
-        /// The application disconnected it: [`Target::disconnect`](crate::Target::disconnect). Whether the client should
-        /// come back is what the [`Kick`](crate::Kick) says.
+        /// The application disconnected it: [`Target::disconnect`](crate::Target::disconnect).
+        /// Whether the client should come back is what the [`Kick`](crate::Kick) says.
         Kicked = "kicked",
         /// [`Access::recheck`](crate::Access::recheck) ended it, or failed twice in a row. The client should come back,
         /// and is decided anew, unless the hook refused it for later or for good.

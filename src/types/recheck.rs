@@ -11,11 +11,11 @@ use super::subscription::Subscription;
 pub enum Recheck {
     /// It stays as it is. Ask again after the next interval.
     Keep,
-    /// It stays, with no more than this: topics that it does not have, nor [lets join](Subscription::may_join), are left at
-    /// once, and so is what waits of them; its
-    /// expiry, if it has one, takes the place of the old one, so this is also how an open stream is renewed. What is in it
-    /// beyond what the stream has is not added. With another user, or none, the stream ends. Ask again after the next
-    /// interval.
+    /// It stays, with no more than this: topics that it does not have, nor [lets
+    /// join](Subscription::may_join), are left at once, and so is what waits of them; its expiry,
+    /// if it has one, takes the place of the old one, so this is also how an open stream is
+    /// renewed. What is in it beyond what the stream has is not added. With another user, or none,
+    /// the stream ends. Ask again after the next interval.
     ///
     /// A [ticket](crate::Hub::ticket) that is redeemed is narrowed in the same way. Its page may then
     /// [join](Subscription::may_join) the topics that both the ticket and this subscription allow.

@@ -27,8 +27,8 @@ impl Refusal {
         Self(Kind::Login)
     }
 
-    /// `403`: the client may not have this. Return the same for what does not exist, so that a client cannot learn what does.
-    /// Browsers do not retry.
+    /// `403`: the client may not have this. Return the same for what does not exist, so that a
+    /// client cannot learn what does. Browsers do not retry.
     #[must_use]
     pub fn forbidden() -> Self {
         Self(Kind::Forbidden)
@@ -47,8 +47,9 @@ impl Refusal {
         Self(Kind::Never)
     }
 
-    /// Sets when the client should come back, for [`later`](Self::later); the hub adds up to half of it, so that clients
-    /// that were refused together do not come back together. Changes nothing for the others.
+    /// Sets when the client should come back, for [`later`](Self::later); the hub adds up to half
+    /// of it, so that clients that were refused together do not come back together. Changes nothing
+    /// for the others.
     #[must_use]
     pub fn retry(mut self, after: Duration) -> Self {
         if let Kind::Later { retry, .. } = &mut self.0 {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 /// What is kept of the events to one audience, and what happens to a reader that falls out of it.
 ///
-/// It is chosen by the audience alone: by the first matching [`TopicRule`](crate::TopicRule), else by the default for topics, users or
-/// everyone. Three kinds:
+/// It is chosen by the audience alone: by the first matching [`TopicRule`](crate::TopicRule), else
+/// by the default for topics, users or everyone. Three kinds:
 ///
 /// | kind | keeps | a page that comes back gets | a slow page |
 /// |---|---|---|---|
@@ -13,7 +13,8 @@ use std::time::Duration;
 /// | [`replay`](Self::replay) | the newest events; a shared log more of them | all it missed, else a gap and what is kept | as there |
 /// | [`latest_per_key`](Self::latest_per_key) | the newest event of each key | the keys that changed | skips what is outdated, always gets the last |
 ///
-/// All bounds hold at once, and the hub's byte budgets ([`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget),
+/// All bounds hold at once, and the hub's byte budgets
+/// ([`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget),
 /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget)) hold over all audiences together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -62,9 +63,10 @@ impl Retention {
 
     /// The newest 1,024 events, at most 1 MiB of them and none older than 5 minutes, unless set otherwise.
     ///
-    /// Where several instances share a log ([`HubBuilder::backplane`](crate::HubBuilder::backplane)) these are the bounds of
-    /// each instance's memory: a page that comes back from before that gets the rest out of the broker's log, as far back as
-    /// that goes. Its own limits are what to set where nothing old may be read.
+    /// Where several instances share a log
+    /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)) these are the bounds of each
+    /// instance's memory: a page that comes back from before that gets the rest out of the broker's
+    /// log, as far back as that goes. Its own limits are what to set where nothing old may be read.
     #[must_use]
     pub fn replay() -> Self {
         let ring = Bounds { count: 1024, bytes: 1 << 20, age: Some(Duration::from_secs(300)) };

@@ -169,25 +169,26 @@ impl Expiry {
 
 /// Where a connection without a cursor starts. A connection that comes back with a cursor goes on from there.
 ///
-/// It is not a boundary of what a client may read. A client may send any cursor, and reads what is retained after it, also
-/// what was published before it was entitled to the topic. [`Subscription::topic_since`] and
-/// [`Subscription::without_history`] are boundaries.
+/// It is not a boundary of what a client may read. A client may send any cursor, and reads what is
+/// retained after it, also what was published before it was entitled to the topic.
+/// [`Subscription::topic_since`] and [`Subscription::without_history`] are boundaries.
 ///
-/// [`Last`](Self::Last) and [`Oldest`](Self::Oldest) begin with one `hub.gap` event, reason `trimmed`, when the hub has
-/// dropped events that they asked for. Only topics with [`Retention::replay`](crate::Retention::replay) have a history: an
-/// event that has left the window of a `live` topic, or that a newer value has replaced, is not reported.
+/// [`Last`](Self::Last) and [`Oldest`](Self::Oldest) begin with one `hub.gap` event, reason
+/// `trimmed`, when the hub has dropped events that they asked for. Only topics with
+/// [`Retention::replay`](crate::Retention::replay) have a history: an event that has left the
+/// window of a `live` topic, or that a newer value has replaced, is not reported.
 ///
-/// Both read the memory of this instance, within its retention. With a shared log they do not read older events from the
-/// broker, and an instance that started after the broker had dropped events reports the gap for every such topic, since
-/// it cannot know their topics.
+/// Both read the memory of this instance, within its retention. With a shared log they do not read
+/// older events from the broker, and an instance that started after the broker had dropped events
+/// reports the gap for every such topic, since it cannot know their topics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
     /// With the current values of [`latest_per_key`](crate::Retention::latest_per_key) topics, then live.
     #[default]
     Live,
-    /// The same, but before it goes live with the newest retained events, this many over all its topics together. The gap
-    /// is reported when fewer are left and more were published.
+    /// The same, but before it goes live with the newest retained events, this many over all its
+    /// topics together. The gap is reported when fewer are left and more were published.
     Last(usize),
     /// With every retained event, in the order of the log. The gap is reported when any was dropped.
     Oldest,
@@ -275,14 +276,16 @@ impl Subscription {
         topics.into_iter().fold(self, Self::topic)
     }
 
-    /// Adds a topic that may be read from a position on: the position of the log when the user was admitted, for example,
-    /// which the application stores. No cursor reads what was published to the topic up to there, current values included,
-    /// and no gap is reported for it. The position also bounds what a page joins with
-    /// [`SseLayer::changeable`](crate::SseLayer::changeable) and `since`.
+    /// Adds a topic that may be read from a position on: the position of the log when the user was
+    /// admitted, for example, which the application stores. No cursor reads what was published to
+    /// the topic up to there, current values included, and no gap is reported for it. The position
+    /// also bounds what a page joins with [`SseLayer::changeable`](crate::SseLayer::changeable) and
+    /// `since`.
     ///
-    /// Without a bound a client may read whatever the hub and a shared log retain of its topics: an id is no secret, and a
-    /// client may send an older one than it was given. A position from before the log began anew (a restart, without a
-    /// broker) bounds nothing, since all that the log has is newer. Of several positions for a topic the latest counts.
+    /// Without a bound a client may read whatever the hub and a shared log retain of its topics: an
+    /// id is no secret, and a client may send an older one than it was given. A position from
+    /// before the log began anew (a restart, without a broker) bounds nothing, since all that the
+    /// log has is newer. Of several positions for a topic the latest counts.
     ///
     /// ```
     /// # fn example(admitted_at: tower_sse::Position) {
@@ -335,9 +338,9 @@ impl Subscription {
     }
 
     /// Counts the connection under this key, where
-    /// [`HubBuilder::max_connections_per_user`](crate::HubBuilder::max_connections_per_user) would count it under its user.
-    /// Each key may have as many connections as each user. A [ticket](crate::Hub::ticket) for this subscription is counted
-    /// under the key too.
+    /// [`HubBuilder::max_connections_per_user`](crate::HubBuilder::max_connections_per_user) would
+    /// count it under its user. Each key may have as many connections as each user. A
+    /// [ticket](crate::Hub::ticket) for this subscription is counted under the key too.
     ///
     /// Set a key for anonymous connections, which no limit per user bounds. The application chooses it: the client's
     /// address, for IPv6 the `/64` that it is in, or a session. Behind a proxy, take the address from a header that the
@@ -373,9 +376,8 @@ impl Subscription {
         self
     }
 
-    /// Ends the stream by then: up to a tenth of the time and at most a minute before, at random, after a `hub.expiring`
-    /// event that leaves time to renew.
-    /// Defaults to never.
+    /// Ends the stream by then: up to a tenth of the time and at most a minute before, at random,
+    /// after a `hub.expiring` event that leaves time to renew. Defaults to never.
     #[must_use]
     pub fn expires_in(mut self, time: Duration) -> Self {
         self.expiry = Some(Expiry::In(time));
@@ -396,10 +398,12 @@ impl Subscription {
         self
     }
 
-    /// Attaches one small value of the application's, for example a name and a picture: it is JSON, so that it can travel
-    /// to other instances. Found again in [`Presence`](crate::Presence), in `hub.joined`, in
-    /// [`ConnectionInfo`](crate::ConnectionInfo) and by [`Access::recheck`](crate::Access::recheck). At most
-    /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Needs the feature `json` (on by default). Defaults to none.
+    /// Attaches one small value of the application's, for example a name and a picture: it is JSON,
+    /// so that it can travel to other instances. Found again in [`Presence`](crate::Presence), in
+    /// `hub.joined`, in [`ConnectionInfo`](crate::ConnectionInfo) and by
+    /// [`Access::recheck`](crate::Access::recheck). At most
+    /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Needs the feature `json` (on by default). Defaults
+    /// to none.
     #[cfg(feature = "json")]
     #[must_use]
     pub fn data<T: serde::Serialize + ?Sized>(mut self, value: &T) -> Self {
@@ -448,8 +452,8 @@ impl Subscription {
         self.topics.contains(topic) || self.may_join.iter().any(|rule| rule.matches(topic))
     }
 
-    /// Returns what both this subscription and `most` grant: the topics, and the topics that may be joined. Returns None
-    /// if `most` is for another user.
+    /// Returns what both this subscription and `most` grant: the topics, and the topics that may be
+    /// joined. Returns None if `most` is for another user.
     pub(crate) fn narrowed_to(mut self, most: &Self) -> Option<Self> {
         if self.user != most.user {
             return None;
@@ -508,17 +512,18 @@ pub enum SubscriptionError {
     Closed,
     /// A limit on connections is reached.
     Limit,
-    /// Its user, or one of its topics, was disconnected with [`Kick::never`](crate::Kick::never), and the time is not over.
+    /// Its user, or one of its topics, was disconnected with [`Kick::never`](crate::Kick::never),
+    /// and the time is not over.
     Kicked,
     /// A ticket cannot live as long as that, or at all: [`Hub::ticket`](crate::Hub::ticket).
     TicketTime,
-    /// As many tickets wait to be redeemed as [`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets) allows, in all or
-    /// of this user.
+    /// As many tickets wait to be redeemed as
+    /// [`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets) allows, in all or of this user.
     TooManyTickets,
     /// The operating system gives no random bytes.
     NoRandomBytes,
-    /// The broker of a shared log is not there, or the hub has not read the log yet. Try again: [`Hub::health`](crate::Hub::health)
-    /// says when it is ready.
+    /// The broker of a shared log is not there, or the hub has not read the log yet. Try again:
+    /// [`Hub::health`](crate::Hub::health) says when it is ready.
     Unavailable,
     /// It was asked for outside of a tokio runtime, where the hub cannot talk to the broker of a shared log.
     NoRuntime,

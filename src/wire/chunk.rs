@@ -1,7 +1,7 @@
 //! Chunks of HTTP/1.1: eight digits of size, the events, and the end of a chunk.
 //!
-//! A body takes the inside, because the server writes chunks of its own. A writer that has the socket to itself takes the
-//! whole. Both share the bytes.
+//! A body takes the inside, because the server writes chunks of its own. A writer that has the
+//! socket to itself takes the whole. Both share the bytes.
 
 use std::fmt;
 

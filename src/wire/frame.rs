@@ -8,7 +8,8 @@
 //! \r\n                         end of the chunk
 //! ```
 //!
-//! Its inside is what a body writes, and the whole is what a writer with a socket of its own writes: see [`chunk`](super::chunk).
+//! Its inside is what a body writes, and the whole is what a writer with a socket of its own
+//! writes: see [`chunk`](super::chunk).
 
 use std::fmt;
 use std::time::Duration;

@@ -136,8 +136,8 @@ pub(crate) fn topics(topics: &[Topic]) -> String {
     json.end()
 }
 
-/// An object of strings, numbers and lists of strings: all that the control events need, also without serde. It is written
-/// where it is sent from: alone, or within a frame.
+/// An object of strings, numbers and lists of strings: all that the control events need, also
+/// without serde. It is written where it is sent from: alone, or within a frame.
 struct Json {
     out: String,
     is_empty: bool,

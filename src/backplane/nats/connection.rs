@@ -1,7 +1,8 @@
 //! A connection to a server, and questions to its JetStream.
 //!
-//! A connection that broke is not mended but replaced: so nothing that waited in it is sent later, behind the back of who
-//! was told that it failed, and whatever was known of the log is asked for anew.
+//! A connection that broke is not mended but replaced: so nothing that waited in it is sent later,
+//! behind the back of who was told that it failed, and whatever was known of the log is asked for
+//! anew.
 
 use std::fmt;
 use std::sync::Arc;
@@ -161,8 +162,8 @@ impl Connection {
         self.ask_unless(what, of, with, NO_STREAM).await
     }
 
-    /// Returns the number of the oldest message of a stream from a number on, as the leader of the stream has it. A consumer
-    /// may lie on a replica that is behind.
+    /// Returns the number of the oldest message of a stream from a number on, as the leader of the
+    /// stream has it. A consumer may lie on a replica that is behind.
     pub(super) async fn oldest_from(&self, stream: &str, number: u64) -> Result<Option<u64>, BackplaneError> {
         let with = json!({ "seq": number, "next_by_subj": ">" });
         let Some(answer) = self.ask_unless("STREAM.MSG.GET", stream, &with, NO_MESSAGE).await? else { return Ok(None) };

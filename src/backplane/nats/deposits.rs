@@ -1,4 +1,5 @@
-//! Small things that wait for the first instance that asks: a stream with one message for each, taken by compare-and-set.
+//! Small things that wait for the first instance that asks: a stream with one message for each,
+//! taken by compare-and-set.
 //!
 //! A message says how many milliseconds it may wait. The server's clock alone measures them, because the clocks of two
 //! instances may differ.

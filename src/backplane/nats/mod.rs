@@ -3,16 +3,19 @@
 //! The server has no scripts, so what Redis does in one step is made of several things here:
 //!
 //! - **Numbers** are the stream's own sequence. It is trimmed at its head only, by count and age.
-//! - **The epoch** lies in a key-value bucket and is changed by compare-and-set; the stream takes plain records on a subject
-//!   that names it. See `session`.
-//! - **A younger log** is noticed before anything is appended whenever the adapter connects, looks, or is told by its caller
-//!   of more than it knows. Should the log fall back between a look and an append, over a connection that holds, the
-//!   acknowledgement shows it: its number is one that was there before. Then a new epoch begins at once, and the place
-//!   that is returned is in the new one. Only until then may who reads take this one record for one of the old epoch.
+//! - **The epoch** lies in a key-value bucket and is changed by compare-and-set; the stream takes
+//!   plain records on a subject that names it. See `session`.
+//! - **A younger log** is noticed before anything is appended whenever the adapter connects, looks,
+//!   or is told by its caller of more than it knows. Should the log fall back between a look and an
+//!   append, over a connection that holds, the acknowledgement shows it: its number is one that was
+//!   there before. Then a new epoch begins at once, and the place that is returned is in the new
+//!   one. Only until then may who reads take this one record for one of the old epoch.
 //! - **Current values** are copied by the server into a second stream. See `values`.
-//! - **Records with values** are taken in any epoch, since the copy needs a subject that stays. So if somebody else began a
-//!   new epoch a moment ago, the place of such a record may name the old one, in which positions are refused by then.
-//! - **Control messages** lie in a stream of their own for a minute, so that who was cut off for a moment hears them too.
+//! - **Records with values** are taken in any epoch, since the copy needs a subject that stays. So
+//!   if somebody else began a new epoch a moment ago, the place of such a record may name the old
+//!   one, in which positions are refused by then.
+//! - **Control messages** lie in a stream of their own for a minute, so that who was cut off for a
+//!   moment hears them too.
 //!
 //! What a server acknowledged it may lose with the power, unless it is told to sync (`sync_interval: always`) or has
 //! replicas: streams of one replica are made, and may be given more with NATS' own tools.
@@ -54,21 +57,22 @@ const BATCH: usize = 512;
 /// server's storage: a server that is killed and comes back with its folder has lost nothing that was acknowledged; one
 /// that comes back with less begins a new epoch, and every client is told of one gap.
 ///
-/// A record has to fit the server's `max_payload`, 1 MiB unless set, with its headers: its idempotency key, and which values
-/// it sets.
+/// A record has to fit the server's `max_payload`, 1 MiB unless set, with its headers: its
+/// idempotency key, and which values it sets.
 #[derive(Clone)]
 pub struct Nats {
     shared: Arc<Shared>,
 }
 
 impl Nats {
-    /// A log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`, `nats://token@host`, or several of one
-    /// cluster, separated by commas. Hubs of one `namespace`, any text, are instances of one; others on the same server
-    /// never meet it. Connects when it is first used.
+    /// A log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`,
+    /// `nats://token@host`, or several of one cluster, separated by commas. Hubs of one
+    /// `namespace`, any text, are instances of one; others on the same server never meet it.
+    /// Connects when it is first used.
     ///
     /// # Errors
-    /// When the URL is none, or the namespace is too long: about 200 letters, fewer where it has others than `A-Za-z0-9-`. The
-    /// error does not repeat them.
+    /// When the URL is none, or the namespace is too long: about 200 letters, fewer where it has
+    /// others than `A-Za-z0-9-`. The error does not repeat them.
     pub fn new(url: &str, namespace: &str) -> Result<Self, BackplaneError> {
         let servers = Servers::parse(url).ok_or_else(|| BackplaneError::rejected("not a NATS URL"))?;
         let names = Names::new(namespace)?;
@@ -81,9 +85,10 @@ impl Nats {
         self.with(|limits| limits.max_records = records.max(1))
     }
 
-    /// Sets how many bytes the log takes at most, with what the server adds to each record: its subject, its headers and some
-    /// 30 bytes. The server reserves them on its disk. If it has no room for them, every call is an error that says so. A
-    /// record that is larger than this is refused. Defaults to 256 MiB.
+    /// Sets how many bytes the log takes at most, with what the server adds to each record: its
+    /// subject, its headers and some 30 bytes. The server reserves them on its disk. If it has no
+    /// room for them, every call is an error that says so. A record that is larger than this is
+    /// refused. Defaults to 256 MiB.
     ///
     /// Current values are not part of the log: [`max_values`](Self::max_values).
     #[must_use]
@@ -97,8 +102,9 @@ impl Nats {
         self.with(|limits| limits.max_age = age)
     }
 
-    /// Sets how many current values are kept; the oldest go first. A value that was removed counts, and so does every set of
-    /// topics to which one record was published as their value. Defaults to 100,000.
+    /// Sets how many current values are kept; the oldest go first. A value that was removed counts,
+    /// and so does every set of topics to which one record was published as their value. Defaults
+    /// to 100,000.
     #[must_use]
     pub fn max_values(self, values: usize) -> Self {
         self.with(|limits| limits.max_values = values.max(1))

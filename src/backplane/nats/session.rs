@@ -42,8 +42,8 @@ pub(super) struct Session {
     noted: Mutex<Instant>,
 }
 
-/// Another's claim: of several who find no log one makes it and all that belongs to it, who says so first. Should it not get
-/// to that, another does.
+/// Another's claim: of several who find no log one makes it and all that belongs to it, who says so
+/// first. Should it not get to that, another does.
 #[derive(Debug, Default)]
 struct Claim {
     /// Its revision, and since when it is waited for.
@@ -70,8 +70,8 @@ struct Record {
     created: String,
 }
 
-/// Opens the log: makes what is missing, and begins a new epoch if it is not the log that the bucket or the caller knows.
-/// With `younger`, that epoch is known to be over.
+/// Opens the log: makes what is missing, and begins a new epoch if it is not the log that the
+/// bucket or the caller knows. With `younger`, that epoch is known to be over.
 pub(super) async fn open(
     connection: Connection,
     names: &Names,

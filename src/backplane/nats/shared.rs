@@ -44,7 +44,8 @@ impl Shared {
         self.in_time(self.find(seen)).await
     }
 
-    /// The same for a stream. Whoever has that may stop polling it for a while, and others would wait for what it holds.
+    /// The same for a stream. Whoever has that may stop polling it for a while, and others would
+    /// wait for what it holds.
     pub(super) async fn session_of_stream(self: &Arc<Self>) -> Result<Arc<Session>, BackplaneError> {
         let shared = Arc::clone(self);
         let opened = tokio::spawn(async move { shared.session(None).await }).await;

@@ -93,8 +93,8 @@ pub(super) async fn log(connection: &Connection, names: &Names) -> Result<Option
     Log::new(names, &info).map(Some)
 }
 
-/// Makes the log, with this epoch. Only one at a time may: of a stream that several make at the same moment, an old server
-/// may store every record more than once.
+/// Makes the log, with this epoch. Only one at a time may: of a stream that several make at the
+/// same moment, an old server may store every record more than once.
 pub(super) async fn make_log(
     connection: &Connection,
     names: &Names,
@@ -169,8 +169,9 @@ pub(super) async fn values(connection: &Connection, names: &Names, limits: &LogL
     copies(connection, names).await
 }
 
-/// Waits until the server copies values. A server of version 2.10 or newer begins up to 200 ms after the stream was made or
-/// the server was started. A value that is acknowledged before that is lost if a busy log throws it out within this time.
+/// Waits until the server copies values. A server of version 2.10 or newer begins up to 200 ms
+/// after the stream was made or the server was started. A value that is acknowledged before that is
+/// lost if a busy log throws it out within this time.
 async fn copies(connection: &Connection, names: &Names) -> Result<bool, BackplaneError> {
     let begun = Instant::now();
     loop {
@@ -227,8 +228,8 @@ pub(super) async fn delete(connection: &Connection, stream: &str) -> Result<(), 
     connection.ask("STREAM.DELETE", stream, &json!({})).await.map(drop)
 }
 
-/// Creates a stream with these settings beside those that all streams share. Returns `None` if there is one of this name,
-/// with other settings.
+/// Creates a stream with these settings beside those that all streams share. Returns `None` if
+/// there is one of this name, with other settings.
 async fn create(connection: &Connection, name: &str, settings: Json) -> Result<Option<Json>, BackplaneError> {
     let mut config = json!({
         "name": name,

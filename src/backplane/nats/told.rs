@@ -24,8 +24,8 @@ pub(super) async fn tell(connection: &Connection, names: &Names, message: Bytes)
     told.map(drop).map_err(|error| BackplaneError::unknown(error.to_string()))
 }
 
-/// When the stream was made, and a reader of it, after a mark or from now on. A mark is a number and when the stream of that
-/// number was made; if that is gone, all that is told is news.
+/// When the stream was made, and a reader of it, after a mark or from now on. A mark is a number
+/// and when the stream of that number was made; if that is gone, all that is told is news.
 pub(super) async fn hear(
     connection: &Connection,
     names: &Names,

@@ -1,8 +1,9 @@
 //! The current values: the newest message of each set of ids, which the server copies into a stream of their own.
 //!
-//! - A record's subject is a hash of *all* ids that it sets or removes, and a header lists them. The stream keeps the
-//!   newest of each subject. The newest record about an id has some set, and of this set it is the newest; so it is there,
-//!   and among those that name the id the one with the highest number wins, be it a removal.
+//! - A record's subject is a hash of *all* ids that it sets or removes, and a header lists them.
+//!   The stream keeps the newest of each subject. The newest record about an id has some set, and
+//!   of this set it is the newest; so it is there, and among those that name the id the one with
+//!   the highest number wins, be it a removal.
 //! - The oldest go first where there are too many, so what overrules another outlives it.
 //! - The copy runs a moment behind. What it does not have yet is read from the log itself.
 

@@ -34,17 +34,19 @@ const TIDY: Duration = Duration::from_secs(10);
 
 /// A log on a Redis server: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// Needs the feature `redis` and a server of version 7.0 or newer. What it promises is as good as the server's
-/// persistence: with `appendonly yes` and `appendfsync always` nothing that was acknowledged is lost; without persistence
-/// a restart begins a new epoch, and every client is told of one gap.
+/// Needs the feature `redis` and a server of version 7.0 or newer. What it promises is as good as
+/// the server's persistence: with `appendonly yes` and `appendfsync always` nothing that was
+/// acknowledged is lost; without persistence a restart begins a new epoch, and every client is told
+/// of one gap.
 #[derive(Clone)]
 pub struct Redis {
     shared: Arc<Shared>,
 }
 
 impl Redis {
-    /// A log at `url`, such as `redis://127.0.0.1:6379`, `rediss://user:password@host`. Hubs of one `namespace`, any text,
-    /// are instances of one; others on the same server never meet it. Connects when it is first used.
+    /// A log at `url`, such as `redis://127.0.0.1:6379`, `rediss://user:password@host`. Hubs of one
+    /// `namespace`, any text, are instances of one; others on the same server never meet it.
+    /// Connects when it is first used.
     ///
     /// # Errors
     /// When the URL is none. The error does not repeat it.
@@ -59,17 +61,18 @@ impl Redis {
         self.with(|shared| shared.limits.max_records = records.max(1))
     }
 
-    /// Sets about how many bytes of records the log keeps; the newest record is always kept. Redis needs some 100 bytes more
-    /// for each record, and current values are kept beside the log. Defaults to 256 MiB.
+    /// Sets about how many bytes of records the log keeps; the newest record is always kept. Redis
+    /// needs some 100 bytes more for each record, and current values are kept beside the log.
+    /// Defaults to 256 MiB.
     #[must_use]
     pub fn max_bytes(self, bytes: u64) -> Self {
         self.with(|shared| shared.limits.max_bytes = bytes.max(1))
     }
 
-    /// Waits for so many replicas to acknowledge a record before an append succeeds (`WAIT`). Without it a failover may lose
-    /// records that were acknowledged to the publisher. With too few replicas, publishing is an error
-    /// ([`is_unknown`](crate::PublishError::is_unknown)) after half of the [`timeout`](Self::timeout): the primary has the
-    /// record. Defaults to 0.
+    /// Waits for so many replicas to acknowledge a record before an append succeeds (`WAIT`).
+    /// Without it a failover may lose records that were acknowledged to the publisher. With too few
+    /// replicas, publishing is an error ([`is_unknown`](crate::PublishError::is_unknown)) after
+    /// half of the [`timeout`](Self::timeout): the primary has the record. Defaults to 0.
     #[must_use]
     pub fn acknowledged_by(self, replicas: u32) -> Self {
         self.with(|shared| shared.replicas = replicas)
@@ -93,8 +96,8 @@ impl Redis {
         self.with(|shared| shared.limits.timeout = timeout)
     }
 
-    /// Now and then removes control messages that are too old at a time of the server, in milliseconds, and lets all of them
-    /// expire when no instance sends any more.
+    /// Now and then removes control messages that are too old at a time of the server, in
+    /// milliseconds, and lets all of them expire when no instance sends any more.
     async fn tidy(&self, now: u64) {
         {
             let mut tidied = self.shared.tidied.lock().unwrap_or_else(PoisonError::into_inner);

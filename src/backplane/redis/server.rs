@@ -207,9 +207,9 @@ impl Shared {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
-                    // What broke one has most likely broken all. Otherwise a publish would find that out after the instance
-                    // is ready again.
-                    // A long read that is late says nothing of the others.
+                    // What broke one has most likely broken all. Otherwise a publish would find
+                    // that out after the instance is ready again. A long read that is late says
+                    // nothing of the others.
                     let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
                     if line.lose(number) && !is_late_read {
                         [&self.line, &self.publish, &self.bulk]
@@ -335,8 +335,8 @@ pub(super) fn parse_epoch(text: &str) -> Result<u64, BackplaneError> {
     u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is no number"))
 }
 
-/// Whether the server is not the primary of the log, or not yet or not any more: another connection may lead to the one that
-/// is.
+/// Whether the server is not the primary of the log, or not yet or not any more: another connection
+/// may lead to the one that is.
 fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | ClusterDown | Moved | Ask | BusyLoading))

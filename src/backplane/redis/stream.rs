@@ -50,8 +50,9 @@ pub(super) fn read(
         };
         let mut checked: Option<Instant> = None;
         loop {
-            // A primary that was demoted goes on answering reads, and new records may come elsewhere. A server that is not the
-            // primary refuses every write, also one that changes nothing.
+            // A primary that was demoted goes on answering reads, and new records may come
+            // elsewhere. A server that is not the primary refuses every write, also one that
+            // changes nothing.
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
                 let mut write = redis::cmd("HDEL");
                 write.arg(&shared.keys.meta).arg("-");

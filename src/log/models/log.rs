@@ -405,8 +405,8 @@ impl World {
         }
     }
 
-    /// The current values that a fresh stream gets, each once, without an id, and not one more. A gap before anything else
-    /// where it asked for more of a history than is left.
+    /// The current values that a fresh stream gets, each once, without an id, and not one more. A
+    /// gap before anything else where it asked for more of a history than is left.
     fn read_start(&mut self, reader: usize, begin: Begin) {
         let Begin::Fresh(from) = begin else { return };
         let client = &mut self.clients[reader];
