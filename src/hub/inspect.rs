@@ -24,8 +24,8 @@ impl Hub {
     ///
     /// It is bounded: a consumer that is more than
     /// [`HubBuilder::lifecycle_capacity`](crate::HubBuilder::lifecycle_capacity) events behind gets one
-    /// [`LifecycleEvent::Missed`] in their place and goes on with the oldest that is kept. The hub waits for no consumer. It
-    /// may be called several times; each consumer gets everything.
+    /// [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in their place and goes on with the oldest that is kept.
+    /// The hub waits for no consumer. It may be called several times; each consumer gets everything.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
