@@ -1,7 +1,7 @@
 //! From what a stream says next to the bytes of the event stream.
 
 use std::fmt;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -15,16 +15,16 @@ impl Connection {
     /// The next bytes, for a body. `None` at the end.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
         let mut batch = Batch { wants_pieces: true, ..Batch::default() };
-        let step = self.poll_step(cx, &mut batch);
-        step.map(|step| step.map(|step| encode(step, &mut batch, self.hub().settings()).ok_or(Aborted)))
+        let step = ready!(self.poll_step(cx, &mut batch));
+        Poll::Ready(step.map(|step| encode(step, &mut batch, self.hub().settings()).ok_or(Aborted)))
     }
 
     /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself. `scratch` is empty.
     #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>, scratch: &mut Vec<u8>) -> Poll<Option<Encoded>> {
         let mut batch = Batch { wants_pieces: true, ..Batch::default() };
-        let step = self.poll_step(cx, &mut batch);
-        step.map(|step| step.map(|step| encode_chunk(step, &mut batch, self.hub().settings(), scratch)))
+        let step = ready!(self.poll_step(cx, &mut batch));
+        Poll::Ready(step.map(|step| encode_chunk(step, &mut batch, self.hub().settings(), scratch)))
     }
 }
 
