@@ -15,11 +15,11 @@
     reason = "a benchmark"
 )]
 
-#[path = "../tests/support/nats.rs"]
+#[path = "../tests/kit/nats.rs"]
 mod nats_server;
-#[path = "../tests/support/redis.rs"]
+#[path = "../tests/kit/redis.rs"]
 mod redis_server;
-#[path = "../tests/support/skip.rs"]
+#[path = "../tests/kit/skip.rs"]
 mod skip;
 
 use std::process::Command;

@@ -4,7 +4,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark")]
 
-#[path = "../tests/support/bodies.rs"]
+#[path = "../tests/kit/bodies.rs"]
 mod bodies;
 
 use std::sync::Arc;

@@ -15,7 +15,7 @@
     reason = "a benchmark"
 )]
 
-#[path = "../tests/support/bodies.rs"]
+#[path = "../tests/kit/bodies.rs"]
 mod bodies;
 
 use std::hint::black_box;

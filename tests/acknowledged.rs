@@ -9,18 +9,18 @@
     reason = "these are tests, helpers and all"
 )]
 
-#[path = "support/proxy.rs"]
+mod kit;
+#[path = "kit/proxy.rs"]
 mod proxy;
-#[path = "support/redis.rs"]
+#[path = "kit/redis.rs"]
 mod redis_server;
-mod support;
 
 use std::time::Duration;
 
+use crate::kit::soon;
 use bytes::Bytes;
 use proxy::{Mode, Proxy};
 use redis_server::{FORGETFUL, RedisServer};
-use support::soon;
 use tower_sse::backplane::{Backplane, Outgoing, Redis};
 use tower_sse::{Event, Hub};
 

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-#[path = "support/bodies.rs"]
+#[path = "kit/bodies.rs"]
 mod bodies;
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::collections::BTreeSet;
 use std::future::{Future, ready};
@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::kit::{Events, Reply, Server, Sse, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get as axum_get;
 use futures::future::join_all;
 use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
-use support::{Events, Reply, Server, Sse, get, resume, send, soon, subscribe, until};
 use tower_sse::{
     Access, Connect, Event, EventStream, Hub, HubBuilder, Kick, Recheck, Refusal, RefusalReason, Retention, StreamItem,
     Subscription, SubscriptionError, Ticket, TopicRule,

@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use crate::kit::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use futures::FutureExt;
 use http::Request;
-use support::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use tower_sse::{
     Connect, Cursor, Event, GapReason, Hub, HubBuilder, LagPolicy, Public, PublishError, Retention, Start, StreamItem,
     Subscription, SubscriptionError, TopicRule,

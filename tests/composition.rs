@@ -2,19 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::kit::{Reply, Server, http2, send, soon, subscribe, until};
 use axum::extract::{ConnectInfo, State};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use support::{Reply, Server, http2, send, soon, subscribe, until};
 use tokio::net::TcpListener;
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -72,7 +72,7 @@ async fn works_with(outside: impl Fn(Router) -> Router) {
             hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
             assert_eq!(events.next().await.data, n.to_string(), "{name}");
         }
-        let reply = support::get(server.addr, "/other").await;
+        let reply = kit::get(server.addr, "/other").await;
         assert_eq!(reply.status, 200, "{name}");
         assert_eq!(reply.text().await, LARGE, "{name}");
         let reply = send(server.addr, Request::post("/upload").body("12345").unwrap()).await;
@@ -136,7 +136,7 @@ async fn a_stream_outlives_the_timeout_of_requests() {
         let server = Server::start(&hub, app.layer(timeout(Duration::from_millis(50)))).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
         // Begun later and over by it.
-        assert_eq!(support::get(server.addr, "/slow").await.status, 408, "{name}");
+        assert_eq!(kit::get(server.addr, "/slow").await.status, 408, "{name}");
         hub.topic("t").publish(Event::message("still here")).await.unwrap();
         assert_eq!(events.next().await.data, "still here", "{name}");
     }
@@ -147,7 +147,7 @@ async fn a_timeout_shorter_than_that_of_the_hook_cuts_in_with_a_status() {
     let hub = Hub::builder().build().unwrap();
     let app = routes().layer(hub.layer("/events", |_: Connect| std::future::pending()));
     let server = Server::start(&hub, app.layer(timeout(Duration::from_millis(50)))).await;
-    assert_eq!(support::get(server.addr, "/events").await.status, 408);
+    assert_eq!(kit::get(server.addr, "/events").await.status, 408);
     assert_eq!(hub.stats().connected, 0);
 }
 
@@ -166,7 +166,7 @@ async fn a_layer_that_catches_panics() {
     for (name, app) in mountings(&hub) {
         let server = Server::start(&hub, app.layer(CatchPanicLayer::new())).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
-        assert_eq!(support::get(server.addr, "/panics").await.status, 500, "{name}");
+        assert_eq!(kit::get(server.addr, "/panics").await.status, 500, "{name}");
         hub.topic("t").publish(Event::message("still here")).await.unwrap();
         assert_eq!(events.next().await.data, "still here", "{name}");
     }
@@ -301,7 +301,7 @@ async fn the_user_of_a_session_gets_what_is_sent_to_the_user() {
     for mounting in ["layer", "endpoint", "handler"] {
         let hub = Hub::builder().build().unwrap();
         let server = Server::start(&hub, with_sessions(&hub, mounting)).await;
-        assert_eq!(support::get(server.addr, "/events").await.status, 401, "{mounting}");
+        assert_eq!(kit::get(server.addr, "/events").await.status, 401, "{mounting}");
 
         let (ada, bob) = (sign_in(&server, "ada").await, sign_in(&server, "bob").await);
         let mut tabs = Vec::new();
@@ -333,7 +333,7 @@ async fn a_session_layer_inside_is_not_seen_by_the_hook() {
         .layer(SessionManagerLayer::new(MemoryStore::default()).with_secure(false))
         .layer(hub.layer("/events", by_session));
     let server = Server::start(&hub, app).await;
-    assert_eq!(support::get(server.addr, "/events").await.status, 403, "no session at all");
+    assert_eq!(kit::get(server.addr, "/events").await.status, 403, "no session at all");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -391,9 +391,9 @@ async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests
     let app = Router::new().route_service("/events", endpoint).route("/ip", get(ip));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let serve = axum::serve(support::watched(&hub, listener), SseMakeService::new(app));
+    let serve = axum::serve(kit::watched(&hub, listener), SseMakeService::new(app));
     tokio::spawn(async move { serve.await.unwrap() });
-    assert_eq!(support::get(addr, "/ip").await.text().await, "known");
+    assert_eq!(kit::get(addr, "/ip").await.text().await, "known");
 
     let mut sender = http2(addr).await;
     let request = Request::get("http://test/events?topic=t").body(Full::default()).unwrap();
@@ -417,7 +417,7 @@ async fn a_socket_that_another_hub_watches_does_not_carry_the_streams_of_a_hub()
     let addr = listener.local_addr().unwrap();
     let serve = axum::serve(watching.listener_handing_over(listener), SseMakeService::new(app));
     tokio::spawn(async move { serve.await.unwrap() });
-    let reply = support::get(addr, "/events?topic=t").await;
+    let reply = kit::get(addr, "/events?topic=t").await;
     // The head of a stream whose socket is taken over says "close".
     assert!(!reply.headers.contains_key("connection"), "{:?}", reply.headers);
     let mut events = reply.events();

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,8 +12,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::kit::{Server, skip, soon, until};
 use axum::Router;
-use support::{Server, skip, soon, until};
 use tower_sse::{Connect, Event, Hub, Kick, Refusal, Subscription};
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
+use crate::kit::{Server, get, http2, soon, subscribe, until};
 use axum::Router;
 use axum::routing::get as route;
 use bytes::Bytes;
 use futures::{FutureExt, Stream};
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use support::{Server, get, http2, soon, subscribe, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_sse::{
     Connect, Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule,

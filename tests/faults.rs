@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 #[path = "faults/transport.rs"]
 mod transport;
 
@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::kit::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
 use axum::Router;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use support::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower_sse::{
@@ -359,7 +359,7 @@ async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_
     soon(tcp.read_to_string(&mut all)).await.unwrap();
     let (stream, second) = all.split_once("0\r\n\r\n").unwrap();
     assert!(stream.contains("data: x\n") && stream.contains("event: hub.bye\n"), "{stream}");
-    if support::hands_over() {
+    if kit::hands_over() {
         assert_eq!(second, "", "the head has said that nothing else is answered");
         return;
     }
@@ -393,7 +393,7 @@ async fn churn_leaves_nothing_behind() {
         until(|| hub.stats().connections == 0).await;
     }
     // The writer of handed-over sockets stays, with the one descriptor that it waits on.
-    let writers = usize::from(support::hands_over());
+    let writers = usize::from(kit::hands_over());
     until(|| descriptors() <= before + writers).await;
     until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() <= tasks + 1 + writers).await;
     // Topics and users without anything kept, and the one channel that stays, are all that is remembered.
@@ -465,7 +465,7 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
         // Publishers keep house where there is no runtime.
         let since = Instant::now();
         while hub.stats().channels > 10 {
-            assert!(since.elapsed() < support::PATIENCE, "{} channels are left", hub.stats().channels);
+            assert!(since.elapsed() < kit::PATIENCE, "{} channels are left", hub.stats().channels);
             std::thread::yield_now();
             hub.everyone().publish_now(Event::message("x")).unwrap();
         }
@@ -493,7 +493,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
         let service = app(&hub);
         tokio::spawn(async move {
             let mut drained = None;
-            axum::serve(support::watched(&hub, listener), service)
+            axum::serve(kit::watched(&hub, listener), service)
                 .with_graceful_shutdown({
                     let drained = &mut drained;
                     let (tell, told) = tokio::sync::oneshot::channel();
@@ -605,7 +605,7 @@ fn a_frozen_http2_client_does_not_keep_the_process() {
             until(|| hub.stats().connections == 2).await;
             assert_eq!(hub.drain(Duration::ZERO).await.ended, 2);
         };
-        axum::serve(support::watched(&hub, listener), app).with_graceful_shutdown(draining).into_future()
+        axum::serve(kit::watched(&hub, listener), app).with_graceful_shutdown(draining).into_future()
     });
     // Its runtime runs only here: afterwards the client reads nothing and answers nothing, but its sockets stay open.
     let frozen = theirs.block_on(async {
@@ -776,7 +776,7 @@ async fn a_peer_that_vanishes_is_removed() {
     let listener = tokio::net::TcpListener::bind((network.server.as_str(), 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let serve = tokio::spawn({
-        let (listener, app) = (support::watched(&hub, listener), app(&hub));
+        let (listener, app) = (kit::watched(&hub, listener), app(&hub));
         async move { axum::serve(listener, app).await }
     });
     let mut curl = tokio::process::Command::new("ip")
@@ -851,7 +851,7 @@ async fn a_resumed_backlog_comes_in_few_pieces() {
     let mut events = resume(server.addr, "/events?topic=t", &start).await;
     assert_eq!(events.caught_up().await.len(), 501);
     let request = Request::get("/events?topic=t").header("last-event-id", &start).body("").unwrap();
-    let mut body = support::send(server.addr, request).await.body;
+    let mut body = kit::send(server.addr, request).await.body;
     let (mut pieces, mut text) = (0, String::new());
     while !text.contains("event: hub.live") {
         let piece = soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();

@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
+use crate::kit::{soon, until};
 use axum::Router;
-use support::{soon, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Mutex;
@@ -101,7 +101,7 @@ async fn a_client_that_reads_nothing_costs_little_memory() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
-    let watched = support::watched(&hub, listener);
+    let watched = kit::watched(&hub, listener);
     tokio::spawn(async move { axum::serve(watched, app).await.unwrap() });
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {

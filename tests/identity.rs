@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::kit::{Events, Reply, Server, Sse, get, http2, reply, send, soon};
 use axum::Router;
 use futures::FutureExt;
 use http::{Request, StatusCode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use support::{Events, Reply, Server, Sse, get, http2, reply, send, soon};
 use tokio::sync::{Notify, Semaphore};
 use tower_sse::{
     Access, CommandError, Connect, EndReason, Event, Hub, HubBuilder, HubStream, Kick, Refusal, RefusalReason,

@@ -2,18 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::future::ready;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use crate::kit::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use futures::future::join_all;
 use http::{Request, StatusCode};
 use serde_json::Value;
-use support::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use tokio::task::JoinHandle;
 use tower::Service;
 use tower_sse::{
@@ -311,7 +311,7 @@ async fn head_requests_and_changes_of_topics_ask_the_hook_no_faster_than_streams
     let change = format!("http://test/events/{}/topics?join=t", hub.connections()[0].id);
     for (method, target) in [("HEAD", "http://test/events"), ("POST", change.as_str())] {
         let (since, before) = (Instant::now(), asked.load(Ordering::SeqCst));
-        let mut sender = support::http2(server.addr).await;
+        let mut sender = kit::http2(server.addr).await;
         let mut refused = 0;
         for _ in 0..200 {
             let request = Request::builder().method(method).uri(target).body(Default::default()).unwrap();
@@ -462,7 +462,7 @@ async fn streams_that_came_together_do_not_end_together_nor_come_back_together()
 #[tokio::test]
 async fn one_client_that_comes_again_and_again_keeps_nobody_away_for_long() {
     let (_hub, server) = serve(Hub::builder().max_connects_per_second(10)).await;
-    let mut sender = support::http2(server.addr).await;
+    let mut sender = kit::http2(server.addr).await;
     for _ in 0..2_000 {
         let request = Request::get("http://test/events").body(Default::default()).unwrap();
         drop(soon(sender.send_request(request)).await.unwrap());

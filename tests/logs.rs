@@ -2,18 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::fmt::{self, Write};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::kit::{Server, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use futures::{FutureExt, StreamExt};
 use http::Request;
 use http_body_util::BodyExt;
-use support::{Server, get, resume, send, soon, subscribe, until};
 use tower::ServiceExt;
 use tower_sse::{
     Access, Connect, Cursor, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, LagPolicy, Public, Refusal,

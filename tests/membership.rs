@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::kit::{Events, Reply, Server, Sse, http2, reply, send, soon, until};
 use axum::Router;
 use axum::routing::get;
 use futures::FutureExt;
 use http::{HeaderMap, Method, Request, StatusCode, Version};
 use http_body_util::Full;
 use serde_json::{Value, json};
-use support::{Events, Reply, Server, Sse, http2, reply, send, soon, until};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -1071,7 +1071,7 @@ async fn loses_nothing(mounting: Mounting, seed: u64, rounds: u32) {
     let count = published.load(Ordering::Acquire);
     let all = |page: &Wanting| page.received.len() == count as usize;
     let rest = page.see_while(&mut visit, |page| !all(page));
-    if tokio::time::timeout(support::PATIENCE / 2, rest).await.is_err() {
+    if tokio::time::timeout(kit::PATIENCE / 2, rest).await.is_err() {
         let missing: Vec<_> = (0..count).filter(|n| !page.received.contains(n)).collect();
         panic!("of {count}, {missing:?} never came");
     }

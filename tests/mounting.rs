@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::kit::{Events, Reply, Server, http2, reply, send, soon, subscribe, until};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRef, State};
@@ -24,7 +25,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use support::{Events, Reply, Server, http2, reply, send, soon, subscribe, until};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -91,7 +91,7 @@ impl Plain {
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                let io = if support::hands_over() { hub.io(tcp).hand_over() } else { hub.io(tcp) };
+                let io = if kit::hands_over() { hub.io(tcp).hand_over() } else { hub.io(tcp) };
                 let (io, service) = (TokioIo::new(io), service.clone());
                 tokio::spawn(async move {
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -159,7 +159,7 @@ async fn everywhere(builder: HubBuilder) -> Vec<Mounted> {
 
 impl Mounted {
     async fn get(&self, query: &str) -> Reply {
-        support::get(self.addr, &format!("/events{query}")).await
+        kit::get(self.addr, &format!("/events{query}")).await
     }
 
     async fn send(&self, method: &str, query: &str, headers: &[(&str, &str)]) -> Reply {
@@ -223,7 +223,7 @@ async fn a_stream_opens_and_an_event_arrives() {
 async fn the_rest_of_the_application_is_reached_beside_it() {
     for mounted in everywhere(Hub::builder()).await {
         if mounted.name != "endpoint on hyper" {
-            let reply = support::get(mounted.addr, "/other").await;
+            let reply = kit::get(mounted.addr, "/other").await;
             assert_eq!((reply.status.as_u16(), reply.text().await.as_str()), (200, "other"), "{}", mounted.name);
         }
     }
@@ -658,7 +658,7 @@ fn routed(hub: &Hub) -> Router {
 /// Over a real socket, what it is: `events`, or a status.
 async fn answer(hub: &Hub, app: Router, path: &str) -> String {
     let server = Server::start(hub, app).await;
-    let reply = support::get(server.addr, path).await;
+    let reply = kit::get(server.addr, path).await;
     if reply.header("content-type") == "text/event-stream" {
         reply.events().caught_up().await;
         return "events".into();
@@ -799,7 +799,7 @@ async fn a_layer_applied_twice_answers_once() {
     hub.everyone().publish(Event::message("once")).await.unwrap();
     hub.everyone().publish(Event::message("then this")).await.unwrap();
     assert_eq!([events.next().await.data, events.next().await.data], ["once", "then this"]);
-    assert_eq!(support::get(server.addr, "/other").await.text().await, "other");
+    assert_eq!(kit::get(server.addr, "/other").await.text().await, "other");
 }
 
 #[tokio::test]
@@ -974,11 +974,11 @@ async fn every_version_of_http_gets_the_same_head_and_the_same_events() {
     for mounted in everywhere(Hub::builder()).await {
         let (name, path) = (mounted.name, "/events?topic=public/a");
 
-        let one = support::get(mounted.addr, path).await;
+        let one = kit::get(mounted.addr, path).await;
         let head = headers(&one);
         assert_eq!(head, common, "{name}: without `vary` and others of the router");
         assert_eq!(one.header("transfer-encoding"), "chunked", "{name}");
-        assert_eq!(one.header("connection"), if support::hands_over() { "close" } else { "" }, "{name}");
+        assert_eq!(one.header("connection"), if kit::hands_over() { "close" } else { "" }, "{name}");
         let expected = first_events(&mounted.hub, one.events()).await;
         assert_eq!(expected[0].0, "hub.hello");
         assert_eq!(expected[2].1, r#""a\nb""#);

@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::ready;
 use std::time::{Duration, Instant};
 
+use crate::kit::{Events, Server, Sse, get, resume, soon, subscribe, until};
 use axum::Router;
 use futures::StreamExt;
 use futures::future::join_all;
 use serde_json::{Value, json};
-use support::{Events, Server, Sse, get, resume, soon, subscribe, until};
 use tower_sse::{
     Connect, ConnectionId, ConnectionInfo, EndReason, Event, GapReason, Hub, HubBuilder, Kick, Lifecycle,
     LifecycleEvent, Position, Presence, Retention, Subscription, Topic, TopicRule,
@@ -196,7 +196,7 @@ async fn the_open_connections_are_listed_as_they_are() {
     assert_eq!(fresh[0].user.as_ref().unwrap().as_str(), "ada");
     assert_eq!(topics.into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["a", "b"]));
     assert_eq!((fresh[0].data_json(), fresh[0].delivered, fresh[0].resumed), (Some(r#""x""#), 3, false));
-    assert!(fresh[0].open_for < support::PATIENCE);
+    assert!(fresh[0].open_for < kit::PATIENCE);
     assert_eq!((back.len(), back[0].user.as_ref(), back[0].delivered, back[0].resumed), (1, None, 0, true));
     assert!(!format!("{:?}", fresh[0]).contains("\"x\""));
 }
@@ -361,7 +361,7 @@ async fn a_snapshot_and_the_events_after_it_make_every_later_snapshot() {
         (start, events)
     };
     let (_, snapshots, (start, mut events)) = tokio::join!(churn, look, page);
-    support::until(|| hub.topic("room").presence().members.is_empty()).await;
+    kit::until(|| hub.topic("room").presence().members.is_empty()).await;
     hub.topic("room").publish(Event::message("end")).await.unwrap();
     let mut news = Vec::new();
     loop {

@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
-mod support;
+mod kit;
 
+use crate::kit::{Events, Server, get, resume, send, subscribe};
 use axum::Router;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use proptest::prelude::*;
-use support::{Events, Server, get, resume, send, subscribe};
 use tower_sse::{Event, Hub, Public, TopicRule};
 
 /// What the standard's parser makes of data: every CRLF, CR and LF is one line break.
@@ -74,7 +74,7 @@ async fn the_head_is_as_proxies_need_it() {
     assert_eq!(reply.header("x-content-type-options"), "nosniff");
     assert_eq!(reply.header("content-encoding"), "");
     assert_eq!(reply.header("content-length"), "");
-    assert_eq!(reply.header("connection"), if support::hands_over() { "close" } else { "" });
+    assert_eq!(reply.header("connection"), if kit::hands_over() { "close" } else { "" });
 }
 
 #[tokio::test]

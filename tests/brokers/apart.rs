@@ -6,10 +6,10 @@ use tower_sse::backplane::{Backplane, Nats, Redis};
 use tower_sse::{Cursor, Event, Hub, Kick, Retention, StreamItem, Subscription, TopicRule};
 
 use crate::instances::builder;
+use crate::kit::{soon, until};
 use crate::nats_server::{self, NatsServer};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
-use crate::support::{soon, until};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tower_sse::backplane::{Backplane, Memory, Nats, Outgoing, Place, Redis, State, Value};
 
+use crate::kit::soon;
 use crate::nats_server::{self, NatsServer};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::soon;
 
 fn record(text: &str) -> Outgoing {
     Outgoing::new(Bytes::from(text.to_owned()))

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, HubStream, Kick, StreamItem, Subscription, TopicRule};
 
+use crate::kit::{soon, until};
 use crate::nats_server::{self, NatsServer};
 use crate::reached::Reached;
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{soon, until};
 
 fn builder() -> HubBuilder {
     Hub::builder()

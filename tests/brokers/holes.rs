@@ -7,8 +7,8 @@ use tower_sse::backplane::Backplane;
 use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
 
 use crate::fake::FakeLog;
+use crate::kit::{soon, until};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{soon, until};
 
 fn builder() -> HubBuilder {
     Hub::builder()

@@ -11,10 +11,10 @@ use axum::Router;
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicRule};
 
+use crate::kit::{Events, Server, get, resume, soon, subscribe, until};
 use crate::nats_server::{self, NatsServer};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
-use crate::support::{Events, Server, get, resume, soon, subscribe, until};
 
 pub fn builder() -> HubBuilder {
     Hub::builder()

@@ -11,9 +11,9 @@ use tower_sse::{
     TopicRule,
 };
 
+use crate::kit::{Events, Server, get, send, soon, until};
 use crate::nats_server::{self, NatsServer};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{Events, Server, get, send, soon, until};
 
 struct Instance {
     hub: Hub,

@@ -9,8 +9,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tower_sse::backplane::{Backplane, Nats, Outgoing, Place, State, Value};
 
+use crate::kit::soon;
 use crate::nats_server::{NatsServer, is_there};
-use crate::support::soon;
 
 fn record(text: &str) -> Outgoing {
     Outgoing::new(Bytes::from(text.to_owned()))

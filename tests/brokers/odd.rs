@@ -17,7 +17,7 @@ use tower_sse::{
     Event, Hub, HubBuilder, HubStream, Kick, Position, Public, Retention, StreamItem, Subscription, TopicRule,
 };
 
-use crate::support::{soon, until};
+use crate::kit::{soon, until};
 
 /// A log that can be another all of a sudden, does not answer, or fails in single places.
 #[derive(Clone)]

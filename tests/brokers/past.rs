@@ -7,10 +7,10 @@ use std::time::Duration;
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
 
+use crate::kit::{soon, until};
 use crate::nats_server::{self, NatsServer};
 use crate::reached::Reached;
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{soon, until};
 
 /// Memory for hardly anything.
 fn builder() -> HubBuilder {

@@ -6,8 +6,8 @@ use tower_sse::backplane::{Backplane, Memory, Redis};
 use tower_sse::{Event, Hub, Position, Publisher};
 
 use crate::instances::{Instance, builder};
+use crate::kit::{get, soon, subscribe};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{get, soon, subscribe};
 
 fn worker(log: impl Backplane) -> Publisher {
     builder().backplane(log).publisher().unwrap()

@@ -7,9 +7,9 @@ use tower_sse::backplane::{Backplane, Outgoing, Redis};
 use tower_sse::{Event, Hub};
 
 use crate::instances::builder;
+use crate::kit::{soon, until};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{soon, until};
 
 fn log_at(port: u16) -> Redis {
     Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap()

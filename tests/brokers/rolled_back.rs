@@ -9,9 +9,9 @@ use tower_sse::{Cursor, Event, Hub, HubStream, Position, Publisher, StreamItem, 
 
 use crate::fake::FakeLog;
 use crate::instances::{Broker, Instance, NatsBroker, builder};
+use crate::kit::{soon, subscribe, until};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
-use crate::support::{soon, subscribe, until};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 

@@ -18,9 +18,9 @@ use tower_sse::{
     StreamItem, Subscription, TopicRule,
 };
 
+use crate::kit::{soon, until};
 use crate::nats_server::{self, NatsServer};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{soon, until};
 
 /// More listeners than a publisher wakes itself.
 const MANY: usize = 40;

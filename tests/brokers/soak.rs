@@ -15,9 +15,9 @@ use tower_sse::{Cursor, Event, GapReason, Hub, HubStream, Position, Retention, S
 
 use crate::faulty::Faulty;
 use crate::instances::{Broker, NatsBroker};
+use crate::kit::{soon, until};
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::RedisServer;
-use crate::support::{soon, until};
 
 const INSTANCES: usize = 3;
 /// Topics and users, a bit each.

@@ -4,8 +4,8 @@ use tower_sse::backplane::Backplane;
 use tower_sse::{Cursor, Event, Hub, StreamItem, Subscription};
 
 use crate::instances::{Broker, NatsBroker, TIMEOUT, builder};
+use crate::kit::{soon, until};
 use crate::redis_server::RedisServer;
-use crate::support::{soon, until};
 
 const RECORDS: u64 = 300;
 /// At each of two instances.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::support::skip;
+use crate::kit::skip;
 
 const CHROMIUM: &str = "/usr/bin/chromium";
 /// Far above anything that a page is waited for, also where builds run beside.

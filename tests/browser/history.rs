@@ -6,8 +6,8 @@ use serde_json::json;
 use tower_sse::{Event, Hub, Kick};
 
 use crate::driver::{Page, browser};
+use crate::kit::until;
 use crate::site::{Site, everybody};
-use crate::support::until;
 
 async fn publish(hub: &Hub, data: &'static str) {
     hub.user("ada").publish(Event::text("news", data)).await.unwrap();

@@ -20,9 +20,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tower_sse::{Event, Hub};
 
 use crate::driver::{Context, Page, browser};
+use crate::kit::until;
 use crate::site::{Record, everybody};
 use crate::source::{CONNECTING, Source};
-use crate::support::until;
 
 const TABS: usize = 8;
 /// What browsers open to a site, at most.

@@ -13,14 +13,14 @@
     reason = "these are tests, helpers and all"
 )]
 
-#[path = "../support/example.rs"]
+#[path = "../kit/example.rs"]
 mod example;
-#[path = "../support/proxy.rs"]
+#[path = "../kit/mod.rs"]
+mod kit;
+#[path = "../kit/proxy.rs"]
 mod proxy;
-#[path = "../support/redis.rs"]
+#[path = "../kit/redis.rs"]
 mod redis_server;
-#[path = "../support/mod.rs"]
-mod support;
 
 mod driver;
 mod history;

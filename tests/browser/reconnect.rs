@@ -10,11 +10,11 @@ use tower_sse::backplane::Redis;
 use tower_sse::{Connect, Event, Hub, HubBuilder, Kick, Refusal, RefusalReason, Subscription};
 
 use crate::driver::browser;
+use crate::kit::until;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
 use crate::site::{Site, everybody};
 use crate::source::{CLOSED, CONNECTING};
-use crate::support::until;
 
 fn quick() -> HubBuilder {
     Hub::builder().retry(Duration::from_millis(150))

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower_sse::{Connect, Hub, Subscription};
 
-use crate::support::soon;
+use crate::kit::soon;
 
 /// How long the streams of one that leaves are told to stay away, at most.
 const WINDOW: Duration = Duration::from_millis(200);
@@ -81,12 +81,11 @@ impl Site {
         let record = Record::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let leaving = hub.clone();
-        let serve = axum::serve(crate::support::watched(hub, listener), record.around(routes)).with_graceful_shutdown(
-            async move {
+        let serve =
+            axum::serve(crate::kit::watched(hub, listener), record.around(routes)).with_graceful_shutdown(async move {
                 drop(stopped.await);
                 leaving.drain(WINDOW).await;
-            },
-        );
+            });
         let task = tokio::spawn(async move { serve.await.unwrap() });
         Self { addr, hub: hub.clone(), record, stop, task }
     }

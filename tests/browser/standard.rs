@@ -18,9 +18,9 @@ use serde_json::json;
 use tower_sse::{Connect, End, Event, Hub, HubBuilder, Kick, Subscription};
 
 use crate::driver::browser;
+use crate::kit::until;
 use crate::site::{Site, everybody};
 use crate::source::{CLOSED, CONNECTING, OPEN};
-use crate::support::until;
 
 fn quick() -> HubBuilder {
     Hub::builder().retry(Duration::from_millis(100))

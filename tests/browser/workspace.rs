@@ -10,11 +10,11 @@ use tokio::task::spawn_blocking;
 
 use crate::driver::{Browser, Context, Page, browser, folder};
 use crate::example::example;
+use crate::kit::soon;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::soon;
 
-#[path = "../support/port.rs"]
+#[path = "../kit/port.rs"]
 mod port;
 
 /// With the same one people stay signed in across restarts.

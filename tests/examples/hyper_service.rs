@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tower_sse::Hub;
 
 use crate::example::hyper::serve;
-use crate::support::{Reply, get, http2, reply, send, soon, subscribe};
+use crate::kit::{Reply, get, http2, reply, send, soon, subscribe};
 
 struct Program {
     addr: SocketAddr,

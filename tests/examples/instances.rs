@@ -9,10 +9,10 @@ use std::time::Duration;
 use http::Request;
 use serde_json::Value;
 
+use crate::kit::{Events, get, resume, send, soon, subscribe};
 use crate::nats_server::{self, NatsServer};
 use crate::process::{Process, start_in, start_with};
 use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
-use crate::support::{Events, get, resume, send, soon, subscribe};
 
 /// Waits until it takes streams.
 pub async fn ready(addr: SocketAddr) {

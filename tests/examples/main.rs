@@ -10,14 +10,14 @@
     reason = "these are tests, helpers and all"
 )]
 
-#[path = "../support/nats.rs"]
+#[path = "../kit/mod.rs"]
+mod kit;
+#[path = "../kit/nats.rs"]
 mod nats_server;
-#[path = "../support/example.rs"]
+#[path = "../kit/example.rs"]
 mod program;
-#[path = "../support/redis.rs"]
+#[path = "../kit/redis.rs"]
 mod redis_server;
-#[path = "../support/mod.rs"]
-mod support;
 
 mod example;
 mod hyper_service;

@@ -12,7 +12,7 @@ use http::Request;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 
-use crate::support::{get, send, soon, subscribe};
+use crate::kit::{get, send, soon, subscribe};
 
 /// Far above what a tidy end takes, far below what clients that do not read could make of it.
 const IN_TIME: Duration = Duration::from_secs(12);

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tower_sse::{Event, Hub};
 
 use crate::example::quickstart::app;
-use crate::support::{Events, Server, get, send};
+use crate::kit::{Events, Server, get, send};
 
 async fn start() -> (Hub, Server) {
     let hub = Hub::builder().build().unwrap();

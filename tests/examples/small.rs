@@ -1,7 +1,7 @@
 //! The small examples as processes: each shows its one idea to a real request.
 #![cfg(unix)]
 
-#[path = "../support/port.rs"]
+#[path = "../kit/port.rs"]
 mod port;
 
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
+use crate::kit::{Events, get, resume, send, soon, subscribe};
 use crate::process::{Process, example};
-use crate::support::{Events, get, resume, send, soon, subscribe};
 
 /// A program on ports of its own, once it answers on all of them.
 struct Program {

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tower_sse::Hub;
 
 use crate::example::standalone::{Options, app, hub};
+use crate::kit::{Events, Server, get, http2, reply, send, soon, subscribe, until};
 use crate::nats_server::{self, NatsServer};
-use crate::support::{Events, Server, get, http2, reply, send, soon, subscribe, until};
 
 fn options(args: &str) -> Options {
     Options::parse(args.split_whitespace().map(str::to_owned)).unwrap()
@@ -479,7 +479,7 @@ async fn a_page_that_comes_back_gets_as_many_events_as_are_kept_and_is_told_of_t
     }
     let mut whole = get(server.addr, &path).await.events();
     assert_eq!(whole.next().await.event, "hub.hello");
-    let data = |events: Vec<_>| events.into_iter().map(|event: crate::support::Sse| event.data).collect::<Vec<_>>();
+    let data = |events: Vec<_>| events.into_iter().map(|event: crate::kit::Sse| event.data).collect::<Vec<_>>();
     assert_eq!(data(whole.caught_up().await), ["0", "1", "2"]);
     accepted(server.addr, "/topics/a", "3").await;
     let mut part = get(server.addr, &path).await.events();

@@ -5,7 +5,7 @@ use tower_sse::Hub;
 use tower_sse::backplane::Memory;
 
 use crate::example::two_instances::Instance;
-use crate::support::{Server, get, resume, send, soon, until};
+use crate::kit::{Server, get, resume, send, soon, until};
 
 async fn start(name: &str, log: &Memory) -> (Hub, Server) {
     let all = ["127.0.0.1:3001", "127.0.0.1:3002"].map(|address| address.parse().unwrap());

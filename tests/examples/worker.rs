@@ -3,9 +3,9 @@
 
 use tokio::task::spawn_blocking;
 
+use crate::kit::{get, subscribe};
 use crate::process::{Process, example, start_with};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-use crate::support::{get, subscribe};
 
 #[tokio::test]
 async fn a_worker_is_heard_and_who_comes_late_gets_the_newest() {

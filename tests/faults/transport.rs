@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_sse::{EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, TopicRule};
 
-use crate::support::{self, PATIENCE, Server, soon, until};
+use crate::kit::{self, PATIENCE, Server, soon, until};
 
 /// Room for everything that is published here.
 fn wide() -> HubBuilder {
@@ -44,7 +44,7 @@ async fn publish(hub: &Hub, topic: &str, count: usize, size: usize) {
 /// Serves one connection with hyper alone, which calls the endpoint in the task that polls the socket.
 fn serve_one<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(hub: &Hub, io: S) {
     let io = hub.io(io);
-    let io = TokioIo::new(if support::hands_over() { io.hand_over() } else { io });
+    let io = TokioIo::new(if kit::hands_over() { io.hand_over() } else { io });
     let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
     let service = hyper::service::service_fn(move |request| tower::Service::call(&mut endpoint.clone(), request));
     tokio::spawn(async move {
@@ -129,7 +129,7 @@ async fn a_slow_but_steady_reader_of_large_events_stays_counted() {
         tokio::time::sleep(deadline / 20).await;
     }
     assert!(hub.stats().lag > 0, "they would have to be slower");
-    let refused = support::get(server.addr, "/events?topic=t").await.events().next().await;
+    let refused = kit::get(server.addr, "/events?topic=t").await.events().next().await;
     assert_eq!((refused.event.as_str(), hub.stats().refused(RefusalReason::Limit)), ("hub.refused", 1));
     for reader in readers {
         drop(soon(reader).await.unwrap());
@@ -181,7 +181,7 @@ async fn a_stream_without_a_window_stays_counted_while_its_connection_moves() {
     let mut sender = http2(addr, 65_535).await;
     // Its body is not polled, so that its window stays closed.
     let paused = open(&mut sender, "big").await;
-    let mut read = support::Events::parse(http_body_util::BodyDataStream::new(open(&mut sender, "small").await));
+    let mut read = kit::Events::parse(http_body_util::BodyDataStream::new(open(&mut sender, "small").await));
     read.caught_up().await;
     publish(&hub, "big", 20, 100_000).await;
     let since = Instant::now();
@@ -195,7 +195,7 @@ async fn a_stream_without_a_window_stays_counted_while_its_connection_moves() {
         tokio::time::sleep(deadline / 10).await;
     }
     // And then it is read to the end.
-    let mut paused = support::Events::parse(http_body_util::BodyDataStream::new(paused));
+    let mut paused = kit::Events::parse(http_body_util::BodyDataStream::new(paused));
     for n in 0..20 {
         assert!(paused.next_own().await.data.starts_with(&format!("{n} ")));
     }
@@ -334,7 +334,7 @@ async fn a_reader_of_many_topics_at_full_speed_gets_everything_in_order() {
     const EVENTS: usize = 2_000;
     let hub = wide().build().unwrap();
     let server = Server::start(&hub, app(&hub)).await;
-    let mut events = support::subscribe(server.addr, "/events?topic=a&topic=b").await;
+    let mut events = kit::subscribe(server.addr, "/events?topic=a&topic=b").await;
     let publisher = {
         let hub = hub.clone();
         tokio::spawn(async move {
@@ -633,7 +633,7 @@ async fn publishing_ends_when_every_stream_knows_its_end_although_a_reader_has_s
     let server = Server::start(&hub, app(&hub)).await;
     let mut stalled = narrow(server.addr).await;
     ask(&mut stalled, "t").await;
-    let mut read = support::subscribe(server.addr, "/events?topic=small").await;
+    let mut read = kit::subscribe(server.addr, "/events?topic=small").await;
     publish(&hub, "t", 60, 200_000).await;
     hub.topic("small").publish(Event::message("before")).await.unwrap();
     let since = Instant::now();

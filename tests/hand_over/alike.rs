@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use tokio::net::TcpListener;
 use tower_sse::{Event, Hub, Kick, Retention};
 
+use crate::kit::{Sse, soon, until};
 use crate::peer::Peer;
 use crate::site::{Site, access};
-use crate::support::{Sse, soon, until};
 
 #[derive(Clone, Debug)]
 enum Act {

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tower_sse::{EndReason, Hub};
 
+use crate::kit::{soon, until};
 use crate::peer::{Peer, request};
 use crate::site::{Bare, Site, access};
-use crate::support::{soon, until};
 
 #[tokio::test]
 async fn a_request_that_came_with_the_streams_is_not_executed() {

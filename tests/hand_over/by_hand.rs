@@ -9,9 +9,9 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 use tower_sse::{Event, Hub};
 
+use crate::kit::{Events, soon};
 use crate::peer::Peer;
 use crate::site::access;
-use crate::support::{Events, soon};
 
 /// A head of this length is not written in one piece.
 const PADDING: usize = 15_000;

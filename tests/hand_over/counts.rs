@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tower_sse::{EndReason, Hub, OverLimit, RefusalReason, TopicRule};
 
+use crate::kit::{get, until};
 use crate::peer::Peer;
 use crate::site::Site;
-use crate::support::{get, until};
 
 #[tokio::test]
 async fn stats_presence_and_lists_have_it_for_as_long_as_it_lasts() {

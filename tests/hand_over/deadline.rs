@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use tower_sse::{EndReason, Hub, HubBuilder, Kick, Retention};
 
+use crate::kit::until;
 use crate::peer::Peer;
 use crate::site::Site;
-use crate::support::until;
 
 /// Room for everything that is published here.
 fn wide() -> HubBuilder {

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tower_sse::{End, EndReason, Hub, Kick, LagPolicy, Retention};
 
+use crate::kit::{Sse, soon};
 use crate::peer::Peer;
 use crate::site::Site;
-use crate::support::{Sse, soon};
 
 fn parsed(event: &Sse) -> Value {
     assert_eq!(event.event, "hub.bye");

@@ -14,10 +14,10 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 use tower_sse::{EndReason, Hub, RefusalReason};
 
+use crate::kit::{Events, http2, reply, send, soon, until};
 use crate::layers::{How, between, driven_elsewhere};
 use crate::peer::Peer;
 use crate::site::{Bare, Site, access};
-use crate::support::{Events, http2, reply, send, soon, until};
 
 /// How long an offer stands, as the hub has it.
 const PATIENCE: Duration = Duration::from_secs(1);

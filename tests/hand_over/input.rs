@@ -6,9 +6,9 @@ use tokio::io::AsyncWriteExt;
 use tower_sse::{EndReason, Hub, Retention};
 
 use crate::deadline::takes_no_more;
+use crate::kit::{soon, until};
 use crate::peer::Peer;
 use crate::site::Site;
-use crate::support::{soon, until};
 
 async fn is_forgotten(site: &Site, count: u64) {
     let since = Instant::now();

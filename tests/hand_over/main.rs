@@ -12,8 +12,8 @@
     reason = "these are tests, helpers and all"
 )]
 
-#[path = "../support/mod.rs"]
-mod support;
+#[path = "../kit/mod.rs"]
+mod kit;
 
 mod layers;
 mod peer;

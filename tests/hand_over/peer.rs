@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::support::{Events, soon};
+use crate::kit::{Events, soon};
 
 /// What a narrow peer lets wait in its own kernel. With less than this, TCP itself is what is slow.
 const NARROW: u32 = 16 * 1024;

@@ -5,9 +5,9 @@ use tokio::net::TcpListener;
 use tower_sse::{Event, Hub, Retention};
 
 use crate::deadline::Seeded;
+use crate::kit::{Events, resume, send, soon};
 use crate::peer::Peer;
 use crate::site::{Site, access};
-use crate::support::{Events, resume, send, soon};
 
 #[tokio::test]
 async fn who_comes_back_gets_what_it_missed_and_then_what_comes() {

@@ -9,9 +9,9 @@ use tokio::runtime::{Builder, Runtime};
 use tower_sse::{Event, Hub, Retention};
 
 use crate::deadline::takes_no_more;
+use crate::kit::{Events, soon, until};
 use crate::peer::{Peer, request};
 use crate::site::Site;
-use crate::support::{Events, soon, until};
 
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()

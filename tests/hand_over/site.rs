@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 use tower::util::MapResponseLayer;
 use tower_sse::{Connect, Drained, Event, Hub, HubBuilder, Refusal, Subscription};
 
+use crate::kit::{Events, soon, until};
 use crate::layers::watch;
-use crate::support::{Events, soon, until};
 
 /// What went through the bodies of streams: the first frame only, and an end, if the socket was taken.
 #[derive(Debug, Default)]

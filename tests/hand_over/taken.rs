@@ -20,9 +20,9 @@ use tower_http::classify::ServerErrorsFailureClass;
 use tower_http::trace::TraceLayer;
 use tower_sse::{Connect, EndReason, Event, EventStream, Hub, Subscription};
 
+use crate::kit::{Events, soon, until};
 use crate::peer::Peer;
 use crate::site::{Bare, Site, access};
-use crate::support::{Events, soon, until};
 
 #[tokio::test]
 async fn the_body_has_ended_and_events_come() {

@@ -22,8 +22,8 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, ServerCon
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower_sse::{Event, Hub};
 
+use crate::kit::{Events, reply, skip, soon};
 use crate::site::access;
-use crate::support::{Events, reply, skip, soon};
 
 /// Whoever the server is.
 #[derive(Debug)]

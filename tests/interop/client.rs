@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tower_sse::End;
 
-use crate::support::skip;
+use crate::kit::skip;
 
 #[derive(Debug)]
 pub struct Client {

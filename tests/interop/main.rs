@@ -16,8 +16,8 @@
     reason = "these are tests, helpers and all"
 )]
 
-#[path = "../support/mod.rs"]
-mod support;
+#[path = "../kit/mod.rs"]
+mod kit;
 
 mod case;
 mod client;

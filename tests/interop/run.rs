@@ -22,8 +22,8 @@ use tokio::time::Sleep;
 use tower_sse::{Connect, End, Event, EventBody, Hub, HubBuilder, Kick, Refusal, RefusalReason, Subscription};
 
 use crate::client::{Client, Installed};
+use crate::kit::Server;
 use crate::sent::NAMES;
-use crate::support::Server;
 
 /// For an interpreter to start on a machine that has much else to do.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);

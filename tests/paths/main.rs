@@ -10,21 +10,21 @@
 )]
 
 mod documented;
+#[path = "../kit/mod.rs"]
+mod kit;
 mod nginx;
 mod other;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::kit::{Events, Reply, Server, get, http2, reply, resume, send, soon, subscribe, until};
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use documented::replaced;
 use http::header;
 use http_body_util::BodyExt;
 use nginx::{Nginx, free_port, plain};
-use support::{Events, Reply, Server, get, http2, reply, resume, send, soon, subscribe, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 use tower_http::compression::CompressionLayer;
@@ -414,7 +414,7 @@ async fn while_the_application_is_away_a_page_is_told_when_to_come_back() {
     let hub = Hub::builder().build().unwrap();
     let listener = tokio::net::TcpListener::bind(application).await.unwrap();
     let service = app(&hub).into_make_service_with_connect_info::<SocketAddr>();
-    let task = tokio::spawn(axum::serve(support::watched(&hub, listener), service).into_future());
+    let task = tokio::spawn(axum::serve(kit::watched(&hub, listener), service).into_future());
     assert_eq!(get(nginx.addr, PATH).await.events().next().await.event, "hub.hello");
     task.abort();
 }

@@ -1,6 +1,6 @@
 //! An nginx of a test's own: on a free port, with its own folder, in the foreground, ended by its process id.
 
-#[path = "../support/port.rs"]
+#[path = "../kit/port.rs"]
 mod port;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::skip;
+use crate::kit::skip;
 
 pub use port::free_port;
 

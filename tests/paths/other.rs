@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tower_sse::Hub;
 
+use crate::kit::{Server, get, skip};
 use crate::nginx::free_port;
-use crate::support::{Server, get, skip};
 use crate::{PATH, app, documented, keeps_every_promise, over_http_1};
 
 #[derive(Clone, Copy)]

@@ -20,7 +20,7 @@ mod parse;
 mod process;
 mod publisher;
 mod servers;
-#[path = "../../../tests/support/skip.rs"]
+#[path = "../../../tests/kit/skip.rs"]
 mod skip;
 mod stats;
 mod table;
