@@ -19,6 +19,7 @@ mod proxy;
 #[path = "../kit/redis.rs"]
 mod redis_server;
 
+mod acknowledged;
 mod apart;
 mod contract;
 mod control;

@@ -1,14 +1,9 @@
 //! Who is there, who comes and goes, and what becomes of connections.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::ready;
 use std::time::{Duration, Instant};
 
-use crate::kit::{Events, Server, Sse, get, resume, soon, subscribe, until};
 use axum::Router;
 use futures::StreamExt;
 use futures::future::join_all;
@@ -17,6 +12,8 @@ use tower_sse::{
     Connect, ConnectionId, ConnectionInfo, EndReason, Event, GapReason, Hub, HubBuilder, Kick, Lifecycle,
     LifecycleEvent, Position, Presence, Retention, Subscription, Topic, TopicRule,
 };
+
+use crate::kit::{self, Events, Server, Sse, get, resume, soon, subscribe, until};
 
 /// How long one who left is taken for present.
 const GRACE: Duration = Duration::from_millis(300);

@@ -1,14 +1,9 @@
 //! The layers that applications have outside: a stream opens, events arrive at once, other routes work.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::kit::{Reply, Server, http2, send, soon, subscribe, until};
 use axum::extract::{ConnectInfo, State};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -28,6 +23,8 @@ use tower_sse::{
     Connect, EndReason, Event, EventStream, Hub, Public, Refusal, Retention, SseConnectInfo, SseMakeService,
     Subscription, TopicRule,
 };
+
+use crate::kit::{self, Reply, Server, http2, send, soon, subscribe, until};
 
 /// Larger than what compressors leave alone.
 const LARGE: &str = concat!(

@@ -1,16 +1,11 @@
 //! Topics that change while a stream is open: by the application, and by the page itself.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::kit::{Events, Reply, Server, Sse, http2, reply, send, soon, until};
 use axum::Router;
 use axum::routing::get;
 use futures::FutureExt;
@@ -24,6 +19,8 @@ use tower_sse::{
     Access, Connect, Cursor, Event, Hub, HubBuilder, Kick, Position, Refusal, Retention, Subscription, Target,
     TopicRule,
 };
+
+use crate::kit::{self, Events, Reply, Server, Sse, http2, reply, send, soon, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];

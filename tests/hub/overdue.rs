@@ -1,7 +1,5 @@
 //! When a body counts as one that nobody reads, by a clock that the tests move.
 
-#![allow(clippy::unwrap_used, reason = "these are tests")]
-
 use std::time::Duration;
 
 use http_body_util::BodyExt;

@@ -1,16 +1,11 @@
 //! Who gets what, who is sent away, and that nobody is taken for somebody else.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::kit::{Events, Reply, Server, Sse, get, http2, reply, send, soon};
 use axum::Router;
 use futures::FutureExt;
 use http::{Request, StatusCode};
@@ -21,6 +16,8 @@ use tower_sse::{
     Access, CommandError, Connect, EndReason, Event, Hub, HubBuilder, HubStream, Kick, Refusal, RefusalReason,
     StreamItem, Subscription, SubscriptionError, Target, TopicRule, UserId,
 };
+
+use crate::kit::{Events, Reply, Server, Sse, get, http2, reply, send, soon};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -1,15 +1,10 @@
 //! How many connections there may be, how fast they may come, and how old they may get.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::future::ready;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use crate::kit::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use futures::future::join_all;
 use http::{Request, StatusCode};
@@ -20,6 +15,8 @@ use tower_sse::{
     Connect, EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, Start, Subscription,
     SubscriptionError, TopicRule,
 };
+
+use crate::kit::{self, Events, Server, Sse, get, resume, send, soon, subscribe, until};
 
 const RETRY: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,7 +1,5 @@
 //! What is kept, for whom, and what becomes of those who fall out of it; read in this process, as a browser would.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
 use std::task::{Context, Poll};
 use std::time::Duration;
 

@@ -1,9 +1,5 @@
 //! Every way to mount a hub obeys the same rules, over every version of HTTP.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::kit::{Events, Reply, Server, http2, reply, send, soon, subscribe, until};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRef, State};
@@ -35,6 +30,8 @@ use tower_sse::{
     Access, Connect, EndReason, Event, EventStream, Hub, HubBuilder, Public, Refusal, RefusalReason, SseLayer,
     Subscription, TopicRule,
 };
+
+use crate::kit::{self, Events, Reply, Server, http2, reply, send, soon, subscribe, until};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The mountings

@@ -1,10 +1,6 @@
 //! Who may read is looked at again while a stream is open, when it comes back, and when a ticket is redeemed; and whose
 //! pages may ask at all.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::collections::BTreeSet;
 use std::future::{Future, ready};
 use std::io;
@@ -12,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::kit::{Events, Reply, Server, Sse, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get as axum_get;
@@ -23,6 +18,8 @@ use tower_sse::{
     Access, Connect, Event, EventStream, Hub, HubBuilder, Kick, Recheck, Refusal, RefusalReason, Retention, StreamItem,
     Subscription, SubscriptionError, Ticket, TopicRule,
 };
+
+use crate::kit::{Events, Reply, Server, Sse, get, resume, send, soon, subscribe, until};
 
 /// How often open streams are asked about.
 const EVERY: Duration = Duration::from_millis(100);

@@ -1,15 +1,12 @@
 //! What an independent parser reads is what was published.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
-use crate::kit::{Events, Server, get, resume, send, subscribe};
 use axum::Router;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use proptest::prelude::*;
 use tower_sse::{Event, Hub, Public, TopicRule};
+
+use crate::kit::{self, Events, Server, get, resume, send, subscribe};
 
 /// What the standard's parser makes of data: every CRLF, CR and LF is one line break.
 fn as_read(data: &str) -> String {

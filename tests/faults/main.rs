@@ -3,8 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
+#[path = "../kit/mod.rs"]
 mod kit;
-#[path = "faults/transport.rs"]
+
 mod transport;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::kit::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
 use axum::Router;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -24,6 +24,8 @@ use tokio::net::TcpStream;
 use tower_sse::{
     Cursor, EndReason, Event, Hub, HubBuilder, Kick, Public, Retention, StreamItem, Subscription, TopicRule,
 };
+
+use crate::kit::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
 
 fn app(hub: &Hub) -> Router {
     Router::new()

@@ -1,28 +1,14 @@
 //! Publishes that wait for replicas of a Redis server: `Redis::acknowledged_by`.
 
-#![allow(
-    clippy::duplicate_mod,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    unreachable_pub,
-    reason = "these are tests, helpers and all"
-)]
-
-mod kit;
-#[path = "kit/proxy.rs"]
-mod proxy;
-#[path = "kit/redis.rs"]
-mod redis_server;
-
 use std::time::Duration;
 
-use crate::kit::soon;
 use bytes::Bytes;
-use proxy::{Mode, Proxy};
-use redis_server::{FORGETFUL, RedisServer};
 use tower_sse::backplane::{Backplane, Outgoing, Redis};
 use tower_sse::{Event, Hub};
+
+use crate::kit::soon;
+use crate::proxy::{Mode, Proxy};
+use crate::redis_server::{self, FORGETFUL, RedisServer};
 
 const LOG: &str = "tower-sse:{n}:log";
 

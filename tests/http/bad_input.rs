@@ -1,15 +1,10 @@
 //! Bad input gets a clear answer, and nothing is lost: the rows of `bad-inputs.md` that one process can meet.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::kit::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 use axum::Router;
 use futures::FutureExt;
 use http::Request;
@@ -17,6 +12,8 @@ use tower_sse::{
     Connect, Cursor, Event, GapReason, Hub, HubBuilder, LagPolicy, Public, PublishError, Retention, Start, StreamItem,
     Subscription, SubscriptionError, TopicRule,
 };
+
+use crate::kit::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
 
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.build().unwrap();

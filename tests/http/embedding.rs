@@ -1,9 +1,5 @@
 //! A hub inside somebody's process: runtimes that come and go, ordinary requests beside streams, a process that is held up.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
-mod kit;
-
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use crate::kit::{Server, get, http2, soon, subscribe, until};
 use axum::Router;
 use axum::routing::get as route;
 use bytes::Bytes;
@@ -22,6 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_sse::{
     Connect, Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule,
 };
+
+use crate::kit::{Server, get, http2, soon, subscribe, until};
 
 fn app(hub: &Hub) -> Router {
     let slow = async || {

@@ -1,7 +1,5 @@
 //! What is not for the hub passes through the layer for one comparison: no allocation, no boxed future.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
-
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
 use std::pin::Pin;
