@@ -12,8 +12,8 @@ use tokio::time::{Duration, Instant};
 use super::cluster::shared_log::SharedLog;
 use super::config::limits::Rate;
 use super::config::settings::Settings;
-use super::connection::bans::Bars;
-use super::connection::handle::Link;
+use super::connection::bans::Bans;
+use super::connection::handle::ConnectionHandle;
 use super::connection::registry::Registry;
 use super::connection::socket::Transports;
 use super::membership::roster::Presences;
@@ -65,8 +65,8 @@ pub(crate) struct Inner {
     pub(super) transports: Transports,
     pub(super) counters: Counters,
     pub(super) tasks: Tasks,
-    pub(super) workers: Workers<Link>,
-    pub(super) bars: Bars,
+    pub(super) workers: Workers<ConnectionHandle>,
+    pub(super) bans: Bans,
     pub(super) rate: Mutex<Rate>,
     pub(super) presences: Presences,
     pub(super) lifecycles: Lifecycles,
@@ -140,10 +140,10 @@ impl Hub {
     pub(super) fn attach_connections(&self, audience: &Audience) {
         for address in audience.addresses() {
             if let Address::Connection(id) = address
-                && let Some(link) = self.registry().find(*id)
+                && let Some(handle) = self.registry().find(*id)
             {
                 // There is always room for it: it is no topic.
-                let _ = self.log().join(&link, address, Since::Now, 0, self.now());
+                let _ = self.log().join(&handle, address, Since::Now, 0, self.now());
             }
         }
     }
@@ -178,7 +178,7 @@ impl Inner {
             counters: Counters::default(),
             tasks,
             workers: Workers::default(),
-            bars: Bars::default(),
+            bans: Bans::default(),
             rate: Mutex::default(),
             presences: Presences::new(settings.presence_rules.clone(), grace),
             lifecycles: Lifecycles::new(settings.lifecycle_capacity),
@@ -211,9 +211,9 @@ impl Inner {
 }
 
 impl Host for Inner {
-    type Stream = Link;
+    type Stream = ConnectionHandle;
 
-    fn workers(&self) -> &Workers<Link> {
+    fn workers(&self) -> &Workers<ConnectionHandle> {
         &self.workers
     }
 

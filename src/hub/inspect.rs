@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Hub;
 use super::cluster::shared_log::SharedLog;
-use super::connection::handle::Link;
+use super::connection::handle::ConnectionHandle;
 use super::connection::info::ConnectionInfo;
 use super::observe::lifecycle::Lifecycle;
 use super::observe::stats::Stats;
@@ -15,7 +15,8 @@ impl Hub {
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         let now = self.now();
-        let of = |link: &Arc<Link>| ConnectionInfo::of(link, self.log().topics(&link.subscriber), now);
+        let of =
+            |handle: &Arc<ConnectionHandle>| ConnectionInfo::of(handle, self.log().topics(&handle.subscriber), now);
         self.registry().all().iter().map(of).collect()
     }
 
@@ -50,10 +51,10 @@ impl Hub {
         let now = self.now();
         let usage = self.log().usage();
         let totals = self.counters().totals();
-        let links = self.registry().all();
+        let handles = self.registry().all();
         let overdue = |since: u64| now > since.saturating_add(1_000);
         Stats {
-            connections: links.len(),
+            connections: handles.len(),
             channels: usage.channels,
             users: self.registry().users(),
             retained_bytes: usage.ring_bytes,
@@ -66,13 +67,13 @@ impl Hub {
             skipped: self.inner.shared_log.as_ref().map_or(0, SharedLog::skipped),
             evicted: usage.evicted,
             // A stream that rests has nothing to read, however old its cursor is.
-            lag: links
+            lag: handles
                 .iter()
-                .filter(|link| link.owes_a_look(now))
-                .map(|link| self.log().lag(&link.subscriber))
+                .filter(|handle| handle.owes_a_look(now))
+                .map(|handle| self.log().lag(&handle.subscriber))
                 .max()
                 .unwrap_or(0),
-            stalled: links.iter().filter(|link| link.overdue_since().is_some_and(overdue)).count(),
+            stalled: handles.iter().filter(|handle| handle.overdue_since().is_some_and(overdue)).count(),
             gaps: totals.gaps,
             refused: totals.refused,
             ended: totals.ended,

@@ -52,7 +52,7 @@ pub(crate) use connection::socket::{Takeover, Transport};
 pub(crate) use inner::Inner;
 pub(crate) use stream::admission::{OpenError, Request};
 pub(crate) use stream::commands::ChangeError;
-pub(crate) use stream::driver::Connection;
+pub(crate) use stream::driver::StreamDriver;
 pub(crate) use stream::encode::{Aborted, Encoded};
 pub(crate) use tickets::redeem::{Redemption, Redemptions, Taken};
 pub(crate) use tickets::store::NotTaken;

@@ -4,7 +4,7 @@ use std::collections::btree_map::BTreeMap;
 use std::sync::Arc;
 
 use super::{Hub, Target};
-use crate::hub::connection::handle::Link;
+use crate::hub::connection::handle::ConnectionHandle;
 use crate::sync::Ordering;
 use crate::types::audience::Address;
 use crate::types::name::UserId;
@@ -91,8 +91,8 @@ impl Target<'_> {
         let mut presence = nobody();
         let mut members: BTreeMap<UserId, Member> = BTreeMap::new();
         let mut newest: BTreeMap<UserId, u64> = BTreeMap::new();
-        for link in hub.links(audience) {
-            let Some(user) = link.user() else {
+        for handle in hub.handles(audience) {
+            let Some(user) = handle.user() else {
                 presence.anonymous += 1;
                 continue;
             };
@@ -100,17 +100,18 @@ impl Target<'_> {
             let member = members.entry(user.clone()).or_insert_with(empty);
             member.connections += 1;
             let newest = newest.entry(user.clone()).or_default();
-            let opened = link.opened.load(Ordering::Relaxed);
+            let opened = handle.opened.load(Ordering::Relaxed);
             if opened >= *newest {
                 *newest = opened;
-                member.data = link.data().cloned();
+                member.data = handle.data().cloned();
             }
         }
         let spared = hub.registry().find_all(audience.excluded().iter().copied());
         for topic in audience.addresses().iter().filter_map(Address::topic) {
             for (user, member) in roster.iter().flat_map(|roster| roster.members(topic)) {
-                let is_of =
-                    |link: &&Arc<Link>| link.user() == Some(user) && hub.log().topics(&link.subscriber).contains(topic);
+                let is_of = |handle: &&Arc<ConnectionHandle>| {
+                    handle.user() == Some(user) && hub.log().topics(&handle.subscriber).contains(topic)
+                };
                 let spared = spared.iter().filter(is_of).count();
                 if spared == 0 || spared < member.connections {
                     let connections = member.connections.saturating_sub(spared);
@@ -150,7 +151,7 @@ impl Target<'_> {
             [address] if audience.excluded().is_empty() => self.hub.connections_at(address),
             _ => {
                 let others = self.hub.inner.shared_log.as_ref().map_or(0, |shared| shared.others(audience).len());
-                self.hub.links(audience).len() + others
+                self.hub.handles(audience).len() + others
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use tokio::time::{Duration, timeout};
 
 use super::{Hub, Inner};
-use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::sync::Ordering;
 use crate::types::reason::EndReason;
 
@@ -73,11 +73,11 @@ impl Hub {
     /// When polled outside of a tokio runtime with time enabled.
     pub async fn drain(&self, window: Duration) -> Drained {
         self.inner.draining.store(true, Ordering::Release);
-        let links = self.registry().all();
+        let handles = self.registry().all();
         let moves = self.transports().leave();
-        tracing::info!(streams = links.len(), "draining");
-        for batch in links.chunks(BATCH) {
-            batch.iter().for_each(|link| self.tell(link, window));
+        tracing::info!(streams = handles.len(), "draining");
+        for batch in handles.chunks(BATCH) {
+            batch.iter().for_each(|handle| self.tell(handle, window));
             tokio::task::yield_now().await;
         }
         if self.inner.shared_log.is_none() {
@@ -89,41 +89,41 @@ impl Hub {
             self.registry().emptied().await;
             self.transports().flushed().await;
         };
-        let mut drained = Drained { ended: links.len(), cut: 0 };
+        let mut drained = Drained { ended: handles.len(), cut: 0 };
         if timeout(limit, all_gone).await.is_err() {
-            let left: Vec<_> = self.registry().all().into_iter().filter(|link| link.to_network).collect();
-            drained.ended = links.len().saturating_sub(left.len());
+            let left: Vec<_> = self.registry().all().into_iter().filter(|handle| handle.to_network).collect();
+            drained.ended = handles.len().saturating_sub(left.len());
             drained.cut = left.len();
-            for transport in left.iter().filter_map(|link| link.transport()) {
+            for transport in left.iter().filter_map(|handle| handle.transport()) {
                 transport.cut();
             }
             // Of others the stream is over, but its last bytes were not taken.
             drained.cut += self.transports().cut_stuck();
-            if left.iter().any(|link| !link.is_carrier_known()) {
+            if left.iter().any(|handle| !handle.is_carrier_known()) {
                 // HTTP/2 under a router that hides the socket: those that have not moved since are the stuck ones.
                 self.transports().cut_unmoved(&moves);
             }
             // Where there is no listener of ours nothing can be cut; such a stream ends when it is next polled.
             let _ = timeout(AFTER_CUT, self.registry().emptied()).await;
-            left.iter().for_each(|link| self.inner.give_up(link));
+            left.iter().for_each(|handle| self.inner.give_up(handle));
             tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
         }
         self.inner.closed.store(true, Ordering::Release);
         if let Some(shared) = &self.inner.shared_log {
             self.tell_bye(shared).await;
         }
-        let any_hidden = links.iter().any(|link| link.to_network && !link.is_carrier_known());
+        let any_hidden = handles.iter().any(|handle| handle.to_network && !handle.is_carrier_known());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
         tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
         drained
     }
 
-    fn tell(&self, link: &Link, window: Duration) {
+    fn tell(&self, handle: &ConnectionHandle, window: Duration) {
         let retry = self.jittered_retry(window, 0.0..=1.0);
         // What was published so far is still delivered: the next process may have another log.
         let after = self.log().last();
-        link.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
-        link.wake(self.now());
+        handle.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
+        handle.wake(self.now());
     }
 }
 

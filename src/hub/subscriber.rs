@@ -13,7 +13,7 @@ use super::stream::driver::Step;
 use super::{Hub, OpenError, Request};
 use crate::log::Batch;
 use crate::types::audience::Address;
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::last_event_id::Cursor;
 use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::Position;
@@ -88,13 +88,13 @@ impl Hub {
         subscription: Subscription,
         cursor: impl Into<Cursor>,
     ) -> Result<HubStream, SubscriptionError> {
-        let request = Request { to_network: false, asked_at: Moment::now(), authority: None };
+        let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
         self.take_turn().map_err(|_| SubscriptionError::Limit)?;
         let connection = self.open(&subscription, cursor.into(), request).map_err(|error| match error {
             OpenError::Invalid(invalid) => invalid,
             OpenError::Refused(RefusalReason::Limit) => SubscriptionError::Limit,
             OpenError::Refused(RefusalReason::Busy) => SubscriptionError::NoRandomBytes,
-            OpenError::Refused(RefusalReason::Kicked) | OpenError::Barred => SubscriptionError::Kicked,
+            OpenError::Refused(RefusalReason::Kicked) | OpenError::Banned => SubscriptionError::Kicked,
             OpenError::Refused(RefusalReason::Starting) => SubscriptionError::Unavailable,
             OpenError::Refused(_) => SubscriptionError::Closed,
         })?;

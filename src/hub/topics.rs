@@ -6,10 +6,10 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant};
 
 use super::{ChangeError, Hub};
-use crate::hub::connection::handle::Link;
+use crate::hub::connection::handle::ConnectionHandle;
 use crate::types::audience::{Address, each_once};
 use crate::types::command::{Action, Change};
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::name::{ConnectionId, Topic, UserId};
 
 /// How long a connection is looked for that another instance may not have told of yet.
@@ -29,7 +29,7 @@ pub(crate) struct Changeable<'a> {
 }
 
 enum Place {
-    Here(Arc<Link>),
+    Here(Arc<ConnectionHandle>),
     /// On another instance, with these topics.
     Elsewhere(Vec<Topic>),
 }
@@ -69,8 +69,8 @@ impl Hub {
     }
 
     fn place_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Place> {
-        if let Some(link) = self.registry().find(id) {
-            return (link.user() == user).then_some(Place::Here(link));
+        if let Some(handle) = self.registry().find(id) {
+            return (handle.user() == user).then_some(Place::Here(handle));
         }
         let (owner, topics) = self.inner.shared_log.as_ref()?.find(id)?;
         (owner.as_ref() == user).then_some(Place::Elsewhere(topics))
@@ -82,13 +82,13 @@ impl Changeable<'_> {
     ///
     /// Of a connection elsewhere it returns what will be in force by what is known here; should its own instance find that
     /// nothing can come of it, all stays as it was.
-    pub(crate) async fn change(&self, change: Change, asked_at: Moment) -> Result<Vec<Topic>, ChangeError> {
+    pub(crate) async fn change(&self, change: Change, asked_at: DisconnectClock) -> Result<Vec<Topic>, ChangeError> {
         let hub = self.hub;
         match &self.place {
-            Place::Here(link) => hub.change_link(link, &change, asked_at),
+            Place::Here(handle) => hub.change_topics_of(handle, &change, asked_at),
             Place::Elsewhere(had) => {
                 let topics = change.topics(had, hub.settings().max_topics)?;
-                hub.object_to(&change.join, asked_at)?;
+                hub.check_bans_of(&change.join, asked_at)?;
                 if change.size() > MOST_BYTES {
                     return Err(ChangeError::TooMany);
                 }
@@ -143,7 +143,7 @@ mod tests {
         let change = |had: &[Topic], join: Vec<Topic>, leave: Vec<Topic>| {
             let elsewhere = Changeable { hub: &hub, id, place: Place::Elsewhere(had.to_vec()) };
             let change = Change { leave, join, since: Cursor::Absent, bounds: Vec::new() };
-            block_on(elsewhere.change(change, Moment::now()))
+            block_on(elsewhere.change(change, DisconnectClock::now()))
         };
         let long = |n: usize, with: &str| Topic::try_from(format!("{n:03}{}", with.repeat(250))).unwrap();
         let topics = |count, with| (0..count).map(|n| long(n, with)).collect::<Vec<_>>();

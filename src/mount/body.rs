@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use tower::BoxError;
 
 use super::pace::Pace;
-use crate::hub::{Aborted, Connection};
+use crate::hub::{Aborted, StreamDriver};
 use crate::net::takeover::body_side::Offered;
 use crate::net::takeover::offer::Outcome;
 
@@ -21,9 +21,9 @@ pub struct EventBody {
 
 #[derive(Debug)]
 enum Kind {
-    Events(Connection, Pace),
+    Events(StreamDriver, Pace),
     /// The first frame is to be followed by the offer to take the stream over.
-    Offering(Connection),
+    Offering(StreamDriver),
     Offered(Offered),
     Once {
         bytes: Option<Bytes>,
@@ -38,12 +38,12 @@ enum Kind {
 }
 
 impl EventBody {
-    pub(super) fn events(connection: Connection) -> Self {
+    pub(super) fn events(connection: StreamDriver) -> Self {
         Self { kind: Kind::Events(connection, Pace::default()) }
     }
 
     /// Offers itself to its socket, to which the server writes HTTP/1.1, and closes the connection afterwards.
-    pub(super) fn offered(connection: Connection) -> Self {
+    pub(super) fn offered(connection: StreamDriver) -> Self {
         Self { kind: Kind::Offering(connection) }
     }
 

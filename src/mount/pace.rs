@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use crate::hub::{Connection, Transport};
+use crate::hub::{StreamDriver, Transport};
 
 /// How many bytes a body hands out at most before it makes the server write and flush.
 const MOST_AHEAD: u32 = 32 * 1024;
@@ -82,7 +82,7 @@ enum Verdict {
 
 impl Pace {
     /// Waits until the socket has taken what was handed out. Returns the next piece of a frame, if one is left.
-    pub(super) fn poll(&mut self, connection: &mut Connection, cx: &Context<'_>) -> Poll<Option<Bytes>> {
+    pub(super) fn poll(&mut self, connection: &mut StreamDriver, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         if let Self::New = self {
             *self = match connection.find_socket() {
                 Some(transport) => Self::Known(Box::new(Known { transport, ahead: 0, written: 0, waits: None })),
@@ -120,7 +120,7 @@ impl Pace {
 }
 
 /// Takes a piece from the rest of a frame, if there is one.
-fn next_piece(rest: &mut Option<Box<Bytes>>, connection: &mut Connection, cx: &Context<'_>) -> Option<Bytes> {
+fn next_piece(rest: &mut Option<Box<Bytes>>, connection: &mut StreamDriver, cx: &Context<'_>) -> Option<Bytes> {
     let mut bytes = rest.take()?;
     connection.goes_on(cx);
     let piece = bytes.split_to(bytes.len().min(PIECE));

@@ -10,7 +10,7 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use crate::hub::{Hub, Redemption, Redemptions, Transport};
 use crate::net::SseConnectInfo;
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::last_event_id::Cursor;
 
 /// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
@@ -23,7 +23,7 @@ pub struct Connect {
     headers: HeaderMap,
     extensions: Extensions,
     /// What was true before may not be true any more when the request is answered.
-    pub(super) asked_at: Moment,
+    pub(super) asked_at: DisconnectClock,
     pub(super) transport: Option<Arc<Transport>>,
     /// Where the tickets are noted that the hook redeems, where the hub asks the hook and the query may have a ticket.
     pub(super) redemptions: Option<Arc<Redemptions>>,
@@ -39,7 +39,7 @@ impl Connect {
             version: request.version(),
             headers: request.headers().clone(),
             extensions: request.extensions().clone(),
-            asked_at: Moment::now(),
+            asked_at: DisconnectClock::now(),
             transport,
             redemptions: None,
         }
@@ -55,7 +55,7 @@ impl Connect {
             version: parts.version,
             headers: parts.headers,
             extensions: parts.extensions,
-            asked_at: Moment::now(),
+            asked_at: DisconnectClock::now(),
             transport,
             redemptions: None,
         }

@@ -9,7 +9,7 @@ use super::hook::NoAnswer;
 use super::negotiate::{self, Unfit};
 use super::{Access, Connect, EventBody};
 use crate::hub::{Hub, OpenError, Redemption, Request, Taken, Transport};
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::last_event_id::Cursor;
 use crate::types::reason::RefusalReason;
 use crate::types::recheck::Authority;
@@ -146,7 +146,7 @@ impl Hub {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 response
             }
-            Err(OpenError::Barred) => self.refusal(&Refusal::never()),
+            Err(OpenError::Banned) => self.refusal(&Refusal::never()),
             Err(OpenError::Refused(reason)) => self.refusal(&Refusal::later(reason)),
             Err(OpenError::Invalid(invalid)) => {
                 tracing::debug!(%invalid, "an event stream was refused: bad subscription");
@@ -187,7 +187,7 @@ struct Arrival {
     method: Method,
     version: Version,
     cursor: Cursor,
-    asked_at: Moment,
+    asked_at: DisconnectClock,
     transport: Option<Arc<Transport>>,
 }
 

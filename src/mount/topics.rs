@@ -102,7 +102,7 @@ impl Hub {
                 response
             }
             Err(ChangeError::TooMany) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
-            Err(ChangeError::Barred) => plain(StatusCode::FORBIDDEN, "forbidden\n"),
+            Err(ChangeError::Banned) => plain(StatusCode::FORBIDDEN, "forbidden\n"),
             Err(ChangeError::Outdated) => later(self.settings().retry),
         }
     }

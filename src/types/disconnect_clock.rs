@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 static DISCONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Moment(u64);
+pub(crate) struct DisconnectClock(u64);
 
-impl Moment {
+impl DisconnectClock {
     pub(crate) fn now() -> Self {
         Self(DISCONNECTIONS.load(Ordering::SeqCst))
     }

@@ -7,9 +7,9 @@ use super::position::Position;
 
 /// The id that a client is left with that should not come back before then: `0.` and the seconds of Unix time. It says
 /// so itself when it returns, to whichever instance.
-pub(crate) struct Barred(pub(crate) SystemTime);
+pub(crate) struct BannedUntil(pub(crate) SystemTime);
 
-impl fmt::Display for Barred {
+impl fmt::Display for BannedUntil {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // Up, so that it is never too short.
@@ -17,7 +17,7 @@ impl fmt::Display for Barred {
     }
 }
 
-impl Barred {
+impl BannedUntil {
     fn parse(text: &str) -> Option<SystemTime> {
         let digits = text.strip_prefix("0.")?;
         if digits.starts_with(['+', '0']) {
@@ -50,7 +50,7 @@ impl Cursor {
             return Self::Absent;
         }
         let Ok(text) = std::str::from_utf8(bytes) else { return Self::Invalid };
-        match (text.parse(), Barred::parse(text)) {
+        match (text.parse(), BannedUntil::parse(text)) {
             (Ok(position), _) => Self::At(position),
             (Err(_), Some(until)) => Self::Barred(until),
             (Err(_), None) => Self::Invalid,
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn who_is_to_stay_away_says_until_when() {
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let id = Barred(until).to_string();
+        let id = BannedUntil(until).to_string();
         assert_eq!(id, "0.1800000000");
         assert_eq!(Cursor::parse(id.as_bytes()), Cursor::Barred(until));
     }

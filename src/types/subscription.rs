@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use http::Extensions;
 use smallvec::SmallVec;
 
-use super::disconnect_clock::Moment;
+use super::disconnect_clock::DisconnectClock;
 use super::error::InvalidName;
 use super::name::{self, MAX_NAME_BYTES, Topic, UserId};
 use super::position::Position;
@@ -144,7 +144,7 @@ impl fmt::Debug for Topics {
 #[derive(Clone, Copy)]
 pub(crate) struct Redeemed {
     pub(crate) secret: u128,
-    pub(crate) made_at: Moment,
+    pub(crate) made_at: DisconnectClock,
     /// The same, by the clock of the machine that made it, where others may redeem it.
     pub(crate) deposited_at: Option<SystemTime>,
     /// By the hub's clock.

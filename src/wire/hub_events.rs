@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use crate::types::disconnect::Returns;
-use crate::types::last_event_id::Barred;
+use crate::types::last_event_id::BannedUntil;
 use crate::types::name::{ConnectionId, Topic, UserId};
 use crate::types::position::Position;
 use crate::types::reason::{EndReason, GapReason, RefusalReason};
@@ -102,7 +102,7 @@ pub(crate) fn bye(
         data.text("note", note);
     }
     let barred = match returns {
-        Returns::Never(within) => Some(Barred(now.checked_add(within).unwrap_or(now + A_YEAR))),
+        Returns::Never(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + A_YEAR))),
         Returns::Now | Returns::Later(_) => None,
     };
     data.end_frame(barred.as_ref().map(|barred| barred as _))

@@ -79,5 +79,5 @@ async fn read(inner: Weak<Inner>) {
 
 fn wake(inner: &Inner, waiting: Waiting) {
     let now = inner.now();
-    waiting.into_values().filter_map(|link| link.upgrade()).for_each(|link| link.wake(now));
+    waiting.into_values().filter_map(|handle| handle.upgrade()).for_each(|handle| handle.wake(now));
 }

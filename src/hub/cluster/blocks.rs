@@ -8,7 +8,7 @@ use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
 use std::sync::{Arc, Weak};
 
-use crate::hub::connection::handle::Link;
+use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::Block;
 use crate::types::name::ConnectionId;
 
@@ -30,7 +30,7 @@ pub(super) struct Blocks {
     pub(super) count: usize,
 }
 
-pub(super) type Waiting = HashMap<ConnectionId, Weak<Link>>;
+pub(super) type Waiting = HashMap<ConnectionId, Weak<ConnectionHandle>>;
 
 impl Default for Blocks {
     fn default() -> Self {
@@ -47,11 +47,16 @@ struct Kept {
 impl Blocks {
     /// The block with what comes after a number, which is not below the base of the log. If it is not here yet, the
     /// connection waits for it.
-    pub(super) fn find_or_wait(&mut self, base: u64, number: u64, link: &Arc<Link>) -> Option<Arc<Block>> {
+    pub(super) fn find_or_wait(
+        &mut self,
+        base: u64,
+        number: u64,
+        handle: &Arc<ConnectionHandle>,
+    ) -> Option<Arc<Block>> {
         let found = self.find(base, number);
         if found.is_none() {
             let start = self.start(base, number);
-            self.wanted.entry(start).or_default().insert(link.id(), Arc::downgrade(link));
+            self.wanted.entry(start).or_default().insert(handle.id(), Arc::downgrade(handle));
         }
         found
     }
@@ -64,7 +69,7 @@ impl Blocks {
     /// behind one that cannot be read.
     pub(super) fn next_wanted(&mut self, before: u64) -> Option<u64> {
         self.wanted.retain(|_, waiting| {
-            waiting.retain(|_, link| link.upgrade().is_some_and(|link| !link.is_gone()));
+            waiting.retain(|_, handle| handle.upgrade().is_some_and(|handle| !handle.is_gone()));
             !waiting.is_empty()
         });
         let next = self.wanted.range(before + 1..).next().or_else(|| self.wanted.first_key_value());

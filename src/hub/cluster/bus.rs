@@ -174,7 +174,7 @@ impl Hub {
         };
         let all = due == Due::All;
         let ids: Vec<_> = match due {
-            Due::All => self.registry().all().iter().map(|link| link.id()).collect(),
+            Due::All => self.registry().all().iter().map(|handle| handle.id()).collect(),
             Due::Changed(ids) => ids.into_iter().collect(),
         };
         for (index, (here, gone)) in self.here_and_gone(&ids).into_iter().enumerate() {
@@ -201,12 +201,12 @@ impl Hub {
         let (mut here, mut gone, mut size) = (Vec::new(), Vec::new(), 0);
         for &id in ids {
             match self.registry().find(id) {
-                Some(link) => {
-                    let mut topics = self.log().topics(&link.subscriber);
+                Some(handle) => {
+                    let mut topics = self.log().topics(&handle.subscriber);
                     if cut_topics(&mut topics) {
                         self.counters().topics_cut(self.now());
                     }
-                    let one = Here { id, user: link.user().cloned(), data: link.data().cloned(), topics };
+                    let one = Here { id, user: handle.user().cloned(), data: handle.data().cloned(), topics };
                     size += one.size();
                     here.push(one);
                 }

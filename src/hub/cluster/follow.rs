@@ -160,8 +160,8 @@ impl Hub {
         if shared.stale.swap(stale, Ordering::AcqRel) != stale {
             self.counters().staleness(stale);
             let now = self.now();
-            for link in self.registry().all() {
-                link.wake(now);
+            for handle in self.registry().all() {
+                handle.wake(now);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use crate::hub::Hub;
-use crate::hub::connection::handle::Link;
+use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::{Block, Millis};
 use crate::types::audience::{Address, Audience};
 use crate::types::command::Command;
@@ -44,7 +44,7 @@ never_called! {
     fn speaks_for(&Topic, &UserId, Millis) -> bool;
     fn leaving(&Topic, Millis) -> Vec<UserId>;
     fn settled_position() -> Option<Position>;
-    fn look_back(u64, u64, &Arc<Link>, Millis) -> Option<Arc<Block>>;
+    fn look_back(u64, u64, &Arc<ConnectionHandle>, Millis) -> Option<Arc<Block>>;
     fn is_online(&UserId, Millis) -> bool;
     async fn append_shared(Vec<(Audience, Event)>) -> Vec<Result<Position, PublishError>>;
     async fn tell_command(Command) -> Result<(), Infallible>;

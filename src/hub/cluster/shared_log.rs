@@ -14,7 +14,7 @@ use super::history::History;
 use super::settings_digest::Agreement;
 use crate::backplane::{Backplane, BackplaneError, Place, Seen, State};
 use crate::hub::Settings;
-use crate::hub::connection::handle::Link;
+use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::peers::message::{Body, InstanceId};
 use crate::hub::peers::outbox::Outbox;
 use crate::hub::peers::table::{Other, Peers};
@@ -134,15 +134,15 @@ impl SharedLog {
         &self,
         base: u64,
         number: u64,
-        link: &Arc<Link>,
+        handle: &Arc<ConnectionHandle>,
         now: Millis,
     ) -> Option<Arc<Block>> {
         if number < base {
             // Of a life that has just ended: the next look knows.
-            link.wake(now);
+            handle.wake(now);
             return None;
         }
-        self.blocks.lock().find_or_wait(base, number, link)
+        self.blocks.lock().find_or_wait(base, number, handle)
     }
 
     /// How far a client may be ahead of this instance. An instance that cannot follow the log does not know how far the log

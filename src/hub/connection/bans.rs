@@ -7,13 +7,13 @@ use std::time::SystemTime;
 use crate::log::Millis;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::audience::Address;
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 
 /// How many entries are looked through before those that are over are dropped.
 const TIDY_AT: usize = 64;
 
 #[derive(Debug, Default)]
-pub(in crate::hub) struct Bars {
+pub(in crate::hub) struct Bans {
     table: Mutex<Table>,
     /// When the last entry about a topic is over, and the last about a user or everyone. Written under the lock, and read
     /// without it, so that a stream that meets no entry takes no lock and hashes none of its names.
@@ -29,7 +29,7 @@ struct Table {
 
 #[derive(Clone, Copy, Debug)]
 struct Bar {
-    kicked_at: Moment,
+    kicked_at: DisconnectClock,
     /// For what was decided on another instance.
     kicked_when: SystemTime,
     /// Nobody comes back before then.
@@ -40,14 +40,14 @@ struct Bar {
 
 /// What stands against a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::hub) enum Objection {
+pub(in crate::hub) enum Rejection {
     /// It is not to come back yet.
-    Barred,
+    Banned,
     /// It was disconnected after its request had come.
     Outdated,
 }
 
-impl Bars {
+impl Bans {
     /// Notes a disconnection. Connections of these addresses stay away until `until`, and up to `remember` something may
     /// come that was decided before this moment.
     pub(in crate::hub) fn kick<'a>(
@@ -69,12 +69,12 @@ impl Bars {
     }
 
     /// Whether something stands against what was asked for, or decided, at a moment and is about these addresses.
-    pub(in crate::hub) fn objection<'a>(
+    pub(in crate::hub) fn rejection<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
-        asked_at: Moment,
+        asked_at: DisconnectClock,
         now: Millis,
-    ) -> Option<Objection> {
+    ) -> Option<Rejection> {
         let may_be_noted = |address: &&Address| self.over_at(address).load(Ordering::Acquire) > now;
         let mut addresses = addresses.into_iter().filter(may_be_noted).peekable();
         addresses.peek()?;
@@ -82,10 +82,10 @@ impl Bars {
         let mut outdated = None;
         for bar in addresses.filter_map(|address| table.by_address.get(address)) {
             if bar.until > now {
-                return Some(Objection::Barred);
+                return Some(Rejection::Banned);
             }
             if bar.over_at > now && bar.kicked_at > asked_at {
-                outdated = Some(Objection::Outdated);
+                outdated = Some(Rejection::Outdated);
             }
         }
         outdated
@@ -98,8 +98,8 @@ impl Bars {
         time: SystemTime,
     ) -> bool {
         let table = self.table.lock();
-        let mut bars = addresses.into_iter().filter_map(|address| table.by_address.get(address));
-        bars.any(|bar| bar.kicked_when >= time)
+        let mut bans = addresses.into_iter().filter_map(|address| table.by_address.get(address));
+        bans.any(|bar| bar.kicked_when >= time)
     }
 }
 
@@ -110,7 +110,7 @@ impl Table {
         let before = self.by_address.get(address).map_or(0, |bar| bar.until);
         let until = until.max(before);
         let over_at = until.max(remember);
-        let bar = Bar { kicked_at: Moment::new(), kicked_when: SystemTime::now(), until, over_at };
+        let bar = Bar { kicked_at: DisconnectClock::new(), kicked_when: SystemTime::now(), until, over_at };
         self.by_address.insert(address.clone(), bar);
         over_at
     }
@@ -135,44 +135,44 @@ mod tests {
 
     #[test]
     fn who_was_told_to_stay_away_is_let_in_when_the_time_is_over() {
-        let bars = Bars::default();
-        bars.kick([&user("ada")], 500, 110, 100);
+        let bans = Bans::default();
+        bans.kick([&user("ada")], 500, 110, 100);
         // A later kick that lets come back does not shorten it.
-        bars.kick([&user("ada")], 0, 210, 200);
-        let asked_at = Moment::now();
-        assert_eq!(bars.objection([&user("ada")], asked_at, 499), Some(Objection::Barred));
-        assert_eq!(bars.objection([&user("ada")], asked_at, 500), None);
-        assert_eq!(bars.objection([&user("ben")], asked_at, 499), None);
+        bans.kick([&user("ada")], 0, 210, 200);
+        let asked_at = DisconnectClock::now();
+        assert_eq!(bans.rejection([&user("ada")], asked_at, 499), Some(Rejection::Banned));
+        assert_eq!(bans.rejection([&user("ada")], asked_at, 500), None);
+        assert_eq!(bans.rejection([&user("ben")], asked_at, 499), None);
     }
 
     #[test]
     fn what_was_asked_before_the_kick_is_decided_anew() {
-        let bars = Bars::default();
-        let before = Moment::now();
-        bars.kick([&user("ada")], 0, 1_100, 100);
-        assert_eq!(bars.objection([&user("ada")], before, 100), Some(Objection::Outdated));
-        assert_eq!(bars.objection([&user("ada")], Moment::now(), 100), None);
-        assert_eq!(bars.objection([&user("ada")], before, 1_100), None, "no request takes so long");
+        let bans = Bans::default();
+        let before = DisconnectClock::now();
+        bans.kick([&user("ada")], 0, 1_100, 100);
+        assert_eq!(bans.rejection([&user("ada")], before, 100), Some(Rejection::Outdated));
+        assert_eq!(bans.rejection([&user("ada")], DisconnectClock::now(), 100), None);
+        assert_eq!(bans.rejection([&user("ada")], before, 1_100), None, "no request takes so long");
     }
 
     #[test]
     fn what_is_over_takes_no_memory() {
-        let bars = Bars::default();
+        let bans = Bans::default();
         for n in 0..10_000 {
-            bars.kick([&user(&n.to_string())], 0, n + 10, n);
+            bans.kick([&user(&n.to_string())], 0, n + 10, n);
         }
-        let len = bars.table.lock().by_address.len();
+        let len = bans.table.lock().by_address.len();
         assert!(len < 200, "{len}");
     }
 
     #[test]
     fn a_stream_of_what_was_never_disconnected_waits_for_no_lock() {
-        let bars = Bars::default();
-        bars.kick([&user("ada")], 500, 110, 100);
+        let bans = Bans::default();
+        bans.kick([&user("ada")], 500, 110, 100);
         let topic = Address::Topic(crate::types::name::Topic::try_from("t").unwrap());
-        let _held = bars.table.lock();
+        let _held = bans.table.lock();
         // Otherwise this would wait for the lock that the test holds.
-        assert_eq!(bars.objection([&topic], Moment::now(), 100), None);
-        assert_eq!(bars.objection([&topic, &user("ada")], Moment::now(), 500), None, "all entries are over");
+        assert_eq!(bans.rejection([&topic], DisconnectClock::now(), 100), None);
+        assert_eq!(bans.rejection([&topic, &user("ada")], DisconnectClock::now(), 500), None, "all entries are over");
     }
 }

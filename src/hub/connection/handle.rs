@@ -16,7 +16,7 @@ use crate::types::reason::EndReason;
 use crate::types::recheck::Authority;
 use crate::types::subscription::Subscription;
 
-pub(crate) struct Link {
+pub(crate) struct ConnectionHandle {
     pub(crate) subscriber: CursorHandle,
     /// Who it is; none for a page of nobody in particular.
     who: Option<Box<Who>>,
@@ -28,7 +28,7 @@ pub(crate) struct Link {
     pub(in crate::hub) delivered: AtomicU64,
     /// When its stream means to be polled at the latest.
     pub(in crate::hub) due: AtomicU64,
-    /// The last [`Moment`](crate::types::disconnect_clock::Moment) at which the application took a topic away.
+    /// The last [`DisconnectClock`](crate::types::disconnect_clock::DisconnectClock) at which the application took a topic away.
     pub(in crate::hub) taken_at: AtomicU64,
     fate: Mutex<Fate>,
     is_ending: AtomicBool,
@@ -90,7 +90,7 @@ impl Ending {
     }
 }
 
-impl Link {
+impl ConnectionHandle {
     pub(in crate::hub) fn new(
         id: ConnectionId,
         to_network: bool,
@@ -281,7 +281,7 @@ impl Link {
     }
 }
 
-impl Alarm for Link {
+impl Alarm for ConnectionHandle {
     fn set_alarm(&self, at: Millis) {
         self.alarm_at.store(at, Ordering::Release);
     }
@@ -295,15 +295,15 @@ impl Alarm for Link {
     }
 }
 
-impl AsRef<CursorHandle> for Link {
+impl AsRef<CursorHandle> for ConnectionHandle {
     fn as_ref(&self) -> &CursorHandle {
         &self.subscriber
     }
 }
 
 /// Whose it is and what it may read is nobody's business.
-impl fmt::Debug for Link {
+impl fmt::Debug for ConnectionHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("id", &self.id()).finish_non_exhaustive()
+        f.debug_struct("ConnectionHandle").field("id", &self.id()).finish_non_exhaustive()
     }
 }

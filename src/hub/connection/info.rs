@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::Extensions;
 
-use super::handle::Link;
+use super::handle::ConnectionHandle;
 use crate::log::Millis;
 use crate::sync::Ordering;
 use crate::types::name::{ConnectionId, Topic, UserId};
@@ -32,16 +32,16 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
-    pub(in crate::hub) fn of(link: &Link, topics: Vec<Topic>, now: Millis) -> Self {
+    pub(in crate::hub) fn of(handle: &ConnectionHandle, topics: Vec<Topic>, now: Millis) -> Self {
         Self {
-            id: link.id(),
-            user: link.user().cloned(),
+            id: handle.id(),
+            user: handle.user().cloned(),
             topics,
-            open_for: Duration::from_millis(now.saturating_sub(link.opened_at)),
-            resumed: link.resumed,
-            delivered: link.delivered.load(Ordering::Relaxed),
-            data: link.data().cloned(),
-            extensions: link.extensions(),
+            open_for: Duration::from_millis(now.saturating_sub(handle.opened_at)),
+            resumed: handle.resumed,
+            delivered: handle.delivered.load(Ordering::Relaxed),
+            data: handle.data().cloned(),
+            extensions: handle.extensions(),
         }
     }
 

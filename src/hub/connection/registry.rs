@@ -1,6 +1,6 @@
 //! The connections that are open on this instance, and the users that they belong to.
 //!
-//! 1. A connection is in `links` and, if it has a user, among that user's, or in neither: both change under one lock.
+//! 1. A connection is in `handles` and, if it has a user, among that user's, or in neither: both change under one lock.
 //! 2. Limits are judged under that lock too, so that no number of simultaneous requests passes them.
 //! 3. A user is remembered for the grace after the last connection, with the topics that it was made to join.
 
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-use super::handle::Link;
+use super::handle::ConnectionHandle;
 use crate::hub::config::limits::{Limits, OverLimit};
 use crate::log::{Millis, Since, TooManyTopics};
 use crate::sync::{AtomicUsize, Mutex, Ordering};
@@ -33,10 +33,10 @@ pub(crate) struct Registry {
 
 #[derive(Debug, Default)]
 struct Table {
-    links: HashSet<ById, BuildHasherDefault<AsIs>>,
+    handles: HashSet<ById, BuildHasherDefault<AsIs>>,
     users: HashMap<UserId, User>,
     /// Connections that are counted by a key, in the order in which they were opened; kept only where that limits them.
-    by_key: HashMap<Arc<str>, Links>,
+    by_key: HashMap<Arc<str>, Handles>,
     /// Users without a connection since that time, oldest first.
     idle: VecDeque<(Millis, UserId)>,
     /// By age; kept only where the oldest may have to go.
@@ -47,7 +47,7 @@ struct Table {
 #[derive(Debug, Default)]
 struct User {
     /// In the order in which they were opened.
-    links: SmallVec<[Arc<Link>; 1]>,
+    handles: SmallVec<[Arc<ConnectionHandle>; 1]>,
     /// How many of them are counted by a key and not by this user.
     keyed: usize,
     /// Since when it has none, while it stands in the queue of those.
@@ -68,7 +68,7 @@ pub(in crate::hub) struct UserTopic {
 
 /// A connection in a set of them, looked up by its id: half the room of a map.
 #[derive(Debug)]
-struct ById(Arc<Link>);
+struct ById(Arc<ConnectionHandle>);
 
 impl Borrow<ConnectionId> for ById {
     fn borrow(&self) -> &ConnectionId {
@@ -91,25 +91,25 @@ impl PartialEq for ById {
 impl Eq for ById {}
 
 /// Takes a connection out of a list in the order in which they were opened. Returns whether it was there.
-fn remove_from(links: &mut Links, link: &Link) -> bool {
-    let opened = |other: &Arc<Link>| other.opened.load(Ordering::Relaxed);
-    let index = links.binary_search_by_key(&link.opened.load(Ordering::Relaxed), opened);
-    index.map(|index| links.remove(index)).is_ok()
+fn remove_from(handles: &mut Handles, handle: &ConnectionHandle) -> bool {
+    let opened = |other: &Arc<ConnectionHandle>| other.opened.load(Ordering::Relaxed);
+    let index = handles.binary_search_by_key(&handle.opened.load(Ordering::Relaxed), opened);
+    index.map(|index| handles.remove(index)).is_ok()
 }
 
 impl Table {
     /// How many connections count with a new one, and the oldest of them.
-    fn counted_with(&self, link: &Link) -> (usize, Option<&Arc<Link>>) {
-        if let Some(key) = link.counted_as() {
-            return self.by_key.get(key).map_or((0, None), |links| (links.len(), links.first()));
+    fn counted_with(&self, handle: &ConnectionHandle) -> (usize, Option<&Arc<ConnectionHandle>>) {
+        if let Some(key) = handle.counted_as() {
+            return self.by_key.get(key).map_or((0, None), |handles| (handles.len(), handles.first()));
         }
-        let Some(user) = link.user().and_then(|user| self.users.get(user)) else { return (0, None) };
-        let oldest = user.links.iter().find(|link| link.counted_as().is_none());
-        (user.links.len() - user.keyed, oldest)
+        let Some(user) = handle.user().and_then(|user| self.users.get(user)) else { return (0, None) };
+        let oldest = user.handles.iter().find(|handle| handle.counted_as().is_none());
+        (user.handles.len() - user.keyed, oldest)
     }
 
-    fn link(&self, id: ConnectionId) -> Option<Arc<Link>> {
-        self.links.get(&id).map(|ById(link)| Arc::clone(link))
+    fn handle(&self, id: ConnectionId) -> Option<Arc<ConnectionHandle>> {
+        self.handles.get(&id).map(|ById(handle)| Arc::clone(handle))
     }
 }
 
@@ -136,7 +136,7 @@ impl Hasher for AsIs {
 /// How many users one turn of the housekeeping forgets.
 const SWEEP: usize = 1024;
 
-pub(in crate::hub) type Links = SmallVec<[Arc<Link>; 1]>;
+pub(in crate::hub) type Handles = SmallVec<[Arc<ConnectionHandle>; 1]>;
 
 /// A limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,8 @@ pub(in crate::hub) struct Full;
 impl User {
     /// Nobody may have swept yet. Returns whether its time was over.
     fn forget_if_over(&mut self, now: Millis, grace: Millis) -> bool {
-        let is_over = self.links.is_empty() && self.idle_since.is_some_and(|since| since.saturating_add(grace) <= now);
+        let is_over =
+            self.handles.is_empty() && self.idle_since.is_some_and(|since| since.saturating_add(grace) <= now);
         if is_over {
             self.topics.clear();
         }
@@ -159,27 +160,27 @@ impl Registry {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.table.lock().links.len()
+        self.table.lock().handles.len()
     }
 
-    pub(crate) fn find(&self, id: ConnectionId) -> Option<Arc<Link>> {
-        self.table.lock().link(id)
+    pub(crate) fn find(&self, id: ConnectionId) -> Option<Arc<ConnectionHandle>> {
+        self.table.lock().handle(id)
     }
 
-    pub(in crate::hub) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Links {
+    pub(in crate::hub) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Handles {
         let table = self.table.lock();
-        ids.into_iter().filter_map(|id| table.link(id)).collect()
+        ids.into_iter().filter_map(|id| table.handle(id)).collect()
     }
 
-    pub(in crate::hub) fn of_user(&self, user: &UserId) -> Links {
-        self.table.lock().users.get(user).map(|user| user.links.clone()).unwrap_or_default()
+    pub(in crate::hub) fn of_user(&self, user: &UserId) -> Handles {
+        self.table.lock().users.get(user).map(|user| user.handles.clone()).unwrap_or_default()
     }
 
     /// Whether the user has a connection, or had one less than the grace ago.
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         let since = match self.table.lock().users.get(user) {
             None => return false,
-            Some(user) if !user.links.is_empty() => return true,
+            Some(user) if !user.handles.is_empty() => return true,
             Some(user) => user.left_at,
         };
         since.is_some_and(|since| since.saturating_add(self.grace) > now)
@@ -192,13 +193,18 @@ impl Registry {
 
     /// Lets a connection in. Those that had to make room are returned; they are out of the registry already.
     /// `elsewhere` is how many connections its user has on other instances; what is counted by a key has none.
-    pub(in crate::hub) fn insert(&self, link: &Arc<Link>, elsewhere: usize, now: Millis) -> Result<Links, Full> {
+    pub(in crate::hub) fn insert(
+        &self,
+        handle: &Arc<ConnectionHandle>,
+        elsewhere: usize,
+        now: Millis,
+    ) -> Result<Handles, Full> {
         let mut table = self.table.lock();
         // So that users go as fast as they come, also where nobody keeps house.
         self.forget_users(&mut table, now, 2);
-        let mut displaced = Links::new();
+        let mut displaced = Handles::new();
         if let Some((limit, policy)) = self.limits.per_user {
-            let (count, oldest) = table.counted_with(link);
+            let (count, oldest) = table.counted_with(handle);
             if count + elsewhere >= limit {
                 match policy {
                     OverLimit::Refuse => return Err(Full),
@@ -207,12 +213,12 @@ impl Registry {
             }
         }
         match self.limits.total {
-            Some((limit, policy)) if table.links.len() - displaced.len() >= limit => {
+            Some((limit, policy)) if table.handles.len() - displaced.len() >= limit => {
                 if policy == OverLimit::Refuse {
                     return Err(Full);
                 }
                 let others = table.by_age.values().filter(|id| displaced.iter().all(|gone| gone.id() != **id));
-                let oldest = others.filter_map(|id| table.link(*id)).next();
+                let oldest = others.filter_map(|id| table.handle(*id)).next();
                 displaced.extend(oldest);
             }
             _ => {}
@@ -224,76 +230,76 @@ impl Registry {
 
         table.opened += 1;
         let opened = table.opened;
-        link.opened.store(opened, Ordering::Relaxed);
+        handle.opened.store(opened, Ordering::Relaxed);
         if matches!(self.limits.total, Some((_, OverLimit::CloseOldest))) {
-            table.by_age.insert(opened, link.id());
+            table.by_age.insert(opened, handle.id());
         }
-        table.links.insert(ById(Arc::clone(link)));
-        self.networked.fetch_add(usize::from(link.to_network), Ordering::AcqRel);
-        if let Some(key) = self.key_of(link) {
-            table.by_key.entry(Arc::clone(key)).or_default().push(Arc::clone(link));
+        table.handles.insert(ById(Arc::clone(handle)));
+        self.networked.fetch_add(usize::from(handle.to_network), Ordering::AcqRel);
+        if let Some(key) = self.key_of(handle) {
+            table.by_key.entry(Arc::clone(key)).or_default().push(Arc::clone(handle));
         }
-        if let Some(user) = link.user() {
+        if let Some(user) = handle.user() {
             let user = table.users.entry(user.clone()).or_default();
             user.forget_if_over(now, self.grace);
-            user.links.push(Arc::clone(link));
-            user.keyed += usize::from(link.counted_as().is_some());
+            user.handles.push(Arc::clone(handle));
+            user.keyed += usize::from(handle.counted_as().is_some());
             user.idle_since = None;
         }
         Ok(displaced)
     }
 
     /// Takes it out; false if it was out already.
-    pub(in crate::hub) fn remove(&self, link: &Link, now: Millis) -> bool {
-        if !link.leave_registry() {
+    pub(in crate::hub) fn remove(&self, handle: &ConnectionHandle, now: Millis) -> bool {
+        if !handle.leave_registry() {
             return false;
         }
-        self.take_out(&mut self.table.lock(), link, now);
+        self.take_out(&mut self.table.lock(), handle, now);
         true
     }
 
-    fn take_out(&self, table: &mut Table, link: &Link, now: Millis) {
-        table.links.remove(&link.id());
-        table.by_age.remove(&link.opened.load(Ordering::Relaxed));
-        let len = table.links.len();
-        if table.links.capacity() > 1024 && len < table.links.capacity() / 8 {
-            table.links.shrink_to(len * 2);
+    fn take_out(&self, table: &mut Table, handle: &ConnectionHandle, now: Millis) {
+        table.handles.remove(&handle.id());
+        table.by_age.remove(&handle.opened.load(Ordering::Relaxed));
+        let len = table.handles.len();
+        if table.handles.capacity() > 1024 && len < table.handles.capacity() / 8 {
+            table.handles.shrink_to(len * 2);
         }
-        if let Some(key) = self.key_of(link)
-            && let Some(links) = table.by_key.get_mut(key)
+        if let Some(key) = self.key_of(handle)
+            && let Some(handles) = table.by_key.get_mut(key)
         {
-            remove_from(links, link);
-            if links.is_empty() {
+            remove_from(handles, handle);
+            if handles.is_empty() {
                 table.by_key.remove(key);
             }
         }
-        if let Some(name) = link.user()
+        if let Some(name) = handle.user()
             && let Some(user) = table.users.get_mut(name)
         {
-            if remove_from(&mut user.links, link) && link.counted_as().is_some() {
+            if remove_from(&mut user.handles, handle) && handle.counted_as().is_some() {
                 user.keyed -= 1;
             }
-            if user.links.is_empty() {
+            if user.handles.is_empty() {
                 // One that was refused after all was never there.
-                if link.was_there() {
+                if handle.was_there() {
                     user.left_at = Some(now);
                 }
                 user.idle_since = Some(now);
                 table.idle.push_back((now, name.clone()));
             }
         }
-        if link.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if handle.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.emptied.notify_waiters();
         }
     }
 
     /// The key that a connection is counted by, if something limits it by that.
-    fn key_of<'a>(&self, link: &'a Link) -> Option<&'a Arc<str>> {
-        link.counted_as().filter(|_| self.limits.per_user.is_some())
+    fn key_of<'a>(&self, handle: &'a ConnectionHandle) -> Option<&'a Arc<str>> {
+        handle.counted_as().filter(|_| self.limits.per_user.is_some())
     }
 
-    pub(in crate::hub) fn all(&self) -> Vec<Arc<Link>> {
-        self.table.lock().links.iter().map(|ById(link)| Arc::clone(link)).collect()
+    pub(in crate::hub) fn all(&self) -> Vec<Arc<ConnectionHandle>> {
+        self.table.lock().handles.iter().map(|ById(handle)| Arc::clone(handle)).collect()
     }
 
     /// Makes a user join a topic: for those connections that are returned, and for those to come. A user who is not there
@@ -304,7 +310,7 @@ impl Registry {
         joined: UserTopic,
         max_topics: usize,
         now: Millis,
-    ) -> Result<Links, TooManyTopics> {
+    ) -> Result<Handles, TooManyTopics> {
         let mut table = self.table.lock();
         let table = &mut *table;
         let user = match table.users.entry(name.clone()) {
@@ -324,15 +330,15 @@ impl Registry {
             }
             user.topics.push(joined);
         }
-        Ok(user.links.clone())
+        Ok(user.handles.clone())
     }
 
     /// The reverse: it is no topic of this user any more, and these connections are to leave it.
-    pub(in crate::hub) fn leave_user(&self, name: &UserId, topic: &Topic) -> Links {
+    pub(in crate::hub) fn leave_user(&self, name: &UserId, topic: &Topic) -> Handles {
         let mut table = self.table.lock();
-        let Some(user) = table.users.get_mut(name) else { return Links::new() };
+        let Some(user) = table.users.get_mut(name) else { return Handles::new() };
         user.topics.retain(|joined| joined.topic != *topic);
-        user.links.clone()
+        user.handles.clone()
     }
 
     /// What a user was made to join.
@@ -364,7 +370,7 @@ impl Registry {
             }
             let Some((since, name)) = table.idle.pop_front() else { return false };
             // It may have been there again meanwhile, and have left again.
-            if table.users.get(&name).is_some_and(|user| user.links.is_empty() && user.idle_since == Some(since)) {
+            if table.users.get(&name).is_some_and(|user| user.handles.is_empty() && user.idle_since == Some(since)) {
                 table.users.remove(&name);
             }
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::roster::Roster;
 use crate::hub::Inner;
-use crate::hub::connection::handle::Link;
+use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::tasks::workers;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Joining, Since, TooManyTopics, Wanted};
 use crate::sync::Ordering;
@@ -24,32 +24,37 @@ const SWEEP: usize = 256;
 ///
 /// A change that is about no topic that tells takes no lock of the roster, so that one rule costs the others nothing.
 impl Inner {
-    pub(in crate::hub) fn open_channels(self: &Arc<Self>, link: &Arc<Link>, wanted: Vec<Wanted>, begin: Begin) -> u64 {
-        let tells = self.tells_of(link, wanted.iter().filter_map(|wanted| wanted.address.topic()));
-        self.with_roster(link, tells, |told| {
-            let accepted_at = self.log.open(link, wanted, begin, self.now());
+    pub(in crate::hub) fn open_channels(
+        self: &Arc<Self>,
+        handle: &Arc<ConnectionHandle>,
+        wanted: Vec<Wanted>,
+        begin: Begin,
+    ) -> u64 {
+        let tells = self.tells_of(handle, wanted.iter().filter_map(|wanted| wanted.address.topic()));
+        self.with_roster(handle, tells, |told| {
+            let accepted_at = self.log.open(handle, wanted, begin, self.now());
             if let Some(told) = told {
-                self.log.topics(&link.subscriber).iter().for_each(|topic| told.enter(link, topic));
+                self.log.topics(&handle.subscriber).iter().for_each(|topic| told.enter(handle, topic));
             }
             accepted_at
         })
     }
 
-    pub(in crate::hub) fn close_channels(self: &Arc<Self>, link: &Link) -> Vec<Topic> {
-        let may_tell = link.user().is_some() && !self.presences.rules.is_empty();
-        let tells = may_tell && self.tells_of(link, &self.log.topics(&link.subscriber));
-        let topics = self.with_roster(link, tells, |told| {
-            let topics = self.log.close(&link.subscriber, self.now());
+    pub(in crate::hub) fn close_channels(self: &Arc<Self>, handle: &ConnectionHandle) -> Vec<Topic> {
+        let may_tell = handle.user().is_some() && !self.presences.rules.is_empty();
+        let tells = may_tell && self.tells_of(handle, &self.log.topics(&handle.subscriber));
+        let topics = self.with_roster(handle, tells, |told| {
+            let topics = self.log.close(&handle.subscriber, self.now());
             if let Some(told) = told {
-                topics.iter().for_each(|topic| told.exit(link, topic));
+                topics.iter().for_each(|topic| told.exit(handle, topic));
             }
             topics
         });
         // It may have joined one that tells between the look and the end.
-        if !tells && self.tells_of(link, &topics) {
-            self.with_own_roster(link, true, |told| {
+        if !tells && self.tells_of(handle, &topics) {
+            self.with_own_roster(handle, true, |told| {
                 if let Some(told) = told {
-                    topics.iter().for_each(|topic| told.exit(link, topic));
+                    topics.iter().for_each(|topic| told.exit(handle, topic));
                 }
             });
         }
@@ -58,36 +63,36 @@ impl Inner {
 
     pub(in crate::hub) fn join_topic(
         self: &Arc<Self>,
-        link: &Arc<Link>,
+        handle: &Arc<ConnectionHandle>,
         topic: &Topic,
         since: Since,
         max_topics: usize,
     ) -> Result<bool, TooManyTopics> {
-        let joined = self.with_roster(link, self.tells_of(link, [topic]), |told| {
+        let joined = self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
             let address = Address::Topic(topic.clone());
-            let joined = self.log.join(link, &address, since, max_topics, self.now())?;
+            let joined = self.log.join(handle, &address, since, max_topics, self.now())?;
             if let Some(told) = told.filter(|_| joined) {
-                told.enter(link, topic);
+                told.enter(handle, topic);
             }
             Ok(joined)
         })?;
         if joined {
             // It may have something to read, and tells its page which topics it has now.
-            link.wake(self.now());
+            handle.wake(self.now());
         }
         Ok(joined)
     }
 
     pub(in crate::hub) fn join_as_of(
         self: &Arc<Self>,
-        link: &Arc<Link>,
+        handle: &Arc<ConnectionHandle>,
         topic: &Topic,
         joined: &Joined,
     ) -> Result<bool, TooManyTopics> {
-        self.with_roster(link, self.tells_of(link, [topic]), |told| {
-            let is_new = self.log.join_as_of(link, joined, self.settings.max_topics, self.now())?;
+        self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
+            let is_new = self.log.join_as_of(handle, joined, self.settings.max_topics, self.now())?;
             if let Some(told) = told.filter(|_| is_new) {
-                told.enter(link, topic);
+                told.enter(handle, topic);
             }
             Ok(is_new)
         })
@@ -98,36 +103,36 @@ impl Inner {
     /// [`Log::change`]: crate::log::Log::change
     pub(in crate::hub) fn change_topics<E: From<TooManyTopics>>(
         self: &Arc<Self>,
-        link: &Arc<Link>,
+        handle: &Arc<ConnectionHandle>,
         leave: &[Topic],
         join: &[Joining],
         confirm: impl FnOnce() -> Result<(), E>,
     ) -> Result<Vec<Topic>, E> {
-        let tells = self.tells_of(link, leave.iter().chain(join.iter().map(|joining| &joining.topic)));
-        let changed = self.with_roster(link, tells, |told| -> Result<_, E> {
-            let changed = self.log.change(link, leave, join, self.settings.max_topics, self.now(), confirm)?;
+        let tells = self.tells_of(handle, leave.iter().chain(join.iter().map(|joining| &joining.topic)));
+        let changed = self.with_roster(handle, tells, |told| -> Result<_, E> {
+            let changed = self.log.change(handle, leave, join, self.settings.max_topics, self.now(), confirm)?;
             if let Some(told) = told {
-                changed.left.iter().for_each(|topic| told.exit(link, topic));
-                changed.joined.iter().for_each(|topic| told.enter(link, topic));
+                changed.left.iter().for_each(|topic| told.exit(handle, topic));
+                changed.joined.iter().for_each(|topic| told.enter(handle, topic));
             }
             Ok(changed)
         })?;
         if changed.is_any() {
-            link.wake(self.now());
+            handle.wake(self.now());
         }
         Ok(changed.topics)
     }
 
-    pub(in crate::hub) fn leave_topic(self: &Arc<Self>, link: &Link, topic: &Topic) -> bool {
-        let left = self.with_roster(link, self.tells_of(link, [topic]), |told| {
-            let left = self.log.leave(&link.subscriber, &Address::Topic(topic.clone()), self.now());
+    pub(in crate::hub) fn leave_topic(self: &Arc<Self>, handle: &ConnectionHandle, topic: &Topic) -> bool {
+        let left = self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
+            let left = self.log.leave(&handle.subscriber, &Address::Topic(topic.clone()), self.now());
             if let Some(told) = told.filter(|_| left) {
-                told.exit(link, topic);
+                told.exit(handle, topic);
             }
             left
         });
         if left {
-            link.wake(self.now());
+            handle.wake(self.now());
         }
         left
     }
@@ -170,31 +175,31 @@ impl Inner {
     }
 
     /// Whether one of these topics tells of this connection's user.
-    fn tells_of<'a>(&self, link: &Link, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
-        link.user().is_some() && topics.into_iter().any(|topic| self.presences.tells(topic))
+    fn tells_of<'a>(&self, handle: &ConnectionHandle, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
+        handle.user().is_some() && topics.into_iter().any(|topic| self.presences.tells(topic))
     }
 
     /// Hands in the roster if the change is about topics that tell. Other instances hear of the change in any case.
     fn with_roster<R>(
         self: &Arc<Self>,
-        link: &Link,
+        handle: &ConnectionHandle,
         tells: bool,
         change: impl FnOnce(Option<&mut Told<'_>>) -> R,
     ) -> R {
-        let changed = self.with_own_roster(link, tells, change);
+        let changed = self.with_own_roster(handle, tells, change);
         if let Some(shared) = &self.shared_log {
-            shared.changed(link.id());
+            shared.changed(handle.id());
         }
         changed
     }
 
     fn with_own_roster<R>(
         self: &Arc<Self>,
-        link: &Link,
+        handle: &ConnectionHandle,
         tells: bool,
         change: impl FnOnce(Option<&mut Told<'_>>) -> R,
     ) -> R {
-        if !tells || link.user().is_none() {
+        if !tells || handle.user().is_none() {
             return change(None);
         }
         let mut roster = self.presences.roster.lock();
@@ -223,19 +228,19 @@ struct Told<'a> {
 }
 
 impl Told<'_> {
-    fn enter(&mut self, link: &Link, topic: &Topic) {
-        if let Some(user) = link.user()
+    fn enter(&mut self, handle: &ConnectionHandle, topic: &Topic) {
+        if let Some(user) = handle.user()
             && self.inner.presences.tells(topic)
-            && self.roster.enter(topic, user, link.data())
+            && self.roster.enter(topic, user, handle.data())
             && !self.inner.shared_log.as_ref().is_some_and(|shared| shared.is_member(topic, user, self.inner.now()))
         {
-            let tiding = hub_events::joined(topic, user, link.data().map(AsRef::as_ref));
+            let tiding = hub_events::joined(topic, user, handle.data().map(AsRef::as_ref));
             self.publish(topic.clone(), user, tiding);
         }
     }
 
-    fn exit(&mut self, link: &Link, topic: &Topic) {
-        if let Some(user) = link.user()
+    fn exit(&mut self, handle: &ConnectionHandle, topic: &Topic) {
+        if let Some(user) = handle.user()
             && self.inner.presences.tells(topic)
         {
             let was_due = self.roster.next_due();
@@ -279,11 +284,11 @@ mod tests {
         let others = hub.clone();
         let opening = std::thread::spawn(move || {
             let stream = others.stream(ada("news"), None).unwrap();
-            let link = others.registry().find(stream.connection()).unwrap();
+            let handle = others.registry().find(stream.connection()).unwrap();
             let topic = Topic::try_from("weather").unwrap();
-            assert!(others.inner.join_topic(&link, &topic, Since::Now, 9).unwrap());
-            assert!(others.inner.leave_topic(&link, &topic));
-            drop((stream, link));
+            assert!(others.inner.join_topic(&handle, &topic, Since::Now, 9).unwrap());
+            assert!(others.inner.leave_topic(&handle, &topic));
+            drop((stream, handle));
             done.send(()).unwrap();
         });
         let waited = is_done.recv_timeout(std::time::Duration::from_secs(10));

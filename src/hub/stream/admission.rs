@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::config::limits::AFTER_DISPLACEMENT;
-use crate::hub::connection::bans::Objection;
-use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::bans::Rejection;
+use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::connection::registry::UserTopic;
 use crate::hub::tasks::workers;
 use crate::hub::upkeep::schedule::Check;
-use crate::hub::{Connection, Hub, LifecycleEvent};
+use crate::hub::{Hub, LifecycleEvent, StreamDriver};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::audience::Address;
 use crate::types::disconnect::Returns;
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::last_event_id::Cursor;
 use crate::types::name::{ConnectionId, Topic};
 use crate::types::position::Position;
@@ -30,7 +30,7 @@ pub(crate) struct Request {
     /// It goes over a network: it has heartbeats, and is given up when it is not read.
     pub(crate) to_network: bool,
     /// When it came. What was decided since may rest on what is true no more.
-    pub(crate) asked_at: Moment,
+    pub(crate) asked_at: DisconnectClock,
     /// Whom to ask again.
     pub(crate) authority: Option<Arc<dyn Authority>>,
 }
@@ -43,7 +43,7 @@ pub(crate) enum OpenError {
     /// Another time.
     Refused(RefusalReason),
     /// It was told to stay away.
-    Barred,
+    Banned,
 }
 
 impl Hub {
@@ -53,7 +53,7 @@ impl Hub {
         subscription: &Subscription,
         cursor: Cursor,
         request: Request,
-    ) -> Result<Connection, OpenError> {
+    ) -> Result<StreamDriver, OpenError> {
         self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
         let addresses = addresses(subscription);
@@ -71,55 +71,56 @@ impl Hub {
         };
         let resumed = cursor_state != CursorState::Fresh;
         let Request { to_network, asked_at, authority } = request;
-        let link = Link::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
-        let link = Arc::new(link);
+        let handle =
+            ConnectionHandle::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
+        let handle = Arc::new(handle);
 
         // Other instances know users, not keys.
-        let user = link.user().filter(|_| link.counted_as().is_none()).cloned().map(Address::User);
+        let user = handle.user().filter(|_| handle.counted_as().is_none()).cloned().map(Address::User);
         let elsewhere = user.zip(self.inner.shared_log.as_ref()).map_or(0, |(user, shared)| shared.others_at(&user));
-        let displaced = self.registry().insert(&link, elsewhere, now);
+        let displaced = self.registry().insert(&handle, elsewhere, now);
         let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
         let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
-        let accepted_at = self.inner.open_channels(&link, wanted, begin);
-        self.join_what_was_joined(&link);
+        let accepted_at = self.inner.open_channels(&handle, wanted, begin);
+        self.join_what_was_joined(&handle);
         // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is found out here.
-        if let Err(objection) = self.object(&addresses, asked_at) {
-            if self.registry().remove(&link, now) {
-                self.inner.close_channels(&link);
+        if let Err(rejection) = self.check_bans(&addresses, asked_at) {
+            if self.registry().remove(&handle, now) {
+                self.inner.close_channels(&handle);
             }
-            return Err(objection);
+            return Err(rejection);
         }
-        link.is_there_now();
+        handle.is_there_now();
 
-        self.counters().connected(link.id(), cursor_state == CursorState::Resuming);
+        self.counters().connected(handle.id(), cursor_state == CursorState::Resuming);
         self.inner.lifecycles.tell(|| {
-            let connection = Arc::new(ConnectionInfo::of(&link, self.log().topics(&link.subscriber), now));
+            let connection = Arc::new(ConnectionInfo::of(&handle, self.log().topics(&handle.subscriber), now));
             if resumed { LifecycleEvent::Resumed { connection, gap } } else { LifecycleEvent::Connected(connection) }
         });
-        if let Some(reason) = link.beginning_was_told() {
-            self.inner.tell_end(&link, Vec::new(), reason);
+        if let Some(reason) = handle.beginning_was_told() {
+            self.inner.tell_end(&handle, Vec::new(), reason);
         }
         workers::ensure(&self.inner);
         let tasks = &self.inner.tasks;
         tasks.sweep.ensure(&self.inner);
-        if link.authority().is_some() {
+        if handle.authority().is_some() {
             let interval = millis(self.settings().recheck_interval());
-            if self.inner.rechecks.add(Check::first(link.id()), now, interval) {
+            if self.inner.rechecks.add(Check::first(handle.id()), now, interval) {
                 tasks.recheck.rouse();
             }
             tasks.recheck.ensure(&self.inner);
         }
         if self.is_draining() {
             // It began between the look above and the entry into the registry, and may not have seen this one.
-            link.end(Ending::now(EndReason::Draining));
+            handle.end(Ending::now(EndReason::Draining));
         }
         let end = subscription.end.unwrap_or(self.settings().end);
-        Ok(Connection::new(self, link, accepted_at, cursor_state, gap, end, now))
+        Ok(StreamDriver::new(self, handle, accepted_at, cursor_state, gap, end, now))
     }
 
     /// It is out of the registry already.
-    fn displace(&self, oldest: &Arc<Link>) {
+    fn displace(&self, oldest: &Arc<ConnectionHandle>) {
         let after = self.settings().retry.saturating_mul(AFTER_DISPLACEMENT);
         let retry = Some(self.jittered_retry(after, 1.0..=2.0));
         let ending = Ending { returns: Returns::Later(after), retry, ..Ending::now(EndReason::Limit) };
@@ -136,7 +137,12 @@ impl Hub {
     }
 
     /// Whether a stream would be opened now, as far as that can be said without opening it.
-    pub(crate) fn admit(&self, subscription: &Subscription, cursor: Cursor, asked_at: Moment) -> Result<(), OpenError> {
+    pub(crate) fn admit(
+        &self,
+        subscription: &Subscription,
+        cursor: Cursor,
+        asked_at: DisconnectClock,
+    ) -> Result<(), OpenError> {
         self.check(subscription).map_err(OpenError::Invalid)?;
         if self.is_draining() {
             return Err(OpenError::Refused(RefusalReason::Draining));
@@ -146,8 +152,8 @@ impl Hub {
             return Err(OpenError::Refused(RefusalReason::Starting));
         }
         match cursor {
-            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Barred),
-            _ => self.object(&addresses(subscription), asked_at),
+            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Banned),
+            _ => self.check_bans(&addresses(subscription), asked_at),
         }
     }
 
@@ -187,32 +193,32 @@ impl Hub {
     }
 
     /// Whether something stands against what was asked for, or decided, at a moment.
-    pub(in crate::hub) fn object(&self, addresses: &[Address], asked_at: Moment) -> Result<(), OpenError> {
-        match self.inner.bars.objection(addresses, asked_at, self.now()) {
+    pub(in crate::hub) fn check_bans(&self, addresses: &[Address], asked_at: DisconnectClock) -> Result<(), OpenError> {
+        match self.inner.bans.rejection(addresses, asked_at, self.now()) {
             None => Ok(()),
-            Some(Objection::Barred) => Err(OpenError::Barred),
-            Some(Objection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked)),
+            Some(Rejection::Banned) => Err(OpenError::Banned),
+            Some(Rejection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked)),
         }
     }
 
     /// What the user was made to join. Who is made to join from here on has this connection too.
-    fn join_what_was_joined(&self, link: &Arc<Link>) {
-        let Some(user) = link.user() else { return };
+    fn join_what_was_joined(&self, handle: &Arc<ConnectionHandle>) {
+        let Some(user) = handle.user() else { return };
         let topics = self.registry().user_topics(user);
         // Not what is closed for a time.
-        let is_open = |topic: &Topic| self.object(&[Address::Topic(topic.clone())], Moment::now()).is_ok();
+        let is_open = |topic: &Topic| self.check_bans(&[Address::Topic(topic.clone())], DisconnectClock::now()).is_ok();
         let (mut joined, mut left_out) = (Vec::new(), 0);
         for user_topic in topics.into_iter().filter(|user_topic| is_open(&user_topic.topic)) {
             let UserTopic { topic, since, at } = &user_topic;
             let as_of = Joined { address: Address::Topic(topic.clone()), since: *since, at: *at };
-            match self.inner.join_as_of(link, topic, &as_of) {
+            match self.inner.join_as_of(handle, topic, &as_of) {
                 Ok(true) => joined.push(user_topic),
                 Ok(false) => {}
                 Err(TooManyTopics) => left_out += 1,
             }
         }
         if left_out > 0 {
-            self.counters().topics_left_out(link.id(), left_out, self.now());
+            self.counters().topics_left_out(handle.id(), left_out, self.now());
         }
         if joined.is_empty() {
             return;
@@ -221,7 +227,7 @@ impl Hub {
         let now = self.registry().user_topics(user);
         for UserTopic { topic, .. } in joined {
             if now.iter().all(|still| still.topic != topic) || !is_open(&topic) {
-                self.inner.leave_topic(link, &topic);
+                self.inner.leave_topic(handle, &topic);
             }
         }
     }
@@ -319,7 +325,7 @@ mod tests {
         };
         let id = hub.connections()[0].id;
         let connection = block_on(hub.connection_of(id, None)).unwrap();
-        block_on(connection.change(change, Moment::now())).unwrap();
+        block_on(connection.change(change, DisconnectClock::now())).unwrap();
         assert_eq!(read(&mut stream), ["1"]);
     }
 

@@ -7,7 +7,7 @@ use std::collections::hash_map::HashMap;
 use std::sync::Arc;
 
 use crate::hub::Hub;
-use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::registry::UserTopic;
 use crate::hub::stream::admission::OpenError;
 use crate::hub::tickets::store::LONGEST as LONGEST_TICKET;
@@ -16,7 +16,7 @@ use crate::sync::Ordering;
 use crate::types::audience::{Address, Audience};
 use crate::types::command::{Action, Change, Command};
 use crate::types::disconnect::{Kick, Returns};
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::error::CommandError;
 use crate::types::last_event_id::Cursor;
 use crate::types::name::{Topic, UserId};
@@ -28,7 +28,7 @@ use crate::types::reason::EndReason;
 pub(crate) enum ChangeError {
     TooMany,
     /// A topic was disconnected, and is closed for a time.
-    Barred,
+    Banned,
     /// What it was decided by is not true any more: it is to be asked anew.
     Outdated,
 }
@@ -40,8 +40,8 @@ impl From<TooManyTopics> for ChangeError {
 }
 
 impl From<OpenError> for ChangeError {
-    fn from(objection: OpenError) -> Self {
-        if matches!(objection, OpenError::Barred) { Self::Barred } else { Self::Outdated }
+    fn from(rejection: OpenError) -> Self {
+        if matches!(rejection, OpenError::Banned) { Self::Banned } else { Self::Outdated }
     }
 }
 
@@ -70,9 +70,9 @@ impl Hub {
         let tickets = self.inner.shared_log.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
         let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
         let named = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
-        self.inner.bars.kick(named, until, remember, now);
-        let links = self.links(audience);
-        for link in &links {
+        self.inner.bans.kick(named, until, remember, now);
+        let handles = self.handles(audience);
+        for handle in &handles {
             let retry = match kick.returns {
                 Returns::Later(after) => Some(self.jittered_retry(after, 1.0..=1.5)),
                 // So that those who are disconnected together do not come back together.
@@ -81,16 +81,16 @@ impl Hub {
             };
             let note = kick.note.clone();
             let ending = Ending { returns: kick.returns, retry, note, ..Ending::now(EndReason::Kicked) };
-            self.end_now(link, ending);
+            self.end_now(handle, ending);
         }
-        links.len()
+        handles.len()
     }
 
     /// A connection has to go: it is out of everything at once, and its stream says goodbye when it is polled next.
-    pub(in crate::hub) fn end_now(&self, link: &Arc<Link>, ending: Ending) {
-        let reason = link.end(ending).reason;
-        self.inner.forget(link, reason);
-        link.wake(self.now());
+    pub(in crate::hub) fn end_now(&self, handle: &Arc<ConnectionHandle>, ending: Ending) {
+        let reason = handle.end(ending).reason;
+        self.inner.forget(handle, reason);
+        handle.wake(self.now());
     }
 
     fn join_all(
@@ -112,8 +112,8 @@ impl Hub {
         self.inner.tasks.sweep.ensure(&self.inner);
         self.inner.tasks.sweep.rouse();
         let mut joined = 0;
-        for link in self.links(audience) {
-            if self.inner.join_topic(&link, topic, since, self.settings().max_topics).map_err(too_many)? {
+        for handle in self.handles(audience) {
+            if self.inner.join_topic(&handle, topic, since, self.settings().max_topics).map_err(too_many)? {
                 joined += 1;
             }
         }
@@ -133,34 +133,34 @@ impl Hub {
         for user in users(audience) {
             self.registry().leave_user(user, topic);
         }
-        self.links(audience).iter().filter(|link| self.take_topic(link, topic)).count()
+        self.handles(audience).iter().filter(|handle| self.take_topic(handle, topic)).count()
     }
 
     /// Takes a topic away. A request of the page that was decided before may not bring it back.
-    pub(in crate::hub) fn take_topic(&self, link: &Arc<Link>, topic: &Topic) -> bool {
-        link.taken_at.fetch_max(Moment::new().count(), Ordering::SeqCst);
-        self.inner.leave_topic(link, topic)
+    pub(in crate::hub) fn take_topic(&self, handle: &Arc<ConnectionHandle>, topic: &Topic) -> bool {
+        handle.taken_at.fetch_max(DisconnectClock::new().count(), Ordering::SeqCst);
+        self.inner.leave_topic(handle, topic)
     }
 
     /// For another instance, which answers the page. Returns how many connections have changed.
     pub(in crate::hub) fn change_all(&self, audience: &Audience, change: &Change) -> Result<usize, CommandError> {
         let mut changed = 0;
-        for link in self.links(audience) {
-            match self.change_link(&link, change, Moment::now()) {
+        for handle in self.handles(audience) {
+            match self.change_topics_of(&handle, change, DisconnectClock::now()) {
                 Ok(_) => changed += 1,
                 Err(ChangeError::TooMany) => return Err(CommandError::too_many_topics(self.settings().max_topics)),
                 // A topic is closed since. The page hears nothing of topics, so it has what it had.
-                Err(ChangeError::Barred | ChangeError::Outdated) => {}
+                Err(ChangeError::Banned | ChangeError::Outdated) => {}
             }
         }
         Ok(changed)
     }
 
-    pub(in crate::hub) fn change_link(
+    pub(in crate::hub) fn change_topics_of(
         &self,
-        link: &Arc<Link>,
+        handle: &Arc<ConnectionHandle>,
         change: &Change,
-        asked_at: Moment,
+        asked_at: DisconnectClock,
     ) -> Result<Vec<Topic>, ChangeError> {
         let Change { leave, join, since, bounds } = change;
         let limit = self.settings().max_topics;
@@ -177,20 +177,25 @@ impl Hub {
         let after = |topic: &Topic| afters.get(topic).copied().unwrap_or(0);
         let joining: Vec<_> =
             join.iter().map(|topic| Joining { topic: topic.clone(), since, after: after(topic) }).collect();
-        // What takes a topic away from then on finds it; what did before is found out by `object_at`.
-        self.inner.change_topics(link, leave, &joining, || self.object_at(link, join, asked_at))
+        // What takes a topic away from then on finds it; what did before is found out by `check_bans_at`.
+        self.inner.change_topics(handle, leave, &joining, || self.check_bans_at(handle, join, asked_at))
     }
 
-    fn object_at(&self, link: &Link, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
-        if !join.is_empty() && Moment::from_count(link.taken_at.load(Ordering::SeqCst)) > asked_at {
+    fn check_bans_at(
+        &self,
+        handle: &ConnectionHandle,
+        join: &[Topic],
+        asked_at: DisconnectClock,
+    ) -> Result<(), ChangeError> {
+        if !join.is_empty() && DisconnectClock::from_count(handle.taken_at.load(Ordering::SeqCst)) > asked_at {
             return Err(ChangeError::Outdated);
         }
-        self.object_to(join, asked_at)
+        self.check_bans_of(join, asked_at)
     }
 
-    pub(in crate::hub) fn object_to(&self, join: &[Topic], asked_at: Moment) -> Result<(), ChangeError> {
+    pub(in crate::hub) fn check_bans_of(&self, join: &[Topic], asked_at: DisconnectClock) -> Result<(), ChangeError> {
         let topics: Vec<_> = join.iter().cloned().map(Address::Topic).collect();
-        Ok(self.object(&topics, asked_at)?)
+        Ok(self.check_bans(&topics, asked_at)?)
     }
 }
 

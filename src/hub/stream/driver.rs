@@ -8,7 +8,7 @@ use tokio::time::Duration;
 
 use super::timers::{Expiry, Heartbeat};
 use crate::hub::cluster::shared_log::SharedLog;
-use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::tasks::workers;
 use crate::hub::{Hub, LifecycleEvent, Transport};
@@ -28,9 +28,9 @@ const READS: usize = 16;
 const LONGEST_SPREAD: Millis = 5_000;
 
 /// See the module.
-pub(crate) struct Connection {
+pub(crate) struct StreamDriver {
     hub: Hub,
-    link: Arc<Link>,
+    handle: Arc<ConnectionHandle>,
     stage: Stage,
     opening: Option<Box<Opening>>,
     progress: Progress,
@@ -47,13 +47,13 @@ pub(crate) struct Connection {
     epochs: u16,
 }
 
-impl Drop for Connection {
+impl Drop for StreamDriver {
     fn drop(&mut self) {
-        let timed_out = self.link.transport().is_some_and(|transport| transport.has_timed_out());
+        let timed_out = self.handle.transport().is_some_and(|transport| transport.has_timed_out());
         let otherwise = if timed_out { EndReason::Stalled } else { EndReason::Client };
-        let reason = self.link.ending().map_or(otherwise, |ending| ending.reason);
-        self.hub.inner.forget(&self.link, reason);
-        self.link.let_carrier_go();
+        let reason = self.handle.ending().map_or(otherwise, |ending| ending.reason);
+        self.hub.inner.forget(&self.handle, reason);
+        self.handle.let_carrier_go();
     }
 }
 
@@ -127,16 +127,19 @@ pub(crate) enum Step {
 }
 
 /// What it may read is nobody's business.
-impl fmt::Debug for Connection {
+impl fmt::Debug for StreamDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("id", &self.link.id()).field("stage", &self.stage).finish_non_exhaustive()
+        f.debug_struct("StreamDriver")
+            .field("id", &self.handle.id())
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
     }
 }
 
-impl Connection {
+impl StreamDriver {
     pub(in crate::hub) fn new(
         hub: &Hub,
-        link: Arc<Link>,
+        handle: Arc<ConnectionHandle>,
         accepted_at: u64,
         cursor: CursorState,
         gap: Option<GapReason>,
@@ -149,7 +152,7 @@ impl Connection {
             opening: Some(Box::new(Opening { cursor, gap, accepted_at })),
             progress: Progress::Behind,
             end,
-            heartbeat: link.to_network.then(|| Heartbeat::new(settings, now)),
+            heartbeat: handle.to_network.then(|| Heartbeat::new(settings, now)),
             limits: settings
                 .old_age()
                 .map(|age| Box::new(Limits { old_at: now.saturating_add(age), ..Limits::default() })),
@@ -157,7 +160,7 @@ impl Connection {
             settled: false,
             epochs: hub.inner.shared_log.as_ref().map_or(0, SharedLog::epochs),
             hub: hub.clone(),
-            link,
+            handle,
         }
     }
 
@@ -166,12 +169,12 @@ impl Connection {
     }
 
     pub(crate) fn id(&self) -> ConnectionId {
-        self.link.id()
+        self.handle.id()
     }
 
     /// The socket below. If it is unknown, it is looked for: it can be found in the task that polls it.
     pub(crate) fn find_socket(&self) -> Option<Arc<Transport>> {
-        if !self.link.is_carrier_known()
+        if !self.handle.is_carrier_known()
             && let Some(transport) = self.hub.transports().of_this_task()
         {
             self.carried_by(transport);
@@ -181,40 +184,40 @@ impl Connection {
 
     /// The socket below, where that is known and it may have to be cut.
     pub(crate) fn socket(&self) -> Option<Arc<Transport>> {
-        self.link.transport()
+        self.handle.transport()
     }
 
     /// Says which socket it is written to.
     pub(crate) fn carried_by(&self, transport: Arc<Transport>) {
-        self.link.carried_by(transport);
+        self.handle.carried_by(transport);
     }
 
     /// It is written by the hub itself now. What is known as a socket while its peer does not take what it has.
     #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn written_through(&self, stuck: Option<Arc<Transport>>) {
-        self.link.carried_over_to(stuck);
+        self.handle.carried_over_to(stuck);
     }
 
     /// Its peer was given up, since it takes nothing. To be dropped.
     #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn stalled(&self) {
-        self.link.end(Ending::now(EndReason::Stalled));
+        self.handle.end(Ending::now(EndReason::Stalled));
     }
 
     /// Its writer is still at the last step, and the peer takes bytes. The next step reads anew.
     pub(crate) fn goes_on(&mut self, cx: &Context<'_>) {
         self.settled = false;
-        self.link.subscriber.listen(cx.waker());
-        self.link.due.store(self.hub.now(), Ordering::Release);
+        self.handle.subscriber.listen(cx.waker());
+        self.handle.due.store(self.hub.now(), Ordering::Release);
     }
 
     /// Whether the stream has nothing to write: it has read everything and was not woken since. If so, this registers the
     /// task to be woken. A server polls a body once or twice after each event, so a body calls this before it makes a
     /// [`Batch`].
     pub(crate) fn sleeps_on(&mut self, cx: &Context<'_>) -> bool {
-        self.settled = self.settled && self.link.subscriber.may_sleep(cx.waker()) && !self.link.is_ending();
+        self.settled = self.settled && self.handle.subscriber.may_sleep(cx.waker()) && !self.handle.is_ending();
         if self.settled {
-            self.link.due.store(self.link.alarm_at(), Ordering::Release);
+            self.handle.due.store(self.handle.alarm_at(), Ordering::Release);
         }
         self.settled
     }
@@ -226,9 +229,9 @@ impl Connection {
         let due = match polled {
             // Whoever takes a step comes back for the next at once, unless the peer does not take what it has.
             Poll::Ready(_) => looked_at.unwrap_or_else(|| self.hub.now()),
-            Poll::Pending => self.link.alarm_at(),
+            Poll::Pending => self.handle.alarm_at(),
         };
-        self.link.due.store(due, Ordering::Release);
+        self.handle.due.store(due, Ordering::Release);
         polled
     }
 
@@ -244,9 +247,9 @@ impl Connection {
                 // It may have been opened on another runtime.
                 workers::ensure(&self.hub.inner);
                 if let Some(opening) = self.opening.as_deref() {
-                    let topics = self.hub.log().topics(&self.link.subscriber);
+                    let topics = self.hub.log().topics(&self.handle.subscriber);
                     return Poll::Ready(Some(Step::Hello {
-                        connection: self.link.id(),
+                        connection: self.handle.id(),
                         cursor: opening.cursor,
                         topics,
                     }));
@@ -259,16 +262,16 @@ impl Connection {
         if self.sleeps_on(cx) {
             return Poll::Pending;
         }
-        self.link.subscriber.listen(cx.waker());
+        self.handle.subscriber.listen(cx.waker());
         // Before it reads: a stream that always has something to read ends too.
         if let Some(step) = self.clock_step() {
             return Poll::Ready(Some(step));
         }
         loop {
             // Before the read, which then finds all records that the ending comes after.
-            let ending = self.link.ending();
+            let ending = self.handle.ending();
             if let Some(ending) = &ending
-                && (self.link.is_gone() || self.hub.log().cursor(&self.link.subscriber) >= ending.after)
+                && (self.handle.is_gone() || self.hub.log().cursor(&self.handle.subscriber) >= ending.after)
             {
                 return Poll::Ready(Some(self.finish(ending.clone())));
             }
@@ -281,7 +284,7 @@ impl Connection {
                 _ if found == Found::MayBeMore => return Poll::Pending,
                 // A stream that waits for the shared log ends all the same: its broker may be away for long.
                 Some(ending) => return Poll::Ready(Some(self.finish(ending))),
-                None if self.link.is_ending() => {}
+                None if self.handle.is_ending() => {}
                 None => return self.poll_clock(cx),
             }
         }
@@ -303,7 +306,7 @@ impl Connection {
 
     /// What the clock says: the end of its time, a notice of it, or that it is old.
     fn clock_step(&mut self) -> Option<Step> {
-        let given = self.link.expires_at();
+        let given = self.handle.expires_at();
         if given == Millis::MAX && self.limits.is_none() {
             return None;
         }
@@ -327,7 +330,7 @@ impl Connection {
             // As in a drain: what was published so far is delivered, and those who end together come back spread out.
             let retry = Some(self.hub.jittered_retry(self.hub.settings().retry, 0.0..=2.0));
             let after = self.hub.log().last();
-            self.link.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
+            self.handle.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
         }
         None
     }
@@ -341,14 +344,14 @@ impl Connection {
         let epochs = shared.epochs();
         if epochs != std::mem::replace(&mut self.epochs, epochs)
             && self.progress == Progress::CaughtUp
-            && self.link.to_network
+            && self.handle.to_network
         {
             let most = millis(self.hub.settings().retry).min(LONGEST_SPREAD);
             self.limits.get_or_insert_default().reads_from = self.hub.now() + fastrand::u64(0..=most);
         }
         let Some(limits) = self.limits.as_mut().filter(|limits| limits.reads_from != 0) else { return false };
         // The end of a stream comes after what there is to read. A drain has a spread of its own.
-        if self.link.is_ending() || self.hub.now() >= limits.reads_from {
+        if self.handle.is_ending() || self.hub.now() >= limits.reads_from {
             limits.reads_from = 0;
         }
         limits.reads_from != 0
@@ -364,13 +367,13 @@ impl Connection {
         if self.waits_for_its_turn() {
             return Err(Found::Waits);
         }
-        let (hub, link) = (&self.hub, &self.link);
+        let (hub, handle) = (&self.hub, &self.handle);
         if let Some(reason) = self.opening.as_mut().and_then(|opening| opening.gap.take()) {
-            hub.counters().gap(link.id(), reason, hub.now());
-            return Ok(Step::Gap { reason, topics: hub.log().topics(&link.subscriber) });
+            hub.counters().gap(handle.id(), reason, hub.now());
+            return Ok(Step::Gap { reason, topics: hub.log().topics(&handle.subscriber) });
         }
         if self.progress == Progress::Arrived
-            && let Some(live) = live(hub, link, &mut self.heartbeat)
+            && let Some(live) = live(hub, handle, &mut self.heartbeat)
         {
             self.progress = Progress::CaughtUp;
             self.told_stale = false;
@@ -378,23 +381,23 @@ impl Connection {
         }
         let caught_up = self.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
-        let found = read(hub, link, batch);
+        let found = read(hub, handle, batch);
         let is_stale = || hub.inner.shared_log.as_ref().is_some_and(SharedLog::is_stale);
         if batch.ordered
             && !caught_up
-            && self.opening.as_ref().is_none_or(|opening| hub.log().cursor(&link.subscriber) >= opening.accepted_at)
+            && self.opening.as_ref().is_none_or(|opening| hub.log().cursor(&handle.subscriber) >= opening.accepted_at)
         {
             self.opening = None;
             self.progress = Progress::Arrived;
         }
         let count = batch.count();
         if count > 0 {
-            hub.counters().delivered(link.id(), count);
+            hub.counters().delivered(handle.id(), count);
             // Nobody else writes it.
-            link.delivered.store(link.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
+            handle.delivered.store(handle.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
         }
         if !batch.gap.is_empty() {
-            return Ok(gap_step(hub, link, &mut self.stage, batch, caught_up));
+            return Ok(gap_step(hub, handle, &mut self.stage, batch, caught_up));
         }
         if count > 0 {
             let now = *looked_at.insert(hub.now());
@@ -402,8 +405,8 @@ impl Connection {
                 heartbeat.wrote(batch.ordered, now);
             }
             // Whoever ends it later wakes it, and so does what else there is to say.
-            let is_told = caught_up && !link.is_ending() && self.told_stale == is_stale();
-            self.settled = batch.settled && is_told && link.alarm_at() <= self.due();
+            let is_told = caught_up && !handle.is_ending() && self.told_stale == is_stale();
+            self.settled = batch.settled && is_told && handle.alarm_at() <= self.due();
             return Ok(Step::Records);
         }
         let is_stale = is_stale();
@@ -415,7 +418,7 @@ impl Connection {
         // Who is still behind is told so by its first `live`.
         let is_back = !is_stale && std::mem::take(&mut self.told_stale) && self.progress == Progress::CaughtUp;
         if (batch.changed || is_back || self.progress == Progress::Arrived)
-            && let Some(live) = live(hub, link, &mut self.heartbeat)
+            && let Some(live) = live(hub, handle, &mut self.heartbeat)
         {
             self.progress = Progress::CaughtUp;
             // If it cannot be followed now, that is said again.
@@ -443,7 +446,7 @@ impl Connection {
         let due = self.due();
         // An alarm that is early costs one look; moving it at every event would cost more. While it has not rung nothing is
         // due, and the clock need not be read. It is never set if nothing will be.
-        if self.link.alarm_at() <= due {
+        if self.handle.alarm_at() <= due {
             return Poll::Pending;
         }
         let now = self.hub.now();
@@ -461,7 +464,7 @@ impl Connection {
                 && reads
                 && !self.told_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
-                && let Some(live) = live(&self.hub, &self.link, &mut self.heartbeat)
+                && let Some(live) = live(&self.hub, &self.handle, &mut self.heartbeat)
             {
                 return Poll::Ready(Some(live));
             }
@@ -469,12 +472,12 @@ impl Connection {
         }
         // Not far ahead: a stream that has gone is remembered for as long as its alarm.
         let soon = now.saturating_add(millis(self.hub.settings().heartbeat));
-        workers::set_alarm(&self.hub.inner, &self.link, due.min(soon));
+        workers::set_alarm(&self.hub.inner, &self.handle, due.min(soon));
         Poll::Pending
     }
 
     fn finish(&mut self, ending: Ending) -> Step {
-        end(&self.hub, &self.link, &mut self.stage, ending)
+        end(&self.hub, &self.handle, &mut self.stage, ending)
     }
 }
 
@@ -491,13 +494,13 @@ enum Found {
 }
 
 /// What the stream may read now: from memory, and if it comes back from before what is there, from where the log is shared.
-fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> Found {
+fn read(hub: &Hub, handle: &Arc<ConnectionHandle>, batch: &mut Batch) -> Found {
     batch.looks_back = hub.inner.shared_log.is_some();
     for _ in 0..READS {
-        hub.log().read(&link.subscriber, batch);
+        hub.log().read(&handle.subscriber, batch);
         match (batch.needs.take(), &hub.inner.shared_log) {
             (Some(after), Some(shared)) => {
-                batch.past = shared.look_back(hub.log().base(), after, link, hub.now());
+                batch.past = shared.look_back(hub.log().base(), after, handle, hub.now());
                 if batch.past.is_none() {
                     hub.inner.ensure_shared_log();
                     return Found::Waits;
@@ -508,31 +511,31 @@ fn read(hub: &Hub, link: &Arc<Link>, batch: &mut Batch) -> Found {
         }
     }
     // Other streams get their turn after so many reads that found nothing.
-    link.wake(hub.now());
+    handle.wake(hub.now());
     Found::MayBeMore
 }
 
-fn gap_step(hub: &Hub, link: &Link, stage: &mut Stage, batch: &mut Batch, caught_up: bool) -> Step {
+fn gap_step(hub: &Hub, handle: &ConnectionHandle, stage: &mut Stage, batch: &mut Batch, caught_up: bool) -> Step {
     let was_too_slow = caught_up && batch.gap_reason.is_none();
     let topics: Vec<Topic> = batch.gap.iter().filter_map(Address::topic).cloned().collect();
     if was_too_slow {
         hub.inner.lifecycles.tell(|| LifecycleEvent::Lagged {
-            connection: Arc::new(ConnectionInfo::of(link, hub.log().topics(&link.subscriber), hub.now())),
+            connection: Arc::new(ConnectionInfo::of(handle, hub.log().topics(&handle.subscriber), hub.now())),
             topics: topics.clone(),
         });
         if batch.disconnects {
             batch.records.clear();
-            return end(hub, link, stage, Ending::now(EndReason::Lagged));
+            return end(hub, handle, stage, Ending::now(EndReason::Lagged));
         }
     }
     let reason = if was_too_slow { GapReason::Lagged } else { batch.gap_reason.unwrap_or(GapReason::Trimmed) };
-    hub.counters().gap(link.id(), reason, hub.now());
+    hub.counters().gap(handle.id(), reason, hub.now());
     Step::Gap { reason, topics }
 }
 
 /// Caught up; none while something older is still to be replayed.
-fn live(hub: &Hub, link: &Link, heartbeat: &mut Option<Heartbeat>) -> Option<Step> {
-    let (position, topics) = hub.log().settled(&link.subscriber)?;
+fn live(hub: &Hub, handle: &ConnectionHandle, heartbeat: &mut Option<Heartbeat>) -> Option<Step> {
+    let (position, topics) = hub.log().settled(&handle.subscriber)?;
     if let Some(heartbeat) = heartbeat {
         heartbeat.wrote(true, hub.now());
     }
@@ -540,9 +543,9 @@ fn live(hub: &Hub, link: &Link, heartbeat: &mut Option<Heartbeat>) -> Option<Ste
 }
 
 /// It is out of the registry and out of its channels before its last frame is written.
-fn end(hub: &Hub, link: &Link, stage: &mut Stage, ending: Ending) -> Step {
-    let ending = link.end(ending);
+fn end(hub: &Hub, handle: &ConnectionHandle, stage: &mut Stage, ending: Ending) -> Step {
+    let ending = handle.end(ending);
     *stage = Stage::Ending;
-    hub.inner.forget(link, ending.reason);
+    hub.inner.forget(handle, ending.reason);
     Step::Bye(ending)
 }

@@ -6,12 +6,12 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::driver::{Connection, Step};
+use super::driver::{Step, StreamDriver};
 use crate::hub::Settings;
 use crate::log::Batch;
 use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
 
-impl Connection {
+impl StreamDriver {
     /// The next bytes, for a body. `None` at the end.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
         let mut batch = Batch { wants_pieces: true, ..Batch::default() };

@@ -12,12 +12,12 @@ use tokio::sync::oneshot;
 
 use super::store::{LONGEST, NotTaken, Waiting, text};
 use crate::hub::Hub;
-use crate::hub::connection::bans::Objection;
+use crate::hub::connection::bans::Rejection;
 #[cfg(feature = "json")]
 use crate::hub::tasks::back_off::can_wait;
 use crate::log::millis;
 use crate::sync::Mutex;
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
 
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ impl Hub {
         }
         let now = self.now();
         let over_at = now.saturating_add(millis(ttl));
-        self.inner.tickets.put(secret, Waiting::here(subscription, Moment::now(), over_at), now)?;
+        self.inner.tickets.put(secret, Waiting::here(subscription, DisconnectClock::now(), over_at), now)?;
         Ok(Ticket(text(secret).into()))
     }
 
@@ -104,7 +104,7 @@ impl Hub {
         let (mut subscription, made_at) = waiting.kept.ok_or(NotTaken::Invalid)?;
         // A user who was disconnected since needs a new one.
         let addresses = crate::hub::stream::admission::addresses(&subscription);
-        if self.inner.bars.objection(&addresses, made_at, now) == Some(Objection::Outdated) {
+        if self.inner.bans.rejection(&addresses, made_at, now) == Some(Rejection::Outdated) {
             return Err(NotTaken::Invalid);
         }
         // The subscription's own time may have ended before the ticket's.

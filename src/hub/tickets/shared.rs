@@ -15,7 +15,7 @@ use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::tasks::back_off::{can_wait, in_time};
 use crate::hub::tasks::workers;
 use crate::log::millis;
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
 
 impl Hub {
@@ -72,11 +72,11 @@ impl Hub {
         }
         // A user who was disconnected since needs a new one.
         let addresses = crate::hub::stream::admission::addresses(&subscription);
-        if self.inner.bars.any_since(&addresses, times.made_at) {
+        if self.inner.bans.any_since(&addresses, times.made_at) {
             return None;
         }
         let over_at = self.now().saturating_add(millis(left));
-        let (made_at, deposited_at) = (Moment::now(), Some(times.made_at));
+        let (made_at, deposited_at) = (DisconnectClock::now(), Some(times.made_at));
         subscription.redeemed = Some(Box::new(Redeemed { secret, made_at, deposited_at, over_at }));
         Some(subscription)
     }

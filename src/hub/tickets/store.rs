@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::log::Millis;
 use crate::sync::Mutex;
-use crate::types::disconnect_clock::Moment;
+use crate::types::disconnect_clock::DisconnectClock;
 use crate::types::name::UserId;
 use crate::types::subscription::{Subscription, SubscriptionError};
 
@@ -69,12 +69,12 @@ pub(super) struct Waiting {
     /// Counted with the other tickets of this user or key; none for an anonymous one without a key.
     owner: Option<Owner>,
     /// What it stands for, and when it was made. None if that lies on a broker: then it only counts.
-    pub(super) kept: Option<(Subscription, Moment)>,
+    pub(super) kept: Option<(Subscription, DisconnectClock)>,
     pub(super) over_at: Millis,
 }
 
 impl Waiting {
-    pub(super) fn here(subscription: Subscription, made_at: Moment, over_at: Millis) -> Self {
+    pub(super) fn here(subscription: Subscription, made_at: DisconnectClock, over_at: Millis) -> Self {
         Self { owner: Owner::of(&subscription), kept: Some((subscription, made_at)), over_at }
     }
 

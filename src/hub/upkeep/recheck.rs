@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, timeout, timeout_at};
 
 use super::schedule::Check;
-use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
@@ -37,7 +37,7 @@ const SAME_TIME: Millis = 100;
 /// What came of one check; no verdict if the hook panicked or took too long.
 struct Answer {
     check: Check,
-    link: Arc<Link>,
+    handle: Arc<ConnectionHandle>,
     asked_at: Millis,
     /// The topics that the hook was asked about. What was joined since is for the next time.
     topics: Vec<Topic>,
@@ -60,9 +60,9 @@ async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
     loop {
         let Some(inner) = hub.upgrade() else { return };
         while asking.len() < inner.settings.max_rechecks
-            && let Some((check, link)) = inner.next_check()
+            && let Some((check, handle)) = inner.next_check()
         {
-            asking.push(inner.ask(check, link));
+            asking.push(inner.ask(check, handle));
         }
         let next = inner.rechecks.schedule.lock().due.peek().map(|Reverse(check)| inner.instant(check.at));
         let is_full = asking.len() >= inner.settings.max_rechecks;
@@ -97,41 +97,41 @@ async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
 
 impl Inner {
     /// The next check that is due, of a connection that is still there.
-    fn next_check(&self) -> Option<(Check, Arc<Link>)> {
+    fn next_check(&self) -> Option<(Check, Arc<ConnectionHandle>)> {
         let now = self.now();
-        let (check, link) = self.rechecks.next(now, |connection| self.registry.find(connection))?;
+        let (check, handle) = self.rechecks.next(now, |connection| self.registry.find(connection))?;
         if now > check.at + millis(self.settings.recheck_interval()) {
             self.counters.rechecks_late(now);
         }
-        Some((check, link))
+        Some((check, handle))
     }
 
-    fn ask(&self, check: Check, link: Arc<Link>) -> BoxFuture<'static, Answer> {
-        let subscription = self.subscription_of(&link);
+    fn ask(&self, check: Check, handle: Arc<ConnectionHandle>) -> BoxFuture<'static, Answer> {
+        let subscription = self.subscription_of(&handle);
         let (asked_at, topics) = (self.now(), subscription.topics.to_vec());
         let limit = self.settings.access_timeout;
         async move {
             let asked = async {
-                match link.authority() {
+                match handle.authority() {
                     Some(authority) => authority.recheck(subscription).await,
                     None => Recheck::Settled,
                 }
             };
             // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
             let verdict = timeout(limit, AssertUnwindSafe(asked).catch_unwind()).await;
-            Answer { check, link, asked_at, topics, verdict: verdict.ok().and_then(Result::ok) }
+            Answer { check, handle, asked_at, topics, verdict: verdict.ok().and_then(Result::ok) }
         }
         .boxed()
     }
 
     /// What a connection has now.
-    fn subscription_of(&self, link: &Link) -> Subscription {
+    fn subscription_of(&self, handle: &ConnectionHandle) -> Subscription {
         let mut subscription = Subscription::anonymous();
-        subscription.user = link.user().cloned();
-        subscription.topics = self.log.topics(&link.subscriber).into_iter().collect();
-        subscription.data = link.data().cloned();
-        subscription.extensions = link.extensions();
-        let expires_at = link.expires_at();
+        subscription.user = handle.user().cloned();
+        subscription.topics = self.log.topics(&handle.subscriber).into_iter().collect();
+        subscription.data = handle.data().cloned();
+        subscription.extensions = handle.extensions();
+        let expires_at = handle.expires_at();
         if expires_at != Millis::MAX {
             let remaining = Duration::from_millis(expires_at.saturating_sub(self.now()));
             subscription.expiry = std::time::SystemTime::now().checked_add(remaining).map(Expiry::At);
@@ -141,23 +141,23 @@ impl Inner {
 }
 
 impl Hub {
-    fn answered(&self, Answer { check, link, asked_at, topics, verdict }: Answer) {
+    fn answered(&self, Answer { check, handle, asked_at, topics, verdict }: Answer) {
         let mut schedule = self.inner.rechecks.schedule.lock();
         if let Some(index) = schedule.asking.iter().position(|asked| asked.connection == check.connection) {
             schedule.asking.swap_remove(index);
         }
         drop(schedule);
-        if link.is_gone() {
+        if handle.is_gone() {
             return;
         }
         let failures = match verdict {
             Some(Recheck::Settled) => return,
-            Some(Recheck::End(refusal)) => return self.revoke(&link, &refusal),
-            Some(Recheck::Narrow(subscription)) if subscription.user.as_ref() != link.user() => {
-                return self.revoke(&link, &Refusal::forbidden());
+            Some(Recheck::End(refusal)) => return self.revoke(&handle, &refusal),
+            Some(Recheck::Narrow(subscription)) if subscription.user.as_ref() != handle.user() => {
+                return self.revoke(&handle, &Refusal::forbidden());
             }
             Some(Recheck::Narrow(subscription)) => {
-                self.narrow(&link, &topics, &subscription);
+                self.narrow(&handle, &topics, &subscription);
                 0
             }
             Some(Recheck::Keep) => 0,
@@ -167,7 +167,7 @@ impl Hub {
             }
         };
         if failures >= FAILURES {
-            return self.revoke(&link, &Refusal::forbidden());
+            return self.revoke(&handle, &Refusal::forbidden());
         }
         let interval = millis(self.settings().recheck_interval());
         if self.inner.rechecks.add(Check { failures, ..check }, asked_at, interval) {
@@ -175,20 +175,20 @@ impl Hub {
         }
     }
 
-    fn narrow(&self, link: &Arc<Link>, had: &[Topic], subscription: &Subscription) {
+    fn narrow(&self, handle: &Arc<ConnectionHandle>, had: &[Topic], subscription: &Subscription) {
         for topic in had.iter().filter(|topic| !subscription.grants(topic)) {
-            self.take_topic(link, topic);
+            self.take_topic(handle, topic);
         }
         let Some(expiry) = subscription.expiry else { return };
         let expires_at = self.now().saturating_add(millis(expiry.remaining()));
         // What was handed to the hook comes back a moment off; that is no new time.
-        if expires_at.abs_diff(link.expires_at()) > SAME_TIME {
-            link.expire_at(expires_at);
-            link.wake(self.now());
+        if expires_at.abs_diff(handle.expires_at()) > SAME_TIME {
+            handle.expire_at(expires_at);
+            handle.wake(self.now());
         }
     }
 
-    fn revoke(&self, link: &Arc<Link>, refusal: &Refusal) {
+    fn revoke(&self, handle: &Arc<ConnectionHandle>, refusal: &Refusal) {
         let usual = self.settings().retry;
         let (returns, retry) = match refusal.0 {
             Kind::Never => (Returns::Never(NEVER), None),
@@ -198,6 +198,6 @@ impl Hub {
             }
             Kind::Login | Kind::Forbidden => (Returns::Now, Some(self.jittered_retry(usual, 1.0..=2.0))),
         };
-        self.end_now(link, Ending { returns, retry, ..Ending::now(EndReason::Revoked) });
+        self.end_now(handle, Ending { returns, retry, ..Ending::now(EndReason::Revoked) });
     }
 }

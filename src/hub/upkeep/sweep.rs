@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::hub::Inner;
-use crate::hub::connection::handle::{Ending, Link};
+use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::tasks::background::Job;
 use crate::log::{Millis, Swept, millis};
 use crate::types::reason::EndReason;
@@ -73,9 +73,9 @@ impl Inner {
     fn give_up_stalled(self: &Arc<Self>) {
         let now = self.now();
         let deadline = millis(self.settings.write_deadline);
-        for link in self.registry.all() {
-            let Some(since) = link.overdue_since().filter(|since| *since <= now) else { continue };
-            let since = match link.transport() {
+        for handle in self.registry.all() {
+            let Some(since) = handle.overdue_since().filter(|since| *since <= now) else { continue };
+            let since = match handle.transport() {
                 Some(transport) => {
                     // Not a body that waits for a flush which its server is about to make.
                     if now > since.saturating_add(BUSY.min(deadline / 2)) {
@@ -85,21 +85,21 @@ impl Inner {
                     since.max(transport.quiet_since(now))
                 }
                 // The hub's own writer, whose peer has taken everything. It is the writer that is late.
-                None if link.is_carrier_known() => continue,
+                None if handle.is_carrier_known() => continue,
                 None => since,
             };
             if now > since.saturating_add(deadline) {
-                self.give_up(&link);
+                self.give_up(&handle);
             }
         }
     }
 
     /// A stream that looks no more counts as gone at once, and its socket is cut. Where the socket is unknown, the
     /// stream ends when it is polled next.
-    pub(in crate::hub) fn give_up(self: &Arc<Self>, link: &Link) {
-        link.end(Ending::now(EndReason::Stalled));
-        self.forget(link, EndReason::Stalled);
-        if let Some(transport) = link.transport() {
+    pub(in crate::hub) fn give_up(self: &Arc<Self>, handle: &ConnectionHandle) {
+        handle.end(Ending::now(EndReason::Stalled));
+        self.forget(handle, EndReason::Stalled);
+        if let Some(transport) = handle.transport() {
             transport.time_out();
             transport.cut();
         }

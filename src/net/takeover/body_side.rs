@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::{Duration, Sleep};
 
 use super::offer::{Offer, Outcome};
-use crate::hub::{Connection, Transport};
+use crate::hub::{StreamDriver, Transport};
 
 /// How long to wait for the socket. It decides when the server writes, which is at once, unless a layer between holds the
 /// first frame back.
@@ -23,7 +23,7 @@ pub(crate) struct Offered {
 }
 
 impl Offered {
-    pub(crate) fn new(connection: Connection, transport: Arc<Transport>, first: &Bytes) -> Self {
+    pub(crate) fn new(connection: StreamDriver, transport: Arc<Transport>, first: &Bytes) -> Self {
         // As hyper writes it.
         let mut chunk = format!("{:X}\r\n", first.len()).into_bytes();
         chunk.extend_from_slice(first);

@@ -2,7 +2,7 @@
 
 use tokio::net::TcpStream;
 
-use crate::hub::Connection;
+use crate::hub::StreamDriver;
 
 pub(crate) enum Inbox {}
 
@@ -11,7 +11,7 @@ pub(crate) fn here() -> Option<Inbox> {
 }
 
 impl Inbox {
-    pub(crate) fn take_over(&self, _: TcpStream, _: Connection) {
+    pub(crate) fn take_over(&self, _: TcpStream, _: StreamDriver) {
         match *self {}
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::writer;
-use crate::hub::{Connection, Takeover, Transport};
+use crate::hub::{StreamDriver, Takeover, Transport};
 use crate::sync::{Mutex, WakerCell};
 
 pub(crate) struct Offer {
@@ -24,8 +24,8 @@ pub(crate) struct Offer {
 }
 
 enum State {
-    Open(Connection),
-    Declined(Connection),
+    Open(StreamDriver),
+    Declined(StreamDriver),
     /// By the socket, or back by the body.
     Taken,
 }
@@ -35,12 +35,12 @@ pub(crate) enum Outcome {
     /// The body is to end: another writes on.
     Accepted,
     /// The body goes on itself.
-    Declined(Connection),
+    Declined(StreamDriver),
 }
 
 impl Offer {
     /// Where the socket of `transport` sees it. `chunk` is the first frame as it comes out of the server.
-    pub(crate) fn make(connection: Connection, transport: Arc<Transport>, chunk: Bytes) -> Arc<Self> {
+    pub(crate) fn make(connection: StreamDriver, transport: Arc<Transport>, chunk: Bytes) -> Arc<Self> {
         let state = Mutex::new(State::Open(connection));
         let offer = Arc::new(Self { transport, chunk, state, body: WakerCell::new() });
         offer.transport.offer(Arc::clone(&offer) as _);
@@ -48,7 +48,7 @@ impl Offer {
     }
 
     /// The stream, for the writer. None if the body has gone.
-    fn accept(&self) -> Option<Connection> {
+    fn accept(&self) -> Option<StreamDriver> {
         let connection = match std::mem::replace(&mut *self.state.lock(), State::Taken) {
             State::Open(connection) | State::Declined(connection) => Some(connection),
             State::Taken => None,
@@ -78,7 +78,7 @@ impl Offer {
     }
 
     /// For the body: takes its stream back, or lets it go, if nobody has accepted.
-    pub(crate) fn withdraw(&self) -> Option<Connection> {
+    pub(crate) fn withdraw(&self) -> Option<StreamDriver> {
         self.transport.withdraw_offer();
         match std::mem::replace(&mut *self.state.lock(), State::Taken) {
             State::Open(connection) | State::Declined(connection) => Some(connection),

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 use tokio::time::{Duration, Instant, Sleep};
 
-use crate::hub::{Connection, Encoded, Hub, Transport};
+use crate::hub::{Encoded, Hub, StreamDriver, Transport};
 use crate::wire::LAST_CHUNK;
 
 /// How many steps are written before others get their turn.
@@ -49,7 +49,7 @@ pub(crate) struct Handed {
 }
 
 enum Phase {
-    Streaming(Connection),
+    Streaming(StreamDriver),
     /// The last bytes are being written.
     Closing(Hub),
     /// They are written, and the peer knows that nothing follows.
@@ -78,7 +78,7 @@ pub(crate) enum Turn {
 struct Gone;
 
 impl Handed {
-    pub(crate) fn new(tcp: TcpStream, connection: Connection) -> Self {
+    pub(crate) fn new(tcp: TcpStream, connection: StreamDriver) -> Self {
         connection.hub().transports().begin_writing();
         Self { tcp, readable: true, writable: true, pause: None, phase: Phase::Streaming(connection), waiting: None }
     }
@@ -306,7 +306,7 @@ impl Drop for Waiting {
 mod tests {
     use super::*;
     use crate::hub::Request;
-    use crate::types::disconnect_clock::Moment;
+    use crate::types::disconnect_clock::DisconnectClock;
     use crate::types::last_event_id::Cursor;
     use crate::{Event, Retention, Subscription};
     use std::task::Waker;
@@ -322,7 +322,7 @@ mod tests {
         let deadline = Duration::from_secs(30);
         let retention = Retention::replay().count(100).bytes(32 << 20);
         let hub = Hub::builder().write_deadline(deadline).topic_retention(retention).build().unwrap();
-        let request = Request { to_network: true, asked_at: Moment::now(), authority: None };
+        let request = Request { to_network: true, asked_at: DisconnectClock::now(), authority: None };
         let connection = hub.open(&Subscription::anonymous().topic("t"), Cursor::Absent, request).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

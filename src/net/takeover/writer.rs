@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Id};
 
 use super::stream::{Handed, Turn};
-use crate::hub::Connection;
+use crate::hub::StreamDriver;
 
 /// How many sockets are looked after before others get their turn.
 const BATCH: usize = 256;
@@ -43,7 +43,7 @@ struct Crew {
 /// How a writer is reached.
 #[derive(Default)]
 pub(crate) struct Inbox {
-    arrived: Mutex<Vec<(TcpStream, Connection)>>,
+    arrived: Mutex<Vec<(TcpStream, StreamDriver)>>,
     /// The places of those that were woken, in that order.
     woken: Mutex<VecDeque<usize>>,
     task: AtomicWaker,
@@ -103,7 +103,7 @@ pub(crate) fn here() -> Option<Arc<Inbox>> {
 
 impl Inbox {
     /// Writes this stream from here on.
-    pub(crate) fn take_over(&self, tcp: TcpStream, connection: Connection) {
+    pub(crate) fn take_over(&self, tcp: TcpStream, connection: StreamDriver) {
         connection.written_through(None);
         lock(&self.arrived).push((tcp, connection));
         self.task.wake();
@@ -147,7 +147,7 @@ impl Writer {
     }
 
     /// A socket that cannot be moved over is closed: its client comes back.
-    fn settle_in(&mut self, tcp: TcpStream, connection: Connection) -> io::Result<()> {
+    fn settle_in(&mut self, tcp: TcpStream, connection: StreamDriver) -> io::Result<()> {
         let mut tcp = mio::net::TcpStream::from_std(tcp.into_std()?);
         let vacant = self.places.vacant_entry();
         let place = vacant.key();
