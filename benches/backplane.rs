@@ -6,7 +6,6 @@
 
 #![allow(
     missing_docs,
-    clippy::duplicate_mod,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -17,6 +16,8 @@
 
 #[path = "../tests/kit/nats.rs"]
 mod nats_server;
+#[path = "../tests/kit/port.rs"]
+mod port;
 #[path = "../tests/kit/redis.rs"]
 mod redis_server;
 #[path = "../tests/kit/skip.rs"]

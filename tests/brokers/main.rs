@@ -1,7 +1,6 @@
 //! Several instances, one hub: the adapters against one contract, and hubs through real brokers.
 
 #![allow(
-    clippy::duplicate_mod,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -12,12 +11,6 @@
 
 #[path = "../kit/mod.rs"]
 mod kit;
-#[path = "../kit/nats.rs"]
-mod nats_server;
-#[path = "../kit/proxy.rs"]
-mod proxy;
-#[path = "../kit/redis.rs"]
-mod redis_server;
 
 mod acknowledged;
 mod apart;
@@ -38,3 +31,5 @@ mod rolled_back;
 mod runtimes;
 mod soak;
 mod storm;
+
+use kit::{nats as nats_server, proxy, redis as redis_server};

@@ -4,7 +4,6 @@
 //! where the servers are too; a failure says where, and what the page had seen.
 
 #![allow(
-    clippy::duplicate_mod,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -13,14 +12,8 @@
     reason = "these are tests, helpers and all"
 )]
 
-#[path = "../kit/example.rs"]
-mod example;
 #[path = "../kit/mod.rs"]
 mod kit;
-#[path = "../kit/proxy.rs"]
-mod proxy;
-#[path = "../kit/redis.rs"]
-mod redis_server;
 
 mod driver;
 mod history;
@@ -31,3 +24,5 @@ mod site;
 mod source;
 mod standard;
 mod workspace;
+
+use kit::{example, proxy, redis as redis_server};

@@ -10,12 +10,10 @@ use tokio::task::spawn_blocking;
 
 use crate::driver::{Browser, Context, Page, browser, folder};
 use crate::example::example;
+use crate::kit::port;
 use crate::kit::soon;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
-
-#[path = "../kit/port.rs"]
-mod port;
 
 /// With the same one people stay signed in across restarts.
 const SECRET: &str = "a secret of the tests";

@@ -1,7 +1,6 @@
 //! The examples do what they say: their applications over real sockets, and the standalone hub as a process.
 
 #![allow(
-    clippy::duplicate_mod,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
@@ -12,12 +11,6 @@
 
 #[path = "../kit/mod.rs"]
 mod kit;
-#[path = "../kit/nats.rs"]
-mod nats_server;
-#[path = "../kit/example.rs"]
-mod program;
-#[path = "../kit/redis.rs"]
-mod redis_server;
 
 mod example;
 mod hyper_service;
@@ -29,3 +22,5 @@ mod standalone;
 mod two_instances;
 mod worker;
 mod workspace;
+
+use kit::{example as program, nats as nats_server, redis as redis_server};

@@ -1,9 +1,6 @@
 //! The small examples as processes: each shows its one idea to a real request.
 #![cfg(unix)]
 
-#[path = "../kit/port.rs"]
-mod port;
-
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -14,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
+use crate::kit::port;
 use crate::kit::{Events, get, resume, send, soon, subscribe};
 use crate::process::{Process, example};
 

@@ -10,14 +10,12 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 
+use crate::kit::port;
 use crate::kit::{Events, Reply, Sse, get, http2, send, soon};
 use crate::process::{Process, example};
 use crate::redis_server::{self, FORGETFUL, RedisServer};
 
 #[allow(clippy::duplicate_mod, reason = "what it is loaded with elsewhere is private there")]
-#[path = "../kit/port.rs"]
-mod port;
-
 const SECRET: &str = "a secret of the tests";
 
 struct Workspace {

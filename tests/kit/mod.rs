@@ -4,6 +4,11 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod example;
+pub mod nats;
+pub mod port;
+pub mod proxy;
+pub mod redis;
 pub mod skip;
 
 use std::future::Future;

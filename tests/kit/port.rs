@@ -1,5 +1,7 @@
 //! A port for a server of a test's own.
 
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -7,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// it between this look and the server's.
 ///
 /// Whoever takes one keeps the UDP port of that number for as long as this process lives, so that nobody else who asks here
-/// takes the same: this file is part of several modules, each with a count of its own, and other tests run beside.
+/// takes the same: other test processes run beside.
 pub fn free_port() -> u16 {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     loop {

@@ -2,16 +2,13 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
-#[path = "port.rs"]
-mod port;
-#[path = "skip.rs"]
-mod skip;
-
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use super::{port, skip};
 
 pub struct RedisServer {
     pub port: u16,

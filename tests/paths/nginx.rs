@@ -1,14 +1,12 @@
 //! An nginx of a test's own: on a free port, with its own folder, in the foreground, ended by its process id.
 
-#[path = "../kit/port.rs"]
-mod port;
-
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::kit::port;
 use crate::kit::skip;
 
 pub use port::free_port;
