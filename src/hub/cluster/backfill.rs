@@ -5,7 +5,7 @@
 //! 2. A block is only believed if the log had the same epoch before and after. Records that are missing at its beginning
 //!    are asked for again, for a while, if the log says that it has them.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use futures::FutureExt;
 
@@ -47,10 +47,12 @@ impl Hub {
     }
 }
 
-pub(in crate::hub) static JOB: Job<Inner> = Job {
-    run: |hub, _| read(hub).boxed(),
-    has_work: |inner| inner.shared_log.as_ref().is_some_and(|shared| shared.blocks.lock().is_wanted()),
-};
+pub(in crate::hub) static JOB: Job<Inner> =
+    Job { run: |hub, _| read(hub).boxed(), has_work: is_wanted, has_more: is_wanted };
+
+fn is_wanted(inner: &Arc<Inner>) -> bool {
+    inner.shared_log.as_ref().is_some_and(|shared| shared.blocks.lock().is_wanted())
+}
 
 async fn read(inner: Weak<Inner>) {
     let mut back_off = BackOff::new();

@@ -42,7 +42,8 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 /// How many commands wait for the log at most.
 const WAITING: usize = 10_000;
 
-pub(in crate::hub) static JOB: Job<Inner> = Job { run: |hub, _| attend(hub).boxed(), has_work: |_| true };
+pub(in crate::hub) static JOB: Job<Inner> =
+    Job { run: |hub, _| attend(hub).boxed(), has_work: |_| true, has_more: |_| true };
 
 async fn attend(hub: Weak<Inner>) {
     let mut back_off = BackOff::new();

@@ -25,7 +25,8 @@ const MUTE: u32 = 2;
 /// A server may be busy for a moment.
 const SHORTEST_LOOK: Duration = Duration::from_secs(1);
 
-pub(in crate::hub) static JOB: Job<Inner> = Job { run: |hub, _| follow(hub).boxed(), has_work: |_| true };
+pub(in crate::hub) static JOB: Job<Inner> =
+    Job { run: |hub, _| follow(hub).boxed(), has_work: |_| true, has_more: |_| true };
 
 async fn follow(inner: Weak<Inner>) {
     let hub = || inner.upgrade().map(|inner| Hub { inner });

@@ -23,12 +23,12 @@ pub(in crate::hub) struct Bans {
 
 #[derive(Debug, Default)]
 struct Table {
-    by_address: HashMap<Address, Bar>,
+    by_address: HashMap<Address, Ban>,
     tidy_at: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Bar {
+struct Ban {
     kicked_at: DisconnectClock,
     /// For what was decided on another instance.
     kicked_when: SystemTime,
@@ -80,11 +80,11 @@ impl Bans {
         addresses.peek()?;
         let table = self.table.lock();
         let mut outdated = None;
-        for bar in addresses.filter_map(|address| table.by_address.get(address)) {
-            if bar.until > now {
+        for ban in addresses.filter_map(|address| table.by_address.get(address)) {
+            if ban.until > now {
                 return Some(Rejection::Banned);
             }
-            if bar.over_at > now && bar.kicked_at > asked_at {
+            if ban.over_at > now && ban.kicked_at > asked_at {
                 outdated = Some(Rejection::Outdated);
             }
         }
@@ -99,7 +99,7 @@ impl Bans {
     ) -> bool {
         let table = self.table.lock();
         let mut bans = addresses.into_iter().filter_map(|address| table.by_address.get(address));
-        bans.any(|bar| bar.kicked_when >= time)
+        bans.any(|ban| ban.kicked_when >= time)
     }
 }
 
@@ -107,17 +107,17 @@ impl Table {
     /// Returns when the entry is over.
     fn kick(&mut self, address: &Address, until: Millis, remember: Millis, now: Millis) -> Millis {
         self.tidy(now);
-        let before = self.by_address.get(address).map_or(0, |bar| bar.until);
+        let before = self.by_address.get(address).map_or(0, |ban| ban.until);
         let until = until.max(before);
         let over_at = until.max(remember);
-        let bar = Bar { kicked_at: DisconnectClock::new(), kicked_when: SystemTime::now(), until, over_at };
-        self.by_address.insert(address.clone(), bar);
+        let ban = Ban { kicked_at: DisconnectClock::new(), kicked_when: SystemTime::now(), until, over_at };
+        self.by_address.insert(address.clone(), ban);
         over_at
     }
 
     fn tidy(&mut self, now: Millis) {
         if self.by_address.len() >= self.tidy_at.max(TIDY_AT) {
-            self.by_address.retain(|_, bar| bar.over_at > now);
+            self.by_address.retain(|_, ban| ban.over_at > now);
             self.by_address.shrink_to(self.by_address.len() * 2);
             self.tidy_at = self.by_address.len() * 2;
         }

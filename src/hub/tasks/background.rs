@@ -1,7 +1,7 @@
 //! A background task of a hub: how it runs, when there is work for it, and the slot that it runs in.
 //!
 //! A caller stores work under a lock and then calls [`Background::ensure`]. The task ends by itself when it finds no work.
-//! `has_work` is asked again after that, under the same lock, so no work is left without a task ([rule 4 of
+//! `has_more` is asked after that, under the same lock, so no work is left without a task ([rule 4 of
 //! slots](super::slot)).
 
 use std::sync::{Arc, Weak};
@@ -16,8 +16,10 @@ use super::workers::{Host, home};
 pub(in crate::hub) struct Job<H> {
     /// Runs until there is no work, or until the hub is gone. The notification wakes it before its own time.
     pub(in crate::hub) run: fn(Weak<H>, Arc<Notify>) -> BoxFuture<'static, ()>,
-    /// Whether there is work for it.
+    /// Whether there is work for it. Callers ask this before they start it, so it is cheap.
     pub(in crate::hub) has_work: fn(&Arc<H>) -> bool,
+    /// Whether there is work after all, when it has just ended by itself.
+    pub(in crate::hub) has_more: fn(&Arc<H>) -> bool,
 }
 
 pub(in crate::hub) struct Background<H: 'static> {
@@ -33,7 +35,7 @@ impl<H: Host> Background<H> {
     /// Starts the task if there is work and no task that gets its turns. Without a runtime nothing happens: the first
     /// caller that has one starts it.
     pub(in crate::hub) fn ensure(&self, host: &Arc<H>) {
-        if !self.slot.is_attended() {
+        if !self.is_attended(host) {
             start(&self.slot, self.job, host);
         }
     }
@@ -50,10 +52,10 @@ impl<H: Host> Background<H> {
 }
 
 fn start<H: Host>(slot: &Arc<TaskSlot>, job: &'static Job<H>, host: &Arc<H>) {
-    let Some(runtime) = home(&**host).filter(|_| (job.has_work)(host)) else { return };
+    let Some(runtime) = home(&**host) else { return };
     let (weak, ended, checked) = (Arc::downgrade(host), Arc::downgrade(host), Arc::clone(slot));
     let check = move || {
-        if let Some(host) = ended.upgrade() {
+        if let Some(host) = ended.upgrade().filter(job.has_more) {
             start(&checked, job, &host);
         }
     };

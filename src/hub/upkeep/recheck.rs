@@ -44,10 +44,12 @@ struct Answer {
     verdict: Option<Recheck>,
 }
 
-pub(in crate::hub) static JOB: Job<Inner> = Job {
-    run: |hub, roused| ask_all(hub, roused).boxed(),
-    has_work: |inner| !inner.rechecks.schedule.lock().is_empty(),
-};
+pub(in crate::hub) static JOB: Job<Inner> =
+    Job { run: |hub, roused| ask_all(hub, roused).boxed(), has_work: has_checks, has_more: has_checks };
+
+fn has_checks(inner: &Arc<Inner>) -> bool {
+    !inner.rechecks.schedule.lock().is_empty()
+}
 
 async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
     if let Some(inner) = hub.upgrade() {

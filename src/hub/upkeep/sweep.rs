@@ -20,8 +20,12 @@ const BUSY: Millis = 1_000;
 /// How often age and stalls are looked at, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-pub(in crate::hub) static JOB: Job<Inner> =
-    Job { run: |hub, roused| keep(hub, roused).boxed(), has_work: |inner| inner.sweep() != Swept::Nothing };
+pub(in crate::hub) static JOB: Job<Inner> = Job {
+    run: |hub, roused| keep(hub, roused).boxed(),
+    // The task looks, not a publisher.
+    has_work: |_| true,
+    has_more: |inner| inner.sweep() != Swept::Nothing,
+};
 
 async fn keep(hub: Weak<Inner>, roused: Arc<Notify>) {
     let Some(pause) = hub.upgrade().map(|inner| (inner.settings.write_deadline / 4).min(LONGEST_PAUSE)) else { return };
