@@ -16,11 +16,7 @@ use crate::hub::config::origins::Origins;
 use crate::hub::tasks::background::Background;
 use crate::hub::upkeep::{recheck, sweep};
 use crate::log::Log;
-use crate::types::error::BuildError;
-use crate::types::position::Epoch;
-use crate::types::retention::Retention;
-use crate::types::subscription::End;
-use crate::types::topic_filter::TopicRule;
+use crate::types::{BuildError, End, Epoch, Retention, TopicRule};
 
 /// A hub in the making: [`Hub::builder`]. One method for each setting; [`build`](Self::build) refuses what makes no
 /// sense and names the setting.

@@ -7,12 +7,7 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 
 use super::{Hub, Target};
-use crate::types::audience::Audience;
-use crate::types::command::{Action, Command};
-use crate::types::disconnect::Kick;
-use crate::types::error::{CommandError, InvalidName};
-use crate::types::last_event_id::Cursor;
-use crate::types::name::Topic;
+use crate::types::{Action, Audience, Command, CommandError, Cursor, InvalidName, Kick, Topic};
 
 impl Target<'_> {
     /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back. Returns how many

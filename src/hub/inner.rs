@@ -25,8 +25,7 @@ use super::tickets::store::Tickets;
 use super::upkeep::schedule::Rechecks;
 use crate::log::{Log, Millis, Since, millis};
 use crate::sync::{AtomicBool, Mutex, Ordering};
-use crate::types::audience::{Address, Audience};
-use crate::types::position::Position;
+use crate::types::{Address, Audience, Position};
 
 /// The handle to inject wherever something happens that somebody should hear of.
 ///

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use super::{Hub, Target};
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::sync::Ordering;
-use crate::types::audience::Address;
-use crate::types::name::UserId;
-use crate::types::position::Position;
+use crate::types::{Address, Position, UserId};
 
 /// Who is there at one moment: [`Target::presence`]. Serialises with the feature `json`.
 #[derive(Clone, Debug)]

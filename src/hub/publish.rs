@@ -5,10 +5,7 @@ use smallvec::SmallVec;
 use super::{Hub, Target};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::log::Entry;
-use crate::types::audience::Audience;
-use crate::types::error::PublishError;
-use crate::types::event::Event;
-use crate::types::position::Position;
+use crate::types::{Audience, Event, Position, PublishError};
 
 /// What became of an event: the log has it. That somebody saw it is not said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

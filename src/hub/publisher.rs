@@ -11,11 +11,9 @@ use crate::hub::cluster::append;
 use crate::hub::config::settings::Settings;
 use crate::log::{Entry, Policies};
 use crate::sync::Mutex;
-use crate::types::audience::{Address, Audience};
-use crate::types::error::{BuildError, InvalidName, NameProblem, PublishError};
-use crate::types::event::Event;
-use crate::types::name::{ConnectionId, Topic, UserId};
-use crate::types::position::Position;
+use crate::types::{
+    Address, Audience, BuildError, ConnectionId, Event, InvalidName, NameProblem, Position, PublishError, Topic, UserId,
+};
 
 /// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for subscribers, nothing
 /// that runs in the background. For workers, command-line tools and cron jobs. Cloning is one reference count.

@@ -7,7 +7,7 @@ use tokio::time::{Duration, timeout};
 use super::{Hub, Inner};
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::sync::Ordering;
-use crate::types::reason::EndReason;
+use crate::types::EndReason;
 
 /// How many streams are told before others get their turn.
 const BATCH: usize = 256;

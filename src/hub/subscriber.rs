@@ -12,13 +12,10 @@ use super::HubBuilder;
 use super::stream::driver::Step;
 use super::{Hub, OpenError, Request};
 use crate::log::Batch;
-use crate::types::audience::Address;
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::last_event_id::Cursor;
-use crate::types::name::{ConnectionId, Topic};
-use crate::types::position::Position;
-use crate::types::reason::{EndReason, GapReason, RefusalReason};
-use crate::types::subscription::{Subscription, SubscriptionError};
+use crate::types::{
+    Address, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, Position, RefusalReason, Subscription,
+    SubscriptionError, Topic,
+};
 
 /// What an in-process stream yields: [`Hub::stream`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use super::Hub;
-use crate::types::audience::{Address, Audience};
-use crate::types::error::{InvalidName, NameProblem};
-use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, Topic, UserId};
 
 /// Whom something is for: an event to [`publish`](Self::publish), the question who is there
 /// ([`presence`](Self::presence), [`count`](Self::count), [`is_online`](Self::is_online)), or a command

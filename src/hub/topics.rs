@@ -7,10 +7,7 @@ use tokio::time::{Duration, Instant};
 
 use super::{ChangeError, Hub};
 use crate::hub::connection::handle::ConnectionHandle;
-use crate::types::audience::{Address, each_once};
-use crate::types::command::{Action, Change};
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::{Action, Address, Change, ConnectionId, DisconnectClock, Topic, UserId, each_once};
 
 /// How long a connection is looked for that another instance may not have told of yet.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -133,7 +130,7 @@ impl Change {
 mod tests {
     use super::*;
     use crate::backplane::Memory;
-    use crate::types::last_event_id::Cursor;
+    use crate::types::Cursor;
     use futures::executor::block_on;
 
     #[test]

@@ -9,7 +9,7 @@ use super::channel::Channel;
 use super::entry::{Effect, Entry};
 use super::store::Record;
 use super::time::Millis;
-use crate::types::audience::{Address, Audience};
+use crate::types::{Address, Audience};
 use crate::wire::IdPrefix;
 
 /// A block ends after the record with which it has more bytes than this.

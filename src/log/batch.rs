@@ -7,8 +7,7 @@ use smallvec::SmallVec;
 use super::backfill::Block;
 use super::channel::Channel;
 use super::store::Record;
-use crate::types::audience::Address;
-use crate::types::reason::GapReason;
+use crate::types::{Address, GapReason};
 use crate::wire::Chunk;
 
 /// How many records one read hands out at most.

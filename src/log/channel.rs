@@ -9,8 +9,7 @@ use super::heads::Heads;
 use super::listener::Listener;
 use super::store::Store;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
-use crate::types::audience::Address;
-use crate::types::name::ConnectionId;
+use crate::types::{Address, ConnectionId};
 
 #[derive(Debug)]
 pub(crate) struct Channel {

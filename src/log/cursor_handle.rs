@@ -12,7 +12,7 @@ use super::listener::Listener;
 use super::reader::Reader;
 use super::time::Millis;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
-use crate::types::name::ConnectionId;
+use crate::types::ConnectionId;
 
 const NOT_WOKEN: Millis = Millis::MAX;
 

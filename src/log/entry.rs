@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use super::time::Millis;
-use crate::types::audience::Audience;
-use crate::types::error::PublishError;
-use crate::types::event::Event;
-use crate::types::position::Position;
+use crate::types::{Audience, Event, Position, PublishError};
 use crate::wire::{Draft, Frame, Framing, IdPrefix};
 
 /// One validated event on its way into the log.

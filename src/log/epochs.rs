@@ -4,8 +4,7 @@
 use std::collections::vec_deque::VecDeque;
 
 use crate::sync::RwLock;
-use crate::types::position::{Epoch, Position};
-use crate::types::reason::GapReason;
+use crate::types::{Epoch, GapReason, Position};
 use crate::wire::IdPrefix;
 
 /// How many breaks are remembered with their reason.

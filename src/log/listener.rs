@@ -3,7 +3,7 @@
 use std::task::Waker;
 
 use super::time::Millis;
-use crate::types::name::ConnectionId;
+use crate::types::ConnectionId;
 
 pub(crate) trait Listener: Send + Sync {
     fn id(&self) -> ConnectionId;

@@ -9,7 +9,7 @@ use std::collections::binary_heap::BinaryHeap;
 use std::collections::hash_map::{HashMap, RandomState};
 use std::hash::BuildHasher;
 
-use crate::types::audience::Address;
+use crate::types::Address;
 
 /// They take some 6 MB.
 const MOST: usize = if cfg!(test) { 64 } else { 114_688 };
@@ -59,7 +59,7 @@ impl Marks {
 #[cfg(all(test, not(tower_sse_loom)))]
 mod tests {
     use super::*;
-    use crate::types::name::Topic;
+    use crate::types::Topic;
 
     #[test]
     fn a_mark_is_found_or_merged() {

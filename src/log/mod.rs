@@ -48,10 +48,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::types::audience::{Address, Audience, each_once};
-use crate::types::name::{ConnectionId, Topic};
-use crate::types::position::{Epoch, Position};
-use crate::types::reason::GapReason;
+use crate::types::{Address, Audience, ConnectionId, Epoch, GapReason, Position, Topic, each_once};
 
 use backfill::Read;
 use channel::Channel;

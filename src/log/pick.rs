@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::batch::{Batch, MAX_BYTES, MAX_RECORDS, Picked};
 use super::channel::Channel;
 use super::store::Record;
-use crate::types::name::ConnectionId;
+use crate::types::ConnectionId;
 
 /// Each record once.
 pub(super) struct Pick {

@@ -1,8 +1,7 @@
 //! Which retention holds for which audience.
 
-use crate::types::audience::Address;
 use crate::types::retention::{Kind, Retention};
-use crate::types::topic_filter::TopicRule;
+use crate::types::{Address, TopicRule};
 
 /// Rules and defaults; the first matching rule wins. An audience has the same policy for ever.
 #[derive(Clone, Debug)]

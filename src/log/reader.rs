@@ -13,11 +13,7 @@ use super::pick::Pick;
 use super::readable::Readable;
 use super::store::Record;
 use super::subscribe::{Begin, Joining, Since, TooManyTopics};
-use crate::types::audience::Address;
-use crate::types::name::{ConnectionId, Topic};
-use crate::types::reason::GapReason;
-use crate::types::retention::LagPolicy;
-use crate::types::subscription::Start;
+use crate::types::{Address, ConnectionId, GapReason, LagPolicy, Start, Topic};
 
 /// So many channels are looked at one by one; more, all in one dense table.
 const A_FEW: usize = if cfg!(tower_sse_loom) { 1 } else { 8 };

@@ -17,8 +17,8 @@ use super::marks::Marks;
 use super::policies::Policies;
 use super::store::{Dropped, Part, PerPart, Record, Store};
 use super::time::{Millis, millis};
-use crate::types::audience::{Address, Audience};
 use crate::types::retention::Kind;
+use crate::types::{Address, Audience};
 
 /// How many records and channels one publisher, or one turn of the housekeeping, disposes of.
 const SWEEP: usize = 256;

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::entry::Effect;
 use super::time::Millis;
-use crate::types::name::ConnectionId;
+use crate::types::ConnectionId;
 use crate::types::retention::{Bounds, Kind, Retention};
 use crate::wire::Frame;
 

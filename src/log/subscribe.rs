@@ -1,9 +1,6 @@
 //! The terms of a subscription: where a connection begins to read, and the channels that it joins then and later.
 
-use crate::types::audience::Address;
-use crate::types::name::Topic;
-use crate::types::reason::GapReason;
-use crate::types::subscription::Start;
+use crate::types::{Address, GapReason, Start, Topic};
 
 /// Where a new connection begins to read.
 #[derive(Clone, Copy, Debug)]

@@ -3,9 +3,7 @@
 use std::future::{Future, ready};
 
 use super::Connect;
-use crate::types::recheck::Recheck;
-use crate::types::refusal::Refusal;
-use crate::types::subscription::Subscription;
+use crate::types::{Recheck, Refusal, Subscription};
 
 /// Turns a request into a [`Subscription`] or a [`Refusal`].
 ///

@@ -13,8 +13,7 @@ use tower_service::Service;
 use super::hook::Hook;
 use super::{Access, Connect, EndpointFuture, EventBody, topics};
 use crate::hub::Hub;
-use crate::types::name::ConnectionId;
-use crate::types::recheck::Authority;
+use crate::types::{Authority, ConnectionId};
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
 pub struct SseEndpoint<A> {

@@ -10,10 +10,7 @@ use futures::future::BoxFuture;
 
 use super::{Access, Connect};
 use crate::hub::Hub;
-use crate::types::reason::RefusalReason;
-use crate::types::recheck::{Authority, Recheck};
-use crate::types::refusal::Refusal;
-use crate::types::subscription::Subscription;
+use crate::types::{Authority, Recheck, Refusal, RefusalReason, Subscription};
 
 /// Why the hook gave no subscription.
 #[derive(Debug)]

@@ -1,10 +1,7 @@
 //! Open access, by name.
 
 use super::{Access, Connect};
-use crate::types::name::Topic;
-use crate::types::refusal::Refusal;
-use crate::types::subscription::{Start, Subscription};
-use crate::types::topic_filter::TopicRule;
+use crate::types::{Refusal, Start, Subscription, Topic, TopicRule};
 
 /// Open access: everybody may read, without saying who they are, the topics that its rules allow.
 ///

@@ -10,8 +10,7 @@ use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
 
 use crate::hub::{Hub, Redemption, Redemptions, Transport};
 use crate::net::SseConnectInfo;
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::last_event_id::Cursor;
+use crate::types::{Cursor, DisconnectClock};
 
 /// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
 /// extractor, what a handler hands to [`Hub::connect`].

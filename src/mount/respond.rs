@@ -9,12 +9,8 @@ use super::hook::NoAnswer;
 use super::negotiate::{self, Unfit};
 use super::{Access, Connect, EventBody};
 use crate::hub::{Hub, OpenError, Redemption, Request, Taken, Transport};
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::last_event_id::Cursor;
-use crate::types::reason::RefusalReason;
-use crate::types::recheck::Authority;
 use crate::types::refusal::{Kind, Refusal};
-use crate::types::subscription::{End, Subscription};
+use crate::types::{Authority, Cursor, DisconnectClock, End, RefusalReason, Subscription};
 use crate::wire::hub_events;
 
 /// What a handler returns: a stream, or why there is none.

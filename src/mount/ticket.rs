@@ -2,9 +2,7 @@
 
 use super::Connect;
 use crate::hub::{Hub, NotTaken};
-use crate::types::reason::RefusalReason;
-use crate::types::refusal::Refusal;
-use crate::types::subscription::Subscription;
+use crate::types::{Refusal, RefusalReason, Subscription};
 
 impl Connect {
     /// Whether the query has a field `ticket`.

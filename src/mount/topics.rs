@@ -10,11 +10,8 @@ use super::hook::NoAnswer;
 use super::respond::plain;
 use super::{Access, Connect, EventBody};
 use crate::hub::{ChangeError, Hub, Redemption};
-use crate::types::command::Change;
-use crate::types::last_event_id::Cursor;
-use crate::types::name::{ConnectionId, Topic};
 use crate::types::refusal::Kind;
-use crate::types::subscription::{History, Subscription};
+use crate::types::{Change, ConnectionId, Cursor, History, Subscription, Topic};
 use crate::wire::hub_events;
 
 /// The path of the stream, and the connection, of a path that is about a connection's topics.

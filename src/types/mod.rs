@@ -28,3 +28,21 @@ pub(crate) mod refusal;
 pub(crate) mod retention;
 pub(crate) mod subscription;
 pub(crate) mod topic_filter;
+
+pub(crate) use audience::{Address, Audience, each_once};
+#[cfg(feature = "json")]
+pub(crate) use audience_json::{Cow, To};
+pub(crate) use command::{Action, Change, Command};
+pub(crate) use disconnect::{Kick, Returns};
+pub(crate) use disconnect_clock::DisconnectClock;
+pub(crate) use error::{BuildError, CommandError, InvalidName, NameProblem, PublishError};
+pub(crate) use event::Event;
+pub(crate) use last_event_id::{BannedUntil, Cursor};
+pub(crate) use name::{ConnectionId, Topic, UserId};
+pub(crate) use position::{Epoch, Position};
+pub(crate) use reason::{EndReason, GapReason, RefusalReason};
+pub(crate) use recheck::{Authority, Recheck};
+pub(crate) use refusal::Refusal;
+pub(crate) use retention::{LagPolicy, Retention};
+pub(crate) use subscription::{End, Expiry, History, Redeemed, Start, Subscription, SubscriptionError};
+pub(crate) use topic_filter::TopicRule;

@@ -15,9 +15,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::chunk::{CHUNK_HEAD, Chunk, open_chunk};
-use crate::types::error::PublishError;
-use crate::types::event::Event;
-use crate::types::position::{Epoch, Position};
+use crate::types::{Epoch, Event, Position, PublishError};
 
 const FRAME_END: &[u8] = b"\n";
 /// Room for `id: `, a position and the line breaks, so that a frame holds little more than it counts. A position that

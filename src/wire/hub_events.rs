@@ -5,11 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::types::disconnect::Returns;
-use crate::types::last_event_id::BannedUntil;
-use crate::types::name::{ConnectionId, Topic, UserId};
-use crate::types::position::Position;
-use crate::types::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::{BannedUntil, ConnectionId, EndReason, GapReason, Position, RefusalReason, Returns, Topic, UserId};
 
 /// As long as it can be said where the clock ends before that.
 const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -259,7 +255,7 @@ impl Json {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::position::Epoch;
+    use crate::types::Epoch;
 
     fn text(bytes: &Bytes) -> &str {
         std::str::from_utf8(bytes).unwrap()

@@ -10,10 +10,7 @@ use super::shared_log::SharedLog;
 use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, Value};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::can_wait;
-use crate::types::audience::{Address, Audience};
-use crate::types::error::PublishError;
-use crate::types::event::Event;
-use crate::types::position::{Epoch, Position};
+use crate::types::{Address, Audience, Epoch, Event, Position, PublishError};
 
 /// A record of an event that was checked. It sets a value for each address that keeps them.
 pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {

@@ -15,8 +15,7 @@ use crate::hub::tasks::workers::wake_rest;
 use crate::hub::{Hub, Settings};
 use crate::log::{Effect, Entry};
 use crate::sync::Ordering;
-use crate::types::audience::Audience;
-use crate::types::position::Epoch;
+use crate::types::{Audience, Epoch};
 
 /// How many records are read at a time when an instance catches up.
 const BATCH: usize = 1024;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::Block;
-use crate::types::name::ConnectionId;
+use crate::types::ConnectionId;
 
 /// How many records one block has at most.
 const RECORDS: u64 = 512;

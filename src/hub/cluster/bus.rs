@@ -27,9 +27,7 @@ use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
-use crate::types::audience::{Address, Audience};
-use crate::types::command::{Action, Command};
-use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::{Action, Address, Audience, Command, ConnectionId, Topic, UserId};
 
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(50);

@@ -18,7 +18,7 @@ use crate::hub::tasks::back_off::{BackOff, in_time};
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::sync::Ordering;
-use crate::types::position::Epoch;
+use crate::types::Epoch;
 
 /// After how many probes that found something which did not come a connection counts as mute.
 const MUTE: u32 = 2;

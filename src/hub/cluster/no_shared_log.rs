@@ -6,12 +6,7 @@ use std::sync::Arc;
 use crate::hub::Hub;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::{Block, Millis};
-use crate::types::audience::{Address, Audience};
-use crate::types::command::Command;
-use crate::types::error::PublishError;
-use crate::types::event::Event;
-use crate::types::name::{ConnectionId, Topic, UserId};
-use crate::types::position::Position;
+use crate::types::{Address, Audience, Command, ConnectionId, Event, Position, PublishError, Topic, UserId};
 
 /// It has no value, so none of its methods is ever called.
 pub(in crate::hub) enum SharedLog {}

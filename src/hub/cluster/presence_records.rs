@@ -6,10 +6,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::log::{Effect, Entry};
-use crate::types::audience::{Address, Audience};
-use crate::types::event::Event;
-use crate::types::name::UserId;
-use crate::types::subscription::Subscription;
+use crate::types::{Address, Audience, Event, Subscription, UserId};
 use crate::wire::Draft;
 
 /// Two names and what is attached to a subscription are never longer, whatever the limit for applications is.
@@ -49,7 +46,7 @@ fn is_a_hubs(audience: &Audience, event: &Event) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::name::{ConnectionId, Topic};
+    use crate::types::{ConnectionId, Topic};
     use crate::wire::hub_events;
 
     #[test]

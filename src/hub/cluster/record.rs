@@ -11,9 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::audience::{Address, Audience};
-use crate::types::audience_json::{Cow, To};
-use crate::types::event::Event;
+use crate::types::{Address, Audience, Cow, Event, To};
 
 const VERSION: u64 = 1;
 /// How many addresses a record may have, or connections it leaves out, so that somebody looks at them. Or as many as are
@@ -159,7 +157,7 @@ pub(crate) fn value_id(address: &Address, key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::name::{ConnectionId, Topic, UserId};
+    use crate::types::{ConnectionId, Topic, UserId};
     use proptest::prelude::*;
 
     /// The vectors of `docs/broker.md`: whoever writes another implementation starts there.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use crate::hub::Settings;
 use crate::log::Policies;
 use crate::sync::{AtomicBool, Ordering};
+use crate::types::TopicRule;
 use crate::types::retention::{Bounds, Kind, LagPolicy, Retention};
-use crate::types::topic_filter::TopicRule;
 
 /// What is sent: names of settings and their values, or a hash where that is long. Compared, never read.
 pub(crate) type Terms = BTreeMap<String, String>;

@@ -21,11 +21,7 @@ use crate::hub::peers::table::{Other, Peers};
 use crate::hub::tasks::back_off::in_time;
 use crate::log::{Block, Millis, Policies, millis};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::types::audience::{Address, Audience};
-use crate::types::command::Command;
-use crate::types::event::Event;
-use crate::types::name::{ConnectionId, Topic, UserId};
-use crate::types::position::{Epoch, Position};
+use crate::types::{Address, Audience, Command, ConnectionId, Epoch, Event, Position, Topic, UserId};
 
 /// How far a client may be ahead of what this instance knows of the log: other instances may be faster.
 const MOST_AHEAD: u64 = 100_000;

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::settings::{MIB, Settings};
 use crate::log::{Budgets, Policies, millis};
-use crate::types::retention::Retention;
-use crate::types::topic_filter::TopicRule;
+use crate::types::{Retention, TopicRule};
 
 /// See the module.
 #[derive(Clone, Debug)]

@@ -63,8 +63,7 @@ impl Rate {
 mod tests {
     use super::*;
     use crate::hub::{Hub, HubBuilder};
-    use crate::types::reason::EndReason;
-    use crate::types::subscription::{Subscription, SubscriptionError};
+    use crate::types::{EndReason, Subscription, SubscriptionError};
     use futures::executor::block_on;
 
     fn limited(over: OverLimit) -> HubBuilder {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::limits::Limits;
 use super::origins::{Hosts, Origins};
 use crate::log::{Millis, millis};
-use crate::types::subscription::End;
-use crate::types::topic_filter::TopicRule;
+use crate::types::{End, TopicRule};
 use crate::wire::Framing;
 
 pub(in crate::hub) const SECOND: Duration = Duration::from_secs(1);

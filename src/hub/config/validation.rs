@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::configuration::Configuration;
 use super::settings::{MIB, SECOND};
-use crate::types::error::BuildError;
+use crate::types::BuildError;
 
 impl Configuration {
     pub(in crate::hub) fn check(&self) -> Result<(), BuildError> {
@@ -109,8 +109,7 @@ impl Configuration {
 mod tests {
     use super::*;
     use crate::hub::{HubBuilder, OverLimit};
-    use crate::types::retention::Retention;
-    use crate::types::topic_filter::TopicRule;
+    use crate::types::{Retention, TopicRule};
 
     fn refused(builder: HubBuilder) -> &'static str {
         builder.build().unwrap_err().setting()

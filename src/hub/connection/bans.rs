@@ -6,8 +6,7 @@ use std::time::SystemTime;
 
 use crate::log::Millis;
 use crate::sync::{AtomicU64, Mutex, Ordering};
-use crate::types::audience::Address;
-use crate::types::disconnect_clock::DisconnectClock;
+use crate::types::{Address, DisconnectClock};
 
 /// How many entries are looked through before those that are over are dropped.
 const TIDY_AT: usize = 64;
@@ -127,7 +126,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::name::UserId;
+    use crate::types::UserId;
 
     fn user(name: &str) -> Address {
         Address::User(UserId::try_from(name).unwrap())

@@ -10,11 +10,7 @@ use crate::hub::Transport;
 use crate::hub::tasks::workers::Alarm;
 use crate::log::{CursorHandle, Millis, millis};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
-use crate::types::disconnect::Returns;
-use crate::types::name::{ConnectionId, UserId};
-use crate::types::reason::EndReason;
-use crate::types::recheck::Authority;
-use crate::types::subscription::Subscription;
+use crate::types::{Authority, ConnectionId, EndReason, Returns, Subscription, UserId};
 
 pub(crate) struct ConnectionHandle {
     pub(crate) subscriber: CursorHandle,

@@ -9,7 +9,7 @@ use http::Extensions;
 use super::handle::ConnectionHandle;
 use crate::log::Millis;
 use crate::sync::Ordering;
-use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::{ConnectionId, Topic, UserId};
 
 /// An open connection, as it was at one moment.
 #[derive(Clone)]

@@ -19,7 +19,7 @@ use super::handle::ConnectionHandle;
 use crate::hub::config::limits::{Limits, OverLimit};
 use crate::log::{Millis, Since, TooManyTopics};
 use crate::sync::{AtomicUsize, Mutex, Ordering};
-use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::{ConnectionId, Topic, UserId};
 
 #[derive(Debug)]
 pub(crate) struct Registry {

@@ -4,8 +4,7 @@ use std::collections::hash_set::HashSet;
 
 use crate::hub::Hub;
 use crate::hub::connection::registry::Handles;
-use crate::types::audience::{Address, Audience};
-use crate::types::name::ConnectionId;
+use crate::types::{Address, Audience, ConnectionId};
 
 impl Hub {
     /// The connections of an audience on this instance, each once.

@@ -12,9 +12,7 @@ use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::tasks::workers;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Joining, Since, TooManyTopics, Wanted};
 use crate::sync::Ordering;
-use crate::types::audience::Address;
-use crate::types::event::Event;
-use crate::types::name::{Topic, UserId};
+use crate::types::{Address, Event, Topic, UserId};
 use crate::wire::{Draft, hub_events};
 
 /// How many members are told of as gone in one turn.
@@ -271,8 +269,7 @@ impl Told<'_> {
 mod tests {
     use super::*;
     use crate::hub::Hub;
-    use crate::types::subscription::Subscription;
-    use crate::types::topic_filter::TopicRule;
+    use crate::types::{Subscription, TopicRule};
 
     #[test]
     fn streams_without_a_topic_that_tells_wait_for_no_roster() {

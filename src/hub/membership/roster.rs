@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use crate::log::Millis;
 use crate::sync::Mutex;
-use crate::types::name::{Topic, UserId};
-use crate::types::topic_filter::TopicRule;
+use crate::types::{Topic, TopicRule, UserId};
 
 /// Topics that tell who comes and goes.
 #[derive(Debug)]

@@ -2,8 +2,7 @@
 
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
-use crate::types::name::ConnectionId;
-use crate::types::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::{ConnectionId, EndReason, GapReason, RefusalReason};
 
 /// At most one line of a kind in this time.
 const QUIET: Millis = 10_000;

@@ -13,8 +13,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::hub::connection::info::ConnectionInfo;
-use crate::types::name::Topic;
-use crate::types::reason::{EndReason, GapReason};
+use crate::types::{EndReason, GapReason, Topic};
 
 /// What became of a connection: [`Hub::lifecycle`](crate::Hub::lifecycle).
 #[derive(Clone, Debug)]

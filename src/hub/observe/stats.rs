@@ -1,7 +1,6 @@
 //! The hub seen from outside.
 
-use crate::types::position::Position;
-use crate::types::reason::{EndReason, GapReason, RefusalReason};
+use crate::types::{EndReason, GapReason, Position, RefusalReason};
 
 /// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serialises with the feature `json`.
 #[derive(Clone, Debug)]

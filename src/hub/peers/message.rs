@@ -7,11 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::audience_json::To;
-use crate::types::command::{Action, Change, Command};
-use crate::types::disconnect::{Kick, Returns};
-use crate::types::last_event_id::Cursor;
-use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::{Action, Change, Command, ConnectionId, Cursor, Kick, Returns, To, Topic, UserId};
 
 /// Which instance: random, for the life of a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -315,8 +311,7 @@ fn read_topics(topics: Vec<String>) -> Option<Vec<Topic>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::audience::{Address, Audience};
-    use crate::types::position::{Epoch, Position};
+    use crate::types::{Address, Audience, Epoch, Position};
     use proptest::prelude::*;
 
     fn round(body: Body) -> Body {

@@ -11,9 +11,7 @@ use std::collections::vec_deque::VecDeque;
 
 use super::table::SETTLE;
 use crate::log::Millis;
-use crate::types::event::Event;
-use crate::types::name::{ConnectionId, Topic, UserId};
-use crate::types::position::Position;
+use crate::types::{ConnectionId, Event, Position, Topic, UserId};
 
 /// How many presence events wait for the broker at most.
 const WAITING: usize = 10_000;
@@ -114,7 +112,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::position::Epoch;
+    use crate::types::Epoch;
 
     #[test]
     fn a_report_of_all_includes_the_connections_that_changed() {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::message::{Here, InstanceId, News, Part};
 use crate::log::Millis;
-use crate::types::name::{ConnectionId, Topic, UserId};
+use crate::types::{ConnectionId, Topic, UserId};
 
 /// After how long what happens on one instance is known on the others, and an instance that is heard has heard everything,
 /// generously.

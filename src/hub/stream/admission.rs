@@ -14,15 +14,10 @@ use crate::hub::tasks::workers;
 use crate::hub::upkeep::schedule::Check;
 use crate::hub::{Hub, LifecycleEvent, StreamDriver};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
-use crate::types::audience::Address;
-use crate::types::disconnect::Returns;
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::last_event_id::Cursor;
-use crate::types::name::{ConnectionId, Topic};
-use crate::types::position::Position;
-use crate::types::reason::{EndReason, GapReason, RefusalReason};
-use crate::types::recheck::Authority;
-use crate::types::subscription::{History, Start, Subscription, SubscriptionError};
+use crate::types::{
+    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, RefusalReason,
+    Returns, Start, Subscription, SubscriptionError, Topic,
+};
 use crate::wire::hub_events::CursorState;
 
 /// What of a request matters beside its subscription and its cursor.
@@ -248,10 +243,7 @@ mod tests {
 
     use super::*;
     use crate::hub::{HubStream, StreamItem};
-    use crate::types::command::Change;
-    use crate::types::event::Event;
-    use crate::types::retention::Retention;
-    use crate::types::topic_filter::TopicRule;
+    use crate::types::{Change, Event, Retention, TopicRule};
 
     fn read(stream: &mut HubStream) -> Vec<String> {
         let mut cx = Context::from_waker(futures::task::noop_waker_ref());

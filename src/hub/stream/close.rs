@@ -8,8 +8,7 @@ use crate::hub::Inner;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::observe::lifecycle::LifecycleEvent;
-use crate::types::name::Topic;
-use crate::types::reason::EndReason;
+use crate::types::{EndReason, Topic};
 
 impl Inner {
     /// Takes a connection out of everything, once.

@@ -13,15 +13,10 @@ use crate::hub::stream::admission::OpenError;
 use crate::hub::tickets::store::LONGEST as LONGEST_TICKET;
 use crate::log::{Joining, Since, TooManyTopics, millis};
 use crate::sync::Ordering;
-use crate::types::audience::{Address, Audience};
-use crate::types::command::{Action, Change, Command};
-use crate::types::disconnect::{Kick, Returns};
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::error::CommandError;
-use crate::types::last_event_id::Cursor;
-use crate::types::name::{Topic, UserId};
-use crate::types::position::Position;
-use crate::types::reason::EndReason;
+use crate::types::{
+    Action, Address, Audience, Change, Command, CommandError, Cursor, DisconnectClock, EndReason, Kick, Position,
+    Returns, Topic, UserId,
+};
 
 /// Why a page did not change its topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

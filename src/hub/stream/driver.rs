@@ -14,11 +14,7 @@ use crate::hub::tasks::workers;
 use crate::hub::{Hub, LifecycleEvent, Transport};
 use crate::log::{Batch, Millis, millis};
 use crate::sync::Ordering;
-use crate::types::audience::Address;
-use crate::types::name::{ConnectionId, Topic};
-use crate::types::position::Position;
-use crate::types::reason::{EndReason, GapReason};
-use crate::types::subscription::End;
+use crate::types::{Address, ConnectionId, End, EndReason, GapReason, Position, Topic};
 use crate::wire::hub_events::CursorState;
 
 /// How many reads that find nothing for a stream follow each other.

@@ -4,9 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::position::Position;
-use crate::types::subscription::{End, Expiry, History, Start, Subscription};
-use crate::types::topic_filter::TopicRule;
+use crate::types::{End, Expiry, History, Position, Start, Subscription, TopicRule};
 
 #[derive(Serialize, Deserialize)]
 struct Carried {

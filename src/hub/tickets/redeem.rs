@@ -17,8 +17,7 @@ use crate::hub::connection::bans::Rejection;
 use crate::hub::tasks::back_off::can_wait;
 use crate::log::millis;
 use crate::sync::Mutex;
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::subscription::{Expiry, Redeemed, Subscription, SubscriptionError};
+use crate::types::{DisconnectClock, Expiry, Redeemed, Subscription, SubscriptionError};
 
 const SHORTEST: Duration = Duration::from_secs(1);
 /// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from the operating system.

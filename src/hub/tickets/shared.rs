@@ -15,8 +15,7 @@ use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::tasks::back_off::{can_wait, in_time};
 use crate::hub::tasks::workers;
 use crate::log::millis;
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::subscription::{Redeemed, Subscription, SubscriptionError};
+use crate::types::{DisconnectClock, Redeemed, Subscription, SubscriptionError};
 
 impl Hub {
     pub(super) async fn make_shared(

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use crate::log::Millis;
 use crate::sync::Mutex;
-use crate::types::disconnect_clock::DisconnectClock;
-use crate::types::name::UserId;
-use crate::types::subscription::{Subscription, SubscriptionError};
+use crate::types::{DisconnectClock, Subscription, SubscriptionError, UserId};
 
 pub(in crate::hub) const LONGEST: Duration = Duration::from_secs(3600);
 /// How many tickets are looked through, at least, for those that are over, and how often that is done when they are too

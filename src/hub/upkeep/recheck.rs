@@ -19,12 +19,8 @@ use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
-use crate::types::disconnect::Returns;
-use crate::types::name::Topic;
-use crate::types::reason::EndReason;
-use crate::types::recheck::Recheck;
 use crate::types::refusal::{Kind, Refusal};
-use crate::types::subscription::{Expiry, Subscription};
+use crate::types::{EndReason, Expiry, Recheck, Returns, Subscription, Topic};
 
 /// How often in a row a recheck may fail before the stream ends.
 const FAILURES: u8 = 2;

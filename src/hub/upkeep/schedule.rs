@@ -5,7 +5,7 @@ use std::collections::binary_heap::BinaryHeap;
 
 use crate::log::Millis;
 use crate::sync::Mutex;
-use crate::types::name::ConnectionId;
+use crate::types::ConnectionId;
 
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Rechecks {

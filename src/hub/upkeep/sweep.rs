@@ -13,7 +13,7 @@ use crate::hub::Inner;
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::tasks::background::Job;
 use crate::log::{Millis, Swept, millis};
-use crate::types::reason::EndReason;
+use crate::types::EndReason;
 
 /// For how long a stream that was woken and not polled counts as busy, in milliseconds.
 const BUSY: Millis = 1_000;

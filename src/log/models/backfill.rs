@@ -11,10 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::log::*;
-use crate::types::event::Event;
-use crate::types::name::UserId;
-use crate::types::retention::Retention;
-use crate::types::topic_filter::TopicRule;
+use crate::types::{Event, Retention, TopicRule, UserId};
 use crate::wire::{Draft, Framing};
 
 const TOPICS: usize = 3;

@@ -15,10 +15,7 @@ use loom::thread;
 
 use crate::log::*;
 use crate::sync::AtomicBool;
-use crate::types::event::Event;
-use crate::types::name::Topic;
-use crate::types::retention::Retention;
-use crate::types::subscription::Start;
+use crate::types::{Event, Retention, Start, Topic};
 use crate::wire::{Draft, Framing};
 
 fn model(check: impl Fn() + Send + Sync + 'static) {

@@ -12,11 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::log::*;
-use crate::types::event::Event;
-use crate::types::name::{Topic, UserId};
-use crate::types::retention::Retention;
-use crate::types::subscription::Start;
-use crate::types::topic_filter::TopicRule;
+use crate::types::{Event, Retention, Start, Topic, TopicRule, UserId};
 use crate::wire::{Draft, Framing};
 
 const GRACE: Millis = 10_000;

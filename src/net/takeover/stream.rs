@@ -306,8 +306,7 @@ impl Drop for Waiting {
 mod tests {
     use super::*;
     use crate::hub::Request;
-    use crate::types::disconnect_clock::DisconnectClock;
-    use crate::types::last_event_id::Cursor;
+    use crate::types::{Cursor, DisconnectClock};
     use crate::{Event, Retention, Subscription};
     use std::task::Waker;
 
