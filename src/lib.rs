@@ -4,13 +4,13 @@
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 //! [tower]: https://github.com/tower-rs/tower
 //!
-//! This page is a tutorial: from the first event to several instances. The repository has a guide by need (`docs/guide.md`),
-//! recipes, and every promise with the test that shows it (`docs/guarantees.md`).
+//! This page is a tutorial: from the first event to several instances. The repository has a guide by
+//! need (`docs/guide.md`), recipes, and every promise with the test that shows it (`docs/guarantees.md`).
 //!
 //! # The first event
 //!
-//! A [`Hub`] is a handle to inject wherever something happens. A [layer](Hub::layer) turns requests into streams. Between
-//! them is one ordered log.
+//! A [`Hub`] is a handle to inject wherever something happens. A [layer](Hub::layer) turns requests
+//! into streams. Between them is one ordered log.
 //!
 //! ```
 //! use axum::{Router, extract::State, http::StatusCode, routing::post};
@@ -123,10 +123,11 @@
 //!
 //! # Nothing is lost in silence
 //!
-//! A stream is a cursor into the log, and the `Last-Event-ID` that a browser sends when it reconnects is that cursor. So
-//! nothing is lost on a reconnect within what is kept, and when something is no longer available the stream says so:
-//! [`hub.gap`](#what-a-page-hears). [`Retention`] says what is kept of the events to one audience, for those who come back
-//! or fall behind: a short window, the newest events, or the newest of each [key](Event::key).
+//! A stream is a cursor into the log, and the `Last-Event-ID` that a browser sends when it reconnects
+//! is that cursor. So nothing is lost on a reconnect within what is kept, and when something is no
+//! longer available the stream says so: [`hub.gap`](#what-a-page-hears). [`Retention`] says what is
+//! kept of the events to one audience, for those who come back or fall behind: a short window, the
+//! newest events, or the newest of each [key](Event::key).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -175,9 +176,10 @@
 //!
 //! # Who is there
 //!
-//! [`Target::presence`], [`Target::count`] and [`Target::is_online`] say who has a stream open, [`Hub::connections`] all
-//! about each, and [`Hub::lifecycle`] what becomes of them. [`Target::join`] and [`Target::leave`] change the topics of
-//! a stream while it is open; by [`SseLayer::changeable`] a page may change its own.
+//! [`Target::presence`], [`Target::count`] and [`Target::is_online`] say who has a stream open,
+//! [`Hub::connections`] all about each, and [`Hub::lifecycle`] what becomes of them. [`Target::join`]
+//! and [`Target::leave`] change the topics of a stream while it is open; by [`SseLayer::changeable`] a
+//! page may change its own.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -220,9 +222,9 @@
 //!
 //! # Several instances
 //!
-//! A [`Backplane`](backplane::Backplane) shares the log: [`HubBuilder::backplane`]. What one instance publishes all deliver,
-//! and a client goes on at whichever it meets. A program that only publishes, a worker or a cron job, has a `Publisher`
-//! ([`Hub::publisher`]).
+//! A [`Backplane`](backplane::Backplane) shares the log: [`HubBuilder::backplane`]. What one instance
+//! publishes all deliver, and a client goes on at whichever it meets. A program that only publishes, a
+//! worker or a cron job, has a `Publisher` ([`Hub::publisher`]).
 //!
 //! ```
 //! # #[cfg(feature = "json")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -273,7 +275,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that none is forgotten.
+/// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that
+/// none is forgotten.
 #[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
 mod documents {
     #[doc = include_str!("../docs/comparison.md")]

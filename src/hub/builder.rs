@@ -77,13 +77,13 @@ impl HubBuilder {
 
     /// Bounds the memory of all rings together. Defaults to 64 MiB.
     ///
-    /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that it is sent to. A topic or
-    /// user counts as its name plus 440 while it keeps events, and while it is remembered without any
-    /// ([`channel_grace`](Self::channel_grace)). Over the budget the hub first forgets topics and users that keep nothing
-    /// and have no listener, then drops the oldest events. The newest event always stays.
+    /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that it is sent
+    /// to. A topic or user counts as its name plus 440 while it keeps events, and while it is remembered without any
+    /// ([`channel_grace`](Self::channel_grace)). Over the budget the hub first forgets topics and users
+    /// that keep nothing and have no listener, then drops the oldest events. The newest event always stays.
     ///
-    /// The hub holds up to 7 MiB beside this budget, in which it remembers up to where the events of forgotten topics and
-    /// users were dropped. Topics and users that have listeners and keep nothing do not count.
+    /// The hub holds up to 7 MiB beside this budget, in which it remembers up to where the events of
+    /// forgotten topics and users were dropped. Topics and users that have listeners and keep nothing do not count.
     pub fn retention_budget(self, bytes: usize) -> Self {
         self.set(|to| to.ring_bytes = bytes)
     }
@@ -103,7 +103,8 @@ impl HubBuilder {
     }
 
     /// Sets how long a topic or user that has nothing kept and no listener is remembered, for the sake of those who
-    /// come back. The [`retention_budget`](Self::retention_budget) can end that earlier. At least four times the [`heartbeat`](Self::heartbeat). Defaults to 10 minutes.
+    /// come back. The [`retention_budget`](Self::retention_budget) can end that earlier. At least four
+    /// times the [`heartbeat`](Self::heartbeat). Defaults to 10 minutes.
     pub fn channel_grace(self, grace: Duration) -> Self {
         self.set(|to| to.settings.channel_grace = grace)
     }
@@ -123,9 +124,10 @@ impl HubBuilder {
         self.set(|to| to.settings.max_targets = targets)
     }
 
-    /// Sets how many topics one connection may have; a request for more is refused, not narrowed. Topics that the user of a
-    /// new connection was made to join ([`Target::join`](crate::Target::join)) fill the places that its subscription leaves;
-    /// the connection does not get the others, and the hub logs a warning. Defaults to 128.
+    /// Sets how many topics one connection may have; a request for more is refused, not narrowed. Topics
+    /// that the user of a new connection was made to join ([`Target::join`](crate::Target::join)) fill the
+    /// places that its subscription leaves; the connection does not get the others, and the hub logs a
+    /// warning. Defaults to 128.
     pub fn max_topics(self, topics: usize) -> Self {
         self.set(|to| to.settings.max_topics = topics)
     }
@@ -136,33 +138,34 @@ impl HubBuilder {
         self.set(|to| to.settings.limits.total = Some((connections, over)))
     }
 
-    /// Bounds the connections of each user, and sets what happens to one too many. At least 1. With several instances it
-    /// counts those elsewhere as far as they have been told of, a moment late; only a connection of the same instance makes
-    /// room. It bounds anonymous connections only where
+    /// Bounds the connections of each user, and sets what happens to one too many. At least 1. With
+    /// several instances it counts those elsewhere as far as they have been told of, a moment late; only a
+    /// connection of the same instance makes room. It bounds anonymous connections only where
     /// [`Subscription::counted_as`](crate::Subscription::counted_as) gives them a key. Defaults to no bound.
     pub fn max_connections_per_user(self, connections: usize, over: OverLimit) -> Self {
         self.set(|to| to.settings.limits.per_user = Some((connections, over)))
     }
 
     /// Bounds how many requests per second reach the access hook: for a stream, for its head (`HEAD`), and to
-    /// [change topics](crate::SseLayer::changeable). The hub answers the others before it asks the hook. A request for a
-    /// stream gets a retryable refusal, whose `retry` grows with the number of those that wait, to about 30 s. A change of
-    /// topics gets `503` with a `Retry-After` of that time. With a log that instances share, a change of topics of
-    /// an unknown connection counts too, because the hub waits up to 500 ms for that connection. Streams [in this process](Hub::stream) and in handlers
+    /// [change topics](crate::SseLayer::changeable). The hub answers the others before it asks the hook. A
+    /// request for a stream gets a retryable refusal, whose `retry` grows with the number of those that
+    /// wait, to about 30 s. A change of topics gets `503` with a `Retry-After` of that time. With a log
+    /// that instances share, a change of topics of an unknown connection counts too, because the hub waits
+    /// up to 500 ms for that connection. Streams [in this process](Hub::stream) and in handlers
     /// ([`Hub::connect`]) take part. At least 1. Defaults to no bound.
     pub fn max_connects_per_second(self, connects: u32) -> Self {
         self.set(|to| to.settings.limits.per_second = Some(connects))
     }
 
     /// Ends every stream at this age, at random up to a fifth earlier, as a drain does: what was published before is
-    /// delivered, and the client comes back and misses nothing. It spreads connections over new instances, and credentials
-    /// are looked at anew. At least a second. Defaults to no bound.
+    /// delivered, and the client comes back and misses nothing. It spreads connections over new instances,
+    /// and credentials are looked at anew. At least a second. Defaults to no bound.
     pub fn max_connection_age(self, age: Duration) -> Self {
         self.set(|to| to.settings.max_age = Some(age))
     }
 
-    /// Makes the topics that a rule matches tell who comes and goes: `hub.joined` and `hub.left`, as events of the topic
-    /// like any other. Defaults to none.
+    /// Makes the topics that a rule matches tell who comes and goes: `hub.joined` and `hub.left`, as
+    /// events of the topic like any other. Defaults to none.
     pub fn presence_for(mut self, rule: TopicRule) -> Self {
         self.configuration.settings.presence_rules.push(rule);
         self
@@ -175,8 +178,8 @@ impl HubBuilder {
         self.set(|to| to.settings.presence_grace = grace)
     }
 
-    /// Sets how often [`Access::recheck`](crate::Access::recheck) is asked about each open stream; each time up to a tenth
-    /// earlier, at random. Defaults to the [`heartbeat`](Self::heartbeat).
+    /// Sets how often [`Access::recheck`](crate::Access::recheck) is asked about each open stream; each
+    /// time up to a tenth earlier, at random. Defaults to the [`heartbeat`](Self::heartbeat).
     pub fn recheck_every(self, interval: Duration) -> Self {
         self.set(|to| to.settings.recheck_every = Some(interval))
     }
@@ -187,23 +190,24 @@ impl HubBuilder {
     }
 
     /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. Of them 64 may be of one user, or of one
-    /// [key](crate::Subscription::counted_as). With several instances each counts the tickets that it made or gave back,
-    /// until they are redeemed at this instance or their time is over. At least 1. Defaults to 65,536.
+    /// [key](crate::Subscription::counted_as). With several instances each counts the tickets that it made
+    /// or gave back, until they are redeemed at this instance or their time is over. At least 1. Defaults to 65,536.
     pub fn max_tickets(self, tickets: usize) -> Self {
         self.set(|to| to.settings.max_tickets = tickets)
     }
 
-    /// Sets how many events [`Hub::lifecycle`] keeps for a slow consumer. At least 1, at most a million; memory for them is
-    /// taken when it is first called. Defaults to 1,024.
+    /// Sets how many events [`Hub::lifecycle`] keeps for a slow consumer. At least 1, at most a million;
+    /// memory for them is taken when it is first called. Defaults to 1,024.
     pub fn lifecycle_capacity(self, events: usize) -> Self {
         self.set(|to| to.settings.lifecycle_capacity = events)
     }
 
     /// Lets pages of another origin open streams with their visitors' cookies, for example `https://app.example`: the
-    /// scheme, the host, and the port if it is not the scheme's own, as browsers write it. The scheme may also be that of an
-    /// application's web view or of a browser extension: `capacitor://localhost`, `tauri://localhost`,
-    /// `chrome-extension://…`. `null` is refused, since every sandboxed page of any site has it. The site's own pages always
-    /// may, and so may clients that are no browsers. A CORS layer must allow the origin too. Defaults to none.
+    /// scheme, the host, and the port if it is not the scheme's own, as browsers write it. The scheme may
+    /// also be that of an application's web view or of a browser extension: `capacitor://localhost`,
+    /// `tauri://localhost`, `chrome-extension://…`. `null` is refused, since every sandboxed page of any
+    /// site has it. The site's own pages always may, and so may clients that are no browsers. A CORS layer
+    /// must allow the origin too. Defaults to none.
     pub fn allow_origin(mut self, origin: impl Into<Box<str>>) -> Self {
         if let Origins::Listed(origins) = &mut self.configuration.settings.origins {
             origins.push(origin.into());
@@ -212,9 +216,9 @@ impl HubBuilder {
     }
 
     /// Lets requests in that name this host, for example `app.example` or `localhost:3000`, and refuses all others with
-    /// `403` before the access hook is asked. Call it once for each name by which clients reach the hub. A name without a
-    /// port allows every port. Both the `Host` header and the `:authority` of HTTP/2 count. A proxy in front must hand on
-    /// the client's `Host`, or have its own listed.
+    /// `403` before the access hook is asked. Call it once for each name by which clients reach the hub. A
+    /// name without a port allows every port. Both the `Host` header and the `:authority` of HTTP/2 count.
+    /// A proxy in front must hand on the client's `Host`, or have its own listed.
     ///
     /// This is against DNS rebinding. A page of another site can point its own name at this machine; to the browser
     /// it then asks its own site, which [`allow_origin`](Self::allow_origin) lets in. Set it where streams are open to
@@ -224,15 +228,15 @@ impl HubBuilder {
         self
     }
 
-    /// Lets the pages of every site open streams. Only for streams that need no cookie, since any site that a user visits
-    /// could read what the cookie opens. Defaults to not.
+    /// Lets the pages of every site open streams. Only for streams that need no cookie, since any site
+    /// that a user visits could read what the cookie opens. Defaults to not.
     pub fn allow_any_origin(self) -> Self {
         self.set(|to| to.settings.origins = Origins::Any)
     }
 
-    /// Shares the log with other instances, through a broker. Without it the log is this process's own. `build` does not
-    /// need the broker: an instance starts while it is away, is not [ready](Hub::health), refuses streams softly, and
-    /// recovers. Needs the feature `json` (on by default).
+    /// Shares the log with other instances, through a broker. Without it the log is this process's own.
+    /// `build` does not need the broker: an instance starts while it is away, is not [ready](Hub::health),
+    /// refuses streams softly, and recovers. Needs the feature `json` (on by default).
     #[cfg(feature = "json")]
     pub fn backplane(mut self, backplane: impl Backplane) -> Self {
         self.backplane = Some(Shared(Arc::new(backplane)));
@@ -244,8 +248,8 @@ impl HubBuilder {
         self.set(|to| to.settings.publish_timeout = timeout)
     }
 
-    /// Sets how often a shared log is asked whether it is still the one that is followed, while nothing comes of it. What
-    /// goes wrong in silence is noticed within two of these. Defaults to 2 s.
+    /// Sets how often a shared log is asked whether it is still the one that is followed, while nothing
+    /// comes of it. What goes wrong in silence is noticed within two of these. Defaults to 2 s.
     pub fn probe_interval(self, interval: Duration) -> Self {
         self.set(|to| to.settings.probe_interval = interval)
     }
@@ -304,8 +308,9 @@ impl HubBuilder {
         self.set(|to| to.settings.drain_limit = limit)
     }
 
-    /// Sets how streams end, where their subscription does not say; and the one event of a refusal that asks the client to
-    /// come back ([`Refusal::later`](crate::Refusal::later)), which has none. Defaults to [`End::Clean`].
+    /// Sets how streams end, where their subscription does not say; and the one event of a refusal that
+    /// asks the client to come back ([`Refusal::later`](crate::Refusal::later)), which has none. Defaults
+    /// to [`End::Clean`].
     pub fn end(self, end: End) -> Self {
         self.set(|to| to.settings.end = end)
     }

@@ -10,13 +10,13 @@ use super::{Hub, Target};
 use crate::types::{Action, Audience, Command, CommandError, Cursor, InvalidName, Kick, Topic};
 
 impl Target<'_> {
-    /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back. Returns how many
-    /// of this instance are told; none is no error.
+    /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back.
+    /// Returns how many of this instance are told; none is no error.
     ///
     /// What is published before but was not written yet is not written any more; who comes back with a cursor gets it
     /// then, if it may still read it. Requests that are being decided at this moment are told to come back
-    /// and are decided anew, so that no stream opens by what was true before: delete the session first, then disconnect.
-    /// Tickets for a user or topic of the target are void.
+    /// and are decided anew, so that no stream opens by what was true before: delete the session first,
+    /// then disconnect. Tickets for a user or topic of the target are void.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,12 +28,12 @@ impl Target<'_> {
     /// # Ok(()) }
     /// ```
     ///
-    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future may not have told the
-    /// others.
+    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future
+    /// may not have told the others.
     ///
     /// # Errors
-    /// When a name of the target is not allowed, there are too many of them, the note is too long, or other instances could
-    /// not be told.
+    /// When a name of the target is not allowed, there are too many of them, the note is too long, or
+    /// other instances could not be told.
     pub async fn disconnect(self, kick: Kick) -> Result<usize, CommandError> {
         kick.check()?;
         self.command(Action::Disconnect(kick)).await
@@ -48,9 +48,9 @@ impl Target<'_> {
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace). For a topic or everyone it is about the
     /// connections that are there now.
     ///
-    /// A connection never has more topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics). One that is opened
-    /// later gets the topics of its subscription first, then those that its user was made to join, in the order of the calls,
-    /// as many as there is room for.
+    /// A connection never has more topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics).
+    /// One that is opened later gets the topics of its subscription first, then those that its user was
+    /// made to join, in the order of the calls, as many as there is room for.
     ///
     /// Each page hears of it by a `hub.live` with the topics in force, which comes after what is replayed.
     pub fn join<T>(self, topic: T) -> Join
@@ -63,14 +63,14 @@ impl Target<'_> {
         Join { hub, audience, topic: topic.try_into().map_err(Into::into), since: Cursor::Absent }
     }
 
-    /// The reverse of [`join`](Self::join), also for topics of the subscription: nothing more of the topic is written to
-    /// the connections of the target, not even what waits. Returns how many of this instance had it.
+    /// The reverse of [`join`](Self::join), also for topics of the subscription: nothing more of the topic
+    /// is written to the connections of the target, not even what waits. Returns how many of this instance had it.
     ///
     /// For a user the topic is none of the user's any more. A connection that comes back has the topics of its
     /// subscription again, so change what the access hook says too.
     ///
-    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future may not have told the
-    /// others.
+    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future
+    /// may not have told the others.
     ///
     /// # Errors
     /// When a name is not allowed, there are too many targets, or other instances could not be told.
@@ -117,9 +117,10 @@ pub struct Join {
 }
 
 impl Join {
-    /// Also what was published to the topic after this position, as far as it is kept; what is not comes as a `hub.gap`.
-    /// What of it the connection has read by another topic already does not come again. Without it, the topic begins
-    /// now, with its current values where [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds.
+    /// Also what was published to the topic after this position, as far as it is kept; what is not comes
+    /// as a `hub.gap`. What of it the connection has read by another topic already does not come again.
+    /// Without it, the topic begins now, with its current values where
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds.
     ///
     /// For a page that joined a topic, lost its connection and has a new one: the last id that it saw.
     pub fn since(mut self, position: impl Into<Cursor>) -> Self {

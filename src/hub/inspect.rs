@@ -20,13 +20,14 @@ impl Hub {
         self.registry().all().iter().map(of).collect()
     }
 
-    /// What becomes of the connections of this instance from now on, in order, each with its user, topics, times, counts
-    /// and the application's data.
+    /// What becomes of the connections of this instance from now on, in order, each with its user, topics,
+    /// times, counts and the application's data.
     ///
     /// It is bounded: a consumer that is more than
     /// [`HubBuilder::lifecycle_capacity`](crate::HubBuilder::lifecycle_capacity) events behind gets one
-    /// [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in their place and goes on with the oldest that is kept.
-    /// The hub waits for no consumer. It may be called several times; each consumer gets everything.
+    /// [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in their place and goes on with the
+    /// oldest that is kept. The hub waits for no consumer. It may be called several times; each consumer
+    /// gets everything.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -69,9 +69,10 @@ impl serde::Serialize for Member {
 impl Target<'_> {
     /// Who is there now: the connections of the target, those of one user merged into one member.
     ///
-    /// Of a topic that tells who comes and goes ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)) those are
-    /// members whose leaving was not told yet; so the snapshot and the events from its position on never contradict each
-    /// other. Elsewhere it is who has a stream open at this moment.
+    /// Of a topic that tells who comes and goes
+    /// ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)) those are members whose leaving was
+    /// not told yet; so the snapshot and the events from its position on never contradict each other.
+    /// Elsewhere it is who has a stream open at this moment.
     ///
     /// Empty for a target whose name is not allowed.
     #[must_use]
@@ -170,10 +171,10 @@ impl Target<'_> {
     /// Whether the target can be reached by an event: what decides whether to fall back to mail or web push.
     ///
     /// A user is online while a stream is open, and for
-    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last one has ended: who reloads a page,
-    /// or comes back after a deploy, gets the event from the log, and needs no mail. [`count`](Self::count) says who has a
-    /// stream at this moment. For other targets, and where a connection is [left out](Self::except), this is
-    /// [`has_subscribers`](Self::has_subscribers).
+    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last one has ended: who
+    /// reloads a page, or comes back after a deploy, gets the event from the log, and needs no mail.
+    /// [`count`](Self::count) says who has a stream at this moment. For other targets, and where a
+    /// connection is [left out](Self::except), this is [`has_subscribers`](Self::has_subscribers).
     #[must_use]
     pub fn is_online(&self) -> bool {
         let now = self.hub.now();

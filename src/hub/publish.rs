@@ -20,8 +20,8 @@ pub struct Published {
 
 impl Hub {
     /// Publishes several events in one step, in this order, without others between them. One result for each: a bad one
-    /// does not stop the others. Streams hardly get to read in between, so a batch that is larger than the retention of its
-    /// audience costs them a `hub.gap`.
+    /// does not stop the others. Streams hardly get to read in between, so a batch that is larger than the
+    /// retention of its audience costs them a `hub.gap`.
     ///
     /// With a shared log they are pipelined: many times as fast as one after the other. Others may come between a few
     /// hundred and the next, and the whole batch has the time of one
@@ -108,18 +108,19 @@ impl Hub {
 impl Target<'_> {
     /// Publishes an event. `Ok` means that the log has it; it does not wait for any reader.
     ///
-    /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled. With a shared one
-    /// a dropped future may have published or not.
+    /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled.
+    /// With a shared one a dropped future may have published or not.
     ///
     /// # Errors
     /// A name that is not allowed, a payload over the limit, a union over the limit, a hub that was drained. Nothing is
-    /// appended then and no position is used. Where the log is shared also: a broker that is not there, refuses, or does not
-    /// answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio runtime to wait for it in, and
-    /// nothing is sent.
+    /// appended then and no position is used. Where the log is shared also: a broker that is not there,
+    /// refuses, or does not answer within
+    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio runtime to wait for
+    /// it in, and nothing is sent.
     ///
     /// # Panics
-    /// Where the log is shared, in a tokio runtime that was built without its clock or its network: use `enable_all`. So do
-    /// [`Hub::publish_many`], commands and [`Hub::ticket`].
+    /// Where the log is shared, in a tokio runtime that was built without its clock or its network: use
+    /// `enable_all`. So do [`Hub::publish_many`], commands and [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Published, PublishError> {
         let hub = self.hub;
         let Some(shared) = &hub.inner.shared_log else { return self.publish_now(event) };
@@ -127,8 +128,8 @@ impl Target<'_> {
         hub.publish_shared(shared, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
-    /// The same for code that cannot await: a `Drop`, a callback, a thread without a runtime. With the log of this process
-    /// only: where several instances share one, publishing has to wait for the broker.
+    /// The same for code that cannot await: a `Drop`, a callback, a thread without a runtime. With the log
+    /// of this process only: where several instances share one, publishing has to wait for the broker.
     ///
     /// # Errors
     /// As [`publish`](Self::publish); and always where the log is shared.

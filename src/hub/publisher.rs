@@ -15,8 +15,9 @@ use crate::types::{
     Address, Audience, BuildError, ConnectionId, Event, InvalidName, NameProblem, Position, PublishError, Topic, UserId,
 };
 
-/// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for subscribers, nothing
-/// that runs in the background. For workers, command-line tools and cron jobs. Cloning is one reference count.
+/// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for
+/// subscribers, nothing that runs in the background. For workers, command-line tools and cron jobs.
+/// Cloning is one reference count.
 ///
 /// A publisher remembers the place of its newest record, and passes it to the log with the next
 /// publish. A log that is younger begins a new epoch then, and every stream gets a gap. On Redis so
@@ -60,10 +61,11 @@ struct Inner {
 }
 
 impl HubBuilder {
-    /// Builds what only publishes, for workers, command-line tools and cron jobs: [`Publisher`]. Of the settings count the
-    /// [`backplane`](Self::backplane), which it needs, the retention, the limits of events and targets, and
-    /// [`publish_timeout`](Self::publish_timeout). Instances and workers that share one function for their settings agree.
-    /// Needs no runtime and no broker. Needs the feature `json` (on by default).
+    /// Builds what only publishes, for workers, command-line tools and cron jobs: [`Publisher`]. Of the
+    /// settings count the [`backplane`](Self::backplane), which it needs, the retention, the limits of
+    /// events and targets, and [`publish_timeout`](Self::publish_timeout). Instances and workers that
+    /// share one function for their settings agree. Needs no runtime and no broker. Needs the feature
+    /// `json` (on by default).
     ///
     /// # Errors
     /// As [`build`](Self::build); and without a backplane.
@@ -78,9 +80,9 @@ impl HubBuilder {
 }
 
 impl Hub {
-    /// What only publishes, with the default settings: the same as `Hub::builder().backplane(backplane).publisher()`. By
-    /// those no topic keeps the newest of each key; with rules, use [`HubBuilder::publisher`]. Needs the feature `json` (on
-    /// by default).
+    /// What only publishes, with the default settings: the same as
+    /// `Hub::builder().backplane(backplane).publisher()`. By those no topic keeps the newest of each key;
+    /// with rules, use [`HubBuilder::publisher`]. Needs the feature `json` (on by default).
     ///
     /// # Errors
     /// As [`HubBuilder::publisher`].
@@ -126,8 +128,8 @@ impl Publisher {
         self.recipients(Ok(Address::Everyone.into()))
     }
 
-    /// Publishes several events in this order, pipelined: many times as fast as one after the other. One result for each: a
-    /// bad one does not stop the others. The whole batch has the time of one
+    /// Publishes several events in this order, pipelined: many times as fast as one after the other. One
+    /// result for each: a bad one does not stop the others. The whole batch has the time of one
     /// [`publish_timeout`](HubBuilder::publish_timeout), so make it some thousands, not millions.
     ///
     /// Cancel safety: as [`Recipients::publish`].
@@ -213,15 +215,16 @@ impl Recipients<'_> {
         self
     }
 
-    /// Publishes an event and says its place in the log, which is also the `id` that browsers get with it. `Ok` means that
-    /// the log has it; it says nothing about listeners.
+    /// Publishes an event and says its place in the log, which is also the `id` that browsers get with it.
+    /// `Ok` means that the log has it; it says nothing about listeners.
     ///
     /// Cancel safety: a dropped future may have published or not.
     ///
     /// # Errors
-    /// As [`Target::publish`](crate::Target::publish): a bad event or target, and nothing is appended; a broker that is not
-    /// there, refuses, or does not answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio
-    /// runtime to wait for it in, and nothing is sent.
+    /// As [`Target::publish`](crate::Target::publish): a bad event or target, and nothing is appended; a
+    /// broker that is not there, refuses, or does not answer within
+    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio runtime to wait for
+    /// it in, and nothing is sent.
     ///
     /// # Panics
     /// In a tokio runtime that was built without its clock or its network: use `enable_all`.

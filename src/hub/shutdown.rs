@@ -50,22 +50,23 @@ impl Hub {
 
     /// Ends every stream, so that the process can leave in a moment although streams were open.
     ///
-    /// From its first moment the hub is not ready and answers new requests with the soft refusal. Every open stream gets
-    /// `hub.bye` with a random `retry` of its own over `window` (within
-    /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range)), and ends: the clients come back spread out, to another
-    /// instance or the next process. It then waits until all have ended, at most for
-    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and cuts those that take nothing any more, where the
-    /// hub's listener carries them.
+    /// From its first moment the hub is not ready and answers new requests with the soft refusal. Every
+    /// open stream gets `hub.bye` with a random `retry` of its own over `window` (within
+    /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range)), and ends: the clients come back
+    /// spread out, to another instance or the next process. It then waits until all have ended, at most for
+    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and cuts those that take nothing any
+    /// more, where the hub's listener carries them.
     ///
-    /// Publishing fails when the hub is closed. Without a backplane that is as soon as every stream knows its end, since
-    /// no stream reads what comes later and the log ends with the process. With a backplane it is after the wait.
+    /// Publishing fails when the hub is closed. Without a backplane that is as soon as every stream knows
+    /// its end, since no stream reads what comes later and the log ends with the process. With a backplane
+    /// it is after the wait.
     ///
     /// Sockets that carried a stream and do not close within another 2 s, without a move, are cut then.
     ///
     /// Streams in this process ([`Hub::stream`]) end too, when they are polled next; it does not wait for them.
     ///
-    /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late, since `serve` does
-    /// not return while streams are open.
+    /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late,
+    /// since `serve` does not return while streams are open.
     ///
     /// Cancel safety: streams that were told to end will; the hub stays not ready. It may be called again.
     ///

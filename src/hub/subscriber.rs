@@ -32,8 +32,8 @@ pub enum StreamItem {
     },
     /// Caught up to here: everything before has been yielded.
     Live(Position),
-    /// The log that instances share cannot be followed now. [`Live`](Self::Live) says when it can again, and nothing is missed
-    /// that the broker has kept.
+    /// The log that instances share cannot be followed now. [`Live`](Self::Live) says when it can again,
+    /// and nothing is missed that the broker has kept.
     Stale,
     /// The hub ended the stream. The last item.
     End(EndReason),
@@ -68,16 +68,17 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// [`StreamItem::Live`] comes when everything before has been yielded, also what was published before the first item
-    /// was taken. With [`Retention::latest_per_key`](crate::Retention::latest_per_key) a late reader skips what is
-    /// outdated, as a slow page would.
+    /// [`StreamItem::Live`] comes when everything before has been yielded, also what was published before
+    /// the first item was taken. With [`Retention::latest_per_key`](crate::Retention::latest_per_key) a
+    /// late reader skips what is outdated, as a slow page would.
     ///
     /// It is subscribed when this returns, not when the stream is first polled. It needs a tokio runtime when polled if
-    /// the subscription expires, or [connections](HubBuilder::max_connection_age) do. Dropping it ends the subscription.
+    /// the subscription expires, or [connections](HubBuilder::max_connection_age) do. Dropping it ends the
+    /// subscription.
     ///
     /// # Errors
-    /// When the subscription's names or size are not allowed, a limit on connections is reached, the user was told to stay
-    /// away, the hub has not read its shared log yet because the broker is not there
+    /// When the subscription's names or size are not allowed, a limit on connections is reached, the user
+    /// was told to stay away, the hub has not read its shared log yet because the broker is not there
     /// ([`SubscriptionError::Unavailable`]), or the hub is being drained.
     #[expect(clippy::needless_pass_by_value, reason = "it is used for one stream")]
     pub fn stream(

@@ -7,7 +7,8 @@ use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, To
 
 /// Whom something is for: an event to [`publish`](Self::publish), the question who is there
 /// ([`presence`](Self::presence), [`count`](Self::count), [`is_online`](Self::is_online)), or a command
-/// ([`disconnect`](Self::disconnect), [`join`](Self::join), [`leave`](Self::leave)). Made by [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`].
+/// ([`disconnect`](Self::disconnect), [`join`](Self::join), [`leave`](Self::leave)). Made by
+/// [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

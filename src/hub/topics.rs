@@ -12,8 +12,8 @@ use crate::types::{Action, Address, Change, ConnectionId, DisconnectClock, Topic
 /// How long a connection is looked for that another instance may not have told of yet.
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long the names of a change may be that is told to another instance, as they stand in the message: what brokers take
-/// is bounded, and half a change is none. A request of 64 KiB hardly has more.
+/// How long the names of a change may be that is told to another instance, as they stand in the
+/// message: what brokers take is bounded, and half a change is none. A request of 64 KiB hardly has more.
 const MOST_BYTES: usize = 64 * 1024;
 /// How long an id is in a message, with its quotes and brackets.
 const MOST_ID_BYTES: usize = 68;
@@ -38,8 +38,8 @@ impl Hub {
         Some(Changeable { hub: self, id, place })
     }
 
-    /// Whether a connection of any user may have this id. False at once without other instances, which may have one that
-    /// this instance does not know yet.
+    /// Whether a connection of any user may have this id. False at once without other instances, which may
+    /// have one that this instance does not know yet.
     pub(crate) fn may_have_connection(&self, id: ConnectionId) -> bool {
         self.inner.shared_log.is_some() || self.registry().find(id).is_some()
     }
@@ -53,7 +53,8 @@ impl Hub {
         self.look_for(is_there).await.is_some()
     }
 
-    /// Looks once, and with several instances again for a while: another instance may not have told of a connection yet.
+    /// Looks once, and with several instances again for a while: another instance may not have told of a
+    /// connection yet.
     async fn look_for<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -77,8 +78,8 @@ impl Hub {
 impl Changeable<'_> {
     /// Leaves, then joins, all or nothing; returns the topics in force. `asked_at` is when the page asked.
     ///
-    /// Of a connection elsewhere it returns what will be in force by what is known here; should its own instance find that
-    /// nothing can come of it, all stays as it was.
+    /// Of a connection elsewhere it returns what will be in force by what is known here; should its own
+    /// instance find that nothing can come of it, all stays as it was.
     pub(crate) async fn change(&self, change: Change, asked_at: DisconnectClock) -> Result<Vec<Topic>, ChangeError> {
         let hub = self.hub;
         match &self.place {

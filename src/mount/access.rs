@@ -35,15 +35,16 @@ use crate::types::{Recheck, Refusal, Subscription};
 /// let _ = hub.endpoint(async |_: Connect| Ok(Subscription::anonymous().topic("news")));
 /// ```
 ///
-/// A closure that captures something clones it for each request: `move |connect| { let pool = pool.clone(); async move { … } }`.
+/// A closure that captures something clones it for each request: `move |connect| { let pool =
+/// pool.clone(); async move { … } }`.
 ///
 /// It is asked for every request, also for one that resumes: what a client could read yesterday does not matter. It may
 /// publish. If it takes longer than [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) it is dropped and
-/// the client is told to come back; if it panics, that request is answered `500`. A timeout layer outside that is shorter
-/// answers first, with a status after which browsers give up.
+/// the client is told to come back; if it panics, that request is answered `500`. A timeout layer
+/// outside that is shorter answers first, with a status after which browsers give up.
 pub trait Access: Send + Sync + 'static {
-    /// Whether [`recheck`](Self::recheck) has anything to say; it is not asked where this is false. It is for closures and
-    /// for [`Public`](crate::Public). Defaults to true.
+    /// Whether [`recheck`](Self::recheck) has anything to say; it is not asked where this is false. It is
+    /// for closures and for [`Public`](crate::Public). Defaults to true.
     const RECHECKS: bool = true;
 
     /// Decides. Dropped at any await when the client leaves or the time is over.
@@ -55,15 +56,15 @@ pub trait Access: Send + Sync + 'static {
     /// [`HubBuilder::max_rechecks`](crate::HubBuilder::max_rechecks) at a time. Defaults to [`Recheck::Settled`]: never
     /// again. A closure has no other.
     ///
-    /// `subscription` is what the stream has now: the user, the topics in force, also those joined later, the expiry, and
-    /// the data and extensions that were attached to it, for example the id of the session.
+    /// `subscription` is what the stream has now: the user, the topics in force, also those joined later,
+    /// the expiry, and the data and extensions that were attached to it, for example the id of the session.
     ///
-    /// So between a revocation and silence there is at most one interval and the time that the hook takes, as long as it
-    /// keeps up with the number of streams (else a warning is logged). A recheck that panics or takes longer than
-    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) is repeated an interval after it began, and the
-    /// second failure in a row ends the stream: at most two intervals and one timeout, if the timeout is the shorter. What
-    /// was written before may still be on its way. Where that is too long,
-    /// [`Target::disconnect`](crate::Target::disconnect) acts at once.
+    /// So between a revocation and silence there is at most one interval and the time that the hook takes,
+    /// as long as it keeps up with the number of streams (else a warning is logged). A recheck that panics
+    /// or takes longer than [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) is repeated
+    /// an interval after it began, and the second failure in a row ends the stream: at most two intervals
+    /// and one timeout, if the timeout is the shorter. What was written before may still be on its way.
+    /// Where that is too long, [`Target::disconnect`](crate::Target::disconnect) acts at once.
     fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
         drop(subscription);
         ready(Recheck::Settled)

@@ -24,7 +24,8 @@ pub struct SseEndpoint<A> {
 }
 
 impl Hub {
-    /// A service for one route, for example axum's `route_service("/events", …)`, which survives every router operation.
+    /// A service for one route, for example axum's `route_service("/events", …)`, which survives every
+    /// router operation.
     #[must_use]
     pub fn endpoint<A: Access>(&self, access: A) -> SseEndpoint<A> {
         let access = Arc::new(access);

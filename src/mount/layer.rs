@@ -8,7 +8,8 @@ use tower_layer::Layer;
 use super::{Access, SseEndpoint, SseService};
 use crate::hub::Hub;
 
-/// Answers `GET` and `HEAD` for one path with event streams and passes everything else through untouched: [`Hub::layer`].
+/// Answers `GET` and `HEAD` for one path with event streams and passes everything else through
+/// untouched: [`Hub::layer`].
 pub struct SseLayer<A> {
     endpoint: SseEndpoint<A>,
     path: Arc<str>,
@@ -16,12 +17,13 @@ pub struct SseLayer<A> {
 }
 
 impl Hub {
-    /// A layer that answers `GET` and `HEAD` for exactly `path`, which starts with `/`, and passes everything else through
-    /// untouched: one comparison, no allocation, the inner service's error and its own body.
+    /// A layer that answers `GET` and `HEAD` for exactly `path`, which starts with `/`, and passes
+    /// everything else through untouched: one comparison, no allocation, the inner service's error and its own body.
     ///
     /// Other methods on the path go to the inner service too, so an application may have a `POST` of its own there, and
-    /// a CORS layer inside sees its `OPTIONS`. In an axum router the layer comes after all routes, and the layers that know
-    /// the user come after it, that is outside. `docs/mounting.md` says which router operations hide a layer.
+    /// a CORS layer inside sees its `OPTIONS`. In an axum router the layer comes after all routes, and the
+    /// layers that know the user come after it, that is outside. `docs/mounting.md` says which router
+    /// operations hide a layer.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};
@@ -45,9 +47,10 @@ impl Hub {
 
 impl<A> SseLayer<A> {
     /// Also answers `POST {path}/{connection}/topics`, by which a page changes its topics without reconnecting. The
-    /// `connection` is that of its `hub.hello`; the query has any number of `join=` and `leave=`, and perhaps `since=` with
-    /// an id, as [`Join::since`](crate::Join::since). The answer is `{"topics":[…]}`: those in force. On the stream a
-    /// `hub.live` with `topics` says that from its id on they are accounted for.
+    /// `connection` is that of its `hub.hello`; the query has any number of `join=` and `leave=`, and
+    /// perhaps `since=` with an id, as [`Join::since`](crate::Join::since). The answer is
+    /// `{"topics":[…]}`: those in force. On the stream a `hub.live` with `topics` says that from its id on
+    /// they are accounted for.
     ///
     /// The access hook is asked as for a stream with each topic to be joined as `topic=` in the query, and with the
     /// cookies, headers and extensions of this request; what it would subscribe to, or lets

@@ -1,5 +1,6 @@
-//! Whose pages may ask. A browser sends the cookies of a site also when the page of another one asks, and lets that page
-//! read the answer where a CORS layer is generous. So this is judged here too, before anybody looks at a cookie.
+//! Whose pages may ask. A browser sends the cookies of a site also when the page of another one asks,
+//! and lets that page read the answer where a CORS layer is generous. So this is judged here too,
+//! before anybody looks at a cookie.
 
 use http::header::{HOST, HeaderName, ORIGIN};
 use http::{HeaderMap, Uri};

@@ -5,8 +5,8 @@
 //! Where the hub knows the socket, a body hands out nothing while bytes wait for the peer, and at most
 //! [`MOST_AHEAD`] and one more frame before the server has flushed.
 //!
-//! A body may be read by a task that writes elsewhere, or outlive its socket. It stops waiting for that socket then, and
-//! goes on like a body without one.
+//! A body may be read by a task that writes elsewhere, or outlive its socket. It stops waiting for
+//! that socket then, and goes on like a body without one.
 //!
 //! Where the hub does not know the socket, it sees only how often a body is polled. Then large frames go out in pieces,
 //! so that an HTTP/2 server, which polls whenever a stream's window is open, polls often for a slow but steady reader.

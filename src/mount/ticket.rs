@@ -13,11 +13,13 @@ impl Connect {
 }
 
 impl Hub {
-    /// In an access hook: takes the subscription that the request's `?ticket=` stands for. Each is good for one request.
+    /// In an access hook: takes the subscription that the request's `?ticket=` stands for. Each is good
+    /// for one request.
     ///
     /// A ticket is older than the request, so what has changed since counts: the subscription's own expiry,
-    /// [`Target::disconnect`](crate::Target::disconnect), and [`Access::recheck`](crate::Access::recheck), which layer and
-    /// endpoint ask about it before the stream opens. A handler that calls this itself looks for itself.
+    /// [`Target::disconnect`](crate::Target::disconnect), and [`Access::recheck`](crate::Access::recheck),
+    /// which layer and endpoint ask about it before the stream opens. A handler that calls this itself
+    /// looks for itself.
     ///
     /// ```
     /// use tower_sse::{Access, Connect, Hub, Recheck, Refusal, Subscription};
@@ -38,21 +40,21 @@ impl Hub {
     /// ```
     ///
     /// A ticket opens one stream. Where layer and endpoint ask the hook, a request that gets no stream gives its ticket
-    /// back: the hook refused it or took too long, a limit was reached, or the client left. So a browser that comes back
-    /// with the same URL after `hub.refused` is let in. In a handler only [`Hub::connect`] gives a ticket back, if it
-    /// refuses. Each request to [change topics](crate::SseLayer::changeable) needs a ticket of its own, which is spent when
-    /// the topics have changed.
+    /// back: the hook refused it or took too long, a limit was reached, or the client left. So a browser
+    /// that comes back with the same URL after `hub.refused` is let in. In a handler only [`Hub::connect`]
+    /// gives a ticket back, if it refuses. Each request to [change topics](crate::SseLayer::changeable)
+    /// needs a ticket of its own, which is spent when the topics have changed.
     ///
-    /// With several instances a ticket is given back by depositing it at the broker again, for the rest of its time. If the
-    /// broker or the process fails at that moment, the ticket is lost, and the page asks for another.
+    /// With several instances a ticket is given back by depositing it at the broker again, for the rest of
+    /// its time. If the broker or the process fails at that moment, the ticket is lost, and the page asks for another.
     ///
-    /// Cancel safety: on one instance it never waits. If the future is dropped while a broker answers, the ticket is given
-    /// back.
+    /// Cancel safety: on one instance it never waits. If the future is dropped while a broker answers, the
+    /// ticket is given back.
     ///
     /// # Errors
     /// [`Refusal::login`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.
-    /// [`Refusal::later`] with the reason [`Starting`](RefusalReason::Starting) where the broker of a shared log does not
-    /// answer.
+    /// [`Refusal::later`] with the reason [`Starting`](RefusalReason::Starting) where the broker of a
+    /// shared log does not answer.
     pub async fn redeem(&self, connect: &Connect) -> Result<Subscription, Refusal> {
         let ticket = connect.query_values("ticket").next().ok_or(Refusal::login())?;
         let taken = self.take_ticket(&ticket).await.map_err(|problem| match problem {

@@ -105,7 +105,8 @@ impl Hub {
     }
 }
 
-/// The request that would open a stream with the topics to be joined, for the hook to decide by: `join` becomes `topic`.
+/// The request that would open a stream with the topics to be joined, for the hook to decide by:
+/// `join` becomes `topic`.
 fn as_stream(connect: &Connect) -> Option<Connect> {
     let (path, _) = split_path(connect.uri().path())?;
     let mut query = form_urlencoded::Serializer::new(String::new());

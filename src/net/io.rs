@@ -8,7 +8,8 @@
 //! 3. noticing that the client has left although it sent something after its request, which no server reads now;
 //! 4. no delay for small writes, and an end of peers that vanished.
 //!
-//! Where that is asked for, it also hands the socket over together with its stream: [`socket`](crate::net::takeover::socket).
+//! Where that is asked for, it also hands the socket over together with its stream:
+//! [`socket`](crate::net::takeover::socket).
 
 use std::any::Any;
 use std::collections::vec_deque::VecDeque;
@@ -267,17 +268,18 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
 impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
     /// Lets the hub take the socket out of the server for as long as a stream lasts, and write it itself.
     ///
-    /// A server keeps its buffers and a task for as long as a response lasts. With this, once the head and the first event of
-    /// a stream are out, the server sees the response end, and the hub writes the rest: the same frames with the same
-    /// deadlines, from one task for thousands of sockets.
+    /// A server keeps its buffers and a task for as long as a response lasts. With this, once the head and
+    /// the first event of a stream are out, the server sees the response end, and the hub writes the rest:
+    /// the same frames with the same deadlines, from one task for thousands of sockets.
     ///
-    /// For HTTP/1.1 on a `TcpStream`, on Unix. Streams that are written otherwise (TLS above, HTTP/2, HTTP/1.0), or changed
-    /// by another layer, are noticed by their bytes and stay with the server; so does everything that is no stream. The
-    /// head of a stream says `Connection: close`, and a request that is pipelined behind it is not answered.
+    /// For HTTP/1.1 on a `TcpStream`, on Unix. Streams that are written otherwise (TLS above, HTTP/2,
+    /// HTTP/1.0), or changed by another layer, are noticed by their bytes and stay with the server; so
+    /// does everything that is no stream. The head of a stream says `Connection: close`, and a request
+    /// that is pipelined behind it is not answered.
     ///
-    /// To other layers and to the server's graceful shutdown the response is over then. So limits and counts are the hub's, and
-    /// [`Hub::drain`] has to be awaited before the process ends. A stream lives on if the task of the server is aborted; it
-    /// ends with the drain, or with the runtime that served it.
+    /// To other layers and to the server's graceful shutdown the response is over then. So limits and
+    /// counts are the hub's, and [`Hub::drain`] has to be awaited before the process ends. A stream lives
+    /// on if the task of the server is aborted; it ends with the drain, or with the runtime that served it.
     ///
     /// ```no_run
     /// # use tower_sse::Hub;

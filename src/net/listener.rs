@@ -47,9 +47,9 @@ impl Hub {
         SseListener { hub: self.clone(), inner: listener, hands_over: false }.tap_io(|_| {})
     }
 
-    /// The same, and each connection also [hands its socket over](SseIo::hand_over) to the hub for as long as a stream lasts:
-    /// an idle one takes less than a kilobyte then. Await [`Hub::drain`] in the shutdown signal, since axum does not know of
-    /// these streams.
+    /// The same, and each connection also [hands its socket over](SseIo::hand_over) to the hub for as long
+    /// as a stream lasts: an idle one takes less than a kilobyte then. Await [`Hub::drain`] in the
+    /// shutdown signal, since axum does not know of these streams.
     ///
     /// ```no_run
     /// # use std::time::Duration;

@@ -1,9 +1,9 @@
 //! Blocks of the shared log, for clients that come back from before what this instance keeps in memory.
 //!
-//! 1. One task reads, one block after the other: however many clients come back, the broker is asked for one at a time. It
-//!    lives while a connection waits, in a [task slot](crate::hub::tasks::slot).
-//! 2. A block is only believed if the log had the same epoch before and after. Records that are missing at its beginning
-//!    are asked for again, for a while, if the log says that it has them.
+//! 1. One task reads, one block after the other: however many clients come back, the broker is asked
+//!    for one at a time. It lives while a connection waits, in a [task slot](crate::hub::tasks::slot).
+//! 2. A block is only believed if the log had the same epoch before and after. Records that are
+//!    missing at its beginning are asked for again, for a while, if the log says that it has them.
 
 use std::sync::{Arc, Weak};
 

@@ -1,7 +1,7 @@
 //! Blocks of the shared log that were read from the broker, and the connections that wait for one.
 //!
-//! 1. Blocks begin at fixed places, so that clients from about the same time need the same one. A block is read once, and
-//!    kept while there is room.
+//! 1. Blocks begin at fixed places, so that clients from about the same time need the same one. A
+//!    block is read once, and kept while there is room.
 //! 2. A connection that needs a block waits for it by a weak reference, and is woken once when the block is here.
 
 use std::collections::btree_map::BTreeMap;

@@ -1,8 +1,8 @@
 //! The hub's part of the control stream: commands reach every instance, and each knows who is connected elsewhere.
 //!
-//! 1. One task hears and tells; it lives while the hub does, in a [task slot](crate::hub::tasks::slot) like the one that follows the
-//!    log. When it could not hear it goes on after what it heard last, so that no command is missed, and asks all
-//!    instances anew.
+//! 1. One task hears and tells; it lives while the hub does, in a [task slot](crate::hub::tasks::slot)
+//!    like the one that follows the log. When it could not hear it goes on after what it heard last,
+//!    so that no command is missed, and asks all instances anew.
 //! 2. What changes here is noted at once and told a moment later, many changes in one message; then its number goes up.
 //! 3. A disconnect and a leave are carried out when they are heard. A join that was given when the log was further than
 //!    this instance waits until the log is there, at most for the publish timeout. A leave that overtakes joins of its
@@ -96,7 +96,8 @@ async fn hear_and_tell(
                 let gone = shared.outbox.lock().is_closed;
                 let is_heard = shared.peers.lock().hears_itself();
                 if now >= next_ask && !gone && !is_heard {
-                    // Until it hears its own question. Others tell all, and so does this one: they may have missed something.
+                    // Until it hears its own question. Others tell all, and so does this one: they may have missed
+                    // something.
                     next_ask = now + ASK_EVERY;
                     shared.outbox.lock().report_all();
                     hub.say(shared, shared.question()).await?;

@@ -1,8 +1,10 @@
 //! The task that follows the log that several instances share, and reports when it cannot.
 //!
-//! 1. Only one task follows, and only it [applies](super::apply) records, in the order of the log. It lives while the hub
-//!    does, in a [task slot](crate::hub::tasks::slot): another replaces it if its runtime is gone or does not run it.
-//! 2. Before it follows, it compares where the log is with what this instance has: another epoch, records that are gone.
+//! 1. Only one task follows, and only it [applies](super::apply) records, in the order of the log. It
+//!    lives while the hub does, in a [task slot](crate::hub::tasks::slot): another replaces it if its
+//!    runtime is gone or does not run it.
+//! 2. Before it follows, it compares where the log is with what this instance has: another epoch,
+//!    records that are gone.
 //! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
 
 use std::sync::Weak;

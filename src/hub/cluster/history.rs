@@ -1,10 +1,11 @@
 //! Whether a shared log still is the one that was read, and which holes in it are real.
 //!
-//! 1. A log that was rolled back and has grown since has other records under the numbers that were lost. So each record that
-//!    is applied is remembered by a hash until the next comparison, up to a bound, and compared with what the log has then.
-//!    Records carry a random id, so equal events do not have equal records.
-//! 2. A record that is missing in an answer may be late: a replica may be behind. It is lost if the log says that it begins
-//!    above it, or if the record is still missing after a while.
+//! 1. A log that was rolled back and has grown since has other records under the numbers that were
+//!    lost. So each record that is applied is remembered by a hash until the next comparison, up to a
+//!    bound, and compared with what the log has then. Records carry a random id, so equal events do
+//!    not have equal records.
+//! 2. A record that is missing in an answer may be late: a replica may be behind. It is lost if the
+//!    log says that it begins above it, or if the record is still missing after a while.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::vec_deque::VecDeque;
@@ -15,7 +16,8 @@ use tokio::time::{Duration, Instant};
 use crate::backplane::{State, Stored};
 use crate::sync::Mutex;
 
-/// How many records are compared at most, beside the newest: more were read of a busy log than it is worth to read again.
+/// How many records are compared at most, beside the newest: more were read of a busy log than it is
+/// worth to read again.
 const COMPARED: usize = 64;
 /// How many missing records are remembered.
 const HOLES: usize = 64;

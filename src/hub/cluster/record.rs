@@ -4,8 +4,8 @@
 //! {"v":1,"id":"5bd0…","at":1795866000000,"to":{"topics":["news"]},"event":"headline","data":"It rains."}
 //! ```
 //!
-//! `docs/broker.md` has the format, with test vectors. `v` is the version; `to` and `except` mean the same in every later
-//! one, so that whoever cannot read a record still knows who misses it.
+//! `docs/broker.md` has the format, with test vectors. `v` is the version; `to` and `except` mean the
+//! same in every later one, so that whoever cannot read a record still knows who misses it.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Address, Audience, Cow, Event, To};
 
 const VERSION: u64 = 1;
-/// How many addresses a record may have, or connections it leaves out, so that somebody looks at them. Or as many as are
-/// allowed, where that is more.
+/// How many addresses a record may have, or connections it leaves out, so that somebody looks at them.
+/// Or as many as are allowed, where that is more.
 const MOST_ADDRESSES: usize = 1024;
 
 /// Why bytes are no record of this version.
@@ -109,8 +109,8 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// What was written; its names are checked, its size and its event are not. An audience that is far beyond the limit is not
-/// even held, so nobody can say whose the record was.
+/// What was written; its names are checked, its size and its event are not. An audience that is far
+/// beyond the limit is not even held, so nobody can say whose the record was.
 pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Unreadable> {
     let most = max_targets.max(MOST_ADDRESSES);
     let of = |to: &To<'_>, except: &[Cow<'_>]| {

@@ -1,6 +1,6 @@
-//! What instances of one namespace should have in common. An instance sends its settings when it asks for everything. An
-//! instance that has others answers with its own, so each of the two logs the difference once. None is refused, because a
-//! rolling deploy runs both for a while.
+//! What instances of one namespace should have in common. An instance sends its settings when it asks
+//! for everything. An instance that has others answers with its own, so each of the two logs the
+//! difference once. None is refused, because a rolling deploy runs both for a while.
 
 use std::collections::btree_map::BTreeMap;
 use std::fmt::Write as _;
@@ -41,8 +41,8 @@ impl Agreement {
         &self.terms
     }
 
-    /// Compares with those of another instance, and logs the first difference. Returns whether there is one. What only one
-    /// of two versions knows is no difference.
+    /// Compares with those of another instance, and logs the first difference. Returns whether there is
+    /// one. What only one of two versions knows is no difference.
     pub(in crate::hub) fn differs(&self, theirs: &Terms) -> bool {
         let differs = |name: &&String| theirs.get(*name).is_some_and(|theirs| *theirs != self.terms[*name]);
         let different: Vec<_> = self.terms.keys().filter(differs).collect();

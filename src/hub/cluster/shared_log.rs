@@ -25,8 +25,8 @@ use crate::types::{Address, Audience, Command, ConnectionId, Epoch, Event, Posit
 
 /// How far a client may be ahead of what this instance knows of the log: other instances may be faster.
 const MOST_AHEAD: u64 = 100_000;
-/// The same while the log cannot be followed. Far below all numbers that are counted exactly, since a new life of the log
-/// begins above what clients claim.
+/// The same while the log cannot be followed. Far below all numbers that are counted exactly, since a
+/// new life of the log begins above what clients claim.
 const MOST_AHEAD_WHILE_STALE: u64 = 1 << 40;
 
 /// Numbers beyond what every part of this and every broker counts exactly are not of a hub.
@@ -124,8 +124,8 @@ impl SharedLog {
         Body::Ask(self.agreement.terms().clone())
     }
 
-    /// The block with what comes after a number. If it is not here yet, the connection is woken when it is. The caller then
-    /// makes sure that the tasks run.
+    /// The block with what comes after a number. If it is not here yet, the connection is woken when it
+    /// is. The caller then makes sure that the tasks run.
     pub(in crate::hub) fn look_back(
         &self,
         base: u64,
@@ -141,8 +141,8 @@ impl SharedLog {
         self.blocks.lock().find_or_wait(base, number, handle)
     }
 
-    /// How far a client may be ahead of this instance. An instance that cannot follow the log does not know how far the log
-    /// has come, and one that can knows how far it is behind.
+    /// How far a client may be ahead of this instance. An instance that cannot follow the log does not
+    /// know how far the log has come, and one that can knows how far it is behind.
     pub(in crate::hub) fn most_ahead(&self) -> u64 {
         if self.is_stale() {
             return MOST_AHEAD_WHILE_STALE;

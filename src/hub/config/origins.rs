@@ -18,8 +18,8 @@ impl Origins {
     }
 }
 
-/// Whether a browser, or an application's web view, could send this as `Origin`: a scheme and an authority, in lower case.
-/// `null` is none: every sandboxed page of any site has it.
+/// Whether a browser, or an application's web view, could send this as `Origin`: a scheme and an
+/// authority, in lower case. `null` is none: every sandboxed page of any site has it.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else { return false };
     let is_of_scheme = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
@@ -53,7 +53,8 @@ impl Hosts {
         self.0.is_empty()
     }
 
-    /// Whether a `Host` header or an `:authority` is one of these. A name that is listed without a port matches every port.
+    /// Whether a `Host` header or an `:authority` is one of these. A name that is listed without a port
+    /// matches every port.
     pub(crate) fn lists(&self, host: &[u8]) -> bool {
         self.0.iter().any(|listed| {
             let listed = listed.as_bytes();

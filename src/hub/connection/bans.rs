@@ -14,8 +14,8 @@ const TIDY_AT: usize = 64;
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Bans {
     table: Mutex<Table>,
-    /// When the last entry about a topic is over, and the last about a user or everyone. Written under the lock, and read
-    /// without it, so that a stream that meets no entry takes no lock and hashes none of its names.
+    /// When the last entry about a topic is over, and the last about a user or everyone. Written under the
+    /// lock, and read without it, so that a stream that meets no entry takes no lock and hashes none of its names.
     topics_over_at: AtomicU64,
     others_over_at: AtomicU64,
 }
@@ -47,8 +47,8 @@ pub(in crate::hub) enum Rejection {
 }
 
 impl Bans {
-    /// Notes a disconnection. Connections of these addresses stay away until `until`, and up to `remember` something may
-    /// come that was decided before this moment.
+    /// Notes a disconnection. Connections of these addresses stay away until `until`, and up to `remember`
+    /// something may come that was decided before this moment.
     pub(in crate::hub) fn kick<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,

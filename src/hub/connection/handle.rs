@@ -24,7 +24,8 @@ pub(crate) struct ConnectionHandle {
     pub(in crate::hub) delivered: AtomicU64,
     /// When its stream means to be polled at the latest.
     pub(in crate::hub) due: AtomicU64,
-    /// The last [`DisconnectClock`](crate::types::disconnect_clock::DisconnectClock) at which the application took a topic away.
+    /// The last [`DisconnectClock`](crate::types::disconnect_clock::DisconnectClock) at which the
+    /// application took a topic away.
     pub(in crate::hub) taken_at: AtomicU64,
     fate: Mutex<Fate>,
     is_ending: AtomicBool,
@@ -36,8 +37,8 @@ pub(crate) struct ConnectionHandle {
     is_there: AtomicBool,
     /// See [`TOLD_NOTHING`].
     told: AtomicU8,
-    /// It is known what it is written to: a socket that can be cut, or nothing that would have to be: the hub's own writer,
-    /// whose peer takes all that there is. Else it is a body of which nobody knows where it goes.
+    /// It is known what it is written to: a socket that can be cut, or nothing that would have to be: the
+    /// hub's own writer, whose peer takes all that there is. Else it is a body of which nobody knows where it goes.
     is_carrier_known: AtomicBool,
 }
 
@@ -50,8 +51,8 @@ struct Fate {
     transport: Option<Arc<Transport>>,
 }
 
-/// What listeners of the lifecycle know of a connection, in one byte: nothing, its beginning, or nothing although it has ended,
-/// for a reason.
+/// What listeners of the lifecycle know of a connection, in one byte: nothing, its beginning, or
+/// nothing although it has ended, for a reason.
 const TOLD_NOTHING: u8 = 0;
 const TOLD_BEGINNING: u8 = 1;
 const ENDED: u8 = 2;
@@ -175,8 +176,8 @@ impl ConnectionHandle {
         self.fate.lock().ending.as_deref().cloned()
     }
 
-    /// Tells the stream to end, and returns how it does. The first reason stands, unless a later one keeps the client away
-    /// for longer. Wake it with [`wake`](Self::wake).
+    /// Tells the stream to end, and returns how it does. The first reason stands, unless a later one keeps
+    /// the client away for longer. Wake it with [`wake`](Self::wake).
     pub(in crate::hub) fn end(&self, ending: Ending) -> Ending {
         let current = &mut self.fate.lock().ending;
         if current.as_ref().is_none_or(|current| ending.returns.is_stricter_than(current.returns)) {

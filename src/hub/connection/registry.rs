@@ -302,8 +302,8 @@ impl Registry {
         self.table.lock().handles.iter().map(|ById(handle)| Arc::clone(handle)).collect()
     }
 
-    /// Makes a user join a topic: for those connections that are returned, and for those to come. A user who is not there
-    /// is remembered for the grace.
+    /// Makes a user join a topic: for those connections that are returned, and for those to come. A user
+    /// who is not there is remembered for the grace.
     pub(in crate::hub) fn join_user(
         &self,
         name: &UserId,
@@ -377,8 +377,8 @@ impl Registry {
         true
     }
 
-    /// About when a [`sweep`](Self::sweep) has something to do. A little late, so that those who left one after the other
-    /// are forgotten together: how long a user counts as there is judged by the time, not by this.
+    /// About when a [`sweep`](Self::sweep) has something to do. A little late, so that those who left one
+    /// after the other are forgotten together: how long a user counts as there is judged by the time, not by this.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         let since = self.table.lock().idle.front().map(|(since, _)| *since)?;
         Some(since.saturating_add(self.grace + self.grace / 4))

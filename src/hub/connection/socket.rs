@@ -35,7 +35,8 @@ pub(crate) trait Takeover: fmt::Debug + Send + Sync {
     fn chunk(&self) -> &[u8];
     /// The body goes on by itself.
     fn decline(&self);
-    /// Hands the stream and its socket to a writer. `Err` gives the socket back: no writer is here, or the body has gone.
+    /// Hands the stream and its socket to a writer. `Err` gives the socket back: no writer is here, or the
+    /// body has gone.
     fn take(&self, tcp: TcpStream) -> Result<(), TcpStream>;
 }
 
@@ -154,7 +155,8 @@ impl Transports {
         }
     }
 
-    /// Whether this is an open socket of this hub. A request may carry a socket that another hub of the process watches.
+    /// Whether this is an open socket of this hub. A request may carry a socket that another hub of the
+    /// process watches.
     pub(crate) fn knows(&self, transport: &Arc<Transport>) -> bool {
         self.table.lock().all.get(&transport.number).is_some_and(|known| Arc::ptr_eq(known, transport))
     }
@@ -434,8 +436,8 @@ impl Transport {
         self.timed_out.load(Ordering::Acquire)
     }
 
-    /// Returns what it was. A body stores `is_awaited` and then loads `stuck`; the socket's task stores `stuck` and then
-    /// loads `is_awaited`. Only a single order of all four keeps both from missing the other.
+    /// Returns what it was. A body stores `is_awaited` and then loads `stuck`; the socket's task stores
+    /// `stuck` and then loads `is_awaited`. Only a single order of all four keeps both from missing the other.
     pub(crate) fn set_stuck(&self, stuck: bool) -> bool {
         self.stuck.swap(stuck, Ordering::SeqCst)
     }

@@ -2,7 +2,8 @@
 //!
 //! 1. A connection gets and leaves topics that tell of it under the roster's lock, log and roster together. So a
 //!    snapshot of such a topic and the position in it belong together: later events tell what changed since.
-//! 2. The roster's lock is taken before those of the log and the registry, never after. No connection is woken under it.
+//! 2. The roster's lock is taken before those of the log and the registry, never after. No connection
+//!    is woken under it.
 
 use std::sync::Arc;
 

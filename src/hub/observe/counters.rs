@@ -10,8 +10,8 @@ const QUIET: Millis = 10_000;
 /// Over how many counters the deliveries are spread.
 const SHARDS: usize = 16;
 
-/// A counter with two cache lines of its own, because processors fetch lines in pairs. Otherwise each delivery on one core
-/// takes the line away from the publishers and from the deliveries on the other cores.
+/// A counter with two cache lines of its own, because processors fetch lines in pairs. Otherwise each
+/// delivery on one core takes the line away from the publishers and from the deliveries on the other cores.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Padded(AtomicU64);

@@ -86,7 +86,8 @@ impl Lifecycles {
 pub struct Lifecycle(Pin<Box<dyn Stream<Item = LifecycleEvent> + Send>>);
 
 impl Lifecycle {
-    /// The next event; `None` when the last handle of the hub, and every stream, is gone. It is also a `futures` `Stream`.
+    /// The next event; `None` when the last handle of the hub, and every stream, is gone. It is also a
+    /// `futures` `Stream`.
     ///
     /// Cancel safety: an event is taken or it is not; none is lost.
     pub async fn next(&mut self) -> Option<LifecycleEvent> {

@@ -2,7 +2,8 @@
 
 use crate::types::{EndReason, GapReason, Position, RefusalReason};
 
-/// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serialises with the feature `json`.
+/// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serialises
+/// with the feature `json`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
@@ -13,8 +14,9 @@ pub struct Stats {
     /// Users who are online now, or were less than
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago.
     pub users: usize,
-    /// The bytes of memory that the log holds now, without current values. The estimate is within 20 % of what the hub has
-    /// allocated. [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) bounds it, and says what counts.
+    /// The bytes of memory that the log holds now, without current values. The estimate is within 20 % of
+    /// what the hub has allocated. [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget)
+    /// bounds it, and says what counts.
     pub retained_bytes: usize,
     /// The bytes of memory that current values hold now, bounded by
     /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget).

@@ -1,5 +1,6 @@
-//! What instances tell each other beside the log: commands, and who is connected where. Small JSON objects on the control
-//! stream; nothing is rebuilt from old ones, so their format binds nobody but the instances that run now.
+//! What instances tell each other beside the log: commands, and who is connected where. Small JSON
+//! objects on the control stream; nothing is rebuilt from old ones, so their format binds nobody but
+//! the instances that run now.
 
 use std::collections::btree_map::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! What this instance has to report to the others. Pure: time is passed in.
 //!
 //! 1. A connection that changes is noted at once. All that were noted are reported together, in numbered messages.
-//! 2. Presence events wait here until the broker has them, in their order. While the broker is away for long, the oldest
-//!    are dropped.
+//! 2. Presence events wait here until the broker has them, in their order. While the broker is away
+//!    for long, the oldest are dropped.
 //! 3. A snapshot of presence names a position from before everything that other instances may not have reported yet
 //!    ([`Outbox::settled_position`]).
 

@@ -2,12 +2,15 @@
 //!
 //! 1. An instance is known while its lease lasts; every message renews it. When it is over, so are its connections.
 //! 2. Its news are numbered. After a number that is missing nothing of it is believed until it has told all again.
-//! 3. What is asked for is indexed by user, by topic and by both, and the indexes change with the connections, in one step.
-//! 4. Of an instance that has ended somebody else tells who has left with it: the lowest of its witnesses. A witness is one
-//!    that surely heard who was connected there, since it was here for a while before the ended one was heard last. One that
-//!    came later is none, however low: it may know of nobody. Whoever knew the ended one defers to a lower witness only, so
-//!    the lowest witness always tells, and who knew it and sees no witness tells too: rather twice than not at all.
-//! 5. A witness may end before it has told. So whoever defers does not forget before the witness must have told long ago.
+//! 3. What is asked for is indexed by user, by topic and by both, and the indexes change with the
+//!    connections, in one step.
+//! 4. Of an instance that has ended somebody else tells who has left with it: the lowest of its
+//!    witnesses. A witness is one that surely heard who was connected there, since it was here for a
+//!    while before the ended one was heard last. One that came later is none, however low: it may know
+//!    of nobody. Whoever knew the ended one defers to a lower witness only, so the lowest witness
+//!    always tells, and who knew it and sees no witness tells too: rather twice than not at all.
+//! 5. A witness may end before it has told. So whoever defers does not forget before the witness must
+//!    have told long ago.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -17,8 +20,8 @@ use super::message::{Here, InstanceId, News, Part};
 use crate::log::Millis;
 use crate::types::{ConnectionId, Topic, UserId};
 
-/// After how long what happens on one instance is known on the others, and an instance that is heard has heard everything,
-/// generously.
+/// After how long what happens on one instance is known on the others, and an instance that is heard
+/// has heard everything, generously.
 pub(super) const SETTLE: Millis = 2_000;
 
 /// A connection of another instance: its user and the data attached to it.
@@ -29,7 +32,8 @@ pub(in crate::hub) struct Peers {
     instances: HashMap<InstanceId, Peer>,
     by_user: HashMap<UserId, Elsewhere>,
     by_topic: HashMap<Topic, Listeners>,
-    /// Members of topics that have no connection elsewhere any more: since when, and on which instance the last one was.
+    /// Members of topics that have no connection elsewhere any more: since when, and on which instance the
+    /// last one was.
     gone: HashMap<Topic, HashMap<UserId, (Millis, InstanceId)>>,
     /// Instances that have ended, for whose members somebody else has to speak.
     ended: Vec<Ended>,
@@ -145,8 +149,8 @@ impl Peers {
         Heard::Fine
     }
 
-    /// Whether an instance may be asked for everything now. An entry that this version cannot read is missing again after
-    /// every answer, so the questions become rarer.
+    /// Whether an instance may be asked for everything now. An entry that this version cannot read is
+    /// missing again after every answer, so the questions become rarer.
     pub(in crate::hub) fn may_ask(&mut self, from: InstanceId, now: Millis) -> bool {
         let peer = self.heard(from, now);
         if now < peer.ask_at {
@@ -216,7 +220,8 @@ impl Peers {
         self.heard_at.is_some_and(|at| now.saturating_sub(at) <= self.lease)
     }
 
-    /// The connection was made anew. While this instance could not hear, no lease could be renewed, so each begins again.
+    /// The connection was made anew. While this instance could not hear, no lease could be renewed, so
+    /// each begins again.
     pub(in crate::hub) fn reconnected(&mut self, now: Millis) {
         self.hears_itself = false;
         let until = now.saturating_add(self.lease);
@@ -266,13 +271,15 @@ impl Peers {
         users.filter(move |(_, (since, _))| self.is_recent(*since, now)).map(|(user, _)| user)
     }
 
-    /// Members of ended instances whose grace is over and who are nowhere else, if it is for this instance to tell of them.
+    /// Members of ended instances whose grace is over and who are nowhere else, if it is for this instance
+    /// to tell of them.
     pub(in crate::hub) fn take_orphans(&mut self, me: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
         let mut orphans = Vec::new();
         let mut ended = std::mem::take(&mut self.ended);
         ended.retain_mut(|Ended { witnesses, members }| {
             let defers = witnesses.iter().any(|witness| *witness < me && self.instances.contains_key(witness));
-            // A witness may learn of the end a lease later than this one, and it takes another to know that it ended itself.
+            // A witness may learn of the end a lease later than this one, and it takes another to know that it
+            // ended itself.
             let wait = if defers { self.grace.saturating_add(self.lease.saturating_mul(2)) } else { self.grace };
             while let Some((_, topic, user)) = members.pop_if(|(since, ..)| since.saturating_add(wait) <= now) {
                 if !defers && !self.is_member(&topic, &user, now) {

@@ -79,7 +79,8 @@ impl Hub {
         let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
         let accepted_at = self.inner.open_channels(&handle, wanted, begin);
         self.join_what_was_joined(&handle);
-        // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is found out here.
+        // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is
+        // found out here.
         if let Err(rejection) = self.check_bans(&addresses, asked_at) {
             if self.registry().remove(&handle, now) {
                 self.inner.close_channels(&handle);

@@ -1,6 +1,7 @@
 //! Taking a connection out of everything that knows it: the registry, its channels, the lifecycle.
 //!
-//! A connection leaves the registry once ([`ConnectionHandle::leave_registry`]). The caller that makes that step does the rest.
+//! A connection leaves the registry once ([`ConnectionHandle::leave_registry`]). The caller that makes
+//! that step does the rest.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Carries out commands: to end connections of this instance, and to change their topics.
 //!
-//! A command is carried out here whether this instance gave it or another one. It is noted before connections are looked
-//! up, so a connection that is being opened either finds the note or is found.
+//! A command is carried out here whether this instance gave it or another one. It is noted before
+//! connections are looked up, so a connection that is being opened either finds the note or is found.
 
 use std::collections::hash_map::HashMap;
 use std::sync::Arc;

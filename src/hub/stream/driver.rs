@@ -207,9 +207,9 @@ impl StreamDriver {
         self.handle.due.store(self.hub.now(), Ordering::Release);
     }
 
-    /// Whether the stream has nothing to write: it has read everything and was not woken since. If so, this registers the
-    /// task to be woken. A server polls a body once or twice after each event, so a body calls this before it makes a
-    /// [`Batch`].
+    /// Whether the stream has nothing to write: it has read everything and was not woken since. If so,
+    /// this registers the task to be woken. A server polls a body once or twice after each event, so a
+    /// body calls this before it makes a [`Batch`].
     pub(crate) fn sleeps_on(&mut self, cx: &Context<'_>) -> bool {
         self.settled = self.settled && self.handle.subscriber.may_sleep(cx.waker()) && !self.handle.is_ending();
         if self.settled {
@@ -406,7 +406,8 @@ impl StreamDriver {
             return Ok(Step::Records);
         }
         let is_stale = is_stale();
-        // Not before its first `live`, which would take it back; but one that waits for older records may wait for long.
+        // Not before its first `live`, which would take it back; but one that waits for older records may
+        // wait for long.
         let is_due = self.progress == Progress::CaughtUp || found == Found::Waits;
         if is_stale && is_due && !batch.changed && !std::mem::replace(&mut self.told_stale, true) {
             return Ok(Step::Stale);
@@ -440,8 +441,8 @@ impl StreamDriver {
     /// Nothing is to be read: rests until something is due.
     fn poll_clock(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
         let due = self.due();
-        // An alarm that is early costs one look; moving it at every event would cost more. While it has not rung nothing is
-        // due, and the clock need not be read. It is never set if nothing will be.
+        // An alarm that is early costs one look; moving it at every event would cost more. While it has not
+        // rung nothing is due, and the clock need not be read. It is never set if nothing will be.
         if self.handle.alarm_at() <= due {
             return Poll::Pending;
         }
@@ -489,7 +490,8 @@ enum Found {
     Waits,
 }
 
-/// What the stream may read now: from memory, and if it comes back from before what is there, from where the log is shared.
+/// What the stream may read now: from memory, and if it comes back from before what is there, from
+/// where the log is shared.
 fn read(hub: &Hub, handle: &Arc<ConnectionHandle>, batch: &mut Batch) -> Found {
     batch.looks_back = hub.inner.shared_log.is_some();
     for _ in 0..READS {

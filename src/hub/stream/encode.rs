@@ -79,8 +79,8 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
     batch.records.iter().for_each(|picked| picked.record.frame.write(out, batch.ordered));
 }
 
-/// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where there are any, else in the
-/// scratch space.
+/// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where
+/// there are any, else in the scratch space.
 #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
 fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
     match step {

@@ -1,8 +1,8 @@
 //! A background task of a hub: how it runs, when there is work for it, and the slot that it runs in.
 //!
-//! A caller stores work under a lock and then calls [`Background::ensure`]. The task ends by itself when it finds no work.
-//! `has_more` is asked after that, under the same lock, so no work is left without a task ([rule 4 of
-//! slots](super::slot)).
+//! A caller stores work under a lock and then calls [`Background::ensure`]. The task ends by itself
+//! when it finds no work. `has_more` is asked after that, under the same lock, so no work is left
+//! without a task ([rule 4 of slots](super::slot)).
 
 use std::sync::{Arc, Weak};
 

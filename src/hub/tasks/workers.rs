@@ -87,7 +87,8 @@ pub(in crate::hub) fn ensure<H: Host>(host: &Arc<H>) {
     with_worker(host, |_| {});
 }
 
-/// Wakes a stream when this time has come, and not when another was set before. Not, if there is no runtime here that could.
+/// Wakes a stream when this time has come, and not when another was set before. Not, if there is no
+/// runtime here that could.
 pub(in crate::hub) fn set_alarm<H: Host>(host: &Arc<H>, stream: &Arc<H::Stream>, due: Millis) {
     with_worker(host, |worker| {
         // Before it can ring.

@@ -1,6 +1,7 @@
 //! Making tickets, taking them, and giving them back.
 //!
-//! A ticket that was taken is given back when its request is over, unless the request got what it asked for ([`Taken`]).
+//! A ticket that was taken is given back when its request is over, unless the request got what it
+//! asked for ([`Taken`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,9 +21,11 @@ use crate::sync::Mutex;
 use crate::types::{DisconnectClock, Expiry, Redeemed, Subscription, SubscriptionError};
 
 const SHORTEST: Duration = Duration::from_secs(1);
-/// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from the operating system.
+/// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from
+/// the operating system.
 ///
-/// It shows in no log: `Debug` leaves it out, and there is no `Display`. With the feature `json` it serialises as its text.
+/// It shows in no log: `Debug` leaves it out, and there is no `Display`. With the feature `json` it
+/// serialises as its text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket(Box<str>);
 
@@ -48,26 +51,29 @@ impl serde::Serialize for Ticket {
 }
 
 impl Hub {
-    /// Makes a ticket for a stream of this subscription, for clients that can send no cookies and no headers: hand it to
-    /// the page over a request that is authenticated, and let it open `/events?ticket=…` at once.
+    /// Makes a ticket for a stream of this subscription, for clients that can send no cookies and no
+    /// headers: hand it to the page over a request that is authenticated, and let it open `/events?ticket=…` at once.
     ///
     /// It is good for one stream within `ttl`, between a second and an hour; seconds are enough. A request that gets no
-    /// stream does not use it up. The access hook fetches the subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
-    /// [`Target::disconnect`](crate::Target::disconnect) of its user or of one of its topics voids it.
+    /// stream does not use it up. The access hook fetches the subscription with [`Hub::redeem`]. An expiry
+    /// of the subscription counts from now. [`Target::disconnect`](crate::Target::disconnect) of its user
+    /// or of one of its topics voids it.
     ///
-    /// A browser's `EventSource` reconnects with the same URL, and the ticket in it is spent: it gets `401`, gives up, and
-    /// its `onerror` finds it `CLOSED`. The page then asks for another ticket and opens a new stream with it and
-    /// `last_event_id`. `docs/guide/authorization.md` has the script.
+    /// A browser's `EventSource` reconnects with the same URL, and the ticket in it is spent: it gets
+    /// `401`, gives up, and its `onerror` finds it `CLOSED`. The page then asks for another ticket and
+    /// opens a new stream with it and `last_event_id`. `docs/guide/authorization.md` has the script.
     ///
     /// With several instances any of them redeems it; values that were attached with
-    /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a kick came after it is told
-    /// by the clocks of the machines. The broker has what it stands for under a hash of it, so who reads there cannot redeem it.
+    /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a kick
+    /// came after it is told by the clocks of the machines. The broker has what it stands for under a hash
+    /// of it, so who reads there cannot redeem it.
     ///
-    /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket that is never used.
+    /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket
+    /// that is never used.
     ///
     /// # Errors
-    /// When the broker is not there, or cannot be asked outside of a tokio runtime; the subscription's names or size are not
-    /// allowed; `ttl` is out of its range; too many tickets wait, in all
+    /// When the broker is not there, or cannot be asked outside of a tokio runtime; the subscription's
+    /// names or size are not allowed; `ttl` is out of its range; too many tickets wait, in all
     /// ([`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets)) or 64 of this user or key; or the operating system
     /// gives no random bytes.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
@@ -115,8 +121,8 @@ impl Hub {
         Ok(Taken::new(self, subscription))
     }
 
-    /// Takes it from the broker, in a task of its own: a request that is dropped while the broker answers must not lose the
-    /// ticket. An answer that the request does not take is dropped, and so gives the ticket back.
+    /// Takes it from the broker, in a task of its own: a request that is dropped while the broker answers
+    /// must not lose the ticket. An answer that the request does not take is dropped, and so gives the ticket back.
     #[cfg(feature = "json")]
     async fn take_shared(&self, secret: u128) -> Result<Taken, NotTaken> {
         if !can_wait() {
@@ -179,7 +185,8 @@ impl Drop for Taken {
 /// The tickets that one request redeems. They are given back when this is dropped, unless they are spent.
 pub(crate) struct Redemption(Arc<Redemptions>);
 
-/// Where a request's [`Connect`](crate::Connect) leaves the tickets that its hook redeems. None when the request is over.
+/// Where a request's [`Connect`](crate::Connect) leaves the tickets that its hook redeems. None when
+/// the request is over.
 pub(crate) struct Redemptions(Mutex<Option<SmallVec<[Taken; 1]>>>);
 
 impl Redemption {

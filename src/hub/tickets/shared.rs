@@ -80,7 +80,8 @@ impl Hub {
         Some(subscription)
     }
 
-    /// Deposits a ticket again for the rest of its time. It stays as old as it is, so that a disconnect meanwhile voids it.
+    /// Deposits a ticket again for the rest of its time. It stays as old as it is, so that a disconnect
+    /// meanwhile voids it.
     pub(super) fn give_back_shared(&self, redeemed: Redeemed, made_at: SystemTime, subscription: Subscription) {
         let Redeemed { secret, over_at, .. } = redeemed;
         let now = self.now();

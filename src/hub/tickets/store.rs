@@ -13,8 +13,8 @@ pub(in crate::hub) const LONGEST: Duration = Duration::from_secs(3600);
 /// many, in milliseconds.
 const TIDY_AT: usize = 64;
 const TIDY_EVERY: Millis = 100;
-/// How many tickets of one user, or of one key, may wait. A page redeems a ticket at once, so a user has about as many as
-/// pages that are being opened; one who asks for more must not take those of all others.
+/// How many tickets of one user, or of one key, may wait. A page redeems a ticket at once, so a user
+/// has about as many as pages that are being opened; one who asks for more must not take those of all others.
 const MOST_OF_ONE: usize = 64;
 
 /// Why a ticket was not taken.

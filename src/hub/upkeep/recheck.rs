@@ -1,8 +1,9 @@
 //! Authority that is looked at again while a stream is open.
 //!
 //! 1. A connection whose hook can be asked again stands in the schedule, or is being asked, or is settled or gone.
-//! 2. One task asks, a bounded number at a time, in a [task slot](crate::hub::tasks::slot); it lives while there is something in the
-//!    schedule. If it is replaced, its successor asks again about those that it was asking about.
+//! 2. One task asks, a bounded number at a time, in a [task slot](crate::hub::tasks::slot); it lives
+//!    while there is something in the schedule. If it is replaced, its successor asks again about
+//!    those that it was asking about.
 
 use std::cmp::Reverse;
 use std::panic::AssertUnwindSafe;

@@ -34,8 +34,8 @@ impl Check {
 }
 
 impl Rechecks {
-    /// Sets the time of the next check: an interval from the start of the last one, up to a tenth less, so that those who
-    /// came together are not asked about together. Returns whether it is the first that is due.
+    /// Sets the time of the next check: an interval from the start of the last one, up to a tenth less, so
+    /// that those who came together are not asked about together. Returns whether it is the first that is due.
     pub(in crate::hub) fn add(&self, check: Check, last: Millis, interval: Millis) -> bool {
         let at = last + interval - fastrand::u64(0..=interval / 10);
         let mut schedule = self.schedule.lock();

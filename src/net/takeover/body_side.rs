@@ -11,8 +11,8 @@ use tokio::time::{Duration, Sleep};
 use super::offer::{Offer, Outcome};
 use crate::hub::{StreamDriver, Transport};
 
-/// How long to wait for the socket. It decides when the server writes, which is at once, unless a layer between holds the
-/// first frame back.
+/// How long to wait for the socket. It decides when the server writes, which is at once, unless a
+/// layer between holds the first frame back.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Withdraws the offer when it is dropped.

@@ -1,8 +1,8 @@
 //! A stream that waits to be taken over by the hub's writer, together with its socket.
 //!
-//! The body of a response makes the offer when it has handed out its first frame. The socket below the server accepts it
-//! when exactly that frame has gone out and the server has nothing more to write; or declines, when something else goes out,
-//! since some layer between changed the bytes. Then the body goes on by itself.
+//! The body of a response makes the offer when it has handed out its first frame. The socket below the
+//! server accepts it when exactly that frame has gone out and the server has nothing more to write; or
+//! declines, when something else goes out, since some layer between changed the bytes. Then the body goes on by itself.
 
 use std::fmt;
 use std::sync::Arc;

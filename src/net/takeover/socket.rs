@@ -1,8 +1,8 @@
 //! The socket below a server, which may be handed over together with its stream.
 //!
-//! A stream is recognised by its own bytes: the head of a response that ends its connection, followed by exactly the first
-//! frame that a body has offered, and by nothing else. So TLS, compression, HTTP/2 and layers that change the body
-//! keep their streams without being asked.
+//! A stream is recognised by its own bytes: the head of a response that ends its connection, followed
+//! by exactly the first frame that a body has offered, and by nothing else. So TLS, compression,
+//! HTTP/2 and layers that change the body keep their streams without being asked.
 
 use std::any::Any;
 use std::io::{self, IoSlice};

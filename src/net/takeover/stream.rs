@@ -1,7 +1,7 @@
 //! One stream whose socket was handed over: what a server does around a body, without its buffers.
 //!
-//! It reads away what the client sends and notices that it leaves, writes each frame as an HTTP/1.1 chunk, gives up a peer
-//! that takes nothing, and ends properly.
+//! It reads away what the client sends and notices that it leaves, writes each frame as an HTTP/1.1
+//! chunk, gives up a peer that takes nothing, and ends properly.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -38,7 +38,8 @@ thread_local! {
 /// See the module.
 pub(crate) struct Handed {
     tcp: TcpStream,
-    /// What is known of the socket: nothing more is tried when it has said that it would block, until it says otherwise.
+    /// What is known of the socket: nothing more is tried when it has said that it would block, until it
+    /// says otherwise.
     readable: bool,
     writable: bool,
     /// Until when nothing is read, after a client has sent much.

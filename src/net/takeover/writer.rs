@@ -1,5 +1,5 @@
-//! The hub's own writers of streams whose sockets were handed over. Each holds thousands of sockets in one task: for a stream
-//! a cursor and a descriptor, and no buffers while nothing waits.
+//! The hub's own writers of streams whose sockets were handed over. Each holds thousands of sockets in
+//! one task: for a stream a cursor and a descriptor, and no buffers while nothing waits.
 //!
 //! There are as many as the runtime has workers, on the runtime that served the request, for as long as that lives. The
 //! sockets of one are in a selector of its own (epoll, kqueue), which is one descriptor to the runtime.
