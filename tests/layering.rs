@@ -24,7 +24,7 @@ const RANKS: &[(u8, &str)] = &[
     (0, "types"),
     (0, "sync"),
     (1, "wire"),
-    (1, "backplane"),
+    (2, "backplane"),
     (2, "log"),
     // The state of a hub. It names neither `Hub` nor `Inner`.
     (10, "hub/config"),

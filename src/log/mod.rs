@@ -402,9 +402,9 @@ impl Log {
         }
         let addresses: Vec<Address> = plan.new.iter().map(|joining| Address::Topic(joining.topic.clone())).collect();
         let (entered, horizon) = self.enter(listener, &addresses, now);
-        if let Err(objection) = confirm() {
+        if let Err(error) = confirm() {
             self.exit(&entered, now);
-            return Err(objection);
+            return Err(error);
         }
         plan.new.iter().chain(&plan.again).for_each(|joining| self.claim(joining.since));
         let left = reader.leave_these(&plan.leaving, horizon);

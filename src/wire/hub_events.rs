@@ -97,11 +97,11 @@ pub(crate) fn bye(
     if let Some(note) = note {
         data.text("note", note);
     }
-    let barred = match returns {
+    let banned_until = match returns {
         Returns::Never(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + A_YEAR))),
         Returns::Now | Returns::Later(_) => None,
     };
-    data.end_frame(barred.as_ref().map(|barred| barred as _))
+    data.end_frame(banned_until.as_ref().map(|until| until as _))
 }
 
 /// Somebody is in a topic who was not: its name and its data. A record like any other.

@@ -3,11 +3,13 @@
 //! 1. One task hears and tells; it lives while the hub does, in a [task slot](crate::hub::tasks::slot)
 //!    like the one that follows the log. When it could not hear it goes on after what it heard last,
 //!    so that no command is missed, and asks all instances anew.
-//! 2. What changes here is noted at once and told a moment later, many changes in one message; then its number goes up.
+//! 2. What changes here is reported a moment later, many changes in one message
+//!    ([`outbox`](crate::hub::peers::outbox)).
 //! 3. A disconnect and a leave are carried out when they are heard. A join that was given when the log was further than
 //!    this instance waits until the log is there, at most for the publish timeout. A leave that overtakes joins of its
 //!    topic carries them out first, so that it has the last word.
-//! 4. An instance that has not heard itself for a lease is deaf: the others count it as gone. It is not ready then.
+//! 4. An instance that has not heard itself for a lease is not ready: the others count it as gone
+//!    ([`table`](crate::hub::peers::table)).
 
 use std::collections::hash_set::HashSet;
 use std::sync::Weak;

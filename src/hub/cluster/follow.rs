@@ -31,36 +31,36 @@ pub(in crate::hub) static JOB: Job<Inner> =
     Job { run: |hub, _| follow(hub).boxed(), has_work: |_| true, has_more: |_| true };
 
 async fn follow(inner: Weak<Inner>) {
-    let hub = || inner.upgrade().map(|inner| Hub { inner });
+    let upgrade = || inner.upgrade().map(|inner| Hub { inner });
     let mut back_off = BackOff::new();
     loop {
-        let Some(hub_now) = hub() else { return };
-        let Some(shared) = &hub_now.inner.shared_log else { return };
+        let Some(hub) = upgrade() else { return };
+        let Some(shared) = &hub.inner.shared_log else { return };
         let last = shared.last();
-        let outcome = match hub_now.catch_up(shared).await {
+        let outcome = match hub.catch_up(shared).await {
             Ok(()) => {
-                hub_now.set_stale(shared, false);
+                hub.set_stale(shared, false);
                 let tail = shared.backplane.tail(shared.last());
-                let probe = hub_now.settings().probe_interval;
-                drop(hub_now);
+                let probe = hub.settings().probe_interval;
+                drop(hub);
                 listen(&inner, tail, probe).await
             }
             Err(error) => {
-                drop(hub_now);
+                drop(hub);
                 Err(error)
             }
         };
-        let Some(hub_now) = hub() else { return };
-        let Some(shared) = &hub_now.inner.shared_log else { return };
+        let Some(hub) = upgrade() else { return };
+        let Some(shared) = &hub.inner.shared_log else { return };
         if let Err(error) = outcome {
-            hub_now.counters().broker_failed(&shared.backplane.describe(), &error, hub_now.now());
-            hub_now.set_stale(shared, true);
+            hub.counters().broker_failed(&shared.backplane.describe(), &error, hub.now());
+            hub.set_stale(shared, true);
         }
         // It got on.
         if shared.last() != last {
             back_off = BackOff::new();
         }
-        drop(hub_now);
+        drop(hub);
         back_off.wait().await;
     }
 }

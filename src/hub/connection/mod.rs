@@ -4,8 +4,9 @@
 //!    ([`registry`]).
 //! 2. How a connection is to end is said once, and the first reason stands unless a later one is
 //!    stricter ([`handle`]).
-//! 3. A ban is noted before connections are looked up, and a connection looks for bans after it is in
-//!    the registry. So one of the two finds the other ([`bans`]).
+//! 3. A disconnect notes a ban before it looks connections up ([`bans`]), and a connection looks for bans
+//!    after it is in the registry ([`admission`](super::stream::admission)). So one of the two finds the
+//!    other.
 //! 4. A stream has stalled if bytes wait and none has moved on its socket for the write deadline
 //!    ([`socket`]).
 //! 5. An application sees a copy of what is known, never the connection itself ([`info`]).

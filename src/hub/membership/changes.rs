@@ -1,4 +1,4 @@
-//! Who is there.
+//! Changes of the topics of connections, and the presence events that follow from them.
 //!
 //! 1. A connection gets and leaves topics that tell of it under the roster's lock, log and roster together. So a
 //!    snapshot of such a topic and the position in it belong together: later events tell what changed since.
@@ -149,8 +149,8 @@ impl Inner {
         {
             let elsewhere = self.shared_log.as_ref().is_some_and(|shared| shared.speaks_for(&topic, &user, self.now()));
             if !elsewhere {
-                let tiding = hub_events::left(&topic, &user);
-                told.publish(topic, &user, tiding);
+                let event = hub_events::left(&topic, &user);
+                told.publish(topic, &user, event);
             }
             count += 1;
         }
@@ -233,8 +233,8 @@ impl Told<'_> {
             && self.roster.enter(topic, user, handle.data())
             && !self.inner.shared_log.as_ref().is_some_and(|shared| shared.is_member(topic, user, self.inner.now()))
         {
-            let tiding = hub_events::joined(topic, user, handle.data().map(AsRef::as_ref));
-            self.publish(topic.clone(), user, tiding);
+            let event = hub_events::joined(topic, user, handle.data().map(AsRef::as_ref));
+            self.publish(topic.clone(), user, event);
         }
     }
 
