@@ -352,8 +352,8 @@ impl Tree {
         arrows
     }
 
-    /// From each file to those that define the methods of `Hub`, `Inner` and `Target` that it calls. A method counts if no
-    /// other type has one of this name.
+    /// From each file to those that define the methods of `Hub`, `Inner` and `Target` that it calls. A call on `self` counts
+    /// only if no other type has a method of this name.
     fn calls(&self) -> Vec<(String, String, String)> {
         let mut defined: BTreeMap<&String, BTreeSet<&String>> = BTreeMap::new();
         for (file, source) in &self.0 {
@@ -364,8 +364,11 @@ impl Tree {
         for (file, source) in &self.0 {
             // `self` is one of the three only where they are worked on.
             let of_self = source.calls_of_self.iter().filter(|_| WORK.contains(&file.as_str()));
-            for call in source.calls.iter().chain(of_self).filter(|call| !others.contains(call)) {
-                for to in defined.get(call).into_iter().flatten().filter(|to| **to != file) {
+            let of_self = of_self.filter(|call| !others.contains(call));
+            for call in source.calls.iter().chain(of_self) {
+                // A file that defines the method means its own.
+                let files = defined.get(call).filter(|files| !files.contains(file));
+                for to in files.into_iter().flatten() {
                     arrows.push((file.clone(), (*to).clone(), format!(".{call}()")));
                 }
             }

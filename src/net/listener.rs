@@ -19,7 +19,7 @@ use crate::hub::Hub;
 /// A listener whose connections the hub watches over: inside the [`TapIo`] that [`Hub::listener`] returns.
 pub struct SseListener<L> {
     hub: Hub,
-    inner: L,
+    below: L,
     hands_over: bool,
 }
 
@@ -44,7 +44,7 @@ impl Hub {
     /// ```
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
-        SseListener { hub: self.clone(), inner: listener, hands_over: false }.tap_io(|_| {})
+        SseListener { hub: self.clone(), below: listener, hands_over: false }.tap_io(|_| {})
     }
 
     /// The same, and each connection also [hands its socket over](SseIo::hand_over) to the hub for as long
@@ -66,7 +66,7 @@ impl Hub {
     /// ```
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener_handing_over<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
-        SseListener { hub: self.clone(), inner: listener, hands_over: true }.tap_io(|_| {})
+        SseListener { hub: self.clone(), below: listener, hands_over: true }.tap_io(|_| {})
     }
 }
 
@@ -75,13 +75,13 @@ impl<L: Listener> Listener for SseListener<L> {
     type Addr = L::Addr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, address) = self.inner.accept().await;
+        let (stream, address) = self.below.accept().await;
         let io = self.hub.io(stream);
         (if self.hands_over { io.hand_over() } else { io }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.inner.local_addr()
+        self.below.local_addr()
     }
 }
 
@@ -138,6 +138,6 @@ where
 
 impl<L: fmt::Debug> fmt::Debug for SseListener<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SseListener").field("inner", &self.inner).finish_non_exhaustive()
+        f.debug_struct("SseListener").field("below", &self.below).finish_non_exhaustive()
     }
 }
