@@ -7,7 +7,7 @@
 //! 3. A disconnect notes a ban before it looks connections up ([`bans`]), and a connection looks for bans
 //!    after it is in the registry ([`admission`](super::stream::admission)). So one of the two finds the
 //!    other.
-//! 4. A stream has stalled if bytes wait and none has moved on its socket for the write deadline
+//! 4. A stream has stalled if it has something to do and no byte has moved on its socket for the write deadline
 //!    ([`socket`]).
 //! 5. An application sees a copy of what is known, never the connection itself ([`info`]).
 

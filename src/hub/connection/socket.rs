@@ -5,7 +5,8 @@
 //! of its requests, or the bodies of its responses, in one task. Where both say nothing (HTTP/2 below a router), the
 //! socket stays unknown.
 //!
-//! A stall has one definition: bytes wait for the peer, and nothing has moved on the transport for the write deadline.
+//! A stall has one definition: a stream has something to do, and nothing has moved on its transport for the write
+//! deadline.
 //! A stream that is given up takes its socket with it. The streams of one HTTP/2 connection share a transport, and
 //! HTTP/2 has no other way to end one of them while its window is closed. So a stream without a window stays open,
 //! and stays counted, while its connection moves; what it holds is bounded (`mount/pace.rs`).

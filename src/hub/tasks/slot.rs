@@ -9,6 +9,7 @@
 //!    on the caller's own runtime: the call itself shows that this one is alive.
 //! 3. A poll holds the slot's lock and checks the task's number first. So a task that was replaced does nothing more:
 //!    its next poll ends it. What a task does between two awaits needs no other protection against its successor.
+//!    For the same reason a task whose poll blocks its thread is not replaced before the poll returns.
 //! 4. Work is stored under a lock before `ensure` is called. A task that ends by itself leaves the slot and then checks
 //!    for work once more, under the same lock, because an `ensure` during its last poll saw a running task. Without
 //!    the lock both sides could miss each other: neither atomic is ordered against the other.
