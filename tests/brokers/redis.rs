@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower_sse::backplane::{Backplane, Outgoing, Redis};
 use tower_sse::{Event, Hub};
 
@@ -107,4 +109,33 @@ async fn a_log_is_bounded_in_bytes_by_default() {
     assert_eq!(last, 400);
     // 256 MiB, or up to a sixteenth less.
     assert!((last - 256 + 1..=last - 240 + 1).contains(&first), "{first}");
+}
+
+/// A server, or a proxy before it, that accepts a connection and then answers no request on it.
+#[tokio::test]
+async fn a_control_stream_ends_with_an_error_when_its_first_request_gets_no_answer() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mute = tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        let (mut read, mut asked) = ([0; 4096], 0);
+        loop {
+            let count = tcp.read(&mut read).await.unwrap();
+            let text = String::from_utf8_lossy(&read[..count]).to_uppercase();
+            // What the client says of itself when it connects.
+            for _ in text.matches("SETINFO") {
+                tcp.write_all(b"+OK\r\n").await.unwrap();
+            }
+            asked += text.matches("XREVRANGE").count();
+            if count == 0 {
+                return asked;
+            }
+        }
+    });
+    let log = Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(Duration::from_millis(500));
+    let mut heard = log.hear(Some("1-0".into()));
+    let error = soon(heard.next()).await.unwrap().unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+    drop(heard);
+    assert_eq!(soon(mute).await.unwrap(), 1);
 }

@@ -1,4 +1,4 @@
-//! Following a stream.
+//! The tail of the log, and the control stream, as they come. Every wait for the server has a limit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +24,8 @@ pub(super) enum From {
     Mark(Box<str>),
 }
 
-/// Entries of a stream as they come. On a connection of its own, without a limit for an
-/// answer: a read waits on purpose.
+/// Entries of a stream as they come. On a connection of its own, without a limit of the client for an
+/// answer: a read waits on purpose, so each wait has a limit here.
 pub(super) fn read(
     shared: Arc<Shared>,
     key: String,
@@ -38,8 +38,7 @@ pub(super) fn read(
             From::Now | From::Mark(_) => {
                 let mut newest = redis::cmd("XREVRANGE");
                 newest.arg(&key).arg("+").arg("-").arg("COUNT").arg(1);
-                let reply: StreamRangeReply =
-                    newest.query_async(&mut connection).await.map_err(|error| classify(&error))?;
+                let reply: StreamRangeReply = in_time(shared.limits.timeout, newest.query_async(&mut connection)).await?;
                 let newest = reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
                 match from {
                     From::Mark(mark) if id_of(&mark) <= id_of(&newest) => mark.into(),
@@ -56,11 +55,7 @@ pub(super) fn read(
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
                 let mut write = redis::cmd("HDEL");
                 write.arg(&shared.keys.meta).arg("-");
-                let write = tokio::time::timeout(shared.limits.timeout, write.query_async::<u64>(&mut connection));
-                write
-                    .await
-                    .map_err(|_| BackplaneError::unknown("no answer in time"))?
-                    .map_err(|error| classify(&error))?;
+                let _: u64 = in_time(shared.limits.timeout, write.query_async(&mut connection)).await?;
                 checked = Some(Instant::now());
             }
             let mut command = redis::cmd("XREAD");
@@ -68,10 +63,7 @@ pub(super) fn read(
             command.arg("STREAMS").arg(&key).arg(&id);
             // A connection on which nothing comes back at all is broken.
             let limit = BLOCK + shared.limits.timeout;
-            let reply: Option<StreamReadReply> = tokio::time::timeout(limit, command.query_async(&mut connection))
-                .await
-                .map_err(|_| BackplaneError::unknown("nothing comes"))?
-                .map_err(|error| classify(&error))?;
+            let reply: Option<StreamReadReply> = in_time(limit, command.query_async(&mut connection)).await?;
             let entries = reply.and_then(|reply| reply.keys.into_iter().next()).map_or_else(Vec::new, |key| key.ids);
             if let Some(newest) = entries.last() {
                 id.clone_from(&newest.id);
@@ -80,6 +72,15 @@ pub(super) fn read(
         }
     }
     .boxed()
+}
+
+/// Waits for an answer up to a limit.
+async fn in_time<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, redis::RedisError>>,
+) -> Result<T, BackplaneError> {
+    let answer = tokio::time::timeout(limit, answer).await;
+    answer.map_err(|_| BackplaneError::unknown("no answer in time"))?.map_err(|error| classify(&error))
 }
 
 /// What somebody else has put there without a record is one that nobody can read.
