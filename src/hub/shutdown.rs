@@ -1,4 +1,5 @@
 //! Leaving: every stream ends by itself, spread out in time for those who come back, and the process is free to go.
+//! And health: whether an instance is to get requests ([`Hub::health`]).
 
 use std::sync::{Arc, Weak};
 

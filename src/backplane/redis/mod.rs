@@ -1,7 +1,11 @@
 //! A Redis stream as the log. Server 7.0 or newer, or what speaks like it.
 //!
 //! One script appends: it compares what the caller has seen, numbers by the stream's own last id, writes current values
-//! beside the log and trims. All keys share one hash tag. Each tail has a connection of its own.
+//! beside the log and trims. All keys share one hash tag.
+//!
+//! 1. A connection that broke, or on which an answer is overdue, is thrown away ([`server`]).
+//! 2. The tail of the log and the control stream have a connection each. Every wait on them has a limit ([`stream`]).
+//! 3. Each key has one place ([`keys`]).
 
 mod keys;
 mod server;

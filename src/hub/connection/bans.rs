@@ -1,5 +1,11 @@
-//! Who was disconnected lately: who is not to come back yet, and whose request may have been decided by what was true
-//! before.
+//! Bans: the users and topics that were disconnected lately.
+//!
+//! 1. A ban is kept in the memory of this process. Other instances note it when the command reaches them.
+//! 2. A client that was told to stay away also has an id that says until when, so an instance that knows of no ban
+//!    refuses it too ([`last_event_id`](crate::types::last_event_id)).
+//! 3. A later disconnect never makes a ban shorter.
+//! 4. A request that was decided before the disconnect is decided anew
+//!    ([`disconnect_clock`](crate::types::disconnect_clock)).
 
 use std::collections::hash_map::HashMap;
 use std::time::SystemTime;

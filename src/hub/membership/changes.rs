@@ -4,6 +4,8 @@
 //!    snapshot of such a topic and the position in it belong together: later events tell what changed since.
 //! 2. The roster's lock is taken before those of the log and the registry, never after. No connection
 //!    is woken under it.
+//! 3. `hub.joined` is published by [`LockedRoster::enter`], `hub.left` by [`Inner::sweep_roster`], unless another instance has
+//!    the member. If another instance has ended, [`Inner::tell_of_orphan`] publishes `hub.left` for it.
 
 use std::sync::Arc;
 
@@ -142,7 +144,7 @@ impl Inner {
             return false;
         }
         let mut roster = self.presences.roster.lock();
-        let mut told = Told { inner: self, roster: &mut roster, asleep: Asleep::default() };
+        let mut told = LockedRoster { inner: self, roster: &mut roster, asleep: Asleep::default() };
         let mut count = 0;
         while count < SWEEP
             && let Some((topic, user)) = told.roster.sweep(self.now())
@@ -183,7 +185,7 @@ impl Inner {
         self: &Arc<Self>,
         handle: &ConnectionHandle,
         tells: bool,
-        change: impl FnOnce(Option<&mut Told<'_>>) -> R,
+        change: impl FnOnce(Option<&mut LockedRoster<'_>>) -> R,
     ) -> R {
         let changed = self.with_own_roster(handle, tells, change);
         if let Some(shared) = &self.shared_log {
@@ -196,13 +198,13 @@ impl Inner {
         self: &Arc<Self>,
         handle: &ConnectionHandle,
         tells: bool,
-        change: impl FnOnce(Option<&mut Told<'_>>) -> R,
+        change: impl FnOnce(Option<&mut LockedRoster<'_>>) -> R,
     ) -> R {
         if !tells || handle.user().is_none() {
             return change(None);
         }
         let mut roster = self.presences.roster.lock();
-        let mut told = Told { inner: self, roster: &mut roster, asleep: Asleep::default() };
+        let mut told = LockedRoster { inner: self, roster: &mut roster, asleep: Asleep::default() };
         let changed = change(Some(&mut told));
         let (asleep, is_due) = (told.asleep, roster.next_due().is_some());
         drop(roster);
@@ -220,13 +222,13 @@ impl Inner {
 }
 
 /// The roster while it is locked, and whom its changes have not woken yet.
-struct Told<'a> {
+struct LockedRoster<'a> {
     inner: &'a Inner,
     roster: &'a mut Roster,
     asleep: Asleep,
 }
 
-impl Told<'_> {
+impl LockedRoster<'_> {
     fn enter(&mut self, handle: &ConnectionHandle, topic: &Topic) {
         if let Some(user) = handle.user()
             && self.inner.presences.tells(topic)
