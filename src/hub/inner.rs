@@ -1,7 +1,7 @@
 //! The handle of a hub, and everything that the hub holds.
 //!
-//! 1. What [`Inner`] holds are states: each knows its own data, and none knows `Inner`.
-//! 2. Work on several of these states is done above: in the other rooms, and in the verbs of this folder.
+//! 1. Each field of [`Inner`] is a state that knows its own data only. No state names `Inner`.
+//! 2. The other folders below `hub`, and the verbs beside this file, do the work on several states.
 
 use std::fmt;
 use std::ops::RangeInclusive;

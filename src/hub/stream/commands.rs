@@ -54,7 +54,7 @@ impl Hub {
     fn disconnect_all(&self, audience: &Audience, kick: &Kick) -> usize {
         let now = self.now();
         let until = match kick.returns {
-            // Where somebody is spared, the streams that are ended are barred by their ids alone.
+            // If the target leaves a connection out, only the ids of the ended streams keep their clients away.
             Returns::Never(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
             Returns::Never(_) | Returns::Now | Returns::Later(_) => 0,
         };

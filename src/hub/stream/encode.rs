@@ -1,4 +1,4 @@
-//! From what a stream says next to the bytes of the event stream.
+//! Turns each step of a stream into bytes, for a body or for the hub's own writer.
 
 use std::fmt;
 use std::task::{Context, Poll, ready};

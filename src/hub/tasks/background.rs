@@ -1,8 +1,8 @@
 //! A background task of a hub: how it runs, when there is work for it, and the slot that it runs in.
 //!
 //! A caller stores work under a lock and then calls [`Background::ensure`]. The task ends by itself
-//! when it finds no work. `has_more` is asked after that, under the same lock, so no work is left
-//! without a task ([rule 4 of slots](super::slot)).
+//! when it finds no work. The slot then asks `has_more`, which takes the lock of the work again. So no
+//! work is left without a task ([rule 4 of slots](super::slot)).
 
 use std::sync::{Arc, Weak};
 
@@ -16,9 +16,9 @@ use super::workers::{Host, home};
 pub(in crate::hub) struct Job<H> {
     /// Runs until there is no work, or until the hub is gone. The notification wakes it before its own time.
     pub(in crate::hub) run: fn(Weak<H>, Arc<Notify>) -> BoxFuture<'static, ()>,
-    /// Whether there is work for it. Callers ask this before they start it, so it is cheap.
+    /// Whether there is work for it. Each call of [`Background::ensure`] asks this while no task runs, so it is cheap.
     pub(in crate::hub) has_work: fn(&Arc<H>) -> bool,
-    /// Whether there is work after all, when it has just ended by itself.
+    /// Whether there is work after all. Asked when the task has just ended by itself; it may do a part of the work.
     pub(in crate::hub) has_more: fn(&Arc<H>) -> bool,
 }
 
@@ -40,7 +40,7 @@ impl<H: Host> Background<H> {
         }
     }
 
-    /// Whether its work is done: by a task that gets its turns, or because there is none.
+    /// Whether a task gets its turns, or there is no work.
     pub(in crate::hub) fn is_attended(&self, host: &Arc<H>) -> bool {
         self.slot.is_attended() || !(self.job.has_work)(host)
     }
