@@ -22,7 +22,7 @@ use syn::{Attribute, ImplItem, Item, UseTree};
 /// row.
 const RANKS: &[(u8, &str)] = &[
     (0, "types"),
-    (0, "sync"),
+    (1, "sync"),
     (1, "wire"),
     (2, "backplane"),
     (2, "log"),
