@@ -72,8 +72,13 @@ impl Batch {
         let Self { needs, goes_on, settled, piece, gap, gap_reason, disconnects, records, ordered, changed, .. } = self;
         (*needs, *piece, *gap_reason) = (None, None, None);
         (*goes_on, *settled, *disconnects, *ordered, *changed) = (false, false, false, false, false);
-        gap.clear();
-        records.clear();
+        // Most batches are new. `SmallVec::clear` costs 25 instructions for an empty one.
+        if !gap.is_empty() {
+            gap.clear();
+        }
+        if !records.is_empty() {
+            records.clear();
+        }
     }
 }
 

@@ -400,9 +400,7 @@ impl StreamDriver {
             if let Some(heartbeat) = &mut self.heartbeat {
                 heartbeat.wrote(batch.ordered, now);
             }
-            // Whoever ends it later wakes it, and so does what else there is to say.
-            let is_told = caught_up && !handle.is_ending() && self.told_stale == is_stale();
-            self.settled = batch.settled && is_told && handle.alarm_at() <= self.due();
+            self.settled = self.has_settled(batch, is_stale());
             return Ok(Step::Records);
         }
         let is_stale = is_stale();
@@ -422,7 +420,18 @@ impl StreamDriver {
             self.told_stale = false;
             return Ok(live);
         }
+        self.settled = self.has_settled(batch, is_stale);
         Err(found)
+    }
+
+    /// Whether the stream has read and reported everything, so that it need not look before it is
+    /// woken. An end that comes later wakes it, and so does everything else that it has to report.
+    fn has_settled(&self, batch: &Batch, is_stale: bool) -> bool {
+        batch.settled
+            && self.progress == Progress::CaughtUp
+            && !self.handle.is_ending()
+            && self.told_stale == is_stale
+            && self.handle.alarm_at() <= self.due()
     }
 
     /// When its time is over, or a notice of that is due.
