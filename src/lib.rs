@@ -318,6 +318,7 @@ pub mod backplane;
 mod extract;
 mod hub;
 mod log;
+mod macros;
 mod mount;
 mod net;
 mod sync;

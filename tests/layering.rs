@@ -21,6 +21,7 @@ use syn::{Attribute, ImplItem, Item, UseTree};
 /// Folders and files, lower to upper. The longest prefix of a file counts. Equal ranks import each other only within one
 /// row.
 const RANKS: &[(u8, &str)] = &[
+    (0, "macros"),
     (0, "types"),
     (1, "sync"),
     (1, "wire"),

@@ -3,7 +3,6 @@
 //! 1. Each field of [`Inner`] is a state that knows its own data only. No state names `Inner`.
 //! 2. The other folders below `hub`, and the verbs beside this file, do the work on several states.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -24,6 +23,7 @@ use super::tasks::workers::{Host, Workers, wake_rest};
 use super::tickets::store::Tickets;
 use super::upkeep::schedule::Rechecks;
 use crate::log::{Log, Millis, Since, millis};
+use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{Address, Audience, Position};
 
@@ -243,12 +243,8 @@ impl Host for Inner {
     }
 }
 
-impl fmt::Debug for Hub {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hub")
-            .field("instance", &self.settings().instance)
-            .field("position", &self.position())
-            .field("connections", &self.registry().len())
-            .finish_non_exhaustive()
-    }
-}
+opaque_debug!(|hub: Hub| {
+    instance: hub.settings().instance,
+    position: hub.position(),
+    connections: hub.registry().len(),
+});

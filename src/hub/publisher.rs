@@ -1,6 +1,5 @@
 //! Publishing without a hub: for what has no streams of its own.
 
-use std::fmt;
 use std::sync::Arc;
 
 use super::Hub;
@@ -10,6 +9,7 @@ use crate::backplane::{Backplane, Place};
 use crate::hub::cluster::append;
 use crate::hub::config::settings::Settings;
 use crate::log::{Entry, Policies};
+use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 use crate::types::{
     Address, Audience, BuildError, ConnectionId, Event, InvalidName, NameProblem, Position, PublishError, Topic, UserId,
@@ -250,8 +250,4 @@ impl Recipients<'_> {
     }
 }
 
-impl fmt::Debug for Publisher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Publisher").field("backplane", &self.inner.backplane.describe()).finish_non_exhaustive()
-    }
-}
+opaque_debug!(|publisher: Publisher| { backplane: publisher.inner.backplane.describe() });

@@ -1,6 +1,5 @@
 //! The same read, for code in this process.
 
-use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -12,6 +11,7 @@ use super::HubBuilder;
 use super::stream::driver::Step;
 use super::{Hub, OpenError, Request};
 use crate::log::Batch;
+use crate::macros::opaque_debug;
 use crate::types::{
     Address, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, Position, RefusalReason, Subscription,
     SubscriptionError, Topic,
@@ -152,8 +152,4 @@ impl Stream for HubStream {
     }
 }
 
-impl fmt::Debug for HubStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HubStream").field("connection", &self.connection).finish_non_exhaustive()
-    }
-}
+opaque_debug!(|stream: HubStream| { connection: stream.connection });

@@ -17,6 +17,7 @@ use super::marks::Marks;
 use super::policies::Policies;
 use super::store::{Dropped, Part, PerPart, Record, Store};
 use super::time::{Millis, millis};
+use crate::macros::give_memory_back;
 use crate::types::retention::Kind;
 use crate::types::{Address, Audience};
 
@@ -140,10 +141,7 @@ impl Lanes {
             if heap.len() > 2 * used + 512 {
                 self.change(policy, |heap| heap.retain(|Reverse(waiting)| exists(waiting)));
             }
-            let heap = &mut self.all[policy].heap;
-            if heap.capacity() > 1024 && heap.len() < heap.capacity() / 8 {
-                heap.shrink_to(heap.len() * 2);
-            }
+            give_memory_back!(self.all[policy].heap);
         }
     }
 
@@ -603,12 +601,8 @@ impl Sequencer {
             self.free.shrink_to(self.free.len() * 2);
             heads.truncate(len);
         }
-        if self.channels.capacity() > 1024 && used < self.channels.capacity() / 8 {
-            self.channels.shrink_to(used * 2);
-        }
-        if self.idle.capacity() > 1024 && self.idle.len() < self.idle.capacity() / 8 {
-            self.idle.shrink_to(self.idle.len() * 2);
-        }
+        give_memory_back!(self.channels);
+        give_memory_back!(self.idle);
         let numbers = &self.numbers;
         let exists = |waiting: &Waiting| {
             let channel = numbers.get(waiting.number as usize).and_then(Option::as_ref);

@@ -1,6 +1,5 @@
 //! What others know of an open connection. Its stream holds it too.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::Extensions;
@@ -9,6 +8,7 @@ use tokio::time::Duration;
 use crate::hub::Transport;
 use crate::hub::tasks::workers::Alarm;
 use crate::log::{CursorHandle, Millis, millis};
+use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::types::{Authority, ConnectionId, EndReason, Returns, Subscription, UserId};
 
@@ -298,9 +298,5 @@ impl AsRef<CursorHandle> for ConnectionHandle {
     }
 }
 
-/// Whose it is and what it may read is nobody's business.
-impl fmt::Debug for ConnectionHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionHandle").field("id", &self.id()).finish_non_exhaustive()
-    }
-}
+// The user and the data are left out, since logs may show them.
+opaque_debug!(|handle: ConnectionHandle| { id: handle.id() });

@@ -1,6 +1,5 @@
 //! An open connection as the application sees it.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use http::Extensions;
 
 use super::handle::ConnectionHandle;
 use crate::log::Millis;
+use crate::macros::opaque_debug;
 use crate::sync::Ordering;
 use crate::types::{ConnectionId, Topic, UserId};
 
@@ -58,16 +58,12 @@ impl ConnectionInfo {
     }
 }
 
-/// The data is left out, since it may hold secrets.
-impl fmt::Debug for ConnectionInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionInfo")
-            .field("id", &self.id)
-            .field("user", &self.user)
-            .field("topics", &self.topics)
-            .field("open_for", &self.open_for)
-            .field("resumed", &self.resumed)
-            .field("delivered", &self.delivered)
-            .finish_non_exhaustive()
-    }
-}
+// The data is left out, since it may hold secrets.
+opaque_debug!(|info: ConnectionInfo| {
+    id: info.id,
+    user: info.user,
+    topics: info.topics,
+    open_for: info.open_for,
+    resumed: info.resumed,
+    delivered: info.delivered,
+});

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use super::handle::ConnectionHandle;
 use crate::hub::config::limits::{Limits, OverLimit};
 use crate::log::{Millis, Since, TooManyTopics};
+use crate::macros::give_memory_back;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 use crate::types::{ConnectionId, Topic, UserId};
 
@@ -261,10 +262,7 @@ impl Registry {
     fn take_out(&self, table: &mut Table, handle: &ConnectionHandle, now: Millis) {
         table.handles.remove(&handle.id());
         table.by_age.remove(&handle.opened.load(Ordering::Relaxed));
-        let len = table.handles.len();
-        if table.handles.capacity() > 1024 && len < table.handles.capacity() / 8 {
-            table.handles.shrink_to(len * 2);
-        }
+        give_memory_back!(table.handles);
         if let Some(key) = self.key_of(handle)
             && let Some(handles) = table.by_key.get_mut(key)
         {
@@ -351,14 +349,8 @@ impl Registry {
     pub(in crate::hub) fn sweep(&self, now: Millis) -> bool {
         let mut table = self.table.lock();
         let more = self.forget_users(&mut table, now, SWEEP);
-        let len = table.users.len();
-        if table.users.capacity() > 1024 && len < table.users.capacity() / 8 {
-            table.users.shrink_to(len * 2);
-        }
-        if table.idle.capacity() > 1024 && table.idle.len() < table.idle.capacity() / 8 {
-            let len = table.idle.len();
-            table.idle.shrink_to(len * 2);
-        }
+        give_memory_back!(table.users);
+        give_memory_back!(table.idle);
         more
     }
 

@@ -25,6 +25,7 @@ use tokio::task;
 
 use crate::hub::Settings;
 use crate::log::Millis;
+use crate::macros::give_memory_back;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// How often a drain looks at most whether any socket still has bytes waiting.
@@ -142,11 +143,8 @@ impl Transports {
         let mut table = self.table.lock();
         table.release(transport, task);
         table.all.remove(&transport.number);
-        let len = table.all.len();
-        if table.all.capacity() > 1024 && len < table.all.capacity() / 8 {
-            table.all.shrink_to(len * 2);
-            table.by_task.shrink_to(len * 2);
-        }
+        give_memory_back!(table.all);
+        give_memory_back!(table.by_task);
         drop(table);
         let was_stuck = transport.is_stuck();
         transport.set_stuck(false);

@@ -8,6 +8,7 @@ use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 
 use crate::log::Millis;
+use crate::macros::give_memory_back;
 use crate::sync::Mutex;
 use crate::types::{Topic, TopicRule, UserId};
 
@@ -117,12 +118,8 @@ impl Roster {
     }
 
     fn shrink(&mut self) {
-        if self.members.capacity() > 1024 && self.members.len() < self.members.capacity() / 8 {
-            self.members.shrink_to(self.members.len() * 2);
-        }
-        if self.leaving.capacity() > 1024 && self.leaving.len() < self.leaving.capacity() / 8 {
-            self.leaving.shrink_to(self.leaving.len() * 2);
-        }
+        give_memory_back!(self.members);
+        give_memory_back!(self.leaving);
     }
 }
 

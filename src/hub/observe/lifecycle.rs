@@ -2,7 +2,6 @@
 //!
 //! A slow consumer hears that it missed something. Nobody waits for it.
 
-use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -13,6 +12,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::hub::connection::info::ConnectionInfo;
+use crate::macros::opaque_debug;
 use crate::types::{EndReason, GapReason, Topic};
 
 /// What became of a connection: [`Hub::lifecycle`](crate::Hub::lifecycle).
@@ -102,8 +102,4 @@ impl Stream for Lifecycle {
     }
 }
 
-impl fmt::Debug for Lifecycle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lifecycle").finish_non_exhaustive()
-    }
-}
+opaque_debug!(|_lifecycle: Lifecycle| {});

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
 
 use crate::log::Millis;
+use crate::macros::give_memory_back;
 use crate::sync::Mutex;
 use crate::types::ConnectionId;
 
@@ -55,10 +56,7 @@ impl Rechecks {
                 return Some((check, found));
             }
         }
-        if schedule.due.capacity() > 1024 && schedule.due.len() < schedule.due.capacity() / 8 {
-            let len = schedule.due.len();
-            schedule.due.shrink_to(len * 2);
-        }
+        give_memory_back!(schedule.due);
         None
     }
 }
