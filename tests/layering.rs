@@ -29,6 +29,7 @@ const RANKS: &[(u8, &str)] = &[
     (2, "log"),
     // The state of a hub. It names neither `Hub` nor `Inner`.
     (10, "hub/config"),
+    (10, "hub/departures"),
     (10, "hub/tasks"),
     (10, "hub/observe/counters"),
     (10, "hub/observe/stats"),

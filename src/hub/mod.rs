@@ -15,6 +15,9 @@
 //! | `cluster` | work on the log that several instances share |
 //! | `tickets` | subscriptions that a client fetches once |
 //! | `observe` | counters, statistics, lifecycle events |
+//!
+//! The file `departures` holds the queue of users and members that have left. `connection`, `peers`
+//! and `membership` use it.
 
 mod builder;
 #[cfg(feature = "json")]
@@ -27,6 +30,7 @@ mod cluster {
 mod command;
 mod config;
 mod connection;
+mod departures;
 mod inner;
 mod inspect;
 mod membership;

@@ -6,9 +6,8 @@
 
 use std::borrow::Borrow;
 use std::collections::btree_map::BTreeMap;
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
-use std::collections::vec_deque::VecDeque;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
@@ -17,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::handle::ConnectionHandle;
 use crate::hub::config::limits::{Limits, OverLimit};
+use crate::hub::departures::Departures;
 use crate::log::{Millis, Since, TooManyTopics};
 use crate::macros::give_memory_back;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
@@ -26,7 +26,6 @@ use crate::types::{ConnectionId, Topic, UserId};
 pub(crate) struct Registry {
     table: Mutex<Table>,
     limits: Limits,
-    grace: Millis,
     /// How many of the connections are written to a network.
     networked: AtomicUsize,
     emptied: Notify,
@@ -38,8 +37,8 @@ struct Table {
     users: HashMap<UserId, User>,
     /// Connections that are counted by a key, in the order in which they were opened; kept only where that limits them.
     by_key: HashMap<Arc<str>, Handles>,
-    /// Users without a connection since that time, oldest first.
-    idle: VecDeque<(Millis, UserId)>,
+    /// Users without a connection.
+    idle: Departures<UserId>,
     /// By age; kept only where the oldest may have to go.
     by_age: BTreeMap<u64, ConnectionId>,
     opened: u64,
@@ -112,6 +111,18 @@ impl Table {
     fn handle(&self, id: ConnectionId) -> Option<Arc<ConnectionHandle>> {
         self.handles.get(&id).map(|ById(handle)| Arc::clone(handle))
     }
+
+    /// Forgets up to `most` users whose grace is over. Returns whether there may be more.
+    fn forget_users(&mut self, now: Millis, most: usize) -> bool {
+        for _ in 0..most {
+            let Some((since, name)) = self.idle.pop_due(now) else { return false };
+            // It may have been there again meanwhile, and have left again.
+            if self.users.get(&name).is_some_and(|user| user.handles.is_empty() && user.idle_since == Some(since)) {
+                self.users.remove(&name);
+            }
+        }
+        true
+    }
 }
 
 /// The numbers of connections are random already.
@@ -144,10 +155,10 @@ pub(in crate::hub) type Handles = SmallVec<[Arc<ConnectionHandle>; 1]>;
 pub(in crate::hub) struct Full;
 
 impl User {
-    /// Nobody may have swept yet. Returns whether its time was over.
-    fn forget_if_over(&mut self, now: Millis, grace: Millis) -> bool {
-        let is_over =
-            self.handles.is_empty() && self.idle_since.is_some_and(|since| since.saturating_add(grace) <= now);
+    /// Forgets what the user was made to join if its grace is over, because no sweep may have come
+    /// yet. Returns whether the user begins anew: its grace is over, or there was no such user.
+    fn forget_if_over(&mut self, idle: &Departures<UserId>, now: Millis) -> bool {
+        let is_over = self.handles.is_empty() && self.idle_since.is_none_or(|since| idle.is_over(since, now));
         if is_over {
             self.topics.clear();
         }
@@ -157,7 +168,8 @@ impl User {
 
 impl Registry {
     pub(in crate::hub) fn new(limits: Limits, grace: Millis) -> Self {
-        Self { table: Mutex::default(), limits, grace, networked: AtomicUsize::new(0), emptied: Notify::new() }
+        let table = Table { idle: Departures::new(grace), ..Table::default() };
+        Self { table: Mutex::new(table), limits, networked: AtomicUsize::new(0), emptied: Notify::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -179,12 +191,9 @@ impl Registry {
 
     /// Whether the user has a connection, or had one less than the grace ago.
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
-        let since = match self.table.lock().users.get(user) {
-            None => return false,
-            Some(user) if !user.handles.is_empty() => return true,
-            Some(user) => user.left_at,
-        };
-        since.is_some_and(|since| since.saturating_add(self.grace) > now)
+        let table = self.table.lock();
+        let was_there = |user: &User| user.left_at.is_some_and(|since| !table.idle.is_over(since, now));
+        table.users.get(user).is_some_and(|user| !user.handles.is_empty() || was_there(user))
     }
 
     /// How many users are remembered.
@@ -200,9 +209,9 @@ impl Registry {
         elsewhere: usize,
         now: Millis,
     ) -> Result<Handles, Full> {
-        let mut table = self.table.lock();
+        let table = &mut *self.table.lock();
         // So that users go as fast as they come, also where nobody keeps house.
-        self.forget_users(&mut table, now, 2);
+        table.forget_users(now, 2);
         let mut displaced = Handles::new();
         if let Some((limit, policy)) = self.limits.per_user {
             let (count, oldest) = table.counted_with(handle);
@@ -226,7 +235,7 @@ impl Registry {
         }
         displaced.retain(|oldest| oldest.leave_registry());
         for oldest in &displaced {
-            self.take_out(&mut table, oldest, now);
+            self.take_out(table, oldest, now);
         }
 
         table.opened += 1;
@@ -242,7 +251,7 @@ impl Registry {
         }
         if let Some(user) = handle.user() {
             let user = table.users.entry(user.clone()).or_default();
-            user.forget_if_over(now, self.grace);
+            user.forget_if_over(&table.idle, now);
             user.handles.push(Arc::clone(handle));
             user.keyed += usize::from(handle.counted_as().is_some());
             user.idle_since = None;
@@ -283,7 +292,7 @@ impl Registry {
                     user.left_at = Some(now);
                 }
                 user.idle_since = Some(now);
-                table.idle.push_back((now, name.clone()));
+                table.idle.push(now, name.clone());
             }
         }
         if handle.to_network && self.networked.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -309,18 +318,11 @@ impl Registry {
         max_topics: usize,
         now: Millis,
     ) -> Result<Handles, TooManyTopics> {
-        let mut table = self.table.lock();
-        let table = &mut *table;
-        let user = match table.users.entry(name.clone()) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                table.idle.push_back((now, name.clone()));
-                entry.insert(User { idle_since: Some(now), ..User::default() })
-            }
-        };
-        if user.forget_if_over(now, self.grace) {
+        let table = &mut *self.table.lock();
+        let user = table.users.entry(name.clone()).or_default();
+        if user.forget_if_over(&table.idle, now) {
             user.idle_since = Some(now);
-            table.idle.push_back((now, name.clone()));
+            table.idle.push(now, name.clone());
         }
         if !user.topics.iter().any(|other| other.topic == joined.topic) {
             if user.topics.len() >= max_topics {
@@ -348,32 +350,16 @@ impl Registry {
     /// there are more.
     pub(in crate::hub) fn sweep(&self, now: Millis) -> bool {
         let mut table = self.table.lock();
-        let more = self.forget_users(&mut table, now, SWEEP);
+        let more = table.forget_users(now, SWEEP);
         give_memory_back!(table.users);
-        give_memory_back!(table.idle);
         more
-    }
-
-    fn forget_users(&self, table: &mut Table, now: Millis, most: usize) -> bool {
-        for _ in 0..most {
-            let is_due = |(since, _): &(Millis, UserId)| since.saturating_add(self.grace) <= now;
-            if !table.idle.front().is_some_and(is_due) {
-                return false;
-            }
-            let Some((since, name)) = table.idle.pop_front() else { return false };
-            // It may have been there again meanwhile, and have left again.
-            if table.users.get(&name).is_some_and(|user| user.handles.is_empty() && user.idle_since == Some(since)) {
-                table.users.remove(&name);
-            }
-        }
-        true
     }
 
     /// About when a [`sweep`](Self::sweep) has something to do. A little late, so that those who left one
     /// after the other are forgotten together: how long a user counts as there is judged by the time, not by this.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
-        let since = self.table.lock().idle.front().map(|(since, _)| *since)?;
-        Some(since.saturating_add(self.grace + self.grace / 4))
+        let idle = &self.table.lock().idle;
+        Some(idle.next_due()?.saturating_add(idle.grace / 4))
     }
 
     /// Until nobody is connected over a network.

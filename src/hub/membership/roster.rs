@@ -4,9 +4,9 @@
 //! [`Roster::enter`] and [`Roster::sweep`] return is what others are to be told, no more.
 
 use std::collections::hash_map::{Entry, HashMap};
-use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
 
+use crate::hub::departures::Departures;
 use crate::log::Millis;
 use crate::macros::give_memory_back;
 use crate::sync::Mutex;
@@ -34,13 +34,12 @@ impl Presences {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::hub) struct Roster {
     /// Keyed by the pair, never by a joined string.
     members: HashMap<Topic, HashMap<UserId, Member>>,
-    /// Members without a connection since that time, oldest first.
-    leaving: VecDeque<(Millis, Topic, UserId)>,
-    grace: Millis,
+    /// Members without a connection.
+    leaving: Departures<(Topic, UserId)>,
 }
 
 #[derive(Clone, Debug)]
@@ -53,7 +52,7 @@ pub(in crate::hub) struct Member {
 
 impl Roster {
     pub(in crate::hub) fn new(grace: Millis) -> Self {
-        Self { grace, ..Self::default() }
+        Self { members: HashMap::new(), leaving: Departures::new(grace) }
     }
 
     /// A connection of a user has got a topic. Returns whether the user was not there before.
@@ -80,19 +79,18 @@ impl Roster {
         member.connections = member.connections.saturating_sub(1);
         if member.connections == 0 {
             member.gone_since = Some(now);
-            self.leaving.push_back((now, topic.clone(), user.clone()));
+            self.leaving.push(now, (topic.clone(), user.clone()));
         }
     }
 
     /// When a [`sweep`](Self::sweep) has something to do.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
-        self.leaving.front().map(|(since, ..)| since.saturating_add(self.grace))
+        self.leaving.next_due()
     }
 
     /// Takes out one member that has not come back within the grace.
     pub(in crate::hub) fn sweep(&mut self, now: Millis) -> Option<(Topic, UserId)> {
-        while self.leaving.front().is_some_and(|(since, ..)| since.saturating_add(self.grace) <= now) {
-            let (since, topic, user) = self.leaving.pop_front()?;
+        while let Some((since, (topic, user))) = self.leaving.pop_due(now) {
             let Some(members) = self.members.get_mut(&topic) else { continue };
             // It may have been back meanwhile, and have left again.
             if members.get(&user).is_none_or(|member| member.gone_since != Some(since)) {
@@ -102,7 +100,7 @@ impl Roster {
             if members.is_empty() {
                 self.members.remove(&topic);
             }
-            self.shrink();
+            give_memory_back!(self.members);
             return Some((topic, user));
         }
         None
@@ -115,11 +113,6 @@ impl Roster {
     #[cfg(test)]
     fn is_empty(&self) -> bool {
         self.members.is_empty()
-    }
-
-    fn shrink(&mut self) {
-        give_memory_back!(self.members);
-        give_memory_back!(self.leaving);
     }
 }
 

@@ -17,6 +17,7 @@ use std::collections::hash_set::HashSet;
 use std::sync::Arc;
 
 use super::message::{Here, InstanceId, News, Part};
+use crate::hub::departures::Departures;
 use crate::log::Millis;
 use crate::types::{ConnectionId, Topic, UserId};
 
@@ -35,10 +36,11 @@ pub(in crate::hub) struct Peers {
     /// Members of topics that have no connection elsewhere any more: since when, and on which instance the
     /// last one was.
     gone: HashMap<Topic, HashMap<UserId, (Millis, InstanceId)>>,
+    /// When each of them left, and when each user lost its last connection elsewhere (no topic).
+    departures: Departures<(Option<Topic>, UserId)>,
     /// Instances that have ended, for whose members somebody else has to speak.
     ended: Vec<Ended>,
     lease: Millis,
-    grace: Millis,
     /// This instance has heard itself since its connection was made, so it hears what is said from now on.
     hears_itself: bool,
     /// When this instance heard itself last.
@@ -73,6 +75,7 @@ struct Ended {
 #[derive(Debug, Default)]
 struct Elsewhere {
     connections: HashMap<ConnectionId, Arc<Here>>,
+    /// When the last of them has gone.
     left_at: Option<Millis>,
 }
 
@@ -99,7 +102,7 @@ const ASK_AGAIN_AT_MOST: Millis = 300_000;
 
 impl Peers {
     pub(in crate::hub) fn new(lease: Millis, grace: Millis) -> Self {
-        Self { lease, grace, ..Self::default() }
+        Self { departures: Departures::new(grace), lease, ..Self::default() }
     }
 
     pub(in crate::hub) fn news(&mut self, from: InstanceId, news: News, now: Millis) -> Heard {
@@ -192,7 +195,7 @@ impl Peers {
             members.extend(here.topics.iter().map(|topic| (now, topic.clone(), user.clone())));
         }
         for (topic, users) in &self.gone {
-            let recent = users.iter().filter(|(_, (since, at))| *at == from && self.is_recent(*since, now));
+            let recent = users.iter().filter(|(_, (since, at))| *at == from && !self.departures.is_over(*since, now));
             members.extend(recent.map(|(user, (since, _))| (*since, topic.clone(), user.clone())));
         }
         if !members.is_empty() {
@@ -232,12 +235,18 @@ impl Peers {
     pub(in crate::hub) fn sweep(&mut self, now: Millis) {
         let over: Vec<_> = self.instances.iter().filter(|(_, peer)| peer.until <= now).map(|(id, _)| *id).collect();
         over.into_iter().for_each(|id| self.end(id, now));
-        let grace = self.grace;
-        self.gone.retain(|_, users| {
-            users.retain(|_, (since, _)| since.saturating_add(grace) > now);
-            !users.is_empty()
-        });
-        self.by_user.retain(|_, user| user.is_online(now, grace));
+        while let Some((since, (topic, user))) = self.departures.pop_due(now) {
+            // It may have been back meanwhile, and have left again.
+            match topic {
+                Some(topic) if self.gone_from(&topic, &user).is_some_and(|(at, _)| at == since) => {
+                    self.no_longer_gone(&topic, &user);
+                }
+                None if self.by_user.get(&user).is_some_and(|user| user.left_at == Some(since)) => {
+                    self.by_user.remove(&user);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Whether a user is a member of a topic elsewhere, or was less than the grace ago.
@@ -258,17 +267,17 @@ impl Peers {
 
     /// The instance that a member elsewhere has left a topic on less than the grace ago.
     fn left(&self, topic: &Topic, user: &UserId, now: Millis) -> Option<InstanceId> {
-        self.gone.get(topic)?.get(user).filter(|(since, _)| self.is_recent(*since, now)).map(|(_, at)| *at)
+        self.gone_from(topic, user).filter(|(since, _)| !self.departures.is_over(*since, now)).map(|(_, at)| at)
     }
 
-    fn is_recent(&self, since: Millis, now: Millis) -> bool {
-        since.saturating_add(self.grace) > now
+    fn gone_from(&self, topic: &Topic, user: &UserId) -> Option<(Millis, InstanceId)> {
+        self.gone.get(topic)?.get(user).copied()
     }
 
     /// Members elsewhere who have left a topic less than the grace ago.
     pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> impl Iterator<Item = &UserId> {
         let users = self.gone.get(topic).into_iter().flatten();
-        users.filter(move |(_, (since, _))| self.is_recent(*since, now)).map(|(user, _)| user)
+        users.filter(move |(_, (since, _))| !self.departures.is_over(*since, now)).map(|(user, _)| user)
     }
 
     /// Members of ended instances whose grace is over and who are nowhere else, if it is for this instance
@@ -280,7 +289,7 @@ impl Peers {
             let defers = witnesses.iter().any(|witness| *witness < me && self.instances.contains_key(witness));
             // A witness may learn of the end a lease later than this one, and it takes another to know that it
             // ended itself.
-            let wait = if defers { self.grace.saturating_add(self.lease.saturating_mul(2)) } else { self.grace };
+            let wait = self.departures.grace.saturating_add(if defers { self.lease.saturating_mul(2) } else { 0 });
             while let Some((_, topic, user)) = members.pop_if(|(since, ..)| since.saturating_add(wait) <= now) {
                 if !defers && !self.is_member(&topic, &user, now) {
                     orphans.push((topic, user));
@@ -298,7 +307,8 @@ impl Peers {
     }
 
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
-        self.by_user.get(user).is_some_and(|user| user.is_online(now, self.grace))
+        let is_recent = |since| !self.departures.is_over(since, now);
+        self.by_user.get(user).is_some_and(|user| user.left_at.is_none_or(is_recent))
     }
 
     pub(in crate::hub) fn in_topic(&self, topic: &Topic) -> impl Iterator<Item = &Arc<Here>> {
@@ -318,6 +328,12 @@ impl Peers {
     }
 
     fn insert(&mut self, from: InstanceId, here: Here, now: Millis) {
+        // A list of all mostly names known connections. To take each out and in again would queue a
+        // departure of each.
+        let known = self.instances.get(&from).and_then(|peer| peer.connections.get(&here.id));
+        if known.is_some_and(|known| **known == here) {
+            return;
+        }
         self.remove(from, here.id, now);
         let here = Arc::new(here);
         if let Some(user) = &here.user {
@@ -330,7 +346,7 @@ impl Peers {
             let is_new = listeners.connections.insert(here.id, Arc::clone(&here)).is_none();
             if let Some(user) = here.user.as_ref().filter(|_| is_new) {
                 *listeners.users.entry(user.clone()).or_default() += 1;
-                self.is_back(topic, user);
+                self.no_longer_gone(topic, user);
             }
         }
         if let Some(peer) = self.instances.get_mut(&from) {
@@ -338,7 +354,7 @@ impl Peers {
         }
     }
 
-    fn is_back(&mut self, topic: &Topic, user: &UserId) {
+    fn no_longer_gone(&mut self, topic: &Topic, user: &UserId) {
         if let Some(users) = self.gone.get_mut(topic) {
             users.remove(user);
             if users.is_empty() {
@@ -349,10 +365,13 @@ impl Peers {
 
     fn remove(&mut self, from: InstanceId, id: ConnectionId, now: Millis) {
         let Some(here) = self.instances.get_mut(&from).and_then(|peer| peer.connections.remove(&id)) else { return };
-        if let Some(elsewhere) = here.user.as_ref().and_then(|user| self.by_user.get_mut(user)) {
+        if let Some(user) = &here.user
+            && let Some(elsewhere) = self.by_user.get_mut(user)
+        {
             elsewhere.connections.remove(&id);
             if elsewhere.connections.is_empty() {
                 elsewhere.left_at = Some(now);
+                self.departures.push(now, (None, user.clone()));
             }
         }
         for topic in &here.topics {
@@ -365,14 +384,9 @@ impl Peers {
             }
             if let Some(user) = has_left {
                 self.gone.entry(topic.clone()).or_default().insert(user.clone(), (now, from));
+                self.departures.push(now, (Some(topic.clone()), user.clone()));
             }
         }
-    }
-}
-
-impl Elsewhere {
-    fn is_online(&self, now: Millis, grace: Millis) -> bool {
-        !self.connections.is_empty() || self.left_at.is_some_and(|left| left.saturating_add(grace) > now)
     }
 }
 
@@ -550,29 +564,43 @@ mod tests {
         assert_eq!(peers.leaving(&Topic::from(7), 0).count(), 30_000);
     }
 
+    #[test]
+    fn a_list_of_all_that_changes_nothing_is_no_departure() {
+        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
+        for _ in 0..2 {
+            peers.news(one, News { all: Some(Part::First), ..news(0, vec![here(1, 1, &[7])]) }, 0);
+        }
+        assert_eq!(peers.departures.next_due(), None);
+    }
+
     proptest! {
-        /// The indexes say what the connections say.
+        /// The indexes say what the connections say, and a departure is known for the grace.
         #[test]
         fn the_indexes_are_true(
             steps in proptest::collection::vec(
-                (0..3u64, 0..6u128, 0..3usize, proptest::collection::vec(0..4usize, 0..3), 0..9u8), 0..120
+                (0..3u64, 0..6u128, 0..3usize, proptest::collection::vec(0..4usize, 0..3), 0..11u8), 0..120
             )
         ) {
             let mut peers = Peers::new(1_000, 10);
             let mut there: BTreeMap<(u64, u128), Here> = BTreeMap::new();
-            let mut were: BTreeSet<(usize, usize)> = BTreeSet::new();
-            let mut numbers = [0; 3];
+            // When each member of a topic, and each user, left; none while it is there.
+            let mut left_at: BTreeMap<(Option<usize>, usize), Option<Millis>> = BTreeMap::new();
+            let (mut numbers, mut now) = ([0; 3], 0);
             for instance in 0..3 {
                 peers.news(InstanceId(instance), News { all: Some(Part::First), ..News::default() }, 0);
             }
             for (instance, id, user, topics, what) in steps {
                 numbers[instance as usize] += 1;
+                if what > 8 {
+                    now += id as Millis;
+                    peers.sweep(now);
+                }
                 // Each instance has connections of its own.
                 let id = id + 100 * u128::from(instance);
                 let mut news = News { number: numbers[instance as usize], ..News::default() };
                 match what {
                     0 => {
-                        peers.bye(InstanceId(instance), 0);
+                        peers.bye(InstanceId(instance), now);
                         there.retain(|(of, _), _| *of != instance);
                         news.all = Some(Part::First);
                     }
@@ -583,14 +611,21 @@ mod tests {
                     _ => {
                         news.here.push(here(id, user, &topics));
                         there.insert((instance, id), here(id, user, &topics));
-                        were.extend(topics.iter().filter(|_| user > 0).map(|topic| (*topic, user)));
                     }
                 }
-                prop_assert_eq!(peers.news(InstanceId(instance), news, 0), Heard::Fine);
-                for user in 1..3 {
-                    let expected = there.values().filter(|here| here.user == Some(UserId::from(user))).count();
-                    let user = UserId::from(user);
+                prop_assert_eq!(peers.news(InstanceId(instance), news, now), Heard::Fine);
+                let mut is_recent = |topic: Option<usize>, user: usize, is_there: bool| {
+                    if is_there {
+                        left_at.insert((topic, user), None);
+                    }
+                    let left_at = left_at.get_mut(&(topic, user));
+                    left_at.is_some_and(|at| is_there || *at.get_or_insert(now) + 10 > now)
+                };
+                for number in 1..3 {
+                    let user = UserId::from(number);
+                    let expected = there.values().filter(|here| here.user.as_ref() == Some(&user)).count();
                     prop_assert_eq!(peers.of_user(&user).count(), expected);
+                    prop_assert_eq!(peers.is_online(&user, now), is_recent(None, number, expected > 0));
                 }
                 for number in 0..4 {
                     let topic = Topic::from(number);
@@ -599,20 +634,21 @@ mod tests {
                         let is_of = |here: &&Here| here.user == Some(UserId::from(user)) && here.topics.contains(&topic);
                         let is_there = there.values().any(|here| is_of(&here));
                         prop_assert_eq!(peers.is_connected(&topic, &UserId::from(user)), is_there);
-                        if !is_there && were.contains(&(number, user)) {
+                        if is_recent(Some(number), user, is_there) && !is_there {
                             leaving.insert(UserId::from(user));
                         }
                     }
-                    prop_assert_eq!(peers.leaving(&topic, 0).cloned().collect::<BTreeSet<_>>(), leaving);
+                    prop_assert_eq!(peers.leaving(&topic, now).cloned().collect::<BTreeSet<_>>(), leaving);
                     let expected = there.values().filter(|here| here.topics.contains(&topic)).count();
                     prop_assert_eq!(peers.in_topic(&topic).count(), expected);
                 }
                 prop_assert_eq!(peers.all().count(), there.len());
             }
             // Nothing is left behind.
-            (0..3).for_each(|instance| peers.bye(InstanceId(instance), 0));
-            peers.sweep(10);
+            (0..3).for_each(|instance| peers.bye(InstanceId(instance), now));
+            peers.sweep(now + 10);
             prop_assert!(peers.by_user.is_empty() && peers.by_topic.is_empty() && peers.gone.is_empty());
+            prop_assert!(peers.departures.next_due().is_none());
         }
     }
 }
