@@ -2,6 +2,7 @@
 
 use smallvec::SmallVec;
 
+use super::target::check_own;
 use super::{Hub, Target};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::log::Entry;
@@ -32,26 +33,17 @@ impl Hub {
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
     {
-        let own = |target: &Target<'_>| self.check_own(target.hub).map_err(PublishError::from);
+        let own = |(target, event): (Target<'a>, Event)| {
+            check_own(&self.inner, &target.hub.inner)?;
+            Ok((target, event))
+        };
+        let events = events.into_iter().map(own);
         if let Some(shared) = &self.inner.shared_log {
-            let checked =
-                |(target, event): (Target<'a>, Event)| own(&target).and_then(|()| target.checked_event(event));
-            let checked = events.into_iter().map(checked).collect();
+            let checked = events.map(|own| own.and_then(|(target, event)| target.checked_event(event))).collect();
             return self.publish_shared(shared, checked).await;
         }
-        let mut entries = Vec::new();
-        let errors: Vec<Option<PublishError>> = events
-            .into_iter()
-            .map(|(target, event)| {
-                own(&target).and_then(|()| target.entry(&event)).map(|entry| entries.push(entry)).err()
-            })
-            .collect();
-        let mut published = self.append(entries).into_iter();
-        let outcome = |error: Option<PublishError>| match error {
-            Some(error) => Err(error),
-            None => published.next().ok_or(PublishError::CLOSED),
-        };
-        errors.into_iter().map(outcome).collect()
+        let (entries, errors) = split(events.map(|own| own.and_then(|(target, event)| target.entry(&event))));
+        join(errors, self.append(entries).into_iter().map(Ok))
     }
 
     async fn publish_shared(
@@ -59,33 +51,16 @@ impl Hub {
         shared: &SharedLog,
         checked: Vec<Result<(Audience, Event), PublishError>>,
     ) -> Vec<Result<Published, PublishError>> {
-        let mut events = Vec::new();
-        let mut receivers = Vec::new();
-        let errors: Vec<Option<PublishError>> = checked
-            .into_iter()
-            .map(|checked| match checked {
-                Ok(_) if self.is_closed() => Some(PublishError::CLOSED),
-                Ok((audience, event)) => {
-                    receivers.push(audience.addresses().iter().map(|address| self.log().listening(address)).sum());
-                    events.push((audience, event));
-                    None
-                }
-                Err(error) => Some(error),
-            })
-            .collect();
-        let mut appended = if events.is_empty() { Vec::new() } else { self.append_shared(shared, events).await }
-            .into_iter()
-            .zip(receivers);
-        let outcome = |error: Option<PublishError>| match error {
-            Some(error) => Err(error),
-            None => {
-                let (position, receivers) = appended.next().ok_or(PublishError::CLOSED)?;
-                let position = position?;
-                self.counters().published(1);
-                Ok(Published { position, receivers })
-            }
-        };
-        errors.into_iter().map(outcome).collect()
+        let (events, errors) = split(checked);
+        let listening = |audience: &Audience| audience.addresses().iter().map(|to| self.log().listening(to)).sum();
+        let receivers: Vec<usize> = events.iter().map(|(audience, _)| listening(audience)).collect();
+        let appended = if events.is_empty() { Vec::new() } else { self.append_shared(shared, events).await };
+        let published = appended.into_iter().zip(receivers).map(|(position, receivers)| {
+            let position = position?;
+            self.counters().published(1);
+            Ok(Published { position, receivers })
+        });
+        join(errors, published)
     }
 
     /// Nothing is appended after a drain.
@@ -164,10 +139,33 @@ impl Target<'_> {
         Ok(entry)
     }
 
-    /// The event, if it can be published to this target.
+    /// The event, if it can be published to this target now.
     fn checked_event(self, event: Event) -> Result<(Audience, Event), PublishError> {
-        let audience = self.audience.clone()?;
-        self.entry(&event)?;
-        Ok((audience, event))
+        let hub = self.hub;
+        let entry = self.entry(&event)?;
+        if hub.is_closed() { Err(PublishError::CLOSED) } else { Ok((entry.audience, event)) }
     }
+}
+
+/// Splits events that were checked into the good ones, and for each event its error or `None`.
+pub(super) fn split<T>(
+    checked: impl IntoIterator<Item = Result<T, PublishError>>,
+) -> (Vec<T>, Vec<Option<PublishError>>) {
+    let mut good = Vec::new();
+    let errors = checked.into_iter().map(|event| event.map(|event| good.push(event)).err()).collect();
+    (good, errors)
+}
+
+/// Puts the outcomes of the good events in the places where [`split`] found no error.
+pub(super) fn join<T>(
+    errors: Vec<Option<PublishError>>,
+    outcomes: impl IntoIterator<Item = Result<T, PublishError>>,
+) -> Vec<Result<T, PublishError>> {
+    let mut outcomes = outcomes.into_iter();
+    let outcome = |error: Option<PublishError>| match error {
+        Some(error) => Err(error),
+        // There is one for each, unless the hub was closed meanwhile.
+        None => outcomes.next().unwrap_or(Err(PublishError::CLOSED)),
+    };
+    errors.into_iter().map(outcome).collect()
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::Hub;
 use super::builder::{HubBuilder, Shared};
-use super::target::{aim, exclude, unite};
+use super::publish::{join, split};
+use super::target::{addressing, aim, check_own, exclude, unite, widening};
 use crate::backplane::{Backplane, Place};
 use crate::hub::cluster::append;
 use crate::hub::config::settings::Settings;
@@ -12,7 +13,7 @@ use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 use crate::types::{
-    Address, Audience, BuildError, ConnectionId, Event, InvalidName, NameProblem, Position, PublishError, Topic, UserId,
+    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Position, PublishError, Topic, UserId,
 };
 
 /// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for
@@ -96,37 +97,7 @@ impl Publisher {
         Self { inner: Arc::new(Inner { backplane, policies, settings, seen: Mutex::new(None) }) }
     }
 
-    /// Everybody who subscribes to this topic, at whichever instance.
-    pub fn topic<T>(&self, topic: T) -> Recipients<'_>
-    where
-        T: TryInto<Topic>,
-        T::Error: Into<InvalidName>,
-    {
-        self.recipients(aim(topic, Address::Topic))
-    }
-
-    /// Every page and tab that this user has open.
-    pub fn user<U>(&self, user: U) -> Recipients<'_>
-    where
-        U: TryInto<UserId>,
-        U::Error: Into<InvalidName>,
-    {
-        self.recipients(aim(user, Address::User))
-    }
-
-    /// One open stream. Nothing is kept for it once it has ended.
-    pub fn connection<C>(&self, connection: C) -> Recipients<'_>
-    where
-        C: TryInto<ConnectionId>,
-        C::Error: Into<InvalidName>,
-    {
-        self.recipients(aim(connection, Address::Connection))
-    }
-
-    /// Every connection of every instance.
-    pub fn everyone(&self) -> Recipients<'_> {
-        self.recipients(Ok(Address::Everyone.into()))
-    }
+    addressing!(Recipients { publisher });
 
     /// Publishes several events in this order, pipelined: many times as fast as one after the other. One
     /// result for each: a bad one does not stop the others. The whole batch has the time of one
@@ -140,23 +111,12 @@ impl Publisher {
     where
         I: IntoIterator<Item = (Recipients<'a>, Event)>,
     {
-        let mut records = Vec::new();
-        let errors: Vec<Option<PublishError>> = events
-            .into_iter()
-            .map(|(recipients, event)| {
-                let own = self.check_own(recipients.publisher).map_err(PublishError::from);
-                let audience = own.and_then(|()| recipients.checked(&event));
-                let keeps_values = |address: &_| self.inner.policies.keeps_values(address);
-                audience.map(|audience| records.push(append::record(&audience, &event, keeps_values))).err()
-            })
-            .collect();
-        let mut appended = self.append(records).await.into_iter();
-        let outcome = |error: Option<PublishError>| match error {
-            Some(error) => Err(error),
-            // There is one for each.
-            None => appended.next().unwrap_or(Err(PublishError::CLOSED)),
-        };
-        errors.into_iter().map(outcome).collect()
+        let (records, errors) = split(events.into_iter().map(|(recipients, event)| {
+            check_own(&self.inner, &recipients.publisher.inner)?;
+            let audience = recipients.checked(&event)?;
+            Ok(append::record(&audience, &event, |address| self.inner.policies.keeps_values(address)))
+        }));
+        join(errors, self.append(records).await)
     }
 
     async fn append(&self, records: Vec<crate::backplane::Outgoing>) -> Vec<Result<Position, PublishError>> {
@@ -175,17 +135,6 @@ impl Publisher {
         }
         places.into_iter().map(|place| place.map(append::position)).collect()
     }
-
-    fn recipients(&self, audience: Result<Audience, InvalidName>) -> Recipients<'_> {
-        Recipients { publisher: self, audience }
-    }
-
-    fn check_own(&self, other: &Self) -> Result<(), InvalidName> {
-        if Arc::ptr_eq(&self.inner, &other.inner) {
-            return Ok(());
-        }
-        Err(InvalidName::new("target", NameProblem::Foreign))
-    }
 }
 
 /// Whom a [`Publisher`] publishes to: what [`Target`](crate::Target) is for a hub, as far as that goes without
@@ -198,22 +147,7 @@ pub struct Recipients<'a> {
 }
 
 impl Recipients<'_> {
-    /// Widens them by others; a connection that listens to both gets one copy. At most 128 in all unless
-    /// [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says otherwise.
-    pub fn and(mut self, other: Recipients<'_>) -> Self {
-        self.audience = unite(self.audience, self.publisher.check_own(other.publisher).and(other.audience));
-        self
-    }
-
-    /// Leaves one connection out: the one that caused the event and knows of it already.
-    pub fn except<C>(mut self, connection: C) -> Self
-    where
-        C: TryInto<ConnectionId>,
-        C::Error: Into<InvalidName>,
-    {
-        self.audience = exclude(self.audience, connection);
-        self
-    }
+    widening!(Recipients { publisher });
 
     /// Publishes an event and says its place in the log, which is also the `id` that browsers get with it.
     /// `Ok` means that the log has it; it says nothing about listeners.

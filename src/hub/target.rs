@@ -1,9 +1,74 @@
-//! Whom something is for.
+//! Whom something is for: a hub's [`Target`], and what it shares with a publisher's `Recipients`.
 
 use std::sync::Arc;
 
 use super::Hub;
 use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, Topic, UserId};
+
+/// The methods that begin an audience, of a type that publishes.
+macro_rules! addressing {
+    ($target:ident { $source:ident }) => {
+        /// Everybody who subscribes to this topic, at whichever instance.
+        pub fn topic<T>(&self, topic: T) -> $target<'_>
+        where
+            T: TryInto<Topic>,
+            T::Error: Into<InvalidName>,
+        {
+            $target { $source: self, audience: aim(topic, Address::Topic) }
+        }
+
+        /// Every page and tab that this user has open.
+        pub fn user<U>(&self, user: U) -> $target<'_>
+        where
+            U: TryInto<UserId>,
+            U::Error: Into<InvalidName>,
+        {
+            $target { $source: self, audience: aim(user, Address::User) }
+        }
+
+        /// One open stream. Nothing is kept for it once it has ended.
+        pub fn connection<C>(&self, connection: C) -> $target<'_>
+        where
+            C: TryInto<ConnectionId>,
+            C::Error: Into<InvalidName>,
+        {
+            $target { $source: self, audience: aim(connection, Address::Connection) }
+        }
+
+        /// Every connection of every instance.
+        pub fn everyone(&self) -> $target<'_> {
+            $target { $source: self, audience: Ok(Address::Everyone.into()) }
+        }
+    };
+}
+
+/// The methods that change an audience.
+macro_rules! widening {
+    ($target:ident { $source:ident }) => {
+        /// Widens the target by another one; a connection that listens to both gets one copy. At most
+        /// 128 targets in all unless [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says
+        /// otherwise.
+        pub fn and(mut self, other: $target<'_>) -> Self {
+            let other = check_own(&self.$source.inner, &other.$source.inner).and(other.audience);
+            self.audience = unite(self.audience, other);
+            self
+        }
+
+        /// Leaves one connection out: the one that caused the event and knows of it already. A reconnect
+        /// is a new connection.
+        pub fn except<C>(mut self, connection: C) -> Self
+        where
+            C: TryInto<ConnectionId>,
+            C::Error: Into<InvalidName>,
+        {
+            self.audience = exclude(self.audience, connection);
+            self
+        }
+    };
+}
+
+#[cfg(feature = "json")]
+pub(super) use {addressing, widening};
 
 /// Whom something is for: an event to [`publish`](Self::publish), the question who is there
 /// ([`presence`](Self::presence), [`count`](Self::count), [`is_online`](Self::is_online)), or a command
@@ -29,68 +94,19 @@ pub struct Target<'a> {
 }
 
 impl Hub {
-    /// Everybody who subscribes to this topic.
-    pub fn topic<T>(&self, topic: T) -> Target<'_>
-    where
-        T: TryInto<Topic>,
-        T::Error: Into<InvalidName>,
-    {
-        self.target(aim(topic, Address::Topic))
-    }
-
-    /// Every page and tab that this user has open.
-    pub fn user<U>(&self, user: U) -> Target<'_>
-    where
-        U: TryInto<UserId>,
-        U::Error: Into<InvalidName>,
-    {
-        self.target(aim(user, Address::User))
-    }
-
-    /// One open stream. Nothing is kept for it once it has ended.
-    pub fn connection<C>(&self, connection: C) -> Target<'_>
-    where
-        C: TryInto<ConnectionId>,
-        C::Error: Into<InvalidName>,
-    {
-        self.target(aim(connection, Address::Connection))
-    }
-
-    /// Every connection of this hub.
-    pub fn everyone(&self) -> Target<'_> {
-        self.target(Ok(Address::Everyone.into()))
-    }
-
-    fn target(&self, audience: Result<Audience, InvalidName>) -> Target<'_> {
-        Target { hub: self, audience }
-    }
-
-    pub(super) fn check_own(&self, other: &Self) -> Result<(), InvalidName> {
-        if Arc::ptr_eq(&self.inner, &other.inner) {
-            return Ok(());
-        }
-        Err(InvalidName::new("target", NameProblem::Foreign))
-    }
+    addressing!(Target { hub });
 }
 
 impl Target<'_> {
-    /// Widens the target by another one; a connection that listens to both gets one copy. At most 128 targets in all
-    /// unless [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says otherwise.
-    pub fn and(mut self, other: Target<'_>) -> Self {
-        self.audience = unite(self.audience, self.hub.check_own(other.hub).and(other.audience));
-        self
-    }
+    widening!(Target { hub });
+}
 
-    /// Leaves one connection out: the one that caused the event and knows of it already. A reconnect is a new
-    /// connection.
-    pub fn except<C>(mut self, connection: C) -> Self
-    where
-        C: TryInto<ConnectionId>,
-        C::Error: Into<InvalidName>,
-    {
-        self.audience = exclude(self.audience, connection);
-        self
+/// Targets of another hub, or of another publisher, are refused.
+pub(super) fn check_own<T>(one: &Arc<T>, other: &Arc<T>) -> Result<(), InvalidName> {
+    if Arc::ptr_eq(one, other) {
+        return Ok(());
     }
+    Err(InvalidName::new("target", NameProblem::Foreign))
 }
 
 /// An audience of one, if it has a good name.
@@ -112,6 +128,7 @@ pub(super) fn unite(
     Ok(audience)
 }
 
+/// Leaves a connection out, unless there is a bad name.
 pub(super) fn exclude<C>(audience: Result<Audience, InvalidName>, connection: C) -> Result<Audience, InvalidName>
 where
     C: TryInto<ConnectionId>,
