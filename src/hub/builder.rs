@@ -18,6 +18,19 @@ use crate::hub::upkeep::{recheck, sweep};
 use crate::log::Log;
 use crate::types::{BuildError, End, Epoch, Retention, TopicRule};
 
+/// Methods of the builder that set one field of the configuration.
+macro_rules! setters {
+    ($($(#[$doc:meta])* pub fn $name:ident($($argument:ident: $type:ty),*) => $($field:ident).+ = $value:expr;)*) => {
+        $(
+            $(#[$doc])*
+            pub fn $name(mut self, $($argument: $type),*) -> Self {
+                self.configuration.$($field).+ = $value;
+                self
+            }
+        )*
+    };
+}
+
 /// A hub in the making: [`Hub::builder`]. One method for each setting; [`build`](Self::build) refuses what makes no
 /// sense and names the setting.
 #[derive(Clone, Debug, Default)]
@@ -48,11 +61,6 @@ impl Hub {
 }
 
 impl HubBuilder {
-    fn set(mut self, set: impl FnOnce(&mut Configuration)) -> Self {
-        set(&mut self.configuration);
-        self
-    }
-
     /// Sets what is kept for the topics that a rule matches. The first matching rule wins; a topic has the same
     /// retention as long as the hub lives. Defaults to no rules.
     pub fn retention_for(mut self, rule: TopicRule, retention: Retention) -> Self {
@@ -60,108 +68,91 @@ impl HubBuilder {
         self
     }
 
-    /// Sets what is kept for topics that no rule matches. Defaults to [`Retention::replay`].
-    pub fn topic_retention(self, retention: Retention) -> Self {
-        self.set(|to| to.topics = retention)
-    }
+    setters! {
+        /// Sets what is kept for topics that no rule matches. Defaults to [`Retention::replay`].
+        pub fn topic_retention(retention: Retention) => topics = retention;
 
-    /// Sets what is kept for each user. Defaults to a [`Retention::replay`] of 256 events and 256 KiB.
-    pub fn user_retention(self, retention: Retention) -> Self {
-        self.set(|to| to.users = retention)
-    }
+        /// Sets what is kept for each user. Defaults to a [`Retention::replay`] of 256 events and
+        /// 256 KiB.
+        pub fn user_retention(retention: Retention) => users = retention;
 
-    /// Sets what is kept of the events to everyone. Defaults to [`Retention::replay`].
-    pub fn everyone_retention(self, retention: Retention) -> Self {
-        self.set(|to| to.everyone = retention)
-    }
+        /// Sets what is kept of the events to everyone. Defaults to [`Retention::replay`].
+        pub fn everyone_retention(retention: Retention) => everyone = retention;
 
-    /// Bounds the memory of all rings together. Defaults to 64 MiB.
-    ///
-    /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that it is sent
-    /// to. A topic or user counts as its name plus 440 while it keeps events, and while it is remembered without any
-    /// ([`channel_grace`](Self::channel_grace)). Over the budget the hub first forgets topics and users
-    /// that keep nothing and have no listener, then drops the oldest events. The newest event always stays.
-    ///
-    /// The hub holds up to 7 MiB beside this budget, in which it remembers up to where the events of
-    /// forgotten topics and users were dropped. Topics and users that have listeners and keep nothing do not count.
-    pub fn retention_budget(self, bytes: usize) -> Self {
-        self.set(|to| to.ring_bytes = bytes)
-    }
+        /// Bounds the memory of all rings together. Defaults to 64 MiB.
+        ///
+        /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that
+        /// it is sent to. A topic or user counts as its name plus 440 while it keeps events, and
+        /// while it is remembered without any ([`channel_grace`](Self::channel_grace)). Over the
+        /// budget the hub first forgets topics and users that keep nothing and have no listener,
+        /// then drops the oldest events. The newest event always stays.
+        ///
+        /// The hub holds up to 7 MiB beside this budget, in which it remembers up to where the
+        /// events of forgotten topics and users were dropped. Topics and users that have listeners
+        /// and keep nothing do not count.
+        pub fn retention_budget(bytes: usize) => ring_bytes = bytes;
 
-    /// Bounds the memory of all current values together; the oldest are dropped first. Defaults to 64 MiB.
-    ///
-    /// The hub counts a value as its key and its bytes on the wire plus 290. A topic or user with values counts as 330
-    /// more, and as its name plus 440 unless the [`retention_budget`](Self::retention_budget) counts it.
-    pub fn keyed_budget(self, bytes: usize) -> Self {
-        self.set(|to| to.keyed_bytes = bytes)
-    }
+        /// Bounds the memory of all current values together; the oldest are dropped first. Defaults
+        /// to 64 MiB.
+        ///
+        /// The hub counts a value as its key and its bytes on the wire plus 290. A topic or user
+        /// with values counts as 330 more, and as its name plus 440 unless the
+        /// [`retention_budget`](Self::retention_budget) counts it.
+        pub fn keyed_budget(bytes: usize) => keyed_bytes = bytes;
 
-    /// Sets how long [`Retention::live`] keeps an event for readers that are a moment behind. Defaults to the
-    /// [`write_deadline`](Self::write_deadline).
-    pub fn live_window(self, window: Duration) -> Self {
-        self.set(|to| to.live_window = Some(window))
-    }
+        /// Sets how long [`Retention::live`] keeps an event for readers that are a moment behind.
+        /// Defaults to the [`write_deadline`](Self::write_deadline).
+        pub fn live_window(window: Duration) => live_window = Some(window);
 
-    /// Sets how long a topic or user that has nothing kept and no listener is remembered, for the sake of those who
-    /// come back. The [`retention_budget`](Self::retention_budget) can end that earlier. At least four
-    /// times the [`heartbeat`](Self::heartbeat). Defaults to 10 minutes.
-    pub fn channel_grace(self, grace: Duration) -> Self {
-        self.set(|to| to.settings.channel_grace = grace)
-    }
+        /// Sets how long a topic or user that has nothing kept and no listener is remembered, for
+        /// the sake of those who come back. The [`retention_budget`](Self::retention_budget) can
+        /// end that earlier. At least four times the [`heartbeat`](Self::heartbeat). Defaults to 10
+        /// minutes.
+        pub fn channel_grace(grace: Duration) => settings.channel_grace = grace;
 
-    /// Sets the largest payload, in bytes as it stands on the wire without its id. At most 16 MiB. Defaults to 512 KiB.
-    pub fn max_payload(self, bytes: usize) -> Self {
-        self.set(|to| to.settings.framing.max_payload = bytes)
-    }
+        /// Sets the largest payload, in bytes as it stands on the wire without its id. At most 16
+        /// MiB. Defaults to 512 KiB.
+        pub fn max_payload(bytes: usize) => settings.framing.max_payload = bytes;
 
-    /// Sets the longest event name, in bytes. Defaults to 128.
-    pub fn max_event_name(self, bytes: usize) -> Self {
-        self.set(|to| to.settings.framing.max_event_name = bytes)
-    }
+        /// Sets the longest event name, in bytes. Defaults to 128.
+        pub fn max_event_name(bytes: usize) => settings.framing.max_event_name = bytes;
 
-    /// Sets how many targets one event may have, and how many connections it may leave out. Defaults to 128.
-    pub fn max_targets(self, targets: usize) -> Self {
-        self.set(|to| to.settings.max_targets = targets)
-    }
+        /// Sets how many targets one event may have, and how many connections it may leave out.
+        /// Defaults to 128.
+        pub fn max_targets(targets: usize) => settings.max_targets = targets;
 
-    /// Sets how many topics one connection may have; a request for more is refused, not narrowed. Topics
-    /// that the user of a new connection was made to join ([`Target::join`](crate::Target::join)) fill the
-    /// places that its subscription leaves; the connection does not get the others, and the hub logs a
-    /// warning. Defaults to 128.
-    pub fn max_topics(self, topics: usize) -> Self {
-        self.set(|to| to.settings.max_topics = topics)
-    }
+        /// Sets how many topics one connection may have; a request for more is refused, not
+        /// narrowed. Topics that the user of a new connection was made to join
+        /// ([`Target::join`](crate::Target::join)) fill the places that its subscription leaves;
+        /// the connection does not get the others, and the hub logs a warning. Defaults to 128.
+        pub fn max_topics(topics: usize) => settings.max_topics = topics;
 
-    /// Bounds the connections of this instance, those in this process included, and sets what happens to one too many.
-    /// At least 1. Defaults to no bound.
-    pub fn max_connections(self, connections: usize, over: OverLimit) -> Self {
-        self.set(|to| to.settings.limits.total = Some((connections, over)))
-    }
+        /// Bounds the connections of this instance, those in this process included, and sets what
+        /// happens to one too many. At least 1. Defaults to no bound.
+        pub fn max_connections(connections: usize, over: OverLimit) => settings.limits.total = Some((connections, over));
 
-    /// Bounds the connections of each user, and sets what happens to one too many. At least 1. With
-    /// several instances it counts those elsewhere as far as they have been told of, a moment late; only a
-    /// connection of the same instance makes room. It bounds anonymous connections only where
-    /// [`Subscription::counted_as`](crate::Subscription::counted_as) gives them a key. Defaults to no bound.
-    pub fn max_connections_per_user(self, connections: usize, over: OverLimit) -> Self {
-        self.set(|to| to.settings.limits.per_user = Some((connections, over)))
-    }
+        /// Bounds the connections of each user, and sets what happens to one too many. At least 1.
+        /// With several instances it counts those elsewhere as far as they have been told of, a
+        /// moment late; only a connection of the same instance makes room. It bounds anonymous
+        /// connections only where [`Subscription::counted_as`](crate::Subscription::counted_as)
+        /// gives them a key. Defaults to no bound.
+        pub fn max_connections_per_user(connections: usize, over: OverLimit) => settings.limits.per_user = Some((connections, over));
 
-    /// Bounds how many requests per second reach the access hook: for a stream, for its head (`HEAD`), and to
-    /// [change topics](crate::SseLayer::changeable). The hub answers the others before it asks the hook. A
-    /// request for a stream gets a retryable refusal, whose `retry` grows with the number of those that
-    /// wait, to about 30 s. A change of topics gets `503` with a `Retry-After` of that time. With a log
-    /// that instances share, a change of topics of an unknown connection counts too, because the hub waits
-    /// up to 500 ms for that connection. Streams [in this process](Hub::stream) and in handlers
-    /// ([`Hub::connect`]) take part. At least 1. Defaults to no bound.
-    pub fn max_connects_per_second(self, connects: u32) -> Self {
-        self.set(|to| to.settings.limits.per_second = Some(connects))
-    }
+        /// Bounds how many requests per second reach the access hook: for a stream, for its head
+        /// (`HEAD`), and to [change topics](crate::SseLayer::changeable). The hub answers the
+        /// others before it asks the hook. A request for a stream gets a retryable refusal, whose
+        /// `retry` grows with the number of those that wait, to about 30 s. A change of topics gets
+        /// `503` with a `Retry-After` of that time. With a log that instances share, a change of
+        /// topics of an unknown connection counts too, because the hub waits up to 500 ms for that
+        /// connection. Streams [in this process](Hub::stream) and in handlers ([`Hub::connect`])
+        /// take part. At least 1. Defaults to no bound.
+        pub fn max_connects_per_second(connects: u32) => settings.limits.per_second = Some(connects);
 
-    /// Ends every stream at this age, at random up to a fifth earlier, as a drain does: what was published before is
-    /// delivered, and the client comes back and misses nothing. It spreads connections over new instances,
-    /// and credentials are looked at anew. At least a second. Defaults to no bound.
-    pub fn max_connection_age(self, age: Duration) -> Self {
-        self.set(|to| to.settings.max_age = Some(age))
+        /// Ends every stream at this age, at random up to a fifth earlier, as a drain does: what
+        /// was published before is delivered, and the client comes back and misses nothing. It
+        /// spreads connections over new instances, and credentials are looked at anew. At least a
+        /// second. Defaults to no bound.
+        pub fn max_connection_age(age: Duration) => settings.max_age = Some(age);
     }
 
     /// Makes the topics that a rule matches tell who comes and goes: `hub.joined` and `hub.left`, as
@@ -171,35 +162,30 @@ impl HubBuilder {
         self
     }
 
-    /// Sets how long a user is taken for present after the last connection: who is back within it was never gone. Also
-    /// how long what a user was made to join is remembered. Longer than [`retry`](Self::retry) and than the window of a
-    /// drain, so that neither a reload nor a deploy looks like leaving. Defaults to 10 s.
-    pub fn presence_grace(self, grace: Duration) -> Self {
-        self.set(|to| to.settings.presence_grace = grace)
-    }
+    setters! {
+        /// Sets how long a user is taken for present after the last connection: who is back within
+        /// it was never gone. Also how long what a user was made to join is remembered. Longer than
+        /// [`retry`](Self::retry) and than the window of a drain, so that neither a reload nor a
+        /// deploy looks like leaving. Defaults to 10 s.
+        pub fn presence_grace(grace: Duration) => settings.presence_grace = grace;
 
-    /// Sets how often [`Access::recheck`](crate::Access::recheck) is asked about each open stream; each
-    /// time up to a tenth earlier, at random. Defaults to the [`heartbeat`](Self::heartbeat).
-    pub fn recheck_every(self, interval: Duration) -> Self {
-        self.set(|to| to.settings.recheck_every = Some(interval))
-    }
+        /// Sets how often [`Access::recheck`](crate::Access::recheck) is asked about each open
+        /// stream; each time up to a tenth earlier, at random. Defaults to the
+        /// [`heartbeat`](Self::heartbeat).
+        pub fn recheck_every(interval: Duration) => settings.recheck_every = Some(interval);
 
-    /// Sets about how many streams it is asked at the same time. At least 1. Defaults to 64.
-    pub fn max_rechecks(self, rechecks: usize) -> Self {
-        self.set(|to| to.settings.max_rechecks = rechecks)
-    }
+        /// Sets about how many streams it is asked at the same time. At least 1. Defaults to 64.
+        pub fn max_rechecks(rechecks: usize) => settings.max_rechecks = rechecks;
 
-    /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. Of them 64 may be of one user, or of one
-    /// [key](crate::Subscription::counted_as). With several instances each counts the tickets that it made
-    /// or gave back, until they are redeemed at this instance or their time is over. At least 1. Defaults to 65,536.
-    pub fn max_tickets(self, tickets: usize) -> Self {
-        self.set(|to| to.settings.max_tickets = tickets)
-    }
+        /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. Of them 64 may be of one
+        /// user, or of one [key](crate::Subscription::counted_as). With several instances each
+        /// counts the tickets that it made or gave back, until they are redeemed at this instance
+        /// or their time is over. At least 1. Defaults to 65,536.
+        pub fn max_tickets(tickets: usize) => settings.max_tickets = tickets;
 
-    /// Sets how many events [`Hub::lifecycle`] keeps for a slow consumer. At least 1, at most a million;
-    /// memory for them is taken when it is first called. Defaults to 1,024.
-    pub fn lifecycle_capacity(self, events: usize) -> Self {
-        self.set(|to| to.settings.lifecycle_capacity = events)
+        /// Sets how many events [`Hub::lifecycle`] keeps for a slow consumer. At least 1, at most a
+        /// million; memory for them is taken when it is first called. Defaults to 1,024.
+        pub fn lifecycle_capacity(events: usize) => settings.lifecycle_capacity = events;
     }
 
     /// Lets pages of another origin open streams with their visitors' cookies, for example `https://app.example`: the
@@ -230,8 +216,9 @@ impl HubBuilder {
 
     /// Lets the pages of every site open streams. Only for streams that need no cookie, since any site
     /// that a user visits could read what the cookie opens. Defaults to not.
-    pub fn allow_any_origin(self) -> Self {
-        self.set(|to| to.settings.origins = Origins::Any)
+    pub fn allow_any_origin(mut self) -> Self {
+        self.configuration.settings.origins = Origins::Any;
+        self
     }
 
     /// Shares the log with other instances, through a broker. Without it the log is this process's own.
@@ -243,81 +230,64 @@ impl HubBuilder {
         self
     }
 
-    /// Sets how long publishing to a shared log may take, and any other question to it. Defaults to 5 s.
-    pub fn publish_timeout(self, timeout: Duration) -> Self {
-        self.set(|to| to.settings.publish_timeout = timeout)
-    }
+    setters! {
+        /// Sets how long publishing to a shared log may take, and any other question to it.
+        /// Defaults to 5 s.
+        pub fn publish_timeout(timeout: Duration) => settings.publish_timeout = timeout;
 
-    /// Sets how often a shared log is asked whether it is still the one that is followed, while nothing
-    /// comes of it. What goes wrong in silence is noticed within two of these. Defaults to 2 s.
-    pub fn probe_interval(self, interval: Duration) -> Self {
-        self.set(|to| to.settings.probe_interval = interval)
-    }
+        /// Sets how often a shared log is asked whether it is still the one that is followed, while
+        /// nothing comes of it. What goes wrong in silence is noticed within two of these. Defaults
+        /// to 2 s.
+        pub fn probe_interval(interval: Duration) => settings.probe_interval = interval;
 
-    /// Sets after how much silence another instance, and who is connected there, counts as gone. An instance says three
-    /// times in it that it is alive. Defaults to 15 s.
-    pub fn lease(self, lease: Duration) -> Self {
-        self.set(|to| to.settings.lease = lease)
-    }
+        /// Sets after how much silence another instance, and who is connected there, counts as
+        /// gone. An instance says three times in it that it is alive. Defaults to 15 s.
+        pub fn lease(lease: Duration) => settings.lease = lease;
 
-    /// Sets how long browsers wait before they reconnect. Within [`retry_range`](Self::retry_range). Defaults to 2 s.
-    ///
-    /// When a shared log begins a new epoch, each open stream waits a random time before it reports
-    /// that as a gap, at most this long and at most 5 s. Otherwise all pages would fetch their
-    /// state at the same moment.
-    pub fn retry(self, retry: Duration) -> Self {
-        self.set(|to| to.settings.retry = retry)
-    }
+        /// Sets how long browsers wait before they reconnect. Within
+        /// [`retry_range`](Self::retry_range). Defaults to 2 s.
+        ///
+        /// When a shared log begins a new epoch, each open stream waits a random time before it
+        /// reports that as a gap, at most this long and at most 5 s. Otherwise all pages would
+        /// fetch their state at the same moment.
+        pub fn retry(retry: Duration) => settings.retry = retry;
 
-    /// Sets what every `retry` is clamped to, those of [`Event::retry`](crate::Event::retry) too. Defaults to 0.1 s to
-    /// 1 h.
-    pub fn retry_range(self, range: RangeInclusive<Duration>) -> Self {
-        self.set(|to| to.settings.framing.retry = range)
-    }
+        /// Sets what every `retry` is clamped to, those of [`Event::retry`](crate::Event::retry)
+        /// too. Defaults to 0.1 s to 1 h.
+        pub fn retry_range(range: RangeInclusive<Duration>) => settings.framing.retry = range;
 
-    /// Sets after how much silence a stream gets a sign of life: a comment, which page script does not see. Each
-    /// connection takes it up to a tenth shorter, so that they do not beat together. Defaults to 15 s.
-    pub fn heartbeat(self, silence: Duration) -> Self {
-        self.set(|to| to.settings.heartbeat = silence)
-    }
+        /// Sets after how much silence a stream gets a sign of life: a comment, which page script
+        /// does not see. Each connection takes it up to a tenth shorter, so that they do not beat
+        /// together. Defaults to 15 s.
+        pub fn heartbeat(silence: Duration) => settings.heartbeat = silence;
 
-    /// Sends `hub.live` events instead of comments as heartbeats, for pages that watch over their stream. Defaults to
-    /// comments.
-    pub fn visible_heartbeat(self) -> Self {
-        self.set(|to| to.settings.visible_heartbeat = true)
-    }
+        /// Sends `hub.live` events instead of comments as heartbeats, for pages that watch over
+        /// their stream. Defaults to comments.
+        pub fn visible_heartbeat() => settings.visible_heartbeat = true;
 
-    /// Sets how long a connection may take nothing while something waits for it. Defaults to 30 s.
-    pub fn write_deadline(self, deadline: Duration) -> Self {
-        self.set(|to| to.settings.write_deadline = deadline)
-    }
+        /// Sets how long a connection may take nothing while something waits for it. Defaults to 30
+        /// s.
+        pub fn write_deadline(deadline: Duration) => settings.write_deadline = deadline;
 
-    /// Sets how long the [`Access`](crate::Access) hook may take; after that the client is told to come back. Defaults
-    /// to 10 s.
-    pub fn access_timeout(self, timeout: Duration) -> Self {
-        self.set(|to| to.settings.access_timeout = timeout)
-    }
+        /// Sets how long the [`Access`](crate::Access) hook may take; after that the client is told
+        /// to come back. Defaults to 10 s.
+        pub fn access_timeout(timeout: Duration) => settings.access_timeout = timeout;
 
-    /// Sets how long before a subscription's end `hub.expiring` is sent, at most half of its time. Defaults to 30 s.
-    pub fn expiry_notice(self, notice: Duration) -> Self {
-        self.set(|to| to.settings.expiry_notice = notice)
-    }
+        /// Sets how long before a subscription's end `hub.expiring` is sent, at most half of its
+        /// time. Defaults to 30 s.
+        pub fn expiry_notice(notice: Duration) => settings.expiry_notice = notice;
 
-    /// Sets how long [`Hub::drain`] waits for streams to end before it cuts them. Defaults to 5 s.
-    pub fn drain_limit(self, limit: Duration) -> Self {
-        self.set(|to| to.settings.drain_limit = limit)
-    }
+        /// Sets how long [`Hub::drain`] waits for streams to end before it cuts them. Defaults to 5
+        /// s.
+        pub fn drain_limit(limit: Duration) => settings.drain_limit = limit;
 
-    /// Sets how streams end, where their subscription does not say; and the one event of a refusal that
-    /// asks the client to come back ([`Refusal::later`](crate::Refusal::later)), which has none. Defaults
-    /// to [`End::Clean`].
-    pub fn end(self, end: End) -> Self {
-        self.set(|to| to.settings.end = end)
-    }
+        /// Sets how streams end, where their subscription does not say; and the one event of a
+        /// refusal that asks the client to come back ([`Refusal::later`](crate::Refusal::later)),
+        /// which has none. Defaults to [`End::Clean`].
+        pub fn end(end: End) => settings.end = end;
 
-    /// Names this instance in `hub.hello`, for people who debug. Defaults to no name.
-    pub fn instance(self, name: impl Into<Arc<str>>) -> Self {
-        self.set(|to| to.settings.instance = Some(name.into()))
+        /// Names this instance in `hub.hello`, for people who debug. Defaults to no name.
+        pub fn instance(name: impl Into<Arc<str>>) => settings.instance = Some(name.into());
     }
 
     /// Builds the hub. Needs no runtime.
