@@ -52,6 +52,9 @@ pub use nats::Nats;
 #[cfg(feature = "redis")]
 pub use redis::Redis;
 
+/// A result of an adapter and of its parts.
+pub(crate) type Answer<T> = Result<T, BackplaneError>;
+
 /// A log that several instances share. See the [module](self).
 pub trait Backplane: Send + Sync + 'static {
     /// Appends records, in one round trip if the broker can. One result for each, in order; if one
@@ -232,6 +235,12 @@ impl BackplaneError {
         Self { kind: self.kind, text: self.text.clone() }
     }
 
+    /// The same error for a caller that has not asked for anything yet: nothing happened.
+    #[cfg(any(feature = "nats", feature = "redis"))]
+    pub(crate) fn before_request(self) -> Self {
+        if self.is_unknown() { Self::unavailable(self.text) } else { self }
+    }
+
     /// Whether it may have happened.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
@@ -257,3 +266,10 @@ impl fmt::Display for BackplaneError {
 }
 
 impl Error for BackplaneError {}
+
+/// Waits for a broker's answer up to a limit.
+#[cfg(feature = "json")]
+pub(crate) async fn in_time<T>(limit: Duration, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
+    let answer = tokio::time::timeout(limit, answer).await;
+    answer.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+}

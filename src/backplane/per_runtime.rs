@@ -3,27 +3,23 @@
 //! A broker client's connection is driven by a task on the runtime that made it. If that runtime is blocked
 //! or not driven, no call over the connection gets an answer. So a connection is only used on its own runtime.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::runtime::{Handle, Id};
+
+use crate::sync::Mutex;
 
 /// How many runtimes are remembered. A program with more of them makes connections more often.
 const MOST: usize = 16;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct PerRuntime<T>(Mutex<Vec<(Option<Id>, Arc<T>)>>);
-
-impl<T> Default for PerRuntime<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
 
 impl<T: Default> PerRuntime<T> {
     /// The value of the current runtime. The one that was not used for longest goes if there are too many.
     pub(super) fn here(&self) -> Arc<T> {
         let current = Handle::try_current().ok().map(|runtime| runtime.id());
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = self.0.lock();
         let found = values.iter().position(|(runtime, _)| *runtime == current);
         let value = match found {
             Some(index) => values.remove(index),

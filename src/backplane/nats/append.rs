@@ -9,8 +9,8 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 
-use super::super::{BackplaneError, Outgoing, Place};
-use super::names::{Names, VALUES, escape, write_values};
+use super::super::{Answer, BackplaneError, Outgoing, Place};
+use super::names::{VALUES, escape, write_values};
 use super::session::Session;
 
 /// How many records of one call are under way at a time.
@@ -27,18 +27,18 @@ pub(super) enum Outcome {
 }
 
 /// Appends in order. One outcome for each.
-pub(super) async fn append(session: &Session, names: &Names, records: &[Outgoing]) -> Vec<Outcome> {
+pub(super) async fn append(session: &Session, records: &[Outgoing]) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(records.len());
     let mut under_way = VecDeque::new();
     // Once something did not come in time, nothing more is waited for.
-    let mut patience = session.connection.timeout;
+    let mut patience = session.connection.limits.timeout;
     for record in records {
         if under_way.len() >= WINDOW
             && let Some(sent) = under_way.pop_front()
         {
             outcomes.push(acknowledged(session, sent, &mut patience).await);
         }
-        under_way.push_back(send(session, names, record, &mut patience).await);
+        under_way.push_back(send(session, record, &mut patience).await);
     }
     for sent in under_way {
         outcomes.push(acknowledged(session, sent, &mut patience).await);
@@ -47,12 +47,8 @@ pub(super) async fn append(session: &Session, names: &Names, records: &[Outgoing
 }
 
 /// Nothing was sent if it fails.
-async fn send(
-    session: &Session,
-    names: &Names,
-    record: &Outgoing,
-    patience: &mut Duration,
-) -> Result<PublishAckFuture, BackplaneError> {
+async fn send(session: &Session, record: &Outgoing, patience: &mut Duration) -> Answer<PublishAckFuture> {
+    let connection = &session.connection;
     let Place { epoch, .. } = session.seen();
     let mut headers = HeaderMap::new();
     if let Some(key) = &record.idempotency_key {
@@ -60,14 +56,13 @@ async fn send(
         headers.insert(NATS_MESSAGE_ID, format!("{epoch:x}.{}", escape(key)));
     }
     let subject = if record.values.is_empty() {
-        names.plain(epoch)
+        connection.names.plain(epoch)
     } else {
         // No `Nats-Expected-Stream`: it would be copied too, and the copy refused.
         headers.insert(VALUES, write_values(&record.values));
-        names.keyed_by(&record.values)
+        connection.names.keyed_by(&record.values)
     };
     let publish = PublishMessage::build().payload(record.payload.clone()).headers(headers);
-    let connection = &session.connection;
     let sent = connection.within(*patience, connection.jetstream.send_publish(subject, publish));
     match sent.await {
         Ok(Ok(sent)) => Ok(sent),
@@ -83,11 +78,7 @@ async fn send(
     }
 }
 
-async fn acknowledged(
-    session: &Session,
-    sent: Result<PublishAckFuture, BackplaneError>,
-    patience: &mut Duration,
-) -> Outcome {
+async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, patience: &mut Duration) -> Outcome {
     let sent = match sent {
         Ok(sent) => sent,
         Err(error) => return Outcome::Failed(error),

@@ -9,18 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use async_nats::jetstream::Context;
-use async_nats::jetstream::context::{ContextBuilder, PublishErrorKind, RequestErrorKind};
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageError};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, ServerAddr};
+use async_nats::jetstream::context::{ContextBuilder, PublishError, PublishErrorKind, RequestErrorKind};
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::stream::RawMessage;
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use bytes::Bytes;
 use futures::future::{Either, select};
 use serde_json::{Value as Json, json};
 use tokio::sync::{Semaphore, watch};
 
-use super::super::BackplaneError;
+use super::super::limits::LogLimits;
+use super::super::{Answer, BackplaneError, in_time};
+use super::names::Names;
 
 /// The oldest server whose JetStream does what is needed here.
 const OLDEST: (u64, u64) = (2, 9);
@@ -38,7 +40,8 @@ pub(super) struct Servers {
 pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) jetstream: Context,
-    pub(super) timeout: Duration,
+    pub(super) names: Arc<Names>,
+    pub(super) limits: LogLimits,
     broken: watch::Receiver<bool>,
 }
 
@@ -60,7 +63,8 @@ impl Servers {
         Some(servers)
     }
 
-    pub(super) async fn connect(&self, timeout: Duration) -> Result<Connection, BackplaneError> {
+    pub(super) async fn connect(&self, names: &Arc<Names>, limits: LogLimits) -> Answer<Connection> {
+        let timeout = limits.timeout;
         let (breaks, broken) = watch::channel(false);
         let breaks = Arc::new(breaks);
         let mut options = ConnectOptions::new()
@@ -83,21 +87,19 @@ impl Servers {
             Some((token, None)) => options.token(token.clone()),
         };
         let limit = timeout.saturating_mul(u32::try_from(self.addresses.len()).unwrap_or(1));
-        let client = tokio::time::timeout(limit, options.connect(self.addresses.as_slice()))
-            .await
-            .map_err(|_| BackplaneError::unavailable("no connection in time"))?
-            .map_err(|error| match error.kind() {
-                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-                    BackplaneError::rejected(error.to_string())
-                }
-                _ => BackplaneError::unavailable(error.to_string()),
-            })?;
+        let client = tokio::time::timeout(limit, options.connect(self.addresses.as_slice())).await;
+        let client = client.map_err(|_| BackplaneError::unavailable("no connection in time"))?;
+        let client = client.map_err(|error| match error.kind() {
+            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                BackplaneError::rejected(error.to_string())
+            }
+            _ => BackplaneError::unavailable(error.to_string()),
+        })?;
         let version = client.server_info().version;
         if !is_new_enough(&version) {
             let (major, minor) = OLDEST;
-            return Err(BackplaneError::rejected(format!(
-                "its version is {version}: {major}.{minor} or newer is needed"
-            )));
+            let text = format!("its version is {version}: {major}.{minor} or newer is needed");
+            return Err(BackplaneError::rejected(text));
         }
         // Acknowledgements are awaited by their publishers, each with a bound of its own.
         let jetstream = ContextBuilder::new()
@@ -105,7 +107,7 @@ impl Servers {
             .ack_timeout(timeout)
             .max_ack_inflight(Semaphore::MAX_PERMITS)
             .build(client.clone());
-        Ok(Connection { client, jetstream, timeout, broken })
+        Ok(Connection { client, jetstream, names: Arc::clone(names), limits, broken })
     }
 }
 
@@ -130,11 +132,8 @@ fn unescape(text: &str) -> String {
 }
 
 fn is_new_enough(version: &str) -> bool {
-    let mut numbers = version.split(['.', '-']).map(str::parse::<u64>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= OLDEST,
-        _ => false,
-    }
+    let mut numbers = version.split(['.', '-']).map(str::parse);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= OLDEST)
 }
 
 impl Connection {
@@ -143,50 +142,48 @@ impl Connection {
     }
 
     /// Waits for something for at most this long, and no longer than the connection holds.
-    pub(super) async fn within<T>(&self, limit: Duration, what: impl Future<Output = T>) -> Result<T, BackplaneError> {
-        let answer = tokio::time::timeout(limit, self.unless_broken(what)).await;
-        answer.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
-    }
-
-    pub(super) async fn unless_broken<T>(&self, what: impl Future<Output = T>) -> Result<T, BackplaneError> {
-        let mut broken = self.broken.clone();
-        let breaks = std::pin::pin!(broken.wait_for(|broken| *broken));
-        match select(std::pin::pin!(what), breaks).await {
-            Either::Left((came, _)) => Ok(came),
-            Either::Right(_) => Err(BackplaneError::unknown("the connection broke")),
-        }
+    pub(super) async fn within<T>(&self, limit: Duration, what: impl Future<Output = T>) -> Answer<T> {
+        in_time(limit, async {
+            let mut broken = self.broken.clone();
+            let breaks = std::pin::pin!(broken.wait_for(|broken| *broken));
+            match select(std::pin::pin!(what), breaks).await {
+                Either::Left((came, _)) => Ok(came),
+                Either::Right(_) => Err(BackplaneError::unknown("the connection broke")),
+            }
+        })
+        .await
     }
 
     /// Asks JetStream's API. Returns `None` if there is no such stream.
-    pub(super) async fn ask(&self, what: &str, of: &str, with: &Json) -> Result<Option<Json>, BackplaneError> {
-        self.ask_unless(what, of, with, NO_STREAM).await
+    pub(super) async fn ask(&self, what: &str, of: &str, with: &Json) -> Answer<Option<Json>> {
+        self.ask_unless(what, of, with, &[NO_STREAM]).await
+    }
+
+    /// Returns what the server says of a stream, or `None` if there is no such stream.
+    pub(super) async fn stream(&self, name: &str) -> Answer<Option<Json>> {
+        self.ask("STREAM.INFO", name, &json!({})).await
     }
 
     /// Returns the number of the oldest message of a stream from a number on, as the leader of the
     /// stream has it. A consumer may lie on a replica that is behind.
-    pub(super) async fn oldest_from(&self, stream: &str, number: u64) -> Result<Option<u64>, BackplaneError> {
+    pub(super) async fn oldest_from(&self, stream: &str, number: u64) -> Answer<Option<u64>> {
         let with = json!({ "seq": number, "next_by_subj": ">" });
-        let Some(answer) = self.ask_unless("STREAM.MSG.GET", stream, &with, NO_MESSAGE).await? else { return Ok(None) };
+        let answer = self.ask_unless("STREAM.MSG.GET", stream, &with, &[NO_MESSAGE]).await?;
+        let Some(answer) = answer else { return Ok(None) };
         let found = answer["message"]["seq"].as_u64();
         found.map(Some).ok_or_else(|| BackplaneError::rejected("a message without its number"))
     }
 
-    /// Asks JetStream's API. Returns `None` if it answers with this error.
-    async fn ask_unless(
-        &self,
-        what: &str,
-        of: &str,
-        with: &Json,
-        missing: u64,
-    ) -> Result<Option<Json>, BackplaneError> {
+    /// Asks JetStream's API. Returns `None` if it answers with one of these errors.
+    async fn ask_unless(&self, what: &str, of: &str, with: &Json, missing: &[u64]) -> Answer<Option<Json>> {
         let request = self.jetstream.request::<_, _, Json>(format!("{what}.{of}"), with);
-        let answer = self.within(self.timeout, request).await?.map_err(|error| match error.kind() {
+        let answer = self.within(self.limits.timeout, request).await?.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => BackplaneError::unavailable("JetStream is not there"),
             RequestErrorKind::TimedOut => BackplaneError::unknown("no answer in time"),
             _ => BackplaneError::rejected(error.to_string()),
         })?;
         let Some(error) = answer.get("error") else { return Ok(Some(answer)) };
-        if error["err_code"] == missing {
+        if missing.iter().any(|code| error["err_code"] == *code) {
             return Ok(None);
         }
         let text = format!("{what}: {}", error["description"].as_str().unwrap_or_default());
@@ -194,17 +191,20 @@ impl Connection {
         Err(if error["code"] == 503 { BackplaneError::unavailable(text) } else { BackplaneError::rejected(text) })
     }
 
-    /// Puts a message on a subject whose newest has this number. False if somebody else was faster.
-    pub(super) async fn compare_and_set(
+    /// Publishes a message, and waits until a stream has acknowledged it.
+    pub(super) async fn publish(
         &self,
         subject: String,
-        payload: Bytes,
-        newest: u64,
-    ) -> Result<bool, BackplaneError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, newest.to_string());
-        let publish = async { self.jetstream.publish_with_headers(subject, headers, payload).await?.await };
-        match self.within(self.timeout, publish).await? {
+        message: PublishMessage,
+    ) -> Answer<Result<PublishAck, PublishError>> {
+        let publish = async { self.jetstream.send_publish(subject, message).await?.await };
+        self.within(self.limits.timeout, publish).await
+    }
+
+    /// Puts a message on a subject whose newest has this number. False if somebody else was faster.
+    pub(super) async fn compare_and_set(&self, subject: String, payload: Bytes, newest: u64) -> Answer<bool> {
+        let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(newest);
+        match self.publish(subject, message).await? {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
             // Somebody else is about to make the stream.
@@ -216,32 +216,23 @@ impl Connection {
         }
     }
 
-    /// One message of a stream, from whom leads it: by number, or the newest of a subject.
-    pub(super) async fn message(&self, stream: &str, by: By<'_>) -> Result<Option<StreamMessage>, BackplaneError> {
-        let text = |error: &dyn fmt::Display| BackplaneError::rejected(error.to_string());
-        let handle = self.jetstream.get_stream_no_info(stream).await.map_err(|error| text(&error))?;
-        let answer: Result<StreamMessage, RawMessageError> = match by {
-            By::Number(number) => self.within(self.timeout, handle.get_raw_message(number)).await?,
-            By::Subject(subject) => self.within(self.timeout, handle.get_last_raw_message_by_subject(subject)).await?,
-        };
-        match answer {
-            Ok(message) => Ok(Some(message)),
-            Err(error) => match error.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                LastRawMessageErrorKind::JetStream(error)
-                    if [NO_STREAM, NO_MESSAGE].contains(&error.error_code().0) =>
-                {
-                    Ok(None)
-                }
-                _ => Err(BackplaneError::unavailable(error.to_string())),
-            },
-        }
+    /// Returns the newest message of a subject, as the leader of the stream has it.
+    pub(super) async fn newest_of(&self, stream: &str, subject: &str) -> Answer<Option<StreamMessage>> {
+        self.message(stream, &json!({ "last_by_subj": subject })).await
     }
-}
 
-pub(super) enum By<'a> {
-    Number(u64),
-    Subject(&'a str),
+    /// Returns a message by its number, as the leader of the stream has it.
+    pub(super) async fn numbered(&self, stream: &str, number: u64) -> Answer<Option<StreamMessage>> {
+        self.message(stream, &json!({ "seq": number })).await
+    }
+
+    async fn message(&self, stream: &str, which: &Json) -> Answer<Option<StreamMessage>> {
+        let answer = self.ask_unless("STREAM.MSG.GET", stream, which, &[NO_STREAM, NO_MESSAGE]).await?;
+        let Some(mut answer) = answer else { return Ok(None) };
+        let message: Result<RawMessage, _> = serde_json::from_value(answer["message"].take());
+        let message = message.ok().and_then(|message| message.try_into().ok());
+        message.map(Some).ok_or_else(|| BackplaneError::rejected("a message that cannot be read"))
+    }
 }
 
 #[cfg(test)]

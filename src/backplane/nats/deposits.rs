@@ -6,47 +6,38 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
-use serde_json::json;
 
-use super::super::BackplaneError;
-use super::connection::{By, Connection};
-use super::names::Names;
+use super::super::{Answer, BackplaneError};
+use super::connection::Connection;
 use super::streams;
 
-pub(super) async fn put(
-    connection: &Connection,
-    names: &Names,
-    key: &str,
-    payload: &Bytes,
-    time: Duration,
-) -> Result<(), BackplaneError> {
-    streams::deposits(connection, names).await?;
+pub(super) async fn put(connection: &Connection, key: &str, payload: &Bytes, time: Duration) -> Answer<()> {
+    streams::deposits(connection).await?;
     let mut message = time.as_millis().to_string().into_bytes();
     message.push(b' ');
     message.extend_from_slice(payload);
-    let publish = async { connection.jetstream.publish(names.deposit(key), message.into()).await?.await };
-    match connection.within(connection.timeout, publish).await? {
-        Ok(_) => Ok(()),
-        Err(error) => Err(BackplaneError::unavailable(error.to_string())),
-    }
+    let message = PublishMessage::build().payload(message.into());
+    let put = connection.publish(connection.names.deposit(key), message).await?;
+    put.map(drop).map_err(|error| BackplaneError::unavailable(error.to_string()))
 }
 
-pub(super) async fn take(connection: &Connection, names: &Names, key: &str) -> Result<Option<Bytes>, BackplaneError> {
+pub(super) async fn take(connection: &Connection, key: &str) -> Answer<Option<Bytes>> {
     // A server of version 2.9.10 dies of being asked for a message of a stream that it is about to make.
-    match connection.ask("STREAM.INFO", &names.deposits, &json!({})).await? {
-        Some(info) if info["state"]["messages"] != 0 => {}
-        Some(_) | None => return Ok(None),
+    let names = &connection.names;
+    if connection.stream(&names.deposits).await?.is_none_or(|info| info["state"]["messages"] == 0) {
+        return Ok(None);
     }
     let subject = names.deposit(key);
-    let Some(message) = connection.message(&names.deposits, By::Subject(&subject)).await? else { return Ok(None) };
+    let Some(message) = connection.newest_of(&names.deposits, &subject).await? else { return Ok(None) };
     // What was taken is empty.
     let Some(space) = message.payload.iter().position(|&byte| byte == b' ') else { return Ok(None) };
     if !connection.compare_and_set(subject.clone(), Bytes::new(), message.sequence).await? {
         return Ok(None);
     }
     // The message that took it away says when.
-    let Some(taken) = connection.message(&names.deposits, By::Subject(&subject)).await? else { return Ok(None) };
+    let Some(taken) = connection.newest_of(&names.deposits, &subject).await? else { return Ok(None) };
     let waited = (taken.time - message.time).whole_milliseconds();
     let time = std::str::from_utf8(&message.payload[..space]).ok().and_then(|time| time.parse::<i128>().ok());
     Ok(time.is_some_and(|time| waited < time).then(|| message.payload.slice(space + 1..)))

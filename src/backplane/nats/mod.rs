@@ -38,14 +38,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
 
 use self::connection::Servers;
 use self::names::Names;
 use self::reader::Reader;
-use self::shared::{Shared, before_append};
+use self::shared::Shared;
 use super::limits::LogLimits;
-use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// How long the server waits for something new before it says that there is nothing.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -73,9 +72,9 @@ impl Nats {
     /// # Errors
     /// When the URL is none, or the namespace is too long: about 200 letters, fewer where it has
     /// others than `A-Za-z0-9-`. The error does not repeat them.
-    pub fn new(url: &str, namespace: &str) -> Result<Self, BackplaneError> {
+    pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let servers = Servers::parse(url).ok_or_else(|| BackplaneError::rejected("not a NATS URL"))?;
-        let names = Names::new(namespace)?;
+        let names = Arc::new(Names::new(namespace)?);
         Ok(Self { shared: Arc::new(Shared::new(servers, namespace.to_owned(), LogLimits::default(), names)) })
     }
 
@@ -120,34 +119,30 @@ impl Nats {
         let Shared { servers, namespace, limits, names, .. } = &*self.shared;
         let mut limits = *limits;
         change(&mut limits);
-        Self { shared: Arc::new(Shared::new(servers.clone(), namespace.clone(), limits, names.clone())) }
+        Self { shared: Arc::new(Shared::new(servers.clone(), namespace.clone(), limits, Arc::clone(names))) }
     }
 }
 
 impl Backplane for Nats {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
-        async move {
-            match self.shared.append(&records, seen).await {
-                Ok(places) => places,
-                Err(error) => records.iter().map(|_| Err(error.again())).collect(),
-            }
-        }
-        .boxed()
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<Place>>> {
+        Box::pin(async move {
+            let appended = self.shared.append(&records, seen).await;
+            appended.unwrap_or_else(|error| records.iter().map(|_| Err(error.again())).collect())
+        })
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
-        async move {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<State>> {
+        Box::pin(async move {
             let session = self.shared.session(None).await?;
-            match session.look(&self.shared.names, seen).await? {
+            match session.look(seen).await? {
                 Some(state) => Ok(state),
                 None => Ok(self.shared.in_time(self.shared.reopen(&session, seen, false)).await?.opened),
             }
-        }
-        .boxed()
+        })
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
-        async move {
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+        Box::pin(async move {
             let session = self.shared.session(None).await?;
             let (connection, log) = (&session.connection, &self.shared.names.log);
             let reader = Reader::open(connection, log, after, None).await?;
@@ -167,13 +162,12 @@ impl Backplane for Nats {
                 records.iter().zip(first.unwrap_or(0)..).take_while(|(stored, number)| stored.sequence == *number);
             records.truncate(whole.count());
             Ok(records)
-        }
-        .boxed()
+        })
     }
 
-    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+    fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {
         let shared = Arc::clone(&self.shared);
-        async_stream::try_stream! {
+        Box::pin(async_stream::try_stream! {
             let session = shared.session_of_stream().await?;
             let reader = Reader::open(&session.connection, &shared.names.log, after, None).await?;
             let mut reader = reader.ok_or_else(|| BackplaneError::unavailable("the log is gone"))?;
@@ -198,57 +192,45 @@ impl Backplane for Nats {
                     yield batch;
                 }
             }
-        }
-        .boxed()
+        })
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
-        async move {
-            let session = self.shared.session(None).await?;
-            values::read(&session.connection, &self.shared.names).await
-        }
-        .boxed()
+    fn values(&self) -> BoxFuture<'_, Answer<Vec<Current>>> {
+        Box::pin(async move { values::read(&self.shared.session(None).await?.connection).await })
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        async move {
-            let session = self.shared.session(None).await.map_err(before_append)?;
-            told::tell(&session.connection, &self.shared.names, message).await
-        }
-        .boxed()
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+        Box::pin(async move {
+            let session = self.shared.session(None).await.map_err(BackplaneError::before_request)?;
+            told::tell(&session.connection, message).await
+        })
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<Told>> {
         let shared = Arc::clone(&self.shared);
-        async_stream::try_stream! {
+        Box::pin(async_stream::try_stream! {
             let session = shared.session_of_stream().await?;
-            let (life, mut reader) = told::hear(&session.connection, &shared.names, after).await?;
+            let (life, mut reader) = told::hear(&session.connection, after).await?;
             loop {
                 for message in reader.next(BATCH, BLOCK).await? {
                     let Stored { sequence, payload } = message.stored;
                     yield Told { mark: format!("{sequence} {life}").into(), message: payload };
                 }
             }
-        }
-        .boxed()
+        })
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
         let key = key.to_owned();
-        async move {
+        Box::pin(async move {
             let session = self.shared.session(None).await?;
-            deposits::put(&session.connection, &self.shared.names, &key, &payload, time).await
-        }
-        .boxed()
+            deposits::put(&session.connection, &key, &payload, time).await
+        })
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let key = key.to_owned();
-        async move {
-            let session = self.shared.session(None).await?;
-            deposits::take(&session.connection, &self.shared.names, &key).await
-        }
-        .boxed()
+        Box::pin(async move { deposits::take(&self.shared.session(None).await?.connection, &key).await })
     }
 
     fn describe(&self) -> String {

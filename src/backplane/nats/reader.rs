@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde_json::json;
 
-use super::super::{BackplaneError, Stored};
+use super::super::{Answer, BackplaneError, Stored};
 use super::connection::Connection;
 
 /// The server forgets a consumer that nobody has asked for so long.
@@ -41,7 +41,7 @@ impl Reader {
         stream: &str,
         after: u64,
         filter: Option<&str>,
-    ) -> Result<Option<Self>, BackplaneError> {
+    ) -> Answer<Option<Self>> {
         let consumer = format!("{:016x}", fastrand::u64(..));
         let mut config = json!({
             "name": consumer,
@@ -77,7 +77,7 @@ impl Reader {
     }
 
     /// Asks for so many, as they come within a time. Not before the ones asked for have come or the time was over.
-    async fn ask(&mut self, count: usize, expires: Duration) -> Result<(), BackplaneError> {
+    async fn ask(&mut self, count: usize, expires: Duration) -> Answer<()> {
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer);
         let request = json!({ "batch": count, "expires": expires.as_nanos() as u64 }).to_string();
         let asked = self.connection.client.publish_with_reply(subject, self.inbox.clone(), request.into());
@@ -87,12 +87,12 @@ impl Reader {
     }
 
     /// The next messages: those that are there, at most so many. None if nothing came within the time.
-    pub(super) async fn next(&mut self, count: usize, expires: Duration) -> Result<Vec<Message>, BackplaneError> {
+    pub(super) async fn next(&mut self, count: usize, expires: Duration) -> Answer<Vec<Message>> {
         if self.asked == 0 {
             self.ask(count, expires).await?;
         }
         // A consumer that is gone says nothing, not even that the time is over.
-        let limit = self.expires + self.connection.timeout;
+        let limit = self.expires + self.connection.limits.timeout;
         let mut next = Some(self.connection.within(limit, self.messages.next()).await?);
         let mut batch = Vec::new();
         while let Some(message) = next {
@@ -105,7 +105,7 @@ impl Reader {
     }
 
     /// `None` says that no more will come of what was asked for.
-    fn read(&mut self, message: async_nats::Message) -> Result<Option<Message>, BackplaneError> {
+    fn read(&mut self, message: async_nats::Message) -> Answer<Option<Message>> {
         match message.status {
             None | Some(StatusCode::OK) => {}
             Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => {
@@ -128,11 +128,11 @@ impl Reader {
     }
 
     /// Reads what was there when it began, at most so many, and lets go of the consumer.
-    pub(super) async fn rest(mut self, limit: usize, batch: usize) -> Result<Vec<Message>, BackplaneError> {
+    pub(super) async fn rest(mut self, limit: usize, batch: usize) -> Answer<Vec<Message>> {
         let count = usize::try_from(self.waiting).unwrap_or(usize::MAX).min(limit);
         let mut all = Vec::new();
         while all.len() < count {
-            let messages = self.next((count - all.len()).min(batch), self.connection.timeout).await?;
+            let messages = self.next((count - all.len()).min(batch), self.connection.limits.timeout).await?;
             // Or all of them are gone meanwhile; that is for another look to say.
             let newest = messages.last().ok_or_else(|| BackplaneError::unknown("nothing came in time"))?;
             // Fewer than there were: some are gone meanwhile.

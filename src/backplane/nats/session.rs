@@ -8,18 +8,15 @@
 //!    and one look at the stream says the epoch and the positions of one moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
 use tokio::time::sleep;
 
-use super::super::limits::LogLimits;
-use super::super::{BackplaneError, Place, Seen, State};
-use super::connection::{By, Connection};
-use super::names::Names;
+use super::super::{Answer, BackplaneError, Place, Seen, State};
+use super::connection::Connection;
 use super::streams::{self, Log};
 use super::values;
+use crate::sync::Mutex;
 
 /// How often others may be faster in naming a new epoch.
 const ATTEMPTS: u32 = 16;
@@ -42,26 +39,6 @@ pub(super) struct Session {
     noted: Mutex<Instant>,
 }
 
-/// Another's claim: of several who find no log one makes it and all that belongs to it, who says so
-/// first. Should it not get to that, another does.
-#[derive(Debug, Default)]
-struct Claim {
-    /// Its revision, and since when it is waited for.
-    waiting: Option<(u64, Instant)>,
-}
-
-impl Claim {
-    fn is_over(&mut self, revision: u64, patience: Duration) -> bool {
-        match self.waiting {
-            Some((of, since)) if of == revision => since.elapsed() > patience,
-            _ => {
-                self.waiting = Some((revision, Instant::now()));
-                false
-            }
-        }
-    }
-}
-
 /// What the bucket says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
@@ -72,35 +49,36 @@ struct Record {
 
 /// Opens the log: makes what is missing, and begins a new epoch if it is not the log that the
 /// bucket or the caller knows. With `younger`, that epoch is known to be over.
-pub(super) async fn open(
-    connection: Connection,
-    names: &Names,
-    limits: &LogLimits,
-    seen: Option<Seen>,
-    younger: Option<u64>,
-) -> Result<Session, BackplaneError> {
-    let mut others = Claim::default();
+pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Option<u64>) -> Answer<Session> {
     let mut mine = None;
+    // The revision of another instance's claim, and since when this one waits for it.
+    let mut waiting = (0, Instant::now());
     let mut attempts = 0;
     while attempts < ATTEMPTS {
         let candidate = fastrand::u64(1..);
-        let (record, revision) = read(&connection, names).await?;
+        let (record, revision) = read(&connection).await?;
         let claims = record.as_ref().filter(|record| record.created == CLAIM).map(|record| record.epoch);
-        if claims.is_some() && claims != mine && !others.is_over(revision, connection.timeout) {
-            sleep(BRIEFLY).await;
-            continue;
+        if claims.is_some() && claims != mine {
+            if waiting.0 != revision {
+                waiting = (revision, Instant::now());
+            }
+            // Should the other instance not get to making the log, this one does.
+            if waiting.1.elapsed() <= connection.limits.timeout {
+                sleep(BRIEFLY).await;
+                continue;
+            }
         }
         attempts += 1;
-        let values_end = values::end(&connection, names).await?;
-        let Some(log) = streams::log(&connection, names).await? else {
+        let values_end = values::end(&connection).await?;
+        let Some(log) = streams::log(&connection).await? else {
             let claim = Record { epoch: candidate, last: 0, created: CLAIM.to_owned() };
-            if write(&connection, names, &claim, revision).await? {
+            if write(&connection, &claim, revision).await? {
                 mine = Some(candidate);
                 // A stream of values that copied out of the log that is gone may take a while to notice the new one.
-                streams::delete(&connection, &names.values).await?;
-                streams::make_log(&connection, names, limits, candidate).await?;
-                streams::values(&connection, names, limits).await?;
-                streams::told(&connection, names).await?;
+                streams::delete(&connection, &connection.names.values).await?;
+                streams::make_log(&connection, candidate).await?;
+                streams::values(&connection).await?;
+                streams::told(&connection).await?;
             }
             continue;
         };
@@ -110,24 +88,22 @@ pub(super) async fn open(
         };
         // What it has of a log that is gone would keep out what has the same numbers now.
         if values_end > log.last {
-            streams::delete(&connection, &names.values).await?;
+            streams::delete(&connection, &connection.names.values).await?;
         }
         let record = match record {
             Some(record) if is_known(&record) => record,
             _ => {
                 let fresh = Record { epoch: candidate, last: log.last, created: log.created.clone() };
-                if !write(&connection, names, &fresh, revision).await? {
+                if !write(&connection, &fresh, revision).await? {
                     continue;
                 }
                 tracing::info!(epoch = fresh.epoch, last = fresh.last, "the log on NATS begins a new epoch");
                 fresh
             }
         };
-        let Some(log) = streams::fence(&connection, names, limits, log, record.epoch).await? else { continue };
-        if !streams::values(&connection, names, limits).await? {
-            continue;
-        }
-        if log.created != record.created || log.last < record.last {
+        let Some(log) = streams::fence(&connection, log, record.epoch).await? else { continue };
+        let is_copied = streams::values(&connection).await?;
+        if !is_copied || log.created != record.created || log.last < record.last {
             continue;
         }
         let Log { first, last, created, .. } = log;
@@ -167,10 +143,11 @@ impl Session {
     }
 
     /// Where the log is, if it still is this one, not younger than what is known.
-    pub(super) async fn look(&self, names: &Names, seen: Option<Seen>) -> Result<Option<State>, BackplaneError> {
+    pub(super) async fn look(&self, seen: Option<Seen>) -> Answer<Option<State>> {
+        let names = &self.connection.names;
         let known = self.seen();
         let seen = seen.filter(|seen| seen.epoch == known.epoch).map_or(0, |seen| seen.sequence);
-        let Some(info) = self.connection.ask("STREAM.INFO", &names.log, &json!({})).await? else { return Ok(None) };
+        let Some(info) = self.connection.stream(&names.log).await? else { return Ok(None) };
         let log = Log::new(names, &info)?;
         if log.created != self.created || log.epoch != Some(known.epoch) || log.last < known.sequence.max(seen) {
             return Ok(None);
@@ -178,13 +155,13 @@ impl Session {
         self.saw(log.last);
         if self.is_to_note() {
             // Nothing is lost if that fails.
-            drop(self.note(names, log.last).await);
+            drop(self.note(log.last).await);
         }
         Ok(Some(State { epoch: known.epoch, first: log.first, last: log.last }))
     }
 
     fn is_to_note(&self) -> bool {
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.noted.lock();
         let is_time = noted.elapsed() >= NOTE;
         if is_time {
             *noted = Instant::now();
@@ -193,10 +170,10 @@ impl Session {
     }
 
     /// Tells the bucket how far the log has come.
-    async fn note(&self, names: &Names, last: u64) -> Result<bool, BackplaneError> {
-        match read(&self.connection, names).await? {
+    async fn note(&self, last: u64) -> Answer<bool> {
+        match read(&self.connection).await? {
             (Some(record), revision) if record.epoch == self.opened.epoch && record.last < last => {
-                write(&self.connection, names, &Record { last, ..record }, revision).await
+                write(&self.connection, &Record { last, ..record }, revision).await
             }
             _ => Ok(false),
         }
@@ -204,17 +181,18 @@ impl Session {
 }
 
 /// What the bucket says, and its revision; it is made if it is missing.
-async fn read(connection: &Connection, names: &Names) -> Result<(Option<Record>, u64), BackplaneError> {
+async fn read(connection: &Connection) -> Answer<(Option<Record>, u64)> {
+    let names = &connection.names;
     // A server of version 2.9.10 dies of being asked for a message of a stream that it is about to make.
-    match connection.ask("STREAM.INFO", &names.bucket, &json!({})).await? {
+    match connection.stream(&names.bucket).await? {
         Some(info) if info["state"]["messages"] != 0 => {}
         Some(_) => return Ok((None, 0)),
         None => {
-            streams::bucket(connection, names).await?;
+            streams::bucket(connection).await?;
             return Ok((None, 0));
         }
     }
-    let Some(message) = connection.message(&names.bucket, By::Subject(&names.epoch)).await? else {
+    let Some(message) = connection.newest_of(&names.bucket, &names.epoch).await? else {
         return Ok((None, 0));
     };
     let parse = |payload: &[u8]| {
@@ -227,8 +205,8 @@ async fn read(connection: &Connection, names: &Names) -> Result<(Option<Record>,
 }
 
 /// Whether nobody else was faster.
-async fn write(connection: &Connection, names: &Names, record: &Record, revision: u64) -> Result<bool, BackplaneError> {
+async fn write(connection: &Connection, record: &Record, revision: u64) -> Answer<bool> {
     let Record { epoch, last, created } = record;
     let text = format!("{epoch:016x} {last} {created}");
-    connection.compare_and_set(names.epoch.clone(), text.into(), revision).await
+    connection.compare_and_set(connection.names.epoch.clone(), text.into(), revision).await
 }

@@ -1,68 +1,64 @@
 //! What the clones of an adapter share: the newest session, and appending over it.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
-
-use tokio::sync::Mutex;
 
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
-use super::super::{BackplaneError, Outgoing, Place, Seen};
+use super::super::{Answer, BackplaneError, Outgoing, Place, Seen};
 use super::append::{self, Outcome};
 use super::connection::Servers;
 use super::names::Names;
 use super::session::{self, Session};
+use crate::sync::Mutex;
 
 pub(super) struct Shared {
     pub(super) servers: Servers,
     pub(super) namespace: String,
     pub(super) limits: LogLimits,
-    pub(super) names: Names,
+    pub(super) names: Arc<Names>,
     /// The newest of each runtime, with its connection. Once it broke it is only asked how far the log had come.
-    sessions: PerRuntime<Mutex<Option<Arc<Session>>>>,
+    sessions: PerRuntime<tokio::sync::Mutex<Option<Arc<Session>>>>,
     /// The one that was opened last, on any runtime: what it knows of the log holds for all.
-    newest: std::sync::Mutex<Option<Arc<Session>>>,
+    newest: Mutex<Option<Arc<Session>>>,
     /// When connecting failed last, and why: those who waited for it meanwhile do not try one after the other.
-    failed: std::sync::Mutex<Option<(Instant, BackplaneError)>>,
+    failed: Mutex<Option<(Instant, BackplaneError)>>,
 }
 
 impl Shared {
-    pub(super) fn new(servers: Servers, namespace: String, limits: LogLimits, names: Names) -> Self {
+    pub(super) fn new(servers: Servers, namespace: String, limits: LogLimits, names: Arc<Names>) -> Self {
         Self {
             servers,
             namespace,
             limits,
             names,
             sessions: PerRuntime::default(),
-            newest: std::sync::Mutex::default(),
-            failed: std::sync::Mutex::default(),
+            newest: Mutex::default(),
+            failed: Mutex::default(),
         }
     }
 
     /// The log as it is known, over a connection that is whole; opened if need be.
-    pub(super) async fn session(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
+    pub(super) async fn session(&self, seen: Option<Seen>) -> Answer<Arc<Session>> {
         self.in_time(self.find(seen)).await
     }
 
     /// The same for a stream. Whoever has that may stop polling it for a while, and others would
     /// wait for what it holds.
-    pub(super) async fn session_of_stream(self: &Arc<Self>) -> Result<Arc<Session>, BackplaneError> {
+    pub(super) async fn session_of_stream(self: &Arc<Self>) -> Answer<Arc<Session>> {
         let shared = Arc::clone(self);
         let opened = tokio::spawn(async move { shared.session(None).await }).await;
         opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the runtime is gone")))
     }
 
     /// Opening asks several things, and others may wait for the same.
-    pub(super) async fn in_time<T>(
-        &self,
-        what: impl Future<Output = Result<T, BackplaneError>>,
-    ) -> Result<T, BackplaneError> {
+    pub(super) async fn in_time<T>(&self, what: impl Future<Output = Answer<T>>) -> Answer<T> {
         let limit = self.limits.timeout.saturating_mul(4);
         let opened = tokio::time::timeout(limit, what).await;
         opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the log was not opened in time")))
     }
 
-    async fn find(&self, seen: Option<Seen>) -> Result<Arc<Session>, BackplaneError> {
+    async fn find(&self, seen: Option<Seen>) -> Answer<Arc<Session>> {
         let asked_at = Instant::now();
         let session = self.sessions.here();
         let mut current = session.lock().await;
@@ -71,7 +67,7 @@ impl Shared {
         }
         if let Some(session) = &*current
             && session.is_good()
-            && (!session.is_behind(seen) || session.look(&self.names, seen).await?.is_some())
+            && (!session.is_behind(seen) || session.look(seen).await?.is_some())
         {
             return Ok(Arc::clone(session));
         }
@@ -79,17 +75,12 @@ impl Shared {
     }
 
     fn failed_since(&self, time: Instant) -> Option<BackplaneError> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = self.failed.lock();
         failed.as_ref().filter(|(at, _)| *at >= time).map(|(_, error)| error.again())
     }
 
     /// The log anew, since it is not what this session knows. With `younger`, that session's epoch is over.
-    pub(super) async fn reopen(
-        &self,
-        than: &Arc<Session>,
-        seen: Option<Seen>,
-        younger: bool,
-    ) -> Result<Arc<Session>, BackplaneError> {
+    pub(super) async fn reopen(&self, than: &Arc<Session>, seen: Option<Seen>, younger: bool) -> Answer<Arc<Session>> {
         let session = self.sessions.here();
         let mut current = session.lock().await;
         let younger = younger.then(|| than.seen().epoch);
@@ -112,28 +103,27 @@ impl Shared {
         current: &mut Option<Arc<Session>>,
         seen: Option<Seen>,
         younger: Option<u64>,
-    ) -> Result<Arc<Session>, BackplaneError> {
+    ) -> Answer<Arc<Session>> {
         let connection = match &*current {
             Some(session) if session.connection.is_whole() => session.connection.clone(),
-            _ => self.servers.connect(self.limits.timeout).await.inspect_err(|error| {
-                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                *failed = Some((Instant::now(), error.again()));
+            _ => self.servers.connect(&self.names, self.limits).await.inspect_err(|error| {
+                *self.failed.lock() = Some((Instant::now(), error.again()));
             })?,
         };
         // What was known before: by the caller, here, and on the runtime that opened the log last.
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let newest = self.newest.lock().clone();
         let known = [newest.as_ref(), current.as_ref()].into_iter().flatten().map(|session| session.seen());
         let seen = known.fold(seen, |seen, known| match seen {
             Some(seen) if known.epoch != seen.epoch || known.sequence <= seen.sequence => Some(seen),
             _ => Some(known),
         });
-        let session = session::open(connection, &self.names, &self.limits, seen, younger).await?;
+        let session = session::open(connection, seen, younger).await?;
         if let Some(before) = current.take() {
             before.end();
         }
         let session = Arc::new(session);
         *current = Some(Arc::clone(&session));
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&session));
+        *self.newest.lock() = Some(Arc::clone(&session));
         Ok(session)
     }
 
@@ -141,12 +131,12 @@ impl Shared {
         &self,
         records: &[Outgoing],
         seen: Option<Seen>,
-    ) -> Result<Vec<Result<Place, BackplaneError>>, BackplaneError> {
-        let mut session = self.session(seen).await.map_err(before_append)?;
+    ) -> Answer<Vec<Result<Place, BackplaneError>>> {
+        let mut session = self.session(seen).await.map_err(BackplaneError::before_request)?;
         let mut places = Vec::with_capacity(records.len());
         for attempt in 0..2 {
             let known = session.seen();
-            let mut outcomes = append::append(&session, &self.names, &records[places.len()..]).await;
+            let mut outcomes = append::append(&session, &records[places.len()..]).await;
             // Those at the end that nobody took can be appended again, in order.
             let taken = outcomes.iter().rposition(|outcome| !matches!(outcome, Outcome::Nobody)).map_or(0, |at| at + 1);
             let is_again = attempt == 0 && taken < outcomes.len();
@@ -172,7 +162,7 @@ impl Shared {
             session = match self.in_time(self.reopen(&session, seen, false)).await {
                 Ok(session) => session,
                 Err(error) => {
-                    let error = before_append(error);
+                    let error = error.before_request();
                     places.extend(records[places.len()..].iter().map(|_| Err(error.again())));
                     break;
                 }
@@ -180,11 +170,6 @@ impl Shared {
         }
         Ok(places)
     }
-}
-
-/// Nothing was appended yet.
-pub(super) fn before_append(error: BackplaneError) -> BackplaneError {
-    if error.is_unknown() { BackplaneError::unavailable(error.text) } else { error }
 }
 
 /// It was, but where cannot be said.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value as Json, json};
 use tokio::time::sleep;
 
-use super::super::BackplaneError;
 use super::super::limits::LogLimits;
+use super::super::{Answer, BackplaneError};
 use super::connection::Connection;
 use super::names::Names;
 
@@ -36,7 +36,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub(super) fn new(names: &Names, info: &Json) -> Result<Self, BackplaneError> {
+    pub(super) fn new(names: &Names, info: &Json) -> Answer<Self> {
         let number = |of: &str| info["state"][of].as_u64();
         let (Some(messages), Some(first), Some(last), Some(created)) =
             (number("messages"), number("first_seq"), number("last_seq"), info["created"].as_str())
@@ -76,8 +76,9 @@ fn changeable(limits: &LogLimits) -> [(&'static str, Json); 4] {
 }
 
 /// The log, if it is there.
-pub(super) async fn log(connection: &Connection, names: &Names) -> Result<Option<Log>, BackplaneError> {
-    let Some(info) = connection.ask("STREAM.INFO", &names.log, &json!({})).await? else { return Ok(None) };
+pub(super) async fn log(connection: &Connection) -> Answer<Option<Log>> {
+    let names = &connection.names;
+    let Some(info) = connection.stream(&names.log).await? else { return Ok(None) };
     expect(
         &info,
         &names.log,
@@ -95,30 +96,21 @@ pub(super) async fn log(connection: &Connection, names: &Names) -> Result<Option
 
 /// Makes the log, with this epoch. Only one at a time may: of a stream that several make at the
 /// same moment, an old server may store every record more than once.
-pub(super) async fn make_log(
-    connection: &Connection,
-    names: &Names,
-    limits: &LogLimits,
-    epoch: u64,
-) -> Result<(), BackplaneError> {
+pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<()> {
+    let names = &connection.names;
     let mut settings = json!({ "subjects": subjects(names, epoch), "max_msgs_per_subject": -1 });
-    for (name, value) in changeable(limits) {
+    for (name, value) in changeable(&connection.limits) {
         settings[name] = value;
     }
     create(connection, &names.log, settings).await.map(drop)
 }
 
 /// Lets the log take plain records of this epoch alone, with these limits. `None` if it is gone meanwhile.
-pub(super) async fn fence(
-    connection: &Connection,
-    names: &Names,
-    limits: &LogLimits,
-    log: Log,
-    epoch: u64,
-) -> Result<Option<Log>, BackplaneError> {
+pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answer<Option<Log>> {
+    let names = &connection.names;
     let mut config = log.config.clone();
     let mut changed = Vec::new();
-    for (name, value) in changeable(limits) {
+    for (name, value) in changeable(&connection.limits) {
         if config[name] != value {
             changed.push(name);
             config[name] = value;
@@ -142,12 +134,13 @@ pub(super) async fn fence(
 
 /// Prepares the stream of current values: the newest of each, copied out of the log by the server. Returns false if
 /// another instance made a stream of this name with other settings meanwhile.
-pub(super) async fn values(connection: &Connection, names: &Names, limits: &LogLimits) -> Result<bool, BackplaneError> {
+pub(super) async fn values(connection: &Connection) -> Answer<bool> {
+    let names = &connection.names;
     let source = json!([{ "name": names.log, "filter_subject": names.keyed() }]);
-    let info = match connection.ask("STREAM.INFO", &names.values, &json!({})).await? {
+    let info = match connection.stream(&names.values).await? {
         Some(info) => info,
         None => {
-            let max_msgs = number(limits.max_values);
+            let max_msgs = number(connection.limits.max_values);
             let settings = json!({ "max_msgs": max_msgs, "max_msgs_per_subject": 1, "sources": source });
             let Some(info) = create(connection, &names.values, settings).await? else { return Ok(false) };
             info
@@ -159,28 +152,28 @@ pub(super) async fn values(connection: &Connection, names: &Names, limits: &LogL
     if of["name"] != names.log || of["filter_subject"] != names.keyed() {
         return Err(unfit(&names.values, "is not sourced from the log"));
     }
-    if config["max_msgs"] != number(limits.max_values) {
+    if config["max_msgs"] != number(connection.limits.max_values) {
         let mut config = config.clone();
-        config["max_msgs"] = number(limits.max_values);
+        config["max_msgs"] = number(connection.limits.max_values);
         if connection.ask("STREAM.UPDATE", &names.values, &config).await?.is_none() {
             return Ok(false);
         }
     }
-    copies(connection, names).await
+    copies(connection).await
 }
 
 /// Waits until the server copies values. A server of version 2.10 or newer begins up to 200 ms
 /// after the stream was made or the server was started. A value that is acknowledged before that is
 /// lost if a busy log throws it out within this time.
-async fn copies(connection: &Connection, names: &Names) -> Result<bool, BackplaneError> {
+async fn copies(connection: &Connection) -> Answer<bool> {
     let begun = Instant::now();
     loop {
-        let Some(info) = connection.ask("STREAM.INFO", &names.values, &json!({})).await? else { return Ok(false) };
+        let Some(info) = connection.stream(&connection.names.values).await? else { return Ok(false) };
         // The time since the server heard of the source, or -1 if it has not heard of it yet.
         if info["sources"][0]["active"].as_i64().is_some_and(|active| active >= 0) {
             return Ok(true);
         }
-        if begun.elapsed() > connection.timeout {
+        if begun.elapsed() > connection.limits.timeout {
             return Err(BackplaneError::unavailable("the server does not copy current values out of the log yet"));
         }
         sleep(COPIES_SOON).await;
@@ -188,49 +181,49 @@ async fn copies(connection: &Connection, names: &Names) -> Result<bool, Backplan
 }
 
 /// The bucket. Read from its leader alone: a replica may not know of the newest epoch.
-pub(super) async fn bucket(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
+pub(super) async fn bucket(connection: &Connection) -> Answer<()> {
     let settings = json!({
-        "subjects": [names.epoch.replace(".epoch", ".>")],
+        "subjects": [connection.names.epoch.replace(".epoch", ".>")],
         "discard": "new",
         "max_msgs_per_subject": 1,
         "allow_rollup_hdrs": true,
         "deny_delete": true,
     });
-    create(connection, &names.bucket, settings).await.map(drop)
+    create(connection, &connection.names.bucket, settings).await.map(drop)
 }
 
 /// What waits for whoever asks first, at most an hour.
-pub(super) async fn deposits(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
-    let subjects = [names.all_deposits()];
+pub(super) async fn deposits(connection: &Connection) -> Answer<()> {
+    let subjects = [connection.names.all_deposits()];
     let settings = json!({ "subjects": subjects, "max_msgs_per_subject": 1, "max_age": nanos(DEPOSITS) });
-    create_if_missing(connection, &names.deposits, settings).await
+    create_if_missing(connection, &connection.names.deposits, settings).await
 }
 
 /// What instances tell each other, for as long as one that was cut off may need it.
-pub(super) async fn told(connection: &Connection, names: &Names) -> Result<(), BackplaneError> {
+pub(super) async fn told(connection: &Connection) -> Answer<()> {
     let settings = json!({
-        "subjects": [names.told()],
+        "subjects": [connection.names.told()],
         "max_msgs": TOLD,
         "max_age": nanos(HEARD),
         "duplicate_window": nanos(HEARD),
     });
-    create_if_missing(connection, &names.told, settings).await
+    create_if_missing(connection, &connection.names.told, settings).await
 }
 
-async fn create_if_missing(connection: &Connection, name: &str, settings: Json) -> Result<(), BackplaneError> {
-    match connection.ask("STREAM.INFO", name, &json!({})).await? {
+async fn create_if_missing(connection: &Connection, name: &str, settings: Json) -> Answer<()> {
+    match connection.stream(name).await? {
         Some(_) => Ok(()),
         None => create(connection, name, settings).await.map(drop),
     }
 }
 
-pub(super) async fn delete(connection: &Connection, stream: &str) -> Result<(), BackplaneError> {
+pub(super) async fn delete(connection: &Connection, stream: &str) -> Answer<()> {
     connection.ask("STREAM.DELETE", stream, &json!({})).await.map(drop)
 }
 
 /// Creates a stream with these settings beside those that all streams share. Returns `None` if
 /// there is one of this name, with other settings.
-async fn create(connection: &Connection, name: &str, settings: Json) -> Result<Option<Json>, BackplaneError> {
+async fn create(connection: &Connection, name: &str, settings: Json) -> Answer<Option<Json>> {
     let mut config = json!({
         "name": name,
         "retention": "limits",
@@ -255,9 +248,9 @@ async fn create(connection: &Connection, name: &str, settings: Json) -> Result<O
 }
 
 /// Whether there is a stream of this name, or in a moment.
-async fn is_there(connection: &Connection, name: &str) -> Result<bool, BackplaneError> {
+async fn is_there(connection: &Connection, name: &str) -> Answer<bool> {
     for _ in 0..10 {
-        if connection.ask("STREAM.INFO", name, &json!({})).await?.is_some() {
+        if connection.stream(name).await?.is_some() {
             return Ok(true);
         }
         sleep(Duration::from_millis(20)).await;
@@ -265,7 +258,7 @@ async fn is_there(connection: &Connection, name: &str) -> Result<bool, Backplane
     Ok(false)
 }
 
-fn expect(info: &Json, stream: &str, settings: &[(&str, Json)]) -> Result<(), BackplaneError> {
+fn expect(info: &Json, stream: &str, settings: &[(&str, Json)]) -> Answer<()> {
     match settings.iter().find(|(name, value)| info["config"][*name] != *value) {
         None => Ok(()),
         Some((name, value)) => Err(unfit(stream, &format!("has a {name} other than {value}"))),

@@ -10,11 +10,10 @@
 use std::collections::hash_map::HashMap;
 
 use async_nats::HeaderMap;
-use serde_json::json;
 
-use super::super::{BackplaneError, Current, Stored};
-use super::connection::{By, Connection};
-use super::names::{Names, read_values};
+use super::super::{Answer, BackplaneError, Current, Stored};
+use super::connection::Connection;
+use super::names::read_values;
 use super::reader::Reader;
 
 /// Where in the log the server copied a message from: `stream sequence`, newer ones with more after it.
@@ -26,17 +25,18 @@ fn source(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// How far in the log the copy has come; zero if there is none.
-pub(super) async fn end(connection: &Connection, names: &Names) -> Result<u64, BackplaneError> {
-    let Some(info) = connection.ask("STREAM.INFO", &names.values, &json!({})).await? else { return Ok(0) };
+pub(super) async fn end(connection: &Connection) -> Answer<u64> {
+    let Some(info) = connection.stream(&connection.names.values).await? else { return Ok(0) };
     let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
     if info["state"]["messages"] == 0 {
         return Ok(0);
     }
-    let newest = connection.message(&names.values, By::Number(last)).await?;
+    let newest = connection.numbered(&connection.names.values, last).await?;
     Ok(newest.and_then(|message| source(&message.headers)).unwrap_or(0))
 }
 
-pub(super) async fn read(connection: &Connection, names: &Names) -> Result<Vec<Current>, BackplaneError> {
+pub(super) async fn read(connection: &Connection) -> Answer<Vec<Current>> {
+    let names = &connection.names;
     let gone = || BackplaneError::unavailable("the stream is gone");
     let copy = Reader::open(connection, &names.values, 0, None).await?.ok_or_else(gone)?;
     let mut current = HashMap::new();
