@@ -13,20 +13,19 @@ mod stream;
 
 use std::collections::hash_map::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
-use redis::Client;
-use redis::streams::{StreamId, StreamRangeReply};
+use futures::stream::{BoxStream, TryStreamExt};
+use redis::streams::StreamRangeReply;
+use redis::{Client, Cmd};
 
 use self::server::{Shared, parse_epoch};
 use self::stream::{From, id_of, read, stored};
 use super::limits::LogLimits;
-use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
 
 /// How many records one call of the script appends: others wait for it.
 const CHUNK: usize = 256;
@@ -54,7 +53,7 @@ impl Redis {
     ///
     /// # Errors
     /// When the URL is none. The error does not repeat it.
-    pub fn new(url: &str, namespace: &str) -> Result<Self, BackplaneError> {
+    pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let client = Client::open(url).map_err(|_| BackplaneError::rejected("not a Redis URL"))?;
         Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), LogLimits::default(), 0)) })
     }
@@ -104,7 +103,7 @@ impl Redis {
     /// milliseconds, and lets all of them expire when no instance sends any more.
     async fn tidy(&self, now: u64) {
         {
-            let mut tidied = self.shared.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tidied = self.shared.tidied.lock();
             if tidied.is_some_and(|at| at.elapsed() < TIDY) {
                 return;
             }
@@ -114,8 +113,8 @@ impl Redis {
         let mut tidy = redis::pipe();
         tidy.cmd("XTRIM").arg(&self.shared.keys.control).arg("MINID").arg(now.saturating_sub(age));
         tidy.cmd("PEXPIRE").arg(&self.shared.keys.control).arg(age);
-        let done = self.shared.run(async |connection| tidy.query_async::<()>(connection).await).await;
-        if let Err(error) = done {
+        let tidy = async |connection: &mut _| tidy.query_async::<()>(connection).await;
+        if let Err(error) = self.shared.run_on(&self.shared.line, tidy).await {
             tracing::debug!(%error, "old control messages could not be removed");
         }
     }
@@ -129,8 +128,8 @@ impl Redis {
 }
 
 impl Backplane for Redis {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
-        async move {
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<Place>>> {
+        Box::pin(async move {
             let mut chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
             // The first alone: a server that does not know the script answers it twice, and others would overtake it.
             let Some(first) = chunks.next() else { return Vec::new() };
@@ -148,48 +147,38 @@ impl Backplane for Redis {
                 }
             }
             results
-        }
-        .boxed()
+        })
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
-        async move {
-            let mut call = self.shared.state.prepare_invoke();
-            call.key(&self.shared.keys.log).key(&self.shared.keys.meta);
-            let compared = self.shared.compared(seen);
-            compared.seen_arguments(&mut call);
-            compared.own_arguments(&mut call);
-            let (epoch, first, last): (String, u64, u64) =
-                self.shared.run(async |connection| call.invoke_async(connection).await).await?;
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<State>> {
+        Box::pin(async move {
+            let Shared { state, keys, line, .. } = &*self.shared;
+            let mut call = state.prepare_invoke();
+            let (seen, own) = self.shared.compared(seen);
+            call.key(&keys.log).key(&keys.meta).arg(seen).arg(own);
+            let look = async |connection: &mut _| call.invoke_async(connection).await;
+            let (epoch, first, last): (String, u64, u64) = self.shared.run_on(line, look).await?;
             Ok(State { epoch: parse_epoch(&epoch)?, first, last })
-        }
-        .boxed()
+        })
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
-        async move {
-            let reply: StreamRangeReply = self
-                .shared
-                .read_page(|page| {
-                    let mut command = redis::cmd("XRANGE");
-                    command.arg(&self.shared.keys.log).arg(format!("({after}-0")).arg("+");
-                    command.arg("COUNT").arg(page.min(limit));
-                    command
-                })
-                .await?;
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+        Box::pin(async move {
+            let log = &self.shared.keys.log;
+            let page = |page: usize| Cmd::xrange_count(log, format!("({after}-0"), "+", page.min(limit));
+            let reply: StreamRangeReply = self.shared.read_page(page).await?;
             Ok(reply.ids.iter().filter_map(stored).collect())
-        }
-        .boxed()
+        })
     }
 
-    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+    fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {
         let entries = read(Arc::clone(&self.shared), self.shared.keys.log.clone(), From::After(after));
-        let batch = |entries: Vec<StreamId>| entries.iter().filter_map(stored).collect::<Vec<_>>();
-        entries.map(move |entries| entries.map(batch)).boxed()
+        Box::pin(entries.map_ok(|entries| entries.iter().filter_map(stored).collect()))
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
-        async move {
+    fn values(&self) -> BoxFuture<'_, Answer<Vec<Current>>> {
+        Box::pin(async move {
+            let values = &self.shared.keys.values;
             let record = |value: Vec<u8>| {
                 let colon = value.iter().position(|&byte| byte == b':')?;
                 let sequence = std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?;
@@ -199,71 +188,59 @@ impl Backplane for Redis {
             let mut current: HashMap<String, Stored> = HashMap::new();
             let mut cursor = 0_u64;
             loop {
-                let page: (u64, Vec<(String, Vec<u8>)>) = self
-                    .shared
-                    .read_page(|page| {
-                        let mut command = redis::cmd("HSCAN");
-                        command.arg(&self.shared.keys.values).arg(cursor).arg("COUNT").arg(page);
-                        command
-                    })
-                    .await?;
-                for (id, value) in page.1 {
+                let scan = |page| redis::cmd("HSCAN").arg(values).arg(cursor).arg("COUNT").arg(page).take();
+                let (next, page): (u64, Vec<(String, Vec<u8>)>) = self.shared.read_page(scan).await?;
+                for (id, value) in page {
                     if let Some(record) = record(value)
                         && current.get(&id).is_none_or(|known| known.sequence < record.sequence)
                     {
                         current.insert(id, record);
                     }
                 }
-                cursor = page.0;
-                if cursor == 0 {
+                if next == 0 {
                     break;
                 }
+                cursor = next;
             }
             Ok(current.into_iter().map(|(id, record)| Current { id: id.into(), record }).collect())
-        }
-        .boxed()
+        })
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        async move {
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+        Box::pin(async move {
             let mut command = redis::cmd("XADD");
             command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL);
             command.arg("*").arg("d").arg(&message[..]);
             let id = self.shared.query::<String>(&command).await?;
             self.tidy(id_of(&id).0).await;
             Ok(())
-        }
-        .boxed()
+        })
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<Told>> {
         let from = after.map_or(From::Now, From::Mark);
-        let entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), from);
-        let told = |entry: StreamId| {
-            let message = entry.get::<Vec<u8>>("d")?.into();
-            Some(Ok(Told { mark: entry.id.into(), message }))
-        };
-        let each = move |entries: Result<Vec<StreamId>, BackplaneError>| {
-            let each: Vec<_> = match entries {
-                Ok(entries) => entries.into_iter().filter_map(told).collect(),
-                Err(error) => vec![Err(error)],
-            };
-            futures::stream::iter(each)
-        };
-        entries.flat_map(each).boxed()
+        let mut entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), from);
+        Box::pin(async_stream::try_stream! {
+            while let Some(batch) = entries.try_next().await? {
+                for entry in batch {
+                    if let Some(message) = entry.get::<Vec<u8>>("d") {
+                        yield Told { mark: entry.id.into(), message: message.into() };
+                    }
+                }
+            }
+        })
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
         let mut command = redis::cmd("SET");
         command.arg(format!("{}{key}", self.shared.keys.deposit)).arg(&payload[..]);
         command.arg("PX").arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
-        async move { self.shared.query(&command).await }.boxed()
+        Box::pin(async move { self.shared.query(&command).await })
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        let mut command = redis::cmd("GETDEL");
-        command.arg(format!("{}{key}", self.shared.keys.deposit));
-        async move { Ok(self.shared.query::<Option<Vec<u8>>>(&command).await?.map(Bytes::from)) }.boxed()
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let command = Cmd::get_del(format!("{}{key}", self.shared.keys.deposit));
+        Box::pin(async move { Ok(self.shared.query::<Option<Vec<u8>>>(&command).await?.map(Bytes::from)) })
     }
 
     fn describe(&self) -> String {

@@ -1,19 +1,19 @@
 //! What the clones of an adapter share: connections to the server, the scripts, and reading in pages.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind,
+    ToRedisArgs,
 };
-use tokio::sync::Mutex;
 
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
-use super::super::{BackplaneError, Outgoing, Place, Seen};
+use super::super::{Answer, BackplaneError, Outgoing, Place, Seen};
 use super::keys::Keys;
+use crate::sync::Mutex;
 
 /// How many bytes of a record are compared. The random id of a record lies within the first thirty.
 const COMPARED: usize = 64;
@@ -36,8 +36,8 @@ pub(super) struct Shared {
     /// For reading much.
     pub(super) bulk: PerRuntime<Line>,
     /// When control messages were last looked through for old ones.
-    pub(super) tidied: std::sync::Mutex<Option<Instant>>,
-    own: std::sync::Mutex<Option<Own>>,
+    pub(super) tidied: Mutex<Option<Instant>>,
+    own: Mutex<Option<Own>>,
     /// How many are read at a time: fewer once so many did not come in time.
     pub(super) page: AtomicUsize,
 }
@@ -55,9 +55,9 @@ struct Own {
 /// A connection that is made when it is needed; a broken one is thrown away.
 #[derive(Default)]
 pub(super) struct Line {
-    slot: std::sync::Mutex<Slot>,
+    slot: Mutex<Slot>,
     /// Held while one caller connects for all.
-    connecting: Mutex<()>,
+    connecting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -70,16 +70,12 @@ struct Slot {
 }
 
 impl Line {
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn find(&self) -> Option<(MultiplexedConnection, u64)> {
-        let slot = self.slot();
+        let slot = self.slot.lock();
         Some((slot.connection.clone()?, slot.number))
     }
 
-    async fn get(&self, shared: &Shared) -> Result<(MultiplexedConnection, u64), BackplaneError> {
+    async fn get(&self, shared: &Shared) -> Answer<(MultiplexedConnection, u64)> {
         if let Some(found) = self.find() {
             return Ok(found);
         }
@@ -88,32 +84,22 @@ impl Line {
         if let Some(found) = self.find() {
             return Ok(found);
         }
-        if let Some((_, error)) = self.slot().failed.as_ref().filter(|(at, _)| *at >= asked_at) {
+        if let Some((_, error)) = self.slot.lock().failed.as_ref().filter(|(at, _)| *at >= asked_at) {
             return Err(error.again());
         }
-        let connected: Result<_, BackplaneError> = async {
-            let mut connection = shared.connect(Some(shared.limits.timeout)).await?;
-            shared.warn_of_eviction(&mut connection).await;
-            Ok(connection)
-        }
-        .await;
-        let mut slot = self.slot();
-        match connected {
-            Ok(connection) => {
-                slot.number += 1;
-                slot.failed = None;
-                Ok((slot.connection.insert(connection).clone(), slot.number))
-            }
-            Err(error) => {
-                slot.failed = Some((Instant::now(), error.again()));
-                Err(error)
-            }
-        }
+        let mut connection = shared.connect(Some(shared.limits.timeout)).await.inspect_err(|error| {
+            self.slot.lock().failed = Some((Instant::now(), error.again()));
+        })?;
+        shared.warn_of_eviction(&mut connection).await;
+        let mut slot = self.slot.lock();
+        slot.number += 1;
+        slot.failed = None;
+        Ok((slot.connection.insert(connection).clone(), slot.number))
     }
 
     /// Whether it still was this connection.
     fn lose(&self, number: u64) -> bool {
-        let mut slot = self.slot();
+        let mut slot = self.slot.lock();
         slot.number == number && slot.connection.take().is_some()
     }
 }
@@ -131,27 +117,24 @@ impl Shared {
             line: PerRuntime::default(),
             publish: PerRuntime::default(),
             bulk: PerRuntime::default(),
-            tidied: std::sync::Mutex::default(),
-            own: std::sync::Mutex::default(),
+            tidied: Mutex::default(),
+            own: Mutex::default(),
             page: AtomicUsize::new(PAGE),
         }
     }
 
-    /// What the scripts compare with the log: what the caller has seen and, as far as it is of the
-    /// same epoch, what was appended last. The second goes behind arguments that only one of the
-    /// scripts has.
-    pub(super) fn compared(&self, seen: Option<Seen>) -> Compared {
-        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let own = own.filter(|own| seen.is_some_and(|seen| seen.epoch == own.place.epoch));
-        let seen = seen.map(|seen| Place {
-            sequence: own.as_ref().map_or(seen.sequence, |own| own.place.sequence.max(seen.sequence)),
-            ..seen
-        });
-        Compared { seen, own }
+    /// Returns the arguments by which both scripts recognise the log: what the caller has seen, with a new
+    /// epoch, and what was appended last, if that is of the same epoch. The second go behind arguments that
+    /// only one of the scripts has.
+    pub(super) fn compared(&self, seen: Option<Seen>) -> (impl ToRedisArgs, impl ToRedisArgs) {
+        let own = self.own.lock().clone().filter(|own| seen.is_some_and(|seen| seen.epoch == own.place.epoch));
+        let (own, start) = own.map_or_else(Default::default, |own| (own.place.sequence, own.start));
+        let (epoch, seen) = seen.map_or_else(Default::default, |seen| (format!("{:x}", seen.epoch), seen.sequence));
+        ((epoch, seen.max(own), format!("{:x}", fastrand::u64(1..))), (own, start))
     }
 
     fn remember(&self, place: Place, payload: &[u8]) {
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = self.own.lock();
         // Of two calls under way the later one may be answered first.
         let is_newer = |own: &Own| own.place.epoch != place.epoch || own.place.sequence < place.sequence;
         if own.as_ref().is_none_or(is_newer) {
@@ -159,20 +142,13 @@ impl Shared {
         }
     }
 
-    pub(super) async fn connect(
-        &self,
-        response_timeout: Option<Duration>,
-    ) -> Result<MultiplexedConnection, BackplaneError> {
+    pub(super) async fn connect(&self, response_timeout: Option<Duration>) -> Answer<MultiplexedConnection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.limits.timeout))
             .set_response_timeout(response_timeout);
         self.choose_cryptography();
-        // Nothing was asked yet.
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
-        connection.map_err(|error| match classify(&error) {
-            error if error.is_rejected() => error,
-            error => BackplaneError::unavailable(error.text),
-        })
+        connection.map_err(|error| classify(&error).before_request())
     }
 
     /// The client takes the process's own and panics if there is none, so one is chosen for a process that has not.
@@ -185,22 +161,15 @@ impl Shared {
     }
 
     /// Runs a small command.
-    pub(super) async fn run<T>(
-        &self,
-        command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<T, BackplaneError> {
-        self.run_on(&self.line, command).await
-    }
-
-    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BackplaneError> {
-        self.run(async |connection| command.query_async(connection).await).await
+    pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Answer<T> {
+        self.run_on(&self.line, async |connection| command.query_async(connection).await).await
     }
 
     pub(super) async fn run_on<T>(
         &self,
         lines: &PerRuntime<Line>,
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
-    ) -> Result<T, BackplaneError> {
+    ) -> Answer<T> {
         let line = lines.here();
         let (mut connection, number) = line.get(self).await?;
         match command(&mut connection).await {
@@ -214,7 +183,7 @@ impl Shared {
                     if line.lose(number) && !is_late_read {
                         [&self.line, &self.publish, &self.bulk]
                             .iter()
-                            .for_each(|lines| lines.here().slot().connection = None);
+                            .for_each(|lines| lines.here().slot.lock().connection = None);
                     }
                 }
                 Err(classify(&error))
@@ -223,10 +192,7 @@ impl Shared {
     }
 
     /// Reads one page of many: fewer at a time, and once more, if it did not come in time.
-    pub(super) async fn read_page<T: FromRedisValue>(
-        &self,
-        command: impl Fn(usize) -> Cmd,
-    ) -> Result<T, BackplaneError> {
+    pub(super) async fn read_page<T: FromRedisValue>(&self, command: impl Fn(usize) -> Cmd) -> Answer<T> {
         let mut is_last = false;
         loop {
             let count = self.page.load(Ordering::Relaxed);
@@ -234,13 +200,15 @@ impl Shared {
             let page = self.run_on(&self.bulk, async |connection| command.query_async(connection).await).await;
             match &page {
                 Ok(_) => self.page.store((count + count / 16 + 1).min(PAGE), Ordering::Relaxed),
-                Err(error) if error.is_unknown() => self.page.store((count / 8).max(1), Ordering::Relaxed),
+                Err(error) if error.is_unknown() => {
+                    self.page.store((count / 8).max(1), Ordering::Relaxed);
+                    if count > 1 && !std::mem::replace(&mut is_last, true) {
+                        continue;
+                    }
+                }
                 Err(_) => {}
             }
-            match page {
-                Err(error) if error.is_unknown() && count > 1 && !is_last => is_last = true,
-                page => return page,
-            }
+            return page;
         }
     }
 
@@ -256,21 +224,15 @@ impl Shared {
         }
     }
 
-    pub(super) async fn append_chunk(
-        &self,
-        records: &[Outgoing],
-        seen: Option<Seen>,
-    ) -> Result<Vec<Place>, BackplaneError> {
+    pub(super) async fn append_chunk(&self, records: &[Outgoing], seen: Option<Seen>) -> Answer<Vec<Place>> {
         let limits = &self.limits;
         let mut call = self.append.prepare_invoke();
         for key in [&self.keys.log, &self.keys.meta, &self.keys.values, &self.keys.order] {
             call.key(key);
         }
-        let compared = self.compared(seen);
-        compared.seen_arguments(&mut call);
-        call.arg(limits.max_records).arg(limits.max_age.as_millis() as u64).arg(limits.max_values);
-        call.arg(600_000).arg(records.len()).arg(limits.max_bytes);
-        compared.own_arguments(&mut call);
+        let (seen, own) = self.compared(seen);
+        call.arg(seen).arg(limits.max_records).arg(limits.max_age.as_millis() as u64).arg(limits.max_values);
+        call.arg(600_000).arg(records.len()).arg(limits.max_bytes).arg(own);
         let mut idempotent = 0;
         for record in records {
             let index = record.idempotency_key.as_ref().map_or(0, |key| {
@@ -296,8 +258,8 @@ impl Shared {
         };
         let ((epoch, sequences, before), acknowledged) = self.run_on(&self.publish, append).await?;
         // Whatever the error is, the records are in the log.
-        let acknowledged =
-            acknowledged.map_err(|error| BackplaneError::unknown(format!("the server did not wait: {error}")))?;
+        let unknown = |error| BackplaneError::unknown(format!("the server did not wait: {error}"));
+        let acknowledged = acknowledged.map_err(unknown)?;
         if acknowledged < replicas {
             let text = format!("{acknowledged} of {replicas} replicas acknowledged the records in time");
             return Err(BackplaneError::unknown(text));
@@ -314,24 +276,7 @@ impl Shared {
     }
 }
 
-pub(super) struct Compared {
-    seen: Option<Seen>,
-    own: Option<Own>,
-}
-
-impl Compared {
-    pub(super) fn seen_arguments(&self, call: &mut redis::ScriptInvocation<'_>) {
-        let seen = self.seen.map_or((String::new(), 0), |seen| (format!("{:x}", seen.epoch), seen.sequence));
-        call.arg(seen.0).arg(seen.1).arg(format!("{:x}", fastrand::u64(1..)));
-    }
-
-    pub(super) fn own_arguments(&self, call: &mut redis::ScriptInvocation<'_>) {
-        let own = self.own.as_ref().map_or((0, &[][..]), |own| (own.place.sequence, &own.start[..]));
-        call.arg(own.0).arg(own.1);
-    }
-}
-
-pub(super) fn parse_epoch(text: &str) -> Result<u64, BackplaneError> {
+pub(super) fn parse_epoch(text: &str) -> Answer<u64> {
     u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is no number"))
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use redis::aio::MultiplexedConnection;
 use redis::streams::{StreamId, StreamRangeReply, StreamReadReply};
+use redis::{Cmd, FromRedisValue};
 
-use super::super::{BackplaneError, Stored};
+use super::super::{Answer, Stored, in_time};
 use super::server::{Shared, classify};
 
 /// How long a read waits for something new before it looks whether anybody still wants it.
@@ -26,19 +27,15 @@ pub(super) enum From {
 
 /// Entries of a stream as they come. On a connection of its own, without a limit of the client for an
 /// answer: a read waits on purpose, so each wait has a limit here.
-pub(super) fn read(
-    shared: Arc<Shared>,
-    key: String,
-    from: From,
-) -> BoxStream<'static, Result<Vec<StreamId>, BackplaneError>> {
-    async_stream::try_stream! {
+pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'static, Answer<Vec<StreamId>>> {
+    Box::pin(async_stream::try_stream! {
         let mut connection = shared.connect(None).await?;
+        let timeout = shared.limits.timeout;
         let mut id = match from {
             From::After(number) => format!("{number}-0"),
             From::Now | From::Mark(_) => {
-                let mut newest = redis::cmd("XREVRANGE");
-                newest.arg(&key).arg("+").arg("-").arg("COUNT").arg(1);
-                let reply: StreamRangeReply = in_time(shared.limits.timeout, newest.query_async(&mut connection)).await?;
+                let newest = Cmd::xrevrange_count(&key, "+", "-", 1);
+                let reply: StreamRangeReply = ask(&mut connection, &newest, timeout).await?;
                 let newest = reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
                 match from {
                     From::Mark(mark) if id_of(&mark) <= id_of(&newest) => mark.into(),
@@ -53,34 +50,26 @@ pub(super) fn read(
             // elsewhere. A server that is not the primary refuses every write, also one that
             // changes nothing.
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
-                let mut write = redis::cmd("HDEL");
-                write.arg(&shared.keys.meta).arg("-");
-                let _: u64 = in_time(shared.limits.timeout, write.query_async(&mut connection)).await?;
+                let _: u64 = ask(&mut connection, &Cmd::hdel(&shared.keys.meta, "-"), timeout).await?;
                 checked = Some(Instant::now());
             }
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             command.arg("STREAMS").arg(&key).arg(&id);
             // A connection on which nothing comes back at all is broken.
-            let limit = BLOCK + shared.limits.timeout;
-            let reply: Option<StreamReadReply> = in_time(limit, command.query_async(&mut connection)).await?;
+            let reply: Option<StreamReadReply> = ask(&mut connection, &command, BLOCK + timeout).await?;
             let entries = reply.and_then(|reply| reply.keys.into_iter().next()).map_or_else(Vec::new, |key| key.ids);
             if let Some(newest) = entries.last() {
                 id.clone_from(&newest.id);
                 yield entries;
             }
         }
-    }
-    .boxed()
+    })
 }
 
 /// Waits for an answer up to a limit.
-async fn in_time<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, redis::RedisError>>,
-) -> Result<T, BackplaneError> {
-    let answer = tokio::time::timeout(limit, answer).await;
-    answer.map_err(|_| BackplaneError::unknown("no answer in time"))?.map_err(|error| classify(&error))
+async fn ask<T: FromRedisValue>(connection: &mut MultiplexedConnection, command: &Cmd, limit: Duration) -> Answer<T> {
+    in_time(limit, async { command.query_async(connection).await.map_err(|error| classify(&error)) }).await
 }
 
 /// What somebody else has put there without a record is one that nobody can read.
