@@ -3,16 +3,16 @@
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, ready};
+use futures::future::{BoxFuture, FutureExt, ready};
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
-use super::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use crate::sync::Mutex;
 
 /// A shared log in this process: several hubs built with clones of it are instances of one. It keeps the newest 65,536
 /// records. Nothing of it outlives the process.
@@ -23,11 +23,10 @@ pub struct Memory {
 
 struct Shared {
     log: Mutex<Log>,
-    /// The newest number.
-    last: watch::Sender<u64>,
-    told: Mutex<VecDeque<Bytes>>,
-    /// How many were told, ever.
-    count: watch::Sender<usize>,
+    /// Wakes the streams that wait for a record.
+    appended: watch::Sender<()>,
+    /// Wakes the streams that wait for a message.
+    told: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -40,6 +39,9 @@ struct Log {
     deposits: HashMap<Box<str>, (Instant, Bytes)>,
     /// Its keys, oldest first.
     keys: VecDeque<(Instant, Box<str>)>,
+    told: VecDeque<Bytes>,
+    /// How many messages were told, ever.
+    count: usize,
 }
 
 const KEPT: usize = 65_536;
@@ -54,24 +56,26 @@ impl Memory {
     #[must_use]
     pub fn new() -> Self {
         let log = Mutex::new(Log { epoch: fastrand::u64(1..), ..Log::default() });
-        let (last, count) = (watch::Sender::new(0), watch::Sender::new(0));
-        Self { shared: Arc::new(Shared { log, last, told: Mutex::default(), count }) }
+        let (appended, told) = (watch::Sender::new(()), watch::Sender::new(()));
+        Self { shared: Arc::new(Shared { log, appended, told }) }
     }
 
-    fn log(&self) -> MutexGuard<'_, Log> {
-        self.shared.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn told(&self) -> MutexGuard<'_, VecDeque<Bytes>> {
-        self.shared.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The first message after so many, and how many that makes. Those that are not kept any more are passed over.
-    fn told_after(&self, count: usize) -> Option<(usize, Bytes)> {
-        let told = self.told();
-        let all = *self.shared.count.borrow();
-        let at = count.max(all - told.len());
-        Some((at + 1, told.get(at + told.len() - all)?.clone()))
+    /// A stream of what `next` finds. Where it finds nothing, the stream waits for a change.
+    fn stream<T: Send + 'static>(
+        &self,
+        mut changes: watch::Receiver<()>,
+        mut next: impl FnMut(&Log) -> Option<T> + Send + 'static,
+    ) -> BoxStream<'static, Answer<T>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async_stream::try_stream! {
+            loop {
+                let found = next(&shared.log.lock());
+                match found {
+                    Some(found) => yield found,
+                    None => changes.changed().await.map_err(|_| BackplaneError::unavailable("gone"))?,
+                }
+            }
+        })
     }
 }
 
@@ -124,88 +128,79 @@ impl Log {
         let start = self.records.partition_point(|record| record.sequence <= after);
         self.records.range(start..).take(limit).cloned().collect()
     }
+
+    /// The first message after so many, and how many that makes. Those that are not kept any more are passed over.
+    fn told_after(&self, count: usize) -> Option<(usize, Bytes)> {
+        let at = count.max(self.count - self.told.len());
+        Some((at + 1, self.told.get(at + self.told.len() - self.count)?.clone()))
+    }
 }
 
 impl Backplane for Memory {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
-        let mut log = self.log();
+    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<Place>>> {
+        let mut log = self.shared.log.lock();
         log.look(seen);
         let places = records.into_iter().map(|record| Ok(log.append(record))).collect();
-        let last = log.last;
         drop(log);
-        self.shared.last.send_replace(last);
+        self.shared.appended.send_replace(());
         ready(places).boxed()
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
-        ready(Ok(self.log().look(seen))).boxed()
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<State>> {
+        ready(Ok(self.shared.log.lock().look(seen))).boxed()
     }
 
-    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
-        ready(Ok(self.log().after(after, limit))).boxed()
+    fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {
+        ready(Ok(self.shared.log.lock().after(after, limit))).boxed()
     }
 
-    fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
-        let (this, mut last, mut after) = (self.clone(), self.shared.last.subscribe(), after);
-        async_stream::stream! {
-            loop {
-                let batch = this.log().after(after, BATCH);
-                if let Some(newest) = batch.last() {
-                    after = newest.sequence;
-                    yield Ok(batch);
-                } else if last.changed().await.is_err() {
-                    yield Err(BackplaneError::unavailable("gone"));
-                    break;
-                }
-            }
-        }
-        .boxed()
+    fn tail(&self, after: u64) -> BoxStream<'static, Answer<Vec<Stored>>> {
+        let mut after = after;
+        self.stream(self.shared.appended.subscribe(), move |log| {
+            let batch = log.after(after, BATCH);
+            after = batch.last()?.sequence;
+            Some(batch)
+        })
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
-        let log = self.log();
+    fn values(&self) -> BoxFuture<'_, Answer<Vec<Current>>> {
+        let log = self.shared.log.lock();
         let values = log.values.iter().map(|(id, record)| Current { id: id.clone(), record: record.clone() }).collect();
         ready(Ok(values)).boxed()
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        let mut told = self.told();
-        if told.len() == TOLD {
-            told.pop_front();
+    fn tell(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+        let mut log = self.shared.log.lock();
+        if log.told.len() == TOLD {
+            log.told.pop_front();
         }
-        told.push_back(message);
-        // Under the lock, so that the two agree.
-        self.shared.count.send_modify(|count| *count += 1);
+        log.told.push_back(message);
+        log.count += 1;
+        drop(log);
+        self.shared.told.send_replace(());
         ready(Ok(())).boxed()
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        let (this, mut count) = (self.clone(), self.shared.count.subscribe());
-        let mut heard = after.and_then(|mark| mark.parse().ok()).unwrap_or(*count.borrow());
-        async_stream::stream! {
-            loop {
-                if let Some((at, message)) = this.told_after(heard) {
-                    heard = at;
-                    yield Ok(Told { mark: at.to_string().into(), message });
-                } else if count.changed().await.is_err() {
-                    yield Err(BackplaneError::unavailable("gone"));
-                    break;
-                }
-            }
-        }
-        .boxed()
+    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<Told>> {
+        let mark = after.and_then(|mark| mark.parse().ok());
+        let mut heard = mark.unwrap_or_else(|| self.shared.log.lock().count);
+        self.stream(self.shared.told.subscribe(), move |log| {
+            let (at, message) = log.told_after(heard)?;
+            heard = at;
+            Some(Told { mark: at.to_string().into(), message })
+        })
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
         let now = Instant::now();
-        let mut log = self.log();
+        let mut log = self.shared.log.lock();
         log.deposits.retain(|_, (until, _)| *until > now);
         log.deposits.insert(key.into(), (now + time, payload));
         ready(Ok(())).boxed()
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        let found = self.log().deposits.remove(key);
+    fn withdraw(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+        let found = self.shared.log.lock().deposits.remove(key);
         ready(Ok(found.filter(|(until, _)| *until > Instant::now()).map(|(_, payload)| payload))).boxed()
     }
 
