@@ -31,7 +31,6 @@ mod streams;
 mod told;
 mod values;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +44,7 @@ use self::reader::Reader;
 use self::shared::Shared;
 use super::limits::LogLimits;
 use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use crate::macros::opaque_debug;
 
 /// How long the server waits for something new before it says that there is nothing.
 const BLOCK: Duration = Duration::from_secs(2);
@@ -242,11 +242,4 @@ impl Backplane for Nats {
     }
 }
 
-impl fmt::Debug for Nats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Nats")
-            .field("server", &self.describe())
-            .field("namespace", &self.shared.namespace)
-            .finish_non_exhaustive()
-    }
-}
+opaque_debug!(|nats: Nats| { server: nats.describe(), namespace: nats.shared.namespace });

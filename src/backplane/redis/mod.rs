@@ -12,7 +12,6 @@ mod server;
 mod stream;
 
 use std::collections::hash_map::HashMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,7 @@ use self::server::{Shared, parse_epoch};
 use self::stream::{From, id_of, read, stored};
 use super::limits::LogLimits;
 use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use crate::macros::opaque_debug;
 
 /// How many records one call of the script appends: others wait for it.
 const CHUNK: usize = 256;
@@ -252,11 +252,4 @@ impl Backplane for Redis {
     }
 }
 
-impl fmt::Debug for Redis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis")
-            .field("server", &self.describe())
-            .field("namespace", &self.shared.namespace)
-            .finish_non_exhaustive()
-    }
-}
+opaque_debug!(|redis: Redis| { server: redis.describe(), namespace: redis.shared.namespace });
