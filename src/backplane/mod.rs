@@ -45,6 +45,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+#[cfg(feature = "json")]
+use {
+    futures::StreamExt,
+    futures::future::{Either, select},
+    tokio::time::{Instant, sleep_until},
+};
 
 pub use memory::Memory;
 #[cfg(feature = "nats")]
@@ -267,9 +273,20 @@ impl fmt::Display for BackplaneError {
 
 impl Error for BackplaneError {}
 
-/// Waits for a broker's answer up to a limit.
+/// Waits for a broker's answer up to a limit. A broker that does not answer in this time has failed.
 #[cfg(feature = "json")]
 pub(crate) async fn in_time<T>(limit: Duration, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
     let answer = tokio::time::timeout(limit, answer).await;
     answer.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
+}
+
+/// Waits for the next item of a stream, or returns `None` at a time. The time comes first, so that a stream
+/// that is never silent does not keep its reader from other work.
+#[cfg(feature = "json")]
+pub(crate) async fn next_until<T>(time: Instant, stream: &mut BoxStream<'static, Answer<T>>) -> Answer<Option<T>> {
+    match select(std::pin::pin!(sleep_until(time)), stream.next()).await {
+        Either::Left(_) => Ok(None),
+        Either::Right((Some(came), _)) => came.map(Some),
+        Either::Right((None, _)) => Err(BackplaneError::unknown("the connection ended")),
+    }
 }

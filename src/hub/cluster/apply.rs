@@ -7,10 +7,10 @@
 //! 3. A new epoch, or a loss, also replaces the current values.
 
 use super::presence_records;
-use super::record::{self, Decoded, Unreadable};
+use super::record::{self, Decoded};
 use super::shared_log::{SharedLog, believable};
-use crate::backplane::{BackplaneError, Current, State, Stored};
-use crate::hub::tasks::back_off::{BackOff, in_time};
+use crate::backplane::{Answer, BackplaneError, Current, State, Stored, in_time};
+use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::workers::wake_rest;
 use crate::hub::{Hub, Settings};
 use crate::log::{Effect, Entry};
@@ -43,7 +43,7 @@ pub(super) enum Next {
 impl Hub {
     /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
     /// publishers that had not seen what is lost have appended to it since.
-    pub(super) async fn is_another(&self, shared: &SharedLog, state: State) -> Result<bool, BackplaneError> {
+    pub(super) async fn is_another(&self, shared: &SharedLog, state: State) -> Answer<bool> {
         if state.epoch != self.log().epoch().0 {
             return Ok(false);
         }
@@ -64,7 +64,7 @@ impl Hub {
     }
 
     /// Reads what follows a number that the log has passed.
-    pub(super) async fn read_on(&self, shared: &SharedLog, last: u64) -> Result<Next, BackplaneError> {
+    pub(super) async fn read_on(&self, shared: &SharedLog, last: u64) -> Answer<Next> {
         let next = last + 1;
         let mut back_off = BackOff::new();
         for attempt in 0..ATTEMPTS {
@@ -98,7 +98,7 @@ impl Hub {
     }
 
     /// The log has another epoch, of which nothing is kept up to a number but current values.
-    pub(super) async fn begin_anew(&self, shared: &SharedLog, epoch: Epoch, gone: u64) -> Result<(), BackplaneError> {
+    pub(super) async fn begin_anew(&self, shared: &SharedLog, epoch: Epoch, gone: u64) -> Answer<()> {
         let values = self.current_values(shared).await?;
         // Before the epoch: a publish between the two must not claim to have seen more of the new epoch than there is.
         shared.last.store(gone, Ordering::Release);
@@ -112,7 +112,7 @@ impl Hub {
     }
 
     /// Records up to a number are lost, and current values may have changed in them.
-    pub(super) async fn lose_through(&self, shared: &SharedLog, upto: u64) -> Result<(), BackplaneError> {
+    pub(super) async fn lose_through(&self, shared: &SharedLog, upto: u64) -> Answer<()> {
         let values = self.current_values(shared).await?;
         self.log().lose_all(upto, values, self.now());
         shared.last.store(upto, Ordering::Release);
@@ -120,7 +120,7 @@ impl Hub {
         Ok(())
     }
 
-    async fn current_values(&self, shared: &SharedLog) -> Result<Vec<(u64, Entry)>, BackplaneError> {
+    async fn current_values(&self, shared: &SharedLog) -> Answer<Vec<(u64, Entry)>> {
         let current = shared.backplane.values().await?;
         let mut values: Vec<_> = current.iter().filter_map(|current| self.read_value(current)).collect();
         values.sort_by_key(|(sequence, _)| *sequence);
@@ -139,7 +139,7 @@ impl Hub {
     }
 
     /// Takes in what the log says, in its order.
-    pub(super) async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Result<(), BackplaneError> {
+    pub(super) async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Answer<()> {
         for stored in batch {
             let last = shared.last();
             if stored.sequence <= last {
@@ -159,7 +159,7 @@ impl Hub {
     }
 
     /// Reads what lies before a record that came.
-    async fn fill(&self, shared: &SharedLog, before: u64, age: Age) -> Result<(), BackplaneError> {
+    async fn fill(&self, shared: &SharedLog, before: u64, age: Age) -> Answer<()> {
         loop {
             let last = shared.last();
             if last + 1 >= before {
@@ -194,15 +194,11 @@ impl Hub {
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
     pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
-        let decoded = record::decode(payload, self.settings().max_targets);
-        let Decoded { audience, event, published_at } = decoded.map_err(|unreadable| match unreadable {
-            Unreadable::Garbage => None,
-            Unreadable::Of(audience) => Some(audience),
-        })?;
+        let Settings { framing, max_targets, .. } = self.settings();
+        let Decoded { audience, event, published_at } = record::decode(payload, *max_targets)?;
         let entry = if presence_records::is_presence(&event) {
             presence_records::entry(audience, &event).map_err(Some)?
         } else {
-            let Settings { framing, max_targets, .. } = self.settings();
             Entry::new(audience, &event, framing, *max_targets).map_err(|refused| Some(Box::new(refused.0)))?
         };
         let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));

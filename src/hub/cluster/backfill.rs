@@ -12,13 +12,13 @@ use futures::FutureExt;
 use super::apply::Age;
 use super::blocks::Waiting;
 use super::shared_log::SharedLog;
-use crate::backplane::BackplaneError;
-use crate::hub::tasks::back_off::{BackOff, in_time};
+use crate::backplane::{Answer, BackplaneError, in_time};
+use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 
 impl Hub {
-    async fn read_block(&self, shared: &SharedLog, start: u64) -> Result<(), BackplaneError> {
+    async fn read_block(&self, shared: &SharedLog, start: u64) -> Answer<()> {
         let (epoch, base) = (self.log().epoch(), self.log().base());
         let changed = || BackplaneError::unavailable("the log has begun a new epoch");
         let after = start.checked_sub(base).ok_or_else(changed)?;

@@ -15,17 +15,16 @@ use std::collections::hash_set::HashSet;
 use std::sync::Weak;
 
 use bytes::Bytes;
-use futures::future::{Either, select};
+use futures::FutureExt;
 use futures::stream::BoxStream;
-use futures::{FutureExt, StreamExt};
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant};
 
 use super::shared_log::SharedLog;
-use crate::backplane::{BackplaneError, Told};
+use crate::backplane::{Answer, Told, in_time, next_until};
 use crate::hub::peers::message::{Body, Here, Message, News, Part, cut_topics};
 use crate::hub::peers::outbox::{Due, PresenceEvent};
 use crate::hub::peers::table::Heard;
-use crate::hub::tasks::back_off::{BackOff, in_time};
+use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
@@ -53,8 +52,7 @@ async fn attend(hub: Weak<Inner>) {
         let mark = shared.mark.lock().clone();
         let heard = shared.backplane.hear(mark);
         drop(inner);
-        let outcome = hear_and_tell(&hub, heard).await;
-        if let Err(error) = outcome {
+        if let Err(error) = hear_and_tell(&hub, heard).await {
             let Some(inner) = hub.upgrade() else { return };
             inner.counters.control_failed(&error, inner.now());
         }
@@ -62,34 +60,24 @@ async fn attend(hub: Weak<Inner>) {
     }
 }
 
-async fn hear_and_tell(
-    hub: &Weak<Inner>,
-    mut heard: BoxStream<'static, Result<Told, BackplaneError>>,
-) -> Result<(), BackplaneError> {
+async fn hear_and_tell(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<Told>>) -> Answer<()> {
     let begun = Instant::now();
-    let mut next_tell = begun;
-    let mut next_lease = Instant::now();
-    let mut next_ask = Instant::now();
+    let (mut next_tell, mut next_lease, mut next_ask) = (begun, begun, begun);
     let mut is_first = true;
     loop {
         // Its own turn comes first, so that much to be heard does not keep it from telling.
-        let came = match select(std::pin::pin!(sleep_until(next_tell)), heard.next()).await {
-            Either::Left(_) => None,
-            Either::Right((came, _)) => Some(came),
-        };
+        let came = next_until(next_tell, &mut heard).await?;
         let Some(inner) = hub.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
         let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
         match came {
-            Some(Some(Ok(told))) => {
+            Some(told) => {
                 let question = hub.hear(shared, &told.message);
                 *shared.mark.lock() = Some(told.mark);
                 if let Some(question) = question {
                     hub.say(shared, question).await?;
                 }
             }
-            Some(Some(Err(error))) => return Err(error),
-            Some(None) => return Err(BackplaneError::unknown("the connection ended")),
             None => {
                 let now = Instant::now();
                 if std::mem::take(&mut is_first) {
@@ -146,7 +134,7 @@ impl Hub {
             Body::Ask(theirs) => {
                 shared.outbox.lock().report_all();
                 if shared.agreement.differs(&theirs) {
-                    return Some(Body::Settings(shared.agreement.terms().clone()));
+                    return Some(Body::Settings(shared.agreement.terms.clone()));
                 }
             }
             Body::Settings(theirs) => {
@@ -161,14 +149,14 @@ impl Hub {
         is_asked.then(|| shared.question())
     }
 
-    async fn say(&self, shared: &SharedLog, body: Body) -> Result<(), BackplaneError> {
+    async fn say(&self, shared: &SharedLog, body: Body) -> Answer<()> {
         let message = Message { from: shared.me, body };
         let told = shared.backplane.tell(Bytes::from(message.encode()));
         in_time(self.settings().publish_timeout, told).await
     }
 
     /// Tells what has changed, or all if somebody wants to know it.
-    async fn tell_news(&self, shared: &SharedLog) -> Result<(), BackplaneError> {
+    async fn tell_news(&self, shared: &SharedLog) -> Answer<()> {
         let (due, number) = {
             let mut outbox = shared.outbox.lock();
             let Some(due) = outbox.take_due() else { return Ok(()) };
@@ -253,11 +241,7 @@ impl Hub {
     }
 
     /// Sends a command to the other instances.
-    pub(in crate::hub) async fn tell_command(
-        &self,
-        shared: &SharedLog,
-        command: Command,
-    ) -> Result<(), BackplaneError> {
+    pub(in crate::hub) async fn tell_command(&self, shared: &SharedLog, command: Command) -> Answer<()> {
         self.inner.ensure_shared_log();
         self.say(shared, Body::Command(command)).await
     }
@@ -274,23 +258,23 @@ impl Hub {
         match &command.action {
             Action::Disconnect(_) => return self.carry_out_late(&command),
             Action::Leave(topic) => {
-                let mut waiting = shared.commands.lock();
-                let (before, others): (Vec<_>, Vec<_>) =
-                    std::mem::take(&mut *waiting).into_iter().partition(|(_, command)| command.joins(topic));
-                waiting.extend(others);
                 // Under the lock, so that no other thread carries out a part of them.
-                before.iter().for_each(|(_, command)| self.carry_out_late(command));
+                let mut waiting = shared.commands.lock();
+                waiting.retain(|(_, waiting)| {
+                    let is_overtaken = waiting.joins(topic);
+                    if is_overtaken {
+                        self.carry_out_late(waiting);
+                    }
+                    !is_overtaken
+                });
                 return self.carry_out_late(&command);
             }
             Action::Join(..) | Action::Change(_) => {}
         }
         let until = self.now().saturating_add(millis(self.settings().publish_timeout));
-        let mut waiting = shared.commands.lock();
-        if waiting.len() < WAITING {
-            waiting.push_back((until, command));
-            drop(waiting);
+        if shared.commands.lock().len() < WAITING {
+            shared.commands.lock().push_back((until, command));
         } else {
-            drop(waiting);
             self.carry_out_late(&command);
         }
         self.carry_out_waiting(shared);

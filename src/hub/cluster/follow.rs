@@ -9,14 +9,14 @@
 
 use std::sync::Weak;
 
-use futures::future::{Either, select};
-use futures::{FutureExt, StreamExt};
-use tokio::time::{Duration, Instant, sleep_until};
+use futures::FutureExt;
+use futures::stream::BoxStream;
+use tokio::time::{Duration, Instant};
 
 use super::apply::{Age, Next};
 use super::shared_log::{MOST, SharedLog, believable};
-use crate::backplane::{BackplaneError, Place, Stored};
-use crate::hub::tasks::back_off::{BackOff, in_time};
+use crate::backplane::{Answer, BackplaneError, Place, Stored, in_time, next_until};
+use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::sync::Ordering;
@@ -66,28 +66,19 @@ async fn follow(inner: Weak<Inner>) {
 }
 
 /// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
-async fn listen(
-    inner: &Weak<Inner>,
-    mut tail: futures::stream::BoxStream<'static, Result<Vec<Stored>, BackplaneError>>,
-    probe: Duration,
-) -> Result<(), BackplaneError> {
+async fn listen(inner: &Weak<Inner>, mut tail: BoxStream<'static, Answer<Vec<Stored>>>, probe: Duration) -> Answer<()> {
     let mut next_probe = Instant::now() + probe;
     let (mut mute, mut uncompared) = (0, 0);
     loop {
         // The probe comes first, so that a log that is never silent is compared too.
-        let came = match select(std::pin::pin!(sleep_until(next_probe)), tail.next()).await {
-            Either::Left(_) => None,
-            Either::Right((came, _)) => Some(came),
-        };
+        let came = next_until(next_probe, &mut tail).await?;
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return Ok(()) };
         let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
         match came {
-            Some(Some(Ok(batch))) => {
+            Some(batch) => {
                 mute = 0;
                 hub.apply(shared, batch, Age::New).await?;
             }
-            Some(Some(Err(error))) => return Err(error),
-            Some(None) => return Err(BackplaneError::unknown("the connection ended")),
             None => {
                 next_probe = Instant::now() + probe;
                 // So that what goes wrong in silence is noticed within two intervals.
@@ -117,16 +108,8 @@ async fn listen(
 }
 
 impl Hub {
-    /// Compares, and loads what is needed to follow.
-    async fn catch_up(&self, shared: &SharedLog) -> Result<(), BackplaneError> {
-        self.load(shared).await?;
-        shared.loaded.store(true, Ordering::Release);
-        self.carry_out_waiting(shared);
-        Ok(())
-    }
-
-    /// Goes on from what this instance has.
-    async fn load(&self, shared: &SharedLog) -> Result<(), BackplaneError> {
+    /// Compares the log with what this instance has, and loads what is needed to follow.
+    async fn catch_up(&self, shared: &SharedLog) -> Answer<()> {
         let mut state = shared.look(self.log().epoch(), self.settings().publish_timeout).await?;
         if self.is_another(shared, state).await? {
             // Younger than what this has seen, although it has grown since: it takes a new epoch.
@@ -155,6 +138,8 @@ impl Hub {
         }
         // Values may be newer than every record that is kept.
         self.log().advance(state.last.max(shared.last()), self.now());
+        shared.loaded.store(true, Ordering::Release);
+        self.carry_out_waiting(shared);
         Ok(())
     }
 

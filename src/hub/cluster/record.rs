@@ -18,15 +18,6 @@ const VERSION: u64 = 1;
 /// Or as many as are allowed, where that is more.
 const MOST_ADDRESSES: usize = 1024;
 
-/// Why bytes are no record of this version.
-#[derive(Debug)]
-pub(crate) enum Unreadable {
-    /// And nobody can say whose it was.
-    Garbage,
-    /// It is of a later version, or has something in it that no hub accepts; it was for these.
-    Of(Box<Audience>),
-}
-
 /// What makes a record unlike every other record, and the time at which it was published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -109,26 +100,22 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// What was written; its names are checked, its size and its event are not. An audience that is far
-/// beyond the limit is not even held, so nobody can say whose the record was.
-pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Unreadable> {
+/// Reads a record; its names are checked, its size and its event are not. A record of a later version, or with
+/// something in it that no hub accepts, gives back its audience if that can be read. An audience that is far
+/// beyond the limit is not even held.
+pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Option<Box<Audience>>> {
     let most = max_targets.max(MOST_ADDRESSES);
     let of = |to: &To<'_>, except: &[Cow<'_>]| {
-        if to.len().max(except.len()) > most {
-            return Err(Unreadable::Garbage);
-        }
-        to.audience(except.iter().map(|id| &*id.0)).map_err(|_| Unreadable::Garbage)
+        let is_held = to.len().max(except.len()) <= most;
+        is_held.then(|| to.audience(except.iter().map(|id| &*id.0)).ok()).flatten()
     };
-    let envelope: Envelope<'_> = match serde_json::from_slice(bytes) {
-        Ok(envelope) => envelope,
-        Err(_) => {
-            let addressed: Addressed<'_> = serde_json::from_slice(bytes).map_err(|_| Unreadable::Garbage)?;
-            return Err(Unreadable::Of(Box::new(of(&addressed.to, &addressed.except)?)));
-        }
+    let Ok(envelope) = serde_json::from_slice::<Envelope<'_>>(bytes) else {
+        let addressed: Addressed<'_> = serde_json::from_slice(bytes).map_err(|_| None)?;
+        return Err(of(&addressed.to, &addressed.except).map(Box::new));
     };
-    let audience = of(&envelope.to, &envelope.except)?;
+    let audience = of(&envelope.to, &envelope.except).ok_or(None)?;
     if envelope.v != VERSION {
-        return Err(Unreadable::Of(Box::new(audience)));
+        return Err(Some(Box::new(audience)));
     }
     let [name, data] = [envelope.event.unwrap_or_default(), envelope.data].map(|text| text.0.into_owned());
     let mut event = match envelope.key.map(|key| key.0.into_owned()) {
@@ -173,9 +160,7 @@ mod tests {
             assert_eq!(String::from_utf8(encode(&audience, &event, stamp)).unwrap(), vector);
         }
         for line in document.lines().filter(|line| line.starts_with("{\"v\":2,")) {
-            assert!(
-                matches!(decode(line.as_bytes(), 128), Err(Unreadable::Of(audience)) if !audience.addresses().is_empty())
-            );
+            assert!(matches!(decode(line.as_bytes(), 128), Err(Some(audience)) if !audience.addresses().is_empty()));
         }
     }
 
@@ -190,10 +175,10 @@ mod tests {
         for garbage in
             [&b""[..], b"{", b"[]", b"\xff", b"{\"v\":1}", b"{\"v\":1,\"to\":{\"topics\":[\"\"]},\"data\":\"\"}"]
         {
-            assert!(matches!(decode(garbage, 128), Err(Unreadable::Garbage)), "{garbage:?}");
+            assert!(matches!(decode(garbage, 128), Err(None)), "{garbage:?}");
         }
         for of in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
-            assert!(matches!(decode(of.as_bytes(), 128), Err(Unreadable::Of(_))), "{of}");
+            assert!(matches!(decode(of.as_bytes(), 128), Err(Some(_))), "{of}");
         }
     }
 
@@ -216,7 +201,7 @@ mod tests {
         };
         let begun = std::time::Instant::now();
         for garbage in [topics(1025, 1), topics(1025, 2), topics(100_000, 1), topics(100_000, 2), except(100_000)] {
-            assert!(matches!(decode(garbage.as_bytes(), 128), Err(Unreadable::Garbage)));
+            assert!(matches!(decode(garbage.as_bytes(), 128), Err(None)));
         }
         // Over the limit, but whose it was can be said; and what is allowed is read, however many that are.
         let Decoded { audience, .. } = decode(topics(1024, 1).as_bytes(), 128).unwrap();

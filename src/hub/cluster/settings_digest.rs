@@ -17,7 +17,7 @@ pub(crate) type Terms = BTreeMap<String, String>;
 
 #[derive(Debug)]
 pub(in crate::hub) struct Agreement {
-    terms: Terms,
+    pub(super) terms: Terms,
     has_warned: AtomicBool,
 }
 
@@ -35,10 +35,6 @@ impl Agreement {
         ];
         let terms = terms.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         Self { terms, has_warned: AtomicBool::new(false) }
-    }
-
-    pub(in crate::hub) fn terms(&self) -> &Terms {
-        &self.terms
     }
 
     /// Compares with those of another instance, and logs the first difference. Returns whether there is

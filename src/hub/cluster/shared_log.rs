@@ -12,13 +12,12 @@ use std::time::Duration;
 use super::blocks::Blocks;
 use super::history::History;
 use super::settings_digest::Agreement;
-use crate::backplane::{Backplane, BackplaneError, Place, Seen, State};
+use crate::backplane::{Answer, Backplane, BackplaneError, Place, Seen, State, in_time};
 use crate::hub::Settings;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::peers::message::{Body, InstanceId};
 use crate::hub::peers::outbox::Outbox;
 use crate::hub::peers::table::{Other, Peers};
-use crate::hub::tasks::back_off::in_time;
 use crate::log::{Block, Millis, Policies, millis};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Address, Audience, Command, ConnectionId, Epoch, Event, Position, Topic, UserId};
@@ -96,7 +95,7 @@ impl SharedLog {
     }
 
     /// Asks the broker for the state of the log.
-    pub(super) async fn look(&self, epoch: Epoch, limit: Duration) -> Result<State, BackplaneError> {
+    pub(super) async fn look(&self, epoch: Epoch, limit: Duration) -> Answer<State> {
         let state = in_time(limit, self.backplane.state(self.seen(epoch))).await?;
         if state.last <= MOST {
             self.latest.store(state.last, Ordering::Release);
@@ -121,7 +120,7 @@ impl SharedLog {
 
     /// What all are asked.
     pub(super) fn question(&self) -> Body {
-        Body::Ask(self.agreement.terms().clone())
+        Body::Ask(self.agreement.terms.clone())
     }
 
     /// The block with what comes after a number. If it is not here yet, the connection is woken when it
@@ -222,7 +221,7 @@ impl SharedLog {
     }
 }
 
-pub(super) fn believable(sequence: u64) -> Result<(), BackplaneError> {
+pub(super) fn believable(sequence: u64) -> Answer<()> {
     if sequence > MOST {
         return Err(BackplaneError::unknown("the log has a number that no hub has written"));
     }

@@ -1,13 +1,10 @@
-//! Pauses and time limits of tasks that talk to a broker.
+//! Pauses of tasks that talk to a broker.
 //!
-//! 1. After a failure a task waits. The pause doubles with each failure, from [`FIRST`] to [`LONGEST`], and is random
+//! After a failure a task waits. The pause doubles with each failure, from [`FIRST`] to [`LONGEST`], and is random
 //!    around that, so that instances which lost the same broker do not all come back at once.
-//! 2. A broker that does not answer within the limit has failed.
 
 use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, sleep};
-#[cfg(feature = "json")]
-use {crate::backplane::BackplaneError, tokio::time::timeout};
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
@@ -38,15 +35,6 @@ impl BackOff {
 /// Whether the caller can wait for a broker. A caller that cannot is refused instead: tokio's clock would panic.
 pub(in crate::hub) fn can_wait() -> bool {
     Handle::try_current().is_ok()
-}
-
-/// Waits for a broker's answer up to a limit.
-#[cfg(feature = "json")]
-pub(in crate::hub) async fn in_time<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, BackplaneError>>,
-) -> Result<T, BackplaneError> {
-    timeout(limit, answer).await.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
 }
 
 #[cfg(test)]

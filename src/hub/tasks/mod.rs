@@ -7,8 +7,7 @@
 //! 2. Each kind of work has one background task, which runs while there is work ([`background`]).
 //! 3. Each runtime that polls streams has a worker. Workers ring the alarms of streams, wake listeners
 //!    and look after all slots ([`workers`]).
-//! 4. Tasks that talk to a broker wait between attempts, and do not wait for an answer without limit
-//!    ([`back_off`]).
+//! 4. Tasks that talk to a broker wait between attempts ([`back_off`]).
 
 pub(super) mod back_off;
 pub(super) mod background;

@@ -10,9 +10,10 @@ use sha2::{Digest, Sha256};
 
 use super::record::{self, Times};
 use super::store::{NotTaken, Waiting, text};
+use crate::backplane::in_time;
 use crate::hub::Hub;
 use crate::hub::cluster::shared_log::SharedLog;
-use crate::hub::tasks::back_off::{can_wait, in_time};
+use crate::hub::tasks::back_off::can_wait;
 use crate::hub::tasks::workers;
 use crate::log::millis;
 use crate::types::{DisconnectClock, Redeemed, Subscription, SubscriptionError};
