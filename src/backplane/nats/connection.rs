@@ -221,12 +221,8 @@ impl Connection {
         self.message(stream, &json!({ "last_by_subj": subject })).await
     }
 
-    /// Returns a message by its number, as the leader of the stream has it.
-    pub(super) async fn numbered(&self, stream: &str, number: u64) -> Answer<Option<StreamMessage>> {
-        self.message(stream, &json!({ "seq": number })).await
-    }
-
-    async fn message(&self, stream: &str, which: &Json) -> Answer<Option<StreamMessage>> {
+    /// Returns the message that JetStream's API finds by `which`, as the leader of the stream has it.
+    pub(super) async fn message(&self, stream: &str, which: &Json) -> Answer<Option<StreamMessage>> {
         let answer = self.ask_unless("STREAM.MSG.GET", stream, which, &[NO_STREAM, NO_MESSAGE]).await?;
         let Some(mut answer) = answer else { return Ok(None) };
         let message: Result<RawMessage, _> = serde_json::from_value(answer["message"].take());

@@ -145,9 +145,7 @@ impl Backplane for Nats {
         Box::pin(async move {
             let session = self.shared.session(None).await?;
             let (connection, log) = (&session.connection, &self.shared.names.log);
-            let reader = Reader::open(connection, log, after, None).await?;
-            let reader = reader.ok_or_else(|| BackplaneError::unavailable("the log is gone"))?;
-            let messages = reader.rest(limit, BATCH).await?;
+            let messages = Reader::open(connection, log, after, None).await?.rest(limit, BATCH).await?;
             let mut records: Vec<_> = messages.into_iter().map(|message| message.stored).collect();
             let first = records.first().map(|stored| stored.sequence);
             if limit > 0 && first != Some(after + 1) {
@@ -169,8 +167,7 @@ impl Backplane for Nats {
         let shared = Arc::clone(&self.shared);
         Box::pin(async_stream::try_stream! {
             let session = shared.session_of_stream().await?;
-            let reader = Reader::open(&session.connection, &shared.names.log, after, None).await?;
-            let mut reader = reader.ok_or_else(|| BackplaneError::unavailable("the log is gone"))?;
+            let mut reader = Reader::open(&session.connection, &shared.names.log, after, None).await?;
             let mut last = after;
             loop {
                 let batch = reader.next(BATCH, BLOCK).await?;

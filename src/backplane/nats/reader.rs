@@ -35,13 +35,7 @@ pub(super) struct Message {
 }
 
 impl Reader {
-    /// `None` if there is no such stream.
-    pub(super) async fn open(
-        connection: &Connection,
-        stream: &str,
-        after: u64,
-        filter: Option<&str>,
-    ) -> Answer<Option<Self>> {
+    pub(super) async fn open(connection: &Connection, stream: &str, after: u64, filter: Option<&str>) -> Answer<Self> {
         let consumer = format!("{:016x}", fastrand::u64(..));
         let mut config = json!({
             "name": consumer,
@@ -59,12 +53,13 @@ impl Reader {
             of = format!("{of}.{filter}");
         }
         let request = json!({ "stream_name": stream, "config": config });
-        let Some(info) = connection.ask("CONSUMER.CREATE", &of, &request).await? else { return Ok(None) };
+        let info = connection.ask("CONSUMER.CREATE", &of, &request).await?;
+        let info = info.ok_or_else(|| BackplaneError::unavailable(format!("the stream {stream} is gone")))?;
         let waiting = info["num_pending"].as_u64().unwrap_or(0);
         let inbox = connection.client.new_inbox();
         let messages = connection.client.subscribe(inbox.clone()).await;
         let messages = messages.map_err(|error| BackplaneError::unavailable(error.to_string()))?;
-        Ok(Some(Self {
+        Ok(Self {
             connection: connection.clone(),
             stream: stream.to_owned(),
             consumer,
@@ -73,7 +68,7 @@ impl Reader {
             waiting,
             asked: 0,
             expires: Duration::ZERO,
-        }))
+        })
     }
 
     /// Asks for so many, as they come within a time. Not before the ones asked for have come or the time was over.
@@ -142,14 +137,10 @@ impl Reader {
                 break;
             }
         }
-        self.close().await;
-        Ok(all)
-    }
-
-    /// The server would forget it by itself, later.
-    async fn close(self) {
+        // The server would forget the consumer by itself, later.
         let subject = format!("$JS.API.CONSUMER.DELETE.{}.{}", self.stream, self.consumer);
         drop(self.connection.client.publish(subject, Bytes::new()).await);
+        Ok(all)
     }
 }
 

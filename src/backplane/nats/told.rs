@@ -34,6 +34,5 @@ pub(super) async fn hear(connection: &Connection, after: Option<Box<str>>) -> An
         Some(Some((number, of))) if of == life => number.parse().ok().filter(|number| *number <= last).unwrap_or(0),
         Some(_) => 0,
     };
-    let reader = Reader::open(connection, stream, after, None).await?.ok_or_else(gone)?;
-    Ok((life, reader))
+    Ok((life, Reader::open(connection, stream, after, None).await?))
 }

@@ -10,6 +10,7 @@
 use std::collections::hash_map::HashMap;
 
 use async_nats::HeaderMap;
+use serde_json::json;
 
 use super::super::{Answer, BackplaneError, Current, Stored};
 use super::connection::Connection;
@@ -31,14 +32,13 @@ pub(super) async fn end(connection: &Connection) -> Answer<u64> {
     if info["state"]["messages"] == 0 {
         return Ok(0);
     }
-    let newest = connection.numbered(&connection.names.values, last).await?;
+    let newest = connection.message(&connection.names.values, &json!({ "seq": last })).await?;
     Ok(newest.and_then(|message| source(&message.headers)).unwrap_or(0))
 }
 
 pub(super) async fn read(connection: &Connection) -> Answer<Vec<Current>> {
     let names = &connection.names;
-    let gone = || BackplaneError::unavailable("the stream is gone");
-    let copy = Reader::open(connection, &names.values, 0, None).await?.ok_or_else(gone)?;
+    let copy = Reader::open(connection, &names.values, 0, None).await?;
     let mut current = HashMap::new();
     let mut copied = 0;
     for message in copy.rest(usize::MAX, BATCH).await? {
@@ -47,7 +47,7 @@ pub(super) async fn read(connection: &Connection) -> Answer<Vec<Current>> {
         copied = copied.max(sequence);
         take(&mut current, &message.headers, &Stored { sequence, ..message.stored });
     }
-    let log = Reader::open(connection, &names.log, copied, Some(&names.keyed())).await?.ok_or_else(gone)?;
+    let log = Reader::open(connection, &names.log, copied, Some(&names.keyed())).await?;
     for message in log.rest(usize::MAX, BATCH).await? {
         take(&mut current, &message.headers, &message.stored);
     }
