@@ -12,11 +12,13 @@ use super::name::Topic;
 /// assert!(!rule.matches(&Topic::try_from("news").unwrap()));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopicRule(Rule);
+pub struct TopicRule(pub(crate) Rule);
 
+/// The topics of a rule. A ticket has it in this form as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Rule {
-    Any,
+#[cfg_attr(feature = "json", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+pub(crate) enum Rule {
+    Any {},
     Exact(Box<str>),
     Prefix(Box<str>),
 }
@@ -25,7 +27,7 @@ impl TopicRule {
     /// Every topic.
     #[must_use]
     pub fn any() -> Self {
-        Self(Rule::Any)
+        Self(Rule::Any {})
     }
 
     /// One topic.
@@ -38,20 +40,10 @@ impl TopicRule {
         Self(Rule::Prefix(prefix.into()))
     }
 
-    /// The one topic that it is about, or what those start with; every topic if neither.
-    #[cfg(feature = "json")]
-    pub(crate) fn parts(&self) -> (Option<&str>, Option<&str>) {
-        match &self.0 {
-            Rule::Any => (None, None),
-            Rule::Exact(exact) => (Some(exact), None),
-            Rule::Prefix(prefix) => (None, Some(prefix)),
-        }
-    }
-
     /// The topics that both rules match, as one rule. None if they have no topic in common.
     pub(crate) fn common(&self, other: &Self) -> Option<Self> {
         let both = match (&self.0, &other.0) {
-            (Rule::Any, rule) | (rule, Rule::Any) => rule,
+            (Rule::Any {}, rule) | (rule, Rule::Any {}) => rule,
             (exact @ Rule::Exact(a), Rule::Exact(b)) if a == b => exact,
             (exact @ Rule::Exact(a), Rule::Prefix(b)) | (Rule::Prefix(b), exact @ Rule::Exact(a))
                 if a.starts_with(&**b) =>
@@ -72,7 +64,7 @@ impl TopicRule {
     #[must_use]
     pub fn matches(&self, topic: &Topic) -> bool {
         match &self.0 {
-            Rule::Any => true,
+            Rule::Any {} => true,
             Rule::Exact(exact) => **exact == *topic.as_str(),
             Rule::Prefix(prefix) => topic.as_str().starts_with(&**prefix),
         }

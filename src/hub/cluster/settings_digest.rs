@@ -11,6 +11,7 @@ use crate::log::Policies;
 use crate::sync::{AtomicBool, Ordering};
 use crate::types::TopicRule;
 use crate::types::retention::{Bounds, Kind, LagPolicy, Retention};
+use crate::types::topic_filter::Rule;
 
 /// What is sent: names of settings and their values, or a hash where that is long. Compared, never read.
 pub(crate) type Terms = BTreeMap<String, String>;
@@ -59,10 +60,10 @@ fn of_time(time: Duration) -> String {
 }
 
 fn of_rule(rule: &TopicRule) -> String {
-    match rule.parts() {
-        (Some(exact), _) => format!("={exact}\n"),
-        (None, Some(prefix)) => format!("^{prefix}\n"),
-        (None, None) => "*\n".to_owned(),
+    match &rule.0 {
+        Rule::Exact(exact) => format!("={exact}\n"),
+        Rule::Prefix(prefix) => format!("^{prefix}\n"),
+        Rule::Any {} => "*\n".to_owned(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::topic_filter::Rule;
 use crate::types::{End, Expiry, History, Position, Start, Subscription, TopicRule};
 
 #[derive(Serialize, Deserialize)]
@@ -14,7 +15,7 @@ struct Carried {
     over_at: u64,
     user: Option<String>,
     topics: Vec<String>,
-    may_join: Vec<CarriedRule>,
+    may_join: Vec<Rule>,
     /// How many of the newest; none for live, and all if it is the largest number.
     last: Option<u64>,
     /// Topics, and the positions from which on they may be read.
@@ -26,14 +27,6 @@ struct Carried {
     aborts: Option<bool>,
     data: Option<String>,
     counted_as: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum CarriedRule {
-    Any {},
-    Exact(String),
-    Prefix(String),
 }
 
 fn unix(time: SystemTime) -> u64 {
@@ -53,18 +46,13 @@ pub(crate) struct Times {
 }
 
 pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
-    let rule = |rule: &TopicRule| match rule.parts() {
-        (None, None) => CarriedRule::Any {},
-        (Some(exact), _) => CarriedRule::Exact(exact.to_owned()),
-        (None, Some(prefix)) => CarriedRule::Prefix(prefix.to_owned()),
-    };
     let carried = Carried {
         v: 1,
         made_at: unix(times.made_at),
         over_at: unix(times.over_at),
         user: subscription.user.as_ref().map(ToString::to_string),
         topics: subscription.topics.iter().map(ToString::to_string).collect(),
-        may_join: subscription.may_join.iter().map(rule).collect(),
+        may_join: subscription.may_join.iter().map(|rule| rule.0.clone()).collect(),
         last: match subscription.start {
             Start::Live => None,
             Start::Last(count) => Some(count as u64),
@@ -87,17 +75,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     if let Some(user) = carried.user {
         subscription = subscription.with_user(user);
     }
-    for rule in carried.may_join {
-        subscription = subscription.may_join(match rule {
-            CarriedRule::Any {} => TopicRule::any(),
-            CarriedRule::Exact(exact) => TopicRule::exact(exact),
-            CarriedRule::Prefix(prefix) => TopicRule::prefix(prefix),
-        });
-    }
-    subscription = match carried.last {
-        None => subscription,
-        Some(u64::MAX) => subscription.start(Start::Oldest),
-        Some(count) => subscription.start(Start::Last(usize::try_from(count).unwrap_or(usize::MAX))),
+    subscription.may_join = carried.may_join.into_iter().map(TopicRule).collect();
+    subscription.start = match carried.last {
+        None => Start::Live,
+        Some(u64::MAX) => Start::Oldest,
+        Some(count) => Start::Last(usize::try_from(count).unwrap_or(usize::MAX)),
     };
     for (topic, position) in carried.since {
         subscription = subscription.topic_since(topic, position.parse::<Position>().ok()?);
@@ -105,9 +87,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     if carried.without_history {
         subscription = subscription.without_history();
     }
-    if let Some(aborts) = carried.aborts {
-        subscription = subscription.end(if aborts { End::Abort } else { End::Clean });
-    }
+    subscription.end = carried.aborts.map(|aborts| if aborts { End::Abort } else { End::Clean });
     subscription.expiry = carried.expires_at.and_then(time).map(Expiry::At);
     subscription.data = carried.data.map(Into::into);
     subscription.counted_as = carried.counted_as.map(Into::into);

@@ -2,7 +2,6 @@
 //!
 //! The broker keeps a hash of the secret and not the secret, so a reader of the broker cannot redeem a ticket.
 
-use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -105,12 +104,8 @@ impl Hub {
 
 /// Where it lies on a broker: whoever can list the keys there is not to learn the secret from them.
 fn key(secret: u128) -> String {
-    let mut key = "ticket:".to_owned();
-    for byte in Sha256::digest(text(secret)) {
-        // To a string it never fails.
-        let _ = write!(key, "{byte:02x}");
-    }
-    key
+    let hash: String = Sha256::digest(text(secret)).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("ticket:{hash}")
 }
 
 #[cfg(test)]
