@@ -60,22 +60,20 @@ async fn read(inner: Weak<Inner>) {
     loop {
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
         let Some(shared) = &hub.inner.shared_log else { return };
+        // A number of a life that is over is not asked for.
+        let outdated = shared.blocks.lock().take_waiting_below(hub.log().base());
+        wake(&hub.inner, outdated);
         let Some(next) = shared.blocks.lock().next_wanted(start) else { return };
         start = next;
         if let Err(error) = hub.read_block(shared, start).await {
             tracing::debug!(%error, "older records could not be read");
             drop(hub);
             back_off.wait().await;
-            let Some(inner) = inner.upgrade() else { return };
-            // A number of a life that is over is not asked for again.
-            let Some(shared) = &inner.shared_log else { return };
-            let waiting = shared.blocks.lock().take_waiting_below(inner.log.base());
-            wake(&inner, waiting);
-            continue;
+        } else {
+            back_off = BackOff::new();
+            let waiting = shared.blocks.lock().take_waiting(start);
+            wake(&hub.inner, waiting);
         }
-        back_off = BackOff::new();
-        let waiting = shared.blocks.lock().take_waiting(start);
-        wake(&hub.inner, waiting);
     }
 }
 
