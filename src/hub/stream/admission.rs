@@ -49,9 +49,8 @@ impl Hub {
         cursor: Cursor,
         request: Request,
     ) -> Result<StreamDriver, OpenError> {
-        self.admit(subscription, cursor, request.asked_at)?;
+        let addresses = self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
-        let addresses = addresses(subscription);
         // Without random bytes an id could be guessed; such a machine is better left alone for a while.
         let id = crate::hub::inner::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy))?;
         // Without a history a cursor opens nothing, and there is nothing to miss.
@@ -132,13 +131,14 @@ impl Hub {
         turn.map_err(|wait| self.settings().retry.saturating_add(wait))
     }
 
-    /// Whether a stream would be opened now, as far as that can be said without opening it.
+    /// Whether a stream would be opened now, as far as that can be said without opening it. Returns
+    /// the addresses of its subscription.
     pub(crate) fn admit(
         &self,
         subscription: &Subscription,
         cursor: Cursor,
         asked_at: DisconnectClock,
-    ) -> Result<(), OpenError> {
+    ) -> Result<Vec<Address>, OpenError> {
         self.check(subscription).map_err(OpenError::Invalid)?;
         if self.is_draining() {
             return Err(OpenError::Refused(RefusalReason::Draining));
@@ -149,7 +149,10 @@ impl Hub {
         }
         match cursor {
             Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Banned),
-            _ => self.check_bans(&addresses(subscription), asked_at),
+            _ => {
+                let addresses = addresses(subscription);
+                self.check_bans(&addresses, asked_at).map(|()| addresses)
+            }
         }
     }
 
@@ -231,8 +234,11 @@ impl Hub {
 
 /// Who and what a subscription is about.
 pub(in crate::hub) fn addresses(subscription: &Subscription) -> Vec<Address> {
-    let topics = subscription.topics.iter().cloned().map(Address::Topic);
-    topics.chain(subscription.user.clone().map(Address::User)).chain([Address::Everyone]).collect()
+    let mut addresses = Vec::with_capacity(subscription.topics.len() + 2);
+    addresses.extend(subscription.topics.iter().cloned().map(Address::Topic));
+    addresses.extend(subscription.user.clone().map(Address::User));
+    addresses.push(Address::Everyone);
+    addresses
 }
 
 #[cfg(all(test, feature = "json"))]
