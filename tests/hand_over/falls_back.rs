@@ -144,15 +144,20 @@ async fn falls_back_with(how: How) {
     is_whole(site, events).await;
 }
 
-/// Where it is plain from the first bytes, nobody waits for the patience of the offer.
+/// Where it is plain from the first bytes, the stream does not wait for the patience of the offer. A
+/// busy machine can be late as well, but not at every try.
 #[tokio::test]
 async fn that_a_body_was_changed_is_seen_at_once() {
     for how in [How::Prefix(": before\n\n"), How::Change, How::Split, How::HeadFirst, How::LookAhead] {
-        let site = Site::with(builder(), with(how)).await;
-        let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
-        let since = Instant::now();
-        site.delivers_by_body(&mut events).await;
-        assert!(since.elapsed() < PATIENCE * 3 / 4, "{how:?}: {:?}", since.elapsed());
+        let mut took = Vec::new();
+        while took.last().is_none_or(|last| *last >= PATIENCE * 3 / 4) {
+            assert!(took.len() < 5, "{how:?}: {took:?}");
+            let site = Site::with(builder(), with(how)).await;
+            let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
+            let since = Instant::now();
+            site.delivers_by_body(&mut events).await;
+            took.push(since.elapsed());
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::run::{Answer, Run, Seen};
 use crate::sent::SAMPLES;
 
 /// Between what clients wait for by themselves: some a second and less, some three and more.
-const RETRY: Duration = Duration::from_millis(1500);
+const RETRY: Duration = Duration::from_secs(3);
 /// Where little is learnt from the wait.
 const SHORT: Duration = Duration::from_millis(300);
 
