@@ -22,7 +22,7 @@ use super::tasks::background::Background;
 use super::tasks::workers::{Host, Workers, wake_rest};
 use super::tickets::store::Tickets;
 use super::upkeep::schedule::Rechecks;
-use crate::log::{Log, Millis, Since, millis};
+use crate::log::{Joined, Log, Millis, Since, millis};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{Address, Audience, Position};
@@ -142,7 +142,8 @@ impl Hub {
                 && let Some(handle) = self.registry().find(*id)
             {
                 // There is always room for it: it is no topic.
-                let _ = self.log().join(&handle, address, Since::Now, 0, self.now());
+                let joined = Joined { address: address.clone(), since: Since::Now, at: None };
+                let _ = self.log().join(&handle, &joined, 0, self.now());
             }
         }
     }

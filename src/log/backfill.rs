@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 use super::entry::{Effect, Entry};
+use super::epochs::Life;
 use super::store::Record;
 use super::time::Millis;
 use crate::types::{Address, Audience};
-use crate::wire::IdPrefix;
 
 /// A block ends after the record with which it has more bytes than this.
 const LARGE: usize = 1 << 20;
@@ -40,20 +40,19 @@ pub(crate) struct Block {
 pub(crate) type Read = Result<Entry, Option<Box<Audience>>>;
 
 impl Block {
-    /// What was read of an epoch after a place, in order and each with its place; it ends where one
+    /// What was read of a life after a place, in order and each with its place; it ends where one
     /// is missing, or when it is large. If there was none, nothing is left up to where this log was
-    /// before they were read: `known`. The ids of the epoch begin with `prefix`, and its numbers at
-    /// `base`.
+    /// before they were read: `known`.
     pub(super) fn new(
-        (prefix, base): (Arc<IdPrefix>, u64),
+        life: &Life,
         after: u64,
         known: u64,
         records: impl IntoIterator<Item = (u64, Read)>,
         now: Millis,
     ) -> Self {
-        let start = base.saturating_add(after);
+        let start = life.number(after);
         let mut block = Self {
-            base,
+            base: life.base,
             after: start,
             upto: start,
             gone: start,
@@ -63,7 +62,7 @@ impl Block {
             bytes: OVERHEAD,
         };
         for (sequence, read) in records {
-            let number = base.saturating_add(sequence);
+            let number = life.number(sequence);
             if number <= block.upto {
                 continue;
             }
@@ -82,7 +81,7 @@ impl Block {
                 Ok(Entry { audience, draft, .. }) => {
                     let record = Arc::new(Record {
                         sequence: number,
-                        frame: draft.finish(&prefix, sequence),
+                        frame: draft.finish(&life.prefix, sequence),
                         at: now,
                         effect: Effect::Nothing,
                         except: audience.excluded().iter().copied().collect(),

@@ -1,10 +1,10 @@
-//! One event on its way into the log: before it has a number, with it, and the answer to its publisher.
+//! One event on its way into the log, and the answer to its publisher.
 
 use std::sync::Arc;
 
 use super::time::Millis;
 use crate::types::{Audience, Event, Position, PublishError};
-use crate::wire::{Draft, Frame, Framing, IdPrefix};
+use crate::wire::{Draft, Framing};
 
 /// One validated event on its way into the log.
 #[derive(Debug)]
@@ -50,24 +50,6 @@ pub(crate) enum Effect {
     Nothing,
     Sets(Arc<str>),
     Removes(Arc<str>),
-}
-
-/// An entry with its place.
-#[derive(Debug)]
-pub(super) struct Numbered {
-    pub(super) number: u64,
-    pub(super) audience: Audience,
-    pub(super) effect: Effect,
-    pub(super) frame: Frame,
-    pub(super) published: Option<Millis>,
-}
-
-impl Entry {
-    /// Gives the entry its number, and its place in the epoch whose ids begin with `prefix`.
-    pub(super) fn numbered(self, number: u64, prefix: &IdPrefix, sequence: u64) -> Numbered {
-        let Self { audience, effect, draft, published } = self;
-        Numbered { number, audience, effect, frame: draft.finish(prefix, sequence), published }
-    }
 }
 
 /// The answer to a publisher.

@@ -2,6 +2,7 @@
 //! numbers go on above all that were ever used, and a position is an epoch and the distance from where it began.
 
 use std::collections::vec_deque::VecDeque;
+use std::sync::Arc;
 
 use crate::sync::RwLock;
 use crate::types::{Epoch, GapReason, Position};
@@ -30,17 +31,24 @@ pub(super) struct Break {
     pub(super) reason: GapReason,
 }
 
-#[derive(Debug)]
-struct Life {
-    epoch: Epoch,
+/// An epoch with the numbers of its records.
+#[derive(Clone, Debug)]
+pub(super) struct Life {
+    pub(super) epoch: Epoch,
     /// The number of its position zero.
-    base: u64,
-    prefix: std::sync::Arc<IdPrefix>,
+    pub(super) base: u64,
+    /// The beginning of the ids of its records.
+    pub(super) prefix: Arc<IdPrefix>,
 }
 
 impl Life {
     fn new(epoch: Epoch, base: u64) -> Self {
-        Self { epoch, base, prefix: std::sync::Arc::new(IdPrefix::new(epoch)) }
+        Self { epoch, base, prefix: Arc::new(IdPrefix::new(epoch)) }
+    }
+
+    /// The number of one of its places.
+    pub(super) fn number(&self, sequence: u64) -> u64 {
+        self.base.saturating_add(sequence)
     }
 }
 
@@ -49,20 +57,8 @@ impl Epochs {
         Self(RwLock::new(Lives { current: Life::new(epoch, 0), before: None, breaks: VecDeque::new() }))
     }
 
-    pub(super) fn current(&self) -> Epoch {
-        self.0.read().current.epoch
-    }
-
-    /// What the ids of new records start with, and where their numbers begin.
-    pub(super) fn prefix(&self) -> (std::sync::Arc<IdPrefix>, u64) {
-        let lives = self.0.read();
-        (std::sync::Arc::clone(&lives.current.prefix), lives.current.base)
-    }
-
-    /// The same of an epoch, if it is the current one.
-    pub(super) fn prefix_of(&self, epoch: Epoch) -> Option<(std::sync::Arc<IdPrefix>, u64)> {
-        let lives = self.0.read();
-        (lives.current.epoch == epoch).then(|| (std::sync::Arc::clone(&lives.current.prefix), lives.current.base))
+    pub(super) fn current(&self) -> Life {
+        self.0.read().current.clone()
     }
 
     pub(super) fn position(&self, number: u64) -> Position {
@@ -76,15 +72,15 @@ impl Epochs {
 
     /// The number of a position of the current life.
     pub(super) fn number(&self, position: Position) -> Option<u64> {
-        let lives = self.0.read();
-        (position.epoch() == lives.current.epoch).then(|| lives.current.base.saturating_add(position.sequence()))
+        let life = &self.0.read().current;
+        (position.epoch() == life.epoch).then(|| life.number(position.sequence()))
     }
 
-    /// A new life begins at this number. The break is noted by [`note_break`](Self::note_break).
-    pub(super) fn begin(&self, epoch: Epoch, base: u64) {
+    /// Begins a new life at this number, and returns it. The break is noted by [`note_break`](Self::note_break).
+    pub(super) fn begin(&self, epoch: Epoch, base: u64) -> Life {
         let mut lives = self.0.write();
-        let before = std::mem::replace(&mut lives.current, Life::new(epoch, base));
-        lives.before = Some(before);
+        lives.before = Some(std::mem::replace(&mut lives.current, Life::new(epoch, base)));
+        lives.current.clone()
     }
 
     pub(super) fn note_break(&self, new: Break) {

@@ -52,7 +52,7 @@ use crate::types::{Address, Audience, ConnectionId, Epoch, GapReason, Position, 
 
 use backfill::Read;
 use channel::Channel;
-use epochs::{Break, Epochs};
+use epochs::{Break, Life};
 use listener::Listener;
 use readable::Readable;
 use sequencer::Sequencer;
@@ -73,7 +73,7 @@ const AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };
 
 #[derive(Debug)]
 pub(crate) struct Log {
-    readable: Readable,
+    readable: Arc<Readable>,
     /// The highest number that a client ever came with: a new life begins above it.
     claimed: AtomicU64,
     sequencer: Mutex<Sequencer>,
@@ -82,10 +82,9 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn new(epoch: Epoch, policies: Policies, budgets: Budgets) -> Self {
-        let policies = Arc::new(policies);
-        let readable = Readable::new(Epochs::new(epoch), Arc::clone(&policies));
+        let readable = Arc::new(Readable::new(epoch, policies));
         Self {
-            sequencer: Mutex::new(Sequencer::new(policies, budgets, &readable.heads)),
+            sequencer: Mutex::new(Sequencer::new(Arc::clone(&readable), budgets)),
             readable,
             claimed: AtomicU64::new(0),
             deferred: Deferred::default(),
@@ -102,7 +101,7 @@ impl Log {
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
-        self.readable.epochs.current()
+        self.readable.epochs.current().epoch
     }
 
     /// The number of a position, if it is of the current epoch. It may be above the horizon.
@@ -129,8 +128,8 @@ impl Log {
         records: impl IntoIterator<Item = (u64, Read)>,
         now: Millis,
     ) -> Option<Block> {
-        let life = self.readable.epochs.prefix_of(epoch)?;
-        Some(Block::new(life, after, known, records, now))
+        let life = self.readable.epochs.current();
+        (life.epoch == epoch).then(|| Block::new(&life, after, known, records, now))
     }
 
     /// Gives the entries their numbers, keeps them and wakes who listens. What it left to
@@ -147,49 +146,52 @@ impl Log {
         entries: impl IntoIterator<Item = Entry>,
         now: Millis,
     ) -> (SmallVec<[Appended; 1]>, Asleep) {
-        let mut appended = SmallVec::new();
         let mut asleep = Asleep::default();
-        {
-            let mut sequencer = self.sequencer.lock();
-            let (prefix, base) = self.readable.epochs.prefix();
-            for entry in entries {
-                let number = sequencer.last() + 1;
-                let entry = entry.numbered(number, &prefix, number - base);
-                let receivers = sequencer.append(entry, &self.readable.heads, now, |channel| asleep.0.push(channel));
-                self.readable.raise_horizon(number);
-                appended.push(Appended { position: self.at(number), receivers });
-            }
-            sequencer.sweep_a_little(&self.readable.heads, now);
-            release(sequencer);
-        }
+        let appended = self.locked(|sequencer| {
+            let life = self.readable.epochs.current();
+            let append = |entry| {
+                let sequence = sequencer.last() + 1 - life.base;
+                let receivers = sequencer.append(&life, sequence, entry, now, &mut asleep);
+                Appended { position: Position::new(life.epoch, sequence), receivers }
+            };
+            let appended = entries.into_iter().map(append).collect();
+            sequencer.sweep_a_little(now);
+            appended
+        });
         (appended, asleep)
+    }
+
+    /// Works under the sequencer's lock. What was dropped there is freed after it.
+    fn locked<R>(&self, work: impl FnOnce(&mut Sequencer) -> R) -> R {
+        let mut sequencer = self.sequencer.lock();
+        let result = work(&mut sequencer);
+        let dropped = sequencer.take_dropped();
+        drop(sequencer);
+        drop(dropped);
+        result
     }
 
     /// Takes in what a log that others number has given a place, in their order. False if that
     /// place is taken or passed.
     pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
         let mut asleep = Asleep::default();
-        {
-            let mut sequencer = self.sequencer.lock();
-            let (prefix, base) = self.readable.epochs.prefix();
-            let number = base.saturating_add(sequence);
-            if number <= sequencer.last() {
-                return false;
+        let is_new = self.locked(|sequencer| {
+            let life = self.readable.epochs.current();
+            let is_new = life.number(sequence) > sequencer.last();
+            if is_new {
+                sequencer.append(&life, sequence, entry, now, &mut asleep);
+                sequencer.sweep_a_little(now);
             }
-            let entry = entry.numbered(number, &prefix, sequence);
-            sequencer.append(entry, &self.readable.heads, now, |channel| asleep.0.push(channel));
-            self.readable.raise_horizon(number);
-            sequencer.sweep_a_little(&self.readable.heads, now);
-            release(sequencer);
-        }
+            is_new
+        });
         self.wake(asleep, now);
-        true
+        is_new
     }
 
     /// The record of this place is not to be had. Its audience is told so; everybody, if that is not known.
     pub(crate) fn lose(&self, sequence: u64, audience: Option<&Audience>, now: Millis) {
-        self.interrupt(audience, now, |sequencer, base| {
-            let at = base.saturating_add(sequence);
+        self.interrupt(audience, now, |sequencer, life| {
+            let at = life.number(sequence);
             (at > sequencer.last()).then_some(Break { at, below: at, reason: GapReason::Lost })
         });
     }
@@ -197,24 +199,15 @@ impl Log {
     /// Nothing is to be had any more up to this place but current values, each with its place:
     /// those that are known may be of before. Everybody is told so.
     pub(crate) fn lose_all(&self, sequence: u64, values: Vec<(u64, Entry)>, now: Millis) {
-        self.interrupt(None, now, |sequencer, base| {
-            let at = base.saturating_add(sequence);
+        self.interrupt(None, now, |sequencer, life| {
+            let at = life.number(sequence);
             if at <= sequencer.last() {
                 return None;
             }
             sequencer.forget_values();
-            self.set_values(sequencer, values, now);
+            sequencer.set_values(life, values, now);
             Some(Break { at, below: at, reason: GapReason::Lost })
         });
-    }
-
-    /// Before the horizon covers them, for whoever is here already.
-    fn set_values(&self, sequencer: &mut Sequencer, values: Vec<(u64, Entry)>, now: Millis) {
-        let (prefix, base) = self.readable.epochs.prefix();
-        for (sequence, entry) in values {
-            let entry = entry.numbered(base.saturating_add(sequence), &prefix, sequence);
-            sequencer.set_value(entry, &self.readable.heads, now);
-        }
     }
 
     /// The log behind this one has begun a new life, of which nothing is to be had up to `gone` but
@@ -223,26 +216,21 @@ impl Log {
     pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, _| {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
-            self.readable.epochs.begin(epoch, base);
+            let life = self.readable.epochs.begin(epoch, base);
             sequencer.forget_all();
-            self.set_values(sequencer, values, now);
+            sequencer.set_values(&life, values, now);
             // Who comes with a position of the new life misses what it has dropped, no more.
-            Some(Break { at: base.saturating_add(gone), below: base, reason: GapReason::Epoch })
+            Some(Break { at: life.number(gone), below: base, reason: GapReason::Epoch })
         });
     }
 
     /// Everything up to this place was applied.
     pub(crate) fn advance(&self, sequence: u64, now: Millis) {
-        let mut sequencer = self.sequencer.lock();
-        let (_, base) = self.readable.epochs.prefix();
-        let number = base.saturating_add(sequence);
-        if number > sequencer.last() {
-            sequencer.advance(number);
-            self.readable.raise_horizon(number);
-        }
-        let listening = sequencer.listened();
-        drop(sequencer);
-        self.wake(Asleep(listening), now);
+        let asleep = self.locked(|sequencer| {
+            sequencer.advance(self.readable.epochs.current().number(sequence));
+            Asleep(sequencer.listened())
+        });
+        self.wake(asleep, now);
     }
 
     /// Whether the newest of each key is kept of what is for an address.
@@ -255,18 +243,14 @@ impl Log {
         &self,
         audience: Option<&Audience>,
         now: Millis,
-        break_at: impl FnOnce(&mut Sequencer, u64) -> Option<Break>,
+        break_at: impl FnOnce(&mut Sequencer, &Life) -> Option<Break>,
     ) {
         let mut asleep = Asleep::default();
-        {
-            let mut sequencer = self.sequencer.lock();
-            let (_, base) = self.readable.epochs.prefix();
-            let Some(found) = break_at(&mut sequencer, base) else { return };
-            self.readable.epochs.note_break(found);
-            sequencer.interrupt(found.at, audience, &self.readable.heads, now, |channel| asleep.0.push(channel));
-            self.readable.raise_horizon(found.at);
-            release(sequencer);
-        }
+        self.locked(|sequencer| {
+            if let Some(found) = break_at(sequencer, &self.readable.epochs.current()) {
+                sequencer.interrupt(found, audience, now, &mut asleep);
+            }
+        });
         self.wake(asleep, now);
     }
 
@@ -313,13 +297,12 @@ impl Log {
         let mut entered = Entered::with_capacity(addresses.size_hint().0);
         let mut horizon = self.last();
         while addresses.peek().is_some() {
-            let mut sequencer = self.sequencer.lock();
-            sequencer.sweep_a_little(&self.readable.heads, now);
-            let some = addresses.by_ref().take(AT_ONCE);
-            entered
-                .extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _, &self.readable.heads)));
-            horizon = self.last();
-            release(sequencer);
+            self.locked(|sequencer| {
+                sequencer.sweep_a_little(now);
+                let some = addresses.by_ref().take(AT_ONCE);
+                entered.extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _)));
+                horizon = self.last();
+            });
         }
         (entered, horizon)
     }
@@ -327,37 +310,16 @@ impl Log {
     /// The reverse.
     fn exit(&self, entered: &[(Arc<Channel>, u32)], now: Millis) {
         for some in entered.chunks(AT_ONCE) {
-            let mut sequencer = self.sequencer.lock();
-            some.iter().for_each(|(channel, slot)| sequencer.exit(channel, *slot, now));
-            sequencer.sweep_a_little(&self.readable.heads, now);
-            release(sequencer);
+            self.locked(|sequencer| {
+                some.iter().for_each(|(channel, slot)| sequencer.exit(channel, *slot, now));
+                sequencer.sweep_a_little(now);
+            });
         }
     }
 
     /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already, or not open, nothing
     /// changes, and false is returned. At most `max_topics` topics.
     pub(crate) fn join<L: Listener + AsRef<CursorHandle> + 'static>(
-        &self,
-        listener: &Arc<L>,
-        address: &Address,
-        since: Since,
-        max_topics: usize,
-        now: Millis,
-    ) -> Result<bool, TooManyTopics> {
-        let mut reader = L::as_ref(listener).reader.lock();
-        if !reader.admits(address, max_topics)? {
-            return Ok(false);
-        }
-        self.claim(since);
-        let (entered, horizon) = self.enter(listener, [address], now);
-        for (channel, slot) in entered {
-            reader.join(channel, slot, since, 0, horizon);
-        }
-        Ok(true)
-    }
-
-    /// Subscribes to what was joined before the connection was there, as if it had been.
-    pub(crate) fn join_as_of<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
         joined: &Joined,
@@ -369,9 +331,12 @@ impl Log {
             return Ok(false);
         }
         self.claim(joined.since);
-        let (entered, _) = self.enter(listener, [&joined.address], now);
+        let (entered, horizon) = self.enter(listener, [&joined.address], now);
         for (channel, slot) in entered {
-            reader.join_as_of(channel, slot, joined.since, joined.at);
+            match joined.at {
+                None => reader.join(channel, slot, joined.since, 0, horizon),
+                Some(at) => reader.join_as_of(channel, slot, joined.since, at),
+            }
         }
         Ok(true)
     }
@@ -407,7 +372,8 @@ impl Log {
             return Err(error);
         }
         plan.new.iter().chain(&plan.again).for_each(|joining| self.claim(joining.since));
-        let left = reader.leave_these(&plan.leaving, horizon);
+        let is_left = |address: &Address| address.topic().is_some_and(|topic| plan.leaving.contains(topic));
+        let left = reader.leave(is_left, horizon);
         for ((channel, slot), joining) in entered.into_iter().zip(&plan.new) {
             reader.join(channel, slot, joining.since, joining.after, horizon);
         }
@@ -432,9 +398,9 @@ impl Log {
     /// one.
     pub(crate) fn leave(&self, subscriber: &CursorHandle, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
-        let left = reader.leave(address, self.last());
-        self.exit(left.as_slice(), now);
-        left.is_some()
+        let left = reader.leave(|other| other == address, self.last());
+        self.exit(&left, now);
+        !left.is_empty()
     }
 
     /// Ends all subscriptions. A second call changes nothing. Returns the topics that it had.
@@ -490,10 +456,7 @@ impl Log {
 
     /// Drops what is past its age, some of it if there is much. Says whether there is more, or may be later.
     pub(crate) fn sweep(&self, now: Millis) -> Swept {
-        let mut sequencer = self.sequencer.lock();
-        let swept = sequencer.sweep(&self.readable.heads, now);
-        release(sequencer);
-        swept
+        self.locked(|sequencer| sequencer.sweep(now))
     }
 
     /// Whether listeners wait to be woken by [`wake_deferred`](Self::wake_deferred).
@@ -509,13 +472,6 @@ impl Log {
     pub(crate) fn usage(&self) -> Usage {
         self.sequencer.lock().usage()
     }
-}
-
-/// Unlocks the sequencer, then frees what was dropped under the lock.
-fn release(mut sequencer: impl std::ops::DerefMut<Target = Sequencer>) {
-    let dropped = sequencer.take_dropped();
-    drop(sequencer);
-    drop(dropped);
 }
 
 /// Channels, and the slots by which a subscriber listens there.

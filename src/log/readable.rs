@@ -2,20 +2,19 @@
 //!
 //! Publishers write it under the sequencer's lock. A read takes no lock of the sequencer.
 
-use std::sync::Arc;
-
 use super::channel::Channel;
 use super::epochs::Epochs;
 use super::heads::Heads;
 use super::policies::Policies;
 use super::shared_chunks::Pieces;
 use crate::sync::{AtomicU64, Ordering};
+use crate::types::Epoch;
 use crate::types::retention::Kind;
 
 #[derive(Debug)]
 pub(super) struct Readable {
     pub(super) epochs: Epochs,
-    pub(super) policies: Arc<Policies>,
+    pub(super) policies: Policies,
     /// The newest number that every reader may read up to. Written under the sequencer's lock.
     horizon: AtomicU64,
     pub(super) heads: Heads,
@@ -23,8 +22,14 @@ pub(super) struct Readable {
 }
 
 impl Readable {
-    pub(super) fn new(epochs: Epochs, policies: Arc<Policies>) -> Self {
-        Self { epochs, policies, horizon: AtomicU64::new(0), heads: Heads::default(), pieces: Pieces::default() }
+    pub(super) fn new(epoch: Epoch, policies: Policies) -> Self {
+        Self {
+            epochs: Epochs::new(epoch),
+            policies,
+            horizon: AtomicU64::new(0),
+            heads: Heads::default(),
+            pieces: Pieces::default(),
+        }
     }
 
     pub(super) fn horizon(&self) -> u64 {
@@ -50,6 +55,6 @@ impl Readable {
 
     /// Where the numbers of the current life begin.
     pub(super) fn base(&self) -> u64 {
-        self.epochs.prefix().1
+        self.epochs.current().base
     }
 }

@@ -180,14 +180,12 @@ impl Reader {
     /// One more channel, of which it may not read what was published up to `after`; `horizon` is
     /// where the log was when it was entered.
     pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, after: u64, horizon: u64) {
-        let since = if let Since::After(since) = since { Since::After(since.max(after)) } else { since };
-        // Another instance may be a moment ahead, and so may what is asked for.
-        let at = if let Since::After(since) = since { horizon.max(since) } else { horizon };
-        self.changed(&channel.address, at);
-        let (since, replay, told) = match since {
+        let (at, since, replay, told) = match since {
             Since::After(since) => {
+                let since = since.max(after);
                 let replay = Replay { values_after: since, records_after: since, owes: None };
-                (since, (since < self.cursor).then_some(replay), 0)
+                // Another instance may be a moment ahead, and so may what is asked for.
+                (horizon.max(since), since, (since < self.cursor).then_some(replay), 0)
             }
             Since::Now | Since::Refused(_) => {
                 let owes = if let Since::Refused(reason) = since { Some(reason) } else { None };
@@ -198,14 +196,14 @@ impl Reader {
                 let since = if has_values { self.cursor } else { horizon };
                 let replay = Replay { owes, ..Replay::values_after(after) };
                 let replay = (has_values || owes.is_some()).then_some(replay);
-                (since.max(after), replay, store.floor().min(horizon))
+                (horizon, since.max(after), replay, store.floor().min(horizon))
             }
         };
-        self.enter(channel, slot, since);
-        self.replaying |= replay.is_some();
-        if let Some(membership) = self.memberships.last_mut() {
-            (membership.replay, membership.told) = (replay.map(Box::new), told);
+        if channel.address.topic().is_some() {
+            self.changed_at = Number::some(at);
         }
+        self.replaying |= replay.is_some();
+        self.memberships.push(Membership { channel, slot, since, told, replay: replay.map(Box::new) });
     }
 
     /// One more channel that was joined when the log was at `at`. A cursor from before that knows
@@ -237,47 +235,30 @@ impl Reader {
         Plan { count: had.len() - leaving.len() + new.len(), new, again, leaving }
     }
 
-    pub(super) fn leave(&mut self, address: &Address, horizon: u64) -> Option<(Arc<Channel>, u32)> {
-        let index = self.memberships.iter().position(|membership| membership.channel.address == *address)?;
-        let left = self.memberships.remove(index);
-        self.changed(address, horizon);
-        self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
-        Some((left.channel, left.slot))
-    }
-
-    /// Leaves all of these at once.
-    pub(super) fn leave_these(&mut self, topics: &HashSet<&Topic>, horizon: u64) -> Vec<(Arc<Channel>, u32)> {
-        self.take_out(|topic| topics.contains(topic), horizon)
-            .into_iter()
-            .map(|left| (left.channel, left.slot))
-            .collect()
+    /// Leaves all addresses that are meant.
+    pub(super) fn leave(&mut self, is_meant: impl Fn(&Address) -> bool, horizon: u64) -> Vec<(Arc<Channel>, u32)> {
+        self.take_out(is_meant, horizon).into_iter().map(|left| (left.channel, left.slot)).collect()
     }
 
     /// As if these were left and joined, but it listens to them all the time.
     pub(super) fn begin_anew(&mut self, topics: &[&Joining], horizon: u64) {
         let topics: HashMap<&Topic, &Joining> = topics.iter().map(|joining| (&joining.topic, *joining)).collect();
-        for Membership { channel, slot, .. } in self.take_out(|topic| topics.contains_key(topic), horizon) {
+        let is_meant = |address: &Address| address.topic().is_some_and(|topic| topics.contains_key(topic));
+        for Membership { channel, slot, .. } in self.take_out(is_meant, horizon) {
             let joining = channel.address.topic().and_then(|topic| topics.get(topic));
             let (since, after) = joining.map_or((Since::Now, 0), |joining| (joining.since, joining.after));
             self.join(channel, slot, since, after, horizon);
         }
     }
 
-    fn take_out(&mut self, is_meant: impl Fn(&Topic) -> bool, horizon: u64) -> Vec<Membership> {
-        let is_meant = |membership: &Membership| membership.channel.address.topic().is_some_and(&is_meant);
-        let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.memberships).into_iter().partition(is_meant);
-        self.memberships = kept;
-        if !out.is_empty() {
+    fn take_out(&mut self, is_meant: impl Fn(&Address) -> bool, horizon: u64) -> Vec<Membership> {
+        let is_meant = |membership: &mut Membership| is_meant(&membership.channel.address);
+        let out: Vec<_> = self.memberships.extract_if(.., is_meant).collect();
+        if out.iter().any(|membership| membership.channel.address.topic().is_some()) {
             self.changed_at = Number::some(horizon);
-            self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
         }
+        self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
         out
-    }
-
-    fn changed(&mut self, address: &Address, horizon: u64) {
-        if address.topic().is_some() {
-            self.changed_at = Number::some(horizon);
-        }
     }
 
     pub(super) fn leave_all(&mut self) -> Vec<(Arc<Channel>, u32)> {

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::channel::Channel;
-use super::entry::Numbered;
-use super::heads::Heads;
+use super::entry::Entry;
+use super::epochs::{Break, Life};
 use super::listener::Listener;
 use super::marks::Marks;
-use super::policies::Policies;
+use super::readable::Readable;
 use super::store::{Dropped, Part, PerPart, Record, Store};
 use super::time::{Millis, millis};
+use super::waking::Asleep;
 use crate::macros::give_memory_back;
 use crate::types::retention::Kind;
 use crate::types::{Address, Audience};
@@ -50,7 +51,7 @@ pub(crate) enum Swept {
 
 #[derive(Debug)]
 pub(super) struct Sequencer {
-    policies: Arc<Policies>,
+    readable: Arc<Readable>,
     budgets: Budgets,
     last: u64,
     /// The floor at which new channels start that have left no mark.
@@ -169,16 +170,17 @@ pub(crate) struct Usage {
 }
 
 impl Sequencer {
-    pub(super) fn new(policies: Arc<Policies>, budgets: Budgets, heads: &Heads) -> Self {
+    pub(super) fn new(readable: Arc<Readable>, budgets: Budgets) -> Self {
+        let policies = &readable.policies;
         let lanes = PerPart {
             ring: Lanes::new(policies.all().iter().map(|retention| retention.ring.age)),
             keyed: Lanes::new(policies.all().iter().map(|retention| retention.keyed.age)),
         };
         let policy = policies.index(&Address::Everyone);
         let everyone = Arc::new(Channel::new(Address::Everyone, EVERYONE, 0, policy, 0));
-        heads.cover(EVERYONE as usize);
+        readable.heads.cover(EVERYONE as usize);
         Self {
-            policies,
+            readable,
             budgets,
             last: 0,
             floor: 0,
@@ -215,47 +217,55 @@ impl Sequencer {
         self.last
     }
 
-    /// Puts an entry whose number is above all others into its channels. Returns how many listen to those; hands
-    /// the channels that somebody listens to to `mark`, who wakes them when the horizon covers the number.
+    /// Puts an entry whose number is above all others into its channels, and raises the horizon to
+    /// it. Returns how many listen to those channels, and adds them to `asleep`.
     pub(super) fn append(
         &mut self,
-        entry: Numbered,
-        heads: &Heads,
+        life: &Life,
+        sequence: u64,
+        entry: Entry,
         now: Millis,
-        mut mark: impl FnMut(Arc<Channel>),
+        asleep: &mut Asleep,
     ) -> usize {
-        self.last = entry.number;
-        let (record, channels) = self.record(entry, heads, now);
+        self.last = life.number(sequence);
+        let (record, channels) = self.record(life, sequence, entry, now);
         let mut receivers = 0;
         for channel in channels {
             self.apply(&channel, Arc::clone(&record), now);
-            channel.raise_head(heads, record.sequence);
+            channel.raise_head(&self.readable.heads, record.sequence);
             let listening = channel.listening();
             receivers += listening;
             if listening > 0 {
-                mark(channel);
+                asleep.0.push(channel);
             }
         }
         self.fit_budgets(now);
+        self.readable.raise_horizon(self.last);
         receivers
     }
 
-    /// Puts a current value that is older than the records to come where it belongs.
-    pub(super) fn set_value(&mut self, entry: Numbered, heads: &Heads, now: Millis) {
-        let (record, channels) = self.record(entry, heads, now);
-        for channel in channels {
-            if self.policies.get(channel.policy).kind == Kind::LatestPerKey {
-                self.apply(&channel, Arc::clone(&record), now);
-                // Its floor may be higher, and whoever is below has to be told.
-                channel.raise_head(heads, record.sequence);
+    /// Puts current values that are older than the records to come where they belong. The horizon
+    /// does not cover them yet, so that connections that are here already read them.
+    pub(super) fn set_values(&mut self, life: &Life, values: Vec<(u64, Entry)>, now: Millis) {
+        for (sequence, entry) in values {
+            let (record, channels) = self.record(life, sequence, entry, now);
+            for channel in channels {
+                if self.readable.policies.get(channel.policy).kind == Kind::LatestPerKey {
+                    self.apply(&channel, Arc::clone(&record), now);
+                    // Its floor may be higher, and whoever is below has to be told.
+                    channel.raise_head(&self.readable.heads, record.sequence);
+                }
             }
+            self.fit_budgets(now);
         }
-        self.fit_budgets(now);
     }
 
     /// Nothing is numbered up to here any more.
     pub(super) fn advance(&mut self, number: u64) {
-        self.last = self.last.max(number);
+        if number > self.last {
+            self.last = number;
+            self.readable.raise_horizon(number);
+        }
     }
 
     /// The channels that somebody listens to.
@@ -268,34 +278,29 @@ impl Sequencer {
         self.numbers.iter().flatten()
     }
 
-    /// Makes a number one that the readers of these channels, or of all, have missed.
-    pub(super) fn interrupt(
-        &mut self,
-        number: u64,
-        audience: Option<&Audience>,
-        heads: &Heads,
-        now: Millis,
-        mut mark: impl FnMut(Arc<Channel>),
-    ) {
-        self.last = self.last.max(number);
+    /// Makes a number above all others one that the readers of these channels, or of all, have missed.
+    pub(super) fn interrupt(&mut self, found: Break, audience: Option<&Audience>, now: Millis, asleep: &mut Asleep) {
+        self.readable.epochs.note_break(found);
+        self.last = found.at;
         let channels: Vec<_> = match audience {
-            Some(audience) => audience.addresses().iter().map(|address| self.channel(address, heads)).collect(),
+            Some(audience) => audience.addresses().iter().map(|address| self.channel(address)).collect(),
             None => {
-                self.floor = self.floor.max(number);
+                self.floor = self.floor.max(found.at);
                 self.marks.clear();
                 self.all().cloned().collect()
             }
         };
         for channel in channels {
-            channel.store.lock().raise_floor(number);
+            channel.store.lock().raise_floor(found.at);
             // It may hold values that are newer.
-            channel.raise_head(heads, number);
+            channel.raise_head(&self.readable.heads, found.at);
             if channel.listening() > 0 {
-                mark(channel);
+                asleep.0.push(channel);
             } else {
                 self.note_if_idle(&channel, now);
             }
         }
+        self.readable.raise_horizon(found.at);
     }
 
     /// Drops everything that is kept. Who listens stays.
@@ -303,42 +308,37 @@ impl Sequencer {
         self.forget(Store::clear);
         self.lanes.ring.clear();
         self.lanes.keyed.clear();
-        self.count_again();
     }
 
     /// Drops all current values.
     pub(super) fn forget_values(&mut self) {
         self.forget(Store::clear_values);
         self.lanes.keyed.clear();
-        self.count_again();
     }
 
     fn forget(&mut self, clear: impl Fn(&mut Store) -> Store) {
-        let contents = self.numbers.iter().flatten().map(|channel| clear(&mut channel.store.lock()));
+        let contents = self.numbers.iter().flatten().map(|channel| self.retained.change(&channel.store, &clear));
         self.forgotten.extend(contents.filter(|store| !store.is_empty()));
     }
 
-    fn count_again(&mut self) {
-        self.retained = PerPart::default();
-        for channel in self.numbers.iter().flatten() {
-            let bytes = channel.store.lock().bytes();
-            self.retained.ring += bytes.ring;
-            self.retained.keyed += bytes.keyed;
-        }
-    }
-
-    fn record(&mut self, entry: Numbered, heads: &Heads, now: Millis) -> (Arc<Record>, SmallVec<[Arc<Channel>; 4]>) {
+    fn record(
+        &mut self,
+        life: &Life,
+        sequence: u64,
+        entry: Entry,
+        now: Millis,
+    ) -> (Arc<Record>, SmallVec<[Arc<Channel>; 4]>) {
         let mut channels: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         for address in entry.audience.addresses() {
             match address {
                 // Its channel is opened by whoever finds the connection; without one there is nobody to keep it for.
                 Address::Connection(_) => channels.extend(self.find_channel(address)),
-                _ => channels.push(self.channel(address, heads)),
+                _ => channels.push(self.channel(address)),
             }
         }
         let record = Arc::new(Record {
-            sequence: entry.number,
-            frame: entry.frame,
+            sequence: life.number(sequence),
+            frame: entry.draft.finish(&life.prefix, sequence),
             at: entry.published.map_or(now, |at| at.min(now)),
             effect: entry.effect,
             except: entry.audience.excluded().iter().copied().collect(),
@@ -356,7 +356,7 @@ impl Sequencer {
     }
 
     /// The channel of an address; a new one if there is none.
-    pub(super) fn channel(&mut self, address: &Address, heads: &Heads) -> Arc<Channel> {
+    fn channel(&mut self, address: &Address) -> Arc<Channel> {
         if let Some(channel) = self.channels.get(address) {
             return Arc::clone(channel);
         }
@@ -366,25 +366,20 @@ impl Sequencer {
             (self.numbers.len() - 1) as u32
         });
         self.unique += 1;
-        let policy = self.policies.index(address);
+        let policy = self.readable.policies.index(address);
         let floor = self.floor.max(self.marks.take(address));
         let channel = Arc::new(Channel::new(address.clone(), number, self.unique, policy, floor));
-        heads.cover(number as usize);
+        self.readable.heads.cover(number as usize);
         // A reader whose cursor is below the floor must look into the channel to learn of its gap.
-        heads.set(number as usize, floor);
+        self.readable.heads.set(number as usize, floor);
         self.numbers[number as usize] = Some(Arc::clone(&channel));
         self.channels.insert(address.clone(), Arc::clone(&channel));
         channel
     }
 
     /// Adds a listener to an address. Returns its channel, and the slot to leave it by.
-    pub(super) fn enter(
-        &mut self,
-        address: &Address,
-        listener: Arc<dyn Listener>,
-        heads: &Heads,
-    ) -> (Arc<Channel>, u32) {
-        let channel = self.channel(address, heads);
+    pub(super) fn enter(&mut self, address: &Address, listener: Arc<dyn Listener>) -> (Arc<Channel>, u32) {
+        let channel = self.channel(address);
         let slot = channel.add_listener(listener);
         (channel, slot)
     }
@@ -397,26 +392,26 @@ impl Sequencer {
         }
         if let Address::Connection(_) = channel.address {
             // What was sent to a connection dies with it; nobody asks for it again, so no floor is left behind.
-            self.remove(channel);
-            let contents = channel.store.lock().clear();
+            let contents = self.retained.change(&channel.store, Store::clear);
             self.forgotten.extend(Some(contents).filter(|store| !store.is_empty()));
+            self.remove(channel);
         } else {
             self.note_if_idle(channel, now);
         }
     }
 
     /// A publisher's share of the housekeeping.
-    pub(super) fn sweep_a_little(&mut self, heads: &Heads, now: Millis) {
+    pub(super) fn sweep_a_little(&mut self, now: Millis) {
         if now >= self.next_sweep {
-            let swept = self.sweep(heads, now);
+            let swept = self.sweep(now);
             self.next_sweep = if swept == Swept::More { now } else { now + SWEEP_EVERY };
         }
     }
 
     /// Drops what is past its age and forgets channels that have been idle for the grace.
-    pub(super) fn sweep(&mut self, heads: &Heads, now: Millis) -> Swept {
+    pub(super) fn sweep(&mut self, now: Millis) -> Swept {
         let mut left = SWEEP;
-        for policy in 0..self.policies.all().len() {
+        for policy in 0..self.readable.policies.all().len() {
             for part in [Part::Ring, Part::Keyed] {
                 let Some(age) = self.lanes.of(part).age(policy) else { continue };
                 let is_due = |waiting: &Waiting| waiting.at.saturating_add(age) <= now;
@@ -431,7 +426,7 @@ impl Sequencer {
             left -= 1;
             self.forget_oldest_idle(Some(now));
         }
-        self.shrink(heads);
+        self.shrink();
         if left == 0 {
             Swept::More
         } else if !self.idle.is_empty() || self.lanes.ring.is_aging() || self.lanes.keyed.is_aging() {
@@ -442,39 +437,29 @@ impl Sequencer {
     }
 
     fn apply(&mut self, channel: &Arc<Channel>, record: Arc<Record>, now: Millis) {
-        let mut store = channel.store.lock();
-        let before = store.bytes();
         let is_from_before = record.at < now;
-        store.apply(record, self.policies.get(channel.policy), &mut self.dropped);
         let mut is_expired = false;
-        if is_from_before {
-            // It may be past its age already.
+        self.retained.change(&channel.store, |store| {
+            store.apply(record, self.readable.policies.get(channel.policy), &mut self.dropped);
             for part in [Part::Ring, Part::Keyed] {
-                let Some(age) = self.lanes.of(part).age(channel.policy) else { continue };
-                while store.oldest(part).is_some_and(|(_, at)| at.saturating_add(age) <= now) {
-                    store.drop_oldest(part, &mut self.dropped);
-                    is_expired = true;
+                let lanes = self.lanes.of(part);
+                if let Some(age) = lanes.age(channel.policy).filter(|_| is_from_before) {
+                    // It may be past its age already.
+                    while store.oldest(part).is_some_and(|(_, at)| at.saturating_add(age) <= now) {
+                        store.drop_oldest(part, &mut self.dropped);
+                        is_expired = true;
+                    }
+                }
+                if let Some((sequence, at)) = store.oldest(part).filter(|_| !*store.queued.of(part)) {
+                    *store.queued.of(part) = true;
+                    let waiting = Waiting { sequence, at, number: channel.number, unique: channel.unique };
+                    lanes.push(channel.policy, waiting);
                 }
             }
-        }
-        for part in [Part::Ring, Part::Keyed] {
-            if let Some((sequence, at)) = store.oldest(part).filter(|_| !*store.queued.of(part)) {
-                *store.queued.of(part) = true;
-                let waiting = Waiting { sequence, at, number: channel.number, unique: channel.unique };
-                self.lanes.of(part).push(channel.policy, waiting);
-            }
-        }
-        let after = store.bytes();
-        drop(store);
-        self.account(before, after);
+        });
         if is_expired {
             self.note_if_idle(channel, now);
         }
-    }
-
-    fn account(&mut self, before: PerPart<usize>, after: PerPart<usize>) {
-        self.retained.ring = self.retained.ring + after.ring - before.ring;
-        self.retained.keyed = self.retained.keyed + after.keyed - before.keyed;
     }
 
     /// Drops the oldest of all current values, or of all rings, until they fit. Channels that hold
@@ -510,43 +495,34 @@ impl Sequencer {
         let Some(waiting) = self.lanes.of(part).pop(policy) else { return 0 };
         let Some(channel) = self.find(waiting.number, waiting.unique) else { return 0 };
         let mut dropped = 0;
-        let mut store = channel.store.lock();
-        let before = store.bytes();
-        while dropped < most && store.oldest(part).is_some_and(|(sequence, at)| is_due(sequence, at)) {
-            store.drop_oldest(part, &mut self.dropped);
-            dropped += 1;
-        }
-        let oldest = store.oldest(part);
-        *store.queued.of(part) = oldest.is_some();
-        if let Some((sequence, at)) = oldest {
-            self.lanes.of(part).push(policy, Waiting { sequence, at, ..waiting });
-        }
-        let after = store.bytes();
-        drop(store);
-        self.account(before, after);
+        self.retained.change(&channel.store, |store| {
+            while dropped < most && store.oldest(part).is_some_and(|(sequence, at)| is_due(sequence, at)) {
+                store.drop_oldest(part, &mut self.dropped);
+                dropped += 1;
+            }
+            let oldest = store.oldest(part);
+            *store.queued.of(part) = oldest.is_some();
+            if let Some((sequence, at)) = oldest {
+                self.lanes.of(part).push(policy, Waiting { sequence, at, ..waiting });
+            }
+        });
         self.note_if_idle(&channel, now);
         dropped
     }
 
     fn note_if_idle(&mut self, channel: &Channel, now: Millis) {
-        if channel.number != EVERYONE && channel.listening() == 0 {
-            let mut store = channel.store.lock();
-            if !store.is_empty() {
-                return;
-            }
-            if store.floor() <= self.floor {
-                // It has dropped nothing that a new one would not answer for as well.
-                drop(store);
-                self.remove(channel);
-            } else {
-                let before = store.bytes();
-                if store.idle_since.replace(now).is_none() {
-                    self.idle.push_back((now, channel.number, channel.unique));
-                }
-                let after = store.bytes();
-                drop(store);
-                self.account(before, after);
-            }
+        if channel.number == EVERYONE || channel.listening() > 0 {
+            return;
+        }
+        let (is_empty, floor) = {
+            let store = channel.store.lock();
+            (store.is_empty(), store.floor())
+        };
+        if is_empty && floor <= self.floor {
+            // It has dropped nothing that a new one would not answer for as well.
+            self.remove(channel);
+        } else if is_empty && self.retained.change(&channel.store, |store| store.idle_since.replace(now)).is_none() {
+            self.idle.push_back((now, channel.number, channel.unique));
         }
     }
 
@@ -555,21 +531,16 @@ impl Sequencer {
     fn forget_oldest_idle(&mut self, now: Option<Millis>) {
         let Some((_, number, unique)) = self.idle.pop_front() else { return };
         let Some(channel) = self.find(number, unique) else { return };
-        let mut store = channel.store.lock();
-        let before = store.bytes();
-        let idle_since = store.idle_since.take();
-        let is_unused = store.is_empty() && channel.listening() == 0;
         let is_too_young = |since: &Millis| now.is_some_and(|now| since.saturating_add(self.budgets.grace) > now);
-        if let Some(since) = idle_since.filter(is_too_young).filter(|_| is_unused) {
+        let (is_unused, idle_since, floor) = self.retained.change(&channel.store, |store| {
+            let is_unused = store.is_empty() && channel.listening() == 0;
             // It was in use again meanwhile.
-            store.idle_since = Some(since);
+            store.idle_since = store.idle_since.filter(is_too_young).filter(|_| is_unused);
+            (is_unused, store.idle_since, store.floor())
+        });
+        if let Some(since) = idle_since {
             self.idle.push_back((since, number, unique));
-            return;
-        }
-        let (after, floor) = (store.bytes(), store.floor());
-        drop(store);
-        self.account(before, after);
-        if is_unused {
+        } else if is_unused {
             self.floor = self.floor.max(self.marks.leave(&channel.address, floor));
             self.remove(&channel);
         }
@@ -581,14 +552,15 @@ impl Sequencer {
 
     fn remove(&mut self, channel: &Channel) {
         let bytes = channel.store.lock().bytes();
-        self.account(bytes, PerPart::default());
+        self.retained.ring -= bytes.ring;
+        self.retained.keyed -= bytes.keyed;
         self.channels.remove(&channel.address);
         self.numbers[channel.number as usize] = None;
         self.free.push(Reverse(channel.number));
     }
 
     /// Gives memory back after many channels are gone.
-    fn shrink(&mut self, heads: &Heads) {
+    fn shrink(&mut self) {
         let used = self.channels.len();
         if self.numbers.len() > 1024
             && self.free.len() > self.numbers.len() / 4 * 3
@@ -599,7 +571,7 @@ impl Sequencer {
             self.numbers.shrink_to(len * 2);
             self.free.retain(|Reverse(number)| (*number as usize) < len);
             self.free.shrink_to(self.free.len() * 2);
-            heads.truncate(len);
+            self.readable.heads.truncate(len);
         }
         give_memory_back!(self.channels);
         give_memory_back!(self.idle);

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::entry::Effect;
 use super::time::Millis;
+use crate::sync::Mutex;
 use crate::types::ConnectionId;
 use crate::types::retention::{Bounds, Kind, Retention};
 use crate::wire::Frame;
@@ -94,6 +95,19 @@ impl<T> PerPart<T> {
             Part::Ring => &mut self.ring,
             Part::Keyed => &mut self.keyed,
         }
+    }
+}
+
+impl PerPart<usize> {
+    /// Changes a store, and the bytes of all stores with it.
+    pub(super) fn change<R>(&mut self, store: &Mutex<Store>, change: impl FnOnce(&mut Store) -> R) -> R {
+        let mut store = store.lock();
+        let before = store.bytes();
+        let result = change(&mut store);
+        let after = store.bytes();
+        self.ring = self.ring + after.ring - before.ring;
+        self.keyed = self.keyed + after.keyed - before.keyed;
+        result
     }
 }
 

@@ -36,13 +36,14 @@ pub(crate) struct Joining {
     pub(crate) after: u64,
 }
 
-/// What a connection had been made to join before it was there.
+/// An address that a connection joins when it is there, or was made to join before.
 #[derive(Clone, Debug)]
 pub(crate) struct Joined {
     pub(crate) address: Address,
     pub(crate) since: Since,
-    /// Where the log was then.
-    pub(crate) at: u64,
+    /// Where the log was then, if that was before the connection was there. It joins as if it had
+    /// been.
+    pub(crate) at: Option<u64>,
 }
 
 /// From where on a subscriber joins a channel.

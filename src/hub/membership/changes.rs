@@ -71,7 +71,7 @@ impl Inner {
     ) -> Result<bool, TooManyTopics> {
         let joined = self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
             let address = Address::Topic(topic.clone());
-            let joined = self.log.join(handle, &address, since, max_topics, self.now())?;
+            let joined = self.log.join(handle, &Joined { address, since, at: None }, max_topics, self.now())?;
             if let Some(told) = told.filter(|_| joined) {
                 told.enter(handle, topic);
             }
@@ -91,7 +91,7 @@ impl Inner {
         joined: &Joined,
     ) -> Result<bool, TooManyTopics> {
         self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
-            let is_new = self.log.join_as_of(handle, joined, self.settings.max_topics, self.now())?;
+            let is_new = self.log.join(handle, joined, self.settings.max_topics, self.now())?;
             if let Some(told) = told.filter(|_| is_new) {
                 told.enter(handle, topic);
             }

@@ -242,9 +242,10 @@ proptest! {
                 }
                 Step::Join { reader: index, to, back } => {
                     let since = log.last().saturating_sub(back);
+                    let joined = Joined { address: address_of(to), since: Since::After(since), at: None };
                     if let Some(reader) = &mut readers[index]
                         && !reader.left.contains(&to)
-                        && log.join(&reader.subscriber, &address_of(to), Since::After(since), 100, now).unwrap()
+                        && log.join(&reader.subscriber, &joined, 100, now).unwrap()
                     {
                         reader.on.insert(to, since);
                         reader.may_gap |= since + 1 < shared.first

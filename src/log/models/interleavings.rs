@@ -214,7 +214,8 @@ fn joining_a_channel_loses_nothing_of_it_from_then_on() {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
         let publisher = publisher(&log, &[&["a"]]);
-        log.join(&subscriber, &topic("b"), Since::Now, 9, 0).unwrap();
+        let joined = Joined { address: topic("b"), since: Since::Now, at: None };
+        log.join(&subscriber, &joined, 9, 0).unwrap();
         let joined = publish(&log, &["b"]);
         wake(&log);
         assert_eq!(receive(&log, &subscriber, 2), [1, 2]);

@@ -285,7 +285,8 @@ impl World {
     fn join(&mut self, reader: usize, to: usize, back: Option<u64>) {
         let since = self.since(back);
         let client = &mut self.clients[reader];
-        let joined = self.log.join(&client.subscriber, &address(to), since, 3, self.now);
+        let joined = Joined { address: address(to), since, at: None };
+        let joined = self.log.join(&client.subscriber, &joined, 3, self.now);
         let topics = client.on.keys().filter(|&&channel| channel >= 2).count();
         if !client.on.contains_key(&to) && to >= 2 && topics >= 3 {
             assert_eq!(joined, Err(TooManyTopics));
@@ -631,17 +632,17 @@ fn records_of_an_earlier_epoch_are_freed_after_the_lock() {
     for forget in [Sequencer::forget_all, Sequencer::forget_values] {
         let log = World::new(1 << 20).log;
         log.append([entry(Effect::Sets("k".into())), entry(Effect::Nothing)], 0);
-        let mut sequencer = log.sequencer.lock();
-        let channel = sequencer.find_channel(&address(LATEST)).unwrap();
+        let channel = log.sequencer.lock().find_channel(&address(LATEST)).unwrap();
         let records: Vec<_> = {
             let store = channel.store.lock();
             store.values_between(0, 9).chain(store.ring_between(0, 9)).map(Arc::downgrade).collect()
         };
         assert_eq!(records.len(), 2);
-        forget(&mut sequencer);
-        assert!(channel.store.lock().values_between(0, 9).next().is_none());
-        assert!(records.iter().all(is_held));
-        release(sequencer);
+        log.locked(|sequencer| {
+            forget(sequencer);
+            assert!(channel.store.lock().values_between(0, 9).next().is_none());
+            assert!(records.iter().all(is_held));
+        });
         assert!(!is_held(&records[0]));
     }
 }
