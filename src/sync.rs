@@ -14,7 +14,6 @@ pub(crate) use imp::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Order
 pub(crate) use imp::MutexGuard;
 use imp::{RwLockReadGuard, RwLockWriteGuard};
 use std::sync::{PoisonError, TryLockError};
-use std::task::Waker;
 
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(imp::Mutex<T>);
@@ -56,40 +55,25 @@ impl<T> RwLock<T> {
 }
 
 /// A place for one waker that may be set and taken at the same time.
+#[cfg(not(tower_sse_loom))]
+pub(crate) use futures::task::AtomicWaker as WakerCell;
+
+#[cfg(tower_sse_loom)]
 #[derive(Debug)]
-pub(crate) struct WakerCell(
-    #[cfg(not(tower_sse_loom))] futures::task::AtomicWaker,
-    #[cfg(tower_sse_loom)] loom::future::AtomicWaker,
-);
+pub(crate) struct WakerCell(loom::future::AtomicWaker);
 
+/// With the names of `futures`.
+#[cfg(tower_sse_loom)]
 impl WakerCell {
-    #[cfg(not(tower_sse_loom))]
-    pub(crate) fn new() -> Self {
-        Self(futures::task::AtomicWaker::new())
-    }
-
-    #[cfg(not(tower_sse_loom))]
-    pub(crate) fn register(&self, waker: &Waker) {
-        self.0.register(waker);
-    }
-
-    #[cfg(not(tower_sse_loom))]
-    pub(crate) fn take(&self) -> Option<Waker> {
-        self.0.take()
-    }
-
-    #[cfg(tower_sse_loom)]
     pub(crate) fn new() -> Self {
         Self(loom::future::AtomicWaker::new())
     }
 
-    #[cfg(tower_sse_loom)]
-    pub(crate) fn register(&self, waker: &Waker) {
+    pub(crate) fn register(&self, waker: &std::task::Waker) {
         self.0.register_by_ref(waker);
     }
 
-    #[cfg(tower_sse_loom)]
-    pub(crate) fn take(&self) -> Option<Waker> {
+    pub(crate) fn take(&self) -> Option<std::task::Waker> {
         self.0.take_waker()
     }
 }

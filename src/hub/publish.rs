@@ -129,7 +129,7 @@ impl Target<'_> {
     fn entry(self, event: &Event) -> Result<Entry, PublishError> {
         let hub = self.hub;
         let audience = self.audience?;
-        if event.once().is_some() && hub.inner.shared_log.is_none() {
+        if event.idempotency_key.is_some() && hub.inner.shared_log.is_none() {
             return Err(PublishError::UNSHARED);
         }
         let settings = hub.settings();

@@ -23,9 +23,9 @@ const OVERHEAD: usize = 500;
 #[derive(Debug)]
 pub(crate) struct Block {
     /// Where the numbers of its life begin: of another one it says nothing.
-    base: u64,
-    after: u64,
-    upto: u64,
+    pub(crate) base: u64,
+    pub(crate) after: u64,
+    pub(crate) upto: u64,
     /// Records up to here are not to be had, not even there.
     gone: u64,
     by_address: HashMap<Address, Vec<Arc<Record>>>,
@@ -33,7 +33,8 @@ pub(crate) struct Block {
     unions: HashSet<u64>,
     /// Records that cannot be read, in order, and whose they were, if that is known.
     lost: Vec<(u64, Option<Audience>)>,
-    bytes: usize,
+    /// About how much memory it takes.
+    pub(crate) bytes: usize,
 }
 
 /// A record as it was read again, or whose it was, if that is known.
@@ -112,23 +113,6 @@ impl Block {
     /// Whether it has what comes after a number of the life that begins at `base`.
     pub(crate) fn covers(&self, base: u64, number: u64) -> bool {
         self.base == base && (self.after..self.upto).contains(&number)
-    }
-
-    pub(crate) fn base(&self) -> u64 {
-        self.base
-    }
-
-    pub(crate) fn after(&self) -> u64 {
-        self.after
-    }
-
-    pub(crate) fn upto(&self) -> u64 {
-        self.upto
-    }
-
-    /// About how much memory it takes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Up to which number it has nothing for a channel, if `lost` is the next record that is missing to somebody.

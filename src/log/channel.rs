@@ -2,12 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
-use std::fmt;
 use std::sync::Arc;
 
 use super::heads::Heads;
 use super::listener::Listener;
 use super::store::Store;
+use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 use crate::types::{Address, ConnectionId};
 
@@ -39,11 +39,7 @@ struct Listeners {
     free: BinaryHeap<Reverse<u32>>,
 }
 
-impl fmt::Debug for Listeners {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listeners").field("slots", &self.slots.len()).finish_non_exhaustive()
-    }
-}
+opaque_debug!(|listeners: Listeners| { slots: listeners.slots.len() });
 
 impl Channel {
     pub(super) fn new(address: Address, number: u32, unique: u64, policy: usize, floor: u64) -> Self {

@@ -5,12 +5,12 @@
 //!    record visible, then marks. Either the read sees the record or the mark finds the waker.
 //! 3. Who has read everything may sleep without another read if it registers its waker again and then finds no mark.
 
-use std::fmt;
 use std::task::Waker;
 
 use super::listener::Listener;
 use super::reader::Reader;
 use super::time::Millis;
+use crate::macros::opaque_debug;
 use crate::sync::{AtomicU64, Mutex, Ordering, WakerCell};
 use crate::types::ConnectionId;
 
@@ -40,12 +40,8 @@ impl<T: AsRef<CursorHandle> + Send + Sync> Listener for T {
     }
 }
 
-/// Without what it reads: its channels hold it in turn.
-impl fmt::Debug for CursorHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CursorHandle").field("woken_since", &self.woken_since()).finish_non_exhaustive()
-    }
-}
+// Without what it reads: its channels hold it in turn.
+opaque_debug!(|handle: CursorHandle| { woken_since: handle.woken_since() });
 
 impl CursorHandle {
     pub(crate) fn new(id: ConnectionId) -> Self {

@@ -24,9 +24,9 @@ impl Entry {
         framing: &Framing,
         max_targets: usize,
     ) -> Result<Self, Box<(Audience, PublishError)>> {
-        let effect = match event.keyed() {
+        let effect = match event.key.as_deref() {
             None => Effect::Nothing,
-            Some(key) if event.removes() => Effect::Removes(Arc::from(key)),
+            Some(key) if event.removes => Effect::Removes(Arc::from(key)),
             Some(key) => Effect::Sets(Arc::from(key)),
         };
         match check_size(&audience, max_targets).and_then(|()| Draft::encode(event, framing)) {

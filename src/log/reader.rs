@@ -368,7 +368,7 @@ impl Reader {
             let known = replay.records_after.max(membership.told);
             let is_short = replay.records_after < cursor && store.floor() > known;
             if is_short
-                && let Some(block) = block.as_deref().filter(|block| block.after() <= replay.records_after)
+                && let Some(block) = block.as_deref().filter(|block| block.after <= replay.records_after)
                 && log.is_elsewhere(channel, replay.records_after)
             {
                 let missing = block.missing(channel, lost).min(store.floor());
@@ -447,7 +447,7 @@ impl Reader {
     /// missing to somebody here comes first; and that record.
     fn span(&self, block: Option<&Block>, after: u64, upto: u64) -> (u64, Option<u64>) {
         let Some(block) = block else { return (upto, None) };
-        let upto = upto.min(block.upto());
+        let upto = upto.min(block.upto);
         let is_mine = |address: &Address| self.listens_to(address);
         match block.first_lost(after, is_mine) {
             Some(lost) if lost == after + 1 => {

@@ -62,14 +62,8 @@ impl To<'_> {
 #[serde(transparent)]
 pub(crate) struct Cow<'a>(#[serde(borrow)] pub(crate) std::borrow::Cow<'a, str>);
 
-impl<'a> From<&'a str> for Cow<'a> {
-    fn from(text: &'a str) -> Self {
-        Self(text.into())
-    }
-}
-
-impl From<String> for Cow<'_> {
-    fn from(text: String) -> Self {
+impl<'a, T: Into<std::borrow::Cow<'a, str>>> From<T> for Cow<'a> {
+    fn from(text: T) -> Self {
         Self(text.into())
     }
 }

@@ -30,12 +30,10 @@ enum PublishErrorKind {
     },
     Shared,
     Unshared,
-    #[cfg(feature = "json")]
     NoRuntime,
 }
 
 impl PublishError {
-    #[cfg(feature = "json")]
     pub(crate) const NO_RUNTIME: Self = Self(PublishErrorKind::NoRuntime);
     pub(crate) const SHARED: Self = Self(PublishErrorKind::Shared);
     pub(crate) const UNSHARED: Self = Self(PublishErrorKind::Unshared);
@@ -77,12 +75,7 @@ impl PublishError {
     /// runtime, where the hub cannot talk to one. A caller that got it from a client answers `503`.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        match self.0 {
-            PublishErrorKind::Broker { .. } | PublishErrorKind::Shared => true,
-            #[cfg(feature = "json")]
-            PublishErrorKind::NoRuntime => true,
-            _ => false,
-        }
+        matches!(self.0, PublishErrorKind::Broker { .. } | PublishErrorKind::Shared | PublishErrorKind::NoRuntime)
     }
 
     /// The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), counted as it would stand on
@@ -123,7 +116,6 @@ impl fmt::Display for PublishError {
             PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("the log cannot be written to"),
             PublishErrorKind::Broker { is_unknown: true, .. } => f.write_str("the log did not answer"),
             PublishErrorKind::Shared => f.write_str("the log is shared: publishing has to be awaited"),
-            #[cfg(feature = "json")]
             PublishErrorKind::NoRuntime => f.write_str("a shared log is written to within a tokio runtime only"),
             PublishErrorKind::Unshared => f.write_str("only a shared log remembers an idempotency key"),
         }

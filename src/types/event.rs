@@ -22,14 +22,14 @@ use super::name;
 ///
 /// Names and keys are checked when the event is published, so that building one stays a plain expression; the error
 /// of [`publish`](crate::Target::publish) names the field and the reason.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Event {
-    name: Cow<'static, str>,
+    pub(crate) name: Cow<'static, str>,
     data: Text,
-    key: Option<Cow<'static, str>>,
-    removes: bool,
-    retry: Option<Duration>,
-    idempotency_key: Option<Cow<'static, str>>,
+    pub(crate) key: Option<Cow<'static, str>>,
+    pub(crate) removes: bool,
+    pub(crate) retry: Option<Duration>,
+    pub(crate) idempotency_key: Option<Cow<'static, str>>,
 }
 
 /// UTF-8, in whichever buffer it came.
@@ -142,37 +142,14 @@ impl Event {
         self
     }
 
-    pub(crate) fn name_str(&self) -> &str {
-        &self.name
-    }
-
     pub(crate) fn data_bytes(&self) -> &[u8] {
-        match &self.data {
-            Text::Str(text) => text.as_bytes(),
-            Text::Bytes(bytes) => bytes,
-        }
-    }
-
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
-        self.retry
-    }
-
-    pub(crate) fn keyed(&self) -> Option<&str> {
-        self.key.as_deref()
-    }
-
-    pub(crate) fn removes(&self) -> bool {
-        self.removes
-    }
-
-    pub(crate) fn once(&self) -> Option<&str> {
-        self.idempotency_key.as_deref()
+        self.data.as_bytes()
     }
 
     /// The rules of the names it carries; the size is judged where it is framed.
     pub(crate) fn check(&self, max_name_bytes: usize) -> Result<(), InvalidName> {
         const FIELD: &str = "event name";
-        let name = self.name_str();
+        let name = &*self.name;
         if !name.is_empty() {
             name::check(FIELD, name, max_name_bytes)?;
             // Formatting characters that reorder what a log or a console shows.
@@ -183,7 +160,7 @@ impl Event {
                 return Err(InvalidName::new(FIELD, NameProblem::Reserved));
             }
         }
-        for (field, key) in [("key", self.keyed()), ("idempotency key", self.once())] {
+        for (field, key) in [("key", &self.key), ("idempotency key", &self.idempotency_key)] {
             if let Some(key) = key {
                 name::check(field, key, name::MAX_NAME_BYTES)?;
             }
@@ -192,17 +169,19 @@ impl Event {
     }
 }
 
-/// The data is left out, since it may be anybody's secret.
-impl fmt::Debug for Event {
+impl Text {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Str(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// The text is left out, since it may be anybody's secret.
+impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Event")
-            .field("name", &self.name)
-            .field("data", &format_args!("{} bytes", self.data_bytes().len()))
-            .field("key", &self.key)
-            .field("removes", &self.removes)
-            .field("retry", &self.retry)
-            .field("idempotency_key", &self.idempotency_key)
-            .finish()
+        write!(f, "{} bytes", self.as_bytes().len())
     }
 }
 

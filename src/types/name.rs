@@ -23,6 +23,18 @@ pub(crate) fn check(field: &'static str, value: &str, limit: usize) -> Result<()
     Err(InvalidName::new(field, problem))
 }
 
+/// Conversions from text that parse it.
+macro_rules! try_from_texts {
+    ($name:ident: $($text:ty),*) => {$(
+        impl TryFrom<$text> for $name {
+            type Error = InvalidName;
+            fn try_from(value: $text) -> Result<Self, InvalidName> {
+                value.parse()
+            }
+        }
+    )*};
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {
         $(#[$doc])*
@@ -67,7 +79,7 @@ macro_rules! name {
             }
         }
 
-        name!(@texts $name: &str, String, &String, std::borrow::Cow<'_, str>);
+        try_from_texts!($name: &str, String, &String, std::borrow::Cow<'_, str>);
 
         impl From<&$name> for $name {
             fn from(value: &$name) -> Self {
@@ -92,14 +104,6 @@ macro_rules! name {
             }
         }
     };
-    (@texts $name:ident: $($text:ty),*) => {$(
-        impl TryFrom<$text> for $name {
-            type Error = InvalidName;
-            fn try_from(value: $text) -> Result<Self, InvalidName> {
-                value.parse()
-            }
-        }
-    )*};
     (@integers $name:ident: $($integer:ty)*) => {$(
         impl From<$integer> for $name {
             fn from(value: $integer) -> Self {
@@ -178,26 +182,7 @@ impl FromStr for ConnectionId {
     }
 }
 
-impl TryFrom<&str> for ConnectionId {
-    type Error = InvalidName;
-    fn try_from(value: &str) -> Result<Self, InvalidName> {
-        value.parse()
-    }
-}
-
-impl TryFrom<String> for ConnectionId {
-    type Error = InvalidName;
-    fn try_from(value: String) -> Result<Self, InvalidName> {
-        value.parse()
-    }
-}
-
-impl TryFrom<&String> for ConnectionId {
-    type Error = InvalidName;
-    fn try_from(value: &String) -> Result<Self, InvalidName> {
-        value.parse()
-    }
-}
+try_from_texts!(ConnectionId: &str, String, &String);
 
 #[cfg(test)]
 mod tests {

@@ -210,11 +210,7 @@ impl Subscription {
     pub const MAX_DATA_BYTES: usize = 4096;
 
     /// For a page of this user, which gets what is sent to the user.
-    pub fn user<U>(user: U) -> Self
-    where
-        U: TryInto<UserId>,
-        U::Error: Into<InvalidName>,
-    {
+    pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(user: U) -> Self {
         Self::anonymous().with_user(user)
     }
 
@@ -239,40 +235,23 @@ impl Subscription {
 
     /// Makes it this user's, who gets what is sent to the user.
     #[must_use]
-    pub fn with_user<U>(mut self, user: U) -> Self
-    where
-        U: TryInto<UserId>,
-        U::Error: Into<InvalidName>,
-    {
-        match user.try_into() {
-            Ok(user) => self.user = Some(user),
-            Err(error) => self.invalidate(SubscriptionError::Name(error.into())),
-        }
+    pub fn with_user<U: TryInto<UserId, Error: Into<InvalidName>>>(mut self, user: U) -> Self {
+        self.user = self.valid(user).or(self.user);
         self
     }
 
     /// Adds a topic; one that is there already is not added again.
     #[must_use]
-    pub fn topic<T>(mut self, topic: T) -> Self
-    where
-        T: TryInto<Topic>,
-        T::Error: Into<InvalidName>,
-    {
-        match topic.try_into() {
-            Ok(topic) => self.topics.insert(topic),
-            Err(error) => self.invalidate(SubscriptionError::Name(error.into())),
+    pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(mut self, topic: T) -> Self {
+        if let Some(topic) = self.valid(topic) {
+            self.topics.insert(topic);
         }
         self
     }
 
     /// Adds several topics.
     #[must_use]
-    pub fn topics<I>(self, topics: I) -> Self
-    where
-        I: IntoIterator,
-        I::Item: TryInto<Topic>,
-        <I::Item as TryInto<Topic>>::Error: Into<InvalidName>,
-    {
+    pub fn topics<I: IntoIterator<Item: TryInto<Topic, Error: Into<InvalidName>>>>(self, topics: I) -> Self {
         topics.into_iter().fold(self, Self::topic)
     }
 
@@ -296,17 +275,10 @@ impl Subscription {
     /// # }
     /// ```
     #[must_use]
-    pub fn topic_since<T>(mut self, topic: T, position: Position) -> Self
-    where
-        T: TryInto<Topic>,
-        T::Error: Into<InvalidName>,
-    {
-        match topic.try_into() {
-            Ok(topic) => {
-                self.topics.insert(topic.clone());
-                self.topics.bound(topic, position);
-            }
-            Err(error) => self.invalidate(SubscriptionError::Name(error.into())),
+    pub fn topic_since<T: TryInto<Topic, Error: Into<InvalidName>>>(mut self, topic: T, position: Position) -> Self {
+        if let Some(topic) = self.valid(topic) {
+            self.topics.insert(topic.clone());
+            self.topics.bound(topic, position);
         }
         self
     }
@@ -476,6 +448,11 @@ impl Subscription {
         }
         self.expiry = most.expiry.or(self.expiry);
         Some(self)
+    }
+
+    /// The name, unless it is invalid: then the subscription is.
+    fn valid<T>(&mut self, name: impl TryInto<T, Error: Into<InvalidName>>) -> Option<T> {
+        name.try_into().map_err(|error| self.invalidate(SubscriptionError::Name(error.into()))).ok()
     }
 
     fn invalidate(&mut self, error: SubscriptionError) {

@@ -48,7 +48,7 @@ impl IdPrefix {
 }
 
 /// The bytes of one record.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Frame {
     chunk: Chunk,
     /// Where its id begins, inside of the chunk.
@@ -59,16 +59,16 @@ impl Draft {
     /// Validates and encodes.
     pub(crate) fn encode(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
         event.check(framing.max_event_name)?;
-        let (name, data) = (event.name_str(), event.data_bytes());
+        let (name, data) = (&*event.name, event.data_bytes());
         let lines = memchr::memchr2_iter(b'\r', b'\n', data).count() + 1;
-        let before_data = if name.is_empty() { 0 } else { 8 + name.len() } + event.retry_after().map_or(0, |_| 28);
+        let before_data = if name.is_empty() { 0 } else { 8 + name.len() } + event.retry.map_or(0, |_| 28);
         let fields = before_data + data.len() + 6 * lines + 1;
         let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + fields + ID_ROOM);
         open_chunk(&mut bytes);
         if !name.is_empty() {
             line(&mut bytes, b"event", name.as_bytes());
         }
-        if let Some(retry) = event.retry_after() {
+        if let Some(retry) = event.retry {
             let retry = retry.clamp(*framing.retry.start(), *framing.retry.end());
             push_retry(&mut bytes, retry);
         }
@@ -148,16 +148,10 @@ impl Frame {
     }
 }
 
-/// Of both only the size is shown: the data may be anybody's secret.
+/// Only the size is shown: the data may be anybody's secret.
 impl fmt::Debug for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Draft({} bytes)", self.len())
-    }
-}
-
-impl fmt::Debug for Frame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Frame({} bytes)", self.len())
     }
 }
 

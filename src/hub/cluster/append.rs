@@ -15,12 +15,12 @@ use crate::types::{Address, Audience, Epoch, Event, Position, PublishError};
 /// A record of an event that was checked. It sets a value for each address that keeps them.
 pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {
     let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
-    if let Some(key) = event.keyed() {
+    if let Some(key) = event.key.as_deref() {
         let kept = audience.addresses().iter().filter(|address| keeps_values(address));
-        let value = |address| Value::new(record::value_id(address, key), event.removes());
+        let value = |address| Value::new(record::value_id(address, key), event.removes);
         outgoing.values = kept.map(value).collect();
     }
-    outgoing.idempotency_key = event.once().map(Into::into);
+    outgoing.idempotency_key = event.idempotency_key.as_deref().map(Into::into);
     outgoing
 }
 

@@ -101,23 +101,23 @@ impl Blocks {
     /// Where the block begins that would have what comes after a number.
     fn start(&self, base: u64, number: u64) -> u64 {
         let start = base + (number - base) / RECORDS * RECORDS;
-        let before = self.kept.range(..=number).next_back().filter(|(_, kept)| kept.block.base() == base);
-        before.map_or(start, |(_, kept)| start.max(kept.block.upto().min(number)))
+        let before = self.kept.range(..=number).next_back().filter(|(_, kept)| kept.block.base == base);
+        before.map_or(start, |(_, kept)| start.max(kept.block.upto.min(number)))
     }
 
     /// Keeps a block. Those that follow have more records if this one is small, and fewer if it is large.
     pub(super) fn keep(&mut self, block: Block) {
         self.count = if block.is_large() { (self.count / 2).max(1) } else { (self.count * 2).min(RECORDS as usize) };
         self.clock += 1;
-        self.bytes += block.bytes();
+        self.bytes += block.bytes;
         let kept = Kept { block: Arc::new(block), used: self.clock };
-        if let Some(before) = self.kept.insert(kept.block.after(), kept) {
-            self.bytes -= before.block.bytes();
+        if let Some(before) = self.kept.insert(kept.block.after, kept) {
+            self.bytes -= before.block.bytes;
         }
         while self.bytes > ROOM && self.kept.len() > 1 {
             // There are few.
             let Some((&oldest, _)) = self.kept.iter().min_by_key(|(_, kept)| kept.used) else { return };
-            self.bytes -= self.kept.remove(&oldest).map_or(0, |kept| kept.block.bytes());
+            self.bytes -= self.kept.remove(&oldest).map_or(0, |kept| kept.block.bytes);
         }
     }
 }

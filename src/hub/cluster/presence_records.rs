@@ -21,7 +21,7 @@ struct PresenceRecord {
 }
 
 pub(in crate::hub) fn is_presence(event: &Event) -> bool {
-    matches!(event.name_str(), "hub.joined" | "hub.left")
+    matches!(&*event.name, "hub.joined" | "hub.left")
 }
 
 /// The entry of a presence record. Returns the audience if no hub could have written the record.
@@ -29,13 +29,13 @@ pub(in crate::hub) fn entry(audience: Audience, event: &Event) -> Result<Entry, 
     if !is_a_hubs(&audience, event) {
         return Err(Box::new(audience));
     }
-    let draft = Draft::control(event.name_str(), &String::from_utf8_lossy(event.data_bytes()));
+    let draft = Draft::control(&event.name, &String::from_utf8_lossy(event.data_bytes()));
     Ok(Entry { audience, effect: Effect::Nothing, draft, published: None })
 }
 
 fn is_a_hubs(audience: &Audience, event: &Event) -> bool {
     let [Address::Topic(topic)] = audience.addresses() else { return false };
-    let has_more = event.keyed().is_some() || event.removes() || event.retry_after().is_some();
+    let has_more = event.key.is_some() || event.removes || event.retry.is_some();
     if has_more || !audience.excluded().is_empty() || event.data_bytes().len() > MOST_BYTES {
         return false;
     }

@@ -82,7 +82,7 @@ struct Addressed<'a> {
 
 /// Encodes a record. The event was checked.
 pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8> {
-    let name = event.name_str();
+    let name = &*event.name;
     let envelope = Envelope {
         v: VERSION,
         id: format!("{:016x}", stamp.id),
@@ -92,9 +92,9 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
         event: (!name.is_empty()).then(|| name.into()),
         // An event's data is UTF-8: `Event` sees to it.
         data: Cow(String::from_utf8_lossy(event.data_bytes())),
-        key: event.keyed().map(Into::into),
-        remove: event.removes(),
-        retry_ms: event.retry_after().map(|retry| u64::try_from(retry.as_millis()).unwrap_or(u64::MAX)),
+        key: event.key.as_deref().map(Into::into),
+        remove: event.removes,
+        retry_ms: event.retry.map(|retry| u64::try_from(retry.as_millis()).unwrap_or(u64::MAX)),
     };
     // Text and numbers always serialise.
     serde_json::to_vec(&envelope).unwrap_or_default()
@@ -242,8 +242,8 @@ mod tests {
             prop_assert_eq!(published_at, Some(stamp.at));
             prop_assert_eq!(read_audience.addresses().iter().collect::<std::collections::BTreeSet<_>>(), audience.addresses().iter().collect());
             prop_assert_eq!(read_audience.excluded(), audience.excluded());
-            prop_assert_eq!((read.name_str(), read.data_bytes()), (event.name_str(), event.data_bytes()));
-            prop_assert_eq!((read.keyed(), read.removes(), read.retry_after()), (event.keyed(), event.removes(), event.retry_after()));
+            prop_assert_eq!((&read.name, read.data_bytes()), (&event.name, event.data_bytes()));
+            prop_assert_eq!((&read.key, read.removes, read.retry), (&event.key, event.removes, event.retry));
         }
 
         #[test]
