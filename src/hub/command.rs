@@ -53,11 +53,7 @@ impl Target<'_> {
     /// made to join, in the order of the calls, as many as there is room for.
     ///
     /// Each page hears of it by a `hub.live` with the topics in force, which comes after what is replayed.
-    pub fn join<T>(self, topic: T) -> Join
-    where
-        T: TryInto<Topic>,
-        T::Error: Into<InvalidName>,
-    {
+    pub fn join<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Join {
         let hub = self.hub.clone();
         let audience = self.checked();
         Join { hub, audience, topic: topic.try_into().map_err(Into::into), since: Cursor::Absent }
@@ -74,11 +70,7 @@ impl Target<'_> {
     ///
     /// # Errors
     /// When a name is not allowed, there are too many targets, or other instances could not be told.
-    pub async fn leave<T>(self, topic: T) -> Result<usize, CommandError>
-    where
-        T: TryInto<Topic>,
-        T::Error: Into<InvalidName>,
-    {
+    pub async fn leave<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Result<usize, CommandError> {
         let topic = topic.try_into().map_err(Into::into)?;
         self.command(Action::Leave(topic)).await
     }

@@ -42,22 +42,18 @@ impl TopicRule {
 
     /// The topics that both rules match, as one rule. None if they have no topic in common.
     pub(crate) fn common(&self, other: &Self) -> Option<Self> {
-        let both = match (&self.0, &other.0) {
-            (Rule::Any {}, rule) | (rule, Rule::Any {}) => rule,
-            (exact @ Rule::Exact(a), Rule::Exact(b)) if a == b => exact,
-            (exact @ Rule::Exact(a), Rule::Prefix(b)) | (Rule::Prefix(b), exact @ Rule::Exact(a))
-                if a.starts_with(&**b) =>
-            {
-                exact
-            }
-            (longer @ Rule::Prefix(a), Rule::Prefix(b)) | (Rule::Prefix(b), longer @ Rule::Prefix(a))
-                if a.starts_with(&**b) =>
-            {
-                longer
-            }
-            _ => return None,
-        };
-        Some(Self(both.clone()))
+        // Of two rules with a common topic, one has all topics of the other.
+        if self.covers(other) { Some(other.clone()) } else { other.covers(self).then(|| self.clone()) }
+    }
+
+    /// Whether it matches all topics that the other rule matches.
+    fn covers(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Rule::Any {}, _) => true,
+            (Rule::Exact(exact), Rule::Exact(other)) => exact == other,
+            (Rule::Prefix(prefix), Rule::Exact(other) | Rule::Prefix(other)) => other.starts_with(&**prefix),
+            (Rule::Exact(_) | Rule::Prefix(_), _) => false,
+        }
     }
 
     /// Whether it is about this topic.
