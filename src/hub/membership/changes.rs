@@ -67,24 +67,18 @@ impl Inner {
         handle: &Arc<ConnectionHandle>,
         topic: &Topic,
         since: Since,
-        max_topics: usize,
     ) -> Result<bool, TooManyTopics> {
-        let joined = self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
-            let address = Address::Topic(topic.clone());
-            let joined = self.log.join(handle, &Joined { address, since, at: None }, max_topics, self.now())?;
-            if let Some(told) = told.filter(|_| joined) {
-                told.enter(handle, topic);
-            }
-            Ok(joined)
-        })?;
-        if joined {
+        let joined = Joined { address: Address::Topic(topic.clone()), since, at: None };
+        let is_new = self.join_asleep(handle, topic, &joined)?;
+        if is_new {
             // It may have something to read, and tells its page which topics it has now.
             handle.wake(self.now());
         }
-        Ok(joined)
+        Ok(is_new)
     }
 
-    pub(in crate::hub) fn join_as_of(
+    /// The same for a stream that is being opened: it need not be woken.
+    pub(in crate::hub) fn join_asleep(
         self: &Arc<Self>,
         handle: &Arc<ConnectionHandle>,
         topic: &Topic,
@@ -286,7 +280,7 @@ mod tests {
             let stream = others.stream(ada("news"), None).unwrap();
             let handle = others.registry().find(stream.connection()).unwrap();
             let topic = Topic::try_from("weather").unwrap();
-            assert!(others.inner.join_topic(&handle, &topic, Since::Now, 9).unwrap());
+            assert!(others.inner.join_topic(&handle, &topic, Since::Now).unwrap());
             assert!(others.inner.leave_topic(&handle, &topic));
             drop((stream, handle));
             done.send(()).unwrap();

@@ -210,7 +210,7 @@ impl Hub {
         for user_topic in topics.into_iter().filter(|user_topic| is_open(&user_topic.topic)) {
             let UserTopic { topic, since, at } = &user_topic;
             let as_of = Joined { address: Address::Topic(topic.clone()), since: *since, at: Some(*at) };
-            match self.inner.join_as_of(handle, topic, &as_of) {
+            match self.inner.join_asleep(handle, topic, &as_of) {
                 Ok(true) => joined.push(user_topic),
                 Ok(false) => {}
                 Err(TooManyTopics) => left_out += 1,

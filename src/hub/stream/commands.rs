@@ -108,7 +108,7 @@ impl Hub {
         self.inner.tasks.sweep.rouse();
         let mut joined = 0;
         for handle in self.handles(audience) {
-            if self.inner.join_topic(&handle, topic, since, self.settings().max_topics).map_err(too_many)? {
+            if self.inner.join_topic(&handle, topic, since).map_err(too_many)? {
                 joined += 1;
             }
         }
