@@ -114,11 +114,8 @@ impl Servers {
 /// Where; not who.
 impl fmt::Display for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, address) in self.addresses.iter().enumerate() {
-            let comma = if index > 0 { ", " } else { "" };
-            write!(f, "{comma}{}:{}", address.host(), address.port())?;
-        }
-        Ok(())
+        let place = |address: &ServerAddr| format!("{}:{}", address.host(), address.port());
+        f.write_str(&self.addresses.iter().map(place).collect::<Vec<_>>().join(", "))
     }
 }
 

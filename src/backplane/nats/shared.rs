@@ -62,8 +62,8 @@ impl Shared {
         let asked_at = Instant::now();
         let session = self.sessions.here();
         let mut current = session.lock().await;
-        if let Some(error) = self.failed_since(asked_at) {
-            return Err(error);
+        if let Some((_, error)) = self.failed.lock().as_ref().filter(|(at, _)| *at >= asked_at) {
+            return Err(error.again());
         }
         if let Some(session) = &*current
             && session.is_good()
@@ -72,11 +72,6 @@ impl Shared {
             return Ok(Arc::clone(session));
         }
         self.open(&mut current, seen, None).await
-    }
-
-    fn failed_since(&self, time: Instant) -> Option<BackplaneError> {
-        let failed = self.failed.lock();
-        failed.as_ref().filter(|(at, _)| *at >= time).map(|(_, error)| error.again())
     }
 
     /// The log anew, since it is not what this session knows. With `younger`, that session's epoch is over.
@@ -147,7 +142,9 @@ impl Shared {
             let is_younger = outcomes.iter().filter_map(newest).any(|sequence| sequence <= known.sequence);
             let mut epoch = known.epoch;
             if is_younger {
-                epoch = self.in_time(self.reopen(&session, seen, true)).await.map_err(after_append)?.seen().epoch;
+                let reopened = self.in_time(self.reopen(&session, seen, true)).await;
+                // The records were appended, but in which epoch cannot be said.
+                epoch = reopened.map_err(|error| BackplaneError::unknown(error.text))?.seen().epoch;
             } else {
                 outcomes.iter().filter_map(newest).for_each(|sequence| session.saw(sequence));
             }
@@ -170,9 +167,4 @@ impl Shared {
         }
         Ok(places)
     }
-}
-
-/// It was, but where cannot be said.
-fn after_append(error: BackplaneError) -> BackplaneError {
-    BackplaneError::unknown(error.text)
 }

@@ -172,23 +172,20 @@ impl Shared {
     ) -> Answer<T> {
         let line = lines.here();
         let (mut connection, number) = line.get(self).await?;
-        match command(&mut connection).await {
-            Ok(answer) => Ok(answer),
-            Err(error) => {
-                if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
-                    // What broke one has most likely broken all. Otherwise a publish would find
-                    // that out after the instance is ready again. A long read that is late says
-                    // nothing of the others.
-                    let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
-                    if line.lose(number) && !is_late_read {
-                        [&self.line, &self.publish, &self.bulk]
-                            .iter()
-                            .for_each(|lines| lines.here().slot.lock().connection = None);
+        let answer = command(&mut connection).await;
+        answer.map_err(|error| {
+            if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
+                // What broke one has most likely broken all. Otherwise a publish would find that out
+                // after the instance is ready again. A long read that is late says nothing of the others.
+                let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
+                if line.lose(number) && !is_late_read {
+                    for lines in [&self.line, &self.publish, &self.bulk] {
+                        lines.here().slot.lock().connection = None;
                     }
                 }
-                Err(classify(&error))
             }
-        }
+            classify(&error)
+        })
     }
 
     /// Reads one page of many: fewer at a time, and once more, if it did not come in time.

@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use smallvec::SmallVec;
-#[cfg(feature = "json")]
-use tokio::sync::oneshot;
 
 use super::store::{LONGEST, NotTaken, Waiting, text};
 use crate::hub::Hub;
@@ -128,14 +126,12 @@ impl Hub {
         if !can_wait() {
             return Err(NotTaken::Unavailable);
         }
-        let (answer, answered) = oneshot::channel();
         let hub = self.clone();
-        tokio::spawn(async move {
-            let Some(shared) = &hub.inner.shared_log else { return };
-            let taken = hub.fetch_shared(shared, secret).await;
-            drop(answer.send(taken.map(|subscription| Taken::new(&hub, subscription))));
+        let taken = tokio::spawn(async move {
+            let shared = hub.inner.shared_log.as_ref().ok_or(NotTaken::Unavailable)?;
+            hub.fetch_shared(shared, secret).await.map(|subscription| Taken::new(&hub, subscription))
         });
-        answered.await.unwrap_or(Err(NotTaken::Unavailable))
+        taken.await.unwrap_or(Err(NotTaken::Unavailable))
     }
 
     /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.
