@@ -10,10 +10,12 @@ use crate::types::{Address, Position, UserId};
 
 /// Who is there at one moment: [`Target::presence`]. Serialises with the feature `json`.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "json", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Presence {
     /// Where in the log this was: of topics that tell who comes and goes, later `hub.joined` and `hub.left` events say
     /// what changed since.
+    #[cfg_attr(feature = "json", serde(serialize_with = "super::observe::stats::as_text"))]
     pub position: Position,
     /// Each user once, however many pages and tabs there are, in the order of their names.
     pub members: Vec<Member>,
@@ -37,18 +39,6 @@ impl Member {
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
-    }
-}
-
-#[cfg(feature = "json")]
-impl serde::Serialize for Presence {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap;
-        let mut map = serializer.serialize_map(Some(3))?;
-        map.serialize_entry("position", &self.position.to_string())?;
-        map.serialize_entry("members", &self.members)?;
-        map.serialize_entry("anonymous", &self.anonymous)?;
-        map.end()
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) trait Takeover: fmt::Debug + Send + Sync {
     fn take(&self, tcp: TcpStream) -> Result<(), TcpStream>;
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Transport {
     number: u64,
     peer: Option<SocketAddr>,
@@ -106,25 +106,10 @@ impl Transports {
         let transport = Arc::new(Transport {
             number: table.next,
             peer,
-            streams: AtomicUsize::new(0),
-            streamed: AtomicBool::new(false),
-            http1: AtomicBool::new(false),
-            cut: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
             leaving: AtomicBool::new(table.leaving),
-            stuck: AtomicBool::new(false),
-            timed_out: AtomicBool::new(false),
-            written: AtomicU64::new(0),
-            reads: AtomicU64::new(0),
+            // No look has happened yet.
             seen: AtomicU64::new(u64::MAX),
-            seen_at: AtomicU64::new(0),
-            flushes: AtomicU64::new(0),
-            releases: AtomicU64::new(0),
-            is_awaited: AtomicBool::new(false),
-            bodies: Mutex::default(),
-            waker: Mutex::default(),
-            hands_over: AtomicBool::new(false),
-            offer: Mutex::default(),
+            ..Transport::default()
         });
         table.all.insert(transport.number, Arc::clone(&transport));
         transport

@@ -1,5 +1,6 @@
 //! What is counted and what is logged. Nothing above debug names a user, a topic or a query.
 
+use super::stats::ByReason;
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::types::{ConnectionId, EndReason, GapReason, RefusalReason};
@@ -184,14 +185,13 @@ impl Counters {
     }
 
     pub(in crate::hub) fn totals(&self) -> Totals {
-        let by = |counters: &[AtomicU64]| counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
         Totals {
             published: self.published.0.load(Ordering::Relaxed),
             delivered: self.delivered.iter().map(|shard| shard.0.load(Ordering::Relaxed)).sum(),
             connected: self.connected.load(Ordering::Relaxed),
-            gaps: by(&self.gaps),
-            refused: by(&self.refused),
-            ended: by(&self.ended),
+            gaps: by_reason(GapReason::ALL, GapReason::as_str, &self.gaps),
+            refused: by_reason(RefusalReason::ALL, RefusalReason::as_str, &self.refused),
+            ended: by_reason(EndReason::ALL, EndReason::as_str, &self.ended),
         }
     }
 }
@@ -200,9 +200,14 @@ pub(in crate::hub) struct Totals {
     pub(in crate::hub) published: u64,
     pub(in crate::hub) delivered: u64,
     pub(in crate::hub) connected: u64,
-    pub(in crate::hub) gaps: Vec<u64>,
-    pub(in crate::hub) refused: Vec<u64>,
-    pub(in crate::hub) ended: Vec<u64>,
+    pub(in crate::hub) gaps: ByReason,
+    pub(in crate::hub) refused: ByReason,
+    pub(in crate::hub) ended: ByReason,
+}
+
+fn by_reason<R: Copy>(reasons: &[R], word: fn(R) -> &'static str, counters: &[AtomicU64]) -> ByReason {
+    let count = |(reason, counter): (&R, &AtomicU64)| (word(*reason), counter.load(Ordering::Relaxed));
+    reasons.iter().zip(counters).map(count).collect()
 }
 
 /// Lets one line through in a while and counts the others.

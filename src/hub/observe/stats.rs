@@ -2,9 +2,13 @@
 
 use crate::types::{EndReason, GapReason, Position, RefusalReason};
 
+/// A count for each reason, beside the reason's word, in the order of the reasons.
+pub(in crate::hub) type ByReason = Vec<(&'static str, u64)>;
+
 /// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serialises
-/// with the feature `json`.
+/// with the feature `json`, to an object with a field for each figure. Counts by reason are objects.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "json", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Stats {
     /// Streams that are open now.
@@ -22,6 +26,7 @@ pub struct Stats {
     /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget).
     pub keyed_bytes: usize,
     /// The newest position.
+    #[cfg_attr(feature = "json", serde(serialize_with = "as_text"))]
     pub position: Position,
     /// Streams opened ever.
     pub connected: u64,
@@ -39,63 +44,55 @@ pub struct Stats {
     pub lag: u64,
     /// Open streams that had something to do and were not polled for more than a second.
     pub stalled: usize,
-    pub(in crate::hub) gaps: Vec<u64>,
-    pub(in crate::hub) refused: Vec<u64>,
-    pub(in crate::hub) ended: Vec<u64>,
+    #[cfg_attr(feature = "json", serde(serialize_with = "as_object"))]
+    pub(in crate::hub) gaps: ByReason,
+    #[cfg_attr(feature = "json", serde(serialize_with = "as_object"))]
+    pub(in crate::hub) refused: ByReason,
+    #[cfg_attr(feature = "json", serde(serialize_with = "as_object"))]
+    pub(in crate::hub) ended: ByReason,
 }
 
 impl Stats {
     /// How many gaps were told for this reason.
     #[must_use]
     pub fn gaps(&self, reason: GapReason) -> u64 {
-        self.gaps[reason as usize]
+        self.gaps[reason as usize].1
     }
 
     /// How many requests were told to come back for this reason.
     #[must_use]
     pub fn refused(&self, reason: RefusalReason) -> u64 {
-        self.refused[reason as usize]
+        self.refused[reason as usize].1
     }
 
     /// How many streams ended for this reason.
     #[must_use]
     pub fn ended(&self, reason: EndReason) -> u64 {
-        self.ended[reason as usize]
+        self.ended[reason as usize].1
     }
 }
 
-/// An object with a field for each figure; those by reason are objects in it.
+/// Serialises a position as browsers get it.
 #[cfg(feature = "json")]
-impl serde::Serialize for Stats {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap;
+pub(in crate::hub) fn as_text<S: serde::Serializer>(position: &Position, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(position)
+}
 
-        struct By<'a, R>(&'a [R], fn(R) -> &'static str, &'a [u64]);
-        impl<R: Copy> serde::Serialize for By<'_, R> {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                let Self(all, word, counts) = self;
-                serializer.collect_map(all.iter().map(|reason| word(*reason)).zip(*counts))
-            }
-        }
+#[cfg(feature = "json")]
+fn as_object<S: serde::Serializer>(counts: &[(&str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(counts.iter().copied())
+}
 
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("connections", &self.connections)?;
-        map.serialize_entry("channels", &self.channels)?;
-        map.serialize_entry("users", &self.users)?;
-        map.serialize_entry("retained_bytes", &self.retained_bytes)?;
-        map.serialize_entry("keyed_bytes", &self.keyed_bytes)?;
-        map.serialize_entry("position", &self.position.to_string())?;
-        map.serialize_entry("connected", &self.connected)?;
-        map.serialize_entry("published", &self.published)?;
-        map.serialize_entry("delivered", &self.delivered)?;
-        map.serialize_entry("others", &self.others)?;
-        map.serialize_entry("skipped", &self.skipped)?;
-        map.serialize_entry("evicted", &self.evicted)?;
-        map.serialize_entry("lag", &self.lag)?;
-        map.serialize_entry("stalled", &self.stalled)?;
-        map.serialize_entry("gaps", &By(GapReason::ALL, GapReason::as_str, &self.gaps))?;
-        map.serialize_entry("refused", &By(RefusalReason::ALL, RefusalReason::as_str, &self.refused))?;
-        map.serialize_entry("ended", &By(EndReason::ALL, EndReason::as_str, &self.ended))?;
-        map.end()
+#[cfg(all(test, feature = "json"))]
+mod tests {
+    use crate::Hub;
+
+    #[test]
+    fn statistics_are_an_object_with_objects_by_reason() {
+        let hub = Hub::builder().build().unwrap();
+        let json = serde_json::to_string(&hub.stats()).unwrap();
+        assert!(json.starts_with(r#"{"connections":0,"channels":"#), "{json}");
+        assert!(json.contains(&format!(r#""position":"{}","connected":0"#, hub.position())), "{json}");
+        assert!(json.contains(r#""stalled":0,"gaps":{"trimmed":0,"epoch":0,"#), "{json}");
     }
 }
