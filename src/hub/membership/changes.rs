@@ -14,7 +14,7 @@ use crate::hub::Inner;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::tasks::workers;
 use crate::log::{Asleep, Begin, Effect, Entry, Joined, Joining, Since, TooManyTopics, Wanted};
-use crate::sync::Ordering;
+use crate::sync::{MutexGuard, Ordering};
 use crate::types::{Address, Event, Topic, UserId};
 use crate::wire::{Draft, hub_events};
 
@@ -34,7 +34,7 @@ impl Inner {
         let tells = self.tells_of(handle, wanted.iter().filter_map(|wanted| wanted.address.topic()));
         self.with_roster(handle, tells, |told| {
             let accepted_at = self.log.open(handle, wanted, begin, self.now());
-            if let Some(told) = told {
+            if tells {
                 self.log.topics(&handle.subscriber).iter().for_each(|topic| told.enter(handle, topic));
             }
             accepted_at
@@ -46,18 +46,12 @@ impl Inner {
         let tells = may_tell && self.tells_of(handle, &self.log.topics(&handle.subscriber));
         let topics = self.with_roster(handle, tells, |told| {
             let topics = self.log.close(&handle.subscriber, self.now());
-            if let Some(told) = told {
-                topics.iter().for_each(|topic| told.exit(handle, topic));
-            }
+            topics.iter().for_each(|topic| told.exit(handle, topic));
             topics
         });
         // It may have joined one that tells between the look and the end.
         if !tells && self.tells_of(handle, &topics) {
-            self.with_own_roster(handle, true, |told| {
-                if let Some(told) = told {
-                    topics.iter().for_each(|topic| told.exit(handle, topic));
-                }
-            });
+            self.with_own_roster(true, |told| topics.iter().for_each(|topic| told.exit(handle, topic)));
         }
         topics
     }
@@ -86,7 +80,7 @@ impl Inner {
     ) -> Result<bool, TooManyTopics> {
         self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
             let is_new = self.log.join(handle, joined, self.settings.max_topics, self.now())?;
-            if let Some(told) = told.filter(|_| is_new) {
+            if is_new {
                 told.enter(handle, topic);
             }
             Ok(is_new)
@@ -106,10 +100,8 @@ impl Inner {
         let tells = self.tells_of(handle, leave.iter().chain(join.iter().map(|joining| &joining.topic)));
         let changed = self.with_roster(handle, tells, |told| -> Result<_, E> {
             let changed = self.log.change(handle, leave, join, self.settings.max_topics, self.now(), confirm)?;
-            if let Some(told) = told {
-                changed.left.iter().for_each(|topic| told.exit(handle, topic));
-                changed.joined.iter().for_each(|topic| told.enter(handle, topic));
-            }
+            changed.left.iter().for_each(|topic| told.exit(handle, topic));
+            changed.joined.iter().for_each(|topic| told.enter(handle, topic));
             Ok(changed)
         })?;
         if changed.is_any() {
@@ -121,7 +113,7 @@ impl Inner {
     pub(in crate::hub) fn leave_topic(self: &Arc<Self>, handle: &ConnectionHandle, topic: &Topic) -> bool {
         let left = self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
             let left = self.log.leave(&handle.subscriber, &Address::Topic(topic.clone()), self.now());
-            if let Some(told) = told.filter(|_| left) {
+            if left {
                 told.exit(handle, topic);
             }
             left
@@ -137,23 +129,7 @@ impl Inner {
         if self.presences.rules.is_empty() {
             return false;
         }
-        let mut roster = self.presences.roster.lock();
-        let mut told = LockedRoster { inner: self, roster: &mut roster, asleep: Asleep::default() };
-        let mut count = 0;
-        while count < SWEEP
-            && let Some((topic, user)) = told.roster.sweep(self.now())
-        {
-            let elsewhere = self.shared_log.as_ref().is_some_and(|shared| shared.speaks_for(&topic, &user, self.now()));
-            if !elsewhere {
-                let event = hub_events::left(&topic, &user);
-                told.publish(topic, &user, event);
-            }
-            count += 1;
-        }
-        let asleep = told.asleep;
-        drop(roster);
-        self.wake(asleep);
-        count == SWEEP
+        self.with_own_roster(true, |told| (0..SWEEP).all(|_| told.sweep()))
     }
 
     /// A member of an instance that has ended is gone, unless it is here.
@@ -174,59 +150,51 @@ impl Inner {
         handle.user().is_some() && topics.into_iter().any(|topic| self.presences.tells(topic))
     }
 
-    /// Hands in the roster if the change is about topics that tell. Other instances hear of the change in any case.
+    /// Locks the roster if the change is about topics that tell. Other instances hear of the change
+    /// in any case.
     fn with_roster<R>(
         self: &Arc<Self>,
         handle: &ConnectionHandle,
         tells: bool,
-        change: impl FnOnce(Option<&mut LockedRoster<'_>>) -> R,
+        change: impl FnOnce(&mut LockedRoster<'_>) -> R,
     ) -> R {
-        let changed = self.with_own_roster(handle, tells, change);
+        let changed = self.with_own_roster(tells, change);
         if let Some(shared) = &self.shared_log {
             shared.changed(handle.id());
         }
         changed
     }
 
-    fn with_own_roster<R>(
-        self: &Arc<Self>,
-        handle: &ConnectionHandle,
-        tells: bool,
-        change: impl FnOnce(Option<&mut LockedRoster<'_>>) -> R,
-    ) -> R {
-        if !tells || handle.user().is_none() {
-            return change(None);
-        }
-        let mut roster = self.presences.roster.lock();
-        let mut told = LockedRoster { inner: self, roster: &mut roster, asleep: Asleep::default() };
-        let changed = change(Some(&mut told));
-        let (asleep, is_due) = (told.asleep, roster.next_due().is_some());
+    fn with_own_roster<R>(self: &Arc<Self>, tells: bool, change: impl FnOnce(&mut LockedRoster<'_>) -> R) -> R {
+        let roster = tells.then(|| self.presences.roster.lock());
+        let mut told = LockedRoster { inner: self, roster, asleep: Asleep::default() };
+        let changed = change(&mut told);
+        let LockedRoster { roster: Some(roster), asleep, .. } = told else { return changed };
+        let is_due = roster.next_due().is_some();
         drop(roster);
-        self.wake(asleep);
+        self.log.wake(asleep, self.now());
+        workers::wake_rest(&**self);
         if is_due {
             self.tasks.sweep.ensure(self);
         }
         changed
     }
-
-    fn wake(self: &Arc<Self>, asleep: Asleep) {
-        self.log.wake(asleep, self.now());
-        workers::wake_rest(&**self);
-    }
 }
 
-/// The roster while it is locked, and whom its changes have not woken yet.
+/// The roster while it is locked, and whom its changes have not woken yet. Without a roster, the
+/// change is about no topic that tells.
 struct LockedRoster<'a> {
     inner: &'a Inner,
-    roster: &'a mut Roster,
+    roster: Option<MutexGuard<'a, Roster>>,
     asleep: Asleep,
 }
 
 impl LockedRoster<'_> {
     fn enter(&mut self, handle: &ConnectionHandle, topic: &Topic) {
-        if let Some(user) = handle.user()
+        if let Some(roster) = &mut self.roster
+            && let Some(user) = handle.user()
             && self.inner.presences.tells(topic)
-            && self.roster.enter(topic, user, handle.data())
+            && roster.enter(topic, user, handle.data())
             && !self.inner.shared_log.as_ref().is_some_and(|shared| shared.is_member(topic, user, self.inner.now()))
         {
             let event = hub_events::joined(topic, user, handle.data().map(AsRef::as_ref));
@@ -235,15 +203,28 @@ impl LockedRoster<'_> {
     }
 
     fn exit(&mut self, handle: &ConnectionHandle, topic: &Topic) {
-        if let Some(user) = handle.user()
+        if let Some(roster) = &mut self.roster
+            && let Some(user) = handle.user()
             && self.inner.presences.tells(topic)
         {
-            let was_due = self.roster.next_due();
-            self.roster.exit(topic, user, self.inner.now());
+            let was_due = roster.next_due();
+            roster.exit(topic, user, self.inner.now());
             if was_due.is_none() {
                 self.inner.tasks.sweep.rouse();
             }
         }
+    }
+
+    /// Takes out a member that has not come back, and tells of it unless another instance does.
+    /// Returns whether there was one.
+    fn sweep(&mut self) -> bool {
+        let now = self.inner.now();
+        let Some((topic, user)) = self.roster.as_mut().and_then(|roster| roster.sweep(now)) else { return false };
+        if !self.inner.shared_log.as_ref().is_some_and(|shared| shared.speaks_for(&topic, &user, now)) {
+            let event = hub_events::left(&topic, &user);
+            self.publish(topic, &user, event);
+        }
+        true
     }
 
     /// Nothing is published after a drain.
