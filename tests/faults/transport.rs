@@ -87,8 +87,17 @@ async fn http2(addr: SocketAddr, window: u32) -> Sender {
 }
 
 async fn http2_over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, window: u32) -> Sender {
+    http2_with_windows(io, window, 8 << 20).await
+}
+
+/// The same, with a limit for all streams together.
+async fn http2_with_windows(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    window: u32,
+    connection_window: u32,
+) -> Sender {
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    builder.initial_stream_window_size(window).initial_connection_window_size(8 << 20);
+    builder.initial_stream_window_size(window).initial_connection_window_size(connection_window);
     let (sender, connection) = builder.handshake(TokioIo::new(io)).await.unwrap();
     tokio::spawn(connection);
     sender
@@ -280,9 +289,9 @@ async fn read_bytes(mut body: impl http_body::Body<Data = Bytes, Error: std::fmt
     }
 }
 
-/// How many bytes are on the way to the one reader when it takes nothing more.
+/// How many bytes are on the way to all readers when they take nothing more.
 async fn on_the_way(hub: &Hub) -> usize {
-    // Two audiences, so that the reader shares its bytes with no other.
+    // Two audiences, so that a reader shares its bytes with no other.
     for n in 0..100 {
         hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(Event::message("x".repeat(EVENT))).await.unwrap();
     }
@@ -326,6 +335,41 @@ async fn a_body_over_http2_is_at_most_128_kib_ahead_of_a_socket_that_takes_nothi
     assert!(ahead <= 128 * 1024 + PIPE, "{ahead} bytes");
     gate.set_shut(false);
     read_bytes(body, 100 * EVENT).await;
+}
+
+/// The client reads from its socket all the time, and opens no stream's window again.
+#[tokio::test]
+async fn a_body_is_at_most_128_kib_ahead_of_a_closed_http2_window() {
+    for window in [16_384, 65_535, 262_144] {
+        let hub = wide().build().unwrap();
+        let mut sender = http2_over(pipe(&hub), window).await;
+        // Its body is not polled, so that its window stays closed.
+        let body = open(&mut sender, "a&topic=b").await;
+        until(|| hub.stats().connections == 1).await;
+        let held = on_the_way(&hub).await.saturating_sub(window as usize);
+        assert!(held <= 128 * 1024 + PIPE, "{held} bytes behind a window of {window}");
+        read_bytes(body, 100 * EVENT).await;
+    }
+}
+
+/// The same for the window of the connection, which its streams share.
+#[tokio::test]
+async fn bodies_are_at_most_128_kib_each_ahead_of_a_closed_window_of_their_connection() {
+    const STREAMS: usize = 4;
+    const WINDOW: u32 = 65_535;
+    let hub = wide().build().unwrap();
+    let mut sender = http2_with_windows(pipe(&hub), 8 << 20, WINDOW).await;
+    let mut bodies = Vec::new();
+    for _ in 0..STREAMS {
+        bodies.push(open(&mut sender, "a&topic=b").await);
+    }
+    until(|| hub.stats().connections == STREAMS).await;
+    let held = on_the_way(&hub).await.saturating_sub(WINDOW as usize);
+    assert!(held <= STREAMS * (128 * 1024 + PIPE), "{held} bytes");
+    let each = hub.connections().iter().map(|connection| connection.delivered).max().unwrap();
+    let most = usize::try_from(each).unwrap() * EVENT;
+    assert!(most <= 128 * 1024 + PIPE + WINDOW as usize, "{most} bytes of one stream");
+    futures::future::join_all(bodies.into_iter().map(|body| read_bytes(body, 100 * EVENT))).await;
 }
 
 /// What comes in pieces that the server has to flush comes as fast, and whole.
