@@ -17,6 +17,8 @@
 
 #[path = "../tests/kit/bodies.rs"]
 mod bodies;
+#[path = "../tests/kit/skip.rs"]
+mod skip;
 
 use std::hint::black_box;
 use std::path::Path;
@@ -210,8 +212,7 @@ fn main() {
         return;
     }
     if Command::new("valgrind").arg("--version").output().is_err() {
-        eprintln!("skipped: instructions: valgrind is not installed");
-        return;
+        return skip::skipped("valgrind is not installed");
     }
     let kept = arguments.iter().skip_while(|argument| *argument != "profile").nth(1);
     println!("| | instructions | for each |\n|---|---|---|");

@@ -249,14 +249,6 @@ fn every_rust_block_is_compiled_or_says_why_not() {
 // ---------------------------------------------------------------------------------------------------------------------
 // JavaScript
 
-fn node_is_there() -> bool {
-    let found = Command::new("node").arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !found {
-        skip::not_installed("node");
-    }
-    found
-}
-
 /// A folder of a test's own that goes with it.
 struct Folder(PathBuf);
 
@@ -284,7 +276,7 @@ impl Drop for Folder {
 
 #[test]
 fn every_javascript_block_is_javascript() {
-    if !node_is_there() {
+    if !skip::has("node", "--version") {
         return;
     }
     let folder = Folder::new();
@@ -307,7 +299,7 @@ fn every_javascript_block_is_javascript() {
 /// The pages of the examples: their scripts, and what stands between `<script>` and its end.
 #[test]
 fn the_scripts_of_the_examples_are_javascript() {
-    if !node_is_there() {
+    if !skip::has("node", "--version") {
         return;
     }
     let folder = Folder::new();
@@ -358,7 +350,7 @@ fn block_under(path: &str, heading: &str, info: &str) -> String {
 /// does.
 #[tokio::test]
 async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
-    if !node_is_there() {
+    if !skip::has("node", "--version") {
         return;
     }
     let hub = Hub::builder().retry(Duration::from_millis(100)).build().unwrap();

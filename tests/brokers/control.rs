@@ -153,7 +153,7 @@ async fn an_instance_that_is_heard_no_more_is_not_ready_after_its_lease() {
 
 /// One message of a broker takes 1 MiB. A connection with more names than that must not stop what is sent of others.
 #[tokio::test]
-async fn a_connection_with_very_many_topics_does_not_hide_the_others() {
+async fn a_connection_with_very_many_topics_does_not_hide_the_others_with_nats() {
     if !nats_server::is_there() {
         return;
     }

@@ -29,15 +29,19 @@ const CLIENTS: [u8; 8] = [0b00001, 0b00010, 0b00100, 0b00011, 0b01110, 0b01000, 
 /// The last event of all.
 const END: &str = "end";
 
+/// The number in an environment variable. Anything else there is a mistake of the caller.
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
+}
+
 /// `SOAK_SECONDS`, or this.
 fn seconds(usual: u64) -> Duration {
-    let said = std::env::var("SOAK_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(said.unwrap_or(usual))
+    Duration::from_secs(number("SOAK_SECONDS").unwrap_or(usual))
 }
 
 fn seed(name: &str) -> u64 {
-    let said = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = said.unwrap_or_else(|| fastrand::u64(..100_000));
+    let seed = number("SEED").unwrap_or_else(|| fastrand::u64(..100_000));
     eprintln!("soak, {name}: SEED={seed}");
     seed
 }

@@ -23,4 +23,13 @@ mod two_instances;
 mod worker;
 mod workspace;
 
+/// Their files are empty on other systems.
+#[cfg(not(unix))]
+#[test]
+fn the_examples_as_processes() {
+    kit::skip::skipped(
+        "this system has no signals that end a process: `instances`, `process`, `small`, `worker`, `workspace`",
+    );
+}
+
 use kit::{example as program, nats as nats_server, redis as redis_server};

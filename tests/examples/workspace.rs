@@ -191,6 +191,12 @@ async fn a_report_says_how_far_it_is_and_comes_to_the_right_result() {
     assert_eq!(ben.send("POST", "/reports", Some(json!({ "limit": 10 }))).await, 422);
 }
 
+#[cfg(not(target_os = "linux"))]
+#[test]
+fn metrics_are_those_of_this_process_and_this_machine() {
+    crate::kit::skip::skipped("the example reads the metrics of Linux");
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn metrics_are_those_of_this_process_and_this_machine() {

@@ -91,6 +91,12 @@ async fn many_streams_on_one_http_2_connection() {
     assert_eq!(server.serving(), 1);
 }
 
+#[cfg(not(unix))]
+#[test]
+fn a_socket_that_is_not_tcp() {
+    crate::kit::skip::skipped("this system has no Unix sockets");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_socket_that_is_not_tcp() {

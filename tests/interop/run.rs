@@ -105,7 +105,9 @@ impl Run {
         let mut command = tokio::process::Command::new(program);
         command.args(arguments).arg(format!("http://{}/events", server.addr)).arg(last).args(NAMES);
         // With a group of its own: what a script starts ends with it.
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).env("PYTHONDONTWRITEBYTECODE", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).env("PYTHONDONTWRITEBYTECODE", "1");
+        #[cfg(unix)]
+        command.process_group(0);
         if std::env::var_os("INTEROP_CLIENT").is_none() {
             // Warnings of its own kind. Who looks at one client sees them.
             command.stderr(Stdio::null());

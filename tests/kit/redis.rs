@@ -24,11 +24,7 @@ pub const DURABLE: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsy
 
 /// Whether `redis-server` is installed. If not, reports the test as skipped.
 pub fn is_there() -> bool {
-    let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_ok();
-    if !found {
-        skip::not_installed("redis-server");
-    }
-    found
+    skip::has("redis-server", "--version")
 }
 
 impl RedisServer {

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::io::Write;
+use std::process::{Command, Stdio};
 
 /// Writes `skipped: <binary>::<test>: <why>`. `tests/run` collects these lines into its final list.
 ///
@@ -20,8 +21,22 @@ pub fn skipped(why: &str) {
     std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
+/// Whether a tool is installed, which prints its version when it is called with `argument`. If not, reports the test as
+/// skipped.
+pub fn has(tool: &str, argument: &str) -> bool {
+    let mut command = Command::new(tool);
+    command.arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let found = command.status().is_ok();
+    if !found {
+        not_installed(tool);
+    }
+    found
+}
+
 /// Reports a tool that `tests/run` installs. Fails the test in CI, where each tool has to be installed.
 pub fn not_installed(tool: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{tool} is not installed: `tests/run tools clients` installs it");
+    // Like `tests/run`, which takes an empty `CI` for none.
+    let is_ci = std::env::var_os("CI").is_some_and(|ci| !ci.is_empty());
+    assert!(!is_ci, "{tool} is not installed: `tests/run tools clients` installs it");
     skipped(&format!("{tool} is not installed"));
 }

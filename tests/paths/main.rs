@@ -1,5 +1,4 @@
 //! The way through real proxies: what is promised holds behind it, and where it cannot, what happens instead.
-#![cfg(unix)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

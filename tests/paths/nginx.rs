@@ -24,11 +24,7 @@ pub struct Nginx {
 
 /// Whether `nginx` is installed. If not, reports the test as skipped.
 pub fn is_there() -> bool {
-    let found = Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok();
-    if !found {
-        skip::not_installed("nginx");
-    }
-    found
+    skip::has("nginx", "-v")
 }
 
 impl Nginx {

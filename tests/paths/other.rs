@@ -24,11 +24,7 @@ const CADDY: Kind =
 
 impl Kind {
     fn is_there(self) -> bool {
-        let found = Command::new(self.program).arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if found.is_err() {
-            skip::not_installed(self.program);
-        }
-        found.is_ok()
+        skip::has(self.program, "version")
     }
 }
 
