@@ -135,14 +135,12 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     println!("| log | | events a second | ratio |\n|---|---|---|---|");
     runtime.block_on(table("memory", Memory::new()));
-    if redis_server::is_there() {
-        for (name, arguments) in [("Redis, no persistence", FORGETFUL), ("Redis, `appendfsync always`", DURABLE)] {
-            let server = RedisServer::start(arguments);
+    for (name, arguments) in [("Redis, no persistence", FORGETFUL), ("Redis, `appendfsync always`", DURABLE)] {
+        if let Some(server) = RedisServer::start(arguments) {
             runtime.block_on(table(name, Redis::new(&server.url(), "bench").unwrap()));
         }
     }
-    if nats_server::is_there() {
-        let server = NatsServer::start();
+    if let Some(server) = NatsServer::start() {
         runtime.block_on(table("NATS", Nats::new(&server.url(), "bench").unwrap()));
         drop(server);
         synced_nats(|server| {
@@ -157,7 +155,7 @@ fn synced_nats(measure: impl FnOnce(&NatsServer)) {
     std::fs::write(&config, "jetstream { sync_interval: always }\n").unwrap();
     let path = config.to_str().unwrap();
     if Command::new("nats-server").args(["-t", "-c", path]).output().unwrap().status.success() {
-        measure(&NatsServer::start_with(&["-c", path]));
+        measure(&NatsServer::start_with(&["-c", path]).unwrap());
     } else {
         skip::skipped("this nats-server does not know `sync_interval: always`");
     }

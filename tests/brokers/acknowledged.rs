@@ -8,7 +8,7 @@ use tower_sse::{Event, Hub};
 
 use crate::kit::soon;
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 const LOG: &str = "tower-sse:{n}:log";
 
@@ -18,10 +18,8 @@ fn log_at(port: u16) -> Redis {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publish_waits_until_a_replica_has_the_record() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let (primary, replica) = (RedisServer::start(FORGETFUL), RedisServer::start(FORGETFUL));
+    let Some(primary) = RedisServer::start(FORGETFUL) else { return };
+    let Some(replica) = RedisServer::start(FORGETFUL) else { return };
     let proxy = Proxy::start(primary.port).await;
     replica.follow(&primary, proxy.port).await;
     let publisher = Hub::builder()
@@ -45,10 +43,7 @@ async fn a_publish_waits_until_a_replica_has_the_record() {
 
 #[tokio::test]
 async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     // Half of it is for the server's answer, also on a busy machine.
     let log = log_at(server.port).timeout(Duration::from_secs(4));
     let record = Outgoing::new(Bytes::from_static(b"x"));
@@ -65,10 +60,7 @@ async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
 /// The user may do everything but wait.
 #[tokio::test]
 async fn a_publish_whose_wait_is_refused_is_an_unknown_outcome() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     server.cli(&["ACL", "SETUSER", "writer", "on", ">secret", "~*", "&*", "+@all", "-wait"]);
     let log = Redis::new(&format!("redis://writer:secret@127.0.0.1:{}", server.port), "n").unwrap().acknowledged_by(1);
     let record = Outgoing::new(Bytes::from_static(b"x"));

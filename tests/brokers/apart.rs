@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, Nats, Redis};
+use tower_sse::backplane::{Backplane, Redis};
 use tower_sse::{Cursor, Event, Hub, Kick, Retention, StreamItem, Subscription, TopicRule};
 
 use crate::instances::builder;
+use crate::kit::broker::{BrokerServer, for_each_broker};
 use crate::kit::{soon, until};
-use crate::nats_server::{self, NatsServer};
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::redis_server::{DURABLE, FORGETFUL, RedisServer};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -22,10 +22,7 @@ async fn start(log: impl Backplane) -> Hub {
 /// The log comes back younger, and who had not seen what is lost appends more than that before an instance looks again.
 #[tokio::test]
 async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut server = RedisServer::start(DURABLE);
+    let Some(mut server) = RedisServer::start(DURABLE) else { return };
     let proxy = Proxy::start(server.port).await;
     let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "grown").unwrap().timeout(TIMEOUT);
     let hub = start(log(proxy.port)).await;
@@ -65,12 +62,14 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
 }
 
 /// Of a value that was set for two topics and has ended in one of them, an instance that starts later knows only the other.
-async fn a_value_of_a_union_ends_where_it_was_removed(log: impl Backplane + Clone, push_out: impl AsyncFn(&Hub)) {
+async fn a_value_of_a_union_ends_where_it_was_removed<B: BrokerServer>(broker: B) {
+    let log = B::short(broker.log("union"), 500);
     let one = start(log.clone()).await;
     let both = one.topic("latest/a").and(one.topic("latest/b"));
     both.publish(Event::text("v", "1").key("k")).await.unwrap();
     one.topic("latest/a").publish(Event::remove("k")).await.unwrap();
-    push_out(&one).await;
+    broker.has_copied("union", 2).await;
+    busy(&one).await;
     let two = start(log).await;
     for (topic, expected) in [("latest/a", 0), ("latest/b", 1)] {
         let mut page = two.stream(Subscription::anonymous().topic(topic), Cursor::Absent).unwrap();
@@ -91,32 +90,13 @@ async fn busy(hub: &Hub) {
     assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
 }
 
-#[tokio::test]
-async fn a_value_of_a_union_ends_where_it_was_removed_with_redis() {
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        let log = Redis::new(&server.url(), "union").unwrap().max_records(500);
-        a_value_of_a_union_ends_where_it_was_removed(log, busy).await;
-    }
-}
-
-#[tokio::test]
-async fn a_value_of_a_union_ends_where_it_was_removed_with_nats() {
-    if nats_server::is_there() {
-        let server = NatsServer::start();
-        let log = Nats::new(&server.url(), "union").unwrap().max_records(500);
-        let push_out = async |hub: &Hub| {
-            server.copied("union", 2).await;
-            busy(hub).await;
-        };
-        a_value_of_a_union_ends_where_it_was_removed(log, push_out).await;
-    }
-}
+for_each_broker!(a_value_of_a_union_ends_where_it_was_removed(broker): redis, nats);
 
 /// A kick that was told while an instance did not hear.
-async fn a_kick_is_heard_after_a_blip<L: Backplane>(port: u16, log: impl Fn(u16) -> L) {
-    let proxy = Proxy::start(port).await;
-    let (near, far) = (start(log(port)).await, start(log(proxy.port)).await);
+async fn a_kick_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
+    let proxy = Proxy::start(broker.port()).await;
+    let log = |port| B::log_at(port, "blip", TIMEOUT);
+    let (near, far) = (start(log(broker.port())).await, start(log(proxy.port)).await);
     until(|| near.stats().others == 1 && far.stats().others == 1).await;
     for (round, mode) in [Mode::Resets, Mode::StallsAnswers, Mode::Resets].into_iter().enumerate() {
         let user = format!("ada{round}");
@@ -135,31 +115,12 @@ async fn a_kick_is_heard_after_a_blip<L: Backplane>(port: u16, log: impl Fn(u16)
     }
 }
 
-#[tokio::test]
-async fn a_kick_is_heard_after_a_blip_with_redis() {
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "blip").unwrap().timeout(TIMEOUT);
-        a_kick_is_heard_after_a_blip(server.port, log).await;
-    }
-}
-
-#[tokio::test]
-async fn a_kick_is_heard_after_a_blip_with_nats() {
-    if nats_server::is_there() {
-        let server = NatsServer::start();
-        let log = |port: u16| Nats::new(&format!("nats://127.0.0.1:{port}"), "blip").unwrap().timeout(TIMEOUT);
-        a_kick_is_heard_after_a_blip(server.port, log).await;
-    }
-}
+for_each_broker!(a_kick_is_heard_after_a_blip(broker): redis, nats);
 
 /// More current values than one page of them.
 #[tokio::test]
 async fn many_and_large_values_are_read_in_pages() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = || Redis::new(&server.url(), "pages").unwrap();
     let latest = Retention::latest_per_key().count(10_000).bytes(64 << 20);
     let many = |log| Hub::builder().retention_for(TopicRule::prefix("latest/"), latest.clone()).backplane(log);
@@ -190,10 +151,7 @@ async fn many_and_large_values_are_read_in_pages() {
 /// The log was trimmed over while an instance was cut off, and current values changed in what it did not see.
 #[tokio::test]
 async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let proxy = Proxy::start(server.port).await;
     let log = |port: u16| {
         let log = Redis::new(&format!("redis://127.0.0.1:{port}"), "cut").unwrap();

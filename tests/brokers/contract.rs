@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tower_sse::backplane::{Backplane, Memory, Nats, Outgoing, Place, Redis, State, Value};
+use tower_sse::backplane::{Backplane, Outgoing, Place, Redis, State, Value};
 
+use crate::kit::broker::{Broker, for_each_broker};
 use crate::kit::soon;
-use crate::nats_server::{self, NatsServer};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 fn record(text: &str) -> Outgoing {
     Outgoing::new(Bytes::from(text.to_owned()))
@@ -229,41 +229,26 @@ async fn a_stream_that_is_not_polled_holds_nobody_up(log: &dyn Backplane) {
     assert_eq!(text(&soon(tail.next()).await.unwrap().unwrap()[0].payload), "x");
 }
 
-async fn keeps_its_promises(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
-    a_stream_that_is_not_polled_holds_nobody_up(&*fresh("0")).await;
-    numbers_are_contiguous_and_ordered(&*fresh("a")).await;
-    writers_at_once_get_each_number_once(&*fresh("b")).await;
-    a_tail_has_what_is_there_and_what_comes(&*fresh("c")).await;
-    current_values_are_the_newest_of_each_id(&*fresh("d")).await;
-    a_record_may_be_the_value_of_several_ids(&*fresh("union")).await;
-    a_repeated_key_is_appended_once(&*fresh("e")).await;
-    a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&*fresh("f")).await;
-    what_is_told_is_heard_from_then_on(&*fresh("g")).await;
-    what_is_told_meanwhile_is_heard_after_a_mark(&*fresh("mark")).await;
-    what_is_deposited_is_withdrawn_once(&*fresh("h")).await;
+async fn keeps_its_promises(broker: impl Broker) {
+    a_stream_that_is_not_polled_holds_nobody_up(&broker.log("0")).await;
+    numbers_are_contiguous_and_ordered(&broker.log("a")).await;
+    writers_at_once_get_each_number_once(&broker.log("b")).await;
+    a_tail_has_what_is_there_and_what_comes(&broker.log("c")).await;
+    current_values_are_the_newest_of_each_id(&broker.log("d")).await;
+    a_record_may_be_the_value_of_several_ids(&broker.log("union")).await;
+    a_repeated_key_is_appended_once(&broker.log("e")).await;
+    a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&broker.log("f")).await;
+    what_is_told_is_heard_from_then_on(&broker.log("g")).await;
+    what_is_told_meanwhile_is_heard_after_a_mark(&broker.log("mark")).await;
+    what_is_deposited_is_withdrawn_once(&broker.log("h")).await;
 }
 
-#[tokio::test]
-async fn memory_keeps_its_promises() {
-    keeps_its_promises(|_| Box::new(Memory::new())).await;
-}
-
-#[tokio::test]
-async fn redis_keeps_its_promises() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
-    keeps_its_promises(|namespace| Box::new(Redis::new(&server.url(), namespace).unwrap())).await;
-}
+for_each_broker!(keeps_its_promises(broker): memory, redis, nats);
 
 /// More calls of the script than wait on a connection at once, on a server that does not know it yet.
 #[tokio::test]
 async fn a_large_batch_keeps_its_order_on_a_fresh_server() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = Redis::new(&server.url(), "n").unwrap().timeout(std::time::Duration::from_secs(15));
     for round in 0..3 {
         server.cli(&["SCRIPT", "FLUSH"]);
@@ -273,22 +258,13 @@ async fn a_large_batch_keeps_its_order_on_a_fresh_server() {
     }
 }
 
-#[tokio::test]
-async fn nats_keeps_its_promises() {
-    if !nats_server::is_there() {
-        return;
-    }
-    let server = NatsServer::start();
-    keeps_its_promises(|namespace| Box::new(Nats::new(&server.url(), namespace).unwrap())).await;
-}
-
-async fn namespaces_never_meet(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
+async fn namespaces_of_a_broker_never_meet(broker: impl Broker) {
     let names = ["a", "A", "a}:log", "{a}", "a:log", "%61", "", "_", "ä", "a b", "a.b", "a.*", "*", ">"];
-    let logs: Vec<_> = names.iter().map(|name| fresh(name)).collect();
+    let logs: Vec<_> = names.iter().map(|name| broker.log(name)).collect();
     for (log, name) in logs.iter().zip(names) {
         let mut value = record(name);
         value.values = vec![Value::new("id", false)];
-        append(&**log, vec![record(name), value], None).await;
+        append(log, vec![record(name), value], None).await;
     }
     for (log, name) in logs.iter().zip(names) {
         let range = soon(log.range(0, 10)).await.unwrap();
@@ -298,28 +274,11 @@ async fn namespaces_never_meet(fresh: impl Fn(&str) -> Box<dyn Backplane>) {
     }
 }
 
-#[tokio::test]
-async fn namespaces_on_one_redis_server_never_meet() {
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        namespaces_never_meet(|namespace| Box::new(Redis::new(&server.url(), namespace).unwrap())).await;
-    }
-}
-
-#[tokio::test]
-async fn namespaces_on_one_nats_server_never_meet() {
-    if nats_server::is_there() {
-        let server = NatsServer::start();
-        namespaces_never_meet(|namespace| Box::new(Nats::new(&server.url(), namespace).unwrap())).await;
-    }
-}
+for_each_broker!(namespaces_of_a_broker_never_meet(broker): memory, redis, nats);
 
 #[tokio::test]
 async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = Redis::new(&server.url(), "length").unwrap().max_records(1_000);
     append(&log, (0..5_000).map(|n| record(&n.to_string())).collect(), None).await;
     let state = soon(log.state(None)).await.unwrap();
@@ -343,10 +302,7 @@ async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
 
 #[tokio::test]
 async fn what_redis_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = Redis::new(&server.url(), "n").unwrap();
     append(&log, vec![record("x")], None).await;
     server.cli(&["SET", "tower-sse:{wrong}:log", "no stream"]);

@@ -8,9 +8,9 @@ use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, HubStream, Kick, StreamItem, Subscription, TopicRule};
 
 use crate::kit::{soon, until};
-use crate::nats_server::{self, NatsServer};
+use crate::nats_server::NatsServer;
 use crate::reached::Reached;
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 fn builder() -> HubBuilder {
     Hub::builder()
@@ -124,10 +124,7 @@ async fn a_leave_has_the_last_word_after_a_join_that_waits() {
 /// The key of the control stream holds something else, so the log works and the control stream does not.
 #[tokio::test]
 async fn an_instance_that_cannot_hear_the_others_is_not_ready() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let first = start(builder(), Redis::new(&server.url(), "deaf").unwrap()).await;
     drop(first);
     let keys = server.cli(&["KEYS", "*"]);
@@ -154,11 +151,8 @@ async fn an_instance_that_is_heard_no_more_is_not_ready_after_its_lease() {
 /// One message of a broker takes 1 MiB. A connection with more names than that must not stop what is sent of others.
 #[tokio::test]
 async fn a_connection_with_very_many_topics_does_not_hide_the_others_with_nats() {
-    if !nats_server::is_there() {
-        return;
-    }
     const TOPICS: usize = 6_000;
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     let log = || Nats::new(&server.url(), "wide").unwrap();
     let one = start(builder().max_topics(TOPICS), log()).await;
     let two = start(builder().max_topics(TOPICS), log()).await;

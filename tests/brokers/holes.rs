@@ -8,7 +8,7 @@ use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, 
 
 use crate::fake::FakeLog;
 use crate::kit::{soon, until};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 fn builder() -> HubBuilder {
     Hub::builder()
@@ -69,10 +69,7 @@ async fn a_log_without_its_newest_record_is_loaded(log: impl Backplane + Clone, 
 #[tokio::test]
 async fn a_log_whose_newest_record_was_deleted_is_loaded_without_a_storm_of_requests_with_redis() {
     use tower_sse::backplane::Redis;
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = || Redis::new(&server.url(), "n").unwrap();
     let first = start(log()).await;
     publish(&first, 0..4).await;

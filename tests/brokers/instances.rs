@@ -1,20 +1,20 @@
 //! Hubs that share a log: what one publishes the other delivers, and a client goes on at whichever it meets.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, Memory, Redis};
 use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicRule};
 
+use crate::kit::broker::{BrokerServer, for_each_broker};
 use crate::kit::{Events, Server, get, resume, soon, subscribe, until};
-use crate::nats_server::{self, NatsServer};
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 pub fn builder() -> HubBuilder {
     Hub::builder()
@@ -23,114 +23,6 @@ pub fn builder() -> HubBuilder {
         .probe_interval(Duration::from_millis(100))
         .publish_timeout(Duration::from_secs(4))
 }
-
-/// A real broker of a test's own.
-pub trait Broker: Sized {
-    type Log: Backplane + Clone;
-
-    /// None where it is not installed. If it is killed it comes back with what it had, or empty.
-    fn start(durable: bool) -> Option<Self>;
-    fn port(&self) -> u16;
-    /// Over this port, which may be a proxy's.
-    fn log_at(port: u16, namespace: &str, timeout: Duration) -> Self::Log;
-    /// With so many records at most.
-    fn short(log: Self::Log, records: usize) -> Self::Log;
-    fn kill(&mut self);
-    fn restart(&mut self);
-    /// A copy of what it keeps. It may have to stop for a moment.
-    fn save(&mut self) -> PathBuf;
-    /// What it keeps is what was saved. It has to have been killed.
-    fn roll_back(&mut self, saved: &Path);
-
-    fn log(&self, namespace: &str, timeout: Duration) -> Self::Log {
-        Self::log_at(self.port(), namespace, timeout)
-    }
-}
-
-impl Broker for RedisServer {
-    type Log = Redis;
-
-    fn start(durable: bool) -> Option<Self> {
-        redis_server::is_there().then(|| Self::start(if durable { DURABLE } else { FORGETFUL }))
-    }
-
-    fn port(&self) -> u16 {
-        self.port
-    }
-
-    fn log_at(port: u16, namespace: &str, timeout: Duration) -> Redis {
-        Redis::new(&format!("redis://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
-    }
-
-    fn short(log: Redis, records: usize) -> Redis {
-        log.max_records(records)
-    }
-
-    fn kill(&mut self) {
-        self.kill();
-    }
-
-    fn restart(&mut self) {
-        self.restart();
-    }
-
-    fn save(&mut self) -> PathBuf {
-        self.copy()
-    }
-
-    fn roll_back(&mut self, saved: &Path) {
-        self.restore(saved);
-    }
-}
-
-pub struct NatsBroker {
-    server: NatsServer,
-    durable: bool,
-}
-
-impl Broker for NatsBroker {
-    type Log = Nats;
-
-    fn start(durable: bool) -> Option<Self> {
-        nats_server::is_there().then(|| Self { server: NatsServer::start(), durable })
-    }
-
-    fn port(&self) -> u16 {
-        self.server.port
-    }
-
-    fn log_at(port: u16, namespace: &str, timeout: Duration) -> Nats {
-        Nats::new(&format!("nats://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
-    }
-
-    fn short(log: Nats, records: usize) -> Nats {
-        log.max_records(records)
-    }
-
-    fn kill(&mut self) {
-        self.server.kill();
-    }
-
-    fn restart(&mut self) {
-        if !self.durable {
-            self.server.empty();
-        }
-        self.server.restart();
-    }
-
-    fn save(&mut self) -> PathBuf {
-        self.server.kill();
-        let saved = self.server.save();
-        self.server.restart();
-        saved
-    }
-
-    fn roll_back(&mut self, saved: &Path) {
-        self.server.bring_back(saved);
-    }
-}
-
-pub const TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Instance {
     pub hub: Hub,
@@ -200,24 +92,7 @@ async fn what_one_publishes_the_other_delivers(log: impl Backplane + Clone) {
     }
 }
 
-#[tokio::test]
-async fn two_instances_through_memory() {
-    what_one_publishes_the_other_delivers(Memory::new()).await;
-}
-
-#[tokio::test]
-async fn two_instances_through_redis() {
-    if let Some(broker) = <RedisServer as Broker>::start(false) {
-        what_one_publishes_the_other_delivers(broker.log("two", TIMEOUT)).await;
-    }
-}
-
-#[tokio::test]
-async fn two_instances_through_nats() {
-    if let Some(broker) = NatsBroker::start(false) {
-        what_one_publishes_the_other_delivers(broker.log("two", TIMEOUT)).await;
-    }
-}
+for_each_broker!(what_one_publishes_the_other_delivers(log): memory, redis, nats);
 
 /// An instance that starts later has what the log keeps, and every current value, before it is ready.
 async fn a_late_instance_knows_what_the_log_keeps(log: impl Backplane + Clone) {
@@ -238,29 +113,11 @@ async fn a_late_instance_knows_what_the_log_keeps(log: impl Backplane + Clone) {
     assert_eq!(before.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["2"]);
 }
 
-#[tokio::test]
-async fn a_late_instance_through_memory() {
-    a_late_instance_knows_what_the_log_keeps(Memory::new()).await;
-}
+for_each_broker!(a_late_instance_knows_what_the_log_keeps(log): memory, redis, nats);
 
-#[tokio::test]
-async fn a_late_instance_through_redis() {
-    if let Some(broker) = <RedisServer as Broker>::start(false) {
-        a_late_instance_knows_what_the_log_keeps(broker.log("late", TIMEOUT)).await;
-    }
-}
-
-#[tokio::test]
-async fn a_late_instance_through_nats() {
-    if let Some(broker) = NatsBroker::start(false) {
-        a_late_instance_knows_what_the_log_keeps(broker.log("late", TIMEOUT)).await;
-    }
-}
-
-async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: Broker>() {
-    let Some(mut server) = B::start(true) else { return };
+async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: BrokerServer>(mut server: B) {
     server.kill();
-    let one = Instance::start(server.log("n", TIMEOUT)).await;
+    let one = Instance::start(server.log("n")).await;
     assert!(one.hub.health().live && !one.hub.health().ready);
     let refused = get(one.server.addr, "/events?topic=t").await.events().next().await;
     assert!(refused.event == "hub.refused" && refused.data.contains("starting"), "{}", refused.data);
@@ -273,20 +130,11 @@ async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: Br
     assert_eq!(events.next_own().await.data, "1");
 }
 
-#[tokio::test]
-async fn an_instance_starts_without_redis() {
-    an_instance_starts_without_its_broker_refuses_softly_and_recovers::<RedisServer>().await;
-}
-
-#[tokio::test]
-async fn an_instance_starts_without_nats() {
-    an_instance_starts_without_its_broker_refuses_softly_and_recovers::<NatsBroker>().await;
-}
+for_each_broker!(an_instance_starts_without_its_broker_refuses_softly_and_recovers(durable): redis, nats);
 
 /// Killed under load and back: what was acknowledged arrives, and no gap is said.
-async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: Broker>() {
-    let Some(mut server) = B::start(true) else { return };
-    let log = || server.log("durable", Duration::from_millis(500));
+async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: BrokerServer>(mut server: B) {
+    let log = || B::log_at(server.port(), "durable", Duration::from_millis(500));
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams =
         [subscribe(one.server.addr, "/events?topic=t").await, subscribe(two.server.addr, "/events?topic=t").await];
@@ -336,20 +184,14 @@ async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: 
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_by_redis() {
-    a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged::<RedisServer>().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_by_nats() {
-    a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged::<NatsBroker>().await;
-}
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged(durable): redis, nats
+);
 
 /// It comes back empty: exactly one gap for each cursor, with the reason; then live.
-async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: Broker>() {
-    let Some(mut server) = B::start(false) else { return };
-    let log = || server.log("empty", TIMEOUT);
+async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: BrokerServer>(mut server: B) {
+    let log = || server.log("empty");
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams = [
         subscribe(one.server.addr, "/events?topic=t&topic=latest/a").await,
@@ -396,15 +238,7 @@ async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: Broker>()
     }
 }
 
-#[tokio::test]
-async fn one_gap_when_it_comes_back_empty_with_redis() {
-    a_broker_that_comes_back_empty_is_one_gap_for_every_stream::<RedisServer>().await;
-}
-
-#[tokio::test]
-async fn one_gap_when_it_comes_back_empty_with_nats() {
-    a_broker_that_comes_back_empty_is_one_gap_for_every_stream::<NatsBroker>().await;
-}
+for_each_broker!(a_broker_that_comes_back_empty_is_one_gap_for_every_stream(broker): redis, nats);
 
 async fn a_poison_record_is_skipped_and_a_gap_for_its_audience(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
@@ -429,24 +263,7 @@ async fn a_poison_record_is_skipped_and_a_gap_for_its_audience(log: impl Backpla
     assert_eq!(one.hub.stats().skipped, 3);
 }
 
-#[tokio::test]
-async fn a_poison_record_through_memory() {
-    a_poison_record_is_skipped_and_a_gap_for_its_audience(Memory::new()).await;
-}
-
-#[tokio::test]
-async fn a_poison_record_through_redis() {
-    if let Some(broker) = <RedisServer as Broker>::start(false) {
-        a_poison_record_is_skipped_and_a_gap_for_its_audience(broker.log("poison", TIMEOUT)).await;
-    }
-}
-
-#[tokio::test]
-async fn a_poison_record_through_nats() {
-    if let Some(broker) = NatsBroker::start(false) {
-        a_poison_record_is_skipped_and_a_gap_for_its_audience(broker.log("poison", TIMEOUT)).await;
-    }
-}
+for_each_broker!(a_poison_record_is_skipped_and_a_gap_for_its_audience(log): memory, redis, nats);
 
 /// The names that only hubs may use are no way around the rules.
 #[tokio::test]
@@ -481,10 +298,7 @@ async fn what_no_hub_says_of_who_comes_and_goes_is_skipped_and_a_gap_for_its_aud
 
 #[tokio::test]
 async fn a_script_in_another_language_publishes() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let one = Instance::start(Redis::new(&server.url(), "a/b c").unwrap()).await.ready().await;
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/publish.py");
@@ -506,8 +320,9 @@ async fn publishing_now_is_not_for_a_shared_log() {
 
 /// The way between an instance and its broker goes wrong; the other instance goes on. Noticed within two probe intervals,
 /// resumed, contiguous.
-async fn after_a_cut_nothing_is_missing<B: Broker>() {
-    let Some(server) = B::start(false) else { return };
+async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards<B: BrokerServer>(
+    server: B,
+) {
     let proxy = Proxy::start(server.port()).await;
     let log = |port: u16| B::log_at(port, "cut", Duration::from_millis(300));
     let near = Instance::start(log(server.port())).await.ready().await;
@@ -541,19 +356,14 @@ async fn after_a_cut_nothing_is_missing<B: Broker>() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards_with_redis() {
-    after_a_cut_nothing_is_missing::<RedisServer>().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards_with_nats() {
-    after_a_cut_nothing_is_missing::<NatsBroker>().await;
-}
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards(broker): redis, nats
+);
 
 /// A log of ten records as it is kept. Saving may be a restart, which instances that come later do not see.
-async fn saved_after_ten<B: Broker>(server: &mut B, namespace: &str) -> PathBuf {
-    let one = Instance::start(server.log(namespace, TIMEOUT)).await.ready().await;
+async fn saved_after_ten<B: BrokerServer>(server: &mut B, namespace: &str) -> PathBuf {
+    let one = Instance::start(server.log(namespace)).await.ready().await;
     for n in 0..10 {
         assert!(publish(&one.hub, n).await);
     }
@@ -562,10 +372,9 @@ async fn saved_after_ten<B: Broker>(server: &mut B, namespace: &str) -> PathBuf 
 }
 
 /// A broker that comes back from a copy is some records younger: noticed, one gap, and no number means two records.
-async fn a_rollback_is_noticed_and_told_of<B: Broker>() {
-    let Some(mut server) = B::start(true) else { return };
+async fn a_broker_that_was_rolled_back_is_noticed_and_told_of<B: BrokerServer>(mut server: B) {
     let copy = saved_after_ten(&mut server, "back").await;
-    let log = || server.log("back", TIMEOUT);
+    let log = || server.log("back");
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams =
         [subscribe(one.server.addr, "/events?topic=t").await, subscribe(two.server.addr, "/events?topic=t").await];
@@ -606,15 +415,7 @@ async fn a_rollback_is_noticed_and_told_of<B: Broker>() {
     assert_eq!(gaps, 1);
 }
 
-#[tokio::test]
-async fn a_broker_that_was_rolled_back_is_noticed_and_told_of_with_redis() {
-    a_rollback_is_noticed_and_told_of::<RedisServer>().await;
-}
-
-#[tokio::test]
-async fn a_broker_that_was_rolled_back_is_noticed_and_told_of_with_nats() {
-    a_rollback_is_noticed_and_told_of::<NatsBroker>().await;
-}
+for_each_broker!(a_broker_that_was_rolled_back_is_noticed_and_told_of(durable): redis, nats);
 
 /// The epoch and the number in it that an id names.
 fn parts(id: &str) -> (String, u64) {
@@ -623,10 +424,9 @@ fn parts(id: &str) -> (String, u64) {
 }
 
 /// While both instances publish: one gap each, then all that was acknowledged since, and no number means two records.
-async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing<B: Broker>() {
-    let Some(mut server) = B::start(true) else { return };
+async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing<B: BrokerServer>(mut server: B) {
     let copy = saved_after_ten(&mut server, "load").await;
-    let log = || server.log("load", Duration::from_millis(500));
+    let log = || B::log_at(server.port(), "load", Duration::from_millis(500));
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams = Vec::new();
     for n in 0..4 {
@@ -702,20 +502,14 @@ async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missin
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_was_rolled_back_under_load_is_one_gap_with_redis() {
-    a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing::<RedisServer>().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_was_rolled_back_under_load_is_one_gap_with_nats() {
-    a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing::<NatsBroker>().await;
-}
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing(durable): redis, nats
+);
 
 /// Every instance is started anew while the log is trimmed ten times over.
-async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap<B: Broker>() {
-    let Some(server) = B::start(false) else { return };
-    let log = || B::short(server.log("roll", TIMEOUT), 500);
+async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap<B: BrokerServer>(server: B) {
+    let log = || B::short(server.log("roll"), 500);
     let mut one = Instance::start(log()).await.ready().await;
     for n in 0..20 {
         let event = Event::text("v", n.to_string()).key(format!("k{n}"));
@@ -739,15 +533,7 @@ async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_g
     assert_eq!(numbers(&mut late, 1).await, [2]);
 }
 
-#[tokio::test]
-async fn a_rolling_restart_with_redis() {
-    a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap::<RedisServer>().await;
-}
-
-#[tokio::test]
-async fn a_rolling_restart_with_nats() {
-    a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap::<NatsBroker>().await;
-}
+for_each_broker!(a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap(broker): redis, nats);
 
 /// One that joins while publishing goes on, again and again.
 async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous(log: impl Backplane + Clone) {
@@ -770,21 +556,7 @@ async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous(log: impl
     soon(publisher).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_joins_while_publishing_goes_on_through_memory() {
-    an_instance_that_joins_while_publishing_goes_on_is_contiguous(Memory::new()).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_joins_while_publishing_goes_on_through_redis() {
-    if let Some(broker) = <RedisServer as Broker>::start(false) {
-        an_instance_that_joins_while_publishing_goes_on_is_contiguous(broker.log("joins", TIMEOUT)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_instance_joins_while_publishing_goes_on_through_nats() {
-    if let Some(broker) = NatsBroker::start(false) {
-        an_instance_that_joins_while_publishing_goes_on_is_contiguous(broker.log("joins", TIMEOUT)).await;
-    }
-}
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    an_instance_that_joins_while_publishing_goes_on_is_contiguous(log): memory, redis, nats
+);

@@ -5,15 +5,14 @@ use std::time::Duration;
 use axum::Router;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
-use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, Memory};
 use tower_sse::{
     Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, RefusalReason, Subscription, SubscriptionError, Ticket,
     TopicRule,
 };
 
+use crate::kit::broker::for_each_broker;
 use crate::kit::{Events, Server, get, send, soon, until};
-use crate::nats_server::{self, NatsServer};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
 
 struct Instance {
     hub: Hub,
@@ -444,46 +443,14 @@ async fn changes_of_topics_wait_for_an_unknown_connection_no_faster_than_streams
     assert!((RATE as usize..=allowed).contains(&waited), "{waited} waited where {allowed} are allowed");
 }
 
-/// Each of these through a log in this process, and through a real Redis and a real NATS.
-macro_rules! through_all {
-    ($($test:ident)*) => {$(
-        mod $test {
-            use super::*;
-
-            #[tokio::test]
-            async fn through_memory() {
-                super::$test(Memory::new()).await;
-            }
-
-            #[tokio::test]
-            async fn through_nats() {
-                if nats_server::is_there() {
-                    let server = NatsServer::start();
-                    super::$test(Nats::new(&server.url(), "n").unwrap()).await;
-                }
-            }
-
-            #[tokio::test]
-            async fn through_redis() {
-                if redis_server::is_there() {
-                    let server = RedisServer::start(FORGETFUL);
-                    super::$test(Redis::new(&server.url(), "n").unwrap()).await;
-                }
-            }
-        }
-    )*};
-}
-
-through_all! {
-    presence_is_the_same_everywhere
-    a_kick_reaches_every_instance
-    joins_reach_every_instance
-    a_page_changes_its_topics_at_whichever_instance_its_request_meets
-    a_change_at_another_instance_is_made_whole_or_not_at_all
-    an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once
-    connections_of_a_user_are_bounded_across_instances
-    a_ticket_is_redeemed_once_on_any_instance
-    a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream
-    tickets_that_wait_are_bounded
-    a_topic_tells_who_comes_and_goes_across_instances
-}
+for_each_broker!(presence_is_the_same_everywhere(log): memory, redis, nats);
+for_each_broker!(a_kick_reaches_every_instance(log): memory, redis, nats);
+for_each_broker!(joins_reach_every_instance(log): memory, redis, nats);
+for_each_broker!(a_page_changes_its_topics_at_whichever_instance_its_request_meets(log): memory, redis, nats);
+for_each_broker!(a_change_at_another_instance_is_made_whole_or_not_at_all(log): memory, redis, nats);
+for_each_broker!(an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_once(log): memory, redis, nats);
+for_each_broker!(connections_of_a_user_are_bounded_across_instances(log): memory, redis, nats);
+for_each_broker!(a_ticket_is_redeemed_once_on_any_instance(log): memory, redis, nats);
+for_each_broker!(a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream(log): memory, redis, nats);
+for_each_broker!(tickets_that_wait_are_bounded(log): memory, redis, nats);
+for_each_broker!(a_topic_tells_who_comes_and_goes_across_instances(log): memory, redis, nats);

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower_sse::backplane::{Backplane, Nats, Outgoing, Place, State, Value};
 
 use crate::kit::soon;
-use crate::nats_server::{NatsServer, is_there};
+use crate::nats_server::NatsServer;
 
 fn record(text: &str) -> Outgoing {
     Outgoing::new(Bytes::from(text.to_owned()))
@@ -33,10 +33,7 @@ async fn values(log: &Nats) -> BTreeMap<u64, String> {
 
 #[tokio::test]
 async fn trims_by_length_and_by_age_and_says_what_is_left() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "length").unwrap().max_records(1_000).max_values(10);
     append(&log, vec![value("kept apart", "id")]).await;
     server.copied("length", 1).await;
@@ -70,10 +67,7 @@ async fn trims_by_length_and_by_age_and_says_what_is_left() {
 /// What overrules a value does so in the copy too, where nothing of the log is left.
 #[tokio::test]
 async fn values_outlive_the_log_each_on_its_own() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap().max_records(1);
     let both = |text: &str, removes| {
         let mut outgoing = record(text);
@@ -98,10 +92,7 @@ async fn values_outlive_the_log_each_on_its_own() {
 /// Since version 2.10 the first copy takes up to 200 ms, after the streams are made and after each start of the server.
 #[tokio::test]
 async fn acknowledged_values_outlive_a_busy_log_on_a_fresh_and_on_a_restarted_server() {
-    if !is_there() {
-        return;
-    }
-    let mut server = NatsServer::start();
+    let Some(mut server) = NatsServer::start() else { return };
     for start in ["fresh", "restarted"] {
         if start == "restarted" {
             server.kill();
@@ -117,10 +108,7 @@ async fn acknowledged_values_outlive_a_busy_log_on_a_fresh_and_on_a_restarted_se
 
 #[tokio::test]
 async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start_with(&["--user", "ada", "--pass", "s3c+ret"]);
+    let Some(server) = NatsServer::start_with(&["--user", "ada", "--pass", "s3c+ret"]) else { return };
     let known = server.url().replace("nats://", "nats://ada:s3c%2Bret@");
     let log = Nats::new(&known, "n").unwrap();
     append(&log, vec![record("x")]).await;
@@ -154,10 +142,7 @@ async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_show
 /// Where a stream of that name is not what is needed, it is refused, not used.
 #[tokio::test]
 async fn a_stream_that_would_lose_records_is_refused() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     for (name, setting) in
         [("a", "\"retention\":\"interest\""), ("b", "\"max_msgs_per_subject\":1"), ("c", "\"discard\":\"new\"")]
     {
@@ -174,10 +159,7 @@ async fn a_stream_that_would_lose_records_is_refused() {
 /// log that is there.
 #[tokio::test]
 async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_its_values_go_on() {
-    if !is_there() {
-        return;
-    }
-    let mut server = NatsServer::start();
+    let Some(mut server) = NatsServer::start() else { return };
     let log = || Nats::new(&server.url(), "n").unwrap();
     let (one, two) = (log(), log());
     let before = append(&one, vec![record("1"), value("2", "kept")]).await;
@@ -209,10 +191,7 @@ async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_its_values_go_on() {
 /// Whoever deletes the stream while all is connected.
 #[tokio::test]
 async fn a_stream_that_is_deleted_is_made_anew_in_a_new_epoch() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     let (one, two) = (Nats::new(&server.url(), "n").unwrap(), Nats::new(&server.url(), "n").unwrap());
     let before = append(&one, vec![value("1", "a"), record("2")]).await;
     soon(two.state(None)).await.unwrap();
@@ -231,10 +210,7 @@ async fn a_stream_that_is_deleted_is_made_anew_in_a_new_epoch() {
 /// Two that notice at once agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_several_that_begin_at_once_one_names_the_epoch() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     for round in 0..10 {
         let logs: Vec<_> = (0..8).map(|_| Nats::new(&server.url(), &format!("n{round}")).unwrap()).collect();
         let places = futures::future::join_all(logs.iter().map(|log| append(log, vec![record("x")]))).await;
@@ -248,10 +224,7 @@ async fn of_several_that_begin_at_once_one_names_the_epoch() {
 /// It says so, and is ready when JetStream is there; until then nobody believes that anything was published.
 #[tokio::test]
 async fn a_server_without_jetstream_is_told_of() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start_without_jetstream();
+    let Some(server) = NatsServer::start_without_jetstream() else { return };
     let log = Nats::new(&server.url(), "n").unwrap().timeout(Duration::from_millis(500));
     let error = soon(log.state(None)).await.unwrap_err();
     assert!(error.to_string().contains("JetStream"), "{error}");
@@ -308,10 +281,7 @@ async fn answer(server: &mut BufReader<impl AsyncReadExt + Unpin>, field: &str, 
 /// A reader may lie on a replica that does not have yet what the log has.
 #[tokio::test]
 async fn a_read_of_a_replica_that_is_behind_is_an_error() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     append(&Nats::new(&server.url(), "n").unwrap(), vec![record("1"), record("2"), record("3")]).await;
     let behind = Nats::new(&answers_with(&server, "num_pending", 0).await, "n").unwrap();
     assert_eq!(soon(behind.state(None)).await.unwrap().last, 3);
@@ -323,10 +293,7 @@ async fn a_read_of_a_replica_that_is_behind_is_an_error() {
 /// An administrator deletes single records.
 #[tokio::test]
 async fn a_read_ends_before_a_deleted_record_and_the_next_read_goes_on_after_it() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap();
     append(&log, ["1", "2", "3", "4", "5"].map(record).into()).await;
     for number in [2, 5] {
@@ -343,10 +310,7 @@ async fn a_read_ends_before_a_deleted_record_and_the_next_read_goes_on_after_it(
 /// In a cluster, a repeated key may be answered before the first record with it has its number.
 #[tokio::test]
 async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     let mut once = record("once");
     once.idempotency_key = Some("key".into());
     append(&Nats::new(&server.url(), "n").unwrap(), vec![once.clone()]).await;
@@ -358,10 +322,7 @@ async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
 /// The clocks of the instance that deposits and of the one that withdraws may differ.
 #[tokio::test]
 async fn a_deposit_says_how_long_it_may_wait_and_not_until_when() {
-    if !is_there() {
-        return;
-    }
-    let server = NatsServer::start();
+    let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap();
     let mut stored = Vec::new();
     for _ in 0..2 {

@@ -4,13 +4,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, Memory, Redis};
 use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
 
+use crate::kit::broker::for_each_broker;
 use crate::kit::{soon, until};
-use crate::nats_server::{self, NatsServer};
 use crate::reached::Reached;
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 /// Memory for hardly anything.
 fn builder() -> HubBuilder {
@@ -125,34 +125,12 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     assert_eq!(numbers(&came), expected);
 }
 
-#[tokio::test]
-async fn older_records_come_from_memory() {
-    older_records_come_from_the_broker(Memory::new()).await;
-}
-
-#[tokio::test]
-async fn older_records_come_from_redis() {
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        older_records_come_from_the_broker(Redis::new(&server.url(), "past").unwrap()).await;
-    }
-}
-
-#[tokio::test]
-async fn older_records_come_from_nats() {
-    if nats_server::is_there() {
-        let server = NatsServer::start();
-        older_records_come_from_the_broker(Nats::new(&server.url(), "past").unwrap()).await;
-    }
-}
+for_each_broker!(older_records_come_from_the_broker(log): memory, redis, nats);
 
 /// What the broker has lost too is one gap, and what it still has comes.
 #[tokio::test]
 async fn what_the_broker_has_trimmed_is_one_gap_and_the_rest_comes() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let one = start(Redis::new(&server.url(), "trimmed").unwrap().max_records(1_000)).await;
     let begin = one.position();
     publish(&one, &["a", "b"], 0..2_000).await;

@@ -6,152 +6,110 @@ use tower_sse::backplane::{Backplane, Memory, Redis};
 use tower_sse::{Event, Hub, Position, Publisher};
 
 use crate::instances::{Instance, builder};
+use crate::kit::broker::for_each_broker;
 use crate::kit::{get, soon, subscribe};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 fn worker(log: impl Backplane) -> Publisher {
     builder().backplane(log).publisher().unwrap()
 }
 
-/// Runs it with a log in memory, then with one on a server.
-async fn through_each<F: Future<Output = ()>>(test: impl Fn(Log) -> F) {
-    test(Log::Memory(Memory::new())).await;
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        test(Log::Redis(Redis::new(&server.url(), "publisher").unwrap())).await;
-    }
+async fn instance(log: &(impl Backplane + Clone)) -> Instance {
+    Instance::start(log.clone()).await.ready().await
 }
 
-#[derive(Clone)]
-enum Log {
-    Memory(Memory),
-    Redis(Redis),
+async fn last(log: &impl Backplane) -> u64 {
+    log.state(None).await.unwrap().last
 }
 
-impl Log {
-    fn worker(&self) -> Publisher {
-        match self.clone() {
-            Self::Memory(log) => worker(log),
-            Self::Redis(log) => worker(log),
-        }
-    }
+async fn what_a_worker_publishes_is_heard_at_an_instance(log: impl Backplane + Clone) {
+    let (one, worker) = (instance(&log).await, worker(log.clone()));
+    let mut t = subscribe(one.server.addr, "/events?topic=t").await;
+    let mut u = subscribe(one.server.addr, "/events?topic=u").await;
+    let position = worker.topic("t").publish(Event::text("named", "line\nline")).await.unwrap();
+    let event = t.next_own().await;
+    assert_eq!((event.event.as_str(), event.data.as_str(), event.id), ("named", "line\nline", position.to_string()));
 
-    async fn instance(&self) -> Instance {
-        match self.clone() {
-            Self::Memory(log) => Instance::start(log).await.ready().await,
-            Self::Redis(log) => Instance::start(log).await.ready().await,
-        }
+    worker.topic("t").and(worker.topic("u")).publish(Event::message("both")).await.unwrap();
+    worker.everyone().publish(Event::message("all")).await.unwrap();
+    for stream in [&mut t, &mut u] {
+        assert_eq!([stream.next_own().await.data, stream.next_own().await.data], ["both", "all"]);
     }
-
-    async fn last(&self) -> u64 {
-        let state = match self {
-            Self::Memory(log) => log.state(None).await,
-            Self::Redis(log) => log.state(None).await,
-        };
-        state.unwrap().last
-    }
-}
-
-#[tokio::test]
-async fn what_a_worker_publishes_is_heard_at_an_instance() {
-    through_each(async |log: Log| {
-        let (one, worker) = (log.instance().await, log.worker());
-        let mut t = subscribe(one.server.addr, "/events?topic=t").await;
-        let mut u = subscribe(one.server.addr, "/events?topic=u").await;
-        let position = worker.topic("t").publish(Event::text("named", "line\nline")).await.unwrap();
+    // By many, in order, numbered as they are given.
+    let batch = (0..1_000).map(|n| (worker.topic("t"), Event::message(n.to_string())));
+    let positions: Vec<Position> =
+        soon(worker.publish_many(batch)).await.into_iter().collect::<Result<_, _>>().unwrap();
+    for (n, position) in positions.iter().enumerate() {
         let event = t.next_own().await;
-        assert_eq!(
-            (event.event.as_str(), event.data.as_str(), event.id),
-            ("named", "line\nline", position.to_string())
-        );
-
-        worker.topic("t").and(worker.topic("u")).publish(Event::message("both")).await.unwrap();
-        worker.everyone().publish(Event::message("all")).await.unwrap();
-        for stream in [&mut t, &mut u] {
-            assert_eq!([stream.next_own().await.data, stream.next_own().await.data], ["both", "all"]);
-        }
-        // By many, in order, numbered as they are given.
-        let batch = (0..1_000).map(|n| (worker.topic("t"), Event::message(n.to_string())));
-        let positions: Vec<Position> =
-            soon(worker.publish_many(batch)).await.into_iter().collect::<Result<_, _>>().unwrap();
-        for (n, position) in positions.iter().enumerate() {
-            let event = t.next_own().await;
-            assert_eq!((event.data, event.id), (n.to_string(), position.to_string()));
-        }
-    })
-    .await;
+        assert_eq!((event.data, event.id), (n.to_string(), position.to_string()));
+    }
 }
 
-#[tokio::test]
-async fn values_of_a_worker_are_current_at_an_instance_that_starts_later() {
-    through_each(async |log: Log| {
-        let worker = log.worker();
-        for (data, key) in [("1", "k"), ("2", "k"), ("gone", "other")] {
-            worker.topic("latest/a").publish(Event::text("v", data).key(key)).await.unwrap();
-        }
-        worker.topic("latest/a").publish(Event::remove("other")).await.unwrap();
-        let late = log.instance().await;
-        let mut page = get(late.server.addr, "/events?topic=latest/a").await.events();
-        let values: Vec<_> = page.caught_up().await.into_iter().filter(|event| event.event == "v").collect();
-        assert_eq!(values.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["2"]);
-    })
-    .await;
+for_each_broker!(what_a_worker_publishes_is_heard_at_an_instance(log): memory, redis, nats);
+
+async fn values_of_a_worker_are_current_at_an_instance_that_starts_later(log: impl Backplane + Clone) {
+    let worker = worker(log.clone());
+    for (data, key) in [("1", "k"), ("2", "k"), ("gone", "other")] {
+        worker.topic("latest/a").publish(Event::text("v", data).key(key)).await.unwrap();
+    }
+    worker.topic("latest/a").publish(Event::remove("other")).await.unwrap();
+    let late = instance(&log).await;
+    let mut page = get(late.server.addr, "/events?topic=latest/a").await.events();
+    let values: Vec<_> = page.caught_up().await.into_iter().filter(|event| event.event == "v").collect();
+    assert_eq!(values.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["2"]);
 }
 
-#[tokio::test]
-async fn what_no_hub_takes_is_refused_and_nothing_is_appended() {
-    through_each(async |log: Log| {
-        let worker = log.worker();
-        let good = || Event::message("x");
-        let many = (0..200).fold(worker.topic("t"), |all, n| all.and(worker.topic(n)));
-        let other = log.worker();
-        for (recipients, event, why) in [
-            (worker.topic(""), good(), "topic is empty"),
-            (worker.user("a\n"), good(), "user contains the control character U+000A"),
-            (worker.connection("x"), good(), "connection is malformed"),
-            (worker.topic("t").except("x"), good(), "connection is malformed"),
-            (worker.topic("t").and(worker.user("")), good(), "user is empty"),
-            (worker.topic("t").and(other.topic("t")), good(), "target belongs to another hub"),
-            (many, good(), "union of more than 128 targets"),
-            (worker.topic("t"), good().name("hub.live"), "event name is reserved"),
-            (worker.topic("t"), good().key(""), "key is empty"),
-            (worker.topic("t"), good().idempotency_key("k".repeat(256)), "idempotency key is longer than 255 bytes"),
-            (worker.topic("t"), Event::message("x".repeat(1 << 20)), "payload of"),
-        ] {
-            let checked = recipients.check(&event).unwrap_err();
-            let error = recipients.publish(event).await.unwrap_err();
-            assert!(error.is_invalid() && error.to_string().starts_with(why), "{error}");
-            assert_eq!(checked.to_string(), error.to_string());
-        }
-        let foreign = worker.publish_many([(other.topic("t"), good())]).await;
-        assert!(foreign[0].as_ref().unwrap_err().is_invalid());
-        assert_eq!(log.last().await, 0);
-        // In a batch the good ones are appended.
-        let batch = [(worker.topic("t"), good()), (worker.topic(""), good()), (worker.topic("t"), good())];
-        let outcomes = worker.publish_many(batch).await;
-        assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
-        assert_eq!(log.last().await, 2);
-    })
-    .await;
+for_each_broker!(values_of_a_worker_are_current_at_an_instance_that_starts_later(log): memory, redis, nats);
+
+async fn what_no_hub_takes_is_refused_and_nothing_is_appended(log: impl Backplane + Clone) {
+    let (worker, other) = (worker(log.clone()), worker(log.clone()));
+    let good = || Event::message("x");
+    let many = (0..200).fold(worker.topic("t"), |all, n| all.and(worker.topic(n)));
+    for (recipients, event, why) in [
+        (worker.topic(""), good(), "topic is empty"),
+        (worker.user("a\n"), good(), "user contains the control character U+000A"),
+        (worker.connection("x"), good(), "connection is malformed"),
+        (worker.topic("t").except("x"), good(), "connection is malformed"),
+        (worker.topic("t").and(worker.user("")), good(), "user is empty"),
+        (worker.topic("t").and(other.topic("t")), good(), "target belongs to another hub"),
+        (many, good(), "union of more than 128 targets"),
+        (worker.topic("t"), good().name("hub.live"), "event name is reserved"),
+        (worker.topic("t"), good().key(""), "key is empty"),
+        (worker.topic("t"), good().idempotency_key("k".repeat(256)), "idempotency key is longer than 255 bytes"),
+        (worker.topic("t"), Event::message("x".repeat(1 << 20)), "payload of"),
+    ] {
+        let checked = recipients.check(&event).unwrap_err();
+        let error = recipients.publish(event).await.unwrap_err();
+        assert!(error.is_invalid() && error.to_string().starts_with(why), "{error}");
+        assert_eq!(checked.to_string(), error.to_string());
+    }
+    let foreign = worker.publish_many([(other.topic("t"), good())]).await;
+    assert!(foreign[0].as_ref().unwrap_err().is_invalid());
+    assert_eq!(last(&log).await, 0);
+    // In a batch the good ones are appended.
+    let batch = [(worker.topic("t"), good()), (worker.topic(""), good()), (worker.topic("t"), good())];
+    let outcomes = worker.publish_many(batch).await;
+    assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(last(&log).await, 2);
 }
 
-#[tokio::test]
-async fn a_repeated_idempotency_key_is_one_event_whoever_repeats_it() {
-    through_each(async |log: Log| {
-        let (one, worker) = (log.instance().await, log.worker());
-        let mut page = subscribe(one.server.addr, "/events?topic=t").await;
-        let event = |data: &'static str| Event::message(data).idempotency_key("order 7: a/b {c}");
-        let first = worker.topic("t").publish(event("first")).await.unwrap();
-        let again = worker.topic("t").publish(event("again")).await.unwrap();
-        let by_hub = one.hub.topic("t").publish(event("by the hub")).await.unwrap();
-        let batch = [(worker.topic("t"), event("in a batch")), (worker.topic("t"), Event::message("next"))];
-        let batch = worker.publish_many(batch).await;
-        assert_eq!([again, by_hub.position, *batch[0].as_ref().unwrap()], [first; 3]);
-        assert_eq!([page.next_own().await.data, page.next_own().await.data], ["first", "next"]);
-        assert_eq!(log.last().await, 2);
-    })
-    .await;
+for_each_broker!(what_no_hub_takes_is_refused_and_nothing_is_appended(log): memory, redis, nats);
+
+async fn a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log: impl Backplane + Clone) {
+    let (one, worker) = (instance(&log).await, worker(log.clone()));
+    let mut page = subscribe(one.server.addr, "/events?topic=t").await;
+    let event = |data: &'static str| Event::message(data).idempotency_key("order 7: a/b {c}");
+    let first = worker.topic("t").publish(event("first")).await.unwrap();
+    let again = worker.topic("t").publish(event("again")).await.unwrap();
+    let by_hub = one.hub.topic("t").publish(event("by the hub")).await.unwrap();
+    let batch = [(worker.topic("t"), event("in a batch")), (worker.topic("t"), Event::message("next"))];
+    let batch = worker.publish_many(batch).await;
+    assert_eq!([again, by_hub.position, *batch[0].as_ref().unwrap()], [first; 3]);
+    assert_eq!([page.next_own().await.data, page.next_own().await.data], ["first", "next"]);
+    assert_eq!(last(&log).await, 2);
 }
+
+for_each_broker!(a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log): memory, redis, nats);
 
 #[tokio::test(start_paused = true)]
 async fn a_log_in_memory_forgets_idempotency_keys_after_ten_minutes() {
@@ -249,10 +207,7 @@ fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
 /// The log came back empty: what the publisher was told before is never a second record's place.
 #[tokio::test]
 async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut server = RedisServer::start(FORGETFUL);
+    let Some(mut server) = RedisServer::start(FORGETFUL) else { return };
     let worker = worker(Redis::new(&server.url(), "n").unwrap());
     let publish = async || worker.topic("t").publish(Event::message("x")).await;
     let before = publish().await.unwrap();
@@ -273,12 +228,9 @@ async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
 /// The commands that the document gives a user are enough, for an instance and for a worker, and it sees nothing else.
 #[tokio::test]
 async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
-    if !redis_server::is_there() {
-        return;
-    }
     let document = include_str!("../../docs/scaling.md");
     let rights = document.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER hub ")).unwrap();
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let mut command = vec!["ACL", "SETUSER", "hub"];
     command.extend(rights.split(' '));
     assert_eq!(server.cli(&command), "OK");

@@ -11,7 +11,7 @@ use tower_sse::{Event, Hub};
 use crate::instances::builder;
 use crate::kit::{soon, until};
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 fn log_at(port: u16) -> Redis {
     Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap()
@@ -33,10 +33,7 @@ async fn many_callers_of_a_server_that_does_not_answer_wait_once() {
 /// A large batch is under way over a slow line, and the instance goes on asking where the log is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_batch_does_not_keep_an_instance_from_being_ready() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     // The way to the server is slow; the way on which the instance hears of the batch is the same.
     let proxy = Proxy::start(server.port).await;
     let log = log_at(proxy.port).timeout(Duration::from_secs(15));
@@ -65,10 +62,7 @@ async fn a_large_batch_does_not_keep_an_instance_from_being_ready() {
 /// gone.
 #[tokio::test]
 async fn control_messages_do_not_stay_on_the_server() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let control = "tower-sse:{n}:control";
     let id = server.cli(&["XADD", control, "1000-0", "d", "of long ago"]);
     assert_eq!(id, "1000-0");
@@ -99,10 +93,7 @@ async fn range_of(log: &Redis) -> (u64, u64) {
 /// 400 MB of events would otherwise lie on the server.
 #[tokio::test]
 async fn a_log_is_bounded_in_bytes_by_default() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = unbounded(server.port).timeout(Duration::from_secs(15));
     append(&log, 400, 1 << 20).await;
     let (first, last) = range_of(&log).await;

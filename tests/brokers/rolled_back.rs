@@ -8,10 +8,11 @@ use tower_sse::backplane::{Backplane, Outgoing, Redis};
 use tower_sse::{Cursor, Event, Hub, HubStream, Position, Publisher, StreamItem, Subscription};
 
 use crate::fake::FakeLog;
-use crate::instances::{Broker, Instance, NatsBroker, builder};
+use crate::instances::{Instance, builder};
+use crate::kit::broker::{BrokerServer, for_each_broker};
 use crate::kit::{soon, subscribe, until};
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::redis_server::{DURABLE, FORGETFUL, RedisServer};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -62,8 +63,7 @@ async fn gaps_before(page: &mut HubStream, event: &str) -> Vec<String> {
 }
 
 /// The log comes back from a backup and grows past the instance's place while the instance is cut off.
-async fn equal_events_do_not_hide_a_roll_back<B: Broker>() {
-    let Some(mut server) = B::start(true) else { return };
+async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     let proxy = Proxy::start(server.port()).await;
     let hub = start(B::log_at(proxy.port, "n", TIMEOUT)).await;
     let mut page = open(&hub);
@@ -90,22 +90,11 @@ async fn equal_events_do_not_hide_a_roll_back<B: Broker>() {
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
-#[tokio::test]
-async fn a_rolled_back_log_with_equal_events_is_one_gap_with_redis() {
-    equal_events_do_not_hide_a_roll_back::<RedisServer>().await;
-}
-
-#[tokio::test]
-async fn a_rolled_back_log_with_equal_events_is_one_gap_with_nats() {
-    equal_events_do_not_hide_a_roll_back::<NatsBroker>().await;
-}
+for_each_broker!(equal_events_do_not_hide_a_roll_back(durable): redis, nats);
 
 /// A primary and its replica, which has all that the primary has.
 async fn replicated() -> Option<(RedisServer, RedisServer)> {
-    if !redis_server::is_there() {
-        return None;
-    }
-    let (primary, replica) = (RedisServer::start(FORGETFUL), RedisServer::start(FORGETFUL));
+    let (primary, replica) = (RedisServer::start(FORGETFUL)?, RedisServer::start(FORGETFUL)?);
     follow(&replica, &primary).await;
     Some((primary, replica))
 }
@@ -309,10 +298,7 @@ async fn open_streams_get_the_gap_of_a_new_epoch_at_different_times() {
 /// Connections that the server closes cost nothing.
 #[tokio::test]
 async fn killed_connections_lose_nothing_and_report_no_gap() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(DURABLE);
+    let Some(server) = RedisServer::start(DURABLE) else { return };
     let hub = start(log_at(server.port)).await;
     let mut page = open(&hub);
     let worker = worker(log_at(server.port));

@@ -12,15 +12,13 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt;
-use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{
     Access, Connect, Cursor, EndReason, Event, EventBody, Hub, HubBuilder, HubStream, Kick, Recheck, Refusal,
     StreamItem, Subscription, TopicRule,
 };
 
+use crate::kit::broker::{Broker, for_each_broker};
 use crate::kit::{soon, until};
-use crate::nats_server::{self, NatsServer};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
 
 /// More listeners than a publisher wakes itself.
 const MANY: usize = 40;
@@ -232,12 +230,12 @@ async fn a_member_that_leaves_is_announced() {
 }
 
 /// Two instances on one log. The first has streams on an ill runtime.
-async fn with_a_shared_log<L: Backplane>(log: impl Fn() -> L, mut case: impl AsyncFnMut(&Hub, &Hub, Ailment)) {
+async fn with_a_shared_log(broker: impl Broker, mut case: impl AsyncFnMut(&Hub, &Hub, Ailment)) {
     for ailment in AILMENTS {
-        let other = builder().backplane(log()).build().unwrap();
+        let other = builder().backplane(broker.log("n")).build().unwrap();
         until(|| other.health().ready).await;
         // Built without a runtime, so that the first stream decides where its tasks run.
-        let log = log();
+        let log = broker.log("n");
         let hub = std::thread::spawn(move || builder().backplane(log).build().unwrap()).join().unwrap();
         let ill = Ill::after_a_stream(&hub, ailment).await;
         case(&hub, &other, ailment).await;
@@ -245,8 +243,8 @@ async fn with_a_shared_log<L: Backplane>(log: impl Fn() -> L, mut case: impl Asy
     }
 }
 
-async fn an_event_of_another_instance_arrives<L: Backplane>(log: impl Fn() -> L) {
-    with_a_shared_log(log, async |hub, other, ailment| {
+async fn an_event_of_another_instance_arrives(broker: impl Broker) {
+    with_a_shared_log(broker, async |hub, other, ailment| {
         let mut stream = listen(hub, "news");
         other.topic("news").publish(Event::message("from elsewhere")).await.unwrap();
         assert_eq!(next_event(&mut stream).await, "from elsewhere", "{ailment:?}");
@@ -255,8 +253,8 @@ async fn an_event_of_another_instance_arrives<L: Backplane>(log: impl Fn() -> L)
     .await;
 }
 
-async fn an_event_of_this_instance_arrives<L: Backplane>(log: impl Fn() -> L) {
-    with_a_shared_log(log, async |hub, _, ailment| {
+async fn an_event_of_this_instance_arrives(broker: impl Broker) {
+    with_a_shared_log(broker, async |hub, _, ailment| {
         let mut stream = listen(hub, "news");
         hub.topic("news").publish(Event::message("from here")).await.unwrap();
         assert_eq!(next_event(&mut stream).await, "from here", "{ailment:?}");
@@ -264,8 +262,8 @@ async fn an_event_of_this_instance_arrives<L: Backplane>(log: impl Fn() -> L) {
     .await;
 }
 
-async fn a_disconnect_by_another_instance_arrives<L: Backplane>(log: impl Fn() -> L) {
-    with_a_shared_log(log, async |hub, other, ailment| {
+async fn a_disconnect_by_another_instance_arrives(broker: impl Broker) {
+    with_a_shared_log(broker, async |hub, other, ailment| {
         let mut stream = listen(hub, "news");
         other.user("ada").disconnect(Kick::now()).await.unwrap();
         assert_eq!(next_event(&mut stream).await, "end: Kicked", "{ailment:?}");
@@ -273,9 +271,9 @@ async fn a_disconnect_by_another_instance_arrives<L: Backplane>(log: impl Fn() -
     .await;
 }
 
-async fn an_instance_is_not_ready_while_its_tasks_do_not_run<L: Backplane>(log: impl Fn() -> L) {
+async fn an_instance_is_not_ready_while_its_tasks_do_not_run(broker: impl Broker) {
     for ailment in AILMENTS {
-        let log = log();
+        let log = broker.log("n");
         let hub = std::thread::spawn(move || builder().backplane(log).build().unwrap()).join().unwrap();
         let ill = Ill::after_a_stream(&hub, ailment).await;
         // A thread outside of any runtime asks, so that no caller can take the tasks over.
@@ -295,49 +293,7 @@ async fn an_instance_is_not_ready_while_its_tasks_do_not_run<L: Backplane>(log: 
     }
 }
 
-fn memory() -> impl Fn() -> Memory {
-    let log = Memory::new();
-    move || log.clone()
-}
-
-#[tokio::test]
-async fn an_event_of_another_instance_arrives_with_memory() {
-    an_event_of_another_instance_arrives(memory()).await;
-}
-
-#[tokio::test]
-async fn an_event_of_this_instance_arrives_with_memory() {
-    an_event_of_this_instance_arrives(memory()).await;
-}
-
-#[tokio::test]
-async fn a_disconnect_by_another_instance_arrives_with_memory() {
-    a_disconnect_by_another_instance_arrives(memory()).await;
-}
-
-#[tokio::test]
-async fn an_instance_is_not_ready_while_its_tasks_do_not_run_with_memory() {
-    an_instance_is_not_ready_while_its_tasks_do_not_run(memory()).await;
-}
-
-#[tokio::test]
-async fn streams_on_a_healthy_runtime_hear_everything_with_redis() {
-    if redis_server::is_there() {
-        let server = RedisServer::start(FORGETFUL);
-        let log = || Redis::new(&server.url(), "runtimes").unwrap();
-        an_event_of_another_instance_arrives(log).await;
-        an_event_of_this_instance_arrives(log).await;
-        a_disconnect_by_another_instance_arrives(log).await;
-    }
-}
-
-#[tokio::test]
-async fn streams_on_a_healthy_runtime_hear_everything_with_nats() {
-    if nats_server::is_there() {
-        let server = NatsServer::start();
-        let log = || Nats::new(&server.url(), "runtimes").unwrap();
-        an_event_of_another_instance_arrives(log).await;
-        an_event_of_this_instance_arrives(log).await;
-        a_disconnect_by_another_instance_arrives(log).await;
-    }
-}
+for_each_broker!(an_event_of_another_instance_arrives(broker): memory, redis, nats);
+for_each_broker!(an_event_of_this_instance_arrives(broker): memory, redis, nats);
+for_each_broker!(a_disconnect_by_another_instance_arrives(broker): memory, redis, nats);
+for_each_broker!(an_instance_is_not_ready_while_its_tasks_do_not_run(broker): memory);

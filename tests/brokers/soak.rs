@@ -14,10 +14,9 @@ use tower_sse::backplane::Backplane;
 use tower_sse::{Cursor, Event, GapReason, Hub, HubStream, Position, Retention, StreamItem, Subscription, Target};
 
 use crate::faulty::Faulty;
-use crate::instances::{Broker, NatsBroker};
+use crate::kit::broker::{self, BrokerServer, for_each_broker};
 use crate::kit::{soon, until};
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::RedisServer;
 
 const INSTANCES: usize = 3;
 /// Topics and users, a bit each.
@@ -125,18 +124,17 @@ struct Real<B> {
     durable: bool,
 }
 
-impl<B: Broker> Real<B> {
-    async fn start(durable: bool) -> Option<Self> {
-        let broker = B::start(durable)?;
+impl<B: BrokerServer> Real<B> {
+    async fn start(broker: B, durable: bool) -> Self {
         let mut proxies = Vec::new();
         for _ in 0..INSTANCES {
             proxies.push(Proxy::start(broker.port()).await);
         }
-        Some(Self { broker, proxies, durable })
+        Self { broker, proxies, durable }
     }
 }
 
-impl<B: Broker> Ground for Real<B> {
+impl<B: BrokerServer> Ground for Real<B> {
     type Log = B::Log;
     const RENEWS: bool = true;
     const PACE: Duration = Duration::from_millis(3);
@@ -501,25 +499,20 @@ async fn random_faults_lose_nothing_that_was_acknowledged_and_say_no_gap() {
 }
 
 /// Its proxies and the server itself.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_faults_of_redis_lose_nothing_that_was_acknowledged_and_say_no_gap() {
-    if let Some(ground) = Real::<RedisServer>::start(true).await {
-        soak(ground, seed("Redis"), seconds(30), false).await;
-    }
+async fn random_faults_of_a_broker_lose_nothing_that_was_acknowledged_and_say_no_gap(broker: impl BrokerServer + Sync) {
+    soak(Real::start(broker, true).await, seed("a broker"), seconds(30), false).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_faults_of_nats_lose_nothing_that_was_acknowledged_and_say_no_gap() {
-    if let Some(ground) = Real::<NatsBroker>::start(true).await {
-        soak(ground, seed("NATS"), seconds(30), false).await;
-    }
-}
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    random_faults_of_a_broker_lose_nothing_that_was_acknowledged_and_say_no_gap(durable): redis, nats
+);
 
 /// It comes back empty: what is missing lies before a gap, one for each cursor and loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_faults_of_a_redis_that_forgets_are_one_gap_for_each_loss() {
-    if let Some(ground) = Real::<RedisServer>::start(false).await {
-        soak(ground, seed("a Redis that forgets"), seconds(10), true).await;
+    if let Some(broker) = broker::redis(false) {
+        soak(Real::start(broker, false).await, seed("a Redis that forgets"), seconds(10), true).await;
     }
 }
 

@@ -3,9 +3,9 @@
 use tower_sse::backplane::Backplane;
 use tower_sse::{Cursor, Event, Hub, StreamItem, Subscription};
 
-use crate::instances::{Broker, NatsBroker, TIMEOUT, builder};
+use crate::instances::builder;
+use crate::kit::broker::{BrokerServer, for_each_broker};
 use crate::kit::{soon, until};
-use crate::redis_server::RedisServer;
 
 const RECORDS: u64 = 300;
 /// At each of two instances.
@@ -16,11 +16,10 @@ fn subscription(instance: usize, n: usize) -> Subscription {
     Subscription::user(format!("user {}", n % 100)).topic("all").topic(format!("{instance}/{n}"))
 }
 
-async fn a_storm_of_connects_evicts_no_record<B: Broker>() {
-    let Some(broker) = B::start(false) else { return };
-    let log = B::short(broker.log("storm", TIMEOUT), 1_000);
+async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
+    let log = B::short(broker.log("storm"), 1_000);
     let hubs: [Hub; 2] = std::array::from_fn(|_| {
-        let own = B::short(broker.log("storm", TIMEOUT), 1_000);
+        let own = B::short(broker.log("storm"), 1_000);
         builder().backplane(own).build().unwrap()
     });
     until(|| hubs.iter().all(|hub| hub.health().ready && hub.stats().others == 1)).await;
@@ -73,12 +72,4 @@ async fn a_storm_of_connects_evicts_no_record<B: Broker>() {
     }
 }
 
-#[tokio::test]
-async fn a_storm_of_connects_evicts_no_record_from_redis() {
-    a_storm_of_connects_evicts_no_record::<RedisServer>().await;
-}
-
-#[tokio::test]
-async fn a_storm_of_connects_evicts_no_record_from_nats() {
-    a_storm_of_connects_evicts_no_record::<NatsBroker>().await;
-}
+for_each_broker!(a_storm_of_connects_evicts_no_record(broker): redis, nats);

@@ -12,7 +12,7 @@ use tower_sse::{Connect, Event, Hub, HubBuilder, Kick, Refusal, RefusalReason, S
 use crate::driver::browser;
 use crate::kit::until;
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 use crate::site::{Site, everybody};
 use crate::source::{CLOSED, CONNECTING};
 
@@ -65,10 +65,7 @@ async fn after_a_restart_a_log_in_memory_is_gone_and_the_page_hears_so_once() {
 #[tokio::test]
 async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_breaks() {
     let Some(browser) = browser() else { return };
-    if !redis_server::is_there() {
-        return;
-    }
-    let redis = RedisServer::start(FORGETFUL);
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let shared = || quick().backplane(Redis::new(&redis.url(), "browser").unwrap());
     let start = async || {
         let hub = shared().build().unwrap();

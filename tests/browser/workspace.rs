@@ -13,7 +13,7 @@ use crate::example::example;
 use crate::kit::port;
 use crate::kit::soon;
 use crate::proxy::{Mode, Proxy};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 /// With the same one people stay signed in across restarts.
 const SECRET: &str = "a secret of the tests";
@@ -234,10 +234,7 @@ async fn a_restart_is_one_gap_and_the_page_fetches_everything_anew_and_says_so()
 #[tokio::test]
 async fn with_a_shared_log_a_restart_is_no_gap_and_the_page_has_what_it_missed() {
     let Some(browser) = browser() else { return };
-    if !redis_server::is_there() {
-        return;
-    }
-    let redis = RedisServer::start(FORGETFUL);
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let url = redis.url();
     let shared = ["--backplane", &url];
     let (one, two) = tokio::join!(Workspace::start(&shared), Workspace::start(&shared));
@@ -268,10 +265,7 @@ async fn with_a_shared_log_a_restart_is_no_gap_and_the_page_has_what_it_missed()
 #[tokio::test]
 async fn who_comes_back_to_an_instance_that_has_not_read_the_log_is_told_busy_and_then_resumed() {
     let Some(browser) = browser() else { return };
-    if !redis_server::is_there() {
-        return;
-    }
-    let redis = RedisServer::start(FORGETFUL);
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let between = Proxy::start(redis.port).await;
     let url = format!("redis://127.0.0.1:{}", between.port);
     let shared = ["--backplane", &url];

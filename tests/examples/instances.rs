@@ -10,9 +10,9 @@ use http::Request;
 use serde_json::Value;
 
 use crate::kit::{Events, get, resume, send, soon, subscribe};
-use crate::nats_server::{self, NatsServer};
+use crate::nats_server::NatsServer;
 use crate::process::{Process, start_in, start_with};
-use crate::redis_server::{self, DURABLE, FORGETFUL, RedisServer};
+use crate::redis_server::{DURABLE, FORGETFUL, RedisServer};
 
 /// Waits until it takes streams.
 pub async fn ready(addr: SocketAddr) {
@@ -52,10 +52,7 @@ async fn numbers(events: &mut Events, numbers: std::ops::Range<u64>) {
 
 #[tokio::test]
 async fn a_client_goes_on_at_either_and_at_the_other_when_one_is_killed() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let (one, at_one) = start(&server, "n").await;
     let (_two, at_two) = start(&server, "n").await;
     let (_stranger, elsewhere) = start(&server, "other").await;
@@ -100,10 +97,7 @@ async fn a_client_goes_on_at_either_and_at_the_other_when_one_is_killed() {
 
 #[tokio::test]
 async fn without_its_broker_it_is_well_not_ready_and_refuses_softly() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut server = RedisServer::start(DURABLE);
+    let Some(mut server) = RedisServer::start(DURABLE) else { return };
     let (_one, addr) = start(&server, "n").await;
     let mut events = subscribe(addr, "/events?topic=t").await;
     server.kill();
@@ -171,9 +165,6 @@ async fn only_who_trusts_it_speaks_to_it(url: &str, certificate: String) {
 
 #[tokio::test]
 async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
-    if !redis_server::is_there() {
-        return;
-    }
     let made = Certificate::make("redis");
     let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
@@ -195,20 +186,17 @@ async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
         &["--tls-port", &port, "--tls-key-file", &key, "--tls-cert-file", &certificate],
     ];
     let arguments: Vec<&'static str> = arguments.concat().into_iter().map(|text| &*text.to_owned().leak()).collect();
-    let _server = RedisServer::start(arguments.leak());
+    let Some(_server) = RedisServer::start(arguments.leak()) else { return };
     let url = format!("rediss://hub:s3cret@127.0.0.1:{port}");
     only_who_trusts_it_speaks_to_it(&url, certificate).await;
 }
 
 #[tokio::test]
 async fn nats_over_tls_and_with_a_password_that_nobody_prints() {
-    if !nats_server::is_there() {
-        return;
-    }
     let made = Certificate::make("nats");
     let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
     let arguments = ["--tls", "--tlscert", &certificate, "--tlskey", &key, "--user", "hub", "--pass", "s3cret"];
-    let server = NatsServer::start_with(&arguments);
+    let Some(server) = NatsServer::start_with(&arguments) else { return };
     let url = format!("tls://hub:s3cret@127.0.0.1:{}", server.port);
     only_who_trusts_it_speaks_to_it(&url, certificate).await;
 }

@@ -5,14 +5,11 @@ use tokio::task::spawn_blocking;
 
 use crate::kit::{get, subscribe};
 use crate::process::{Process, example, start_with};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 #[tokio::test]
 async fn a_worker_is_heard_and_who_comes_late_gets_the_newest() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let server = RedisServer::start(FORGETFUL);
+    let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let url = server.url();
     let args = ["--listen", "127.0.0.1:0", "--latest", "reports/", "--backplane", &url];
     let (_instance, addr) = start_with(args.map(str::to_owned).to_vec()).await;

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use crate::kit::port;
 use crate::kit::{Events, Reply, Sse, get, http2, send, soon};
 use crate::process::{Process, example};
-use crate::redis_server::{self, FORGETFUL, RedisServer};
+use crate::redis_server::{FORGETFUL, RedisServer};
 
 #[allow(clippy::duplicate_mod, reason = "what it is loaded with elsewhere is private there")]
 const SECRET: &str = "a secret of the tests";
@@ -396,10 +396,7 @@ async fn a_bad_command_line_is_said_without_repeating_secrets() {
 
 #[tokio::test]
 async fn two_that_share_a_log_are_one() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let redis = RedisServer::start(FORGETFUL);
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let url = redis.url();
     let args = ["--secret", SECRET, "--backplane", &url];
     let a = Workspace::start_with(Workspace::free_address(), &args).await;
@@ -442,10 +439,7 @@ async fn two_that_share_a_log_are_one() {
 
 #[tokio::test]
 async fn who_cannot_be_signed_out_everywhere_is_told_and_can_try_again() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut redis = RedisServer::start(FORGETFUL);
+    let Some(mut redis) = RedisServer::start(FORGETFUL) else { return };
     let args = ["--secret", SECRET, "--backplane", &redis.url()];
     let a = Workspace::start_with(Workspace::free_address(), &args).await;
     let b = Workspace::start_with(Workspace::free_address(), &args).await;
@@ -475,10 +469,7 @@ async fn who_cannot_be_signed_out_everywhere_is_told_and_can_try_again() {
 
 #[tokio::test]
 async fn a_log_that_comes_back_empty_empties_the_services_too() {
-    if !redis_server::is_there() {
-        return;
-    }
-    let mut redis = RedisServer::start(FORGETFUL);
+    let Some(mut redis) = RedisServer::start(FORGETFUL) else { return };
     let args = ["--secret", SECRET, "--backplane", &redis.url()];
     let workspace = Workspace::start_with(Workspace::free_address(), &args).await;
     let ada = workspace.sign_in("ada").await;

@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod broker;
 pub mod example;
 pub mod nats;
 pub mod port;

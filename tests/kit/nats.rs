@@ -25,7 +25,7 @@ fn program() -> Command {
 
 /// Whether there is a server to run. If not, reports the test as skipped. A missing server that `TOWER_SSE_NATS_SERVER`
 /// names is a failure.
-pub fn is_there() -> bool {
+fn is_there() -> bool {
     let found = program().arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let named = std::env::var_os("TOWER_SSE_NATS_SERVER");
     assert!(found || named.is_none(), "TOWER_SSE_NATS_SERVER names {named:?}, which does not run");
@@ -36,20 +36,24 @@ pub fn is_there() -> bool {
 }
 
 impl NatsServer {
-    pub fn start() -> Self {
+    /// Returns `None` where no server is installed, and reports the test as skipped.
+    pub fn start() -> Option<Self> {
         Self::start_with(&[])
     }
 
-    pub fn start_with(arguments: &[&str]) -> Self {
+    pub fn start_with(arguments: &[&str]) -> Option<Self> {
         Self::start_as(arguments, true)
     }
 
     /// As most are started that only pass messages on.
-    pub fn start_without_jetstream() -> Self {
+    pub fn start_without_jetstream() -> Option<Self> {
         Self::start_as(&[], false)
     }
 
-    fn start_as(arguments: &[&str], has_jetstream: bool) -> Self {
+    fn start_as(arguments: &[&str], has_jetstream: bool) -> Option<Self> {
+        if !is_there() {
+            return None;
+        }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-nats-{}-{number}", std::process::id()));
@@ -58,7 +62,7 @@ impl NatsServer {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let mut server = Self { port, folder, arguments, has_jetstream, child: None };
         server.restart();
-        server
+        Some(server)
     }
 
     pub fn url(&self) -> String {

@@ -22,13 +22,12 @@ pub const FORGETFUL: &[&str] = &["--save", "", "--appendonly", "no"];
 /// Loses nothing that was acknowledged.
 pub const DURABLE: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
 
-/// Whether `redis-server` is installed. If not, reports the test as skipped.
-pub fn is_there() -> bool {
-    skip::has("redis-server", "--version")
-}
-
 impl RedisServer {
-    pub fn start(arguments: &'static [&'static str]) -> Self {
+    /// Returns `None` where `redis-server` is not installed, and reports the test as skipped.
+    pub fn start(arguments: &'static [&'static str]) -> Option<Self> {
+        if !skip::has("redis-server", "--version") {
+            return None;
+        }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("tower-sse-redis-{}-{number}", std::process::id()));
@@ -36,7 +35,7 @@ impl RedisServer {
         let port = port::free_port();
         let mut server = Self { port, folder, arguments, child: None };
         server.restart();
-        server
+        Some(server)
     }
 
     pub fn url(&self) -> String {
