@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures::future::Either;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower::BoxError;
@@ -11,7 +12,6 @@ use tower::BoxError;
 use super::pace::Pace;
 use crate::hub::{Aborted, StreamDriver};
 use crate::net::takeover::body_side::Offered;
-use crate::net::takeover::offer::Outcome;
 
 /// The body of every answer of the hub: a stream of events, or the short text of a refusal.
 #[derive(Debug)]
@@ -77,12 +77,12 @@ impl Body for EventBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.kind.settle_offer(cx);
-        let bytes = match &mut self.kind {
+        let polled = match &mut self.kind {
             Kind::Inert => None,
-            Kind::Once { bytes } => bytes.take(),
+            Kind::Once { bytes } => bytes.take().map(Ok),
             Kind::OnceAborted { bytes, written } => match bytes.take() {
-                Some(bytes) => Some(bytes),
-                None if *written => return Poll::Ready(Some(Err(Aborted.into()))),
+                Some(bytes) => Some(Ok(bytes)),
+                None if *written => Some(Err(Aborted)),
                 // A server throws away what it has not written when a body fails. Pending makes it write first.
                 None => {
                     *written = true;
@@ -95,25 +95,20 @@ impl Body for EventBody {
                 if !pace.has_rest() && connection.sleeps_on(cx) {
                     return Poll::Pending;
                 }
-                if let Some(piece) = ready!(pace.poll(connection, cx)) {
-                    return Poll::Ready(Some(Ok(Frame::data(piece))));
-                }
-                match ready!(connection.poll_frame(cx)) {
-                    Some(Ok(bytes)) => Some(pace.hand_out(bytes)),
-                    Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
-                    None => None,
+                match ready!(pace.poll(connection, cx)) {
+                    Some(piece) => Some(Ok(piece)),
+                    None => ready!(connection.poll_frame(cx)).map(|frame| frame.map(|bytes| pace.hand_out(bytes))),
                 }
             }
-            Kind::Offering(connection) => match ready!(connection.poll_frame(cx)) {
-                Some(Ok(bytes)) => {
-                    self.kind.offer(&bytes);
-                    Some(bytes)
+            Kind::Offering(connection) => {
+                let first = ready!(connection.poll_frame(cx));
+                if let Some(Ok(bytes)) = &first {
+                    self.kind.offer(bytes);
                 }
-                Some(Err(aborted)) => return Poll::Ready(Some(Err(aborted.into()))),
-                None => None,
-            },
+                first
+            }
         };
-        Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+        Poll::Ready(polled.map(|frame| frame.map(Frame::data).map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -141,12 +136,10 @@ impl Kind {
 
     /// Is over, or goes on as a stream of its own, when that is decided.
     fn settle_offer(&mut self, cx: &mut Context<'_>) {
-        let Self::Offered(offered) = self else { return };
-        if let Poll::Ready(outcome) = offered.poll(cx) {
-            *self = match outcome {
-                Outcome::Accepted => Self::Inert,
-                Outcome::Declined(connection) => Self::Events(connection, Pace::default()),
-            };
+        if let Self::Offered(offered) = self
+            && let Poll::Ready(declined) = offered.poll(cx)
+        {
+            *self = declined.map_or(Self::Inert, |connection| Self::Events(connection, Pace::default()));
         }
     }
 }
@@ -156,26 +149,17 @@ pin_project! {
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
-        kind: Either<B>,
-    }
-}
-
-pin_project! {
-    #[derive(Debug)]
-    #[project = EitherProjection]
-    enum Either<B> {
-        Inner { #[pin] body: B },
-        Events { #[pin] body: EventBody },
+        kind: Either<B, EventBody>,
     }
 }
 
 impl<B> ResponseBody<B> {
     pub(super) fn inner(body: B) -> Self {
-        Self { kind: Either::Inner { body } }
+        Self { kind: Either::Left(body) }
     }
 
     pub(super) fn events(body: EventBody) -> Self {
-        Self { kind: Either::Events { body } }
+        Self { kind: Either::Right(body) }
     }
 }
 
@@ -195,23 +179,23 @@ where
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.project().kind.project() {
-            EitherProjection::Inner { body } => body.poll_frame(cx).map_err(Into::into),
-            EitherProjection::Events { body } => body.poll_frame(cx),
+        match self.project().kind.as_pin_mut() {
+            Either::Left(body) => body.poll_frame(cx).map_err(Into::into),
+            Either::Right(body) => body.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.kind {
-            Either::Inner { body } => body.is_end_stream(),
-            Either::Events { body } => body.is_end_stream(),
+            Either::Left(body) => body.is_end_stream(),
+            Either::Right(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Either::Inner { body } => body.size_hint(),
-            Either::Events { body } => body.size_hint(),
+            Either::Left(body) => body.size_hint(),
+            Either::Right(body) => body.size_hint(),
         }
     }
 }

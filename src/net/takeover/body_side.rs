@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::time::{Duration, Sleep};
 
-use super::offer::{Offer, Outcome};
+use super::offer::Offer;
 use crate::hub::{StreamDriver, Transport};
 
 /// How long to wait for the socket. It decides when the server writes, which is at once, unless a
@@ -31,15 +31,13 @@ impl Offered {
         Self { offer: Offer::make(connection, transport, chunk.into()), patience: None }
     }
 
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+    /// `None` if another writes the stream on, else the stream, with which the body goes on itself.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<StreamDriver>> {
         if let Poll::Ready(outcome) = self.offer.poll_outcome(cx) {
             return Poll::Ready(outcome);
         }
         let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-        if patience.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        Poll::Ready(self.offer.withdraw().map_or(Outcome::Accepted, Outcome::Declined))
+        patience.as_mut().poll(cx).map(|()| self.offer.withdraw())
     }
 }
 

@@ -23,38 +23,23 @@ pub(crate) struct Offer {
     body: WakerCell,
 }
 
-enum State {
-    Open(StreamDriver),
-    Declined(StreamDriver),
-    /// By the socket, or back by the body.
-    Taken,
-}
-
-/// What became of an offer.
-pub(crate) enum Outcome {
-    /// The body is to end: another writes on.
-    Accepted,
-    /// The body goes on itself.
-    Declined(StreamDriver),
+struct State {
+    /// None once it was taken: by the socket, or back by the body.
+    connection: Option<StreamDriver>,
+    declined: bool,
 }
 
 impl Offer {
     /// Where the socket of `transport` sees it. `chunk` is the first frame as it comes out of the server.
     pub(crate) fn make(connection: StreamDriver, transport: Arc<Transport>, chunk: Bytes) -> Arc<Self> {
-        let state = Mutex::new(State::Open(connection));
+        let state = Mutex::new(State { connection: Some(connection), declined: false });
         let offer = Arc::new(Self { transport, chunk, state, body: WakerCell::new() });
         offer.transport.offer(Arc::clone(&offer) as _);
         offer
     }
 
-    /// The stream, for the writer. None if the body has gone.
-    fn accept(&self) -> Option<StreamDriver> {
-        let connection = match std::mem::replace(&mut *self.state.lock(), State::Taken) {
-            State::Open(connection) | State::Declined(connection) => Some(connection),
-            State::Taken => None,
-        };
-        self.wake_body();
-        connection
+    fn take_connection(&self) -> Option<StreamDriver> {
+        self.state.lock().connection.take()
     }
 
     fn wake_body(&self) {
@@ -63,27 +48,20 @@ impl Offer {
         }
     }
 
-    /// For the body.
-    pub(crate) fn poll_outcome(&self, cx: &Context<'_>) -> Poll<Outcome> {
+    /// For the body: `None` if another writes its stream on, else the stream, with which the body goes on itself.
+    pub(crate) fn poll_outcome(&self, cx: &Context<'_>) -> Poll<Option<StreamDriver>> {
         self.body.register(cx.waker());
         let mut state = self.state.lock();
-        match std::mem::replace(&mut *state, State::Taken) {
-            State::Declined(connection) => Poll::Ready(Outcome::Declined(connection)),
-            State::Taken => Poll::Ready(Outcome::Accepted),
-            open @ State::Open(_) => {
-                *state = open;
-                Poll::Pending
-            }
+        if state.connection.is_some() && !state.declined {
+            return Poll::Pending;
         }
+        Poll::Ready(state.connection.take())
     }
 
     /// For the body: takes its stream back, or lets it go, if nobody has accepted.
     pub(crate) fn withdraw(&self) -> Option<StreamDriver> {
         self.transport.withdraw_offer();
-        match std::mem::replace(&mut *self.state.lock(), State::Taken) {
-            State::Open(connection) | State::Declined(connection) => Some(connection),
-            State::Taken => None,
-        }
+        self.take_connection()
     }
 }
 
@@ -93,12 +71,7 @@ impl Takeover for Offer {
     }
 
     fn decline(&self) {
-        let mut state = self.state.lock();
-        *state = match std::mem::replace(&mut *state, State::Taken) {
-            State::Open(connection) | State::Declined(connection) => State::Declined(connection),
-            State::Taken => State::Taken,
-        };
-        drop(state);
+        self.state.lock().declined = true;
         self.wake_body();
     }
 
@@ -107,8 +80,10 @@ impl Takeover for Offer {
             self.decline();
             return Err(tcp);
         };
+        let connection = self.take_connection();
+        self.wake_body();
         // Without a connection its body is gone: an end like any other.
-        let Some(connection) = self.accept() else { return Err(tcp) };
+        let Some(connection) = connection else { return Err(tcp) };
         writer.take_over(tcp, connection);
         Ok(())
     }

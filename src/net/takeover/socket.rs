@@ -22,18 +22,17 @@ const LONGEST_HEAD: usize = 16 * 1024;
 pin_project! {
     #[project = SocketProjection]
     pub(crate) enum Socket<S> {
-        Fixed { #[pin] stream: S },
-        Movable { tcp: Movable },
+        Fixed {
+            #[pin]
+            stream: S,
+        },
+        Movable {
+            // None once it is taken out. The server may go on as it likes then: nothing reaches the peer any more.
+            tcp: Option<TcpStream>,
+            // The offered first frame that is going out.
+            going: Option<Box<Going>>,
+        },
     }
-}
-
-/// A TCP stream that can be taken out.
-pub(crate) enum Movable {
-    Here(TcpStream),
-    /// The offered first frame is going out.
-    Going(TcpStream, Box<Going>),
-    /// The server may go on with it as it likes: nothing reaches the peer any more.
-    Gone,
 }
 
 pub(crate) struct Going {
@@ -55,10 +54,9 @@ impl<S: 'static> Socket<S> {
         }
         let mut stream = Some(stream);
         let tcp = (&mut stream as &mut dyn Any).downcast_mut::<Option<TcpStream>>().and_then(Option::take);
-        match (tcp, stream) {
-            (Some(tcp), _) => Self::Movable { tcp: Movable::Here(tcp) },
-            (None, Some(stream)) => Self::Fixed { stream },
-            (None, None) => Self::Movable { tcp: Movable::Gone },
+        match stream {
+            Some(stream) => Self::Fixed { stream },
+            None => Self::Movable { tcp, going: None },
         }
     }
 
@@ -69,94 +67,56 @@ impl<S: 'static> Socket<S> {
 
 impl<S> Socket<S> {
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self, Self::Movable { tcp: Movable::Gone })
+        matches!(self, Self::Movable { tcp: None, .. })
     }
 
     /// Before a write: whether this is what was offered.
     pub(crate) fn look(self: Pin<&mut Self>, slices: &[IoSlice<'_>], transport: &Transport) {
-        if let SocketProjection::Movable { tcp } = self.project() {
-            tcp.look(slices, transport);
+        let SocketProjection::Movable { tcp: Some(_), going } = self.project() else { return };
+        match going {
+            None => {
+                let Some(offer) = transport.take_offer() else { return };
+                match length_if_offered(slices, offer.chunk()) {
+                    Some(left) => *going = Some(Box::new(Going { offer, left })),
+                    None => offer.decline(),
+                }
+            }
+            Some(current) if length(slices) > current.left => {
+                // Something follows that is not the stream's.
+                current.offer.decline();
+                *going = None;
+            }
+            Some(_) => {}
         }
     }
 
     /// After a write.
     pub(crate) fn wrote(self: Pin<&mut Self>, count: usize) {
-        if let SocketProjection::Movable { tcp: Movable::Going(_, going) } = self.project() {
+        if let SocketProjection::Movable { going: Some(going), .. } = self.project() {
             going.left = going.left.saturating_sub(count);
         }
     }
 
     /// The server has nothing more to write: the stream goes, if it is to go. Returns whether it went.
     pub(crate) fn let_go(self: Pin<&mut Self>, transport: &Transport) -> bool {
-        match self.project() {
-            SocketProjection::Movable { tcp } => tcp.let_go(transport),
-            SocketProjection::Fixed { .. } => false,
+        let SocketProjection::Movable { tcp: here @ Some(_), going } = self.project() else { return false };
+        match going.take_if(|going| going.left == 0) {
+            Some(going) => *here = here.take().and_then(|tcp| going.offer.take(tcp).err()),
+            // All is out, and the first frame was not among it.
+            None if going.is_none() => transport.take_offer().iter().for_each(|offer| offer.decline()),
+            None => {}
         }
+        here.is_none()
     }
 }
 
-impl Movable {
-    fn look(&mut self, slices: &[IoSlice<'_>], transport: &Transport) {
-        *self = match std::mem::replace(self, Self::Gone) {
-            Self::Here(tcp) => match transport.take_offer() {
-                Some(offer) => match length_if_offered(slices, offer.chunk()) {
-                    Some(left) => Self::Going(tcp, Box::new(Going { offer, left })),
-                    _ => {
-                        offer.decline();
-                        Self::Here(tcp)
-                    }
-                },
-                None => Self::Here(tcp),
-            },
-            Self::Going(tcp, going) => {
-                let count: usize = slices.iter().map(|slice| slice.len()).sum();
-                if count > going.left {
-                    // Something follows that is not the stream's.
-                    going.offer.decline();
-                    Self::Here(tcp)
-                } else {
-                    Self::Going(tcp, going)
-                }
-            }
-            Self::Gone => Self::Gone,
-        };
-    }
-
-    fn let_go(&mut self, transport: &Transport) -> bool {
-        match std::mem::replace(self, Self::Gone) {
-            Self::Going(tcp, going) if going.left == 0 => match going.offer.take(tcp) {
-                Ok(()) => true,
-                Err(tcp) => {
-                    *self = Self::Here(tcp);
-                    false
-                }
-            },
-            Self::Here(tcp) => {
-                *self = Self::Here(tcp);
-                // All is out, and the first frame was not among it.
-                if let Some(offer) = transport.take_offer() {
-                    offer.decline();
-                }
-                false
-            }
-            other => {
-                *self = other;
-                false
-            }
-        }
-    }
-
-    fn tcp(&mut self) -> Option<Pin<&mut TcpStream>> {
-        match self {
-            Self::Here(tcp) | Self::Going(tcp, _) => Some(Pin::new(tcp)),
-            Self::Gone => None,
-        }
-    }
+fn length(slices: &[IoSlice<'_>]) -> usize {
+    slices.iter().map(|slice| slice.len()).sum()
 }
 
 /// How long these bytes are, if they are the head of a response that ends its connection and then this chunk.
 fn length_if_offered(slices: &[IoSlice<'_>], chunk: &[u8]) -> Option<usize> {
-    let length: usize = slices.iter().map(|slice| slice.len()).sum();
+    let length = length(slices);
     if !(chunk.len()..=chunk.len() + LONGEST_HEAD).contains(&length) {
         return None;
     }
@@ -187,28 +147,29 @@ fn length_if_offered(slices: &[IoSlice<'_>], chunk: &[u8]) -> Option<usize> {
     (has("connection", "close") && has("transfer-encoding", "chunked")).then_some(length)
 }
 
-impl<S: AsyncRead> AsyncRead for Socket<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.project() {
-            SocketProjection::Fixed { stream } => stream.poll_read(cx, buffer),
-            SocketProjection::Movable { tcp } => match tcp.tcp() {
-                Some(tcp) => tcp.poll_read(cx, buffer),
-                // Nothing comes, not even an end: a server that saw one would still answer a request that it has read.
-                None => Poll::Pending,
+/// Calls a method of the stream that is here; without one, because the hub has taken it, the answer is `$gone`.
+macro_rules! forward {
+    ($socket:expr, $gone:expr, |$stream:ident| $call:expr) => {
+        match $socket.project() {
+            SocketProjection::Fixed { stream: $stream } => $call,
+            SocketProjection::Movable { tcp, .. } => match tcp.as_mut().map(Pin::new) {
+                Some($stream) => $call,
+                None => $gone,
             },
         }
+    };
+}
+
+impl<S: AsyncRead> AsyncRead for Socket<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Nothing comes, not even an end: a server that saw one would still answer a request that it has read.
+        forward!(self, Poll::Pending, |stream| stream.poll_read(cx, buffer))
     }
 }
 
 impl<S: AsyncWrite> AsyncWrite for Socket<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.project() {
-            SocketProjection::Fixed { stream } => stream.poll_write(cx, bytes),
-            SocketProjection::Movable { tcp } => match tcp.tcp() {
-                Some(tcp) => tcp.poll_write(cx, bytes),
-                None => Poll::Ready(Ok(bytes.len())),
-            },
-        }
+        forward!(self, Poll::Ready(Ok(bytes.len())), |stream| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -216,13 +177,7 @@ impl<S: AsyncWrite> AsyncWrite for Socket<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.project() {
-            SocketProjection::Fixed { stream } => stream.poll_write_vectored(cx, slices),
-            SocketProjection::Movable { tcp } => match tcp.tcp() {
-                Some(tcp) => tcp.poll_write_vectored(cx, slices),
-                None => Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum())),
-            },
-        }
+        forward!(self, Poll::Ready(Ok(length(slices))), |stream| stream.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -233,16 +188,10 @@ impl<S: AsyncWrite> AsyncWrite for Socket<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.project() {
-            SocketProjection::Fixed { stream } => stream.poll_flush(cx),
-            SocketProjection::Movable { tcp } => tcp.tcp().map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_flush(cx)),
-        }
+        forward!(self, Poll::Ready(Ok(())), |stream| stream.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.project() {
-            SocketProjection::Fixed { stream } => stream.poll_shutdown(cx),
-            SocketProjection::Movable { tcp } => tcp.tcp().map_or(Poll::Ready(Ok(())), |tcp| tcp.poll_shutdown(cx)),
-        }
+        forward!(self, Poll::Ready(Ok(())), |stream| stream.poll_shutdown(cx))
     }
 }

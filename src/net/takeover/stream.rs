@@ -115,15 +115,17 @@ impl Handed {
                 scratch.clear();
                 scratch.shrink_to(MOST_SCRATCH);
                 let written = connection.poll_chunk(cx, &mut scratch).map(|encoded| match encoded {
-                    Some(Encoded::Shared(chunk)) => self.write_shared(&chunk),
-                    Some(Encoded::Scratch) => self.write_copied(&scratch),
+                    Some(Encoded::Shared(chunk)) => self.write_or_wait(&chunk, |taken| chunk.slice(taken..)),
+                    Some(Encoded::Scratch) => {
+                        self.write_or_wait(&scratch, |taken| Bytes::copy_from_slice(&scratch[taken..]))
+                    }
                     Some(Encoded::Abort) => {
                         self.close();
                         Ok(())
                     }
                     None => {
                         self.close();
-                        self.write_shared(&Bytes::from_static(LAST_CHUNK))
+                        self.write_or_wait(LAST_CHUNK, |taken| Bytes::from_static(&LAST_CHUNK[taken..]))
                     }
                 });
                 SCRATCH.set(scratch);
@@ -139,18 +141,25 @@ impl Handed {
         }
     }
 
-    fn end_writing(&self) {
+    /// None when nothing more is written.
+    fn hub(&self) -> Option<&Hub> {
         match &self.phase {
-            Phase::Streaming(connection) => connection.hub().transports().end_writing(),
-            Phase::Closing(hub) => hub.transports().end_writing(),
-            Phase::Lingering(_) => {}
+            Phase::Streaming(connection) => Some(connection.hub()),
+            Phase::Closing(hub) => Some(hub),
+            Phase::Lingering(_) => None,
+        }
+    }
+
+    fn end_writing(&self) {
+        if let Some(hub) = self.hub() {
+            hub.transports().end_writing();
         }
     }
 
     /// Nothing follows what is being written.
     fn close(&mut self) {
-        if let Phase::Streaming(connection) = &self.phase {
-            self.phase = Phase::Closing(connection.hub().clone());
+        if let Some(hub) = self.hub().cloned() {
+            self.phase = Phase::Closing(hub);
         }
     }
 
@@ -211,29 +220,17 @@ impl Handed {
         Ok(taken)
     }
 
-    fn write_shared(&mut self, chunk: &Bytes) -> Result<(), Gone> {
-        let taken = self.write(chunk)?;
-        if taken < chunk.len() {
-            self.wait(chunk.slice(taken..));
-        }
-        Ok(())
-    }
-
-    fn write_copied(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+    /// Writes, and keeps what the socket does not take now: `rest` makes it from how much was taken.
+    fn write_or_wait(&mut self, bytes: &[u8], rest: impl FnOnce(usize) -> Bytes) -> Result<(), Gone> {
         let taken = self.write(bytes)?;
         if taken < bytes.len() {
-            self.wait(Bytes::copy_from_slice(&bytes[taken..]));
+            self.wait(rest(taken));
         }
         Ok(())
     }
 
     fn wait(&mut self, rest: Bytes) {
-        let hub = match &self.phase {
-            Phase::Streaming(connection) => connection.hub().clone(),
-            Phase::Closing(hub) => hub.clone(),
-            // Nothing is written any more.
-            Phase::Lingering(_) => return,
-        };
+        let Some(hub) = self.hub().cloned() else { return };
         let transport = hub.transports().open(self.tcp.peer_addr().ok());
         transport.set_streamed();
         transport.set_stuck(true);
