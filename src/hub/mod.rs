@@ -54,12 +54,10 @@ pub(crate) use config::origins::{Hosts, Origins};
 pub(crate) use config::settings::Settings;
 pub(crate) use connection::socket::{Takeover, Transport};
 pub(crate) use inner::Inner;
-pub(crate) use stream::admission::{OpenError, Request};
-pub(crate) use stream::commands::ChangeError;
+pub(crate) use stream::admission::Request;
 pub(crate) use stream::driver::StreamDriver;
 pub(crate) use stream::encode::{Aborted, Encoded};
 pub(crate) use tickets::redeem::{Redemption, Redemptions, Taken};
-pub(crate) use tickets::store::NotTaken;
 
 pub use builder::HubBuilder;
 pub use command::Join;

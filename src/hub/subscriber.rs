@@ -9,9 +9,10 @@ use futures::future::poll_fn;
 #[cfg(doc)]
 use super::HubBuilder;
 use super::stream::driver::Step;
-use super::{Hub, OpenError, Request};
+use super::{Hub, Request};
 use crate::log::Batch;
 use crate::macros::opaque_debug;
+use crate::types::refusal::Kind;
 use crate::types::{
     Address, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, Position, RefusalReason, Subscription,
     SubscriptionError, Topic,
@@ -87,14 +88,14 @@ impl Hub {
         cursor: impl Into<Cursor>,
     ) -> Result<HubStream, SubscriptionError> {
         let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
-        self.take_turn().map_err(|_| SubscriptionError::Limit)?;
-        let connection = self.open(&subscription, cursor.into(), request).map_err(|error| match error {
-            OpenError::Invalid(invalid) => invalid,
-            OpenError::Refused(RefusalReason::Limit) => SubscriptionError::Limit,
-            OpenError::Refused(RefusalReason::Busy) => SubscriptionError::NoRandomBytes,
-            OpenError::Refused(RefusalReason::Kicked) | OpenError::Banned => SubscriptionError::Kicked,
-            OpenError::Refused(RefusalReason::Starting) => SubscriptionError::Unavailable,
-            OpenError::Refused(_) => SubscriptionError::Closed,
+        let opened = self.take_turn().and_then(|()| self.open(&subscription, cursor.into(), request));
+        let connection = opened.map_err(|refusal| match refusal.0 {
+            Kind::Invalid(invalid) => invalid,
+            Kind::Later { reason: RefusalReason::Limit, .. } => SubscriptionError::Limit,
+            Kind::Later { reason: RefusalReason::Busy, .. } => SubscriptionError::NoRandomBytes,
+            Kind::Later { reason: RefusalReason::Kicked, .. } | Kind::Never => SubscriptionError::Kicked,
+            Kind::Later { reason: RefusalReason::Starting, .. } => SubscriptionError::Unavailable,
+            _ => SubscriptionError::Closed,
         })?;
         let hub = self.clone();
         let id = connection.id();

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant};
 
-use super::{ChangeError, Hub};
+use super::Hub;
 use crate::hub::connection::handle::ConnectionHandle;
-use crate::types::{Action, Address, Change, ConnectionId, DisconnectClock, Topic, UserId, each_once};
+use crate::log::TooManyTopics;
+use crate::types::{Action, Address, Change, ConnectionId, DisconnectClock, Refusal, Topic, UserId, each_once};
 
 /// How long a connection is looked for that another instance may not have told of yet.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -80,7 +81,7 @@ impl Changeable<'_> {
     ///
     /// Of a connection elsewhere it returns what will be in force by what is known here; should its own
     /// instance find that nothing can come of it, all stays as it was.
-    pub(crate) async fn change(&self, change: Change, asked_at: DisconnectClock) -> Result<Vec<Topic>, ChangeError> {
+    pub(crate) async fn change(&self, change: Change, asked_at: DisconnectClock) -> Result<Vec<Topic>, Refusal> {
         let hub = self.hub;
         match &self.place {
             Place::Here(handle) => hub.change_topics_of(handle, &change, asked_at),
@@ -88,10 +89,10 @@ impl Changeable<'_> {
                 let topics = change.topics(had, hub.settings().max_topics)?;
                 hub.check_bans_of(&change.join, asked_at)?;
                 if change.size() > MOST_BYTES {
-                    return Err(ChangeError::TooMany);
+                    return Err(TooManyTopics.into());
                 }
                 let audience = Address::Connection(self.id).into();
-                hub.give(audience, Action::Change(change)).await.map_err(|_| ChangeError::Outdated)?;
+                hub.give(audience, Action::Change(change)).await.map_err(|_| Refusal::outdated())?;
                 Ok(topics)
             }
         }
@@ -100,16 +101,16 @@ impl Changeable<'_> {
 
 impl Change {
     /// The topics of a connection that had these, if it may have as many.
-    fn topics(&self, had: &[Topic], limit: usize) -> Result<Vec<Topic>, ChangeError> {
+    fn topics(&self, had: &[Topic], limit: usize) -> Result<Vec<Topic>, TooManyTopics> {
         let Self { leave, join, .. } = self;
         // Before what takes longer the more there are.
         if join.len() > limit || leave.len() > limit {
-            return Err(ChangeError::TooMany);
+            return Err(TooManyTopics);
         }
         let leave: HashSet<&Topic> = leave.iter().collect();
         let mut topics: Vec<Topic> = had.iter().filter(|topic| !leave.contains(topic)).chain(join).cloned().collect();
         each_once(&mut topics, |topic| topic);
-        if topics.len() > limit { Err(ChangeError::TooMany) } else { Ok(topics) }
+        if topics.len() > limit { Err(TooManyTopics) } else { Ok(topics) }
     }
 
     /// About how many bytes it takes in a message.
@@ -146,13 +147,13 @@ mod tests {
         let long = |n: usize, with: &str| Topic::try_from(format!("{n:03}{}", with.repeat(250))).unwrap();
         let topics = |count, with| (0..count).map(|n| long(n, with)).collect::<Vec<_>>();
         for (join, leave) in [(topics(300, "x"), vec![]), (vec![], topics(300, "x")), (topics(150, "\""), vec![])] {
-            assert_eq!(change(&[], join, leave), Err(ChangeError::TooMany));
+            assert_eq!(change(&[], join, leave), Err(TooManyTopics.into()));
         }
         // Whatever it is, it is in one message.
         let (leave, join) = (topics(128, "x"), topics(128, "y"));
         let most = Change { leave, join, since: Cursor::Absent, bounds: Vec::new() };
         assert!(most.size() <= MOST_BYTES && most.size() > MOST_BYTES - 1_000, "{}", most.size());
         let had: Vec<Topic> = (0..990).map(Topic::from).collect();
-        assert_eq!(change(&had, topics(11, "x"), vec![]), Err(ChangeError::TooMany));
+        assert_eq!(change(&had, topics(11, "x"), vec![]), Err(TooManyTopics.into()));
     }
 }

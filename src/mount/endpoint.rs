@@ -6,20 +6,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use tower_service::Service;
 
-use super::hook::Hook;
 use super::{Access, Connect, EndpointFuture, EventBody, topics};
 use crate::hub::Hub;
-use crate::types::{Authority, ConnectionId};
+use crate::types::ConnectionId;
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
 pub struct SseEndpoint<A> {
-    hub: Hub,
+    pub(super) hub: Hub,
     access: Arc<A>,
-    authority: Option<Arc<dyn Authority>>,
     changeable: bool,
 }
 
@@ -28,9 +25,7 @@ impl Hub {
     /// router operation.
     #[must_use]
     pub fn endpoint<A: Access>(&self, access: A) -> SseEndpoint<A> {
-        let access = Arc::new(access);
-        let authority = A::RECHECKS.then(|| -> Arc<dyn Authority> { Arc::new(Hook(Arc::clone(&access))) });
-        SseEndpoint { hub: self.clone(), access, authority, changeable: false }
+        SseEndpoint { hub: self.clone(), access: Arc::new(access), changeable: false }
     }
 }
 
@@ -44,27 +39,11 @@ impl<A> SseEndpoint<A> {
         self
     }
 
-    pub(super) fn hub(&self) -> &Hub {
-        &self.hub
-    }
-
     /// Whether a request is about the topics of a connection, if this answers any. `/events/topics` may be a stream.
     pub(super) fn is_change(&self, method: &Method, path: &str) -> bool {
         self.changeable
             && topics::split_path(path)
                 .is_some_and(|(_, id)| method == Method::POST || id.parse::<ConnectionId>().is_ok())
-    }
-}
-
-impl<A: Access> SseEndpoint<A> {
-    pub(super) fn answer<B>(&self, request: Request<B>) -> BoxFuture<'static, Response<EventBody>> {
-        let connect = Box::new(Connect::arriving(&self.hub, request));
-        let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
-        if self.is_change(connect.method(), connect.uri().path()) {
-            return async move { hub.change(&*access, *connect).await }.boxed();
-        }
-        let authority = self.authority.clone();
-        hub.answer(access, authority, connect).boxed()
     }
 }
 
@@ -78,18 +57,20 @@ impl<A: Access, B> Service<Request<B>> for SseEndpoint<A> {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        EndpointFuture(self.answer(request))
+        let connect = Box::new(Connect::arriving(&self.hub, request));
+        let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
+        let is_change = self.is_change(connect.method(), connect.uri().path());
+        EndpointFuture(if is_change {
+            hub.change(access, connect).boxed()
+        } else {
+            hub.answer(access, connect).boxed()
+        })
     }
 }
 
 impl<A> Clone for SseEndpoint<A> {
     fn clone(&self) -> Self {
-        Self {
-            hub: self.hub.clone(),
-            access: Arc::clone(&self.access),
-            authority: self.authority.clone(),
-            changeable: self.changeable,
-        }
+        Self { hub: self.hub.clone(), access: Arc::clone(&self.access), changeable: self.changeable }
     }
 }
 

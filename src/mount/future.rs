@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either};
 use http::Response;
 use pin_project_lite::pin_project;
 
@@ -16,25 +16,7 @@ pin_project! {
     /// The layer's answer: the inner service's future as it is, or the way to a stream.
     pub struct ResponseFuture<F> {
         #[pin]
-        kind: Kind<F>,
-    }
-}
-
-pin_project! {
-    #[project = KindProjection]
-    enum Kind<F> {
-        Inner { #[pin] future: F },
-        Events { future: BoxFuture<'static, Response<EventBody>> },
-    }
-}
-
-impl<F> ResponseFuture<F> {
-    pub(super) fn inner(future: F) -> Self {
-        Self { kind: Kind::Inner { future } }
-    }
-
-    pub(super) fn events(future: BoxFuture<'static, Response<EventBody>>) -> Self {
-        Self { kind: Kind::Events { future } }
+        pub(super) kind: Either<F, EndpointFuture>,
     }
 }
 
@@ -45,10 +27,10 @@ where
     type Output = Result<Response<ResponseBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().kind.project() {
-            KindProjection::Inner { future } => future.poll(cx).map_ok(|response| response.map(ResponseBody::inner)),
-            KindProjection::Events { future } => {
-                future.as_mut().poll(cx).map(|response| Ok(response.map(ResponseBody::events)))
+        match self.project().kind.as_pin_mut() {
+            Either::Left(inner) => inner.poll(cx).map_ok(|response| response.map(ResponseBody::inner)),
+            Either::Right(mut events) => {
+                events.0.as_mut().poll(cx).map(|response| Ok(response.map(ResponseBody::events)))
             }
         }
     }

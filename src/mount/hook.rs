@@ -10,25 +10,13 @@ use futures::future::BoxFuture;
 
 use super::{Access, Connect};
 use crate::hub::Hub;
+use crate::types::refusal::Kind;
 use crate::types::{Authority, Recheck, Refusal, RefusalReason, Subscription};
-
-/// Why the hook gave no subscription.
-#[derive(Debug)]
-pub(super) enum NoAnswer {
-    Refused(Refusal),
-    Panicked,
-}
-
-impl From<Refusal> for NoAnswer {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
 
 impl Hub {
     /// What the hook says to a request. What a ticket carries is looked at again, since it may be older than the truth.
     /// The request comes boxed, since every future on its way would have room for it.
-    pub(super) async fn ask<A: Access>(&self, access: &A, connect: Box<Connect>) -> Result<Subscription, NoAnswer> {
+    pub(super) async fn ask<A: Access>(&self, access: &A, connect: Box<Connect>) -> Result<Subscription, Refusal> {
         let asked = async move {
             let subscription = access.connect(*connect).await?;
             if subscription.redeemed.is_none() {
@@ -48,12 +36,12 @@ impl Hub {
             }
         });
         match answered.await {
-            Some(Ok(answer)) => Ok(answer?),
+            Some(Ok(answer)) => answer,
             Some(Err(_panic)) => {
                 self.counters().hook_panicked(self.now());
-                Err(NoAnswer::Panicked)
+                Err(Refusal(Kind::Panicked))
             }
-            None => Err(Refusal::later(RefusalReason::Timeout).into()),
+            None => Err(Refusal::later(RefusalReason::Timeout)),
         }
     }
 
@@ -67,11 +55,8 @@ impl Hub {
 }
 
 /// The hook as the hub knows it.
-pub(super) struct Hook<A>(pub(super) Arc<A>);
-
-impl<A: Access> Authority for Hook<A> {
-    fn recheck(&self, subscription: Subscription) -> BoxFuture<'static, Recheck> {
-        let access = Arc::clone(&self.0);
-        async move { access.recheck(subscription).await }.boxed()
+impl<A: Access> Authority for A {
+    fn recheck(self: Arc<Self>, subscription: Subscription) -> BoxFuture<'static, Recheck> {
+        async move { Access::recheck(&*self, subscription).await }.boxed()
     }
 }

@@ -1,11 +1,15 @@
-//! The layer to mount.
+//! The layer to mount, and the service that it makes.
 
 use std::fmt;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use futures::future::Either;
+use http::{Method, Request, Response};
 use tower_layer::Layer;
+use tower_service::Service;
 
-use super::{Access, SseEndpoint, SseService};
+use super::{Access, ResponseBody, ResponseFuture, SseEndpoint};
 use crate::hub::Hub;
 
 /// Answers `GET` and `HEAD` for one path with event streams and passes everything else through
@@ -76,7 +80,7 @@ impl<A> SseLayer<A> {
 impl<S, A> Layer<S> for SseLayer<A> {
     type Service = SseService<S, A>;
     fn layer(&self, inner: S) -> SseService<S, A> {
-        SseService { inner, endpoint: self.endpoint.clone(), path: Arc::clone(&self.path), provides: self.provides }
+        SseService { inner, layer: self.clone() }
     }
 }
 
@@ -89,5 +93,69 @@ impl<A> Clone for SseLayer<A> {
 impl<A> fmt::Debug for SseLayer<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SseLayer").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// What [`SseLayer`](crate::SseLayer) makes of a service.
+pub struct SseService<S, A> {
+    inner: S,
+    layer: SseLayer<A>,
+}
+
+impl<S, A, ReqBody, ResBody> Service<Request<ReqBody>> for SseService<S, A>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    A: Access,
+{
+    type Response = Response<ResponseBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    /// The inner service's: it is the one that may be busy.
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        if self.is_ours(request.method(), request.uri().path()) {
+            return ResponseFuture { kind: Either::Right(self.layer.endpoint.call(request)) };
+        }
+        if self.layer.provides {
+            request.extensions_mut().insert(self.layer.endpoint.hub.clone());
+        }
+        ResponseFuture { kind: Either::Left(self.inner.call(request)) }
+    }
+}
+
+impl<S, A> SseService<S, A> {
+    /// Whether a request is for a stream, or about the topics of one. The path may be the application's too, with other
+    /// methods, and `OPTIONS` always is, for CORS.
+    fn is_ours(&self, method: &Method, path: &str) -> bool {
+        let layer = &self.layer;
+        if path == &*layer.path {
+            return method == Method::GET || method == Method::HEAD;
+        }
+        if method == Method::OPTIONS {
+            return false;
+        }
+        match path.strip_prefix(layer.path.trim_end_matches('/')) {
+            // Only `/{connection}/topics`: one segment between.
+            Some(rest) if rest.starts_with('/') => {
+                layer.endpoint.is_change(method, path) && rest.bytes().filter(|&byte| byte == b'/').count() == 2
+            }
+            _ => false,
+        }
+    }
+}
+
+impl<S: Clone, A> Clone for SseService<S, A> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), layer: self.layer.clone() }
+    }
+}
+
+impl<S: fmt::Debug, A> fmt::Debug for SseService<S, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SseService").field("inner", &self.inner).field("path", &self.layer.path).finish_non_exhaustive()
     }
 }

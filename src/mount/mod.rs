@@ -21,7 +21,6 @@ mod pace;
 mod public;
 mod request;
 mod respond;
-mod service;
 mod ticket;
 mod topics;
 
@@ -29,8 +28,7 @@ pub use access::Access;
 pub use body::{EventBody, ResponseBody};
 pub use endpoint::SseEndpoint;
 pub use future::{EndpointFuture, ResponseFuture};
-pub use layer::SseLayer;
+pub use layer::{SseLayer, SseService};
 pub use public::Public;
 pub use request::Connect;
 pub use respond::EventStream;
-pub use service::SseService;

@@ -1,18 +1,12 @@
 //! Whether a request can be answered with an event stream at all.
 
 use http::header::ACCEPT;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 
-/// Why not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unfit {
-    Method,
-    Accept,
-}
-
-pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), Unfit> {
+/// With which status not, if not.
+pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
     if method != Method::GET && method != Method::HEAD {
-        return Err(Unfit::Method);
+        return Err(StatusCode::METHOD_NOT_ALLOWED);
     }
     let mut values = headers.get_all(ACCEPT).iter().peekable();
     match values.peek().map(|value| value.as_bytes()) {
@@ -23,7 +17,7 @@ pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), Unfit> {
     }
     // Bytes that are no text cannot name another type.
     let ranges = values.flat_map(|value| value.to_str().unwrap_or("*/*").split(','));
-    if accepts_event_streams(ranges) { Ok(()) } else { Err(Unfit::Accept) }
+    if accepts_event_streams(ranges) { Ok(()) } else { Err(StatusCode::NOT_ACCEPTABLE) }
 }
 
 /// By the most specific range that matches, as RFC 9110 has it; of equals the most willing.
@@ -47,7 +41,7 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn accept(value: &'static str) -> Result<(), Unfit> {
+    fn accept(value: &'static str) -> Result<(), StatusCode> {
         check(&Method::GET, &HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(value))]))
     }
 
@@ -76,7 +70,7 @@ mod tests {
             "*/*, text/event-stream; q=0.0",
             "text/*;q=0, */*",
         ] {
-            assert_eq!(accept(value), Err(Unfit::Accept), "{value}");
+            assert_eq!(accept(value), Err(StatusCode::NOT_ACCEPTABLE), "{value}");
         }
     }
 
@@ -84,7 +78,7 @@ mod tests {
     fn only_get_and_head() {
         assert_eq!(check(&Method::HEAD, &HeaderMap::new()), Ok(()));
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS, Method::PATCH] {
-            assert_eq!(check(&method, &HeaderMap::new()), Err(Unfit::Method));
+            assert_eq!(check(&method, &HeaderMap::new()), Err(StatusCode::METHOD_NOT_ALLOWED));
         }
     }
 }

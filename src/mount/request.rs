@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::request::Parts;
-use http::{Extensions, HeaderMap, Method, Request, Uri, Version};
+use http::{Extensions, HeaderMap, Method, Request, Uri};
 
 use crate::hub::{Hub, Redemption, Redemptions, Transport};
 use crate::net::SseConnectInfo;
@@ -16,11 +16,7 @@ use crate::types::{Cursor, DisconnectClock};
 /// extractor, what a handler hands to [`Hub::connect`].
 #[derive(Clone)]
 pub struct Connect {
-    method: Method,
-    uri: Uri,
-    pub(super) version: Version,
-    headers: HeaderMap,
-    extensions: Extensions,
+    pub(super) head: Parts,
     /// What was true before may not be true any more when the request is answered.
     pub(super) asked_at: DisconnectClock,
     pub(super) transport: Option<Arc<Transport>>,
@@ -31,33 +27,21 @@ pub struct Connect {
 impl Connect {
     /// From a request of any kind, whose body is not looked at.
     pub fn from_request<B>(request: &Request<B>) -> Self {
-        let transport = transport_in(request.extensions());
-        Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            version: request.version(),
-            headers: request.headers().clone(),
-            extensions: request.extensions().clone(),
-            asked_at: DisconnectClock::now(),
-            transport,
-            redemptions: None,
-        }
+        let mut head = Request::new(()).into_parts().0;
+        head.method = request.method().clone();
+        head.uri = request.uri().clone();
+        head.version = request.version();
+        head.headers = request.headers().clone();
+        head.extensions = request.extensions().clone();
+        Self::from_parts(head)
     }
 
     /// From the head of a request.
     #[must_use]
     pub fn from_parts(parts: Parts) -> Self {
-        let transport = transport_in(&parts.extensions);
-        Self {
-            method: parts.method,
-            uri: parts.uri,
-            version: parts.version,
-            headers: parts.headers,
-            extensions: parts.extensions,
-            asked_at: DisconnectClock::now(),
-            transport,
-            redemptions: None,
-        }
+        // The socket, if the server has attached it.
+        let transport = parts.extensions.get::<SseConnectInfo>().map(|info| Arc::clone(&info.transport));
+        Self { head: parts, asked_at: DisconnectClock::now(), transport, redemptions: None }
     }
 
     /// Also finds the socket, if it is the hub's and this is called where the server calls its services.
@@ -80,39 +64,34 @@ impl Connect {
         Some(redemption)
     }
 
-    /// The same request for something else.
-    pub(super) fn with_target(self, method: Method, uri: Uri) -> Self {
-        Self { method, uri, ..self }
-    }
-
     /// `GET`, or `HEAD`, which gets the head of the answer and subscribes to nothing.
     #[must_use]
     pub fn method(&self) -> &Method {
-        &self.method
+        &self.head.method
     }
 
     /// The target of the request.
     #[must_use]
     pub fn uri(&self) -> &Uri {
-        &self.uri
+        &self.head.uri
     }
 
     /// The headers. A browser's `EventSource` sends cookies, but no headers of the page's own.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
-        &self.headers
+        &self.head.headers
     }
 
     /// What the layers outside have attached, for example a session.
     #[must_use]
     pub fn extensions(&self) -> &Extensions {
-        &self.extensions
+        &self.head.extensions
     }
 
     /// The query as it came.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
-        self.uri.query()
+        self.head.uri.query()
     }
 
     /// The decoded values of one field of the query, in order.
@@ -128,7 +107,7 @@ impl Connect {
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         #[cfg(feature = "axum-serve")]
-        if let Some(info) = self.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>() {
+        if let Some(info) = self.head.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>() {
             return Some(info.0);
         }
         self.transport.as_ref()?.peer()
@@ -138,7 +117,7 @@ impl Connect {
     /// browser sends the header when it reconnects; the field is for the first request of a page.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        match self.headers.get("last-event-id") {
+        match self.head.headers.get("last-event-id") {
             Some(value) if !value.is_empty() => Cursor::parse(value.as_bytes()),
             _ if !self.may_have_field(b"last_event_id") => Cursor::Absent,
             _ => self.query_values("last_event_id").next().map_or(Cursor::Absent, |id| Cursor::parse(id.as_bytes())),
@@ -154,17 +133,12 @@ impl Connect {
     }
 }
 
-/// The socket, if the server has attached it.
-fn transport_in(extensions: &Extensions) -> Option<Arc<Transport>> {
-    extensions.get::<SseConnectInfo>().map(|info| Arc::clone(&info.transport))
-}
-
 /// Headers and query are left out, since they hold credentials.
 impl fmt::Debug for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connect")
-            .field("method", &self.method)
-            .field("path", &self.uri.path())
+            .field("method", &self.head.method)
+            .field("path", &self.head.uri.path())
             .field("cursor", &self.cursor())
             .field("peer_addr", &self.peer_addr())
             .finish_non_exhaustive()

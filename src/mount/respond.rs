@@ -2,13 +2,12 @@
 
 use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
-use super::hook::NoAnswer;
-use super::negotiate::{self, Unfit};
-use super::{Access, Connect, EventBody};
-use crate::hub::{Hub, OpenError, Redemption, Request, Taken, Transport};
+use super::{Access, Connect, EventBody, negotiate};
+use crate::hub::{Hub, Redemption, Request, Taken, Transport};
 use crate::types::refusal::{Kind, Refusal};
 use crate::types::{Authority, Cursor, DisconnectClock, End, RefusalReason, Subscription};
 use crate::wire::hub_events;
@@ -71,12 +70,7 @@ impl Hub {
     }
 
     /// The whole way of a request through an access hook.
-    pub(super) async fn answer<A: Access>(
-        self,
-        access: Arc<A>,
-        authority: Option<Arc<dyn Authority>>,
-        mut connect: Box<Connect>,
-    ) -> Response<EventBody> {
+    pub(super) async fn answer<A: Access>(self, access: Arc<A>, mut connect: Box<Connect>) -> Response<EventBody> {
         let draining = || self.is_draining().then(|| self.refusal(&Refusal::later(RefusalReason::Draining)));
         if let Some(refused) = self.look_at(&connect).or_else(draining) {
             return without_body_for_head(connect.method(), refused);
@@ -85,26 +79,27 @@ impl Hub {
         let redemption = connect.redeems();
         let response = match self.ask(&*access, connect).await {
             Ok(subscription) => {
+                let authority = A::RECHECKS.then_some(access as Arc<dyn Authority>);
                 self.accept(&arrival, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
             }
-            Err(NoAnswer::Refused(refusal)) => self.refusal(&refusal),
-            Err(NoAnswer::Panicked) => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
+            Err(refusal) => self.refusal(&refusal),
         };
         without_body_for_head(&arrival.method, response)
     }
 
     /// The answer to a request that is refused before anybody is asked.
     fn look_at(&self, connect: &Connect) -> Option<Response<EventBody>> {
-        if let Err(unfit) = negotiate::check(connect.method(), connect.headers()) {
-            return Some(reject(unfit));
+        match negotiate::check(connect.method(), connect.headers()) {
+            Ok(()) => {}
+            Err(StatusCode::METHOD_NOT_ALLOWED) => return Some(wrong_method("use GET\n", "GET, HEAD")),
+            Err(status) => return Some(plain(status, "this is an event stream: text/event-stream\n")),
         }
         if !self.may_ask(connect) {
             tracing::debug!("an event stream was refused: a page of another origin, or another host");
             return Some(plain(StatusCode::FORBIDDEN, "forbidden\n"));
         }
         // Before the hook is asked, so that a rush does not reach it. A `HEAD` asks it too.
-        let turn = self.take_turn();
-        turn.err().map(|wait| self.refusal(&Refusal::later(RefusalReason::Limit).retry(wait)))
+        self.take_turn().err().map(|refusal| self.refusal(&refusal))
     }
 
     /// Opens the stream and answers, or refuses. A ticket is spent by a stream, not by a refusal or a `HEAD`.
@@ -142,12 +137,7 @@ impl Hub {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 response
             }
-            Err(OpenError::Banned) => self.refusal(&Refusal::never()),
-            Err(OpenError::Refused(reason)) => self.refusal(&Refusal::later(reason)),
-            Err(OpenError::Invalid(invalid)) => {
-                tracing::debug!(%invalid, "an event stream was refused: bad subscription");
-                plain(StatusCode::BAD_REQUEST, "bad subscription\n")
-            }
+            Err(refusal) => self.refusal(&refusal),
         }
     }
 
@@ -156,11 +146,9 @@ impl Hub {
         match &refusal.0 {
             Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden\n"),
-            Kind::Never => {
-                let mut response = Response::new(EventBody::empty());
-                *response.status_mut() = StatusCode::NO_CONTENT;
-                response
-            }
+            Kind::Invalid(_) => plain(StatusCode::BAD_REQUEST, "bad subscription\n"),
+            Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
+            Kind::Never => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
             Kind::Later { reason, retry } => {
                 let reason = *reason;
                 self.counters().refused(reason, self.now());
@@ -191,7 +179,7 @@ impl Arrival {
     fn of(connect: &Connect) -> Self {
         Self {
             method: connect.method().clone(),
-            version: connect.version,
+            version: connect.head.version,
             cursor: connect.cursor(),
             asked_at: connect.asked_at,
             transport: connect.transport.clone(),
@@ -224,22 +212,26 @@ fn stream(body: EventBody) -> Response<EventBody> {
     response
 }
 
-fn reject(unfit: Unfit) -> Response<EventBody> {
-    match unfit {
-        Unfit::Accept => plain(StatusCode::NOT_ACCEPTABLE, "this is an event stream: text/event-stream\n"),
-        Unfit::Method => {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use GET\n");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            response
-        }
-    }
+fn with_status(status: StatusCode, body: EventBody) -> Response<EventBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}
+
+pub(super) fn wrong_method(text: &'static str, allowed: &'static str) -> Response<EventBody> {
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
 }
 
 pub(super) fn plain(status: StatusCode, text: &'static str) -> Response<EventBody> {
-    let mut response = Response::new(EventBody::once(bytes::Bytes::from_static(text.as_bytes())));
-    *response.status_mut() = status;
+    short(status, "text/plain; charset=utf-8", text)
+}
+
+pub(super) fn short(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Response<EventBody> {
+    let mut response = with_status(status, EventBody::once(text.into()));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

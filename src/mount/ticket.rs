@@ -1,8 +1,10 @@
 //! Tickets in requests.
 
 use super::Connect;
-use crate::hub::{Hub, NotTaken};
-use crate::types::{Refusal, RefusalReason, Subscription};
+use crate::hub::Hub;
+#[cfg(doc)]
+use crate::types::RefusalReason;
+use crate::types::{Refusal, Subscription};
 
 impl Connect {
     /// Whether the query has a field `ticket`.
@@ -57,10 +59,7 @@ impl Hub {
     /// shared log does not answer.
     pub async fn redeem(&self, connect: &Connect) -> Result<Subscription, Refusal> {
         let ticket = connect.query_values("ticket").next().ok_or(Refusal::login())?;
-        let taken = self.take_ticket(&ticket).await.map_err(|problem| match problem {
-            NotTaken::Invalid => Refusal::login(),
-            NotTaken::Unavailable => Refusal::later(RefusalReason::Starting),
-        })?;
+        let taken = self.take_ticket(&ticket).await?;
         let subscription = match &connect.redemptions {
             Some(redemptions) => redemptions.note(taken),
             None => taken.spend(),

@@ -1,17 +1,18 @@
 //! A page that changes its topics without reconnecting: `POST /events/{connection}/topics?join=a&leave=b&since=…`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::RETRY_AFTER;
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
 
-use super::hook::NoAnswer;
-use super::respond::plain;
+use super::respond::{plain, short, wrong_method};
 use super::{Access, Connect, EventBody};
-use crate::hub::{ChangeError, Hub, Redemption};
+use crate::hub::{Hub, Redemption};
 use crate::types::refusal::Kind;
-use crate::types::{Change, ConnectionId, Cursor, History, Subscription, Topic};
+use crate::types::{
+    Change, ConnectionId, Cursor, History, Refusal, RefusalReason, Subscription, SubscriptionError, Topic,
+};
 use crate::wire::hub_events;
 
 /// The path of the stream, and the connection, of a path that is about a connection's topics.
@@ -20,68 +21,61 @@ pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
 }
 
 impl Hub {
-    pub(super) async fn change<A: Access>(&self, access: &A, mut connect: Connect) -> Response<EventBody> {
+    pub(super) async fn change<A: Access>(self, access: Arc<A>, mut connect: Box<Connect>) -> Response<EventBody> {
         if connect.method() != Method::POST {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use POST\n");
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-            return response;
+            return wrong_method("use POST\n", "POST");
         }
         if !self.may_ask(&connect) {
-            return plain(StatusCode::FORBIDDEN, "forbidden\n");
+            return self.no_change(&Refusal::forbidden());
         }
         if self.is_draining() {
-            return later(self.settings().retry);
+            return self.no_change(&Refusal::later(RefusalReason::Draining));
         }
         let redemption = connect.redeems();
         let Some(asked) = as_stream(&connect) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
         // Without other instances a request about no connection costs a look-up, and takes no turn from others.
         let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
-        let Some(id) = id else { return not_there() };
-        if !self.may_have_connection(id) {
-            return not_there();
-        }
-        if let Err(wait) = self.take_turn() {
-            return later(wait);
+        let Some(id) = id.filter(|id| self.may_have_connection(*id)) else { return not_there() };
+        if let Err(refusal) = self.take_turn() {
+            return self.no_change(&refusal);
         }
         // With other instances it may be waited for. The turn bounds how many requests wait.
         if !self.has_connection(id).await {
             return not_there();
         }
-        let granted = match self.ask(access, Box::new(asked)).await {
+        let granted = match self.ask(&*access, Box::new(asked)).await {
             Ok(granted) => granted,
-            Err(NoAnswer::Panicked) => return plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
-            Err(NoAnswer::Refused(refusal)) => {
-                return match refusal.0 {
-                    Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
-                    Kind::Later { retry, .. } => later(retry.unwrap_or(self.settings().retry)),
-                    Kind::Forbidden | Kind::Never => plain(StatusCode::FORBIDDEN, "forbidden\n"),
-                };
-            }
+            Err(refusal) => return self.no_change(&refusal),
         };
-        let response = self.change_as(id, &connect, &granted).await;
-        if response.status() == StatusCode::OK {
-            redemption.into_iter().for_each(Redemption::spend);
-        }
-        response
-    }
-
-    async fn change_as(&self, id: ConnectionId, connect: &Connect, granted: &Subscription) -> Response<EventBody> {
         // The connection of another user has the same answer as one that is not there.
         let Some(connection) = self.connection_of(id, granted.user.as_ref()).await else { return not_there() };
+        let change = match self.asked_change(&connect, &granted) {
+            Ok(change) => connection.change(change, connect.asked_at).await,
+            Err(refusal) => Err(refusal),
+        };
+        match change {
+            Ok(topics) => {
+                redemption.into_iter().for_each(Redemption::spend);
+                short(StatusCode::OK, "application/json", hub_events::topics(&topics))
+            }
+            Err(refusal) => self.no_change(&refusal),
+        }
+    }
+
+    /// The change that a page asks for, if it is granted.
+    fn asked_change(&self, connect: &Connect, granted: &Subscription) -> Result<Change, Refusal> {
         let topics = |field| connect.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
         // A name that is none: the same answer as for one that is not granted.
-        let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else {
-            return plain(StatusCode::FORBIDDEN, "forbidden\n");
-        };
-        if granted.invalid.is_some() {
-            return plain(StatusCode::BAD_REQUEST, "bad subscription\n");
+        let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else { return Err(Refusal::forbidden()) };
+        if let Some(invalid) = &granted.invalid {
+            return Err(Refusal::invalid(invalid.clone()));
         }
         // Before what takes longer the more there are.
         if join.len() > self.settings().max_topics {
-            return plain(StatusCode::BAD_REQUEST, "too many topics\n");
+            return Err(Refusal::invalid(SubscriptionError::TooManyTopics));
         }
         if !join.iter().all(|topic| granted.grants(topic)) {
-            return plain(StatusCode::FORBIDDEN, "forbidden\n");
+            return Err(Refusal::forbidden());
         }
         let since = connect.query_values("since").next();
         let since = match granted.history {
@@ -90,17 +84,18 @@ impl Hub {
         };
         let bounds = granted.topics.bounds().filter(|(topic, _)| join.contains(topic));
         let bounds = bounds.map(|(topic, position)| (topic.clone(), position)).collect();
-        match connection.change(Change { leave, join, since, bounds }, connect.asked_at).await {
-            Ok(topics) => {
-                let mut response = Response::new(EventBody::once(Bytes::from(hub_events::topics(&topics))));
-                let headers = response.headers_mut();
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-                response
-            }
-            Err(ChangeError::TooMany) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
-            Err(ChangeError::Banned) => plain(StatusCode::FORBIDDEN, "forbidden\n"),
-            Err(ChangeError::Outdated) => later(self.settings().retry),
+        Ok(Change { leave, join, since, bounds })
+    }
+
+    /// The answer to a page whose topics stay as they are.
+    fn no_change(&self, refusal: &Refusal) -> Response<EventBody> {
+        match refusal.0 {
+            Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
+            Kind::Forbidden | Kind::Never => plain(StatusCode::FORBIDDEN, "forbidden\n"),
+            Kind::Later { retry, .. } => later(retry.unwrap_or(self.settings().retry)),
+            Kind::Invalid(SubscriptionError::TooManyTopics) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
+            Kind::Invalid(_) => plain(StatusCode::BAD_REQUEST, "bad subscription\n"),
+            Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
         }
     }
 }
@@ -122,7 +117,10 @@ fn as_stream(connect: &Connect) -> Option<Connect> {
     let path = if path.is_empty() { "/" } else { path };
     let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
     parts.path_and_query = Some(target.parse().ok()?);
-    Some(connect.clone().with_target(Method::GET, Uri::from_parts(parts).ok()?))
+    let mut asked = connect.clone();
+    asked.head.method = Method::GET;
+    asked.head.uri = Uri::from_parts(parts).ok()?;
+    Some(asked)
 }
 
 fn not_there() -> Response<EventBody> {

@@ -1,5 +1,7 @@
 //! What is asked about an open stream, and the answers.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 
 use super::refusal::Refusal;
@@ -29,5 +31,5 @@ pub enum Recheck {
 
 /// Who can be asked about an open stream.
 pub(crate) trait Authority: Send + Sync {
-    fn recheck(&self, subscription: Subscription) -> BoxFuture<'static, Recheck>;
+    fn recheck(self: Arc<Self>, subscription: Subscription) -> BoxFuture<'static, Recheck>;
 }

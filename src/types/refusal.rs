@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::reason::RefusalReason;
+use super::subscription::SubscriptionError;
 
 /// Why a request gets no stream, and whether the client should come back.
 ///
@@ -15,8 +16,15 @@ pub struct Refusal(pub(crate) Kind);
 pub(crate) enum Kind {
     Login,
     Forbidden,
-    Later { reason: RefusalReason, retry: Option<Duration> },
+    Later {
+        reason: RefusalReason,
+        retry: Option<Duration>,
+    },
     Never,
+    /// Only the hub refuses with this: the same request will never succeed.
+    Invalid(SubscriptionError),
+    /// Only the hub refuses with this: the access hook panicked.
+    Panicked,
 }
 
 impl Refusal {
@@ -45,6 +53,15 @@ impl Refusal {
     #[must_use]
     pub fn never() -> Self {
         Self(Kind::Never)
+    }
+
+    pub(crate) fn invalid(invalid: SubscriptionError) -> Self {
+        Self(Kind::Invalid(invalid))
+    }
+
+    /// What the request was decided by is not true any more, so it has to be decided anew.
+    pub(crate) fn outdated() -> Self {
+        Self::later(RefusalReason::Kicked)
     }
 
     /// Sets when the client should come back, for [`later`](Self::later); the hub adds up to half

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use std::time::Duration;
-
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::config::limits::AFTER_DISPLACEMENT;
 use crate::hub::connection::bans::Rejection;
@@ -15,8 +13,8 @@ use crate::hub::upkeep::schedule::Check;
 use crate::hub::{Hub, LifecycleEvent, StreamDriver};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::{
-    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, RefusalReason,
-    Returns, Start, Subscription, SubscriptionError, Topic,
+    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, Refusal,
+    RefusalReason, Returns, Start, Subscription, SubscriptionError, Topic,
 };
 use crate::wire::hub_events::CursorState;
 
@@ -30,17 +28,6 @@ pub(crate) struct Request {
     pub(crate) authority: Option<Arc<dyn Authority>>,
 }
 
-/// Why there is no stream.
-#[derive(Debug)]
-pub(crate) enum OpenError {
-    /// The same request will never do.
-    Invalid(SubscriptionError),
-    /// Another time.
-    Refused(RefusalReason),
-    /// It was told to stay away.
-    Banned,
-}
-
 impl Hub {
     /// Opens a stream.
     pub(crate) fn open(
@@ -48,11 +35,11 @@ impl Hub {
         subscription: &Subscription,
         cursor: Cursor,
         request: Request,
-    ) -> Result<StreamDriver, OpenError> {
+    ) -> Result<StreamDriver, Refusal> {
         let addresses = self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
         // Without random bytes an id could be guessed; such a machine is better left alone for a while.
-        let id = crate::hub::inner::random_bits().map_err(|_| OpenError::Refused(RefusalReason::Busy))?;
+        let id = crate::hub::inner::random_bits().map_err(|_| Refusal::later(RefusalReason::Busy))?;
         // Without a history a cursor opens nothing, and there is nothing to miss.
         let (start, cursor) = match subscription.history {
             History::None => (Start::Live, Cursor::Absent),
@@ -73,7 +60,7 @@ impl Hub {
         let user = handle.user().filter(|_| handle.counted_as().is_none()).cloned().map(Address::User);
         let elsewhere = user.zip(self.inner.shared_log.as_ref()).map_or(0, |(user, shared)| shared.others_at(&user));
         let displaced = self.registry().insert(&handle, elsewhere, now);
-        let displaced = displaced.map_err(|_| OpenError::Refused(RefusalReason::Limit))?;
+        let displaced = displaced.map_err(|_| Refusal::later(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
         let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
         let accepted_at = self.inner.open_channels(&handle, wanted, begin);
@@ -124,11 +111,11 @@ impl Hub {
         oldest.wake(self.now());
     }
 
-    /// A place among those who may come in this second; else for how long to stay away.
-    pub(crate) fn take_turn(&self) -> Result<(), Duration> {
+    /// Takes a place among those who may come in this second.
+    pub(crate) fn take_turn(&self) -> Result<(), Refusal> {
         let Some(per_second) = self.settings().limits.per_second else { return Ok(()) };
         let turn = self.inner.rate.lock().take(per_second, self.now());
-        turn.map_err(|wait| self.settings().retry.saturating_add(wait))
+        turn.map_err(|wait| Refusal::later(RefusalReason::Limit).retry(self.settings().retry.saturating_add(wait)))
     }
 
     /// Whether a stream would be opened now, as far as that can be said without opening it. Returns
@@ -138,17 +125,17 @@ impl Hub {
         subscription: &Subscription,
         cursor: Cursor,
         asked_at: DisconnectClock,
-    ) -> Result<Vec<Address>, OpenError> {
-        self.check(subscription).map_err(OpenError::Invalid)?;
+    ) -> Result<Vec<Address>, Refusal> {
+        self.check(subscription).map_err(Refusal::invalid)?;
         if self.is_draining() {
-            return Err(OpenError::Refused(RefusalReason::Draining));
+            return Err(Refusal::later(RefusalReason::Draining));
         }
         if self.inner.shared_log.as_ref().is_some_and(|shared| !shared.is_loaded()) {
             self.inner.ensure_shared_log();
-            return Err(OpenError::Refused(RefusalReason::Starting));
+            return Err(Refusal::later(RefusalReason::Starting));
         }
         match cursor {
-            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(OpenError::Banned),
+            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(Refusal::never()),
             _ => {
                 let addresses = addresses(subscription);
                 self.check_bans(&addresses, asked_at).map(|()| addresses)
@@ -192,11 +179,11 @@ impl Hub {
     }
 
     /// Whether something stands against what was asked for, or decided, at a moment.
-    pub(in crate::hub) fn check_bans(&self, addresses: &[Address], asked_at: DisconnectClock) -> Result<(), OpenError> {
+    pub(in crate::hub) fn check_bans(&self, addresses: &[Address], asked_at: DisconnectClock) -> Result<(), Refusal> {
         match self.inner.bans.rejection(addresses, asked_at, self.now()) {
             None => Ok(()),
-            Some(Rejection::Banned) => Err(OpenError::Banned),
-            Some(Rejection::Outdated) => Err(OpenError::Refused(RefusalReason::Kicked)),
+            Some(Rejection::Banned) => Err(Refusal::never()),
+            Some(Rejection::Outdated) => Err(Refusal::outdated()),
         }
     }
 

@@ -9,34 +9,18 @@ use std::sync::Arc;
 use crate::hub::Hub;
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::registry::UserTopic;
-use crate::hub::stream::admission::OpenError;
 use crate::hub::tickets::store::LONGEST as LONGEST_TICKET;
 use crate::log::{Joining, Since, TooManyTopics, millis};
 use crate::sync::Ordering;
+use crate::types::refusal::Kind;
 use crate::types::{
     Action, Address, Audience, Change, Command, CommandError, Cursor, DisconnectClock, EndReason, Kick, Position,
-    Returns, Topic, UserId,
+    Refusal, Returns, SubscriptionError, Topic, UserId,
 };
 
-/// Why a page did not change its topics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ChangeError {
-    TooMany,
-    /// A topic was disconnected, and is closed for a time.
-    Banned,
-    /// What it was decided by is not true any more: it is to be asked anew.
-    Outdated,
-}
-
-impl From<TooManyTopics> for ChangeError {
+impl From<TooManyTopics> for Refusal {
     fn from(_: TooManyTopics) -> Self {
-        Self::TooMany
-    }
-}
-
-impl From<OpenError> for ChangeError {
-    fn from(rejection: OpenError) -> Self {
-        if matches!(rejection, OpenError::Banned) { Self::Banned } else { Self::Outdated }
+        Self::invalid(SubscriptionError::TooManyTopics)
     }
 }
 
@@ -143,9 +127,11 @@ impl Hub {
         for handle in self.handles(audience) {
             match self.change_topics_of(&handle, change, DisconnectClock::now()) {
                 Ok(_) => changed += 1,
-                Err(ChangeError::TooMany) => return Err(CommandError::too_many_topics(self.settings().max_topics)),
+                Err(Refusal(Kind::Invalid(_))) => {
+                    return Err(CommandError::too_many_topics(self.settings().max_topics));
+                }
                 // A topic is closed since. The page hears nothing of topics, so it has what it had.
-                Err(ChangeError::Banned | ChangeError::Outdated) => {}
+                Err(_) => {}
             }
         }
         Ok(changed)
@@ -156,12 +142,12 @@ impl Hub {
         handle: &Arc<ConnectionHandle>,
         change: &Change,
         asked_at: DisconnectClock,
-    ) -> Result<Vec<Topic>, ChangeError> {
+    ) -> Result<Vec<Topic>, Refusal> {
         let Change { leave, join, since, bounds } = change;
         let limit = self.settings().max_topics;
         // Before what takes longer the more there are.
         if join.len() > limit || leave.len() > limit {
-            return Err(ChangeError::TooMany);
+            return Err(TooManyTopics.into());
         }
         let since = self.since(*since);
         let mut afters: HashMap<&Topic, u64> = HashMap::new();
@@ -181,16 +167,16 @@ impl Hub {
         handle: &ConnectionHandle,
         join: &[Topic],
         asked_at: DisconnectClock,
-    ) -> Result<(), ChangeError> {
+    ) -> Result<(), Refusal> {
         if !join.is_empty() && DisconnectClock::from_count(handle.taken_at.load(Ordering::SeqCst)) > asked_at {
-            return Err(ChangeError::Outdated);
+            return Err(Refusal::outdated());
         }
         self.check_bans_of(join, asked_at)
     }
 
-    pub(in crate::hub) fn check_bans_of(&self, join: &[Topic], asked_at: DisconnectClock) -> Result<(), ChangeError> {
+    pub(in crate::hub) fn check_bans_of(&self, join: &[Topic], asked_at: DisconnectClock) -> Result<(), Refusal> {
         let topics: Vec<_> = join.iter().cloned().map(Address::Topic).collect();
-        Ok(self.check_bans(&topics, asked_at)?)
+        self.check_bans(&topics, asked_at)
     }
 }
 

@@ -9,14 +9,16 @@ use std::time::{Duration, SystemTime};
 
 use smallvec::SmallVec;
 
-use super::store::{LONGEST, NotTaken, Waiting, text};
+use super::store::{LONGEST, Waiting, text};
 use crate::hub::Hub;
 use crate::hub::connection::bans::Rejection;
 #[cfg(feature = "json")]
 use crate::hub::tasks::back_off::can_wait;
 use crate::log::millis;
 use crate::sync::Mutex;
-use crate::types::{DisconnectClock, Expiry, Redeemed, Subscription, SubscriptionError};
+#[cfg(feature = "json")]
+use crate::types::RefusalReason;
+use crate::types::{DisconnectClock, Expiry, Redeemed, Refusal, Subscription, SubscriptionError};
 
 const SHORTEST: Duration = Duration::from_secs(1);
 /// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from
@@ -95,24 +97,24 @@ impl Hub {
     }
 
     /// Takes the subscription that a ticket stands for.
-    pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, NotTaken> {
+    pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, Refusal> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(NotTaken::Invalid)?;
+        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(Refusal::login())?;
         #[cfg(feature = "json")]
         if self.inner.shared_log.is_some() {
             return self.take_shared(secret).await;
         }
         let now = self.now();
-        let waiting = self.inner.tickets.take(secret, now).ok_or(NotTaken::Invalid)?;
-        let (mut subscription, made_at) = waiting.kept.ok_or(NotTaken::Invalid)?;
+        let waiting = self.inner.tickets.take(secret, now).ok_or(Refusal::login())?;
+        let (mut subscription, made_at) = waiting.kept.ok_or(Refusal::login())?;
         // A user who was disconnected since needs a new one.
         let addresses = crate::hub::stream::admission::addresses(&subscription);
         if self.inner.bans.rejection(&addresses, made_at, now) == Some(Rejection::Outdated) {
-            return Err(NotTaken::Invalid);
+            return Err(Refusal::login());
         }
         // The subscription's own time may have ended before the ticket's.
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
-            return Err(NotTaken::Invalid);
+            return Err(Refusal::login());
         }
         let redeemed = Redeemed { secret, made_at, deposited_at: None, over_at: waiting.over_at };
         subscription.redeemed = Some(Box::new(redeemed));
@@ -122,16 +124,16 @@ impl Hub {
     /// Takes it from the broker, in a task of its own: a request that is dropped while the broker answers
     /// must not lose the ticket. An answer that the request does not take is dropped, and so gives the ticket back.
     #[cfg(feature = "json")]
-    async fn take_shared(&self, secret: u128) -> Result<Taken, NotTaken> {
+    async fn take_shared(&self, secret: u128) -> Result<Taken, Refusal> {
         if !can_wait() {
-            return Err(NotTaken::Unavailable);
+            return Err(Refusal::later(RefusalReason::Starting));
         }
         let hub = self.clone();
         let taken = tokio::spawn(async move {
-            let shared = hub.inner.shared_log.as_ref().ok_or(NotTaken::Unavailable)?;
+            let shared = hub.inner.shared_log.as_ref().ok_or(Refusal::later(RefusalReason::Starting))?;
             hub.fetch_shared(shared, secret).await.map(|subscription| Taken::new(&hub, subscription))
         });
-        taken.await.unwrap_or(Err(NotTaken::Unavailable))
+        taken.await.unwrap_or(Err(Refusal::later(RefusalReason::Starting)))
     }
 
     /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.

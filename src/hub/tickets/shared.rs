@@ -8,14 +8,14 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::record::{self, Times};
-use super::store::{NotTaken, Waiting, text};
+use super::store::{Waiting, text};
 use crate::backplane::in_time;
 use crate::hub::Hub;
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::tasks::back_off::can_wait;
 use crate::hub::tasks::workers;
 use crate::log::millis;
-use crate::types::{DisconnectClock, Redeemed, Subscription, SubscriptionError};
+use crate::types::{DisconnectClock, Redeemed, Refusal, RefusalReason, Subscription, SubscriptionError};
 
 impl Hub {
     pub(super) async fn make_shared(
@@ -54,12 +54,12 @@ impl Hub {
     }
 
     /// Takes what a ticket stands for from the broker.
-    pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, NotTaken> {
+    pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, Refusal> {
         let withdrawn = in_time(self.settings().publish_timeout, shared.backplane.withdraw(&key(secret))).await;
         withdrawn
-            .map_err(|_| NotTaken::Unavailable)?
+            .map_err(|_| Refusal::later(RefusalReason::Starting))?
             .and_then(|bytes| self.read_shared(secret, &bytes))
-            .ok_or(NotTaken::Invalid)
+            .ok_or(Refusal::login())
     }
 
     fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Subscription> {

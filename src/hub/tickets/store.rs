@@ -17,15 +17,6 @@ const TIDY_EVERY: Millis = 100;
 /// has about as many as pages that are being opened; one who asks for more must not take those of all others.
 const MOST_OF_ONE: usize = 64;
 
-/// Why a ticket was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotTaken {
-    /// There is no such ticket, or not any more.
-    Invalid,
-    /// The broker, where it would be, did not answer.
-    Unavailable,
-}
-
 /// The secret as its owner has it.
 pub(super) fn text(secret: u128) -> String {
     format!("{secret:032x}")

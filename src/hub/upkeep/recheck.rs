@@ -112,7 +112,7 @@ impl Inner {
         async move {
             let asked = async {
                 match handle.authority() {
-                    Some(authority) => authority.recheck(subscription).await,
+                    Some(authority) => Arc::clone(authority).recheck(subscription).await,
                     None => Recheck::Settled,
                 }
             };
@@ -195,7 +195,9 @@ impl Hub {
                 let retry = retry.unwrap_or(usual);
                 (Returns::Later(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))
             }
-            Kind::Login | Kind::Forbidden => (Returns::Now, Some(self.jittered_retry(usual, 1.0..=2.0))),
+            Kind::Login | Kind::Forbidden | Kind::Invalid(_) | Kind::Panicked => {
+                (Returns::Now, Some(self.jittered_retry(usual, 1.0..=2.0)))
+            }
         };
         self.end_now(handle, Ending { returns, retry, ..Ending::now(EndReason::Revoked) });
     }
