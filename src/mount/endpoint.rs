@@ -1,7 +1,6 @@
 //! The service that answers every request with a stream.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -11,6 +10,7 @@ use tower_service::Service;
 
 use super::{Access, Connect, EndpointFuture, EventBody, topics};
 use crate::hub::Hub;
+use crate::macros::opaque_debug;
 use crate::types::ConnectionId;
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
@@ -74,8 +74,4 @@ impl<A> Clone for SseEndpoint<A> {
     }
 }
 
-impl<A> fmt::Debug for SseEndpoint<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SseEndpoint").field("hub", &self.hub).finish_non_exhaustive()
-    }
-}
+opaque_debug!(<A> |endpoint: SseEndpoint| { hub: endpoint.hub });

@@ -1,7 +1,6 @@
 //! The futures of the layer and of the endpoint.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,6 +10,7 @@ use http::Response;
 use pin_project_lite::pin_project;
 
 use super::{EventBody, ResponseBody};
+use crate::macros::opaque_debug;
 
 pin_project! {
     /// The layer's answer: the inner service's future as it is, or the way to a stream.
@@ -36,11 +36,7 @@ where
     }
 }
 
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
+opaque_debug!(<F> |_future: ResponseFuture| {});
 
 /// The endpoint's answer.
 pub struct EndpointFuture(pub(super) BoxFuture<'static, Response<EventBody>>);
@@ -53,8 +49,4 @@ impl Future for EndpointFuture {
     }
 }
 
-impl fmt::Debug for EndpointFuture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndpointFuture").finish_non_exhaustive()
-    }
-}
+opaque_debug!(|_future: EndpointFuture| {});

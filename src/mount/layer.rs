@@ -11,6 +11,7 @@ use tower_service::Service;
 
 use super::{Access, ResponseBody, ResponseFuture, SseEndpoint};
 use crate::hub::Hub;
+use crate::macros::opaque_debug;
 
 /// Answers `GET` and `HEAD` for one path with event streams and passes everything else through
 /// untouched: [`Hub::layer`].
@@ -90,11 +91,7 @@ impl<A> Clone for SseLayer<A> {
     }
 }
 
-impl<A> fmt::Debug for SseLayer<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SseLayer").field("path", &self.path).finish_non_exhaustive()
-    }
-}
+opaque_debug!(<A> |layer: SseLayer| { path: layer.path });
 
 /// What [`SseLayer`](crate::SseLayer) makes of a service.
 pub struct SseService<S, A> {
@@ -154,8 +151,4 @@ impl<S: Clone, A> Clone for SseService<S, A> {
     }
 }
 
-impl<S: fmt::Debug, A> fmt::Debug for SseService<S, A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SseService").field("inner", &self.inner).field("path", &self.layer.path).finish_non_exhaustive()
-    }
-}
+opaque_debug!(<S: fmt::Debug, A> |service: SseService| { inner: service.inner, path: service.layer.path });

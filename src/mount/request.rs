@@ -1,7 +1,6 @@
 //! The request for a stream.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use http::request::Parts;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
 
 use crate::hub::{Hub, Redemption, Redemptions, Transport};
+use crate::macros::opaque_debug;
 use crate::net::SseConnectInfo;
 use crate::types::{Cursor, DisconnectClock};
 
@@ -133,14 +133,10 @@ impl Connect {
     }
 }
 
-/// Headers and query are left out, since they hold credentials.
-impl fmt::Debug for Connect {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connect")
-            .field("method", &self.head.method)
-            .field("path", &self.head.uri.path())
-            .field("cursor", &self.cursor())
-            .field("peer_addr", &self.peer_addr())
-            .finish_non_exhaustive()
-    }
-}
+// Headers and query are left out, since they hold credentials.
+opaque_debug!(|connect: Connect| {
+    method: connect.head.method,
+    path: connect.head.uri.path(),
+    cursor: connect.cursor(),
+    peer_addr: connect.peer_addr(),
+});

@@ -13,7 +13,6 @@
 
 use std::any::Any;
 use std::collections::vec_deque::VecDeque;
-use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -27,6 +26,7 @@ use tokio::task;
 use tokio::time::{Duration, Sleep};
 
 use crate::hub::{Hub, Transport};
+use crate::macros::opaque_debug;
 use crate::net::takeover::socket::Socket;
 
 /// How much is read ahead of the server at most. A client that sends more is noticed to leave at the next write only.
@@ -67,11 +67,7 @@ impl SseConnectInfo {
     }
 }
 
-impl fmt::Debug for SseConnectInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SseConnectInfo").field("peer", &self.peer_addr()).finish_non_exhaustive()
-    }
-}
+opaque_debug!(|info: SseConnectInfo| { peer: info.peer_addr() });
 
 impl<S> SseIo<S> {
     /// Returns what identifies this socket, for the extensions of the requests that come over it.
@@ -406,8 +402,4 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
     }
 }
 
-impl<S> fmt::Debug for SseIo<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SseIo").field("peer", &self.entry.transport.peer()).finish_non_exhaustive()
-    }
-}
+opaque_debug!(<S> |io: SseIo| { peer: io.entry.transport.peer() });

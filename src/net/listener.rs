@@ -15,6 +15,7 @@ use tower_service::Service;
 
 use super::{SseConnectInfo, SseIo};
 use crate::hub::Hub;
+use crate::macros::opaque_debug;
 
 /// A listener whose connections the hub watches over: inside the [`TapIo`] that [`Hub::listener`] returns.
 pub struct SseListener<L> {
@@ -136,8 +137,4 @@ where
     }
 }
 
-impl<L: fmt::Debug> fmt::Debug for SseListener<L> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SseListener").field("below", &self.below).finish_non_exhaustive()
-    }
-}
+opaque_debug!(<L: fmt::Debug> |listener: SseListener| { below: listener.below });

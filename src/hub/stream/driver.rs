@@ -1,6 +1,5 @@
 //! One open stream: what to write next, and when. It knows nothing of bodies and sockets; whoever polls it writes.
 
-use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -13,6 +12,7 @@ use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::tasks::workers;
 use crate::hub::{Hub, LifecycleEvent, Transport};
 use crate::log::{Batch, Millis, millis};
+use crate::macros::opaque_debug;
 use crate::sync::Ordering;
 use crate::types::{Address, ConnectionId, End, EndReason, GapReason, Position, Topic};
 use crate::wire::hub_events::CursorState;
@@ -122,15 +122,8 @@ pub(crate) enum Step {
     Abort,
 }
 
-/// What it may read is nobody's business.
-impl fmt::Debug for StreamDriver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StreamDriver")
-            .field("id", &self.handle.id())
-            .field("stage", &self.stage)
-            .finish_non_exhaustive()
-    }
-}
+// What it may read is nobody's business.
+opaque_debug!(|driver: StreamDriver| { id: driver.handle.id(), stage: driver.stage });
 
 impl StreamDriver {
     pub(in crate::hub) fn new(
