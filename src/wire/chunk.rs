@@ -31,7 +31,6 @@ impl Chunk {
     }
 
     /// The chunk as it goes over HTTP/1.1.
-    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn into_whole(self) -> Bytes {
         self.0
     }

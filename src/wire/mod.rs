@@ -20,5 +20,4 @@ pub(crate) use frame::{Draft, Frame, Framing, IdPrefix};
 pub(crate) const HEARTBEAT: &[u8] = b":\n";
 
 /// The last chunk of an HTTP/1.1 body.
-#[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
 pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

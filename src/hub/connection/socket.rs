@@ -156,13 +156,11 @@ impl Transports {
     }
 
     /// The hub's own writer has a stream.
-    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn begin_writing(&self) {
         self.unfinished.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Its last byte is out, or never will be.
-    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn end_writing(&self) {
         if self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.unstuck.notify_waiters();

@@ -182,13 +182,11 @@ impl StreamDriver {
     }
 
     /// It is written by the hub itself now. What is known as a socket while its peer does not take what it has.
-    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn written_through(&self, stuck: Option<Arc<Transport>>) {
         self.handle.carried_over_to(stuck);
     }
 
     /// Its peer was given up, since it takes nothing. To be dropped.
-    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
     pub(crate) fn stalled(&self) {
         self.handle.end(Ending::now(EndReason::Stalled));
     }
@@ -356,22 +354,19 @@ impl StreamDriver {
         if self.waits_for_its_turn() {
             return Err(Found::Waits);
         }
-        let (hub, handle) = (&self.hub, &self.handle);
         if let Some(reason) = self.opening.as_mut().and_then(|opening| opening.gap.take()) {
-            hub.counters().gap(handle.id(), reason, hub.now());
-            return Ok(Step::Gap { reason, topics: hub.log().topics(&handle.subscriber) });
+            self.hub.counters().gap(self.handle.id(), reason, self.hub.now());
+            return Ok(Step::Gap { reason, topics: self.hub.log().topics(&self.handle.subscriber) });
         }
         if self.progress == Progress::Arrived
-            && let Some(live) = live(hub, handle, &mut self.heartbeat)
+            && let Some(live) = self.live()
         {
-            self.progress = Progress::CaughtUp;
-            self.told_stale = false;
             return Ok(live);
         }
         let caught_up = self.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
-        let found = read(hub, handle, batch);
-        let is_stale = || hub.inner.shared_log.as_ref().is_some_and(SharedLog::is_stale);
+        let found = self.read(batch);
+        let (hub, handle) = (&self.hub, &self.handle);
         if batch.ordered
             && !caught_up
             && self.opening.as_ref().is_none_or(|opening| hub.log().cursor(&handle.subscriber) >= opening.accepted_at)
@@ -386,17 +381,17 @@ impl StreamDriver {
             handle.delivered.store(handle.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
         }
         if !batch.gap.is_empty() {
-            return Ok(gap_step(hub, handle, &mut self.stage, batch, caught_up));
+            return Ok(self.gap_step(batch, caught_up));
         }
         if count > 0 {
             let now = *looked_at.insert(hub.now());
             if let Some(heartbeat) = &mut self.heartbeat {
                 heartbeat.wrote(batch.ordered, now);
             }
-            self.settled = self.has_settled(batch, is_stale());
+            self.settled = self.has_settled(batch, self.is_stale());
             return Ok(Step::Records);
         }
-        let is_stale = is_stale();
+        let is_stale = self.is_stale();
         // Not before its first `live`, which would take it back; but one that waits for older records may
         // wait for long.
         let is_due = self.progress == Progress::CaughtUp || found == Found::Waits;
@@ -406,15 +401,16 @@ impl StreamDriver {
         // Who is still behind is told so by its first `live`.
         let is_back = !is_stale && std::mem::take(&mut self.told_stale) && self.progress == Progress::CaughtUp;
         if (batch.changed || is_back || self.progress == Progress::Arrived)
-            && let Some(live) = live(hub, handle, &mut self.heartbeat)
+            && let Some(live) = self.live()
         {
-            self.progress = Progress::CaughtUp;
-            // If it cannot be followed now, that is said again.
-            self.told_stale = false;
             return Ok(live);
         }
         self.settled = self.has_settled(batch, is_stale);
         Err(found)
+    }
+
+    fn is_stale(&self) -> bool {
+        self.hub.inner.shared_log.as_ref().is_some_and(SharedLog::is_stale)
     }
 
     /// Whether the stream has read and reported everything, so that it need not look before it is
@@ -463,7 +459,7 @@ impl StreamDriver {
                 && reads
                 && !self.told_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
-                && let Some(live) = live(&self.hub, &self.handle, &mut self.heartbeat)
+                && let Some(live) = self.live()
             {
                 return Poll::Ready(Some(live));
             }
@@ -475,8 +471,67 @@ impl StreamDriver {
         Poll::Pending
     }
 
+    /// What the stream may read now: from memory, and if it comes back from before what is there, from
+    /// where the log is shared.
+    fn read(&self, batch: &mut Batch) -> Found {
+        let (hub, handle) = (&self.hub, &self.handle);
+        batch.looks_back = hub.inner.shared_log.is_some();
+        for _ in 0..READS {
+            hub.log().read(&handle.subscriber, batch);
+            match (batch.needs.take(), &hub.inner.shared_log) {
+                (Some(after), Some(shared)) => {
+                    batch.past = shared.look_back(hub.log().base(), after, handle, hub.now());
+                    if batch.past.is_none() {
+                        hub.inner.ensure_shared_log();
+                        return Found::Waits;
+                    }
+                }
+                _ if batch.goes_on && batch.count() == 0 && batch.gap.is_empty() => {}
+                _ => return Found::All,
+            }
+        }
+        // Other streams get their turn after so many reads that found nothing.
+        handle.wake(hub.now());
+        Found::MayBeMore
+    }
+
+    fn gap_step(&mut self, batch: &mut Batch, caught_up: bool) -> Step {
+        let (hub, handle) = (&self.hub, &self.handle);
+        let was_too_slow = caught_up && batch.gap_reason.is_none();
+        let topics: Vec<Topic> = batch.gap.iter().filter_map(Address::topic).cloned().collect();
+        if was_too_slow {
+            hub.inner.lifecycles.tell(|| LifecycleEvent::Lagged {
+                connection: Arc::new(ConnectionInfo::of(handle, hub.log().topics(&handle.subscriber), hub.now())),
+                topics: topics.clone(),
+            });
+            if batch.disconnects {
+                batch.records.clear();
+                return self.finish(Ending::now(EndReason::Lagged));
+            }
+        }
+        let reason = if was_too_slow { GapReason::Lagged } else { batch.gap_reason.unwrap_or(GapReason::Trimmed) };
+        hub.counters().gap(handle.id(), reason, hub.now());
+        Step::Gap { reason, topics }
+    }
+
+    /// Caught up; none while something older is still to be replayed.
+    fn live(&mut self) -> Option<Step> {
+        let (position, topics) = self.hub.log().settled(&self.handle.subscriber)?;
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.wrote(true, self.hub.now());
+        }
+        self.progress = Progress::CaughtUp;
+        // If the log cannot be followed now, that is said again.
+        self.told_stale = false;
+        Some(Step::Live(position, topics))
+    }
+
+    /// It is out of the registry and out of its channels before its last frame is written.
     fn finish(&mut self, ending: Ending) -> Step {
-        end(&self.hub, &self.handle, &mut self.stage, ending)
+        let ending = self.handle.end(ending);
+        self.stage = Stage::Ending;
+        self.hub.inner.forget(&self.handle, ending.reason);
+        Step::Bye(ending)
     }
 }
 
@@ -490,62 +545,4 @@ enum Found {
     /// Older records have to come from the shared log first, or the gap of a new epoch is not due
     /// yet.
     Waits,
-}
-
-/// What the stream may read now: from memory, and if it comes back from before what is there, from
-/// where the log is shared.
-fn read(hub: &Hub, handle: &Arc<ConnectionHandle>, batch: &mut Batch) -> Found {
-    batch.looks_back = hub.inner.shared_log.is_some();
-    for _ in 0..READS {
-        hub.log().read(&handle.subscriber, batch);
-        match (batch.needs.take(), &hub.inner.shared_log) {
-            (Some(after), Some(shared)) => {
-                batch.past = shared.look_back(hub.log().base(), after, handle, hub.now());
-                if batch.past.is_none() {
-                    hub.inner.ensure_shared_log();
-                    return Found::Waits;
-                }
-            }
-            _ if batch.goes_on && batch.count() == 0 && batch.gap.is_empty() => {}
-            _ => return Found::All,
-        }
-    }
-    // Other streams get their turn after so many reads that found nothing.
-    handle.wake(hub.now());
-    Found::MayBeMore
-}
-
-fn gap_step(hub: &Hub, handle: &ConnectionHandle, stage: &mut Stage, batch: &mut Batch, caught_up: bool) -> Step {
-    let was_too_slow = caught_up && batch.gap_reason.is_none();
-    let topics: Vec<Topic> = batch.gap.iter().filter_map(Address::topic).cloned().collect();
-    if was_too_slow {
-        hub.inner.lifecycles.tell(|| LifecycleEvent::Lagged {
-            connection: Arc::new(ConnectionInfo::of(handle, hub.log().topics(&handle.subscriber), hub.now())),
-            topics: topics.clone(),
-        });
-        if batch.disconnects {
-            batch.records.clear();
-            return end(hub, handle, stage, Ending::now(EndReason::Lagged));
-        }
-    }
-    let reason = if was_too_slow { GapReason::Lagged } else { batch.gap_reason.unwrap_or(GapReason::Trimmed) };
-    hub.counters().gap(handle.id(), reason, hub.now());
-    Step::Gap { reason, topics }
-}
-
-/// Caught up; none while something older is still to be replayed.
-fn live(hub: &Hub, handle: &ConnectionHandle, heartbeat: &mut Option<Heartbeat>) -> Option<Step> {
-    let (position, topics) = hub.log().settled(&handle.subscriber)?;
-    if let Some(heartbeat) = heartbeat {
-        heartbeat.wrote(true, hub.now());
-    }
-    Some(Step::Live(position, topics))
-}
-
-/// It is out of the registry and out of its channels before its last frame is written.
-fn end(hub: &Hub, handle: &ConnectionHandle, stage: &mut Stage, ending: Ending) -> Step {
-    let ending = handle.end(ending);
-    *stage = Stage::Ending;
-    hub.inner.forget(handle, ending.reason);
-    Step::Bye(ending)
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::driver::{Step, StreamDriver};
 use crate::hub::Settings;
 use crate::log::Batch;
+use crate::types::Topic;
 use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
 
 impl StreamDriver {
@@ -19,12 +20,26 @@ impl StreamDriver {
         Poll::Ready(step.map(|step| encode(step, &mut batch, self.hub().settings()).ok_or(Aborted)))
     }
 
-    /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself. `scratch` is empty.
-    #[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+    /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where
+    /// there are any, else in the scratch space, which is empty.
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>, scratch: &mut Vec<u8>) -> Poll<Option<Encoded>> {
         let mut batch = Batch { wants_pieces: true, ..Batch::default() };
-        let step = ready!(self.poll_step(cx, &mut batch));
-        Poll::Ready(step.map(|step| encode_chunk(step, &mut batch, self.hub().settings(), scratch)))
+        let Some(step) = ready!(self.poll_step(cx, &mut batch)) else { return Poll::Ready(None) };
+        if matches!(step, Step::Records)
+            && let Some(piece) = batch.piece.take()
+        {
+            return Poll::Ready(Some(Encoded::Shared(piece.chunk.into_whole())));
+        }
+        let at = open_chunk(scratch);
+        match step {
+            Step::Records => write(&batch, scratch),
+            step => match encode(step, &mut batch, self.hub().settings()) {
+                Some(bytes) => scratch.extend_from_slice(&bytes),
+                None => return Poll::Ready(Some(Encoded::Abort)),
+            },
+        }
+        close_chunk(scratch, at);
+        Poll::Ready(Some(Encoded::Scratch))
     }
 }
 
@@ -48,9 +63,7 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
             Some(piece) => piece.chunk.into_inside(),
             None => records(batch, &[]),
         },
-        Step::Gap { reason, topics } => {
-            records(batch, &hub_events::gap(reason, topics.iter().map(crate::types::name::Topic::as_str)))
-        }
+        Step::Gap { reason, topics } => records(batch, &hub_events::gap(reason, topics.iter().map(Topic::as_str))),
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
         Step::Stale => hub_events::stale(),
         Step::Live(position, topics) => hub_events::live(position, topics.as_deref()),
@@ -79,39 +92,10 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
     batch.records.iter().for_each(|picked| picked.record.frame.write(out, batch.ordered));
 }
 
-/// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where
-/// there are any, else in the scratch space.
-#[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-fn encode_chunk(step: Step, batch: &mut Batch, settings: &Settings, scratch: &mut Vec<u8>) -> Encoded {
-    match step {
-        Step::Records => match batch.piece.take() {
-            Some(piece) => return Encoded::Shared(piece.chunk.into_whole()),
-            None => {
-                let at = open_chunk(scratch);
-                write(batch, scratch);
-                close_chunk(scratch, at);
-            }
-        },
-        step => match encode(step, batch, settings) {
-            Some(bytes) => chunk(&bytes, scratch),
-            None => return Encoded::Abort,
-        },
-    }
-    Encoded::Scratch
-}
-
-/// Where the bytes of [`encode_chunk`] are.
-#[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+/// Where the bytes of [`StreamDriver::poll_chunk`] are.
 pub(crate) enum Encoded {
     Shared(Bytes),
     Scratch,
     /// There are none: it ends with an error.
     Abort,
-}
-
-#[cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
-fn chunk(bytes: &[u8], out: &mut Vec<u8>) {
-    let at = open_chunk(out);
-    out.extend_from_slice(bytes);
-    close_chunk(out, at);
 }
