@@ -12,7 +12,7 @@
 //! so that an HTTP/2 server, which polls whenever a stream's window is open, polls often for a slow but steady reader.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
@@ -67,18 +67,10 @@ impl Waits {
     fn is_released(&self, transport: &Transport) -> bool {
         transport.releases() != self.releases
     }
-
-    fn is_released_idle(&self, transport: &Transport) -> bool {
-        self.is_released(transport) && self.is_idle(transport)
-    }
 }
 
-enum Verdict {
-    Go,
-    Wait,
-    /// The socket does not carry the body.
-    WrittenElsewhere,
-}
+/// The socket does not carry the body.
+struct WrittenElsewhere;
 
 impl Pace {
     /// Waits until the socket has taken what was handed out. Returns the next piece of a frame, if one is left.
@@ -90,14 +82,12 @@ impl Pace {
             };
         }
         match self {
-            Self::Known(known) => match known.poll(cx) {
-                Verdict::Go => Poll::Ready(None),
-                Verdict::Wait => Poll::Pending,
-                Verdict::WrittenElsewhere => {
+            Self::Known(known) => {
+                if let Err(WrittenElsewhere) = ready!(known.poll(cx)) {
                     *self = Self::Unknown(None);
-                    Poll::Ready(None)
                 }
-            },
+                Poll::Ready(None)
+            }
             Self::Unknown(rest) => Poll::Ready(next_piece(rest, connection, cx)),
             Self::New => Poll::Ready(None),
         }
@@ -131,12 +121,13 @@ fn next_piece(rest: &mut Option<Box<Bytes>>, connection: &mut StreamDriver, cx: 
 }
 
 impl Known {
-    fn poll(&mut self, cx: &Context<'_>) -> Verdict {
-        if self.waits.is_some_and(|waits| waits.is_released_idle(&self.transport)) {
-            return Verdict::WrittenElsewhere;
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<(), WrittenElsewhere>> {
+        let transport = &self.transport;
+        if self.waits.is_some_and(|waits| waits.is_released(transport) && waits.is_idle(transport)) {
+            return Poll::Ready(Err(WrittenElsewhere));
         }
         if self.may_go_on() {
-            return Verdict::Go;
+            return Poll::Ready(Ok(()));
         }
         let transport = &self.transport;
         let mut waits = self.waits.unwrap_or_else(|| Waits {
@@ -149,13 +140,13 @@ impl Known {
         transport.await_move(cx.waker());
         // Behind the registration, so that a close that comes later wakes the body.
         if transport.is_closed() {
-            return Verdict::WrittenElsewhere;
+            return Poll::Ready(Err(WrittenElsewhere));
         }
         let is_polled_with_socket = waits.is_idle(transport) && transport.nudges(cx.waker());
         if is_polled_with_socket {
             waits.idle_polls += 1;
             if waits.idle_polls > MOST_IDLE_POLLS {
-                return Verdict::WrittenElsewhere;
+                return Poll::Ready(Err(WrittenElsewhere));
             }
         }
         if is_new || is_polled_with_socket {
@@ -163,7 +154,7 @@ impl Known {
             transport.nudge();
         }
         self.waits = Some(waits);
-        if self.may_go_on() { Verdict::Go } else { Verdict::Wait }
+        if self.may_go_on() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     fn hand_out(&mut self, count: usize) {

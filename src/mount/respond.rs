@@ -57,8 +57,10 @@ impl Hub {
     pub fn connect(&self, connect: Connect, subscription: Subscription) -> EventStream {
         let ticket = Taken::of(self, &subscription);
         let spend = || drop(ticket.and_then(Taken::spend));
-        let response =
-            self.look_at(&connect).unwrap_or_else(|| self.accept(&Arrival::of(&connect), &subscription, None, spend));
+        let response = self.look_at(&connect).unwrap_or_else(|| {
+            let accepted = self.accept(&Arrival::of(&connect), &subscription, None, spend);
+            accepted.unwrap_or_else(|refusal| self.refusal(&refusal))
+        });
         EventStream(without_body_for_head(connect.method(), response))
     }
 
@@ -77,13 +79,11 @@ impl Hub {
         }
         let arrival = Arrival::of(&connect);
         let redemption = connect.redeems();
-        let response = match self.ask(&*access, connect).await {
-            Ok(subscription) => {
-                let authority = A::RECHECKS.then_some(access as Arc<dyn Authority>);
-                self.accept(&arrival, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
-            }
-            Err(refusal) => self.refusal(&refusal),
-        };
+        let accepted = self.ask(&*access, connect).await.and_then(|subscription| {
+            let authority = A::RECHECKS.then_some(access as Arc<dyn Authority>);
+            self.accept(&arrival, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
+        });
+        let response = accepted.unwrap_or_else(|refusal| self.refusal(&refusal));
         without_body_for_head(&arrival.method, response)
     }
 
@@ -102,43 +102,34 @@ impl Hub {
         self.take_turn().err().map(|refusal| self.refusal(&refusal))
     }
 
-    /// Opens the stream and answers, or refuses. A ticket is spent by a stream, not by a refusal or a `HEAD`.
+    /// Opens the stream and answers. A ticket is spent by a stream, not by a refusal or a `HEAD`.
     fn accept(
         &self,
         arrival: &Arrival,
         subscription: &Subscription,
         authority: Option<Arc<dyn Authority>>,
         spend_ticket: impl FnOnce(),
-    ) -> Response<EventBody> {
-        let opened = match arrival.method {
-            Method::HEAD => self.admit(subscription, arrival.cursor, arrival.asked_at).map(|_| None),
-            _ => {
-                let request = Request { to_network: true, asked_at: arrival.asked_at, authority };
-                self.open(subscription, arrival.cursor, request).map(Some)
-            }
-        };
-        match opened {
-            Ok(None) => stream(EventBody::inert()),
-            Ok(Some(connection)) => {
-                spend_ticket();
-                let by_task = || self.transports().of_this_task();
-                // Another hub's settings, its drain and its takeover do not apply to this stream.
-                let carried = arrival.transport.clone().filter(|transport| self.transports().knows(transport));
-                let Some(transport) = carried.or_else(by_task) else {
-                    return stream(EventBody::events(connection));
-                };
-                let hands_over = transport.hands_over();
-                connection.carried_by(transport);
-                if !hands_over || arrival.version != Version::HTTP_11 {
-                    return stream(EventBody::events(connection));
-                }
-                let mut response = stream(EventBody::offered(connection));
-                // The server is to let go of the socket, and its client is not to send more on it.
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                response
-            }
-            Err(refusal) => self.refusal(&refusal),
+    ) -> Result<Response<EventBody>, Refusal> {
+        if arrival.method == Method::HEAD {
+            self.admit(subscription, arrival.cursor, arrival.asked_at)?;
+            return Ok(stream(EventBody::inert()));
         }
+        let request = Request { to_network: true, asked_at: arrival.asked_at, authority };
+        let connection = self.open(subscription, arrival.cursor, request)?;
+        spend_ticket();
+        let by_task = || self.transports().of_this_task();
+        // Another hub's settings, its drain and its takeover do not apply to this stream.
+        let carried = arrival.transport.clone().filter(|transport| self.transports().knows(transport));
+        let Some(transport) = carried.or_else(by_task) else { return Ok(stream(EventBody::events(connection))) };
+        let hands_over = transport.hands_over();
+        connection.carried_by(transport);
+        if !hands_over || arrival.version != Version::HTTP_11 {
+            return Ok(stream(EventBody::events(connection)));
+        }
+        let mut response = stream(EventBody::offered(connection));
+        // The server is to let go of the socket, and its client is not to send more on it.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        Ok(response)
     }
 
     fn refusal(&self, refusal: &Refusal) -> Response<EventBody> {

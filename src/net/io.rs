@@ -241,16 +241,14 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
         }
     }
 
-    fn look(self: Pin<&mut Self>, slices: &[IoSlice<'_>]) {
-        let this = self.project();
-        this.inner.look(slices, &this.entry.transport);
-    }
-
     fn poll_bytes_out(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
         operation: impl FnOnce(Pin<&mut Socket<S>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        let this = self.as_mut().project();
+        this.inner.look(slices, &this.entry.transport);
         let count = ready!(self.as_mut().poll_out(cx, true, operation))?;
         let this = self.project();
         if !this.inner.is_gone() {
@@ -369,18 +367,16 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.as_mut().look(&[IoSlice::new(bytes)]);
-        self.poll_bytes_out(cx, |inner, cx| inner.poll_write(cx, bytes))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_bytes_out(cx, &[IoSlice::new(bytes)], |inner, cx| inner.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.as_mut().look(slices);
-        self.poll_bytes_out(cx, |inner, cx| inner.poll_write_vectored(cx, slices))
+        self.poll_bytes_out(cx, slices, |inner, cx| inner.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
