@@ -9,29 +9,17 @@ use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, To
 macro_rules! addressing {
     ($target:ident { $source:ident }) => {
         /// Everybody who subscribes to this topic, at whichever instance.
-        pub fn topic<T>(&self, topic: T) -> $target<'_>
-        where
-            T: TryInto<Topic>,
-            T::Error: Into<InvalidName>,
-        {
+        pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(&self, topic: T) -> $target<'_> {
             $target { $source: self, audience: aim(topic, Address::Topic) }
         }
 
         /// Every page and tab that this user has open.
-        pub fn user<U>(&self, user: U) -> $target<'_>
-        where
-            U: TryInto<UserId>,
-            U::Error: Into<InvalidName>,
-        {
+        pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(&self, user: U) -> $target<'_> {
             $target { $source: self, audience: aim(user, Address::User) }
         }
 
         /// One open stream. Nothing is kept for it once it has ended.
-        pub fn connection<C>(&self, connection: C) -> $target<'_>
-        where
-            C: TryInto<ConnectionId>,
-            C::Error: Into<InvalidName>,
-        {
+        pub fn connection<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(&self, connection: C) -> $target<'_> {
             $target { $source: self, audience: aim(connection, Address::Connection) }
         }
 
@@ -56,11 +44,7 @@ macro_rules! widening {
 
         /// Leaves one connection out: the one that caused the event and knows of it already. A reconnect
         /// is a new connection.
-        pub fn except<C>(mut self, connection: C) -> Self
-        where
-            C: TryInto<ConnectionId>,
-            C::Error: Into<InvalidName>,
-        {
+        pub fn except<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(mut self, connection: C) -> Self {
             self.audience = exclude(self.audience, connection);
             self
         }
@@ -110,11 +94,10 @@ pub(super) fn check_own<T>(one: &Arc<T>, other: &Arc<T>) -> Result<(), InvalidNa
 }
 
 /// An audience of one, if it has a good name.
-pub(super) fn aim<N, V>(name: N, address: impl FnOnce(V) -> Address) -> Result<Audience, InvalidName>
-where
-    N: TryInto<V>,
-    N::Error: Into<InvalidName>,
-{
+pub(super) fn aim<V>(
+    name: impl TryInto<V, Error: Into<InvalidName>>,
+    address: impl FnOnce(V) -> Address,
+) -> Result<Audience, InvalidName> {
     name.try_into().map(|name| address(name).into()).map_err(Into::into)
 }
 
@@ -129,11 +112,10 @@ pub(super) fn unite(
 }
 
 /// Leaves a connection out, unless there is a bad name.
-pub(super) fn exclude<C>(audience: Result<Audience, InvalidName>, connection: C) -> Result<Audience, InvalidName>
-where
-    C: TryInto<ConnectionId>,
-    C::Error: Into<InvalidName>,
-{
+pub(super) fn exclude<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(
+    audience: Result<Audience, InvalidName>,
+    connection: C,
+) -> Result<Audience, InvalidName> {
     let mut audience = audience?;
     audience.exclude(connection.try_into().map_err(Into::into)?);
     Ok(audience)
