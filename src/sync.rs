@@ -62,7 +62,7 @@ pub(crate) use futures::task::AtomicWaker as WakerCell;
 #[derive(Debug)]
 pub(crate) struct WakerCell(loom::future::AtomicWaker);
 
-/// With the names of `futures`.
+/// The methods have the names that they have in `futures`.
 #[cfg(tower_sse_loom)]
 impl WakerCell {
     pub(crate) fn new() -> Self {

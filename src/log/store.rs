@@ -99,7 +99,7 @@ impl<T> PerPart<T> {
 }
 
 impl PerPart<usize> {
-    /// Changes a store, and the bytes of all stores with it.
+    /// Changes a store. `self` is the sum over all stores and follows the change.
     pub(super) fn change<R>(&mut self, store: &Mutex<Store>, change: impl FnOnce(&mut Store) -> R) -> R {
         let mut store = store.lock();
         let before = store.bytes();

@@ -36,7 +36,7 @@ pub(crate) struct Joining {
     pub(crate) after: u64,
 }
 
-/// An address that a connection joins when it is there, or was made to join before.
+/// An address that a connection joins now, or was made to join before it was there.
 #[derive(Clone, Debug)]
 pub(crate) struct Joined {
     pub(crate) address: Address,

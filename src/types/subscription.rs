@@ -450,7 +450,7 @@ impl Subscription {
         Some(self)
     }
 
-    /// The name, unless it is invalid: then the subscription is.
+    /// Returns the name if it is valid. Otherwise the subscription is invalid too.
     fn valid<T>(&mut self, name: impl TryInto<T, Error: Into<InvalidName>>) -> Option<T> {
         name.try_into().map_err(|error| self.invalidate(SubscriptionError::Name(error.into()))).ok()
     }
