@@ -1,8 +1,9 @@
 //! Which file may import which.
 //!
 //! 1. A file imports what ranks below it, or its own room ([`RANKS`]). Re-exports count as what they lead to.
-//! 2. No circle of files, in imports and calls of methods of `Hub`, `Inner` and `Target` together.
-//! 3. `impl Hub`, `impl Inner` and `impl Target` stand in the listed files only ([`WORK`]): in any other file, a circle
+//! 2. A module of the top level imports only the modules that the table in `docs/architecture.md` lists for it.
+//! 3. No circle of files, in imports and calls of methods of `Hub`, `Inner` and `Target` together.
+//! 4. `impl Hub`, `impl Inner` and `impl Target` stand in the listed files only ([`WORK`]): in any other file, a circle
 //!    could move from the imports into the methods.
 //!
 //! The ranks are law; `docs/architecture.md` says why. Code of tests does not count.
@@ -431,6 +432,38 @@ fn a_file_imports_and_calls_only_what_ranks_below_it() {
             && row_from != row_to
         {
             wrong.insert(format!("{from} may not use {to}: {what}"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.into_iter().collect::<Vec<_>>().join("\n"));
+}
+
+/// The table of `docs/architecture.md`: each module of the top level, and the modules that it may import.
+fn table_of_modules() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+    let document = include_str!("../docs/architecture.md");
+    let rows = document.lines().skip_while(|line| *line != "| module | what | may import |").skip(2);
+    let cells = rows.map_while(|row| row.strip_prefix("| `")?.strip_suffix('|')?.split_once('`'));
+    cells
+        .map(|(module, rest)| {
+            let may_import = rest.rsplit('|').next().unwrap_or_default();
+            (module, may_import.split(',').map(str::trim).filter(|name| !name.is_empty()).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn a_module_imports_and_calls_only_what_the_document_lists() {
+    let (tree, table) = (&*TREE, table_of_modules());
+    assert!(table.len() > 8, "only {} modules were found", table.len());
+    assert_eq!(table["log"], BTreeSet::from(["types", "wire", "sync"]));
+    let module = |file: &str| file.split('/').next().unwrap().to_owned();
+    let mut wrong = BTreeSet::new();
+    for (from, to, what) in tree.imports().into_iter().chain(tree.calls()) {
+        let (importing, imported) = (module(&from), module(&to));
+        if importing != "lib" && importing != imported && imported != "macros" {
+            let is_listed = table.get(&*importing).is_some_and(|may| may.contains(&*imported));
+            if !is_listed {
+                wrong.insert(format!("{from} may not use {to}: {what}"));
+            }
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.into_iter().collect::<Vec<_>>().join("\n"));
