@@ -78,14 +78,18 @@ impl Hub {
         let handles = self.registry().all();
         let moves = self.transports().leave();
         tracing::info!(streams = handles.len(), "draining");
-        for batch in handles.chunks(BATCH) {
+        let mut batches = handles.chunks(BATCH);
+        let last = batches.next_back().unwrap_or_default();
+        for batch in batches {
             batch.iter().for_each(|handle| self.tell(handle, window));
             tokio::task::yield_now().await;
         }
         if self.inner.shared_log.is_none() {
-            // Every stream knows now where it ends. Nothing reads what comes after, and the log ends with the process.
+            // No stream reads what comes later, and the log ends with the process. Before the last streams are told,
+            // so that no publish succeeds after every client has read `hub.bye`.
             self.inner.closed.store(true, Ordering::Release);
         }
+        last.iter().for_each(|handle| self.tell(handle, window));
         let limit = self.settings().drain_limit;
         let all_gone = async {
             self.registry().emptied().await;
