@@ -16,7 +16,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_sse::{
-    Access, Connect, Cursor, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, LagPolicy, Public, Refusal,
+    Access, Connect, Cursor, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, Kick, LagPolicy, Public, Refusal,
     RefusalReason, Retention, Start, StreamItem, Subscription, TopicRule,
 };
 use tracing::Level;
@@ -615,4 +615,29 @@ async fn another_instance_with_other_settings_is_warned_of_once() {
     assert!(warned.len() <= 4, "{warned:?}");
     assert!(warned.iter().all(|line| line.contains("presence_grace") && !line.contains("max_payload")), "{warned:?}");
     assert!(warned.iter().any(|line| line.contains("retention")), "{warned:?}");
+}
+
+#[tokio::test]
+async fn a_ticket_shows_in_no_log_and_in_no_debug() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    let ticket = hub.ticket(Subscription::user("ada").topic("t"), Duration::from_secs(60)).await.unwrap();
+    let path = format!("/?ticket={}", ticket.as_str());
+    let redeeming = hub.clone();
+    let redeems = move |connect: Connect| {
+        let hub = redeeming.clone();
+        async move { hub.redeem(&connect).await }
+    };
+    let mut body = request(&hub, redeems.clone(), Request::get(&path)).await;
+    assert!(ready(&mut body).contains("hub.live"));
+    hub.everyone().disconnect(Kick::now()).await.unwrap();
+    assert!(ready(&mut body).contains("hub.bye"));
+    let mut spent = request(&hub, redeems.clone(), Request::get(&path)).await;
+    assert_eq!(ready(&mut spent), "sign in first\n");
+
+    let connect = Connect::from_request(&Request::get(path.as_str()).body(()).unwrap());
+    let debug = format!("{ticket:?} {:?} {connect:?} {hub:?}", Some(ticket.clone()));
+    assert!(!debug.contains(ticket.as_str()), "{debug}");
+    let logged: String = lines.all().into_iter().map(|line| line.text + "\n").collect();
+    assert!(logged.contains("refused") && !logged.contains(ticket.as_str()), "{logged}");
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::future::{Future, ready};
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -833,51 +832,6 @@ async fn one_user_cannot_take_all_tickets() {
     assert!((16..500).contains(&count), "{count}");
     assert_eq!(issued("ada").await.unwrap_err(), SubscriptionError::TooManyTickets);
     issued("ben").await.expect("the tickets of another user are no reason");
-}
-
-/// Everything that is written to it.
-#[derive(Clone, Default)]
-struct Paper(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Paper {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn a_ticket_shows_in_no_log_and_in_no_debug() {
-    let paper = Paper::default();
-    let writer = paper.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter("tower_sse=trace")
-        .with_writer(move || writer.clone())
-        .with_ansi(false)
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
-    let ticket = ticket(&hub, Subscription::user("ada").topic("t")).await;
-    let path = with_ticket(&ticket);
-    bye_to(&hub, get(server.addr, &path).await.events()).await;
-    assert_eq!(get(server.addr, &path).await.status, StatusCode::UNAUTHORIZED);
-    let connect = Connect::from_request(&Request::get(path.as_str()).body(()).unwrap());
-    let debug = format!("{ticket:?} {:?} {connect:?} {hub:?}", Some(ticket.clone()));
-    assert!(!debug.contains(ticket.as_str()), "{debug}");
-    let logged = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
-    assert!(logged.contains("refused") && !logged.contains(ticket.as_str()), "{logged}");
-}
-
-/// Ends a stream and reads to its end.
-async fn bye_to(hub: &Hub, events: Events) {
-    until(|| hub.stats().connections == 1).await;
-    hub.everyone().disconnect(Kick::now()).await.unwrap();
-    bye(events).await;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
