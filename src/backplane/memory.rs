@@ -40,7 +40,7 @@ struct Log {
     /// Its keys, oldest first.
     keys: VecDeque<(Instant, Box<str>)>,
     told: VecDeque<Bytes>,
-    /// How many messages were told, ever.
+    /// How many messages were ever sent.
     count: usize,
 }
 
@@ -60,7 +60,7 @@ impl Memory {
         Self { shared: Arc::new(Shared { log, appended, told }) }
     }
 
-    /// A stream of what `next` finds. Where it finds nothing, the stream waits for a change.
+    /// Returns a stream of the items that `next` finds. The stream waits for a change where `next` finds nothing.
     fn stream<T: Send + 'static>(
         &self,
         mut changes: watch::Receiver<()>,
@@ -129,7 +129,8 @@ impl Log {
         self.records.range(start..).take(limit).cloned().collect()
     }
 
-    /// The first message after so many, and how many that makes. Those that are not kept any more are passed over.
+    /// The first retained message after the first `count`, with the number of messages up to it. `None` if there is
+    /// no later one.
     fn told_after(&self, count: usize) -> Option<(usize, Bytes)> {
         let at = count.max(self.count - self.told.len());
         Some((at + 1, self.told.get(at + self.told.len() - self.count)?.clone()))

@@ -175,17 +175,18 @@ impl Log {
     /// place is taken or passed.
     pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
         let mut asleep = Asleep::default();
-        let is_new = self.locked(|sequencer| {
+        // An entry that is not taken in is freed after the lock.
+        let applied = self.locked(|sequencer| {
             let life = self.readable.epochs.current();
-            let is_new = life.number(sequence) > sequencer.last();
-            if is_new {
-                sequencer.append(&life, sequence, entry, now, &mut asleep);
-                sequencer.sweep_a_little(now);
+            if life.number(sequence) <= sequencer.last() {
+                return Err(entry);
             }
-            is_new
+            sequencer.append(&life, sequence, entry, now, &mut asleep);
+            sequencer.sweep_a_little(now);
+            Ok(())
         });
         self.wake(asleep, now);
-        is_new
+        applied.is_ok()
     }
 
     /// The record of this place is not to be had. Its audience is told so; everybody, if that is not known.

@@ -235,7 +235,7 @@ impl Reader {
         Plan { count: had.len() - leaving.len() + new.len(), new, again, leaving }
     }
 
-    /// Leaves all addresses that are meant.
+    /// Leaves all addresses for which `is_meant` returns true.
     pub(super) fn leave(&mut self, is_meant: impl Fn(&Address) -> bool, horizon: u64) -> Vec<(Arc<Channel>, u32)> {
         self.take_out(is_meant, horizon).into_iter().map(|left| (left.channel, left.slot)).collect()
     }
@@ -254,6 +254,9 @@ impl Reader {
     fn take_out(&mut self, is_meant: impl Fn(&Address) -> bool, horizon: u64) -> Vec<Membership> {
         let is_meant = |membership: &mut Membership| is_meant(&membership.channel.address);
         let out: Vec<_> = self.memberships.extract_if(.., is_meant).collect();
+        if self.memberships.len() < self.memberships.capacity() / 2 {
+            self.memberships.shrink_to_fit();
+        }
         if out.iter().any(|membership| membership.channel.address.topic().is_some()) {
             self.changed_at = Number::some(horizon);
         }

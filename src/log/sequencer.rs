@@ -252,7 +252,7 @@ impl Sequencer {
             for channel in channels {
                 if self.readable.policies.get(channel.policy).kind == Kind::LatestPerKey {
                     self.apply(&channel, Arc::clone(&record), now);
-                    // Its floor may be higher, and whoever is below has to be told.
+                    // Its floor may be higher, and a reader below it must report a gap.
                     channel.raise_head(&self.readable.heads, record.sequence);
                 }
             }

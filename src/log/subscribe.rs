@@ -41,8 +41,8 @@ pub(crate) struct Joining {
 pub(crate) struct Joined {
     pub(crate) address: Address,
     pub(crate) since: Since,
-    /// Where the log was then, if that was before the connection was there. It joins as if it had
-    /// been.
+    /// The log's position at the time of the join, if the user joined before this connection was
+    /// opened. The connection then joins as if it had been open.
     pub(crate) at: Option<u64>,
 }
 

@@ -50,7 +50,11 @@ impl Deferred {
             let quick = listening <= budget && channel.slots() <= BATCH;
             if quick && !channel.marked.load(Ordering::Acquire) {
                 budget -= listening;
-                let rest = channel.visit(0, BATCH, |listener| wakers.extend(listener.notify(now)));
+                let rest = channel.visit(0, BATCH, |listener| {
+                    if let Some(waker) = listener.notify(now) {
+                        wakers.push(waker);
+                    }
+                });
                 if rest.is_some() {
                     self.push(channel);
                 }
@@ -80,7 +84,11 @@ impl Deferred {
             channel.marked.swap(false, Ordering::AcqRel);
         }
         let mut wakers: SmallVec<[Waker; BATCH]> = SmallVec::new();
-        let rest = channel.visit(from, BATCH, |listener| wakers.extend(listener.notify(now)));
+        let rest = channel.visit(from, BATCH, |listener| {
+            if let Some(waker) = listener.notify(now) {
+                wakers.push(waker);
+            }
+        });
         if let Some(from) = rest {
             self.queue.lock().push_front(Visit { channel, from });
         }

@@ -178,7 +178,7 @@ impl Text {
     }
 }
 
-/// The text is left out, since it may be anybody's secret.
+/// The text is left out, because it may be secret.
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.as_bytes().len())

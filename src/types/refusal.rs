@@ -59,7 +59,7 @@ impl Refusal {
         Self(Kind::Invalid(invalid))
     }
 
-    /// What the request was decided by is not true any more, so it has to be decided anew.
+    /// Returns the refusal of a decision that a disconnect has outdated. The client asks again.
     pub(crate) fn outdated() -> Self {
         Self::later(RefusalReason::Kicked)
     }

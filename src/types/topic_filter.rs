@@ -14,7 +14,8 @@ use super::name::Topic;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicRule(pub(crate) Rule);
 
-/// The topics of a rule. A ticket has it in this form as JSON.
+/// The topics of a rule. Tickets carry it as JSON to instances of other versions, so the names of the
+/// variants are a format: `Any` has braces so that it is an object like the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "json", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub(crate) enum Rule {
@@ -84,5 +85,14 @@ mod tests {
                 assert_eq!(matches, one.matches(&topic) && other.matches(&topic), "{one:?} {other:?} {topic}");
             }
         }
+    }
+
+    #[test]
+    #[cfg(feature = "json")]
+    fn the_json_of_rules_is_what_instances_of_other_versions_read() {
+        let rules = [TopicRule::any().0, TopicRule::exact("a").0, TopicRule::prefix("b/").0];
+        let json = r#"[{"any":{}},{"exact":"a"},{"prefix":"b/"}]"#;
+        assert_eq!(serde_json::to_string(&rules).unwrap(), json);
+        assert_eq!(serde_json::from_str::<[Rule; 3]>(json).unwrap(), rules);
     }
 }

@@ -63,7 +63,7 @@ pub(crate) fn close_chunk(out: &mut Vec<u8>, at: usize) {
     out.extend_from_slice(CHUNK_TAIL);
 }
 
-/// Only the size is shown: the data may be anybody's secret.
+/// Only the size is shown: the data may be secret.
 impl fmt::Debug for Chunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Chunk({} bytes)", self.0.len())

@@ -148,7 +148,7 @@ impl Frame {
     }
 }
 
-/// Only the size is shown: the data may be anybody's secret.
+/// Only the size is shown: the data may be secret.
 impl fmt::Debug for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Draft({} bytes)", self.len())

@@ -156,7 +156,7 @@ impl Connection {
         self.ask_unless(what, of, with, &[NO_STREAM]).await
     }
 
-    /// Returns what the server says of a stream, or `None` if there is no such stream.
+    /// Returns the server's description of a stream, or `None` if there is no such stream.
     pub(super) async fn stream(&self, name: &str) -> Answer<Option<Json>> {
         self.ask("STREAM.INFO", name, &json!({})).await
     }
@@ -222,7 +222,9 @@ impl Connection {
     pub(super) async fn message(&self, stream: &str, which: &Json) -> Answer<Option<StreamMessage>> {
         let answer = self.ask_unless("STREAM.MSG.GET", stream, which, &[NO_STREAM, NO_MESSAGE]).await?;
         let Some(mut answer) = answer else { return Ok(None) };
-        let message: Result<RawMessage, _> = serde_json::from_value(answer["message"].take());
+        // An answer that is no object has no message.
+        let message = answer.get_mut("message").map(Json::take).unwrap_or_default();
+        let message: Result<RawMessage, _> = serde_json::from_value(message);
         let message = message.ok().and_then(|message| message.try_into().ok());
         message.map(Some).ok_or_else(|| BackplaneError::rejected("a message that cannot be read"))
     }

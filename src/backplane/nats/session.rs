@@ -51,7 +51,7 @@ struct Record {
 /// bucket or the caller knows. With `younger`, that epoch is known to be over.
 pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Option<u64>) -> Answer<Session> {
     let mut mine = None;
-    // The revision of another instance's claim, and since when this one waits for it.
+    // The revision of another instance's claim, and the time at which this instance first saw it.
     let mut waiting = (0, Instant::now());
     let mut attempts = 0;
     while attempts < ATTEMPTS {
@@ -62,7 +62,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
             if waiting.0 != revision {
                 waiting = (revision, Instant::now());
             }
-            // Should the other instance not get to making the log, this one does.
+            // If the other instance does not create the log in time, this instance creates it.
             if waiting.1.elapsed() <= connection.limits.timeout {
                 sleep(BRIEFLY).await;
                 continue;

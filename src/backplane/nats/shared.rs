@@ -143,7 +143,7 @@ impl Shared {
             let mut epoch = known.epoch;
             if is_younger {
                 let reopened = self.in_time(self.reopen(&session, seen, true)).await;
-                // The records were appended, but in which epoch cannot be said.
+                // The records were appended, but their epoch is unknown.
                 epoch = reopened.map_err(|error| BackplaneError::unknown(error.text))?.seen().epoch;
             } else {
                 outcomes.iter().filter_map(newest).for_each(|sequence| session.saw(sequence));

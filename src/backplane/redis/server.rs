@@ -124,8 +124,8 @@ impl Shared {
     }
 
     /// Returns the arguments by which both scripts recognise the log: what the caller has seen, with a new
-    /// epoch, and what was appended last, if that is of the same epoch. The second go behind arguments that
-    /// only one of the scripts has.
+    /// epoch, and what was appended last, if that is of the same epoch. The second group follows
+    /// arguments that only one of the scripts has.
     pub(super) fn compared(&self, seen: Option<Seen>) -> (impl ToRedisArgs, impl ToRedisArgs) {
         let own = self.own.lock().clone().filter(|own| seen.is_some_and(|seen| seen.epoch == own.place.epoch));
         let (own, start) = own.map_or_else(Default::default, |own| (own.place.sequence, own.start));

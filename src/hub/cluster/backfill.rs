@@ -60,7 +60,7 @@ async fn read(inner: Weak<Inner>) {
     loop {
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
         let Some(shared) = &hub.inner.shared_log else { return };
-        // A number of a life that is over is not asked for.
+        // Waiters for a block of an ended epoch are woken. The block is not requested.
         let outdated = shared.blocks.lock().take_waiting_below(hub.log().base());
         wake(&hub.inner, outdated);
         let Some(next) = shared.blocks.lock().next_wanted(start) else { return };

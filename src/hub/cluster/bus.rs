@@ -272,11 +272,13 @@ impl Hub {
             Action::Join(..) | Action::Change(_) => {}
         }
         let until = self.now().saturating_add(millis(self.settings().publish_timeout));
-        if shared.commands.lock().len() < WAITING {
-            shared.commands.lock().push_back((until, command));
+        let mut waiting = shared.commands.lock();
+        if waiting.len() < WAITING {
+            waiting.push_back((until, command));
         } else {
             self.carry_out_late(&command);
         }
+        drop(waiting);
         self.carry_out_waiting(shared);
     }
 

@@ -130,8 +130,9 @@ impl Hub {
                 Err(Refusal(Kind::Invalid(_))) => {
                     return Err(CommandError::too_many_topics(self.settings().max_topics));
                 }
-                // A topic is closed since. The page hears nothing of topics, so it has what it had.
-                Err(_) => {}
+                // A topic was closed since. The page is not told of topics, so it keeps those that it had. No other
+                // refusal comes from a change.
+                Err(Refusal(Kind::Never | Kind::Later { .. } | Kind::Login | Kind::Forbidden | Kind::Panicked)) => {}
             }
         }
         Ok(changed)

@@ -122,7 +122,7 @@ pub(crate) enum Step {
     Abort,
 }
 
-// What it may read is nobody's business.
+// The topics and the cursor are private.
 opaque_debug!(|driver: StreamDriver| { id: driver.handle.id(), stage: driver.stage });
 
 impl StreamDriver {
@@ -414,7 +414,8 @@ impl StreamDriver {
     }
 
     /// Whether the stream has read and reported everything, so that it need not look before it is
-    /// woken. An end that comes later wakes it, and so does everything else that it has to report.
+    /// woken. Everything that it reads wakes it: records, a change of its topics, its end, a new
+    /// expiry, its alarm, and a log that can no longer be followed, or can be again.
     fn has_settled(&self, batch: &Batch, is_stale: bool) -> bool {
         batch.settled
             && self.progress == Progress::CaughtUp

@@ -31,7 +31,7 @@ impl Offered {
         Self { offer: Offer::make(connection, transport, chunk.into()), patience: None }
     }
 
-    /// `None` if another writes the stream on, else the stream, with which the body goes on itself.
+    /// Returns the stream if the body must write it on, or `None` if the socket was taken over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<StreamDriver>> {
         if let Poll::Ready(outcome) = self.offer.poll_outcome(cx) {
             return Poll::Ready(outcome);

@@ -48,7 +48,7 @@ impl Offer {
         }
     }
 
-    /// For the body: `None` if another writes its stream on, else the stream, with which the body goes on itself.
+    /// Returns the stream if the body must write it on, or `None` if the socket was taken over.
     pub(crate) fn poll_outcome(&self, cx: &Context<'_>) -> Poll<Option<StreamDriver>> {
         self.body.register(cx.waker());
         let mut state = self.state.lock();

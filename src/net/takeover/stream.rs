@@ -220,7 +220,7 @@ impl Handed {
         Ok(taken)
     }
 
-    /// Writes, and keeps what the socket does not take now: `rest` makes it from how much was taken.
+    /// Writes the bytes. `rest` returns those after the first `n`, which are kept until the socket takes them.
     fn write_or_wait(&mut self, bytes: &[u8], rest: impl FnOnce(usize) -> Bytes) -> Result<(), Gone> {
         let taken = self.write(bytes)?;
         if taken < bytes.len() {
