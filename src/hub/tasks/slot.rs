@@ -178,6 +178,11 @@ impl TaskSlot {
         Some(turn)
     }
 
+    /// The beat at the end of a poll: a long poll does not make the beat old.
+    fn has_polled(&self, _: &MutexGuard<'_, u64>, now: u64) {
+        self.beat.store(now, Ordering::Release);
+    }
+
     /// The task has ended by itself, or its runtime has dropped it.
     fn leave(&self, turn: MutexGuard<'_, u64>) {
         self.beat.store(VACANT, Ordering::Release);
@@ -208,8 +213,7 @@ impl Future for Task {
             tick.as_mut().reset(beats.next());
         }
         let polled = future.as_mut().poll(cx);
-        // A long poll does not make the beat old.
-        slot.beat.store(clock(), Ordering::Release);
+        slot.has_polled(&turn, clock());
         if polled.is_pending() {
             return Poll::Pending;
         }
@@ -277,11 +281,12 @@ mod interleavings {
         builder.check(check);
     }
 
-    /// One poll of a task: no other task is being polled meanwhile.
-    fn poll(slot: &TaskSlot, is_running: &AtomicBool, number: u64, now: u64) -> bool {
-        let Some(turn) = slot.turn(number, now) else { return false };
+    /// One poll of a task, from one time to another: no other task is being polled meanwhile.
+    fn poll(slot: &TaskSlot, is_running: &AtomicBool, number: u64, begins: u64, ends: u64) -> bool {
+        let Some(turn) = slot.turn(number, begins) else { return false };
         assert!(!is_running.swap(true, Ordering::AcqRel), "two tasks are polled at once");
         is_running.store(false, Ordering::Release);
+        slot.has_polled(&turn, ends);
         drop(turn);
         true
     }
@@ -294,16 +299,32 @@ mod interleavings {
             let old = thread::spawn({
                 let (slot, is_running) = (Arc::clone(&slot), Arc::clone(&is_running));
                 move || {
-                    poll(&slot, &is_running, first, LATER);
-                    poll(&slot, &is_running, first, LATER);
+                    poll(&slot, &is_running, first, LATER, LATER);
+                    poll(&slot, &is_running, first, LATER, LATER);
                 }
             });
             // At that time the beat of the first is old, unless it was polled meanwhile.
             if let Some(second) = slot.claim(Seat::default(), LATER) {
-                assert!(poll(&slot, &is_running, second, LATER));
-                assert!(!poll(&slot, &is_running, first, LATER));
+                assert!(poll(&slot, &is_running, second, LATER, LATER));
+                assert!(!poll(&slot, &is_running, first, LATER, LATER));
             }
             old.join().unwrap();
+        });
+    }
+
+    /// A poll begins early and ends late. A caller that comes late starts another task before the poll, or none.
+    #[test]
+    fn a_task_is_not_replaced_during_or_after_a_long_poll() {
+        model(|| {
+            let (slot, is_running) = (Arc::<TaskSlot>::default(), Arc::new(AtomicBool::new(false)));
+            let first = slot.claim(Seat::default(), 0).unwrap();
+            let polling = thread::spawn({
+                let (slot, is_running) = (Arc::clone(&slot), Arc::clone(&is_running));
+                move || poll(&slot, &is_running, first, 0, LATER)
+            });
+            let is_replaced = slot.claim(Seat::default(), LATER).is_some();
+            let is_polled = polling.join().unwrap();
+            assert!(is_polled != is_replaced, "polled: {is_polled}, replaced: {is_replaced}");
         });
     }
 
