@@ -58,8 +58,8 @@ impl Hub {
     /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and cuts those that take nothing any
     /// more, where the hub's listener carries them.
     ///
-    /// Publishing fails when the hub is closed. Without a backplane that is as soon as every stream knows
-    /// its end, since no stream reads what comes later and the log ends with the process. With a backplane
+    /// Publishing fails when the hub is closed. Without a backplane that is just before the last streams are
+    /// told to end, since no stream reads what comes later and the log ends with the process. With a backplane
     /// it is after the wait.
     ///
     /// Sockets that carried a stream and do not close within another 2 s, without a move, are cut then.

@@ -3,7 +3,7 @@
 use http::header::ACCEPT;
 use http::{HeaderMap, Method, StatusCode};
 
-/// With which status not, if not.
+/// Returns the status of the refusal if the request cannot be answered with an event stream.
 pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
     if method != Method::GET && method != Method::HEAD {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
