@@ -176,17 +176,17 @@ impl Log {
     pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
         let mut asleep = Asleep::default();
         // An entry that is not taken in is freed after the lock.
-        let applied = self.locked(|sequencer| {
+        let rejected = self.locked(|sequencer| {
             let life = self.readable.epochs.current();
             if life.number(sequence) <= sequencer.last() {
-                return Err(entry);
+                return Some(entry);
             }
             sequencer.append(&life, sequence, entry, now, &mut asleep);
             sequencer.sweep_a_little(now);
-            Ok(())
+            None
         });
         self.wake(asleep, now);
-        applied.is_ok()
+        rejected.is_none()
     }
 
     /// The record of this place is not to be had. Its audience is told so; everybody, if that is not known.
