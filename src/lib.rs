@@ -269,7 +269,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(feature = "json"), allow(dead_code, reason = "what only a shared log needs, whose records are JSON"))]
-#![cfg_attr(not(unix), allow(dead_code, reason = "sockets are handed over on Unix only"))]
+#![cfg_attr(not(unix), allow(dead_code, reason = "sockets are taken over on Unix only"))]
 
 /// The code in the README compiles.
 #[cfg(all(doctest, feature = "axum-serve", feature = "json"))]

@@ -23,7 +23,7 @@ mod two_instances;
 mod worker;
 mod workspace;
 
-/// Their files are empty on other systems.
+/// The files of these examples are empty on systems without Unix signals.
 #[cfg(not(unix))]
 #[test]
 fn the_examples_as_processes() {

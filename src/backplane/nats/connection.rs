@@ -198,7 +198,7 @@ impl Connection {
         self.within(self.limits.timeout, publish).await
     }
 
-    /// Puts a message on a subject whose newest has this number. False if somebody else was faster.
+    /// Puts a message on a subject whose newest has this number. Returns false if another client was faster.
     pub(super) async fn compare_and_set(&self, subject: String, payload: Bytes, newest: u64) -> Answer<bool> {
         let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(newest);
         match self.publish(subject, message).await? {

@@ -328,13 +328,18 @@ impl Peers {
     }
 
     fn insert(&mut self, from: InstanceId, here: Here, now: Millis) {
-        // A list of all mostly names known connections. To take each out and in again would queue a
-        // departure of each.
-        let known = self.instances.get(&from).and_then(|peer| peer.connections.get(&here.id));
-        if known.is_some_and(|known| **known == here) {
-            return;
+        let known = self.instances.get(&from).and_then(|peer| peer.connections.get(&here.id)).cloned();
+        match known {
+            Some(known) if *known == here => return,
+            // Only the topics that it has left: taking the others out and in again would queue a departure of each.
+            Some(known) if known.user == here.user => {
+                let kept: HashSet<&Topic> = here.topics.iter().collect();
+                let left = known.topics.iter().filter(|topic| !kept.contains(topic));
+                left.for_each(|topic| self.leave(from, &known, topic, now));
+            }
+            Some(_) => self.remove(from, here.id, now),
+            None => {}
         }
-        self.remove(from, here.id, now);
         let here = Arc::new(here);
         if let Some(user) = &here.user {
             let elsewhere = self.by_user.entry(user.clone()).or_default();
@@ -374,18 +379,21 @@ impl Peers {
                 self.departures.push(now, (None, user.clone()));
             }
         }
-        for topic in &here.topics {
-            let Some(listeners) = self.by_topic.get_mut(topic) else { continue };
-            let was_there = listeners.connections.remove(&id).is_some();
-            let user = here.user.as_ref().filter(|_| was_there);
-            let has_left = user.filter(|user| listeners.removes_last_of(user));
-            if listeners.connections.is_empty() {
-                self.by_topic.remove(topic);
-            }
-            if let Some(user) = has_left {
-                self.gone.entry(topic.clone()).or_default().insert(user.clone(), (now, from));
-                self.departures.push(now, (Some(topic.clone()), user.clone()));
-            }
+        here.topics.iter().for_each(|topic| self.leave(from, &here, topic, now));
+    }
+
+    /// A connection has left one of its topics.
+    fn leave(&mut self, from: InstanceId, here: &Here, topic: &Topic, now: Millis) {
+        let Some(listeners) = self.by_topic.get_mut(topic) else { return };
+        let was_there = listeners.connections.remove(&here.id).is_some();
+        let user = here.user.as_ref().filter(|_| was_there);
+        let has_left = user.filter(|user| listeners.removes_last_of(user));
+        if listeners.connections.is_empty() {
+            self.by_topic.remove(topic);
+        }
+        if let Some(user) = has_left {
+            self.gone.entry(topic.clone()).or_default().insert(user.clone(), (now, from));
+            self.departures.push(now, (Some(topic.clone()), user.clone()));
         }
     }
 }
@@ -570,6 +578,15 @@ mod tests {
         for _ in 0..2 {
             peers.news(one, News { all: Some(Part::First), ..news(0, vec![here(1, 1, &[7])]) }, 0);
         }
+        assert_eq!(peers.departures.next_due(), None);
+    }
+
+    #[test]
+    fn a_change_of_topics_is_a_departure_from_those_only_that_were_left() {
+        let (mut peers, one) = (Peers::new(100, 10), InstanceId(1));
+        peers.news(one, News { all: Some(Part::First), ..news(0, vec![here(1, 1, &[6, 7])]) }, 0);
+        peers.news(one, news(1, vec![here(1, 1, &[7, 8])]), 0);
+        assert_eq!(peers.departures.pop_due(10), Some((0, (Some(Topic::from(6)), UserId::from(1)))));
         assert_eq!(peers.departures.next_due(), None);
     }
 
