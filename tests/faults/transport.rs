@@ -122,12 +122,9 @@ async fn a_slow_but_steady_reader_of_large_events_stays_counted() {
         ask(&mut tcp, "t").await;
         readers.push(tokio::spawn(async move {
             let mut space = vec![0; 16 * 1024];
-            let since = Instant::now();
-            while since.elapsed() < 6 * deadline {
-                assert!(soon(tcp.read(&mut space)).await.unwrap() > 0, "it was cut");
+            while soon(tcp.read(&mut space)).await.unwrap() > 0 {
                 tokio::time::sleep(Duration::from_millis(40)).await;
             }
-            tcp
         }));
     }
     until(|| hub.stats().connections == 2).await;
@@ -141,7 +138,8 @@ async fn a_slow_but_steady_reader_of_large_events_stays_counted() {
     let refused = kit::get(server.addr, "/events?topic=t").await.events().next().await;
     assert_eq!((refused.event.as_str(), hub.stats().refused(RefusalReason::Limit)), ("hub.refused", 1));
     for reader in readers {
-        drop(soon(reader).await.unwrap());
+        assert!(!reader.is_finished(), "it was cut");
+        reader.abort();
     }
 }
 
