@@ -14,6 +14,7 @@ use futures::{FutureExt, Stream};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower::ServiceExt;
 use tower_sse::{
     Connect, Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule,
 };
@@ -100,6 +101,17 @@ async fn a_drain_lets_ordinary_requests_finish() {
     // It takes longer than any patience with sockets that carried streams.
     assert_eq!(soon(slow).await.unwrap(), "done");
     drop(stream);
+}
+
+#[tokio::test]
+async fn publishing_fails_as_soon_as_a_drain_has_told_the_last_stream() {
+    let hub = Hub::builder().build().unwrap();
+    let request = Request::get("/?topic=t").body(()).unwrap();
+    let open = hub.endpoint(Public::topics(TopicRule::any())).oneshot(request).await.unwrap();
+    // The drain waits for the stream.
+    assert!(hub.drain(Duration::ZERO).now_or_never().is_none());
+    assert!(hub.topic("t").publish_now(Event::message("late")).unwrap_err().is_closed());
+    drop(open);
 }
 
 /// A read of many topics takes a while. The event and the end of the stream come during one.
@@ -251,7 +263,7 @@ async fn lag_counts_what_a_stalled_stream_has_not_read() {
     let hub = Hub::builder().build().unwrap();
     let request = Request::get("/?topic=t").body(()).unwrap();
     let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
-    let mut body = Box::pin(tower::ServiceExt::oneshot(endpoint, request).await.unwrap().into_body());
+    let mut body = Box::pin(endpoint.oneshot(request).await.unwrap().into_body());
     for _ in 0..1_000 {
         hub.topic("t").publish(Event::message("x")).await.unwrap();
     }
