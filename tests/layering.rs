@@ -120,6 +120,10 @@ struct Source {
     methods: BTreeSet<String>,
     /// The methods of all other types, and of traits.
     other_methods: BTreeSet<String>,
+    /// The macros that it defines, with the functions in them.
+    macros: BTreeMap<String, Vec<String>>,
+    /// The macros that make methods, and whether those are of the types in [`WORKED_ON`].
+    made_by: Vec<(String, bool)>,
 }
 
 /// The module tree of `src`: `hub/inner` for `hub/inner.rs`, `hub` for `hub/mod.rs`.
@@ -149,10 +153,15 @@ impl Source {
                     let of = last_name(&item.self_ty.to_token_stream());
                     let is_worked_on = item.trait_.is_none() && WORKED_ON.contains(&of.as_str());
                     let methods = if is_worked_on { &mut self.methods } else { &mut self.other_methods };
-                    methods.extend(item.items.iter().filter_map(|item| match item {
-                        ImplItem::Fn(method) => Some(method.sig.ident.to_string()),
-                        _ => None,
-                    }));
+                    for item in &item.items {
+                        match item {
+                            ImplItem::Fn(method) => _ = methods.insert(method.sig.ident.to_string()),
+                            ImplItem::Macro(item) => {
+                                self.made_by.push((last_name(&item.mac.path.to_token_stream()), is_worked_on));
+                            }
+                            _ => {}
+                        }
+                    }
                     if item.trait_.is_none() {
                         self.implemented.insert(of);
                     }
@@ -172,6 +181,9 @@ impl Source {
             if let Item::Macro(item) = &item {
                 // `pin_project!` defines what is in it.
                 self.items.extend(defined(&item.mac.tokens));
+                if let Some(name) = &item.ident {
+                    self.macros.insert(name.to_string(), all_defined(&item.mac.tokens));
+                }
             }
             self.scan(item.to_token_stream());
         }
@@ -273,6 +285,15 @@ fn defined(tokens: &TokenStream) -> Vec<String> {
         .collect()
 }
 
+/// The same, also in groups such as the arms of a macro.
+fn all_defined(tokens: &TokenStream) -> Vec<String> {
+    let inside = tokens.clone().into_iter().filter_map(|token| match token {
+        TokenTree::Group(group) => Some(all_defined(&group.stream())),
+        _ => None,
+    });
+    inside.flatten().chain(defined(tokens)).collect()
+}
+
 impl Tree {
     fn read() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -289,7 +310,16 @@ impl Tree {
         of_tests.insert("hub/cluster/no_shared_log".to_owned());
         files
             .retain(|name, _| !of_tests.iter().any(|module| name == module || name.starts_with(&format!("{module}/"))));
-        Self(files.into_iter().map(|(name, text)| (name, Source::read(&text))).collect())
+        let mut sources: BTreeMap<String, Source> =
+            files.into_iter().map(|(name, text)| (name, Source::read(&text))).collect();
+        let macros: BTreeMap<String, Vec<String>> = sources.values().flat_map(|source| source.macros.clone()).collect();
+        for source in sources.values_mut() {
+            for (name, is_worked_on) in &source.made_by {
+                let methods = if *is_worked_on { &mut source.methods } else { &mut source.other_methods };
+                methods.extend(macros.get(name).into_iter().flatten().cloned());
+            }
+        }
+        Self(sources)
     }
 
     /// The file that a path leads to, seen from a file, through all re-exports.
