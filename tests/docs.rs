@@ -415,6 +415,7 @@ fn the_tests_that_the_guarantees_name_are_there() {
     let mut count = 0;
     for (number, line, in_code) in document.lines() {
         for name in line.split('`').skip(1).step_by(2).filter(|_| !in_code) {
+            assert!(!name.starts_with('…'), "docs/guarantees.md:{number}: {name} is no whole name");
             if name.starts_with("tests/") || name.starts_with("benches/") {
                 assert!(root().join(name).exists(), "docs/guarantees.md:{number}: {name} is not there");
                 count += 1;

@@ -274,7 +274,7 @@ async fn namespaces_of_a_broker_never_meet(broker: impl Broker) {
     }
 }
 
-for_each_broker!(namespaces_of_a_broker_never_meet(broker): memory, redis, nats);
+for_each_broker!(namespaces_of_a_broker_never_meet(broker): redis, nats);
 
 #[tokio::test]
 async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {

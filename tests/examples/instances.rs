@@ -165,6 +165,9 @@ async fn only_who_trusts_it_speaks_to_it(url: &str, certificate: String) {
 
 #[tokio::test]
 async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
+    if !crate::kit::skip::has("openssl", "version") {
+        return;
+    }
     let made = Certificate::make("redis");
     let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
@@ -193,6 +196,9 @@ async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
 
 #[tokio::test]
 async fn nats_over_tls_and_with_a_password_that_nobody_prints() {
+    if !crate::kit::skip::has("openssl", "version") {
+        return;
+    }
     let made = Certificate::make("nats");
     let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
     let arguments = ["--tls", "--tlscert", &certificate, "--tlskey", &key, "--user", "hub", "--pass", "s3cret"];

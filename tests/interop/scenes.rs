@@ -40,7 +40,7 @@ pub async fn all(client: &'static Client, installed: Arc<Installed>) -> Outcome 
     // A busy machine makes one wait look late, but not each of three.
     for _ in 0..2 {
         if scene.is_late() && deviation::of(client, Case::Retry).is_none() {
-            scene.waits.clear();
+            scene.waits.retain(|wait| !is_late(wait));
             scene.cut().await;
         }
     }
@@ -48,13 +48,23 @@ pub async fn all(client: &'static Client, installed: Arc<Installed>) -> Outcome 
     scene.outcome
 }
 
+/// Whether the client stayed away much longer than it was told to. Only long waits tell: a busy machine makes short ones
+/// look late.
+fn is_late((waited, retry): &(Duration, Duration)) -> bool {
+    *retry >= RETRY && *waited > retry.mul_f64(1.8)
+}
+
 impl Scene<'_> {
     async fn start(&self, hub: HubBuilder, end: End, answers: &[Answer], last: &str) -> Run {
         Run::start(self.client, self.installed, hub, end, answers, last).await
     }
 
+    /// Notes an outcome. The first that is not `ok` stands for the case.
     fn note(&mut self, case: Case, outcome: impl Into<String>) {
-        self.outcome.insert(case, outcome.into());
+        let noted = self.outcome.entry(case).or_insert_with(|| "ok".to_owned());
+        if noted == "ok" {
+            *noted = outcome.into();
+        }
     }
 
     /// Everything that is about bytes, with heartbeats in between.
@@ -91,11 +101,7 @@ impl Scene<'_> {
                 Some(_) => "ok".to_owned(),
                 None => format!("nothing for {:?}", sample.data),
             };
-            // The first that is not so stands for the case.
-            let noted = self.outcome.entry(sample.case).or_insert_with(|| "ok".to_owned());
-            if noted == "ok" {
-                *noted = outcome;
-            }
+            self.note(sample.case, outcome);
         }
 
         let whole = own.last().is_some_and(|seen| seen.id == last && seen.data == "after a heartbeat");
@@ -240,10 +246,8 @@ impl Scene<'_> {
         }));
     }
 
-    /// Whether it stayed away much longer than it was told to. Only long waits tell: a busy machine makes short ones
-    /// look late.
     fn is_late(&self) -> bool {
-        self.waits.iter().any(|(waited, retry)| *retry >= RETRY && *waited > retry.mul_f64(1.8))
+        self.waits.iter().any(is_late)
     }
 
     fn retry(&mut self) {
