@@ -11,8 +11,10 @@ use tower_sse::{
     TopicRule,
 };
 
+use crate::kit::access::asked_for;
 use crate::kit::broker::for_each_broker;
-use crate::kit::{Events, Server, get, send, soon, until};
+use crate::kit::page::{Page, parsed};
+use crate::kit::{Server, get, send, soon, until};
 
 struct Instance {
     hub: Hub,
@@ -21,11 +23,9 @@ struct Instance {
 
 /// `?user=` is taken at its word.
 async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-    let mut subscription = Subscription::anonymous().may_join(TopicRule::prefix("open/"));
-    for user in connect.query_values("user") {
-        subscription = subscription.with_user(&*user).data(&json!({ "name": user }));
-    }
-    Ok(connect.query_values("topic").fold(subscription, |subscription, topic| subscription.topic(&*topic)))
+    let user = connect.query_values("user");
+    let subscription = asked_for(&connect).may_join(TopicRule::prefix("open/"));
+    Ok(user.fold(subscription, |subscription, user| subscription.data(&json!({ "name": user }))))
 }
 
 fn builder() -> HubBuilder {
@@ -44,7 +44,7 @@ impl Instance {
     }
 
     async fn open(&self, query: &str) -> Page {
-        Page::read(get(self.server.addr, &format!("/events?{query}")).await.events()).await
+        Page::open(self.server.addr, &format!("/events?{query}")).await
     }
 }
 
@@ -55,19 +55,7 @@ async fn pair(log: impl Backplane + Clone) -> (Instance, Instance) {
     (one, two)
 }
 
-struct Page {
-    events: Events,
-    connection: String,
-}
-
 impl Page {
-    async fn read(mut events: Events) -> Self {
-        let hello: Value = serde_json::from_str(&events.next().await.data).unwrap();
-        let connection = hello["connection"].as_str().unwrap().to_owned();
-        events.caught_up().await;
-        Self { events, connection }
-    }
-
     /// The topics in force, once they have changed.
     async fn topics(&mut self) -> Value {
         loop {
@@ -78,10 +66,10 @@ impl Page {
         }
     }
 
-    async fn bye(self) -> Value {
+    async fn last(self) -> Value {
         let bye = self.events.rest().await.pop().unwrap();
         assert_eq!(bye.event, "hub.bye");
-        serde_json::from_str(&bye.data).unwrap()
+        parsed(&bye)
     }
 }
 
@@ -124,7 +112,7 @@ async fn a_kick_reaches_every_instance(log: impl Backplane + Clone) {
         let begun = std::time::Instant::now();
         assert_eq!(one.hub.user("ada").disconnect(kick).await.unwrap(), 1, "of this instance");
         for page in [here, there] {
-            let bye = page.bye().await;
+            let bye = page.last().await;
             assert_eq!((&bye["reason"], &bye["return"]), (&json!("kicked"), &json!(returns)));
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "the promise is a second");
@@ -136,7 +124,7 @@ async fn a_kick_reaches_every_instance(log: impl Backplane + Clone) {
     // A single connection, by its id, from elsewhere.
     let page = two.open("topic=t").await;
     one.hub.connection(&page.connection).disconnect(Kick::now()).await.unwrap();
-    assert_eq!(page.bye().await["reason"], "kicked");
+    assert_eq!(page.last().await["reason"], "kicked");
 }
 
 async fn joins_reach_every_instance(log: impl Backplane + Clone) {

@@ -17,6 +17,7 @@ use tower_sse::{
     StreamItem, Subscription, TopicRule,
 };
 
+use crate::kit::access::asked_for;
 use crate::kit::broker::{Broker, for_each_broker};
 use crate::kit::{soon, until};
 
@@ -103,11 +104,7 @@ struct Hook(Arc<Counted>);
 
 impl Access for Hook {
     async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        let mut subscription = Subscription::anonymous();
-        for user in connect.query_values("user") {
-            subscription = subscription.with_user(&*user);
-        }
-        Ok(connect.query_values("topic").fold(subscription, |subscription, topic| subscription.topic(&*topic)))
+        Ok(asked_for(&connect))
     }
 
     async fn recheck(&self, subscription: Subscription) -> Recheck {

@@ -1,9 +1,6 @@
 //! Many tabs: over HTTP/1.1 a browser has six connections for a site, over HTTP/2 one for all of its streams.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
-use std::sync::Arc;
 
 use http::Version;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -12,14 +9,10 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring::default_provider;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tower_sse::{Event, Hub};
 
 use crate::driver::{Context, Page, browser};
+use crate::kit::certificate::Certificate;
 use crate::kit::until;
 use crate::site::{Record, everybody};
 use crate::source::{CONNECTING, Source};
@@ -27,43 +20,6 @@ use crate::source::{CONNECTING, Source};
 const TABS: usize = 8;
 /// What browsers open to a site, at most.
 const CONNECTIONS: usize = 6;
-
-/// A key and a certificate that nobody vouches for, and that are gone afterwards.
-struct Certificate(PathBuf);
-
-impl Certificate {
-    fn make(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("tower-sse-browser-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-            .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
-            .arg(folder.join("key.pem"))
-            .arg("-out")
-            .arg(folder.join("certificate.pem"))
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Self(folder)
-    }
-
-    /// For a server that speaks this and nothing else.
-    fn acceptor(&self, protocol: &str) -> TlsAcceptor {
-        let key = PrivateKeyDer::from_pem_file(self.0.join("key.pem")).unwrap();
-        let certificate = CertificateDer::from_pem_file(self.0.join("certificate.pem")).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
-        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-        let mut config = config.with_single_cert(vec![certificate], key).unwrap();
-        config.alpn_protocols = vec![protocol.into()];
-        TlsAcceptor::from(Arc::new(config))
-    }
-}
-
-impl Drop for Certificate {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
 
 struct SecureSite {
     addr: SocketAddr,
@@ -73,9 +29,9 @@ struct SecureSite {
 }
 
 impl SecureSite {
-    async fn start(hub: &Hub, protocol: &'static str) -> Self {
-        let certificate = Certificate::make(&protocol.replace('/', "-"));
-        let acceptor = certificate.acceptor(protocol);
+    async fn start(hub: &Hub, protocol: &str) -> Option<Self> {
+        let certificate = Certificate::make()?;
+        let acceptor = certificate.acceptor(&[protocol]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let record = Record::default();
@@ -93,7 +49,7 @@ impl SecureSite {
                 });
             }
         });
-        Self { addr, record, task, _certificate: certificate }
+        Some(Self { addr, record, task, _certificate: certificate })
     }
 
     /// Tabs without a stream yet: where each stream has a connection, a page could not even be loaded after six.
@@ -120,7 +76,7 @@ async fn publish(hub: &Hub, data: &'static str) {
 async fn over_http_2_eight_tabs_are_all_live() {
     let Some(browser) = browser() else { return };
     let hub = Hub::builder().build().unwrap();
-    let site = SecureSite::start(&hub, "h2").await;
+    let Some(site) = SecureSite::start(&hub, "h2").await else { return };
     let context = browser.context(json!({ "ignoreHTTPSErrors": true })).await;
     let tabs = site.tabs(&context).await;
     let mut sources = Vec::new();
@@ -142,7 +98,7 @@ async fn over_http_2_eight_tabs_are_all_live() {
 async fn over_http_1_1_six_are_and_the_seventh_waits_until_one_is_closed() {
     let Some(browser) = browser() else { return };
     let hub = Hub::builder().build().unwrap();
-    let site = SecureSite::start(&hub, "http/1.1").await;
+    let Some(site) = SecureSite::start(&hub, "http/1.1").await else { return };
     let context = browser.context(json!({ "ignoreHTTPSErrors": true })).await;
     let tabs = site.tabs(&context).await;
     let mut sources: Vec<Source<'_>> = Vec::new();

@@ -2,13 +2,12 @@
 #![cfg(unix)]
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use http::Request;
 use serde_json::Value;
 
+use crate::kit::certificate::Certificate;
 use crate::kit::{Events, get, resume, send, soon, subscribe};
 use crate::nats_server::NatsServer;
 use crate::process::{Process, start_in, start_with};
@@ -113,36 +112,6 @@ async fn without_its_broker_it_is_well_not_ready_and_refuses_softly() {
     assert_eq!(stats["gaps"]["epoch"], 0);
 }
 
-/// A key and a certificate of its own, thrown away afterwards.
-struct Certificate(PathBuf);
-
-impl Certificate {
-    fn make(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("tower-sse-tls-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let this = Self(folder);
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-            .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-            .args(["-keyout", &this.file("key.pem"), "-out", &this.file("certificate.pem")])
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        this
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Certificate {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
 /// What a process takes for trustworthy it is told by its environment.
 async fn only_who_trusts_it_speaks_to_it(url: &str, certificate: String) {
     let args = || ["--listen", "127.0.0.1:0", "--backplane", url].map(str::to_owned).to_vec();
@@ -165,11 +134,8 @@ async fn only_who_trusts_it_speaks_to_it(url: &str, certificate: String) {
 
 #[tokio::test]
 async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
-    if !crate::kit::skip::has("openssl", "version") {
-        return;
-    }
-    let made = Certificate::make("redis");
-    let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
+    let Some(made) = Certificate::make() else { return };
+    let (key, certificate) = (made.key(), made.certificate());
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let arguments = [
         &[
@@ -196,11 +162,8 @@ async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
 
 #[tokio::test]
 async fn nats_over_tls_and_with_a_password_that_nobody_prints() {
-    if !crate::kit::skip::has("openssl", "version") {
-        return;
-    }
-    let made = Certificate::make("nats");
-    let (key, certificate) = (made.file("key.pem"), made.file("certificate.pem"));
+    let Some(made) = Certificate::make() else { return };
+    let (key, certificate) = (made.key(), made.certificate());
     let arguments = ["--tls", "--tlscert", &certificate, "--tlskey", &key, "--user", "hub", "--pass", "s3cret"];
     let Some(server) = NatsServer::start_with(&arguments) else { return };
     let url = format!("tls://hub:s3cret@127.0.0.1:{}", server.port);

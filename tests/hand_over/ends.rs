@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tower_sse::{End, EndReason, Hub, Kick, LagPolicy, Retention};
 
+use crate::kit::page::parsed;
 use crate::kit::{Sse, soon};
 use crate::peer::Peer;
 use crate::site::Site;
 
-fn parsed(event: &Sse) -> Value {
+fn goodbye(event: &Sse) -> Value {
     assert_eq!(event.event, "hub.bye");
-    serde_json::from_str(&event.data).unwrap()
+    parsed(event)
 }
 
 #[tokio::test]
@@ -30,7 +31,7 @@ async fn kicked_in_each_way() {
         assert_eq!(site.hub.user("ada").disconnect(kick.note("so it is")).await.unwrap(), 1);
         let rest = events.rest().await;
         let [bye] = &rest[..] else { panic!("{rest:?}") };
-        assert_eq!(parsed(bye), json!({ "reason": "kicked", "return": word, "note": "so it is" }));
+        assert_eq!(goodbye(bye), json!({ "reason": "kicked", "return": word, "note": "so it is" }));
         assert_eq!((bye.retry.is_some(), bye.id.starts_with("0.")), (word != "never", word == "never"), "{bye:?}");
         assert_eq!((site.hub.stats().connections, site.hub.stats().ended(EndReason::Kicked)), (0, 1));
     }
@@ -53,7 +54,7 @@ async fn a_drain_spreads_the_return_over_its_window() {
     for (events, _writer) in streams {
         let mut rest = events.rest().await;
         let bye = rest.pop().unwrap();
-        assert_eq!(parsed(&bye), json!({ "reason": "draining", "return": "now" }));
+        assert_eq!(goodbye(&bye), json!({ "reason": "draining", "return": "now" }));
         assert_eq!(rest.pop().unwrap().data, "before");
         retries.push(bye.retry.unwrap());
     }
@@ -112,7 +113,7 @@ async fn the_last_word_arrives_behind_unread_input() {
     assert_eq!((drained.ended, drained.cut), (20, 0));
     tokio::time::sleep(Duration::from_millis(1200)).await;
     for (events, _writer) in streams {
-        assert_eq!(parsed(&events.rest().await.pop().unwrap())["reason"], "draining");
+        assert_eq!(goodbye(&events.rest().await.pop().unwrap())["reason"], "draining");
     }
 }
 
@@ -136,7 +137,7 @@ async fn the_last_word_arrives_when_it_is_long_in_the_kernel() {
     }
     let rest = peer.reader.events().rest().await;
     assert_eq!(rest.iter().filter(|event| event.event == "message").count(), 20);
-    assert_eq!(parsed(rest.last().unwrap())["reason"], "draining");
+    assert_eq!(goodbye(rest.last().unwrap())["reason"], "draining");
 }
 
 /// A client that has seen the end and does not close keeps nothing open.
@@ -177,12 +178,12 @@ async fn an_aborted_end_has_no_last_chunk() {
 async fn a_subscription_that_expires_says_so_and_ends() {
     let site = Site::start(Hub::builder().expiry_notice(Duration::from_millis(500))).await;
     let since = Instant::now();
-    let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&ms=2000").await;
+    let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&expires_ms=2000").await;
     site.taken(1).await;
     events.caught_up().await;
     assert_eq!(events.next().await.event, "hub.expiring");
     let rest = events.rest().await;
-    assert_eq!(parsed(&rest[0]), json!({ "reason": "expired", "return": "now" }));
+    assert_eq!(goodbye(&rest[0]), json!({ "reason": "expired", "return": "now" }));
     assert!((1700..20_000).contains(&since.elapsed().as_millis()), "{:?}", since.elapsed());
     assert_eq!((rest.len(), site.passed.frames()), (1, 1));
 }
@@ -195,7 +196,7 @@ async fn a_stream_that_is_old_ends() {
     let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
     let bye = events.rest().await.pop().unwrap();
-    assert_eq!(parsed(&bye), json!({ "reason": "age", "return": "now" }));
+    assert_eq!(goodbye(&bye), json!({ "reason": "age", "return": "now" }));
     assert!(since.elapsed() >= second * 4 / 5 && since.elapsed() < 10 * second, "{:?}", since.elapsed());
     assert_eq!(site.passed.frames(), 1);
 }
@@ -213,7 +214,7 @@ async fn who_lags_is_ended_where_that_is_the_rule() {
         tokio::task::yield_now().await;
     }
     let rest = peer.reader.events().rest().await;
-    assert_eq!(parsed(rest.last().unwrap())["reason"], "lagged");
+    assert_eq!(goodbye(rest.last().unwrap())["reason"], "lagged");
     assert!(!rest.iter().any(|event| event.event == "hub.gap"));
     assert_eq!(site.hub.stats().ended(EndReason::Lagged), 1);
 }

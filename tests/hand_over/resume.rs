@@ -5,9 +5,10 @@ use tokio::net::TcpListener;
 use tower_sse::{Event, Hub, Retention};
 
 use crate::deadline::Seeded;
+use crate::kit::access::as_asked;
 use crate::kit::{Events, resume, send, soon};
 use crate::peer::Peer;
-use crate::site::{Site, access};
+use crate::site::Site;
 
 #[tokio::test]
 async fn who_comes_back_gets_what_it_missed_and_then_what_comes() {
@@ -47,7 +48,7 @@ async fn back_and_forth_between_a_server_that_hands_over_and_one_that_does_not()
     let site = Site::start(Hub::builder().topic_retention(wide)).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let other = listener.local_addr().unwrap();
-    let app = axum::Router::new().route_service("/events", site.hub.endpoint(access));
+    let app = axum::Router::new().route_service("/events", site.hub.endpoint(as_asked));
     let serve = axum::serve(site.hub.listener(listener), app);
     let serve = tokio::spawn(async move { serve.await.unwrap() });
     let publisher = tokio::spawn({

@@ -1,7 +1,6 @@
 //! Servers that hand over, and what can be seen of that from outside.
 
 use std::convert::Infallible;
-use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,8 +17,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower::util::MapResponseLayer;
-use tower_sse::{Connect, Drained, Event, Hub, HubBuilder, Refusal, Subscription};
+use tower_sse::{Drained, Event, Hub, HubBuilder};
 
+use crate::kit::access::as_asked;
 use crate::kit::{Events, soon, until};
 use crate::layers::watch;
 
@@ -39,19 +39,6 @@ impl Passed {
     pub fn ended(&self) -> usize {
         self.ended.load(Ordering::SeqCst)
     }
-}
-
-/// Who asks is who the query says, reads the topics that it names, and for as long.
-#[expect(clippy::needless_pass_by_value, reason = "it is a hook")]
-pub fn access(connect: Connect) -> std::future::Ready<Result<Subscription, Refusal>> {
-    let mut subscription = Subscription::anonymous();
-    for user in connect.query_values("user") {
-        subscription = subscription.with_user(&*user);
-    }
-    for time in connect.query_values("ms") {
-        subscription = subscription.expires_in(Duration::from_millis(time.parse().unwrap()));
-    }
-    ready(Ok(connect.query_values("topic").fold(subscription, |subscription, topic| subscription.topic(&*topic))))
 }
 
 /// The application on axum, with `/events`, and other routes beside it.
@@ -152,7 +139,7 @@ impl Drop for Site {
 fn app(hub: &Hub, passed: &Arc<Passed>, counted: &Arc<AtomicUsize>) -> Router {
     let (passed, counted) = (Arc::clone(passed), Arc::clone(counted));
     let streams = Router::new()
-        .route_service("/events", hub.endpoint(access))
+        .route_service("/events", hub.endpoint(as_asked))
         .layer(MapResponseLayer::new(move |response| watch(response, &passed)));
     let count = async move || {
         counted.fetch_add(1, Ordering::SeqCst);

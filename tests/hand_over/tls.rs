@@ -1,8 +1,6 @@
 //! TLS above the hub's part and below it: what goes out is nothing that it knows, or the socket is none that it has.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,14 +14,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring::default_provider;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower_sse::{Event, Hub};
 
-use crate::kit::{Events, reply, skip, soon};
-use crate::site::access;
+use crate::kit::access::as_asked;
+use crate::kit::certificate::Certificate;
+use crate::kit::{Events, reply, soon};
 
 /// Whoever the server is.
 #[derive(Debug)]
@@ -64,45 +62,6 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// A key and a certificate that nobody vouches for, and that are gone afterwards.
-struct Certificate(PathBuf);
-
-impl Certificate {
-    /// Makes a certificate. Without openssl, reports the test as skipped and returns `None`.
-    fn make(name: &str) -> Option<Self> {
-        if Command::new("openssl").arg("version").output().is_err() {
-            skip::not_installed("openssl");
-            return None;
-        }
-        let folder = std::env::temp_dir().join(format!("tower-sse-hand-over-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-            .args(["-subj", "/CN=127.0.0.1", "-keyout"])
-            .arg(folder.join("key.pem"))
-            .arg("-out")
-            .arg(folder.join("certificate.pem"))
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Some(Self(folder))
-    }
-
-    fn acceptor(&self) -> TlsAcceptor {
-        let key = PrivateKeyDer::from_pem_file(self.0.join("key.pem")).unwrap();
-        let certificate = CertificateDer::from_pem_file(self.0.join("certificate.pem")).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
-        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-        TlsAcceptor::from(Arc::new(config.with_single_cert(vec![certificate], key).unwrap()))
-    }
-}
-
-impl Drop for Certificate {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
 /// Where the hub's part is.
 #[derive(Clone, Copy, Debug)]
 enum Place {
@@ -129,7 +88,7 @@ impl Secure {
                     let (hub, acceptor, serving) = (hub.clone(), acceptor.clone(), Arc::clone(&serving));
                     serving.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(async move {
-                        let service = TowerToHyperService::new(hub.endpoint(access));
+                        let service = TowerToHyperService::new(hub.endpoint(as_asked));
                         let builder = auto::Builder::new(TokioExecutor::new());
                         match place {
                             Place::Below => {
@@ -171,10 +130,10 @@ impl Drop for Secure {
 
 #[tokio::test]
 async fn the_server_goes_on_with_it() {
-    let Some(certificate) = Certificate::make("tls") else { return };
+    let Some(certificate) = Certificate::make() else { return };
     for place in [Place::Below, Place::Above] {
         let hub = Hub::builder().heartbeat(Duration::from_millis(100)).visible_heartbeat().build().unwrap();
-        let server = Secure::start(&hub, certificate.acceptor(), place).await;
+        let server = Secure::start(&hub, certificate.acceptor(&[]), place).await;
         let mut events = server.events().await;
         assert_eq!(events.next().await.event, "hub.hello", "{place:?}");
         for n in 0..20 {

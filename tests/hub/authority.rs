@@ -18,6 +18,8 @@ use tower_sse::{
     Subscription, SubscriptionError, Ticket, TopicRule,
 };
 
+use crate::kit::access::asked_for;
+use crate::kit::page::parsed;
 use crate::kit::{Events, Reply, Server, Sse, get, resume, send, soon, subscribe, until};
 
 /// How often open streams are asked about.
@@ -36,17 +38,11 @@ struct Door<F> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Session(u32);
 
-/// What the query says: `?user=ada&topic=a&topic=b&lives_ms=500`.
-fn asked_for(connect: &Connect) -> Subscription {
-    let mut subscription = Subscription::anonymous();
+/// What the query says, with data and an extension.
+fn with_session(connect: &Connect) -> Subscription {
+    let mut subscription = asked_for(connect);
     for user in connect.query_values("user") {
-        subscription = subscription.with_user(&*user).data(&json!({ "name": user }));
-    }
-    for topic in connect.query_values("topic") {
-        subscription = subscription.topic(&*topic);
-    }
-    for millis in connect.query_values("lives_ms") {
-        subscription = subscription.expires_in(Duration::from_millis(millis.parse().unwrap()));
+        subscription = subscription.data(&json!({ "name": user }));
     }
     subscription.extension(Session(7))
 }
@@ -57,7 +53,7 @@ where
     Fut: Future<Output = Recheck> + Send + 'static,
 {
     async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        if connect.has_ticket() { self.hub.redeem(&connect).await } else { Ok(asked_for(&connect)) }
+        if connect.has_ticket() { self.hub.redeem(&connect).await } else { Ok(with_session(&connect)) }
     }
 
     fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
@@ -117,10 +113,6 @@ impl Says {
         })
         .await
     }
-}
-
-fn parsed(event: &Sse) -> Value {
-    serde_json::from_str(&event.data).unwrap()
 }
 
 /// Reads on to the goodbye, which is the last.
@@ -253,7 +245,7 @@ async fn a_narrowed_stream_may_be_given_more_time() {
     };
     let (hub, server) = serve(hurried(), renewed).await;
     let since = Instant::now();
-    let mut events = subscribe(server.addr, "/events?topic=t&lives_ms=600").await;
+    let mut events = subscribe(server.addr, "/events?topic=t&expires_ms=600").await;
     tokio::time::sleep_until((since + Duration::from_millis(900)).into()).await;
     publish(&hub, "t", "alive").await;
     assert_eq!(events.next_own().await.data, "alive");
@@ -263,7 +255,7 @@ async fn a_narrowed_stream_may_be_given_more_time() {
 async fn a_narrowed_stream_may_be_given_less_time() {
     let shortened = |_| ready(Recheck::Narrow(Subscription::anonymous().topic("t").expires_in(Duration::ZERO)));
     let (_hub, server) = serve(hurried(), shortened).await;
-    let bye = bye(subscribe(server.addr, "/events?topic=t&lives_ms=3600000").await).await;
+    let bye = bye(subscribe(server.addr, "/events?topic=t&expires_ms=3600000").await).await;
     assert_eq!(parsed(&bye), json!({ "reason": "expired", "return": "now" }));
 }
 
@@ -271,7 +263,7 @@ async fn a_narrowed_stream_may_be_given_less_time() {
 async fn a_verdict_that_hands_back_the_same_time_is_no_news() {
     // Asked about twenty times in its last two seconds.
     let (_hub, server) = serve(hurried(), |subscription| ready(Recheck::Narrow(subscription))).await;
-    let events = subscribe(server.addr, "/events?topic=t&lives_ms=2000").await.rest().await;
+    let events = subscribe(server.addr, "/events?topic=t&expires_ms=2000").await.rest().await;
     let notices = events.iter().filter(|event| event.event == "hub.expiring").count();
     assert_eq!((notices, parsed(events.last().unwrap())["reason"].as_str()), (1, Some("expired")), "{events:?}");
 }
@@ -310,7 +302,7 @@ async fn a_closure_is_asked_once_for_each_request() {
         let (asked, says) = (Arc::clone(&asked), says.clone());
         let closure = move |connect: Connect| {
             asked.fetch_add(1, Ordering::SeqCst);
-            ready(Ok(asked_for(&connect)))
+            ready(Ok(with_session(&connect)))
         };
         let clock = move |_| {
             says.asked.fetch_add(1, Ordering::SeqCst);
@@ -492,7 +484,7 @@ async fn a_busy_stream_is_told_of_its_end_and_ends_by_its_time() {
         }
     });
     let since = Instant::now();
-    let events = get(server.addr, "/events?topic=t&lives_ms=1000").await.events().rest().await;
+    let events = get(server.addr, "/events?topic=t&expires_ms=1000").await.events().rest().await;
     let lived = since.elapsed();
     publisher.abort();
     assert!(lived >= Duration::from_millis(890) && lived < 10 * SECOND, "{lived:?}");

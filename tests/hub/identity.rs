@@ -10,31 +10,24 @@ use axum::Router;
 use futures::FutureExt;
 use http::{Request, StatusCode};
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
 use tower_sse::{
     Access, CommandError, Connect, EndReason, Event, Hub, HubBuilder, HubStream, Kick, Refusal, RefusalReason,
     StreamItem, Subscription, SubscriptionError, Target, TopicRule, UserId,
 };
 
-use crate::kit::{Events, Reply, Server, Sse, get, http2, reply, send, soon};
+use crate::kit::access::as_asked;
+use crate::kit::page::{Page, parsed};
+use crate::kit::{Reply, Server, get, http2, reply, send, soon};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 /// Of the hub's clock.
 const A_TICK: Duration = Duration::from_millis(1);
 
-/// A page says who it is and what it wants: `?user=ada&topic=a&topic=b`.
-async fn as_it_says(connect: Connect) -> Result<Subscription, Refusal> {
-    let mut subscription = Subscription::anonymous().topics(connect.query_values("topic"));
-    if let Some(user) = connect.query_values("user").next() {
-        subscription = subscription.with_user(user);
-    }
-    Ok(subscription)
-}
-
 async fn start() -> (Hub, Server) {
-    start_as(Hub::builder(), |_| as_it_says).await
+    start_as(Hub::builder(), |_| as_asked).await
 }
 
 async fn start_as<A: Access>(builder: HubBuilder, access: impl FnOnce(&Hub) -> A) -> (Hub, Server) {
@@ -44,54 +37,17 @@ async fn start_as<A: Access>(builder: HubBuilder, access: impl FnOnce(&Hub) -> A
     (hub, server)
 }
 
-/// An open stream that has caught up.
-struct Page {
-    events: Events,
-    connection: String,
-}
-
 impl Page {
-    async fn of(reply: Reply) -> Self {
-        let mut events = reply.events();
-        let hello = events.next().await;
-        assert_eq!(hello.event, "hub.hello", "{}", hello.data);
-        let connection = parsed(&hello)["connection"].as_str().unwrap().to_owned();
-        events.caught_up().await;
-        Self { events, connection }
-    }
-
-    async fn open(addr: SocketAddr, path: &str) -> Self {
-        Self::of(get(addr, path).await).await
-    }
-
-    /// The same over HTTP/2.
+    /// [`open`](Self::open) over HTTP/2.
     async fn open_2(addr: SocketAddr, path: &str) -> Self {
         let request = Request::get(format!("http://test{path}")).body(http_body_util::Full::default()).unwrap();
         Self::of(reply(soon(http2(addr).await.send_request(request)).await.unwrap())).await
     }
 
-    /// Both ways.
+    /// Over both versions of HTTP.
     async fn tabs(addr: SocketAddr, path: &str) -> [Self; 2] {
         [Self::open(addr, path).await, Self::open_2(addr, path).await]
     }
-
-    /// The data of the next event of the application.
-    async fn reads(&mut self) -> String {
-        self.events.next_own().await.data
-    }
-
-    /// The one event that is left, and the id that the browser has then.
-    async fn bye(mut self) -> (Sse, String) {
-        let bye = self.events.next().await;
-        assert_eq!(bye.event, "hub.bye", "{bye:?}");
-        let id = self.events.last_id.clone();
-        assert_eq!(self.events.rest().await, []);
-        (bye, id)
-    }
-}
-
-fn parsed(event: &Sse) -> Value {
-    serde_json::from_str(&event.data).unwrap()
 }
 
 async fn publish(target: Target<'_>, data: &str) {
@@ -201,7 +157,7 @@ async fn the_retry_says_when_to_come_back() {
         (Kick::later(Duration::ZERO), "later", Some(SECOND..=SECOND)),
         (Kick::never(HOUR), "never", None),
     ] {
-        let (hub, server) = start_as(Hub::builder().retry_range(SECOND..=SECOND * 60), |_| as_it_says).await;
+        let (hub, server) = start_as(Hub::builder().retry_range(SECOND..=SECOND * 60), |_| as_asked).await;
         for page in Page::tabs(server.addr, "/events?user=ada").await {
             assert_eq!(hub.connection(&page.connection).disconnect(kick.clone()).await.unwrap(), 1);
             let (bye, _) = page.bye().await;
@@ -424,7 +380,7 @@ impl Default for Gauge {
 
 impl Access for Gate {
     async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        let decided = as_it_says(connect).await;
+        let decided = as_asked(connect).await;
         self.decided.notify_one();
         drop(self.open.0.acquire().await);
         decided
@@ -597,7 +553,7 @@ async fn no_name_is_taken_for_another_over_sockets() {
 
 #[tokio::test]
 async fn who_comes_and_goes_is_told_to_the_own_topic_alone() {
-    let (hub, server) = start_as(Hub::builder().presence_for(TopicRule::any()), |_| as_it_says).await;
+    let (hub, server) = start_as(Hub::builder().presence_for(TopicRule::any()), |_| as_asked).await;
     let mut watching = Page::open(server.addr, "/events?topic=a").await;
     let mut elsewhere = Page::open(server.addr, "/events?topic=a%3Ab").await;
     let _one = Page::open(server.addr, "/events?user=b%3Ac&topic=a").await;

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use futures::future::join_all;
 use http::{Request, StatusCode};
-use serde_json::Value;
 use tokio::task::JoinHandle;
 use tower::Service;
 use tower_sse::{
@@ -16,7 +15,9 @@ use tower_sse::{
     SubscriptionError, TopicRule,
 };
 
-use crate::kit::{self, Events, Server, Sse, get, resume, send, soon, subscribe, until};
+use crate::kit::access::asked_for;
+use crate::kit::page::parsed;
+use crate::kit::{self, Events, Server, get, resume, send, soon, subscribe, until};
 
 const RETRY: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,16 +25,9 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Everybody is who the query says and reads the topic `t`.
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.retry(RETRY).build().unwrap();
-    let access = |connect: Connect| {
-        let subscription = Subscription::anonymous().topic("t");
-        ready(Ok(connect.query_values("user").fold(subscription, |subscription, user| subscription.with_user(&*user))))
-    };
+    let access = async |connect: Connect| Ok(asked_for(&connect).topic("t"));
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     (hub, server)
-}
-
-fn parsed(event: &Sse) -> Value {
-    serde_json::from_str(&event.data).unwrap()
 }
 
 /// What came of a request for a stream.

@@ -20,7 +20,8 @@ use tower_sse::{
     TopicRule,
 };
 
-use crate::kit::{self, Events, Reply, Server, Sse, http2, reply, send, soon, until};
+use crate::kit::page::{Page, parsed, topics_of};
+use crate::kit::{self, Reply, Server, Sse, http2, reply, send, soon, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
@@ -97,13 +98,13 @@ impl Client {
     }
 
     async fn come_back(self, path: &str, id: &str) -> Page {
-        Page::of(send(self.addr, self.request(Method::GET, path).header("last-event-id", id).body("").unwrap()).await)
+        Page::new(send(self.addr, self.request(Method::GET, path).header("last-event-id", id).body("").unwrap()).await)
             .await
     }
 
     async fn open_over(self, version: Version, path: &str) -> Page {
         match version {
-            Version::HTTP_2 => Page::of(self.send_2(Method::GET, path).await).await,
+            Version::HTTP_2 => Page::new(self.send_2(Method::GET, path).await).await,
             _ => self.open(path).await,
         }
     }
@@ -129,29 +130,13 @@ impl Client {
     }
 }
 
-/// An open stream whose `hub.hello` has been read.
-struct Page {
-    events: Events,
-    connection: String,
-    /// Those of `hub.hello`.
-    topics: Vec<String>,
-}
-
 impl Page {
     /// Reads until it has caught up with nothing in between.
-    async fn of(reply: Reply) -> Self {
+    async fn new(reply: Reply) -> Self {
         let mut page = Self::greeted(reply).await;
         let live = page.events.next().await;
         assert_eq!(live.event, "hub.live", "{live:?}");
         page
-    }
-
-    async fn greeted(reply: Reply) -> Self {
-        let mut events = reply.events();
-        let hello = events.next().await;
-        assert_eq!(hello.event, "hub.hello", "{hello:?}");
-        let connection = parsed(&hello)["connection"].as_str().unwrap().to_owned();
-        Self { events, connection, topics: topics_of(&hello) }
     }
 
     fn target<'a>(&self, hub: &'a Hub) -> Target<'a> {
@@ -163,7 +148,7 @@ impl Page {
     }
 
     /// The data of the next event, which is the application's.
-    async fn reads(&mut self) -> String {
+    async fn reads_next(&mut self) -> String {
         let event = self.events.next().await;
         assert_eq!(event.event, "message", "{event:?}");
         event.data
@@ -172,7 +157,7 @@ impl Page {
     /// The next event, which is out of the order of the log: without an id.
     async fn replays(&mut self) -> String {
         let before = self.events.last_id.clone();
-        let data = self.reads().await;
+        let data = self.reads_next().await;
         assert_eq!(self.events.last_id, before, "{data} has an id");
         data
     }
@@ -193,20 +178,9 @@ impl Page {
     }
 }
 
-fn parsed(event: &Sse) -> Value {
-    serde_json::from_str(&event.data).unwrap()
-}
-
 /// The number in an id.
 fn sequence(id: &str) -> u64 {
     id.rsplit_once('.').and_then(|(_, sequence)| sequence.parse().ok()).unwrap()
-}
-
-/// In the order of their names.
-fn topics_of(event: &Sse) -> Vec<String> {
-    let mut topics: Vec<String> = serde_json::from_value(parsed(event)["topics"].clone()).unwrap();
-    topics.sort_unstable();
-    topics
 }
 
 async fn publish(target: Target<'_>, data: impl ToString) -> Position {
@@ -233,14 +207,14 @@ async fn a_connection_gets_a_topic_from_join_to_leave() {
         assert_eq!(page.target(&hub).join("t").await.unwrap(), 1);
         page.is_told(&["a", "t"]).await;
         let position = publish(hub.topic("t"), "in").await;
-        assert_eq!(page.reads().await, "in");
+        assert_eq!(page.reads_next().await, "in");
         assert_eq!(page.events.last_id, position.to_string());
 
         assert_eq!(page.target(&hub).leave("t").await.unwrap(), 1);
         page.is_told(&["a"]).await;
         publish(hub.topic("t"), "out").await;
         publish(hub.topic("a"), "still").await;
-        assert_eq!(page.reads().await, "still");
+        assert_eq!(page.reads_next().await, "still");
     }
 }
 
@@ -253,7 +227,7 @@ async fn a_topic_that_a_page_has_is_not_joined_again() {
     assert_eq!(page.target(&hub).join("a").since(since).await.unwrap(), 0);
     assert_eq!(page.target(&hub).leave("b").await.unwrap(), 0);
     publish(hub.topic("a"), 3).await;
-    assert_eq!([page.reads().await, page.reads().await, page.reads().await], ["1", "2", "3"]);
+    assert_eq!([page.reads_next().await, page.reads_next().await, page.reads_next().await], ["1", "2", "3"]);
 }
 
 #[tokio::test]
@@ -269,7 +243,7 @@ async fn what_a_connection_joined_ends_with_it() {
     assert_eq!(page.topics, ["a"]);
     publish(hub.topic("t"), "not any more").await;
     publish(hub.topic("a"), "still").await;
-    assert_eq!(page.reads().await, "still");
+    assert_eq!(page.reads_next().await, "still");
 }
 
 #[tokio::test]
@@ -287,7 +261,7 @@ async fn what_waits_of_a_left_topic_is_not_written() {
         let kept: Vec<_> = rest.iter().filter(|event| event.event == "message").map(|event| &event.data).collect();
         assert_eq!(kept, ["kept"]);
         publish(hub.everyone(), "after").await;
-        assert_eq!(page.reads().await, "after");
+        assert_eq!(page.reads_next().await, "after");
     }
 }
 
@@ -301,9 +275,9 @@ async fn a_topic_s_listeners_join_another_together() {
     publish(hub.everyone(), "after").await;
     for mut page in a {
         page.events.caught_up().await;
-        assert_eq!(page.reads().await, "in");
+        assert_eq!(page.reads_next().await, "in");
     }
-    assert_eq!(b.reads().await, "after");
+    assert_eq!(b.reads_next().await, "after");
     assert!(client.open("/events?topic=a").await.topics == ["a"], "it was about those who were there");
 }
 
@@ -337,7 +311,7 @@ async fn a_user_joins_with_all_tabs_and_those_to_come() {
     }
     publish(hub.topic("t"), "in").await;
     for tab in &mut all {
-        assert_eq!(tab.reads().await, "in");
+        assert_eq!(tab.reads_next().await, "in");
     }
 
     assert_eq!(hub.user("ada").leave("t").await.unwrap(), 4);
@@ -349,9 +323,9 @@ async fn a_user_joins_with_all_tabs_and_those_to_come() {
         if index < 4 {
             tab.is_told(&["a"]).await;
         }
-        assert_eq!(tab.reads().await, "after");
+        assert_eq!(tab.reads_next().await, "after");
     }
-    assert_eq!(ben.reads().await, "after");
+    assert_eq!(ben.reads_next().await, "after");
 }
 
 #[tokio::test]
@@ -362,7 +336,7 @@ async fn a_user_who_is_back_within_the_grace_has_lost_nothing() {
     hub.user("ada").join("t").await.unwrap();
     page.is_told(&["t"]).await;
     publish(hub.topic("t"), 1).await;
-    assert_eq!(page.reads().await, "1");
+    assert_eq!(page.reads_next().await, "1");
     let id = page.events.last_id.clone();
     drop(page);
     until(|| hub.user("ada").count() == 0).await;
@@ -370,7 +344,7 @@ async fn a_user_who_is_back_within_the_grace_has_lost_nothing() {
     let request = ada.request(Method::GET, "/events").header("last-event-id", &id).body("").unwrap();
     let mut page = Page::greeted(send(server.addr, request).await).await;
     assert_eq!(page.topics, ["t"]);
-    assert_eq!(page.reads().await, "2");
+    assert_eq!(page.reads_next().await, "2");
     assert_eq!(hub.user("ada").leave("t").await.unwrap(), 1);
 }
 
@@ -459,7 +433,7 @@ async fn what_came_since_is_replayed_in_order_and_then_accounted_for() {
         }
         page.is_told(&["a", "t"]).await;
         publish(hub.topic("t").and(hub.topic("a")), "next").await;
-        assert_eq!(page.reads().await, "next");
+        assert_eq!(page.reads_next().await, "next");
     }
 }
 
@@ -471,7 +445,7 @@ async fn what_a_page_has_read_by_another_topic_does_not_come_again() {
     publish(hub.topic("t"), "of t").await;
     publish(hub.topic("t").and(hub.topic("a")), "of both").await;
     publish(hub.topic("t"), "of t again").await;
-    assert_eq!(page.reads().await, "of both");
+    assert_eq!(page.reads_next().await, "of both");
     page.target(&hub).join("t").since(since).await.unwrap();
     assert_eq!([page.replays().await, page.replays().await], ["of t", "of t again"]);
     page.is_told(&["a", "t"]).await;
@@ -498,7 +472,7 @@ async fn a_since_that_is_not_to_be_had_is_one_gap() {
             page.meets_gap(reason, &["t"]).await;
             page.is_told(&["a", "t"]).await;
             publish(hub.topic("t"), "next").await;
-            assert_eq!(page.reads().await, "next");
+            assert_eq!(page.reads_next().await, "next");
         }
     }
 }
@@ -612,7 +586,7 @@ async fn a_page_joins_and_leaves() {
             assert_eq!(topics_of(&live), ["b", "open/1"]);
             publish(hub.topic("a"), "left").await;
             publish(hub.topic("open/1"), "joined").await;
-            assert_eq!(page.reads().await, "joined");
+            assert_eq!(page.reads_next().await, "joined");
         }
     }
 }
@@ -699,7 +673,7 @@ async fn one_topic_that_is_not_granted_refuses_all() {
         assert_eq!(client.post(&page.path("leave=%0A&join=open/1")).await.status, StatusCode::FORBIDDEN);
         assert_eq!(hub.topic("open/1").and(hub.topic("b")).count(), 0);
         publish(hub.topic("a"), "still").await;
-        assert_eq!(page.reads().await, "still");
+        assert_eq!(page.reads_next().await, "still");
     }
 }
 

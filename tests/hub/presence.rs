@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use futures::StreamExt;
 use futures::future::join_all;
-use serde_json::{Value, json};
+use serde_json::json;
 use tower_sse::{
     Connect, ConnectionId, ConnectionInfo, EndReason, Event, GapReason, Hub, HubBuilder, Kick, Lifecycle,
     LifecycleEvent, Position, Presence, Retention, Subscription, Topic, TopicRule,
 };
 
+use crate::kit::access::asked_for;
+use crate::kit::page::parsed;
 use crate::kit::{self, Events, Server, Sse, get, resume, soon, subscribe, until};
 
 /// How long one who left is taken for present.
@@ -24,14 +26,8 @@ const TICK: Duration = Duration::from_millis(1);
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.build().unwrap();
     let access = |connect: Connect| {
-        let mut subscription = Subscription::anonymous();
-        for user in connect.query_values("user") {
-            subscription = subscription.with_user(&*user);
-        }
-        for data in connect.query_values("data") {
-            subscription = subscription.data(&*data);
-        }
-        ready(Ok(connect.query_values("topic").fold(subscription, |subscription, topic| subscription.topic(&*topic))))
+        let data = connect.query_values("data");
+        ready(Ok(data.fold(asked_for(&connect), |subscription, data| subscription.data(&*data))))
     };
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     (hub, server)
@@ -49,10 +45,6 @@ fn telling() -> HubBuilder {
 /// A page of a user in the room.
 async fn enter(server: &Server, user: &str) -> Events {
     subscribe(server.addr, &format!("/events?topic=room&user={user}")).await
-}
-
-fn parsed(event: &Sse) -> Value {
-    serde_json::from_str(&event.data).unwrap()
 }
 
 /// The next that somebody came or went: the name of the event, the user.

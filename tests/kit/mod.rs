@@ -4,9 +4,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod access;
 pub mod broker;
+pub mod certificate;
 pub mod example;
 pub mod nats;
+pub mod page;
 pub mod port;
 pub mod proxy;
 pub mod redis;

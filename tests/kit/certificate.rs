@@ -1,0 +1,73 @@
+//! A key and a certificate for a server of a test. No authority has signed it.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::skip;
+
+/// A folder with a key and a certificate for 127.0.0.1. Both are deleted when it is dropped.
+pub struct Certificate(PathBuf);
+
+impl Certificate {
+    /// Makes a certificate. Without openssl, reports the test as skipped and returns `None`.
+    pub fn make() -> Option<Self> {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        if !skip::has("openssl", "version") {
+            return None;
+        }
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("tower-sse-certificate-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let this = Self(folder);
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-keyout", &this.key(), "-out", &this.certificate()])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Some(this)
+    }
+
+    /// The path of the key.
+    pub fn key(&self) -> String {
+        self.file("key.pem")
+    }
+
+    /// The path of the certificate.
+    pub fn certificate(&self) -> String {
+        self.file("certificate.pem")
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Accepts TLS for a server that speaks these protocols; none stands for no negotiation.
+    pub fn acceptor(&self, protocols: &[&str]) -> TlsAcceptor {
+        let key = PrivateKeyDer::from_pem_file(self.key()).unwrap();
+        let certificate = CertificateDer::from_pem_file(self.certificate()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let mut config = config.with_single_cert(vec![certificate], key).unwrap();
+        config.alpn_protocols = protocols.iter().map(|&protocol| protocol.into()).collect();
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}

@@ -1,0 +1,66 @@
+//! A client with an open stream, as a page in a browser has it.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::{Events, Reply, Sse, get};
+
+/// An open stream whose `hub.hello` has been read.
+pub struct Page {
+    pub events: Events,
+    pub connection: String,
+    /// The topics of `hub.hello`.
+    pub topics: Vec<String>,
+}
+
+impl Page {
+    /// Reads `hub.hello`, and nothing after it.
+    pub async fn greeted(reply: Reply) -> Self {
+        let mut events = reply.events();
+        let hello = events.next().await;
+        assert_eq!(hello.event, "hub.hello", "{hello:?}");
+        let connection = parsed(&hello)["connection"].as_str().unwrap().to_owned();
+        Self { events, connection, topics: topics_of(&hello) }
+    }
+
+    /// Reads until the stream has caught up.
+    pub async fn of(reply: Reply) -> Self {
+        let mut page = Self::greeted(reply).await;
+        page.events.caught_up().await;
+        page
+    }
+
+    /// Opens a stream and reads until it has caught up.
+    pub async fn open(addr: SocketAddr, path: &str) -> Self {
+        Self::of(get(addr, path).await).await
+    }
+
+    /// The data of the next event of the application.
+    pub async fn reads(&mut self) -> String {
+        self.events.next_own().await.data
+    }
+
+    /// The next event, which is the goodbye and the last one, and the id that a browser has then.
+    pub async fn bye(mut self) -> (Sse, String) {
+        let bye = self.events.next().await;
+        assert_eq!(bye.event, "hub.bye", "{bye:?}");
+        let id = self.events.last_id.clone();
+        assert_eq!(self.events.rest().await, []);
+        (bye, id)
+    }
+}
+
+/// The topics in the data of an event, sorted.
+pub fn topics_of(event: &Sse) -> Vec<String> {
+    let mut topics: Vec<String> = serde_json::from_value(parsed(event)["topics"].take()).unwrap();
+    topics.sort_unstable();
+    topics
+}
+
+/// The data of an event, which is JSON.
+pub fn parsed(event: &Sse) -> Value {
+    serde_json::from_str(&event.data).unwrap()
+}
