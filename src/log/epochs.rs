@@ -61,6 +61,11 @@ impl Epochs {
         self.0.read().current.clone()
     }
 
+    /// The number of position zero of the current life.
+    pub(super) fn base(&self) -> u64 {
+        self.0.read().current.base
+    }
+
     pub(super) fn position(&self, number: u64) -> Position {
         let lives = self.0.read();
         let life = match &lives.before {

@@ -149,12 +149,12 @@ impl Log {
         let mut asleep = Asleep::default();
         let appended = self.locked(|sequencer| {
             let life = self.readable.epochs.current();
-            let append = |entry| {
+            let mut appended = SmallVec::new();
+            for entry in entries {
                 let sequence = sequencer.last() + 1 - life.base;
                 let receivers = sequencer.append(&life, sequence, entry, now, &mut asleep);
-                Appended { position: Position::new(life.epoch, sequence), receivers }
-            };
-            let appended = entries.into_iter().map(append).collect();
+                appended.push(Appended { position: Position::new(life.epoch, sequence), receivers });
+            }
             sequencer.sweep_a_little(now);
             appended
         });

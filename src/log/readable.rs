@@ -55,6 +55,6 @@ impl Readable {
 
     /// Where the numbers of the current life begin.
     pub(super) fn base(&self) -> u64 {
-        self.epochs.current().base
+        self.epochs.base()
     }
 }

@@ -208,9 +208,10 @@ impl Sequencer {
         }
     }
 
-    /// What was dropped under the lock, to be freed after it.
-    pub(super) fn take_dropped(&mut self) -> (Dropped, Vec<Store>) {
-        (std::mem::take(&mut self.dropped), std::mem::take(&mut self.forgotten))
+    /// What was dropped under the lock, to be freed after it. Most calls drop nothing.
+    pub(super) fn take_dropped(&mut self) -> Option<(Dropped, Vec<Store>)> {
+        let has_any = !self.dropped.is_empty() || !self.forgotten.is_empty();
+        has_any.then(|| (std::mem::take(&mut self.dropped), std::mem::take(&mut self.forgotten)))
     }
 
     pub(super) fn last(&self) -> u64 {
