@@ -208,7 +208,7 @@ impl Sequencer {
         }
     }
 
-    /// What was dropped under the lock, to be freed after it. Most calls drop nothing.
+    /// Returns what was dropped under the lock, for the caller to free after it. Most calls drop nothing.
     pub(super) fn take_dropped(&mut self) -> Option<(Dropped, Vec<Store>)> {
         let has_any = !self.dropped.is_empty() || !self.forgotten.is_empty();
         has_any.then(|| (std::mem::take(&mut self.dropped), std::mem::take(&mut self.forgotten)))
