@@ -13,15 +13,15 @@ use tower_sse::{
 
 use crate::kit::access::asked_for;
 use crate::kit::broker::for_each_broker;
-use crate::kit::page::{Page, parsed};
-use crate::kit::{Server, get, send, soon, until};
+use crate::kit::page::Page;
+use crate::kit::{Server, get, parsed, send, soon, until};
 
 struct Instance {
     hub: Hub,
     server: Server,
 }
 
-/// `?user=` is taken at its word.
+/// Believes the query. Each user has data, and a page may join what is open.
 async fn access(connect: Connect) -> Result<Subscription, Refusal> {
     let user = connect.query_values("user");
     let subscription = asked_for(&connect).may_join(TopicRule::prefix("open/"));
@@ -66,7 +66,7 @@ impl Page {
         }
     }
 
-    async fn last(self) -> Value {
+    async fn goodbye(self) -> Value {
         let bye = self.events.rest().await.pop().unwrap();
         assert_eq!(bye.event, "hub.bye");
         parsed(&bye)
@@ -112,7 +112,7 @@ async fn a_kick_reaches_every_instance(log: impl Backplane + Clone) {
         let begun = std::time::Instant::now();
         assert_eq!(one.hub.user("ada").disconnect(kick).await.unwrap(), 1, "of this instance");
         for page in [here, there] {
-            let bye = page.last().await;
+            let bye = page.goodbye().await;
             assert_eq!((&bye["reason"], &bye["return"]), (&json!("kicked"), &json!(returns)));
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "the promise is a second");
@@ -124,7 +124,7 @@ async fn a_kick_reaches_every_instance(log: impl Backplane + Clone) {
     // A single connection, by its id, from elsewhere.
     let page = two.open("topic=t").await;
     one.hub.connection(&page.connection).disconnect(Kick::now()).await.unwrap();
-    assert_eq!(page.last().await["reason"], "kicked");
+    assert_eq!(page.goodbye().await["reason"], "kicked");
 }
 
 async fn joins_reach_every_instance(log: impl Backplane + Clone) {

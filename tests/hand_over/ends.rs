@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tower_sse::{End, EndReason, Hub, Kick, LagPolicy, Retention};
 
-use crate::kit::page::parsed;
-use crate::kit::{Sse, soon};
+use crate::kit::{Sse, parsed, soon};
 use crate::peer::Peer;
 use crate::site::Site;
 

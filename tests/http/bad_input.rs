@@ -13,7 +13,7 @@ use tower_sse::{
     Subscription, SubscriptionError, TopicRule,
 };
 
-use crate::kit::{Events, Server, Sse, get, resume, send, soon, subscribe, until};
+use crate::kit::{Events, Server, Sse, get, parsed, resume, send, soon, subscribe, until};
 
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.build().unwrap();
@@ -26,10 +26,6 @@ async fn serve(builder: HubBuilder) -> (Hub, Server) {
 async fn serve_all(hub: &Hub, subscription: Subscription) -> Server {
     let access = move |_: Connect| std::future::ready(Ok(subscription.clone()));
     Server::start(hub, Router::new().route_service("/events", hub.endpoint(access))).await
-}
-
-fn json(event: &Sse) -> serde_json::Value {
-    serde_json::from_str(&event.data).unwrap()
 }
 
 /// A query with these topics, whatever is in their names.
@@ -61,7 +57,7 @@ fn position(hub: &Hub, by: i64) -> String {
 /// Reads what a stream with a cursor that cannot be honoured must begin with; returns the gap.
 async fn one_gap(events: &mut Events, cursor: &str) -> Sse {
     let hello = events.next().await;
-    assert_eq!((hello.event.as_str(), json(&hello)["cursor"].as_str()), ("hub.hello", Some(cursor)));
+    assert_eq!((hello.event.as_str(), parsed(&hello)["cursor"].as_str()), ("hub.hello", Some(cursor)));
     let gap = events.next().await;
     assert_eq!((gap.event.as_str(), gap.id.as_str(), gap.retry), ("hub.gap", "", None));
     gap
@@ -97,7 +93,7 @@ async fn a_cursor_that_cannot_be_honoured_gets_one_gap_with_its_reason_then_live
     for (n, (cursor, reason)) in (100..).zip(&cases) {
         let mut events = resume(server.addr, "/events?topic=t&topic=u", cursor).await;
         let gap = one_gap(&mut events, "refused").await;
-        assert_eq!(json(&gap), serde_json::json!({ "reason": reason, "topics": ["t", "u"] }), "{cursor}");
+        assert_eq!(parsed(&gap), serde_json::json!({ "reason": reason, "topics": ["t", "u"] }), "{cursor}");
         let live = events.next().await;
         assert_eq!((live.event.as_str(), live.id), ("hub.live", hub.position().to_string()), "{cursor}");
         publish(&hub, "t", [n]).await;
@@ -117,7 +113,7 @@ async fn an_id_of_the_query_is_judged_like_that_of_the_header() {
     for (id, reason) in [("1.0.0", "epoch"), ("%FF%FE", "invalid"), ("%0d%0aid:%209", "invalid"), ("-1", "invalid")] {
         let mut events = get(server.addr, &format!("/events?topic=t&last_event_id={id}")).await.events();
         let gap = one_gap(&mut events, "refused").await;
-        assert_eq!(json(&gap)["reason"], reason, "{id}");
+        assert_eq!(parsed(&gap)["reason"], reason, "{id}");
         assert_eq!(events.next().await.event, "hub.live", "{id}");
     }
 }
@@ -128,7 +124,7 @@ async fn bytes_that_are_no_text_are_no_position() {
     let value = http::HeaderValue::from_bytes(b"1.\xff\xfe.3").unwrap();
     let request = Request::get("/events").header("last-event-id", value).body("").unwrap();
     let mut events = send(server.addr, request).await.events();
-    assert_eq!(json(&one_gap(&mut events, "refused").await)["reason"], "invalid");
+    assert_eq!(parsed(&one_gap(&mut events, "refused").await)["reason"], "invalid");
 }
 
 #[tokio::test]
@@ -137,7 +133,7 @@ async fn an_empty_cursor_is_none() {
     publish(&hub, "t", 0..3).await;
     for path in ["/events?topic=t", "/events?topic=t&last_event_id=", "/events?topic=t&last_event_id"] {
         let mut events = resume(server.addr, path, "").await;
-        assert_eq!(json(&events.next().await)["cursor"], "fresh", "{path}");
+        assert_eq!(parsed(&events.next().await)["cursor"], "fresh", "{path}");
         assert_eq!(events.next().await.event, "hub.live", "{path}");
     }
 }
@@ -162,7 +158,7 @@ async fn below_the_floor_is_one_gap_and_then_what_is_still_kept() {
     publish(&hub, "quiet", [100]).await;
     let mut events = resume(server.addr, "/events?topic=t&topic=quiet", &ids[2]).await;
     let gap = one_gap(&mut events, "resuming").await;
-    assert_eq!(json(&gap), serde_json::json!({ "reason": "trimmed", "topics": ["t"] }), "only the topic with a hole");
+    assert_eq!(parsed(&gap), serde_json::json!({ "reason": "trimmed", "topics": ["t"] }), "only the topic with a hole");
     let kept: Vec<_> = events.caught_up().await.into_iter().map(|event| (event.event, event.data)).collect();
     assert_eq!(kept, ["7", "8", "9", "100"].map(|data| (String::from("message"), data.into())));
     publish(&hub, "t", [10]).await;
@@ -187,7 +183,7 @@ async fn a_gap_below_the_floor_comes_also_where_slow_readers_are_disconnected() 
     let (hub, server) = serve(Hub::builder().topic_retention(retention)).await;
     let ids = publish(&hub, "t", 0..3).await;
     let mut events = resume(server.addr, "/events?topic=t", &ids[0]).await;
-    assert_eq!(json(&one_gap(&mut events, "resuming").await)["reason"], "trimmed");
+    assert_eq!(parsed(&one_gap(&mut events, "resuming").await)["reason"], "trimmed");
     assert_eq!(events.next().await.data, "2");
     assert_eq!(events.next().await.event, "hub.live");
 }
@@ -208,7 +204,7 @@ async fn a_forged_cursor_yields_only_what_is_permitted() {
     for (cursor, from) in [(begin, 0), (foreign[4].clone(), 5), (foreign[19].clone(), 20)] {
         let mut events = resume(server.addr, "/events?topic=mine/a", &cursor).await;
         let all = events.caught_up().await;
-        assert_eq!(json(&all[0])["cursor"], "resuming");
+        assert_eq!(parsed(&all[0])["cursor"], "resuming");
         let read: Vec<_> = all[1..].iter().map(|event| event.data.clone()).collect();
         assert_eq!(read, (from..20).map(|n: u32| n.to_string()).collect::<Vec<_>>());
     }
@@ -235,7 +231,7 @@ async fn a_query_that_is_no_query_is_a_request_for_no_topic() {
         if query.contains("topic") {
             assert_eq!(reply.status, 403, "{query}: an empty topic is none");
         } else {
-            assert_eq!(json(&reply.events().next().await)["topics"], serde_json::json!([]), "{query}");
+            assert_eq!(parsed(&reply.events().next().await)["topics"], serde_json::json!([]), "{query}");
         }
     }
 }
@@ -291,7 +287,7 @@ async fn credentials_that_are_over_already_end_the_stream_at_once() {
     let server = serve_all(&hub, Subscription::user("ada").expires_at(over)).await;
     let events = get(server.addr, "/events").await.events().rest().await;
     let bye = events.last().unwrap();
-    assert_eq!((bye.event.as_str(), json(bye)["reason"].as_str()), ("hub.bye", Some("expired")));
+    assert_eq!((bye.event.as_str(), parsed(bye)["reason"].as_str()), ("hub.bye", Some("expired")));
     assert_eq!(hub.stats().connections, 0);
 }
 
@@ -463,7 +459,7 @@ async fn raw_json_with_line_breaks_is_split_like_text() {
     hub.topic("t").publish(Event::utf8("n", pretty.as_bytes()).unwrap()).await.unwrap();
     let event = events.next().await;
     assert_eq!(event.data, "{\n  \"a\": [1,\n 2]\n}");
-    assert_eq!(json(&event), serde_json::json!({ "a": [1, 2] }));
+    assert_eq!(parsed(&event), serde_json::json!({ "a": [1, 2] }));
 }
 
 #[tokio::test]
@@ -514,7 +510,7 @@ async fn names_are_literal_from_end_to_end() {
     let mut streams = Vec::new();
     for name in names {
         let mut events = get(server.addr, &path([name])).await.events();
-        assert_eq!(json(&events.next().await)["topics"], serde_json::json!([name]));
+        assert_eq!(parsed(&events.next().await)["topics"], serde_json::json!([name]));
         events.caught_up().await;
         streams.push(events);
     }
@@ -664,7 +660,7 @@ async fn after_a_drain_everything_that_publishes_says_closed() {
     assert_eq!(hub.position(), position);
     assert_eq!(hub.stream(Subscription::anonymous(), Cursor::Absent).unwrap_err(), SubscriptionError::Closed);
     let refused = get(server.addr, "/events").await.events().rest().await;
-    assert_eq!(json(&refused[0])["reason"], "draining");
+    assert_eq!(parsed(&refused[0])["reason"], "draining");
     // Once more changes nothing.
     assert_eq!(soon(hub.drain(Duration::ZERO)).await, soon(hub.drain(Duration::ZERO)).await);
 }

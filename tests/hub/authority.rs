@@ -19,8 +19,7 @@ use tower_sse::{
 };
 
 use crate::kit::access::asked_for;
-use crate::kit::page::parsed;
-use crate::kit::{Events, Reply, Server, Sse, get, resume, send, soon, subscribe, until};
+use crate::kit::{Events, Reply, Server, Sse, get, parsed, resume, send, soon, subscribe, until};
 
 /// How often open streams are asked about.
 const EVERY: Duration = Duration::from_millis(100);

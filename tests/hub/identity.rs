@@ -18,8 +18,8 @@ use tower_sse::{
 };
 
 use crate::kit::access::as_asked;
-use crate::kit::page::{Page, parsed};
-use crate::kit::{Reply, Server, get, http2, reply, send, soon};
+use crate::kit::page::Page;
+use crate::kit::{Reply, Server, get, http2, parsed, reply, send, soon};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -16,8 +16,7 @@ use tower_sse::{
 };
 
 use crate::kit::access::asked_for;
-use crate::kit::page::parsed;
-use crate::kit::{self, Events, Server, get, resume, send, soon, subscribe, until};
+use crate::kit::{self, Events, Server, get, parsed, resume, send, soon, subscribe, until};
 
 const RETRY: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);

@@ -20,8 +20,8 @@ use tower_sse::{
     TopicRule,
 };
 
-use crate::kit::page::{Page, parsed, topics_of};
-use crate::kit::{self, Reply, Server, Sse, http2, reply, send, soon, until};
+use crate::kit::page::Page;
+use crate::kit::{self, Reply, Server, Sse, http2, parsed, reply, send, soon, topics_of, until};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
@@ -98,13 +98,15 @@ impl Client {
     }
 
     async fn come_back(self, path: &str, id: &str) -> Page {
-        Page::new(send(self.addr, self.request(Method::GET, path).header("last-event-id", id).body("").unwrap()).await)
-            .await
+        Page::caught_up_at_once(
+            send(self.addr, self.request(Method::GET, path).header("last-event-id", id).body("").unwrap()).await,
+        )
+        .await
     }
 
     async fn open_over(self, version: Version, path: &str) -> Page {
         match version {
-            Version::HTTP_2 => Page::new(self.send_2(Method::GET, path).await).await,
+            Version::HTTP_2 => Page::caught_up_at_once(self.send_2(Method::GET, path).await).await,
             _ => self.open(path).await,
         }
     }
@@ -131,8 +133,8 @@ impl Client {
 }
 
 impl Page {
-    /// Reads until it has caught up with nothing in between.
-    async fn new(reply: Reply) -> Self {
+    /// Reads until the stream has caught up. No event comes before that.
+    async fn caught_up_at_once(reply: Reply) -> Self {
         let mut page = Self::greeted(reply).await;
         let live = page.events.next().await;
         assert_eq!(live.event, "hub.live", "{live:?}");

@@ -14,8 +14,7 @@ use tower_sse::{
 };
 
 use crate::kit::access::asked_for;
-use crate::kit::page::parsed;
-use crate::kit::{self, Events, Server, Sse, get, resume, soon, subscribe, until};
+use crate::kit::{self, Events, Server, Sse, get, parsed, resume, soon, subscribe, until};
 
 /// How long one who left is taken for present.
 const GRACE: Duration = Duration::from_millis(300);

@@ -28,6 +28,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyDataStream, BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -105,6 +106,18 @@ impl Drop for Server {
 
 /// One event as an independent parser read it.
 pub type Sse = eventsource_stream::Event;
+
+/// The data of an event, which is JSON.
+pub fn parsed(event: &Sse) -> Value {
+    serde_json::from_str(&event.data).unwrap()
+}
+
+/// The topics in the data of an event, sorted.
+pub fn topics_of(event: &Sse) -> Vec<String> {
+    let mut topics: Vec<String> = serde_json::from_value(parsed(event)["topics"].take()).unwrap();
+    topics.sort_unstable();
+    topics
+}
 
 /// A response that may be a stream.
 pub struct Reply {

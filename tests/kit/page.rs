@@ -4,15 +4,13 @@
 
 use std::net::SocketAddr;
 
-use serde_json::Value;
-
-use super::{Events, Reply, Sse, get};
+use super::{Events, Reply, Sse, get, parsed, topics_of};
 
 /// An open stream whose `hub.hello` has been read.
 pub struct Page {
     pub events: Events,
     pub connection: String,
-    /// The topics of `hub.hello`.
+    /// The topics of `hub.hello`, sorted.
     pub topics: Vec<String>,
 }
 
@@ -51,16 +49,4 @@ impl Page {
         assert_eq!(self.events.rest().await, []);
         (bye, id)
     }
-}
-
-/// The topics in the data of an event, sorted.
-pub fn topics_of(event: &Sse) -> Vec<String> {
-    let mut topics: Vec<String> = serde_json::from_value(parsed(event)["topics"].take()).unwrap();
-    topics.sort_unstable();
-    topics
-}
-
-/// The data of an event, which is JSON.
-pub fn parsed(event: &Sse) -> Value {
-    serde_json::from_str(&event.data).unwrap()
 }
