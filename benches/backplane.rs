@@ -31,7 +31,7 @@ use futures::stream::FuturesUnordered;
 use nats_server::NatsServer;
 use redis_server::{DURABLE, FORGETFUL, RedisServer};
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
-use tower_sse::{Cursor, Event, Hub, Publisher, Retention, StreamItem, Subscription, TopicRule};
+use tower_sse::{Cursor, Event, Hub, Publisher, Retention, SubscriberItem, Subscription, TopicFilter};
 
 /// How long each row is measured. `cargo test` runs benchmarks too, without this argument: only to see that they run.
 fn long() -> Duration {
@@ -52,7 +52,7 @@ fn event() -> Event {
 
 fn builder(log: impl Backplane) -> tower_sse::HubBuilder {
     Hub::builder()
-        .retention_for(TopicRule::prefix("latest/"), Retention::latest_per_key())
+        .retention_for(TopicFilter::prefix("latest/"), Retention::latest_per_key())
         .topic_retention(Retention::replay().count(1_000_000).bytes(64 << 20))
         .backplane(log)
 }
@@ -92,8 +92,8 @@ async fn end_to_end(log: impl Backplane + Clone, count: usize) -> f64 {
         let mut came = 0;
         while came < count {
             match stream.next().await.expect("it goes on") {
-                StreamItem::Event(_) => came += 1,
-                StreamItem::Gap { .. } => panic!("a gap"),
+                SubscriberItem::Event(_) => came += 1,
+                SubscriberItem::Gap { .. } => panic!("a gap"),
                 _ => {}
             }
         }

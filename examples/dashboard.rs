@@ -13,7 +13,7 @@ use axum::response::Html;
 use axum::routing::get;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
-use tower_sse::{Connect, Event, Hub, PublishError, Refusal, Retention, Subscription, TopicRule};
+use tower_sse::{Event, Hub, PublishError, Refusal, Retention, StreamRequest, Subscription, TopicFilter};
 
 const EVERY: Duration = Duration::from_millis(500);
 
@@ -68,13 +68,13 @@ async fn say(hub: &Hub, name: &'static str, value: &str) -> Result<(), PublishEr
     Ok(())
 }
 
-async fn access(_: Connect) -> Result<Subscription, Refusal> {
+async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {
     Ok(Subscription::anonymous().topic("dashboard"))
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let hub = Hub::builder().retention_for(TopicRule::exact("dashboard"), Retention::latest_per_key()).build()?;
+    let hub = Hub::builder().retention_for(TopicFilter::exact("dashboard"), Retention::latest_per_key()).build()?;
     tokio::spawn(sample(hub.clone()));
     let app = Router::new()
         .route("/", get(async || Html(include_str!("dashboard.html"))))

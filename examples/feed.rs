@@ -12,7 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Html;
 use axum::routing::{get, post};
-use tower_sse::{Connect, Event, Hub, Refusal, Retention, Start, Subscription, TopicRule};
+use tower_sse::{Event, Hub, Refusal, Retention, Start, StreamRequest, Subscription, TopicFilter};
 
 /// How many entries a new page gets.
 const NEWEST: usize = 20;
@@ -25,7 +25,7 @@ async fn write(State(hub): State<Hub>, entry: String) -> Result<StatusCode, Stat
     }
 }
 
-async fn access(_: Connect) -> Result<Subscription, Refusal> {
+async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {
     // Where to start says a new page's stream. One that comes back says itself where it was.
     Ok(Subscription::anonymous().topic("feed").start(Start::Last(NEWEST)))
 }
@@ -34,7 +34,7 @@ async fn access(_: Connect) -> Result<Subscription, Refusal> {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Who is away for longer, or misses more, is told: `hub.gap`.
     let kept = Retention::replay().count(200).age(Duration::from_secs(3600));
-    let hub = Hub::builder().retention_for(TopicRule::exact("feed"), kept).build()?;
+    let hub = Hub::builder().retention_for(TopicFilter::exact("feed"), kept).build()?;
     let app = Router::new()
         .route("/", get(async || Html(include_str!("feed.html"))))
         .route("/entries", post(write))

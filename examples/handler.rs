@@ -11,7 +11,7 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect};
 use axum::routing::{get, post};
-use tower_sse::{Connect, Event, EventStream, Hub, Refusal, Subscription};
+use tower_sse::{Event, EventStream, Hub, Refusal, StreamRequest, Subscription};
 
 #[derive(Clone, FromRef)]
 struct AppState {
@@ -37,17 +37,17 @@ impl User {
     }
 }
 
-/// `Connect` is taken before the user is looked up: so no stream slips past a `disconnect` that comes between the two.
+/// `StreamRequest` is taken before the user is looked up: so no stream slips past a `disconnect` that comes between the two.
 async fn events(
     State(hub): State<Hub>,
-    connect: Connect,
+    request: StreamRequest,
     user: User,
     Path(room): Path<String>,
 ) -> Result<EventStream, EventStream> {
     if !user.may_enter(&room) {
         return Err(hub.refuse(Refusal::forbidden()));
     }
-    Ok(hub.connect(connect, Subscription::user(user.0).topic(format!("rooms/{room}"))))
+    Ok(hub.connect(request, Subscription::user(user.0).topic(format!("rooms/{room}"))))
 }
 
 async fn say(

@@ -21,7 +21,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tower::{Layer, Service, service_fn};
-use tower_sse::{Event, Hub, Public, ResponseBody, TopicRule};
+use tower_sse::{Event, Hub, Public, ResponseBody, TopicFilter};
 
 /// The longest text that `POST /publish` takes, in bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -44,7 +44,7 @@ pub(crate) fn app(
         let hub = inner.clone();
         async move { Ok(answer(&hub, request).await) }
     });
-    hub.layer("/events", Public::topics(TopicRule::exact("news"))).layer(routes)
+    hub.layer("/events", Public::topics(TopicFilter::exact("news"))).layer(routes)
 }
 
 async fn answer(hub: &Hub, request: Request<Incoming>) -> Response<Full<Bytes>> {

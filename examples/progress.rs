@@ -13,7 +13,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Html;
 use axum::routing::{get, post};
-use tower_sse::{Event, Hub, Public, PublishError, Retention, TopicRule};
+use tower_sse::{Event, Hub, Public, PublishError, Retention, TopicFilter};
 
 const STEPS: u32 = 50;
 const NUMBERS_IN_A_STEP: u32 = 20_000;
@@ -59,7 +59,7 @@ async fn start(State(hub): State<Hub>) -> (StatusCode, String) {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let jobs = TopicRule::prefix("jobs/");
+    let jobs = TopicFilter::prefix("jobs/");
     let hub = Hub::builder().retention_for(jobs.clone(), Retention::latest_per_key().age(KEPT_FOR)).build()?;
     let app = Router::new()
         .route("/", get(async || Html(include_str!("progress.html"))))

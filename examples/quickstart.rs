@@ -14,7 +14,7 @@ use axum::response::{Html, IntoResponse, Redirect};
 use axum::routing::{delete, get};
 use axum::{Json, Router};
 use serde::Serialize;
-use tower_sse::{Connect, Event, Hub, PublishError, Refusal, Subscription};
+use tower_sse::{Event, Hub, PublishError, Refusal, StreamRequest, Subscription};
 
 /// A service that knows nothing of HTTP. It has a `Hub`, and says what happened.
 struct Documents {
@@ -78,8 +78,8 @@ fn user(headers: &HeaderMap) -> Option<String> {
 
 pub(crate) fn app(hub: &Hub) -> Router {
     let documents = Arc::new(Documents::new(hub.clone()));
-    let access = |connect: Connect| async move {
-        let user = user(connect.headers()).ok_or(Refusal::login())?;
+    let access = |request: StreamRequest| async move {
+        let user = user(request.headers()).ok_or(Refusal::login())?;
         Ok(Subscription::user(user))
     };
     Router::new()

@@ -12,7 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Html;
 use axum::routing::get;
-use tower_sse::{Connect, Hub, Refusal, Subscription};
+use tower_sse::{Hub, Refusal, StreamRequest, Subscription};
 
 /// Over how long the pages come back. As long as the next process, or the others, need to take them.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -24,7 +24,7 @@ async fn readyz(State(hub): State<Hub>) -> StatusCode {
     if hub.health().ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-async fn access(_: Connect) -> Result<Subscription, Refusal> {
+async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {
     Ok(Subscription::anonymous())
 }
 

@@ -15,7 +15,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tower_http::cors::CorsLayer;
-use tower_sse::{Connect, Event, Hub, Subscription, Ticket};
+use tower_sse::{Event, Hub, StreamRequest, Subscription, Ticket};
 
 /// How long a ticket may take from the answer to the next request. It is good for one stream.
 const GOOD_FOR: Duration = Duration::from_secs(30);
@@ -50,9 +50,9 @@ fn api(hub: &Hub, front_end: HeaderValue) -> Router {
         CorsLayer::new().allow_origin(front_end).allow_methods([Method::POST]).allow_headers([header::AUTHORIZATION]);
     let access = {
         let hub = hub.clone();
-        move |connect: Connect| {
+        move |request: StreamRequest| {
             let hub = hub.clone();
-            async move { hub.redeem(&connect).await }
+            async move { hub.redeem(&request).await }
         }
     };
     Router::new()

@@ -17,7 +17,7 @@ mod report {
     use std::time::Duration;
 
     use tower_sse::backplane::Redis;
-    use tower_sse::{Event, Hub, HubBuilder, PublishError, Publisher, Retention, TopicRule};
+    use tower_sse::{Event, Hub, HubBuilder, PublishError, Publisher, Retention, TopicFilter};
 
     /// How long a step of the work takes.
     const STEP: Duration = Duration::from_millis(200);
@@ -27,7 +27,7 @@ mod report {
     /// What instances and workers have to agree on. In an application both call this one function; here the instance has it
     /// as `--latest reports/`.
     fn settings(log: Redis) -> HubBuilder {
-        Hub::builder().retention_for(TopicRule::prefix("reports/"), Retention::latest_per_key()).backplane(log)
+        Hub::builder().retention_for(TopicFilter::prefix("reports/"), Retention::latest_per_key()).backplane(log)
     }
 
     pub(crate) async fn write(url: &str) -> Result<(), Box<dyn Error>> {

@@ -1,4 +1,4 @@
-//! The hub in axum handlers: `Connect` and `Hub` as extractors, `EventStream` as a response.
+//! The hub in axum handlers: `StreamRequest` and `Hub` as extractors, `EventStream` as a response.
 
 use std::convert::Infallible;
 
@@ -9,9 +9,9 @@ use http::StatusCode;
 use http::request::Parts;
 
 use crate::hub::Hub;
-use crate::mount::{Connect, EventStream};
+use crate::mount::{EventStream, StreamRequest};
 
-impl<S: Sync> FromRequestParts<S> for Connect {
+impl<S: Sync> FromRequestParts<S> for StreamRequest {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {

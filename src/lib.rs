@@ -14,7 +14,7 @@
 //!
 //! ```
 //! use axum::{Router, extract::State, http::StatusCode, routing::post};
-//! use tower_sse::{Event, Hub, Public, TopicRule};
+//! use tower_sse::{Event, Hub, Public, TopicFilter};
 //!
 //! async fn say(State(hub): State<Hub>, text: String) -> Result<StatusCode, StatusCode> {
 //!     match hub.topic("news").publish(Event::text("headline", text)).await {
@@ -28,7 +28,7 @@
 //!     Router::new()
 //!         .route("/say", post(say))
 //!         .with_state(hub.clone())
-//!         .layer(hub.layer("/events", Public::topics(TopicRule::exact("news")))) // after all routes
+//!         .layer(hub.layer("/events", Public::topics(TopicFilter::exact("news")))) // after all routes
 //! }
 //! # let hub = Hub::builder().build().unwrap();
 //! # let _ = app(&hub);
@@ -96,22 +96,22 @@
 //!
 //! # Who may read
 //!
-//! An [`Access`] hook turns each request ([`Connect`]) into a [`Subscription`] or a [`Refusal`]. There is no silent
+//! An [`Access`] hook turns each request ([`StreamRequest`]) into a [`Subscription`] or a [`Refusal`]. There is no silent
 //! default: open access is spelled [`Public`], as above.
 //!
 //! ```
-//! use tower_sse::{Connect, Refusal, Subscription};
+//! use tower_sse::{Refusal, StreamRequest, Subscription};
 //!
-//! async fn access(connect: Connect) -> Result<Subscription, Refusal> {
+//! async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
 //!     // What a session layer outside put into the request.
-//!     let user = connect.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
+//!     let user = request.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
 //!     Ok(Subscription::user(user).topic("news"))
 //! }
 //! # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(access);
 //! ```
 //!
 //! It is asked for every request, also for one that comes back. [`Access::recheck`] looks again while a stream is open,
-//! [`Subscription::expires_in`] ends it by itself, and [`Target::disconnect`] ends it now, with a [`Kick`] that says
+//! [`Subscription::expires_in`] ends it by itself, and [`Target::disconnect`] ends it now, with a [`Disconnect`] that says
 //! whether to come back. Pages of other sites are kept out unless [listed](HubBuilder::allow_origin);
 //! [tickets](Hub::ticket) let in who can send no cookie.
 //!
@@ -131,7 +131,7 @@
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use tower_sse::{Event, GapReason, Hub, Retention, StreamItem, Subscription};
+//! use tower_sse::{Event, GapReason, Hub, Retention, SubscriberItem, Subscription};
 //!
 //! let hub = Hub::builder().topic_retention(Retention::replay().count(2)).build()?;
 //! let mut ids = Vec::new();
@@ -140,15 +140,15 @@
 //! }
 //! // A page that comes back with the third id gets the fourth event.
 //! let mut page = hub.stream(Subscription::anonymous().topic("news"), ids[2])?;
-//! let Some(StreamItem::Event(event)) = page.next().await else { panic!("no event") };
+//! let Some(SubscriberItem::Event(event)) = page.next().await else { panic!("no event") };
 //! assert_eq!(event.data, "3");
 //!
 //! // One that comes back with the first is told that the second is not to be had,
 //! // and gets the rest.
 //! let mut page = hub.stream(Subscription::anonymous().topic("news"), ids[0])?;
-//! let Some(StreamItem::Gap { reason, .. }) = page.next().await else { panic!("no gap") };
+//! let Some(SubscriberItem::Gap { reason, .. }) = page.next().await else { panic!("no gap") };
 //! assert_eq!(reason, GapReason::Trimmed);
-//! let Some(StreamItem::Event(event)) = page.next().await else { panic!("no event") };
+//! let Some(SubscriberItem::Event(event)) = page.next().await else { panic!("no event") };
 //! assert_eq!(event.data, "2");
 //! # Ok(()) }
 //! ```
@@ -183,7 +183,7 @@
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use tower_sse::{Hub, Kick, Subscription};
+//! use tower_sse::{Disconnect, Hub, Subscription};
 //!
 //! let hub = Hub::builder().build()?;
 //! let one = hub.stream(Subscription::user("ada"), None)?;
@@ -191,7 +191,7 @@
 //! hub.connection(one.connection()).join("documents/7").await?;
 //! assert_eq!((hub.user("ada").count(), hub.topic("documents/7").count()), (2, 1));
 //!
-//! hub.user("ada").disconnect(Kick::now().note("signed out")).await?;
+//! hub.user("ada").disconnect(Disconnect::now().note("signed out")).await?;
 //! assert_eq!(hub.user("ada").count(), 0);
 //! assert!(hub.user("ada").is_online()); // for a moment yet: a reload is no leave
 //! # drop(two);
@@ -229,12 +229,12 @@
 //! ```
 //! # #[cfg(feature = "json")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tower_sse::backplane::Memory;
-//! use tower_sse::{Event, Hub, HubBuilder, Retention, TopicRule};
+//! use tower_sse::{Event, Hub, HubBuilder, Retention, TopicFilter};
 //!
 //! // What instances and workers have to agree on.
 //! fn settings(log: Memory) -> HubBuilder {
 //!     Hub::builder()
-//!         .retention_for(TopicRule::prefix("reports/"), Retention::latest_per_key())
+//!         .retention_for(TopicFilter::prefix("reports/"), Retention::latest_per_key())
 //!         .backplane(log)
 //! }
 //!
@@ -259,7 +259,7 @@
 //! | feature | default | what |
 //! |---|---|---|
 //! | `json` | yes | `Event::json`, `Subscription::data`: values that serialise with serde |
-//! | `axum` | yes | `Connect` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
+//! | `axum` | yes | `StreamRequest` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
 //! | `axum-serve` | no | `Hub::listener` for `axum::serve` |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server |
@@ -329,19 +329,19 @@ mod wire;
 #[cfg(feature = "axum")]
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
-    ConnectionInfo, Drained, Health, Hub, HubBuilder, HubStream, Join, Lifecycle, LifecycleEvent, Member, OverLimit,
-    Presence, Published, Received, Stats, StreamItem, Target, Ticket,
+    ConnectionInfo, Drained, Health, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence,
+    Published, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
 };
 #[cfg(feature = "json")]
 pub use crate::hub::{Publisher, Recipients};
 pub use crate::mount::{
-    Access, Connect, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseEndpoint,
-    SseLayer, SseService,
+    Access, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseEndpoint, SseLayer,
+    SseService, StreamRequest,
 };
 pub use crate::net::{SseConnectInfo, SseIo};
 #[cfg(feature = "axum-serve")]
 pub use crate::net::{SseListener, SseMakeService};
-pub use crate::types::disconnect::Kick;
+pub use crate::types::disconnect::Disconnect;
 pub use crate::types::error::{BuildError, CommandError, InvalidName, PublishError};
 pub use crate::types::event::Event;
 pub use crate::types::last_event_id::Cursor;
@@ -351,5 +351,5 @@ pub use crate::types::reason::{EndReason, GapReason, RefusalReason};
 pub use crate::types::recheck::Recheck;
 pub use crate::types::refusal::Refusal;
 pub use crate::types::retention::{LagPolicy, Retention};
-pub use crate::types::subscription::{End, Start, Subscription, SubscriptionError};
-pub use crate::types::topic_filter::TopicRule;
+pub use crate::types::subscription::{Start, StreamEnd, Subscription, SubscriptionError};
+pub use crate::types::topic_filter::TopicFilter;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::kit::{Server, skip, soon, until};
 use axum::Router;
-use tower_sse::{Connect, Event, Hub, Kick, Refusal, Subscription};
+use tower_sse::{Disconnect, Event, Hub, Refusal, StreamRequest, Subscription};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Reading Markdown
@@ -354,8 +354,8 @@ async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
         return;
     }
     let hub = Hub::builder().retry(Duration::from_millis(100)).build().unwrap();
-    let access = async |connect: Connect| {
-        let token = connect.headers().get("authorization").ok_or(Refusal::login())?;
+    let access = async |request: StreamRequest| {
+        let token = request.headers().get("authorization").ok_or(Refusal::login())?;
         if token == "Bearer 42" { Ok(Subscription::user("ada").topic("t")) } else { Err(Refusal::forbidden()) }
     };
     let server = Server::start(&hub, Router::new().layer(hub.layer("/events", access))).await;
@@ -386,7 +386,7 @@ async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
     hub.topic("t").publish(Event::message("one\ntwo ✓")).await.unwrap();
     hub.topic("t").publish(Event::text("note", "")).await.unwrap();
     until(|| hub.connections().iter().any(|connection| connection.delivered == 2)).await;
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     // Whether it is still away or back already: it gets this once.
     hub.topic("t").publish(Event::text("note", "while it was away")).await.unwrap();
     until(|| hub.connections().iter().any(|connection| connection.resumed && connection.delivered == 1)).await;

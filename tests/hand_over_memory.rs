@@ -10,7 +10,7 @@ use axum::Router;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Mutex;
-use tower_sse::{Event, Hub, Public, Retention, TopicRule};
+use tower_sse::{Event, Hub, Public, Retention, TopicFilter};
 
 const STREAMS: usize = 1000;
 
@@ -26,7 +26,7 @@ fn resident_bytes() -> usize {
 async fn open(hub: &Hub, hands_over: bool, count: usize) -> Vec<TcpStream> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
     tokio::spawn({
         let hub = hub.clone();
         async move {
@@ -100,7 +100,7 @@ async fn a_client_that_reads_nothing_costs_little_memory() {
     let hub = Hub::builder().topic_retention(Retention::replay().bytes(1 << 20)).build().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
     let watched = kit::watched(&hub, listener);
     tokio::spawn(async move { axum::serve(watched, app).await.unwrap() });
     let mut clients = Vec::new();

@@ -16,8 +16,8 @@ use http::Request;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_sse::{
-    Access, Connect, Cursor, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, Kick, LagPolicy, Public, Refusal,
-    RefusalReason, Retention, Start, StreamItem, Subscription, TopicRule,
+    Access, Cursor, Disconnect, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, LagPolicy, Public, Refusal,
+    RefusalReason, Retention, Start, StreamRequest, SubscriberItem, Subscription, TopicFilter,
 };
 use tracing::Level;
 use tracing::field::{Field, Visit};
@@ -106,7 +106,7 @@ fn ready(body: &mut Body) -> String {
 
 /// A stream of this topic that has read everything that is there.
 async fn open(hub: &Hub, topic: &str) -> Body {
-    let access = Public::topics(TopicRule::any());
+    let access = Public::topics(TopicFilter::any());
     let mut body = request(hub, access, Request::get(format!("/?topic={topic}"))).await;
     assert!(ready(&mut body).contains("hub.live"));
     body
@@ -114,13 +114,13 @@ async fn open(hub: &Hub, topic: &str) -> Body {
 
 /// A client that comes back with something that is no position.
 async fn gap(hub: &Hub) {
-    let access = Public::topics(TopicRule::any());
+    let access = Public::topics(TopicFilter::any());
     let mut body = request(hub, access, Request::get("/").header("last-event-id", "nonsense")).await;
     assert!(ready(&mut body).contains("hub.gap"));
 }
 
 async fn refused(hub: &Hub) {
-    let access = |_: Connect| async { Err(Refusal::later(RefusalReason::Busy)) };
+    let access = |_: StreamRequest| async { Err(Refusal::later(RefusalReason::Busy)) };
     let mut body = request(hub, access, Request::get("/")).await;
     assert!(ready(&mut body).contains("hub.refused"));
 }
@@ -136,7 +136,7 @@ fn build(builder: HubBuilder) -> Hub {
 async fn connect_and_end_are_said_at_debug_and_nothing_else_is() {
     let (lines, _guard) = Lines::capture();
     let hub = build(Hub::builder());
-    let app = Router::new().layer(hub.layer("/events", Public::topics(TopicRule::any())));
+    let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
     let server = Server::start(&hub, app).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     hub.topic("t").publish(Event::message("x")).await.unwrap();
@@ -291,9 +291,9 @@ async fn a_payload_that_a_well_used_client_cannot_read_is_warned_of_once() {
 async fn a_path_that_is_never_requested_is_warned_of() {
     let (lines, _guard) = Lines::capture();
     let hub = build(Hub::builder());
-    drop(hub.layer("events", Public::topics(TopicRule::any())));
+    drop(hub.layer("events", Public::topics(TopicFilter::any())));
     assert_eq!(lines.at(Level::WARN).len(), 1);
-    drop(hub.layer("/events", Public::topics(TopicRule::any())));
+    drop(hub.layer("/events", Public::topics(TopicFilter::any())));
     assert_eq!(lines.at(Level::WARN).len(), 1);
 }
 
@@ -303,11 +303,11 @@ async fn a_path_that_is_never_requested_is_warned_of() {
 /// Everything that could give somebody away has this in it.
 const SECRET: &str = "s3cr3t";
 
-async fn secretive(connect: Connect) -> Result<Subscription, Refusal> {
+async fn secretive(request: StreamRequest) -> Result<Subscription, Refusal> {
     let subscription = Subscription::user("s3cr3t-user").topic("s3cr3t-topic").data("s3cr3t-data");
     // An application may well log this; it must not give away more than it has to.
-    tracing::trace!(target: "application", ?connect);
-    match connect.query_values("ticket").next().as_deref() {
+    tracing::trace!(target: "application", ?request);
+    match request.query_values("ticket").next().as_deref() {
         Some("s3cr3t-panic") => panic!("s3cr3t-panic, as asked for"),
         Some("s3cr3t-slow") => std::future::pending().await,
         Some("s3cr3t-login") => Err(Refusal::login()),
@@ -319,9 +319,12 @@ async fn secretive(connect: Connect) -> Result<Subscription, Refusal> {
     }
 }
 
-async fn handler(axum::extract::State(hub): axum::extract::State<Hub>, connect: Connect) -> tower_sse::EventStream {
-    match secretive(connect.clone()).await {
-        Ok(subscription) => hub.connect(connect, subscription),
+async fn handler(
+    axum::extract::State(hub): axum::extract::State<Hub>,
+    request: StreamRequest,
+) -> tower_sse::EventStream {
+    match secretive(request.clone()).await {
+        Ok(subscription) => hub.connect(request, subscription),
         Err(refusal) => hub.refuse(refusal),
     }
 }
@@ -415,17 +418,17 @@ async fn no_line_says_who_reads_what_or_with_which_ticket() {
 #[tokio::test]
 async fn nothing_that_can_be_formatted_gives_the_query_away() {
     let request = Request::get("/events?ticket=s3cr3t").header("cookie", "s3cr3t").header("last-event-id", "s3cr3t");
-    let connect = Connect::from_request(&request.body(()).unwrap());
-    assert!(!format!("{connect:?}").contains(SECRET), "{connect:?}");
+    let stream_request = StreamRequest::from_request(&request.body(()).unwrap());
+    assert!(!format!("{stream_request:?}").contains(SECRET), "{stream_request:?}");
     let hub = build(Hub::builder());
-    let stream = hub.connect(connect, Subscription::anonymous().data(SECRET).extension(SECRET).topic("t"));
-    let layer = hub.layer("/events", Public::topics(TopicRule::any()));
+    let stream = hub.connect(stream_request, Subscription::anonymous().data(SECRET).extension(SECRET).topic("t"));
+    let layer = hub.layer("/events", Public::topics(TopicFilter::any()));
     hub.topic("t").publish(Event::message(SECRET)).await.unwrap();
     for text in [
         format!("{hub:?}"),
         format!("{stream:?}"),
         format!("{layer:?}"),
-        format!("{:?}", hub.endpoint(Public::topics(TopicRule::any()))),
+        format!("{:?}", hub.endpoint(Public::topics(TopicFilter::any()))),
         format!("{:?}", Subscription::anonymous().data(SECRET).extension(SECRET)),
         format!("{:?}", hub.stats()),
     ] {
@@ -444,8 +447,8 @@ async fn everything_is_counted_exactly() {
             .access_timeout(Duration::from_secs(1))
             .max_payload(1000)
             .retention_budget(6_000)
-            .retention_for(TopicRule::exact("short"), Retention::replay().count(2))
-            .retention_for(TopicRule::exact("strict"), Retention::replay().count(2).on_lag(LagPolicy::Disconnect)),
+            .retention_for(TopicFilter::exact("short"), Retention::replay().count(2))
+            .retention_for(TopicFilter::exact("strict"), Retention::replay().count(2).on_lag(LagPolicy::Disconnect)),
     );
     let fresh = hub.stats();
     assert_eq!((fresh.connections, fresh.connected, fresh.published, fresh.delivered, fresh.evicted), (0, 0, 0, 0, 0));
@@ -477,14 +480,14 @@ async fn everything_is_counted_exactly() {
     assert_eq!((hub.stats().connections, reasons(&hub)), (0, vec![3, 0, 0, 0, 0]));
     let brief = Subscription::anonymous().expires_in(Duration::from_millis(100));
     let items: Vec<_> = soon(hub.stream(brief, Cursor::Absent).unwrap().collect()).await;
-    assert_eq!(items.last(), Some(&StreamItem::End(EndReason::Expired)));
+    assert_eq!(items.last(), Some(&SubscriberItem::End(EndReason::Expired)));
     assert_eq!(reasons(&hub), [3, 0, 1, 0, 0]);
     let mut strict = hub.stream(Subscription::anonymous().topic("strict"), Cursor::Absent).unwrap();
-    assert!(matches!(strict.next().await, Some(StreamItem::Live(_))));
+    assert!(matches!(strict.next().await, Some(SubscriberItem::Live(_))));
     for _ in 0..5 {
         hub.topic("strict").publish(Event::message("x")).await.unwrap();
     }
-    assert_eq!(strict.next().await, Some(StreamItem::End(EndReason::Lagged)));
+    assert_eq!(strict.next().await, Some(SubscriberItem::End(EndReason::Lagged)));
     assert_eq!(reasons(&hub), [3, 0, 1, 1, 0]);
     let stalled = open(&hub, "a").await;
     hub.topic("a").publish(Event::message("x")).await.unwrap();
@@ -498,25 +501,25 @@ async fn everything_is_counted_exactly() {
     // Gaps.
     let begin = fresh.position;
     let mut short = hub.stream(Subscription::anonymous().topic("short"), Cursor::Absent).unwrap();
-    assert!(matches!(short.next().await, Some(StreamItem::Live(_))));
+    assert!(matches!(short.next().await, Some(SubscriberItem::Live(_))));
     for _ in 0..5 {
         hub.topic("short").publish(Event::message("x")).await.unwrap();
     }
-    assert!(matches!(short.next().await, Some(StreamItem::Gap { reason: GapReason::Lagged, .. })));
+    assert!(matches!(short.next().await, Some(SubscriberItem::Gap { reason: GapReason::Lagged, .. })));
     for cursor in [Cursor::At(begin), Cursor::Invalid, Cursor::parse(b"1.0.0")] {
         let mut stream = hub.stream(Subscription::anonymous().topic("short"), cursor).unwrap();
-        assert!(matches!(stream.next().await, Some(StreamItem::Gap { .. })), "{cursor:?}");
+        assert!(matches!(stream.next().await, Some(SubscriberItem::Gap { .. })), "{cursor:?}");
     }
     let ahead = Cursor::parse(format!("{}0", hub.position()).as_bytes());
     let mut stream = hub.stream(Subscription::anonymous(), ahead).unwrap();
-    assert!(matches!(stream.next().await, Some(StreamItem::Gap { reason: GapReason::Ahead, .. })));
+    assert!(matches!(stream.next().await, Some(SubscriberItem::Gap { reason: GapReason::Ahead, .. })));
     // All but `lost`, which only a broker can be.
     let all = GapReason::ALL.iter().map(|&reason| (reason, hub.stats().gaps(reason))).collect::<Vec<_>>();
     assert!(all.iter().all(|(reason, count)| *count == u64::from(*reason != GapReason::Lost)), "{all:?}");
 
     // Refusals, of each reason that comes by itself.
     refused(&hub).await;
-    let slow = |_: Connect| std::future::pending();
+    let slow = |_: StreamRequest| std::future::pending();
     assert!(ready(&mut request(&hub, slow, Request::get("/")).await).contains("timeout"));
     assert_eq!(hub.stats().refused(RefusalReason::Busy), 1);
     assert_eq!(hub.stats().refused(RefusalReason::Timeout), 1);
@@ -531,10 +534,10 @@ async fn everything_is_counted_exactly() {
     let stats = hub.stats();
     assert!(stats.retained_bytes <= 6_000, "{stats:?}");
     let mut kept = hub.stream(Subscription::anonymous().topics(0..20).start(Start::Oldest), Cursor::Absent).unwrap();
-    let Some(StreamItem::Gap { topics, .. }) = kept.next().await else { panic!("no gap") };
+    let Some(SubscriberItem::Gap { topics, .. }) = kept.next().await else { panic!("no gap") };
     assert_eq!(topics.len(), 16);
     let mut count = 0;
-    while let Some(StreamItem::Event(_)) = kept.next().await {
+    while let Some(SubscriberItem::Event(_)) = kept.next().await {
         count += 1;
     }
     assert_eq!(count, 4);
@@ -545,7 +548,7 @@ async fn everything_is_counted_exactly() {
     let staying = hub.stream(Subscription::anonymous(), Cursor::Absent).unwrap();
     let (drained, _) = tokio::join!(hub.drain(Duration::ZERO), staying.collect::<Vec<_>>());
     assert_eq!((drained.ended, hub.stats().ended(EndReason::Draining)), (1, 1));
-    let access = Public::topics(TopicRule::any());
+    let access = Public::topics(TopicFilter::any());
     assert!(ready(&mut request(&hub, access, Request::get("/")).await).contains("draining"));
     assert_eq!(hub.stats().refused(RefusalReason::Draining), 1);
     assert_eq!(hub.stats().connections, 0);
@@ -570,8 +573,8 @@ async fn an_event_that_a_connection_is_excepted_from_is_not_delivered_to_it() {
     let mut me = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let mut you = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     hub.topic("t").except(me.connection()).publish(Event::message("x")).await.unwrap();
-    assert!(matches!(soon(you.next()).await, Some(StreamItem::Event(_))));
-    assert!(matches!(soon(me.next()).await, Some(StreamItem::Live(_))));
+    assert!(matches!(soon(you.next()).await, Some(SubscriberItem::Event(_))));
+    assert!(matches!(soon(me.next()).await, Some(SubscriberItem::Live(_))));
     assert!(me.next().now_or_never().is_none());
     assert_eq!(hub.stats().delivered, 1);
 }
@@ -596,7 +599,7 @@ async fn another_instance_with_other_settings_is_warned_of_once() {
     let (lines, _guard) = Lines::capture();
     let log = tower_sse::backplane::Memory::new();
     let build = |builder: HubBuilder| builder.backplane(log.clone()).lease(Duration::from_millis(900)).build().unwrap();
-    let latest = || Hub::builder().retention_for(TopicRule::prefix("latest/"), Retention::latest_per_key());
+    let latest = || Hub::builder().retention_for(TopicFilter::prefix("latest/"), Retention::latest_per_key());
     let one = build(latest());
     let two = build(latest());
     until(|| one.stats().others == 1 && two.stats().others == 1).await;
@@ -610,7 +613,7 @@ async fn another_instance_with_other_settings_is_warned_of_once() {
     until(|| lines.at(Level::WARN).len() >= 4).await;
     let mut page = another.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     one.topic("t").publish(Event::message("x")).await.unwrap();
-    while !matches!(soon(page.next()).await.unwrap(), StreamItem::Event(_)) {}
+    while !matches!(soon(page.next()).await.unwrap(), SubscriberItem::Event(_)) {}
     let warned = lines.at(Level::WARN);
     assert!(warned.len() <= 4, "{warned:?}");
     assert!(warned.iter().all(|line| line.contains("presence_grace") && !line.contains("max_payload")), "{warned:?}");
@@ -624,19 +627,19 @@ async fn a_ticket_shows_in_no_log_and_in_no_debug() {
     let ticket = hub.ticket(Subscription::user("ada").topic("t"), Duration::from_secs(60)).await.unwrap();
     let path = format!("/?ticket={}", ticket.as_str());
     let redeeming = hub.clone();
-    let redeems = move |connect: Connect| {
+    let redeems = move |request: StreamRequest| {
         let hub = redeeming.clone();
-        async move { hub.redeem(&connect).await }
+        async move { hub.redeem(&request).await }
     };
     let mut body = request(&hub, redeems.clone(), Request::get(&path)).await;
     assert!(ready(&mut body).contains("hub.live"));
-    hub.everyone().disconnect(Kick::now()).await.unwrap();
+    hub.everyone().disconnect(Disconnect::now()).await.unwrap();
     assert!(ready(&mut body).contains("hub.bye"));
     let mut spent = request(&hub, redeems.clone(), Request::get(&path)).await;
     assert_eq!(ready(&mut spent), "sign in first\n");
 
-    let connect = Connect::from_request(&Request::get(path.as_str()).body(()).unwrap());
-    let debug = format!("{ticket:?} {:?} {connect:?} {hub:?}", Some(ticket.clone()));
+    let stream_request = StreamRequest::from_request(&Request::get(path.as_str()).body(()).unwrap());
+    let debug = format!("{ticket:?} {:?} {stream_request:?} {hub:?}", Some(ticket.clone()));
     assert!(!debug.contains(ticket.as_str()), "{debug}");
     let logged: String = lines.all().into_iter().map(|line| line.text + "\n").collect();
     assert!(logged.contains("refused") && !logged.contains(ticket.as_str()), "{logged}");

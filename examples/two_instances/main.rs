@@ -31,7 +31,7 @@ use tower_http::cors::CorsLayer;
 use tower_sse::backplane::Memory;
 #[cfg(feature = "redis")]
 use tower_sse::backplane::Redis;
-use tower_sse::{Event, Hub, HubBuilder, Public, PublishError, TopicRule};
+use tower_sse::{Event, Hub, HubBuilder, Public, PublishError, TopicFilter};
 
 const BOTH: [SocketAddr; 2] = [address(3001), address(3002)];
 const USAGE: &str = "two_instances [--backplane redis://127.0.0.1:6379] [127.0.0.1:3001] [127.0.0.1:3002]";
@@ -104,7 +104,7 @@ impl Instance {
             .route("/say", post(say))
             .route("/restart", post(async move || restart.notify_one()))
             .with_state((hub.clone(), self.name.clone()))
-            .layer(hub.layer("/events", Public::topics(TopicRule::any())))
+            .layer(hub.layer("/events", Public::topics(TopicFilter::any())))
             .layer(cors)
     }
 }

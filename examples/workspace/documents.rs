@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tower_sse::{Event, Hub, Position, Received};
+use tower_sse::{Event, Hub, Position, ReceivedEvent};
 
 use crate::error::{Error, text};
 use crate::notifications::Notification;
@@ -91,7 +91,7 @@ impl Follower for Documents {
         vec![TOPIC.to_owned()]
     }
 
-    fn apply(&self, event: &Received) {
+    fn apply(&self, event: &ReceivedEvent) {
         if let Some(document) = value::<Document>(event, "document.created") {
             lock(&self.all).insert(document.id.clone(), document);
         } else if let Some(Deleted { id }) = value(event, "document.deleted") {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tower_sse::{Event, Hub, Position, Received};
+use tower_sse::{Event, Hub, Position, ReceivedEvent};
 
 use crate::error::{Error, text};
 use crate::replica::{Follower, Shared, lock, new_id, now, value};
@@ -52,7 +52,7 @@ impl Follower for Feed {
         vec![TOPIC.to_owned()]
     }
 
-    fn apply(&self, event: &Received) {
+    fn apply(&self, event: &ReceivedEvent) {
         let Some(post) = value::<Post>(event, "post") else { return };
         let mut posts = lock(&self.posts);
         posts.push_back(post);

@@ -26,7 +26,7 @@ use std::time::Duration;
 use axum::extract::FromRef;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
-use tower_sse::{Hub, HubBuilder, Retention, TopicRule};
+use tower_sse::{Hub, HubBuilder, Retention, TopicFilter};
 
 use documents::Documents;
 use feed::Feed;
@@ -90,16 +90,16 @@ fn settings() -> HubBuilder {
     let current = Retention::latest_per_key;
     Hub::builder()
         .retry(Duration::from_secs(1))
-        .retention_for(TopicRule::exact(documents::TOPIC), current())
-        .retention_for(TopicRule::exact(notifications::TOPIC), current())
-        .retention_for(TopicRule::exact(metrics::TOPIC), current())
+        .retention_for(TopicFilter::exact(documents::TOPIC), current())
+        .retention_for(TopicFilter::exact(notifications::TOPIC), current())
+        .retention_for(TopicFilter::exact(metrics::TOPIC), current())
         // One that is forgotten before its cookie has expired would be good again, so these are many.
         .retention_for(
-            TopicRule::exact(sessions::TOPIC),
+            TopicFilter::exact(sessions::TOPIC),
             current().age(sessions::LIFETIME).count(sessions::REMEMBERED).bytes(32 << 20),
         )
-        .retention_for(TopicRule::prefix(reports::TOPICS), current())
-        .retention_for(TopicRule::exact(feed::TOPIC), Retention::replay().count(feed::KEPT).age(feed::KEPT_FOR))
+        .retention_for(TopicFilter::prefix(reports::TOPICS), current())
+        .retention_for(TopicFilter::exact(feed::TOPIC), Retention::replay().count(feed::KEPT).age(feed::KEPT_FOR))
 }
 
 async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {

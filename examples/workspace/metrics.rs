@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
-use tower_sse::{Event, Hub, Received};
+use tower_sse::{Event, Hub, ReceivedEvent};
 
 use crate::replica::{Follower, Shared, lock, now, value};
 
@@ -80,7 +80,7 @@ impl Follower for Metrics {
         vec![TOPIC.to_owned()]
     }
 
-    fn apply(&self, event: &Received) {
+    fn apply(&self, event: &ReceivedEvent) {
         let Some(sample) = value::<Sample>(event, "sample") else { return };
         let mut by_instance = lock(&self.by_instance);
         let oldest = sample.at.saturating_sub(KEPT as u64 * 1000);

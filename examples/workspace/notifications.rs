@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tower_sse::{Event, Hub, Position, PublishError, Received, Target};
+use tower_sse::{Event, Hub, Position, PublishError, ReceivedEvent, Target};
 
 use crate::replica::{Follower, Shared, lock, now, publish_all, value};
 use crate::sessions::User;
@@ -65,7 +65,7 @@ impl Follower for Notifications {
         vec![TOPIC.to_owned()]
     }
 
-    fn apply(&self, event: &Received) {
+    fn apply(&self, event: &ReceivedEvent) {
         let Some(notification) = value::<Notification>(event, "notification") else { return };
         let mut by_user = lock(&self.by_user);
         let mine = by_user.entry(notification.user.clone()).or_default();

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use tower_sse::{Event, Hub, Position, PublishError, Received, Start, StreamItem, Subscription, Target};
+use tower_sse::{Event, Hub, Position, PublishError, ReceivedEvent, Start, SubscriberItem, Subscription, Target};
 
 /// How long to wait before the log is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -21,7 +21,7 @@ pub(crate) trait Follower: Send + Sync {
     /// Where its events are.
     fn topics(&self) -> Vec<String>;
     /// Changes the state.
-    fn apply(&self, event: &Received);
+    fn apply(&self, event: &ReceivedEvent);
     /// Forgets everything: the log begins anew.
     fn clear(&self);
 }
@@ -77,18 +77,18 @@ async fn read(hub: Hub, followers: Arc<[Box<dyn Follower>]>, applied: watch::Sen
     let mut is_live = false;
     while let Some(item) = log.next().await {
         let position = match item {
-            StreamItem::Event(event) => {
+            SubscriberItem::Event(event) => {
                 followers.iter().for_each(|follower| follower.apply(&event));
                 event.position
             }
-            StreamItem::Live(position) => {
+            SubscriberItem::Live(position) => {
                 is_live = true;
                 position
             }
             // The log is away. What was read of it stays true, and the stream goes on when it is back.
-            StreamItem::Stale => continue,
+            SubscriberItem::Stale => continue,
             // Events from before are no longer retained. Reading the log anew would not bring them back.
-            StreamItem::Gap { .. } if !is_live => continue,
+            SubscriberItem::Gap { .. } if !is_live => continue,
             _ => return,
         };
         if is_live {
@@ -107,7 +107,7 @@ pub(crate) async fn publish_all(hub: &Hub, events: Vec<(Target<'_>, Event)>) -> 
 }
 
 /// The value in an event of this name. One that cannot be read is of a later version of this program.
-pub(crate) fn value<T: DeserializeOwned>(event: &Received, name: &str) -> Option<T> {
+pub(crate) fn value<T: DeserializeOwned>(event: &ReceivedEvent, name: &str) -> Option<T> {
     if event.name != name {
         return None;
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use tower_sse::{Event, Hub, PublishError, Received};
+use tower_sse::{Event, Hub, PublishError, ReceivedEvent};
 
 use crate::error::Error;
 use crate::notifications::Notification;
@@ -153,7 +153,7 @@ impl Follower for Reports {
         USERS.iter().map(|user| topic(user.id)).collect()
     }
 
-    fn apply(&self, event: &Received) {
+    fn apply(&self, event: &ReceivedEvent) {
         let Some(report) = value::<Report>(event, "report") else { return };
         let mut all = lock(&self.all);
         all.insert(report.id.clone(), report.clone());

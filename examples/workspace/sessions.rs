@@ -12,7 +12,8 @@ use ring::error::Unspecified;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use tower_sse::{
-    Access, Connect, Event, Hub, Kick, Public, PublishError, Received, Recheck, Refusal, Subscription, TopicRule,
+    Access, Disconnect, Event, Hub, Public, PublishError, ReceivedEvent, Recheck, Refusal, StreamRequest, Subscription,
+    TopicFilter,
 };
 
 use crate::replica::{Follower, Shared, lock, now};
@@ -104,7 +105,7 @@ impl Sessions {
         self.hub.topic(TOPIC).publish(ended).await?;
         // Here at once, before the log is read: so that nobody who asks now slips in.
         lock(&self.ended).insert(session.id.clone(), now());
-        let never = Kick::never(LIFETIME).note("signed out");
+        let never = Disconnect::block_for(LIFETIME).note("signed out");
         if let Err(error) = self.hub.topic(session.topic()).disconnect(never).await {
             tracing::warn!(%error, "the streams of a session that ended stay until they are looked at again");
         }
@@ -114,21 +115,21 @@ impl Sessions {
 
 /// What the streams of a page may read. The page asks: `/events?topic=documents&topic=reports/ada`.
 impl Access for Sessions {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        let session = self.of(connect.headers()).ok_or(Refusal::login())?;
-        let allowed = Public::topics(TopicRule::exact(documents::TOPIC))
-            .or(TopicRule::exact(feed::TOPIC))
-            .or(TopicRule::exact(metrics::TOPIC))
-            .or(TopicRule::exact(reports::topic(session.user.id)));
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        let session = self.of(request.headers()).ok_or(Refusal::login())?;
+        let allowed = Public::topics(TopicFilter::exact(documents::TOPIC))
+            .or(TopicFilter::exact(feed::TOPIC))
+            .or(TopicFilter::exact(metrics::TOPIC))
+            .or(TopicFilter::exact(reports::topic(session.user.id)));
         Ok(allowed
-            .subscription(&connect)?
+            .subscription(&request)?
             .with_user(session.user.id)
             .topic(session.topic())
             .expires_at(session.expires)
             .extension(session))
     }
 
-    /// Every 15 seconds, for what a kick did not reach.
+    /// Every 15 seconds, for what a disconnect did not reach.
     async fn recheck(&self, subscription: Subscription) -> Recheck {
         match subscription.extensions().get::<Session>() {
             Some(session) if !self.is_valid(session) => Recheck::End(Refusal::login()),
@@ -142,7 +143,7 @@ impl Follower for Sessions {
         vec![TOPIC.to_owned()]
     }
 
-    fn apply(&self, event: &Received) {
+    fn apply(&self, event: &ReceivedEvent) {
         if event.name != "session.ended" {
             return;
         }

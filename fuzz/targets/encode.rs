@@ -6,7 +6,7 @@ use eventsource_stream::Eventsource;
 use futures::{FutureExt, StreamExt, stream};
 use http_body_util::BodyExt;
 use libfuzzer_sys::fuzz_target;
-use tower_sse::{Connect, Cursor, Event, Hub, StreamItem, Subscription};
+use tower_sse::{Cursor, Event, Hub, StreamRequest, SubscriberItem, Subscription};
 
 fuzz_target!(|input: (&str, &str, Option<&str>)| {
     let (name, data, key) = input;
@@ -19,14 +19,14 @@ fuzz_target!(|input: (&str, &str, Option<&str>)| {
     let subscription = || Subscription::anonymous().topic("t");
     let mut local = hub.stream(subscription(), Cursor::Absent).unwrap();
     let request = http::Request::get("/").body(()).unwrap();
-    let body = hub.connect(Connect::from_request(&request), subscription()).into_response().into_body();
+    let body = hub.connect(StreamRequest::from_request(&request), subscription()).into_response().into_body();
     if hub.topic("t").publish_now(event).is_err() {
         assert!(hub.position().to_string().ends_with(".0"), "a refused event used a position");
         return;
     }
     let read = data.replace("\r\n", "\n").replace('\r', "\n");
 
-    let Some(StreamItem::Event(received)) = local.next().now_or_never().flatten() else { panic!("no event") };
+    let Some(SubscriberItem::Event(received)) = local.next().now_or_never().flatten() else { panic!("no event") };
     assert_eq!((received.name.as_str(), received.data.as_str()), (name, read.as_str()));
 
     let bytes = runtime.block_on(async {

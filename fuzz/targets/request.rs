@@ -3,7 +3,7 @@
 
 use http::{HeaderValue, Request, Uri};
 use libfuzzer_sys::fuzz_target;
-use tower_sse::{Connect, Public, Topic, TopicRule};
+use tower_sse::{Public, StreamRequest, Topic, TopicFilter};
 
 fuzz_target!(|input: (&str, &[u8], &[u8])| {
     let (query, last_event_id, accept) = input;
@@ -14,13 +14,13 @@ fuzz_target!(|input: (&str, &[u8], &[u8])| {
             request.headers_mut().insert(name, value);
         }
     }
-    let connect = Connect::from_request(&request);
-    let _ = connect.cursor();
-    let rule = TopicRule::prefix("public/");
-    if let Ok(subscription) = Public::topics(rule.clone()).subscription(&connect) {
+    let stream_request = StreamRequest::from_request(&request);
+    let _ = stream_request.cursor();
+    let rule = TopicFilter::prefix("public/");
+    if let Ok(subscription) = Public::topics(rule.clone()).subscription(&stream_request) {
         assert!(subscription.topic_list().iter().all(|topic: &Topic| rule.matches(topic)));
     }
     let hub = tower_sse::Hub::builder().build().unwrap();
-    let response = hub.connect(connect, tower_sse::Subscription::anonymous()).into_response();
+    let response = hub.connect(stream_request, tower_sse::Subscription::anonymous()).into_response();
     assert!(matches!(response.status().as_u16(), 200 | 406));
 });

@@ -16,7 +16,7 @@ use crate::hub::config::origins::Origins;
 use crate::hub::tasks::background::Background;
 use crate::hub::upkeep::{recheck, sweep};
 use crate::log::Log;
-use crate::types::{BuildError, End, Epoch, Retention, TopicRule};
+use crate::types::{BuildError, Epoch, Retention, StreamEnd, TopicFilter};
 
 /// Methods of the builder that set one field of the configuration.
 macro_rules! setters {
@@ -63,7 +63,7 @@ impl Hub {
 impl HubBuilder {
     /// Sets what is kept for the topics that a rule matches. The first matching rule wins; a topic has the same
     /// retention as long as the hub lives. Defaults to no rules.
-    pub fn retention_for(mut self, rule: TopicRule, retention: Retention) -> Self {
+    pub fn retention_for(mut self, rule: TopicFilter, retention: Retention) -> Self {
         self.configuration.rules.push((rule, retention));
         self
     }
@@ -157,7 +157,7 @@ impl HubBuilder {
 
     /// Makes the topics that a rule matches tell who comes and goes: `hub.joined` and `hub.left`, as
     /// events of the topic like any other. Defaults to none.
-    pub fn presence_for(mut self, rule: TopicRule) -> Self {
+    pub fn presence_for(mut self, rule: TopicFilter) -> Self {
         self.configuration.settings.presence_rules.push(rule);
         self
     }
@@ -283,8 +283,9 @@ impl HubBuilder {
 
         /// Sets how streams end, where their subscription does not say; and the one event of a
         /// refusal that asks the client to come back ([`Refusal::later`](crate::Refusal::later)),
-        /// which has none. Defaults to [`End::Clean`].
-        pub fn end(end: End) => settings.end = end;
+        /// which has none. Defaults to [`StreamEnd::Clean`].
+        #[doc(alias = "end")]
+        pub fn stream_end(end: StreamEnd) => settings.end = end;
 
         /// Names this instance in `hub.hello`, for people who debug. Defaults to no name.
         pub fn instance(name: impl Into<Arc<str>>) => settings.instance = Some(name.into());

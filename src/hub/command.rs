@@ -7,10 +7,10 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 
 use super::{Hub, Target};
-use crate::types::{Action, Audience, Command, CommandError, Cursor, InvalidName, Kick, Topic};
+use crate::types::{Action, Audience, Command, CommandError, Cursor, Disconnect, InvalidName, Topic};
 
 impl Target<'_> {
-    /// Ends the connections of the target: `hub.bye` with the reason `kicked`, and whether to come back.
+    /// Ends the connections of the target: `hub.bye` with the reason `disconnected`, and whether to come back.
     /// Returns how many of this instance are told; none is no error.
     ///
     /// What is published before but was not written yet is not written any more; who comes back with a cursor gets it
@@ -22,9 +22,9 @@ impl Target<'_> {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let hub = tower_sse::Hub::builder().build()?;
     /// use std::time::Duration;
-    /// use tower_sse::Kick;
+    /// use tower_sse::Disconnect;
     ///
-    /// hub.user("ada").disconnect(Kick::never(Duration::from_secs(3600)).note("signed out everywhere")).await?;
+    /// hub.user("ada").disconnect(Disconnect::block_for(Duration::from_secs(3600)).note("signed out everywhere")).await?;
     /// # Ok(()) }
     /// ```
     ///
@@ -34,9 +34,9 @@ impl Target<'_> {
     /// # Errors
     /// When a name of the target is not allowed, there are too many of them, the note is too long, or
     /// other instances could not be told.
-    pub async fn disconnect(self, kick: Kick) -> Result<usize, CommandError> {
-        kick.check()?;
-        self.command(Action::Disconnect(kick)).await
+    pub async fn disconnect(self, disconnect: Disconnect) -> Result<usize, CommandError> {
+        disconnect.check()?;
+        self.command(Action::Disconnect(disconnect)).await
     }
 
     /// Makes the connections of the target join a topic, as if their subscription had it: [`Join`] is awaited, with

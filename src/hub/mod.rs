@@ -71,6 +71,6 @@ pub use publish::Published;
 #[cfg(feature = "json")]
 pub use publisher::{Publisher, Recipients};
 pub use shutdown::{Drained, Health};
-pub use subscriber::{HubStream, Received, StreamItem};
+pub use subscriber::{ReceivedEvent, Subscriber, SubscriberItem};
 pub use target::Target;
 pub use tickets::redeem::Ticket;

@@ -31,10 +31,10 @@ use crate::types::{
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use tower_sse::backplane::Memory;
-/// use tower_sse::{Event, Hub, HubBuilder, Retention, TopicRule};
+/// use tower_sse::{Event, Hub, HubBuilder, Retention, TopicFilter};
 ///
 /// fn settings(log: Memory) -> HubBuilder {
-///     Hub::builder().retention_for(TopicRule::prefix("reports/"), Retention::latest_per_key()).backplane(log)
+///     Hub::builder().retention_for(TopicFilter::prefix("reports/"), Retention::latest_per_key()).backplane(log)
 /// }
 ///
 /// let log = Memory::new(); // in real life `Redis`, in two processes

@@ -19,11 +19,12 @@ use crate::types::{
 };
 
 /// What an in-process stream yields: [`Hub::stream`].
+#[doc(alias = "StreamItem")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum StreamItem {
+pub enum SubscriberItem {
     /// An event.
-    Event(Received),
+    Event(ReceivedEvent),
     /// Records are not to be had: fetch the state anew. On these topics, if it is about topics.
     Gap {
         /// Why.
@@ -41,9 +42,10 @@ pub enum StreamItem {
 }
 
 /// An event as a subscriber reads it.
+#[doc(alias = "Received")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Received {
+pub struct ReceivedEvent {
     /// Its place in the log.
     pub position: Position,
     /// The topic by which it came here; none if it was sent to the user, the connection or everyone.
@@ -60,16 +62,16 @@ impl Hub {
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use tower_sse::{Event, Hub, StreamItem, Subscription};
+    /// use tower_sse::{Event, Hub, SubscriberItem, Subscription};
     ///
     /// let hub = Hub::builder().build()?;
     /// let mut page = hub.stream(Subscription::user("ada"), None)?;
     /// hub.user("ada").publish(Event::text("document.deleted", "7")).await?;
-    /// assert!(matches!(page.next().await, Some(StreamItem::Event(event)) if event.data == "7"));
+    /// assert!(matches!(page.next().await, Some(SubscriberItem::Event(event)) if event.data == "7"));
     /// # Ok(()) }
     /// ```
     ///
-    /// [`StreamItem::Live`] comes when everything before has been yielded, also what was published before
+    /// [`SubscriberItem::Live`] comes when everything before has been yielded, also what was published before
     /// the first item was taken. With [`Retention::latest_per_key`](crate::Retention::latest_per_key) a
     /// late reader skips what is outdated, as a slow page would.
     ///
@@ -86,14 +88,14 @@ impl Hub {
         &self,
         subscription: Subscription,
         cursor: impl Into<Cursor>,
-    ) -> Result<HubStream, SubscriptionError> {
+    ) -> Result<Subscriber, SubscriptionError> {
         let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
         let opened = self.take_turn().and_then(|()| self.open(&subscription, cursor.into(), request));
         let connection = opened.map_err(|refusal| match refusal.0 {
             Kind::Invalid(invalid) => invalid,
             Kind::Later { reason: RefusalReason::Limit, .. } => SubscriptionError::Limit,
             Kind::Later { reason: RefusalReason::Busy, .. } => SubscriptionError::NoRandomBytes,
-            Kind::Later { reason: RefusalReason::Kicked, .. } | Kind::Never => SubscriptionError::Kicked,
+            Kind::Later { reason: RefusalReason::Disconnected, .. } | Kind::Never => SubscriptionError::Disconnected,
             Kind::Later { reason: RefusalReason::Starting, .. } => SubscriptionError::Unavailable,
             _ => SubscriptionError::Closed,
         })?;
@@ -104,10 +106,10 @@ impl Hub {
             let mut batch = Batch { wants_addresses: true, ..Batch::default() };
             while let Some(step) = poll_fn(|cx| connection.poll_step(cx, &mut batch)).await {
                 match step {
-                    Step::Gap { reason, topics } => yield StreamItem::Gap { reason, topics },
-                    Step::Live(position, _) => yield StreamItem::Live(position),
-                    Step::Bye(ending) => yield StreamItem::End(ending.reason),
-                    Step::Stale => yield StreamItem::Stale,
+                    Step::Gap { reason, topics } => yield SubscriberItem::Gap { reason, topics },
+                    Step::Live(position, _) => yield SubscriberItem::Live(position),
+                    Step::Bye(ending) => yield SubscriberItem::End(ending.reason),
+                    Step::Stale => yield SubscriberItem::Stale,
                     Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Expiring(_) | Step::Abort => {}
                 }
                 for picked in batch.records.drain(..) {
@@ -117,25 +119,26 @@ impl Hub {
                         Some(Address::Topic(topic)) => Some(topic.clone()),
                         _ => None,
                     };
-                    yield StreamItem::Event(Received { position, topic, name, data });
+                    yield SubscriberItem::Event(ReceivedEvent { position, topic, name, data });
                 }
             }
         };
-        Ok(HubStream { connection: id, items: Box::pin(items) })
+        Ok(Subscriber { connection: id, items: Box::pin(items) })
     }
 }
 
 /// A subscription in this process: [`Hub::stream`]. It ends when the hub ends it, or when it is dropped.
-pub struct HubStream {
+#[doc(alias = "HubStream")]
+pub struct Subscriber {
     connection: ConnectionId,
-    items: Pin<Box<dyn Stream<Item = StreamItem> + Send>>,
+    items: Pin<Box<dyn Stream<Item = SubscriberItem> + Send>>,
 }
 
-impl HubStream {
+impl Subscriber {
     /// The next item; `None` when the hub has ended the stream. It is also a `futures` `Stream`.
     ///
     /// Cancel safety: an item is taken or it is not; none is lost.
-    pub async fn next(&mut self) -> Option<StreamItem> {
+    pub async fn next(&mut self) -> Option<SubscriberItem> {
         poll_fn(|cx| self.items.as_mut().poll_next(cx)).await
     }
 
@@ -146,11 +149,11 @@ impl HubStream {
     }
 }
 
-impl Stream for HubStream {
-    type Item = StreamItem;
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<StreamItem>> {
+impl Stream for Subscriber {
+    type Item = SubscriberItem;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<SubscriberItem>> {
         self.items.as_mut().poll_next(cx)
     }
 }
 
-opaque_debug!(|stream: HubStream| { connection: stream.connection });
+opaque_debug!(|stream: Subscriber| { connection: stream.connection });

@@ -1,19 +1,19 @@
 //! Which retention holds for which audience.
 
 use crate::types::retention::{Kind, Retention};
-use crate::types::{Address, TopicRule};
+use crate::types::{Address, TopicFilter};
 
 /// Rules and defaults; the first matching rule wins. An audience has the same policy for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct Policies {
-    rules: Vec<TopicRule>,
+    rules: Vec<TopicFilter>,
     /// Those of the rules, then for topics, users, everyone and connections.
     retentions: Vec<Retention>,
 }
 
 impl Policies {
     pub(crate) fn new(
-        rules: Vec<(TopicRule, Retention)>,
+        rules: Vec<(TopicFilter, Retention)>,
         topics: Retention,
         users: Retention,
         everyone: Retention,
@@ -44,7 +44,7 @@ impl Policies {
     }
 
     /// Each retention with its rule. The last four have none: they are the defaults.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Option<&TopicRule>, &Retention)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Option<&TopicFilter>, &Retention)> {
         let rules = self.rules.iter().map(Some).chain(std::iter::repeat(None));
         rules.zip(&self.retentions)
     }

@@ -2,7 +2,7 @@
 
 use std::future::{Future, ready};
 
-use super::Connect;
+use super::StreamRequest;
 use crate::types::{Recheck, Refusal, Subscription};
 
 /// Turns a request into a [`Subscription`] or a [`Refusal`].
@@ -10,7 +10,7 @@ use crate::types::{Recheck, Refusal, Subscription};
 /// Implemented for closures, and easily for a struct that holds what the decision needs:
 ///
 /// ```
-/// use tower_sse::{Access, Connect, Refusal, Subscription};
+/// use tower_sse::{Access, Refusal, StreamRequest, Subscription};
 ///
 /// # #[derive(Clone)] struct Pool;
 /// # impl Pool { async fn user_of(&self, _: &str) -> Option<u64> { None } }
@@ -19,8 +19,8 @@ use crate::types::{Recheck, Refusal, Subscription};
 /// }
 ///
 /// impl Access for Sessions {
-///     async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-///         let cookie = connect.headers().get("cookie").and_then(|value| value.to_str().ok());
+///     async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+///         let cookie = request.headers().get("cookie").and_then(|value| value.to_str().ok());
 ///         let user = self.pool.user_of(cookie.unwrap_or_default()).await.ok_or(Refusal::login())?;
 ///         Ok(Subscription::user(user).topic("news"))
 ///     }
@@ -28,14 +28,14 @@ use crate::types::{Recheck, Refusal, Subscription};
 ///
 /// # let hub = tower_sse::Hub::builder().build().unwrap();
 /// let _ = hub.endpoint(Sessions { pool: Pool });
-/// let _ = hub.endpoint(|connect: Connect| async move {
-///     let session = connect.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
+/// let _ = hub.endpoint(|request: StreamRequest| async move {
+///     let session = request.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
 ///     Ok(Subscription::user(session))
 /// });
-/// let _ = hub.endpoint(async |_: Connect| Ok(Subscription::anonymous().topic("news")));
+/// let _ = hub.endpoint(async |_: StreamRequest| Ok(Subscription::anonymous().topic("news")));
 /// ```
 ///
-/// A closure that captures something clones it for each request: `move |connect| { let pool =
+/// A closure that captures something clones it for each request: `move |request| { let pool =
 /// pool.clone(); async move { … } }`.
 ///
 /// It is asked for every request, also for one that resumes: what a client could read yesterday does not matter. It may
@@ -48,7 +48,7 @@ pub trait Access: Send + Sync + 'static {
     const RECHECKS: bool = true;
 
     /// Decides. Dropped at any await when the client leaves or the time is over.
-    fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
+    fn connect(&self, request: StreamRequest) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
 
     /// Decides again, while a stream is open: is the session still there, the role still the same? Asked about every
     /// stream that this hook let in, again and again, every
@@ -73,12 +73,12 @@ pub trait Access: Send + Sync + 'static {
 
 impl<F, Fut> Access for F
 where
-    F: Fn(Connect) -> Fut + Send + Sync + 'static,
+    F: Fn(StreamRequest) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Subscription, Refusal>> + Send,
 {
     const RECHECKS: bool = false;
 
-    fn connect(&self, connect: Connect) -> impl Future<Output = Result<Subscription, Refusal>> + Send {
-        self(connect)
+    fn connect(&self, request: StreamRequest) -> impl Future<Output = Result<Subscription, Refusal>> + Send {
+        self(request)
     }
 }

@@ -8,7 +8,7 @@ use futures::FutureExt;
 use http::{Method, Request, Response};
 use tower_service::Service;
 
-use super::{Access, Connect, EndpointFuture, EventBody, topics};
+use super::{Access, EndpointFuture, EventBody, StreamRequest, topics};
 use crate::hub::Hub;
 use crate::macros::opaque_debug;
 use crate::types::ConnectionId;
@@ -57,13 +57,13 @@ impl<A: Access, B> Service<Request<B>> for SseEndpoint<A> {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let connect = Box::new(Connect::arriving(&self.hub, request));
+        let stream_request = Box::new(StreamRequest::arriving(&self.hub, request));
         let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
-        let is_change = self.is_change(connect.method(), connect.uri().path());
+        let is_change = self.is_change(stream_request.method(), stream_request.uri().path());
         EndpointFuture(if is_change {
-            hub.change(access, connect).boxed()
+            hub.change(access, stream_request).boxed()
         } else {
-            hub.answer(access, connect).boxed()
+            hub.answer(access, stream_request).boxed()
         })
     }
 }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::{Access, Connect};
+use super::{Access, StreamRequest};
 use crate::hub::Hub;
 use crate::types::refusal::Kind;
 use crate::types::{Authority, Recheck, Refusal, RefusalReason, Subscription};
@@ -16,9 +16,13 @@ use crate::types::{Authority, Recheck, Refusal, RefusalReason, Subscription};
 impl Hub {
     /// What the hook says to a request. What a ticket carries is looked at again, since it may be older than the truth.
     /// The request comes boxed, since every future on its way would have room for it.
-    pub(super) async fn ask<A: Access>(&self, access: &A, connect: Box<Connect>) -> Result<Subscription, Refusal> {
+    pub(super) async fn ask<A: Access>(
+        &self,
+        access: &A,
+        request: Box<StreamRequest>,
+    ) -> Result<Subscription, Refusal> {
         let asked = async move {
-            let subscription = access.connect(*connect).await?;
+            let subscription = access.connect(*request).await?;
             if subscription.redeemed.is_none() {
                 return Ok(subscription);
             }

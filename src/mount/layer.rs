@@ -32,12 +32,12 @@ impl Hub {
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};
-    /// use tower_sse::{Hub, Public, TopicRule};
+    /// use tower_sse::{Hub, Public, TopicFilter};
     /// # let app = service_fn(|_: http::Request<()>| async { Ok::<_, std::convert::Infallible>(http::Response::new(())) });
     ///
     /// let hub = Hub::builder().build().unwrap();
     /// let service = ServiceBuilder::new()
-    ///     .layer(hub.layer("/events", Public::topics(TopicRule::any())))
+    ///     .layer(hub.layer("/events", Public::topics(TopicFilter::any())))
     ///     .service(app);
     /// # let _ = service;
     /// ```

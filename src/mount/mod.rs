@@ -30,5 +30,5 @@ pub use endpoint::SseEndpoint;
 pub use future::{EndpointFuture, ResponseFuture};
 pub use layer::{SseLayer, SseService};
 pub use public::Public;
-pub use request::Connect;
+pub use request::StreamRequest;
 pub use respond::EventStream;

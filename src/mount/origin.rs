@@ -5,15 +5,15 @@
 use http::header::{HOST, HeaderName, ORIGIN};
 use http::{HeaderMap, Uri};
 
-use super::Connect;
+use super::StreamRequest;
 use crate::hub::{Hosts, Hub, Origins};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Hub {
     /// Whether a request names a host that is ours, and comes from a page that may ask.
-    pub(super) fn may_ask(&self, connect: &Connect) -> bool {
-        let (settings, uri, headers) = (self.settings(), connect.uri(), connect.headers());
+    pub(super) fn may_ask(&self, request: &StreamRequest) -> bool {
+        let (settings, uri, headers) = (self.settings(), request.uri(), request.headers());
         names_own_host(&settings.hosts, uri, headers) && is_allowed(&settings.origins, uri, headers)
     }
 }
@@ -116,7 +116,7 @@ mod tests {
         let asked = std::sync::atomic::AtomicUsize::new(0);
         let asked = std::sync::Arc::new(asked);
         let count = std::sync::Arc::clone(&asked);
-        let access = move |_: Connect| {
+        let access = move |_: StreamRequest| {
             count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             std::future::ready(Ok::<_, Refusal>(Subscription::anonymous()))
         };
@@ -128,7 +128,7 @@ mod tests {
             let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
             // A page of the attacker's site, to which the browser says that it asks its own.
             let request = request.header("sec-fetch-site", "same-origin").body(()).unwrap();
-            let asked = hub.connect(Connect::from_request(&request), Subscription::anonymous()).into_response();
+            let asked = hub.connect(StreamRequest::from_request(&request), Subscription::anonymous()).into_response();
             let answered = block_on(endpoint.clone().oneshot(request)).unwrap();
             if method == "GET" {
                 assert_eq!(answered.status(), asked.status(), "a handler obeys the same rule");

@@ -1,7 +1,7 @@
 //! Open access, by name.
 
-use super::{Access, Connect};
-use crate::types::{Refusal, Start, Subscription, Topic, TopicRule};
+use super::{Access, StreamRequest};
+use crate::types::{Refusal, Start, Subscription, Topic, TopicFilter};
 
 /// Open access: everybody may read, without saying who they are, the topics that its rules allow.
 ///
@@ -11,27 +11,27 @@ use crate::types::{Refusal, Start, Subscription, Topic, TopicRule};
 ///
 /// ```
 /// # let hub = tower_sse::Hub::builder().build().unwrap();
-/// use tower_sse::{Public, TopicRule};
+/// use tower_sse::{Public, TopicFilter};
 ///
-/// let endpoint = hub.endpoint(Public::topics(TopicRule::prefix("public/")));
+/// let endpoint = hub.endpoint(Public::topics(TopicFilter::prefix("public/")));
 /// # let _ = endpoint;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Public {
-    rules: Vec<TopicRule>,
+    rules: Vec<TopicFilter>,
     start: Start,
 }
 
 impl Public {
     /// Allows the topics that this rule matches.
     #[must_use]
-    pub fn topics(rule: TopicRule) -> Self {
+    pub fn topics(rule: TopicFilter) -> Self {
         Self { rules: vec![rule], start: Start::default() }
     }
 
     /// Allows these too.
     #[must_use]
-    pub fn or(mut self, rule: TopicRule) -> Self {
+    pub fn or(mut self, rule: TopicFilter) -> Self {
         self.rules.push(rule);
         self
     }
@@ -47,9 +47,9 @@ impl Public {
     ///
     /// # Errors
     /// [`Refusal::forbidden`] when a topic is not allowed.
-    pub fn subscription(&self, connect: &Connect) -> Result<Subscription, Refusal> {
+    pub fn subscription(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
         let mut subscription = Subscription::anonymous().start(self.start);
-        for topic in connect.query_values("topic") {
+        for topic in request.query_values("topic") {
             // A name that is none: the same answer as for one that is not allowed.
             let topic = Topic::try_from(topic).map_err(|_| Refusal::forbidden())?;
             if !self.rules.iter().any(|rule| rule.matches(&topic)) {
@@ -64,7 +64,7 @@ impl Public {
 impl Access for Public {
     const RECHECKS: bool = false;
 
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        self.subscription(&connect)
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        self.subscription(&request)
     }
 }

@@ -14,8 +14,9 @@ use crate::types::{Cursor, DisconnectClock};
 
 /// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
 /// extractor, what a handler hands to [`Hub::connect`].
+#[doc(alias = "Connect")]
 #[derive(Clone)]
-pub struct Connect {
+pub struct StreamRequest {
     pub(super) head: Parts,
     /// What was true before may not be true any more when the request is answered.
     pub(super) asked_at: DisconnectClock,
@@ -24,7 +25,7 @@ pub struct Connect {
     pub(super) redemptions: Option<Arc<Redemptions>>,
 }
 
-impl Connect {
+impl StreamRequest {
     /// From a request of any kind, whose body is not looked at.
     pub fn from_request<B>(request: &Request<B>) -> Self {
         let mut head = Request::new(()).into_parts().0;
@@ -46,12 +47,12 @@ impl Connect {
 
     /// Also finds the socket, if it is the hub's and this is called where the server calls its services.
     pub(super) fn arriving<B>(hub: &Hub, request: Request<B>) -> Self {
-        let mut connect = Self::from_parts(request.into_parts().0);
-        if !connect.transport.as_ref().is_some_and(|transport| hub.transports().knows(transport)) {
+        let mut stream_request = Self::from_parts(request.into_parts().0);
+        if !stream_request.transport.as_ref().is_some_and(|transport| hub.transports().knows(transport)) {
             // The socket of another hub still tells the address of the peer.
-            connect.transport = hub.transports().of_this_task().or(connect.transport);
+            stream_request.transport = hub.transports().of_this_task().or(stream_request.transport);
         }
-        connect
+        stream_request
     }
 
     /// From here on the tickets of this request are given back when the redemption is dropped.
@@ -125,7 +126,7 @@ impl Connect {
     }
 }
 
-impl Connect {
+impl StreamRequest {
     /// Whether the query may have a field of this name. Most queries have none, and nothing is decoded then.
     fn may_have_field(&self, name: &[u8]) -> bool {
         let query = self.query().unwrap_or_default().as_bytes();
@@ -134,9 +135,9 @@ impl Connect {
 }
 
 // Headers and query are left out, since they hold credentials.
-opaque_debug!(|connect: Connect| {
-    method: connect.head.method,
-    path: connect.head.uri.path(),
-    cursor: connect.cursor(),
-    peer_addr: connect.peer_addr(),
+opaque_debug!(|request: StreamRequest| {
+    method: request.head.method,
+    path: request.head.uri.path(),
+    cursor: request.cursor(),
+    peer_addr: request.peer_addr(),
 });

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
-use super::{Access, Connect, EventBody, negotiate};
+use super::{Access, EventBody, StreamRequest, negotiate};
 use crate::hub::{Hub, Redemption, Request, Taken, Transport};
 use crate::types::refusal::{Kind, Refusal};
-use crate::types::{Authority, Cursor, DisconnectClock, End, RefusalReason, Subscription};
+use crate::types::{Authority, Cursor, DisconnectClock, RefusalReason, StreamEnd, Subscription};
 use crate::wire::hub_events;
 
 /// What a handler returns: a stream, or why there is none.
@@ -35,7 +35,7 @@ impl Hub {
     /// ```
     /// # #[cfg(feature = "axum")] fn main() {
     /// use axum::{Router, extract::State, routing::get};
-    /// use tower_sse::{Connect, EventStream, Hub, Subscription};
+    /// use tower_sse::{EventStream, Hub, StreamRequest, Subscription};
     /// # struct AuthUser { id: u64 }
     /// # impl<S: Sync> axum::extract::FromRequestParts<S> for AuthUser {
     /// #     type Rejection = std::convert::Infallible;
@@ -44,8 +44,8 @@ impl Hub {
     /// #     }
     /// # }
     ///
-    /// async fn events(State(hub): State<Hub>, user: AuthUser, connect: Connect) -> EventStream {
-    ///     hub.connect(connect, Subscription::user(user.id))
+    /// async fn events(State(hub): State<Hub>, user: AuthUser, request: StreamRequest) -> EventStream {
+    ///     hub.connect(request, Subscription::user(user.id))
     /// }
     ///
     /// let hub = Hub::builder().build().unwrap();
@@ -54,14 +54,14 @@ impl Hub {
     /// # #[cfg(not(feature = "axum"))] fn main() {}
     /// ```
     #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
-    pub fn connect(&self, connect: Connect, subscription: Subscription) -> EventStream {
+    pub fn connect(&self, request: StreamRequest, subscription: Subscription) -> EventStream {
         let ticket = Taken::of(self, &subscription);
         let spend = || drop(ticket.and_then(Taken::spend));
-        let response = self.look_at(&connect).unwrap_or_else(|| {
-            let accepted = self.accept(&Arrival::of(&connect), &subscription, None, spend);
+        let response = self.look_at(&request).unwrap_or_else(|| {
+            let accepted = self.accept(&Arrival::of(&request), &subscription, None, spend);
             accepted.unwrap_or_else(|refusal| self.refusal(&refusal))
         });
-        EventStream(without_body_for_head(connect.method(), response))
+        EventStream(without_body_for_head(request.method(), response))
     }
 
     /// Answers a request with a refusal, from within a handler: `Result<EventStream, EventStream>` with
@@ -72,14 +72,18 @@ impl Hub {
     }
 
     /// The whole way of a request through an access hook.
-    pub(super) async fn answer<A: Access>(self, access: Arc<A>, mut connect: Box<Connect>) -> Response<EventBody> {
+    pub(super) async fn answer<A: Access>(
+        self,
+        access: Arc<A>,
+        mut request: Box<StreamRequest>,
+    ) -> Response<EventBody> {
         let draining = || self.is_draining().then(|| self.refusal(&Refusal::later(RefusalReason::Draining)));
-        if let Some(refused) = self.look_at(&connect).or_else(draining) {
-            return without_body_for_head(connect.method(), refused);
+        if let Some(refused) = self.look_at(&request).or_else(draining) {
+            return without_body_for_head(request.method(), refused);
         }
-        let arrival = Arrival::of(&connect);
-        let redemption = connect.redeems();
-        let accepted = self.ask(&*access, connect).await.and_then(|subscription| {
+        let arrival = Arrival::of(&request);
+        let redemption = request.redeems();
+        let accepted = self.ask(&*access, request).await.and_then(|subscription| {
             let authority = A::RECHECKS.then_some(access as Arc<dyn Authority>);
             self.accept(&arrival, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
         });
@@ -88,13 +92,13 @@ impl Hub {
     }
 
     /// The answer to a request that is refused before anybody is asked.
-    fn look_at(&self, connect: &Connect) -> Option<Response<EventBody>> {
-        match negotiate::check(connect.method(), connect.headers()) {
+    fn look_at(&self, request: &StreamRequest) -> Option<Response<EventBody>> {
+        match negotiate::check(request.method(), request.headers()) {
             Ok(()) => {}
             Err(StatusCode::METHOD_NOT_ALLOWED) => return Some(wrong_method("use GET\n", "GET, HEAD")),
             Err(status) => return Some(plain(status, "this is an event stream: text/event-stream\n")),
         }
-        if !self.may_ask(connect) {
+        if !self.may_ask(request) {
             tracing::debug!("an event stream was refused: a page of another origin, or another host");
             return Some(plain(StatusCode::FORBIDDEN, "forbidden\n"));
         }
@@ -149,8 +153,8 @@ impl Hub {
                 };
                 let frame = hub_events::refused(reason, retry);
                 stream(match self.settings().end {
-                    End::Clean => EventBody::once(frame),
-                    End::Abort => EventBody::once_aborted(frame),
+                    StreamEnd::Clean => EventBody::once(frame),
+                    StreamEnd::Abort => EventBody::once_aborted(frame),
                 })
             }
         }
@@ -167,13 +171,13 @@ struct Arrival {
 }
 
 impl Arrival {
-    fn of(connect: &Connect) -> Self {
+    fn of(request: &StreamRequest) -> Self {
         Self {
-            method: connect.method().clone(),
-            version: connect.head.version,
-            cursor: connect.cursor(),
-            asked_at: connect.asked_at,
-            transport: connect.transport.clone(),
+            method: request.method().clone(),
+            version: request.head.version,
+            cursor: request.cursor(),
+            asked_at: request.asked_at,
+            transport: request.transport.clone(),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Tickets in requests.
 
-use super::Connect;
+use super::StreamRequest;
 use crate::hub::Hub;
 #[cfg(doc)]
 use crate::types::RefusalReason;
 use crate::types::{Refusal, Subscription};
 
-impl Connect {
+impl StreamRequest {
     /// Whether the query has a field `ticket`.
     #[must_use]
     pub fn has_ticket(&self) -> bool {
@@ -24,15 +24,15 @@ impl Hub {
     /// looks for itself.
     ///
     /// ```
-    /// use tower_sse::{Access, Connect, Hub, Recheck, Refusal, Subscription};
+    /// use tower_sse::{Access, Hub, Recheck, Refusal, StreamRequest, Subscription};
     ///
     /// struct Tickets {
     ///     hub: Hub,
     /// }
     ///
     /// impl Access for Tickets {
-    ///     async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-    ///         self.hub.redeem(&connect).await
+    ///     async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    ///         self.hub.redeem(&request).await
     ///     }
     ///     async fn recheck(&self, subscription: Subscription) -> Recheck {
     ///         // Is the user still allowed to? Ask the database here.
@@ -57,10 +57,10 @@ impl Hub {
     /// [`Refusal::login`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.
     /// [`Refusal::later`] with the reason [`Starting`](RefusalReason::Starting) where the broker of a
     /// shared log does not answer.
-    pub async fn redeem(&self, connect: &Connect) -> Result<Subscription, Refusal> {
-        let ticket = connect.query_values("ticket").next().ok_or(Refusal::login())?;
+    pub async fn redeem(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
+        let ticket = request.query_values("ticket").next().ok_or(Refusal::login())?;
         let taken = self.take_ticket(&ticket).await?;
-        let subscription = match &connect.redemptions {
+        let subscription = match &request.redemptions {
             Some(redemptions) => redemptions.note(taken),
             None => taken.spend(),
         };

@@ -7,7 +7,7 @@ use http::header::RETRY_AFTER;
 use http::{HeaderValue, Method, Response, StatusCode, Uri};
 
 use super::respond::{plain, short, wrong_method};
-use super::{Access, Connect, EventBody};
+use super::{Access, EventBody, StreamRequest};
 use crate::hub::{Hub, Redemption};
 use crate::types::refusal::Kind;
 use crate::types::{
@@ -21,20 +21,24 @@ pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
 }
 
 impl Hub {
-    pub(super) async fn change<A: Access>(self, access: Arc<A>, mut connect: Box<Connect>) -> Response<EventBody> {
-        if connect.method() != Method::POST {
+    pub(super) async fn change<A: Access>(
+        self,
+        access: Arc<A>,
+        mut request: Box<StreamRequest>,
+    ) -> Response<EventBody> {
+        if request.method() != Method::POST {
             return wrong_method("use POST\n", "POST");
         }
-        if !self.may_ask(&connect) {
+        if !self.may_ask(&request) {
             return self.no_change(&Refusal::forbidden());
         }
         if self.is_draining() {
             return self.no_change(&Refusal::later(RefusalReason::Draining));
         }
-        let redemption = connect.redeems();
-        let Some(asked) = as_stream(&connect) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
+        let redemption = request.redeems();
+        let Some(asked) = as_stream(&request) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
         // Without other instances a request about no connection costs a look-up, and takes no turn from others.
-        let id = split_path(connect.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
+        let id = split_path(request.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
         let Some(id) = id.filter(|id| self.may_have_connection(*id)) else { return not_there() };
         if let Err(refusal) = self.take_turn() {
             return self.no_change(&refusal);
@@ -49,8 +53,8 @@ impl Hub {
         };
         // The connection of another user has the same answer as one that is not there.
         let Some(connection) = self.connection_of(id, granted.user.as_ref()).await else { return not_there() };
-        let change = match self.asked_change(&connect, &granted) {
-            Ok(change) => connection.change(change, connect.asked_at).await,
+        let change = match self.asked_change(&request, &granted) {
+            Ok(change) => connection.change(change, request.asked_at).await,
             Err(refusal) => Err(refusal),
         };
         match change {
@@ -63,8 +67,8 @@ impl Hub {
     }
 
     /// The change that a page asks for, if it is granted.
-    fn asked_change(&self, connect: &Connect, granted: &Subscription) -> Result<Change, Refusal> {
-        let topics = |field| connect.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
+    fn asked_change(&self, request: &StreamRequest, granted: &Subscription) -> Result<Change, Refusal> {
+        let topics = |field| request.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
         // A name that is none: the same answer as for one that is not granted.
         let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else { return Err(Refusal::forbidden()) };
         if let Some(invalid) = &granted.invalid {
@@ -77,7 +81,7 @@ impl Hub {
         if !join.iter().all(|topic| granted.grants(topic)) {
             return Err(Refusal::forbidden());
         }
-        let since = connect.query_values("since").next();
+        let since = request.query_values("since").next();
         let since = match granted.history {
             History::None => Cursor::Absent,
             History::Within => since.map_or(Cursor::Absent, |since| Cursor::parse(since.as_bytes())),
@@ -102,10 +106,10 @@ impl Hub {
 
 /// The request that would open a stream with the topics to be joined, for the hook to decide by:
 /// `join` becomes `topic`.
-fn as_stream(connect: &Connect) -> Option<Connect> {
-    let (path, _) = split_path(connect.uri().path())?;
+fn as_stream(request: &StreamRequest) -> Option<StreamRequest> {
+    let (path, _) = split_path(request.uri().path())?;
     let mut query = form_urlencoded::Serializer::new(String::new());
-    for (name, value) in form_urlencoded::parse(connect.query().unwrap_or_default().as_bytes()) {
+    for (name, value) in form_urlencoded::parse(request.query().unwrap_or_default().as_bytes()) {
         match &*name {
             "join" => drop(query.append_pair("topic", &value)),
             "leave" | "since" | "topic" | "last_event_id" => {}
@@ -113,11 +117,11 @@ fn as_stream(connect: &Connect) -> Option<Connect> {
         }
     }
     let query = query.finish();
-    let mut parts = connect.uri().clone().into_parts();
+    let mut parts = request.uri().clone().into_parts();
     let path = if path.is_empty() { "/" } else { path };
     let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
     parts.path_and_query = Some(target.parse().ok()?);
-    let mut asked = connect.clone();
+    let mut asked = request.clone();
     asked.head.method = Method::GET;
     asked.head.uri = Uri::from_parts(parts).ok()?;
     Some(asked)
@@ -143,8 +147,8 @@ mod tests {
     #[test]
     fn the_hook_is_asked_as_for_a_stream_with_these_topics() {
         let asked = |target: &str| {
-            let connect = Connect::from_request(&Request::post(target).body(()).unwrap());
-            let stream = as_stream(&connect).unwrap();
+            let request = StreamRequest::from_request(&Request::post(target).body(()).unwrap());
+            let stream = as_stream(&request).unwrap();
             assert_eq!(stream.method(), Method::GET);
             stream.uri().to_string()
         };

@@ -53,7 +53,7 @@ pin_project! {
 /// With HTTP/2 below a router, a server calls the endpoint in another task than the one that polls the socket. Then the
 /// hub does not know the socket, and cannot cut a client that takes nothing. This type in the extensions of a request
 /// tells the hub. For `axum::serve`, `SseMakeService` adds it to every request. It also knows the address of the
-/// [peer](crate::Connect::peer_addr), which no header can change.
+/// [peer](crate::StreamRequest::peer_addr), which no header can change.
 #[derive(Clone)]
 pub struct SseConnectInfo {
     pub(crate) transport: Arc<Transport>,

@@ -93,11 +93,11 @@ impl<L: Listener> Listener for SseListener<L> {
 ///
 /// ```no_run
 /// use axum::Router;
-/// use tower_sse::{Hub, Public, SseMakeService, TopicRule};
+/// use tower_sse::{Hub, Public, SseMakeService, TopicFilter};
 /// # async fn example() -> std::io::Result<()> {
 ///
 /// let hub = Hub::builder().build().unwrap();
-/// let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+/// let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
 /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 /// axum::serve(hub.listener(listener), SseMakeService::new(app)).await
 /// # }

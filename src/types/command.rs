@@ -1,7 +1,7 @@
 //! What the application tells connections to do: a value, so that it can travel.
 
 use super::audience::Audience;
-use super::disconnect::Kick;
+use super::disconnect::Disconnect;
 use super::last_event_id::Cursor;
 use super::name::Topic;
 use super::position::Position;
@@ -28,7 +28,7 @@ impl Command {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    Disconnect(Kick),
+    Disconnect(Disconnect),
     Join(Topic, Cursor),
     Leave(Topic),
     /// What a page does to its own connection, by a request that met another instance.

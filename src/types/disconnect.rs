@@ -10,36 +10,37 @@ use super::error::{InvalidName, NameProblem};
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_sse::Kick;
+/// use tower_sse::Disconnect;
 ///
-/// let renew = Kick::now();
-/// let calm = Kick::later(Duration::from_secs(60));
-/// let out = Kick::never(Duration::from_secs(3600)).note("signed out everywhere");
+/// let renew = Disconnect::now();
+/// let calm = Disconnect::reconnect_after(Duration::from_secs(60));
+/// let out = Disconnect::block_for(Duration::from_secs(3600)).note("signed out everywhere");
 /// # let _ = (renew, calm, out);
 /// ```
+#[doc(alias = "Kick")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kick {
-    pub(crate) returns: Returns,
+pub struct Disconnect {
+    pub(crate) reconnect: Reconnect,
     pub(crate) note: Option<Arc<str>>,
 }
 
 /// Whether a client comes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Returns {
+pub(crate) enum Reconnect {
     #[default]
     Now,
     /// After about this time.
-    Later(Duration),
+    After(Duration),
     /// Not within this time.
-    Never(Duration),
+    BlockedFor(Duration),
 }
 
-impl Returns {
+impl Reconnect {
     pub(crate) fn is_stricter_than(self, other: Self) -> bool {
-        let rank = |returns| match returns {
+        let rank = |reconnect| match reconnect {
             Self::Now => 0,
-            Self::Later(_) => 1,
-            Self::Never(_) => 2,
+            Self::After(_) => 1,
+            Self::BlockedFor(_) => 2,
         };
         rank(self) > rank(other)
     }
@@ -48,13 +49,13 @@ impl Returns {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Now => "now",
-            Self::Later(_) => "later",
-            Self::Never(_) => "never",
+            Self::After(_) => "later",
+            Self::BlockedFor(_) => "never",
         }
     }
 }
 
-impl Kick {
+impl Disconnect {
     /// The longest [`note`](Self::note), in bytes.
     pub const MAX_NOTE_BYTES: usize = 1024;
 
@@ -67,9 +68,10 @@ impl Kick {
 
     /// They come back after this time and up to half of it more, at random; within
     /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range).
+    #[doc(alias = "later")]
     #[must_use]
-    pub fn later(after: Duration) -> Self {
-        Self { returns: Returns::Later(after), note: None }
+    pub fn reconnect_after(after: Duration) -> Self {
+        Self { reconnect: Reconnect::After(after), note: None }
     }
 
     /// They do not come back: who returns within this time gets `204`, after which browsers stay away for good.
@@ -78,9 +80,10 @@ impl Kick {
     /// for a stream of this user, or of this topic, gets `204` too, with any id. A connection has no name that would
     /// outlast it, so a new page of the same person is let in; and so it is where the target excludes a connection
     /// ([`Target::except`](crate::Target::except): "sign out everywhere else"). After this time it all is as before.
+    #[doc(alias = "never")]
     #[must_use]
-    pub fn never(within: Duration) -> Self {
-        Self { returns: Returns::Never(within), note: None }
+    pub fn block_for(within: Duration) -> Self {
+        Self { reconnect: Reconnect::BlockedFor(within), note: None }
     }
 
     /// Tells the page why, in `hub.bye`: text for people or a word for the script. At most

@@ -33,7 +33,7 @@ pub(crate) use audience::{Address, Audience, each_once};
 #[cfg(feature = "json")]
 pub(crate) use audience_json::{Cow, To};
 pub(crate) use command::{Action, Change, Command};
-pub(crate) use disconnect::{Kick, Returns};
+pub(crate) use disconnect::{Disconnect, Reconnect};
 pub(crate) use disconnect_clock::DisconnectClock;
 pub(crate) use error::{BuildError, CommandError, InvalidName, NameProblem, PublishError};
 pub(crate) use event::Event;
@@ -44,5 +44,5 @@ pub(crate) use reason::{EndReason, GapReason, RefusalReason};
 pub(crate) use recheck::{Authority, Recheck};
 pub(crate) use refusal::Refusal;
 pub(crate) use retention::{LagPolicy, Retention};
-pub(crate) use subscription::{End, Expiry, History, Redeemed, Start, Subscription, SubscriptionError};
-pub(crate) use topic_filter::TopicRule;
+pub(crate) use subscription::{Expiry, History, Redeemed, Start, StreamEnd, Subscription, SubscriptionError};
+pub(crate) use topic_filter::TopicFilter;

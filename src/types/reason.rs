@@ -68,7 +68,8 @@ reasons! {
         Starting = "starting",
         /// Its user or topic was disconnected while the request was being decided, perhaps by what was true before. The
         /// next attempt is decided anew.
-        Kicked = "kicked",
+        #[doc(alias = "Kicked")]
+        Disconnected = "disconnected",
     }
 }
 
@@ -89,8 +90,9 @@ reasons! {
         /// reads nothing. The client may come back.
         Stalled = "stalled",
         /// The application disconnected it: [`Target::disconnect`](crate::Target::disconnect).
-        /// Whether the client should come back is what the [`Kick`](crate::Kick) says.
-        Kicked = "kicked",
+        /// Whether the client should come back is what the [`Disconnect`](crate::Disconnect) says.
+        #[doc(alias = "Kicked")]
+        Disconnected = "disconnected",
         /// [`Access::recheck`](crate::Access::recheck) ended it, or failed twice in a row. The client should come back,
         /// and is decided anew, unless the hook refused it for later or for good.
         Revoked = "revoked",

@@ -61,7 +61,7 @@ impl Refusal {
 
     /// Returns the refusal of a decision that a disconnect has outdated. The client asks again.
     pub(crate) fn outdated() -> Self {
-        Self::later(RefusalReason::Kicked)
+        Self::later(RefusalReason::Disconnected)
     }
 
     /// Sets when the client should come back, for [`later`](Self::later); the hub adds up to half

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What is kept of the events to one audience, and what happens to a reader that falls out of it.
 ///
-/// It is chosen by the audience alone: by the first matching [`TopicRule`](crate::TopicRule), else
+/// It is chosen by the audience alone: by the first matching [`TopicFilter`](crate::TopicFilter), else
 /// by the default for topics, users or everyone. Three kinds:
 ///
 /// | kind | keeps | a page that comes back gets | a slow page |

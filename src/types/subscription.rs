@@ -13,7 +13,7 @@ use super::disconnect_clock::DisconnectClock;
 use super::error::InvalidName;
 use super::name::{self, MAX_NAME_BYTES, Topic, UserId};
 use super::position::Position;
-use super::topic_filter::TopicRule;
+use super::topic_filter::TopicFilter;
 
 /// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
 ///
@@ -37,10 +37,10 @@ pub struct Subscription {
     pub(crate) start: Start,
     pub(crate) history: History,
     pub(crate) expiry: Option<Expiry>,
-    pub(crate) end: Option<End>,
+    pub(crate) end: Option<StreamEnd>,
     pub(crate) data: Option<Arc<str>>,
     pub(crate) extensions: Extensions,
-    pub(crate) may_join: Vec<TopicRule>,
+    pub(crate) may_join: Vec<TopicFilter>,
     /// The key under which limits count it, in place of its user.
     pub(crate) counted_as: Option<Arc<str>>,
     /// The ticket that carried it; so it is older than the request.
@@ -195,9 +195,10 @@ pub enum Start {
 }
 
 /// How the hub ends a stream.
+#[doc(alias = "End")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum End {
+pub enum StreamEnd {
     /// Properly. A browser's `EventSource` reconnects; `@microsoft/fetch-event-source` takes it for the end and stops.
     #[default]
     Clean,
@@ -304,7 +305,7 @@ impl Subscription {
     /// [`SseLayer::changeable`](crate::SseLayer::changeable). It may always join those that the hook would subscribe it
     /// to. Defaults to none.
     #[must_use]
-    pub fn may_join(mut self, rule: TopicRule) -> Self {
+    pub fn may_join(mut self, rule: TopicFilter) -> Self {
         self.may_join.push(rule);
         self
     }
@@ -322,10 +323,10 @@ impl Subscription {
     /// instance counts the keys of its own connections. Defaults to none.
     ///
     /// ```
-    /// use tower_sse::{Connect, Refusal, Subscription};
+    /// use tower_sse::{Refusal, StreamRequest, Subscription};
     ///
-    /// async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-    ///     let address = connect.peer_addr().ok_or(Refusal::forbidden())?.ip();
+    /// async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+    ///     let address = request.peer_addr().ok_or(Refusal::forbidden())?.ip();
     ///     Ok(Subscription::anonymous().topic("news").counted_as(address))
     /// }
     /// # let hub = tower_sse::Hub::builder().build().unwrap();
@@ -363,9 +364,10 @@ impl Subscription {
         self
     }
 
-    /// Sets how the hub ends the stream. Defaults to the hub's [`HubBuilder::end`](crate::HubBuilder::end).
+    /// Sets how the hub ends the stream. Defaults to the hub's [`HubBuilder::stream_end`](crate::HubBuilder::stream_end).
+    #[doc(alias = "end")]
     #[must_use]
-    pub fn end(mut self, end: End) -> Self {
+    pub fn stream_end(mut self, end: StreamEnd) -> Self {
         self.end = Some(end);
         self
     }
@@ -431,7 +433,7 @@ impl Subscription {
             return None;
         }
         self.topics.retain(|topic| most.grants(topic));
-        let listed = most.topics.iter().map(|topic| TopicRule::exact(topic.as_str()));
+        let listed = most.topics.iter().map(|topic| TopicFilter::exact(topic.as_str()));
         let granted: Vec<_> = most.may_join.iter().cloned().chain(listed).collect();
         let mut may_join = Vec::new();
         for both in self.may_join.iter().flat_map(|rule| granted.iter().filter_map(|granted| rule.common(granted))) {
@@ -489,9 +491,10 @@ pub enum SubscriptionError {
     Closed,
     /// A limit on connections is reached.
     Limit,
-    /// Its user, or one of its topics, was disconnected with [`Kick::never`](crate::Kick::never),
+    /// Its user, or one of its topics, was disconnected with [`Disconnect::block_for`](crate::Disconnect::block_for),
     /// and the time is not over.
-    Kicked,
+    #[doc(alias = "Kicked")]
+    Disconnected,
     /// A ticket cannot live as long as that, or at all: [`Hub::ticket`](crate::Hub::ticket).
     TicketTime,
     /// As many tickets wait to be redeemed as
@@ -515,7 +518,7 @@ impl fmt::Display for SubscriptionError {
             Self::DataNotJson => f.write_str("the subscription's data does not serialise to JSON"),
             Self::Closed => f.write_str("the hub is being drained"),
             Self::Limit => f.write_str("a limit on connections is reached"),
-            Self::Kicked => f.write_str("the user or a topic was disconnected for now"),
+            Self::Disconnected => f.write_str("the user or a topic was disconnected for now"),
             Self::TicketTime => f.write_str("a ticket lives between a second and an hour"),
             Self::TooManyTickets => f.write_str("too many tickets wait to be redeemed"),
             Self::Unavailable => f.write_str("the broker is not there"),

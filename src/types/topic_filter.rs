@@ -5,14 +5,15 @@ use super::name::Topic;
 /// Which topics something is about.
 ///
 /// ```
-/// use tower_sse::{Topic, TopicRule};
+/// use tower_sse::{Topic, TopicFilter};
 ///
-/// let rule = TopicRule::prefix("sensors/");
+/// let rule = TopicFilter::prefix("sensors/");
 /// assert!(rule.matches(&Topic::try_from("sensors/boiler").unwrap()));
 /// assert!(!rule.matches(&Topic::try_from("news").unwrap()));
 /// ```
+#[doc(alias = "TopicRule")]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopicRule(pub(crate) Rule);
+pub struct TopicFilter(pub(crate) Rule);
 
 /// The topics of a rule. Tickets carry it as JSON to instances of other versions, so the names of the
 /// variants are a format: `Any` has braces so that it is an object like the others.
@@ -24,7 +25,7 @@ pub(crate) enum Rule {
     Prefix(Box<str>),
 }
 
-impl TopicRule {
+impl TopicFilter {
     /// Every topic.
     #[must_use]
     pub fn any() -> Self {
@@ -75,9 +76,9 @@ mod tests {
     #[test]
     fn the_common_rule_of_two_matches_what_both_match() {
         let texts = ["", "a", "ab", "abc", "b"];
-        let exact = texts.map(TopicRule::exact);
-        let prefix = texts.map(TopicRule::prefix);
-        let rules: Vec<_> = exact.into_iter().chain(prefix).chain([TopicRule::any()]).collect();
+        let exact = texts.map(TopicFilter::exact);
+        let prefix = texts.map(TopicFilter::prefix);
+        let rules: Vec<_> = exact.into_iter().chain(prefix).chain([TopicFilter::any()]).collect();
         for (one, other) in rules.iter().flat_map(|one| rules.iter().map(move |other| (one, other))) {
             let common = one.common(other);
             for topic in ["a", "ab", "abc", "abcd", "b", "c"].map(|topic| Topic::try_from(topic).unwrap()) {
@@ -90,7 +91,7 @@ mod tests {
     #[test]
     #[cfg(feature = "json")]
     fn the_json_of_rules_is_what_instances_of_other_versions_read() {
-        let rules = [TopicRule::any().0, TopicRule::exact("a").0, TopicRule::prefix("b/").0];
+        let rules = [TopicFilter::any().0, TopicFilter::exact("a").0, TopicFilter::prefix("b/").0];
         let json = r#"[{"any":{}},{"exact":"a"},{"prefix":"b/"}]"#;
         assert_eq!(serde_json::to_string(&rules).unwrap(), json);
         assert_eq!(serde_json::from_str::<[Rule; 3]>(json).unwrap(), rules);

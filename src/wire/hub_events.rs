@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::types::{BannedUntil, ConnectionId, EndReason, GapReason, Position, RefusalReason, Returns, Topic, UserId};
+use crate::types::{
+    BannedUntil, ConnectionId, EndReason, GapReason, Position, Reconnect, RefusalReason, Topic, UserId,
+};
 
 /// As long as it can be said where the clock ends before that.
 const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
@@ -86,20 +88,20 @@ pub(crate) fn expiring(remaining: Duration) -> Bytes {
 /// The last frame of a stream that the hub ends. Who should stay away is left with an id that says until when.
 pub(crate) fn bye(
     reason: EndReason,
-    returns: Returns,
+    reconnect: Reconnect,
     retry: Option<Duration>,
     note: Option<&str>,
     now: SystemTime,
 ) -> Bytes {
     let mut data = Json::in_frame("hub.bye", retry);
     data.text("reason", reason.as_str());
-    data.text("return", returns.as_str());
+    data.text("return", reconnect.as_str());
     if let Some(note) = note {
         data.text("note", note);
     }
-    let banned_until = match returns {
-        Returns::Never(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + A_YEAR))),
-        Returns::Now | Returns::Later(_) => None,
+    let banned_until = match reconnect {
+        Reconnect::BlockedFor(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + A_YEAR))),
+        Reconnect::Now | Reconnect::After(_) => None,
     };
     data.end_frame(banned_until.as_ref().map(|until| until as _))
 }
@@ -289,7 +291,7 @@ mod tests {
         );
         assert_eq!(text(&expiring(Duration::from_millis(5))), "event: hub.expiring\ndata: {\"in_ms\":5}\n\n");
         assert_eq!(
-            text(&bye(EndReason::Draining, Returns::Now, None, None, SystemTime::UNIX_EPOCH)),
+            text(&bye(EndReason::Draining, Reconnect::Now, None, None, SystemTime::UNIX_EPOCH)),
             "event: hub.bye\ndata: {\"reason\":\"draining\",\"return\":\"now\"}\n\n"
         );
     }
@@ -297,12 +299,18 @@ mod tests {
     #[test]
     fn who_should_stay_away_is_left_with_an_id_that_says_so() {
         let bye = |within| {
-            let bye = bye(EndReason::Kicked, Returns::Never(within), None, Some("out\n"), SystemTime::UNIX_EPOCH);
+            let bye = bye(
+                EndReason::Disconnected,
+                Reconnect::BlockedFor(within),
+                None,
+                Some("out\n"),
+                SystemTime::UNIX_EPOCH,
+            );
             text(&bye).to_owned()
         };
         assert_eq!(
             bye(Duration::from_secs(60)),
-            "event: hub.bye\ndata: {\"reason\":\"kicked\",\"return\":\"never\",\"note\":\"out\\u000a\"}\nid: 0.60\n\n"
+            "event: hub.bye\ndata: {\"reason\":\"disconnected\",\"return\":\"never\",\"note\":\"out\\u000a\"}\nid: 0.60\n\n"
         );
         assert!(bye(Duration::MAX).contains("\nid: 0.31536000\n"));
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tower_sse::backplane::{Backplane, Redis};
-use tower_sse::{Cursor, Event, Hub, Kick, Retention, StreamItem, Subscription, TopicRule};
+use tower_sse::{Cursor, Disconnect, Event, Hub, Retention, SubscriberItem, Subscription, TopicFilter};
 
 use crate::instances::builder;
 use crate::kit::broker::{BrokerServer, for_each_broker};
@@ -37,7 +37,7 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
     publish(&hub, 10..20).await;
     let mut came = 0;
     while came < 20 {
-        came += u32::from(matches!(soon(page.next()).await.unwrap(), StreamItem::Event(_)));
+        came += u32::from(matches!(soon(page.next()).await.unwrap(), SubscriberItem::Event(_)));
     }
     proxy.set(Mode::Resets);
     until(|| !hub.health().ready).await;
@@ -53,8 +53,8 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
     let mut gaps = Vec::new();
     loop {
         match soon(page.next()).await.unwrap() {
-            StreamItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
-            StreamItem::Event(event) if event.data == "129" => break,
+            SubscriberItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
+            SubscriberItem::Event(event) if event.data == "129" => break,
             _ => {}
         }
     }
@@ -76,8 +76,8 @@ async fn a_value_of_a_union_ends_where_it_was_removed<B: BrokerServer>(broker: B
         let mut values = 0;
         loop {
             match soon(page.next()).await.unwrap() {
-                StreamItem::Event(_) => values += 1,
-                StreamItem::Live(_) => break,
+                SubscriberItem::Event(_) => values += 1,
+                SubscriberItem::Live(_) => break,
                 _ => {}
             }
         }
@@ -92,8 +92,8 @@ async fn busy(hub: &Hub) {
 
 for_each_broker!(a_value_of_a_union_ends_where_it_was_removed(broker): redis, nats);
 
-/// A kick that was told while an instance did not hear.
-async fn a_kick_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
+/// A disconnect that was sent while an instance did not listen.
+async fn a_disconnect_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
     let proxy = Proxy::start(broker.port()).await;
     let log = |port| B::log_at(port, "blip", TIMEOUT);
     let (near, far) = (start(log(broker.port())).await, start(log(proxy.port)).await);
@@ -103,11 +103,11 @@ async fn a_kick_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
         let mut page = far.stream(Subscription::user(&*user), Cursor::Absent).unwrap();
         proxy.set(mode);
         until(|| !far.health().ready).await;
-        near.user(&*user).disconnect(Kick::now()).await.unwrap();
+        near.user(&*user).disconnect(Disconnect::now()).await.unwrap();
         proxy.set(Mode::Passes);
         loop {
-            if let StreamItem::End(reason) = soon(page.next()).await.unwrap() {
-                assert_eq!(reason.as_str(), "kicked");
+            if let SubscriberItem::End(reason) = soon(page.next()).await.unwrap() {
+                assert_eq!(reason.as_str(), "disconnected");
                 break;
             }
         }
@@ -115,7 +115,7 @@ async fn a_kick_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
     }
 }
 
-for_each_broker!(a_kick_is_heard_after_a_blip(broker): redis, nats);
+for_each_broker!(a_disconnect_is_heard_after_a_blip(broker): redis, nats);
 
 /// More current values than one page of them.
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn many_and_large_values_are_read_in_pages() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = || Redis::new(&server.url(), "pages").unwrap();
     let latest = Retention::latest_per_key().count(10_000).bytes(64 << 20);
-    let many = |log| Hub::builder().retention_for(TopicRule::prefix("latest/"), latest.clone()).backplane(log);
+    let many = |log| Hub::builder().retention_for(TopicFilter::prefix("latest/"), latest.clone()).backplane(log);
     let worker = many(log()).publisher().unwrap();
     let large = "x".repeat(2_000);
     for batch in 0..5 {
@@ -139,9 +139,9 @@ async fn many_and_large_values_are_read_in_pages() {
     let mut values = 0;
     loop {
         match soon(page.next()).await.unwrap() {
-            StreamItem::Event(_) => values += 1,
-            StreamItem::Live(_) => break,
-            StreamItem::Gap { reason, .. } => panic!("{reason}"),
+            SubscriberItem::Event(_) => values += 1,
+            SubscriberItem::Live(_) => break,
+            SubscriberItem::Gap { reason, .. } => panic!("{reason}"),
             _ => {}
         }
     }
@@ -167,7 +167,7 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     let mut page = far.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
     let mut came = Vec::new();
     while came.len() < 3 {
-        if let StreamItem::Event(event) = soon(page.next()).await.unwrap() {
+        if let SubscriberItem::Event(event) = soon(page.next()).await.unwrap() {
             came.push(event.data);
         }
     }
@@ -182,8 +182,8 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     let mut values = Vec::new();
     loop {
         match soon(fresh.next()).await.unwrap() {
-            StreamItem::Event(event) => values.push(event.data),
-            StreamItem::Live(_) => break,
+            SubscriberItem::Event(event) => values.push(event.data),
+            SubscriberItem::Live(_) => break,
             _ => {}
         }
     }
@@ -193,8 +193,8 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     let (mut gaps, mut news) = (0, Vec::new());
     while news.last().is_none_or(|last| last != "2") {
         match soon(page.next()).await.unwrap() {
-            StreamItem::Gap { .. } => gaps += 1,
-            StreamItem::Event(event) => news.push(event.data),
+            SubscriberItem::Gap { .. } => gaps += 1,
+            SubscriberItem::Event(event) => news.push(event.data),
             _ => {}
         }
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
-use tower_sse::{Cursor, EndReason, Event, Hub, HubBuilder, HubStream, Kick, StreamItem, Subscription, TopicRule};
+use tower_sse::{
+    Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
+};
 
 use crate::kit::{soon, until};
 use crate::nats_server::NatsServer;
@@ -17,7 +19,7 @@ fn builder() -> HubBuilder {
         .probe_interval(Duration::from_millis(100))
         .lease(Duration::from_millis(900))
         .presence_grace(Duration::from_millis(50))
-        .presence_for(TopicRule::prefix("room/"))
+        .presence_for(TopicFilter::prefix("room/"))
 }
 
 async fn start(builder: HubBuilder, log: impl Backplane) -> Hub {
@@ -26,13 +28,13 @@ async fn start(builder: HubBuilder, log: impl Backplane) -> Hub {
     hub
 }
 
-fn listen(hub: &Hub, user: &str, topic: &str) -> HubStream {
+fn listen(hub: &Hub, user: &str, topic: &str) -> Subscriber {
     hub.stream(Subscription::user(user).topic(topic), Cursor::Absent).unwrap()
 }
 
-async fn until_ended(stream: &mut HubStream) -> EndReason {
+async fn until_ended(stream: &mut Subscriber) -> EndReason {
     loop {
-        if let StreamItem::End(reason) = soon(stream.next()).await.unwrap() {
+        if let SubscriberItem::End(reason) = soon(stream.next()).await.unwrap() {
             return reason;
         }
     }
@@ -58,8 +60,8 @@ async fn commands_are_heard_while_sending_is_slow() {
     until(|| slow.way.told.load(Ordering::SeqCst) > before + 2).await;
     for _ in 0..5 {
         let mut page = listen(&one, "ada", "news");
-        two.user("ada").disconnect(Kick::now()).await.unwrap();
-        assert_eq!(until_ended(&mut page).await, EndReason::Kicked);
+        two.user("ada").disconnect(Disconnect::now()).await.unwrap();
+        assert_eq!(until_ended(&mut page).await, EndReason::Disconnected);
     }
     churn.abort();
 }
@@ -69,7 +71,7 @@ async fn a_disconnect_and_a_leave_do_not_wait_for_a_log_that_cannot_be_read() {
     let log = Memory::new();
     let behind = Reached::new(&log);
     let (one, two) = (start(builder(), behind.clone()).await, start(builder(), log).await);
-    let mut kicked = listen(&one, "ada", "news");
+    let mut disconnected = listen(&one, "ada", "news");
     let left = listen(&one, "bea", "news");
     until(|| two.topic("news").count() == 2).await;
     behind.way.log_is_away.store(true, Ordering::SeqCst);
@@ -78,9 +80,9 @@ async fn a_disconnect_and_a_leave_do_not_wait_for_a_log_that_cannot_be_read() {
     until(|| !one.health().ready).await;
     // A join waits for the log, and the others are behind it.
     two.user("cyd").join("other").await.unwrap();
-    two.user("ada").disconnect(Kick::now()).await.unwrap();
+    two.user("ada").disconnect(Disconnect::now()).await.unwrap();
     two.user("bea").leave("news").await.unwrap();
-    assert_eq!(until_ended(&mut kicked).await, EndReason::Kicked);
+    assert_eq!(until_ended(&mut disconnected).await, EndReason::Disconnected);
     until(|| one.topic("news").count() == 0).await;
     drop(left);
 }
@@ -182,7 +184,7 @@ async fn a_failed_presence_event_is_not_published_after_a_later_one_of_the_same_
     drop(listen(&hub, "bea", "room/1"));
     let mut came = Vec::new();
     while !came.iter().any(|event: &String| event.contains("hub.left") && event.contains("bea")) {
-        if let StreamItem::Event(event) = soon(watcher.next()).await.unwrap() {
+        if let SubscriberItem::Event(event) = soon(watcher.next()).await.unwrap() {
             came.push(format!("{} {}", event.name, event.data));
         }
     }

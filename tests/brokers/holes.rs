@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use tower_sse::backplane::Backplane;
-use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
+use tower_sse::{
+    Cursor, Event, Hub, HubBuilder, Position, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter,
+};
 
 use crate::fake::FakeLog;
 use crate::kit::{soon, until};
@@ -23,7 +25,7 @@ async fn start(log: impl Backplane) -> Hub {
     hub
 }
 
-fn open(hub: &Hub, cursor: impl Into<Cursor>) -> HubStream {
+fn open(hub: &Hub, cursor: impl Into<Cursor>) -> Subscriber {
     hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap()
 }
 
@@ -37,12 +39,12 @@ fn number(position: Position) -> u64 {
 }
 
 /// What comes before, and with, this event: the events, and the reasons of the gaps.
-async fn read_to(page: &mut HubStream, last: &str) -> (Vec<String>, Vec<String>) {
+async fn read_to(page: &mut Subscriber, last: &str) -> (Vec<String>, Vec<String>) {
     let (mut events, mut gaps) = (Vec::new(), Vec::new());
     while events.last().is_none_or(|event| event != last) {
         match soon(page.next()).await.unwrap() {
-            StreamItem::Event(event) => events.push(event.data),
-            StreamItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
+            SubscriberItem::Event(event) => events.push(event.data),
+            SubscriberItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
             _ => {}
         }
     }
@@ -200,7 +202,7 @@ async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
     let log = FakeLog::new();
     let latest = Retention::latest_per_key().age(Duration::from_secs(2));
     let hub = |log: FakeLog| {
-        let builder = builder().retention_for(TopicRule::prefix("latest/"), latest.clone());
+        let builder = builder().retention_for(TopicFilter::prefix("latest/"), latest.clone());
         let hub = builder.backplane(log).build().unwrap();
         async move {
             until(|| hub.health().ready).await;
@@ -221,8 +223,8 @@ async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
         let mut values = Vec::new();
         loop {
             match soon(page.next()).await.unwrap() {
-                StreamItem::Event(event) => values.push(event.data),
-                StreamItem::Live(_) => break,
+                SubscriberItem::Event(event) => values.push(event.data),
+                SubscriberItem::Live(_) => break,
                 _ => {}
             }
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tower_sse::backplane::{Backplane, Memory, Redis};
-use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicRule};
+use tower_sse::{Event, GapReason, Hub, HubBuilder, Public, Retention, TopicFilter};
 
 use crate::kit::broker::{BrokerServer, for_each_broker};
 use crate::kit::{Events, Server, get, resume, soon, subscribe, until};
@@ -18,7 +18,7 @@ use crate::redis_server::{FORGETFUL, RedisServer};
 
 pub fn builder() -> HubBuilder {
     Hub::builder()
-        .retention_for(TopicRule::prefix("latest/"), Retention::latest_per_key())
+        .retention_for(TopicFilter::prefix("latest/"), Retention::latest_per_key())
         .topic_retention(Retention::replay().count(20_000).bytes(32 << 20))
         .probe_interval(Duration::from_millis(100))
         .publish_timeout(Duration::from_secs(4))
@@ -32,7 +32,7 @@ pub struct Instance {
 impl Instance {
     pub async fn start(backplane: impl Backplane) -> Self {
         let hub = builder().backplane(backplane).build().unwrap();
-        let access = Public::topics(TopicRule::any());
+        let access = Public::topics(TopicFilter::any());
         let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
         Self { hub, server }
     }

@@ -1,4 +1,4 @@
-//! Who is listening, across instances: kicks, joins, presence and counts reach whichever instance a client is on.
+//! Who is listening, across instances: disconnects, joins, presence and counts reach whichever instance a client is on.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tower_sse::backplane::{Backplane, Memory};
 use tower_sse::{
-    Connect, Event, Hub, HubBuilder, Kick, OverLimit, Refusal, RefusalReason, Subscription, SubscriptionError, Ticket,
-    TopicRule,
+    Disconnect, Event, Hub, HubBuilder, OverLimit, Refusal, RefusalReason, StreamRequest, Subscription,
+    SubscriptionError, Ticket, TopicFilter,
 };
 
 use crate::kit::access::asked_for;
@@ -22,9 +22,9 @@ struct Instance {
 }
 
 /// Believes the query. Each user has data, and a page may join what is open.
-async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-    let user = connect.query_values("user");
-    let subscription = asked_for(&connect).may_join(TopicRule::prefix("open/"));
+async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+    let user = request.query_values("user");
+    let subscription = asked_for(&request).may_join(TopicFilter::prefix("open/"));
     Ok(user.fold(subscription, |subscription, user| subscription.data(&json!({ "name": user }))))
 }
 
@@ -105,15 +105,17 @@ async fn presence_is_the_same_everywhere(log: impl Backplane + Clone) {
     }
 }
 
-async fn a_kick_reaches_every_instance(log: impl Backplane + Clone) {
+async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log).await;
-    for (kick, returns) in [(Kick::now(), "now"), (Kick::never(Duration::from_secs(60)).note("out"), "never")] {
+    for (disconnect, returns) in
+        [(Disconnect::now(), "now"), (Disconnect::block_for(Duration::from_secs(60)).note("out"), "never")]
+    {
         let (here, there) = (one.open("user=ada").await, two.open("user=ada").await);
         let begun = std::time::Instant::now();
-        assert_eq!(one.hub.user("ada").disconnect(kick).await.unwrap(), 1, "of this instance");
+        assert_eq!(one.hub.user("ada").disconnect(disconnect).await.unwrap(), 1, "of this instance");
         for page in [here, there] {
             let bye = page.goodbye().await;
-            assert_eq!((&bye["reason"], &bye["return"]), (&json!("kicked"), &json!(returns)));
+            assert_eq!((&bye["reason"], &bye["return"]), (&json!("disconnected"), &json!(returns)));
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "the promise is a second");
     }
@@ -123,8 +125,8 @@ async fn a_kick_reaches_every_instance(log: impl Backplane + Clone) {
     }
     // A single connection, by its id, from elsewhere.
     let page = two.open("topic=t").await;
-    one.hub.connection(&page.connection).disconnect(Kick::now()).await.unwrap();
-    assert_eq!(page.goodbye().await["reason"], "kicked");
+    one.hub.connection(&page.connection).disconnect(Disconnect::now()).await.unwrap();
+    assert_eq!(page.goodbye().await["reason"], "disconnected");
 }
 
 async fn joins_reach_every_instance(log: impl Backplane + Clone) {
@@ -239,14 +241,14 @@ async fn connections_of_a_user_are_bounded_across_instances(log: impl Backplane 
     assert_eq!(get(two.server.addr, "/events?user=ben").await.events().next().await.event, "hub.hello");
 }
 
-/// Redeemed once, on whichever instance; void after a kick from any.
+/// Redeemed once, on whichever instance; void after a disconnect from any.
 async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log).await;
     let door = async |hub: &Hub| {
         let tickets = hub.clone();
-        let endpoint = hub.endpoint(move |connect: Connect| {
+        let endpoint = hub.endpoint(move |request: StreamRequest| {
             let hub = tickets.clone();
-            async move { hub.redeem(&connect).await }
+            async move { hub.redeem(&request).await }
         });
         Server::start(hub, Router::new().route_service("/events", endpoint)).await
     };
@@ -265,7 +267,7 @@ async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) 
     }
     let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(30)).await.unwrap();
     let (mut here, mut there) = (one.open("user=ada").await, two.open("user=ada").await);
-    two.hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    two.hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     // Each has heard of it.
     for page in [&mut here, &mut there] {
         while page.events.next().await.event != "hub.bye" {}
@@ -291,10 +293,10 @@ async fn a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream(
     let two = Instance::start(brief(), log).await;
     let door = async |hub: &Hub, then: Then| {
         let tickets = hub.clone();
-        let endpoint = hub.endpoint(move |connect: Connect| {
+        let endpoint = hub.endpoint(move |request: StreamRequest| {
             let hub = tickets.clone();
             async move {
-                let subscription = hub.redeem(&connect).await?;
+                let subscription = hub.redeem(&request).await?;
                 match then {
                     Then::LetsIn => Ok(subscription),
                     Then::SaysLater => Err(Refusal::later(RefusalReason::Busy)),
@@ -323,14 +325,14 @@ async fn a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream(
     // A request that is dropped while the broker answers.
     let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
     let request = Request::get(path(&ticket)).body(()).unwrap();
-    drop(futures::FutureExt::now_or_never(one.hub.redeem(&Connect::from_request(&request))));
+    drop(futures::FutureExt::now_or_never(one.hub.redeem(&StreamRequest::from_request(&request))));
     assert_eq!(soon(comes_back(&ticket)).await.event, "hub.hello");
     // A ticket that was given back is as old as it was.
     let refuses = door(&one.hub, Then::SaysLater).await;
     let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
     let mut page = two.open("user=ada").await;
     assert_eq!(get(refuses.addr, &path(&ticket)).await.events().next().await.event, "hub.refused");
-    one.hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    one.hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     while page.events.next().await.event != "hub.bye" {}
     assert_eq!(get(opens.addr, &path(&ticket)).await.status, StatusCode::UNAUTHORIZED);
 }
@@ -346,7 +348,7 @@ async fn tickets_that_wait_are_bounded(log: impl Backplane + Clone) {
     issued(&two, long).await.unwrap();
     let redeemed = async |at: &Instance, ticket: &Ticket| {
         let request = Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap();
-        at.hub.redeem(&Connect::from_request(&request)).await
+        at.hub.redeem(&StreamRequest::from_request(&request)).await
     };
     redeemed(&one, &first).await.unwrap();
     issued(&one, long).await.unwrap();
@@ -363,7 +365,7 @@ async fn tickets_that_wait_are_bounded(log: impl Backplane + Clone) {
 
 /// What a topic tells: one join and one leave of a user, whichever instances it is on, and none for a move between them.
 async fn a_topic_tells_who_comes_and_goes_across_instances(log: impl Backplane + Clone) {
-    let tells = || builder().presence_for(TopicRule::prefix("rooms/"));
+    let tells = || builder().presence_for(TopicFilter::prefix("rooms/"));
     let one = Instance::start(tells(), log.clone()).await;
     let two = Instance::start(tells(), log.clone()).await;
     until(|| one.hub.stats().others == 1 && two.hub.stats().others == 1).await;
@@ -432,7 +434,7 @@ async fn changes_of_topics_wait_for_an_unknown_connection_no_faster_than_streams
 }
 
 for_each_broker!(presence_is_the_same_everywhere(log): memory, redis, nats);
-for_each_broker!(a_kick_reaches_every_instance(log): memory, redis, nats);
+for_each_broker!(a_disconnect_reaches_every_instance(log): memory, redis, nats);
 for_each_broker!(joins_reach_every_instance(log): memory, redis, nats);
 for_each_broker!(a_page_changes_its_topics_at_whichever_instance_its_request_meets(log): memory, redis, nats);
 for_each_broker!(a_change_at_another_instance_is_made_whole_or_not_at_all(log): memory, redis, nats);

@@ -14,7 +14,8 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_sse::backplane::{Backplane, BackplaneError, Current, Memory, Outgoing, Place, Seen, State, Stored, Told};
 use tower_sse::{
-    Event, Hub, HubBuilder, HubStream, Kick, Position, Public, Retention, StreamItem, Subscription, TopicRule,
+    Disconnect, Event, Hub, HubBuilder, Position, Public, Retention, Subscriber, SubscriberItem, Subscription,
+    TopicFilter,
 };
 
 use crate::kit::{soon, until};
@@ -146,10 +147,10 @@ fn within(limit: Duration, what: impl FnOnce() + Send + 'static) {
     is_done.recv_timeout(limit).expect("it hangs (or panicked)");
 }
 
-async fn count_events(stream: &mut HubStream, expected: usize) {
+async fn count_events(stream: &mut Subscriber, expected: usize) {
     let mut count = 0;
     while count < expected {
-        count += usize::from(matches!(soon(stream.next()).await.unwrap(), StreamItem::Event(_)));
+        count += usize::from(matches!(soon(stream.next()).await.unwrap(), SubscriberItem::Event(_)));
     }
 }
 
@@ -214,9 +215,9 @@ fn the_reading_task_dies_with_its_runtime() {
     });
 }
 
-/// A kick while the task that hears is between two runtimes.
+/// A disconnect while the task that hears is between two runtimes.
 #[test]
-fn a_kick_between_two_runtimes_is_heard() {
+fn a_disconnect_between_two_runtimes_is_heard() {
     within(Duration::from_secs(30), || {
         let (a, b) = (runtime(), runtime());
         let log = Memory::new();
@@ -227,10 +228,10 @@ fn a_kick_between_two_runtimes_is_heard() {
         let mut stream = b.block_on(async { one.stream(Subscription::user("ada"), None).unwrap() });
         a.shutdown_timeout(Duration::from_secs(1));
         b.block_on(async {
-            two.user("ada").disconnect(Kick::default()).await.unwrap();
+            two.user("ada").disconnect(Disconnect::default()).await.unwrap();
             // Life goes on: whoever uses it starts what has ended with its runtime.
             publish(&one, "a", 1).await;
-            while !matches!(soon(stream.next()).await.unwrap(), StreamItem::End(_)) {}
+            while !matches!(soon(stream.next()).await.unwrap(), SubscriberItem::End(_)) {}
         });
     });
 }
@@ -291,7 +292,7 @@ async fn a_stream_that_waits_for_older_records_is_not_live() {
     caught_up(&hub, 100).await;
     odd.hangs.store(true, Ordering::SeqCst);
     let request = Request::get("/?topic=a").header("last-event-id", begin.to_string()).body(()).unwrap();
-    let response = soon(hub.endpoint(Public::topics(TopicRule::any())).oneshot(request)).await.unwrap();
+    let response = soon(hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request)).await.unwrap();
     let mut body = Box::pin(response.into_body());
     let mut text = String::new();
     while let Ok(Some(Ok(frame))) = tokio::time::timeout(Duration::from_secs(20), body.frame()).await {
@@ -317,7 +318,7 @@ async fn a_stream_that_waits_for_a_broker_that_is_away_is_told() {
     odd.cut();
     tokio::time::sleep(Duration::from_secs(10)).await;
     let request = Request::get("/?topic=a").header("last-event-id", begin.to_string()).body(()).unwrap();
-    let response = soon(hub.endpoint(Public::topics(TopicRule::any())).oneshot(request)).await.unwrap();
+    let response = soon(hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request)).await.unwrap();
     let mut body = Box::pin(response.into_body());
     let mut text = String::new();
     for _ in 0..6 {
@@ -339,7 +340,7 @@ async fn who_comes_while_the_broker_is_away_is_told_last_that_it_is() {
     odd.cut();
     until(|| !hub.health().ready).await;
     let request = Request::get("/?topic=a").body(()).unwrap();
-    let response = soon(hub.endpoint(Public::topics(TopicRule::any())).oneshot(request)).await.unwrap();
+    let response = soon(hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request)).await.unwrap();
     let mut body = Box::pin(response.into_body());
     let mut text = String::new();
     let mut frames = async |text: &mut String, seconds: u64| {

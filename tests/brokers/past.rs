@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tower_sse::backplane::{Backplane, Memory, Redis};
-use tower_sse::{Cursor, Event, Hub, HubBuilder, HubStream, Position, Retention, StreamItem, Subscription, TopicRule};
+use tower_sse::{
+    Cursor, Event, Hub, HubBuilder, Position, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter,
+};
 
 use crate::kit::broker::for_each_broker;
 use crate::kit::{soon, until};
@@ -16,7 +18,7 @@ use crate::redis_server::{FORGETFUL, RedisServer};
 fn builder() -> HubBuilder {
     Hub::builder()
         .topic_retention(Retention::replay().count(8))
-        .retention_for(TopicRule::prefix("live/"), Retention::live())
+        .retention_for(TopicFilter::prefix("live/"), Retention::live())
         .probe_interval(Duration::from_millis(100))
 }
 
@@ -26,18 +28,18 @@ async fn start(log: impl Backplane) -> Hub {
     hub
 }
 
-fn open(hub: &Hub, topics: &[&str], cursor: Position) -> HubStream {
+fn open(hub: &Hub, topics: &[&str], cursor: Position) -> Subscriber {
     hub.stream(Subscription::anonymous().topics(topics.iter().copied()), cursor).unwrap()
 }
 
 /// What comes until it has caught up: events, and gaps with their topics.
-async fn read(stream: &mut HubStream) -> (Vec<(String, Position)>, Vec<String>) {
+async fn read(stream: &mut Subscriber) -> (Vec<(String, Position)>, Vec<String>) {
     let (mut events, mut gaps) = (Vec::new(), Vec::new());
     loop {
         match soon(stream.next()).await.unwrap() {
-            StreamItem::Event(event) => events.push((event.data, event.position)),
-            StreamItem::Gap { reason, topics } => gaps.push(format!("{reason} {topics:?}")),
-            StreamItem::Live(_) => return (events, gaps),
+            SubscriberItem::Event(event) => events.push((event.data, event.position)),
+            SubscriberItem::Gap { reason, topics } => gaps.push(format!("{reason} {topics:?}")),
+            SubscriberItem::Live(_) => return (events, gaps),
             _ => {}
         }
     }
@@ -88,11 +90,11 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     let (mut came, mut gaps, mut cursor) = (Vec::new(), Vec::new(), begin);
     while came.len() < 500 {
         match soon(stream.next()).await.unwrap() {
-            StreamItem::Event(event) if event.topic.as_ref().is_some_and(|topic| topic.as_str() == "b") => {
+            SubscriberItem::Event(event) if event.topic.as_ref().is_some_and(|topic| topic.as_str() == "b") => {
                 cursor = event.position;
                 came.push((event.data, event.position));
             }
-            StreamItem::Gap { reason, topics } => gaps.push(format!("{reason} {topics:?}")),
+            SubscriberItem::Gap { reason, topics } => gaps.push(format!("{reason} {topics:?}")),
             _ => {}
         }
     }
@@ -106,7 +108,7 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     // And on, live.
     publish(&one, &["b"], 2_000..2_005).await;
     for n in 2_000..2_005 {
-        let StreamItem::Event(event) = soon(stream.next()).await.unwrap() else { panic!("not an event") };
+        let SubscriberItem::Event(event) = soon(stream.next()).await.unwrap() else { panic!("not an event") };
         assert_eq!(event.data, n.to_string());
     }
 
@@ -117,8 +119,8 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     let mut came = Vec::new();
     while came.len() < 2_000 {
         match soon(page.next()).await.unwrap() {
-            StreamItem::Event(event) => came.push((event.data, event.position)),
-            StreamItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
+            SubscriberItem::Event(event) => came.push((event.data, event.position)),
+            SubscriberItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
             _ => {}
         }
     }
@@ -159,8 +161,8 @@ async fn a_broker_that_is_away_meanwhile_is_waited_for() {
         let next = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
         match next {
             Err(_) => log.set_away(false),
-            Ok(Some(StreamItem::Event(event))) => came.push((event.data, event.position)),
-            Ok(Some(StreamItem::Gap { reason, .. })) => panic!("a gap that was not owed: {reason}"),
+            Ok(Some(SubscriberItem::Event(event))) => came.push((event.data, event.position)),
+            Ok(Some(SubscriberItem::Gap { reason, .. })) => panic!("a gap that was not owed: {reason}"),
             Ok(_) => {}
         }
     }
@@ -195,7 +197,7 @@ async fn a_drained_stream_gets_the_records_behind_many_blocks_of_other_topics() 
     soon(hub.drain(Duration::ZERO)).await;
     let mut came = Vec::new();
     while let Some(item) = soon(late.next()).await {
-        if let StreamItem::Event(event) = item {
+        if let SubscriberItem::Event(event) = item {
             came.push(event.data);
         }
     }

@@ -171,7 +171,7 @@ async fn a_broker_that_is_away_is_an_error_in_time() {
 #[test]
 fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
     use futures::executor::block_on;
-    use tower_sse::{Connect, Kick, Subscription, SubscriptionError};
+    use tower_sse::{Disconnect, StreamRequest, Subscription, SubscriptionError};
 
     let log = Memory::new();
     let (worker, hub) = (worker(log.clone()), builder().backplane(log.clone()).build().unwrap());
@@ -190,7 +190,7 @@ fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
         assert!(error.to_string().contains("runtime"), "{error}");
     }
     let commands = [
-        block_on(hub.user("u").disconnect(Kick::now())),
+        block_on(hub.user("u").disconnect(Disconnect::now())),
         block_on(hub.user("u").join("t").into_future()),
         block_on(hub.user("u").leave("t")),
     ];
@@ -200,7 +200,7 @@ fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
     let ticket = block_on(hub.ticket(Subscription::user("u"), Duration::from_secs(9))).unwrap_err();
     assert_eq!(ticket, SubscriptionError::NoRuntime);
     let request = http::Request::get("/?ticket=0123456789abcdef0123456789abcdef").body(()).unwrap();
-    assert!(block_on(hub.redeem(&Connect::from_request(&request))).is_err());
+    assert!(block_on(hub.redeem(&StreamRequest::from_request(&request))).is_err());
     assert_eq!(block_on(log.state(None)).unwrap().last, 0);
 }
 
@@ -256,7 +256,7 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     // Who sees the keys of the broker and knows how they are made has no ticket by that.
     let key = format!("ticket:{}", ticket.as_str());
     assert!(soon(log("default").withdraw(&key)).await.unwrap().is_none());
-    let redeemed = tower_sse::Connect::from_request(
+    let redeemed = tower_sse::StreamRequest::from_request(
         &http::Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap(),
     );
     assert!(soon(one.hub.redeem(&redeemed)).await.is_ok());

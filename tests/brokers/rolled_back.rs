@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tower_sse::backplane::{Backplane, Outgoing, Redis};
-use tower_sse::{Cursor, Event, Hub, HubStream, Position, Publisher, StreamItem, Subscription};
+use tower_sse::{Cursor, Event, Hub, Position, Publisher, Subscriber, SubscriberItem, Subscription};
 
 use crate::fake::FakeLog;
 use crate::instances::{Instance, builder};
@@ -30,7 +30,7 @@ fn log_at(port: u16) -> Redis {
     Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(TIMEOUT)
 }
 
-fn open(hub: &Hub) -> HubStream {
+fn open(hub: &Hub) -> Subscriber {
     hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap()
 }
 
@@ -39,24 +39,24 @@ async fn publish_ticks(worker: &Publisher, count: usize) {
     assert!(worker.publish_many(ticks).await.iter().all(Result::is_ok));
 }
 
-async fn read_events(page: &mut HubStream, count: usize) {
+async fn read_events(page: &mut Subscriber, count: usize) {
     let mut came = 0;
     while came < count {
         match soon(page.next()).await.unwrap() {
-            StreamItem::Event(_) => came += 1,
-            StreamItem::Gap { reason, .. } => panic!("a gap without loss: {reason}"),
+            SubscriberItem::Event(_) => came += 1,
+            SubscriberItem::Gap { reason, .. } => panic!("a gap without loss: {reason}"),
             _ => {}
         }
     }
 }
 
 /// The reasons of the gaps that come before this event.
-async fn gaps_before(page: &mut HubStream, event: &str) -> Vec<String> {
+async fn gaps_before(page: &mut Subscriber, event: &str) -> Vec<String> {
     let mut gaps = Vec::new();
     loop {
         match soon(page.next()).await.unwrap() {
-            StreamItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
-            StreamItem::Event(came) if came.data == event => return gaps,
+            SubscriberItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
+            SubscriberItem::Event(came) if came.data == event => return gaps,
             _ => {}
         }
     }

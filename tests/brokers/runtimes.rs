@@ -13,8 +13,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt;
 use tower_sse::{
-    Access, Connect, Cursor, EndReason, Event, EventBody, Hub, HubBuilder, HubStream, Kick, Recheck, Refusal,
-    StreamItem, Subscription, TopicRule,
+    Access, Cursor, Disconnect, EndReason, Event, EventBody, Hub, HubBuilder, Recheck, Refusal, StreamRequest,
+    Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
 use crate::kit::access::asked_for;
@@ -103,8 +103,8 @@ struct Counted(AtomicUsize);
 struct Hook(Arc<Counted>);
 
 impl Access for Hook {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        Ok(asked_for(&connect))
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        Ok(asked_for(&request))
     }
 
     async fn recheck(&self, subscription: Subscription) -> Recheck {
@@ -133,27 +133,27 @@ fn builder() -> HubBuilder {
         .write_deadline(4 * MOMENT)
         .heartbeat(MOMENT)
         .presence_grace(MOMENT)
-        .presence_for(TopicRule::prefix("room/"))
+        .presence_for(TopicFilter::prefix("room/"))
         .probe_interval(MOMENT)
 }
 
-fn listen(hub: &Hub, topic: &str) -> HubStream {
+fn listen(hub: &Hub, topic: &str) -> Subscriber {
     hub.stream(Subscription::user("ada").topic(topic), Cursor::Absent).unwrap()
 }
 
-async fn next_event(stream: &mut HubStream) -> String {
+async fn next_event(stream: &mut Subscriber) -> String {
     loop {
         match soon(stream.next()).await.unwrap() {
-            StreamItem::Event(event) if event.name.is_empty() => return event.data,
-            StreamItem::Event(event) => return event.name,
-            StreamItem::End(reason) => return format!("end: {reason:?}"),
+            SubscriberItem::Event(event) if event.name.is_empty() => return event.data,
+            SubscriberItem::Event(event) => return event.name,
+            SubscriberItem::End(reason) => return format!("end: {reason:?}"),
             _ => {}
         }
     }
 }
 
-async fn live(stream: &mut HubStream) {
-    while !matches!(soon(stream.next()).await.unwrap(), StreamItem::Live(_)) {}
+async fn live(stream: &mut Subscriber) {
+    while !matches!(soon(stream.next()).await.unwrap(), SubscriberItem::Live(_)) {}
 }
 
 /// `case` runs on the healthy runtime. Streams were opened on the other before and after those of the case.
@@ -262,8 +262,8 @@ async fn an_event_of_this_instance_arrives(broker: impl Broker) {
 async fn a_disconnect_by_another_instance_arrives(broker: impl Broker) {
     with_a_shared_log(broker, async |hub, other, ailment| {
         let mut stream = listen(hub, "news");
-        other.user("ada").disconnect(Kick::now()).await.unwrap();
-        assert_eq!(next_event(&mut stream).await, "end: Kicked", "{ailment:?}");
+        other.user("ada").disconnect(Disconnect::now()).await.unwrap();
+        assert_eq!(next_event(&mut stream).await, "end: Disconnected", "{ailment:?}");
     })
     .await;
 }

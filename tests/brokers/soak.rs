@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use tokio::time::sleep;
 use tower_sse::backplane::Backplane;
-use tower_sse::{Cursor, Event, GapReason, Hub, HubStream, Position, Retention, StreamItem, Subscription, Target};
+use tower_sse::{Cursor, Event, GapReason, Hub, Position, Retention, Subscriber, SubscriberItem, Subscription, Target};
 
 use crate::faulty::Faulty;
 use crate::kit::broker::{self, BrokerServer, for_each_broker};
@@ -319,7 +319,7 @@ impl Client {
     }
 
     /// Reads from an instance for a while. Whether the end has come.
-    async fn read(&mut self, stream: &mut HubStream, time: Duration) -> bool {
+    async fn read(&mut self, stream: &mut Subscriber, time: Duration) -> bool {
         let until = tokio::time::Instant::now() + time;
         let mut is_first = true;
         loop {
@@ -330,7 +330,7 @@ impl Client {
             };
             let Ok(Some(item)) = next else { return false };
             match item {
-                StreamItem::Event(event) => {
+                SubscriberItem::Event(event) => {
                     self.moves(event.position, true);
                     if event.data == END {
                         return true;
@@ -338,8 +338,8 @@ impl Client {
                     let at = self.now().at;
                     self.now().received.push((at, event.data.parse().unwrap()));
                 }
-                StreamItem::Live(position) => self.moves(position, false),
-                StreamItem::Gap { reason, .. } => {
+                SubscriberItem::Live(position) => self.moves(position, false),
+                SubscriberItem::Gap { reason, .. } => {
                     assert!(self.fleet.may_lose && reason == GapReason::Epoch, "a gap that was not owed: {reason}");
                     // Unless its stream ended, and it came again with the same cursor.
                     assert!(is_first || self.gap.is_none(), "a second gap for one loss");
@@ -530,13 +530,13 @@ async fn a_mute_connection_is_noticed_ready_goes_red_and_nothing_is_lost() {
         if is_mute {
             until(|| !hub.health().ready).await;
             // Who reads in this process is told too.
-            while soon(stream.next()).await.unwrap() != StreamItem::Stale {}
+            while soon(stream.next()).await.unwrap() != SubscriberItem::Stale {}
             log.set_mute(false);
         }
         loop {
             match soon(stream.next()).await.unwrap() {
-                StreamItem::Event(event) => break assert_eq!(event.data, number.to_string()),
-                StreamItem::Live(_) => {}
+                SubscriberItem::Event(event) => break assert_eq!(event.data, number.to_string()),
+                SubscriberItem::Live(_) => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -1,7 +1,7 @@
 //! Who comes and goes is told beside the log, not in it.
 
 use tower_sse::backplane::Backplane;
-use tower_sse::{Cursor, Event, Hub, StreamItem, Subscription};
+use tower_sse::{Cursor, Event, Hub, SubscriberItem, Subscription};
 
 use crate::instances::builder;
 use crate::kit::broker::{BrokerServer, for_each_broker};
@@ -65,7 +65,7 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
         let mut late = hub.stream(Subscription::anonymous().topic("news"), begin).unwrap();
         for n in 0..RECORDS {
             match soon(late.next()).await.unwrap() {
-                StreamItem::Event(event) => assert_eq!(event.data, n.to_string()),
+                SubscriberItem::Event(event) => assert_eq!(event.data, n.to_string()),
                 other => panic!("{other:?}"),
             }
         }

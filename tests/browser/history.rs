@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tower_sse::{Event, Hub, Kick};
+use tower_sse::{Disconnect, Event, Hub};
 
 use crate::driver::{Page, browser};
 use crate::kit::until;
@@ -56,7 +56,7 @@ async fn a_stream_that_ended_meanwhile_comes_back_with_the_page_and_misses_nothi
     publish(&hub, "before").await;
     source.saw("news", 1).await;
     go_away(&page, &site).await;
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     until(|| hub.stats().connections == 0).await;
     publish(&hub, "away").await;
     // It does nothing while it is away.

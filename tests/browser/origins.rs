@@ -6,7 +6,7 @@ use axum::Router;
 use http::Method;
 use serde_json::json;
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tower_sse::{Connect, Event, Hub, Kick, Refusal, Subscription};
+use tower_sse::{Disconnect, Event, Hub, Refusal, StreamRequest, Subscription};
 
 use crate::driver::browser;
 use crate::site::{Site, everybody};
@@ -17,8 +17,8 @@ fn generous() -> CorsLayer {
     CorsLayer::new().allow_origin(AllowOrigin::mirror_request()).allow_credentials(true)
 }
 
-async fn by_cookie(connect: Connect) -> Result<Subscription, Refusal> {
-    let cookie = connect.headers().get("cookie").and_then(|cookie| cookie.to_str().ok());
+async fn by_cookie(request: StreamRequest) -> Result<Subscription, Refusal> {
+    let cookie = request.headers().get("cookie").and_then(|cookie| cookie.to_str().ok());
     let user = cookie.and_then(|cookie| cookie.strip_prefix("user=")).ok_or(Refusal::login())?;
     Ok(Subscription::user(user))
 }
@@ -54,7 +54,7 @@ async fn a_listed_origin_has_the_cookies_of_its_visitor_and_comes_back_without_a
     source.saw("hub.live", 1).await;
     hub.user("ada").publish(Event::text("news", "one")).await.unwrap();
     source.saw("news", 1).await;
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("error", 1).await;
     hub.user("ada").publish(Event::text("news", "two")).await.unwrap();
     source.saw("news", 2).await;
@@ -89,7 +89,7 @@ async fn a_page_of_another_site_comes_back_without_a_preflight_too() {
     let page = context.page(&format!("{elsewhere}/")).await;
     let source = page.listen(&format!("{}events", site.url()), &["news"]).await;
     source.saw("hub.live", 1).await;
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("hub.live", 2).await;
     let asked = site.asked();
     assert!(asked.len() == 2 && asked.iter().all(|asked| asked.method == Method::GET), "a preflight");

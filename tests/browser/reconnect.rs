@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use serde_json::json;
 use tower_sse::backplane::Redis;
-use tower_sse::{Connect, Event, Hub, HubBuilder, Kick, Refusal, RefusalReason, Subscription};
+use tower_sse::{Disconnect, Event, Hub, HubBuilder, Refusal, RefusalReason, StreamRequest, Subscription};
 
 use crate::driver::browser;
 use crate::kit::until;
@@ -57,7 +57,7 @@ async fn after_a_restart_a_log_in_memory_is_gone_and_the_page_hears_so_once() {
     );
 
     // The next break is no restart.
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("hub.live", 3).await;
     assert_eq!(source.all("hub.gap").await.len(), 1);
 }
@@ -160,7 +160,7 @@ async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_its
     let waited = waits_after_break(2).await;
     assert!(waited > 900.0 - EARLIER, "{waited}");
     // By the last event of a stream.
-    hub.user("ada").disconnect(Kick::later(Duration::from_millis(700))).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::reconnect_after(Duration::from_millis(700))).await.unwrap();
     source.saw("hub.live", 4).await;
     let waited = source.all("open").await[3].at - source.all("error").await.last().unwrap().at;
     assert!(waited > 700.0 - EARLIER, "{waited}");
@@ -170,7 +170,7 @@ async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_its
 async fn a_204_stops_it_for_good() {
     let Some(browser) = browser() else { return };
     let hub = quick().build().unwrap();
-    let app = everybody(&hub).route_service("/never", hub.endpoint(async |_: Connect| Err(Refusal::never())));
+    let app = everybody(&hub).route_service("/never", hub.endpoint(async |_: StreamRequest| Err(Refusal::never())));
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&site.url()).await;
@@ -182,11 +182,11 @@ async fn a_204_stops_it_for_good() {
     // A page that does not heed `hub.bye` comes back with the id that this left, and is told again.
     let source = page.listen("/events", &[]).await;
     source.saw("hub.live", 1).await;
-    hub.user("ada").disconnect(Kick::never(Duration::from_secs(60)).note("signed out")).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::block_for(Duration::from_secs(60)).note("signed out")).await.unwrap();
     source.comes_to(CLOSED).await;
     assert_eq!(source.names().await, ["open", "hub.hello", "hub.live", "hub.bye", "error", "error"]);
     let bye = source.all("hub.bye").await.pop().unwrap();
-    assert_eq!(bye.json(), json!({ "reason": "kicked", "return": "never", "note": "signed out" }));
+    assert_eq!(bye.json(), json!({ "reason": "disconnected", "return": "never", "note": "signed out" }));
     let states: Vec<u64> = source.all("error").await.iter().map(|error| error.state).collect();
     assert_eq!(states, [CONNECTING, CLOSED]);
     let asked = site.asked();
@@ -199,7 +199,7 @@ async fn a_soft_refusal_keeps_it_alive_and_a_status_does_not() {
     let Some(browser) = browser() else { return };
     let hub = quick().build().unwrap();
     let turns = Arc::new(AtomicUsize::new(0));
-    let busy_twice = move |_: Connect| {
+    let busy_twice = move |_: StreamRequest| {
         let turn = turns.fetch_add(1, Ordering::Relaxed);
         let soon = Duration::from_millis(100);
         async move {
@@ -211,10 +211,10 @@ async fn a_soft_refusal_keeps_it_alive_and_a_status_does_not() {
     };
     let app = Router::new()
         .route_service("/events", hub.endpoint(busy_twice))
-        .route_service("/401", hub.endpoint(async |_: Connect| Err(Refusal::login())))
-        .route_service("/403", hub.endpoint(async |_: Connect| Err(Refusal::forbidden())))
-        .route_service("/400", hub.endpoint(async |_: Connect| Ok(Subscription::anonymous().topic("\n"))))
-        .route_service("/500", hub.endpoint(async |_: Connect| panic!("on purpose")));
+        .route_service("/401", hub.endpoint(async |_: StreamRequest| Err(Refusal::login())))
+        .route_service("/403", hub.endpoint(async |_: StreamRequest| Err(Refusal::forbidden())))
+        .route_service("/400", hub.endpoint(async |_: StreamRequest| Ok(Subscription::anonymous().topic("\n"))))
+        .route_service("/500", hub.endpoint(async |_: StreamRequest| panic!("on purpose")));
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&site.url()).await;

@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Version};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tower_sse::{Connect, Hub, Subscription};
+use tower_sse::{Hub, StreamRequest, Subscription};
 
 use crate::kit::soon;
 
@@ -110,5 +110,6 @@ impl Site {
 
 /// A stream for everybody: the topic `news`, as the user `ada`.
 pub fn everybody(hub: &Hub) -> Router {
-    Router::new().route_service("/events", hub.endpoint(async |_: Connect| Ok(Subscription::user("ada").topic("news"))))
+    Router::new()
+        .route_service("/events", hub.endpoint(async |_: StreamRequest| Ok(Subscription::user("ada").topic("news"))))
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http::{StatusCode, header};
 use serde_json::json;
-use tower_sse::{Connect, End, Event, Hub, HubBuilder, Kick, Subscription};
+use tower_sse::{Disconnect, Event, Hub, HubBuilder, StreamEnd, StreamRequest, Subscription};
 
 use crate::driver::browser;
 use crate::kit::until;
@@ -124,8 +124,8 @@ async fn heartbeats_are_not_seen_and_disturb_nothing() {
 #[tokio::test]
 async fn an_end_of_either_kind_brings_it_back_with_the_last_id_that_it_had() {
     let Some(browser) = browser() else { return };
-    for end in [End::Clean, End::Abort] {
-        let hub = quick().end(end).build().unwrap();
+    for end in [StreamEnd::Clean, StreamEnd::Abort] {
+        let hub = quick().stream_end(end).build().unwrap();
         let site = Site::start(&hub, everybody(&hub)).await;
         let context = browser.context(json!({})).await;
         let page = context.page(&site.url()).await;
@@ -133,7 +133,7 @@ async fn an_end_of_either_kind_brings_it_back_with_the_last_id_that_it_had() {
         source.saw("hub.live", 1).await;
         hub.topic("news").publish(Event::text("news", "one")).await.unwrap();
         source.saw("news", 1).await;
-        hub.user("ada").disconnect(Kick::now()).await.unwrap();
+        hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
         source.saw("hub.live", 2).await;
         // A browser that meets an error may throw away what it has not read yet: here `hub.bye`.
         let log: Vec<_> = source.log().await.into_iter().filter(|seen| seen.name != "hub.bye").collect();
@@ -145,7 +145,7 @@ async fn an_end_of_either_kind_brings_it_back_with_the_last_id_that_it_had() {
         );
         assert_eq!((log[4].state, log[5].state), (CONNECTING, OPEN));
         let byes = source.all("hub.bye").await;
-        assert!(end == End::Abort || byes.len() == 1);
+        assert!(end == StreamEnd::Abort || byes.len() == 1);
         // Events without an id keep the one before.
         assert!(byes.iter().all(|bye| bye.id == log[3].id));
         let asked = site.asked();
@@ -169,7 +169,7 @@ async fn the_last_id_outranks_the_one_in_the_address_that_the_page_began_with() 
     hub.topic("news").publish(Event::text("news", "one")).await.unwrap();
     let source = page.listen(&format!("/events?last_event_id={from}"), &["news"]).await;
     source.saw("hub.live", 1).await;
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("hub.live", 2).await;
     assert_eq!(source.data("news").await, ["one"]);
     let hellos = source.all("hub.hello").await;
@@ -251,17 +251,17 @@ fn raw(pieces: &'static [&'static [u8]]) -> Response {
 /// First such a stream, then what `then` makes of the request.
 fn first_raw(
     pieces: &'static [&'static [u8]],
-    then: impl Fn(Connect) -> Response + Clone + Send + Sync + 'static,
+    then: impl Fn(StreamRequest) -> Response + Clone + Send + Sync + 'static,
 ) -> Router {
     let turns = Arc::new(AtomicUsize::new(0));
-    let serve = move |connect: Connect| {
+    let serve = move |request: StreamRequest| {
         let is_first = turns.fetch_add(1, Ordering::Relaxed) == 0;
-        std::future::ready(if is_first { raw(pieces) } else { then(connect) })
+        std::future::ready(if is_first { raw(pieces) } else { then(request) })
     };
     Router::new().route("/events", get(serve))
 }
 
-fn stop(_: Connect) -> Response {
+fn stop(_: StreamRequest) -> Response {
     StatusCode::NO_CONTENT.into_response()
 }
 
@@ -318,8 +318,8 @@ async fn who_was_given_an_empty_id_comes_back_without_one_and_starts_afresh() {
     const PIECES: &[&[u8]] = &[b"id: 1.0000000000000001.7\ndata: x\n\nid\ndata: y\n\nretry: 100\n\n"];
     let hub = quick().build().unwrap();
     let then = hub.clone();
-    let app = first_raw(PIECES, move |connect| {
-        then.connect(connect, Subscription::anonymous()).into_response().map(Body::new)
+    let app = first_raw(PIECES, move |request| {
+        then.connect(request, Subscription::anonymous()).into_response().map(Body::new)
     });
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;
@@ -391,7 +391,7 @@ async fn kinds_of_content_and_statuses_that_are_no_stream_end_it() {
     // One that sends it to another address has its id there, whichever of the two is asked when it comes back.
     let source = page.listen("/elsewhere", &[]).await;
     source.saw("hub.live", 1).await;
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("hub.live", 2).await;
     let asked = site.asked();
     assert_eq!((asked.len(), asked[1].header("last-event-id").is_some()), (2, true));

@@ -126,7 +126,10 @@ async fn a_user_is_disconnected_and_comes_back_when_it_may() {
         for tab in tabs {
             let bye = tab.rest().await.pop().unwrap();
             let data: Value = serde_json::from_str(&bye.data).unwrap();
-            assert_eq!((&*bye.event, &data["reason"], &data["return"]), ("hub.bye", &json!("kicked"), &json!(returns)));
+            assert_eq!(
+                (&*bye.event, &data["reason"], &data["return"]),
+                ("hub.bye", &json!("disconnected"), &json!(returns))
+            );
             assert_eq!(data["note"], if returns == "never" { json!("out") } else { Value::Null });
         }
         let status = get(addr, "/events?user=a/da").await.status;

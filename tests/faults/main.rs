@@ -22,14 +22,14 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower_sse::{
-    Cursor, EndReason, Event, Hub, HubBuilder, Kick, Public, Retention, StreamItem, Subscription, TopicRule,
+    Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Public, Retention, SubscriberItem, Subscription, TopicFilter,
 };
 
 use crate::kit::{Server, get, http2, reply, resume, skip, soon, subscribe, until};
 
 fn app(hub: &Hub) -> Router {
     Router::new()
-        .route_service("/events", hub.endpoint(Public::topics(TopicRule::any())))
+        .route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())))
         .route("/", axum::routing::get(|| async { "hello" }))
 }
 
@@ -59,10 +59,10 @@ async fn stalled(addr: SocketAddr, path: &str) -> TcpStream {
     tcp
 }
 
-fn numbers(events: impl IntoIterator<Item = StreamItem>) -> Vec<u64> {
+fn numbers(events: impl IntoIterator<Item = SubscriberItem>) -> Vec<u64> {
     let number = |item| match item {
-        StreamItem::Event(event) => Some(event.data.parse().unwrap()),
-        StreamItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
+        SubscriberItem::Event(event) => Some(event.data.parse().unwrap()),
+        SubscriberItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
         _ => None,
     };
     events.into_iter().filter_map(number).collect()
@@ -113,8 +113,8 @@ fn replay_meets_live_in_ten_thousand_interleavings() {
                     for _ in 0..random.below(6) {
                         let std::task::Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) else { break };
                         match &item {
-                            StreamItem::Event(event) => cursor = Cursor::At(event.position),
-                            StreamItem::Live(position) => cursor = Cursor::At(*position),
+                            SubscriberItem::Event(event) => cursor = Cursor::At(event.position),
+                            SubscriberItem::Live(position) => cursor = Cursor::At(*position),
                             _ => {}
                         }
                         received.extend(numbers([item]));
@@ -143,8 +143,8 @@ async fn every_listener_sees_one_order_and_each_publisher_in_its_own() {
                 let mut seen = Vec::new();
                 while seen.len() < PUBLISHERS * EACH {
                     match soon(stream.next()).await.unwrap() {
-                        StreamItem::Event(event) => seen.push(event.data),
-                        StreamItem::Gap { .. } => panic!("a gap"),
+                        SubscriberItem::Event(event) => seen.push(event.data),
+                        SubscriberItem::Gap { .. } => panic!("a gap"),
                         _ => {}
                     }
                 }
@@ -206,10 +206,10 @@ fn quick_reconnects_on_a_quiet_topic_beside_a_busy_one_meet_no_gap() {
     for n in 0..10_000_u64 {
         let mut stream = hub.stream(Subscription::anonymous().topic("quiet"), cursor).unwrap();
         while let std::task::Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
-            if let StreamItem::Live(position) = &item {
+            if let SubscriberItem::Live(position) = &item {
                 cursor = Cursor::At(*position);
             }
-            assert!(!matches!(item, StreamItem::Gap { .. }), "after {n} reconnects");
+            assert!(!matches!(item, SubscriberItem::Gap { .. }), "after {n} reconnects");
         }
         for _ in 0..20 {
             hub.topic("busy").publish_now(Event::message("x")).unwrap();
@@ -403,12 +403,12 @@ async fn churn_leaves_nothing_behind() {
     assert_eq!(hub.stats().retained_bytes, 0);
 }
 
-/// The same for what connections have beside their channels: users, members, joined topics, kicks, tickets.
+/// The same for what connections have beside their channels: users, members, joined topics, disconnects, tickets.
 #[tokio::test]
 async fn churn_of_users_and_members_leaves_nothing_behind() {
     let brief = Duration::from_millis(50);
     let hub = Hub::builder()
-        .presence_for(TopicRule::any())
+        .presence_for(TopicFilter::any())
         .presence_grace(brief)
         .live_window(brief)
         .write_deadline(brief)
@@ -428,7 +428,7 @@ async fn churn_of_users_and_members_leaves_nothing_behind() {
                 0 => drop(hub.connection(stream.connection()).join(format!("j{}", n % 500)).await.unwrap()),
                 1 => drop(hub.user(&user).join(format!("j{}", n % 500)).await.unwrap()),
                 2 => drop(hub.user(&user).leave(format!("j{}", n % 500)).await.unwrap()),
-                3 => assert_eq!(hub.user(&user).disconnect(Kick::now()).await.unwrap(), 1),
+                3 => assert_eq!(hub.user(&user).disconnect(Disconnect::now()).await.unwrap(), 1),
                 4 => {
                     let members = hub.topic(format!("t{}", n % 77)).presence().members;
                     assert_eq!(members.iter().filter(|member| member.connections == 1).count(), 1);
@@ -622,7 +622,7 @@ fn a_frozen_http2_client_does_not_keep_the_process() {
 
 #[tokio::test]
 async fn an_aborted_end_is_an_error_after_a_whole_frame() {
-    let (hub, server) = start(Hub::builder().end(tower_sse::End::Abort)).await;
+    let (hub, server) = start(Hub::builder().stream_end(tower_sse::StreamEnd::Abort)).await;
     let mut body = get(server.addr, "/events?topic=t").await.body;
     until(|| hub.stats().connections == 1).await;
     hub.topic("t").publish(Event::message("x")).await.unwrap();
@@ -637,7 +637,7 @@ async fn an_aborted_end_is_an_error_after_a_whole_frame() {
 
 #[tokio::test]
 async fn a_refusal_that_asks_to_come_back_ends_like_the_hubs_streams() {
-    let (hub, server) = start(Hub::builder().end(tower_sse::End::Abort)).await;
+    let (hub, server) = start(Hub::builder().stream_end(tower_sse::StreamEnd::Abort)).await;
     hub.drain(Duration::ZERO).await;
     let mut body = get(server.addr, "/events?topic=t").await.body;
     let frame = soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
@@ -652,7 +652,7 @@ async fn a_stream_ends_by_the_expiry_of_its_subscription() {
     let since = tokio::time::Instant::now();
     let stream = hub.stream(subscription, Cursor::Absent).unwrap();
     let items: Vec<_> = stream.collect().await;
-    assert!(matches!(items[..], [StreamItem::Live(_), StreamItem::End(EndReason::Expired)]), "{items:?}");
+    assert!(matches!(items[..], [SubscriberItem::Live(_), SubscriberItem::End(EndReason::Expired)]), "{items:?}");
     let lived = since.elapsed();
     assert!(lived <= Duration::from_secs(600) && lived >= Duration::from_secs(539), "{lived:?}");
 }
@@ -680,7 +680,7 @@ async fn a_stream_that_never_runs_dry_ends_by_its_expiry_too() {
             hub.topic("t").publish(Event::message("x")).await.unwrap();
         }
         for _ in 0..100 {
-            if let Some(StreamItem::End(reason)) = stream.next().await {
+            if let Some(SubscriberItem::End(reason)) = stream.next().await {
                 return assert_eq!(reason, EndReason::Expired);
             }
         }
@@ -743,7 +743,7 @@ async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap
         .build()
         .unwrap();
     let mut first = hub.stream(Subscription::anonymous().topic("other"), Cursor::Absent).unwrap();
-    assert!(matches!(first.next().await, Some(StreamItem::Live(_))));
+    assert!(matches!(first.next().await, Some(SubscriberItem::Live(_))));
     for _ in 0..10 {
         hub.topic("busy").publish(Event::message("x")).await.unwrap();
     }
@@ -751,11 +751,11 @@ async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap
     // Long enough for `busy` to be dropped, forgotten, and its floor merged into the hub's.
     tokio::time::sleep(Duration::from_secs(300)).await;
     let mut back = hub.stream(Subscription::anonymous().topic("new"), cursor).unwrap();
-    assert!(matches!(back.next().await, Some(StreamItem::Live(_))));
+    assert!(matches!(back.next().await, Some(SubscriberItem::Live(_))));
     // But whoever is older than that learns that something may be missing.
     let old = cursor.to_string().replace(".10", ".3").parse::<tower_sse::Position>().unwrap();
     let mut back = hub.stream(Subscription::anonymous().topic("busy"), old).unwrap();
-    assert!(matches!(back.next().await, Some(StreamItem::Gap { .. })));
+    assert!(matches!(back.next().await, Some(SubscriberItem::Gap { .. })));
 }
 
 /// A peer that vanishes without a word: its network is cut, so that no FIN and no RST can come.

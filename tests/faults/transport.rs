@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tower_sse::{EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, TopicRule};
+use tower_sse::{EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, TopicFilter};
 
 use crate::kit::{self, PATIENCE, Server, soon, until};
 
@@ -31,7 +31,7 @@ fn wide() -> HubBuilder {
 }
 
 fn app(hub: &Hub) -> Router {
-    Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())))
+    Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())))
 }
 
 async fn publish(hub: &Hub, topic: &str, count: usize, size: usize) {
@@ -45,7 +45,7 @@ async fn publish(hub: &Hub, topic: &str, count: usize, size: usize) {
 fn serve_one<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(hub: &Hub, io: S) {
     let io = hub.io(io);
     let io = TokioIo::new(if kit::hands_over() { io.hand_over() } else { io });
-    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let service = hyper::service::service_fn(move |request| tower::Service::call(&mut endpoint.clone(), request));
     tokio::spawn(async move {
         let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -397,7 +397,7 @@ async fn start_bridge(hub: &Hub, io: &mut tower_sse::SseIo<DuplexStream>) -> tow
     let mut start = [0; 5];
     io.read_exact(&mut start).await.unwrap();
     let request = Request::get("http://test/events?topic=t").body(()).unwrap();
-    let mut endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let mut endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     tower::Service::call(&mut endpoint, request).await.unwrap().into_body()
 }
 
@@ -522,7 +522,7 @@ async fn shrunk_mebibyte_over_http2() -> Duration {
     let hub = wide().build().unwrap();
     let (near, far) = tokio::io::duplex(1 << 20);
     let io = TokioIo::new(hub.io(near));
-    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let service = hyper::service::service_fn(move |request| {
         let mut endpoint = endpoint.clone();
         let answer = tower::Service::call(&mut endpoint, request);

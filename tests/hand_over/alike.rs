@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::net::TcpListener;
-use tower_sse::{Event, Hub, Kick, Retention};
+use tower_sse::{Disconnect, Event, Hub, Retention};
 
 use crate::kit::access::as_asked;
 use crate::kit::{Sse, soon, until};
@@ -39,7 +39,7 @@ enum Act {
 
 #[derive(Clone, Copy, Debug)]
 enum Last {
-    Kick,
+    Disconnect,
     Never,
     Drain,
 }
@@ -58,7 +58,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 fn last() -> impl Strategy<Value = Last> {
-    prop_oneof![Just(Last::Kick), Just(Last::Never), Just(Last::Drain)]
+    prop_oneof![Just(Last::Disconnect), Just(Last::Never), Just(Last::Drain)]
 }
 
 /// What came, but for what is of the moment: the connection, times, ids.
@@ -108,15 +108,15 @@ async fn play(addr: SocketAddr, hub: &Hub, narrow: bool, acts: &[Act], last: Las
     }
     let end = async {
         match last {
-            Last::Kick => assert_eq!(hub.connection(connection).disconnect(Kick::now()).await.unwrap(), 1),
+            Last::Disconnect => assert_eq!(hub.connection(connection).disconnect(Disconnect::now()).await.unwrap(), 1),
             Last::Never => {
-                let kick = Kick::never(Duration::from_secs(60));
-                assert_eq!(hub.connection(connection).disconnect(kick).await.unwrap(), 1);
+                let disconnect = Disconnect::block_for(Duration::from_secs(60));
+                assert_eq!(hub.connection(connection).disconnect(disconnect).await.unwrap(), 1);
             }
             Last::Drain => assert_eq!(hub.drain(Duration::ZERO).await.cut, 0),
         }
     };
-    // A kick does not wait for what was published before.
+    // A disconnect does not wait for what was published before.
     let mut events = Vec::new();
     let mut reader = peer.reader.events();
     if !matches!(last, Last::Drain) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tower_sse::{EndReason, Hub, OverLimit, RefusalReason, TopicRule};
+use tower_sse::{EndReason, Hub, OverLimit, RefusalReason, TopicFilter};
 
 use crate::kit::{get, until};
 use crate::peer::Peer;
@@ -12,7 +12,7 @@ use crate::site::Site;
 #[tokio::test]
 async fn stats_presence_and_lists_have_it_for_as_long_as_it_lasts() {
     let brief = Duration::from_millis(50);
-    let site = Site::start(Hub::builder().presence_for(TopicRule::any()).presence_grace(brief)).await;
+    let site = Site::start(Hub::builder().presence_for(TopicFilter::any()).presence_grace(brief)).await;
     let hub = &site.hub;
     let (mut watcher, _watcher) = Peer::connect(site.addr).await.open("/events?topic=t&user=ada").await;
     watcher.caught_up().await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tower_sse::{EndReason, Hub, HubBuilder, Kick, Retention};
+use tower_sse::{Disconnect, EndReason, Hub, HubBuilder, Retention};
 
 use crate::kit::until;
 use crate::peer::Peer;
@@ -136,10 +136,10 @@ async fn a_drain_cuts_who_was_to_end_before_and_takes_nothing() {
     let site = Site::start(wide().write_deadline(Duration::from_secs(600)).drain_limit(limit)).await;
     let _peer = stuck(&site).await;
     let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
-    site.hub.connection(connection.id).disconnect(Kick::now()).await.unwrap();
+    site.hub.connection(connection.id).disconnect(Disconnect::now()).await.unwrap();
     let hub = site.hub.clone();
     let drained = site.leave(Duration::ZERO).await;
-    assert_eq!((drained.ended, drained.cut, hub.stats().ended(EndReason::Kicked)), (0, 1, 1));
+    assert_eq!((drained.ended, drained.cut, hub.stats().ended(EndReason::Disconnected)), (0, 1, 1));
 }
 
 /// Who begins to read while the hub leaves gets everything.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tower_sse::{End, EndReason, Hub, Kick, LagPolicy, Retention};
+use tower_sse::{Disconnect, EndReason, Hub, LagPolicy, Retention, StreamEnd};
 
 use crate::kit::{Sse, parsed, soon};
 use crate::peer::Peer;
@@ -18,21 +18,23 @@ fn goodbye(event: &Sse) -> Value {
 }
 
 #[tokio::test]
-async fn kicked_in_each_way() {
+async fn disconnected_in_each_way() {
     let second = Duration::from_secs(1);
-    for (kick, word) in
-        [(Kick::now(), "now"), (Kick::later(10 * second), "later"), (Kick::never(3600 * second), "never")]
-    {
+    for (disconnect, word) in [
+        (Disconnect::now(), "now"),
+        (Disconnect::reconnect_after(10 * second), "later"),
+        (Disconnect::block_for(3600 * second), "never"),
+    ] {
         let site = Site::start(Hub::builder()).await;
         let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&user=ada").await;
         site.taken(1).await;
         site.delivers_as_taken(&mut events).await;
-        assert_eq!(site.hub.user("ada").disconnect(kick.note("so it is")).await.unwrap(), 1);
+        assert_eq!(site.hub.user("ada").disconnect(disconnect.note("so it is")).await.unwrap(), 1);
         let rest = events.rest().await;
         let [bye] = &rest[..] else { panic!("{rest:?}") };
-        assert_eq!(goodbye(bye), json!({ "reason": "kicked", "return": word, "note": "so it is" }));
+        assert_eq!(goodbye(bye), json!({ "reason": "disconnected", "return": word, "note": "so it is" }));
         assert_eq!((bye.retry.is_some(), bye.id.starts_with("0.")), (word != "never", word == "never"), "{bye:?}");
-        assert_eq!((site.hub.stats().connections, site.hub.stats().ended(EndReason::Kicked)), (0, 1));
+        assert_eq!((site.hub.stats().connections, site.hub.stats().ended(EndReason::Disconnected)), (0, 1));
     }
 }
 
@@ -146,7 +148,7 @@ async fn who_does_not_close_is_closed() {
     let (events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
     let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
-    site.hub.connection(connection.id).disconnect(Kick::now()).await.unwrap();
+    site.hub.connection(connection.id).disconnect(Disconnect::now()).await.unwrap();
     let since = Instant::now();
     // A socket that is closed answers with a reset.
     soon(async {
@@ -161,7 +163,7 @@ async fn who_does_not_close_is_closed() {
 
 #[tokio::test]
 async fn an_aborted_end_has_no_last_chunk() {
-    let site = Site::start(Hub::builder().end(End::Abort)).await;
+    let site = Site::start(Hub::builder().stream_end(StreamEnd::Abort)).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.get("/events?topic=t").await;
     peer.reader.head().await;

@@ -284,7 +284,7 @@ async fn a_layer_that_removes_connection_close() {
     }
     assert_eq!(site.passed.ended(), 0);
     let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
-    site.hub.connection(connection.id).disconnect(tower_sse::Kick::now()).await.unwrap();
+    site.hub.connection(connection.id).disconnect(tower_sse::Disconnect::now()).await.unwrap();
     while peer.reader.chunk().await.unwrap().is_some() {}
     // The connection is an ordinary one, and the next stream on it falls back too.
     peer.get("/").await;

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tower::{Layer, service_fn};
 use tower_http::classify::ServerErrorsFailureClass;
 use tower_http::trace::TraceLayer;
-use tower_sse::{Connect, EndReason, Event, EventStream, Hub, Subscription};
+use tower_sse::{EndReason, Event, EventStream, Hub, StreamRequest, Subscription};
 
 use crate::kit::access::as_asked;
 use crate::kit::{Events, soon, until};
@@ -102,8 +102,8 @@ async fn under_every_mounting() {
     let inner =
         service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("inner")))));
     let layered = Bare::start(&hub, hub.layer("/events", as_asked).layer(inner)).await;
-    let handler = async |State(hub): State<Hub>, connect: Connect| -> EventStream {
-        hub.connect(connect, Subscription::anonymous().topic("t"))
+    let handler = async |State(hub): State<Hub>, request: StreamRequest| -> EventStream {
+        hub.connect(request, Subscription::anonymous().topic("t"))
     };
     let handled = Bare::start(&hub, Router::<Hub>::new().route("/events", get(handler)).with_state(hub.clone())).await;
     let routed = Bare::start(&hub, Router::new().route_service("/events", hub.endpoint(as_asked))).await;

@@ -9,22 +9,22 @@ use axum::Router;
 use futures::FutureExt;
 use http::Request;
 use tower_sse::{
-    Connect, Cursor, Event, GapReason, Hub, HubBuilder, LagPolicy, Public, PublishError, Retention, Start, StreamItem,
-    Subscription, SubscriptionError, TopicRule,
+    Cursor, Event, GapReason, Hub, HubBuilder, LagPolicy, Public, PublishError, Retention, Start, StreamRequest,
+    SubscriberItem, Subscription, SubscriptionError, TopicFilter,
 };
 
 use crate::kit::{Events, Server, Sse, get, parsed, resume, send, soon, subscribe, until};
 
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.build().unwrap();
-    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
     let server = Server::start(&hub, app).await;
     (hub, server)
 }
 
 /// Everybody gets this subscription, whatever they ask for.
 async fn serve_all(hub: &Hub, subscription: Subscription) -> Server {
-    let access = move |_: Connect| std::future::ready(Ok(subscription.clone()));
+    let access = move |_: StreamRequest| std::future::ready(Ok(subscription.clone()));
     Server::start(hub, Router::new().route_service("/events", hub.endpoint(access))).await
 }
 
@@ -191,7 +191,7 @@ async fn a_gap_below_the_floor_comes_also_where_slow_readers_are_disconnected() 
 #[tokio::test]
 async fn a_forged_cursor_yields_only_what_is_permitted() {
     let hub = Hub::builder().build().unwrap();
-    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::prefix("mine/"))));
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::prefix("mine/"))));
     let server = Server::start(&hub, app).await;
     let begin = hub.position().to_string();
     let mut foreign = Vec::new();
@@ -305,10 +305,10 @@ async fn an_expiry_beyond_all_times_is_never() {
         tokio::time::advance(Duration::from_secs(3600)).await;
         let subscription = Subscription::anonymous().topic("t").expires_in(far);
         let mut stream = ManuallyDrop::new(hub.stream(subscription, Cursor::Absent).unwrap());
-        assert!(matches!(stream.next().await, Some(StreamItem::Live(_))));
+        assert!(matches!(stream.next().await, Some(SubscriberItem::Live(_))));
         assert!(stream.next().now_or_never().is_none(), "{far:?}: it rests");
         publish(&hub, "t", [1]).await;
-        let Some(StreamItem::Event(event)) = stream.next().await else { panic!("{far:?}") };
+        let Some(SubscriberItem::Event(event)) = stream.next().await else { panic!("{far:?}") };
         assert_eq!(event.data, "1", "{far:?}");
     }
 }
@@ -528,7 +528,7 @@ async fn names_are_literal_from_end_to_end() {
 #[tokio::test]
 async fn a_rule_with_special_characters_is_literal_too() {
     let hub = Hub::builder().build().unwrap();
-    let access = Public::topics(TopicRule::prefix("a.*/")).or(TopicRule::exact(".*"));
+    let access = Public::topics(TopicFilter::prefix("a.*/")).or(TopicFilter::exact(".*"));
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     for (topic, status) in
         [("a.*/x", 200), (".*", 200), ("a.b/x", 403), ("axx/x", 403), ("anything", 403), (".*x", 403)]
@@ -540,8 +540,8 @@ async fn a_rule_with_special_characters_is_literal_too() {
 #[tokio::test]
 async fn a_user_named_like_a_topic_never_meets_it() {
     let hub = Hub::builder().build().unwrap();
-    let access = |connect: Connect| async move {
-        Ok(match connect.query() {
+    let access = |request: StreamRequest| async move {
+        Ok(match request.query() {
             Some("user") => Subscription::user("same"),
             _ => Subscription::anonymous().topic("same"),
         })
@@ -590,7 +590,7 @@ async fn every_retry_on_the_wire_is_within_the_range() {
 async fn a_refusal_with_an_absurd_retry_is_within_the_range_too() {
     for (asked, from, to) in [(Duration::ZERO, 100, 100), (Duration::MAX, 3_600_000, 3_600_000)] {
         let hub = Hub::builder().build().unwrap();
-        let access = move |_: Connect| {
+        let access = move |_: StreamRequest| {
             let refusal = tower_sse::Refusal::later(tower_sse::RefusalReason::Busy).retry(asked);
             std::future::ready(Err::<Subscription, _>(refusal))
         };
@@ -608,11 +608,11 @@ async fn a_refusal_with_an_absurd_retry_is_within_the_range_too() {
 async fn publishing_from_inside_the_access_hook_does_not_deadlock() {
     let hub = Hub::builder().build().unwrap();
     let from_inside = hub.clone();
-    let access = move |connect: Connect| {
+    let access = move |request: StreamRequest| {
         let hub = from_inside.clone();
         async move {
             hub.topic("visits").publish_now(Event::message("now")).unwrap();
-            hub.topic("visits").publish(Event::message(connect.uri().path().to_owned())).await.unwrap();
+            hub.topic("visits").publish(Event::message(request.uri().path().to_owned())).await.unwrap();
             assert!(hub.stats().published > 0 && hub.health().ready);
             Ok(Subscription::anonymous().topic("visits"))
         }
@@ -635,7 +635,7 @@ async fn publishing_to_oneself_while_reading_does_not_deadlock() {
     hub.topic("t").publish_now(Event::message("0")).unwrap();
     let mut read = Vec::new();
     while read.len() < 5 {
-        if let Some(StreamItem::Event(event)) = soon(stream.next()).await {
+        if let Some(SubscriberItem::Event(event)) = soon(stream.next()).await {
             read.push(event.data.clone());
             let next = event.data.parse::<u32>().unwrap() + 1;
             hub.topic("t").and(hub.connection(id)).publish(Event::message(next.to_string())).await.unwrap();
@@ -702,7 +702,7 @@ async fn a_publish_that_is_dropped_after_its_first_poll_is_done() {
 async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
     use tower::ServiceExt;
     let hub = Hub::builder().build().unwrap();
-    let endpoint = hub.endpoint(|_: Connect| async {
+    let endpoint = hub.endpoint(|_: StreamRequest| async {
         tokio::task::yield_now().await;
         Ok(Subscription::anonymous().topic("t"))
     });
@@ -743,7 +743,7 @@ fn a_hub_built_outside_a_runtime_works_inside_one() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let serving = hub.clone();
     runtime.block_on(async move {
-        let app = Router::new().layer(serving.layer("/events", Public::topics(TopicRule::any())));
+        let app = Router::new().layer(serving.layer("/events", Public::topics(TopicFilter::any())));
         let server = Server::start(&serving, app).await;
         let mut events = resume(server.addr, "/events?topic=t", &begin).await;
         let read = events.caught_up().await;
@@ -759,7 +759,7 @@ fn a_hub_built_outside_a_runtime_works_inside_one() {
     runtime.block_on(async move {
         let mut stream =
             hub.stream(Subscription::anonymous().topic("t").start(Start::Last(1)), Cursor::Absent).unwrap();
-        let Some(StreamItem::Event(event)) = soon(stream.next()).await else { panic!("the newest is kept") };
+        let Some(SubscriberItem::Event(event)) = soon(stream.next()).await else { panic!("the newest is kept") };
         assert_eq!(event.data, "after");
     });
 }
@@ -818,7 +818,7 @@ async fn a_runtime_that_dies_does_not_take_the_hubs_work_with_it() {
 #[tokio::test]
 async fn an_application_outlives_the_handles_it_was_made_with() {
     let hub = Hub::builder().build().unwrap();
-    let app = Router::new().layer(hub.layer("/events", Public::topics(TopicRule::any())));
+    let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     drop(hub);
@@ -839,7 +839,7 @@ async fn nothing_holds_the_hook_when_its_server_is_gone() {
     let dropped = Arc::new(AtomicUsize::new(0));
     let canary = Canary(dropped.clone());
     let hub = Hub::builder().build().unwrap();
-    let access = move |_: Connect| {
+    let access = move |_: StreamRequest| {
         let _ = &canary;
         std::future::ready(Ok(Subscription::anonymous().topic("t")))
     };
@@ -887,7 +887,7 @@ async fn a_setting_that_is_absurdly_large_is_refused_or_works() {
             // The day is not over.
             for round in 0..3 {
                 hub.topic("t").publish(Event::message("x").key("k").retry(far)).await.unwrap();
-                while !matches!(soon(stream.next()).await, Some(StreamItem::Event(_))) {}
+                while !matches!(soon(stream.next()).await, Some(SubscriberItem::Event(_))) {}
                 tokio::time::advance(Duration::from_secs(3600)).await;
                 assert_eq!(hub.stats().connections, 1, "{round}");
             }
@@ -898,7 +898,7 @@ async fn a_setting_that_is_absurdly_large_is_refused_or_works() {
 #[tokio::test]
 async fn a_topic_rule_that_matches_nothing_refuses_everything_but_no_topic() {
     let hub = Hub::builder().build().unwrap();
-    let access = Public::topics(TopicRule::exact(""));
+    let access = Public::topics(TopicFilter::exact(""));
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     let refused = get(server.addr, "/events?topic=a").await;
     assert_eq!(refused.status, 403);

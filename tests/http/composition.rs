@@ -20,8 +20,8 @@ use tower_http::timeout::TimeoutLayer;
 use tower_http::trace::TraceLayer;
 use tower_sessions::{MemoryStore, Session, SessionManagerLayer};
 use tower_sse::{
-    Connect, EndReason, Event, EventStream, Hub, Public, Refusal, Retention, SseConnectInfo, SseMakeService,
-    Subscription, TopicRule,
+    EndReason, Event, EventStream, Hub, Public, Refusal, Retention, SseConnectInfo, SseMakeService, StreamRequest,
+    Subscription, TopicFilter,
 };
 
 use crate::kit::{self, Reply, Server, http2, send, soon, subscribe, until};
@@ -41,13 +41,13 @@ fn routes() -> Router {
         .route("/panics", get(async || -> &'static str { panic!("as asked for") }))
 }
 
-async fn handler(State(hub): State<Hub>, connect: Connect) -> EventStream {
-    hub.connect(connect, Subscription::anonymous().topic("t"))
+async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
+    hub.connect(request, Subscription::anonymous().topic("t"))
 }
 
 /// The three mountings, without anything outside.
 fn mountings(hub: &Hub) -> [(&'static str, Router); 3] {
-    let access = Public::topics(TopicRule::any());
+    let access = Public::topics(TopicFilter::any());
     let handled = Router::new().route("/events", get(handler)).with_state(hub.clone());
     [
         ("layer", routes().layer(hub.layer("/events", access.clone()))),
@@ -142,7 +142,7 @@ async fn a_stream_outlives_the_timeout_of_requests() {
 #[tokio::test]
 async fn a_timeout_shorter_than_that_of_the_hook_cuts_in_with_a_status() {
     let hub = Hub::builder().build().unwrap();
-    let app = routes().layer(hub.layer("/events", |_: Connect| std::future::pending()));
+    let app = routes().layer(hub.layer("/events", |_: StreamRequest| std::future::pending()));
     let server = Server::start(&hub, app.layer(timeout(Duration::from_millis(50)))).await;
     assert_eq!(kit::get(server.addr, "/events").await.status, 408);
     assert_eq!(hub.stats().connected, 0);
@@ -236,7 +236,7 @@ async fn a_preflight_is_answered_by_the_cors_layer() {
 async fn a_preflight_is_answered_by_a_cors_layer_inside_of_the_layer_too() {
     // The stream itself is without its headers then: it belongs outside.
     let hub = Hub::builder().allow_any_origin().build().unwrap();
-    let app = routes().layer(cors()).layer(hub.layer("/events", Public::topics(TopicRule::any())));
+    let app = routes().layer(cors()).layer(hub.layer("/events", Public::topics(TopicFilter::any())));
     let server = Server::start(&hub, app).await;
     let request = Request::options("/events").header(header::ORIGIN, PAGE);
     let request = request.header(header::ACCESS_CONTROL_REQUEST_METHOD, "GET");
@@ -257,13 +257,13 @@ async fn user_of(session: Option<&Session>) -> Result<String, Refusal> {
 }
 
 /// From the extension that the session layer outside has attached.
-async fn by_session(connect: Connect) -> Result<Subscription, Refusal> {
-    Ok(Subscription::user(user_of(connect.extensions().get()).await?))
+async fn by_session(request: StreamRequest) -> Result<Subscription, Refusal> {
+    Ok(Subscription::user(user_of(request.extensions().get()).await?))
 }
 
-async fn by_extractor(State(hub): State<Hub>, session: Session, connect: Connect) -> EventStream {
+async fn by_extractor(State(hub): State<Hub>, session: Session, request: StreamRequest) -> EventStream {
     match user_of(Some(&session)).await {
-        Ok(user) => hub.connect(connect, Subscription::user(user)),
+        Ok(user) => hub.connect(request, Subscription::user(user)),
         Err(refusal) => hub.refuse(refusal),
     }
 }
@@ -360,7 +360,7 @@ async fn a_stack_of_plain_tower_services() {
         .layer(CompressionLayer::new())
         .layer(CatchPanicLayer::new())
         .layer(RequestBodyLimitLayer::new(10))
-        .service(hub.layer("/events", Public::topics(TopicRule::any())).layer(inner));
+        .service(hub.layer("/events", Public::topics(TopicFilter::any())).layer(inner));
     let request = |path| Request::get(path).header("accept-encoding", "gzip").body(Full::<Bytes>::default()).unwrap();
     let response = soon(service.clone().oneshot(request("/other"))).await.unwrap();
     assert_eq!(response.headers()["content-encoding"], "gzip");
@@ -384,7 +384,7 @@ async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests
         assert_eq!(info.peer_addr(), Some(peer));
         "known"
     };
-    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let app = Router::new().route_service("/events", endpoint).route("/ip", get(ip));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -409,7 +409,7 @@ async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests
 async fn a_socket_that_another_hub_watches_does_not_carry_the_streams_of_a_hub() {
     let watching = Hub::builder().build().unwrap();
     let hub = Hub::builder().build().unwrap();
-    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let serve = axum::serve(watching.listener_handing_over(listener), SseMakeService::new(app));

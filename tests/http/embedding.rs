@@ -16,7 +16,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 use tower_sse::{
-    Connect, Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamItem, Subscription, TopicRule,
+    Cursor, EndReason, Event, Hub, HubBuilder, Public, Retention, StreamRequest, SubscriberItem, Subscription,
+    TopicFilter,
 };
 
 use crate::kit::{Server, get, http2, soon, subscribe, until};
@@ -26,7 +27,7 @@ fn app(hub: &Hub) -> Router {
         tokio::time::sleep(Duration::from_secs(4)).await;
         "done"
     };
-    Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any()))).route("/slow", route(slow))
+    Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any()))).route("/slow", route(slow))
 }
 
 async fn start(builder: HubBuilder) -> (Hub, Server) {
@@ -74,12 +75,12 @@ fn streams_whose_runtime_is_gone_hinder_nobody_on_another() {
     second.block_on(async {
         let mut streams: Vec<_> = (0..40).map(|_| open()).collect();
         for stream in &mut streams {
-            assert!(matches!(stream.next().await, Some(StreamItem::Live(_))));
+            assert!(matches!(stream.next().await, Some(SubscriberItem::Live(_))));
             assert!(stream.next().now_or_never().is_none());
         }
         hub.topic("t").publish(Event::message("x")).await.unwrap();
         for stream in &mut streams {
-            assert!(matches!(soon(stream.next()).await, Some(StreamItem::Event(_))));
+            assert!(matches!(soon(stream.next()).await, Some(SubscriberItem::Event(_))));
         }
     });
     drop(kept);
@@ -107,7 +108,7 @@ async fn a_drain_lets_ordinary_requests_finish() {
 async fn publishing_fails_as_soon_as_a_drain_has_told_the_last_stream() {
     let hub = Hub::builder().build().unwrap();
     let request = Request::get("/?topic=t").body(()).unwrap();
-    let open = hub.endpoint(Public::topics(TopicRule::any())).oneshot(request).await.unwrap();
+    let open = hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request).await.unwrap();
     // The drain waits for the stream.
     assert!(hub.drain(Duration::ZERO).now_or_never().is_none());
     assert!(hub.topic("t").publish_now(Event::message("late")).unwrap_err().is_closed());
@@ -137,7 +138,7 @@ async fn a_drain_delivers_an_event_that_was_published_during_a_read() {
             loop {
                 match Pin::new(&mut stream).poll_next(&mut cx) {
                     Poll::Ready(None) => return came,
-                    Poll::Ready(Some(StreamItem::Event(event))) => came.push(event.data),
+                    Poll::Ready(Some(SubscriberItem::Event(event))) => came.push(event.data),
                     Poll::Ready(_) | Poll::Pending => {}
                 }
             }
@@ -161,8 +162,11 @@ async fn a_stream_in_this_process_that_is_not_read_does_not_hold_up_a_drain() {
     let drained = hub.drain(Duration::ZERO).await;
     assert!(since.elapsed() < Duration::from_secs(1));
     assert_eq!((drained.ended, drained.cut), (1, 0));
-    assert!(matches!(stream.next().await, Some(StreamItem::Event(_))));
-    assert!(matches!(stream.next().await, Some(StreamItem::Live(_)) | Some(StreamItem::End(EndReason::Draining))));
+    assert!(matches!(stream.next().await, Some(SubscriberItem::Event(_))));
+    assert!(matches!(
+        stream.next().await,
+        Some(SubscriberItem::Live(_)) | Some(SubscriberItem::End(EndReason::Draining))
+    ));
 }
 
 #[test]
@@ -239,7 +243,7 @@ fn on_a_runtime_without_time_streams_are_not_woken_again_and_again() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let hub = Hub::builder().build().unwrap();
-        let request = Connect::from_request(&Request::get("/").body(()).unwrap());
+        let request = StreamRequest::from_request(&Request::get("/").body(()).unwrap());
         let mut body = hub.connect(request, Subscription::anonymous().topic("t")).into_response().into_body();
         let woken = Arc::<Woken>::default();
         let waker = Waker::from(Arc::clone(&woken));
@@ -262,7 +266,7 @@ fn on_a_runtime_without_time_streams_are_not_woken_again_and_again() {
 async fn lag_counts_what_a_stalled_stream_has_not_read() {
     let hub = Hub::builder().build().unwrap();
     let request = Request::get("/?topic=t").body(()).unwrap();
-    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let mut body = Box::pin(endpoint.oneshot(request).await.unwrap().into_body());
     for _ in 0..1_000 {
         hub.topic("t").publish(Event::message("x")).await.unwrap();

@@ -27,8 +27,8 @@ use tokio::task::JoinHandle;
 use tokio_util::io::ReaderStream;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sse::{
-    Access, Connect, EndReason, Event, EventStream, Hub, HubBuilder, Public, Refusal, RefusalReason, SseLayer,
-    Subscription, TopicRule,
+    Access, EndReason, Event, EventStream, Hub, HubBuilder, Public, Refusal, RefusalReason, SseLayer, StreamRequest,
+    Subscription, TopicFilter,
 };
 
 use crate::kit::{self, Events, Reply, Server, http2, reply, send, soon, subscribe, until};
@@ -37,24 +37,24 @@ use crate::kit::{self, Events, Reply, Server, http2, reply, send, soon, subscrib
 // The mountings
 
 /// What all mountings here decide by: `?as=…` for the refusals, else `Public`.
-fn decide(connect: &Connect) -> Result<Subscription, Refusal> {
-    match connect.query_values("as").next().as_deref() {
+fn decide(request: &StreamRequest) -> Result<Subscription, Refusal> {
+    match request.query_values("as").next().as_deref() {
         Some("nobody") => Err(Refusal::login()),
         Some("stranger") => Err(Refusal::forbidden()),
         Some("early") => Err(Refusal::later(RefusalReason::Busy)),
         Some("patient") => Err(Refusal::later(RefusalReason::Busy).retry(Duration::from_secs(10))),
         Some("banned") => Err(Refusal::never()),
-        _ => Public::topics(TopicRule::prefix("public/")).subscription(connect),
+        _ => Public::topics(TopicFilter::prefix("public/")).subscription(request),
     }
 }
 
-async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-    decide(&connect)
+async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+    decide(&request)
 }
 
-async fn handler(State(hub): State<Hub>, connect: Connect) -> EventStream {
-    match decide(&connect) {
-        Ok(subscription) => hub.connect(connect, subscription),
+async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
+    match decide(&request) {
+        Ok(subscription) => hub.connect(request, subscription),
         Err(refusal) => hub.refuse(refusal),
     }
 }
@@ -456,12 +456,12 @@ async fn the_query_resumes_where_the_header_is_absent_or_empty() {
 // The access hook
 
 /// Panics where the query says so.
-async fn panicking(connect: Connect) -> Result<Subscription, Refusal> {
-    if connect.query() == Some("late") {
+async fn panicking(request: StreamRequest) -> Result<Subscription, Refusal> {
+    if request.query() == Some("late") {
         tokio::task::yield_now().await;
         panic!("as asked for, after an await");
     }
-    assert_ne!(connect.query(), Some("now"), "as asked for");
+    assert_ne!(request.query(), Some("now"), "as asked for");
     Ok(Subscription::anonymous())
 }
 
@@ -484,8 +484,8 @@ async fn a_hook_that_panics_fails_its_request_alone() {
 
 #[tokio::test]
 async fn a_hook_that_panics_before_it_returns_its_future_is_contained_too() {
-    let panics = |connect: Connect| {
-        assert!(connect.query().is_none(), "before there is a future");
+    let panics = |request: StreamRequest| {
+        assert!(request.query().is_none(), "before there is a future");
         std::future::ready(Ok(Subscription::anonymous()))
     };
     let mounted = mount("endpoint on hyper", Hub::builder().build().unwrap(), panics).await;
@@ -518,7 +518,7 @@ async fn a_hook_that_takes_too_long_is_dropped_and_the_client_told_to_come_back(
         let hub = Hub::builder().access_timeout(Duration::from_millis(30)).build().unwrap();
         let dropped = Arc::new(AtomicBool::new(false));
         let flag = dropped.clone();
-        let stuck = move |_: Connect| {
+        let stuck = move |_: StreamRequest| {
             let guard = Guard(flag.clone());
             async move {
                 let _guard = guard;
@@ -538,7 +538,7 @@ async fn a_client_that_leaves_while_the_hook_thinks_takes_the_hook_with_it() {
     for name in WITH_HOOK {
         let (asked, dropped) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
         let (asking, flag) = (asked.clone(), dropped.clone());
-        let thinking = move |_: Connect| {
+        let thinking = move |_: StreamRequest| {
             let (guard, asking) = (Guard(flag.clone()), asking.clone());
             async move {
                 let _guard = guard;
@@ -561,8 +561,8 @@ async fn a_client_that_leaves_while_the_hook_thinks_takes_the_hook_with_it() {
 struct Tokens(BTreeMap<&'static str, &'static str>);
 
 impl Access for Tokens {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        let token = connect.headers().get("authorization").and_then(|value| value.to_str().ok());
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
         let user = token.and_then(|token| self.0.get(token)).ok_or(Refusal::login())?;
         Ok(Subscription::user(*user))
     }
@@ -570,20 +570,20 @@ impl Access for Tokens {
 
 #[tokio::test]
 async fn hooks_are_closures_of_both_kinds_functions_and_structs() {
-    fn who(connect: &Connect) -> Result<Subscription, Refusal> {
-        match connect.headers().get("authorization") {
+    fn who(request: &StreamRequest) -> Result<Subscription, Refusal> {
+        match request.headers().get("authorization") {
             Some(value) if value == "sesame" => Ok(Subscription::user("ada")),
             _ => Err(Refusal::login()),
         }
     }
-    async fn whoever(connect: Connect) -> Result<Subscription, Refusal> {
-        who(&connect)
+    async fn whoever(request: StreamRequest) -> Result<Subscription, Refusal> {
+        who(&request)
     }
     let hub = || Hub::builder().build().unwrap();
     for name in WITH_HOOK {
         for mounted in [
-            mount(name, hub(), move |connect: Connect| async move { who(&connect) }).await,
-            mount(name, hub(), async |connect: Connect| who(&connect)).await,
+            mount(name, hub(), move |request: StreamRequest| async move { who(&request) }).await,
+            mount(name, hub(), async |request: StreamRequest| who(&request)).await,
             mount(name, hub(), whoever).await,
             mount(name, hub(), Tokens(BTreeMap::from([("sesame", "ada")]))).await,
         ] {
@@ -600,7 +600,7 @@ async fn hooks_are_closures_of_both_kinds_functions_and_structs() {
 async fn the_hook_is_asked_again_when_a_client_comes_back() {
     let allowed = Arc::new(AtomicBool::new(true));
     let allows = allowed.clone();
-    let hook = move |_: Connect| {
+    let hook = move |_: StreamRequest| {
         let allowed = allows.load(Ordering::SeqCst);
         async move { if allowed { Ok(Subscription::anonymous().topic("t")) } else { Err(Refusal::forbidden()) } }
     };
@@ -616,8 +616,8 @@ async fn the_hook_sees_who_is_at_the_other_end() {
     for name in WITH_HOOK {
         let seen = Arc::new(std::sync::Mutex::new(None));
         let sees = seen.clone();
-        let hook = move |connect: Connect| {
-            *sees.lock().unwrap() = connect.peer_addr();
+        let hook = move |request: StreamRequest| {
+            *sees.lock().unwrap() = request.peer_addr();
             async { Ok(Subscription::anonymous()) }
         };
         let mounted = mount(name, Hub::builder().build().unwrap(), hook).await;
@@ -633,7 +633,7 @@ async fn the_hook_sees_who_is_at_the_other_end() {
 // What axum's router operations do to a layer: pinned for the table in docs/mounting.md (axum 0.8.9)
 
 fn events_layer(hub: &Hub) -> SseLayer<Public> {
-    hub.layer("/events", Public::topics(TopicRule::any()))
+    hub.layer("/events", Public::topics(TopicFilter::any()))
 }
 
 /// Some other part of the application.
@@ -648,7 +648,7 @@ fn layered(hub: &Hub) -> Router {
 
 /// The same with a route instead of a layer.
 fn routed(hub: &Hub) -> Router {
-    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     Router::new().route("/other", get(async || "other")).route_service("/events", endpoint)
 }
 
@@ -802,7 +802,7 @@ async fn a_layer_applied_twice_answers_once() {
 #[tokio::test]
 async fn the_outer_of_two_layers_on_one_path_answers() {
     let hub = Hub::builder().build().unwrap();
-    let inner = hub.layer("/events", |_: Connect| async { Err(Refusal::forbidden()) });
+    let inner = hub.layer("/events", |_: StreamRequest| async { Err(Refusal::forbidden()) });
     let server = Server::start(&hub, plain().layer(inner).layer(events_layer(&hub))).await;
     subscribe(server.addr, "/events").await;
 }
@@ -810,7 +810,7 @@ async fn the_outer_of_two_layers_on_one_path_answers() {
 #[tokio::test]
 async fn two_layers_on_two_paths_both_answer() {
     let hub = Hub::builder().build().unwrap();
-    let admin = hub.layer("/admin/events", |_: Connect| async { Ok(Subscription::anonymous().topic("admin")) });
+    let admin = hub.layer("/admin/events", |_: StreamRequest| async { Ok(Subscription::anonymous().topic("admin")) });
     let server = Server::start(&hub, plain().layer(events_layer(&hub)).layer(admin)).await;
     let mut public = subscribe(server.addr, "/events?topic=news").await;
     let mut admin = subscribe(server.addr, "/admin/events").await;

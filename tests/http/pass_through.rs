@@ -10,7 +10,7 @@ use futures::FutureExt;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame};
 use tower::{Layer, Service};
-use tower_sse::{Hub, Public, TopicRule};
+use tower_sse::{Hub, Public, TopicFilter};
 
 /// A trivial service, and one whose answer allocates what the test knows of.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ fn layered<S>(
 where
     S: Service<Request<()>, Response = Response<Once>, Error = Infallible> + Clone,
 {
-    hub.layer("/events", Public::topics(TopicRule::any())).layer(inner)
+    hub.layer("/events", Public::topics(TopicFilter::any())).layer(inner)
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn passing_through_allocates_nothing() {
 #[test]
 fn two_layers_allocate_nothing_either() {
     let hub = Hub::builder().build().unwrap();
-    let access = Public::topics(TopicRule::any());
+    let access = Public::topics(TopicFilter::any());
     let mut twice = hub.layer("/a", access.clone()).layer(hub.layer("/b", access).layer(Inner { allocates: 0 }));
     assert_eq!(allocations(&mut twice, Method::GET, "/other"), 0);
 }
@@ -140,7 +140,8 @@ fn streams_that_are_open_change_nothing() {
 #[test]
 fn to_provide_the_hub_costs_what_extensions_cost() {
     let hub = Hub::builder().build().unwrap();
-    let mut providing = hub.layer("/events", Public::topics(TopicRule::any())).provide().layer(Inner { allocates: 0 });
+    let mut providing =
+        hub.layer("/events", Public::topics(TopicFilter::any())).provide().layer(Inner { allocates: 0 });
     let mut extensions = http::Extensions::new();
     let cost = allocation_counter::measure(|| drop(extensions.insert(hub.clone()))).count_total;
     assert!(cost > 0);
@@ -178,7 +179,7 @@ impl Service<Request<()>> for Slow {
 #[test]
 fn the_inner_future_and_body_are_held_as_they_are() {
     let hub = Hub::builder().build().unwrap();
-    let mut layered = hub.layer("/events", Public::topics(TopicRule::any())).layer(Slow);
+    let mut layered = hub.layer("/events", Public::topics(TopicFilter::any())).layer(Slow);
     let measured = allocation_counter::measure(|| {
         let future = layered.call(Request::new(()));
         let (size, inner) = (size_of_val(&future), size_of::<Large>());

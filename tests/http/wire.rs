@@ -4,7 +4,7 @@ use axum::Router;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use proptest::prelude::*;
-use tower_sse::{Event, Hub, Public, TopicRule};
+use tower_sse::{Event, Hub, Public, TopicFilter};
 
 use crate::kit::{self, Events, Server, get, resume, send, subscribe};
 
@@ -17,7 +17,7 @@ fn as_read(data: &str) -> String {
 async fn body_of(hub: &Hub, publish: Event) -> Vec<u8> {
     use http_body_util::BodyExt;
     use tower::ServiceExt;
-    let endpoint = hub.endpoint(Public::topics(TopicRule::any()));
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let request = http::Request::get("/?topic=t").body(()).unwrap();
     let mut body = Box::pin(endpoint.oneshot(request).await.unwrap().into_body());
     hub.topic("t").publish(publish).await.unwrap();
@@ -55,7 +55,7 @@ proptest! {
 
 async fn start() -> (Hub, Server) {
     let hub = Hub::builder().build().unwrap();
-    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicRule::any())));
+    let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
     let server = Server::start(&hub, app).await;
     (hub, server)
 }

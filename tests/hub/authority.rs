@@ -14,8 +14,8 @@ use futures::future::join_all;
 use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_sse::{
-    Access, Connect, Event, EventStream, Hub, HubBuilder, Kick, Recheck, Refusal, RefusalReason, Retention, StreamItem,
-    Subscription, SubscriptionError, Ticket, TopicRule,
+    Access, Disconnect, Event, EventStream, Hub, HubBuilder, Recheck, Refusal, RefusalReason, Retention, StreamRequest,
+    SubscriberItem, Subscription, SubscriptionError, Ticket, TopicFilter,
 };
 
 use crate::kit::access::asked_for;
@@ -38,9 +38,9 @@ struct Door<F> {
 struct Session(u32);
 
 /// What the query says, with data and an extension.
-fn with_session(connect: &Connect) -> Subscription {
-    let mut subscription = asked_for(connect);
-    for user in connect.query_values("user") {
+fn with_session(request: &StreamRequest) -> Subscription {
+    let mut subscription = asked_for(request);
+    for user in request.query_values("user") {
         subscription = subscription.data(&json!({ "name": user }));
     }
     subscription.extension(Session(7))
@@ -51,8 +51,8 @@ where
     F: Fn(Subscription) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Recheck> + Send + 'static,
 {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        if connect.has_ticket() { self.hub.redeem(&connect).await } else { Ok(with_session(&connect)) }
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        if request.has_ticket() { self.hub.redeem(&request).await } else { Ok(with_session(&request)) }
     }
 
     fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
@@ -220,7 +220,7 @@ async fn what_waits_of_a_topic_that_was_taken_away_is_not_written() {
 #[tokio::test]
 async fn who_loses_a_topic_that_tells_who_comes_and_goes_has_left_it() {
     let says = Says::default();
-    let builder = hurried().presence_for(TopicRule::exact("room")).presence_grace(EVERY);
+    let builder = hurried().presence_for(TopicFilter::exact("room")).presence_grace(EVERY);
     let (hub, server) = says.serve(builder).await;
     let _ada = subscribe(server.addr, "/events?user=ada&topic=room&topic=other").await;
     // What is said of ada suits nobody else, so it is somebody in this process who watches.
@@ -228,8 +228,8 @@ async fn who_loses_a_topic_that_tells_who_comes_and_goes_has_left_it() {
     says.now(Recheck::Narrow(Subscription::user("ada").topic("other")));
     let left = loop {
         match soon(watcher.next()).await.unwrap() {
-            StreamItem::Event(event) => break event,
-            StreamItem::Live(_) => {}
+            SubscriberItem::Event(event) => break event,
+            SubscriberItem::Live(_) => {}
             other => panic!("{other:?}"),
         }
     };
@@ -299,9 +299,9 @@ async fn a_closure_is_asked_once_for_each_request() {
     let says = Says::default();
     let (_hub, server) = serve_access(hurried(), |hub| {
         let (asked, says) = (Arc::clone(&asked), says.clone());
-        let closure = move |connect: Connect| {
+        let closure = move |request: StreamRequest| {
             asked.fetch_add(1, Ordering::SeqCst);
-            ready(Ok(with_session(&connect)))
+            ready(Ok(with_session(&request)))
         };
         let clock = move |_| {
             says.asked.fetch_add(1, Ordering::SeqCst);
@@ -444,7 +444,7 @@ async fn a_resume_yields_only_what_may_be_read_now() {
     let is_revoked = Arc::new(AtomicBool::new(false));
     let revoked = Arc::clone(&is_revoked);
     let (hub, server) = serve_access(hurried(), |hub| {
-        let access = move |_: Connect| {
+        let access = move |_: StreamRequest| {
             let rest = ["open", "also-open"];
             let subscription = Subscription::user("ada").topics(rest);
             let revoked = revoked.load(Ordering::SeqCst);
@@ -537,8 +537,8 @@ async fn a_ticket_that_is_spent_unknown_malformed_void_or_over_is_answered_all_t
     let void = ticket(&hub, Subscription::user("ada")).await;
     let void_by_topic = ticket(&hub, Subscription::user("ben").topic("closed")).await;
     assert_eq!(get(server.addr, &with_ticket(&spent)).await.status, StatusCode::OK);
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
-    hub.topic("closed").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
+    hub.topic("closed").disconnect(Disconnect::now()).await.unwrap();
     tokio::time::sleep(3 * SECOND + SECOND / 10).await;
     let expected = face(get(server.addr, "/events?ticket=").await).await;
     assert_eq!(expected.0, StatusCode::UNAUTHORIZED);
@@ -653,8 +653,8 @@ impl Redeems {
 }
 
 impl Access for Redeems {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        let subscription = self.hub.redeem(&connect).await?;
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        let subscription = self.hub.redeem(&request).await?;
         self.redeemed.notify_one();
         let then = *self.then.lock().unwrap();
         match then {
@@ -727,7 +727,7 @@ async fn a_ticket_is_good_again_when_its_client_leaves_before_the_hook_decides()
 #[tokio::test]
 async fn a_ticket_is_good_again_when_a_change_of_topics_is_refused() {
     let (hub, server, hook) = serve_redeeming(hurried()).await;
-    let subscription = || Subscription::user("ada").may_join(TopicRule::prefix("open/"));
+    let subscription = || Subscription::user("ada").may_join(TopicFilter::prefix("open/"));
     let _page = subscribe(server.addr, &with_ticket(&ticket(&hub, subscription()).await)).await;
     let id = hub.connections()[0].id;
     let ticket = ticket(&hub, subscription()).await;
@@ -762,7 +762,7 @@ async fn a_ticket_that_was_given_back_is_void_after_a_disconnect_and_over_in_its
         assert_eq!(get(server.addr, path).await.events().next().await.event, "hub.refused");
     }
     hook.now(Then::LetsIn);
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     assert_eq!(get(server.addr, &void).await.status, StatusCode::UNAUTHORIZED);
     tokio::time::sleep(3 * SECOND + SECOND / 10).await;
     assert_eq!(get(server.addr, &over).await.status, StatusCode::UNAUTHORIZED);
@@ -782,16 +782,16 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
     let _page = subscribe(server.addr, "/events?user=ada").await;
     let id = hub.connections()[0].id;
     let may_join = |subscription: Subscription| {
-        let rules = ["rooms/", "documents/a/", "wide"].map(TopicRule::prefix);
-        rules.into_iter().fold(subscription, Subscription::may_join).may_join(TopicRule::exact("exact/1"))
+        let rules = ["rooms/", "documents/a/", "wide"].map(TopicFilter::prefix);
+        rules.into_iter().fold(subscription, Subscription::may_join).may_join(TopicFilter::exact("exact/1"))
     };
     says.now(Recheck::Narrow(
         Subscription::user("ada")
             .topic("rooms/listed")
-            .may_join(TopicRule::prefix("documents/"))
-            .may_join(TopicRule::prefix("wide/narrow/"))
-            .may_join(TopicRule::exact("wide/one"))
-            .may_join(TopicRule::prefix("exact/")),
+            .may_join(TopicFilter::prefix("documents/"))
+            .may_join(TopicFilter::prefix("wide/narrow/"))
+            .may_join(TopicFilter::exact("wide/one"))
+            .may_join(TopicFilter::prefix("exact/")),
     ));
     for (topic, expected) in [
         ("rooms/1", StatusCode::FORBIDDEN),
@@ -828,8 +828,8 @@ async fn one_user_cannot_take_all_tickets() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Whose pages may ask
 
-async fn handler(State(hub): State<Hub>, connect: Connect) -> EventStream {
-    hub.connect(connect, Subscription::anonymous().topic("t"))
+async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
+    hub.connect(request, Subscription::anonymous().topic("t"))
 }
 
 /// All three mountings, and one path that is forbidden; how often a hook was asked.
@@ -837,11 +837,11 @@ async fn mounted(builder: HubBuilder) -> (Server, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
     let (_, server) = serve_access(builder, |hub| {
-        let access = move |_: Connect| {
+        let access = move |_: StreamRequest| {
             counted.fetch_add(1, Ordering::SeqCst);
             ready(Ok(Subscription::anonymous().topic("t")))
         };
-        let forbidden = |_: Connect| ready(Err(Refusal::forbidden()));
+        let forbidden = |_: StreamRequest| ready(Err(Refusal::forbidden()));
         Router::new()
             .route_service("/endpoint", hub.endpoint(access.clone()))
             .route_service("/forbidden", hub.endpoint(forbidden))
@@ -936,10 +936,10 @@ async fn where_any_origin_is_allowed_every_page_may() {
 async fn a_narrowing_leaves_what_a_page_may_join() {
     struct Documents(Arc<AtomicUsize>);
     fn granted() -> Subscription {
-        Subscription::user("ada").topic("news").may_join(TopicRule::prefix("documents/"))
+        Subscription::user("ada").topic("news").may_join(TopicFilter::prefix("documents/"))
     }
     impl Access for Documents {
-        async fn connect(&self, _: Connect) -> Result<Subscription, Refusal> {
+        async fn connect(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
             Ok(granted())
         }
         async fn recheck(&self, _: Subscription) -> Recheck {
@@ -968,7 +968,7 @@ fn rechecks_go_on_when_a_runtime_dies() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     struct Counts;
     impl Access for Counts {
-        async fn connect(&self, _: Connect) -> Result<Subscription, Refusal> {
+        async fn connect(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
             Ok(Subscription::user("ada"))
         }
         async fn recheck(&self, _: Subscription) -> Recheck {

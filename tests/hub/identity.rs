@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
 use tower_sse::{
-    Access, CommandError, Connect, EndReason, Event, Hub, HubBuilder, HubStream, Kick, Refusal, RefusalReason,
-    StreamItem, Subscription, SubscriptionError, Target, TopicRule, UserId,
+    Access, CommandError, Disconnect, EndReason, Event, Hub, HubBuilder, Refusal, RefusalReason, StreamRequest,
+    Subscriber, SubscriberItem, Subscription, SubscriptionError, Target, TopicFilter, UserId,
 };
 
 use crate::kit::access::as_asked;
@@ -119,27 +119,27 @@ async fn a_tab_that_caused_an_event_is_left_out() {
     assert_eq!(other.reads().await, "news");
 }
 
-// Kicks.
+// Disconnects.
 
 #[tokio::test]
-async fn a_kicked_user_is_told_why_and_others_stay() {
+async fn a_disconnected_user_is_told_why_and_others_stay() {
     let (hub, server) = start().await;
     let tabs = Page::tabs(server.addr, "/events?user=ada").await;
     let [mut ben, mut nobody] =
         [Page::open(server.addr, "/events?user=ben").await, Page::open(server.addr, "/events").await];
     assert_eq!(hub.stats().connections, 4);
 
-    assert_eq!(hub.user("ada").disconnect(Kick::now().note("renew \"it\"")).await.unwrap(), 2);
+    assert_eq!(hub.user("ada").disconnect(Disconnect::now().note("renew \"it\"")).await.unwrap(), 2);
     assert_eq!(hub.stats().connections, 2);
     assert_eq!((hub.user("ada").count(), hub.user("ben").count()), (0, 1));
 
     for tab in tabs {
         let id = tab.events.last_id.clone();
         let (bye, id_then) = tab.bye().await;
-        assert_eq!(parsed(&bye), json!({"reason": "kicked", "return": "now", "note": "renew \"it\""}));
+        assert_eq!(parsed(&bye), json!({"reason": "disconnected", "return": "now", "note": "renew \"it\""}));
         assert_eq!(id_then, id, "it goes on from where it was");
     }
-    assert_eq!(hub.stats().ended(EndReason::Kicked), 2);
+    assert_eq!(hub.stats().ended(EndReason::Disconnected), 2);
     publish(hub.everyone(), "after").await;
     assert_eq!(ben.reads().await, "after");
     assert_eq!(nobody.reads().await, "after");
@@ -148,28 +148,28 @@ async fn a_kicked_user_is_told_why_and_others_stay() {
 #[tokio::test]
 async fn the_retry_says_when_to_come_back() {
     const TEN: Duration = Duration::from_secs(10);
-    for (kick, word, retry) in [
+    for (disconnect, word, retry) in [
         // One to two times the hub's.
-        (Kick::now(), "now", Some(SECOND * 2..=SECOND * 4)),
-        (Kick::later(TEN), "later", Some(TEN..=TEN * 3 / 2)),
+        (Disconnect::now(), "now", Some(SECOND * 2..=SECOND * 4)),
+        (Disconnect::reconnect_after(TEN), "later", Some(TEN..=TEN * 3 / 2)),
         // Within the hub's range.
-        (Kick::later(HOUR * 24), "later", Some(SECOND * 60..=SECOND * 60)),
-        (Kick::later(Duration::ZERO), "later", Some(SECOND..=SECOND)),
-        (Kick::never(HOUR), "never", None),
+        (Disconnect::reconnect_after(HOUR * 24), "later", Some(SECOND * 60..=SECOND * 60)),
+        (Disconnect::reconnect_after(Duration::ZERO), "later", Some(SECOND..=SECOND)),
+        (Disconnect::block_for(HOUR), "never", None),
     ] {
         let (hub, server) = start_as(Hub::builder().retry_range(SECOND..=SECOND * 60), |_| as_asked).await;
         for page in Page::tabs(server.addr, "/events?user=ada").await {
-            assert_eq!(hub.connection(&page.connection).disconnect(kick.clone()).await.unwrap(), 1);
+            assert_eq!(hub.connection(&page.connection).disconnect(disconnect.clone()).await.unwrap(), 1);
             let (bye, _) = page.bye().await;
-            assert_eq!(parsed(&bye), json!({"reason": "kicked", "return": word}));
+            assert_eq!(parsed(&bye), json!({"reason": "disconnected", "return": word}));
             let fits = |range: &RangeInclusive<Duration>| bye.retry.is_some_and(|retry| range.contains(&retry));
-            assert!(retry.as_ref().map_or(bye.retry.is_none(), fits), "{kick:?}: {:?}", bye.retry);
+            assert!(retry.as_ref().map_or(bye.retry.is_none(), fits), "{disconnect:?}: {:?}", bye.retry);
         }
     }
 }
 
 #[tokio::test]
-async fn a_kick_reaches_its_target_and_nobody_else() {
+async fn a_disconnect_reaches_its_target_and_nobody_else() {
     type Aim = for<'a> fn(&'a Hub, &str) -> Target<'a>;
     let aims: [(Aim, &[usize]); 5] = [
         (|hub, _| hub.user("ada"), &[0, 1]),
@@ -178,19 +178,19 @@ async fn a_kick_reaches_its_target_and_nobody_else() {
         (|hub, first| hub.user("ben").and(hub.connection(first)), &[0, 3]),
         (|hub, _| hub.everyone(), &[0, 1, 2, 3]),
     ];
-    for (aim, kicked) in aims {
+    for (aim, disconnected) in aims {
         let (hub, server) = start().await;
         let mut pages = Vec::new();
         for path in ["?user=ada", "?user=ada&topic=a", "?topic=a", "?user=ben&topic=ada"] {
             pages.push(Page::open(server.addr, &format!("/events{path}")).await);
         }
         let target = aim(&hub, &pages[0].connection);
-        assert_eq!(target.disconnect(Kick::now()).await.unwrap(), kicked.len());
-        assert_eq!(hub.stats().connections, pages.len() - kicked.len());
+        assert_eq!(target.disconnect(Disconnect::now()).await.unwrap(), disconnected.len());
+        assert_eq!(hub.stats().connections, pages.len() - disconnected.len());
         publish(hub.everyone(), "after").await;
         for (index, mut page) in pages.into_iter().enumerate() {
-            if kicked.contains(&index) {
-                assert_eq!(parsed(&page.bye().await.0)["reason"], "kicked");
+            if disconnected.contains(&index) {
+                assert_eq!(parsed(&page.bye().await.0)["reason"], "disconnected");
             } else {
                 assert_eq!(page.reads().await, "after");
             }
@@ -199,27 +199,27 @@ async fn a_kick_reaches_its_target_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn nobody_is_there_to_be_kicked() {
+async fn nobody_is_there_to_be_disconnected() {
     let (hub, server) = start().await;
     let page = Page::open(server.addr, "/events?user=ada").await;
     let connection = page.connection.clone();
     for target in [hub.user("ben"), hub.topic("ada"), hub.connection("0".repeat(32))] {
-        assert_eq!(target.disconnect(Kick::now()).await.unwrap(), 0);
+        assert_eq!(target.disconnect(Disconnect::now()).await.unwrap(), 0);
     }
-    assert_eq!(hub.connection(&connection).disconnect(Kick::now()).await.unwrap(), 1);
-    assert_eq!(hub.connection(&connection).disconnect(Kick::now()).await.unwrap(), 0, "it has gone");
+    assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap(), 1);
+    assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap(), 0, "it has gone");
     page.bye().await;
 }
 
 #[tokio::test]
-async fn a_kick_that_cannot_be_told_is_refused() {
+async fn a_disconnect_that_cannot_be_told_is_refused() {
     let (hub, server) = start().await;
     let mut page = Page::open(server.addr, "/events?user=ada").await;
     let refused = |outcome: Result<usize, CommandError>| outcome.unwrap_err().to_string();
-    let note = "x".repeat(Kick::MAX_NOTE_BYTES + 1);
-    assert!(refused(hub.user("ada").disconnect(Kick::now().note(note)).await).contains("note"));
-    assert!(refused(hub.user("").disconnect(Kick::now()).await).contains("user"));
-    assert!(refused(hub.user("ada").and(hub.topic("a\n")).disconnect(Kick::now()).await).contains("topic"));
+    let note = "x".repeat(Disconnect::MAX_NOTE_BYTES + 1);
+    assert!(refused(hub.user("ada").disconnect(Disconnect::now().note(note)).await).contains("note"));
+    assert!(refused(hub.user("").disconnect(Disconnect::now()).await).contains("user"));
+    assert!(refused(hub.user("ada").and(hub.topic("a\n")).disconnect(Disconnect::now()).await).contains("topic"));
     publish(hub.user("ada"), "still here").await;
     assert_eq!(page.reads().await, "still here");
 }
@@ -229,14 +229,14 @@ async fn the_excepted_connection_stays() {
     let (hub, server) = start().await;
     let [mut here, there] = Page::tabs(server.addr, "/events?user=ada&topic=a").await;
     let target = hub.user("ada").and(hub.topic("a")).except(&here.connection);
-    assert_eq!(target.disconnect(Kick::now()).await.unwrap(), 1);
+    assert_eq!(target.disconnect(Disconnect::now()).await.unwrap(), 1);
     there.bye().await;
     publish(hub.user("ada"), "only here").await;
     assert_eq!(here.reads().await, "only here");
 }
 
 #[tokio::test]
-async fn what_waits_when_the_kick_comes_is_for_the_next_connection() {
+async fn what_waits_when_the_disconnect_comes_is_for_the_next_connection() {
     let (hub, server) = start().await;
     let [old, young] = Page::tabs(server.addr, "/events?user=ada").await;
     // The server has no chance to write in between: nothing here waits.
@@ -244,7 +244,7 @@ async fn what_waits_when_the_kick_comes_is_for_the_next_connection() {
     for n in waits {
         hub.user("ada").publish_now(Event::message(n)).unwrap();
     }
-    hub.user("ada").disconnect(Kick::now()).now_or_never().expect("it never waits").unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).now_or_never().expect("it never waits").unwrap();
     for page in [old, young] {
         let (_, id) = page.bye().await;
         let mut events = come_back(server.addr, "/events?user=ada", &id).await.events();
@@ -259,14 +259,14 @@ async fn what_waits_when_the_kick_comes_is_for_the_next_connection() {
 // Staying away.
 
 #[tokio::test]
-async fn a_kicked_user_comes_back_when_the_time_is_over() {
+async fn a_disconnected_user_comes_back_when_the_time_is_over() {
     let (hub, server) = start().await;
     let [page, other] = Page::tabs(server.addr, "/events?user=ada").await;
     let before = page.events.last_id.clone();
     let since = Instant::now();
     // Long enough for the requests below on a busy machine.
     let away = 4 * SECOND;
-    hub.user("ada").disconnect(Kick::never(away)).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::block_for(away)).await.unwrap();
     let (_, barred) = page.bye().await;
     other.bye().await;
     for id in ["", &before, &barred, "nonsense"] {
@@ -274,7 +274,7 @@ async fn a_kicked_user_comes_back_when_the_time_is_over() {
         assert_eq!(reply.status, StatusCode::NO_CONTENT, "{id:?}");
         assert_eq!(reply.text().await, "");
     }
-    assert_eq!(hub.stream(Subscription::user("ada"), None).unwrap_err(), SubscriptionError::Kicked);
+    assert_eq!(hub.stream(Subscription::user("ada"), None).unwrap_err(), SubscriptionError::Disconnected);
     Page::open(server.addr, "/events?user=ben&topic=ada").await;
     assert!(since.elapsed() < away, "this machine is too slow for the test");
 
@@ -285,12 +285,12 @@ async fn a_kicked_user_comes_back_when_the_time_is_over() {
 }
 
 #[tokio::test]
-async fn a_kicked_connection_stays_away_and_a_new_page_does_not() {
+async fn a_disconnected_connection_stays_away_and_a_new_page_does_not() {
     for path in ["/events?user=ada", "/events", "/events?topic=a"] {
         let (hub, server) = start().await;
         for page in Page::tabs(server.addr, path).await {
             let connection = page.connection.clone();
-            assert_eq!(hub.connection(&connection).disconnect(Kick::never(HOUR)).await.unwrap(), 1);
+            assert_eq!(hub.connection(&connection).disconnect(Disconnect::block_for(HOUR)).await.unwrap(), 1);
             let (_, barred) = page.bye().await;
             assert_eq!(come_back(server.addr, path, &barred).await.status, StatusCode::NO_CONTENT);
             // The id says it, whoever brings it and wherever to, also in the query.
@@ -307,7 +307,7 @@ async fn the_id_that_a_bye_leaves_holds_for_the_whole_time() {
     for within in [Duration::from_millis(300), Duration::from_millis(700), SECOND * 3 / 2] {
         let page = Page::open(server.addr, "/events").await;
         let at_least = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + within;
-        hub.connection(&page.connection).disconnect(Kick::never(within)).await.unwrap();
+        hub.connection(&page.connection).disconnect(Disconnect::block_for(within)).await.unwrap();
         let (_, barred) = page.bye().await;
         let until = Duration::from_secs(barred.strip_prefix("0.").unwrap().parse().unwrap());
         assert!(until >= at_least, "{barred} is {:?} short of {within:?}", at_least - until);
@@ -318,7 +318,7 @@ async fn the_id_that_a_bye_leaves_holds_for_the_whole_time() {
 async fn the_id_that_a_bye_leaves_is_worth_nothing_when_the_time_is_over() {
     let (hub, server) = start().await;
     let page = Page::open(server.addr, "/events").await;
-    hub.connection(&page.connection).disconnect(Kick::never(SECOND)).await.unwrap();
+    hub.connection(&page.connection).disconnect(Disconnect::block_for(SECOND)).await.unwrap();
     let (_, barred) = page.bye().await;
     let mut events = when_let_in(server.addr, "/events", &barred).await.events();
     assert_eq!(parsed(&events.next().await)["cursor"], "refused");
@@ -331,13 +331,13 @@ async fn whoever_asks_for_a_closed_topic_or_hub_stays_away() {
     let (hub, server) = start().await;
     let addr = server.addr;
     let page = Page::open(addr, "/events?topic=a").await;
-    hub.topic("a").disconnect(Kick::never(HOUR)).await.unwrap();
+    hub.topic("a").disconnect(Disconnect::block_for(HOUR)).await.unwrap();
     page.bye().await;
     for path in ["/events?topic=a", "/events?user=ada&topic=b&topic=a"] {
         assert_eq!(get(addr, path).await.status, StatusCode::NO_CONTENT);
     }
     let page = Page::open(addr, "/events?user=a&topic=b").await;
-    hub.everyone().disconnect(Kick::never(HOUR)).await.unwrap();
+    hub.everyone().disconnect(Disconnect::block_for(HOUR)).await.unwrap();
     page.bye().await;
     assert_eq!(get(addr, "/events?user=new").await.status, StatusCode::NO_CONTENT);
 }
@@ -345,17 +345,17 @@ async fn whoever_asks_for_a_closed_topic_or_hub_stays_away() {
 #[tokio::test]
 async fn a_user_is_kept_out_before_there_is_a_connection() {
     let (hub, server) = start().await;
-    assert_eq!(hub.user("ada").disconnect(Kick::never(HOUR)).await.unwrap(), 0);
+    assert_eq!(hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap(), 0);
     assert_eq!(get(server.addr, "/events?user=ada").await.status, StatusCode::NO_CONTENT);
     // A milder one does not shorten it.
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     assert_eq!(get(server.addr, "/events?user=ada").await.status, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]
 async fn a_head_says_of_who_is_to_stay_away_what_a_stream_would() {
     let (hub, server) = start().await;
-    hub.user("ada").disconnect(Kick::never(HOUR)).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap();
     for (path, status) in [("/events?user=ada", StatusCode::NO_CONTENT), ("/events?user=ben", StatusCode::OK)] {
         assert_eq!(send(server.addr, Request::head(path).body("").unwrap()).await.status, status, "{path}");
     }
@@ -379,50 +379,50 @@ impl Default for Gauge {
 }
 
 impl Access for Gate {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        let decided = as_asked(connect).await;
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        let decided = as_asked(request).await;
         self.decided.notify_one();
         drop(self.open.0.acquire().await);
         decided
     }
 }
 
-/// Begins a request, kicks while it is being decided, and returns the answer.
-async fn kicked_meanwhile(path: &'static str, kick: impl AsyncFnOnce(&Hub)) -> (Hub, Server, Reply) {
+/// Begins a request, disconnects while it is being decided, and returns the answer.
+async fn disconnected_meanwhile(path: &'static str, disconnect: impl AsyncFnOnce(&Hub)) -> (Hub, Server, Reply) {
     let gate = Gate::default();
     let (hub, server) = start_as(Hub::builder(), |_| gate.clone()).await;
     let addr = server.addr;
     let asking = tokio::spawn(async move { get(addr, path).await });
     soon(gate.decided.notified()).await;
-    kick(&hub).await;
+    disconnect(&hub).await;
     gate.open.0.add_permits(1000);
     let reply = soon(asking).await.unwrap();
     (hub, server, reply)
 }
 
 #[tokio::test]
-async fn who_was_let_in_by_what_was_true_before_the_kick_asks_anew() {
+async fn who_was_let_in_by_what_was_true_before_the_disconnect_asks_anew() {
     async fn of_user(hub: &Hub) {
-        hub.user("ada").disconnect(Kick::now()).await.unwrap();
+        hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     }
     async fn of_topic(hub: &Hub) {
-        hub.topic("a").disconnect(Kick::later(HOUR)).await.unwrap();
+        hub.topic("a").disconnect(Disconnect::reconnect_after(HOUR)).await.unwrap();
     }
     async fn of_everyone(hub: &Hub) {
-        hub.everyone().disconnect(Kick::now()).await.unwrap();
+        hub.everyone().disconnect(Disconnect::now()).await.unwrap();
     }
     const PATH: &str = "/events?user=ada&topic=a";
     for (hub, server, reply) in [
-        kicked_meanwhile(PATH, of_user).await,
-        kicked_meanwhile(PATH, of_topic).await,
-        kicked_meanwhile(PATH, of_everyone).await,
+        disconnected_meanwhile(PATH, of_user).await,
+        disconnected_meanwhile(PATH, of_topic).await,
+        disconnected_meanwhile(PATH, of_everyone).await,
     ] {
         let refused = reply.events().rest().await;
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[0].event, "hub.refused");
-        assert_eq!(parsed(&refused[0])["reason"], "kicked");
+        assert_eq!(parsed(&refused[0])["reason"], "disconnected");
         assert!(refused[0].retry.is_some());
-        assert_eq!(hub.stats().refused(RefusalReason::Kicked), 1);
+        assert_eq!(hub.stats().refused(RefusalReason::Disconnected), 1);
         assert_eq!(hub.stats().connections, 0);
 
         let mut again = Page::open(server.addr, PATH).await;
@@ -433,17 +433,17 @@ async fn who_was_let_in_by_what_was_true_before_the_kick_asks_anew() {
 
 #[tokio::test]
 async fn who_is_told_to_stay_away_while_being_let_in_does() {
-    let kick = async |hub: &Hub| assert!(hub.user("ada").disconnect(Kick::never(HOUR)).await.is_ok());
-    let (_hub, _server, reply) = kicked_meanwhile("/events?user=ada", kick).await;
+    let disconnect = async |hub: &Hub| assert!(hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.is_ok());
+    let (_hub, _server, reply) = disconnected_meanwhile("/events?user=ada", disconnect).await;
     assert_eq!(reply.status, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]
-async fn a_kick_of_somebody_else_holds_nobody_up() {
-    let kick = async |hub: &Hub| {
-        hub.user("a").and(hub.topic("ada")).and(hub.user("ad")).disconnect(Kick::now()).await.unwrap();
+async fn a_disconnect_of_somebody_else_holds_nobody_up() {
+    let disconnect = async |hub: &Hub| {
+        hub.user("a").and(hub.topic("ada")).and(hub.user("ad")).disconnect(Disconnect::now()).await.unwrap();
     };
-    let (_hub, _server, reply) = kicked_meanwhile("/events?user=ada&topic=a", kick).await;
+    let (_hub, _server, reply) = disconnected_meanwhile("/events?user=ada&topic=a", disconnect).await;
     Page::of(reply).await;
 }
 
@@ -452,8 +452,8 @@ async fn a_kick_of_somebody_else_holds_nobody_up() {
 struct Redeems(Hub);
 
 impl Access for Redeems {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        self.0.redeem(&connect).await
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        self.0.redeem(&request).await
     }
 }
 
@@ -476,23 +476,23 @@ async fn a_ticket_opens_one_stream() {
 }
 
 #[tokio::test]
-async fn a_kick_takes_the_tickets_of_its_target_away() {
+async fn a_disconnect_takes_the_tickets_of_its_target_away() {
     let (hub, server) = start_as(Hub::builder(), |hub| Redeems(hub.clone())).await;
     let addr = server.addr;
     let ada = || Subscription::user("ada").topic("a");
     for target in [hub.user("ada"), hub.topic("a"), hub.everyone(), hub.user("ben").and(hub.user("ada"))] {
         let path = ticket(&hub, ada()).await;
-        target.disconnect(Kick::now()).await.unwrap();
+        target.disconnect(Disconnect::now()).await.unwrap();
         assert_eq!(get(addr, &path).await.status, StatusCode::UNAUTHORIZED);
     }
     let connection = Page::open(addr, &ticket(&hub, ada()).await).await.connection;
     for other in [hub.user("a"), hub.topic("ada"), hub.user("ben"), hub.connection(connection)] {
         let path = ticket(&hub, ada()).await;
-        other.disconnect(Kick::now()).await.unwrap();
+        other.disconnect(Disconnect::now()).await.unwrap();
         assert_eq!(parsed(&get(addr, &path).await.events().next().await)["topics"], json!(["a"]));
     }
     let before = ticket(&hub, ada()).await;
-    hub.user("ada").disconnect(Kick::never(HOUR)).await.unwrap();
+    hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap();
     for path in [before, ticket(&hub, ada()).await] {
         assert_eq!(get(addr, &path).await.status, StatusCode::NO_CONTENT, "a new one does not help");
     }
@@ -553,7 +553,7 @@ async fn no_name_is_taken_for_another_over_sockets() {
 
 #[tokio::test]
 async fn who_comes_and_goes_is_told_to_the_own_topic_alone() {
-    let (hub, server) = start_as(Hub::builder().presence_for(TopicRule::any()), |_| as_asked).await;
+    let (hub, server) = start_as(Hub::builder().presence_for(TopicFilter::any()), |_| as_asked).await;
     let mut watching = Page::open(server.addr, "/events?topic=a").await;
     let mut elsewhere = Page::open(server.addr, "/events?topic=a%3Ab").await;
     let _one = Page::open(server.addr, "/events?user=b%3Ac&topic=a").await;
@@ -577,8 +577,8 @@ enum Step {
     Leave(usize, usize),
     JoinUser(usize, usize),
     LeaveUser(usize, usize),
-    Kick(Name),
-    KickConnection(usize),
+    Disconnect(Name),
+    DisconnectConnection(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -611,14 +611,14 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (connection.clone(), near.clone()).prop_map(|(c, t)| Step::Leave(c, t)),
         1 => (near.clone(), near.clone()).prop_map(|(u, t)| Step::JoinUser(u, t)),
         1 => (near.clone(), near).prop_map(|(u, t)| Step::LeaveUser(u, t)),
-        1 => name.prop_map(Step::Kick),
-        1 => connection.prop_map(Step::KickConnection),
+        1 => name.prop_map(Step::Disconnect),
+        1 => connection.prop_map(Step::DisconnectConnection),
     ]
 }
 
 /// A connection as it should be, beside the one that is.
 struct Modelled {
-    stream: HubStream,
+    stream: Subscriber,
     user: Option<usize>,
     topics: BTreeSet<usize>,
     expected: Vec<String>,
@@ -637,9 +637,9 @@ impl Modelled {
     fn drain(&mut self) {
         while let Some(Some(item)) = self.stream.next().now_or_never() {
             match item {
-                StreamItem::Event(event) => self.received.push(event.data),
-                StreamItem::Gap { .. } => self.received.push("gap".to_owned()),
-                StreamItem::End(reason) => self.received.push(reason.to_string()),
+                SubscriberItem::Event(event) => self.received.push(event.data),
+                SubscriberItem::Gap { .. } => self.received.push("gap".to_owned()),
+                SubscriberItem::End(reason) => self.received.push(reason.to_string()),
                 _ => {}
             }
         }
@@ -697,11 +697,11 @@ impl World {
                 let had = self.of_user(user).filter_map(|page| page.topics.remove(&topic).then_some(()));
                 assert_eq!(left.unwrap(), had.count());
             }
-            Step::Kick(name) => self.kick(name.target(&hub), |page| page.is(name)),
-            Step::KickConnection(connection) => {
+            Step::Disconnect(name) => self.disconnect(name.target(&hub), |page| page.is(name)),
+            Step::DisconnectConnection(connection) => {
                 let Some(page) = self.open.get(connection) else { return };
                 let id = page.stream.connection();
-                self.kick(hub.connection(id), |page| page.stream.connection() == id);
+                self.disconnect(hub.connection(id), |page| page.stream.connection() == id);
             }
         }
     }
@@ -716,13 +716,13 @@ impl World {
         self.open.push(Modelled { stream, user, topics, expected: Vec::new(), received: Vec::new() });
     }
 
-    fn kick(&mut self, target: Target<'_>, is_meant: impl Fn(&Modelled) -> bool) {
-        let kicked = at_once(target.disconnect(Kick::now()));
+    fn disconnect(&mut self, target: Target<'_>, is_meant: impl Fn(&Modelled) -> bool) {
+        let disconnected = at_once(target.disconnect(Disconnect::now()));
         let (gone, stay) = std::mem::take(&mut self.open).into_iter().partition::<Vec<_>, _>(is_meant);
-        assert_eq!(kicked.unwrap(), gone.len());
+        assert_eq!(disconnected.unwrap(), gone.len());
         self.open = stay;
         for mut page in gone {
-            page.expected.push("kicked".to_owned());
+            page.expected.push("disconnected".to_owned());
             page.drain();
             assert_eq!(page.received, page.expected);
         }
@@ -779,7 +779,7 @@ fn no_stream_slips_past_a_topic_that_is_closed_while_it_opens() {
                 hub.stream(Subscription::user("ada").topic(topic.as_str()), None)
             });
             go.wait();
-            at_once(hub.topic(topic.as_str()).disconnect(Kick::never(Duration::from_secs(1)))).unwrap();
+            at_once(hub.topic(topic.as_str()).disconnect(Disconnect::block_for(Duration::from_secs(1)))).unwrap();
             let opened = opened.join().unwrap();
             assert_eq!(hub.topic(topic.as_str()).count(), 0, "round {round}: {opened:?}");
         });
@@ -787,16 +787,19 @@ fn no_stream_slips_past_a_topic_that_is_closed_while_it_opens() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_ending_already_is_kept_away_by_a_kick_that_is_stricter() {
+async fn a_stream_that_is_ending_already_is_kept_away_by_a_disconnect_that_is_stricter() {
     let hub = Hub::builder().build().unwrap();
-    let ending = async |kick: Option<Kick>| {
+    let ending = async |disconnect: Option<Disconnect>| {
         let mut page = hub.stream(Subscription::user("ada"), None).unwrap();
         // It is told to end, and has not looked yet.
         hub.drain(Duration::ZERO).await;
-        if let Some(kick) = kick {
-            assert_eq!(hub.connection(page.connection()).disconnect(kick).await.unwrap(), 1);
+        if let Some(disconnect) = disconnect {
+            assert_eq!(hub.connection(page.connection()).disconnect(disconnect).await.unwrap(), 1);
         }
         soon(page.next()).await
     };
-    assert_eq!(ending(Some(Kick::never(Duration::from_secs(1)))).await, Some(StreamItem::End(EndReason::Kicked)));
+    assert_eq!(
+        ending(Some(Disconnect::block_for(Duration::from_secs(1)))).await,
+        Some(SubscriberItem::End(EndReason::Disconnected))
+    );
 }

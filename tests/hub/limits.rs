@@ -11,8 +11,8 @@ use http::{Request, StatusCode};
 use tokio::task::JoinHandle;
 use tower::Service;
 use tower_sse::{
-    Connect, EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, Start, Subscription,
-    SubscriptionError, TopicRule,
+    EndReason, Event, Hub, HubBuilder, OverLimit, Public, RefusalReason, Retention, Start, StreamRequest, Subscription,
+    SubscriptionError, TopicFilter,
 };
 
 use crate::kit::access::asked_for;
@@ -24,7 +24,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Everybody is who the query says and reads the topic `t`.
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.retry(RETRY).build().unwrap();
-    let access = async |connect: Connect| Ok(asked_for(&connect).topic("t"));
+    let access = async |request: StreamRequest| Ok(asked_for(&request).topic("t"));
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     (hub, server)
 }
@@ -283,9 +283,9 @@ async fn serve_counting(builder: HubBuilder) -> (Hub, Server, Arc<AtomicUsize>) 
     let hub = builder.retry(RETRY).build().unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
-    let access = move |_: Connect| {
+    let access = move |_: StreamRequest| {
         counted.fetch_add(1, Ordering::SeqCst);
-        ready(Ok(Subscription::anonymous().may_join(TopicRule::any())))
+        ready(Ok(Subscription::anonymous().may_join(TopicFilter::any())))
     };
     let app =
         Router::new().route("/", axum::routing::get(async || "")).layer(hub.layer("/events", access).changeable());
@@ -469,7 +469,7 @@ fn simultaneous_changes_of_topics_pass_no_limit() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
     let hub = Hub::builder().max_topics(LIMIT).build().unwrap();
-    let endpoint = hub.endpoint(Public::topics(TopicRule::any())).changeable();
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any())).changeable();
     for _ in 0..600 {
         let stream = hub.stream(Subscription::anonymous(), None).unwrap();
         let id = hub.connections()[0].id;

@@ -16,8 +16,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tower_sse::{
-    Access, Connect, Cursor, Event, Hub, HubBuilder, Kick, Position, Refusal, Retention, Subscription, Target,
-    TopicRule,
+    Access, Cursor, Disconnect, Event, Hub, HubBuilder, Position, Refusal, Retention, StreamRequest, Subscription,
+    Target, TopicFilter,
 };
 
 use crate::kit::page::Page;
@@ -27,9 +27,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
 /// Who asks is in a header, as a cookie would be. A page may join what is open, and what the hook gives it when it asks.
-async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-    let mut subscription = Subscription::anonymous().may_join(TopicRule::prefix("open/"));
-    for topic in connect.query_values("topic") {
+async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+    let mut subscription = Subscription::anonymous().may_join(TopicFilter::prefix("open/"));
+    for topic in request.query_values("topic") {
         if topic.starts_with("secret/") {
             return Err(Refusal::forbidden());
         }
@@ -37,7 +37,7 @@ async fn access(connect: Connect) -> Result<Subscription, Refusal> {
             subscription = subscription.topic(topic);
         }
     }
-    match connect.headers().get("x-user").map(|user| user.to_str().unwrap()) {
+    match request.headers().get("x-user").map(|user| user.to_str().unwrap()) {
         Some("stranger") => Err(Refusal::login()),
         Some(user) => Ok(subscription.with_user(user)),
         None => Ok(subscription),
@@ -533,7 +533,7 @@ async fn a_page_that_joined_a_busy_topic_and_lost_its_connection_meets_no_gap() 
 // Current values.
 
 fn keyed() -> HubBuilder {
-    Hub::builder().retention_for(TopicRule::exact("cells"), Retention::latest_per_key())
+    Hub::builder().retention_for(TopicFilter::exact("cells"), Retention::latest_per_key())
 }
 
 #[tokio::test]
@@ -820,7 +820,7 @@ async fn while_the_hub_is_drained_a_page_is_told_to_ask_later() {
 #[tokio::test]
 async fn a_hook_that_says_later_is_heard() {
     for mounting in MOUNTINGS {
-        let busy = async |connect: Connect| match connect.query_values("topic").next() {
+        let busy = async |request: StreamRequest| match request.query_values("topic").next() {
             None => Ok(Subscription::anonymous()),
             Some(topic) if topic == "panic" => panic!("of a hook"),
             Some(topic) if topic == "never" => Err(Refusal::never()),
@@ -844,9 +844,9 @@ struct Gate {
 }
 
 impl Access for Gate {
-    async fn connect(&self, connect: Connect) -> Result<Subscription, Refusal> {
-        let holds = connect.query_values("topic").any(|topic| topic.starts_with("open/"));
-        let decided = access(connect).await;
+    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+        let holds = request.query_values("topic").any(|topic| topic.starts_with("open/"));
+        let decided = access(request).await;
         if holds {
             self.decided.notify_one();
             drop(self.open.acquire().await);
@@ -873,17 +873,17 @@ async fn changed_meanwhile(mounting: Mounting, meanwhile: impl AsyncFnOnce(&Hub)
 #[tokio::test]
 async fn a_connection_that_ended_while_its_request_was_decided_is_not_there() {
     for mounting in MOUNTINGS {
-        let kick = async |hub: &Hub| assert!(hub.user("ada").disconnect(Kick::now()).await.is_ok());
-        let (_hub, _server, _page, status) = changed_meanwhile(mounting, kick).await;
+        let disconnect = async |hub: &Hub| assert!(hub.user("ada").disconnect(Disconnect::now()).await.is_ok());
+        let (_hub, _server, _page, status) = changed_meanwhile(mounting, disconnect).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
     }
 }
 
 #[tokio::test]
-async fn a_topic_is_not_joined_by_what_was_decided_before_its_kick() {
+async fn a_topic_is_not_joined_by_what_was_decided_before_its_disconnect() {
     for mounting in MOUNTINGS {
-        let kick = async |hub: &Hub| assert!(hub.topic("open/1").disconnect(Kick::now()).await.is_ok());
-        let (hub, _server, _page, status) = changed_meanwhile(mounting, kick).await;
+        let disconnect = async |hub: &Hub| assert!(hub.topic("open/1").disconnect(Disconnect::now()).await.is_ok());
+        let (hub, _server, _page, status) = changed_meanwhile(mounting, disconnect).await;
         assert_eq!((status, hub.topic("open/1").count()), (StatusCode::SERVICE_UNAVAILABLE, 0));
     }
 }
@@ -894,7 +894,7 @@ async fn a_topic_that_is_closed_for_a_time_is_not_joined_within_it() {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, Some("ada"));
         let page = client.open("/events").await;
-        hub.topic("open/1").disconnect(Kick::never(HOUR)).await.unwrap();
+        hub.topic("open/1").disconnect(Disconnect::block_for(HOUR)).await.unwrap();
         let status = client.post(&page.path("join=open/1")).await.status;
         assert_eq!(hub.topic("open/1").count(), 0);
         assert!(status.is_client_error(), "{status}");

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use tower_sse::{Connect, Event, Hub, Subscription};
+use tower_sse::{Event, Hub, StreamRequest, Subscription};
 
 async fn open(hub: &Hub) -> tower_sse::EventBody {
     let request = http::Request::get("/").body(()).unwrap();
-    let mut body =
-        hub.connect(Connect::from_request(&request), Subscription::anonymous().topic("a")).into_response().into_body();
+    let mut body = hub
+        .connect(StreamRequest::from_request(&request), Subscription::anonymous().topic("a"))
+        .into_response()
+        .into_body();
     for _ in 0..2 {
         body.frame().await.unwrap().unwrap();
     }

@@ -9,8 +9,8 @@ use futures::StreamExt;
 use futures::future::join_all;
 use serde_json::json;
 use tower_sse::{
-    Connect, ConnectionId, ConnectionInfo, EndReason, Event, GapReason, Hub, HubBuilder, Kick, Lifecycle,
-    LifecycleEvent, Position, Presence, Retention, Subscription, Topic, TopicRule,
+    ConnectionId, ConnectionInfo, Disconnect, EndReason, Event, GapReason, Hub, HubBuilder, Lifecycle, LifecycleEvent,
+    Position, Presence, Retention, StreamRequest, Subscription, Topic, TopicFilter,
 };
 
 use crate::kit::access::asked_for;
@@ -24,9 +24,9 @@ const TICK: Duration = Duration::from_millis(1);
 /// Everybody is who the query says, with data if it says so, and reads the topics that it names.
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.build().unwrap();
-    let access = |connect: Connect| {
-        let data = connect.query_values("data");
-        ready(Ok(data.fold(asked_for(&connect), |subscription, data| subscription.data(&*data))))
+    let access = |request: StreamRequest| {
+        let data = request.query_values("data");
+        ready(Ok(data.fold(asked_for(&request), |subscription, data| subscription.data(&*data))))
     };
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     (hub, server)
@@ -38,7 +38,7 @@ fn patient() -> HubBuilder {
 
 /// The topic `room` tells who comes and goes.
 fn telling() -> HubBuilder {
-    patient().presence_for(TopicRule::exact("room"))
+    patient().presence_for(TopicFilter::exact("room"))
 }
 
 /// A page of a user in the room.
@@ -114,7 +114,7 @@ async fn the_tabs_of_a_user_are_one_member_with_the_data_of_the_newest() {
 
 #[tokio::test]
 async fn a_union_counts_a_connection_once_and_leaves_out_what_is_excepted() {
-    for builder in [patient(), patient().presence_for(TopicRule::any())] {
+    for builder in [patient(), patient().presence_for(TopicFilter::any())] {
         let (hub, server) = serve(builder).await;
         let mut both = get(server.addr, "/events?topic=a&topic=b&user=ada").await.events();
         let both = connection(&mut both).await;
@@ -258,8 +258,8 @@ async fn whoever_is_made_to_join_is_told_of_and_so_is_whoever_is_made_to_leave_o
     let ben = enter(&server, "ben").await;
     assert_eq!(news(&mut watcher).await, joined("ben"));
     let since = Instant::now();
-    hub.user("ben").disconnect(Kick::never(Duration::from_secs(60))).await.unwrap();
-    assert_eq!(parsed(ben.rest().await.last().unwrap())["reason"], "kicked");
+    hub.user("ben").disconnect(Disconnect::block_for(Duration::from_secs(60))).await.unwrap();
+    assert_eq!(parsed(ben.rest().await.last().unwrap())["reason"], "disconnected");
     assert_eq!(news(&mut watcher).await, left("ben"));
     assert!(since.elapsed() >= GRACE - TICK && since.elapsed() < 10 * GRACE, "{:?}", since.elapsed());
     assert!(hub.topic("room").presence().members.is_empty());
@@ -409,10 +409,10 @@ async fn the_life_of_a_connection_is_told_from_beginning_to_end() {
 async fn the_reason_of_an_end_is_told() {
     let (hub, server) = serve(patient()).await;
     let mut lifecycle = hub.lifecycle();
-    let kicked = subscribe(server.addr, "/events?user=ada").await;
+    let disconnected = subscribe(server.addr, "/events?user=ada").await;
     let drained = subscribe(server.addr, "/events?user=ben").await;
-    hub.user("ada").disconnect(Kick::now()).await.unwrap();
-    kicked.rest().await;
+    hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
+    disconnected.rest().await;
     let (_, rest) = tokio::join!(hub.drain(Duration::ZERO), drained.rest());
     assert_eq!(parsed(rest.last().unwrap())["reason"], "draining");
     let mut ends = HashMap::new();
@@ -421,7 +421,7 @@ async fn the_reason_of_an_end_is_told() {
             assert_eq!(ends.insert(connection.user.as_ref().unwrap().to_string(), reason), None);
         }
     }
-    assert_eq!(ends, HashMap::from([("ada".into(), EndReason::Kicked), ("ben".into(), EndReason::Draining)]));
+    assert_eq!(ends, HashMap::from([("ada".into(), EndReason::Disconnected), ("ben".into(), EndReason::Draining)]));
 }
 
 #[tokio::test]
@@ -515,7 +515,7 @@ async fn visit(hub: &Hub, server: &Server, number: usize) {
         _ => {
             let mut events = get(server.addr, &path).await.events();
             let connection = connection(&mut events).await;
-            hub.connection(connection).disconnect(Kick::now()).await.unwrap();
+            hub.connection(connection).disconnect(Disconnect::now()).await.unwrap();
             events.rest().await;
         }
     }
@@ -575,7 +575,7 @@ async fn a_user_who_was_only_made_to_join_was_never_there() {
 #[test]
 fn joins_that_meet_an_opening_leave_nobody_behind() {
     let grace = Duration::from_millis(10);
-    let hub = Hub::builder().presence_for(TopicRule::any()).presence_grace(grace).build().unwrap();
+    let hub = Hub::builder().presence_for(TopicFilter::any()).presence_grace(grace).build().unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let going = || !stop.load(std::sync::atomic::Ordering::Relaxed);
     std::thread::scope(|scope| {

@@ -5,27 +5,27 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use tower_sse::{
-    Cursor, EndReason, Event, GapReason, Hub, HubStream, LagPolicy, Retention, Start, StreamItem, Subscription,
-    TopicRule,
+    Cursor, EndReason, Event, GapReason, Hub, LagPolicy, Retention, Start, Subscriber, SubscriberItem, Subscription,
+    TopicFilter,
 };
 
 /// What can be read without waiting, in short.
-fn read(stream: &mut HubStream) -> Vec<String> {
+fn read(stream: &mut Subscriber) -> Vec<String> {
     let mut cx = Context::from_waker(futures::task::noop_waker_ref());
     let mut read = Vec::new();
     while let Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
         read.push(match item {
-            StreamItem::Event(event) => event.data,
-            StreamItem::Gap { reason, .. } => format!("gap {reason}"),
-            StreamItem::Live(_) => "live".to_owned(),
-            StreamItem::End(reason) => format!("end {reason}"),
+            SubscriberItem::Event(event) => event.data,
+            SubscriberItem::Gap { reason, .. } => format!("gap {reason}"),
+            SubscriberItem::Live(_) => "live".to_owned(),
+            SubscriberItem::End(reason) => format!("end {reason}"),
             item => panic!("{item:?}"),
         });
     }
     read
 }
 
-fn open(hub: &Hub, cursor: impl Into<Cursor>) -> HubStream {
+fn open(hub: &Hub, cursor: impl Into<Cursor>) -> Subscriber {
     hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap()
 }
 
@@ -38,7 +38,7 @@ fn set(hub: &Hub, key: &'static str, data: impl std::fmt::Display) {
 }
 
 fn with(retention: Retention) -> Hub {
-    Hub::builder().retention_for(TopicRule::exact("t"), retention).build().unwrap()
+    Hub::builder().retention_for(TopicFilter::exact("t"), retention).build().unwrap()
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn more_keys_than_fit_push_the_oldest_out_and_who_missed_it_is_told() {
 #[test]
 fn keyed_values_outlive_every_burst_of_others() {
     let hub = Hub::builder()
-        .retention_for(TopicRule::exact("t"), Retention::latest_per_key())
+        .retention_for(TopicFilter::exact("t"), Retention::latest_per_key())
         .retention_budget(600 << 10)
         .build()
         .unwrap();
@@ -132,7 +132,7 @@ fn history_comes_with_the_ids_of_its_place_and_can_be_resumed_in_the_middle() {
 
     let mut page = start(Start::Oldest);
     let mut cx = Context::from_waker(futures::task::noop_waker_ref());
-    let Poll::Ready(Some(StreamItem::Event(first))) = page.poll_next_unpin(&mut cx) else { panic!("no event") };
+    let Poll::Ready(Some(SubscriberItem::Event(first))) = page.poll_next_unpin(&mut cx) else { panic!("no event") };
     assert_eq!(read(&mut open(&hub, first.position))[..2], ["1", "2"]);
 }
 
@@ -163,14 +163,14 @@ fn a_stream_of_the_last_events_begins_with_a_gap_when_fewer_are_left_than_asked_
 
 #[test]
 fn the_gap_at_the_start_names_the_topics_that_were_trimmed() {
-    let hub = Hub::builder().retention_for(TopicRule::exact("short"), Retention::replay().count(1)).build().unwrap();
+    let hub = Hub::builder().retention_for(TopicFilter::exact("short"), Retention::replay().count(1)).build().unwrap();
     for topic in ["short", "short", "whole", "whole"] {
         hub.topic(topic).publish_now(Event::message(topic)).unwrap();
     }
     let subscription = Subscription::anonymous().topics(["whole", "short", "never published"]);
     let mut stream = hub.stream(subscription.start(Start::Oldest), Cursor::Absent).unwrap();
     let mut cx = Context::from_waker(futures::task::noop_waker_ref());
-    let Poll::Ready(Some(StreamItem::Gap { reason, topics })) = stream.poll_next_unpin(&mut cx) else {
+    let Poll::Ready(Some(SubscriberItem::Gap { reason, topics })) = stream.poll_next_unpin(&mut cx) else {
         panic!("no gap")
     };
     assert_eq!((reason, topics), (GapReason::Trimmed, vec!["short".try_into().unwrap()]));
@@ -263,8 +263,8 @@ async fn live_keeps_a_moment_for_who_reconnects_at_once() {
 #[test]
 fn the_first_matching_rule_wins() {
     let hub = Hub::builder()
-        .retention_for(TopicRule::exact("t"), Retention::latest_per_key())
-        .retention_for(TopicRule::prefix("t"), Retention::replay().count(1))
+        .retention_for(TopicFilter::exact("t"), Retention::latest_per_key())
+        .retention_for(TopicFilter::prefix("t"), Retention::replay().count(1))
         .build()
         .unwrap();
     set(&hub, "k", 1);
@@ -297,11 +297,11 @@ fn a_stream_that_never_runs_dry_catches_up_all_the_same() {
         }
         other => panic!("{other:?}"),
     };
-    assert!(matches!(next(), StreamItem::Gap { reason: GapReason::Trimmed, .. }));
-    assert!(matches!(next(), StreamItem::Event(_)));
-    assert!(matches!(next(), StreamItem::Event(_)));
-    assert!(matches!(next(), StreamItem::Live(_)));
-    assert!(matches!(next(), StreamItem::End(EndReason::Lagged)));
+    assert!(matches!(next(), SubscriberItem::Gap { reason: GapReason::Trimmed, .. }));
+    assert!(matches!(next(), SubscriberItem::Event(_)));
+    assert!(matches!(next(), SubscriberItem::Event(_)));
+    assert!(matches!(next(), SubscriberItem::Live(_)));
+    assert!(matches!(next(), SubscriberItem::End(EndReason::Lagged)));
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn eviction_by_the_budget_takes_as_long_with_many_rules_as_with_few() {
     const RULES: usize = 20_000;
     let took = |rules: usize| {
         let retention = |n: usize| Retention::replay().age(Duration::from_secs(600 + n as u64));
-        let rule = |n: usize| TopicRule::exact(format!("rule/{n}"));
+        let rule = |n: usize| TopicFilter::exact(format!("rule/{n}"));
         let builder = Hub::builder().max_payload(2_000).retention_budget(20_000);
         let hub = (0..rules).fold(builder, |hub, n| hub.retention_for(rule(n), retention(n))).build().unwrap();
         (0..100).for_each(|_| publish(&hub, "x".repeat(1_000)));

@@ -98,11 +98,11 @@ impl Case {
                 "cut off within a frame, it comes back with `Last-Event-ID` and gets exactly the rest; no half frame is seen"
             }
             Self::Retry => "it waits for as long as `retry` says, not less and not nearly twice as long",
-            Self::Clean => "kicked and told to return, it does, and gets the rest",
-            Self::Aborted => "the same where the stream ends with an error (`End::Abort`)",
+            Self::Clean => "disconnected and asked to come back, it does, and gets the rest",
+            Self::Aborted => "the same where the stream ends with an error (`StreamEnd::Abort`)",
             Self::Busy => "`hub.refused` is seen, and it comes back",
             Self::Unauthorized => "after `401` it does not ask again",
-            Self::Never => "kicked for good it comes back once at most, and after `204` not again",
+            Self::Never => "disconnected for good it comes back once at most, and after `204` not again",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use tower_sse::End;
+use tower_sse::StreamEnd;
 
 use crate::kit::skip;
 
@@ -18,7 +18,7 @@ pub struct Client {
     script: &'static str,
     pub reconnects: Reconnects,
     /// How the hub is told to end streams for it.
-    pub end: End,
+    pub end: StreamEnd,
     /// How the script uses it.
     pub usage: &'static str,
 }
@@ -47,7 +47,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Npm,
         script: "eventsource.mjs",
         reconnects: Reconnects::Itself,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "`new EventSource(url)` and listeners, as in a browser",
     },
     Client {
@@ -56,7 +56,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Npm,
         script: "undici.mjs",
         reconnects: Reconnects::Itself,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "its `EventSource`, and listeners, as in a browser",
     },
     Client {
@@ -65,7 +65,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Npm,
         script: "eventsource-parser.mjs",
         reconnects: Reconnects::Caller,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "a parser, fed from `fetch` in a loop that keeps the last id and `retry`",
     },
     Client {
@@ -74,8 +74,8 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Npm,
         script: "fetch-event-source.mjs",
         reconnects: Reconnects::Itself,
-        end: End::Abort,
-        usage: "with `onmessage`, and an `onerror` that only logs; the hub has `End::Abort`; in Node, with stand-ins for \
+        end: StreamEnd::Abort,
+        usage: "with `onmessage`, and an `onerror` that only logs; the hub has `StreamEnd::Abort`; in Node, with stand-ins for \
                 `window` and `document`",
     },
     Client {
@@ -84,7 +84,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Npm,
         script: "fetch-event-source-callbacks.mjs",
         reconnects: Reconnects::Itself,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "`onopen` throws at any status but 200, `onclose` throws, and `onerror` throws what `onopen` threw again",
     },
     Client {
@@ -93,7 +93,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Python,
         script: "httpx_sse_client.py",
         reconnects: Reconnects::Caller,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "`connect_sse` in the loop of its documentation, but for any end and not only for `ReadError`; and without httpx's \
                 limit of 5 s for silence, which is shorter than the hub's 15 s between heartbeats",
     },
@@ -103,7 +103,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Python,
         script: "sseclient_py.py",
         reconnects: Reconnects::Caller,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "over `requests`, in a loop that keeps the last id and `retry`",
     },
     Client {
@@ -112,7 +112,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Python,
         script: "aiohttp_sse.py",
         reconnects: Reconnects::Itself,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "`async for` over its `EventSource`",
     },
     Client {
@@ -121,7 +121,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Python,
         script: "aiohttp_sse_loop.py",
         reconnects: Reconnects::Either,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "the same in a loop that keeps the last id, for ends that raise `ClientPayloadError`; and without aiohttp's limit of \
                 5 minutes for any request",
     },
@@ -131,7 +131,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Rust,
         script: "eventsource-client",
         reconnects: Reconnects::Itself,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "its own transport and defaults; read on after an `Err`, which is not the end",
     },
     Client {
@@ -140,7 +140,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Rust,
         script: "eventsource-client-status",
         reconnects: Reconnects::Itself,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "the same, and given up at `SSE::Connected` with a status but 200, and at `Error::UnexpectedResponse`",
     },
     Client {
@@ -149,7 +149,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::Rust,
         script: "reqwest-eventsource",
         reconnects: Reconnects::Itself,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "`EventSource::get(url)`; read on after an `Err`, which is not the end",
     },
     Client {
@@ -158,7 +158,7 @@ pub const CLIENTS: &[Client] = &[
         origin: Origin::System,
         script: "curl.sh",
         reconnects: Reconnects::Caller,
-        end: End::Clean,
+        end: StreamEnd::Clean,
         usage: "`curl -N` in a loop of Bash, which parses and keeps the last id and `retry`",
     },
 ];

@@ -71,7 +71,7 @@ pub const DEVIATIONS: &[Deviation] = &[
         seen: "gives up: took the end for the end",
         cell: "stops",
         text: "A proper end is the end: it does not come back. Throw in `onclose`, or let the hub end its streams with an error, \
-               `HubBuilder::end(End::Abort)`, as for the other columns here. `Subscription::end` does that for its streams only, \
+               `HubBuilder::stream_end(StreamEnd::Abort)`, as for the other columns here. `Subscription::stream_end` does that for its streams only, \
                not for `hub.refused`.",
     },
     Deviation {
@@ -125,7 +125,7 @@ pub const DEVIATIONS: &[Deviation] = &[
         seen: "gives up: ClientPayloadError: Response payload is not completed: <TransferEncodingError: 400, \
                message='Not enough data to satisfy transfer length header.'>",
         cell: "raises",
-        text: "The same. A hub for such clients is left at `End::Clean`.",
+        text: "The same. A hub for such clients is left at `StreamEnd::Clean`.",
     },
     Deviation {
         clients: &[AIOHTTP],

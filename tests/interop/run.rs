@@ -19,7 +19,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
 use tokio::time::Sleep;
-use tower_sse::{Connect, End, Event, EventBody, Hub, HubBuilder, Kick, Refusal, RefusalReason, Subscription};
+use tower_sse::{
+    Disconnect, Event, EventBody, Hub, HubBuilder, Refusal, RefusalReason, StreamEnd, StreamRequest, Subscription,
+};
 
 use crate::client::{Client, Installed};
 use crate::kit::Server;
@@ -91,11 +93,11 @@ impl Run {
         client: &Client,
         installed: &Installed,
         hub: HubBuilder,
-        end: End,
+        end: StreamEnd,
         answers: &[Answer],
         last: &str,
     ) -> Self {
-        let hub = hub.end(end).build().unwrap();
+        let hub = hub.stream_end(end).build().unwrap();
         let record = watch::Sender::new(Record::default());
         let shared = Arc::new(Shared { hub: hub.clone(), answers: answers.to_vec(), record, cut: Mutex::new(None) });
         let app = Router::new().route("/events", get(events)).with_state(Arc::clone(&shared));
@@ -169,8 +171,8 @@ impl Run {
         *self.shared.cut.lock().unwrap() = Some(end);
     }
 
-    pub async fn kick(&self, kick: Kick) {
-        self.hub.topic("t").disconnect(kick).await.unwrap();
+    pub async fn disconnect(&self, disconnect: Disconnect) {
+        self.hub.topic("t").disconnect(disconnect).await.unwrap();
     }
 
     /// What the client gave out.
@@ -207,11 +209,11 @@ fn seen(line: &Value) -> Option<Seen> {
     Some(Seen { name, data: text("data"), id: text("id") })
 }
 
-async fn events(State(shared): State<Arc<Shared>>, connect: Connect) -> Response<AnyBody> {
+async fn events(State(shared): State<Arc<Shared>>, request: StreamRequest) -> Response<AnyBody> {
     let number = shared.record.borrow().requests.len();
-    let last_event_id = connect.headers().get("last-event-id").map(|id| id.to_str().unwrap().to_owned());
+    let last_event_id = request.headers().get("last-event-id").map(|id| id.to_str().unwrap().to_owned());
     let response = match shared.answers[number.min(shared.answers.len() - 1)] {
-        Answer::Stream => shared.hub.connect(connect, Subscription::anonymous().topic("t")),
+        Answer::Stream => shared.hub.connect(request, Subscription::anonymous().topic("t")),
         Answer::Busy(retry) => shared.hub.refuse(Refusal::later(RefusalReason::Busy).retry(retry)),
         Answer::Login => shared.hub.refuse(Refusal::login()),
     };

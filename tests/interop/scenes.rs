@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tower_sse::{End, Hub, HubBuilder, Kick};
+use tower_sse::{Disconnect, Hub, HubBuilder, StreamEnd};
 
 use crate::Outcome;
 use crate::case::Case;
@@ -32,8 +32,8 @@ pub async fn all(client: &'static Client, installed: Arc<Installed>) -> Outcome 
     scene.reading().await;
     scene.large().await;
     scene.cut().await;
-    scene.ends(Case::Clean, End::Clean).await;
-    scene.ends(Case::Aborted, End::Abort).await;
+    scene.ends(Case::Clean, StreamEnd::Clean).await;
+    scene.ends(Case::Aborted, StreamEnd::Abort).await;
     scene.busy().await;
     scene.unauthorized().await;
     scene.never().await;
@@ -55,7 +55,7 @@ fn is_late((waited, retry): &(Duration, Duration)) -> bool {
 }
 
 impl Scene<'_> {
-    async fn start(&self, hub: HubBuilder, end: End, answers: &[Answer], last: &str) -> Run {
+    async fn start(&self, hub: HubBuilder, end: StreamEnd, answers: &[Answer], last: &str) -> Run {
         Run::start(self.client, self.installed, hub, end, answers, last).await
     }
 
@@ -81,7 +81,7 @@ impl Scene<'_> {
         run.heartbeat().await;
         let last = run.publish("", "after a heartbeat").await;
         run.sees("after a heartbeat").await;
-        run.kick(Kick::now()).await;
+        run.disconnect(Disconnect::now()).await;
         run.until(|record| record.exited).await;
 
         let seen = run.seen();
@@ -145,7 +145,7 @@ impl Scene<'_> {
 
     /// Cut off within a frame, with something published while it is away.
     async fn cut(&mut self) {
-        let run = self.start(Hub::builder().retry(RETRY), End::Clean, &[Answer::Stream], "end").await;
+        let run = self.start(Hub::builder().retry(RETRY), StreamEnd::Clean, &[Answer::Stream], "end").await;
         run.publish("", "a").await;
         let id = run.publish("note", "b").await;
         run.cut_at(b"data: half");
@@ -173,13 +173,13 @@ impl Scene<'_> {
         self.who(&run);
     }
 
-    async fn ends(&mut self, case: Case, end: End) {
+    async fn ends(&mut self, case: Case, end: StreamEnd) {
         // Told to return after one to two times this.
         let retry = if end == self.client.end { RETRY } else { SHORT };
         let run = self.start(Hub::builder().retry(retry), end, &[Answer::Stream], "end").await;
         run.publish("", "a").await;
         run.sees("a").await;
-        run.kick(Kick::now()).await;
+        run.disconnect(Disconnect::now()).await;
         assert!(run.until(|record| record.ends.len() == 1).await, "{}: not ended", self.client.title());
         run.publish("", "b").await;
         let back = run.until(|record| record.requests.len() == 2).await;
@@ -229,7 +229,7 @@ impl Scene<'_> {
 
     async fn never(&mut self) {
         let run = self.start(Hub::builder().retry(SHORT), self.client.end, &[Answer::Stream], "end").await;
-        run.kick(Kick::never(Duration::from_secs(600))).await;
+        run.disconnect(Disconnect::block_for(Duration::from_secs(600))).await;
         let back = run.until(|record| record.requests.len() > 1).await;
         if back {
             assert_eq!(run.look(|record| record.requests[1].status), 204);

@@ -4,21 +4,21 @@
 
 use std::time::Duration;
 
-use tower_sse::{Connect, Refusal, Subscription};
+use tower_sse::{Refusal, StreamRequest, Subscription};
 
 /// The subscription that the query names: `?user=ada&topic=a&topic=b&expires_ms=500`.
-pub fn asked_for(connect: &Connect) -> Subscription {
-    let mut subscription = Subscription::anonymous().topics(connect.query_values("topic"));
-    if let Some(user) = connect.query_values("user").next() {
+pub fn asked_for(request: &StreamRequest) -> Subscription {
+    let mut subscription = Subscription::anonymous().topics(request.query_values("topic"));
+    if let Some(user) = request.query_values("user").next() {
         subscription = subscription.with_user(user);
     }
-    if let Some(millis) = connect.query_values("expires_ms").next() {
+    if let Some(millis) = request.query_values("expires_ms").next() {
         subscription = subscription.expires_in(Duration::from_millis(millis.parse().unwrap()));
     }
     subscription
 }
 
 /// Gives each request the subscription that its query names.
-pub async fn as_asked(connect: Connect) -> Result<Subscription, Refusal> {
-    Ok(asked_for(&connect))
+pub async fn as_asked(request: StreamRequest) -> Result<Subscription, Refusal> {
+    Ok(asked_for(&request))
 }

@@ -14,7 +14,7 @@ use futures::FutureExt;
 use http::Request;
 use http_body::{Body, Frame};
 use tower::Service;
-use tower_sse::{EventBody, Hub, Public, SseEndpoint, TopicRule};
+use tower_sse::{EventBody, Hub, Public, SseEndpoint, TopicFilter};
 
 /// A waker as a task has one, shared and counted; it only counts.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ pub fn request(query: &str, last_event_id: Option<&str>) -> Request<()> {
 }
 
 pub fn endpoint(hub: &Hub) -> SseEndpoint<Public> {
-    hub.endpoint(Public::topics(TopicRule::any()))
+    hub.endpoint(Public::topics(TopicFilter::any()))
 }
 
 /// The body of the answer. The hook answers at once.

@@ -28,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 use tower_http::compression::CompressionLayer;
 use tower_sse::backplane::Memory;
-use tower_sse::{EndReason, Event, Hub, Kick, Public, TopicRule};
+use tower_sse::{Disconnect, EndReason, Event, Hub, Public, TopicFilter};
 
 /// Until the first byte, and from a publish to its event at the client.
 const PROMPT: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ fn app(hub: &Hub) -> Router {
         format!("{:?} {host} {peer}", request.version())
     };
     Router::new()
-        .route_service("/events", hub.endpoint(Public::topics(TopicRule::any())))
+        .route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())))
         .route("/readyz", axum::routing::get(async || ()))
         .route("/seen", axum::routing::get(seen))
 }
@@ -326,11 +326,11 @@ async fn an_abort_arrives_as_one_over_http_1_1_and_as_a_proper_end_over_http_1_0
         return;
     }
     for (version, is_error) in [("1.0", false), ("1.1", true)] {
-        let hub = Hub::builder().end(tower_sse::End::Abort).build().unwrap();
+        let hub = Hub::builder().stream_end(tower_sse::StreamEnd::Abort).build().unwrap();
         let to_application = format!("proxy_http_version {version};");
         let behind = Behind::of(hub, |listen, to| plain(listen, to, &to_application)).await;
         let mut events = subscribe(behind.nginx.addr, PATH).await;
-        behind.hub.everyone().disconnect(Kick::now()).await.unwrap();
+        behind.hub.everyone().disconnect(Disconnect::now()).await.unwrap();
         assert_eq!(events.next().await.event, "hub.bye");
         let end = events.try_next().await;
         assert_eq!(matches!(end, Some(Err(_))), is_error, "{version}: {end:?}");

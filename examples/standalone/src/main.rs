@@ -48,7 +48,8 @@ use axum::{Json, Router};
 use futures::FutureExt;
 use tokio::net::TcpListener;
 use tower_sse::{
-    BuildError, Connect, Health, Hub, Public, Refusal, Retention, SseMakeService, Stats, Subscription, TopicRule,
+    BuildError, Health, Hub, Public, Refusal, Retention, SseMakeService, Stats, StreamRequest, Subscription,
+    TopicFilter,
 };
 
 pub(crate) use options::Options;
@@ -63,10 +64,10 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
     let mut builder = Hub::builder();
     for prefix in &options.latest {
-        builder = builder.retention_for(TopicRule::prefix(prefix.as_str()), Retention::latest_per_key());
+        builder = builder.retention_for(TopicFilter::prefix(prefix.as_str()), Retention::latest_per_key());
     }
     for prefix in &options.presence {
-        builder = builder.presence_for(TopicRule::prefix(prefix.as_str()));
+        builder = builder.presence_for(TopicFilter::prefix(prefix.as_str()));
     }
     for host in &options.allow_host {
         builder = builder.allow_host(host.as_str());
@@ -112,9 +113,9 @@ pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
 }
 
 /// Everybody may read everything.
-async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-    let public = Public::topics(TopicRule::any()).subscription(&connect)?;
-    Ok(match connect.query_values("user").next() {
+async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+    let public = Public::topics(TopicFilter::any()).subscription(&request)?;
+    Ok(match request.query_values("user").next() {
         Some(user) => public.with_user(user),
         None => public,
     })

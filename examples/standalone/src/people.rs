@@ -9,7 +9,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tower_sse::{CommandError, InvalidName, Kick, Presence, Topic};
+use tower_sse::{CommandError, Disconnect, InvalidName, Presence, Topic};
 
 use super::App;
 use super::options::duration;
@@ -37,23 +37,23 @@ pub(crate) struct Parting {
 }
 
 impl Parting {
-    fn kick(self) -> Result<Kick, Problem> {
+    fn disconnect(self) -> Result<Disconnect, Problem> {
         let bad = |line| Err(Problem::new(StatusCode::BAD_REQUEST, line));
         let time = match self.time.as_deref().map(duration) {
             None => None,
             Some(Some(time)) => Some(time),
             Some(None) => return bad("time: not a time like 500ms, 5s or 2m"),
         };
-        let kick = match (self.returns.as_deref(), time) {
-            (None | Some("now"), None) => Kick::now(),
+        let disconnect = match (self.returns.as_deref(), time) {
+            (None | Some("now"), None) => Disconnect::now(),
             (None | Some("now"), Some(_)) => return bad("time: only with return=later or return=never"),
-            (Some("later"), time) => Kick::later(time.unwrap_or(LATER)),
-            (Some("never"), time) => Kick::never(time.unwrap_or(NEVER)),
+            (Some("later"), time) => Disconnect::reconnect_after(time.unwrap_or(LATER)),
+            (Some("never"), time) => Disconnect::block_for(time.unwrap_or(NEVER)),
             (Some(_), _) => return bad("return: neither now, later nor never"),
         };
         Ok(match self.note {
-            Some(note) => kick.note(note),
-            None => kick,
+            Some(note) => disconnect.note(note),
+            None => disconnect,
         })
     }
 }
@@ -66,7 +66,7 @@ pub(crate) async fn disconnect(
     parting: Result<Query<Parting>, QueryRejection>,
 ) -> Result<Json<Disconnected>, Problem> {
     let user = path.strip_suffix("/connections").ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no such path"))?;
-    let disconnected = app.hub.user(user).disconnect(parting?.0.kick()?).await?;
+    let disconnected = app.hub.user(user).disconnect(parting?.0.disconnect()?).await?;
     Ok(Json(Disconnected { disconnected }))
 }
 

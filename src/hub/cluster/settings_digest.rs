@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::hub::Settings;
 use crate::log::Policies;
 use crate::sync::{AtomicBool, Ordering};
-use crate::types::TopicRule;
+use crate::types::TopicFilter;
 use crate::types::retention::{Bounds, Kind, LagPolicy, Retention};
 use crate::types::topic_filter::Rule;
 
@@ -59,7 +59,7 @@ fn of_time(time: Duration) -> String {
     format!("{} ms", time.as_millis())
 }
 
-fn of_rule(rule: &TopicRule) -> String {
+fn of_rule(rule: &TopicFilter) -> String {
     match &rule.0 {
         Rule::Exact(exact) => format!("={exact}\n"),
         Rule::Prefix(prefix) => format!("^{prefix}\n"),

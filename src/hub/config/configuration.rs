@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::settings::{MIB, Settings};
 use crate::log::{Budgets, Policies, millis};
-use crate::types::{Retention, TopicRule};
+use crate::types::{Retention, TopicFilter};
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub(in crate::hub) struct Configuration {
     pub(in crate::hub) settings: Settings,
-    pub(in crate::hub) rules: Vec<(TopicRule, Retention)>,
+    pub(in crate::hub) rules: Vec<(TopicFilter, Retention)>,
     pub(in crate::hub) topics: Retention,
     pub(in crate::hub) users: Retention,
     pub(in crate::hub) everyone: Retention,

@@ -91,7 +91,7 @@ mod tests {
         let (_other, mut first, _second) = (open("b"), open("a"), open("a"));
         let _third = open("a");
         let mut items = std::iter::from_fn(|| block_on(first.next()));
-        assert_eq!(items.by_ref().last(), Some(crate::hub::StreamItem::End(EndReason::Limit)));
+        assert_eq!(items.by_ref().last(), Some(crate::hub::SubscriberItem::End(EndReason::Limit)));
         assert_eq!(hub.stats().connections, 3);
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::limits::Limits;
 use super::origins::{Hosts, Origins};
 use crate::log::{Millis, millis};
-use crate::types::{End, TopicRule};
+use crate::types::{StreamEnd, TopicFilter};
 use crate::wire::Framing;
 
 pub(in crate::hub) const SECOND: Duration = Duration::from_secs(1);
@@ -26,11 +26,11 @@ pub(crate) struct Settings {
     pub(crate) expiry_notice: Duration,
     pub(crate) drain_limit: Duration,
     pub(crate) channel_grace: Duration,
-    pub(crate) end: End,
+    pub(crate) end: StreamEnd,
     pub(crate) instance: Option<Arc<str>>,
     pub(crate) limits: Limits,
     pub(crate) max_age: Option<Duration>,
-    pub(crate) presence_rules: Vec<TopicRule>,
+    pub(crate) presence_rules: Vec<TopicFilter>,
     pub(crate) presence_grace: Duration,
     pub(crate) recheck_every: Option<Duration>,
     pub(crate) max_rechecks: usize,
@@ -57,7 +57,7 @@ impl Default for Settings {
             expiry_notice: SECOND * 30,
             drain_limit: SECOND * 5,
             channel_grace: SECOND * 600,
-            end: End::Clean,
+            end: StreamEnd::Clean,
             instance: None,
             limits: Limits::default(),
             max_age: None,

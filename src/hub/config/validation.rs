@@ -109,7 +109,7 @@ impl Configuration {
 mod tests {
     use super::*;
     use crate::hub::{HubBuilder, OverLimit};
-    use crate::types::{Retention, TopicRule};
+    use crate::types::{Retention, TopicFilter};
 
     fn refused(builder: HubBuilder) -> &'static str {
         builder.build().unwrap_err().setting()
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(refused(new().topic_retention(Retention::replay().count(0))), "topic_retention");
         assert_eq!(refused(new().user_retention(Retention::replay().bytes(0))), "user_retention");
         assert_eq!(refused(new().everyone_retention(Retention::live().age(SECOND))), "everyone_retention");
-        let rule = |retention| new().retention_for(TopicRule::any(), retention);
+        let rule = |retention| new().retention_for(TopicFilter::any(), retention);
         assert_eq!(refused(rule(Retention::latest_per_key().count(0))), "retention_for");
         assert_eq!(refused(rule(Retention::replay().age(Duration::ZERO))), "retention_for");
         assert_eq!(refused(new().max_connections(0, OverLimit::Refuse)), "max_connections");

@@ -34,9 +34,9 @@ struct Table {
 
 #[derive(Clone, Copy, Debug)]
 struct Ban {
-    kicked_at: DisconnectClock,
+    disconnected_at: DisconnectClock,
     /// For what was decided on another instance.
-    kicked_when: SystemTime,
+    disconnected_when: SystemTime,
     /// Nobody comes back before then.
     until: Millis,
     /// The entry may be dropped then.
@@ -55,7 +55,7 @@ pub(in crate::hub) enum Rejection {
 impl Bans {
     /// Notes a disconnection. Connections of these addresses stay away until `until`, and up to `remember`
     /// something may come that was decided before this moment.
-    pub(in crate::hub) fn kick<'a>(
+    pub(in crate::hub) fn note_disconnect<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
         until: Millis,
@@ -64,7 +64,7 @@ impl Bans {
     ) {
         let mut table = self.table.lock();
         for address in addresses {
-            let over_at = table.kick(address, until, remember, now);
+            let over_at = table.note_disconnect(address, until, remember, now);
             self.over_at(address).fetch_max(over_at, Ordering::AcqRel);
         }
     }
@@ -89,7 +89,7 @@ impl Bans {
             if ban.until > now {
                 return Some(Rejection::Banned);
             }
-            if ban.over_at > now && ban.kicked_at > asked_at {
+            if ban.over_at > now && ban.disconnected_at > asked_at {
                 outdated = Some(Rejection::Outdated);
             }
         }
@@ -104,18 +104,18 @@ impl Bans {
     ) -> bool {
         let table = self.table.lock();
         let mut bans = addresses.into_iter().filter_map(|address| table.by_address.get(address));
-        bans.any(|ban| ban.kicked_when >= time)
+        bans.any(|ban| ban.disconnected_when >= time)
     }
 }
 
 impl Table {
     /// Returns when the entry is over.
-    fn kick(&mut self, address: &Address, until: Millis, remember: Millis, now: Millis) -> Millis {
+    fn note_disconnect(&mut self, address: &Address, until: Millis, remember: Millis, now: Millis) -> Millis {
         self.tidy(now);
         let before = self.by_address.get(address).map_or(0, |ban| ban.until);
         let until = until.max(before);
         let over_at = until.max(remember);
-        let ban = Ban { kicked_at: DisconnectClock::new(), kicked_when: SystemTime::now(), until, over_at };
+        let ban = Ban { disconnected_at: DisconnectClock::new(), disconnected_when: SystemTime::now(), until, over_at };
         self.by_address.insert(address.clone(), ban);
         over_at
     }
@@ -141,9 +141,9 @@ mod tests {
     #[test]
     fn who_was_told_to_stay_away_is_let_in_when_the_time_is_over() {
         let bans = Bans::default();
-        bans.kick([&user("ada")], 500, 110, 100);
-        // A later kick that lets come back does not shorten it.
-        bans.kick([&user("ada")], 0, 210, 200);
+        bans.note_disconnect([&user("ada")], 500, 110, 100);
+        // A later disconnect that lets come back does not shorten it.
+        bans.note_disconnect([&user("ada")], 0, 210, 200);
         let asked_at = DisconnectClock::now();
         assert_eq!(bans.rejection([&user("ada")], asked_at, 499), Some(Rejection::Banned));
         assert_eq!(bans.rejection([&user("ada")], asked_at, 500), None);
@@ -151,10 +151,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_before_the_kick_is_decided_anew() {
+    fn what_was_asked_before_the_disconnect_is_decided_anew() {
         let bans = Bans::default();
         let before = DisconnectClock::now();
-        bans.kick([&user("ada")], 0, 1_100, 100);
+        bans.note_disconnect([&user("ada")], 0, 1_100, 100);
         assert_eq!(bans.rejection([&user("ada")], before, 100), Some(Rejection::Outdated));
         assert_eq!(bans.rejection([&user("ada")], DisconnectClock::now(), 100), None);
         assert_eq!(bans.rejection([&user("ada")], before, 1_100), None, "no request takes so long");
@@ -164,7 +164,7 @@ mod tests {
     fn what_is_over_takes_no_memory() {
         let bans = Bans::default();
         for n in 0..10_000 {
-            bans.kick([&user(&n.to_string())], 0, n + 10, n);
+            bans.note_disconnect([&user(&n.to_string())], 0, n + 10, n);
         }
         let len = bans.table.lock().by_address.len();
         assert!(len < 200, "{len}");
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_stream_of_what_was_never_disconnected_waits_for_no_lock() {
         let bans = Bans::default();
-        bans.kick([&user("ada")], 500, 110, 100);
+        bans.note_disconnect([&user("ada")], 500, 110, 100);
         let topic = Address::Topic(crate::types::name::Topic::try_from("t").unwrap());
         let _held = bans.table.lock();
         // Otherwise this would wait for the lock that the test holds.

@@ -10,7 +10,7 @@ use crate::hub::tasks::workers::Alarm;
 use crate::log::{CursorHandle, Millis, millis};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
-use crate::types::{Authority, ConnectionId, EndReason, Returns, Subscription, UserId};
+use crate::types::{Authority, ConnectionId, EndReason, Reconnect, Subscription, UserId};
 
 pub(crate) struct ConnectionHandle {
     pub(crate) subscriber: CursorHandle,
@@ -73,7 +73,7 @@ struct Who {
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     pub(crate) reason: EndReason,
-    pub(crate) returns: Returns,
+    pub(crate) reconnect: Reconnect,
     pub(crate) retry: Option<Duration>,
     pub(crate) note: Option<Arc<str>>,
     /// What is to be written before: the records up to here, or none.
@@ -83,7 +83,7 @@ pub(crate) struct Ending {
 impl Ending {
     /// At once, without what may be waiting.
     pub(in crate::hub) fn now(reason: EndReason) -> Self {
-        Self { reason, returns: Returns::Now, retry: None, note: None, after: 0 }
+        Self { reason, reconnect: Reconnect::Now, retry: None, note: None, after: 0 }
     }
 }
 
@@ -180,7 +180,7 @@ impl ConnectionHandle {
     /// the client away for longer. Wake it with [`wake`](Self::wake).
     pub(in crate::hub) fn end(&self, ending: Ending) -> Ending {
         let current = &mut self.fate.lock().ending;
-        if current.as_ref().is_none_or(|current| ending.returns.is_stricter_than(current.returns)) {
+        if current.as_ref().is_none_or(|current| ending.reconnect.is_stricter_than(current.reconnect)) {
             *current = Some(Box::new(ending.clone()));
         }
         self.is_ending.store(true, Ordering::Release);

@@ -247,11 +247,11 @@ impl LockedRoster<'_> {
 mod tests {
     use super::*;
     use crate::hub::Hub;
-    use crate::types::{Subscription, TopicRule};
+    use crate::types::{Subscription, TopicFilter};
 
     #[test]
     fn streams_without_a_topic_that_tells_wait_for_no_roster() {
-        let hub = Hub::builder().presence_for(TopicRule::exact("room")).build().unwrap();
+        let hub = Hub::builder().presence_for(TopicFilter::exact("room")).build().unwrap();
         let ada = |topic: &str| Subscription::user("ada").topic(topic);
         let _in_room = hub.stream(ada("room"), None).unwrap();
         let held = hub.inner.presences.roster.lock();

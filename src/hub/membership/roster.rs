@@ -10,17 +10,17 @@ use crate::hub::departures::Departures;
 use crate::log::Millis;
 use crate::macros::give_memory_back;
 use crate::sync::Mutex;
-use crate::types::{Topic, TopicRule, UserId};
+use crate::types::{Topic, TopicFilter, UserId};
 
 /// Topics that tell who comes and goes.
 #[derive(Debug)]
 pub(in crate::hub) struct Presences {
-    pub(in crate::hub) rules: Vec<TopicRule>,
+    pub(in crate::hub) rules: Vec<TopicFilter>,
     pub(in crate::hub) roster: Mutex<Roster>,
 }
 
 impl Presences {
-    pub(in crate::hub) fn new(rules: Vec<TopicRule>, grace: Millis) -> Self {
+    pub(in crate::hub) fn new(rules: Vec<TopicFilter>, grace: Millis) -> Self {
         Self { rules, roster: Mutex::new(Roster::new(grace)) }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Action, Change, Command, ConnectionId, Cursor, Kick, Returns, To, Topic, UserId};
+use crate::types::{Action, Change, Command, ConnectionId, Cursor, Disconnect, Reconnect, To, Topic, UserId};
 
 /// Which instance: random, for the life of a hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,7 +140,7 @@ enum Wire<'a> {
 enum WireAction {
     Disconnect {
         #[serde(rename = "return")]
-        returns: String,
+        reconnect: String,
         #[serde(default)]
         ms: u64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,13 +232,15 @@ impl Message {
 
 fn wire_action(action: &Action) -> WireAction {
     match action {
-        Action::Disconnect(kick) => {
-            let ms = match kick.returns {
-                Returns::Now => 0,
-                Returns::Later(time) | Returns::Never(time) => u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+        Action::Disconnect(disconnect) => {
+            let ms = match disconnect.reconnect {
+                Reconnect::Now => 0,
+                Reconnect::After(time) | Reconnect::BlockedFor(time) => {
+                    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+                }
             };
-            let note = kick.note.as_deref().map(ToOwned::to_owned);
-            WireAction::Disconnect { returns: kick.returns.as_str().to_owned(), ms, note }
+            let note = disconnect.note.as_deref().map(ToOwned::to_owned);
+            WireAction::Disconnect { reconnect: disconnect.reconnect.as_str().to_owned(), ms, note }
         }
         Action::Join(topic, since) => WireAction::Join { topic: topic.to_string(), since: wire_cursor(*since) },
         Action::Leave(topic) => WireAction::Leave { topic: topic.to_string() },
@@ -252,17 +254,17 @@ fn wire_action(action: &Action) -> WireAction {
 
 fn read_action(action: WireAction) -> Option<Action> {
     Some(match action {
-        WireAction::Disconnect { returns, ms, note } => {
+        WireAction::Disconnect { reconnect, ms, note } => {
             let time = Duration::from_millis(ms);
-            let kick = match returns.as_str() {
-                "now" => Kick::now(),
-                "later" => Kick::later(time),
-                "never" => Kick::never(time),
+            let disconnect = match reconnect.as_str() {
+                "now" => Disconnect::now(),
+                "later" => Disconnect::reconnect_after(time),
+                "never" => Disconnect::block_for(time),
                 _ => return None,
             };
-            let kick = if let Some(note) = note { kick.note(note) } else { kick };
-            kick.check().ok()?;
-            Action::Disconnect(kick)
+            let disconnect = if let Some(note) = note { disconnect.note(note) } else { disconnect };
+            disconnect.check().ok()?;
+            Action::Disconnect(disconnect)
         }
         WireAction::Join { topic, since } => {
             Action::Join(Topic::try_from(topic).ok()?, Cursor::parse(since.as_bytes()))
@@ -330,9 +332,9 @@ mod tests {
         let position = Position::new(Epoch(7), 8);
         let topic = Topic::try_from("t:{}").unwrap();
         for action in [
-            Action::Disconnect(Kick::now()),
-            Action::Disconnect(Kick::later(Duration::from_secs(3)).note("why\n")),
-            Action::Disconnect(Kick::never(Duration::from_secs(4))),
+            Action::Disconnect(Disconnect::now()),
+            Action::Disconnect(Disconnect::reconnect_after(Duration::from_secs(3)).note("why\n")),
+            Action::Disconnect(Disconnect::block_for(Duration::from_secs(4))),
             Action::Join(topic.clone(), Cursor::Absent),
             Action::Join(topic.clone(), Cursor::At(position)),
             Action::Join(topic.clone(), Cursor::Invalid),

@@ -13,8 +13,8 @@ use crate::hub::upkeep::schedule::Check;
 use crate::hub::{Hub, LifecycleEvent, StreamDriver};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::{
-    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, Refusal,
-    RefusalReason, Returns, Start, Subscription, SubscriptionError, Topic,
+    Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, Reconnect,
+    Refusal, RefusalReason, Start, Subscription, SubscriptionError, Topic,
 };
 use crate::wire::hub_events::CursorState;
 
@@ -105,7 +105,7 @@ impl Hub {
     fn displace(&self, oldest: &Arc<ConnectionHandle>) {
         let after = self.settings().retry.saturating_mul(AFTER_DISPLACEMENT);
         let retry = Some(self.jittered_retry(after, 1.0..=2.0));
-        let ending = Ending { returns: Returns::Later(after), retry, ..Ending::now(EndReason::Limit) };
+        let ending = Ending { reconnect: Reconnect::After(after), retry, ..Ending::now(EndReason::Limit) };
         let reason = oldest.end(ending).reason;
         self.inner.bury(oldest, reason);
         oldest.wake(self.now());
@@ -236,16 +236,16 @@ mod tests {
     use futures::executor::block_on;
 
     use super::*;
-    use crate::hub::{HubStream, StreamItem};
-    use crate::types::{Change, Event, Retention, TopicRule};
+    use crate::hub::{Subscriber, SubscriberItem};
+    use crate::types::{Change, Event, Retention, TopicFilter};
 
-    fn read(stream: &mut HubStream) -> Vec<String> {
+    fn read(stream: &mut Subscriber) -> Vec<String> {
         let mut cx = Context::from_waker(futures::task::noop_waker_ref());
         let mut read = Vec::new();
         while let Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
             match item {
-                StreamItem::Event(event) => read.push(event.data),
-                StreamItem::Gap { .. } => read.push("gap".into()),
+                SubscriberItem::Event(event) => read.push(event.data),
+                SubscriberItem::Gap { .. } => read.push("gap".into()),
                 _ => {}
             }
         }
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_current_value_from_before_the_position_of_its_topic_is_not_sent() {
-        let rule = TopicRule::any();
+        let rule = TopicFilter::any();
         let hub = Hub::builder().retention_for(rule, Retention::latest_per_key()).build().unwrap();
         let set = |key: &'static str, data: &'static str| hub.topic("t").publish_now(Event::message(data).key(key));
         set("a", "1").unwrap();

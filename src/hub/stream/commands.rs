@@ -14,8 +14,8 @@ use crate::log::{Joining, Since, TooManyTopics, millis};
 use crate::sync::Ordering;
 use crate::types::refusal::Kind;
 use crate::types::{
-    Action, Address, Audience, Change, Command, CommandError, Cursor, DisconnectClock, EndReason, Kick, Position,
-    Refusal, Returns, SubscriptionError, Topic, UserId,
+    Action, Address, Audience, Change, Command, CommandError, Cursor, Disconnect, DisconnectClock, EndReason, Position,
+    Reconnect, Refusal, SubscriptionError, Topic, UserId,
 };
 
 impl From<TooManyTopics> for Refusal {
@@ -28,19 +28,19 @@ impl Hub {
     /// Does what a command says to the connections of this instance.
     pub(in crate::hub) fn carry_out(&self, command: &Command) -> Result<usize, CommandError> {
         match &command.action {
-            Action::Disconnect(kick) => Ok(self.disconnect_all(&command.audience, kick)),
+            Action::Disconnect(disconnect) => Ok(self.disconnect_all(&command.audience, disconnect)),
             Action::Join(topic, since) => self.join_all(&command.audience, topic, *since, command.issued_at),
             Action::Leave(topic) => Ok(self.leave_all(&command.audience, topic)),
             Action::Change(change) => self.change_all(&command.audience, change),
         }
     }
 
-    fn disconnect_all(&self, audience: &Audience, kick: &Kick) -> usize {
+    fn disconnect_all(&self, audience: &Audience, disconnect: &Disconnect) -> usize {
         let now = self.now();
-        let until = match kick.returns {
+        let until = match disconnect.reconnect {
             // If the target leaves a connection out, only the ids of the ended streams keep their clients away.
-            Returns::Never(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
-            Returns::Never(_) | Returns::Now | Returns::Later(_) => 0,
+            Reconnect::BlockedFor(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
+            Reconnect::BlockedFor(_) | Reconnect::Now | Reconnect::After(_) => 0,
         };
         // Before the connections are looked up: one that is being opened either meets this or is found.
         // A handler may take longer than a hook.
@@ -49,17 +49,18 @@ impl Hub {
         let tickets = self.inner.shared_log.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
         let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
         let named = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
-        self.inner.bans.kick(named, until, remember, now);
+        self.inner.bans.note_disconnect(named, until, remember, now);
         let handles = self.handles(audience);
         for handle in &handles {
-            let retry = match kick.returns {
-                Returns::Later(after) => Some(self.jittered_retry(after, 1.0..=1.5)),
+            let retry = match disconnect.reconnect {
+                Reconnect::After(after) => Some(self.jittered_retry(after, 1.0..=1.5)),
                 // So that those who are disconnected together do not come back together.
-                Returns::Now => Some(self.jittered_retry(self.settings().retry, 1.0..=2.0)),
-                Returns::Never(_) => None,
+                Reconnect::Now => Some(self.jittered_retry(self.settings().retry, 1.0..=2.0)),
+                Reconnect::BlockedFor(_) => None,
             };
-            let note = kick.note.clone();
-            let ending = Ending { returns: kick.returns, retry, note, ..Ending::now(EndReason::Kicked) };
+            let note = disconnect.note.clone();
+            let ending =
+                Ending { reconnect: disconnect.reconnect, retry, note, ..Ending::now(EndReason::Disconnected) };
             self.end_now(handle, ending);
         }
         handles.len()

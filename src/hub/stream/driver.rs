@@ -14,7 +14,7 @@ use crate::hub::{Hub, LifecycleEvent, Transport};
 use crate::log::{Batch, Millis, millis};
 use crate::macros::opaque_debug;
 use crate::sync::Ordering;
-use crate::types::{Address, ConnectionId, End, EndReason, GapReason, Position, Topic};
+use crate::types::{Address, ConnectionId, EndReason, GapReason, Position, StreamEnd, Topic};
 use crate::wire::hub_events::CursorState;
 
 /// How many reads that find nothing for a stream follow each other.
@@ -30,7 +30,7 @@ pub(crate) struct StreamDriver {
     stage: Stage,
     opening: Option<Box<Opening>>,
     progress: Progress,
-    end: End,
+    end: StreamEnd,
     heartbeat: Option<Heartbeat>,
     /// If its time is limited.
     limits: Option<Box<Limits>>,
@@ -132,7 +132,7 @@ impl StreamDriver {
         accepted_at: u64,
         cursor: CursorState,
         gap: Option<GapReason>,
-        end: End,
+        end: StreamEnd,
         now: Millis,
     ) -> Self {
         let settings = hub.settings();
@@ -280,7 +280,7 @@ impl StreamDriver {
     fn poll_end(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
         let (stage, polled) = match self.stage {
             // A server throws away what it has not written when a body fails. Pending makes it write first.
-            Stage::Ending if self.end == End::Abort => {
+            Stage::Ending if self.end == StreamEnd::Abort => {
                 cx.waker().wake_by_ref();
                 (Stage::Aborting, Poll::Pending)
             }

@@ -43,7 +43,7 @@ impl StreamDriver {
     }
 }
 
-/// The stream was to end with an error: [`End::Abort`](crate::End::Abort).
+/// The stream was to end with an error: [`StreamEnd::Abort`](crate::StreamEnd::Abort).
 #[derive(Debug)]
 pub(crate) struct Aborted;
 
@@ -72,7 +72,7 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
         }
         Step::Expiring(remaining) => hub_events::expiring(remaining),
         Step::Bye(ending) => {
-            hub_events::bye(ending.reason, ending.returns, ending.retry, ending.note.as_deref(), SystemTime::now())
+            hub_events::bye(ending.reason, ending.reconnect, ending.retry, ending.note.as_deref(), SystemTime::now())
         }
         Step::Abort => return None,
     };

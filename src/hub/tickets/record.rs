@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::types::topic_filter::Rule;
-use crate::types::{End, Expiry, History, Position, Start, Subscription, TopicRule};
+use crate::types::{Expiry, History, Position, Start, StreamEnd, Subscription, TopicFilter};
 
 #[derive(Serialize, Deserialize)]
 struct Carried {
@@ -61,7 +61,7 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
         since: subscription.topics.bounds().map(|(topic, at)| (topic.to_string(), at.to_string())).collect(),
         without_history: subscription.history == History::None,
         expires_at: subscription.expiry.and_then(|expiry| SystemTime::now().checked_add(expiry.remaining())).map(unix),
-        aborts: subscription.end.map(|end| end == End::Abort),
+        aborts: subscription.end.map(|end| end == StreamEnd::Abort),
         data: subscription.data.as_deref().map(ToOwned::to_owned),
         counted_as: subscription.counted_as.as_deref().map(ToOwned::to_owned),
     };
@@ -75,7 +75,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     if let Some(user) = carried.user {
         subscription = subscription.with_user(user);
     }
-    subscription.may_join = carried.may_join.into_iter().map(TopicRule).collect();
+    subscription.may_join = carried.may_join.into_iter().map(TopicFilter).collect();
     subscription.start = match carried.last {
         None => Start::Live,
         Some(u64::MAX) => Start::Oldest,
@@ -87,7 +87,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     if carried.without_history {
         subscription = subscription.without_history();
     }
-    subscription.end = carried.aborts.map(|aborts| if aborts { End::Abort } else { End::Clean });
+    subscription.end = carried.aborts.map(|aborts| if aborts { StreamEnd::Abort } else { StreamEnd::Clean });
     subscription.expiry = carried.expires_at.and_then(time).map(Expiry::At);
     subscription.data = carried.data.map(Into::into);
     subscription.counted_as = carried.counted_as.map(Into::into);
@@ -105,13 +105,13 @@ mod tests {
         let times = Times { made_at: now, over_at: now + Duration::from_secs(9) };
         let subscription = Subscription::user("a\"b")
             .topics(["x", "y:z"])
-            .may_join(TopicRule::any())
-            .may_join(TopicRule::exact("e"))
-            .may_join(TopicRule::prefix("p/"))
+            .may_join(TopicFilter::any())
+            .may_join(TopicFilter::exact("e"))
+            .may_join(TopicFilter::prefix("p/"))
             .start(Start::Last(7))
             .topic_since("x", Position::new(crate::types::position::Epoch(7), 8))
             .without_history()
-            .end(End::Abort)
+            .stream_end(StreamEnd::Abort)
             .data(&["d"])
             .counted_as("k")
             .expires_in(Duration::from_secs(60));

@@ -64,7 +64,7 @@ impl Hub {
     /// opens a new stream with it and `last_event_id`. `docs/guide/authorization.md` has the script.
     ///
     /// With several instances any of them redeems it; values that were attached with
-    /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a kick
+    /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a disconnect
     /// came after it is told by the clocks of the machines. The broker has what it stands for under a hash
     /// of it, so who reads there cannot redeem it.
     ///
@@ -183,7 +183,7 @@ impl Drop for Taken {
 /// The tickets that one request redeems. They are given back when this is dropped, unless they are spent.
 pub(crate) struct Redemption(Arc<Redemptions>);
 
-/// Where a request's [`Connect`](crate::Connect) leaves the tickets that its hook redeems. None when
+/// Where a request's [`StreamRequest`](crate::StreamRequest) leaves the tickets that its hook redeems. None when
 /// the request is over.
 pub(crate) struct Redemptions(Mutex<Option<SmallVec<[Taken; 1]>>>);
 

@@ -21,7 +21,7 @@ use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
 use crate::types::refusal::{Kind, Refusal};
-use crate::types::{EndReason, Expiry, Recheck, Returns, Subscription, Topic};
+use crate::types::{EndReason, Expiry, Recheck, Reconnect, Subscription, Topic};
 
 /// How often in a row a recheck may fail before the stream ends.
 const FAILURES: u8 = 2;
@@ -189,16 +189,16 @@ impl Hub {
 
     fn revoke(&self, handle: &Arc<ConnectionHandle>, refusal: &Refusal) {
         let usual = self.settings().retry;
-        let (returns, retry) = match refusal.0 {
-            Kind::Never => (Returns::Never(NEVER), None),
+        let (reconnect, retry) = match refusal.0 {
+            Kind::Never => (Reconnect::BlockedFor(NEVER), None),
             Kind::Later { retry, .. } => {
                 let retry = retry.unwrap_or(usual);
-                (Returns::Later(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))
+                (Reconnect::After(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))
             }
             Kind::Login | Kind::Forbidden | Kind::Invalid(_) | Kind::Panicked => {
-                (Returns::Now, Some(self.jittered_retry(usual, 1.0..=2.0)))
+                (Reconnect::Now, Some(self.jittered_retry(usual, 1.0..=2.0)))
             }
         };
-        self.end_now(handle, Ending { returns, retry, ..Ending::now(EndReason::Revoked) });
+        self.end_now(handle, Ending { reconnect, retry, ..Ending::now(EndReason::Revoked) });
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::log::*;
-use crate::types::{Event, Retention, TopicRule, UserId};
+use crate::types::{Event, Retention, TopicFilter, UserId};
 use crate::wire::{Draft, Framing};
 
 const TOPICS: usize = 3;
@@ -29,7 +29,7 @@ fn address_of(index: usize) -> Address {
 fn log() -> Log {
     let replay = Retention::replay().count(2);
     let policies = Policies::new(
-        vec![(TopicRule::exact("none"), Retention::live())],
+        vec![(TopicFilter::exact("none"), Retention::live())],
         replay.clone(),
         replay.clone(),
         replay,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use crate::log::*;
-use crate::types::{Event, Retention, Start, Topic, TopicRule, UserId};
+use crate::types::{Event, Retention, Start, Topic, TopicFilter, UserId};
 use crate::wire::{Draft, Framing};
 
 const GRACE: Millis = 10_000;
@@ -39,8 +39,8 @@ fn policies() -> Policies {
     let replay = Retention::replay().count(8).age(age);
     Policies::new(
         vec![
-            (TopicRule::prefix("latest/"), Retention::latest_per_key().count(KEYS).with_live_window(age)),
-            (TopicRule::prefix("short/"), Retention::replay().count(2).age(age)),
+            (TopicFilter::prefix("latest/"), Retention::latest_per_key().count(KEYS).with_live_window(age)),
+            (TopicFilter::prefix("short/"), Retention::replay().count(2).age(age)),
         ],
         replay.clone(),
         replay.clone(),
@@ -565,7 +565,7 @@ proptest! {
     fn no_gap_is_said_where_none_is(steps in proptest::collection::vec(step(), 1..120)) {
         let roomy = Retention::replay().count(10_000).bytes(1 << 30);
         let policies = Policies::new(
-            vec![(TopicRule::prefix("latest/"), Retention::latest_per_key().with_live_window(Duration::from_secs(3_600)))],
+            vec![(TopicFilter::prefix("latest/"), Retention::latest_per_key().with_live_window(Duration::from_secs(3_600)))],
             roomy.clone(), roomy.clone(), roomy.clone(), roomy,
         );
         let mut world = World::new(1 << 30);

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tower::{Layer, service_fn};
-use tower_sse::{Connect, Event, Hub, Public, Refusal, Retention, Subscription, Target, TopicRule};
+use tower_sse::{Event, Hub, Public, Refusal, Retention, StreamRequest, Subscription, Target, TopicFilter};
 
 use super::{Address, EVENT, Options, Order, published};
 use crate::parse::KEY;
@@ -23,7 +23,7 @@ use crate::parse::KEY;
 fn hub(options: Options) -> Hub {
     let retention = if options.replay { Retention::replay() } else { Retention::live() };
     Hub::builder()
-        .retention_for(TopicRule::exact("latest"), Retention::latest_per_key())
+        .retention_for(TopicFilter::exact("latest"), Retention::latest_per_key())
         .topic_retention(retention)
         .user_retention(Retention::live())
         .max_topics(1_000)
@@ -32,9 +32,9 @@ fn hub(options: Options) -> Hub {
 }
 
 /// As an application's: who it is, and what is read.
-async fn access(connect: Connect) -> Result<Subscription, Refusal> {
-    let subscription = Public::topics(TopicRule::any()).subscription(&connect)?;
-    let mut users = connect.query_values("user");
+async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+    let subscription = Public::topics(TopicFilter::any()).subscription(&request)?;
+    let mut users = request.query_values("user");
     Ok(match users.next() {
         Some(user) => subscription.with_user(user.as_ref()),
         None => subscription,
