@@ -47,7 +47,7 @@ const AT_ONCE: usize = 64;
 
 /// What a small notification is.
 fn event() -> Event {
-    Event::text("tick", "x".repeat(100))
+    Event::new("tick", "x".repeat(100))
 }
 
 fn builder(log: impl Backplane) -> tower_sse::HubBuilder {
@@ -80,7 +80,7 @@ async fn end_to_end(log: impl Backplane + Clone, count: usize) -> f64 {
     while !hub.health().ready {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let mut stream = hub.stream(Subscription::anonymous().topic("e"), Cursor::Absent).unwrap();
+    let mut stream = hub.subscribe(Subscription::anonymous().topic("e"), Cursor::Absent).unwrap();
     let begun = Instant::now();
     let publish = async {
         for _ in 0..count / 1_000 {

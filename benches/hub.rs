@@ -28,7 +28,7 @@ async fn turns(count: usize) {
 }
 
 fn tick() -> Event {
-    Event::text("tick", "0123456789")
+    Event::new("tick", "0123456789")
 }
 
 fn encode(c: &mut Criterion) {
@@ -37,7 +37,7 @@ fn encode(c: &mut Criterion) {
     for (name, data) in [("10 bytes", "0123456789".into()), ("1 kB", "x".repeat(1_024)), ("1 kB in 32 lines", lines)] {
         let hub = Hub::builder().build().unwrap();
         let topic = Topic::try_from("t").unwrap();
-        let event = Event::utf8("tick", Bytes::from(data)).unwrap();
+        let event = Event::from_utf8("tick", Bytes::from(data)).unwrap();
         group.bench_function(name, |b| {
             b.iter_batched(
                 || event.clone(),

@@ -79,7 +79,7 @@ fn counted_from_here<T>(work: impl FnOnce() -> T) -> T {
 }
 
 fn event() -> Event {
-    Event::text("tick", "x".repeat(100))
+    Event::new("tick", "x".repeat(100))
 }
 
 async fn turns(count: usize) {

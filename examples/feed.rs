@@ -18,7 +18,7 @@ use tower_sse::{Event, Hub, Refusal, Retention, Start, StreamRequest, Subscripti
 const NEWEST: usize = 20;
 
 async fn write(State(hub): State<Hub>, entry: String) -> Result<StatusCode, StatusCode> {
-    match hub.topic("feed").publish(Event::text("entry", entry)).await {
+    match hub.topic("feed").publish(Event::new("entry", entry)).await {
         Ok(_) => Ok(StatusCode::CREATED),
         Err(error) if error.is_invalid() => Err(StatusCode::BAD_REQUEST),
         Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),

@@ -47,7 +47,7 @@ async fn events(
     if !user.may_enter(&room) {
         return Err(hub.refuse(Refusal::forbidden()));
     }
-    Ok(hub.connect(request, Subscription::user(user.0).topic(format!("rooms/{room}"))))
+    Ok(hub.respond(request, Subscription::for_user(user.0).topic(format!("rooms/{room}"))))
 }
 
 async fn say(
@@ -59,7 +59,7 @@ async fn say(
     if !user.may_enter(&room) {
         return Err(StatusCode::FORBIDDEN);
     }
-    let said = Event::text("said", format!("{}: {text}", user.0));
+    let said = Event::new("said", format!("{}: {text}", user.0));
     match hub.topic(format!("rooms/{room}")).publish(said).await {
         Ok(_) => Ok(StatusCode::ACCEPTED),
         Err(error) if error.is_invalid() => Err(StatusCode::BAD_REQUEST),

@@ -64,7 +64,7 @@ async fn publish(hub: &Hub, body: Incoming) -> Result<usize, (StatusCode, String
         (if too_long { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST }, error.to_string())
     })?;
     let invalid = |error: tower_sse::PublishError| (StatusCode::BAD_REQUEST, error.to_string());
-    let event = Event::utf8("headline", body.to_bytes()).map_err(invalid)?;
+    let event = Event::from_utf8("headline", body.to_bytes()).map_err(invalid)?;
     Ok(hub.topic("news").publish(event).await.map_err(invalid)?.receivers)
 }
 

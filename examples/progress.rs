@@ -28,10 +28,10 @@ async fn count_primes(hub: &Hub, job: &str) -> Result<(), Box<dyn Error + Send +
     for step in 0..STEPS {
         let numbers = step * NUMBERS_IN_A_STEP..(step + 1) * NUMBERS_IN_A_STEP;
         primes += tokio::task::spawn_blocking(|| numbers.filter(|number| is_prime(*number)).count()).await?;
-        say(hub, job, Event::text("progress", ((step + 1) * 100 / STEPS).to_string())).await?;
+        say(hub, job, Event::new("progress", ((step + 1) * 100 / STEPS).to_string())).await?;
         tokio::time::sleep(PAUSE).await;
     }
-    say(hub, job, Event::text("result", format!("{primes} primes below {}", STEPS * NUMBERS_IN_A_STEP))).await?;
+    say(hub, job, Event::new("result", format!("{primes} primes below {}", STEPS * NUMBERS_IN_A_STEP))).await?;
     Ok(())
 }
 

@@ -79,8 +79,8 @@ fn user(headers: &HeaderMap) -> Option<String> {
 pub(crate) fn app(hub: &Hub) -> Router {
     let documents = Arc::new(Documents::new(hub.clone()));
     let access = |request: StreamRequest| async move {
-        let user = user(request.headers()).ok_or(Refusal::login())?;
-        Ok(Subscription::user(user))
+        let user = user(request.headers()).ok_or(Refusal::unauthorized())?;
+        Ok(Subscription::for_user(user))
     };
     Router::new()
         .route("/", get(page))

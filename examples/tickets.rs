@@ -36,11 +36,11 @@ impl<S: Sync> FromRequestParts<S> for Bearer {
 }
 
 async fn ticket(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<Json<Ticket>, StatusCode> {
-    hub.ticket(Subscription::user(user), GOOD_FOR).await.map(Json).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+    hub.ticket(Subscription::for_user(user), GOOD_FOR).await.map(Json).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
 }
 
 async fn greet(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<StatusCode, StatusCode> {
-    let greeting = Event::text("greeting", format!("Hello, {user}!"));
+    let greeting = Event::new("greeting", format!("Hello, {user}!"));
     hub.user(user).publish(greeting).await.map(|_| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
 }
 
@@ -71,7 +71,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let origin = format!("http://{}", front_end.local_addr()?);
     let url = format!("http://{}", listener.local_addr()?);
     // CORS says who may read the answer; this, who may open a stream at all.
-    let hub = Hub::builder().allow_origin(origin.as_str()).build()?;
+    let hub = Hub::builder().allow_cross_origin(origin.as_str()).build()?;
     let page = Html(include_str!("tickets.html").replace("__API__", &url));
     println!("open {origin}; the API is at {url}");
     tokio::try_join!(

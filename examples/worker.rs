@@ -38,13 +38,13 @@ mod report {
         let job = std::process::id();
         for percent in (0..=100).step_by(10) {
             // Whoever opens the page half way gets the newest at once.
-            let event = Event::text("progress", percent.to_string()).key("progress");
+            let event = Event::new("progress", percent.to_string()).key("progress");
             say(&publisher, report, event.idempotency_key(format!("job {job}: {percent} %"))).await?;
             println!("{percent} %");
             tokio::time::sleep(STEP).await;
         }
         // The report is there; its progress is nobody's any more.
-        say(&publisher, report, Event::remove("progress").name("done")).await?;
+        say(&publisher, report, Event::removal("progress").name("done")).await?;
         println!("done");
         Ok(())
     }

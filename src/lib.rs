@@ -17,7 +17,7 @@
 //! use tower_sse::{Event, Hub, Public, TopicFilter};
 //!
 //! async fn say(State(hub): State<Hub>, text: String) -> Result<StatusCode, StatusCode> {
-//!     match hub.topic("news").publish(Event::text("headline", text)).await {
+//!     match hub.topic("news").publish(Event::new("headline", text)).await {
 //!         Ok(_) => Ok(StatusCode::ACCEPTED),
 //!         Err(error) if error.is_invalid() => Err(StatusCode::BAD_REQUEST),
 //!         Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),
@@ -89,7 +89,7 @@
 //!
 //! let hub = Hub::builder().build()?;
 //! let to = hub.user("ada").and(hub.topic("audit"));
-//! let sent = to.publish(Event::text("document.deleted", "7")).await?;
+//! let sent = to.publish(Event::new("document.deleted", "7")).await?;
 //! assert_eq!(sent.receivers, 0); // no connection listens, which is no error
 //! # Ok(()) }
 //! ```
@@ -104,21 +104,21 @@
 //!
 //! async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
 //!     // What a session layer outside put into the request.
-//!     let user = request.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
-//!     Ok(Subscription::user(user).topic("news"))
+//!     let user = request.extensions().get::<u64>().copied().ok_or(Refusal::unauthorized())?;
+//!     Ok(Subscription::for_user(user).topic("news"))
 //! }
 //! # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(access);
 //! ```
 //!
 //! It is asked for every request, also for one that comes back. [`Access::recheck`] looks again while a stream is open,
 //! [`Subscription::expires_in`] ends it by itself, and [`Target::disconnect`] ends it now, with a [`Disconnect`] that says
-//! whether to come back. Pages of other sites are kept out unless [listed](HubBuilder::allow_origin);
+//! whether to come back. Pages of other sites are kept out unless [listed](HubBuilder::allow_cross_origin);
 //! [tickets](Hub::ticket) let in who can send no cookie.
 //!
 //! # Where to mount it
 //!
 //! Three equivalent ways: [`Hub::layer`] answers one path and passes everything else through untouched;
-//! [`Hub::endpoint`] is a service for one route; [`Hub::connect`] makes the response inside a handler whose extractors
+//! [`Hub::endpoint`] is a service for one route; [`Hub::respond`] makes the response inside a handler whose extractors
 //! know the user. `docs/mounting.md` in the repository has a table of what hides a layer in an axum router.
 //!
 //! # Nothing is lost in silence
@@ -136,16 +136,16 @@
 //! let hub = Hub::builder().topic_retention(Retention::replay().count(2)).build()?;
 //! let mut ids = Vec::new();
 //! for n in 0..4 {
-//!     ids.push(hub.topic("news").publish(Event::message(n.to_string())).await?.position);
+//!     ids.push(hub.topic("news").publish(Event::unnamed(n.to_string())).await?.position);
 //! }
 //! // A page that comes back with the third id gets the fourth event.
-//! let mut page = hub.stream(Subscription::anonymous().topic("news"), ids[2])?;
+//! let mut page = hub.subscribe(Subscription::anonymous().topic("news"), ids[2])?;
 //! let Some(SubscriberItem::Event(event)) = page.next().await else { panic!("no event") };
 //! assert_eq!(event.data, "3");
 //!
 //! // One that comes back with the first is told that the second is not to be had,
 //! // and gets the rest.
-//! let mut page = hub.stream(Subscription::anonymous().topic("news"), ids[0])?;
+//! let mut page = hub.subscribe(Subscription::anonymous().topic("news"), ids[0])?;
 //! let Some(SubscriberItem::Gap { reason, .. }) = page.next().await else { panic!("no gap") };
 //! assert_eq!(reason, GapReason::Trimmed);
 //! let Some(SubscriberItem::Event(event)) = page.next().await else { panic!("no event") };
@@ -178,7 +178,7 @@
 //!
 //! [`Target::presence`], [`Target::count`] and [`Target::is_online`] say who has a stream open,
 //! [`Hub::connections`] all about each, and [`Hub::lifecycle`] what becomes of them. [`Target::join`]
-//! and [`Target::leave`] change the topics of a stream while it is open; by [`SseLayer::changeable`] a
+//! and [`Target::leave`] change the topics of a stream while it is open; by [`SseLayer::allow_topic_changes`] a
 //! page may change its own.
 //!
 //! ```
@@ -186,8 +186,8 @@
 //! use tower_sse::{Disconnect, Hub, Subscription};
 //!
 //! let hub = Hub::builder().build()?;
-//! let one = hub.stream(Subscription::user("ada"), None)?;
-//! let two = hub.stream(Subscription::user("ada"), None)?;
+//! let one = hub.subscribe(Subscription::for_user("ada"), None)?;
+//! let two = hub.subscribe(Subscription::for_user("ada"), None)?;
 //! hub.connection(one.connection()).join("documents/7").await?;
 //! assert_eq!((hub.user("ada").count(), hub.topic("documents/7").count()), (2, 1));
 //!
@@ -241,7 +241,7 @@
 //! let log = Memory::new(); // in real life `Redis` or `Nats`, in several processes
 //! let (one, two) = (settings(log.clone()).build()?, settings(log.clone()).build()?);
 //! let worker = settings(log).publisher()?;
-//! worker.topic("reports/7").publish(Event::text("progress", "40").key("progress")).await?;
+//! worker.topic("reports/7").publish(Event::new("progress", "40").key("progress")).await?;
 //! # let _ = (one, two);
 //! # Ok(()) }
 //! # #[cfg(not(feature = "json"))] fn main() {}
@@ -251,7 +251,7 @@
 //!
 //! # Testing
 //!
-//! [`Hub::stream`] reads in the process what a browser with that subscription would get, as above. A request needs no
+//! [`Hub::subscribe`] reads in the process what a browser with that subscription would get, as above. A request needs no
 //! socket either: the layer and the endpoint are services. `docs/guide/testing.md` in the repository has both.
 //!
 //! # Features

@@ -21,7 +21,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn event() -> Event {
-    Event::text("tick", "0123456789")
+    Event::new("tick", "0123456789")
 }
 
 /// Lets what is woken in a task be woken.
@@ -191,7 +191,7 @@ fn who_comes_back_shares_what_is_read_with_the_others() {
     let _entered = runtime.enter();
     let hub = Hub::builder().topic_retention(Retention::replay()).build().unwrap();
     let mut endpoint = endpoint(&hub);
-    let large = || Event::message("x".repeat(1_000));
+    let large = || Event::unnamed("x".repeat(1_000));
     let from = hub.topic("t").publish_now(large()).unwrap().position.to_string();
     for _ in 0..RECORDS {
         hub.topic("t").publish_now(large()).unwrap();
@@ -239,7 +239,7 @@ fn assert_is_near(counted: usize, held: f64) {
 #[test]
 fn retained_bytes_of_many_topics_are_within_a_fifth_of_the_memory_held() {
     let hub = Hub::builder().topic_retention(Retention::replay()).retention_budget(1 << 30).build().unwrap();
-    let held = held_of_topics(&hub, || Event::message("01234567890123456789"));
+    let held = held_of_topics(&hub, || Event::unnamed("01234567890123456789"));
     assert_is_near(hub.stats().retained_bytes, held);
 }
 
@@ -249,7 +249,7 @@ fn retained_bytes_of_one_topic_are_within_a_fifth_of_the_memory_held() {
     let hub = Hub::builder().topic_retention(retention).retention_budget(1 << 30).build().unwrap();
     let held = left(|| {
         for _ in 0..NAMES {
-            hub.topic("t").publish_now(Event::message("01234567890123456789")).unwrap();
+            hub.topic("t").publish_now(Event::unnamed("01234567890123456789")).unwrap();
         }
     });
     assert_is_near(hub.stats().retained_bytes, held as f64);
@@ -258,7 +258,7 @@ fn retained_bytes_of_one_topic_are_within_a_fifth_of_the_memory_held() {
 #[test]
 fn keyed_bytes_of_many_topics_are_within_a_fifth_of_the_memory_held() {
     let hub = Hub::builder().topic_retention(Retention::latest_per_key()).keyed_budget(1 << 30).build().unwrap();
-    let held = held_of_topics(&hub, || Event::message("01234567890123456789").key("temperature"));
+    let held = held_of_topics(&hub, || Event::unnamed("01234567890123456789").key("temperature"));
     assert_is_near(hub.stats().keyed_bytes, held);
 }
 
@@ -268,7 +268,7 @@ fn keyed_bytes_of_many_keys_are_within_a_fifth_of_the_memory_held() {
     let hub = Hub::builder().topic_retention(retention).keyed_budget(1 << 30).build().unwrap();
     let held = left(|| {
         for n in 0..NAMES {
-            let event = Event::message("01234567890123456789").key(format!("sensor-{n:06}"));
+            let event = Event::unnamed("01234567890123456789").key(format!("sensor-{n:06}"));
             hub.topic("t").publish_now(event).unwrap();
         }
     });
@@ -280,7 +280,7 @@ fn keyed_bytes_of_many_keys_are_within_a_fifth_of_the_memory_held() {
 fn topics_without_listeners_hold_no_more_memory_than_the_budget() {
     const BUDGET: usize = 16 << 20;
     let hub = Hub::builder().topic_retention(Retention::replay()).retention_budget(BUDGET).build().unwrap();
-    let held = held_of_topics(&hub, || Event::message("01234567890123456789"));
+    let held = held_of_topics(&hub, || Event::unnamed("01234567890123456789"));
     assert!(hub.stats().retained_bytes <= BUDGET);
     // A forgotten topic leaves some bytes, and the number of those is bounded.
     let most = (BUDGET as f64) * 1.2 + f64::from(7 << 20);

@@ -355,8 +355,8 @@ async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
     }
     let hub = Hub::builder().retry(Duration::from_millis(100)).build().unwrap();
     let access = async |request: StreamRequest| {
-        let token = request.headers().get("authorization").ok_or(Refusal::login())?;
-        if token == "Bearer 42" { Ok(Subscription::user("ada").topic("t")) } else { Err(Refusal::forbidden()) }
+        let token = request.headers().get("authorization").ok_or(Refusal::unauthorized())?;
+        if token == "Bearer 42" { Ok(Subscription::for_user("ada").topic("t")) } else { Err(Refusal::forbidden()) }
     };
     let server = Server::start(&hub, Router::new().layer(hub.layer("/events", access))).await;
     let reader = block_under("docs/recipes.md", "## Browsers without `EventSource`", "js");
@@ -383,14 +383,14 @@ async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
 
     let reader = run("42");
     until(|| hub.stats().connections == 1).await;
-    hub.topic("t").publish(Event::message("one\ntwo ✓")).await.unwrap();
-    hub.topic("t").publish(Event::text("note", "")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("one\ntwo ✓")).await.unwrap();
+    hub.topic("t").publish(Event::new("note", "")).await.unwrap();
     until(|| hub.connections().iter().any(|connection| connection.delivered == 2)).await;
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     // Whether it is still away or back already: it gets this once.
-    hub.topic("t").publish(Event::text("note", "while it was away")).await.unwrap();
+    hub.topic("t").publish(Event::new("note", "while it was away")).await.unwrap();
     until(|| hub.connections().iter().any(|connection| connection.resumed && connection.delivered == 1)).await;
-    hub.topic("t").publish(Event::text("end", "{}")).await.unwrap();
+    hub.topic("t").publish(Event::new("end", "{}")).await.unwrap();
     let output = soon(tokio::task::spawn_blocking(|| reader.wait_with_output().unwrap())).await.unwrap();
     let expected = "message \"one\\ntwo ✓\"\nnote \"\"\nnote \"while it was away\"\nend \"{}\"\nundefined\n";
     assert_eq!(text(output), expected);

@@ -75,7 +75,7 @@ async fn a_stream_that_is_handed_over_costs_a_fraction_and_what_its_client_sends
     }
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 8 << 20, "{} kB more", grown >> 10);
-    let published = hub.topic("t").publish(Event::message("x")).await.unwrap();
+    let published = hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     assert_eq!(published.receivers, STREAMS);
     let mut event = [0; 64];
     let count = soon(talker.read(&mut event)).await.unwrap();
@@ -115,7 +115,7 @@ async fn a_client_that_reads_nothing_costs_little_memory() {
     let before = resident_bytes();
     for n in 0..400 {
         // Two audiences, so that each client has bytes of its own.
-        let event = Event::message("x".repeat(10_000));
+        let event = Event::unnamed("x".repeat(10_000));
         hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(event).await.unwrap();
         tokio::task::yield_now().await;
     }

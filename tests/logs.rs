@@ -120,7 +120,7 @@ async fn gap(hub: &Hub) {
 }
 
 async fn refused(hub: &Hub) {
-    let access = |_: StreamRequest| async { Err(Refusal::later(RefusalReason::Busy)) };
+    let access = |_: StreamRequest| async { Err(Refusal::retry_later(RefusalReason::Busy)) };
     let mut body = request(hub, access, Request::get("/")).await;
     assert!(ready(&mut body).contains("hub.refused"));
 }
@@ -139,7 +139,7 @@ async fn connect_and_end_are_said_at_debug_and_nothing_else_is() {
     let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
     let server = Server::start(&hub, app).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
-    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     events.next().await;
     let opened = lines.at(Level::DEBUG);
     assert_eq!(opened.len(), 1, "{opened:?}");
@@ -159,7 +159,7 @@ async fn connect_and_end_are_said_at_debug_and_nothing_else_is() {
 async fn a_drain_is_said_with_its_counts() {
     let (lines, _guard) = Lines::capture();
     let hub = build(Hub::builder());
-    let mut stream = hub.stream(Subscription::user("ada"), Cursor::Absent).unwrap();
+    let mut stream = hub.subscribe(Subscription::for_user("ada"), Cursor::Absent).unwrap();
     let draining = hub.clone();
     let (drained, _) = tokio::join!(draining.drain(Duration::ZERO), async { while stream.next().await.is_some() {} });
     assert_eq!((drained.ended, drained.cut), (1, 0));
@@ -224,7 +224,7 @@ async fn evictions_by_the_byte_budget_are_one_warning() {
     let hub = build(Hub::builder().max_payload(1000).retention_budget(3000));
     let publish = async |topics| {
         for n in 0..topics {
-            hub.topic(n).publish(Event::message("x".repeat(900))).await.unwrap();
+            hub.topic(n).publish(Event::unnamed("x".repeat(900))).await.unwrap();
         }
     };
     publish(30).await;
@@ -246,7 +246,7 @@ async fn the_bounds_of_a_channel_are_no_eviction() {
     let (lines, _guard) = Lines::capture();
     let hub = build(Hub::builder().topic_retention(Retention::replay().count(1)));
     for _ in 0..50 {
-        hub.topic("t").publish(Event::message("x")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     }
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(hub.stats().evicted, 0);
@@ -261,7 +261,7 @@ async fn streams_that_are_given_up_are_one_warning() {
     for _ in 0..20 {
         bodies.push(open(&hub, "t").await);
     }
-    hub.topic("t").publish(Event::message("nobody reads")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("nobody reads")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(hub.stats().stalled, 20);
     assert_eq!(lines.at(Level::WARN), Vec::<String>::new(), "not yet");
@@ -278,10 +278,10 @@ async fn streams_that_are_given_up_are_one_warning() {
 async fn a_payload_that_a_well_used_client_cannot_read_is_warned_of_once() {
     let (lines, _guard) = Lines::capture();
     let hub = build(Hub::builder());
-    hub.topic("t").publish(Event::message("x".repeat(60 << 10))).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("x".repeat(60 << 10))).await.unwrap();
     assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
     for _ in 0..5 {
-        hub.topic("t").publish(Event::message("x".repeat(65 << 10))).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x".repeat(65 << 10))).await.unwrap();
     }
     let said = lines.at(Level::WARN);
     assert_eq!(said.len(), 1, "a warning once above 64 KiB (wire.md, defaults and limits): {said:?}");
@@ -304,16 +304,16 @@ async fn a_path_that_is_never_requested_is_warned_of() {
 const SECRET: &str = "s3cr3t";
 
 async fn secretive(request: StreamRequest) -> Result<Subscription, Refusal> {
-    let subscription = Subscription::user("s3cr3t-user").topic("s3cr3t-topic").data("s3cr3t-data");
+    let subscription = Subscription::for_user("s3cr3t-user").topic("s3cr3t-topic").data("s3cr3t-data");
     // An application may well log this; it must not give away more than it has to.
     tracing::trace!(target: "application", ?request);
     match request.query_values("ticket").next().as_deref() {
         Some("s3cr3t-panic") => panic!("s3cr3t-panic, as asked for"),
         Some("s3cr3t-slow") => std::future::pending().await,
-        Some("s3cr3t-login") => Err(Refusal::login()),
-        Some("s3cr3t-later") => Err(Refusal::later(RefusalReason::Busy)),
+        Some("s3cr3t-login") => Err(Refusal::unauthorized()),
+        Some("s3cr3t-later") => Err(Refusal::retry_later(RefusalReason::Busy)),
         Some("s3cr3t-bad") => Ok(subscription.topic("s3cr3t\0")),
-        Some("s3cr3t-many") => Ok(subscription.topics((0..500).map(|n| format!("s3cr3t-{n}")))),
+        Some("s3cr3t-many") => Ok(subscription.with_topics((0..500).map(|n| format!("s3cr3t-{n}")))),
         Some("s3cr3t-brief") => Ok(subscription.expires_in(Duration::from_millis(20))),
         _ => Ok(subscription),
     }
@@ -324,7 +324,7 @@ async fn handler(
     request: StreamRequest,
 ) -> tower_sse::EventStream {
     match secretive(request.clone()).await {
-        Ok(subscription) => hub.connect(request, subscription),
+        Ok(subscription) => hub.respond(request, subscription),
         Err(refusal) => hub.refuse(refusal),
     }
 }
@@ -348,7 +348,7 @@ async fn no_line_says_who_reads_what_or_with_which_ticket() {
         .with_state(hub.clone())
         .layer(hub.layer("/layer", secretive));
     let server = Server::start(&hub, app).await;
-    let first = hub.topic("s3cr3t-topic").publish(Event::message("s3cr3t-data")).await.unwrap().position.to_string();
+    let first = hub.topic("s3cr3t-topic").publish(Event::unnamed("s3cr3t-data")).await.unwrap().position.to_string();
 
     for mounting in ["/layer", "/endpoint", "/handler"] {
         let path = |ticket: &str| format!("{mounting}?ticket=s3cr3t-{ticket}&topic=s3cr3t-topic");
@@ -366,18 +366,18 @@ async fn no_line_says_who_reads_what_or_with_which_ticket() {
 
         let mut events = subscribe(server.addr, &path("fine")).await;
         for event in [
-            Event::text("s3cr3t-name", "s3cr3t-data").key("s3cr3t-key"),
-            Event::text("s3cr3t-name", "s3cr3t-data".repeat(50)),
+            Event::new("s3cr3t-name", "s3cr3t-data").key("s3cr3t-key"),
+            Event::new("s3cr3t-name", "s3cr3t-data".repeat(50)),
         ] {
             hub.user("s3cr3t-user").and(hub.topic("s3cr3t-topic")).publish(event).await.unwrap();
             events.next().await;
         }
-        hub.topic("s3cr3t-topic\n").publish(Event::text("s3cr3t\r", "")).await.unwrap_err();
-        hub.user("s3cr3t-user").publish(Event::message(SECRET.repeat(1000))).await.unwrap_err();
+        hub.topic("s3cr3t-topic\n").publish(Event::new("s3cr3t\r", "")).await.unwrap_err();
+        hub.user("s3cr3t-user").publish(Event::unnamed(SECRET.repeat(1000))).await.unwrap_err();
         // Gaps of every kind.
-        let behind = hub.stream(Subscription::anonymous().topic("s3cr3t-topic"), Cursor::Absent).unwrap();
+        let behind = hub.subscribe(Subscription::anonymous().topic("s3cr3t-topic"), Cursor::Absent).unwrap();
         for _ in 0..3 {
-            hub.topic("s3cr3t-topic").publish(Event::message("s3cr3t-data")).await.unwrap();
+            hub.topic("s3cr3t-topic").publish(Event::unnamed("s3cr3t-data")).await.unwrap();
         }
         drop(behind);
         for id in ["s3cr3t-cursor", "1.0.0", &first] {
@@ -396,7 +396,7 @@ async fn no_line_says_who_reads_what_or_with_which_ticket() {
     let stalled = resume(server.addr, "/layer?ticket=s3cr3t-fine", &first).await;
     soon(hub.drain(Duration::ZERO)).await;
     drop(stalled);
-    hub.topic("s3cr3t-topic").publish(Event::message("s3cr3t-data")).await.unwrap_err();
+    hub.topic("s3cr3t-topic").publish(Event::unnamed("s3cr3t-data")).await.unwrap_err();
     drop(get(server.addr, "/layer?ticket=s3cr3t-drained").await.text().await);
 
     for line in lines.above_debug() {
@@ -421,9 +421,9 @@ async fn nothing_that_can_be_formatted_gives_the_query_away() {
     let stream_request = StreamRequest::from_request(&request.body(()).unwrap());
     assert!(!format!("{stream_request:?}").contains(SECRET), "{stream_request:?}");
     let hub = build(Hub::builder());
-    let stream = hub.connect(stream_request, Subscription::anonymous().data(SECRET).extension(SECRET).topic("t"));
+    let stream = hub.respond(stream_request, Subscription::anonymous().data(SECRET).extension(SECRET).topic("t"));
     let layer = hub.layer("/events", Public::topics(TopicFilter::any()));
-    hub.topic("t").publish(Event::message(SECRET)).await.unwrap();
+    hub.topic("t").publish(Event::unnamed(SECRET)).await.unwrap();
     for text in [
         format!("{hub:?}"),
         format!("{stream:?}"),
@@ -457,9 +457,9 @@ async fn everything_is_counted_exactly() {
     // Two streams of one topic and one of another: connections, published, delivered.
     let (mut one, mut two, mut other) = (open(&hub, "a").await, open(&hub, "a").await, open(&hub, "b").await);
     for _ in 0..3 {
-        hub.topic("a").publish(Event::message("x")).await.unwrap();
+        hub.topic("a").publish(Event::unnamed("x")).await.unwrap();
     }
-    assert!(hub.topic("a").publish(Event::text("hub.x", "")).await.is_err());
+    assert!(hub.topic("a").publish(Event::new("hub.x", "")).await.is_err());
     let stats = hub.stats();
     assert_eq!((stats.connections, stats.connected, stats.published, stats.delivered), (3, 3, 3, 0));
     assert_eq!(stats.lag, 3);
@@ -479,18 +479,18 @@ async fn everything_is_counted_exactly() {
     let reasons = |hub: &Hub| EndReason::ALL[..5].iter().map(|&reason| hub.stats().ended(reason)).collect::<Vec<_>>();
     assert_eq!((hub.stats().connections, reasons(&hub)), (0, vec![3, 0, 0, 0, 0]));
     let brief = Subscription::anonymous().expires_in(Duration::from_millis(100));
-    let items: Vec<_> = soon(hub.stream(brief, Cursor::Absent).unwrap().collect()).await;
+    let items: Vec<_> = soon(hub.subscribe(brief, Cursor::Absent).unwrap().collect()).await;
     assert_eq!(items.last(), Some(&SubscriberItem::End(EndReason::Expired)));
     assert_eq!(reasons(&hub), [3, 0, 1, 0, 0]);
-    let mut strict = hub.stream(Subscription::anonymous().topic("strict"), Cursor::Absent).unwrap();
+    let mut strict = hub.subscribe(Subscription::anonymous().topic("strict"), Cursor::Absent).unwrap();
     assert!(matches!(strict.next().await, Some(SubscriberItem::Live(_))));
     for _ in 0..5 {
-        hub.topic("strict").publish(Event::message("x")).await.unwrap();
+        hub.topic("strict").publish(Event::unnamed("x")).await.unwrap();
     }
     assert_eq!(strict.next().await, Some(SubscriberItem::End(EndReason::Lagged)));
     assert_eq!(reasons(&hub), [3, 0, 1, 1, 0]);
     let stalled = open(&hub, "a").await;
-    hub.topic("a").publish(Event::message("x")).await.unwrap();
+    hub.topic("a").publish(Event::unnamed("x")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(hub.stats().stalled, 1);
     until(|| hub.stats().connections == 0).await;
@@ -500,18 +500,18 @@ async fn everything_is_counted_exactly() {
 
     // Gaps.
     let begin = fresh.position;
-    let mut short = hub.stream(Subscription::anonymous().topic("short"), Cursor::Absent).unwrap();
+    let mut short = hub.subscribe(Subscription::anonymous().topic("short"), Cursor::Absent).unwrap();
     assert!(matches!(short.next().await, Some(SubscriberItem::Live(_))));
     for _ in 0..5 {
-        hub.topic("short").publish(Event::message("x")).await.unwrap();
+        hub.topic("short").publish(Event::unnamed("x")).await.unwrap();
     }
     assert!(matches!(short.next().await, Some(SubscriberItem::Gap { reason: GapReason::Lagged, .. })));
     for cursor in [Cursor::At(begin), Cursor::Invalid, Cursor::parse(b"1.0.0")] {
-        let mut stream = hub.stream(Subscription::anonymous().topic("short"), cursor).unwrap();
+        let mut stream = hub.subscribe(Subscription::anonymous().topic("short"), cursor).unwrap();
         assert!(matches!(stream.next().await, Some(SubscriberItem::Gap { .. })), "{cursor:?}");
     }
     let ahead = Cursor::parse(format!("{}0", hub.position()).as_bytes());
-    let mut stream = hub.stream(Subscription::anonymous(), ahead).unwrap();
+    let mut stream = hub.subscribe(Subscription::anonymous(), ahead).unwrap();
     assert!(matches!(stream.next().await, Some(SubscriberItem::Gap { reason: GapReason::Ahead, .. })));
     // All but `lost`, which only a broker can be.
     let all = GapReason::ALL.iter().map(|&reason| (reason, hub.stats().gaps(reason))).collect::<Vec<_>>();
@@ -529,11 +529,12 @@ async fn everything_is_counted_exactly() {
     // four of `a`, two each of `short` and `strict`.
     assert_eq!(hub.stats().evicted, 0);
     for n in 0..20 {
-        hub.topic(n).publish(Event::message("x".repeat(800))).await.unwrap();
+        hub.topic(n).publish(Event::unnamed("x".repeat(800))).await.unwrap();
     }
     let stats = hub.stats();
     assert!(stats.retained_bytes <= 6_000, "{stats:?}");
-    let mut kept = hub.stream(Subscription::anonymous().topics(0..20).start(Start::Oldest), Cursor::Absent).unwrap();
+    let mut kept =
+        hub.subscribe(Subscription::anonymous().with_topics(0..20).start(Start::Oldest), Cursor::Absent).unwrap();
     let Some(SubscriberItem::Gap { topics, .. }) = kept.next().await else { panic!("no gap") };
     assert_eq!(topics.len(), 16);
     let mut count = 0;
@@ -545,7 +546,7 @@ async fn everything_is_counted_exactly() {
     drop((short, stream, kept));
 
     // A drain.
-    let staying = hub.stream(Subscription::anonymous(), Cursor::Absent).unwrap();
+    let staying = hub.subscribe(Subscription::anonymous(), Cursor::Absent).unwrap();
     let (drained, _) = tokio::join!(hub.drain(Duration::ZERO), staying.collect::<Vec<_>>());
     assert_eq!((drained.ended, hub.stats().ended(EndReason::Draining)), (1, 1));
     let access = Public::topics(TopicFilter::any());
@@ -558,21 +559,21 @@ async fn everything_is_counted_exactly() {
 async fn current_values_have_their_own_bytes() {
     let hub = build(Hub::builder().topic_retention(Retention::latest_per_key()));
     for n in 0..10 {
-        hub.topic("t").publish(Event::message(n.to_string()).key("k")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(n.to_string()).key("k")).await.unwrap();
     }
     let stats = hub.stats();
     assert_eq!(stats.retained_bytes, 0);
     assert!((1..1_200).contains(&stats.keyed_bytes), "one value: {stats:?}");
-    hub.topic("t").publish(Event::remove("k")).await.unwrap();
+    hub.topic("t").publish(Event::removal("k")).await.unwrap();
     assert_eq!(hub.stats().keyed_bytes, 0);
 }
 
 #[tokio::test]
 async fn an_event_that_a_connection_is_excepted_from_is_not_delivered_to_it() {
     let hub = build(Hub::builder());
-    let mut me = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
-    let mut you = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
-    hub.topic("t").except(me.connection()).publish(Event::message("x")).await.unwrap();
+    let mut me = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let mut you = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    hub.topic("t").except(me.connection()).publish(Event::unnamed("x")).await.unwrap();
     assert!(matches!(soon(you.next()).await, Some(SubscriberItem::Event(_))));
     assert!(matches!(soon(me.next()).await, Some(SubscriberItem::Live(_))));
     assert!(me.next().now_or_never().is_none());
@@ -598,7 +599,8 @@ async fn both_of_two_instances_with_other_settings_log_it() {
 async fn another_instance_with_other_settings_is_warned_of_once() {
     let (lines, _guard) = Lines::capture();
     let log = tower_sse::backplane::Memory::new();
-    let build = |builder: HubBuilder| builder.backplane(log.clone()).lease(Duration::from_millis(900)).build().unwrap();
+    let build =
+        |builder: HubBuilder| builder.backplane(log.clone()).peer_timeout(Duration::from_millis(900)).build().unwrap();
     let latest = || Hub::builder().retention_for(TopicFilter::prefix("latest/"), Retention::latest_per_key());
     let one = build(latest());
     let two = build(latest());
@@ -611,8 +613,8 @@ async fn another_instance_with_other_settings_is_warned_of_once() {
     }
     // One line of each instance, the newest too.
     until(|| lines.at(Level::WARN).len() >= 4).await;
-    let mut page = another.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
-    one.topic("t").publish(Event::message("x")).await.unwrap();
+    let mut page = another.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    one.topic("t").publish(Event::unnamed("x")).await.unwrap();
     while !matches!(soon(page.next()).await.unwrap(), SubscriberItem::Event(_)) {}
     let warned = lines.at(Level::WARN);
     assert!(warned.len() <= 4, "{warned:?}");
@@ -624,7 +626,7 @@ async fn another_instance_with_other_settings_is_warned_of_once() {
 async fn a_ticket_shows_in_no_log_and_in_no_debug() {
     let (lines, _guard) = Lines::capture();
     let hub = build(Hub::builder());
-    let ticket = hub.ticket(Subscription::user("ada").topic("t"), Duration::from_secs(60)).await.unwrap();
+    let ticket = hub.ticket(Subscription::for_user("ada").topic("t"), Duration::from_secs(60)).await.unwrap();
     let path = format!("/?ticket={}", ticket.as_str());
     let redeeming = hub.clone();
     let redeems = move |request: StreamRequest| {

@@ -86,9 +86,9 @@ impl Instance {
     }
 
     pub(crate) fn settings(&self) -> HubBuilder {
-        let builder = Hub::builder().instance(self.name.as_str()).retry(Duration::from_secs(1));
+        let builder = Hub::builder().instance_name(self.name.as_str()).retry(Duration::from_secs(1));
         // A page of one listens at the other. In production both are one origin, behind a load balancer.
-        self.all.iter().fold(builder, |builder, address| builder.allow_origin(format!("http://{address}")))
+        self.all.iter().fold(builder, |builder, address| builder.allow_cross_origin(format!("http://{address}")))
     }
 
     pub(crate) fn app(&self, hub: &Hub) -> Router {

@@ -80,7 +80,7 @@ impl Documents {
             events.push(Notification::new(id, &document.owner, text, "/documents").send(&self.hub)?);
         }
         // Withdraws the current value, and tells the pages that show it.
-        let deleted = Event::remove(id.to_owned()).name("document.deleted").data(json!({ "id": id }).to_string());
+        let deleted = Event::removal(id.to_owned()).name("document.deleted").data(json!({ "id": id }).to_string());
         events.push((self.hub.topic(TOPIC), deleted));
         Ok(publish_all(&self.hub, events).await?)
     }

@@ -108,7 +108,7 @@ async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
     options.listen = listener.local_addr()?;
 
-    let hub = options.share(settings().instance(options.name())).build()?;
+    let hub = options.share(settings().instance_name(options.name())).build()?;
     let app = App::new(&hub, &options)?;
     println!("open http://{}", options.listen);
     if !options.listen.ip().is_loopback() {

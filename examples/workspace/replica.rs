@@ -70,9 +70,9 @@ impl Replica {
 /// Reads until something is not to be had any more, or the hub is drained.
 async fn read(hub: Hub, followers: Arc<[Box<dyn Follower>]>, applied: watch::Sender<Option<Position>>) {
     let topics = followers.iter().flat_map(|follower| follower.topics());
-    let everything = Subscription::anonymous().topics(topics).start(Start::Oldest);
+    let everything = Subscription::anonymous().with_topics(topics).start(Start::Oldest);
     // An error before an instance has read the shared log, and once it is drained.
-    let Ok(mut log) = hub.stream(everything, None) else { return };
+    let Ok(mut log) = hub.subscribe(everything, None) else { return };
     followers.iter().for_each(|follower| follower.clear());
     let mut is_live = false;
     while let Some(item) = log.next().await {

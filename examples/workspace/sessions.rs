@@ -101,7 +101,7 @@ impl Sessions {
     /// Ends a session, and the streams of all its pages; the value of `Set-Cookie`. Where the log does not take it, the
     /// session goes on: a cookie that is gone here and good elsewhere would be worse than to be told to try again.
     pub(crate) async fn end(&self, session: &Session) -> Result<String, PublishError> {
-        let ended = Event::text("session.ended", session.id.clone()).key(session.id.clone());
+        let ended = Event::new("session.ended", session.id.clone()).key(session.id.clone());
         self.hub.topic(TOPIC).publish(ended).await?;
         // Here at once, before the log is read: so that nobody who asks now slips in.
         lock(&self.ended).insert(session.id.clone(), now());
@@ -116,7 +116,7 @@ impl Sessions {
 /// What the streams of a page may read. The page asks: `/events?topic=documents&topic=reports/ada`.
 impl Access for Sessions {
     async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
-        let session = self.of(request.headers()).ok_or(Refusal::login())?;
+        let session = self.of(request.headers()).ok_or(Refusal::unauthorized())?;
         let allowed = Public::topics(TopicFilter::exact(documents::TOPIC))
             .or(TopicFilter::exact(feed::TOPIC))
             .or(TopicFilter::exact(metrics::TOPIC))
@@ -132,7 +132,7 @@ impl Access for Sessions {
     /// Every 15 seconds, for what a disconnect did not reach.
     async fn recheck(&self, subscription: Subscription) -> Recheck {
         match subscription.extensions().get::<Session>() {
-            Some(session) if !self.is_valid(session) => Recheck::End(Refusal::login()),
+            Some(session) if !self.is_valid(session) => Recheck::End(Refusal::unauthorized()),
             _ => Recheck::Keep,
         }
     }

@@ -12,14 +12,14 @@ fuzz_target!(|input: (&str, &str, Option<&str>)| {
     let (name, data, key) = input;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let hub = Hub::builder().build().unwrap();
-    let mut event = Event::text(name.to_owned(), data.to_owned());
+    let mut event = Event::new(name.to_owned(), data.to_owned());
     if let Some(key) = key {
         event = event.key(key.to_owned());
     }
     let subscription = || Subscription::anonymous().topic("t");
-    let mut local = hub.stream(subscription(), Cursor::Absent).unwrap();
+    let mut local = hub.subscribe(subscription(), Cursor::Absent).unwrap();
     let request = http::Request::get("/").body(()).unwrap();
-    let body = hub.connect(StreamRequest::from_request(&request), subscription()).into_response().into_body();
+    let body = hub.respond(StreamRequest::from_request(&request), subscription()).into_response().into_body();
     if hub.topic("t").publish_now(event).is_err() {
         assert!(hub.position().to_string().ends_with(".0"), "a refused event used a position");
         return;

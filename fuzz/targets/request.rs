@@ -18,9 +18,9 @@ fuzz_target!(|input: (&str, &[u8], &[u8])| {
     let _ = stream_request.cursor();
     let rule = TopicFilter::prefix("public/");
     if let Ok(subscription) = Public::topics(rule.clone()).subscription(&stream_request) {
-        assert!(subscription.topic_list().iter().all(|topic: &Topic| rule.matches(topic)));
+        assert!(subscription.topics().iter().all(|topic: &Topic| rule.matches(topic)));
     }
     let hub = tower_sse::Hub::builder().build().unwrap();
-    let response = hub.connect(stream_request, tower_sse::Subscription::anonymous()).into_response();
+    let response = hub.respond(stream_request, tower_sse::Subscription::anonymous()).into_response();
     assert!(matches!(response.status().as_u16(), 200 | 406));
 });

@@ -139,12 +139,12 @@ impl HubBuilder {
         pub fn max_connections_per_user(connections: usize, over: OverLimit) => settings.limits.per_user = Some((connections, over));
 
         /// Bounds how many requests per second reach the access hook: for a stream, for its head
-        /// (`HEAD`), and to [change topics](crate::SseLayer::changeable). The hub answers the
+        /// (`HEAD`), and to [change topics](crate::SseLayer::allow_topic_changes). The hub answers the
         /// others before it asks the hook. A request for a stream gets a retryable refusal, whose
         /// `retry` grows with the number of those that wait, to about 30 s. A change of topics gets
         /// `503` with a `Retry-After` of that time. With a log that instances share, a change of
         /// topics of an unknown connection counts too, because the hub waits up to 500 ms for that
-        /// connection. Streams [in this process](Hub::stream) and in handlers ([`Hub::connect`])
+        /// connection. Streams [in this process](Hub::subscribe) and in handlers ([`Hub::respond`])
         /// take part. At least 1. Defaults to no bound.
         pub fn max_connects_per_second(connects: u32) => settings.limits.per_second = Some(connects);
 
@@ -194,7 +194,8 @@ impl HubBuilder {
     /// `tauri://localhost`, `chrome-extension://…`. `null` is refused, since every sandboxed page of any
     /// site has it. The site's own pages always may, and so may clients that are no browsers. A CORS layer
     /// must allow the origin too. Defaults to none.
-    pub fn allow_origin(mut self, origin: impl Into<Box<str>>) -> Self {
+    #[doc(alias = "allow_origin")]
+    pub fn allow_cross_origin(mut self, origin: impl Into<Box<str>>) -> Self {
         if let Origins::Listed(origins) = &mut self.configuration.settings.origins {
             origins.push(origin.into());
         }
@@ -207,7 +208,7 @@ impl HubBuilder {
     /// A proxy in front must hand on the client's `Host`, or have its own listed.
     ///
     /// This is against DNS rebinding. A page of another site can point its own name at this machine; to the browser
-    /// it then asks its own site, which [`allow_origin`](Self::allow_origin) lets in. Set it where streams are open to
+    /// it then asks its own site, which [`allow_cross_origin`](Self::allow_cross_origin) lets in. Set it where streams are open to
     /// clients that are not authenticated, above all in a private network or on `localhost`. Defaults to any host.
     pub fn allow_host(mut self, host: impl Into<Box<str>>) -> Self {
         self.configuration.settings.hosts.add(host.into());
@@ -242,7 +243,8 @@ impl HubBuilder {
 
         /// Sets after how much silence another instance, and who is connected there, counts as
         /// gone. An instance says three times in it that it is alive. Defaults to 15 s.
-        pub fn lease(lease: Duration) => settings.lease = lease;
+        #[doc(alias = "lease")]
+        pub fn peer_timeout(timeout: Duration) => settings.peer_timeout = timeout;
 
         /// Sets how long browsers wait before they reconnect. Within
         /// [`retry_range`](Self::retry_range). Defaults to 2 s.
@@ -282,13 +284,14 @@ impl HubBuilder {
         pub fn drain_limit(limit: Duration) => settings.drain_limit = limit;
 
         /// Sets how streams end, where their subscription does not say; and the one event of a
-        /// refusal that asks the client to come back ([`Refusal::later`](crate::Refusal::later)),
+        /// refusal that asks the client to come back ([`Refusal::retry_later`](crate::Refusal::retry_later)),
         /// which has none. Defaults to [`StreamEnd::Clean`].
         #[doc(alias = "end")]
         pub fn stream_end(end: StreamEnd) => settings.end = end;
 
         /// Names this instance in `hub.hello`, for people who debug. Defaults to no name.
-        pub fn instance(name: impl Into<Arc<str>>) => settings.instance = Some(name.into());
+        #[doc(alias = "instance")]
+        pub fn instance_name(name: impl Into<Arc<str>>) => settings.instance_name = Some(name.into());
     }
 
     /// Builds the hub. Needs no runtime.

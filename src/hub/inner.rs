@@ -42,7 +42,7 @@ use crate::types::{Address, Audience, Position};
 ///
 /// impl Documents {
 ///     async fn delete(&self, id: u64, owner: &str) -> Result<(), tower_sse::PublishError> {
-///         self.hub.user(owner).publish(Event::text("document.deleted", id.to_string())).await?;
+///         self.hub.user(owner).publish(Event::new("document.deleted", id.to_string())).await?;
 ///         Ok(())
 ///     }
 /// }
@@ -245,7 +245,7 @@ impl Host for Inner {
 }
 
 opaque_debug!(|hub: Hub| {
-    instance: hub.settings().instance,
+    instance: hub.settings().instance_name,
     position: hub.position(),
     connections: hub.registry().len(),
 });

@@ -35,7 +35,7 @@ impl Hub {
     ///
     /// let hub = Hub::builder().build()?;
     /// let mut lifecycle = hub.lifecycle();
-    /// let page = hub.stream(Subscription::user("ada"), None)?;
+    /// let page = hub.subscribe(Subscription::for_user("ada"), None)?;
     /// let Some(LifecycleEvent::Connected(connection)) = lifecycle.next().await else { panic!() };
     /// assert_eq!(connection.id, page.connection());
     /// # Ok(()) }

@@ -41,7 +41,7 @@ use crate::types::{
 /// let instance = settings(log.clone()).build()?;
 /// let publisher = settings(log).publisher()?;
 ///
-/// let progress = Event::text("progress", "40").key("report").idempotency_key("report 7: 40 %");
+/// let progress = Event::new("progress", "40").key("report").idempotency_key("report 7: 40 %");
 /// let position = publisher.topic("reports/7").and(publisher.user("ada")).publish(progress).await?;
 /// # let _ = (instance, position);
 /// # Ok(()) }

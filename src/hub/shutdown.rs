@@ -64,7 +64,7 @@ impl Hub {
     ///
     /// Sockets that carried a stream and do not close within another 2 s, without a move, are cut then.
     ///
-    /// Streams in this process ([`Hub::stream`]) end too, when they are polled next; it does not wait for them.
+    /// Streams in this process ([`Hub::subscribe`]) end too, when they are polled next; it does not wait for them.
     ///
     /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late,
     /// since `serve` does not return while streams are open.

@@ -18,7 +18,7 @@ use crate::types::{
     SubscriptionError, Topic,
 };
 
-/// What an in-process stream yields: [`Hub::stream`].
+/// What an in-process stream yields: [`Hub::subscribe`].
 #[doc(alias = "StreamItem")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -65,8 +65,8 @@ impl Hub {
     /// use tower_sse::{Event, Hub, SubscriberItem, Subscription};
     ///
     /// let hub = Hub::builder().build()?;
-    /// let mut page = hub.stream(Subscription::user("ada"), None)?;
-    /// hub.user("ada").publish(Event::text("document.deleted", "7")).await?;
+    /// let mut page = hub.subscribe(Subscription::for_user("ada"), None)?;
+    /// hub.user("ada").publish(Event::new("document.deleted", "7")).await?;
     /// assert!(matches!(page.next().await, Some(SubscriberItem::Event(event)) if event.data == "7"));
     /// # Ok(()) }
     /// ```
@@ -83,8 +83,9 @@ impl Hub {
     /// When the subscription's names or size are not allowed, a limit on connections is reached, the user
     /// was told to stay away, the hub has not read its shared log yet because the broker is not there
     /// ([`SubscriptionError::Unavailable`]), or the hub is being drained.
+    #[doc(alias = "stream")]
     #[expect(clippy::needless_pass_by_value, reason = "it is used for one stream")]
-    pub fn stream(
+    pub fn subscribe(
         &self,
         subscription: Subscription,
         cursor: impl Into<Cursor>,
@@ -93,10 +94,12 @@ impl Hub {
         let opened = self.take_turn().and_then(|()| self.open(&subscription, cursor.into(), request));
         let connection = opened.map_err(|refusal| match refusal.0 {
             Kind::Invalid(invalid) => invalid,
-            Kind::Later { reason: RefusalReason::Limit, .. } => SubscriptionError::Limit,
-            Kind::Later { reason: RefusalReason::Busy, .. } => SubscriptionError::NoRandomBytes,
-            Kind::Later { reason: RefusalReason::Disconnected, .. } | Kind::Never => SubscriptionError::Disconnected,
-            Kind::Later { reason: RefusalReason::Starting, .. } => SubscriptionError::Unavailable,
+            Kind::RetryLater { reason: RefusalReason::Limit, .. } => SubscriptionError::Limit,
+            Kind::RetryLater { reason: RefusalReason::Busy, .. } => SubscriptionError::NoRandomBytes,
+            Kind::RetryLater { reason: RefusalReason::Disconnected, .. } | Kind::Gone => {
+                SubscriptionError::Disconnected
+            }
+            Kind::RetryLater { reason: RefusalReason::Starting, .. } => SubscriptionError::Unavailable,
             _ => SubscriptionError::Closed,
         })?;
         let hub = self.clone();
@@ -127,7 +130,7 @@ impl Hub {
     }
 }
 
-/// A subscription in this process: [`Hub::stream`]. It ends when the hub ends it, or when it is dropped.
+/// A subscription in this process: [`Hub::subscribe`]. It ends when the hub ends it, or when it is dropped.
 #[doc(alias = "HubStream")]
 pub struct Subscriber {
     connection: ConnectionId,

@@ -64,8 +64,8 @@ pub(super) use {addressing, widening};
 /// use tower_sse::{Event, Hub};
 ///
 /// let hub = Hub::builder().build()?;
-/// hub.topic("news").publish(Event::text("headline", "It rains.")).await?;
-/// hub.user(42).and(hub.topic("audit")).publish(Event::message("signed in")).await?;
+/// hub.topic("news").publish(Event::new("headline", "It rains.")).await?;
+/// hub.user(42).and(hub.topic("audit")).publish(Event::unnamed("signed in")).await?;
 /// # Ok(()) }
 /// ```
 ///

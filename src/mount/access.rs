@@ -21,16 +21,16 @@ use crate::types::{Recheck, Refusal, Subscription};
 /// impl Access for Sessions {
 ///     async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
 ///         let cookie = request.headers().get("cookie").and_then(|value| value.to_str().ok());
-///         let user = self.pool.user_of(cookie.unwrap_or_default()).await.ok_or(Refusal::login())?;
-///         Ok(Subscription::user(user).topic("news"))
+///         let user = self.pool.user_of(cookie.unwrap_or_default()).await.ok_or(Refusal::unauthorized())?;
+///         Ok(Subscription::for_user(user).topic("news"))
 ///     }
 /// }
 ///
 /// # let hub = tower_sse::Hub::builder().build().unwrap();
 /// let _ = hub.endpoint(Sessions { pool: Pool });
 /// let _ = hub.endpoint(|request: StreamRequest| async move {
-///     let session = request.extensions().get::<u64>().copied().ok_or(Refusal::login())?;
-///     Ok(Subscription::user(session))
+///     let session = request.extensions().get::<u64>().copied().ok_or(Refusal::unauthorized())?;
+///     Ok(Subscription::for_user(session))
 /// });
 /// let _ = hub.endpoint(async |_: StreamRequest| Ok(Subscription::anonymous().topic("news")));
 /// ```

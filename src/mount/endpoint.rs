@@ -17,7 +17,7 @@ use crate::types::ConnectionId;
 pub struct SseEndpoint<A> {
     pub(super) hub: Hub,
     access: Arc<A>,
-    changeable: bool,
+    allow_topic_changes: bool,
 }
 
 impl Hub {
@@ -25,23 +25,24 @@ impl Hub {
     /// router operation.
     #[must_use]
     pub fn endpoint<A: Access>(&self, access: A) -> SseEndpoint<A> {
-        SseEndpoint { hub: self.clone(), access: Arc::new(access), changeable: false }
+        SseEndpoint { hub: self.clone(), access: Arc::new(access), allow_topic_changes: false }
     }
 }
 
 impl<A> SseEndpoint<A> {
     /// Also answers `POST …/{connection}/topics`, where it is routed to it: see
-    /// [`SseLayer::changeable`](crate::SseLayer::changeable). With axum,
+    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). With axum,
     /// `.route_service("/events", e.clone()).route_service("/events/{connection}/topics", e)`. Defaults to not.
+    #[doc(alias = "changeable")]
     #[must_use]
-    pub fn changeable(mut self) -> Self {
-        self.changeable = true;
+    pub fn allow_topic_changes(mut self) -> Self {
+        self.allow_topic_changes = true;
         self
     }
 
     /// Whether a request is about the topics of a connection, if this answers any. `/events/topics` may be a stream.
     pub(super) fn is_change(&self, method: &Method, path: &str) -> bool {
-        self.changeable
+        self.allow_topic_changes
             && topics::split_path(path)
                 .is_some_and(|(_, id)| method == Method::POST || id.parse::<ConnectionId>().is_ok())
     }
@@ -70,7 +71,7 @@ impl<A: Access, B> Service<Request<B>> for SseEndpoint<A> {
 
 impl<A> Clone for SseEndpoint<A> {
     fn clone(&self) -> Self {
-        Self { hub: self.hub.clone(), access: Arc::clone(&self.access), changeable: self.changeable }
+        Self { hub: self.hub.clone(), access: Arc::clone(&self.access), allow_topic_changes: self.allow_topic_changes }
     }
 }
 

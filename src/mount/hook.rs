@@ -45,7 +45,7 @@ impl Hub {
                 self.counters().hook_panicked(self.now());
                 Err(Refusal(Kind::Panicked))
             }
-            None => Err(Refusal::later(RefusalReason::Timeout)),
+            None => Err(Refusal::retry_later(RefusalReason::Timeout)),
         }
     }
 

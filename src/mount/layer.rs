@@ -63,9 +63,10 @@ impl<A> SseLayer<A> {
     /// connection of another user is answered like one that is not there: `404`. Topics may always be left.
     ///
     /// Defaults to not.
+    #[doc(alias = "changeable")]
     #[must_use]
-    pub fn changeable(mut self) -> Self {
-        self.endpoint = self.endpoint.changeable();
+    pub fn allow_topic_changes(mut self) -> Self {
+        self.endpoint = self.endpoint.allow_topic_changes();
         self
     }
 

@@ -120,7 +120,7 @@ mod tests {
             count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             std::future::ready(Ok::<_, Refusal>(Subscription::anonymous()))
         };
-        let endpoint = hub.endpoint(access).changeable();
+        let endpoint = hub.endpoint(access).allow_topic_changes();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
         let status = |method: &str, target: &str, hosts: &[&str]| {
@@ -128,7 +128,7 @@ mod tests {
             let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
             // A page of the attacker's site, to which the browser says that it asks its own.
             let request = request.header("sec-fetch-site", "same-origin").body(()).unwrap();
-            let asked = hub.connect(StreamRequest::from_request(&request), Subscription::anonymous()).into_response();
+            let asked = hub.respond(StreamRequest::from_request(&request), Subscription::anonymous()).into_response();
             let answered = block_on(endpoint.clone().oneshot(request)).unwrap();
             if method == "GET" {
                 assert_eq!(answered.status(), asked.status(), "a handler obeys the same rule");

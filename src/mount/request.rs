@@ -13,7 +13,7 @@ use crate::net::SseConnectInfo;
 use crate::types::{Cursor, DisconnectClock};
 
 /// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
-/// extractor, what a handler hands to [`Hub::connect`].
+/// extractor, what a handler hands to [`Hub::respond`].
 #[doc(alias = "Connect")]
 #[derive(Clone)]
 pub struct StreamRequest {

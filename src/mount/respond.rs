@@ -45,7 +45,7 @@ impl Hub {
     /// # }
     ///
     /// async fn events(State(hub): State<Hub>, user: AuthUser, request: StreamRequest) -> EventStream {
-    ///     hub.connect(request, Subscription::user(user.id))
+    ///     hub.respond(request, Subscription::for_user(user.id))
     /// }
     ///
     /// let hub = Hub::builder().build().unwrap();
@@ -53,8 +53,9 @@ impl Hub {
     /// # let _ = app; }
     /// # #[cfg(not(feature = "axum"))] fn main() {}
     /// ```
+    #[doc(alias = "connect")]
     #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
-    pub fn connect(&self, request: StreamRequest, subscription: Subscription) -> EventStream {
+    pub fn respond(&self, request: StreamRequest, subscription: Subscription) -> EventStream {
         let ticket = Taken::of(self, &subscription);
         let spend = || drop(ticket.and_then(Taken::spend));
         let response = self.look_at(&request).unwrap_or_else(|| {
@@ -65,8 +66,8 @@ impl Hub {
     }
 
     /// Answers a request with a refusal, from within a handler: `Result<EventStream, EventStream>` with
-    /// `.ok_or_else(|| hub.refuse(Refusal::login()))?` reads well.
-    #[expect(clippy::needless_pass_by_value, reason = "the twin of `connect`, which takes the subscription over")]
+    /// `.ok_or_else(|| hub.refuse(Refusal::unauthorized()))?` reads well.
+    #[expect(clippy::needless_pass_by_value, reason = "the twin of `respond`, which takes the subscription over")]
     pub fn refuse(&self, refusal: Refusal) -> EventStream {
         EventStream(self.refusal(&refusal))
     }
@@ -77,7 +78,7 @@ impl Hub {
         access: Arc<A>,
         mut request: Box<StreamRequest>,
     ) -> Response<EventBody> {
-        let draining = || self.is_draining().then(|| self.refusal(&Refusal::later(RefusalReason::Draining)));
+        let draining = || self.is_draining().then(|| self.refusal(&Refusal::retry_later(RefusalReason::Draining)));
         if let Some(refused) = self.look_at(&request).or_else(draining) {
             return without_body_for_head(request.method(), refused);
         }
@@ -139,12 +140,12 @@ impl Hub {
     fn refusal(&self, refusal: &Refusal) -> Response<EventBody> {
         tracing::debug!(?refusal, "an event stream was refused");
         match &refusal.0 {
-            Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
+            Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden\n"),
             Kind::Invalid(_) => plain(StatusCode::BAD_REQUEST, "bad subscription\n"),
             Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
-            Kind::Never => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
-            Kind::Later { reason, retry } => {
+            Kind::Gone => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
+            Kind::RetryLater { reason, retry } => {
                 let reason = *reason;
                 self.counters().refused(reason, self.now());
                 let retry = match retry {

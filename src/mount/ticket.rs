@@ -36,15 +36,15 @@ impl Hub {
     ///     }
     ///     async fn recheck(&self, subscription: Subscription) -> Recheck {
     ///         // Is the user still allowed to? Ask the database here.
-    ///         if subscription.user_id().is_some() { Recheck::Keep } else { Recheck::End(Refusal::forbidden()) }
+    ///         if subscription.user().is_some() { Recheck::Keep } else { Recheck::End(Refusal::forbidden()) }
     ///     }
     /// }
     /// ```
     ///
     /// A ticket opens one stream. Where layer and endpoint ask the hook, a request that gets no stream gives its ticket
     /// back: the hook refused it or took too long, a limit was reached, or the client left. So a browser
-    /// that comes back with the same URL after `hub.refused` is let in. In a handler only [`Hub::connect`]
-    /// gives a ticket back, if it refuses. Each request to [change topics](crate::SseLayer::changeable)
+    /// that comes back with the same URL after `hub.refused` is let in. In a handler only [`Hub::respond`]
+    /// gives a ticket back, if it refuses. Each request to [change topics](crate::SseLayer::allow_topic_changes)
     /// needs a ticket of its own, which is spent when the topics have changed.
     ///
     /// With several instances a ticket is given back by depositing it at the broker again, for the rest of
@@ -54,16 +54,16 @@ impl Hub {
     /// ticket is given back.
     ///
     /// # Errors
-    /// [`Refusal::login`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.
-    /// [`Refusal::later`] with the reason [`Starting`](RefusalReason::Starting) where the broker of a
+    /// [`Refusal::unauthorized`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.
+    /// [`Refusal::retry_later`] with the reason [`Starting`](RefusalReason::Starting) where the broker of a
     /// shared log does not answer.
     pub async fn redeem(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
-        let ticket = request.query_values("ticket").next().ok_or(Refusal::login())?;
+        let ticket = request.query_values("ticket").next().ok_or(Refusal::unauthorized())?;
         let taken = self.take_ticket(&ticket).await?;
         let subscription = match &request.redemptions {
             Some(redemptions) => redemptions.note(taken),
             None => taken.spend(),
         };
-        subscription.ok_or(Refusal::login())
+        subscription.ok_or(Refusal::unauthorized())
     }
 }

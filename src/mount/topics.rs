@@ -33,7 +33,7 @@ impl Hub {
             return self.no_change(&Refusal::forbidden());
         }
         if self.is_draining() {
-            return self.no_change(&Refusal::later(RefusalReason::Draining));
+            return self.no_change(&Refusal::retry_later(RefusalReason::Draining));
         }
         let redemption = request.redeems();
         let Some(asked) = as_stream(&request) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
@@ -94,9 +94,9 @@ impl Hub {
     /// The answer to a page whose topics stay as they are.
     fn no_change(&self, refusal: &Refusal) -> Response<EventBody> {
         match refusal.0 {
-            Kind::Login => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
-            Kind::Forbidden | Kind::Never => plain(StatusCode::FORBIDDEN, "forbidden\n"),
-            Kind::Later { retry, .. } => later(retry.unwrap_or(self.settings().retry)),
+            Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
+            Kind::Forbidden | Kind::Gone => plain(StatusCode::FORBIDDEN, "forbidden\n"),
+            Kind::RetryLater { retry, .. } => later(retry.unwrap_or(self.settings().retry)),
             Kind::Invalid(SubscriptionError::TooManyTopics) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
             Kind::Invalid(_) => plain(StatusCode::BAD_REQUEST, "bad subscription\n"),
             Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),

@@ -14,9 +14,9 @@ use super::name;
 /// ```
 /// use tower_sse::Event;
 ///
-/// let unnamed = Event::message("anything that is text, also\nseveral lines");
-/// let named = Event::text("news", "It rains.");
-/// let latest = Event::text("temperature", "21.5").key("boiler");
+/// let unnamed = Event::unnamed("anything that is text, also\nseveral lines");
+/// let named = Event::new("news", "It rains.");
+/// let latest = Event::new("temperature", "21.5").key("boiler");
 /// # let _ = (unnamed, named, latest);
 /// ```
 ///
@@ -36,7 +36,7 @@ pub struct Event {
 #[derive(Clone)]
 enum Text {
     Str(Cow<'static, str>),
-    /// Checked by [`Event::utf8`].
+    /// Checked by [`Event::from_utf8`].
     Bytes(Bytes),
 }
 
@@ -46,7 +46,8 @@ impl Event {
     /// `name` is up to 128 bytes without control characters; `open`, `error` and names that start with `hub.` are
     /// taken by the browser and the hub. An empty name is none. Line breaks in `data` may be LF, CR or CRLF; the
     /// receiver reads each of them as LF.
-    pub fn text(name: impl Into<Cow<'static, str>>, data: impl Into<Cow<'static, str>>) -> Self {
+    #[doc(alias = "text")]
+    pub fn new(name: impl Into<Cow<'static, str>>, data: impl Into<Cow<'static, str>>) -> Self {
         Self {
             name: name.into(),
             data: Text::Str(data.into()),
@@ -58,8 +59,9 @@ impl Event {
     }
 
     /// An event without a name: a browser hands it to `onmessage`.
-    pub fn message(data: impl Into<Cow<'static, str>>) -> Self {
-        Self::text("", data)
+    #[doc(alias = "message")]
+    pub fn unnamed(data: impl Into<Cow<'static, str>>) -> Self {
+        Self::new("", data)
     }
 
     /// A named event with a value, serialised now, as its data. Needs the feature `json` (on by default).
@@ -72,17 +74,18 @@ impl Event {
         T: serde::Serialize + ?Sized,
     {
         let data = serde_json::to_string(value).map_err(PublishError::not_json)?;
-        Ok(Self::text(name, data))
+        Ok(Self::new(name, data))
     }
 
     /// A named event with bytes from elsewhere as its data, for example the body of a request. Not copied.
     ///
     /// # Errors
     /// When `data` is not UTF-8, which is all that an event stream can carry.
-    pub fn utf8(name: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Result<Self, PublishError> {
+    #[doc(alias = "utf8")]
+    pub fn from_utf8(name: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Result<Self, PublishError> {
         let data = data.into();
         std::str::from_utf8(&data).map_err(PublishError::not_utf8)?;
-        let mut event = Self::text(name, "");
+        let mut event = Self::new(name, "");
         event.data = Text::Bytes(data);
         Ok(event)
     }
@@ -90,9 +93,10 @@ impl Event {
     /// Withdraws the current value of `key` where [`Retention::latest_per_key`](crate::Retention::latest_per_key)
     /// holds, and is delivered itself, so that open pages can drop it too. Its data is the key unless
     /// [`data`](Self::data) sets another; it has no name unless [`name`](Self::name) gives one.
-    pub fn remove(key: impl Into<Cow<'static, str>>) -> Self {
+    #[doc(alias = "remove")]
+    pub fn removal(key: impl Into<Cow<'static, str>>) -> Self {
         let key = key.into();
-        Self { removes: true, ..Self::message(key.clone()).key(key) }
+        Self { removes: true, ..Self::unnamed(key.clone()).key(key) }
     }
 
     /// Sets the name. Defaults to none.
@@ -196,16 +200,16 @@ mod tests {
     #[test]
     fn names_that_would_break_the_stream_or_mean_something_else_are_refused() {
         for c in ["\n", "\r", "\0", "\t", "\u{7f}", "\u{85}", "\u{202e}", "\u{2066}"] {
-            let message = problem(&Event::text(format!("a{c}b"), ""));
+            let message = problem(&Event::new(format!("a{c}b"), ""));
             assert!(message.starts_with("event name contains the control character U+"), "{message}");
         }
         for reserved in ["open", "error", "hub.hello", "hub."] {
-            assert!(problem(&Event::text(reserved, "")).starts_with("event name is reserved"));
+            assert!(problem(&Event::new(reserved, "")).starts_with("event name is reserved"));
         }
-        assert_eq!(problem(&Event::text("x".repeat(129), "")), "event name is longer than 128 bytes");
-        assert_eq!(problem(&Event::text("x", "").key("")), "key is empty");
+        assert_eq!(problem(&Event::new("x".repeat(129), "")), "event name is longer than 128 bytes");
+        assert_eq!(problem(&Event::new("x", "").key("")), "key is empty");
         assert_eq!(
-            problem(&Event::text("x", "").idempotency_key("a\n")),
+            problem(&Event::new("x", "").idempotency_key("a\n")),
             "idempotency key contains the control character U+000A"
         );
     }
@@ -213,14 +217,14 @@ mod tests {
     #[test]
     fn other_names_are_fine() {
         for name in ["", "message", "document.deleted", "hub", "Open", "имя", "a b:c"] {
-            assert_eq!(Event::text(name, "").check(128), Ok(()), "{name}");
+            assert_eq!(Event::new(name, "").check(128), Ok(()), "{name}");
         }
-        assert_eq!(Event::text("x".repeat(128), "").check(128), Ok(()));
+        assert_eq!(Event::new("x".repeat(128), "").check(128), Ok(()));
     }
 
     #[test]
     fn bytes_that_are_not_utf8_are_refused() {
-        let error = Event::utf8("x", &b"\xc3\x28"[..]).unwrap_err();
+        let error = Event::from_utf8("x", &b"\xc3\x28"[..]).unwrap_err();
         assert!(error.is_invalid());
         assert_eq!(error.to_string(), "data is not UTF-8");
     }
@@ -236,6 +240,6 @@ mod tests {
 
     #[test]
     fn debug_keeps_the_data_to_itself() {
-        assert!(!format!("{:?}", Event::message("s3cret")).contains("s3cret"));
+        assert!(!format!("{:?}", Event::unnamed("s3cret")).contains("s3cret"));
     }
 }

@@ -55,7 +55,7 @@ reasons! {
     /// Why a request got no stream: the `reason` of `hub.refused`, a stream of one event that tells the browser when
     /// to try again.
     RefusalReason {
-        /// The application said [`Refusal::later`](crate::Refusal::later).
+        /// The application said [`Refusal::retry_later`](crate::Refusal::retry_later).
         Busy = "busy",
         /// A limit on connections is reached.
         Limit = "limit",

@@ -22,7 +22,7 @@ pub enum Recheck {
     /// A [ticket](crate::Hub::ticket) that is redeemed is narrowed in the same way. Its page may then
     /// [join](Subscription::may_join) the topics that both the ticket and this subscription allow.
     Narrow(Subscription),
-    /// It ends at once. After [`Refusal::later`] the client comes back then, after [`Refusal::never`] not for a day;
+    /// It ends at once. After [`Refusal::retry_later`] the client comes back then, after [`Refusal::gone`] not for a day;
     /// after the others it comes back, and the hook answers it as it does every request.
     End(Refusal),
     /// It stays as it is, and need not be asked about again.

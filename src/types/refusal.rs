@@ -14,13 +14,13 @@ pub struct Refusal(pub(crate) Kind);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Login,
+    Unauthorized,
     Forbidden,
-    Later {
+    RetryLater {
         reason: RefusalReason,
         retry: Option<Duration>,
     },
-    Never,
+    Gone,
     /// Only the hub refuses with this: the same request will never succeed.
     Invalid(SubscriptionError),
     /// Only the hub refuses with this: the access hook panicked.
@@ -29,10 +29,10 @@ pub(crate) enum Kind {
 
 impl Refusal {
     /// `401`: the client must sign in first. Browsers do not retry.
-    #[doc(alias = "unauthorized")]
+    #[doc(alias = "login")]
     #[must_use]
-    pub fn login() -> Self {
-        Self(Kind::Login)
+    pub fn unauthorized() -> Self {
+        Self(Kind::Unauthorized)
     }
 
     /// `403`: the client may not have this. Return the same for what does not exist, so that a
@@ -44,15 +44,17 @@ impl Refusal {
 
     /// `200` and `hub.refused`: the client should come back, after a random time of one to three times
     /// [`HubBuilder::retry`](crate::HubBuilder::retry), or what [`retry`](Self::retry) sets.
+    #[doc(alias = "later")]
     #[must_use]
-    pub fn later(reason: RefusalReason) -> Self {
-        Self(Kind::Later { reason, retry: None })
+    pub fn retry_later(reason: RefusalReason) -> Self {
+        Self(Kind::RetryLater { reason, retry: None })
     }
 
     /// `204`: the client should never come back. Browsers obey.
+    #[doc(alias = "never")]
     #[must_use]
-    pub fn never() -> Self {
-        Self(Kind::Never)
+    pub fn gone() -> Self {
+        Self(Kind::Gone)
     }
 
     pub(crate) fn invalid(invalid: SubscriptionError) -> Self {
@@ -61,15 +63,15 @@ impl Refusal {
 
     /// Returns the refusal of a decision that a disconnect has outdated. The client asks again.
     pub(crate) fn outdated() -> Self {
-        Self::later(RefusalReason::Disconnected)
+        Self::retry_later(RefusalReason::Disconnected)
     }
 
-    /// Sets when the client should come back, for [`later`](Self::later); the hub adds up to half
+    /// Sets when the client should come back, for [`retry_later`](Self::retry_later); the hub adds up to half
     /// of it, so that clients that were refused together do not come back together. Changes nothing
     /// for the others.
     #[must_use]
     pub fn retry(mut self, after: Duration) -> Self {
-        if let Kind::Later { retry, .. } = &mut self.0 {
+        if let Kind::RetryLater { retry, .. } = &mut self.0 {
             *retry = Some(after);
         }
         self

@@ -75,7 +75,7 @@ impl Retention {
 
     /// The newest event of each [`key`](crate::Event::key): at most 1,024 keys and 1 MiB, whatever their age, unless
     /// set otherwise. A new page gets every current value at once. Events without a key are treated as
-    /// [`live`](Self::live), and so is the news of a [removal](crate::Event::remove).
+    /// [`live`](Self::live), and so is the news of a [removal](crate::Event::removal).
     #[must_use]
     pub fn latest_per_key() -> Self {
         Self { kind: Kind::LatestPerKey, keyed: Bounds { count: 1024, bytes: 1 << 20, age: None }, ..Self::live() }

@@ -21,9 +21,9 @@ use super::topic_filter::TopicFilter;
 /// use std::time::Duration;
 /// use tower_sse::Subscription;
 ///
-/// let subscription = Subscription::user(42)
+/// let subscription = Subscription::for_user(42)
 ///     .topic("news")
-///     .topics(["documents/7", "documents/9"])
+///     .with_topics(["documents/7", "documents/9"])
 ///     .expires_in(Duration::from_secs(3600));
 /// # let _ = subscription;
 /// ```
@@ -211,7 +211,8 @@ impl Subscription {
     pub const MAX_DATA_BYTES: usize = 4096;
 
     /// For a page of this user, which gets what is sent to the user.
-    pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(user: U) -> Self {
+    #[doc(alias = "user")]
+    pub fn for_user<U: TryInto<UserId, Error: Into<InvalidName>>>(user: U) -> Self {
         Self::anonymous().with_user(user)
     }
 
@@ -252,14 +253,14 @@ impl Subscription {
 
     /// Adds several topics.
     #[must_use]
-    pub fn topics<I: IntoIterator<Item: TryInto<Topic, Error: Into<InvalidName>>>>(self, topics: I) -> Self {
+    pub fn with_topics<I: IntoIterator<Item: TryInto<Topic, Error: Into<InvalidName>>>>(self, topics: I) -> Self {
         topics.into_iter().fold(self, Self::topic)
     }
 
     /// Adds a topic that may be read from a position on: the position of the log when the user was
     /// admitted, for example, which the application stores. No cursor reads what was published to
     /// the topic up to there, current values included, and no gap is reported for it. The position
-    /// also bounds what a page joins with [`SseLayer::changeable`](crate::SseLayer::changeable) and
+    /// also bounds what a page joins with [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) and
     /// `since`.
     ///
     /// Without a bound a client may read whatever the hub and a shared log retain of its topics: an
@@ -271,7 +272,7 @@ impl Subscription {
     /// # fn example(admitted_at: tower_sse::Position) {
     /// use tower_sse::Subscription;
     ///
-    /// let subscription = Subscription::user("ada").topic_since("rooms/7", admitted_at);
+    /// let subscription = Subscription::for_user("ada").topic_since("rooms/7", admitted_at);
     /// # let _ = subscription;
     /// # }
     /// ```
@@ -302,7 +303,7 @@ impl Subscription {
     }
 
     /// Lets the page itself join the topics that this rule matches, later and without reconnecting:
-    /// [`SseLayer::changeable`](crate::SseLayer::changeable). It may always join those that the hook would subscribe it
+    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). It may always join those that the hook would subscribe it
     /// to. Defaults to none.
     #[must_use]
     pub fn may_join(mut self, rule: TopicFilter) -> Self {
@@ -410,14 +411,16 @@ impl Subscription {
     }
 
     /// The user, if it is for one.
+    #[doc(alias = "user_id")]
     #[must_use]
-    pub fn user_id(&self) -> Option<&UserId> {
+    pub fn user(&self) -> Option<&UserId> {
         self.user.as_ref()
     }
 
     /// The topics, each once, in the order in which they were added.
+    #[doc(alias = "topic_list")]
     #[must_use]
-    pub fn topic_list(&self) -> &[Topic] {
+    pub fn topics(&self) -> &[Topic] {
         &self.topics
     }
 

@@ -196,26 +196,26 @@ mod tests {
 
     #[test]
     fn fields_have_one_space_and_the_id_comes_last() {
-        assert_eq!(text(&Event::text("a", "b")), "event: a\ndata: b\nid: 1.a0.7\n\n");
-        assert_eq!(text(&Event::message("")), "data: \nid: 1.a0.7\n\n");
+        assert_eq!(text(&Event::new("a", "b")), "event: a\ndata: b\nid: 1.a0.7\n\n");
+        assert_eq!(text(&Event::unnamed("")), "data: \nid: 1.a0.7\n\n");
     }
 
     #[test]
     fn every_kind_of_line_break_ends_one_line() {
         assert_eq!(
-            text(&Event::message("\ra\nb\r\nc\n\rd\r\n")),
+            text(&Event::unnamed("\ra\nb\r\nc\n\rd\r\n")),
             "data: \ndata: a\ndata: b\ndata: c\ndata: \ndata: d\ndata: \nid: 1.a0.7\n\n"
         );
     }
 
     #[test]
     fn data_that_looks_like_fields_stays_data() {
-        assert_eq!(text(&Event::message("id: 9\nevent: x")), "data: id: 9\ndata: event: x\nid: 1.a0.7\n\n");
+        assert_eq!(text(&Event::unnamed("id: 9\nevent: x")), "data: id: 9\ndata: event: x\nid: 1.a0.7\n\n");
     }
 
     #[test]
     fn retry_is_clamped() {
-        let retry = |retry| text(&Event::message("").retry(retry));
+        let retry = |retry| text(&Event::unnamed("").retry(retry));
         assert!(retry(Duration::ZERO).starts_with("retry: 100\n"));
         assert!(retry(Duration::from_millis(1500)).starts_with("retry: 1500\n"));
         assert!(retry(Duration::MAX).starts_with("retry: 60000\n"));
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_limit_counts_what_is_framed() {
-        let event = Event::text("n", "a\nb"); // "event: n\n" + "data: a\n" + "data: b\n"
+        let event = Event::new("n", "a\nb"); // "event: n\n" + "data: a\n" + "data: b\n"
         assert!(Draft::encode(&event, &framing(25)).is_ok());
         let error = Draft::encode(&event, &framing(24)).unwrap_err();
         assert!(error.is_too_large() && error.is_invalid());
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn without_an_id_the_rest_is_the_same() {
-        let frame = frame(&Event::text("a", "b\nc"));
+        let frame = frame(&Event::new("a", "b\nc"));
         let mut out = Vec::new();
         frame.write(&mut out, false);
         assert_eq!(out, b"event: a\ndata: b\ndata: c\n\n");
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn the_whole_is_one_http_chunk() {
-        let frame = frame(&Event::message("x".repeat(300)));
+        let frame = frame(&Event::unnamed("x".repeat(300)));
         let whole = frame.chunk().clone().into_whole();
         let (size, rest) = whole.split_at(8);
         let size = usize::from_str_radix(std::str::from_utf8(size).unwrap(), 16).unwrap();
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn it_decodes_to_what_a_browser_reads() {
         for (data, read) in [("", ""), ("a\r\nb\r", "a\nb\n"), (" x ", " x "), ("data: y", "data: y")] {
-            assert_eq!(frame(&Event::text("n", data)).decode(), ("n".into(), read.into()));
+            assert_eq!(frame(&Event::new("n", data)).decode(), ("n".into(), read.into()));
         }
     }
 }

@@ -28,11 +28,11 @@ async fn a_publish_waits_until_a_replica_has_the_record() {
         .publisher()
         .unwrap();
     for n in 1..=20 {
-        publisher.topic("t").publish(Event::message("x")).await.unwrap();
+        publisher.topic("t").publish(Event::unnamed("x")).await.unwrap();
         assert_eq!(replica.cli(&["XLEN", LOG]), n.to_string());
     }
     proxy.set(Mode::StallsAnswers);
-    let mut publish = std::pin::pin!(publisher.topic("t").publish(Event::message("x")));
+    let mut publish = std::pin::pin!(publisher.topic("t").publish(Event::unnamed("x")));
     let early = tokio::time::timeout(Duration::from_millis(300), &mut publish).await;
     assert!(early.is_err(), "{early:?}");
     assert_eq!([primary.cli(&["XLEN", LOG]), replica.cli(&["XLEN", LOG])], ["21", "20"]);
@@ -53,7 +53,7 @@ async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
     // The primary has it, so the outcome is unknown.
     assert_eq!(server.cli(&["XLEN", LOG]), "1");
     let publisher = Hub::builder().backplane(log).publisher().unwrap();
-    let error = soon(publisher.topic("t").publish(Event::message("x"))).await.unwrap_err();
+    let error = soon(publisher.topic("t").publish(Event::unnamed("x"))).await.unwrap_err();
     assert!(error.is_unknown(), "{error}");
 }
 

@@ -26,10 +26,10 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
     let proxy = Proxy::start(server.port).await;
     let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "grown").unwrap().timeout(TIMEOUT);
     let hub = start(log(proxy.port)).await;
-    let mut page = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let mut page = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let publish = async |hub: &Hub, numbers: std::ops::Range<u32>| {
         for n in numbers {
-            hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+            hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
         }
     };
     publish(&hub, 0..10).await;
@@ -47,7 +47,7 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
     // It knows nothing of the ten that are lost.
     let worker = builder().backplane(log(server.port)).publisher().unwrap();
     for n in 100..130 {
-        worker.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        worker.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
     }
     proxy.set(Mode::Passes);
     let mut gaps = Vec::new();
@@ -66,13 +66,13 @@ async fn a_value_of_a_union_ends_where_it_was_removed<B: BrokerServer>(broker: B
     let log = B::short(broker.log("union"), 500);
     let one = start(log.clone()).await;
     let both = one.topic("latest/a").and(one.topic("latest/b"));
-    both.publish(Event::text("v", "1").key("k")).await.unwrap();
-    one.topic("latest/a").publish(Event::remove("k")).await.unwrap();
+    both.publish(Event::new("v", "1").key("k")).await.unwrap();
+    one.topic("latest/a").publish(Event::removal("k")).await.unwrap();
     broker.has_copied("union", 2).await;
     busy(&one).await;
     let two = start(log).await;
     for (topic, expected) in [("latest/a", 0), ("latest/b", 1)] {
-        let mut page = two.stream(Subscription::anonymous().topic(topic), Cursor::Absent).unwrap();
+        let mut page = two.subscribe(Subscription::anonymous().topic(topic), Cursor::Absent).unwrap();
         let mut values = 0;
         loop {
             match soon(page.next()).await.unwrap() {
@@ -86,7 +86,7 @@ async fn a_value_of_a_union_ends_where_it_was_removed<B: BrokerServer>(broker: B
 }
 
 async fn busy(hub: &Hub) {
-    let events = (0..6_000).map(|n| (hub.topic("busy"), Event::message(n.to_string())));
+    let events = (0..6_000).map(|n| (hub.topic("busy"), Event::unnamed(n.to_string())));
     assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
 }
 
@@ -100,7 +100,7 @@ async fn a_disconnect_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
     until(|| near.stats().others == 1 && far.stats().others == 1).await;
     for (round, mode) in [Mode::Resets, Mode::StallsAnswers, Mode::Resets].into_iter().enumerate() {
         let user = format!("ada{round}");
-        let mut page = far.stream(Subscription::user(&*user), Cursor::Absent).unwrap();
+        let mut page = far.subscribe(Subscription::for_user(&*user), Cursor::Absent).unwrap();
         proxy.set(mode);
         until(|| !far.health().ready).await;
         near.user(&*user).disconnect(Disconnect::now()).await.unwrap();
@@ -129,13 +129,13 @@ async fn many_and_large_values_are_read_in_pages() {
     for batch in 0..5 {
         let events = (0..1_000).map(|n| {
             let key = format!("{batch}.{n}");
-            (worker.topic("latest/a"), Event::text("v", large.clone()).key(key))
+            (worker.topic("latest/a"), Event::new("v", large.clone()).key(key))
         });
         assert!(worker.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
     }
     let hub = many(log()).build().unwrap();
     until(|| hub.health().ready).await;
-    let mut page = hub.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+    let mut page = hub.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
     let mut values = 0;
     loop {
         match soon(page.next()).await.unwrap() {
@@ -159,12 +159,12 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     };
     let (near, far) = (start(log(server.port)).await, start(log(proxy.port)).await);
     let set = async |key: &str, value: &str| {
-        near.topic("latest/a").publish(Event::text("v", value.to_owned()).key(key.to_owned())).await.unwrap();
+        near.topic("latest/a").publish(Event::new("v", value.to_owned()).key(key.to_owned())).await.unwrap();
     };
     set("stays", "1").await;
     set("changes", "1").await;
     set("ends", "1").await;
-    let mut page = far.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+    let mut page = far.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
     let mut came = Vec::new();
     while came.len() < 3 {
         if let SubscriberItem::Event(event) = soon(page.next()).await.unwrap() {
@@ -174,11 +174,11 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     proxy.set(Mode::Resets);
     until(|| !far.health().ready).await;
     set("changes", "2").await;
-    near.topic("latest/a").publish(Event::remove("ends")).await.unwrap();
+    near.topic("latest/a").publish(Event::removal("ends")).await.unwrap();
     busy(&near).await;
     proxy.set(Mode::Passes);
     until(|| far.health().ready).await;
-    let mut fresh = far.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+    let mut fresh = far.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
     let mut values = Vec::new();
     loop {
         match soon(fresh.next()).await.unwrap() {

@@ -17,7 +17,7 @@ use crate::redis_server::{FORGETFUL, RedisServer};
 fn builder() -> HubBuilder {
     Hub::builder()
         .probe_interval(Duration::from_millis(100))
-        .lease(Duration::from_millis(900))
+        .peer_timeout(Duration::from_millis(900))
         .presence_grace(Duration::from_millis(50))
         .presence_for(TopicFilter::prefix("room/"))
 }
@@ -29,7 +29,7 @@ async fn start(builder: HubBuilder, log: impl Backplane) -> Hub {
 }
 
 fn listen(hub: &Hub, user: &str, topic: &str) -> Subscriber {
-    hub.stream(Subscription::user(user).topic(topic), Cursor::Absent).unwrap()
+    hub.subscribe(Subscription::for_user(user).topic(topic), Cursor::Absent).unwrap()
 }
 
 async fn until_ended(stream: &mut Subscriber) -> EndReason {
@@ -76,7 +76,7 @@ async fn a_disconnect_and_a_leave_do_not_wait_for_a_log_that_cannot_be_read() {
     until(|| two.topic("news").count() == 2).await;
     behind.way.log_is_away.store(true, Ordering::SeqCst);
     // From here on the commands are given at positions that `one` cannot reach.
-    two.topic("other").publish(Event::message("x")).await.unwrap();
+    two.topic("other").publish(Event::unnamed("x")).await.unwrap();
     until(|| !one.health().ready).await;
     // A join waits for the log, and the others are behind it.
     two.user("cyd").join("other").await.unwrap();
@@ -96,7 +96,7 @@ async fn a_join_waits_for_the_log_no_longer_than_the_publish_timeout() {
     let page = listen(&one, "ada", "news");
     until(|| two.topic("news").count() == 1).await;
     behind.way.log_is_away.store(true, Ordering::SeqCst);
-    two.topic("other").publish(Event::message("x")).await.unwrap();
+    two.topic("other").publish(Event::unnamed("x")).await.unwrap();
     until(|| !one.health().ready).await;
     two.user("ada").join("other").await.unwrap();
     until(|| one.topic("other").count() == 1).await;
@@ -111,7 +111,7 @@ async fn a_leave_has_the_last_word_after_a_join_that_waits() {
     let page = listen(&one, "ada", "news");
     until(|| two.topic("news").count() == 1).await;
     behind.way.log_is_away.store(true, Ordering::SeqCst);
-    two.topic("other").publish(Event::message("x")).await.unwrap();
+    two.topic("other").publish(Event::unnamed("x")).await.unwrap();
     until(|| !one.health().ready).await;
     two.user("ada").join("other").await.unwrap();
     two.user("ada").leave("other").await.unwrap();
@@ -135,7 +135,7 @@ async fn an_instance_that_cannot_hear_the_others_is_not_ready() {
     server.cli(&["SET", &control, "not a stream"]);
     let hub = builder().backplane(Redis::new(&server.url(), "deaf").unwrap()).build().unwrap();
     // The log was read, so streams are opened.
-    until(|| hub.stream(Subscription::anonymous().topic("news"), Cursor::Absent).is_ok()).await;
+    until(|| hub.subscribe(Subscription::anonymous().topic("news"), Cursor::Absent).is_ok()).await;
     assert!(!hub.health().ready);
     server.cli(&["DEL", &control]);
     until(|| hub.health().ready).await;
@@ -160,7 +160,7 @@ async fn a_connection_with_very_many_topics_does_not_hide_the_others_with_nats()
     let two = start(builder().max_topics(TOPICS), log()).await;
     let name = "x".repeat(240);
     let topics = (0..TOPICS).map(|n| format!("{n:05}/{name}"));
-    let wide = one.stream(Subscription::user("wide").topics(topics), Cursor::Absent).unwrap();
+    let wide = one.subscribe(Subscription::for_user("wide").with_topics(topics), Cursor::Absent).unwrap();
     let narrow = listen(&one, "ada", "news");
     until(|| two.user("ada").count() == 1 && two.user("wide").count() == 1).await;
     drop((wide, narrow));
@@ -172,7 +172,7 @@ async fn a_failed_presence_event_is_not_published_after_a_later_one_of_the_same_
     let log = Memory::new();
     let reached = Reached::new(&log);
     let hub = start(builder(), reached.clone()).await;
-    let mut watcher = hub.stream(Subscription::anonymous().topic("room/1"), Cursor::Absent).unwrap();
+    let mut watcher = hub.subscribe(Subscription::anonymous().topic("room/1"), Cursor::Absent).unwrap();
     reached.way.log_is_away.store(true, Ordering::SeqCst);
     drop(listen(&hub, "ada", "room/1"));
     // Both wait for the log.

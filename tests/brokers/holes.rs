@@ -26,11 +26,11 @@ async fn start(log: impl Backplane) -> Hub {
 }
 
 fn open(hub: &Hub, cursor: impl Into<Cursor>) -> Subscriber {
-    hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap()
+    hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap()
 }
 
 async fn publish(hub: &Hub, numbers: std::ops::Range<u64>) {
-    let events = numbers.map(|n| (hub.topic("t"), Event::message(n.to_string())));
+    let events = numbers.map(|n| (hub.topic("t"), Event::unnamed(n.to_string())));
     assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
 }
 
@@ -184,14 +184,14 @@ async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
     until(|| !hub.health().ready).await;
     log.trim_to(150_000);
     let cursor = Cursor::parse(format!("1.{epoch}.150000").as_bytes());
-    let mut page = hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap();
+    let mut page = hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap();
     log.set_away(false);
     until(|| hub.health().ready).await;
     publish(&hub, 7..8).await;
     assert_eq!(read_to(&mut page, "7").await, (texts(7..8), Vec::new()));
     // An instance that follows the log knows that such a client makes it up.
     let cursor = Cursor::parse(format!("1.{epoch}.999999999").as_bytes());
-    let mut page = hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap();
+    let mut page = hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap();
     publish(&hub, 8..9).await;
     assert_eq!(read_to(&mut page, "8").await.1, ["ahead"]);
 }
@@ -210,16 +210,16 @@ async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
         }
     };
     let one = hub(log.clone()).await;
-    one.topic("latest/a").publish(Event::message("old").key("old")).await.unwrap();
+    one.topic("latest/a").publish(Event::unnamed("old").key("old")).await.unwrap();
     // A value that the log still has, and one that only the values beside it have.
     for trims in [false, true] {
         tokio::time::sleep(Duration::from_millis(2_100)).await;
-        one.topic("latest/a").publish(Event::message("young").key("young")).await.unwrap();
+        one.topic("latest/a").publish(Event::unnamed("young").key("young")).await.unwrap();
         if trims {
             log.trim_to(log.last());
         }
         let two = hub(log.clone()).await;
-        let mut page = two.stream(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
+        let mut page = two.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
         let mut values = Vec::new();
         loop {
             match soon(page.next()).await.unwrap() {

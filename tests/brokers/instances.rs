@@ -45,7 +45,7 @@ impl Instance {
 
 /// Publishes numbers to `t`, and goes on where it failed, since an error may have been an append.
 async fn publish(hub: &Hub, number: u64) -> bool {
-    hub.topic("t").publish(Event::message(number.to_string())).await.is_ok()
+    hub.topic("t").publish(Event::unnamed(number.to_string())).await.is_ok()
 }
 
 async fn numbers(events: &mut Events, count: usize) -> Vec<u64> {
@@ -66,13 +66,13 @@ async fn what_one_publishes_the_other_delivers(log: impl Backplane + Clone) {
     let mut at_two = subscribe(two.server.addr, "/events?topic=t").await;
     for n in 0..100 {
         let hub = if n % 2 == 0 { &one.hub } else { &two.hub };
-        let published = hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        let published = hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
         let (a, b) = (at_one.next_own().await, at_two.next_own().await);
         assert_eq!((&a.data, &b.data), (&n.to_string(), &n.to_string()));
         assert_eq!((a.id, b.id), (published.position.to_string(), published.position.to_string()));
     }
     // A batch is one step.
-    let batch = (0..500).map(|n| (one.hub.topic("t"), Event::message(n.to_string())));
+    let batch = (0..500).map(|n| (one.hub.topic("t"), Event::unnamed(n.to_string())));
     assert!(one.hub.publish_many(batch).await.iter().all(Result::is_ok));
     assert_eq!(numbers(&mut at_two, 500).await, (0..500).collect::<Vec<_>>());
 
@@ -98,10 +98,10 @@ for_each_broker!(what_one_publishes_the_other_delivers(log): memory, redis, nats
 async fn a_late_instance_knows_what_the_log_keeps(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
     let begin = one.hub.position().to_string();
-    one.hub.topic("latest/a").publish(Event::text("v", "1").key("k")).await.unwrap();
-    one.hub.topic("latest/a").publish(Event::text("v", "2").key("k")).await.unwrap();
-    one.hub.topic("latest/a").publish(Event::text("v", "gone").key("other")).await.unwrap();
-    one.hub.topic("latest/a").publish(Event::remove("other")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::new("v", "1").key("k")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::new("v", "2").key("k")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::new("v", "gone").key("other")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::removal("other")).await.unwrap();
     for n in 0..50 {
         assert!(publish(&one.hub, n).await);
     }
@@ -121,7 +121,7 @@ async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: Br
     assert!(one.hub.health().live && !one.hub.health().ready);
     let refused = get(one.server.addr, "/events?topic=t").await.events().next().await;
     assert!(refused.event == "hub.refused" && refused.data.contains("starting"), "{}", refused.data);
-    let error = one.hub.topic("t").publish(Event::message("x")).await.unwrap_err();
+    let error = one.hub.topic("t").publish(Event::unnamed("x")).await.unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown() && !error.is_invalid(), "{error:?}");
     server.restart();
     let one = one.ready().await;
@@ -197,7 +197,7 @@ async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: BrokerSer
         subscribe(one.server.addr, "/events?topic=t&topic=latest/a").await,
         subscribe(two.server.addr, "/events?topic=t&topic=latest/a").await,
     ];
-    one.hub.topic("latest/a").publish(Event::text("v", "old").key("k")).await.unwrap();
+    one.hub.topic("latest/a").publish(Event::new("v", "old").key("k")).await.unwrap();
     for n in 0..10 {
         assert!(publish(&one.hub, n).await);
     }
@@ -258,7 +258,7 @@ async fn a_poison_record_is_skipped_and_a_gap_for_its_audience(log: impl Backpla
         let gap = stream.next().await;
         assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\""), "{}", gap.data);
     }
-    one.hub.topic("a").and(one.hub.topic("b")).publish(Event::message("on")).await.unwrap();
+    one.hub.topic("a").and(one.hub.topic("b")).publish(Event::unnamed("on")).await.unwrap();
     assert_eq!((a.next_own().await.data, b.next_own().await.data), ("on".to_owned(), "on".to_owned()));
     assert_eq!(one.hub.stats().skipped, 3);
 }
@@ -314,7 +314,7 @@ async fn a_script_in_another_language_publishes() {
 #[tokio::test]
 async fn publishing_now_is_not_for_a_shared_log() {
     let one = Instance::start(Memory::new()).await.ready().await;
-    let error = one.hub.topic("t").publish_now(Event::message("x")).unwrap_err();
+    let error = one.hub.topic("t").publish_now(Event::unnamed("x")).unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown());
 }
 
@@ -399,7 +399,7 @@ async fn a_broker_that_was_rolled_back_is_noticed_and_told_of<B: BrokerServer>(m
         }
     }
     until(|| one.hub.health().ready && two.hub.health().ready).await;
-    let after = one.hub.topic("t").publish(Event::message("20")).await.unwrap().position.to_string();
+    let after = one.hub.topic("t").publish(Event::unnamed("20")).await.unwrap().position.to_string();
     assert!(after.split('.').nth(1) != before.split('.').nth(1), "{before} {after}");
     for stream in &mut streams {
         loop {
@@ -442,7 +442,7 @@ async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missin
                 if stop.load(Ordering::SeqCst) {
                     break;
                 }
-                if let Ok(published) = hub.topic("t").publish(Event::message(n.to_string())).await {
+                if let Ok(published) = hub.topic("t").publish(Event::unnamed(n.to_string())).await {
                     acknowledged.push((parts(&published.position.to_string()), n.to_string()));
                 }
             }
@@ -468,7 +468,7 @@ async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missin
             acknowledged.insert(place);
         }
     }
-    soon(one.hub.topic("t").publish(Event::message("end"))).await.unwrap();
+    soon(one.hub.topic("t").publish(Event::unnamed("end"))).await.unwrap();
     for stream in &mut streams {
         let mut lives = vec![Vec::new()];
         loop {
@@ -512,13 +512,13 @@ async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_g
     let log = || B::short(server.log("roll"), 500);
     let mut one = Instance::start(log()).await.ready().await;
     for n in 0..20 {
-        let event = Event::text("v", n.to_string()).key(format!("k{n}"));
+        let event = Event::new("v", n.to_string()).key(format!("k{n}"));
         one.hub.topic("latest/a").publish(event).await.unwrap();
     }
     assert!(publish(&one.hub, 1).await);
     let old = one.hub.position().to_string();
     for _ in 0..2 {
-        let busy = (0..6_000).map(|n| (one.hub.topic("busy"), Event::message(n.to_string())));
+        let busy = (0..6_000).map(|n| (one.hub.topic("busy"), Event::unnamed(n.to_string())));
         assert!(one.hub.publish_many(busy).await.iter().all(Result::is_ok));
         one.hub.drain(Duration::ZERO).await;
         one = Instance::start(log()).await.ready().await;

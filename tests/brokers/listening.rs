@@ -30,14 +30,18 @@ async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
 
 fn builder() -> HubBuilder {
     let brief = Duration::from_millis(600);
-    Hub::builder().probe_interval(Duration::from_millis(100)).lease(brief).presence_grace(Duration::from_millis(300))
+    Hub::builder()
+        .probe_interval(Duration::from_millis(100))
+        .peer_timeout(brief)
+        .presence_grace(Duration::from_millis(300))
 }
 
 impl Instance {
     async fn start(builder: HubBuilder, log: impl Backplane) -> Self {
         let hub = builder.backplane(log).build().unwrap();
-        let layered =
-            Router::new().route("/", axum::routing::get(|| async {})).layer(hub.layer("/events", access).changeable());
+        let layered = Router::new()
+            .route("/", axum::routing::get(|| async {}))
+            .layer(hub.layer("/events", access).allow_topic_changes());
         let server = Server::start(&hub, layered).await;
         until(|| hub.health().ready).await;
         Self { hub, server }
@@ -132,8 +136,8 @@ async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
 async fn joins_reach_every_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log).await;
     let (mut here, mut there) = (one.open("user=ada").await, two.open("user=ada").await);
-    let before = two.hub.topic("t").publish(Event::message("before")).await.unwrap().position;
-    two.hub.topic("t").publish(Event::message("missed")).await.unwrap();
+    let before = two.hub.topic("t").publish(Event::unnamed("before")).await.unwrap().position;
+    two.hub.topic("t").publish(Event::unnamed("missed")).await.unwrap();
     one.hub.user("ada").join("t").since(before).await.unwrap();
     for page in [&mut here, &mut there] {
         // In any order: the instance may not have read so far when it was told.
@@ -145,7 +149,7 @@ async fn joins_reach_every_instance(log: impl Backplane + Clone) {
         }
         assert_eq!((missed, told), (1, 1));
     }
-    one.hub.topic("t").publish(Event::message("live")).await.unwrap();
+    one.hub.topic("t").publish(Event::unnamed("live")).await.unwrap();
     assert_eq!((here.events.next_own().await.data, there.events.next_own().await.data), ("live".into(), "live".into()));
     // To come, on either.
     let later = get(two.server.addr, "/events?user=ada").await.events().next().await;
@@ -165,7 +169,7 @@ async fn a_page_changes_its_topics_at_whichever_instance_its_request_meets(log: 
     let reply = send(two.server.addr, Request::post(path(&page.connection)).body("").unwrap()).await;
     assert_eq!((reply.status.as_u16(), reply.text().await), (200, "{\"topics\":[\"open/b\"]}".to_owned()));
     while page.topics().await != json!(["open/b"]) {}
-    two.hub.topic("open/b").publish(Event::message("x")).await.unwrap();
+    two.hub.topic("open/b").publish(Event::unnamed("x")).await.unwrap();
     assert_eq!(page.events.next_own().await.data, "x");
     // Somebody else's, from elsewhere, looks like one that is not there.
     let foreign = path(&page.connection).replace("ada", "ben");
@@ -190,7 +194,7 @@ async fn a_change_at_another_instance_is_made_whole_or_not_at_all(log: impl Back
         reply.text().await
     };
     let before = one.hub.position();
-    two.hub.topic("open/y").publish(Event::message("missed")).await.unwrap();
+    two.hub.topic("open/y").publish(Event::unnamed("missed")).await.unwrap();
     until(|| one.hub.position() > before).await;
     // The page is told once, of all three and without the two.
     let changed = change(&format!("join=open/x&join=open/y&join=open/z&leave=a&leave=b&leave=c&since={before}")).await;
@@ -218,7 +222,7 @@ async fn an_instance_that_dies_is_gone_after_its_lease_and_one_that_leaves_at_on
     // On a runtime of its own, which will be gone without a word.
     let theirs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let dies = theirs.spawn(Instance::start(builder(), log.clone())).await.unwrap();
-    let leaves = Instance::start(builder().lease(Duration::from_secs(600)), log).await;
+    let leaves = Instance::start(builder().peer_timeout(Duration::from_secs(600)), log).await;
     let _ada = dies.open("user=ada").await;
     let _ben = leaves.open("user=ben").await;
     until(|| one.hub.user("ada").count() == 1 && one.hub.user("ben").count() == 1).await;
@@ -254,7 +258,7 @@ async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) 
     };
     let doors = [door(&one.hub).await, door(&two.hub).await];
     for round in 0..4 {
-        let subscription = Subscription::user("ada").topic("t").data(&json!({ "n": round }));
+        let subscription = Subscription::for_user("ada").topic("t").data(&json!({ "n": round }));
         let ticket = one.hub.ticket(subscription, Duration::from_secs(30)).await.unwrap();
         let path = format!("/events?ticket={}", ticket.as_str());
         // Both at once.
@@ -265,7 +269,7 @@ async fn a_ticket_is_redeemed_once_on_any_instance(log: impl Backplane + Clone) 
         let mut events = asked.into_iter().find(|reply| reply.status == 200).unwrap().events();
         assert!(events.next().await.data.contains("\"topics\":[\"t\"]"));
     }
-    let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(30)).await.unwrap();
+    let ticket = one.hub.ticket(Subscription::for_user("ada"), Duration::from_secs(30)).await.unwrap();
     let (mut here, mut there) = (one.open("user=ada").await, two.open("user=ada").await);
     two.hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     // Each has heard of it.
@@ -299,7 +303,7 @@ async fn a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream(
                 let subscription = hub.redeem(&request).await?;
                 match then {
                     Then::LetsIn => Ok(subscription),
-                    Then::SaysLater => Err(Refusal::later(RefusalReason::Busy)),
+                    Then::SaysLater => Err(Refusal::retry_later(RefusalReason::Busy)),
                     Then::Hangs => std::future::pending().await,
                 }
             }
@@ -317,19 +321,19 @@ async fn a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream(
     };
     for then in [Then::SaysLater, Then::Hangs] {
         let refuses = door(&one.hub, then).await;
-        let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
+        let ticket = one.hub.ticket(Subscription::for_user("ada"), Duration::from_secs(60)).await.unwrap();
         assert_eq!(get(refuses.addr, &path(&ticket)).await.events().next().await.event, "hub.refused");
         assert_eq!(soon(comes_back(&ticket)).await.event, "hub.hello");
         assert_eq!(get(opens.addr, &path(&ticket)).await.status, StatusCode::UNAUTHORIZED);
     }
     // A request that is dropped while the broker answers.
-    let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
+    let ticket = one.hub.ticket(Subscription::for_user("ada"), Duration::from_secs(60)).await.unwrap();
     let request = Request::get(path(&ticket)).body(()).unwrap();
     drop(futures::FutureExt::now_or_never(one.hub.redeem(&StreamRequest::from_request(&request))));
     assert_eq!(soon(comes_back(&ticket)).await.event, "hub.hello");
     // A ticket that was given back is as old as it was.
     let refuses = door(&one.hub, Then::SaysLater).await;
-    let ticket = one.hub.ticket(Subscription::user("ada"), Duration::from_secs(60)).await.unwrap();
+    let ticket = one.hub.ticket(Subscription::for_user("ada"), Duration::from_secs(60)).await.unwrap();
     let mut page = two.open("user=ada").await;
     assert_eq!(get(refuses.addr, &path(&ticket)).await.events().next().await.event, "hub.refused");
     one.hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
@@ -341,7 +345,7 @@ async fn a_ticket_is_good_again_at_any_instance_when_its_request_gets_no_stream(
 async fn tickets_that_wait_are_bounded(log: impl Backplane + Clone) {
     let one = Instance::start(builder().max_tickets(2), log.clone()).await;
     let two = Instance::start(builder().max_tickets(2), log).await;
-    let issued = async |at: &Instance, ttl| at.hub.ticket(Subscription::user("ada"), ttl).await;
+    let issued = async |at: &Instance, ttl| at.hub.ticket(Subscription::for_user("ada"), ttl).await;
     let long = Duration::from_secs(60);
     let [first, second] = [issued(&one, long).await.unwrap(), issued(&one, Duration::from_secs(1)).await.unwrap()];
     assert_eq!(issued(&one, long).await.unwrap_err(), SubscriptionError::TooManyTickets);

@@ -229,7 +229,7 @@ async fn a_server_without_jetstream_is_told_of() {
     let error = soon(log.state(None)).await.unwrap_err();
     assert!(error.to_string().contains("JetStream"), "{error}");
     let hub = tower_sse::Hub::builder().backplane(log).build().unwrap();
-    let error = hub.topic("t").publish(tower_sse::Event::message("x")).await.unwrap_err();
+    let error = hub.topic("t").publish(tower_sse::Event::unnamed("x")).await.unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
     assert!(hub.health().live && !hub.health().ready);
 }

@@ -121,7 +121,7 @@ async fn start(log: impl Backplane) -> Hub {
 }
 
 async fn publish(hub: &Hub, topic: &str, count: u32) {
-    let events: Vec<_> = (0..count).map(|n| (hub.topic(topic), Event::message(n.to_string()))).collect();
+    let events: Vec<_> = (0..count).map(|n| (hub.topic(topic), Event::unnamed(n.to_string()))).collect();
     assert!(hub.publish_many(events).await.iter().all(Result::is_ok));
 }
 
@@ -164,11 +164,11 @@ fn looking_back_when_the_last_streams_runtime_is_gone() {
             let begin = hub.position();
             publish(&hub, "a", 100).await;
             caught_up(&hub, 100).await;
-            let stream = hub.stream(Subscription::anonymous().topic("a"), begin).unwrap();
+            let stream = hub.subscribe(Subscription::anonymous().topic("a"), begin).unwrap();
             (hub, stream)
         });
         let a = runtime();
-        let _other = a.block_on(async { hub.stream(Subscription::anonymous().topic("b"), None).unwrap() });
+        let _other = a.block_on(async { hub.subscribe(Subscription::anonymous().topic("b"), None).unwrap() });
         a.shutdown_timeout(Duration::from_secs(1));
         b.block_on(count_events(&mut stream, 100));
     });
@@ -185,7 +185,7 @@ fn the_reading_task_dies_with_its_runtime() {
             let begin = hub.position();
             publish(&hub, "a", 100).await;
             caught_up(&hub, 100).await;
-            let stream = hub.stream(Subscription::anonymous().topic("a"), begin).unwrap();
+            let stream = hub.subscribe(Subscription::anonymous().topic("a"), begin).unwrap();
             (hub, stream)
         });
         let a = runtime();
@@ -225,7 +225,7 @@ fn a_disconnect_between_two_runtimes_is_heard() {
         let one = a.block_on(start(log));
         // It has heard something.
         a.block_on(until(|| one.stats().others == 1));
-        let mut stream = b.block_on(async { one.stream(Subscription::user("ada"), None).unwrap() });
+        let mut stream = b.block_on(async { one.subscribe(Subscription::for_user("ada"), None).unwrap() });
         a.shutdown_timeout(Duration::from_secs(1));
         b.block_on(async {
             two.user("ada").disconnect(Disconnect::default()).await.unwrap();
@@ -274,10 +274,10 @@ async fn a_block_that_fails_holds_up_nobody_else() {
     publish(&hub, "a", 100).await;
     caught_up(&hub, 1_600).await;
     odd.fails_below.store(512, Ordering::SeqCst);
-    let mut low = hub.stream(Subscription::anonymous().topic("a"), begin).unwrap();
+    let mut low = hub.subscribe(Subscription::anonymous().topic("a"), begin).unwrap();
     tokio::spawn(async move { while low.next().await.is_some() {} });
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let mut high = hub.stream(Subscription::anonymous().topic("a"), middle).unwrap();
+    let mut high = hub.subscribe(Subscription::anonymous().topic("a"), middle).unwrap();
     count_events(&mut high, 100).await;
 }
 

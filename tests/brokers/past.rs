@@ -29,7 +29,7 @@ async fn start(log: impl Backplane) -> Hub {
 }
 
 fn open(hub: &Hub, topics: &[&str], cursor: Position) -> Subscriber {
-    hub.stream(Subscription::anonymous().topics(topics.iter().copied()), cursor).unwrap()
+    hub.subscribe(Subscription::anonymous().with_topics(topics.iter().copied()), cursor).unwrap()
 }
 
 /// What comes until it has caught up: events, and gaps with their topics.
@@ -47,7 +47,7 @@ async fn read(stream: &mut Subscriber) -> (Vec<(String, Position)>, Vec<String>)
 
 async fn publish(hub: &Hub, topics: &[&str], numbers: std::ops::Range<u32>) {
     let events =
-        numbers.flat_map(|n| topics.iter().map(move |topic| (hub.topic(*topic), Event::message(n.to_string()))));
+        numbers.flat_map(|n| topics.iter().map(move |topic| (hub.topic(*topic), Event::unnamed(n.to_string()))));
     assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
 }
 
@@ -173,7 +173,7 @@ async fn a_broker_that_is_away_meanwhile_is_waited_for() {
 async fn a_cursor_of_another_epoch_is_not_looked_for() {
     let one = start(Memory::new()).await;
     publish(&one, &["a"], 0..100).await;
-    let mut stream = one.stream(Subscription::anonymous().topic("a"), Cursor::parse(b"1.77.3")).unwrap();
+    let mut stream = one.subscribe(Subscription::anonymous().topic("a"), Cursor::parse(b"1.77.3")).unwrap();
     let (events, gaps) = read(&mut stream).await;
     assert!(events.len() <= 8 && gaps.len() == 1 && gaps[0].contains("epoch"), "{gaps:?}");
 }

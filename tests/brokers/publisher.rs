@@ -26,17 +26,17 @@ async fn what_a_worker_publishes_is_heard_at_an_instance(log: impl Backplane + C
     let (one, worker) = (instance(&log).await, worker(log.clone()));
     let mut t = subscribe(one.server.addr, "/events?topic=t").await;
     let mut u = subscribe(one.server.addr, "/events?topic=u").await;
-    let position = worker.topic("t").publish(Event::text("named", "line\nline")).await.unwrap();
+    let position = worker.topic("t").publish(Event::new("named", "line\nline")).await.unwrap();
     let event = t.next_own().await;
     assert_eq!((event.event.as_str(), event.data.as_str(), event.id), ("named", "line\nline", position.to_string()));
 
-    worker.topic("t").and(worker.topic("u")).publish(Event::message("both")).await.unwrap();
-    worker.everyone().publish(Event::message("all")).await.unwrap();
+    worker.topic("t").and(worker.topic("u")).publish(Event::unnamed("both")).await.unwrap();
+    worker.everyone().publish(Event::unnamed("all")).await.unwrap();
     for stream in [&mut t, &mut u] {
         assert_eq!([stream.next_own().await.data, stream.next_own().await.data], ["both", "all"]);
     }
     // By many, in order, numbered as they are given.
-    let batch = (0..1_000).map(|n| (worker.topic("t"), Event::message(n.to_string())));
+    let batch = (0..1_000).map(|n| (worker.topic("t"), Event::unnamed(n.to_string())));
     let positions: Vec<Position> =
         soon(worker.publish_many(batch)).await.into_iter().collect::<Result<_, _>>().unwrap();
     for (n, position) in positions.iter().enumerate() {
@@ -50,9 +50,9 @@ for_each_broker!(what_a_worker_publishes_is_heard_at_an_instance(log): memory, r
 async fn values_of_a_worker_are_current_at_an_instance_that_starts_later(log: impl Backplane + Clone) {
     let worker = worker(log.clone());
     for (data, key) in [("1", "k"), ("2", "k"), ("gone", "other")] {
-        worker.topic("latest/a").publish(Event::text("v", data).key(key)).await.unwrap();
+        worker.topic("latest/a").publish(Event::new("v", data).key(key)).await.unwrap();
     }
-    worker.topic("latest/a").publish(Event::remove("other")).await.unwrap();
+    worker.topic("latest/a").publish(Event::removal("other")).await.unwrap();
     let late = instance(&log).await;
     let mut page = get(late.server.addr, "/events?topic=latest/a").await.events();
     let values: Vec<_> = page.caught_up().await.into_iter().filter(|event| event.event == "v").collect();
@@ -63,7 +63,7 @@ for_each_broker!(values_of_a_worker_are_current_at_an_instance_that_starts_later
 
 async fn what_no_hub_takes_is_refused_and_nothing_is_appended(log: impl Backplane + Clone) {
     let (worker, other) = (worker(log.clone()), worker(log.clone()));
-    let good = || Event::message("x");
+    let good = || Event::unnamed("x");
     let many = (0..200).fold(worker.topic("t"), |all, n| all.and(worker.topic(n)));
     for (recipients, event, why) in [
         (worker.topic(""), good(), "topic is empty"),
@@ -76,7 +76,7 @@ async fn what_no_hub_takes_is_refused_and_nothing_is_appended(log: impl Backplan
         (worker.topic("t"), good().name("hub.live"), "event name is reserved"),
         (worker.topic("t"), good().key(""), "key is empty"),
         (worker.topic("t"), good().idempotency_key("k".repeat(256)), "idempotency key is longer than 255 bytes"),
-        (worker.topic("t"), Event::message("x".repeat(1 << 20)), "payload of"),
+        (worker.topic("t"), Event::unnamed("x".repeat(1 << 20)), "payload of"),
     ] {
         let checked = recipients.check(&event).unwrap_err();
         let error = recipients.publish(event).await.unwrap_err();
@@ -98,11 +98,11 @@ for_each_broker!(what_no_hub_takes_is_refused_and_nothing_is_appended(log): memo
 async fn a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log: impl Backplane + Clone) {
     let (one, worker) = (instance(&log).await, worker(log.clone()));
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
-    let event = |data: &'static str| Event::message(data).idempotency_key("order 7: a/b {c}");
+    let event = |data: &'static str| Event::unnamed(data).idempotency_key("order 7: a/b {c}");
     let first = worker.topic("t").publish(event("first")).await.unwrap();
     let again = worker.topic("t").publish(event("again")).await.unwrap();
     let by_hub = one.hub.topic("t").publish(event("by the hub")).await.unwrap();
-    let batch = [(worker.topic("t"), event("in a batch")), (worker.topic("t"), Event::message("next"))];
+    let batch = [(worker.topic("t"), event("in a batch")), (worker.topic("t"), Event::unnamed("next"))];
     let batch = worker.publish_many(batch).await;
     assert_eq!([again, by_hub.position, *batch[0].as_ref().unwrap()], [first; 3]);
     assert_eq!([page.next_own().await.data, page.next_own().await.data], ["first", "next"]);
@@ -114,7 +114,7 @@ for_each_broker!(a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log)
 #[tokio::test(start_paused = true)]
 async fn a_log_in_memory_forgets_idempotency_keys_after_ten_minutes() {
     let worker = worker(Memory::new());
-    let publish = async || worker.topic("t").publish(Event::message("x").idempotency_key("k")).await.unwrap();
+    let publish = async || worker.topic("t").publish(Event::unnamed("x").idempotency_key("k")).await.unwrap();
     let first = publish().await;
     tokio::time::advance(Duration::from_secs(599)).await;
     assert_eq!(publish().await, first);
@@ -125,7 +125,7 @@ async fn a_log_in_memory_forgets_idempotency_keys_after_ten_minutes() {
 #[tokio::test]
 async fn the_log_of_one_process_refuses_an_idempotency_key() {
     let hub = Hub::builder().build().unwrap();
-    let event = || Event::message("x").idempotency_key("k");
+    let event = || Event::unnamed("x").idempotency_key("k");
     for error in [
         hub.topic("t").publish(event()).await.unwrap_err(),
         hub.topic("t").publish_now(event()).unwrap_err(),
@@ -152,7 +152,7 @@ async fn a_broker_that_is_away_is_an_error_in_time() {
         builder().publish_timeout(limit).backplane(log).publisher().unwrap()
     };
     // Nobody listens.
-    let refused = soon(publisher("redis://ada:s3cret@127.0.0.1:1").topic("t").publish(Event::message("x"))).await;
+    let refused = soon(publisher("redis://ada:s3cret@127.0.0.1:1").topic("t").publish(Event::unnamed("x"))).await;
     let refused = refused.unwrap_err();
     assert!(refused.is_unavailable() && !refused.is_unknown() && !refused.is_invalid(), "{refused}");
     assert!(!format!("{refused} {refused:?}").contains("s3cret"));
@@ -161,7 +161,7 @@ async fn a_broker_that_is_away_is_an_error_in_time() {
     for scheme in ["redis", "rediss"] {
         let begun = Instant::now();
         let late = publisher(&format!("{scheme}://{}", mute.local_addr().unwrap()));
-        let error = soon(late.topic("t").publish(Event::message("x"))).await.unwrap_err();
+        let error = soon(late.topic("t").publish(Event::unnamed("x"))).await.unwrap_err();
         assert!(error.is_unavailable() && error.is_unknown(), "{error}");
         assert!((limit..limit * 10).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     }
@@ -175,7 +175,7 @@ fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
 
     let log = Memory::new();
     let (worker, hub) = (worker(log.clone()), builder().backplane(log.clone()).build().unwrap());
-    let event = || Event::message("x");
+    let event = || Event::unnamed("x");
     let mut errors = vec![
         block_on(worker.topic("t").publish(event())).unwrap_err(),
         block_on(hub.topic("t").publish(event())).unwrap_err(),
@@ -197,7 +197,7 @@ fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
     for error in commands.map(Result::unwrap_err) {
         assert!(error.is_unavailable() && !error.is_invalid() && error.to_string().contains("runtime"), "{error}");
     }
-    let ticket = block_on(hub.ticket(Subscription::user("u"), Duration::from_secs(9))).unwrap_err();
+    let ticket = block_on(hub.ticket(Subscription::for_user("u"), Duration::from_secs(9))).unwrap_err();
     assert_eq!(ticket, SubscriptionError::NoRuntime);
     let request = http::Request::get("/?ticket=0123456789abcdef0123456789abcdef").body(()).unwrap();
     assert!(block_on(hub.redeem(&StreamRequest::from_request(&request))).is_err());
@@ -209,7 +209,7 @@ fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
 async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
     let Some(mut server) = RedisServer::start(FORGETFUL) else { return };
     let worker = worker(Redis::new(&server.url(), "n").unwrap());
-    let publish = async || worker.topic("t").publish(Event::message("x")).await;
+    let publish = async || worker.topic("t").publish(Event::unnamed("x")).await;
     let before = publish().await.unwrap();
     server.kill();
     assert!(publish().await.is_err());
@@ -238,13 +238,13 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     let log = |namespace| Redis::new(&url, namespace).unwrap();
     let worker = worker(log("default").max_records(1).max_age(Duration::from_millis(1)).max_values(1));
     for n in 0..300 {
-        let event = Event::text("v", "x").key(n.to_string()).idempotency_key(n.to_string());
+        let event = Event::new("v", "x").key(n.to_string()).idempotency_key(n.to_string());
         worker.topic("latest/a").publish(event).await.unwrap();
     }
-    worker.topic("latest/a").publish(Event::remove("299")).await.unwrap();
+    worker.topic("latest/a").publish(Event::removal("299")).await.unwrap();
     let one = Instance::start(log("default")).await.ready().await;
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
-    worker.topic("t").publish(Event::message("heard")).await.unwrap();
+    worker.topic("t").publish(Event::unnamed("heard")).await.unwrap();
     assert_eq!(page.next_own().await.data, "heard");
     soon(log("default").tell(bytes::Bytes::from_static(b"x"))).await.unwrap();
     // It is asked for what is newest, and hears the instance: no error.
@@ -252,7 +252,7 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     let heard = tokio::time::timeout(Duration::from_millis(300), futures::StreamExt::next(&mut ear)).await;
     assert!(!matches!(heard, Ok(None | Some(Err(_)))), "{heard:?}");
     // A ticket.
-    let ticket = one.hub.ticket(tower_sse::Subscription::user("ada"), Duration::from_secs(9)).await.unwrap();
+    let ticket = one.hub.ticket(tower_sse::Subscription::for_user("ada"), Duration::from_secs(9)).await.unwrap();
     // Who sees the keys of the broker and knows how they are made has no ticket by that.
     let key = format!("ticket:{}", ticket.as_str());
     assert!(soon(log("default").withdraw(&key)).await.unwrap().is_none());

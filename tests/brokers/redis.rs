@@ -42,7 +42,7 @@ async fn a_large_batch_does_not_keep_an_instance_from_being_ready() {
     until(|| hub.health().ready).await;
     proxy.set(Mode::Delays(Duration::from_millis(8)));
     let large = "x".repeat(32 << 10);
-    let batch: Vec<_> = (0..256).map(|_| (hub.topic("t"), Event::message(large.clone()))).collect();
+    let batch: Vec<_> = (0..256).map(|_| (hub.topic("t"), Event::unnamed(large.clone()))).collect();
     let begun = Instant::now();
     let watched = async {
         loop {

@@ -31,11 +31,11 @@ fn log_at(port: u16) -> Redis {
 }
 
 fn open(hub: &Hub) -> Subscriber {
-    hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap()
+    hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap()
 }
 
 async fn publish_ticks(worker: &Publisher, count: usize) {
-    let ticks = (0..count).map(|_| (worker.topic("t"), Event::message("tick")));
+    let ticks = (0..count).map(|_| (worker.topic("t"), Event::unnamed("tick")));
     assert!(worker.publish_many(ticks).await.iter().all(Result::is_ok));
 }
 
@@ -86,7 +86,7 @@ async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     publish_ticks(&late, 30).await;
     proxy.set(Mode::Passes);
     until(|| hub.health().ready).await;
-    late.topic("t").publish(Event::message("end")).await.unwrap();
+    late.topic("t").publish(Event::unnamed("end")).await.unwrap();
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
@@ -115,17 +115,17 @@ async fn an_instance_of_a_demoted_primary_is_not_ready_and_goes_on_at_the_new_pr
     let proxy = Proxy::start(old.port).await;
     let hub = start(log_at(proxy.port)).await;
     let mut page = open(&hub);
-    hub.topic("t").publish(Event::message("1")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("1")).await.unwrap();
     read_events(&mut page, 1).await;
     old.is_caught_up_with().await;
     promote(&new);
     follow(&old, &new).await;
     until(|| !hub.health().ready).await;
-    let error = hub.topic("t").publish(Event::message("2")).await.unwrap_err();
+    let error = hub.topic("t").publish(Event::unnamed("2")).await.unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
     proxy.lead_to(new.port);
     until(|| hub.health().ready).await;
-    hub.topic("t").publish(Event::message("3")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("3")).await.unwrap();
     assert_eq!(gaps_before(&mut page, "3").await, [""; 0]);
 }
 
@@ -147,7 +147,7 @@ async fn a_resync_of_a_demoted_primary_under_open_connections_is_one_gap() {
     until(|| !hub.health().ready).await;
     promote(&primary);
     until(|| hub.health().ready).await;
-    hub.topic("t").publish(Event::message("end")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("end")).await.unwrap();
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
@@ -168,7 +168,7 @@ async fn a_promotion_of_a_replica_with_fewer_records_is_one_gap() {
     assert!(killed.parse::<u32>().unwrap() > 0, "{killed}");
     let late = worker(log_at(replica.port));
     publish_ticks(&late, 30).await;
-    late.topic("t").publish(Event::message("end")).await.unwrap();
+    late.topic("t").publish(Event::unnamed("end")).await.unwrap();
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
@@ -197,7 +197,7 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     until(|| hub.health().ready).await;
     read_events(&mut page, 30).await;
     let before = hub.position();
-    let publish = async || early.topic("t").publish(Event::message("end")).await;
+    let publish = async || early.topic("t").publish(Event::unnamed("end")).await;
     let after = soon(async {
         loop {
             // The first call may still meet the connection that the server closed.
@@ -211,8 +211,8 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     // The instance notices it at the next probe.
     until(|| epoch(hub.position()) == epoch(after)).await;
     // Neither worker begins another epoch.
-    let next = early.topic("t").publish(Event::message("next")).await.unwrap();
-    let last = late.topic("t").publish(Event::message("last")).await.unwrap();
+    let next = early.topic("t").publish(Event::unnamed("next")).await.unwrap();
+    let last = late.topic("t").publish(Event::unnamed("last")).await.unwrap();
     assert_eq!([epoch(next), epoch(last)], [epoch(after), epoch(after)]);
     assert_eq!(gaps_before(&mut page, "last").await, ["epoch"]);
 }
@@ -265,7 +265,7 @@ async fn open_streams_get_the_gap_of_a_new_epoch_at_different_times() {
     log.exchange(&log.fork(10));
     until(|| number(one.hub.position()) == 10).await;
     for n in 0..5 {
-        worker(log.clone()).topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        worker(log.clone()).topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
     }
     let each = pages.into_iter().map(|mut page| async move {
         let mut gap_at = None;
@@ -305,7 +305,7 @@ async fn killed_connections_lose_nothing_and_report_no_gap() {
     for _ in 0..5 {
         publish_ticks(&worker, 20).await;
         server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
-        soon(async { while worker.topic("t").publish(Event::message("after")).await.is_err() {} }).await;
+        soon(async { while worker.topic("t").publish(Event::unnamed("after")).await.is_err() {} }).await;
         assert_eq!(gaps_before(&mut page, "after").await, [""; 0]);
     }
     until(|| hub.health().ready).await;
@@ -332,7 +332,7 @@ async fn a_roll_back_between_two_reads_of_a_connection_is_one_gap() {
 }
 
 async fn log_end(log: &FakeLog) {
-    worker(log.clone()).topic("t").publish(Event::message("end")).await.unwrap();
+    worker(log.clone()).topic("t").publish(Event::unnamed("end")).await.unwrap();
 }
 
 fn epoch(position: Position) -> String {

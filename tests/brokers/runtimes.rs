@@ -108,7 +108,7 @@ impl Access for Hook {
     }
 
     async fn recheck(&self, subscription: Subscription) -> Recheck {
-        if subscription.user_id().is_some_and(|user| user.as_str() == "ada") {
+        if subscription.user().is_some_and(|user| user.as_str() == "ada") {
             self.0.0.fetch_add(1, Ordering::SeqCst);
         }
         Recheck::Keep
@@ -138,7 +138,7 @@ fn builder() -> HubBuilder {
 }
 
 fn listen(hub: &Hub, topic: &str) -> Subscriber {
-    hub.stream(Subscription::user("ada").topic(topic), Cursor::Absent).unwrap()
+    hub.subscribe(Subscription::for_user("ada").topic(topic), Cursor::Absent).unwrap()
 }
 
 async fn next_event(stream: &mut Subscriber) -> String {
@@ -182,7 +182,7 @@ async fn a_publish_to_many_listeners_reaches_them() {
         let readers = streams.into_iter().map(|mut stream| tokio::spawn(async move { next_event(&mut stream).await }));
         let readers: Vec<_> = readers.collect();
         tokio::task::yield_now().await;
-        hub.topic("news").publish(Event::message("headline")).await.unwrap();
+        hub.topic("news").publish(Event::unnamed("headline")).await.unwrap();
         for reader in readers {
             assert_eq!(soon(reader).await.unwrap(), "headline", "{ailment:?}");
         }
@@ -207,7 +207,7 @@ async fn a_stream_that_is_not_read_counts_as_stalled() {
     with_each_ailment(alone, async |hub, _| {
         let mut body = open(hub, "/events?user=stalled&topic=news").await;
         soon(body.frame()).await.unwrap().unwrap();
-        hub.topic("news").publish(Event::message("headline")).await.unwrap();
+        hub.topic("news").publish(Event::unnamed("headline")).await.unwrap();
         until(|| hub.stats().ended(EndReason::Stalled) > 0 && !hub.user("stalled").has_subscribers()).await;
     })
     .await;
@@ -216,7 +216,7 @@ async fn a_stream_that_is_not_read_counts_as_stalled() {
 #[tokio::test]
 async fn a_member_that_leaves_is_announced() {
     with_each_ailment(alone, async |hub, ailment| {
-        let mut watcher = hub.stream(Subscription::user("bea").topic("room/1"), Cursor::Absent).unwrap();
+        let mut watcher = hub.subscribe(Subscription::for_user("bea").topic("room/1"), Cursor::Absent).unwrap();
         assert_eq!(next_event(&mut watcher).await, "hub.joined");
         live(&mut watcher).await;
         drop(listen(hub, "room/1"));
@@ -243,7 +243,7 @@ async fn with_a_shared_log(broker: impl Broker, mut case: impl AsyncFnMut(&Hub, 
 async fn an_event_of_another_instance_arrives(broker: impl Broker) {
     with_a_shared_log(broker, async |hub, other, ailment| {
         let mut stream = listen(hub, "news");
-        other.topic("news").publish(Event::message("from elsewhere")).await.unwrap();
+        other.topic("news").publish(Event::unnamed("from elsewhere")).await.unwrap();
         assert_eq!(next_event(&mut stream).await, "from elsewhere", "{ailment:?}");
         until(|| hub.health().ready).await;
     })
@@ -253,7 +253,7 @@ async fn an_event_of_another_instance_arrives(broker: impl Broker) {
 async fn an_event_of_this_instance_arrives(broker: impl Broker) {
     with_a_shared_log(broker, async |hub, _, ailment| {
         let mut stream = listen(hub, "news");
-        hub.topic("news").publish(Event::message("from here")).await.unwrap();
+        hub.topic("news").publish(Event::unnamed("from here")).await.unwrap();
         assert_eq!(next_event(&mut stream).await, "from here", "{ailment:?}");
     })
     .await;

@@ -227,7 +227,7 @@ async fn publish(fleet: Arc<Fleet>, instance: usize, pace: Duration, mut random:
         let records: Vec<_> = (next..next + count).map(|n| (n, AUDIENCES[random.usize(..AUDIENCES.len())])).collect();
         next += count;
         let event = |number: u64| {
-            let event = Event::message(number.to_string());
+            let event = Event::unnamed(number.to_string());
             if repeats { event.idempotency_key(number.to_string()) } else { event }
         };
         let events = records.iter().map(|(number, audience)| (target(&hub, *audience), event(*number)));
@@ -355,7 +355,7 @@ impl Client {
         loop {
             let hub = self.fleet.hub(random.usize(..INSTANCES));
             let is_behind = self.is_past(place(hub.position()).0);
-            let stream = hub.stream(subscription(self.names), self.cursor);
+            let stream = hub.subscribe(subscription(self.names), self.cursor);
             drop(hub);
             // An instance lets nobody in whose log was not read yet, or which is leaving. One that has not noticed yet that the
             // log began anew would take the client back.
@@ -470,7 +470,7 @@ async fn soak<G: Ground>(mut ground: G, seed: u64, time: Duration, may_lose: boo
     for publisher in publishers {
         written.push(soon(publisher).await.unwrap());
     }
-    let end = || async { fleet.hub(0).everyone().publish(Event::message(END)).await };
+    let end = || async { fleet.hub(0).everyone().publish(Event::unnamed(END)).await };
     soon(async {
         while end().await.is_err() {
             sleep(Duration::from_millis(1)).await;
@@ -522,10 +522,10 @@ async fn a_mute_connection_is_noticed_ready_goes_red_and_nothing_is_lost() {
     let log = Faulty::new(1, 0);
     let hub = instance(log.clone());
     until(|| hub.health().ready).await;
-    let mut stream = hub.stream(Subscription::anonymous().topic("t"), hub.position()).unwrap();
+    let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), hub.position()).unwrap();
     for number in 0..20_u64 {
         log.set_mute(number % 5 == 4);
-        hub.topic("t").publish(Event::message(number.to_string())).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(number.to_string())).await.unwrap();
         let is_mute = number % 5 == 4;
         if is_mute {
             until(|| !hub.health().ready).await;

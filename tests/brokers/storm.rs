@@ -13,7 +13,7 @@ const CONNECTS: usize = 5_000;
 const STAY: usize = 50;
 
 fn subscription(instance: usize, n: usize) -> Subscription {
-    Subscription::user(format!("user {}", n % 100)).topic("all").topic(format!("{instance}/{n}"))
+    Subscription::for_user(format!("user {}", n % 100)).topic("all").topic(format!("{instance}/{n}"))
 }
 
 async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
@@ -25,7 +25,7 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
     until(|| hubs.iter().all(|hub| hub.health().ready && hub.stats().others == 1)).await;
     let begin = hubs[0].position();
     for n in 0..RECORDS {
-        hubs[0].topic("news").publish(Event::message(n.to_string())).await.unwrap();
+        hubs[0].topic("news").publish(Event::unnamed(n.to_string())).await.unwrap();
     }
     let before = soon(log.state(None)).await.unwrap();
     assert_eq!((before.first, before.last), (1, RECORDS));
@@ -34,7 +34,7 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
     let mut streams = Vec::new();
     for n in 0..CONNECTS {
         for (instance, hub) in hubs.iter().enumerate() {
-            streams.push(hub.stream(subscription(instance, n), Cursor::Absent).unwrap());
+            streams.push(hub.subscribe(subscription(instance, n), Cursor::Absent).unwrap());
         }
         // As they come in reality: what is told is told meanwhile.
         if n % 50 == 0 {
@@ -48,7 +48,7 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
     // And some are gone before they were told of.
     for n in 0..CONNECTS {
         for (instance, hub) in hubs.iter().enumerate() {
-            drop(hub.stream(subscription(instance, n), Cursor::Absent).unwrap());
+            drop(hub.subscribe(subscription(instance, n), Cursor::Absent).unwrap());
         }
     }
     for (instance, hub) in hubs.iter().enumerate() {
@@ -62,7 +62,7 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
     assert_eq!(soon(log.state(None)).await.unwrap(), before);
     assert_eq!(soon(log.range(0, 1_000)).await.unwrap(), records);
     for hub in &hubs {
-        let mut late = hub.stream(Subscription::anonymous().topic("news"), begin).unwrap();
+        let mut late = hub.subscribe(Subscription::anonymous().topic("news"), begin).unwrap();
         for n in 0..RECORDS {
             match soon(late.next()).await.unwrap() {
                 SubscriberItem::Event(event) => assert_eq!(event.data, n.to_string()),

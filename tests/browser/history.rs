@@ -10,7 +10,7 @@ use crate::kit::until;
 use crate::site::{Site, everybody};
 
 async fn publish(hub: &Hub, data: &'static str) {
-    hub.user("ada").publish(Event::text("news", data)).await.unwrap();
+    hub.user("ada").publish(Event::new("news", data)).await.unwrap();
 }
 
 async fn go_away(page: &Page, site: &Site) {

@@ -69,7 +69,7 @@ impl Drop for SecureSite {
 }
 
 async fn publish(hub: &Hub, data: &'static str) {
-    hub.user("ada").publish(Event::text("news", data)).await.unwrap();
+    hub.user("ada").publish(Event::new("news", data)).await.unwrap();
 }
 
 #[tokio::test]

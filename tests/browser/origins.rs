@@ -19,12 +19,12 @@ fn generous() -> CorsLayer {
 
 async fn by_cookie(request: StreamRequest) -> Result<Subscription, Refusal> {
     let cookie = request.headers().get("cookie").and_then(|cookie| cookie.to_str().ok());
-    let user = cookie.and_then(|cookie| cookie.strip_prefix("user=")).ok_or(Refusal::login())?;
-    Ok(Subscription::user(user))
+    let user = cookie.and_then(|cookie| cookie.strip_prefix("user=")).ok_or(Refusal::unauthorized())?;
+    Ok(Subscription::for_user(user))
 }
 
 fn quick(origin: &str) -> Hub {
-    Hub::builder().retry(Duration::from_millis(100)).allow_origin(origin).build().unwrap()
+    Hub::builder().retry(Duration::from_millis(100)).allow_cross_origin(origin).build().unwrap()
 }
 
 /// Where pages come from, with nothing else.
@@ -52,11 +52,11 @@ async fn a_listed_origin_has_the_cookies_of_its_visitor_and_comes_back_without_a
 
     let source = page.listen_as(&url, &["news"], json!({ "withCredentials": true })).await;
     source.saw("hub.live", 1).await;
-    hub.user("ada").publish(Event::text("news", "one")).await.unwrap();
+    hub.user("ada").publish(Event::new("news", "one")).await.unwrap();
     source.saw("news", 1).await;
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("error", 1).await;
-    hub.user("ada").publish(Event::text("news", "two")).await.unwrap();
+    hub.user("ada").publish(Event::new("news", "two")).await.unwrap();
     source.saw("news", 2).await;
     assert_eq!(source.data("news").await, ["one", "two"]);
     assert!(source.all("hub.gap").await.is_empty());
@@ -133,7 +133,7 @@ async fn where_script_sends_the_id_itself_the_header_needs_a_preflight_and_the_q
     let page = context.page(&pages.url()).await;
     let url = format!("{}events", site.url());
     let id = hub.position().to_string();
-    hub.user("ada").publish(Event::text("news", "missed")).await.unwrap();
+    hub.user("ada").publish(Event::new("news", "missed")).await.unwrap();
 
     // Which this CORS layer does not allow: it lists no headers.
     let with_header = format!(

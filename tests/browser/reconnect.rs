@@ -21,7 +21,7 @@ fn quick() -> HubBuilder {
 }
 
 async fn publish(hub: &Hub, data: impl ToString) {
-    hub.topic("news").publish(Event::text("news", data.to_string())).await.unwrap();
+    hub.topic("news").publish(Event::new("news", data.to_string())).await.unwrap();
 }
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_bre
         async move {
             loop {
                 let number = count.load(Ordering::Relaxed) + 1;
-                publisher.topic("news").publish(Event::text("news", number.to_string())).await.unwrap();
+                publisher.topic("news").publish(Event::new("news", number.to_string())).await.unwrap();
                 count.store(number, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -113,7 +113,7 @@ async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_bre
     }
     worker.abort();
     // An append that was on its way may have gone through.
-    shared().publisher().unwrap().topic("news").publish(Event::text("news", "last")).await.unwrap();
+    shared().publisher().unwrap().topic("news").publish(Event::new("news", "last")).await.unwrap();
     page.until(r#"streams[0].log.at(-1).data === "last""#).await;
     let numbers = source.data("news").await;
     let count = numbers.len() - 1;
@@ -155,7 +155,7 @@ async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_its
     let waited = waits_after_break(1).await;
     assert!((150.0 - EARLIER..BY_ITSELF).contains(&waited), "{waited}");
     // By an event of the application, until a stream says something else.
-    hub.topic("news").publish(Event::text("news", "wait").retry(Duration::from_millis(900))).await.unwrap();
+    hub.topic("news").publish(Event::new("news", "wait").retry(Duration::from_millis(900))).await.unwrap();
     source.saw("news", 1).await;
     let waited = waits_after_break(2).await;
     assert!(waited > 900.0 - EARLIER, "{waited}");
@@ -170,7 +170,7 @@ async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_its
 async fn a_204_stops_it_for_good() {
     let Some(browser) = browser() else { return };
     let hub = quick().build().unwrap();
-    let app = everybody(&hub).route_service("/never", hub.endpoint(async |_: StreamRequest| Err(Refusal::never())));
+    let app = everybody(&hub).route_service("/never", hub.endpoint(async |_: StreamRequest| Err(Refusal::gone())));
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&site.url()).await;
@@ -204,14 +204,14 @@ async fn a_soft_refusal_keeps_it_alive_and_a_status_does_not() {
         let soon = Duration::from_millis(100);
         async move {
             if turn < 2 {
-                return Err(Refusal::later(RefusalReason::Busy).retry(soon));
+                return Err(Refusal::retry_later(RefusalReason::Busy).retry(soon));
             }
             Ok(Subscription::anonymous().topic("news"))
         }
     };
     let app = Router::new()
         .route_service("/events", hub.endpoint(busy_twice))
-        .route_service("/401", hub.endpoint(async |_: StreamRequest| Err(Refusal::login())))
+        .route_service("/401", hub.endpoint(async |_: StreamRequest| Err(Refusal::unauthorized())))
         .route_service("/403", hub.endpoint(async |_: StreamRequest| Err(Refusal::forbidden())))
         .route_service("/400", hub.endpoint(async |_: StreamRequest| Ok(Subscription::anonymous().topic("\n"))))
         .route_service("/500", hub.endpoint(async |_: StreamRequest| panic!("on purpose")));

@@ -110,6 +110,8 @@ impl Site {
 
 /// A stream for everybody: the topic `news`, as the user `ada`.
 pub fn everybody(hub: &Hub) -> Router {
-    Router::new()
-        .route_service("/events", hub.endpoint(async |_: StreamRequest| Ok(Subscription::user("ada").topic("news"))))
+    Router::new().route_service(
+        "/events",
+        hub.endpoint(async |_: StreamRequest| Ok(Subscription::for_user("ada").topic("news"))),
+    )
 }

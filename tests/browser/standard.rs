@@ -63,7 +63,7 @@ async fn text_arrives_as_it_was_published() {
         (&*long, &*long),
     ];
     for (sent, _) in texts {
-        hub.topic("news").publish(Event::text("text", sent.to_owned())).await.unwrap();
+        hub.topic("news").publish(Event::new("text", sent.to_owned())).await.unwrap();
     }
     source.saw("text", texts.len()).await;
     for (event, (_, expected)) in source.all("text").await.into_iter().zip(texts) {
@@ -83,12 +83,12 @@ async fn names_reach_their_listeners_and_no_others() {
     source.saw("hub.live", 1).await;
     page.eval("streams[0].source.onmessage = event => { globalThis.unnamed = event.data; }").await;
     let publish = async |event| hub.topic("news").publish(event).await.unwrap().receivers;
-    publish(Event::text("a b:c", "1")).await;
-    publish(Event::text("nobody listens", "2")).await;
-    publish(Event::text("имя", "3")).await;
-    publish(Event::message("4")).await;
-    publish(Event::text("message", "5")).await;
-    publish(Event::text("document.deleted", "6")).await;
+    publish(Event::new("a b:c", "1")).await;
+    publish(Event::new("nobody listens", "2")).await;
+    publish(Event::new("имя", "3")).await;
+    publish(Event::unnamed("4")).await;
+    publish(Event::new("message", "5")).await;
+    publish(Event::new("document.deleted", "6")).await;
     source.saw("document.deleted", 1).await;
     let log = source.log().await;
     let own: Vec<_> = log.iter().skip(3).map(|event| (&*event.name, event.data.as_deref().unwrap())).collect();
@@ -115,7 +115,7 @@ async fn heartbeats_are_not_seen_and_disturb_nothing() {
     })()";
     let text = page.eval(comments).await;
     assert!(text.as_str().unwrap().ends_with(":\n"), "{text}");
-    hub.topic("news").publish(Event::text("news", "after them")).await.unwrap();
+    hub.topic("news").publish(Event::new("news", "after them")).await.unwrap();
     source.saw("news", 1).await;
     assert_eq!(source.names().await, ["open", "hub.hello", "hub.live", "news"]);
     assert_eq!(source.data("news").await, ["after them"]);
@@ -131,7 +131,7 @@ async fn an_end_of_either_kind_brings_it_back_with_the_last_id_that_it_had() {
         let page = context.page(&site.url()).await;
         let source = page.listen("/events", &["news"]).await;
         source.saw("hub.live", 1).await;
-        hub.topic("news").publish(Event::text("news", "one")).await.unwrap();
+        hub.topic("news").publish(Event::new("news", "one")).await.unwrap();
         source.saw("news", 1).await;
         hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
         source.saw("hub.live", 2).await;
@@ -166,7 +166,7 @@ async fn the_last_id_outranks_the_one_in_the_address_that_the_page_began_with() 
     let context = browser.context(json!({})).await;
     let page = context.page(&site.url()).await;
     let from = hub.position();
-    hub.topic("news").publish(Event::text("news", "one")).await.unwrap();
+    hub.topic("news").publish(Event::new("news", "one")).await.unwrap();
     let source = page.listen(&format!("/events?last_event_id={from}"), &["news"]).await;
     source.saw("hub.live", 1).await;
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
@@ -226,7 +226,7 @@ async fn nothing_comes_after_it_was_closed_by_what_it_heard() {
     source.saw("hub.live", 1).await;
     page.eval("streams[0].source.addEventListener('news', event => event.target.close())").await;
     // In one step, so that they arrive together.
-    let news = ["one", "two", "three"].map(|data| (hub.topic("news"), Event::text("news", data)));
+    let news = ["one", "two", "three"].map(|data| (hub.topic("news"), Event::new("news", data)));
     for published in hub.publish_many(news).await {
         published.unwrap();
     }
@@ -319,7 +319,7 @@ async fn who_was_given_an_empty_id_comes_back_without_one_and_starts_afresh() {
     let hub = quick().build().unwrap();
     let then = hub.clone();
     let app = first_raw(PIECES, move |request| {
-        then.connect(request, Subscription::anonymous()).into_response().map(Body::new)
+        then.respond(request, Subscription::anonymous()).into_response().map(Body::new)
     });
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;

@@ -48,7 +48,7 @@ async fn both_tabs_of_a_user_show_what_one_does_and_nobody_else_hears_of_it() {
             ("document.deleted", r#"{"id":1,"title":"a letter"}"#)
         );
     }
-    hub.everyone().publish(Event::message("the first for ben")).await.unwrap();
+    hub.everyone().publish(Event::unnamed("the first for ben")).await.unwrap();
     assert_eq!(ben.next_own().await.data, "the first for ben");
 }
 

@@ -85,12 +85,12 @@ fn replay_meets_live_in_ten_thousand_interleavings() {
     for seed in 1..=10_000_u64 {
         let mut random = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let hub = Hub::builder().build().unwrap();
-        let subscription = || Subscription::user("u").topic("a").topic("b");
-        let mut stream = hub.stream(subscription(), Cursor::Absent).unwrap();
+        let subscription = || Subscription::for_user("u").topic("a").topic("b");
+        let mut stream = hub.subscribe(subscription(), Cursor::Absent).unwrap();
         let mut cursor = Cursor::At(hub.position());
         let (mut published, mut received) = (0_u64, Vec::new());
         let mut publish = |random: &mut Seeded| {
-            let event = Event::message(published.to_string());
+            let event = Event::unnamed(published.to_string());
             published += 1;
             match random.below(5) {
                 0 => hub.user("u").publish_now(event),
@@ -104,7 +104,7 @@ fn replay_meets_live_in_ten_thousand_interleavings() {
         for _ in 0..40 {
             match random.below(4) {
                 0 => {
-                    stream = hub.stream(subscription(), cursor).unwrap();
+                    stream = hub.subscribe(subscription(), cursor).unwrap();
                 }
                 1 | 2 => publish(&mut random),
                 _ => {
@@ -138,7 +138,7 @@ async fn every_listener_sees_one_order_and_each_publisher_in_its_own() {
     let hub = Hub::builder().topic_retention(Retention::replay().count(PUBLISHERS * EACH)).build().unwrap();
     let readers: Vec<_> = (0..6)
         .map(|_| {
-            let mut stream = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+            let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
             tokio::spawn(async move {
                 let mut seen = Vec::new();
                 while seen.len() < PUBLISHERS * EACH {
@@ -157,7 +157,7 @@ async fn every_listener_sees_one_order_and_each_publisher_in_its_own() {
             let hub = hub.clone();
             std::thread::spawn(move || {
                 for n in 0..EACH {
-                    hub.topic("t").publish_now(Event::message(format!("{publisher} {n}"))).unwrap();
+                    hub.topic("t").publish_now(Event::unnamed(format!("{publisher} {n}"))).unwrap();
                 }
             })
         })
@@ -187,12 +187,12 @@ async fn subscribed_means_live_as_soon_as_the_head_is_there() {
         let uri = format!("http://test/events?topic=t{}", n % 7);
         let response =
             soon(sender.send_request(Request::get(uri).body(Full::new(Bytes::new())).unwrap())).await.unwrap();
-        hub.topic(format!("t{}", n % 7)).publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic(format!("t{}", n % 7)).publish(Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(reply(response).events().next_own().await.data, n.to_string());
     }
     for n in 0..500 {
         let response = get(server.addr, "/events?topic=one").await;
-        hub.topic("one").publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic("one").publish(Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(response.events().next_own().await.data, n.to_string());
     }
 }
@@ -204,7 +204,7 @@ fn quick_reconnects_on_a_quiet_topic_beside_a_busy_one_meet_no_gap() {
     let mut cx = std::task::Context::from_waker(&waker);
     let mut cursor = Cursor::Absent;
     for n in 0..10_000_u64 {
-        let mut stream = hub.stream(Subscription::anonymous().topic("quiet"), cursor).unwrap();
+        let mut stream = hub.subscribe(Subscription::anonymous().topic("quiet"), cursor).unwrap();
         while let std::task::Poll::Ready(Some(item)) = stream.poll_next_unpin(&mut cx) {
             if let SubscriberItem::Live(position) = &item {
                 cursor = Cursor::At(*position);
@@ -212,7 +212,7 @@ fn quick_reconnects_on_a_quiet_topic_beside_a_busy_one_meet_no_gap() {
             assert!(!matches!(item, SubscriberItem::Gap { .. }), "after {n} reconnects");
         }
         for _ in 0..20 {
-            hub.topic("busy").publish_now(Event::message("x")).unwrap();
+            hub.topic("busy").publish_now(Event::unnamed("x")).unwrap();
         }
     }
 }
@@ -260,8 +260,8 @@ async fn one_percent_of_stalled_readers_hurts_nobody_else() {
     let memory = resident_bytes();
     let big = "x".repeat(200_000);
     for n in 0..EVENTS {
-        hub.topic("big").publish(Event::message(big.clone())).await.unwrap();
-        hub.topic("small").publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic("big").publish(Event::unnamed(big.clone())).await.unwrap();
+        hub.topic("small").publish(Event::unnamed(n.to_string())).await.unwrap();
         if n % 10 == 0 {
             tokio::task::yield_now().await;
         }
@@ -293,7 +293,7 @@ async fn a_reader_that_the_kernel_gives_up_has_stalled_too() {
     let (hub, server) = start(Hub::builder().write_deadline(Duration::from_millis(500))).await;
     let _tcp = stalled(server.addr, "/events?topic=t").await;
     while hub.stats().connections == 1 {
-        hub.topic("t").publish(Event::message("x".repeat(300))).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x".repeat(300))).await.unwrap();
         tokio::time::sleep(Duration::from_millis(4)).await;
     }
     assert_eq!(hub.stats().ended(EndReason::Stalled), 1);
@@ -355,7 +355,7 @@ async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_
     let mut tcp = bare(&server, "/events?topic=t").await;
     until(|| hub.stats().connections == 1).await;
     tcp.write_all(b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await.unwrap();
-    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     hub.drain(Duration::ZERO).await;
     let mut all = String::new();
     soon(tcp.read_to_string(&mut all)).await.unwrap();
@@ -372,11 +372,11 @@ async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_
 async fn churn_leaves_nothing_behind() {
     let hub = Hub::builder().build().unwrap();
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let subscription = |n: usize| Subscription::user(n % 1000).topic(format!("t{}", n % 77));
+    let subscription = |n: usize| Subscription::for_user(n % 1000).topic(format!("t{}", n % 77));
     for n in 0..100_000 {
-        let stream = hub.stream(subscription(n), Cursor::Absent).unwrap();
+        let stream = hub.subscribe(subscription(n), Cursor::Absent).unwrap();
         if n % 3 == 0 {
-            hub.connection(stream.connection()).publish(Event::message("x")).await.unwrap();
+            hub.connection(stream.connection()).publish(Event::unnamed("x")).await.unwrap();
         }
     }
     assert_eq!(hub.stats().connections, 0);
@@ -422,8 +422,8 @@ async fn churn_of_users_and_members_leaves_nothing_behind() {
     let churn = async |rounds: usize| {
         for n in 0..rounds {
             let user = format!("u{}", n % 1000);
-            let subscription = || Subscription::user(user.clone()).topic(format!("t{}", n % 77));
-            let stream = hub.stream(subscription(), Cursor::Absent).unwrap();
+            let subscription = || Subscription::for_user(user.clone()).topic(format!("t{}", n % 77));
+            let stream = hub.subscribe(subscription(), Cursor::Absent).unwrap();
             match n % 8 {
                 0 => drop(hub.connection(stream.connection()).join(format!("j{}", n % 500)).await.unwrap()),
                 1 => drop(hub.user(&user).join(format!("j{}", n % 500)).await.unwrap()),
@@ -455,7 +455,7 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
         .build()
         .unwrap();
     let counted = |work: &mut dyn FnMut()| allocation_counter::measure(work);
-    let publish = |n: usize| assert_eq!(hub.topic(n).publish_now(Event::message("x")).unwrap().receivers, 0);
+    let publish = |n: usize| assert_eq!(hub.topic(n).publish_now(Event::unnamed("x")).unwrap().receivers, 0);
     // What the first use of everything needs is not what a million topics need.
     (0..1000).for_each(publish);
     let mut peak = 0;
@@ -469,7 +469,7 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
         while hub.stats().channels > 10 {
             assert!(since.elapsed() < kit::PATIENCE, "{} channels are left", hub.stats().channels);
             std::thread::yield_now();
-            hub.everyone().publish_now(Event::message("x")).unwrap();
+            hub.everyone().publish_now(Event::unnamed("x")).unwrap();
         }
     });
     assert!(peak > 1000);
@@ -553,10 +553,10 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
         let hub = hub.clone();
         async move {
             for _ in 0..60 {
-                hub.topic("big").publish(Event::message("x".repeat(200_000))).await.unwrap();
+                hub.topic("big").publish(Event::unnamed("x".repeat(200_000))).await.unwrap();
             }
             for n in 0.. {
-                if hub.topic("t").publish(Event::message(n.to_string())).await.is_err() {
+                if hub.topic("t").publish(Event::unnamed(n.to_string())).await.is_err() {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -625,7 +625,7 @@ async fn an_aborted_end_is_an_error_after_a_whole_frame() {
     let (hub, server) = start(Hub::builder().stream_end(tower_sse::StreamEnd::Abort)).await;
     let mut body = get(server.addr, "/events?topic=t").await.body;
     until(|| hub.stats().connections == 1).await;
-    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     hub.drain(Duration::ZERO).await;
     let mut text = String::new();
     while let Ok(frame) = soon(body.frame()).await.expect("it must not end properly") {
@@ -650,7 +650,7 @@ async fn a_stream_ends_by_the_expiry_of_its_subscription() {
     let hub = Hub::builder().build().unwrap();
     let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(600));
     let since = tokio::time::Instant::now();
-    let stream = hub.stream(subscription, Cursor::Absent).unwrap();
+    let stream = hub.subscribe(subscription, Cursor::Absent).unwrap();
     let items: Vec<_> = stream.collect().await;
     assert!(matches!(items[..], [SubscriberItem::Live(_), SubscriberItem::End(EndReason::Expired)]), "{items:?}");
     let lived = since.elapsed();
@@ -663,7 +663,7 @@ async fn a_long_subscription_does_not_end_hours_before_its_time() {
     let day = Duration::from_secs(86_400);
     for _ in 0..20 {
         let since = tokio::time::Instant::now();
-        let stream = hub.stream(Subscription::anonymous().expires_in(day), Cursor::Absent).unwrap();
+        let stream = hub.subscribe(Subscription::anonymous().expires_in(day), Cursor::Absent).unwrap();
         stream.collect::<Vec<_>>().await;
         assert!(since.elapsed() <= day && since.elapsed() >= day - Duration::from_secs(61), "{:?}", since.elapsed());
     }
@@ -673,11 +673,11 @@ async fn a_long_subscription_does_not_end_hours_before_its_time() {
 async fn a_stream_that_never_runs_dry_ends_by_its_expiry_too() {
     let hub = Hub::builder().build().unwrap();
     let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(60));
-    let mut stream = hub.stream(subscription, Cursor::Absent).unwrap();
+    let mut stream = hub.subscribe(subscription, Cursor::Absent).unwrap();
     for _ in 0..=60 {
         // Twice as much as it reads.
         for _ in 0..200 {
-            hub.topic("t").publish(Event::message("x")).await.unwrap();
+            hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
         }
         for _ in 0..100 {
             if let Some(SubscriberItem::End(reason)) = stream.next().await {
@@ -725,13 +725,13 @@ async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
     assert!(read().await.starts_with("event: hub.hello"));
     assert!(read().await.ends_with(".0\n\n"));
     for n in 1..=100 {
-        hub.topic("busy").publish(Event::message("x")).await.unwrap();
+        hub.topic("busy").publish(Event::unnamed("x")).await.unwrap();
         let since = tokio::time::Instant::now();
         // Heartbeats every 15 s, and within 45 s an id that stands for what happened elsewhere.
         while read().await == ":\n" {}
         assert!(since.elapsed() <= Duration::from_secs(46), "round {n}");
     }
-    hub.topic("silent").publish(Event::message("y")).await.unwrap();
+    hub.topic("silent").publish(Event::unnamed("y")).await.unwrap();
     assert!(read().await.ends_with(".101\n\n"));
 }
 
@@ -742,19 +742,19 @@ async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap
         .topic_retention(Retention::replay().age(Duration::from_secs(10)))
         .build()
         .unwrap();
-    let mut first = hub.stream(Subscription::anonymous().topic("other"), Cursor::Absent).unwrap();
+    let mut first = hub.subscribe(Subscription::anonymous().topic("other"), Cursor::Absent).unwrap();
     assert!(matches!(first.next().await, Some(SubscriberItem::Live(_))));
     for _ in 0..10 {
-        hub.topic("busy").publish(Event::message("x")).await.unwrap();
+        hub.topic("busy").publish(Event::unnamed("x")).await.unwrap();
     }
     let cursor = hub.position();
     // Long enough for `busy` to be dropped, forgotten, and its floor merged into the hub's.
     tokio::time::sleep(Duration::from_secs(300)).await;
-    let mut back = hub.stream(Subscription::anonymous().topic("new"), cursor).unwrap();
+    let mut back = hub.subscribe(Subscription::anonymous().topic("new"), cursor).unwrap();
     assert!(matches!(back.next().await, Some(SubscriberItem::Live(_))));
     // But whoever is older than that learns that something may be missing.
     let old = cursor.to_string().replace(".10", ".3").parse::<tower_sse::Position>().unwrap();
-    let mut back = hub.stream(Subscription::anonymous().topic("busy"), old).unwrap();
+    let mut back = hub.subscribe(Subscription::anonymous().topic("busy"), old).unwrap();
     assert!(matches!(back.next().await, Some(SubscriberItem::Gap { .. })));
 }
 
@@ -846,7 +846,7 @@ async fn a_resumed_backlog_comes_in_few_pieces() {
     let (hub, server) = start(Hub::builder()).await;
     let start = hub.position().to_string();
     for n in 0..500 {
-        hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
     }
     let mut events = resume(server.addr, "/events?topic=t", &start).await;
     assert_eq!(events.caught_up().await.len(), 501);

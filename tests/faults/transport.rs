@@ -37,7 +37,7 @@ fn app(hub: &Hub) -> Router {
 async fn publish(hub: &Hub, topic: &str, count: usize, size: usize) {
     for n in 0..count {
         let data = format!("{n} {}", "x".repeat(size));
-        hub.topic(topic).publish(Event::message(data)).await.unwrap();
+        hub.topic(topic).publish(Event::unnamed(data)).await.unwrap();
     }
 }
 
@@ -193,7 +193,7 @@ async fn a_stream_without_a_window_stays_counted_while_its_connection_moves() {
     publish(&hub, "big", 20, 100_000).await;
     let since = Instant::now();
     for n in 0.. {
-        hub.topic("small").publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic("small").publish(Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(read.next_own().await.data, n.to_string());
         assert_eq!(hub.stats().connections, 2, "after {:?}", since.elapsed());
         if since.elapsed() > 5 * deadline {
@@ -291,7 +291,7 @@ async fn read_bytes(mut body: impl http_body::Body<Data = Bytes, Error: std::fmt
 async fn on_the_way(hub: &Hub) -> usize {
     // Two audiences, so that a reader shares its bytes with no other.
     for n in 0..100 {
-        hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(Event::message("x".repeat(EVENT))).await.unwrap();
+        hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(Event::unnamed("x".repeat(EVENT))).await.unwrap();
     }
     let since = Instant::now();
     let mut before = 0;
@@ -382,7 +382,7 @@ async fn a_reader_of_many_topics_at_full_speed_gets_everything_in_order() {
         tokio::spawn(async move {
             for n in 0..EVENTS {
                 let data = format!("{n} {}", "x".repeat(n * 7 % 40_000));
-                hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(Event::message(data)).await.unwrap();
+                hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(Event::unnamed(data)).await.unwrap();
             }
         })
     };
@@ -677,7 +677,7 @@ async fn publishing_ends_when_every_stream_knows_its_end_although_a_reader_has_s
     ask(&mut stalled, "t").await;
     let mut read = kit::subscribe(server.addr, "/events?topic=small").await;
     publish(&hub, "t", 60, 200_000).await;
-    hub.topic("small").publish(Event::message("before")).await.unwrap();
+    hub.topic("small").publish(Event::unnamed("before")).await.unwrap();
     let since = Instant::now();
     let draining = tokio::spawn({
         let hub = hub.clone();
@@ -686,7 +686,7 @@ async fn publishing_ends_when_every_stream_knows_its_end_although_a_reader_has_s
     assert_eq!(read.next_own().await.data, "before");
     let rest = read.rest().await;
     assert_eq!(rest.last().unwrap().event, "hub.bye");
-    let late = hub.topic("t").publish(Event::message("for no reader")).await.unwrap_err();
+    let late = hub.topic("t").publish(Event::unnamed("for no reader")).await.unwrap_err();
     assert!(late.is_closed() && since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     assert_eq!(soon(draining).await.unwrap().cut, 1);
 }

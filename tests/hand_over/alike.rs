@@ -78,13 +78,13 @@ async fn play(addr: SocketAddr, hub: &Hub, narrow: bool, acts: &[Act], last: Las
     for (n, act) in acts.iter().enumerate() {
         match act {
             Act::Publish { topic, size } => {
-                hub.topic(format!("t{topic}")).publish(Event::message(data(n, *size))).await.unwrap();
+                hub.topic(format!("t{topic}")).publish(Event::unnamed(data(n, *size))).await.unwrap();
                 if topics.contains(topic) {
                     expected.push(data(n, *size));
                 }
             }
             Act::ToEveryone { size } => {
-                hub.everyone().publish(Event::message(data(n, *size))).await.unwrap();
+                hub.everyone().publish(Event::unnamed(data(n, *size))).await.unwrap();
                 expected.push(data(n, *size));
             }
             Act::Join { topic } => {

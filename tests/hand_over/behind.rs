@@ -63,7 +63,7 @@ async fn a_body_that_never_comes_holds_nobody_up() {
         // The rest of it is stray input like any.
         soon(tokio::io::AsyncWriteExt::write_all(&mut peer.writer, &[b'x'; 200_000])).await.unwrap();
         for n in 0..3 {
-            hub.topic("t").publish(tower_sse::Event::message(n.to_string())).await.unwrap();
+            hub.topic("t").publish(tower_sse::Event::unnamed(n.to_string())).await.unwrap();
             assert_eq!(events.next_own().await.data, n.to_string(), "{head}");
         }
         soon(hub.drain(Duration::ZERO)).await;

@@ -84,7 +84,7 @@ async fn nothing_is_taken_before_all_of_it_is_out() {
     let (mut events, _writer) = begins(peer).await;
     assert!(soon(task).await.unwrap(), "it is taken in the end");
     for n in 0..3 {
-        hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(events.next_own().await.data, n.to_string());
     }
 }
@@ -95,7 +95,7 @@ async fn nothing_is_taken_behind_which_the_server_has_written_more() {
     let (peer, task) = serve(&hub, How::WritesMoreBeforeItFlushes).await;
     let (mut events, _writer) = begins(peer).await;
     for data in ["first", "last"] {
-        hub.topic("t").publish(Event::message(data)).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(data)).await.unwrap();
         assert_eq!(events.next_own().await.data, data);
     }
     assert!(!soon(task).await.unwrap(), "it was taken");

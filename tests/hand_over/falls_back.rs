@@ -86,7 +86,7 @@ async fn many_streams_on_one_http_2_connection() {
         streams.push(reply(soon(sender.send_request(request)).await.unwrap()).events());
     }
     for (n, events) in streams.iter_mut().enumerate() {
-        hub.topic(format!("t{n}")).publish(tower_sse::Event::message("x")).await.unwrap();
+        hub.topic(format!("t{n}")).publish(tower_sse::Event::unnamed("x")).await.unwrap();
         assert_eq!(events.next_own().await.data, "x");
     }
     assert_eq!(server.serving(), 1);
@@ -118,7 +118,7 @@ async fn a_socket_that_is_not_tcp() {
     let mut events = reply.events();
     assert_eq!(events.next().await.event, "hub.hello");
     for n in 0..3 {
-        hub.topic("t").publish(tower_sse::Event::message(n.to_string())).await.unwrap();
+        hub.topic("t").publish(tower_sse::Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(events.next_own().await.data, n.to_string());
     }
     soon(hub.drain(Duration::ZERO)).await;

@@ -17,7 +17,7 @@ async fn a_reader_that_is_too_slow_is_told_once_and_goes_on() {
     peer.get("/events?topic=t").await;
     peer.reader.head().await;
     site.taken(1).await;
-    let event = |n| Event::message(format!("{n} {}", "x".repeat(10_000)));
+    let event = |n| Event::unnamed(format!("{n} {}", "x".repeat(10_000)));
     for n in 0..20 {
         site.hub.topic("t").publish(event(n)).await.unwrap();
         tokio::task::yield_now().await;

@@ -55,7 +55,7 @@ async fn back_and_forth_between_a_server_that_hands_over_and_one_that_does_not()
         let hub = site.hub.clone();
         async move {
             for n in 0..EVENTS {
-                hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+                hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
                 tokio::task::yield_now().await;
             }
         }

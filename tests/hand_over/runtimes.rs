@@ -45,7 +45,7 @@ fn a_runtime_that_goes_away_takes_its_own_streams_and_no_others() {
             assert_ne!(event.event, "hub.bye");
         }
         for n in 0..3 {
-            hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+            hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
             assert_eq!(kept.next_own().await.data, n.to_string());
         }
     });
@@ -98,7 +98,7 @@ fn a_runtime_that_stands_still_hinders_nobody() {
     let (mut kept, _kept) = clients.block_on(open(stays.addr));
     clients.block_on(async {
         for n in 0..3 {
-            hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+            hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
             assert_eq!(kept.next_own().await.data, n.to_string());
         }
     });

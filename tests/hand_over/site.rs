@@ -100,7 +100,7 @@ impl Site {
     }
 
     pub async fn publish(&self, topic: &str, data: impl Into<String>) {
-        self.hub.topic(topic).publish(Event::message(data.into())).await.unwrap();
+        self.hub.topic(topic).publish(Event::unnamed(data.into())).await.unwrap();
     }
 
     /// Until so many bodies have ended although nobody has ended their streams.

@@ -79,7 +79,7 @@ async fn heartbeats_are_seen_where_they_are_to_be_seen() {
 
 async fn goes_on(hub: &Hub, events: &mut Events) {
     for n in 0..3 {
-        hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(events.next_own().await.data, n.to_string());
     }
 }
@@ -103,7 +103,7 @@ async fn under_every_mounting() {
         service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("inner")))));
     let layered = Bare::start(&hub, hub.layer("/events", as_asked).layer(inner)).await;
     let handler = async |State(hub): State<Hub>, request: StreamRequest| -> EventStream {
-        hub.connect(request, Subscription::anonymous().topic("t"))
+        hub.respond(request, Subscription::anonymous().topic("t"))
     };
     let handled = Bare::start(&hub, Router::<Hub>::new().route("/events", get(handler)).with_state(hub.clone())).await;
     let routed = Bare::start(&hub, Router::new().route_service("/events", hub.endpoint(as_asked))).await;

@@ -137,7 +137,7 @@ async fn the_server_goes_on_with_it() {
         let mut events = server.events().await;
         assert_eq!(events.next().await.event, "hub.hello", "{place:?}");
         for n in 0..20 {
-            hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+            hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
             assert_eq!(events.next_own().await.data, n.to_string(), "{place:?}");
         }
         while events.next().await.event != "hub.live" {}

@@ -41,7 +41,7 @@ fn path<'a>(topics: impl IntoIterator<Item = &'a str>) -> String {
 async fn publish(hub: &Hub, topic: &str, data: impl IntoIterator<Item = u32>) -> Vec<String> {
     let mut ids = Vec::new();
     for n in data {
-        let published = hub.topic(topic).publish(Event::message(n.to_string())).await.unwrap();
+        let published = hub.topic(topic).publish(Event::unnamed(n.to_string())).await.unwrap();
         ids.push(published.position.to_string());
     }
     ids
@@ -142,7 +142,7 @@ async fn an_empty_cursor_is_none() {
 async fn a_refused_cursor_gets_the_current_values_before_it_goes_live() {
     let (hub, server) = serve(Hub::builder().topic_retention(Retention::latest_per_key())).await;
     for (key, data) in [("a", "old"), ("b", "2"), ("a", "1")] {
-        hub.topic("t").publish(Event::message(data).key(key)).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(data).key(key)).await.unwrap();
     }
     let mut events = resume(server.addr, "/events?topic=t", "1.0.0").await;
     one_gap(&mut events, "refused").await;
@@ -198,7 +198,7 @@ async fn a_forged_cursor_yields_only_what_is_permitted() {
     for n in 0..20 {
         publish(&hub, "mine/a", [n]).await;
         foreign.extend(publish(&hub, "theirs", [1000 + n]).await);
-        hub.user("somebody").publish(Event::message("2000")).await.unwrap();
+        hub.user("somebody").publish(Event::unnamed("2000")).await.unwrap();
     }
     // Ids that it never received, of records that it may not read; and the very beginning.
     for (cursor, from) in [(begin, 0), (foreign[4].clone(), 5), (foreign[19].clone(), 20)] {
@@ -258,25 +258,25 @@ async fn status_of(builder: HubBuilder, subscription: Subscription) -> (Hub, u16
 async fn a_subscription_that_no_hub_takes_is_a_bad_request() {
     let long = "x".repeat(256);
     for bad in [
-        Subscription::user(""),
-        Subscription::user("a\nb"),
-        Subscription::user(&long),
+        Subscription::for_user(""),
+        Subscription::for_user("a\nb"),
+        Subscription::for_user(&long),
         Subscription::anonymous().topic(""),
         Subscription::anonymous().topic("a\u{0}"),
-        Subscription::anonymous().topics(["fine", &long]),
+        Subscription::anonymous().with_topics(["fine", &long]),
         Subscription::anonymous().data(&"x".repeat(Subscription::MAX_DATA_BYTES)),
         Subscription::anonymous().data(&std::collections::HashMap::from([((1, 2), 3)])),
-        Subscription::anonymous().topics(0..129),
+        Subscription::anonymous().with_topics(0..129),
     ] {
         let (hub, status) = status_of(Hub::builder(), bad.clone()).await;
         assert_eq!(status, 400, "{bad:?}");
         assert_eq!(hub.stats().connected, 0, "{bad:?}");
-        assert!(hub.stream(bad, Cursor::Absent).is_err());
+        assert!(hub.subscribe(bad, Cursor::Absent).is_err());
     }
-    assert_eq!(status_of(Hub::builder(), Subscription::anonymous().topics(0..128)).await.1, 200);
-    assert_eq!(status_of(Hub::builder(), Subscription::anonymous().topics([7; 500])).await.1, 200, "one topic");
+    assert_eq!(status_of(Hub::builder(), Subscription::anonymous().with_topics(0..128)).await.1, 200);
+    assert_eq!(status_of(Hub::builder(), Subscription::anonymous().with_topics([7; 500])).await.1, 200, "one topic");
     let (hub, _) = status_of(Hub::builder().max_topics(1), Subscription::anonymous()).await;
-    let error = hub.stream(Subscription::anonymous().topics([1, 2]), Cursor::Absent).unwrap_err();
+    let error = hub.subscribe(Subscription::anonymous().with_topics([1, 2]), Cursor::Absent).unwrap_err();
     assert_eq!(error, SubscriptionError::TooManyTopics);
 }
 
@@ -284,7 +284,7 @@ async fn a_subscription_that_no_hub_takes_is_a_bad_request() {
 async fn credentials_that_are_over_already_end_the_stream_at_once() {
     let hub = Hub::builder().build().unwrap();
     let over = SystemTime::now() - Duration::from_secs(3600);
-    let server = serve_all(&hub, Subscription::user("ada").expires_at(over)).await;
+    let server = serve_all(&hub, Subscription::for_user("ada").expires_at(over)).await;
     let events = get(server.addr, "/events").await.events().rest().await;
     let bye = events.last().unwrap();
     assert_eq!((bye.event.as_str(), parsed(bye)["reason"].as_str()), ("hub.bye", Some("expired")));
@@ -304,7 +304,7 @@ async fn an_expiry_beyond_all_times_is_never() {
         // It overflows only when the hub is no longer new.
         tokio::time::advance(Duration::from_secs(3600)).await;
         let subscription = Subscription::anonymous().topic("t").expires_in(far);
-        let mut stream = ManuallyDrop::new(hub.stream(subscription, Cursor::Absent).unwrap());
+        let mut stream = ManuallyDrop::new(hub.subscribe(subscription, Cursor::Absent).unwrap());
         assert!(matches!(stream.next().await, Some(SubscriberItem::Live(_))));
         assert!(stream.next().now_or_never().is_none(), "{far:?}: it rests");
         publish(&hub, "t", [1]).await;
@@ -338,30 +338,30 @@ async fn what_is_refused_uses_no_position_and_reaches_nobody() {
     let three_left_out = hub.topic("t").except(id(1)).except(id(2)).except(id(3));
     let other = Hub::builder().build().unwrap();
     let failures: Vec<(&str, Result<_, PublishError>)> = vec![
-        ("event name", hub.topic("t").publish(Event::text("a\nb", "x")).await),
-        ("event name", hub.topic("t").publish(Event::text("a\rdata: injected", "x")).await),
-        ("event name", hub.topic("t").publish(Event::text("\u{0}", "x")).await),
-        ("event name", hub.topic("t").publish(Event::text("a\u{202e}b", "x")).await),
-        ("event name", hub.topic("t").publish(Event::text("x".repeat(129), "x")).await),
-        ("event name", hub.topic("t").publish(Event::text("hub.live", "x")).await),
-        ("event name", hub.topic("t").publish(Event::text("open", "x")).await),
-        ("event name", hub.topic("t").publish(Event::text("error", "x")).await),
-        ("key", hub.topic("t").publish(Event::text("n", "x").key("a\nb")).await),
-        ("key", hub.topic("t").publish(Event::remove("")).await),
-        ("topic", hub.topic("").publish(Event::message("x")).await),
-        ("topic", hub.topic("a\nb").publish(Event::message("x")).await),
-        ("topic", hub.topic(&long).publish(Event::message("x")).await),
-        ("user", hub.user("").publish(Event::message("x")).await),
-        ("user", hub.user("a\u{7f}").publish(Event::message("x")).await),
-        ("user", hub.user(&long).publish(Event::message("x")).await),
-        ("connection", hub.connection("nonsense").publish(Event::message("x")).await),
-        ("connection", hub.topic("t").except("nonsense").publish(Event::message("x")).await),
-        ("topic", hub.topic("t").and(hub.topic("")).publish(Event::message("x")).await),
-        ("topic", hub.topic("").and(hub.topic("t")).publish(Event::message("x")).await),
-        ("targets", hub.topic("t").and(hub.topic("u")).and(hub.topic("v")).publish(Event::message("x")).await),
-        ("targets", three_left_out.publish(Event::message("x")).await),
-        ("another hub", hub.topic("t").and(other.topic("t")).publish(Event::message("x")).await),
-        ("payload", hub.topic("t").publish(Event::message("x".repeat(100))).await),
+        ("event name", hub.topic("t").publish(Event::new("a\nb", "x")).await),
+        ("event name", hub.topic("t").publish(Event::new("a\rdata: injected", "x")).await),
+        ("event name", hub.topic("t").publish(Event::new("\u{0}", "x")).await),
+        ("event name", hub.topic("t").publish(Event::new("a\u{202e}b", "x")).await),
+        ("event name", hub.topic("t").publish(Event::new("x".repeat(129), "x")).await),
+        ("event name", hub.topic("t").publish(Event::new("hub.live", "x")).await),
+        ("event name", hub.topic("t").publish(Event::new("open", "x")).await),
+        ("event name", hub.topic("t").publish(Event::new("error", "x")).await),
+        ("key", hub.topic("t").publish(Event::new("n", "x").key("a\nb")).await),
+        ("key", hub.topic("t").publish(Event::removal("")).await),
+        ("topic", hub.topic("").publish(Event::unnamed("x")).await),
+        ("topic", hub.topic("a\nb").publish(Event::unnamed("x")).await),
+        ("topic", hub.topic(&long).publish(Event::unnamed("x")).await),
+        ("user", hub.user("").publish(Event::unnamed("x")).await),
+        ("user", hub.user("a\u{7f}").publish(Event::unnamed("x")).await),
+        ("user", hub.user(&long).publish(Event::unnamed("x")).await),
+        ("connection", hub.connection("nonsense").publish(Event::unnamed("x")).await),
+        ("connection", hub.topic("t").except("nonsense").publish(Event::unnamed("x")).await),
+        ("topic", hub.topic("t").and(hub.topic("")).publish(Event::unnamed("x")).await),
+        ("topic", hub.topic("").and(hub.topic("t")).publish(Event::unnamed("x")).await),
+        ("targets", hub.topic("t").and(hub.topic("u")).and(hub.topic("v")).publish(Event::unnamed("x")).await),
+        ("targets", three_left_out.publish(Event::unnamed("x")).await),
+        ("another hub", hub.topic("t").and(other.topic("t")).publish(Event::unnamed("x")).await),
+        ("payload", hub.topic("t").publish(Event::unnamed("x".repeat(100))).await),
     ];
     for (field, failure) in failures {
         let error = failure.expect_err(field);
@@ -387,10 +387,10 @@ async fn one_bad_event_of_a_batch_does_not_stop_the_others() {
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let outcomes = hub
         .publish_many([
-            (hub.topic("t"), Event::message("first")),
-            (hub.topic("t"), Event::text("hub.mine", "never")),
-            (hub.topic(""), Event::message("never")),
-            (hub.topic("t"), Event::message("last")),
+            (hub.topic("t"), Event::unnamed("first")),
+            (hub.topic("t"), Event::new("hub.mine", "never")),
+            (hub.topic(""), Event::unnamed("never")),
+            (hub.topic("t"), Event::unnamed("last")),
         ])
         .await;
     let fine: Vec<_> = outcomes.iter().map(Result::is_ok).collect();
@@ -405,9 +405,9 @@ async fn a_payload_at_the_limit_arrives_and_one_byte_more_does_not_leave() {
     for (limit, largest) in [(64, "x".repeat(64 - 7)), (64, format!("{}\n{}", "x".repeat(20), "y".repeat(64 - 34)))] {
         let (hub, server) = serve(Hub::builder().max_payload(limit)).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
-        let error = hub.topic("t").publish(Event::message(format!("{largest}z"))).await.unwrap_err();
+        let error = hub.topic("t").publish(Event::unnamed(format!("{largest}z"))).await.unwrap_err();
         assert!(error.is_too_large() && error.is_invalid());
-        hub.topic("t").publish(Event::message(largest.clone())).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(largest.clone())).await.unwrap();
         assert_eq!(events.next().await.data, largest);
     }
 }
@@ -417,10 +417,10 @@ async fn the_largest_payload_by_default_arrives_whole() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let largest = "x".repeat((512 << 10) - 7);
-    let error = hub.topic("t").publish(Event::message(largest.clone() + "x")).await.unwrap_err();
+    let error = hub.topic("t").publish(Event::unnamed(largest.clone() + "x")).await.unwrap_err();
     assert!(error.is_too_large());
     for _ in 0..3 {
-        hub.topic("t").publish(Event::message(largest.clone())).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(largest.clone())).await.unwrap();
         assert_eq!(events.next().await.data.len(), largest.len());
     }
 }
@@ -442,11 +442,11 @@ async fn data_is_one_message_whatever_is_in_it() {
         ("\0", "\0"),
         ("\u{2028}\u{85}\u{b}", "\u{2028}\u{85}\u{b}"),
     ] {
-        hub.topic("t").publish(Event::text("n", data)).await.unwrap();
+        hub.topic("t").publish(Event::new("n", data)).await.unwrap();
         let event = events.next().await;
         assert_eq!((event.event.as_str(), event.data.as_str()), ("n", read), "{data:?}");
     }
-    let published = hub.topic("t").publish(Event::text("", "unnamed")).await.unwrap();
+    let published = hub.topic("t").publish(Event::new("", "unnamed")).await.unwrap();
     let event = events.next().await;
     assert_eq!((event.event.as_str(), event.id), ("message", published.position.to_string()));
 }
@@ -456,7 +456,7 @@ async fn raw_json_with_line_breaks_is_split_like_text() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let pretty = "{\r\n  \"a\": [1,\n 2]\r}";
-    hub.topic("t").publish(Event::utf8("n", pretty.as_bytes()).unwrap()).await.unwrap();
+    hub.topic("t").publish(Event::from_utf8("n", pretty.as_bytes()).unwrap()).await.unwrap();
     let event = events.next().await;
     assert_eq!(event.data, "{\n  \"a\": [1,\n 2]\n}");
     assert_eq!(parsed(&event), serde_json::json!({ "a": [1, 2] }));
@@ -515,11 +515,11 @@ async fn names_are_literal_from_end_to_end() {
         streams.push(events);
     }
     for name in names {
-        assert_eq!(hub.topic(name).publish(Event::message(name)).await.unwrap().receivers, 1, "{name}");
+        assert_eq!(hub.topic(name).publish(Event::unnamed(name)).await.unwrap().receivers, 1, "{name}");
         // The same name as a user meets nobody.
-        assert_eq!(hub.user(name).publish(Event::message("not for topics")).await.unwrap().receivers, 0, "{name}");
+        assert_eq!(hub.user(name).publish(Event::unnamed("not for topics")).await.unwrap().receivers, 0, "{name}");
     }
-    hub.everyone().publish(Event::message("the end")).await.unwrap();
+    hub.everyone().publish(Event::unnamed("the end")).await.unwrap();
     for (name, events) in names.iter().zip(&mut streams) {
         assert_eq!([events.next().await.data.as_str(), &events.next().await.data], [*name, "the end"]);
     }
@@ -542,16 +542,16 @@ async fn a_user_named_like_a_topic_never_meets_it() {
     let hub = Hub::builder().build().unwrap();
     let access = |request: StreamRequest| async move {
         Ok(match request.query() {
-            Some("user") => Subscription::user("same"),
+            Some("user") => Subscription::for_user("same"),
             _ => Subscription::anonymous().topic("same"),
         })
     };
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     let (begin, mut user) = (hub.position().to_string(), subscribe(server.addr, "/events?user").await);
     let mut topic = subscribe(server.addr, "/events?topic").await;
-    assert_eq!(hub.user("same").publish(Event::message("for the user")).await.unwrap().receivers, 1);
-    assert_eq!(hub.topic("same").publish(Event::message("for the topic")).await.unwrap().receivers, 1);
-    hub.everyone().publish(Event::message("for all")).await.unwrap();
+    assert_eq!(hub.user("same").publish(Event::unnamed("for the user")).await.unwrap().receivers, 1);
+    assert_eq!(hub.topic("same").publish(Event::unnamed("for the topic")).await.unwrap().receivers, 1);
+    hub.everyone().publish(Event::unnamed("for all")).await.unwrap();
     assert_eq!([user.next().await.data, user.next().await.data], ["for the user", "for all"]);
     assert_eq!([topic.next().await.data, topic.next().await.data], ["for the topic", "for all"]);
     // Nor when it is replayed.
@@ -572,7 +572,7 @@ async fn every_retry_on_the_wire_is_within_the_range() {
         (Duration::from_millis(2500), Duration::from_millis(2500)),
         (Duration::MAX, seconds(5)),
     ] {
-        hub.topic("t").publish(Event::message("").retry(asked)).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("").retry(asked)).await.unwrap();
         assert_eq!(events.next().await.retry, Some(got), "{asked:?}");
     }
     // Those of a drain as well, however absurd its window.
@@ -591,7 +591,7 @@ async fn a_refusal_with_an_absurd_retry_is_within_the_range_too() {
     for (asked, from, to) in [(Duration::ZERO, 100, 100), (Duration::MAX, 3_600_000, 3_600_000)] {
         let hub = Hub::builder().build().unwrap();
         let access = move |_: StreamRequest| {
-            let refusal = tower_sse::Refusal::later(tower_sse::RefusalReason::Busy).retry(asked);
+            let refusal = tower_sse::Refusal::retry_later(tower_sse::RefusalReason::Busy).retry(asked);
             std::future::ready(Err::<Subscription, _>(refusal))
         };
         let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
@@ -611,8 +611,8 @@ async fn publishing_from_inside_the_access_hook_does_not_deadlock() {
     let access = move |request: StreamRequest| {
         let hub = from_inside.clone();
         async move {
-            hub.topic("visits").publish_now(Event::message("now")).unwrap();
-            hub.topic("visits").publish(Event::message(request.uri().path().to_owned())).await.unwrap();
+            hub.topic("visits").publish_now(Event::unnamed("now")).unwrap();
+            hub.topic("visits").publish(Event::unnamed(request.uri().path().to_owned())).await.unwrap();
             assert!(hub.stats().published > 0 && hub.health().ready);
             Ok(Subscription::anonymous().topic("visits"))
         }
@@ -630,15 +630,15 @@ async fn publishing_from_inside_the_access_hook_does_not_deadlock() {
 #[tokio::test]
 async fn publishing_to_oneself_while_reading_does_not_deadlock() {
     let hub = Hub::builder().build().unwrap();
-    let mut stream = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let id = stream.connection();
-    hub.topic("t").publish_now(Event::message("0")).unwrap();
+    hub.topic("t").publish_now(Event::unnamed("0")).unwrap();
     let mut read = Vec::new();
     while read.len() < 5 {
         if let Some(SubscriberItem::Event(event)) = soon(stream.next()).await {
             read.push(event.data.clone());
             let next = event.data.parse::<u32>().unwrap() + 1;
-            hub.topic("t").and(hub.connection(id)).publish(Event::message(next.to_string())).await.unwrap();
+            hub.topic("t").and(hub.connection(id)).publish(Event::unnamed(next.to_string())).await.unwrap();
         }
     }
     assert_eq!(read, ["0", "1", "2", "3", "4"]);
@@ -650,15 +650,15 @@ async fn after_a_drain_everything_that_publishes_says_closed() {
     publish(&hub, "t", [1]).await;
     let position = hub.position();
     soon(hub.drain(Duration::ZERO)).await;
-    let error = hub.topic("t").publish(Event::message("x")).await.unwrap_err();
+    let error = hub.topic("t").publish(Event::unnamed("x")).await.unwrap_err();
     assert!(error.is_closed() && !error.is_invalid() && !error.is_unknown(), "{error}");
-    assert!(hub.topic("t").publish_now(Event::message("x")).unwrap_err().is_closed());
+    assert!(hub.topic("t").publish_now(Event::unnamed("x")).unwrap_err().is_closed());
     let outcomes =
-        hub.publish_many([(hub.topic("t"), Event::message("x")), (hub.topic(""), Event::message("x"))]).await;
+        hub.publish_many([(hub.topic("t"), Event::unnamed("x")), (hub.topic(""), Event::unnamed("x"))]).await;
     assert!(outcomes[0].as_ref().unwrap_err().is_closed());
     assert!(outcomes[1].is_err());
     assert_eq!(hub.position(), position);
-    assert_eq!(hub.stream(Subscription::anonymous(), Cursor::Absent).unwrap_err(), SubscriptionError::Closed);
+    assert_eq!(hub.subscribe(Subscription::anonymous(), Cursor::Absent).unwrap_err(), SubscriptionError::Closed);
     let refused = get(server.addr, "/events").await.events().rest().await;
     assert_eq!(parsed(&refused[0])["reason"], "draining");
     // Once more changes nothing.
@@ -669,7 +669,7 @@ async fn after_a_drain_everything_that_publishes_says_closed() {
 async fn what_was_published_before_a_drain_comes_before_the_bye() {
     let (hub, server) = serve(Hub::builder()).await;
     let events = subscribe(server.addr, "/events?topic=t").await;
-    hub.everyone().publish(Event::text("maintenance", "back in a minute")).await.unwrap();
+    hub.everyone().publish(Event::new("maintenance", "back in a minute")).await.unwrap();
     let drained = soon(hub.drain(Duration::ZERO)).await;
     let names: Vec<_> = events.rest().await.into_iter().map(|event| event.event).collect();
     assert_eq!(names, ["maintenance", "hub.bye"]);
@@ -680,8 +680,8 @@ async fn what_was_published_before_a_drain_comes_before_the_bye() {
 async fn a_publish_that_is_never_polled_publishes_nothing() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
-    drop(hub.topic("t").publish(Event::message("never")));
-    drop(hub.publish_many([(hub.topic("t"), Event::message("never"))]));
+    drop(hub.topic("t").publish(Event::unnamed("never")));
+    drop(hub.publish_many([(hub.topic("t"), Event::unnamed("never"))]));
     assert_eq!(hub.stats().published, 0);
     publish(&hub, "t", [1]).await;
     assert_eq!(events.next().await.data, "1");
@@ -692,7 +692,7 @@ async fn a_publish_that_is_dropped_after_its_first_poll_is_done() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     {
-        let publish = hub.topic("t").publish(Event::message("done"));
+        let publish = hub.topic("t").publish(Event::unnamed("done"));
         assert!(publish.now_or_never().is_some(), "it never waits");
     }
     assert_eq!(events.next().await.data, "done");
@@ -720,7 +720,7 @@ async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
     drop(body);
     let stats = hub.stats();
     assert_eq!((stats.connections, stats.connected), (0, 2));
-    assert_eq!(hub.topic("t").publish(Event::message("x")).await.unwrap().receivers, 0);
+    assert_eq!(hub.topic("t").publish(Event::unnamed("x")).await.unwrap().receivers, 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -730,7 +730,7 @@ async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
 fn a_stream_that_is_asked_for_before_the_broker_was_read_is_told_so() {
     let hub = Hub::builder().backplane(tower_sse::backplane::Memory::new()).build().unwrap();
     // Outside of a runtime, so that nothing of the log is read.
-    let error = hub.stream(Subscription::anonymous(), None).unwrap_err();
+    let error = hub.subscribe(Subscription::anonymous(), None).unwrap_err();
     assert_eq!(error, SubscriptionError::Unavailable);
     assert!(!error.to_string().contains("drained"), "{error}");
 }
@@ -738,7 +738,7 @@ fn a_stream_that_is_asked_for_before_the_broker_was_read_is_told_so() {
 #[test]
 fn a_hub_built_outside_a_runtime_works_inside_one() {
     let hub = Hub::builder().build().unwrap();
-    let before = hub.topic("t").publish_now(Event::message("before there was a runtime")).unwrap();
+    let before = hub.topic("t").publish_now(Event::unnamed("before there was a runtime")).unwrap();
     let begin = position_before(&before.position.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let serving = hub.clone();
@@ -754,11 +754,11 @@ fn a_hub_built_outside_a_runtime_works_inside_one() {
     drop(runtime);
     // Its streams died with the runtime; the hub did not.
     assert_eq!(hub.stats().connections, 0);
-    hub.topic("t").publish_now(Event::message("after")).unwrap();
+    hub.topic("t").publish_now(Event::unnamed("after")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
         let mut stream =
-            hub.stream(Subscription::anonymous().topic("t").start(Start::Last(1)), Cursor::Absent).unwrap();
+            hub.subscribe(Subscription::anonymous().topic("t").start(Start::Last(1)), Cursor::Absent).unwrap();
         let Some(SubscriberItem::Event(event)) = soon(stream.next()).await else { panic!("the newest is kept") };
         assert_eq!(event.data, "after");
     });
@@ -781,9 +781,9 @@ async fn a_thread_without_a_runtime_reaches_every_listener() {
     let publisher = hub.clone();
     let thread = std::thread::spawn(move || {
         assert!(tokio::runtime::Handle::try_current().is_err());
-        let published = publisher.topic("t").publish_now(Event::message("from a thread")).unwrap();
+        let published = publisher.topic("t").publish_now(Event::unnamed("from a thread")).unwrap();
         // The other one, by an executor that knows nothing of tokio.
-        futures::executor::block_on(publisher.topic("t").publish(Event::message("and again"))).unwrap();
+        futures::executor::block_on(publisher.topic("t").publish(Event::unnamed("and again"))).unwrap();
         published.receivers
     });
     for events in &mut streams {
@@ -803,7 +803,7 @@ async fn a_runtime_that_dies_does_not_take_the_hubs_work_with_it() {
     let thread = std::thread::spawn(move || {
         // The work that is left to a task goes to this runtime, which is gone before it was polled.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { publisher.topic("t").publish_now(Event::message("from a short life")).unwrap() });
+        runtime.block_on(async { publisher.topic("t").publish_now(Event::unnamed("from a short life")).unwrap() });
     });
     for events in &mut streams {
         assert_eq!(events.next().await.data, "from a short life");
@@ -882,11 +882,11 @@ async fn a_setting_that_is_absurdly_large_is_refused_or_works() {
             // An idle channel, an old record, a subscription that expires, and time that passes.
             let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(86_400));
             // Not dropped, so that what fails here does not fail again in a destructor and abort.
-            let mut stream = ManuallyDrop::new(hub.stream(subscription, Cursor::Absent).unwrap());
-            drop(hub.stream(Subscription::user("idle"), Cursor::Absent).unwrap());
+            let mut stream = ManuallyDrop::new(hub.subscribe(subscription, Cursor::Absent).unwrap());
+            drop(hub.subscribe(Subscription::for_user("idle"), Cursor::Absent).unwrap());
             // The day is not over.
             for round in 0..3 {
-                hub.topic("t").publish(Event::message("x").key("k").retry(far)).await.unwrap();
+                hub.topic("t").publish(Event::unnamed("x").key("k").retry(far)).await.unwrap();
                 while !matches!(soon(stream.next()).await, Some(SubscriberItem::Event(_))) {}
                 tokio::time::advance(Duration::from_secs(3600)).await;
                 assert_eq!(hub.stats().connections, 1, "{round}");

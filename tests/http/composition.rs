@@ -42,7 +42,7 @@ fn routes() -> Router {
 }
 
 async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
-    hub.connect(request, Subscription::anonymous().topic("t"))
+    hub.respond(request, Subscription::anonymous().topic("t"))
 }
 
 /// The three mountings, without anything outside.
@@ -66,7 +66,7 @@ async fn works_with(outside: impl Fn(Router) -> Router) {
         let server = Server::start(&hub, outside(app)).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
         for n in 0..3 {
-            hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
+            hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
             assert_eq!(events.next().await.data, n.to_string(), "{name}");
         }
         let reply = kit::get(server.addr, "/other").await;
@@ -108,7 +108,7 @@ async fn a_compressor_leaves_streams_alone_and_compresses_the_rest() {
         let mut events = reply.events();
         events.caught_up().await;
         for n in 0..3 {
-            hub.topic("t").publish(Event::message(LARGE)).await.unwrap();
+            hub.topic("t").publish(Event::unnamed(LARGE)).await.unwrap();
             assert_eq!(events.next().await.data, LARGE, "{name}: event {n} at once");
         }
     }
@@ -134,7 +134,7 @@ async fn a_stream_outlives_the_timeout_of_requests() {
         let mut events = subscribe(server.addr, "/events?topic=t").await;
         // Begun later and over by it.
         assert_eq!(kit::get(server.addr, "/slow").await.status, 408, "{name}");
-        hub.topic("t").publish(Event::message("still here")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("still here")).await.unwrap();
         assert_eq!(events.next().await.data, "still here", "{name}");
     }
 }
@@ -164,7 +164,7 @@ async fn a_layer_that_catches_panics() {
         let server = Server::start(&hub, app.layer(CatchPanicLayer::new())).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
         assert_eq!(kit::get(server.addr, "/panics").await.status, 500, "{name}");
-        hub.topic("t").publish(Event::message("still here")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("still here")).await.unwrap();
         assert_eq!(events.next().await.data, "still here", "{name}");
     }
 }
@@ -200,7 +200,7 @@ async fn cors_rules() {
 
 #[tokio::test]
 async fn a_page_of_another_origin_may_read_the_stream_with_its_credentials() {
-    let hub = Hub::builder().allow_origin(PAGE).build().unwrap();
+    let hub = Hub::builder().allow_cross_origin(PAGE).build().unwrap();
     for (name, app) in mountings(&hub) {
         let server = Server::start(&hub, app.layer(cors())).await;
         let headers = [(header::ORIGIN, PAGE), (header::COOKIE, "session=1")];
@@ -209,7 +209,7 @@ async fn a_page_of_another_origin_may_read_the_stream_with_its_credentials() {
         assert_eq!(reply.header("access-control-allow-credentials"), "true", "{name}");
         let mut events = reply.events();
         events.caught_up().await;
-        hub.topic("t").publish(Event::message("across")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("across")).await.unwrap();
         assert_eq!(events.next().await.data, "across", "{name}");
     }
 }
@@ -253,17 +253,17 @@ const USER: &str = "user";
 
 async fn user_of(session: Option<&Session>) -> Result<String, Refusal> {
     let session = session.ok_or(Refusal::forbidden())?;
-    session.get(USER).await.ok().flatten().ok_or(Refusal::login())
+    session.get(USER).await.ok().flatten().ok_or(Refusal::unauthorized())
 }
 
 /// From the extension that the session layer outside has attached.
 async fn by_session(request: StreamRequest) -> Result<Subscription, Refusal> {
-    Ok(Subscription::user(user_of(request.extensions().get()).await?))
+    Ok(Subscription::for_user(user_of(request.extensions().get()).await?))
 }
 
 async fn by_extractor(State(hub): State<Hub>, session: Session, request: StreamRequest) -> EventStream {
     match user_of(Some(&session)).await {
-        Ok(user) => hub.connect(request, Subscription::user(user)),
+        Ok(user) => hub.respond(request, Subscription::for_user(user)),
         Err(refusal) => hub.refuse(refusal),
     }
 }
@@ -307,9 +307,9 @@ async fn the_user_of_a_session_gets_what_is_sent_to_the_user() {
             events.caught_up().await;
             tabs.push(events);
         }
-        let published = hub.user("ada").publish(Event::message("for ada")).await.unwrap();
+        let published = hub.user("ada").publish(Event::unnamed("for ada")).await.unwrap();
         assert_eq!(published.receivers, 2, "{mounting}");
-        hub.user("bob").publish(Event::message("for bob")).await.unwrap();
+        hub.user("bob").publish(Event::unnamed("for bob")).await.unwrap();
         for (events, data) in tabs.iter_mut().zip(["for ada", "for ada", "for bob"]) {
             assert_eq!(events.next().await.data, data, "{mounting}");
         }
@@ -370,7 +370,7 @@ async fn a_stack_of_plain_tower_services() {
     let mut next = async || soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
     assert!(next().await.starts_with(b"event: hub.hello"));
     assert!(next().await.starts_with(b"event: hub.live"));
-    let published = hub.topic("t").publish(Event::message("x")).await.unwrap();
+    let published = hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     assert_eq!(next().await, format!("data: x\nid: {}\n\n", published.position));
 }
 
@@ -398,7 +398,7 @@ async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests
     until(|| hub.stats().connections == 1).await;
     // More than all the windows on the way hold.
     for _ in 0..50 {
-        hub.topic("t").publish(Event::message("x".repeat(400_000))).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x".repeat(400_000))).await.unwrap();
     }
     until(|| hub.stats().ended(EndReason::Stalled) == 1).await;
     until(|| sender.is_closed()).await;
@@ -419,7 +419,7 @@ async fn a_socket_that_another_hub_watches_does_not_carry_the_streams_of_a_hub()
     assert!(!reply.headers.contains_key("connection"), "{:?}", reply.headers);
     let mut events = reply.events();
     events.caught_up().await;
-    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     assert_eq!(events.next_own().await.data, "x");
     let drained = soon(hub.drain(Duration::ZERO)).await;
     assert_eq!((drained.ended, drained.cut), (1, 0));

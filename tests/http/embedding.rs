@@ -48,7 +48,7 @@ async fn a_publisher_on_a_runtime_that_nobody_drives_wakes_everybody() {
         let hub = hub.clone();
         move || {
             let side = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            side.block_on(hub.topic("t").publish(Event::message("from the side"))).unwrap();
+            side.block_on(hub.topic("t").publish(Event::unnamed("from the side"))).unwrap();
             // It lives on, and runs nothing.
             side
         }
@@ -57,7 +57,7 @@ async fn a_publisher_on_a_runtime_that_nobody_drives_wakes_everybody() {
     for reader in &mut readers {
         assert_eq!(reader.next_own().await.data, "from the side");
     }
-    hub.topic("t").publish(Event::message("from here")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("from here")).await.unwrap();
     for reader in &mut readers {
         assert_eq!(reader.next_own().await.data, "from here");
     }
@@ -68,7 +68,7 @@ async fn a_publisher_on_a_runtime_that_nobody_drives_wakes_everybody() {
 fn streams_whose_runtime_is_gone_hinder_nobody_on_another() {
     let hub = Hub::builder().build().unwrap();
     let first = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let open = || hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    let open = || hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let kept: Vec<_> = first.block_on(async { (0..40).map(|_| open()).collect() });
     drop(first);
     let second = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -78,7 +78,7 @@ fn streams_whose_runtime_is_gone_hinder_nobody_on_another() {
             assert!(matches!(stream.next().await, Some(SubscriberItem::Live(_))));
             assert!(stream.next().now_or_never().is_none());
         }
-        hub.topic("t").publish(Event::message("x")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
         for stream in &mut streams {
             assert!(matches!(soon(stream.next()).await, Some(SubscriberItem::Event(_))));
         }
@@ -111,7 +111,7 @@ async fn publishing_fails_as_soon_as_a_drain_has_told_the_last_stream() {
     let open = hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request).await.unwrap();
     // The drain waits for the stream.
     assert!(hub.drain(Duration::ZERO).now_or_never().is_none());
-    assert!(hub.topic("t").publish_now(Event::message("late")).unwrap_err().is_closed());
+    assert!(hub.topic("t").publish_now(Event::unnamed("late")).unwrap_err().is_closed());
     drop(open);
 }
 
@@ -122,14 +122,14 @@ async fn a_drain_delivers_an_event_that_was_published_during_a_read() {
     for round in 0..10 {
         let hub = Hub::builder().max_topics(TOPICS).build().unwrap();
         let topics = (0..TOPICS).map(|n| format!("topic/{n}"));
-        let mut stream = hub.stream(Subscription::anonymous().topics(topics), Cursor::Absent).unwrap();
+        let mut stream = hub.subscribe(Subscription::anonymous().with_topics(topics), Cursor::Absent).unwrap();
         let over = Arc::new(AtomicUsize::new(0));
         let noise = std::thread::spawn({
             let (hub, over) = (hub.clone(), Arc::clone(&over));
             // Each event of another topic makes the stream look at all of its own.
             move || {
                 while over.load(Ordering::SeqCst) == 0 {
-                    hub.topic("noise").publish_now(Event::message("x")).unwrap();
+                    hub.topic("noise").publish_now(Event::unnamed("x")).unwrap();
                 }
             }
         });
@@ -146,8 +146,8 @@ async fn a_drain_delivers_an_event_that_was_published_during_a_read() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         over.store(1, Ordering::SeqCst);
         noise.join().unwrap();
-        hub.topic("noise").publish_now(Event::message("x")).unwrap();
-        hub.topic("topic/0").publish_now(Event::message("last")).unwrap();
+        hub.topic("noise").publish_now(Event::unnamed("x")).unwrap();
+        hub.topic("topic/0").publish_now(Event::unnamed("last")).unwrap();
         soon(hub.drain(Duration::ZERO)).await;
         assert_eq!(reader.join().unwrap(), ["last"], "round {round}");
     }
@@ -156,8 +156,8 @@ async fn a_drain_delivers_an_event_that_was_published_during_a_read() {
 #[tokio::test]
 async fn a_stream_in_this_process_that_is_not_read_does_not_hold_up_a_drain() {
     let (hub, _server) = start(Hub::builder()).await;
-    let mut stream = hub.stream(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
-    hub.topic("t").publish(Event::message("x")).await.unwrap();
+    let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
+    hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     let since = Instant::now();
     let drained = hub.drain(Duration::ZERO).await;
     assert!(since.elapsed() < Duration::from_secs(1));
@@ -184,7 +184,7 @@ fn a_process_that_was_held_up_gives_up_nobody_who_is_well() {
             std::thread::sleep(Duration::from_millis(1_500));
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        hub.topic("t").publish(Event::message("still here")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("still here")).await.unwrap();
         for reader in &mut readers {
             assert_eq!(reader.next_own().await.data, "still here");
         }
@@ -210,7 +210,7 @@ async fn a_slow_reader_is_not_taken_for_one_that_reads_nothing_and_the_other_is_
     let stalled = small(server.addr).await;
     until(|| hub.stats().connections == 2).await;
     for _ in 0..80 {
-        hub.topic("t").publish(Event::message("x".repeat(100_000))).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x".repeat(100_000))).await.unwrap();
     }
     // A few hundred kilobytes in each deadline: far less than what waits.
     let since = Instant::now();
@@ -244,7 +244,7 @@ fn on_a_runtime_without_time_streams_are_not_woken_again_and_again() {
     runtime.block_on(async {
         let hub = Hub::builder().build().unwrap();
         let request = StreamRequest::from_request(&Request::get("/").body(()).unwrap());
-        let mut body = hub.connect(request, Subscription::anonymous().topic("t")).into_response().into_body();
+        let mut body = hub.respond(request, Subscription::anonymous().topic("t")).into_response().into_body();
         let woken = Arc::<Woken>::default();
         let waker = Waker::from(Arc::clone(&woken));
         let mut look = || {
@@ -269,7 +269,7 @@ async fn lag_counts_what_a_stalled_stream_has_not_read() {
     let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let mut body = Box::pin(endpoint.oneshot(request).await.unwrap().into_body());
     for _ in 0..1_000 {
-        hub.topic("t").publish(Event::message("x")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     }
     body.frame().await.unwrap().unwrap();
     body.frame().await.unwrap().unwrap();

@@ -39,11 +39,11 @@ use crate::kit::{self, Events, Reply, Server, http2, reply, send, soon, subscrib
 /// What all mountings here decide by: `?as=…` for the refusals, else `Public`.
 fn decide(request: &StreamRequest) -> Result<Subscription, Refusal> {
     match request.query_values("as").next().as_deref() {
-        Some("nobody") => Err(Refusal::login()),
+        Some("nobody") => Err(Refusal::unauthorized()),
         Some("stranger") => Err(Refusal::forbidden()),
-        Some("early") => Err(Refusal::later(RefusalReason::Busy)),
-        Some("patient") => Err(Refusal::later(RefusalReason::Busy).retry(Duration::from_secs(10))),
-        Some("banned") => Err(Refusal::never()),
+        Some("early") => Err(Refusal::retry_later(RefusalReason::Busy)),
+        Some("patient") => Err(Refusal::retry_later(RefusalReason::Busy).retry(Duration::from_secs(10))),
+        Some("banned") => Err(Refusal::gone()),
         _ => Public::topics(TopicFilter::prefix("public/")).subscription(request),
     }
 }
@@ -54,7 +54,7 @@ async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
 
 async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
     match decide(&request) {
-        Ok(subscription) => hub.connect(request, subscription),
+        Ok(subscription) => hub.respond(request, subscription),
         Err(refusal) => hub.refuse(refusal),
     }
 }
@@ -205,7 +205,7 @@ async fn a_stream_opens_and_an_event_arrives() {
         assert_eq!(hello.event, "hub.hello", "{name}");
         assert_eq!(json(&hello.data)["topics"], serde_json::json!(["public/a"]), "{name}");
         events.caught_up().await;
-        let published = mounted.hub.topic("public/a").publish(Event::text("news", "it rains")).await.unwrap();
+        let published = mounted.hub.topic("public/a").publish(Event::new("news", "it rains")).await.unwrap();
         assert_eq!(published.receivers, 1, "{name}");
         let event = events.next().await;
         assert_eq!((event.event.as_str(), event.data.as_str()), ("news", "it rains"), "{name}");
@@ -244,7 +244,7 @@ async fn head_gets_the_head_of_a_stream_and_subscribes_to_nothing() {
         let head = mounted.send("HEAD", "?topic=public/a", &[]).await;
         assert_eq!(head.status, 200, "{name}");
         assert_eq!(head.header("content-length"), "", "{name}: a stream has no length");
-        assert_eq!(mounted.hub.topic("public/a").publish(Event::message("")).await.unwrap().receivers, 0, "{name}");
+        assert_eq!(mounted.hub.topic("public/a").publish(Event::unnamed("")).await.unwrap().receivers, 0, "{name}");
         let streaming = mounted.get("?topic=public/a").await;
         assert_eq!(headers(&head), headers(&streaming), "{name}");
         assert_eq!(head.text().await, "", "{name}");
@@ -284,7 +284,7 @@ async fn the_layer_leaves_other_methods_on_its_path_to_the_inner_service() {
     let inner = Router::new()
         .route("/events", post(async |body: String| format!("posted {body}")))
         .route("/other", get(async || "other"));
-    for layer in [events_layer(&hub), events_layer(&hub).changeable()] {
+    for layer in [events_layer(&hub), events_layer(&hub).allow_topic_changes()] {
         let server = Server::start(&hub, inner.clone().layer(layer)).await;
         let posted = send(server.addr, Request::post("/events").body("it rains").unwrap()).await;
         assert_eq!((posted.status.as_u16(), posted.text().await.as_str()), (200, "posted it rains"));
@@ -386,7 +386,7 @@ async fn a_hub_that_was_drained_refuses_softly() {
 #[tokio::test]
 async fn forbidden_and_unknown_topics_look_the_same() {
     for mounted in everywhere(Hub::builder()).await {
-        mounted.hub.topic("secret/known").publish(Event::message("there is such a topic")).await.unwrap();
+        mounted.hub.topic("secret/known").publish(Event::unnamed("there is such a topic")).await.unwrap();
         let mut answers = Vec::new();
         for topic in ["secret/known", "no-such-topic", "%00", "x%0Ay", &"x".repeat(256), "public/a&topic=secret/known"]
         {
@@ -412,9 +412,9 @@ async fn too_many_topics_are_refused_and_not_narrowed() {
         let topics = json(&events.next().await.data)["topics"].clone();
         assert_eq!(topics, serde_json::json!(["public/a", "public/b"]), "{}", mounted.name);
         events.caught_up().await;
-        let published = mounted.hub.topic("public/a").publish(Event::message("one")).await.unwrap();
+        let published = mounted.hub.topic("public/a").publish(Event::unnamed("one")).await.unwrap();
         assert_eq!(published.receivers, 1, "{}", mounted.name);
-        mounted.hub.topic("public/b").publish(Event::message("two")).await.unwrap();
+        mounted.hub.topic("public/b").publish(Event::unnamed("two")).await.unwrap();
         assert_eq!([events.next().await.data, events.next().await.data], ["one", "two"], "{}", mounted.name);
     }
 }
@@ -425,8 +425,8 @@ async fn no_topic_is_a_stream_of_what_everyone_gets() {
         let mut events = mounted.get("").await.events();
         assert_eq!(json(&events.next().await.data)["topics"], serde_json::json!([]), "{}", mounted.name);
         events.caught_up().await;
-        mounted.hub.topic("public/a").publish(Event::message("not asked for")).await.unwrap();
-        mounted.hub.everyone().publish(Event::message("to all")).await.unwrap();
+        mounted.hub.topic("public/a").publish(Event::unnamed("not asked for")).await.unwrap();
+        mounted.hub.everyone().publish(Event::unnamed("to all")).await.unwrap();
         assert_eq!(events.next().await.data, "to all", "{}", mounted.name);
     }
 }
@@ -436,7 +436,7 @@ async fn the_query_resumes_where_the_header_is_absent_or_empty() {
     for mounted in everywhere(Hub::builder()).await {
         let before = mounted.hub.position();
         for data in ["one", "two"] {
-            mounted.hub.topic("public/a").publish(Event::message(data)).await.unwrap();
+            mounted.hub.topic("public/a").publish(Event::unnamed(data)).await.unwrap();
         }
         let query = format!("?topic=public/a&last_event_id={before}");
         for headers in [&[][..], &[("last-event-id", "")]] {
@@ -476,7 +476,7 @@ async fn a_hook_that_panics_fails_its_request_alone() {
             assert!(!reply.text().await.contains("as asked for"), "{name}: what the panic said stays here");
         }
         assert_eq!(mounted.hub.stats().connections, 1, "{name}");
-        mounted.hub.everyone().publish(Event::message("still here")).await.unwrap();
+        mounted.hub.everyone().publish(Event::unnamed("still here")).await.unwrap();
         assert_eq!(events.next().await.data, "still here", "{name}");
         subscribe(mounted.addr, "/events").await;
     }
@@ -563,8 +563,8 @@ struct Tokens(BTreeMap<&'static str, &'static str>);
 impl Access for Tokens {
     async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
-        let user = token.and_then(|token| self.0.get(token)).ok_or(Refusal::login())?;
-        Ok(Subscription::user(*user))
+        let user = token.and_then(|token| self.0.get(token)).ok_or(Refusal::unauthorized())?;
+        Ok(Subscription::for_user(*user))
     }
 }
 
@@ -572,8 +572,8 @@ impl Access for Tokens {
 async fn hooks_are_closures_of_both_kinds_functions_and_structs() {
     fn who(request: &StreamRequest) -> Result<Subscription, Refusal> {
         match request.headers().get("authorization") {
-            Some(value) if value == "sesame" => Ok(Subscription::user("ada")),
-            _ => Err(Refusal::login()),
+            Some(value) if value == "sesame" => Ok(Subscription::for_user("ada")),
+            _ => Err(Refusal::unauthorized()),
         }
     }
     async fn whoever(request: StreamRequest) -> Result<Subscription, Refusal> {
@@ -590,7 +590,7 @@ async fn hooks_are_closures_of_both_kinds_functions_and_structs() {
             assert_eq!(mounted.get("").await.status, 401, "{name}");
             let mut events = mounted.send("GET", "", &[("authorization", "sesame")]).await.events();
             events.caught_up().await;
-            mounted.hub.user("ada").publish(Event::message("for ada")).await.unwrap();
+            mounted.hub.user("ada").publish(Event::unnamed("for ada")).await.unwrap();
             assert_eq!(events.next().await.data, "for ada", "{name}");
         }
     }
@@ -734,7 +734,7 @@ async fn a_layer_answers_exactly_its_path() {
 // The hub in handlers
 
 async fn announce(hub: Hub) -> String {
-    hub.everyone().publish(Event::message("announced")).await.unwrap().receivers.to_string()
+    hub.everyone().publish(Event::unnamed("announced")).await.unwrap().receivers.to_string()
 }
 
 #[tokio::test]
@@ -793,8 +793,8 @@ async fn a_layer_applied_twice_answers_once() {
     let server = Server::start(&hub, app).await;
     let mut events = subscribe(server.addr, "/events").await;
     assert_eq!(hub.stats().connections, 1);
-    hub.everyone().publish(Event::message("once")).await.unwrap();
-    hub.everyone().publish(Event::message("then this")).await.unwrap();
+    hub.everyone().publish(Event::unnamed("once")).await.unwrap();
+    hub.everyone().publish(Event::unnamed("then this")).await.unwrap();
     assert_eq!([events.next().await.data, events.next().await.data], ["once", "then this"]);
     assert_eq!(kit::get(server.addr, "/other").await.text().await, "other");
 }
@@ -814,8 +814,8 @@ async fn two_layers_on_two_paths_both_answer() {
     let server = Server::start(&hub, plain().layer(events_layer(&hub)).layer(admin)).await;
     let mut public = subscribe(server.addr, "/events?topic=news").await;
     let mut admin = subscribe(server.addr, "/admin/events").await;
-    hub.topic("admin").publish(Event::message("for admins")).await.unwrap();
-    hub.topic("news").publish(Event::message("for all")).await.unwrap();
+    hub.topic("admin").publish(Event::unnamed("for admins")).await.unwrap();
+    hub.topic("news").publish(Event::unnamed("for all")).await.unwrap();
     assert_eq!(admin.next().await.data, "for admins");
     assert_eq!(public.next().await.data, "for all");
 }
@@ -946,7 +946,7 @@ async fn first_events(hub: &Hub, mut events: Events) -> Vec<(String, String, Str
     let mut seen = Vec::new();
     for n in 0..3 {
         if n == 2 {
-            hub.topic("public/a").publish(Event::text("news", "a\nb")).await.unwrap();
+            hub.topic("public/a").publish(Event::new("news", "a\nb")).await.unwrap();
         }
         let event = events.next().await;
         let mut data = serde_json::from_str(&event.data).unwrap_or(serde_json::Value::String(event.data));
@@ -1007,7 +1007,7 @@ async fn an_http_1_0_client_that_wants_to_keep_the_connection_gets_its_events_to
     let request = "GET /events?topic=public/a HTTP/1.0\r\nhost: test\r\nconnection: keep-alive\r\n\r\n";
     let (lines, mut events) = by_hand(mounted.addr, request).await;
     assert_eq!(lines[0], "http/1.0 200 ok");
-    mounted.hub.topic("public/a").publish(Event::text("news", "")).await.unwrap();
+    mounted.hub.topic("public/a").publish(Event::new("news", "")).await.unwrap();
     assert_eq!(events.next_own().await.event, "news");
     let ending = mounted.hub.clone();
     let ending = tokio::spawn(async move { ending.drain(Duration::ZERO).await });
@@ -1028,7 +1028,7 @@ async fn many_streams_share_one_http2_connection() {
             streams.push(events);
         }
         for n in 0..20 {
-            mounted.hub.topic(format!("public/{n}")).publish(Event::message(n.to_string())).await.unwrap();
+            mounted.hub.topic(format!("public/{n}")).publish(Event::unnamed(n.to_string())).await.unwrap();
         }
         for (n, events) in streams.iter_mut().enumerate() {
             assert_eq!(events.next().await.data, n.to_string(), "{}", mounted.name);
@@ -1036,7 +1036,7 @@ async fn many_streams_share_one_http2_connection() {
         // One that is reset is forgotten; the others go on.
         streams.remove(0);
         until(|| mounted.hub.stats().connections == 19).await;
-        mounted.hub.everyone().publish(Event::message("to all")).await.unwrap();
+        mounted.hub.everyone().publish(Event::unnamed("to all")).await.unwrap();
         for events in &mut streams {
             assert_eq!(events.next().await.data, "to all", "{}", mounted.name);
         }
@@ -1089,7 +1089,7 @@ async fn an_upload_beside_a_stream_on_one_http2_connection_arrives_whole() {
         let publisher = hub.clone();
         let publishing = tokio::spawn(async move {
             loop {
-                publisher.everyone().publish(Event::message("meanwhile")).await.unwrap();
+                publisher.everyone().publish(Event::unnamed("meanwhile")).await.unwrap();
                 tokio::task::yield_now().await;
             }
         });
@@ -1123,5 +1123,5 @@ fn everything_is_send_and_static(hub: &Hub) {
     let mut layered = events_layer(hub).layer(Strict::default());
     check(<_ as Service<Request<Body>>>::call(&mut layered, Request::default()));
     check(<_ as Service<Request<Body>>>::call(&mut hub.endpoint(access), Request::default()));
-    check::<Pin<Box<dyn Any + Send>>>(Box::pin(hub.refuse(Refusal::login())));
+    check::<Pin<Box<dyn Any + Send>>>(Box::pin(hub.refuse(Refusal::unauthorized())));
 }

@@ -131,7 +131,7 @@ fn streams_that_are_open_change_nothing() {
     let _guard = runtime.enter();
     let hub = Hub::builder().build().unwrap();
     let streams: Vec<_> = (0..100)
-        .map(|n| hub.stream(tower_sse::Subscription::user(n).topic("t"), tower_sse::Cursor::Absent).unwrap())
+        .map(|n| hub.subscribe(tower_sse::Subscription::for_user(n).topic("t"), tower_sse::Cursor::Absent).unwrap())
         .collect();
     assert_eq!(allocations(&mut layered(&hub, Inner { allocates: 0 }), Method::GET, "/other"), 0);
     drop(streams);

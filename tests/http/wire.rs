@@ -40,7 +40,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let read = runtime.block_on(async {
             let hub = Hub::builder().build().unwrap();
-            let bytes = body_of(&hub, Event::text(name.clone(), data.clone())).await;
+            let bytes = body_of(&hub, Event::new(name.clone(), data.clone())).await;
             let single = stream::iter(bytes.into_iter().map(|byte| Ok::<_, std::io::Error>(Bytes::from(vec![byte]))));
             let mut events = Events::parse(single.boxed());
             let read = events.next_own().await;
@@ -97,8 +97,8 @@ async fn a_client_that_comes_back_has_every_event_in_order_once() {
     let id = events.last_id.clone();
     let mut received = Vec::new();
     for n in 0..50 {
-        hub.topic("t").publish(Event::message(n.to_string())).await.unwrap();
-        hub.topic("other").publish(Event::message("not for it")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
+        hub.topic("other").publish(Event::unnamed("not for it")).await.unwrap();
         if n % 7 == 3 {
             let id = events.last_id.clone();
             drop(events);

@@ -122,7 +122,7 @@ async fn bye(events: Events) -> Sse {
 }
 
 async fn publish(hub: &Hub, topic: &str, data: &str) {
-    hub.topic(topic).publish(Event::message(data.to_owned())).await.unwrap();
+    hub.topic(topic).publish(Event::unnamed(data.to_owned())).await.unwrap();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ async fn a_revoked_stream_ends_within_an_interval_and_may_come_back_to_be_decide
     let last_id = events.last_id.clone();
     until(|| says.asked() > 0).await;
     let since = Instant::now();
-    says.now(Recheck::End(Refusal::login()));
+    says.now(Recheck::End(Refusal::unauthorized()));
     let bye = bye(events).await;
     assert!(since.elapsed() < EVERY * 10, "{:?}", since.elapsed());
     assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "now" }));
@@ -148,7 +148,7 @@ async fn a_revoked_stream_ends_within_an_interval_and_may_come_back_to_be_decide
 
 #[tokio::test]
 async fn a_stream_that_is_refused_for_later_is_told_when() {
-    let later = Refusal::later(RefusalReason::Busy).retry(5 * SECOND);
+    let later = Refusal::retry_later(RefusalReason::Busy).retry(5 * SECOND);
     let (_hub, server) = serve(hurried(), move |_| ready(Recheck::End(later.clone()))).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t").await).await;
     assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "later" }));
@@ -158,7 +158,7 @@ async fn a_stream_that_is_refused_for_later_is_told_when() {
 
 #[tokio::test]
 async fn a_stream_that_is_refused_for_ever_is_answered_204_when_it_returns_with_the_id_of_the_goodbye() {
-    let (_hub, server) = serve(hurried(), |_| ready(Recheck::End(Refusal::never()))).await;
+    let (_hub, server) = serve(hurried(), |_| ready(Recheck::End(Refusal::gone()))).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t").await).await;
     assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "never" }));
     let again = Request::get("/events?topic=t").header("last-event-id", &bye.id).body("").unwrap();
@@ -173,12 +173,12 @@ async fn a_narrowed_stream_loses_topics_keeps_the_others_and_hears_which() {
     let (hub, server) = says.serve(hurried()).await;
     let mut events = subscribe(server.addr, "/events?user=ada&topic=a&topic=b&topic=c").await;
     // What is in it beyond what the stream has is not added.
-    says.now(Recheck::Narrow(Subscription::user("ada").topics(["b", "d"])));
+    says.now(Recheck::Narrow(Subscription::for_user("ada").with_topics(["b", "d"])));
     until(|| hub.topic("a").count() == 0 && hub.topic("c").count() == 0).await;
     for topic in ["a", "c", "d", "b"] {
         publish(&hub, topic, topic).await;
     }
-    hub.user("ada").publish(Event::message("to ada")).await.unwrap();
+    hub.user("ada").publish(Event::unnamed("to ada")).await.unwrap();
     let (mut topics, mut own) = (Value::Null, Vec::new());
     while own.len() < 2 {
         let event = events.next().await;
@@ -200,11 +200,11 @@ async fn what_waits_of_a_topic_that_was_taken_away_is_not_written() {
     // Far more than the buffers between us and a client that does not read.
     let large = "x".repeat(200_000);
     for _ in 0..RECORDS {
-        hub.topic("secret").publish(Event::text("secret", large.clone())).await.unwrap();
+        hub.topic("secret").publish(Event::new("secret", large.clone())).await.unwrap();
     }
     says.now(Recheck::Narrow(Subscription::anonymous().topic("open")));
     until(|| hub.topic("secret").count() == 0).await;
-    hub.topic("open").publish(Event::message("still here")).await.unwrap();
+    hub.topic("open").publish(Event::unnamed("still here")).await.unwrap();
     let mut secrets = 0;
     let open = loop {
         let event = events.next_own().await;
@@ -224,8 +224,8 @@ async fn who_loses_a_topic_that_tells_who_comes_and_goes_has_left_it() {
     let (hub, server) = says.serve(builder).await;
     let _ada = subscribe(server.addr, "/events?user=ada&topic=room&topic=other").await;
     // What is said of ada suits nobody else, so it is somebody in this process who watches.
-    let mut watcher = hub.stream(Subscription::anonymous().topic("room"), None).unwrap();
-    says.now(Recheck::Narrow(Subscription::user("ada").topic("other")));
+    let mut watcher = hub.subscribe(Subscription::anonymous().topic("room"), None).unwrap();
+    says.now(Recheck::Narrow(Subscription::for_user("ada").topic("other")));
     let left = loop {
         match soon(watcher.next()).await.unwrap() {
             SubscriberItem::Event(event) => break event,
@@ -239,8 +239,8 @@ async fn who_loses_a_topic_that_tells_who_comes_and_goes_has_left_it() {
 #[tokio::test]
 async fn a_narrowed_stream_may_be_given_more_time() {
     let renewed = |subscription: Subscription| {
-        let topics = subscription.topic_list().to_vec();
-        ready(Recheck::Narrow(Subscription::anonymous().topics(topics).expires_in(60 * SECOND)))
+        let topics = subscription.topics().to_vec();
+        ready(Recheck::Narrow(Subscription::anonymous().with_topics(topics).expires_in(60 * SECOND)))
     };
     let (hub, server) = serve(hurried(), renewed).await;
     let since = Instant::now();
@@ -269,7 +269,7 @@ async fn a_verdict_that_hands_back_the_same_time_is_no_news() {
 
 #[tokio::test]
 async fn a_stream_that_turns_out_to_be_somebody_elses_ends() {
-    for other in [Subscription::user("ben").topic("t"), Subscription::anonymous().topic("t")] {
+    for other in [Subscription::for_user("ben").topic("t"), Subscription::anonymous().topic("t")] {
         let (_hub, server) = serve(hurried(), move |_| ready(Recheck::Narrow(other.clone()))).await;
         let bye = bye(subscribe(server.addr, "/events?user=ada&topic=t").await).await;
         assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "now" }));
@@ -281,7 +281,7 @@ async fn what_is_settled_is_not_asked_about_again_and_what_is_kept_is() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let notes = Arc::clone(&asked);
     let (_hub, server) = serve(hurried(), move |subscription| {
-        let user = subscription.user_id().unwrap().to_string();
+        let user = subscription.user().unwrap().to_string();
         notes.lock().unwrap().push(user.clone());
         ready(if user == "settled" { Recheck::Settled } else { Recheck::Keep })
     })
@@ -331,12 +331,12 @@ async fn the_hook_sees_what_the_stream_has_now() {
     hub.user("ada").leave("a").await.unwrap();
     let topics = || {
         let seen = seen.lock().unwrap();
-        let topics = seen.as_ref().map(|seen: &Subscription| seen.topic_list().to_vec());
+        let topics = seen.as_ref().map(|seen: &Subscription| seen.topics().to_vec());
         topics.into_iter().flatten().map(|topic| topic.to_string()).collect::<BTreeSet<_>>()
     };
     until(|| topics() == BTreeSet::from(["b".to_owned(), "joined".to_owned()])).await;
     let seen = seen.lock().unwrap().take().unwrap();
-    assert_eq!(seen.user_id().unwrap().as_str(), "ada");
+    assert_eq!(seen.user().unwrap().as_str(), "ada");
     assert_eq!(seen.data_json(), Some(r#"{"name":"ada"}"#));
     assert_eq!(seen.extensions().get::<Session>(), Some(&Session(7)));
 }
@@ -366,7 +366,7 @@ async fn failing(failure: Failure, fails: fn(usize) -> bool) -> (Hub, Server, Ar
     let number = Arc::clone(&asked);
     let builder = hurried().access_timeout(Duration::from_millis(50));
     let (hub, server) = serve(builder, move |subscription| {
-        let is_bad = subscription.user_id().is_some_and(|user| user.as_str() == "bad");
+        let is_bad = subscription.user().is_some_and(|user| user.as_str() == "bad");
         let number = is_bad.then(|| number.fetch_add(1, Ordering::SeqCst));
         async move {
             match number {
@@ -425,7 +425,7 @@ async fn no_more_streams_than_set_are_asked_about_at_once_and_all_get_their_turn
             tokio::time::sleep(Duration::from_millis(10)).await;
             let mut desk = desk.lock().unwrap();
             desk.now -= 1;
-            desk.seen.insert(subscription.user_id().unwrap().to_string());
+            desk.seen.insert(subscription.user().unwrap().to_string());
             Recheck::Keep
         }
     })
@@ -446,7 +446,7 @@ async fn a_resume_yields_only_what_may_be_read_now() {
     let (hub, server) = serve_access(hurried(), |hub| {
         let access = move |_: StreamRequest| {
             let rest = ["open", "also-open"];
-            let subscription = Subscription::user("ada").topics(rest);
+            let subscription = Subscription::for_user("ada").with_topics(rest);
             let revoked = revoked.load(Ordering::SeqCst);
             ready(Ok(if revoked { subscription } else { subscription.topic("secret") }))
         };
@@ -517,7 +517,7 @@ async fn face(reply: Reply) -> (StatusCode, HeaderMap, String) {
 async fn a_ticket_opens_the_stream_that_it_was_made_for() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried()).await;
-    let subscription = Subscription::user("ada").topics(["a", "b"]).data("hi");
+    let subscription = Subscription::for_user("ada").with_topics(["a", "b"]).data("hi");
     let mut events = get(server.addr, &with_ticket(&ticket(&hub, subscription).await)).await.events();
     assert_eq!(parsed(&events.next().await)["topics"], json!(["a", "b"]));
     let connections = hub.connections();
@@ -531,11 +531,11 @@ async fn a_ticket_opens_the_stream_that_it_was_made_for() {
 async fn a_ticket_that_is_spent_unknown_malformed_void_or_over_is_answered_all_the_same() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried()).await;
-    let over = hub.ticket(Subscription::user("ben"), 3 * SECOND).await.unwrap();
-    let expired = hub.ticket(Subscription::user("ben").expires_in(SECOND / 10), 60 * SECOND).await.unwrap();
-    let spent = ticket(&hub, Subscription::user("ben")).await;
-    let void = ticket(&hub, Subscription::user("ada")).await;
-    let void_by_topic = ticket(&hub, Subscription::user("ben").topic("closed")).await;
+    let over = hub.ticket(Subscription::for_user("ben"), 3 * SECOND).await.unwrap();
+    let expired = hub.ticket(Subscription::for_user("ben").expires_in(SECOND / 10), 60 * SECOND).await.unwrap();
+    let spent = ticket(&hub, Subscription::for_user("ben")).await;
+    let void = ticket(&hub, Subscription::for_user("ada")).await;
+    let void_by_topic = ticket(&hub, Subscription::for_user("ben").topic("closed")).await;
     assert_eq!(get(server.addr, &with_ticket(&spent)).await.status, StatusCode::OK);
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     hub.topic("closed").disconnect(Disconnect::now()).await.unwrap();
@@ -557,7 +557,7 @@ async fn of_simultaneous_redemptions_one_wins() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried()).await;
     for _ in 0..20 {
-        let path = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+        let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
         let replies = join_all((0..4).map(|_| get(server.addr, &path))).await;
         let count = |status| replies.iter().filter(|reply| reply.status == status).count();
         assert_eq!((count(StatusCode::OK), count(StatusCode::UNAUTHORIZED)), (1, 3));
@@ -569,15 +569,15 @@ async fn a_ticket_is_looked_at_again_when_it_is_redeemed() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried()).await;
     let redeemed = async |verdict| {
-        let ticket = ticket(&hub, Subscription::user("ada").topics(["a", "b", "c"])).await;
+        let ticket = ticket(&hub, Subscription::for_user("ada").with_topics(["a", "b", "c"])).await;
         says.now(verdict);
         get(server.addr, &with_ticket(&ticket)).await
     };
     assert_eq!(redeemed(Recheck::End(Refusal::forbidden())).await.status, StatusCode::FORBIDDEN);
-    assert_eq!(redeemed(Recheck::End(Refusal::never())).await.status, StatusCode::NO_CONTENT);
-    let other = Recheck::Narrow(Subscription::user("ben").topic("a"));
+    assert_eq!(redeemed(Recheck::End(Refusal::gone())).await.status, StatusCode::NO_CONTENT);
+    let other = Recheck::Narrow(Subscription::for_user("ben").topic("a"));
     assert_eq!(redeemed(other).await.status, StatusCode::FORBIDDEN);
-    let narrowed = Recheck::Narrow(Subscription::user("ada").topics(["c", "a", "d"]));
+    let narrowed = Recheck::Narrow(Subscription::for_user("ada").with_topics(["c", "a", "d"]));
     let hello = redeemed(narrowed).await.events().next().await;
     assert_eq!(parsed(&hello)["topics"], json!(["a", "c"]));
     for verdict in [Recheck::Keep, Recheck::Settled] {
@@ -591,7 +591,7 @@ async fn the_time_of_a_tickets_subscription_counts_from_the_issue() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried()).await;
     let since = Instant::now();
-    let ticket = ticket(&hub, Subscription::user("ada").expires_in(3 * SECOND)).await;
+    let ticket = ticket(&hub, Subscription::for_user("ada").expires_in(3 * SECOND)).await;
     tokio::time::sleep_until((since + 5 * SECOND / 2).into()).await;
     let bye = bye(get(server.addr, &with_ticket(&ticket)).await.events()).await;
     assert_eq!(parsed(&bye)["reason"], "expired");
@@ -602,14 +602,14 @@ async fn the_time_of_a_tickets_subscription_counts_from_the_issue() {
 #[tokio::test]
 async fn a_ticket_lives_between_a_second_and_an_hour() {
     let hub = Hub::builder().build().unwrap();
-    let issued = async |ttl| hub.ticket(Subscription::user("ada"), ttl).await.map(|_| ());
+    let issued = async |ttl| hub.ticket(Subscription::for_user("ada"), ttl).await.map(|_| ());
     for ttl in [Duration::ZERO, Duration::from_millis(999), Duration::from_secs(3601), Duration::MAX] {
         assert_eq!(issued(ttl).await, Err(SubscriptionError::TicketTime), "{ttl:?}");
     }
     for ttl in [SECOND, 3600 * SECOND] {
         assert_eq!(issued(ttl).await, Ok(()), "{ttl:?}");
     }
-    let bad = hub.ticket(Subscription::user("").topic("t"), SECOND).await;
+    let bad = hub.ticket(Subscription::for_user("").topic("t"), SECOND).await;
     assert!(matches!(bad, Err(SubscriptionError::Name(_))));
 }
 
@@ -617,7 +617,7 @@ async fn a_ticket_lives_between_a_second_and_an_hour() {
 async fn too_many_tickets_are_refused_until_one_is_redeemed_or_over() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried().max_tickets(2)).await;
-    let issued = async |ttl| hub.ticket(Subscription::user("ada"), ttl).await;
+    let issued = async |ttl| hub.ticket(Subscription::for_user("ada"), ttl).await;
     let (first, _second) = (issued(60 * SECOND).await.unwrap(), issued(3 * SECOND).await.unwrap());
     assert_eq!(issued(SECOND).await.unwrap_err(), SubscriptionError::TooManyTickets);
     assert_eq!(get(server.addr, &with_ticket(&first)).await.status, StatusCode::OK);
@@ -659,11 +659,11 @@ impl Access for Redeems {
         let then = *self.then.lock().unwrap();
         match then {
             Then::LetsIn | Then::HangsInRecheck => Ok(subscription),
-            Then::SaysLater => Err(Refusal::later(RefusalReason::Busy)),
+            Then::SaysLater => Err(Refusal::retry_later(RefusalReason::Busy)),
             Then::Forbids => Err(Refusal::forbidden()),
             Then::Hangs => futures::future::pending().await,
             Then::Panics => panic!("the hook's own"),
-            Then::BuildsAnother => Ok(Subscription::user(subscription.user_id().unwrap())),
+            Then::BuildsAnother => Ok(Subscription::for_user(subscription.user().unwrap())),
         }
     }
 
@@ -676,7 +676,7 @@ impl Access for Redeems {
 async fn serve_redeeming(builder: HubBuilder) -> (Hub, Server, Redeems) {
     let hub = builder.build().unwrap();
     let hook = Redeems { hub: hub.clone(), then: Arc::new(Mutex::new(Then::LetsIn)), redeemed: Arc::default() };
-    let layer = hub.layer("/events", hook.clone()).changeable();
+    let layer = hub.layer("/events", hook.clone()).allow_topic_changes();
     let server = Server::start(&hub, Router::new().route("/", axum_get(async || "")).layer(layer)).await;
     (hub, server, hook)
 }
@@ -691,7 +691,7 @@ async fn a_ticket_is_good_again_when_its_request_gets_no_stream() {
         (Then::Forbids, StatusCode::FORBIDDEN),
         (Then::Panics, StatusCode::INTERNAL_SERVER_ERROR),
     ] {
-        let path = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+        let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
         hook.now(then);
         // Browsers come back with the same URL after a retryable refusal.
         for _ in 0..2 {
@@ -712,7 +712,7 @@ async fn a_ticket_is_good_again_when_its_request_gets_no_stream() {
 #[tokio::test]
 async fn a_ticket_is_good_again_when_its_client_leaves_before_the_hook_decides() {
     let (hub, server, hook) = serve_redeeming(hurried()).await;
-    let path = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+    let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
     hook.now(Then::Hangs);
     let request = Request::get(path.as_str()).body(()).unwrap();
     let endpoint = hub.endpoint(hook.clone());
@@ -727,7 +727,7 @@ async fn a_ticket_is_good_again_when_its_client_leaves_before_the_hook_decides()
 #[tokio::test]
 async fn a_ticket_is_good_again_when_a_change_of_topics_is_refused() {
     let (hub, server, hook) = serve_redeeming(hurried()).await;
-    let subscription = || Subscription::user("ada").may_join(TopicFilter::prefix("open/"));
+    let subscription = || Subscription::for_user("ada").may_join(TopicFilter::prefix("open/"));
     let _page = subscribe(server.addr, &with_ticket(&ticket(&hub, subscription()).await)).await;
     let id = hub.connections()[0].id;
     let ticket = ticket(&hub, subscription()).await;
@@ -747,7 +747,7 @@ async fn a_ticket_is_good_again_when_a_change_of_topics_is_refused() {
 async fn a_ticket_is_spent_when_the_hook_builds_a_subscription_of_its_own_from_it() {
     let (hub, server, hook) = serve_redeeming(hurried()).await;
     hook.now(Then::BuildsAnother);
-    let path = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
+    let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
     assert_eq!(get(server.addr, &path).await.status, StatusCode::OK);
     assert_eq!(get(server.addr, &path).await.status, StatusCode::UNAUTHORIZED);
 }
@@ -755,8 +755,8 @@ async fn a_ticket_is_spent_when_the_hook_builds_a_subscription_of_its_own_from_i
 #[tokio::test]
 async fn a_ticket_that_was_given_back_is_void_after_a_disconnect_and_over_in_its_time() {
     let (hub, server, hook) = serve_redeeming(hurried()).await;
-    let void = with_ticket(&ticket(&hub, Subscription::user("ada")).await);
-    let over = with_ticket(&hub.ticket(Subscription::user("ben"), 3 * SECOND).await.unwrap());
+    let void = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
+    let over = with_ticket(&hub.ticket(Subscription::for_user("ben"), 3 * SECOND).await.unwrap());
     hook.now(Then::SaysLater);
     for path in [&void, &over] {
         assert_eq!(get(server.addr, path).await.events().next().await.event, "hub.refused");
@@ -776,7 +776,7 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
         let verdicts = says.clone();
         let verdict = move |_| ready(verdicts.verdict.lock().unwrap().clone());
         let door = Door { hub: hub.clone(), verdict };
-        Router::new().route("/", axum_get(async || "")).layer(hub.layer("/events", door).changeable())
+        Router::new().route("/", axum_get(async || "")).layer(hub.layer("/events", door).allow_topic_changes())
     })
     .await;
     let _page = subscribe(server.addr, "/events?user=ada").await;
@@ -786,7 +786,7 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
         rules.into_iter().fold(subscription, Subscription::may_join).may_join(TopicFilter::exact("exact/1"))
     };
     says.now(Recheck::Narrow(
-        Subscription::user("ada")
+        Subscription::for_user("ada")
             .topic("rooms/listed")
             .may_join(TopicFilter::prefix("documents/"))
             .may_join(TopicFilter::prefix("wide/narrow/"))
@@ -804,7 +804,7 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
         ("wide/one", StatusCode::OK),
         ("exact/1", StatusCode::OK),
     ] {
-        let ticket = ticket(&hub, may_join(Subscription::user("ada"))).await;
+        let ticket = ticket(&hub, may_join(Subscription::for_user("ada"))).await;
         let path = format!("/events/{id}/topics?join={topic}&ticket={}", ticket.as_str());
         let reply = send(server.addr, Request::post(path).body("").unwrap()).await;
         assert_eq!(reply.status, expected, "{topic}");
@@ -815,7 +815,7 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
 #[tokio::test]
 async fn one_user_cannot_take_all_tickets() {
     let hub = Hub::builder().max_tickets(1_000).build().unwrap();
-    let issued = async |user: &str| hub.ticket(Subscription::user(user), 60 * SECOND).await;
+    let issued = async |user: &str| hub.ticket(Subscription::for_user(user), 60 * SECOND).await;
     let mut count = 0;
     while issued("ada").await.is_ok() {
         count += 1;
@@ -829,7 +829,7 @@ async fn one_user_cannot_take_all_tickets() {
 // Whose pages may ask
 
 async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
-    hub.connect(request, Subscription::anonymous().topic("t"))
+    hub.respond(request, Subscription::anonymous().topic("t"))
 }
 
 /// All three mountings, and one path that is forbidden; how often a hook was asked.
@@ -880,7 +880,7 @@ async fn as_page(server: &Server, path: &str, headers: &[(&str, &str)]) -> Reply
 
 #[tokio::test]
 async fn a_page_of_another_origin_is_forbidden_before_anybody_is_asked() {
-    let (server, asked) = mounted(Hub::builder().allow_origin(LISTED)).await;
+    let (server, asked) = mounted(Hub::builder().allow_cross_origin(LISTED)).await;
     let expected = face(get(server.addr, "/forbidden").await).await;
     assert_eq!(expected.0, StatusCode::FORBIDDEN);
     for path in MOUNTINGS {
@@ -893,7 +893,7 @@ async fn a_page_of_another_origin_is_forbidden_before_anybody_is_asked() {
 
 #[tokio::test]
 async fn the_sites_own_pages_those_that_are_listed_and_clients_that_are_no_browsers_may() {
-    let (server, _) = mounted(Hub::builder().allow_origin(LISTED)).await;
+    let (server, _) = mounted(Hub::builder().allow_cross_origin(LISTED)).await;
     for path in MOUNTINGS {
         for headers in OWN {
             assert_eq!(as_page(&server, path, headers).await.status, StatusCode::OK, "{path} {headers:?}");
@@ -911,7 +911,7 @@ async fn pages_of_application_shells_and_extensions_may_when_they_are_listed() {
         "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",
         "moz-extension://12345678-9abc-def0-1234-56789abcdef0",
     ] {
-        let (server, _) = mounted(Hub::builder().allow_origin(origin)).await;
+        let (server, _) = mounted(Hub::builder().allow_cross_origin(origin)).await;
         for path in MOUNTINGS {
             for headers in [&[("origin", origin)][..], &[("sec-fetch-site", "cross-site"), ("origin", origin)]] {
                 assert_eq!(as_page(&server, path, headers).await.status, StatusCode::OK, "{path} {origin}");
@@ -936,7 +936,7 @@ async fn where_any_origin_is_allowed_every_page_may() {
 async fn a_narrowing_leaves_what_a_page_may_join() {
     struct Documents(Arc<AtomicUsize>);
     fn granted() -> Subscription {
-        Subscription::user("ada").topic("news").may_join(TopicFilter::prefix("documents/"))
+        Subscription::for_user("ada").topic("news").may_join(TopicFilter::prefix("documents/"))
     }
     impl Access for Documents {
         async fn connect(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
@@ -950,7 +950,7 @@ async fn a_narrowing_leaves_what_a_page_may_join() {
     let asked = Arc::new(AtomicUsize::new(0));
     let hook = Documents(Arc::clone(&asked));
     let (hub, server) =
-        serve_access(hurried(), |hub| Router::new().layer(hub.layer("/events", hook).changeable())).await;
+        serve_access(hurried(), |hub| Router::new().layer(hub.layer("/events", hook).allow_topic_changes())).await;
     let _page = subscribe(server.addr, "/events").await;
     let id = hub.connections()[0].id;
     let join = |topic| Request::post(format!("/events/{id}/topics?join={topic}")).body("").unwrap();
@@ -969,7 +969,7 @@ fn rechecks_go_on_when_a_runtime_dies() {
     struct Counts;
     impl Access for Counts {
         async fn connect(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
-            Ok(Subscription::user("ada"))
+            Ok(Subscription::for_user("ada"))
         }
         async fn recheck(&self, _: Subscription) -> Recheck {
             ASKED.fetch_add(1, Ordering::SeqCst);

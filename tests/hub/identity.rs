@@ -51,7 +51,7 @@ impl Page {
 }
 
 async fn publish(target: Target<'_>, data: &str) {
-    target.publish(Event::message(data.to_owned())).await.unwrap();
+    target.publish(Event::unnamed(data.to_owned())).await.unwrap();
 }
 
 async fn come_back(addr: SocketAddr, path: &str, id: &str) -> Reply {
@@ -242,7 +242,7 @@ async fn what_waits_when_the_disconnect_comes_is_for_the_next_connection() {
     // The server has no chance to write in between: nothing here waits.
     let waits = ["1", "2", "3"];
     for n in waits {
-        hub.user("ada").publish_now(Event::message(n)).unwrap();
+        hub.user("ada").publish_now(Event::unnamed(n)).unwrap();
     }
     hub.user("ada").disconnect(Disconnect::now()).now_or_never().expect("it never waits").unwrap();
     for page in [old, young] {
@@ -274,7 +274,7 @@ async fn a_disconnected_user_comes_back_when_the_time_is_over() {
         assert_eq!(reply.status, StatusCode::NO_CONTENT, "{id:?}");
         assert_eq!(reply.text().await, "");
     }
-    assert_eq!(hub.stream(Subscription::user("ada"), None).unwrap_err(), SubscriptionError::Disconnected);
+    assert_eq!(hub.subscribe(Subscription::for_user("ada"), None).unwrap_err(), SubscriptionError::Disconnected);
     Page::open(server.addr, "/events?user=ben&topic=ada").await;
     assert!(since.elapsed() < away, "this machine is too slow for the test");
 
@@ -465,7 +465,7 @@ async fn ticket(hub: &Hub, subscription: Subscription) -> String {
 #[tokio::test]
 async fn a_ticket_opens_one_stream() {
     let (hub, server) = start_as(Hub::builder(), |hub| Redeems(hub.clone())).await;
-    let path = ticket(&hub, Subscription::user("ada").topic("a")).await;
+    let path = ticket(&hub, Subscription::for_user("ada").topic("a")).await;
     let mut page = Page::open(server.addr, &path).await;
     publish(hub.user("ada").and(hub.topic("a")), "in").await;
     assert_eq!(page.reads().await, "in");
@@ -479,7 +479,7 @@ async fn a_ticket_opens_one_stream() {
 async fn a_disconnect_takes_the_tickets_of_its_target_away() {
     let (hub, server) = start_as(Hub::builder(), |hub| Redeems(hub.clone())).await;
     let addr = server.addr;
-    let ada = || Subscription::user("ada").topic("a");
+    let ada = || Subscription::for_user("ada").topic("a");
     for target in [hub.user("ada"), hub.topic("a"), hub.everyone(), hub.user("ben").and(hub.user("ada"))] {
         let path = ticket(&hub, ada()).await;
         target.disconnect(Disconnect::now()).await.unwrap();
@@ -671,7 +671,7 @@ impl World {
                 self.published += 1;
                 let data = self.published.to_string();
                 let targets = names.iter().map(|name| name.target(&hub));
-                at_once(targets.reduce(Target::and).unwrap().publish(Event::message(data.clone()))).unwrap();
+                at_once(targets.reduce(Target::and).unwrap().publish(Event::unnamed(data.clone()))).unwrap();
                 let hears = |page: &&mut Modelled| names.iter().any(|name| page.is(*name));
                 self.open.iter_mut().filter(hears).for_each(|page| page.expected.push(data.clone()));
             }
@@ -707,12 +707,12 @@ impl World {
     }
 
     fn come(&mut self, user: Option<usize>, mut topics: BTreeSet<usize>) {
-        let mut subscription = Subscription::anonymous().topics(topics.iter().map(|topic| NAMES[*topic]));
+        let mut subscription = Subscription::anonymous().with_topics(topics.iter().map(|topic| NAMES[*topic]));
         if let Some(user) = user {
             subscription = subscription.with_user(NAMES[user]);
             topics.extend(self.user_topics.get(&user).into_iter().flatten());
         }
-        let stream = self.hub.stream(subscription, None).unwrap();
+        let stream = self.hub.subscribe(subscription, None).unwrap();
         self.open.push(Modelled { stream, user, topics, expected: Vec::new(), received: Vec::new() });
     }
 
@@ -776,7 +776,7 @@ fn no_stream_slips_past_a_topic_that_is_closed_while_it_opens() {
         std::thread::scope(|scope| {
             let opened = scope.spawn(|| {
                 go.wait();
-                hub.stream(Subscription::user("ada").topic(topic.as_str()), None)
+                hub.subscribe(Subscription::for_user("ada").topic(topic.as_str()), None)
             });
             go.wait();
             at_once(hub.topic(topic.as_str()).disconnect(Disconnect::block_for(Duration::from_secs(1)))).unwrap();
@@ -790,7 +790,7 @@ fn no_stream_slips_past_a_topic_that_is_closed_while_it_opens() {
 async fn a_stream_that_is_ending_already_is_kept_away_by_a_disconnect_that_is_stricter() {
     let hub = Hub::builder().build().unwrap();
     let ending = async |disconnect: Option<Disconnect>| {
-        let mut page = hub.stream(Subscription::user("ada"), None).unwrap();
+        let mut page = hub.subscribe(Subscription::for_user("ada"), None).unwrap();
         // It is told to end, and has not looked yet.
         hub.drain(Duration::ZERO).await;
         if let Some(disconnect) = disconnect {

@@ -188,7 +188,7 @@ async fn the_oldest_is_the_one_that_goes_and_it_misses_nothing() {
         let last_id = first.last_id.clone();
         let mut third = subscribe(server.addr, path).await;
         displaced(first).await;
-        hub.topic("t").publish(Event::message("meanwhile")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("meanwhile")).await.unwrap();
         assert_eq!(second.next_own().await.data, "meanwhile");
         assert_eq!(third.next_own().await.data, "meanwhile");
         let mut back = resume(server.addr, path, &last_id).await;
@@ -231,9 +231,9 @@ async fn a_head_takes_no_place() {
 #[tokio::test]
 async fn a_stream_in_this_process_takes_a_place_and_finds_none_left() {
     let (hub, server) = serve(Hub::builder().max_connections(1, OverLimit::Refuse)).await;
-    let inside = hub.stream(Subscription::anonymous(), None).unwrap();
+    let inside = hub.subscribe(Subscription::anonymous(), None).unwrap();
     assert!(!is_let_in(&server, "/events").await);
-    assert_eq!(hub.stream(Subscription::anonymous(), None).unwrap_err(), SubscriptionError::Limit);
+    assert_eq!(hub.subscribe(Subscription::anonymous(), None).unwrap_err(), SubscriptionError::Limit);
     drop(inside);
     assert!(is_let_in(&server, "/events").await);
 }
@@ -287,8 +287,9 @@ async fn serve_counting(builder: HubBuilder) -> (Hub, Server, Arc<AtomicUsize>) 
         counted.fetch_add(1, Ordering::SeqCst);
         ready(Ok(Subscription::anonymous().may_join(TopicFilter::any())))
     };
-    let app =
-        Router::new().route("/", axum::routing::get(async || "")).layer(hub.layer("/events", access).changeable());
+    let app = Router::new()
+        .route("/", axum::routing::get(async || ""))
+        .layer(hub.layer("/events", access).allow_topic_changes());
     let server = Server::start(&hub, app).await;
     (hub, server, asked)
 }
@@ -337,8 +338,8 @@ async fn a_change_of_topics_of_an_unknown_connection_does_not_ask_the_hook() {
 #[tokio::test]
 async fn streams_in_this_process_are_not_opened_faster_either() {
     let hub = Hub::builder().max_connects_per_second(1).build().unwrap();
-    let _first = hub.stream(Subscription::anonymous(), None).unwrap();
-    assert_eq!(hub.stream(Subscription::anonymous(), None).unwrap_err(), SubscriptionError::Limit);
+    let _first = hub.subscribe(Subscription::anonymous(), None).unwrap();
+    assert_eq!(hub.subscribe(Subscription::anonymous(), None).unwrap_err(), SubscriptionError::Limit);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ impl Publisher {
         let hub = hub.clone();
         Self(tokio::spawn(async move {
             for n in 0_u64.. {
-                hub.topic("t").publish(Event::text("n", n.to_string())).await.unwrap();
+                hub.topic("t").publish(Event::new("n", n.to_string())).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }))
@@ -413,10 +414,10 @@ async fn what_waits_when_a_stream_is_old_is_written_before_it_ends() {
     // Far more than the buffers between us and a client that does not read until its stream is old.
     let large = "x".repeat(200_000);
     for _ in 0..RECORDS {
-        hub.topic("t").publish(Event::text("large", large.clone())).await.unwrap();
+        hub.topic("t").publish(Event::new("large", large.clone())).await.unwrap();
     }
     tokio::time::sleep(SECOND + SECOND / 10).await;
-    hub.topic("t").publish(Event::text("last", "")).await.unwrap();
+    hub.topic("t").publish(Event::new("last", "")).await.unwrap();
     let names: Vec<_> = events_until_bye(&mut events).await;
     assert_eq!(names.iter().filter(|name| *name == "large").count() as u64, RECORDS);
 }
@@ -469,9 +470,9 @@ fn simultaneous_changes_of_topics_pass_no_limit() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
     let hub = Hub::builder().max_topics(LIMIT).build().unwrap();
-    let endpoint = hub.endpoint(Public::topics(TopicFilter::any())).changeable();
+    let endpoint = hub.endpoint(Public::topics(TopicFilter::any())).allow_topic_changes();
     for _ in 0..600 {
-        let stream = hub.stream(Subscription::anonymous(), None).unwrap();
+        let stream = hub.subscribe(Subscription::anonymous(), None).unwrap();
         let id = hub.connections()[0].id;
         let ready = Barrier::new(2);
         let change = |thread: usize| {
@@ -499,7 +500,7 @@ async fn topics_that_a_user_was_made_to_join_pass_no_limit() {
     }
     let topics = |hub: &Hub| hub.connections()[0].topics.iter().map(ToString::to_string).collect::<Vec<_>>();
     for (own, has) in [(&["x", "y"][..], ["x", "y"]), (&["x"], ["x", "a"]), (&[], ["a", "b"])] {
-        let stream = hub.stream(Subscription::user("ada").topics(own.iter().copied()), None).unwrap();
+        let stream = hub.subscribe(Subscription::for_user("ada").with_topics(own.iter().copied()), None).unwrap();
         assert_eq!(topics(&hub), has);
         drop(stream);
     }
@@ -526,8 +527,8 @@ fn names(count: usize) -> impl Iterator<Item = String> {
 fn opening_a_stream_takes_time_in_proportion_to_its_topics() {
     let hub = Hub::builder().max_topics(10_000).build().unwrap();
     let open = |streams: usize, topics: usize| {
-        let subscription = Subscription::anonymous().topics(names(topics));
-        shortest(streams, || drop(hub.stream(subscription.clone(), None).unwrap()))
+        let subscription = Subscription::anonymous().with_topics(names(topics));
+        shortest(streams, || drop(hub.subscribe(subscription.clone(), None).unwrap()))
     };
     let (few, many) = (open(8, 1_000), open(1, 8_000));
     assert!(many < few * 5, "{few:?} for 8 times 1,000 topics, {many:?} for 8,000");
@@ -540,7 +541,7 @@ fn a_subscription_takes_time_in_proportion_to_its_topics() {
     let build = |subscriptions: usize, topics: usize| {
         let names: Vec<_> = names(topics).collect();
         shortest(subscriptions, || {
-            assert_eq!(Subscription::anonymous().topics(names.iter()).topic_list().len(), topics);
+            assert_eq!(Subscription::anonymous().with_topics(names.iter()).topics().len(), topics);
         })
     };
     let (few, many) = (build(16, 1_000), build(1, 16_000));
@@ -553,7 +554,7 @@ fn a_start_with_many_events_does_not_stop_publishers() {
     const TOPICS: usize = 100;
     let hub = Hub::builder().retention_budget(256 << 20).build().unwrap();
     for n in 0..TOPICS * 1_000 {
-        hub.topic(n % TOPICS).publish_now(Event::message("x")).unwrap();
+        hub.topic(n % TOPICS).publish_now(Event::unnamed("x")).unwrap();
     }
     let is_over = AtomicBool::new(false);
     let shares = std::thread::scope(|scope| {
@@ -561,16 +562,16 @@ fn a_start_with_many_events_does_not_stop_publishers() {
             let mut published = Vec::new();
             while !is_over.load(Ordering::Relaxed) {
                 let begun = Instant::now();
-                hub.topic("other").publish_now(Event::message("x")).unwrap();
+                hub.topic("other").publish_now(Event::unnamed("x")).unwrap();
                 published.push((begun, begun.elapsed()));
             }
             published
         });
         let opened: Vec<_> = (0..10)
             .map(|_| {
-                let subscription = Subscription::anonymous().topics(0..TOPICS).start(Start::Last(1_000_000));
+                let subscription = Subscription::anonymous().with_topics(0..TOPICS).start(Start::Last(1_000_000));
                 let begun = Instant::now();
-                let stream = hub.stream(subscription, None).unwrap();
+                let stream = hub.subscribe(subscription, None).unwrap();
                 let took = begun.elapsed();
                 drop(stream);
                 (begun, took)

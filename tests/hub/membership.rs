@@ -38,7 +38,7 @@ async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
         }
     }
     match request.headers().get("x-user").map(|user| user.to_str().unwrap()) {
-        Some("stranger") => Err(Refusal::login()),
+        Some("stranger") => Err(Refusal::unauthorized()),
         Some(user) => Ok(subscription.with_user(user)),
         None => Ok(subscription),
     }
@@ -61,9 +61,9 @@ impl Mounting {
         let hub = builder.build().unwrap();
         let app = Router::new().fallback(async || "the application");
         let app = match self {
-            Self::Layer => app.layer(hub.layer("/events", access).changeable()),
+            Self::Layer => app.layer(hub.layer("/events", access).allow_topic_changes()),
             Self::Endpoint => {
-                let endpoint = hub.endpoint(access).changeable();
+                let endpoint = hub.endpoint(access).allow_topic_changes();
                 app.route_service("/events", endpoint.clone()).route_service("/events/{connection}/topics", endpoint)
             }
         };
@@ -186,7 +186,7 @@ fn sequence(id: &str) -> u64 {
 }
 
 async fn publish(target: Target<'_>, data: impl ToString) -> Position {
-    target.publish(Event::message(data.to_string())).await.unwrap().position
+    target.publish(Event::unnamed(data.to_string())).await.unwrap().position
 }
 
 /// Publishes the numbers, and returns where each is.
@@ -255,9 +255,9 @@ async fn what_waits_of_a_left_topic_is_not_written() {
         let mut page = Client::new(&server, None).open_over(version, "/events?topic=t&topic=a").await;
         // The server has no chance to write in between: nothing here waits.
         for n in 0..10 {
-            hub.topic("t").publish_now(Event::message(n.to_string())).unwrap();
+            hub.topic("t").publish_now(Event::unnamed(n.to_string())).unwrap();
         }
-        hub.topic("a").publish_now(Event::message("kept")).unwrap();
+        hub.topic("a").publish_now(Event::unnamed("kept")).unwrap();
         assert_eq!(page.target(&hub).leave("t").now_or_never().expect("it never waits").unwrap(), 1);
         let rest = [page.events.next().await, page.events.next().await];
         let kept: Vec<_> = rest.iter().filter(|event| event.event == "message").map(|event| &event.data).collect();
@@ -396,7 +396,7 @@ async fn lose(hub: &Hub, page: Page) -> String {
 async fn a_user_who_was_made_to_join_while_away_gets_the_current_values() {
     let (hub, server) = Mounting::Layer.start(keyed()).await;
     let ada = Client::new(&server, Some("ada"));
-    hub.topic("cells").publish(Event::message("1").key("x")).await.unwrap();
+    hub.topic("cells").publish(Event::unnamed("1").key("x")).await.unwrap();
     let id = lose(&hub, ada.open("/events").await).await;
     hub.user("ada").join("cells").await.unwrap();
     let request = ada.request(Method::GET, "/events").header("last-event-id", &id).body("").unwrap();
@@ -502,10 +502,10 @@ async fn a_since_from_before_what_is_kept_is_one_gap_and_what_is_kept() {
 async fn the_gap_of_a_joined_topic_is_no_gap_of_the_others() {
     let (hub, server) = start().await;
     let mut page = Client::new(&server, None).open("/events?topic=a").await;
-    hub.topic("a").publish_now(Event::message("1")).unwrap();
+    hub.topic("a").publish_now(Event::unnamed("1")).unwrap();
     let join = page.target(&hub).join("t").since(Cursor::Invalid).into_future();
     join.now_or_never().expect("it never waits").unwrap();
-    hub.topic("a").publish_now(Event::message("2")).unwrap();
+    hub.topic("a").publish_now(Event::unnamed("2")).unwrap();
     page.meets_gap("invalid", &["t"]).await;
     let mut rest = Vec::new();
     while rest.len() < 2 {
@@ -540,9 +540,9 @@ fn keyed() -> HubBuilder {
 async fn who_joins_a_topic_of_current_values_gets_them() {
     let (hub, server) = Mounting::Layer.start(keyed()).await;
     for (key, value) in [("x", "x1"), ("y", "y1"), ("x", "x2"), ("z", "z1")] {
-        hub.topic("cells").publish(Event::message(value).key(key)).await.unwrap();
+        hub.topic("cells").publish(Event::unnamed(value).key(key)).await.unwrap();
     }
-    hub.topic("cells").publish(Event::remove("z")).await.unwrap();
+    hub.topic("cells").publish(Event::removal("z")).await.unwrap();
     for version in VERSIONS {
         let mut page = Client::new(&server, None).open_over(version, "/events?topic=a").await;
         page.target(&hub).join("cells").await.unwrap();
@@ -554,7 +554,7 @@ async fn who_joins_a_topic_of_current_values_gets_them() {
 #[tokio::test]
 async fn with_a_since_only_the_values_that_changed_come() {
     let (hub, server) = Mounting::Layer.start(keyed()).await;
-    let value = |key: &'static str, value: &'static str| hub.topic("cells").publish(Event::message(value).key(key));
+    let value = |key: &'static str, value: &'static str| hub.topic("cells").publish(Event::unnamed(value).key(key));
     value("x", "x1").await.unwrap();
     let since = value("y", "y1").await.unwrap().position;
     value("x", "x2").await.unwrap();
@@ -708,7 +708,7 @@ async fn who_is_not_signed_in_changes_nothing() {
 async fn a_page_of_another_site_changes_nothing() {
     let foreign = [("origin", "https://evil.test"), ("sec-fetch-site", "cross-site")];
     for mounting in MOUNTINGS {
-        let (hub, server) = mounting.start(Hub::builder().allow_origin("https://app.example")).await;
+        let (hub, server) = mounting.start(Hub::builder().allow_cross_origin("https://app.example")).await;
         let client = Client::new(&server, Some("ada"));
         let page = client.open("/events").await;
         for headers in [&foreign[..1], &foreign[1..], &foreign] {
@@ -823,8 +823,8 @@ async fn a_hook_that_says_later_is_heard() {
         let busy = async |request: StreamRequest| match request.query_values("topic").next() {
             None => Ok(Subscription::anonymous()),
             Some(topic) if topic == "panic" => panic!("of a hook"),
-            Some(topic) if topic == "never" => Err(Refusal::never()),
-            Some(_) => Err(Refusal::later(tower_sse::RefusalReason::Busy).retry(Duration::from_secs(7))),
+            Some(topic) if topic == "never" => Err(Refusal::gone()),
+            Some(_) => Err(Refusal::retry_later(tower_sse::RefusalReason::Busy).retry(Duration::from_secs(7))),
         };
         let (_hub, server) = mounting.start_with(Hub::builder(), busy).await;
         let client = Client::new(&server, None);

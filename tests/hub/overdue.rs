@@ -8,7 +8,7 @@ use tower_sse::{Event, Hub, StreamRequest, Subscription};
 async fn open(hub: &Hub) -> tower_sse::EventBody {
     let request = http::Request::get("/").body(()).unwrap();
     let mut body = hub
-        .connect(StreamRequest::from_request(&request), Subscription::anonymous().topic("a"))
+        .respond(StreamRequest::from_request(&request), Subscription::anonymous().topic("a"))
         .into_response()
         .into_body();
     for _ in 0..2 {
@@ -25,7 +25,7 @@ async fn a_slow_reader_that_looks_in_time_stays() {
     let hub = Hub::builder().build().unwrap();
     let mut body = open(&hub).await;
     for round in 0..4 {
-        hub.topic("a").publish(Event::message("x")).await.unwrap();
+        hub.topic("a").publish(Event::unnamed("x")).await.unwrap();
         tokio::time::sleep(Duration::from_secs(20)).await;
         assert_eq!(hub.stats().connections, 1, "round {round}");
         body.frame().await.unwrap().unwrap();
@@ -37,7 +37,7 @@ async fn a_slow_reader_that_looks_in_time_stays() {
 async fn who_was_given_up_is_told_at_its_next_look() {
     let hub = Hub::builder().write_deadline(Duration::from_secs(4)).heartbeat(Duration::from_secs(60)).build().unwrap();
     let mut body = open(&hub).await;
-    hub.topic("a").publish(Event::message("x")).await.unwrap();
+    hub.topic("a").publish(Event::unnamed("x")).await.unwrap();
     body.frame().await.unwrap().unwrap();
     // The peer does not take it.
     tokio::time::sleep(Duration::from_secs(10)).await;

@@ -175,7 +175,7 @@ async fn the_open_connections_are_listed_as_they_are() {
     let mut back = resume(server.addr, "/events", &fresh.last_id).await;
     back.caught_up().await;
     for _ in 0..3 {
-        hub.topic("b").publish(Event::message("x")).await.unwrap();
+        hub.topic("b").publish(Event::unnamed("x")).await.unwrap();
         fresh.next_own().await;
     }
     let connections = hub.connections();
@@ -275,7 +275,7 @@ async fn a_topic_without_the_rule_tells_nothing() {
     drop(subscribe(server.addr, "/events?topic=room").await);
     until(|| hub.stats().users == 0 && hub.stats().connections == 1).await;
     assert_eq!(hub.position(), before);
-    hub.topic("elsewhere").publish(Event::message("x")).await.unwrap();
+    hub.topic("elsewhere").publish(Event::unnamed("x")).await.unwrap();
     assert_eq!(watcher.next().await.data, "x");
 }
 
@@ -350,7 +350,7 @@ async fn a_snapshot_and_the_events_after_it_make_every_later_snapshot() {
     };
     let (_, snapshots, (start, mut events)) = tokio::join!(churn, look, page);
     kit::until(|| hub.topic("room").presence().members.is_empty()).await;
-    hub.topic("room").publish(Event::message("end")).await.unwrap();
+    hub.topic("room").publish(Event::unnamed("end")).await.unwrap();
     let mut news = Vec::new();
     loop {
         let event = events.next().await;
@@ -391,7 +391,7 @@ async fn the_life_of_a_connection_is_told_from_beginning_to_end() {
     assert_eq!((beginning.user.as_ref().unwrap().as_str(), names(&beginning)), ("ada", vec!["t"]));
     assert_eq!((beginning.data_json(), beginning.delivered, beginning.resumed), (Some(r#""x""#), 0, false));
     for _ in 0..2 {
-        hub.topic("t").publish(Event::message("x")).await.unwrap();
+        hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
         events.next_own().await;
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -428,7 +428,7 @@ async fn the_reason_of_an_end_is_told() {
 async fn who_comes_back_is_told_of_with_the_reason_of_its_gap() {
     let (hub, server) = serve(patient()).await;
     let mut lifecycle = hub.lifecycle();
-    let here = hub.topic("t").publish(Event::message("x")).await.unwrap().position;
+    let here = hub.topic("t").publish(Event::unnamed("x")).await.unwrap().position;
     let cases = [
         (here.to_string(), None),
         ("nonsense".into(), Some(GapReason::Invalid)),
@@ -460,7 +460,7 @@ async fn who_lags_is_told_of() {
     let large = "x".repeat(200_000);
     // Far more than the buffers between us and a client that does not read, and with time for it to be written.
     for _ in 0..100 {
-        hub.topic("t").publish(Event::message(large.clone())).await.unwrap();
+        hub.topic("t").publish(Event::unnamed(large.clone())).await.unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     while events.next().await.event != "hub.gap" {}
@@ -582,7 +582,7 @@ fn joins_that_meet_an_opening_leave_nobody_behind() {
         for _ in 0..2 {
             scope.spawn(|| {
                 while going() {
-                    drop(hub.stream(Subscription::user("ada").topic("a"), None).unwrap());
+                    drop(hub.subscribe(Subscription::for_user("ada").topic("a"), None).unwrap());
                 }
             });
         }

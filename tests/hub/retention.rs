@@ -26,15 +26,15 @@ fn read(stream: &mut Subscriber) -> Vec<String> {
 }
 
 fn open(hub: &Hub, cursor: impl Into<Cursor>) -> Subscriber {
-    hub.stream(Subscription::anonymous().topic("t"), cursor).unwrap()
+    hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap()
 }
 
 fn publish(hub: &Hub, data: impl std::fmt::Display) {
-    hub.topic("t").publish_now(Event::message(data.to_string())).unwrap();
+    hub.topic("t").publish_now(Event::unnamed(data.to_string())).unwrap();
 }
 
 fn set(hub: &Hub, key: &'static str, data: impl std::fmt::Display) {
-    hub.topic("t").publish_now(Event::message(data.to_string()).key(key)).unwrap();
+    hub.topic("t").publish_now(Event::unnamed(data.to_string()).key(key)).unwrap();
 }
 
 fn with(retention: Retention) -> Hub {
@@ -73,12 +73,12 @@ fn a_removal_is_delivered_and_drops_the_value() {
     let mut page = open(&hub, Cursor::Absent);
     set(&hub, "boiler", "on");
     assert_eq!(read(&mut page), ["on", "live"]);
-    let event = Event::remove("boiler").name("sensor.removed");
+    let event = Event::removal("boiler").name("sensor.removed");
     hub.topic("t").publish_now(event).unwrap();
     assert_eq!(read(&mut page), ["boiler"]);
     assert_eq!(read(&mut open(&hub, Cursor::Absent)), ["live"]);
     assert_eq!(hub.stats().keyed_bytes, 0);
-    hub.topic("t").publish_now(Event::remove("never set").data("{}")).unwrap();
+    hub.topic("t").publish_now(Event::removal("never set").data("{}")).unwrap();
     assert_eq!(read(&mut page), ["{}"]);
 }
 
@@ -102,7 +102,7 @@ fn keyed_values_outlive_every_burst_of_others() {
         .unwrap();
     set(&hub, "boiler", "on");
     for n in 0..5_000 {
-        hub.topic("busy").publish_now(Event::message(format!("{n:0>1000}"))).unwrap();
+        hub.topic("busy").publish_now(Event::unnamed(format!("{n:0>1000}"))).unwrap();
     }
     assert!(hub.stats().retained_bytes <= 600 << 10);
     assert_eq!(read(&mut open(&hub, Cursor::Absent)), ["on", "live"]);
@@ -114,7 +114,7 @@ fn the_budget_pushes_out_the_oldest_of_all_topics_first() {
     let start = hub.position();
     publish(&hub, "old");
     for _ in 0..3 {
-        hub.user("u").publish_now(Event::message("x".repeat(3_500))).unwrap();
+        hub.user("u").publish_now(Event::unnamed("x".repeat(3_500))).unwrap();
     }
     assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "live"]);
     assert_eq!(hub.stats().evicted, 2, "the old one and one of the user's");
@@ -125,7 +125,7 @@ fn history_comes_with_the_ids_of_its_place_and_can_be_resumed_in_the_middle() {
     let hub = with(Retention::replay());
     (0..200).for_each(|n| publish(&hub, n));
     let all: Vec<String> = (0..200).map(|n| n.to_string()).collect();
-    let start = |start| hub.stream(Subscription::anonymous().topic("t").start(start), Cursor::Absent).unwrap();
+    let start = |start| hub.subscribe(Subscription::anonymous().topic("t").start(start), Cursor::Absent).unwrap();
     assert_eq!(read(&mut start(Start::Oldest)), [&all[..], &["live".to_owned()]].concat());
     assert_eq!(read(&mut start(Start::Last(3))), ["197", "198", "199", "live"]);
     assert_eq!(read(&mut start(Start::Live)), ["live"]);
@@ -137,7 +137,7 @@ fn history_comes_with_the_ids_of_its_place_and_can_be_resumed_in_the_middle() {
 }
 
 fn start(hub: &Hub, start: Start) -> Vec<String> {
-    read(&mut hub.stream(Subscription::anonymous().topic("t").start(start), Cursor::Absent).unwrap())
+    read(&mut hub.subscribe(Subscription::anonymous().topic("t").start(start), Cursor::Absent).unwrap())
 }
 
 #[test]
@@ -165,10 +165,10 @@ fn a_stream_of_the_last_events_begins_with_a_gap_when_fewer_are_left_than_asked_
 fn the_gap_at_the_start_names_the_topics_that_were_trimmed() {
     let hub = Hub::builder().retention_for(TopicFilter::exact("short"), Retention::replay().count(1)).build().unwrap();
     for topic in ["short", "short", "whole", "whole"] {
-        hub.topic(topic).publish_now(Event::message(topic)).unwrap();
+        hub.topic(topic).publish_now(Event::unnamed(topic)).unwrap();
     }
-    let subscription = Subscription::anonymous().topics(["whole", "short", "never published"]);
-    let mut stream = hub.stream(subscription.start(Start::Oldest), Cursor::Absent).unwrap();
+    let subscription = Subscription::anonymous().with_topics(["whole", "short", "never published"]);
+    let mut stream = hub.subscribe(subscription.start(Start::Oldest), Cursor::Absent).unwrap();
     let mut cx = Context::from_waker(futures::task::noop_waker_ref());
     let Poll::Ready(Some(SubscriberItem::Gap { reason, topics })) = stream.poll_next_unpin(&mut cx) else {
         panic!("no gap")
@@ -183,7 +183,7 @@ async fn a_topic_whose_events_have_all_aged_is_a_gap_at_the_start() {
     publish(&hub, "old");
     tokio::time::sleep(Duration::from_secs(61)).await;
     // Drops what is past its age.
-    hub.topic("other").publish_now(Event::message("x")).unwrap();
+    hub.topic("other").publish_now(Event::unnamed("x")).unwrap();
     assert_eq!(start(&hub, Start::Oldest), ["gap trimmed", "live"]);
     assert_eq!(start(&hub, Start::Last(1)), ["gap trimmed", "live"]);
     assert_eq!(start(&hub, Start::Last(0)), ["live"]);
@@ -210,7 +210,7 @@ fn a_refused_cursor_and_a_trimmed_start_are_one_gap() {
     (0..4).for_each(|n| publish(&hub, n));
     let subscription = Subscription::anonymous().topic("t").start(Start::Oldest);
     let cursor = Cursor::parse(b"not an id");
-    assert_eq!(read(&mut hub.stream(subscription, cursor).unwrap()), ["gap invalid", "2", "3", "live"]);
+    assert_eq!(read(&mut hub.subscribe(subscription, cursor).unwrap()), ["gap invalid", "2", "3", "live"]);
 }
 
 #[test]
@@ -276,9 +276,9 @@ fn the_first_matching_rule_wins() {
 fn a_uuid_names_a_user_and_a_topic() {
     let id = uuid::Uuid::from_u128(7);
     let hub = Hub::builder().build().unwrap();
-    let mut page = hub.stream(Subscription::user(id).topic(id), Cursor::Absent).unwrap();
-    hub.user(id).publish_now(Event::message("user")).unwrap();
-    hub.topic("00000000-0000-0000-0000-000000000007").publish_now(Event::message("topic")).unwrap();
+    let mut page = hub.subscribe(Subscription::for_user(id).topic(id), Cursor::Absent).unwrap();
+    hub.user(id).publish_now(Event::unnamed("user")).unwrap();
+    hub.topic("00000000-0000-0000-0000-000000000007").publish_now(Event::unnamed("topic")).unwrap();
     assert_eq!(read(&mut page), ["user", "topic", "live"]);
 }
 
@@ -327,14 +327,14 @@ fn topics_that_only_had_values_leave_nothing_behind() {
         .unwrap();
     let round = || {
         for n in 0..20_000 {
-            hub.topic(n).publish_now(Event::message("x").key("k")).unwrap();
-            hub.topic(n).publish_now(Event::remove("k")).unwrap();
+            hub.topic(n).publish_now(Event::unnamed("x").key("k")).unwrap();
+            hub.topic(n).publish_now(Event::removal("k")).unwrap();
         }
         let since = std::time::Instant::now();
         while hub.stats().channels > 10 {
             assert!(since.elapsed() < Duration::from_secs(20), "{} channels are left", hub.stats().channels);
             std::thread::yield_now();
-            hub.everyone().publish_now(Event::message("x")).unwrap();
+            hub.everyone().publish_now(Event::unnamed("x")).unwrap();
         }
     };
     round();
@@ -347,7 +347,7 @@ fn names_that_somebody_asked_for_once_are_not_remembered() {
     let hub = Hub::builder().build().unwrap();
     for n in 0..100 {
         let topics = (0..100).map(|topic| format!("{n}/{topic}"));
-        drop(hub.stream(Subscription::user(n).topics(topics), Cursor::Absent).unwrap());
+        drop(hub.subscribe(Subscription::for_user(n).with_topics(topics), Cursor::Absent).unwrap());
     }
     assert_eq!(hub.stats().channels, 1);
 }
@@ -360,19 +360,19 @@ fn one_publish_drops_a_bounded_number_of_aged_events() {
     // Without a runtime nothing drops them but publishers.
     let hub = Hub::builder().topic_retention(Retention::replay().age(AGE)).build().unwrap();
     for n in 0..EVENTS {
-        hub.topic(n % 10).publish_now(Event::message("x")).unwrap();
+        hub.topic(n % 10).publish_now(Event::unnamed("x")).unwrap();
     }
     let (published, each) = (std::time::Instant::now(), hub.stats().retained_bytes / EVENTS);
     while published.elapsed() <= AGE {
         std::thread::sleep(Duration::from_millis(10));
     }
     let before = hub.stats().retained_bytes;
-    hub.topic("t").publish_now(Event::message("x")).unwrap();
+    hub.topic("t").publish_now(Event::unnamed("x")).unwrap();
     let dropped = before.saturating_sub(hub.stats().retained_bytes) / each;
     assert!((100..300).contains(&dropped), "{dropped} of {EVENTS} events");
     // And it goes on until all are gone.
     for _ in 0..EVENTS / 200 {
-        hub.topic("t").publish_now(Event::message("x")).unwrap();
+        hub.topic("t").publish_now(Event::unnamed("x")).unwrap();
     }
     assert!(hub.stats().retained_bytes / each < 200);
 }
@@ -409,8 +409,8 @@ async fn forgetting_a_topic_reports_no_gap_of_the_others() {
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     assert_eq!(hub.stats().channels, 1, "it was forgotten");
     let other = || Subscription::anonymous().topic("other");
-    assert_eq!(read(&mut hub.stream(other(), before).unwrap()), ["live"]);
-    assert_eq!(read(&mut hub.stream(other().start(Start::Oldest), None).unwrap()), ["live"]);
+    assert_eq!(read(&mut hub.subscribe(other(), before).unwrap()), ["live"]);
+    assert_eq!(read(&mut hub.subscribe(other().start(Start::Oldest), None).unwrap()), ["live"]);
     assert_eq!(read(&mut open(&hub, before)), ["gap trimmed", "live"]);
     assert_eq!(start(&hub, Start::Oldest), ["gap trimmed", "live"]);
 }

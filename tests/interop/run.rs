@@ -152,7 +152,7 @@ impl Run {
 
     /// Returns its id.
     pub async fn publish(&self, name: &'static str, data: &'static str) -> String {
-        self.hub.topic("t").publish(Event::text(name, data)).await.unwrap().position.to_string()
+        self.hub.topic("t").publish(Event::new(name, data)).await.unwrap().position.to_string()
     }
 
     /// Waits for the next heartbeat.
@@ -213,9 +213,9 @@ async fn events(State(shared): State<Arc<Shared>>, request: StreamRequest) -> Re
     let number = shared.record.borrow().requests.len();
     let last_event_id = request.headers().get("last-event-id").map(|id| id.to_str().unwrap().to_owned());
     let response = match shared.answers[number.min(shared.answers.len() - 1)] {
-        Answer::Stream => shared.hub.connect(request, Subscription::anonymous().topic("t")),
-        Answer::Busy(retry) => shared.hub.refuse(Refusal::later(RefusalReason::Busy).retry(retry)),
-        Answer::Login => shared.hub.refuse(Refusal::login()),
+        Answer::Stream => shared.hub.respond(request, Subscription::anonymous().topic("t")),
+        Answer::Busy(retry) => shared.hub.refuse(Refusal::retry_later(RefusalReason::Busy).retry(retry)),
+        Answer::Login => shared.hub.refuse(Refusal::unauthorized()),
     };
     let response = response.into_response();
     let asked = Asked { at: Instant::now(), last_event_id, status: response.status().as_u16() };

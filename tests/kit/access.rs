@@ -8,7 +8,7 @@ use tower_sse::{Refusal, StreamRequest, Subscription};
 
 /// The subscription that the query names: `?user=ada&topic=a&topic=b&expires_ms=500`.
 pub fn asked_for(request: &StreamRequest) -> Subscription {
-    let mut subscription = Subscription::anonymous().topics(request.query_values("topic"));
+    let mut subscription = Subscription::anonymous().with_topics(request.query_values("topic"));
     if let Some(user) = request.query_values("user").next() {
         subscription = subscription.with_user(user);
     }

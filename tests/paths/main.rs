@@ -58,7 +58,7 @@ fn app(hub: &Hub) -> Router {
 }
 
 async fn say(hub: &Hub, text: impl Into<String>) {
-    hub.topic("t").publish(Event::message(text.into())).await.unwrap();
+    hub.topic("t").publish(Event::unnamed(text.into())).await.unwrap();
 }
 
 /// How it reached the application: the version, the host, the socket.
@@ -426,7 +426,7 @@ async fn when_one_of_two_instances_leaves_its_streams_go_on_at_the_other() {
     let log = Memory::new();
     let mut instances = Vec::new();
     for name in ["A", "B"] {
-        let hub = Hub::builder().backplane(log.clone()).instance(name).build().unwrap();
+        let hub = Hub::builder().backplane(log.clone()).instance_name(name).build().unwrap();
         until(|| hub.health().ready).await;
         let server = Server::start(&hub, app(&hub)).await;
         instances.push((name, hub, server));

@@ -91,7 +91,7 @@ pub(crate) struct App {
 
 pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
     // A route of its own, because `Router::layer` would put a box around every other route.
-    let events = hub.endpoint(access).changeable();
+    let events = hub.endpoint(access).allow_topic_changes();
     Router::new()
         .route_service("/events", events.clone())
         .route_service("/events/{connection}/topics", events)

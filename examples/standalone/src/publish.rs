@@ -144,7 +144,7 @@ pub(crate) async fn to_everyone(
 }
 
 async fn one(target: Target<'_>, labels: Labels, data: Bytes) -> Result<Accepted, Problem> {
-    let event = labelled(Event::utf8(labels.event.unwrap_or_default(), data)?, labels.key);
+    let event = labelled(Event::from_utf8(labels.event.unwrap_or_default(), data)?, labels.key);
     Ok(Accepted(target.publish(event).await?))
 }
 
@@ -214,9 +214,9 @@ fn entry<'a>(hub: &'a Hub, line: &[u8]) -> Result<(Target<'a>, Event), Problem> 
     };
     let name = event.unwrap_or_default();
     let event = if data.get().starts_with('"') {
-        Event::text(name, serde_json::from_str::<String>(data.get())?)
+        Event::new(name, serde_json::from_str::<String>(data.get())?)
     } else {
-        Event::text(name, String::from(Box::<str>::from(data)))
+        Event::new(name, String::from(Box::<str>::from(data)))
     };
     let event = labelled(event, key);
     target.check(&event)?;

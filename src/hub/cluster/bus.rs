@@ -99,12 +99,12 @@ async fn hear_and_tell(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<T
                 shared.outbox.lock().note_position(hub.now(), hub.position());
                 hub.carry_out_waiting(shared);
                 if now >= next_lease && !gone {
-                    next_lease = now + hub.settings().lease / 3;
+                    next_lease = now + hub.settings().peer_timeout / 3;
                     let number = shared.outbox.lock().number;
                     hub.say(shared, Body::Lease(number)).await?;
                     shared.peers.lock().sweep(hub.now());
                     let is_deaf = !shared.peers.lock().is_heard(hub.now());
-                    if is_deaf && begun.elapsed() > hub.settings().lease {
+                    if is_deaf && begun.elapsed() > hub.settings().peer_timeout {
                         hub.counters().deaf(hub.now());
                     }
                 }

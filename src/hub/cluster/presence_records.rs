@@ -55,7 +55,7 @@ mod tests {
         let user = UserId::try_from("\\".repeat(255)).unwrap();
         let data = format!("\"{}\"", "x".repeat(Subscription::MAX_DATA_BYTES - 2));
         for (name, data) in [hub_events::joined(&topic, &user, Some(&data)), hub_events::left(&topic, &user)] {
-            let event = Event::text(name, data);
+            let event = Event::new(name, data);
             assert!(is_presence(&event) && entry(Address::Topic(topic.clone()).into(), &event).is_ok());
         }
     }
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn what_no_hub_says_is_given_back() {
         let topic = Address::Topic(Topic::from(7));
-        let good = || Event::text("hub.joined", r#"{"topic":"7","user":"ada","data":{"n":1},"more":2}"#);
+        let good = || Event::new("hub.joined", r#"{"topic":"7","user":"ada","data":{"n":1},"more":2}"#);
         assert!(entry(topic.clone().into(), &good()).is_ok());
         let mut two = Audience::from(topic.clone());
         two.insert(Address::Topic(Topic::from(8)));
@@ -75,11 +75,11 @@ mod tests {
             assert!(entry(audience, &good()).is_err());
         }
         let long = format!(r#"{{"topic":"7","user":"ada","data":"{}"}}"#, "x".repeat(MOST_BYTES));
-        let named = |data: &str| Event::text("hub.joined", data.to_owned());
+        let named = |data: &str| Event::new("hub.joined", data.to_owned());
         for event in [
             good().key("k"),
             good().retry(std::time::Duration::from_secs(1)),
-            Event::remove("k").name("hub.left").data(r#"{"topic":"7","user":"ada"}"#),
+            Event::removal("k").name("hub.left").data(r#"{"topic":"7","user":"ada"}"#),
             named(&long),
             named(""),
             named("[]"),

@@ -119,9 +119,9 @@ pub(crate) fn decode(bytes: &[u8], max_targets: usize) -> Result<Decoded, Option
     }
     let [name, data] = [envelope.event.unwrap_or_default(), envelope.data].map(|text| text.0.into_owned());
     let mut event = match envelope.key.map(|key| key.0.into_owned()) {
-        Some(key) if envelope.remove => Event::remove(key).name(name).data(data),
-        Some(key) => Event::text(name, data).key(key),
-        None => Event::text(name, data),
+        Some(key) if envelope.remove => Event::removal(key).name(name).data(data),
+        Some(key) => Event::new(name, data).key(key),
+        None => Event::new(name, data),
     };
     if let Some(retry) = envelope.retry_ms {
         event = event.retry(Duration::from_millis(retry));
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn two_records_of_equal_events_differ() {
         let topic = || Audience::from(Address::Topic(Topic::try_from("a").unwrap()));
-        let record = || encode(&topic(), &Event::message("tick"), Stamp::now());
+        let record = || encode(&topic(), &Event::unnamed("tick"), Stamp::now());
         assert_ne!(record(), record());
     }
 
@@ -225,9 +225,9 @@ mod tests {
             topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}", retry in proptest::option::of(0..1u64 << 40),
         ) {
             let mut event = match &key {
-                Some(key) if removes => Event::remove(key.clone()).data(data.clone()),
-                Some(key) => Event::message(data.clone()).key(key.clone()),
-                None => Event::message(data.clone()),
+                Some(key) if removes => Event::removal(key.clone()).data(data.clone()),
+                Some(key) => Event::unnamed(data.clone()).key(key.clone()),
+                None => Event::unnamed(data.clone()),
             }
             .name(name.clone());
             if let Some(retry) = retry {

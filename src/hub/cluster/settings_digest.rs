@@ -29,7 +29,7 @@ impl Agreement {
             ("retention", hash_of(&of_policies(policies))),
             ("presence_for", hash_of(&settings.presence_rules.iter().map(of_rule).collect::<String>())),
             ("presence_grace", of_time(settings.presence_grace)),
-            ("lease", of_time(settings.lease)),
+            ("peer_timeout", of_time(settings.peer_timeout)),
             ("max_payload", settings.framing.max_payload.to_string()),
             ("max_targets", settings.max_targets.to_string()),
             ("log", limits),

@@ -66,7 +66,7 @@ impl SharedLog {
             agreement,
             mark: Mutex::default(),
             commands: Mutex::default(),
-            peers: Mutex::new(Peers::new(millis(settings.lease), millis(settings.presence_grace))),
+            peers: Mutex::new(Peers::new(millis(settings.peer_timeout), millis(settings.presence_grace))),
             outbox: Mutex::default(),
             backplane,
             loaded: AtomicBool::new(false),

@@ -73,11 +73,11 @@ mod tests {
     #[test]
     fn anonymous_connections_of_one_key_are_bounded_like_those_of_one_user() {
         let hub = limited(OverLimit::Refuse).build().unwrap();
-        let open = |key: &str| hub.stream(Subscription::anonymous().counted_as(key), None);
+        let open = |key: &str| hub.subscribe(Subscription::anonymous().counted_as(key), None);
         let (first, _second) = (open("192.0.2.1").unwrap(), open("192.0.2.1").unwrap());
         assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::Limit);
         let _other = open("192.0.2.2").unwrap();
-        let user = hub.stream(Subscription::user("192.0.2.1"), None);
+        let user = hub.subscribe(Subscription::for_user("192.0.2.1"), None);
         assert!(user.is_ok(), "a user of the same name has connections of its own");
         drop(first);
         let _third = open("192.0.2.1").expect("the first one has made room");
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn the_oldest_connection_of_a_key_makes_room() {
         let hub = limited(OverLimit::CloseOldest).build().unwrap();
-        let open = |key: &str| hub.stream(Subscription::anonymous().counted_as(key), None).unwrap();
+        let open = |key: &str| hub.subscribe(Subscription::anonymous().counted_as(key), None).unwrap();
         let (_other, mut first, _second) = (open("b"), open("a"), open("a"));
         let _third = open("a");
         let mut items = std::iter::from_fn(|| block_on(first.next()));
@@ -98,12 +98,12 @@ mod tests {
     #[test]
     fn a_connection_that_has_a_key_does_not_count_for_its_user() {
         let hub = limited(OverLimit::Refuse).build().unwrap();
-        let open = |session: &str| hub.stream(Subscription::user("ada").counted_as(session), None);
+        let open = |session: &str| hub.subscribe(Subscription::for_user("ada").counted_as(session), None);
         let mut open_streams: Vec<_> = (0..3).map(|n| open(&n.to_string()).unwrap()).collect();
         for _ in 0..2 {
-            open_streams.push(hub.stream(Subscription::user("ada"), None).unwrap());
+            open_streams.push(hub.subscribe(Subscription::for_user("ada"), None).unwrap());
         }
-        assert_eq!(hub.stream(Subscription::user("ada"), None).unwrap_err(), SubscriptionError::Limit);
+        assert_eq!(hub.subscribe(Subscription::for_user("ada"), None).unwrap_err(), SubscriptionError::Limit);
         assert_eq!(hub.user("ada").count(), 5);
         open_streams.clear();
         let registry = format!("{:?}", hub.registry());
@@ -114,7 +114,7 @@ mod tests {
     fn a_key_that_is_no_name_makes_a_bad_subscription() {
         let hub = limited(OverLimit::Refuse).build().unwrap();
         for key in [String::new(), "x".repeat(256), "\n".to_owned()] {
-            let error = hub.stream(Subscription::anonymous().counted_as(key), None).unwrap_err();
+            let error = hub.subscribe(Subscription::anonymous().counted_as(key), None).unwrap_err();
             assert!(error.to_string().starts_with("counted_as "), "{error}");
         }
     }

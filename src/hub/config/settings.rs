@@ -27,7 +27,7 @@ pub(crate) struct Settings {
     pub(crate) drain_limit: Duration,
     pub(crate) channel_grace: Duration,
     pub(crate) end: StreamEnd,
-    pub(crate) instance: Option<Arc<str>>,
+    pub(crate) instance_name: Option<Arc<str>>,
     pub(crate) limits: Limits,
     pub(crate) max_age: Option<Duration>,
     pub(crate) presence_rules: Vec<TopicFilter>,
@@ -40,7 +40,7 @@ pub(crate) struct Settings {
     pub(crate) hosts: Hosts,
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
-    pub(crate) lease: Duration,
+    pub(crate) peer_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -58,7 +58,7 @@ impl Default for Settings {
             drain_limit: SECOND * 5,
             channel_grace: SECOND * 600,
             end: StreamEnd::Clean,
-            instance: None,
+            instance_name: None,
             limits: Limits::default(),
             max_age: None,
             presence_rules: Vec::new(),
@@ -71,7 +71,7 @@ impl Default for Settings {
             hosts: Hosts::default(),
             publish_timeout: SECOND * 5,
             probe_interval: SECOND * 2,
-            lease: SECOND * 15,
+            peer_timeout: SECOND * 15,
         }
     }
 }

@@ -30,7 +30,7 @@ impl Configuration {
             ("presence_grace", settings.presence_grace),
             ("publish_timeout", settings.publish_timeout),
             ("probe_interval", settings.probe_interval),
-            ("lease", settings.lease),
+            ("peer_timeout", settings.peer_timeout),
             ("recheck_every", settings.recheck_interval()),
         ] {
             if duration < Duration::from_millis(10) {
@@ -65,7 +65,7 @@ impl Configuration {
         }
         if !settings.origins.are_origins() {
             return refuse(
-                "allow_origin",
+                "allow_cross_origin",
                 "not an origin like `https://app.example`, in lower case and without a path",
             );
         }
@@ -151,8 +151,8 @@ mod tests {
         assert_eq!(refused(new().max_tickets(0)), "max_tickets");
         assert_eq!(refused(new().lifecycle_capacity(0)), "lifecycle_capacity");
         assert_eq!(refused(new().lifecycle_capacity(usize::MAX)), "lifecycle_capacity");
-        assert!(new().allow_origin("https://app.example").build().is_ok());
-        assert_eq!(refused(new().allow_origin("null")), "allow_origin");
+        assert!(new().allow_cross_origin("https://app.example").build().is_ok());
+        assert_eq!(refused(new().allow_cross_origin("null")), "allow_cross_origin");
         assert_eq!(refused(new().allow_host("https://app.example")), "allow_host");
     }
 }

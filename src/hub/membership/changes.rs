@@ -141,7 +141,7 @@ impl Inner {
             && let Some(shared) = &self.shared_log
         {
             let (name, data) = hub_events::left(topic, user);
-            shared.announce(topic.clone(), user.clone(), Event::text(name, data));
+            shared.announce(topic.clone(), user.clone(), Event::new(name, data));
         }
     }
 
@@ -233,7 +233,7 @@ impl LockedRoster<'_> {
             return;
         }
         if let Some(shared) = &self.inner.shared_log {
-            shared.announce(topic, user.clone(), Event::text(name, data));
+            shared.announce(topic, user.clone(), Event::new(name, data));
             return;
         }
         let draft = Draft::control(name, &data);
@@ -252,13 +252,13 @@ mod tests {
     #[test]
     fn streams_without_a_topic_that_tells_wait_for_no_roster() {
         let hub = Hub::builder().presence_for(TopicFilter::exact("room")).build().unwrap();
-        let ada = |topic: &str| Subscription::user("ada").topic(topic);
-        let _in_room = hub.stream(ada("room"), None).unwrap();
+        let ada = |topic: &str| Subscription::for_user("ada").topic(topic);
+        let _in_room = hub.subscribe(ada("room"), None).unwrap();
         let held = hub.inner.presences.roster.lock();
         let (done, is_done) = std::sync::mpsc::channel();
         let others = hub.clone();
         let opening = std::thread::spawn(move || {
-            let stream = others.stream(ada("news"), None).unwrap();
+            let stream = others.subscribe(ada("news"), None).unwrap();
             let handle = others.registry().find(stream.connection()).unwrap();
             let topic = Topic::try_from("weather").unwrap();
             assert!(others.inner.join_topic(&handle, &topic, Since::Now).unwrap());

@@ -135,7 +135,7 @@ mod tests {
             events.iter().map(|event| event.user.as_str().parse::<usize>().unwrap()).collect()
         };
         let announce = |outbox: &mut Outbox, users: std::ops::Range<usize>| {
-            users.for_each(|user| outbox.announce(Topic::from(7), UserId::from(user), Event::text("hub.left", "{}")));
+            users.for_each(|user| outbox.announce(Topic::from(7), UserId::from(user), Event::new("hub.left", "{}")));
         };
         announce(&mut outbox, 0..4);
         let (events, dropped) = outbox.presence(3);

@@ -39,7 +39,7 @@ impl Hub {
         let addresses = self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
         // Without random bytes an id could be guessed; such a machine is better left alone for a while.
-        let id = crate::hub::inner::random_bits().map_err(|_| Refusal::later(RefusalReason::Busy))?;
+        let id = crate::hub::inner::random_bits().map_err(|_| Refusal::retry_later(RefusalReason::Busy))?;
         // Without a history a cursor opens nothing, and there is nothing to miss.
         let (start, cursor) = match subscription.history {
             History::None => (Start::Live, Cursor::Absent),
@@ -60,7 +60,7 @@ impl Hub {
         let user = handle.user().filter(|_| handle.counted_as().is_none()).cloned().map(Address::User);
         let elsewhere = user.zip(self.inner.shared_log.as_ref()).map_or(0, |(user, shared)| shared.others_at(&user));
         let displaced = self.registry().insert(&handle, elsewhere, now);
-        let displaced = displaced.map_err(|_| Refusal::later(RefusalReason::Limit))?;
+        let displaced = displaced.map_err(|_| Refusal::retry_later(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
         let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
         let accepted_at = self.inner.open_channels(&handle, wanted, begin);
@@ -115,7 +115,9 @@ impl Hub {
     pub(crate) fn take_turn(&self) -> Result<(), Refusal> {
         let Some(per_second) = self.settings().limits.per_second else { return Ok(()) };
         let turn = self.inner.rate.lock().take(per_second, self.now());
-        turn.map_err(|wait| Refusal::later(RefusalReason::Limit).retry(self.settings().retry.saturating_add(wait)))
+        turn.map_err(|wait| {
+            Refusal::retry_later(RefusalReason::Limit).retry(self.settings().retry.saturating_add(wait))
+        })
     }
 
     /// Whether a stream would be opened now, as far as that can be said without opening it. Returns
@@ -128,14 +130,14 @@ impl Hub {
     ) -> Result<Vec<Address>, Refusal> {
         self.check(subscription).map_err(Refusal::invalid)?;
         if self.is_draining() {
-            return Err(Refusal::later(RefusalReason::Draining));
+            return Err(Refusal::retry_later(RefusalReason::Draining));
         }
         if self.inner.shared_log.as_ref().is_some_and(|shared| !shared.is_loaded()) {
             self.inner.ensure_shared_log();
-            return Err(Refusal::later(RefusalReason::Starting));
+            return Err(Refusal::retry_later(RefusalReason::Starting));
         }
         match cursor {
-            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(Refusal::never()),
+            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(Refusal::gone()),
             _ => {
                 let addresses = addresses(subscription);
                 self.check_bans(&addresses, asked_at).map(|()| addresses)
@@ -182,7 +184,7 @@ impl Hub {
     pub(in crate::hub) fn check_bans(&self, addresses: &[Address], asked_at: DisconnectClock) -> Result<(), Refusal> {
         match self.inner.bans.rejection(addresses, asked_at, self.now()) {
             None => Ok(()),
-            Some(Rejection::Banned) => Err(Refusal::never()),
+            Some(Rejection::Banned) => Err(Refusal::gone()),
             Some(Rejection::Outdated) => Err(Refusal::outdated()),
         }
     }
@@ -254,7 +256,7 @@ mod tests {
 
     #[allow(clippy::unwrap_used, reason = "a helper of tests")]
     fn publish(hub: &Hub, topic: &str, data: &str) -> Position {
-        hub.topic(topic).publish_now(Event::message(data.to_owned())).unwrap().position
+        hub.topic(topic).publish_now(Event::unnamed(data.to_owned())).unwrap().position
     }
 
     /// The id that the client would have to guess is its own with a zero in place of the number.
@@ -269,30 +271,30 @@ mod tests {
         let admitted_at = hub.position();
         let bounded = || Subscription::anonymous().topic_since("room", admitted_at);
         for start in [Start::Live, Start::Last(9), Start::Oldest] {
-            assert!(read(&mut hub.stream(bounded().start(start), None).unwrap()).is_empty(), "{start:?}");
+            assert!(read(&mut hub.subscribe(bounded().start(start), None).unwrap()).is_empty(), "{start:?}");
         }
         // The trimmed events are none of its business, so no gap is reported for them.
-        assert!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()).is_empty());
+        assert!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()).is_empty());
         (5..7).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
-        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["5", "6"]);
-        assert_eq!(read(&mut hub.stream(bounded().start(Start::Oldest), None).unwrap()), ["5", "6"]);
+        assert_eq!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()), ["5", "6"]);
+        assert_eq!(read(&mut hub.subscribe(bounded().start(Start::Oldest), None).unwrap()), ["5", "6"]);
         (7..9).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
-        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
+        assert_eq!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
         let other = bounded().topic("other").topic_since("room", oldest(&hub));
-        assert_eq!(read(&mut hub.stream(other, oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
+        assert_eq!(read(&mut hub.subscribe(other, oldest(&hub)).unwrap()), ["gap", "6", "7", "8"]);
     }
 
     #[test]
     fn a_current_value_from_before_the_position_of_its_topic_is_not_sent() {
         let rule = TopicFilter::any();
         let hub = Hub::builder().retention_for(rule, Retention::latest_per_key()).build().unwrap();
-        let set = |key: &'static str, data: &'static str| hub.topic("t").publish_now(Event::message(data).key(key));
+        let set = |key: &'static str, data: &'static str| hub.topic("t").publish_now(Event::unnamed(data).key(key));
         set("a", "1").unwrap();
         let admitted_at = set("b", "2").unwrap().position;
         set("a", "3").unwrap();
         let bounded = || Subscription::anonymous().topic_since("t", admitted_at);
-        assert_eq!(read(&mut hub.stream(bounded(), None).unwrap()), ["3"]);
-        assert_eq!(read(&mut hub.stream(bounded(), oldest(&hub)).unwrap()), ["3"]);
+        assert_eq!(read(&mut hub.subscribe(bounded(), None).unwrap()), ["3"]);
+        assert_eq!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()), ["3"]);
     }
 
     #[test]
@@ -300,7 +302,7 @@ mod tests {
         let hub = Hub::builder().build().unwrap();
         let first = publish(&hub, "room", "0");
         publish(&hub, "room", "1");
-        let mut stream = hub.stream(Subscription::anonymous(), None).unwrap();
+        let mut stream = hub.subscribe(Subscription::anonymous(), None).unwrap();
         assert!(read(&mut stream).is_empty());
         let room = Topic::try_from("room").unwrap();
         let change = Change {
@@ -322,7 +324,7 @@ mod tests {
         publish(&hub, "t", "1");
         let subscription = || Subscription::anonymous().topic("t").start(Start::Oldest).without_history();
         for cursor in [Cursor::Absent, Cursor::At(first), Cursor::At(oldest(&hub)), Cursor::Invalid] {
-            let mut stream = hub.stream(subscription(), cursor).unwrap();
+            let mut stream = hub.subscribe(subscription(), cursor).unwrap();
             assert!(read(&mut stream).is_empty(), "{cursor:?}");
             let next = publish(&hub, "t", "next");
             assert_eq!(read(&mut stream), ["next"], "{next}");

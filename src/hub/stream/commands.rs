@@ -133,7 +133,9 @@ impl Hub {
                 }
                 // A topic was closed since. The page is not told of topics, so it keeps those that it had. No other
                 // refusal comes from a change.
-                Err(Refusal(Kind::Never | Kind::Later { .. } | Kind::Login | Kind::Forbidden | Kind::Panicked)) => {}
+                Err(Refusal(
+                    Kind::Gone | Kind::RetryLater { .. } | Kind::Unauthorized | Kind::Forbidden | Kind::Panicked,
+                )) => {}
             }
         }
         Ok(changed)

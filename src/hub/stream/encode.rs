@@ -68,7 +68,7 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
         Step::Stale => hub_events::stale(),
         Step::Live(position, topics) => hub_events::live(position, topics.as_deref()),
         Step::Hello { connection, cursor, topics } => {
-            hub_events::hello(connection, cursor, topics.iter(), settings.instance.as_deref(), settings.retry)
+            hub_events::hello(connection, cursor, topics.iter(), settings.instance_name.as_deref(), settings.retry)
         }
         Step::Expiring(remaining) => hub_events::expiring(remaining),
         Step::Bye(ending) => {

@@ -71,7 +71,7 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
 
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     let carried: Carried = serde_json::from_slice(bytes).ok().filter(|carried: &Carried| carried.v == 1)?;
-    let mut subscription = Subscription::anonymous().topics(carried.topics);
+    let mut subscription = Subscription::anonymous().with_topics(carried.topics);
     if let Some(user) = carried.user {
         subscription = subscription.with_user(user);
     }
@@ -103,8 +103,8 @@ mod tests {
     fn what_is_carried_arrives() {
         let now = time(unix(SystemTime::now())).unwrap();
         let times = Times { made_at: now, over_at: now + Duration::from_secs(9) };
-        let subscription = Subscription::user("a\"b")
-            .topics(["x", "y:z"])
+        let subscription = Subscription::for_user("a\"b")
+            .with_topics(["x", "y:z"])
             .may_join(TopicFilter::any())
             .may_join(TopicFilter::exact("e"))
             .may_join(TopicFilter::prefix("p/"))

@@ -99,22 +99,22 @@ impl Hub {
     /// Takes the subscription that a ticket stands for.
     pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, Refusal> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(Refusal::login())?;
+        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(Refusal::unauthorized())?;
         #[cfg(feature = "json")]
         if self.inner.shared_log.is_some() {
             return self.take_shared(secret).await;
         }
         let now = self.now();
-        let waiting = self.inner.tickets.take(secret, now).ok_or(Refusal::login())?;
-        let (mut subscription, made_at) = waiting.kept.ok_or(Refusal::login())?;
+        let waiting = self.inner.tickets.take(secret, now).ok_or(Refusal::unauthorized())?;
+        let (mut subscription, made_at) = waiting.kept.ok_or(Refusal::unauthorized())?;
         // A user who was disconnected since needs a new one.
         let addresses = crate::hub::stream::admission::addresses(&subscription);
         if self.inner.bans.rejection(&addresses, made_at, now) == Some(Rejection::Outdated) {
-            return Err(Refusal::login());
+            return Err(Refusal::unauthorized());
         }
         // The subscription's own time may have ended before the ticket's.
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
-            return Err(Refusal::login());
+            return Err(Refusal::unauthorized());
         }
         let redeemed = Redeemed { secret, made_at, deposited_at: None, over_at: waiting.over_at };
         subscription.redeemed = Some(Box::new(redeemed));
@@ -126,14 +126,14 @@ impl Hub {
     #[cfg(feature = "json")]
     async fn take_shared(&self, secret: u128) -> Result<Taken, Refusal> {
         if !can_wait() {
-            return Err(Refusal::later(RefusalReason::Starting));
+            return Err(Refusal::retry_later(RefusalReason::Starting));
         }
         let hub = self.clone();
         let taken = tokio::spawn(async move {
-            let shared = hub.inner.shared_log.as_ref().ok_or(Refusal::later(RefusalReason::Starting))?;
+            let shared = hub.inner.shared_log.as_ref().ok_or(Refusal::retry_later(RefusalReason::Starting))?;
             hub.fetch_shared(shared, secret).await.map(|subscription| Taken::new(&hub, subscription))
         });
-        taken.await.unwrap_or(Err(Refusal::later(RefusalReason::Starting)))
+        taken.await.unwrap_or(Err(Refusal::retry_later(RefusalReason::Starting)))
     }
 
     /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.

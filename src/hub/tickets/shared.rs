@@ -57,9 +57,9 @@ impl Hub {
     pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, Refusal> {
         let withdrawn = in_time(self.settings().publish_timeout, shared.backplane.withdraw(&key(secret))).await;
         withdrawn
-            .map_err(|_| Refusal::later(RefusalReason::Starting))?
+            .map_err(|_| Refusal::retry_later(RefusalReason::Starting))?
             .and_then(|bytes| self.read_shared(secret, &bytes))
-            .ok_or(Refusal::login())
+            .ok_or(Refusal::unauthorized())
     }
 
     fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Subscription> {

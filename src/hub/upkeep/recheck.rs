@@ -190,12 +190,12 @@ impl Hub {
     fn revoke(&self, handle: &Arc<ConnectionHandle>, refusal: &Refusal) {
         let usual = self.settings().retry;
         let (reconnect, retry) = match refusal.0 {
-            Kind::Never => (Reconnect::BlockedFor(NEVER), None),
-            Kind::Later { retry, .. } => {
+            Kind::Gone => (Reconnect::BlockedFor(NEVER), None),
+            Kind::RetryLater { retry, .. } => {
                 let retry = retry.unwrap_or(usual);
                 (Reconnect::After(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))
             }
-            Kind::Login | Kind::Forbidden | Kind::Invalid(_) | Kind::Panicked => {
+            Kind::Unauthorized | Kind::Forbidden | Kind::Invalid(_) | Kind::Panicked => {
                 (Reconnect::Now, Some(self.jittered_retry(usual, 1.0..=2.0)))
             }
         };

@@ -40,7 +40,7 @@ fn log() -> Log {
 
 fn entry(to: &BTreeSet<usize>, except: Option<usize>, sequence: u64) -> Entry {
     let framing = Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) };
-    let draft = Draft::encode(&Event::message(sequence.to_string()), &framing).unwrap();
+    let draft = Draft::encode(&Event::unnamed(sequence.to_string()), &framing).unwrap();
     let mut audience = Audience::default();
     to.iter().for_each(|index| audience.insert(address_of(*index)));
     if let Some(except) = except {

@@ -37,7 +37,7 @@ fn topic(name: &str) -> Address {
 
 fn publish(log: &Log, to: &[&str]) -> u64 {
     let framing = Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) };
-    let draft = Draft::encode(&Event::message("x"), &framing).unwrap();
+    let draft = Draft::encode(&Event::unnamed("x"), &framing).unwrap();
     let mut audience = Audience::default();
     to.iter().for_each(|name| audience.insert(topic(name)));
     let appended = log.append([Entry { audience, effect: Effect::Nothing, draft, published: None }], 0);
@@ -288,7 +288,7 @@ fn who_is_there_when_a_new_life_begins_has_its_values() {
                     max_payload: 1 << 20,
                     retry: Duration::ZERO..=Duration::from_secs(1),
                 };
-                let draft = Draft::encode(&Event::message("x"), &framing).unwrap();
+                let draft = Draft::encode(&Event::unnamed("x"), &framing).unwrap();
                 let entry =
                     Entry { audience: topic("a").into(), effect: Effect::Sets("k".into()), draft, published: None };
                 log.begin_epoch(Epoch(2), 3, vec![(2, entry)], 0);

@@ -54,7 +54,7 @@ fn framing() -> Framing {
 }
 
 fn entry(to: usize, effect: Effect) -> Entry {
-    let draft = Draft::encode(&Event::message("x"), &framing()).unwrap();
+    let draft = Draft::encode(&Event::unnamed("x"), &framing()).unwrap();
     Entry { audience: address(to).into(), effect, draft, published: None }
 }
 
@@ -229,7 +229,7 @@ impl World {
                 if let Some(reader) = except {
                     audience.exclude(self.clients[*reader].id);
                 }
-                let draft = Draft::encode(&Event::message("x".repeat(*size)), &framing()).unwrap();
+                let draft = Draft::encode(&Event::unnamed("x".repeat(*size)), &framing()).unwrap();
                 let key_name = || Arc::from(key.unwrap().to_string());
                 let effect = match (key, removes) {
                     (None, _) => Effect::Nothing,

@@ -328,7 +328,7 @@ mod tests {
         tcp.set_nonblocking(true).unwrap();
         let mut handed = Handed::new(TcpStream::from_std(tcp), connection);
         for _ in 0..80 {
-            hub.topic("t").publish(Event::message("x".repeat(250_000))).await.unwrap();
+            hub.topic("t").publish(Event::unnamed("x".repeat(250_000))).await.unwrap();
         }
         let mut is_open = || loop {
             match handed.poll(&mut Context::from_waker(Waker::noop())) {

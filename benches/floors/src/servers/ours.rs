@@ -49,7 +49,7 @@ async fn publish(hub: &Hub, query: &str, body: Bytes) -> Response<Bytes> {
     };
     let event = |data: Bytes| {
         let key = order.keyed.then(|| String::from_utf8_lossy(&data[KEY]).into_owned());
-        let event = Event::utf8(EVENT, data).unwrap();
+        let event = Event::from_utf8(EVENT, data).unwrap();
         match key {
             Some(key) => event.key(key),
             None => event,
