@@ -10,7 +10,9 @@ use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
-use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use super::{
+    Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+};
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 
@@ -26,7 +28,7 @@ struct Shared {
     /// Wakes the streams that wait for a record.
     appended: watch::Sender<()>,
     /// Wakes the streams that wait for a message.
-    told: watch::Sender<()>,
+    control: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -35,19 +37,19 @@ struct Log {
     last: u64,
     records: VecDeque<Stored>,
     values: HashMap<Box<str>, Stored>,
-    by_key: HashMap<Box<str>, Place>,
+    by_key: HashMap<Box<str>, LogPosition>,
     deposits: HashMap<Box<str>, (Instant, Bytes)>,
     /// Its keys, oldest first.
     keys: VecDeque<(Instant, Box<str>)>,
-    told: VecDeque<Bytes>,
+    control: VecDeque<Bytes>,
     /// How many messages were ever sent.
     count: usize,
 }
 
 const KEPT: usize = 65_536;
 const BATCH: usize = 512;
-/// How much of what is told is kept for those who are a moment behind.
-const TOLD: usize = 10_000;
+/// How many control messages are kept for listeners that are a moment behind.
+const CONTROL_MESSAGES: usize = 10_000;
 /// How long an idempotency key is.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -56,8 +58,8 @@ impl Memory {
     #[must_use]
     pub fn new() -> Self {
         let log = Mutex::new(Log { epoch: fastrand::u64(1..), ..Log::default() });
-        let (appended, told) = (watch::Sender::new(()), watch::Sender::new(()));
-        Self { shared: Arc::new(Shared { log, appended, told }) }
+        let (appended, control) = (watch::Sender::new(()), watch::Sender::new(()));
+        Self { shared: Arc::new(Shared { log, appended, control }) }
     }
 
     /// Returns a stream of the items that `next` finds. The stream waits for a change where `next` finds nothing.
@@ -86,15 +88,15 @@ impl Default for Memory {
 }
 
 impl Log {
-    fn look(&mut self, seen: Option<Seen>) -> State {
+    fn look(&mut self, seen: Option<Seen>) -> LogState {
         if seen.is_some_and(|seen| seen.epoch == self.epoch && seen.sequence > self.last) {
             self.epoch = fastrand::u64(1..);
         }
         let first = self.records.front().map_or(self.last + 1, |record| record.sequence);
-        State { epoch: self.epoch, first, last: self.last }
+        LogState { epoch: self.epoch, first, last: self.last }
     }
 
-    fn append(&mut self, record: Outgoing) -> Place {
+    fn append(&mut self, record: NewRecord) -> LogPosition {
         while self.keys.front().is_some_and(|(since, _)| since.elapsed() > REMEMBERED) {
             self.keys.pop_front().map(|(_, key)| self.by_key.remove(&key));
         }
@@ -104,7 +106,7 @@ impl Log {
             return *place;
         }
         self.last += 1;
-        let place = Place { epoch: self.epoch, sequence: self.last };
+        let place = LogPosition { epoch: self.epoch, sequence: self.last };
         let stored = Stored { sequence: self.last, payload: record.payload };
         for value in record.values {
             if value.removes {
@@ -131,14 +133,14 @@ impl Log {
 
     /// The first retained message after the first `count`, with the number of messages up to it. `None` if there is
     /// no later one.
-    fn told_after(&self, count: usize) -> Option<(usize, Bytes)> {
-        let at = count.max(self.count - self.told.len());
-        Some((at + 1, self.told.get(at + self.told.len() - self.count)?.clone()))
+    fn control_after(&self, count: usize) -> Option<(usize, Bytes)> {
+        let at = count.max(self.count - self.control.len());
+        Some((at + 1, self.control.get(at + self.control.len() - self.count)?.clone()))
     }
 }
 
 impl Backplane for Memory {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<Place>>> {
+    fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
         let mut log = self.shared.log.lock();
         log.look(seen);
         let places = records.into_iter().map(|record| Ok(log.append(record))).collect();
@@ -147,7 +149,7 @@ impl Backplane for Memory {
         ready(places).boxed()
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<State>> {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<LogState>> {
         ready(Ok(self.shared.log.lock().look(seen))).boxed()
     }
 
@@ -164,35 +166,36 @@ impl Backplane for Memory {
         })
     }
 
-    fn values(&self) -> BoxFuture<'_, Answer<Vec<Current>>> {
+    fn values(&self) -> BoxFuture<'_, Answer<Vec<CurrentValue>>> {
         let log = self.shared.log.lock();
-        let values = log.values.iter().map(|(id, record)| Current { id: id.clone(), record: record.clone() }).collect();
+        let values =
+            log.values.iter().map(|(id, record)| CurrentValue { id: id.clone(), record: record.clone() }).collect();
         ready(Ok(values)).boxed()
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         let mut log = self.shared.log.lock();
-        if log.told.len() == TOLD {
-            log.told.pop_front();
+        if log.control.len() == CONTROL_MESSAGES {
+            log.control.pop_front();
         }
-        log.told.push_back(message);
+        log.control.push_back(message);
         log.count += 1;
         drop(log);
-        self.shared.told.send_replace(());
+        self.shared.control.send_replace(());
         ready(Ok(())).boxed()
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<Told>> {
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
         let mark = after.and_then(|mark| mark.parse().ok());
-        let mut heard = mark.unwrap_or_else(|| self.shared.log.lock().count);
-        self.stream(self.shared.told.subscribe(), move |log| {
-            let (at, message) = log.told_after(heard)?;
-            heard = at;
-            Some(Told { mark: at.to_string().into(), message })
+        let mut after = mark.unwrap_or_else(|| self.shared.log.lock().count);
+        self.stream(self.shared.control.subscribe(), move |log| {
+            let (at, message) = log.control_after(after)?;
+            after = at;
+            Some(ControlMessage { mark: at.to_string().into(), message })
         })
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
         let now = Instant::now();
         let mut log = self.shared.log.lock();
         log.deposits.retain(|_, (until, _)| *until > now);
@@ -200,7 +203,7 @@ impl Backplane for Memory {
         ready(Ok(())).boxed()
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+    fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let found = self.shared.log.lock().deposits.remove(key);
         ready(Ok(found.filter(|(until, _)| *until > Instant::now()).map(|(_, payload)| payload))).boxed()
     }

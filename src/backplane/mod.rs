@@ -16,7 +16,7 @@
 //!   means two records. A log that has grown past that place again is recognised by its contents: a
 //!   hub compares records that it has read. An adapter may also compare the newest record that it
 //!   appended, as `Redis` does with each append and each look.
-//! - **Trimmed at its head only.** Records that are no longer retained are below [`State::first`].
+//! - **Trimmed at its head only.** Records that are no longer retained are below [`LogState::first`].
 //!   A read may be late, so a record that is missing in the answer of [`range`](Backplane::range)
 //!   is no proof of loss.
 //! - **Current values** are kept apart from the log, so that no busy topic pushes them out.
@@ -65,17 +65,21 @@ pub(crate) type Answer<T> = Result<T, BackplaneError>;
 pub trait Backplane: Send + Sync + 'static {
     /// Appends records, in one round trip if the broker can. One result for each, in order; if one
     /// fails, those after it may have been appended.
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>>;
+    fn append(
+        &self,
+        records: Vec<NewRecord>,
+        seen: Option<Seen>,
+    ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>>;
 
     /// Where the log is. Also makes it notice that it is younger than what was seen.
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>>;
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>>;
 
     /// Returns the oldest records after a number in order, at most `limit`, and fewer for any
     /// reason, such as their size.
     ///
     /// The answer may be late: a replica that is behind leaves out records that the log has. So an
     /// empty answer, or one that begins above the next number, does not prove a loss. Only
-    /// [`State::first`] does: records below it are no longer retained. The hub reads missing
+    /// [`LogState::first`] does: records below it are no longer retained. The hub reads missing
     /// records again, and reports them as lost after
     /// [`publish_timeout`](crate::HubBuilder::publish_timeout), so that one deleted record does not
     /// stop an instance.
@@ -86,21 +90,25 @@ pub trait Backplane: Send + Sync + 'static {
 
     /// The current values, in no order. What changes while they are read may be missing: it is in the log, after the
     /// [`state`](Self::state) that was looked at before.
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>>;
+    fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>>;
 
-    /// Tells all instances something, this one too: small things that are not needed later.
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
+    /// Sends a control message to all instances, this one too. It is small, and not needed later.
+    #[doc(alias = "tell")]
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// What is told: after the one with this mark, as far as that is kept, some thousand messages
-    /// or a minute; without a mark from now on. So who was cut off for a moment misses nothing.
-    /// Ends with an error.
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>>;
+    /// The control messages of all instances: after the one with this mark, as far as that is kept,
+    /// some thousand messages or a minute; without a mark from now on. So an instance that was cut
+    /// off for a moment misses nothing. Ends with an error.
+    #[doc(alias = "hear")]
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>>;
 
     /// Keeps something small for a while, for the first that asks for it. It overwrites what is there.
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
+    #[doc(alias = "deposit")]
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
     /// Takes it away: of several who ask at once, on whichever instance, one gets it.
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
+    #[doc(alias = "withdraw")]
+    fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
 
     /// What it is, for logs: never with a secret.
     fn describe(&self) -> String;
@@ -113,9 +121,10 @@ pub trait Backplane: Send + Sync + 'static {
 }
 
 /// A record to be appended.
+#[doc(alias = "Outgoing")]
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Outgoing {
+pub struct NewRecord {
     /// Its bytes.
     pub payload: Bytes,
     /// Which current values it sets or removes.
@@ -125,7 +134,7 @@ pub struct Outgoing {
     pub idempotency_key: Option<Box<str>>,
 }
 
-impl Outgoing {
+impl NewRecord {
     /// A record that sets nothing.
     #[must_use]
     pub fn new(payload: Bytes) -> Self {
@@ -151,9 +160,10 @@ impl Value {
 }
 
 /// Where a record is.
+#[doc(alias = "Place")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "these two are all that a place is")]
-pub struct Place {
+pub struct LogPosition {
     /// Of the log.
     pub epoch: u64,
     /// In it, from 1 on.
@@ -161,12 +171,13 @@ pub struct Place {
 }
 
 /// The highest place that an instance has seen.
-pub type Seen = Place;
+pub type Seen = LogPosition;
 
 /// Where a log is.
+#[doc(alias = "State")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
-pub struct State {
+pub struct LogState {
     /// Its epoch.
     pub epoch: u64,
     /// The oldest record that is kept; one above `last` if there is none.
@@ -186,20 +197,22 @@ pub struct Stored {
 }
 
 /// A current value.
+#[doc(alias = "Current")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
-pub struct Current {
+pub struct CurrentValue {
     /// Whose it is: the [`Value::id`] that the record set. One record may be the value of several.
     pub id: Box<str>,
     /// The record that set it.
     pub record: Stored,
 }
 
-/// What was told, as it is heard.
+/// A control message, as a listener gets it.
+#[doc(alias = "Told")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
-pub struct Told {
-    /// Where it is among all that is told, in words of the adapter's own: [`Backplane::hear`] goes on from there.
+pub struct ControlMessage {
+    /// Where it is among all control messages, in the adapter's own words: [`Backplane::listen`] goes on from there.
     pub mark: Box<str>,
     /// Its bytes.
     pub message: Bytes,

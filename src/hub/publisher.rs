@@ -6,7 +6,7 @@ use super::Hub;
 use super::builder::{HubBuilder, Shared};
 use super::publish::{join, split};
 use super::target::{addressing, aim, check_own, exclude, unite, widening};
-use crate::backplane::{Backplane, Place};
+use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
 use crate::hub::config::settings::Settings;
 use crate::log::{Entry, Policies};
@@ -58,7 +58,7 @@ struct Inner {
     /// The highest place that this publisher was told. A log that ends below it begins a new epoch
     /// with the next append. That another record has its number is noticed by adapters that
     /// compare, such as Redis.
-    seen: Mutex<Option<Place>>,
+    seen: Mutex<Option<LogPosition>>,
 }
 
 impl HubBuilder {
@@ -119,7 +119,7 @@ impl Publisher {
         join(errors, self.append(records).await)
     }
 
-    async fn append(&self, records: Vec<crate::backplane::Outgoing>) -> Vec<Result<Position, PublishError>> {
+    async fn append(&self, records: Vec<crate::backplane::NewRecord>) -> Vec<Result<Position, PublishError>> {
         if records.is_empty() {
             return Vec::new();
         }

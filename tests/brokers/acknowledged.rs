@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tower_sse::backplane::{Backplane, Outgoing, Redis};
+use tower_sse::backplane::{Backplane, NewRecord, Redis};
 use tower_sse::{Event, Hub};
 
 use crate::kit::soon;
@@ -46,7 +46,7 @@ async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     // Half of it is for the server's answer, also on a busy machine.
     let log = log_at(server.port).timeout(Duration::from_secs(4));
-    let record = Outgoing::new(Bytes::from_static(b"x"));
+    let record = NewRecord::new(Bytes::from_static(b"x"));
     let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
     assert!(error.is_unknown(), "{error}");
     assert!(error.to_string().ends_with("0 of 1 replicas acknowledged the records in time"), "{error}");
@@ -63,7 +63,7 @@ async fn a_publish_whose_wait_is_refused_is_an_unknown_outcome() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     server.cli(&["ACL", "SETUSER", "writer", "on", ">secret", "~*", "&*", "+@all", "-wait"]);
     let log = Redis::new(&format!("redis://writer:secret@127.0.0.1:{}", server.port), "n").unwrap().acknowledged_by(1);
-    let record = Outgoing::new(Bytes::from_static(b"x"));
+    let record = NewRecord::new(Bytes::from_static(b"x"));
     let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
     assert!(error.is_unknown() && !error.to_string().contains("secret"), "{error}");
     assert_eq!(server.cli(&["XLEN", LOG]), "1");

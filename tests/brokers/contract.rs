@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tower_sse::backplane::{Backplane, Outgoing, Place, Redis, State, Value};
+use tower_sse::backplane::{Backplane, LogPosition, LogState, NewRecord, Redis, Value};
 
 use crate::kit::broker::{Broker, for_each_broker};
 use crate::kit::soon;
 use crate::redis_server::{FORGETFUL, RedisServer};
 
-fn record(text: &str) -> Outgoing {
-    Outgoing::new(Bytes::from(text.to_owned()))
+fn record(text: &str) -> NewRecord {
+    NewRecord::new(Bytes::from(text.to_owned()))
 }
 
 fn text(payload: &Bytes) -> &str {
     std::str::from_utf8(payload).unwrap()
 }
 
-async fn append(log: &dyn Backplane, records: Vec<Outgoing>, seen: Option<Place>) -> Vec<Place> {
+async fn append(log: &dyn Backplane, records: Vec<NewRecord>, seen: Option<LogPosition>) -> Vec<LogPosition> {
     soon(log.append(records, seen)).await.into_iter().map(Result::unwrap).collect()
 }
 
@@ -29,7 +29,7 @@ async fn numbers_are_contiguous_and_ordered(log: &dyn Backplane) {
     assert!(places.iter().enumerate().all(|(n, place)| place.sequence == n as u64 + 1 && place.epoch == empty.epoch));
     assert_eq!(
         soon(log.state(places.last().copied())).await.unwrap(),
-        State { epoch: empty.epoch, first: 1, last: 700 }
+        LogState { epoch: empty.epoch, first: 1, last: 700 }
     );
     let range = soon(log.range(3, 5)).await.unwrap();
     assert_eq!(
@@ -140,33 +140,33 @@ async fn a_repeated_key_is_appended_once(log: &dyn Backplane) {
 
 async fn a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(log: &dyn Backplane) {
     let place = append(log, vec![record("x")], None).await[0];
-    let seen = Place { sequence: place.sequence + 10, ..place };
+    let seen = LogPosition { sequence: place.sequence + 10, ..place };
     let state = soon(log.state(Some(seen))).await.unwrap();
     assert!(state.epoch != place.epoch && state.last == place.sequence);
     // Once: who has seen the new one, or another, changes nothing.
-    for seen in [None, Some(seen), Some(Place { epoch: state.epoch, sequence: state.last })] {
+    for seen in [None, Some(seen), Some(LogPosition { epoch: state.epoch, sequence: state.last })] {
         assert_eq!(soon(log.state(seen)).await.unwrap().epoch, state.epoch);
     }
-    let ahead = Place { epoch: state.epoch, sequence: state.last + 1 };
+    let ahead = LogPosition { epoch: state.epoch, sequence: state.last + 1 };
     let next = append(log, vec![record("y")], Some(ahead)).await[0];
     assert!(next.epoch != state.epoch && next.sequence == state.last + 1);
 }
 
-async fn what_is_told_is_heard_from_then_on(log: &dyn Backplane) {
-    soon(log.tell(Bytes::from_static(b"before"))).await.unwrap();
-    let (mut one, mut two) = (log.hear(None), log.hear(None));
+async fn a_listener_gets_control_messages_from_then_on(log: &dyn Backplane) {
+    soon(log.broadcast(Bytes::from_static(b"before"))).await.unwrap();
+    let (mut one, mut two) = (log.listen(None), log.listen(None));
     // They listen when they are first polled.
     assert!(futures::poll!(one.next()).is_pending() && futures::poll!(two.next()).is_pending());
     let heard = async {
         let mut heard = Vec::new();
-        for ear in [&mut one, &mut two] {
-            heard.push(soon(ear.next()).await.unwrap().unwrap());
+        for listener in [&mut one, &mut two] {
+            heard.push(soon(listener.next()).await.unwrap().unwrap());
         }
         heard
     };
     let told = async {
         loop {
-            soon(log.tell(Bytes::from_static(b"now"))).await.unwrap();
+            soon(log.broadcast(Bytes::from_static(b"now"))).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
@@ -178,54 +178,54 @@ async fn what_is_told_is_heard_from_then_on(log: &dyn Backplane) {
 }
 
 /// Who was cut off for a moment goes on where it was.
-async fn what_is_told_meanwhile_is_heard_after_a_mark(log: &dyn Backplane) {
-    let mut ear = log.hear(None);
-    assert!(futures::poll!(ear.next()).is_pending());
+async fn a_listener_with_a_mark_gets_what_was_broadcast_meanwhile(log: &dyn Backplane) {
+    let mut listener = log.listen(None);
+    assert!(futures::poll!(listener.next()).is_pending());
     let first = async {
         loop {
-            soon(log.tell(Bytes::from_static(b"first"))).await.unwrap();
+            soon(log.broadcast(Bytes::from_static(b"first"))).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let heard = match futures::future::select(std::pin::pin!(soon(ear.next())), std::pin::pin!(first)).await {
+    let heard = match futures::future::select(std::pin::pin!(soon(listener.next())), std::pin::pin!(first)).await {
         futures::future::Either::Left((heard, _)) => heard.unwrap().unwrap(),
         futures::future::Either::Right(((), _)) => unreachable!(),
     };
-    drop(ear);
+    drop(listener);
     for n in 0..100 {
-        soon(log.tell(Bytes::from(n.to_string()))).await.unwrap();
+        soon(log.broadcast(Bytes::from(n.to_string()))).await.unwrap();
     }
-    let (mut ear, mut came) = (log.hear(Some(heard.mark)), Vec::new());
+    let (mut listener, mut came) = (log.listen(Some(heard.mark)), Vec::new());
     while came.last().is_none_or(|last| last != "99") {
-        let told = soon(ear.next()).await.unwrap().unwrap();
+        let told = soon(listener.next()).await.unwrap().unwrap();
         came.extend(Some(text(&told.message).to_owned()).filter(|text| text != "first"));
     }
     assert_eq!(came, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
     // A mark of a life that is over, or nonsense, is no reason to hear nothing.
-    let mut ear = log.hear(Some("7".into()));
-    assert!(!soon(ear.next()).await.unwrap().unwrap().message.is_empty());
+    let mut listener = log.listen(Some("7".into()));
+    assert!(!soon(listener.next()).await.unwrap().unwrap().message.is_empty());
 }
 
-async fn what_is_deposited_is_withdrawn_once(log: &dyn Backplane) {
+async fn what_is_put_once_is_taken_once(log: &dyn Backplane) {
     let minute = std::time::Duration::from_secs(60);
-    soon(log.deposit("a", Bytes::from_static(b"1"), minute)).await.unwrap();
-    soon(log.deposit("a", Bytes::from_static(b"2"), minute)).await.unwrap();
-    let asked = futures::future::join_all((0..10).map(|_| log.withdraw("a"))).await;
+    soon(log.put_once("a", Bytes::from_static(b"1"), minute)).await.unwrap();
+    soon(log.put_once("a", Bytes::from_static(b"2"), minute)).await.unwrap();
+    let asked = futures::future::join_all((0..10).map(|_| log.take("a"))).await;
     let got: Vec<_> = asked.into_iter().filter_map(Result::unwrap).collect();
     assert_eq!(got, [Bytes::from_static(b"2")]);
-    assert_eq!(soon(log.withdraw("b")).await.unwrap(), None);
-    soon(log.deposit("c", Bytes::from_static(b"3"), std::time::Duration::from_millis(1_000))).await.unwrap();
+    assert_eq!(soon(log.take("b")).await.unwrap(), None);
+    soon(log.put_once("c", Bytes::from_static(b"3"), std::time::Duration::from_millis(1_000))).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
-    assert_eq!(soon(log.withdraw("c")).await.unwrap(), None, "its time is over");
+    assert_eq!(soon(log.take("c")).await.unwrap(), None, "its time is over");
 }
 
 /// Polled once, while it may be connecting, and then left alone.
 async fn a_stream_that_is_not_polled_holds_nobody_up(log: &dyn Backplane) {
-    let (mut tail, mut ear) = (log.tail(0), log.hear(None));
-    assert!(futures::poll!(tail.next()).is_pending() && futures::poll!(ear.next()).is_pending());
+    let (mut tail, mut listener) = (log.tail(0), log.listen(None));
+    assert!(futures::poll!(tail.next()).is_pending() && futures::poll!(listener.next()).is_pending());
     soon(log.state(None)).await.unwrap();
     append(log, vec![record("x")], None).await;
-    soon(log.tell(Bytes::from_static(b"x"))).await.unwrap();
+    soon(log.broadcast(Bytes::from_static(b"x"))).await.unwrap();
     assert_eq!(text(&soon(tail.next()).await.unwrap().unwrap()[0].payload), "x");
 }
 
@@ -238,9 +238,9 @@ async fn keeps_its_promises(broker: impl Broker) {
     a_record_may_be_the_value_of_several_ids(&broker.log("union")).await;
     a_repeated_key_is_appended_once(&broker.log("e")).await;
     a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&broker.log("f")).await;
-    what_is_told_is_heard_from_then_on(&broker.log("g")).await;
-    what_is_told_meanwhile_is_heard_after_a_mark(&broker.log("mark")).await;
-    what_is_deposited_is_withdrawn_once(&broker.log("h")).await;
+    a_listener_gets_control_messages_from_then_on(&broker.log("g")).await;
+    a_listener_with_a_mark_gets_what_was_broadcast_meanwhile(&broker.log("mark")).await;
+    what_is_put_once_is_taken_once(&broker.log("h")).await;
 }
 
 for_each_broker!(keeps_its_promises(broker): memory, redis, nats);

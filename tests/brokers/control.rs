@@ -45,7 +45,7 @@ async fn commands_are_heard_while_sending_is_slow() {
     let log = Memory::new();
     let slow = Reached::new(&log);
     let (one, two) = (start(builder(), slow.clone()).await, start(builder(), log).await);
-    slow.way.tell_takes.store(60, Ordering::SeqCst);
+    slow.way.broadcast_takes.store(60, Ordering::SeqCst);
     // There is something to send in every turn.
     let churn = tokio::spawn({
         let one = one.clone();
@@ -56,8 +56,8 @@ async fn commands_are_heard_while_sending_is_slow() {
             }
         }
     });
-    let before = slow.way.told.load(Ordering::SeqCst);
-    until(|| slow.way.told.load(Ordering::SeqCst) > before + 2).await;
+    let before = slow.way.broadcasts.load(Ordering::SeqCst);
+    until(|| slow.way.broadcasts.load(Ordering::SeqCst) > before + 2).await;
     for _ in 0..5 {
         let mut page = listen(&one, "ada", "news");
         two.user("ada").disconnect(Disconnect::now()).await.unwrap();
@@ -130,7 +130,7 @@ async fn an_instance_that_cannot_hear_the_others_is_not_ready() {
     let first = start(builder(), Redis::new(&server.url(), "deaf").unwrap()).await;
     drop(first);
     let keys = server.cli(&["KEYS", "*"]);
-    let control = keys.lines().find(|key| key.ends_with("told") || key.ends_with("control")).unwrap().to_owned();
+    let control = keys.lines().find(|key| key.ends_with("control")).unwrap().to_owned();
     server.cli(&["DEL", &control]);
     server.cli(&["SET", &control, "not a stream"]);
     let hub = builder().backplane(Redis::new(&server.url(), "deaf").unwrap()).build().unwrap();
@@ -146,7 +146,7 @@ async fn an_instance_that_is_heard_no_more_is_not_ready_after_its_lease() {
     let log = Memory::new();
     let one = Reached::new(&log);
     let hub = start(builder(), one.clone()).await;
-    one.way.tell_takes.store(3_600_000, Ordering::SeqCst);
+    one.way.broadcast_takes.store(3_600_000, Ordering::SeqCst);
     until(|| !hub.health().ready).await;
 }
 
@@ -199,13 +199,13 @@ async fn an_instance_whose_list_cannot_be_read_is_asked_less_and_less() {
     let reached = Reached::new(&log);
     let hub = start(builder(), reached.clone()).await;
     let stranger = |body: &str| Bytes::from(format!("{{\"v\":1,\"from\":\"7\",{body}}}"));
-    let before = reached.way.told.load(Ordering::SeqCst);
+    let before = reached.way.broadcasts.load(Ordering::SeqCst);
     for _ in 0..200 {
-        log.tell(stranger("\"lease\":{\"number\":3}")).await.unwrap();
+        log.broadcast(stranger("\"lease\":{\"number\":3}")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // A lease three times a lease, what it tells when it is asked, and few questions: not one for each message.
-    let told = reached.way.told.load(Ordering::SeqCst) - before;
+    let told = reached.way.broadcasts.load(Ordering::SeqCst) - before;
     assert!(told < 50, "{told} messages in a second");
     drop(hub);
 }

@@ -11,7 +11,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::watch;
-use tower_sse::backplane::{Backplane, BackplaneError, Current, Memory, Outgoing, Place, Seen, State, Stored, Told};
+use tower_sse::backplane::{
+    Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+};
 
 #[derive(Clone)]
 pub(crate) struct FakeLog {
@@ -39,15 +41,15 @@ struct Log {
 }
 
 impl Log {
-    fn look(&mut self, seen: Option<Seen>) -> State {
+    fn look(&mut self, seen: Option<Seen>) -> LogState {
         if seen.is_some_and(|seen| seen.epoch == self.epoch && seen.sequence > self.last) {
             self.epoch = fastrand();
         }
         let first = self.records.front().map_or(self.last + 1, |record| record.sequence);
-        State { epoch: self.epoch, first, last: self.last }
+        LogState { epoch: self.epoch, first, last: self.last }
     }
 
-    fn append(&mut self, record: Outgoing) -> Place {
+    fn append(&mut self, record: NewRecord) -> LogPosition {
         self.last += 1;
         let stored = Stored { sequence: self.last, payload: record.payload };
         for value in record.values {
@@ -58,7 +60,7 @@ impl Log {
             }
         }
         self.records.push_back(stored);
-        Place { epoch: self.epoch, sequence: self.last }
+        LogPosition { epoch: self.epoch, sequence: self.last }
     }
 }
 
@@ -166,7 +168,11 @@ impl FakeLog {
 }
 
 impl Backplane for FakeLog {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+    fn append(
+        &self,
+        records: Vec<NewRecord>,
+        seen: Option<Seen>,
+    ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>> {
         async move {
             if self.pass().await.is_err() {
                 return records.iter().map(|_| Err(BackplaneError::unavailable("away"))).collect();
@@ -179,7 +185,7 @@ impl Backplane for FakeLog {
         .boxed()
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>> {
         self.shared.states.fetch_add(1, Ordering::SeqCst);
         async move {
             self.pass().await?;
@@ -222,33 +228,33 @@ impl Backplane for FakeLog {
         tail.take_until(cut).boxed()
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+    fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>> {
         async move {
             self.pass().await?;
             let log = self.shared.log.lock().unwrap();
-            Ok(log.values.iter().map(|(id, record)| Current { id: id.clone(), record: record.clone() }).collect())
+            Ok(log.values.iter().map(|(id, record)| CurrentValue { id: id.clone(), record: record.clone() }).collect())
         }
         .boxed()
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
             self.pass().await?;
-            self.shared.control.tell(message).await
+            self.shared.control.broadcast(message).await
         }
         .boxed()
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        self.shared.control.hear(after)
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>> {
+        self.shared.control.listen(after)
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.shared.control.deposit(key, payload, time)
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.shared.control.put_once(key, payload, time)
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        self.shared.control.withdraw(key)
+    fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.shared.control.take(key)
     }
 
     fn describe(&self) -> String {

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use tower_sse::backplane::{Backplane, BackplaneError, Current, Memory, Outgoing, Place, Seen, State, Stored, Told};
+use tower_sse::backplane::{
+    Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+};
 
 #[derive(Clone)]
 pub(crate) struct Faulty {
@@ -63,7 +65,11 @@ impl Faulty {
 }
 
 impl Backplane for Faulty {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+    fn append(
+        &self,
+        records: Vec<NewRecord>,
+        seen: Option<Seen>,
+    ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>> {
         async move {
             let count = records.len();
             if self.pass().await.is_err() {
@@ -78,7 +84,7 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>> {
         async move {
             self.pass().await?;
             self.inner.state(seen).await
@@ -124,7 +130,7 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+    fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>> {
         async move {
             self.pass().await?;
             self.inner.values().await
@@ -132,16 +138,16 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
             self.pass().await?;
-            self.inner.tell(message).await
+            self.inner.broadcast(message).await
         }
         .boxed()
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        let (this, mut heard) = (self.clone(), self.inner.hear(after));
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>> {
+        let (this, mut heard) = (self.clone(), self.inner.listen(after));
         async_stream::stream! {
             while let Some(message) = heard.next().await {
                 if this.goes_wrong() {
@@ -154,12 +160,12 @@ impl Backplane for Faulty {
         .boxed()
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.inner.deposit(key, payload, time)
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.inner.put_once(key, payload, time)
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        self.inner.withdraw(key)
+    fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.inner.take(key)
     }
 
     fn describe(&self) -> String {

@@ -245,7 +245,7 @@ async fn a_poison_record_is_skipped_and_a_gap_for_its_audience(log: impl Backpla
     let mut a = subscribe(one.server.addr, "/events?topic=a").await;
     let mut b = subscribe(one.server.addr, "/events?topic=b").await;
     let poison =
-        |bytes: &'static str| vec![tower_sse::backplane::Outgoing::new(bytes::Bytes::from_static(bytes.as_bytes()))];
+        |bytes: &'static str| vec![tower_sse::backplane::NewRecord::new(bytes::Bytes::from_static(bytes.as_bytes()))];
     // A later version; a name that no hub takes.
     for bytes in [r#"{"v":2,"to":{"topics":["a"]}}"#, r#"{"v":1,"to":{"topics":["a"]},"event":"hub.live","data":""}"#] {
         soon(log.append(poison(bytes), None)).await;
@@ -275,7 +275,7 @@ async fn what_no_hub_says_of_who_comes_and_goes_is_skipped_and_a_gap_for_its_aud
     let append = async |to: &str, data: &str| {
         let data = serde_json::to_string(data).unwrap();
         let record = format!(r#"{{"v":1,"to":{to},"event":"hub.joined","data":{data}}}"#);
-        soon(log.append(vec![tower_sse::backplane::Outgoing::new(record.into())], None)).await;
+        soon(log.append(vec![tower_sse::backplane::NewRecord::new(record.into())], None)).await;
     };
     let good = r#"{"topic":"a","user":"ada"}"#;
     let long = format!(r#"{{"topic":"a","user":"ada","data":"{}"}}"#, "x".repeat(9_000));

@@ -7,22 +7,22 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tower_sse::backplane::{Backplane, Nats, Outgoing, Place, State, Value};
+use tower_sse::backplane::{Backplane, LogPosition, LogState, Nats, NewRecord, Value};
 
 use crate::kit::soon;
 use crate::nats_server::NatsServer;
 
-fn record(text: &str) -> Outgoing {
-    Outgoing::new(Bytes::from(text.to_owned()))
+fn record(text: &str) -> NewRecord {
+    NewRecord::new(Bytes::from(text.to_owned()))
 }
 
-fn value(text: &str, id: &str) -> Outgoing {
+fn value(text: &str, id: &str) -> NewRecord {
     let mut outgoing = record(text);
     outgoing.values = vec![Value::new(id, false)];
     outgoing
 }
 
-async fn append(log: &Nats, records: Vec<Outgoing>) -> Vec<Place> {
+async fn append(log: &Nats, records: Vec<NewRecord>) -> Vec<LogPosition> {
     soon(log.append(records, None)).await.into_iter().map(Result::unwrap).collect()
 }
 
@@ -201,8 +201,8 @@ async fn a_stream_that_is_deleted_is_made_anew_in_a_new_epoch() {
     let place = append(&one, vec![record("new")]).await[0];
     assert!(place.epoch != before[0].epoch && place.sequence == 1, "{place:?}");
     // The other believes in the old one, and is put right by its first append.
-    assert_eq!(append(&two, vec![record("newer")]).await, [Place { epoch: place.epoch, sequence: 2 }]);
-    assert_eq!(soon(two.state(None)).await.unwrap(), State { epoch: place.epoch, first: 1, last: 2 });
+    assert_eq!(append(&two, vec![record("newer")]).await, [LogPosition { epoch: place.epoch, sequence: 2 }]);
+    assert_eq!(soon(two.state(None)).await.unwrap(), LogState { epoch: place.epoch, first: 1, last: 2 });
     assert!(values(&two).await.is_empty());
     assert!(soon(tail.next()).await.unwrap().is_err());
 }
@@ -321,16 +321,16 @@ async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
 
 /// The clocks of the instance that deposits and of the one that withdraws may differ.
 #[tokio::test]
-async fn a_deposit_says_how_long_it_may_wait_and_not_until_when() {
+async fn what_is_put_once_says_how_long_it_may_wait_and_not_until_when() {
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap();
     let mut stored = Vec::new();
     for _ in 0..2 {
-        soon(log.deposit("key", Bytes::from_static(b"ticket"), Duration::from_secs(60))).await.unwrap();
+        soon(log.put_once("key", Bytes::from_static(b"ticket"), Duration::from_secs(60))).await.unwrap();
         let found = server.api("STREAM.MSG.GET.tower-sse-deposits_n", r#"{"last_by_subj":"tower-sse.n.d.key"}"#).await;
         stored.push(found["message"]["data"].as_str().unwrap().to_owned());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(stored[0], stored[1]);
-    assert_eq!(soon(log.withdraw("key")).await.unwrap(), Some(Bytes::from_static(b"ticket")));
+    assert_eq!(soon(log.take("key")).await.unwrap(), Some(Bytes::from_static(b"ticket")));
 }

@@ -12,7 +12,9 @@ use futures::{FutureExt, StreamExt};
 use http::Request;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_sse::backplane::{Backplane, BackplaneError, Current, Memory, Outgoing, Place, Seen, State, Stored, Told};
+use tower_sse::backplane::{
+    Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+};
 use tower_sse::{
     Disconnect, Event, Hub, HubBuilder, Position, Public, Retention, Subscriber, SubscriberItem, Subscription,
     TopicFilter,
@@ -54,10 +56,14 @@ impl Odd {
 }
 
 impl Backplane for Odd {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+    fn append(
+        &self,
+        records: Vec<NewRecord>,
+        seen: Option<Seen>,
+    ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>> {
         async move { self.inner().append(records, seen).await }.boxed()
     }
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>> {
         async move {
             if self.away.load(Ordering::SeqCst) {
                 return Err(BackplaneError::unavailable("away"));
@@ -88,22 +94,22 @@ impl Backplane for Odd {
         };
         tail.take_until(broken).boxed()
     }
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+    fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>> {
         async move { self.inner().values().await }.boxed()
     }
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        async move { self.inner().tell(message).await }.boxed()
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        async move { self.inner().broadcast(message).await }.boxed()
     }
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        self.inner().hear(after)
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>> {
+        self.inner().listen(after)
     }
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
         let key = key.to_owned();
-        async move { self.inner().deposit(&key, payload, time).await }.boxed()
+        async move { self.inner().put_once(&key, payload, time).await }.boxed()
     }
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+    fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
         let key = key.to_owned();
-        async move { self.inner().withdraw(&key).await }.boxed()
+        async move { self.inner().take(&key).await }.boxed()
     }
     fn describe(&self) -> String {
         "odd".into()

@@ -246,16 +246,16 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
     worker.topic("t").publish(Event::unnamed("heard")).await.unwrap();
     assert_eq!(page.next_own().await.data, "heard");
-    soon(log("default").tell(bytes::Bytes::from_static(b"x"))).await.unwrap();
+    soon(log("default").broadcast(bytes::Bytes::from_static(b"x"))).await.unwrap();
     // It is asked for what is newest, and hears the instance: no error.
-    let mut ear = log("default").hear(None);
-    let heard = tokio::time::timeout(Duration::from_millis(300), futures::StreamExt::next(&mut ear)).await;
+    let mut listener = log("default").listen(None);
+    let heard = tokio::time::timeout(Duration::from_millis(300), futures::StreamExt::next(&mut listener)).await;
     assert!(!matches!(heard, Ok(None | Some(Err(_)))), "{heard:?}");
     // A ticket.
     let ticket = one.hub.ticket(tower_sse::Subscription::for_user("ada"), Duration::from_secs(9)).await.unwrap();
     // Who sees the keys of the broker and knows how they are made has no ticket by that.
     let key = format!("ticket:{}", ticket.as_str());
-    assert!(soon(log("default").withdraw(&key)).await.unwrap().is_none());
+    assert!(soon(log("default").take(&key)).await.unwrap().is_none());
     let redeemed = tower_sse::StreamRequest::from_request(
         &http::Request::get(format!("/?ticket={}", ticket.as_str())).body(()).unwrap(),
     );

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use tower_sse::backplane::{Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use tower_sse::backplane::{
+    Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+};
 
 /// A log as one instance reaches it.
 #[derive(Clone)]
@@ -24,9 +26,9 @@ pub(crate) struct Way {
     /// How many times a range was read.
     pub(crate) reads: AtomicU64,
     /// How many milliseconds a control message takes.
-    pub(crate) tell_takes: AtomicU64,
+    pub(crate) broadcast_takes: AtomicU64,
     /// How many control messages were sent.
-    pub(crate) told: AtomicU64,
+    pub(crate) broadcasts: AtomicU64,
     /// A marker: the next append that has this text in it fails for its record alone.
     pub(crate) fails_once: Mutex<Option<&'static str>>,
 }
@@ -45,7 +47,11 @@ impl<B: Backplane + Clone> Reached<B> {
 }
 
 impl<B: Backplane + Clone> Backplane for Reached<B> {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Result<Place, BackplaneError>>> {
+    fn append(
+        &self,
+        records: Vec<NewRecord>,
+        seen: Option<Seen>,
+    ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>> {
         async move {
             if self.reach().await.is_err() {
                 return records.iter().map(|_| Err(BackplaneError::unavailable("cut by the test"))).collect();
@@ -65,7 +71,7 @@ impl<B: Backplane + Clone> Backplane for Reached<B> {
         .boxed()
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<State, BackplaneError>> {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>> {
         async move {
             self.reach().await?;
             self.log.state(seen).await
@@ -96,32 +102,32 @@ impl<B: Backplane + Clone> Backplane for Reached<B> {
         .boxed()
     }
 
-    fn values(&self) -> BoxFuture<'_, Result<Vec<Current>, BackplaneError>> {
+    fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>> {
         self.log.values()
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
         async move {
-            self.way.told.fetch_add(1, Ordering::SeqCst);
-            let takes = self.way.tell_takes.load(Ordering::SeqCst);
+            self.way.broadcasts.fetch_add(1, Ordering::SeqCst);
+            let takes = self.way.broadcast_takes.load(Ordering::SeqCst);
             if takes > 0 {
                 tokio::time::sleep(Duration::from_millis(takes)).await;
             }
-            self.log.tell(message).await
+            self.log.broadcast(message).await
         }
         .boxed()
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<Told, BackplaneError>> {
-        self.log.hear(after)
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>> {
+        self.log.listen(after)
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
-        self.log.deposit(key, payload, time)
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+        self.log.put_once(key, payload, time)
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
-        self.log.withdraw(key)
+    fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+        self.log.take(key)
     }
 
     fn describe(&self) -> String {

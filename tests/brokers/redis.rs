@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tower_sse::backplane::{Backplane, Outgoing, Redis};
+use tower_sse::backplane::{Backplane, NewRecord, Redis};
 use tower_sse::{Event, Hub};
 
 use crate::instances::builder;
@@ -66,7 +66,7 @@ async fn control_messages_do_not_stay_on_the_server() {
     let control = "tower-sse:{n}:control";
     let id = server.cli(&["XADD", control, "1000-0", "d", "of long ago"]);
     assert_eq!(id, "1000-0");
-    soon(log_at(server.port).tell(Bytes::from_static(b"x"))).await.unwrap();
+    soon(log_at(server.port).broadcast(Bytes::from_static(b"x"))).await.unwrap();
     assert_eq!(server.cli(&["XLEN", control]), "1");
     let left: i64 = server.cli(&["PTTL", control]).parse().unwrap();
     assert!((1..=300_000).contains(&left), "{left}");
@@ -79,7 +79,7 @@ fn unbounded(port: u16) -> Redis {
 
 async fn append(log: &Redis, records: usize, size: usize) {
     for _ in 0..records / 50 {
-        let record = || Outgoing::new(Bytes::from(vec![b'x'; size]));
+        let record = || NewRecord::new(Bytes::from(vec![b'x'; size]));
         let places = soon(log.append((0..50).map(|_| record()).collect(), None)).await;
         assert!(places.iter().all(Result::is_ok));
     }
@@ -124,7 +124,7 @@ async fn a_control_stream_ends_with_an_error_when_its_first_request_gets_no_answ
         }
     });
     let log = Redis::new(&format!("redis://127.0.0.1:{port}"), "n").unwrap().timeout(Duration::from_millis(500));
-    let mut heard = log.hear(Some("1-0".into()));
+    let mut heard = log.listen(Some("1-0".into()));
     let error = soon(heard.next()).await.unwrap().unwrap_err();
     assert!(error.is_unknown(), "{error}");
     drop(heard);

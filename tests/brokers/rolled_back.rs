@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tower_sse::backplane::{Backplane, Outgoing, Redis};
+use tower_sse::backplane::{Backplane, NewRecord, Redis};
 use tower_sse::{Cursor, Event, Hub, Position, Publisher, Subscriber, SubscriberItem, Subscription};
 
 use crate::fake::FakeLog;
@@ -223,7 +223,7 @@ async fn a_look_begins_a_new_epoch_when_an_acknowledged_record_was_replaced() {
     let Some((old, new)) = replicated().await else { return };
     let proxy = Proxy::start(old.port).await;
     let (log, other) = (log_at(proxy.port), log_at(new.port));
-    let record = |text: &'static str| Outgoing::new(Bytes::from_static(text.as_bytes()));
+    let record = |text: &'static str| NewRecord::new(Bytes::from_static(text.as_bytes()));
     let append = async |log: &Redis, text, seen| soon(log.append(vec![record(text)], seen)).await.pop().unwrap();
     let read = append(&log, "read", None).await.unwrap();
     old.is_caught_up_with().await;

@@ -50,9 +50,9 @@ fn millis(random: &mut Rng, range: Range<u64>) -> Duration {
 }
 
 /// An epoch and a number in it.
-type Place = (u64, u64);
+type LogPosition = (u64, u64);
 
-fn place(position: Position) -> Place {
+fn place(position: Position) -> LogPosition {
     let text = position.to_string();
     let mut parts = text.split('.').skip(1);
     (u64::from_str_radix(parts.next().unwrap(), 16).unwrap(), parts.next().unwrap().parse().unwrap())
@@ -202,7 +202,7 @@ impl Fleet {
 /// What one publisher knows of its records, each with a number of its own.
 #[derive(Default)]
 struct Written {
-    acknowledged: Vec<(Place, u64, u8)>,
+    acknowledged: Vec<(LogPosition, u64, u8)>,
     unknown: HashMap<u64, u8>,
 }
 
@@ -372,7 +372,7 @@ impl Client {
 }
 
 /// What is known of the log: from who wrote it, and from who read it.
-struct Ledger(BTreeMap<Place, (u64, u8)>);
+struct Ledger(BTreeMap<LogPosition, (u64, u8)>);
 
 impl Ledger {
     fn new(written: &[Written], clients: &[Client]) -> Self {

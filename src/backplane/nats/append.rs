@@ -9,7 +9,7 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 
-use super::super::{Answer, BackplaneError, Outgoing, Place};
+use super::super::{Answer, BackplaneError, LogPosition, NewRecord};
 use super::names::{VALUES, escape, write_values};
 use super::session::Session;
 
@@ -27,7 +27,7 @@ pub(super) enum Outcome {
 }
 
 /// Appends in order. One outcome for each.
-pub(super) async fn append(session: &Session, records: &[Outgoing]) -> Vec<Outcome> {
+pub(super) async fn append(session: &Session, records: &[NewRecord]) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(records.len());
     let mut under_way = VecDeque::new();
     // Once something did not come in time, nothing more is waited for.
@@ -47,9 +47,9 @@ pub(super) async fn append(session: &Session, records: &[Outgoing]) -> Vec<Outco
 }
 
 /// Nothing was sent if it fails.
-async fn send(session: &Session, record: &Outgoing, patience: &mut Duration) -> Answer<PublishAckFuture> {
+async fn send(session: &Session, record: &NewRecord, patience: &mut Duration) -> Answer<PublishAckFuture> {
     let connection = &session.connection;
-    let Place { epoch, .. } = session.seen();
+    let LogPosition { epoch, .. } = session.seen();
     let mut headers = HeaderMap::new();
     if let Some(key) = &record.idempotency_key {
         // A record of another epoch is another.

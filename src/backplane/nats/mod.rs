@@ -22,13 +22,13 @@
 
 mod append;
 mod connection;
+mod control;
 mod deposits;
 mod names;
 mod reader;
 mod session;
 mod shared;
 mod streams;
-mod told;
 mod values;
 
 use std::sync::Arc;
@@ -43,7 +43,9 @@ use self::names::Names;
 use self::reader::Reader;
 use self::shared::Shared;
 use super::limits::LogLimits;
-use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use super::{
+    Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+};
 use crate::macros::opaque_debug;
 
 /// How long the server waits for something new before it says that there is nothing.
@@ -124,14 +126,14 @@ impl Nats {
 }
 
 impl Backplane for Nats {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<Place>>> {
+    fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
         Box::pin(async move {
             let appended = self.shared.append(&records, seen).await;
             appended.unwrap_or_else(|error| records.iter().map(|_| Err(error.again())).collect())
         })
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<State>> {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<LogState>> {
         Box::pin(async move {
             let session = self.shared.session(None).await?;
             match session.look(seen).await? {
@@ -192,32 +194,32 @@ impl Backplane for Nats {
         })
     }
 
-    fn values(&self) -> BoxFuture<'_, Answer<Vec<Current>>> {
+    fn values(&self) -> BoxFuture<'_, Answer<Vec<CurrentValue>>> {
         Box::pin(async move { values::read(&self.shared.session(None).await?.connection).await })
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         Box::pin(async move {
             let session = self.shared.session(None).await.map_err(BackplaneError::before_request)?;
-            told::tell(&session.connection, message).await
+            control::broadcast(&session.connection, message).await
         })
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<Told>> {
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
         let shared = Arc::clone(&self.shared);
         Box::pin(async_stream::try_stream! {
             let session = shared.session_of_stream().await?;
-            let (life, mut reader) = told::hear(&session.connection, after).await?;
+            let (life, mut reader) = control::listen(&session.connection, after).await?;
             loop {
                 for message in reader.next(BATCH, BLOCK).await? {
                     let Stored { sequence, payload } = message.stored;
-                    yield Told { mark: format!("{sequence} {life}").into(), message: payload };
+                    yield ControlMessage { mark: format!("{sequence} {life}").into(), message: payload };
                 }
             }
         })
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
         let key = key.to_owned();
         Box::pin(async move {
             let session = self.shared.session(None).await?;
@@ -225,7 +227,7 @@ impl Backplane for Nats {
         })
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+    fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let key = key.to_owned();
         Box::pin(async move { deposits::take(&self.shared.session(None).await?.connection, &key).await })
     }

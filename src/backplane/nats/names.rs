@@ -20,8 +20,8 @@ pub(super) struct Names {
     pub(super) bucket: String,
     /// The stream of what waits for whoever asks first.
     pub(super) deposits: String,
-    /// The stream of what instances tell each other.
-    pub(super) told: String,
+    /// The stream of control messages.
+    pub(super) control: String,
     pub(super) epoch: String,
     /// What all subjects of this hub begin with.
     prefix: String,
@@ -39,7 +39,7 @@ impl Names {
             values: format!("tower-sse-values_{token}"),
             bucket: format!("KV_tower-sse_{token}"),
             deposits: format!("tower-sse-deposits_{token}"),
-            told: format!("tower-sse-told_{token}"),
+            control: format!("tower-sse-control_{token}"),
             epoch: format!("$KV.tower-sse_{token}.epoch"),
             prefix: format!("tower-sse.{token}"),
         })
@@ -87,8 +87,8 @@ impl Names {
         format!("{}.d.*", self.prefix)
     }
 
-    pub(super) fn told(&self) -> String {
-        format!("{}.told", self.prefix)
+    pub(super) fn control(&self) -> String {
+        format!("{}.control", self.prefix)
     }
 }
 

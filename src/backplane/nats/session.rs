@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::super::{Answer, BackplaneError, Place, Seen, State};
+use super::super::{Answer, BackplaneError, LogPosition, LogState, Seen};
 use super::connection::Connection;
 use super::streams::{self, Log};
 use super::values;
@@ -30,7 +30,7 @@ const NOTE: Duration = Duration::from_secs(10);
 pub(super) struct Session {
     pub(super) connection: Connection,
     /// Where it was when it was opened.
-    pub(super) opened: State,
+    pub(super) opened: LogState,
     created: String,
     /// The newest position known. Nothing that is appended later may lie below.
     highest: AtomicU64,
@@ -78,7 +78,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
                 streams::delete(&connection, &connection.names.values).await?;
                 streams::make_log(&connection, candidate).await?;
                 streams::values(&connection).await?;
-                streams::told(&connection).await?;
+                streams::control(&connection).await?;
             }
             continue;
         };
@@ -109,7 +109,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
         let Log { first, last, created, .. } = log;
         return Ok(Session {
             connection,
-            opened: State { epoch: record.epoch, first, last },
+            opened: LogState { epoch: record.epoch, first, last },
             created,
             highest: AtomicU64::new(last),
             over: AtomicBool::new(false),
@@ -120,8 +120,8 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
 }
 
 impl Session {
-    pub(super) fn seen(&self) -> Place {
-        Place { epoch: self.opened.epoch, sequence: self.highest.load(Ordering::Acquire) }
+    pub(super) fn seen(&self) -> LogPosition {
+        LogPosition { epoch: self.opened.epoch, sequence: self.highest.load(Ordering::Acquire) }
     }
 
     pub(super) fn saw(&self, sequence: u64) {
@@ -143,7 +143,7 @@ impl Session {
     }
 
     /// Where the log is, if it still is this one, not younger than what is known.
-    pub(super) async fn look(&self, seen: Option<Seen>) -> Answer<Option<State>> {
+    pub(super) async fn look(&self, seen: Option<Seen>) -> Answer<Option<LogState>> {
         let names = &self.connection.names;
         let known = self.seen();
         let seen = seen.filter(|seen| seen.epoch == known.epoch).map_or(0, |seen| seen.sequence);
@@ -157,7 +157,7 @@ impl Session {
             // Nothing is lost if that fails.
             drop(self.note(log.last).await);
         }
-        Ok(Some(State { epoch: known.epoch, first: log.first, last: log.last }))
+        Ok(Some(LogState { epoch: known.epoch, first: log.first, last: log.last }))
     }
 
     fn is_to_note(&self) -> bool {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
-use super::super::{Answer, BackplaneError, Outgoing, Place, Seen};
+use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::append::{self, Outcome};
 use super::connection::Servers;
 use super::names::Names;
@@ -124,9 +124,9 @@ impl Shared {
 
     pub(super) async fn append(
         &self,
-        records: &[Outgoing],
+        records: &[NewRecord],
         seen: Option<Seen>,
-    ) -> Answer<Vec<Result<Place, BackplaneError>>> {
+    ) -> Answer<Vec<Result<LogPosition, BackplaneError>>> {
         let mut session = self.session(seen).await.map_err(BackplaneError::before_request)?;
         let mut places = Vec::with_capacity(records.len());
         for attempt in 0..2 {
@@ -149,7 +149,7 @@ impl Shared {
                 outcomes.iter().filter_map(newest).for_each(|sequence| session.saw(sequence));
             }
             places.extend(outcomes.into_iter().map(|outcome| match outcome {
-                Outcome::At(sequence) | Outcome::Before(sequence) => Ok(Place { epoch, sequence }),
+                Outcome::At(sequence) | Outcome::Before(sequence) => Ok(LogPosition { epoch, sequence }),
                 Outcome::Nobody => Err(BackplaneError::unavailable("no stream takes the record")),
                 Outcome::Failed(error) => Err(error),
             }));

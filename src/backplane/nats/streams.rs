@@ -15,9 +15,9 @@ use super::names::Names;
 /// For so long a repeated idempotency key is known.
 const DUPLICATES: Duration = Duration::from_secs(600);
 
-/// For so long what was told is kept, and at most so much of it.
-const HEARD: Duration = Duration::from_secs(60);
-const TOLD: usize = 10_000;
+/// How long control messages are kept, and how many at most.
+const CONTROL_KEPT: Duration = Duration::from_secs(60);
+const CONTROL_MESSAGES: usize = 10_000;
 
 /// The pause between two looks whether values are copied.
 const COPIES_SOON: Duration = Duration::from_millis(5);
@@ -199,15 +199,15 @@ pub(super) async fn deposits(connection: &Connection) -> Answer<()> {
     create_if_missing(connection, &connection.names.deposits, settings).await
 }
 
-/// What instances tell each other, for as long as one that was cut off may need it.
-pub(super) async fn told(connection: &Connection) -> Answer<()> {
+/// Control messages, for as long as an instance that was cut off may need them.
+pub(super) async fn control(connection: &Connection) -> Answer<()> {
     let settings = json!({
-        "subjects": [connection.names.told()],
-        "max_msgs": TOLD,
-        "max_age": nanos(HEARD),
-        "duplicate_window": nanos(HEARD),
+        "subjects": [connection.names.control()],
+        "max_msgs": CONTROL_MESSAGES,
+        "max_age": nanos(CONTROL_KEPT),
+        "duplicate_window": nanos(CONTROL_KEPT),
     });
-    create_if_missing(connection, &connection.names.told, settings).await
+    create_if_missing(connection, &connection.names.control, settings).await
 }
 
 async fn create_if_missing(connection: &Connection, name: &str, settings: Json) -> Answer<()> {

@@ -12,7 +12,7 @@ use std::collections::hash_map::HashMap;
 use async_nats::HeaderMap;
 use serde_json::json;
 
-use super::super::{Answer, BackplaneError, Current, Stored};
+use super::super::{Answer, BackplaneError, CurrentValue, Stored};
 use super::connection::Connection;
 use super::names::read_values;
 use super::reader::Reader;
@@ -36,7 +36,7 @@ pub(super) async fn end(connection: &Connection) -> Answer<u64> {
     Ok(newest.and_then(|message| source(&message.headers)).unwrap_or(0))
 }
 
-pub(super) async fn read(connection: &Connection) -> Answer<Vec<Current>> {
+pub(super) async fn read(connection: &Connection) -> Answer<Vec<CurrentValue>> {
     let names = &connection.names;
     let copy = Reader::open(connection, &names.values, 0, None).await?;
     let mut current = HashMap::new();
@@ -51,7 +51,7 @@ pub(super) async fn read(connection: &Connection) -> Answer<Vec<Current>> {
     for message in log.rest(usize::MAX, BATCH).await? {
         take(&mut current, &message.headers, &message.stored);
     }
-    Ok(current.into_iter().filter_map(|(id, record)| Some(Current { id, record: record? })).collect())
+    Ok(current.into_iter().filter_map(|(id, record)| Some(CurrentValue { id, record: record? })).collect())
 }
 
 /// In the order of the log.

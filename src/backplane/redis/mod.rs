@@ -24,7 +24,9 @@ use redis::{Client, Cmd};
 use self::server::{Shared, parse_epoch};
 use self::stream::{From, id_of, read, stored};
 use super::limits::LogLimits;
-use super::{Answer, Backplane, BackplaneError, Current, Outgoing, Place, Seen, State, Stored, Told};
+use super::{
+    Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
+};
 use crate::macros::opaque_debug;
 
 /// How many records one call of the script appends: others wait for it.
@@ -128,7 +130,7 @@ impl Redis {
 }
 
 impl Backplane for Redis {
-    fn append(&self, records: Vec<Outgoing>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<Place>>> {
+    fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
         Box::pin(async move {
             let mut chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
             // The first alone: a server that does not know the script answers it twice, and others would overtake it.
@@ -150,7 +152,7 @@ impl Backplane for Redis {
         })
     }
 
-    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<State>> {
+    fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<LogState>> {
         Box::pin(async move {
             let Shared { state, keys, line, .. } = &*self.shared;
             let mut call = state.prepare_invoke();
@@ -158,7 +160,7 @@ impl Backplane for Redis {
             call.key(&keys.log).key(&keys.meta).arg(seen).arg(own);
             let look = async |connection: &mut _| call.invoke_async(connection).await;
             let (epoch, first, last): (String, u64, u64) = self.shared.run_on(line, look).await?;
-            Ok(State { epoch: parse_epoch(&epoch)?, first, last })
+            Ok(LogState { epoch: parse_epoch(&epoch)?, first, last })
         })
     }
 
@@ -176,7 +178,7 @@ impl Backplane for Redis {
         Box::pin(entries.map_ok(|entries| entries.iter().filter_map(stored).collect()))
     }
 
-    fn values(&self) -> BoxFuture<'_, Answer<Vec<Current>>> {
+    fn values(&self) -> BoxFuture<'_, Answer<Vec<CurrentValue>>> {
         Box::pin(async move {
             let values = &self.shared.keys.values;
             let record = |value: Vec<u8>| {
@@ -202,11 +204,11 @@ impl Backplane for Redis {
                 }
                 cursor = next;
             }
-            Ok(current.into_iter().map(|(id, record)| Current { id: id.into(), record }).collect())
+            Ok(current.into_iter().map(|(id, record)| CurrentValue { id: id.into(), record }).collect())
         })
     }
 
-    fn tell(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
+    fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         Box::pin(async move {
             let mut command = redis::cmd("XADD");
             command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL);
@@ -217,28 +219,28 @@ impl Backplane for Redis {
         })
     }
 
-    fn hear(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<Told>> {
+    fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Answer<ControlMessage>> {
         let from = after.map_or(From::Now, From::Mark);
         let mut entries = read(Arc::clone(&self.shared), self.shared.keys.control.clone(), from);
         Box::pin(async_stream::try_stream! {
             while let Some(batch) = entries.try_next().await? {
                 for entry in batch {
                     if let Some(message) = entry.get::<Vec<u8>>("d") {
-                        yield Told { mark: entry.id.into(), message: message.into() };
+                        yield ControlMessage { mark: entry.id.into(), message: message.into() };
                     }
                 }
             }
         })
     }
 
-    fn deposit(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
+    fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
         let mut command = redis::cmd("SET");
         command.arg(format!("{}{key}", self.shared.keys.deposit)).arg(&payload[..]);
         command.arg("PX").arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
         Box::pin(async move { self.shared.query(&command).await })
     }
 
-    fn withdraw(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
+    fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
         let command = Cmd::get_del(format!("{}{key}", self.shared.keys.deposit));
         Box::pin(async move { Ok(self.shared.query::<Option<Vec<u8>>>(&command).await?.map(Bytes::from)) })
     }

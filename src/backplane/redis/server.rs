@@ -11,7 +11,7 @@ use redis::{
 
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
-use super::super::{Answer, BackplaneError, Outgoing, Place, Seen};
+use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::keys::Keys;
 use crate::sync::Mutex;
 
@@ -47,7 +47,7 @@ pub(super) struct Shared {
 /// record, only its publisher can notice that.
 #[derive(Clone)]
 struct Own {
-    place: Place,
+    place: LogPosition,
     /// Its first bytes.
     start: Box<[u8]>,
 }
@@ -133,7 +133,7 @@ impl Shared {
         ((epoch, seen.max(own), format!("{:x}", fastrand::u64(1..))), (own, start))
     }
 
-    fn remember(&self, place: Place, payload: &[u8]) {
+    fn remember(&self, place: LogPosition, payload: &[u8]) {
         let mut own = self.own.lock();
         // Of two calls under way the later one may be answered first.
         let is_newer = |own: &Own| own.place.epoch != place.epoch || own.place.sequence < place.sequence;
@@ -221,7 +221,7 @@ impl Shared {
         }
     }
 
-    pub(super) async fn append_chunk(&self, records: &[Outgoing], seen: Option<Seen>) -> Answer<Vec<Place>> {
+    pub(super) async fn append_chunk(&self, records: &[NewRecord], seen: Option<Seen>) -> Answer<Vec<LogPosition>> {
         let limits = &self.limits;
         let mut call = self.append.prepare_invoke();
         for key in [&self.keys.log, &self.keys.meta, &self.keys.values, &self.keys.order] {
@@ -267,9 +267,9 @@ impl Shared {
         if let Some(sequence) = sequences.iter().copied().max().filter(|&newest| newest > before)
             && let Some(record) = sequences.iter().position(|&number| number == sequence).and_then(|at| records.get(at))
         {
-            self.remember(Place { epoch, sequence }, &record.payload);
+            self.remember(LogPosition { epoch, sequence }, &record.payload);
         }
-        Ok(sequences.into_iter().map(|sequence| Place { epoch, sequence }).collect())
+        Ok(sequences.into_iter().map(|sequence| LogPosition { epoch, sequence }).collect())
     }
 }
 

@@ -7,30 +7,30 @@ use tokio::time::timeout;
 
 use super::record;
 use super::shared_log::SharedLog;
-use crate::backplane::{Backplane, BackplaneError, Outgoing, Place, Seen, Value};
+use crate::backplane::{Backplane, BackplaneError, LogPosition, NewRecord, Seen, Value};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::can_wait;
 use crate::types::{Address, Audience, Epoch, Event, Position, PublishError};
 
 /// A record of an event that was checked. It sets a value for each address that keeps them.
-pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> Outgoing {
-    let mut outgoing = Outgoing::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
+pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> NewRecord {
+    let mut new_record = NewRecord::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
     if let Some(key) = event.key.as_deref() {
         let kept = audience.addresses().iter().filter(|address| keeps_values(address));
         let value = |address| Value::new(record::value_id(address, key), event.removes);
-        outgoing.values = kept.map(value).collect();
+        new_record.values = kept.map(value).collect();
     }
-    outgoing.idempotency_key = event.idempotency_key.as_deref().map(Into::into);
-    outgoing
+    new_record.idempotency_key = event.idempotency_key.as_deref().map(Into::into);
+    new_record
 }
 
 /// Appends within a time limit, in one round trip where the broker can. One result for each, in order.
 pub(in crate::hub) async fn append(
     backplane: &dyn Backplane,
-    records: Vec<Outgoing>,
+    records: Vec<NewRecord>,
     seen: Option<Seen>,
     limit: Duration,
-) -> Vec<Result<Place, PublishError>> {
+) -> Vec<Result<LogPosition, PublishError>> {
     let count = records.len();
     if !can_wait() {
         return (0..count).map(|_| Err(PublishError::NO_RUNTIME)).collect();
@@ -45,7 +45,7 @@ pub(in crate::hub) async fn append(
     }
 }
 
-pub(in crate::hub) fn position(place: Place) -> Position {
+pub(in crate::hub) fn position(place: LogPosition) -> Position {
     Position::new(Epoch(place.epoch), place.sequence)
 }
 

@@ -9,7 +9,7 @@
 use super::presence_records;
 use super::record::{self, Decoded};
 use super::shared_log::{SharedLog, believable};
-use crate::backplane::{Answer, BackplaneError, Current, State, Stored, in_time};
+use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::workers::wake_rest;
 use crate::hub::{Hub, Settings};
@@ -43,7 +43,7 @@ pub(super) enum Next {
 impl Hub {
     /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
     /// publishers that had not seen what is lost have appended to it since.
-    pub(super) async fn is_another(&self, shared: &SharedLog, state: State) -> Answer<bool> {
+    pub(super) async fn is_another(&self, shared: &SharedLog, state: LogState) -> Answer<bool> {
         if state.epoch != self.log().epoch().0 {
             return Ok(false);
         }
@@ -128,7 +128,7 @@ impl Hub {
     }
 
     /// A current value with its place, for the address that it is of: others of its union may have another since.
-    fn read_value(&self, current: &Current) -> Option<(u64, Entry)> {
+    fn read_value(&self, current: &CurrentValue) -> Option<(u64, Entry)> {
         let Entry { audience, effect, draft, published } = self.read(&current.record.payload, Age::AsPublished).ok()?;
         let Effect::Sets(key) = &effect else { return None };
         let address = audience.addresses().iter().find(|address| record::value_id(address, key) == *current.id)?;

@@ -1,7 +1,7 @@
 //! The hub's part of the control stream: commands reach every instance, and each knows who is connected elsewhere.
 //!
-//! 1. One task hears and tells; it lives while the hub does, in a [task slot](crate::hub::tasks::slot)
-//!    like the one that follows the log. When it could not hear it goes on after what it heard last,
+//! 1. One task listens and broadcasts; it lives while the hub does, in a [task slot](crate::hub::tasks::slot)
+//!    like the one that follows the log. When it could not listen it goes on after the last message that it got,
 //!    so that no command is missed, and asks all instances anew.
 //! 2. What changes here is reported a moment later, many changes in one message
 //!    ([`outbox`](crate::hub::peers::outbox)).
@@ -20,7 +20,7 @@ use futures::stream::BoxStream;
 use tokio::time::{Duration, Instant};
 
 use super::shared_log::SharedLog;
-use crate::backplane::{Answer, Told, in_time, next_until};
+use crate::backplane::{Answer, ControlMessage, in_time, next_until};
 use crate::hub::peers::message::{Body, Here, Message, News, Part, cut_topics};
 use crate::hub::peers::outbox::{Due, PresenceEvent};
 use crate::hub::peers::table::Heard;
@@ -30,7 +30,7 @@ use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
 use crate::types::{Action, Address, Audience, Command, ConnectionId, Topic, UserId};
 
-/// How long changes are gathered before they are told.
+/// How long changes are gathered before they are broadcast.
 const GATHER: Duration = Duration::from_millis(50);
 /// How many connections one message tells of.
 const BATCH: usize = 256;
@@ -50,9 +50,9 @@ async fn attend(hub: Weak<Inner>) {
         let Some(inner) = hub.upgrade() else { return };
         let Some(shared) = &inner.shared_log else { return };
         let mark = shared.mark.lock().clone();
-        let heard = shared.backplane.hear(mark);
+        let heard = shared.backplane.listen(mark);
         drop(inner);
-        if let Err(error) = hear_and_tell(&hub, heard).await {
+        if let Err(error) = listen_and_broadcast(&hub, heard).await {
             let Some(inner) = hub.upgrade() else { return };
             inner.counters.control_failed(&error, inner.now());
         }
@@ -60,22 +60,22 @@ async fn attend(hub: Weak<Inner>) {
     }
 }
 
-async fn hear_and_tell(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<Told>>) -> Answer<()> {
+async fn listen_and_broadcast(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<ControlMessage>>) -> Answer<()> {
     let begun = Instant::now();
-    let (mut next_tell, mut next_lease, mut next_ask) = (begun, begun, begun);
+    let (mut next_turn, mut next_lease, mut next_ask) = (begun, begun, begun);
     let mut is_first = true;
     loop {
-        // Its own turn comes first, so that much to be heard does not keep it from telling.
-        let came = next_until(next_tell, &mut heard).await?;
+        // Its own turn comes first, so that many messages do not keep it from broadcasting.
+        let came = next_until(next_turn, &mut heard).await?;
         let Some(inner) = hub.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
         let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
         match came {
-            Some(told) => {
-                let question = hub.hear(shared, &told.message);
-                *shared.mark.lock() = Some(told.mark);
+            Some(control) => {
+                let question = hub.receive(shared, &control.message);
+                *shared.mark.lock() = Some(control.mark);
                 if let Some(question) = question {
-                    hub.say(shared, question).await?;
+                    hub.broadcast(shared, question).await?;
                 }
             }
             None => {
@@ -90,7 +90,7 @@ async fn hear_and_tell(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<T
                     // something.
                     next_ask = now + ASK_EVERY;
                     shared.outbox.lock().report_all();
-                    hub.say(shared, shared.question()).await?;
+                    hub.broadcast(shared, shared.question()).await?;
                 }
                 if !gone {
                     hub.tell_news(shared).await?;
@@ -101,7 +101,7 @@ async fn hear_and_tell(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<T
                 if now >= next_lease && !gone {
                     next_lease = now + hub.settings().peer_timeout / 3;
                     let number = shared.outbox.lock().number;
-                    hub.say(shared, Body::Lease(number)).await?;
+                    hub.broadcast(shared, Body::Lease(number)).await?;
                     shared.peers.lock().sweep(hub.now());
                     let is_deaf = !shared.peers.lock().is_heard(hub.now());
                     if is_deaf && begun.elapsed() > hub.settings().peer_timeout {
@@ -113,7 +113,7 @@ async fn hear_and_tell(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<T
                     hub.inner.tell_of_orphan(&topic, &user);
                 }
                 // After the turn: one that takes long leaves time to hear before the next.
-                next_tell = Instant::now() + GATHER;
+                next_turn = Instant::now() + GATHER;
             }
         }
     }
@@ -121,7 +121,7 @@ async fn hear_and_tell(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<T
 
 impl Hub {
     /// Takes in what another instance says. Returns what is to be said to it.
-    fn hear(&self, shared: &SharedLog, bytes: &[u8]) -> Option<Body> {
+    fn receive(&self, shared: &SharedLog, bytes: &[u8]) -> Option<Body> {
         let Message { from, body } = Message::decode(bytes)?;
         let now = self.now();
         if from == shared.me {
@@ -149,13 +149,13 @@ impl Hub {
         is_asked.then(|| shared.question())
     }
 
-    async fn say(&self, shared: &SharedLog, body: Body) -> Answer<()> {
+    async fn broadcast(&self, shared: &SharedLog, body: Body) -> Answer<()> {
         let message = Message { from: shared.me, body };
-        let told = shared.backplane.tell(Bytes::from(message.encode()));
-        in_time(self.settings().publish_timeout, told).await
+        let sent = shared.backplane.broadcast(Bytes::from(message.encode()));
+        in_time(self.settings().publish_timeout, sent).await
     }
 
-    /// Tells what has changed, or all if somebody wants to know it.
+    /// Broadcasts what has changed, or everything if an instance has asked for it.
     async fn tell_news(&self, shared: &SharedLog) -> Answer<()> {
         let (due, number) = {
             let mut outbox = shared.outbox.lock();
@@ -171,7 +171,7 @@ impl Hub {
             let part = if index == 0 { Part::First } else { Part::More };
             let number = if all { number } else { number + 1 + index as u64 };
             let news = News { number, all: all.then_some(part), here, gone: if all { Vec::new() } else { gone } };
-            if let Err(error) = self.say(shared, Body::News(news)).await {
+            if let Err(error) = self.broadcast(shared, Body::News(news)).await {
                 // Whoever missed it, or did not, is told all when this can speak again.
                 shared.outbox.lock().report_all();
                 return Err(error);
@@ -180,7 +180,7 @@ impl Hub {
         }
         if all {
             // That was all.
-            self.say(shared, Body::Lease(number)).await?;
+            self.broadcast(shared, Body::Lease(number)).await?;
         }
         Ok(())
     }
@@ -243,13 +243,13 @@ impl Hub {
     /// Sends a command to the other instances.
     pub(in crate::hub) async fn tell_command(&self, shared: &SharedLog, command: Command) -> Answer<()> {
         self.inner.ensure_shared_log();
-        self.say(shared, Body::Command(command)).await
+        self.broadcast(shared, Body::Command(command)).await
     }
 
     /// Says goodbye: what was connected here is gone.
     pub(in crate::hub) async fn tell_bye(&self, shared: &SharedLog) {
         shared.outbox.lock().is_closed = true;
-        if let Err(error) = self.say(shared, Body::Bye).await {
+        if let Err(error) = self.broadcast(shared, Body::Bye).await {
             tracing::debug!(%error, "the others learn by the lease that this instance is gone");
         }
     }

@@ -15,7 +15,7 @@ use tokio::time::{Duration, Instant};
 
 use super::apply::{Age, Next};
 use super::shared_log::{MOST, SharedLog, believable};
-use crate::backplane::{Answer, BackplaneError, Place, Stored, in_time, next_until};
+use crate::backplane::{Answer, BackplaneError, LogPosition, Stored, in_time, next_until};
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
@@ -113,7 +113,7 @@ impl Hub {
         let mut state = shared.look(self.log().epoch(), self.settings().publish_timeout).await?;
         if self.is_another(shared, state).await? {
             // Younger than what this has seen, although it has grown since: it takes a new epoch.
-            let seen = Place { epoch: state.epoch, sequence: MOST };
+            let seen = LogPosition { epoch: state.epoch, sequence: MOST };
             state = in_time(self.settings().publish_timeout, shared.backplane.state(Some(seen))).await?;
         }
         believable(state.last)?;

@@ -13,7 +13,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use tokio::time::{Duration, Instant};
 
-use crate::backplane::{State, Stored};
+use crate::backplane::{LogState, Stored};
 use crate::sync::Mutex;
 
 /// How many records are compared at most, beside the newest: more were read of a busy log than it is
@@ -83,7 +83,7 @@ impl History {
 
 impl Known {
     /// The numbers to compare, in order, as far as the log has them: those that lie together, and the newest.
-    pub(super) fn to_compare(&self, state: State) -> Vec<(u64, usize)> {
+    pub(super) fn to_compare(&self, state: LogState) -> Vec<(u64, usize)> {
         let has = |number: u64| (state.first..=state.last).contains(&number);
         let mut spans = Vec::new();
         if let Some((first, _)) = self.oldest.iter().find(|(number, _)| has(*number)) {

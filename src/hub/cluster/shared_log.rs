@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::blocks::Blocks;
 use super::history::History;
 use super::settings_digest::Agreement;
-use crate::backplane::{Answer, Backplane, BackplaneError, Place, Seen, State, in_time};
+use crate::backplane::{Answer, Backplane, BackplaneError, LogPosition, LogState, Seen, in_time};
 use crate::hub::Settings;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::peers::message::{Body, InstanceId};
@@ -91,11 +91,11 @@ impl SharedLog {
 
     /// What this instance has seen of the log, whose epoch is this one here.
     pub(super) fn seen(&self, epoch: Epoch) -> Option<Seen> {
-        self.is_loaded().then(|| Place { epoch: epoch.0, sequence: self.last() })
+        self.is_loaded().then(|| LogPosition { epoch: epoch.0, sequence: self.last() })
     }
 
     /// Asks the broker for the state of the log.
-    pub(super) async fn look(&self, epoch: Epoch, limit: Duration) -> Answer<State> {
+    pub(super) async fn look(&self, epoch: Epoch, limit: Duration) -> Answer<LogState> {
         let state = in_time(limit, self.backplane.state(self.seen(epoch))).await?;
         if state.last <= MOST {
             self.latest.store(state.last, Ordering::Release);

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_what_is_heard() {
+    fn a_control_message_decodes_to_what_was_encoded() {
         let mut audience = Audience::from(Address::User(UserId::try_from("a\"b").unwrap()));
         audience.insert(Address::Everyone);
         audience.exclude(ConnectionId::from_bits(9));

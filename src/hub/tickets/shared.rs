@@ -49,14 +49,14 @@ impl Hub {
     ) -> Result<(), SubscriptionError> {
         let times = Times { made_at, over_at: SystemTime::now() + ttl };
         let bytes = Bytes::from(record::encode(subscription, times));
-        let deposited = shared.backplane.deposit(&key(secret), bytes, ttl);
+        let deposited = shared.backplane.put_once(&key(secret), bytes, ttl);
         in_time(self.settings().publish_timeout, deposited).await.map_err(|_| SubscriptionError::Unavailable)
     }
 
     /// Takes what a ticket stands for from the broker.
     pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, Refusal> {
-        let withdrawn = in_time(self.settings().publish_timeout, shared.backplane.withdraw(&key(secret))).await;
-        withdrawn
+        let taken = in_time(self.settings().publish_timeout, shared.backplane.take(&key(secret))).await;
+        taken
             .map_err(|_| Refusal::retry_later(RefusalReason::Starting))?
             .and_then(|bytes| self.read_shared(secret, &bytes))
             .ok_or(Refusal::unauthorized())
