@@ -172,7 +172,7 @@
 //! | `hub.stale` | `{}` | the shared log cannot be followed now; `hub.live` says when that is over |
 //! | `hub.expiring` | `in_ms` | the subscription's time is near its end |
 //! | `hub.joined`, `hub.left` | `topic`, `user`, `data` if attached | in topics that [tell](HubBuilder::presence_for) who comes and goes |
-//! | `hub.bye` | `reason` (see [`EndReason`]), `return`: `now`, `later`, `never`, and a `note` | last, where the hub ends the stream |
+//! | `hub.bye` | `reason` (see [`EndReason`]), `reconnect`: `now`, `later`, `never`, and a `note` | last, where the hub ends the stream |
 //!
 //! # Who is there
 //!

@@ -95,7 +95,7 @@ pub(crate) fn bye(
 ) -> Bytes {
     let mut data = Json::in_frame("hub.bye", retry);
     data.text("reason", reason.as_str());
-    data.text("return", reconnect.as_str());
+    data.text("reconnect", reconnect.as_str());
     if let Some(note) = note {
         data.text("note", note);
     }
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(text(&expiring(Duration::from_millis(5))), "event: hub.expiring\ndata: {\"in_ms\":5}\n\n");
         assert_eq!(
             text(&bye(EndReason::Draining, Reconnect::Now, None, None, SystemTime::UNIX_EPOCH)),
-            "event: hub.bye\ndata: {\"reason\":\"draining\",\"return\":\"now\"}\n\n"
+            "event: hub.bye\ndata: {\"reason\":\"draining\",\"reconnect\":\"now\"}\n\n"
         );
     }
 
@@ -310,7 +310,7 @@ mod tests {
         };
         assert_eq!(
             bye(Duration::from_secs(60)),
-            "event: hub.bye\ndata: {\"reason\":\"disconnected\",\"return\":\"never\",\"note\":\"out\\u000a\"}\nid: 0.60\n\n"
+            "event: hub.bye\ndata: {\"reason\":\"disconnected\",\"reconnect\":\"never\",\"note\":\"out\\u000a\"}\nid: 0.60\n\n"
         );
         assert!(bye(Duration::MAX).contains("\nid: 0.31536000\n"));
     }

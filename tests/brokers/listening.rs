@@ -111,7 +111,7 @@ async fn presence_is_the_same_everywhere(log: impl Backplane + Clone) {
 
 async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
     let (one, two) = pair(log).await;
-    for (disconnect, returns) in
+    for (disconnect, reconnect) in
         [(Disconnect::now(), "now"), (Disconnect::block_for(Duration::from_secs(60)).note("out"), "never")]
     {
         let (here, there) = (one.open("user=ada").await, two.open("user=ada").await);
@@ -119,7 +119,7 @@ async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
         assert_eq!(one.hub.user("ada").disconnect(disconnect).await.unwrap(), 1, "of this instance");
         for page in [here, there] {
             let bye = page.goodbye().await;
-            assert_eq!((&bye["reason"], &bye["return"]), (&json!("disconnected"), &json!(returns)));
+            assert_eq!((&bye["reason"], &bye["reconnect"]), (&json!("disconnected"), &json!(reconnect)));
         }
         assert!(begun.elapsed() < Duration::from_secs(10), "the promise is a second");
     }

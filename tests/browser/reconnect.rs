@@ -186,7 +186,7 @@ async fn a_204_stops_it_for_good() {
     source.comes_to(CLOSED).await;
     assert_eq!(source.names().await, ["open", "hub.hello", "hub.live", "hub.bye", "error", "error"]);
     let bye = source.all("hub.bye").await.pop().unwrap();
-    assert_eq!(bye.json(), json!({ "reason": "disconnected", "return": "never", "note": "signed out" }));
+    assert_eq!(bye.json(), json!({ "reason": "disconnected", "reconnect": "never", "note": "signed out" }));
     let states: Vec<u64> = source.all("error").await.iter().map(|error| error.state).collect();
     assert_eq!(states, [CONNECTING, CLOSED]);
     let asked = site.asked();

@@ -115,33 +115,33 @@ async fn ask(addr: SocketAddr, method: &str, path: &str) -> (u16, Value) {
 async fn a_user_is_disconnected_and_comes_back_when_it_may() {
     let (_hub, server) = start("").await;
     let addr = server.addr;
-    for (query, returns) in
-        [("", "now"), ("?return=later&time=2s", "later"), ("?return=never&time=1s&note=out", "never")]
+    for (query, reconnect) in
+        [("", "now"), ("?reconnect=later&time=2s", "later"), ("?reconnect=never&time=1s&note=out", "never")]
     {
         // A slash in the name, as it is and encoded.
         let tabs = [subscribe(addr, "/events?user=a/da").await, subscribe(addr, "/events?user=a/da").await];
         let mut other = subscribe(addr, "/events?user=ben").await;
-        let path = if returns == "now" { "/users/a/da/connections" } else { "/users/a%2Fda/connections" };
+        let path = if reconnect == "now" { "/users/a/da/connections" } else { "/users/a%2Fda/connections" };
         assert_eq!(ask(addr, "DELETE", &format!("{path}{query}")).await, (200, json!({ "disconnected": 2 })));
         for tab in tabs {
             let bye = tab.rest().await.pop().unwrap();
             let data: Value = serde_json::from_str(&bye.data).unwrap();
             assert_eq!(
-                (&*bye.event, &data["reason"], &data["return"]),
-                ("hub.bye", &json!("disconnected"), &json!(returns))
+                (&*bye.event, &data["reason"], &data["reconnect"]),
+                ("hub.bye", &json!("disconnected"), &json!(reconnect))
             );
-            assert_eq!(data["note"], if returns == "never" { json!("out") } else { Value::Null });
+            assert_eq!(data["note"], if reconnect == "never" { json!("out") } else { Value::Null });
         }
         let status = get(addr, "/events?user=a/da").await.status;
-        assert_eq!(status, if returns == "never" { 204 } else { 200 });
+        assert_eq!(status, if reconnect == "never" { 204 } else { 200 });
         accepted(addr, "/users/ben", "still here").await;
         assert_eq!(read(&mut other).await.1, "still here");
     }
     soon(async { while get(addr, "/events?user=a/da").await.status != 200 {} }).await;
     for (path, status, line) in [
-        ("/users/ada/connections?return=perhaps", 400, "return: neither now, later nor never"),
-        ("/users/ada/connections?return=later&time=soon", 400, "time: not a time like 500ms, 5s or 2m"),
-        ("/users/ada/connections?time=5s", 400, "time: only with return=later or return=never"),
+        ("/users/ada/connections?reconnect=perhaps", 400, "reconnect: neither now, later nor never"),
+        ("/users/ada/connections?reconnect=later&time=soon", 400, "time: not a time like 500ms, 5s or 2m"),
+        ("/users/ada/connections?time=5s", 400, "time: only with reconnect=later or reconnect=never"),
         ("/users/%00/connections", 400, "user contains the control character U+0000"),
         ("/users/ada", 404, "no such path"),
     ] {

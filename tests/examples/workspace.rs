@@ -287,7 +287,7 @@ async fn who_signs_out_does_so_in_every_tab_of_that_session_and_no_other() {
     assert!(reply.header("set-cookie").contains("Max-Age=0"));
     for page in [first, second] {
         let bye: Value = serde_json::from_str(&page.rest().await.pop().unwrap().data).unwrap();
-        assert_eq!((&bye["return"], &bye["note"]), (&json!("never"), &json!("signed out")));
+        assert_eq!((&bye["reconnect"], &bye["note"]), (&json!("never"), &json!("signed out")));
     }
     assert_eq!(here.get("/state/feed").await.status, 401);
     assert_eq!(here.get("/events?topic=feed").await.status, 401);

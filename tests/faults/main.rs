@@ -541,7 +541,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
             let rest = events.rest().await;
             let (bye, before) = rest.split_last().expect("an end without a word");
             assert_eq!(bye.event, "hub.bye");
-            assert_eq!(bye.data, r#"{"reason":"draining","return":"now"}"#);
+            assert_eq!(bye.data, r#"{"reason":"draining","reconnect":"now"}"#);
             let seen: Vec<u64> = before.iter().map(|event| event.data.parse().unwrap()).collect();
             assert!(seen.iter().copied().eq(0..seen.len() as u64), "contiguous to the end");
             bye.retry.unwrap()
@@ -711,7 +711,7 @@ async fn an_expiring_stream_says_so_in_time_and_beats_until_then() {
     let beats = text.matches("\n:\n").count() + text.matches(":\n:\n").count();
     assert!((14..=24).contains(&beats), "{beats} heartbeats in {ended:?}");
     assert!(!text.contains(":\n\n"), "{text:?}");
-    assert!(text.ends_with("event: hub.bye\ndata: {\"reason\":\"expired\",\"return\":\"now\"}\n\n"));
+    assert!(text.ends_with("event: hub.bye\ndata: {\"reason\":\"expired\",\"reconnect\":\"now\"}\n\n"));
 }
 
 #[tokio::test(start_paused = true)]

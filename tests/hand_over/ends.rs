@@ -32,7 +32,7 @@ async fn disconnected_in_each_way() {
         assert_eq!(site.hub.user("ada").disconnect(disconnect.note("so it is")).await.unwrap(), 1);
         let rest = events.rest().await;
         let [bye] = &rest[..] else { panic!("{rest:?}") };
-        assert_eq!(goodbye(bye), json!({ "reason": "disconnected", "return": word, "note": "so it is" }));
+        assert_eq!(goodbye(bye), json!({ "reason": "disconnected", "reconnect": word, "note": "so it is" }));
         assert_eq!((bye.retry.is_some(), bye.id.starts_with("0.")), (word != "never", word == "never"), "{bye:?}");
         assert_eq!((site.hub.stats().connections, site.hub.stats().ended(EndReason::Disconnected)), (0, 1));
     }
@@ -55,7 +55,7 @@ async fn a_drain_spreads_the_return_over_its_window() {
     for (events, _writer) in streams {
         let mut rest = events.rest().await;
         let bye = rest.pop().unwrap();
-        assert_eq!(goodbye(&bye), json!({ "reason": "draining", "return": "now" }));
+        assert_eq!(goodbye(&bye), json!({ "reason": "draining", "reconnect": "now" }));
         assert_eq!(rest.pop().unwrap().data, "before");
         retries.push(bye.retry.unwrap());
     }
@@ -184,7 +184,7 @@ async fn a_subscription_that_expires_says_so_and_ends() {
     events.caught_up().await;
     assert_eq!(events.next().await.event, "hub.expiring");
     let rest = events.rest().await;
-    assert_eq!(goodbye(&rest[0]), json!({ "reason": "expired", "return": "now" }));
+    assert_eq!(goodbye(&rest[0]), json!({ "reason": "expired", "reconnect": "now" }));
     assert!((1700..20_000).contains(&since.elapsed().as_millis()), "{:?}", since.elapsed());
     assert_eq!((rest.len(), site.passed.frames()), (1, 1));
 }
@@ -197,7 +197,7 @@ async fn a_stream_that_is_old_ends() {
     let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
     let bye = events.rest().await.pop().unwrap();
-    assert_eq!(goodbye(&bye), json!({ "reason": "age", "return": "now" }));
+    assert_eq!(goodbye(&bye), json!({ "reason": "age", "reconnect": "now" }));
     assert!(since.elapsed() >= second * 4 / 5 && since.elapsed() < 10 * second, "{:?}", since.elapsed());
     assert_eq!(site.passed.frames(), 1);
 }

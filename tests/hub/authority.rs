@@ -139,7 +139,7 @@ async fn a_revoked_stream_ends_within_an_interval_and_may_come_back_to_be_decide
     says.now(Recheck::End(Refusal::unauthorized()));
     let bye = bye(events).await;
     assert!(since.elapsed() < EVERY * 10, "{:?}", since.elapsed());
-    assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "now" }));
+    assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "now" }));
     // It goes on from where it was.
     assert_eq!(bye.id, last_id);
     assert!(bye.retry.is_some());
@@ -151,7 +151,7 @@ async fn a_stream_that_is_refused_for_later_is_told_when() {
     let later = Refusal::retry_later(RefusalReason::Busy).retry(5 * SECOND);
     let (_hub, server) = serve(hurried(), move |_| ready(Recheck::End(later.clone()))).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t").await).await;
-    assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "later" }));
+    assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "later" }));
     let retry = bye.retry.unwrap();
     assert!(retry >= 5 * SECOND && retry <= 8 * SECOND, "{retry:?}");
 }
@@ -160,7 +160,7 @@ async fn a_stream_that_is_refused_for_later_is_told_when() {
 async fn a_stream_that_is_refused_for_ever_is_answered_204_when_it_returns_with_the_id_of_the_goodbye() {
     let (_hub, server) = serve(hurried(), |_| ready(Recheck::End(Refusal::gone()))).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t").await).await;
-    assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "never" }));
+    assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "never" }));
     let again = Request::get("/events?topic=t").header("last-event-id", &bye.id).body("").unwrap();
     assert_eq!(send(server.addr, again).await.status, StatusCode::NO_CONTENT);
     // A new page of the same person is let in, and looked at again.
@@ -255,7 +255,7 @@ async fn a_narrowed_stream_may_be_given_less_time() {
     let shortened = |_| ready(Recheck::Narrow(Subscription::anonymous().topic("t").expires_in(Duration::ZERO)));
     let (_hub, server) = serve(hurried(), shortened).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t&expires_ms=3600000").await).await;
-    assert_eq!(parsed(&bye), json!({ "reason": "expired", "return": "now" }));
+    assert_eq!(parsed(&bye), json!({ "reason": "expired", "reconnect": "now" }));
 }
 
 #[tokio::test]
@@ -272,7 +272,7 @@ async fn a_stream_that_turns_out_to_be_somebody_elses_ends() {
     for other in [Subscription::for_user("ben").topic("t"), Subscription::anonymous().topic("t")] {
         let (_hub, server) = serve(hurried(), move |_| ready(Recheck::Narrow(other.clone()))).await;
         let bye = bye(subscribe(server.addr, "/events?user=ada&topic=t").await).await;
-        assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "now" }));
+        assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "now" }));
     }
 }
 
@@ -396,7 +396,7 @@ async fn a_hook_that_fails_twice_in_a_row_ends_the_stream_and_no_other() {
         let (hub, server, asked) = failing(failure, |_| true).await;
         let mut other = subscribe(server.addr, "/events?user=good&topic=t").await;
         let bye = bye(subscribe(server.addr, "/events?user=bad&topic=t").await).await;
-        assert_eq!(parsed(&bye), json!({ "reason": "revoked", "return": "now" }));
+        assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "now" }));
         assert_eq!(asked.load(Ordering::SeqCst), 2);
         publish(&hub, "t", "still here").await;
         assert_eq!(other.next_own().await.data, "still here");
@@ -492,7 +492,7 @@ async fn a_busy_stream_is_told_of_its_end_and_ends_by_its_time() {
     let in_ms = parsed(&events[expiring])["in_ms"].as_u64().unwrap();
     assert!((1..=1000).contains(&in_ms), "{in_ms}");
     assert!(expiring + 1 < at("hub.bye"), "nothing came between");
-    assert_eq!(parsed(events.last().unwrap()), json!({ "reason": "expired", "return": "now" }));
+    assert_eq!(parsed(events.last().unwrap()), json!({ "reason": "expired", "reconnect": "now" }));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

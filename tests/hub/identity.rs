@@ -136,7 +136,7 @@ async fn a_disconnected_user_is_told_why_and_others_stay() {
     for tab in tabs {
         let id = tab.events.last_id.clone();
         let (bye, id_then) = tab.bye().await;
-        assert_eq!(parsed(&bye), json!({"reason": "disconnected", "return": "now", "note": "renew \"it\""}));
+        assert_eq!(parsed(&bye), json!({"reason": "disconnected", "reconnect": "now", "note": "renew \"it\""}));
         assert_eq!(id_then, id, "it goes on from where it was");
     }
     assert_eq!(hub.stats().ended(EndReason::Disconnected), 2);
@@ -161,7 +161,7 @@ async fn the_retry_says_when_to_come_back() {
         for page in Page::tabs(server.addr, "/events?user=ada").await {
             assert_eq!(hub.connection(&page.connection).disconnect(disconnect.clone()).await.unwrap(), 1);
             let (bye, _) = page.bye().await;
-            assert_eq!(parsed(&bye), json!({"reason": "disconnected", "return": word}));
+            assert_eq!(parsed(&bye), json!({"reason": "disconnected", "reconnect": word}));
             let fits = |range: &RangeInclusive<Duration>| bye.retry.is_some_and(|retry| range.contains(&retry));
             assert!(retry.as_ref().map_or(bye.retry.is_none(), fits), "{disconnect:?}: {:?}", bye.retry);
         }

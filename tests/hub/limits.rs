@@ -102,7 +102,7 @@ impl Watch {
 async fn displaced(events: Events) {
     let bye = events.rest().await.pop().unwrap();
     assert_eq!(bye.event, "hub.bye");
-    assert_eq!(parsed(&bye), serde_json::json!({ "reason": "limit", "return": "later" }));
+    assert_eq!(parsed(&bye), serde_json::json!({ "reason": "limit", "reconnect": "later" }));
     let retry = bye.retry.unwrap();
     assert!((10 * RETRY..=20 * RETRY).contains(&retry), "{retry:?}");
 }
@@ -375,7 +375,7 @@ async fn grows_old(events: &mut Events) -> Vec<u64> {
             "n" => numbers.push(event.data.parse().unwrap()),
             "hub.hello" | "hub.live" => {}
             "hub.bye" => {
-                assert_eq!(parsed(&event), serde_json::json!({ "reason": "age", "return": "now" }));
+                assert_eq!(parsed(&event), serde_json::json!({ "reason": "age", "reconnect": "now" }));
                 assert!(event.retry.is_some());
                 assert!(events.try_next().await.is_none());
                 return numbers;

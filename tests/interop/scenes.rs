@@ -189,7 +189,7 @@ impl Scene<'_> {
         }
         run.publish("end", "c").await;
         run.until(|record| record.exited).await;
-        let bye = run.seen().iter().any(|seen| seen.name == "hub.bye" && seen.data.contains(r#""return":"now""#));
+        let bye = run.seen().iter().any(|seen| seen.name == "hub.bye" && seen.data.contains(r#""reconnect":"now""#));
         self.note(case, if bye { in_order(&run, &["a", "b", "c"]) } else { "does not see `hub.bye`".to_owned() });
         self.waited(&run);
         self.who(&run);

@@ -14,7 +14,7 @@
 //! | `POST /topics/{topic}?event=name&key=k`, `/users/{user}`, `/everyone`, the data as body | `202 {"id":"…","receivers":n}` |
 //! | `POST /publish`, lines of `{"topic"\|"user":"…","event":"…","key":"…","data":…}` | `202 {"published":n,"last":"…"}`; an error says how many were published |
 //! | `POST /events/{connection}/topics?join=c&leave=a[&user=u]` | `200 {"topics":["b","c"]}`: what this stream has now |
-//! | `DELETE /users/{user}/connections[?return=later\|never&time=30s&note=why]` | `200 {"disconnected":n}` |
+//! | `DELETE /users/{user}/connections[?reconnect=later\|never&time=30s&note=why]` | `200 {"disconnected":n}` |
 //! | `GET /topics/{topic}/presence` | `200 {"position":"…","members":[{"user":"…","connections":n}],"anonymous":n}` |
 //! | `GET /stats`, `/healthz`, `/readyz` | counts; whether it is well; whether it takes new streams |
 //!

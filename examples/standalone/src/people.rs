@@ -30,8 +30,7 @@ pub(crate) struct Disconnected {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Parting {
-    #[serde(rename = "return")]
-    returns: Option<String>,
+    reconnect: Option<String>,
     time: Option<String>,
     note: Option<String>,
 }
@@ -44,12 +43,12 @@ impl Parting {
             Some(Some(time)) => Some(time),
             Some(None) => return bad("time: not a time like 500ms, 5s or 2m"),
         };
-        let disconnect = match (self.returns.as_deref(), time) {
+        let disconnect = match (self.reconnect.as_deref(), time) {
             (None | Some("now"), None) => Disconnect::now(),
-            (None | Some("now"), Some(_)) => return bad("time: only with return=later or return=never"),
+            (None | Some("now"), Some(_)) => return bad("time: only with reconnect=later or reconnect=never"),
             (Some("later"), time) => Disconnect::reconnect_after(time.unwrap_or(LATER)),
             (Some("never"), time) => Disconnect::block_for(time.unwrap_or(NEVER)),
-            (Some(_), _) => return bad("return: neither now, later nor never"),
+            (Some(_), _) => return bad("reconnect: neither now, later nor never"),
         };
         Ok(match self.note {
             Some(note) => disconnect.note(note),

@@ -39,8 +39,8 @@ export function follow({ load, on, status, hello }) {
     listen("hub.gap", () => start("missed"));
     listen("hub.stale", () => say("stale"));
     listen("hub.refused", () => say("busy"));
-    listen("hub.bye", ({ reason, return: back, note }) => {
-      if (back !== "never") {
+    listen("hub.bye", ({ reason, reconnect, note }) => {
+      if (reconnect !== "never") {
         say(reason === "draining" ? "restarting" : "reconnecting");
         // Should it not come back soon, that is not what it does.
         clearTimeout(timer);

@@ -139,7 +139,6 @@ enum Wire<'a> {
 #[serde(rename_all = "lowercase")]
 enum WireAction {
     Disconnect {
-        #[serde(rename = "return")]
         reconnect: String,
         #[serde(default)]
         ms: u64,
