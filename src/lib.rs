@@ -35,7 +35,7 @@
 //! ```
 //!
 //! What makes a program of it, with axum, `tokio = { version = "1", features = ["full"] }` and this crate's feature
-//! `axum-serve`:
+//! `axum-listener`:
 //!
 //! ```no_run
 //! # use axum::Router;
@@ -216,7 +216,7 @@
 //! # }
 //! ```
 //!
-//! Below the server, `Hub::listener` (feature `axum-serve`) or [`Hub::io`] watch over the sockets: a deadline for peers
+//! Below the server, `Hub::listener` (feature `axum-listener`) or [`Hub::io`] watch over the sockets: a deadline for peers
 //! that do not read, and a cut that [`Hub::drain`] can pull, so that no stream keeps a process that wants to leave.
 //! [`Hub::health`] has the answers for two probes, [`Hub::stats`] the figures.
 //!
@@ -260,7 +260,7 @@
 //! |---|---|---|
 //! | `json` | yes | `Event::json`, `Subscription::data`: values that serialise with serde |
 //! | `axum` | yes | `StreamRequest` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
-//! | `axum-serve` | no | `Hub::listener` for `axum::serve` |
+//! | `axum-listener` | no | `Hub::listener` for `axum::serve` |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server |
 //! | `uuid` | no | topics and users from `Uuid` |
@@ -272,13 +272,13 @@
 #![cfg_attr(not(unix), allow(dead_code, reason = "sockets are taken over on Unix only"))]
 
 /// The code in the README compiles.
-#[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
+#[cfg(all(doctest, feature = "axum-listener", feature = "json"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
 /// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that
 /// none is forgotten.
-#[cfg(all(doctest, feature = "axum-serve", feature = "json"))]
+#[cfg(all(doctest, feature = "axum-listener", feature = "json"))]
 mod documents {
     #[doc = include_str!("../docs/comparison.md")]
     struct Comparison;
@@ -339,7 +339,7 @@ pub use crate::mount::{
     SseService, StreamRequest,
 };
 pub use crate::net::{SseConnectInfo, SseIo};
-#[cfg(feature = "axum-serve")]
+#[cfg(feature = "axum-listener")]
 pub use crate::net::{SseListener, SseMakeService};
 pub use crate::types::disconnect::Disconnect;
 pub use crate::types::error::{BuildError, CommandError, InvalidName, PublishError};

@@ -103,11 +103,11 @@ impl StreamRequest {
 
     /// Who is at the other end of the socket: known with the hub's listener where the server calls the layer or the
     /// endpoint in the task of the connection or a request carries [`SseConnectInfo`](crate::SseConnectInfo), and with
-    /// axum's `ConnectInfo<SocketAddr>` if the feature `axum-serve` is on, which comes first. Behind a proxy it is the
+    /// axum's `ConnectInfo<SocketAddr>` if the feature `axum-listener` is on, which comes first. Behind a proxy it is the
     /// proxy.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        #[cfg(feature = "axum-serve")]
+        #[cfg(feature = "axum-listener")]
         if let Some(info) = self.head.extensions.get::<axum::extract::ConnectInfo<SocketAddr>>() {
             return Some(info.0);
         }

@@ -126,9 +126,9 @@ impl Hub {
         // Another hub's settings, its drain and its takeover do not apply to this stream.
         let carried = arrival.transport.clone().filter(|transport| self.transports().knows(transport));
         let Some(transport) = carried.or_else(by_task) else { return Ok(stream(EventBody::events(connection))) };
-        let hands_over = transport.hands_over();
+        let offers_takeover = transport.offers_takeover();
         connection.carried_by(transport);
-        if !hands_over || arrival.version != Version::HTTP_11 {
+        if !offers_takeover || arrival.version != Version::HTTP_11 {
             return Ok(stream(EventBody::events(connection)));
         }
         let mut response = stream(EventBody::offered(connection));

@@ -8,7 +8,7 @@
 //! 3. noticing that the client has left although it sent something after its request, which no server reads now;
 //! 4. no delay for small writes, and an end of peers that vanished.
 //!
-//! Where that is asked for, it also hands the socket over together with its stream:
+//! Where that is asked for, the hub takes the socket over together with its stream:
 //! [`socket`](crate::net::takeover::socket).
 
 use std::any::Any;
@@ -279,14 +279,15 @@ impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
     /// # use tower_sse::Hub;
     /// # async fn serve(_: impl tokio::io::AsyncRead + tokio::io::AsyncWrite) {}
     /// # async fn example(hub: Hub, tcp: tokio::net::TcpStream) {
-    /// tokio::spawn(serve(hub.io(tcp).hand_over()));
+    /// tokio::spawn(serve(hub.io(tcp).take_over()));
     /// # }
     /// ```
+    #[doc(alias = "hand_over")]
     #[must_use]
-    pub fn hand_over(self) -> Self {
+    pub fn take_over(self) -> Self {
         let inner = self.inner.movable();
         if inner.is_movable() {
-            self.entry.transport.set_hands_over();
+            self.entry.transport.set_offers_takeover();
         }
         Self { inner, ..self }
     }

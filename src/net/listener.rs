@@ -21,7 +21,7 @@ use crate::macros::opaque_debug;
 pub struct SseListener<L> {
     hub: Hub,
     below: L,
-    hands_over: bool,
+    takeover: bool,
 }
 
 impl Hub {
@@ -45,11 +45,11 @@ impl Hub {
     /// ```
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
-        SseListener { hub: self.clone(), below: listener, hands_over: false }.tap_io(|_| {})
+        SseListener { hub: self.clone(), below: listener, takeover: false }.tap_io(|_| {})
     }
 
-    /// The same, and each connection also [hands its socket over](SseIo::hand_over) to the hub for as long
-    /// as a stream lasts: an idle one takes less than a kilobyte then. Await [`Hub::drain`] in the
+    /// The same, and the hub also [takes the socket of each connection over](SseIo::take_over) for
+    /// as long as a stream lasts: an idle one takes less than a kilobyte then. Await [`Hub::drain`] in the
     /// shutdown signal, since axum does not know of these streams.
     ///
     /// ```no_run
@@ -57,7 +57,7 @@ impl Hub {
     /// # use tower_sse::Hub;
     /// # async fn example(hub: Hub, app: axum::Router) -> std::io::Result<()> {
     /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-    /// axum::serve(hub.listener_handing_over(listener), app)
+    /// axum::serve(hub.listener_with_takeover(listener), app)
     ///     .with_graceful_shutdown(async move {
     ///         tokio::signal::ctrl_c().await.ok();
     ///         hub.drain(Duration::from_secs(5)).await;
@@ -65,9 +65,10 @@ impl Hub {
     ///     .await
     /// # }
     /// ```
+    #[doc(alias = "listener_handing_over")]
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
-    pub fn listener_handing_over<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
-        SseListener { hub: self.clone(), below: listener, hands_over: true }.tap_io(|_| {})
+    pub fn listener_with_takeover<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
+        SseListener { hub: self.clone(), below: listener, takeover: true }.tap_io(|_| {})
     }
 }
 
@@ -78,7 +79,7 @@ impl<L: Listener> Listener for SseListener<L> {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (stream, address) = self.below.accept().await;
         let io = self.hub.io(stream);
-        (if self.hands_over { io.hand_over() } else { io }, address)
+        (if self.takeover { io.take_over() } else { io }, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {

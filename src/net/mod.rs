@@ -6,10 +6,10 @@
 //!    ([`takeover`]).
 
 mod io;
-#[cfg(feature = "axum-serve")]
+#[cfg(feature = "axum-listener")]
 mod listener;
 pub(crate) mod takeover;
 
 pub use io::{SseConnectInfo, SseIo};
-#[cfg(feature = "axum-serve")]
+#[cfg(feature = "axum-listener")]
 pub use listener::{SseListener, SseMakeService};

@@ -101,8 +101,8 @@ async fn stats(addr: SocketAddr) -> Value {
 #[tokio::test]
 async fn told_to_leave_it_says_goodbye_to_every_stream_and_exits_with_0() {
     let args: &[&str] = &["--listen", "127.0.0.1:0", "--drain-window", "3s"];
-    let handing_over: &[&str] = &["--listen", "127.0.0.1:0", "--drain-window", "3s", "--hand-over"];
-    for (signal, args) in [("-TERM", args), ("-INT", args), ("-TERM", handing_over)] {
+    let with_takeover: &[&str] = &["--listen", "127.0.0.1:0", "--drain-window", "3s", "--takeover"];
+    for (signal, args) in [("-TERM", args), ("-INT", args), ("-TERM", with_takeover)] {
         let (hub, addr) = start(args).await;
         let streams = [subscribe(addr, "/events?topic=a").await, subscribe(addr, "/events?user=ada").await];
         hub.signal(signal);

@@ -547,7 +547,7 @@ fn the_command_line_is_read_as_it_is_documented() {
     assert_eq!(all.latest, ["a/", "b/"]);
     assert_eq!(all.drain_window, Duration::from_millis(500));
     assert_eq!(options("--drain-window 2m").drain_window, Duration::from_secs(120));
-    assert!(options("--hand-over --drain-window 2m").hand_over && !defaults.hand_over);
+    assert!(options("--takeover --drain-window 2m").takeover && !defaults.takeover);
     assert!(options("--help --whatever").help);
     assert!(!format!("{all:?}").contains("a=b"), "the token is printed");
     assert!(defaults.shared.is_none());

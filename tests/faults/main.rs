@@ -361,7 +361,7 @@ async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_
     soon(tcp.read_to_string(&mut all)).await.unwrap();
     let (stream, second) = all.split_once("0\r\n\r\n").unwrap();
     assert!(stream.contains("data: x\n") && stream.contains("event: hub.bye\n"), "{stream}");
-    if kit::hands_over() {
+    if kit::takeover() {
         assert_eq!(second, "", "the head has said that nothing else is answered");
         return;
     }
@@ -394,8 +394,8 @@ async fn churn_leaves_nothing_behind() {
         drop(open);
         until(|| hub.stats().connections == 0).await;
     }
-    // The writer of handed-over sockets stays, with the one descriptor that it waits on.
-    let writers = usize::from(kit::hands_over());
+    // The writer of taken-over sockets stays, with the one descriptor that it waits on.
+    let writers = usize::from(kit::takeover());
     until(|| descriptors() <= before + writers).await;
     until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() <= tasks + 1 + writers).await;
     // Topics and users without anything kept, and the one channel that stays, are all that is remembered.

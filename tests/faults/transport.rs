@@ -44,7 +44,7 @@ async fn publish(hub: &Hub, topic: &str, count: usize, size: usize) {
 /// Serves one connection with hyper alone, which calls the endpoint in the task that polls the socket.
 fn serve_one<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(hub: &Hub, io: S) {
     let io = hub.io(io);
-    let io = TokioIo::new(if kit::hands_over() { io.hand_over() } else { io });
+    let io = TokioIo::new(if kit::takeover() { io.take_over() } else { io });
     let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let service = hyper::service::service_fn(move |request| tower::Service::call(&mut endpoint.clone(), request));
     tokio::spawn(async move {

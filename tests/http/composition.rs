@@ -412,7 +412,7 @@ async fn a_socket_that_another_hub_watches_does_not_carry_the_streams_of_a_hub()
     let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let serve = axum::serve(watching.listener_handing_over(listener), SseMakeService::new(app));
+    let serve = axum::serve(watching.listener_with_takeover(listener), SseMakeService::new(app));
     tokio::spawn(async move { serve.await.unwrap() });
     let reply = kit::get(addr, "/events?topic=t").await;
     // The head of a stream whose socket is taken over says "close".

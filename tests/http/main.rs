@@ -1,5 +1,5 @@
 //! A hub inside an application: how it is mounted, which layers lie outside, what its bytes look like on the wire, and what
-//! bad input gets. `tests/run` runs it with sockets that are handed over, too.
+//! bad input gets. `tests/run` runs it with sockets that the hub takes over, too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 

@@ -88,7 +88,7 @@ impl Plain {
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                let io = if kit::hands_over() { hub.io(tcp).hand_over() } else { hub.io(tcp) };
+                let io = if kit::takeover() { hub.io(tcp).take_over() } else { hub.io(tcp) };
                 let (io, service) = (TokioIo::new(io), service.clone());
                 tokio::spawn(async move {
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -975,7 +975,7 @@ async fn every_version_of_http_gets_the_same_head_and_the_same_events() {
         let head = headers(&one);
         assert_eq!(head, common, "{name}: without `vary` and others of the router");
         assert_eq!(one.header("transfer-encoding"), "chunked", "{name}");
-        assert_eq!(one.header("connection"), if kit::hands_over() { "close" } else { "" }, "{name}");
+        assert_eq!(one.header("connection"), if kit::takeover() { "close" } else { "" }, "{name}");
         let expected = first_events(&mounted.hub, one.events()).await;
         assert_eq!(expected[0].0, "hub.hello");
         assert_eq!(expected[2].1, r#""a\nb""#);

@@ -71,7 +71,7 @@ async fn the_head_is_as_proxies_need_it() {
     assert_eq!(reply.header("x-content-type-options"), "nosniff");
     assert_eq!(reply.header("content-encoding"), "");
     assert_eq!(reply.header("content-length"), "");
-    assert_eq!(reply.header("connection"), if kit::hands_over() { "close" } else { "" });
+    assert_eq!(reply.header("connection"), if kit::takeover() { "close" } else { "" });
 }
 
 #[tokio::test]

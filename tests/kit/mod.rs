@@ -59,9 +59,9 @@ pub fn until(mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
     })
 }
 
-/// Whether servers are to hand their sockets over. `tests/run` runs what uses sockets in both ways.
-pub fn hands_over() -> bool {
-    std::env::var_os("TOWER_SSE_HAND_OVER").is_some()
+/// Whether the hub takes the sockets of servers over. `tests/run` runs what uses sockets in both ways.
+pub fn takeover() -> bool {
+    std::env::var_os("TOWER_SSE_TAKEOVER").is_some()
 }
 
 /// The hub's listener.
@@ -69,7 +69,7 @@ pub fn watched(
     hub: &Hub,
     listener: TcpListener,
 ) -> axum::serve::TapIo<tower_sse::SseListener<TcpListener>, fn(&mut tower_sse::SseIo<TcpStream>)> {
-    if hands_over() { hub.listener_handing_over(listener) } else { hub.listener(listener) }
+    if takeover() { hub.listener_with_takeover(listener) } else { hub.listener(listener) }
 }
 
 /// An axum application on the hub's listener.

@@ -6,7 +6,7 @@ use crate::load::{Load, Pace, Phase, Request, To};
 use crate::process::Server;
 use crate::servers::{Kind, Options};
 
-use Kind::{Axum, AxumFloor, Handed, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing};
+use Kind::{Axum, AxumFloor, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing, TakenOver};
 
 /// How far the fastest publisher is ahead of the slowest reader.
 const WINDOW: u64 = 64;
@@ -81,7 +81,7 @@ pub struct Case {
 }
 
 /// All on one thread.
-const ALL: &[Kind] = &[Axum, Hyper, Handed, AxumFloor, HyperFloor, Raw, RawCoalescing, Naive, Nchan];
+const ALL: &[Kind] = &[Axum, Hyper, TakenOver, AxumFloor, HyperFloor, Raw, RawCoalescing, Naive, Nchan];
 /// The same, and the two on several threads.
 const WITH_THREADS: &[Kind] = &Kind::ALL;
 /// The crate, and the bodies that it is measured by.
@@ -93,11 +93,11 @@ pub const CASES: &[Case] = &[
     Case { name: "fan-out-1000", kinds: WITH_THREADS, run: |run| fan_out(run, &THOUSAND) },
     Case { name: "fan-out-10000", kinds: ALL, run: |run| fan_out(run, &TEN_THOUSAND) },
     Case { name: "unicast", kinds: WITH_THREADS, run: unicast },
-    Case { name: "many-topics", kinds: &[Axum, Hyper, Handed, Naive], run: many_topics },
+    Case { name: "many-topics", kinds: &[Axum, Hyper, TakenOver, Naive], run: many_topics },
     Case { name: "topic-each", kinds: ALL, run: topic_each },
-    Case { name: "stalled", kinds: &[Axum, Hyper, Handed, AxumFloor, Naive, Nchan], run: stalled },
+    Case { name: "stalled", kinds: &[Axum, Hyper, TakenOver, AxumFloor, Naive, Nchan], run: stalled },
     Case { name: "resume", kinds: BODIES, run: resume },
-    Case { name: "latest-per-key", kinds: &[Axum, Hyper, Handed], run: latest_per_key },
+    Case { name: "latest-per-key", kinds: &[Axum, Hyper, TakenOver], run: latest_per_key },
 ];
 
 impl Run {

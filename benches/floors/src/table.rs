@@ -192,7 +192,7 @@ fn ratio(
 
 fn targets() -> Vec<Target> {
     use Kind::{
-        Axum, AxumFloor, AxumFloorThreads, AxumThreads, Handed, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing,
+        Axum, AxumFloor, AxumFloorThreads, AxumThreads, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing, TakenOver,
     };
     const CPU: &str = "cpu_ns_per_delivery";
     const MEMORY: &str = "memory_per_connection";
@@ -266,12 +266,12 @@ fn targets() -> Vec<Target> {
             at_most: None,
             digits: 2,
         },
-        ratio("handed over: CPU, one at a time, to raw", CPU, (one.0, Handed), Raw, 1.25),
-        ratio("handed over: CPU, as fast as it goes, to coalescing raw", CPU, (fast.0, Handed), RawCoalescing, 1.3),
-        ratio("the same, 16 events in a publish", CPU, (batched.0, Handed), RawCoalescing, 1.3),
+        ratio("taken over: CPU, one at a time, to raw", CPU, (one.0, TakenOver), Raw, 1.25),
+        ratio("taken over: CPU, as fast as it goes, to coalescing raw", CPU, (fast.0, TakenOver), RawCoalescing, 1.3),
+        ratio("the same, 16 events in a publish", CPU, (batched.0, TakenOver), RawCoalescing, 1.3),
         Target {
-            what: "handed over: memory of an idle connection, B",
-            measure: Measure::Figure((idle, Handed, MEMORY)),
+            what: "taken over: memory of an idle connection, B",
+            measure: Measure::Figure((idle, TakenOver, MEMORY)),
             at_most: Some(1_000.0),
             digits: 0,
         },

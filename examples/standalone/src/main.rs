@@ -180,7 +180,7 @@ async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         draining.drain(window).await;
     };
     let drained = drained.shared();
-    let listener = if options.hand_over { hub.listener_handing_over(listener) } else { hub.listener(listener) };
+    let listener = if options.takeover { hub.listener_with_takeover(listener) } else { hub.listener(listener) };
     // Direct HTTP/2 clients, too, have a socket that the hub knows.
     let serve = axum::serve(listener, SseMakeService::new(app)).with_graceful_shutdown(drained.clone());
     tokio::select! {

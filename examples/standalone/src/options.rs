@@ -14,7 +14,7 @@ pub(crate) const USAGE: &str = "\
 A hub of Server-Sent Events that programs in any language publish to.
 
 Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--latest PREFIX]... [--presence PREFIX]...
-                  [--allow-host HOST]... [--drain-window TIME] [--hand-over] [--backplane URL [--namespace NAME]]
+                  [--allow-host HOST]... [--drain-window TIME] [--takeover] [--backplane URL [--namespace NAME]]
 
   --listen ADDRESS     Listen here. Port 0 takes a free one. Defaults to 127.0.0.1:8080.
   --token SECRET       Whoever writes, disconnects or asks who is there must send `Authorization: Bearer SECRET`.
@@ -30,7 +30,7 @@ Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--lat
                        against DNS rebinding. May be given several times. Defaults to any host.
   --drain-window TIME  When it leaves, clients are told to come back spread over this time: 500ms, 5s, 2m.
                        Defaults to 5s.
-  --hand-over          Take the socket of a stream out of the HTTP server: an idle one takes less than a kilobyte then.
+  --takeover           Take the socket of a stream out of the HTTP server: an idle one takes less than a kilobyte then.
   --backplane URL      Share the log with all that have the same broker and namespace: redis://127.0.0.1:6379,
                        rediss://user:password@host, nats://127.0.0.1:4222. What one takes all deliver, and clients go on
                        at any. Defaults to a log of its own.
@@ -60,7 +60,7 @@ pub(crate) struct Options {
     pub(crate) presence: Vec<String>,
     pub(crate) allow_host: Vec<String>,
     pub(crate) drain_window: Duration,
-    pub(crate) hand_over: bool,
+    pub(crate) takeover: bool,
     pub(crate) shared: Option<Shared>,
     pub(crate) help: bool,
 }
@@ -75,7 +75,7 @@ impl Default for Options {
             presence: Vec::new(),
             allow_host: Vec::new(),
             drain_window: Duration::from_secs(5),
-            hand_over: false,
+            takeover: false,
             shared: None,
             help: false,
         }
@@ -98,8 +98,8 @@ impl Options {
                 options.help = true;
                 return Ok(options);
             }
-            if arg == "--hand-over" {
-                options.hand_over = true;
+            if arg == "--takeover" {
+                options.takeover = true;
                 continue;
             }
             if !NAMES.contains(&name) {

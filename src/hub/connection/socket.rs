@@ -78,7 +78,7 @@ pub(crate) struct Transport {
     /// The task that polls the socket.
     waker: Mutex<Option<Waker>>,
     /// Its streams may be taken over together with it.
-    hands_over: AtomicBool,
+    offers_takeover: AtomicBool,
     /// The stream that waits for that.
     offer: Mutex<Option<Arc<dyn Takeover>>>,
 }
@@ -295,12 +295,12 @@ impl Transport {
         }
     }
 
-    pub(crate) fn set_hands_over(&self) {
-        self.hands_over.store(true, Ordering::Release);
+    pub(crate) fn set_offers_takeover(&self) {
+        self.offers_takeover.store(true, Ordering::Release);
     }
 
-    pub(crate) fn hands_over(&self) -> bool {
-        self.hands_over.load(Ordering::Acquire)
+    pub(crate) fn offers_takeover(&self) -> bool {
+        self.offers_takeover.load(Ordering::Acquire)
     }
 
     pub(crate) fn offer(&self, offer: Arc<dyn Takeover>) {

@@ -1,4 +1,4 @@
-//! The socket below a server, which may be handed over together with its stream.
+//! The socket below a server, which the hub may take over together with its stream.
 //!
 //! A stream is recognised by its own bytes: the head of a response that ends its connection, followed
 //! by exactly the first frame that a body has offered, and by nothing else. So TLS, compression,

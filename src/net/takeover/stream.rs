@@ -1,4 +1,4 @@
-//! One stream whose socket was handed over: what a server does around a body, without its buffers.
+//! One stream whose socket the hub has taken over: what a server does around a body, without its buffers.
 //!
 //! It reads away what the client sends and notices that it leaves, writes each frame as an HTTP/1.1
 //! chunk, gives up a peer that takes nothing, and ends properly.
@@ -36,7 +36,7 @@ thread_local! {
 }
 
 /// See the module.
-pub(crate) struct Handed {
+pub(crate) struct TakenOver {
     tcp: TcpStream,
     /// What is known of the socket: nothing more is tried when it has said that it would block, until it
     /// says otherwise.
@@ -78,7 +78,7 @@ pub(crate) enum Turn {
 /// The peer is gone, or is given up.
 struct Gone;
 
-impl Handed {
+impl TakenOver {
     pub(crate) fn new(tcp: TcpStream, connection: StreamDriver) -> Self {
         connection.hub().transports().begin_writing();
         Self { tcp, readable: true, writable: true, pause: None, phase: Phase::Streaming(connection), waiting: None }
@@ -267,7 +267,7 @@ impl Handed {
     }
 }
 
-impl Drop for Handed {
+impl Drop for TakenOver {
     fn drop(&mut self) {
         self.end_writing();
     }
@@ -326,12 +326,12 @@ mod tests {
         peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let (tcp, _) = listener.accept().unwrap();
         tcp.set_nonblocking(true).unwrap();
-        let mut handed = Handed::new(TcpStream::from_std(tcp), connection);
+        let mut taken = TakenOver::new(TcpStream::from_std(tcp), connection);
         for _ in 0..80 {
             hub.topic("t").publish(Event::unnamed("x".repeat(250_000))).await.unwrap();
         }
         let mut is_open = || loop {
-            match handed.poll(&mut Context::from_waker(Waker::noop())) {
+            match taken.poll(&mut Context::from_waker(Waker::noop())) {
                 Turn::Again => {}
                 Turn::Sleeps => return true,
                 Turn::Over => return false,

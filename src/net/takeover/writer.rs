@@ -1,4 +1,4 @@
-//! The hub's own writers of streams whose sockets were handed over. Each holds thousands of sockets in
+//! The hub's own writers of streams whose sockets the hub has taken over. Each holds thousands of sockets in
 //! one task: for a stream a cursor and a descriptor, and no buffers while nothing waits.
 //!
 //! There are as many as the runtime has workers, on the runtime that served the request, for as long as that lives. The
@@ -23,7 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Id};
 
-use super::stream::{Handed, Turn};
+use super::stream::{TakenOver, Turn};
 use crate::hub::StreamDriver;
 
 /// How many sockets are looked after before others get their turn.
@@ -74,7 +74,7 @@ struct Writer {
 struct Place {
     bell: Arc<Bell>,
     waker: Waker,
-    handed: Handed,
+    stream: TakenOver,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -155,7 +155,7 @@ impl Writer {
         self.selector.get_ref().registry().register(&mut tcp, Token(place), interest)?;
         let bell = Arc::new(Bell { inbox: Arc::clone(&self.inbox), place, rung: AtomicBool::new(true) });
         let waker = Waker::from(Arc::clone(&bell));
-        vacant.insert(Place { bell, waker, handed: Handed::new(tcp, connection) });
+        vacant.insert(Place { bell, waker, stream: TakenOver::new(tcp, connection) });
         lock(&self.inbox.woken).push_back(place);
         Ok(())
     }
@@ -185,7 +185,7 @@ impl Writer {
             }
             for event in &self.events {
                 if let Some(place) = self.places.get_mut(event.token().0) {
-                    place.handed.note(is_readable(event), event.is_writable() || event.is_error());
+                    place.stream.note(is_readable(event), event.is_writable() || event.is_error());
                     place.bell.wake_by_ref();
                 }
             }
@@ -200,7 +200,7 @@ impl Writer {
         let Some(place) = self.places.get_mut(index) else { return };
         place.bell.rung.store(false, Ordering::Release);
         // A panic would be a mistake of ours; then let it cost one stream, and not thousands.
-        let turn = catch_unwind(AssertUnwindSafe(|| place.handed.poll(&mut Context::from_waker(&place.waker))));
+        let turn = catch_unwind(AssertUnwindSafe(|| place.stream.poll(&mut Context::from_waker(&place.waker))));
         match turn.unwrap_or(Turn::Over) {
             Turn::Sleeps => {}
             Turn::Again => place.bell.wake_by_ref(),

@@ -25,8 +25,8 @@ pub enum Kind {
     Axum,
     /// The crate: its layer around a service, its `io` under hyper's HTTP/1.
     Hyper,
-    /// The same as `Axum`, whose listener hands its sockets over.
-    Handed,
+    /// The same as `Axum`, with a listener whose sockets the hub takes over.
+    TakenOver,
     AxumFloor,
     HyperFloor,
     Raw,
@@ -43,7 +43,7 @@ impl Kind {
     pub const ALL: [Self; 11] = [
         Self::Axum,
         Self::Hyper,
-        Self::Handed,
+        Self::TakenOver,
         Self::AxumFloor,
         Self::HyperFloor,
         Self::Raw,
@@ -58,7 +58,7 @@ impl Kind {
         match self {
             Self::Axum => "axum",
             Self::Hyper => "hyper",
-            Self::Handed => "handed",
+            Self::TakenOver => "takeover",
             Self::AxumFloor => "axum-floor",
             Self::HyperFloor => "hyper-floor",
             Self::Raw => "raw",
@@ -116,7 +116,7 @@ pub fn serve(kind: Kind, options: Options) {
         Kind::Raw => raw::serve(listener, false),
         Kind::RawCoalescing => raw::serve(listener, true),
         Kind::Axum => on_one_thread(ours::axum(listener, options, false)),
-        Kind::Handed => on_one_thread(ours::axum(listener, options, true)),
+        Kind::TakenOver => on_one_thread(ours::axum(listener, options, true)),
         Kind::Hyper => on_one_thread(ours::hyper(listener, options)),
         Kind::AxumFloor => on_one_thread(floor::axum(listener)),
         Kind::HyperFloor => on_one_thread(floor::hyper(listener)),

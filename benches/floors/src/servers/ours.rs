@@ -69,7 +69,7 @@ async fn publish(hub: &Hub, query: &str, body: Bytes) -> Response<Bytes> {
     published(begun)
 }
 
-pub async fn axum(listener: TcpListener, options: Options, hands_over: bool) {
+pub async fn axum(listener: TcpListener, options: Options, takeover: bool) {
     let hub = hub(options);
     let publish = async |State(hub): State<Hub>, RawQuery(query): RawQuery, body: Bytes| {
         publish(&hub, &query.unwrap_or_default(), body).await.map(::axum::body::Body::from)
@@ -77,7 +77,7 @@ pub async fn axum(listener: TcpListener, options: Options, hands_over: bool) {
     let app =
         Router::new().route("/publish", post(publish)).with_state(hub.clone()).layer(hub.layer("/events", access));
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    let listener = if hands_over { hub.listener_handing_over(listener) } else { hub.listener(listener) };
+    let listener = if takeover { hub.listener_with_takeover(listener) } else { hub.listener(listener) };
     ::axum::serve(listener, app).await.unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! Handed over or not, a stream counts.
+//! Taken over or not, a stream counts.
 
 use std::time::Duration;
 

@@ -31,7 +31,7 @@ async fn serve(hub: &Hub, how: How) -> (Peer, JoinHandle<bool>) {
     let mut peer = Peer::narrow(listener.local_addr().unwrap()).await;
     let hub = hub.clone();
     let task = tokio::spawn(async move {
-        let mut io = hub.io(listener.accept().await.unwrap().0).hand_over();
+        let mut io = hub.io(listener.accept().await.unwrap().0).take_over();
         assert!(io.read(&mut [0; 1024]).await.unwrap() > 0);
         let request = Request::get("/events?topic=t").body(()).unwrap();
         let mut body = std::pin::pin!(hub.endpoint(as_asked).oneshot(request).await.unwrap().into_body());

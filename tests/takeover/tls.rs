@@ -92,11 +92,11 @@ impl Secure {
                         let builder = auto::Builder::new(TokioExecutor::new());
                         match place {
                             Place::Below => {
-                                let io = TokioIo::new(acceptor.accept(hub.io(tcp).hand_over()).await.unwrap());
+                                let io = TokioIo::new(acceptor.accept(hub.io(tcp).take_over()).await.unwrap());
                                 drop(builder.serve_connection(io, service).await);
                             }
                             Place::Above => {
-                                let io = TokioIo::new(hub.io(acceptor.accept(tcp).await.unwrap()).hand_over());
+                                let io = TokioIo::new(hub.io(acceptor.accept(tcp).await.unwrap()).take_over());
                                 drop(builder.serve_connection(io, service).await);
                             }
                         }

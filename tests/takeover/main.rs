@@ -1,6 +1,6 @@
-//! Streams whose sockets are handed over: taken where that may be, left alone where not, and the same to their readers.
+//! Streams whose sockets the hub takes over: taken where that may be, left alone where not, and the same to their readers.
 //!
-//! Servers here always hand over, whatever the environment says. What other suites say of streams holds with it too:
+//! The hub always takes sockets over here, whatever the environment says. What other suites say of streams holds with it too:
 //! `tests/run` runs them in both ways.
 
 #![allow(

@@ -102,10 +102,10 @@ fn a_socket_that_is_not_tcp() {
 #[tokio::test]
 async fn a_socket_that_is_not_tcp() {
     let hub = builder().build().unwrap();
-    let path = std::env::temp_dir().join(format!("tower-sse-hand-over-{}", std::process::id()));
+    let path = std::env::temp_dir().join(format!("tower-sse-takeover-{}", std::process::id()));
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
     let app = Router::new().route_service("/events", hub.endpoint(as_asked));
-    let serve = axum::serve(hub.listener_handing_over(listener), app);
+    let serve = axum::serve(hub.listener_with_takeover(listener), app);
     let serve = tokio::spawn(async move { serve.await.unwrap() });
     let io = TokioIo::new(tokio::net::UnixStream::connect(&path).await.unwrap());
     std::fs::remove_file(&path).unwrap();

@@ -40,9 +40,9 @@ async fn an_id_that_is_none_is_a_gap() {
     site.delivers_as_taken(&mut events).await;
 }
 
-/// One hub behind two servers, one that hands over and one that does not. A reader goes from one to the other all the time.
+/// One hub behind two servers, one with takeover and one without. A reader goes from one to the other all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn back_and_forth_between_a_server_that_hands_over_and_one_that_does_not() {
+async fn back_and_forth_between_a_server_with_takeover_and_one_without() {
     const EVENTS: usize = 2000;
     let wide = Retention::replay().count(EVENTS).bytes(64 << 20);
     let site = Site::start(Hub::builder().topic_retention(wide)).await;

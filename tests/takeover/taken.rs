@@ -124,7 +124,7 @@ async fn however_hyper_writes() {
         let serve = tokio::spawn({
             let hub = hub.clone();
             async move {
-                let io = TokioIo::new(hub.io(listener.accept().await.unwrap().0).hand_over());
+                let io = TokioIo::new(hub.io(listener.accept().await.unwrap().0).take_over());
                 let service = TowerToHyperService::new(hub.endpoint(as_asked));
                 let mut builder = hyper::server::conn::http1::Builder::new();
                 builder.writev(vectored).title_case_headers(title_case).serve_connection(io, service).await.unwrap();

@@ -135,7 +135,7 @@ fn hub() -> Hub {
     builder.drain_limit(Duration::from_secs(15)).build().unwrap()
 }
 
-async fn handed_over(narrow: bool, acts: &[Act], last: Last) -> (Vec<Sse>, Vec<String>) {
+async fn taken_over(narrow: bool, acts: &[Act], last: Last) -> (Vec<Sse>, Vec<String>) {
     let site = if narrow {
         Site::narrow_on(hub(), |app| app).await
     } else {
@@ -174,7 +174,7 @@ proptest! {
             n => tokio::runtime::Builder::new_multi_thread().worker_threads(n).enable_all().build().unwrap(),
         };
         runtime.block_on(async {
-            let (taken, expected) = handed_over(narrow, &acts, last).await;
+            let (taken, expected) = taken_over(narrow, &acts, last).await;
             let (body, _) = by_body(narrow, &acts, last).await;
             let (taken, body) = (essence(&taken), essence(&body));
             let own: Vec<_> = taken.iter().filter(|(name, _)| name == "message").map(|(_, data)| data.clone()).collect();

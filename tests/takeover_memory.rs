@@ -1,4 +1,4 @@
-//! What an idle stream costs in memory, handed over and not, and what one costs whose client reads nothing. Alone in
+//! What an idle stream costs in memory, taken over and not, and what one costs whose client reads nothing. Alone in
 //! its process, since it looks at all of it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
@@ -23,15 +23,15 @@ fn resident_bytes() -> usize {
 }
 
 /// Both ends are in this process.
-async fn open(hub: &Hub, hands_over: bool, count: usize) -> Vec<TcpStream> {
+async fn open(hub: &Hub, takeover: bool, count: usize) -> Vec<TcpStream> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
     tokio::spawn({
         let hub = hub.clone();
         async move {
-            if hands_over {
-                axum::serve(hub.listener_handing_over(listener), app).await.unwrap();
+            if takeover {
+                axum::serve(hub.listener_with_takeover(listener), app).await.unwrap();
             } else {
                 axum::serve(hub.listener(listener), app).await.unwrap();
             }
@@ -54,7 +54,7 @@ async fn open(hub: &Hub, hands_over: bool, count: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_handed_over_costs_a_fraction_and_what_its_client_sends_costs_nothing() {
+async fn a_stream_that_is_taken_over_costs_a_fraction_and_what_its_client_sends_costs_nothing() {
     let _alone = ALONE.lock().await;
     // What the first use of everything needs.
     let first = Hub::builder().build().unwrap();
@@ -64,7 +64,7 @@ async fn a_stream_that_is_handed_over_costs_a_fraction_and_what_its_client_sends
     let hub = Hub::builder().build().unwrap();
     let before = resident_bytes();
     let mut streams = open(&hub, true, STREAMS).await;
-    let handed_over = resident_bytes().saturating_sub(before) / STREAMS;
+    let taken_over = resident_bytes().saturating_sub(before) / STREAMS;
 
     // Much more than the kernel's buffers hold.
     let talker = &mut streams[0];
@@ -85,8 +85,8 @@ async fn a_stream_that_is_handed_over_costs_a_fraction_and_what_its_client_sends
     let before = resident_bytes();
     let by_body = open(&other, false, STREAMS).await;
     let as_body = resident_bytes().saturating_sub(before) / STREAMS;
-    assert!(as_body > 4 * handed_over, "{handed_over} bytes handed over, {as_body} not");
-    assert!(handed_over < 3000, "{handed_over} bytes, the client's end included");
+    assert!(as_body > 4 * taken_over, "{taken_over} bytes taken over, {as_body} not");
+    assert!(taken_over < 3000, "{taken_over} bytes, the client's end included");
 
     drop((streams, by_body));
     until(|| hub.stats().connections + other.stats().connections == 0).await;

@@ -1,4 +1,4 @@
-//! Servers that hand over, and what can be seen of that from outside.
+//! Servers whose sockets the hub takes over, and what can be seen of that from outside.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -80,7 +80,7 @@ impl Site {
         let (passed, counted) = (Arc::<Passed>::default(), Arc::<AtomicUsize>::default());
         let app = outside(app(&hub, &passed, &counted));
         let (stop, stopped) = oneshot::channel();
-        let serve = axum::serve(hub.listener_handing_over(listener), app.into_make_service())
+        let serve = axum::serve(hub.listener_with_takeover(listener), app.into_make_service())
             .with_graceful_shutdown(async { drop(stopped.await) });
         let task = tokio::spawn(async move { serve.await.unwrap() });
         Self { hub, addr, passed, counted, stop: Some(stop), task }
@@ -182,7 +182,7 @@ impl Bare {
             async move {
                 loop {
                     let (tcp, _) = listener.accept().await.unwrap();
-                    let io = TokioIo::new(hub.io(tcp).hand_over());
+                    let io = TokioIo::new(hub.io(tcp).take_over());
                     let (service, serving) = (TowerToHyperService::new(service.clone()), Arc::clone(&serving));
                     serving.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(async move {
