@@ -227,7 +227,7 @@
 //! worker or a cron job, has a `Publisher` ([`Hub::publisher`]).
 //!
 //! ```
-//! # #[cfg(feature = "json")] #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tower_sse::backplane::Memory;
 //! use tower_sse::{Event, Hub, HubBuilder, Retention, TopicFilter};
 //!
@@ -244,7 +244,6 @@
 //! worker.topic("reports/7").publish(Event::new("progress", "40").key("progress")).await?;
 //! # let _ = (one, two);
 //! # Ok(()) }
-//! # #[cfg(not(feature = "json"))] fn main() {}
 //! ```
 //!
 //! `docs/scaling.md` in the repository has topology, settings, costs and limits.
@@ -258,7 +257,6 @@
 //!
 //! | feature | default | what |
 //! |---|---|---|
-//! | `json` | yes | `Event::json`, `Subscription::data`: values that serialise with serde |
 //! | `axum` | yes | `StreamRequest` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
 //! | `axum-listener` | no | `Hub::listener` for `axum::serve` |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
@@ -268,17 +266,16 @@
 //! All are additive.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![cfg_attr(not(feature = "json"), allow(dead_code, reason = "what only a shared log needs, whose records are JSON"))]
 #![cfg_attr(not(unix), allow(dead_code, reason = "sockets are taken over on Unix only"))]
 
 /// The code in the README compiles.
-#[cfg(all(doctest, feature = "axum-listener", feature = "json"))]
+#[cfg(all(doctest, feature = "axum-listener"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
 /// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that
 /// none is forgotten.
-#[cfg(all(doctest, feature = "axum-listener", feature = "json"))]
+#[cfg(all(doctest, feature = "axum-listener"))]
 mod documents {
     #[doc = include_str!("../docs/comparison.md")]
     struct Comparison;
@@ -313,7 +310,6 @@ mod documents {
     struct Testing;
 }
 
-#[cfg(feature = "json")]
 pub mod backplane;
 #[cfg(feature = "axum")]
 mod extract;
@@ -332,7 +328,6 @@ pub use crate::hub::{
     ConnectionInfo, Drained, Health, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence,
     Published, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
 };
-#[cfg(feature = "json")]
 pub use crate::hub::{Publisher, Recipients};
 pub use crate::mount::{
     Access, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseEndpoint, SseLayer,
@@ -347,7 +342,7 @@ pub use crate::types::event::Event;
 pub use crate::types::last_event_id::Cursor;
 pub use crate::types::name::{ConnectionId, Topic, UserId};
 pub use crate::types::position::{InvalidPosition, Position};
-pub use crate::types::reason::{EndReason, GapReason, RefusalReason};
+pub use crate::types::reason::{EndReason, GapReason, RefusalReason, UnknownReason};
 pub use crate::types::recheck::Recheck;
 pub use crate::types::refusal::Refusal;
 pub use crate::types::retention::{LagPolicy, Retention};

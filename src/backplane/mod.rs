@@ -37,20 +37,18 @@ mod nats;
 mod per_runtime;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "nats", feature = "redis"))]
+mod secret_key;
 
 use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::StreamExt;
+use futures::future::{BoxFuture, Either, select};
 use futures::stream::BoxStream;
-#[cfg(feature = "json")]
-use {
-    futures::StreamExt,
-    futures::future::{Either, select},
-    tokio::time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 pub use memory::Memory;
 #[cfg(feature = "nats")]
@@ -103,6 +101,8 @@ pub trait Backplane: Send + Sync + 'static {
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>>;
 
     /// Keeps something small for a while, for the first that asks for it. It overwrites what is there.
+    ///
+    /// The key is a secret, for example of a ticket: an adapter for a broker stores a hash of it.
     #[doc(alias = "deposit")]
     fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
@@ -287,7 +287,6 @@ impl fmt::Display for BackplaneError {
 impl Error for BackplaneError {}
 
 /// Waits for a broker's answer up to a limit. A broker that does not answer in this time has failed.
-#[cfg(feature = "json")]
 pub(crate) async fn in_time<T>(limit: Duration, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
     let answer = tokio::time::timeout(limit, answer).await;
     answer.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
@@ -295,7 +294,6 @@ pub(crate) async fn in_time<T>(limit: Duration, answer: impl Future<Output = Ans
 
 /// Waits for the next item of a stream, or returns `None` at a time. The time comes first, so that a stream
 /// that is never silent does not keep its reader from other work.
-#[cfg(feature = "json")]
 pub(crate) async fn next_until<T>(time: Instant, stream: &mut BoxStream<'static, Answer<T>>) -> Answer<Option<T>> {
     match select(std::pin::pin!(sleep_until(time)), stream.next()).await {
         Either::Left(_) => Ok(None),

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use super::inner::Tasks;
 use super::{Hub, Inner};
-#[cfg(feature = "json")]
 use crate::backplane::Backplane;
-#[cfg(feature = "json")]
 use crate::hub::cluster::{backfill, bus, follow, shared_log::SharedLog};
 use crate::hub::config::configuration::Configuration;
 use crate::hub::config::limits::OverLimit;
@@ -37,16 +35,13 @@ macro_rules! setters {
 #[must_use = "a builder does nothing until `build`"]
 pub struct HubBuilder {
     pub(super) configuration: Configuration,
-    #[cfg(feature = "json")]
     pub(super) backplane: Option<Shared>,
 }
 
 /// The log that is shared.
-#[cfg(feature = "json")]
 #[derive(Clone)]
 pub(super) struct Shared(pub(super) Arc<dyn Backplane>);
 
-#[cfg(feature = "json")]
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0.describe())
@@ -224,8 +219,7 @@ impl HubBuilder {
 
     /// Shares the log with other instances, through a broker. Without it the log is this process's own.
     /// `build` does not need the broker: an instance starts while it is away, is not [ready](Hub::health),
-    /// refuses streams softly, and recovers. Needs the feature `json` (on by default).
-    #[cfg(feature = "json")]
+    /// refuses streams softly, and recovers.
     pub fn backplane(mut self, backplane: impl Backplane) -> Self {
         self.backplane = Some(Shared(Arc::new(backplane)));
         self
@@ -306,15 +300,11 @@ impl HubBuilder {
             tracing::warn!("presence_grace is shorter than retry: every reconnect will look like leaving");
         }
         let policies = self.configuration.policies();
-        #[cfg(feature = "json")]
         let shared_log = self.backplane.map(|Shared(backplane)| SharedLog::new(backplane, settings, &policies));
-        #[cfg(not(feature = "json"))]
-        let shared_log = None;
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system gives no random bytes"))?;
         let log = Log::new(Epoch(epoch), policies, self.configuration.budgets());
         let of_shared_log: Vec<Background<Inner>> = match &shared_log {
-            #[cfg(feature = "json")]
             Some(_) => [&follow::JOB, &bus::JOB, &backfill::JOB].map(Background::new).into(),
             _ => Vec::new(),
         };

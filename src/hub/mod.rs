@@ -20,13 +20,7 @@
 //! and `membership` use it.
 
 mod builder;
-#[cfg(feature = "json")]
 mod cluster;
-#[cfg(not(feature = "json"))]
-mod cluster {
-    #[path = "no_shared_log.rs"]
-    pub(super) mod shared_log;
-}
 mod command;
 mod config;
 mod connection;
@@ -35,11 +29,9 @@ mod inner;
 mod inspect;
 mod membership;
 mod observe;
-#[cfg(feature = "json")]
 mod peers;
 mod presence;
 mod publish;
-#[cfg(feature = "json")]
 mod publisher;
 mod shutdown;
 mod stream;
@@ -68,7 +60,6 @@ pub use observe::lifecycle::{Lifecycle, LifecycleEvent};
 pub use observe::stats::Stats;
 pub use presence::{Member, Presence};
 pub use publish::Published;
-#[cfg(feature = "json")]
 pub use publisher::{Publisher, Recipients};
 pub use shutdown::{Drained, Health};
 pub use subscriber::{ReceivedEvent, Subscriber, SubscriberItem};

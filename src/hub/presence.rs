@@ -3,19 +3,20 @@
 use std::collections::btree_map::BTreeMap;
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde_json::value::RawValue;
+
 use super::{Hub, Target};
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::sync::Ordering;
 use crate::types::{Address, Position, UserId};
 
-/// Who is there at one moment: [`Target::presence`]. Serialises with the feature `json`.
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "json", derive(serde::Serialize))]
+/// Who is there at one moment: [`Target::presence`]. Serializes with serde.
+#[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Presence {
     /// Where in the log this was: of topics that tell who comes and goes, later `hub.joined` and `hub.left` events say
     /// what changed since.
-    #[cfg_attr(feature = "json", serde(serialize_with = "super::observe::stats::as_text"))]
     pub position: Position,
     /// Each user once, however many pages and tabs there are, in the order of their names.
     pub members: Vec<Member>,
@@ -24,13 +25,14 @@ pub struct Presence {
 }
 
 /// A user who is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Member {
     /// Who.
     pub user: UserId,
     /// How many connections of this user there are. None while a reload, or a way through a tunnel, is not told of yet.
     pub connections: usize,
+    #[serde(serialize_with = "raw", skip_serializing_if = "Option::is_none")]
     data: Option<Arc<str>>,
 }
 
@@ -42,18 +44,10 @@ impl Member {
     }
 }
 
-#[cfg(feature = "json")]
-impl serde::Serialize for Member {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeMap;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("user", self.user.as_str())?;
-        map.serialize_entry("connections", &self.connections)?;
-        if let Some(value) = self.data_json().and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok()) {
-            map.serialize_entry("data", &value)?;
-        }
-        map.end()
-    }
+/// JSON as it is, and not as a string.
+fn raw<S: serde::Serializer>(json: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let value: Option<&RawValue> = json.as_deref().and_then(|json| serde_json::from_str(json).ok());
+    value.serialize(serializer)
 }
 
 impl Target<'_> {

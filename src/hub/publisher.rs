@@ -65,8 +65,7 @@ impl HubBuilder {
     /// Builds what only publishes, for workers, command-line tools and cron jobs: [`Publisher`]. Of the
     /// settings count the [`backplane`](Self::backplane), which it needs, the retention, the limits of
     /// events and targets, and [`publish_timeout`](Self::publish_timeout). Instances and workers that
-    /// share one function for their settings agree. Needs no runtime and no broker. Needs the feature
-    /// `json` (on by default).
+    /// share one function for their settings agree. Needs no runtime and no broker.
     ///
     /// # Errors
     /// As [`build`](Self::build); and without a backplane.
@@ -83,7 +82,7 @@ impl HubBuilder {
 impl Hub {
     /// What only publishes, with the default settings: the same as
     /// `Hub::builder().backplane(backplane).publisher()`. By those no topic keeps the newest of each key;
-    /// with rules, use [`HubBuilder::publisher`]. Needs the feature `json` (on by default).
+    /// with rules, use [`HubBuilder::publisher`].
     ///
     /// # Errors
     /// As [`HubBuilder::publisher`].

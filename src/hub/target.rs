@@ -51,7 +51,6 @@ macro_rules! widening {
     };
 }
 
-#[cfg(feature = "json")]
 pub(super) use {addressing, widening};
 
 /// Whom something is for: an event to [`publish`](Self::publish), the question who is there

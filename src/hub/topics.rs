@@ -128,7 +128,7 @@ impl Change {
     }
 }
 
-#[cfg(all(test, feature = "json"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::backplane::Memory;

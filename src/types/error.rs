@@ -13,21 +13,12 @@ pub struct PublishError(PublishErrorKind);
 #[derive(Debug)]
 enum PublishErrorKind {
     Invalid(InvalidName),
-    TooLarge {
-        bytes: usize,
-        limit: usize,
-    },
-    TooManyTargets {
-        limit: usize,
-    },
+    TooLarge { bytes: usize, limit: usize },
+    TooManyTargets { limit: usize },
     NotUtf8(std::str::Utf8Error),
-    #[cfg(feature = "json")]
     NotJson(serde_json::Error),
     Closed,
-    Broker {
-        is_unknown: bool,
-        cause: Box<dyn Error + Send + Sync>,
-    },
+    Broker { is_unknown: bool, cause: Box<dyn Error + Send + Sync> },
     Shared,
     Unshared,
     NoRuntime,
@@ -56,7 +47,6 @@ impl PublishError {
         Self(PublishErrorKind::NotUtf8(error))
     }
 
-    #[cfg(feature = "json")]
     pub(crate) fn not_json(error: serde_json::Error) -> Self {
         Self(PublishErrorKind::NotJson(error))
     }
@@ -110,7 +100,6 @@ impl fmt::Display for PublishError {
                 write!(f, "union of more than {limit} targets")
             }
             PublishErrorKind::NotUtf8(_) => f.write_str("data is not UTF-8"),
-            #[cfg(feature = "json")]
             PublishErrorKind::NotJson(_) => f.write_str("data does not serialise to JSON"),
             PublishErrorKind::Closed => f.write_str("the hub was drained"),
             PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("the log cannot be written to"),
@@ -126,7 +115,6 @@ impl Error for PublishError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0 {
             PublishErrorKind::NotUtf8(error) => Some(error),
-            #[cfg(feature = "json")]
             PublishErrorKind::NotJson(error) => Some(error),
             PublishErrorKind::Broker { cause, .. } => Some(&**cause),
             _ => None,

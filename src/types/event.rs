@@ -64,11 +64,10 @@ impl Event {
         Self::new("", data)
     }
 
-    /// A named event with a value, serialised now, as its data. Needs the feature `json` (on by default).
+    /// A named event with a value, serialised now, as its data.
     ///
     /// # Errors
     /// When `value` does not serialise.
-    #[cfg(feature = "json")]
     pub fn json<T>(name: impl Into<Cow<'static, str>>, value: &T) -> Result<Self, PublishError>
     where
         T: serde::Serialize + ?Sized,
@@ -230,7 +229,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "json")]
     fn a_value_that_does_not_serialise_is_refused() {
         let map = std::collections::HashMap::from([((1, 2), 3)]);
         let error = Event::json("x", &map).unwrap_err();

@@ -11,8 +11,8 @@
 //! 5. A decision is older or newer than a disconnection by a count and not by a clock
 //!    ([`disconnect_clock`]).
 
+pub(crate) mod as_text;
 pub(crate) mod audience;
-#[cfg(feature = "json")]
 pub(crate) mod audience_json;
 pub(crate) mod command;
 pub(crate) mod disconnect;
@@ -30,7 +30,6 @@ pub(crate) mod subscription;
 pub(crate) mod topic_filter;
 
 pub(crate) use audience::{Address, Audience, each_once};
-#[cfg(feature = "json")]
 pub(crate) use audience_json::{Cow, To};
 pub(crate) use command::{Action, Change, Command};
 pub(crate) use disconnect::{Disconnect, Reconnect};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::as_text::serde_as_text;
 use super::error::{InvalidName, NameProblem};
 
 /// The longest topic or user, in bytes.
@@ -70,6 +71,21 @@ macro_rules! name {
                 &self.0
             }
         }
+
+        /// A map with names as keys is searched by text. `Hash` and `Ord` are those of the text.
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.as_str().to_owned()
+            }
+        }
+
+        serde_as_text!($name);
 
         impl FromStr for $name {
             type Err = InvalidName;
@@ -183,6 +199,7 @@ impl FromStr for ConnectionId {
 }
 
 try_from_texts!(ConnectionId: &str, String, &String);
+serde_as_text!(ConnectionId);
 
 #[cfg(test)]
 mod tests {

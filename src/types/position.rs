@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
+use super::as_text::serde_as_text;
+
 /// A place in the log; also a complete cursor: it stands for everything up to it, on every topic.
 ///
 /// Printed as `1.epoch.sequence` in `[A-Za-z0-9._-]`, at most 64 bytes: the `id` of an event, which the browser sends
@@ -110,6 +112,8 @@ impl FromStr for Position {
         Ok(Self::new(Epoch(epoch), sequence))
     }
 }
+
+serde_as_text!(Position);
 
 #[cfg(test)]
 mod tests {

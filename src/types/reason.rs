@@ -2,6 +2,9 @@
 //! statistics and the logs say the same words.
 
 use std::fmt;
+use std::str::FromStr;
+
+use super::as_text::serde_as_text;
 
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
@@ -30,8 +33,29 @@ macro_rules! reasons {
                 f.write_str(self.as_str())
             }
         }
+
+        impl FromStr for $name {
+            type Err = UnknownReason;
+            fn from_str(word: &str) -> Result<Self, UnknownReason> {
+                Self::ALL.iter().copied().find(|reason| reason.as_str() == word).ok_or(UnknownReason)
+            }
+        }
+
+        serde_as_text!($name);
     };
 }
+
+/// The text is no reason that this version of the crate knows. A later version may have more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownReason;
+
+impl fmt::Display for UnknownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("unknown reason")
+    }
+}
+
+impl std::error::Error for UnknownReason {}
 
 reasons! {
     /// Why records are not to be had: the `reason` of `hub.gap`.

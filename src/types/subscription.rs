@@ -377,9 +377,7 @@ impl Subscription {
     /// so that it can travel to other instances. Found again in [`Presence`](crate::Presence), in
     /// `hub.joined`, in [`ConnectionInfo`](crate::ConnectionInfo) and by
     /// [`Access::recheck`](crate::Access::recheck). At most
-    /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Needs the feature `json` (on by default). Defaults
-    /// to none.
-    #[cfg(feature = "json")]
+    /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Defaults to none.
     #[must_use]
     pub fn data<T: serde::Serialize + ?Sized>(mut self, value: &T) -> Self {
         match serde_json::to_string(value) {

@@ -17,8 +17,8 @@ pub struct TopicFilter(pub(crate) Rule);
 
 /// The topics of a rule. Tickets carry it as JSON to instances of other versions, so the names of the
 /// variants are a format: `Any` has braces so that it is an object like the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "json", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Rule {
     Any {},
     Exact(Box<str>),
@@ -89,7 +89,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(feature = "json")]
     fn the_json_of_rules_is_what_instances_of_other_versions_read() {
         let rules = [TopicFilter::any().0, TopicFilter::exact("a").0, TopicFilter::prefix("b/").0];
         let json = r#"[{"any":{}},{"exact":"a"},{"prefix":"b/"}]"#;

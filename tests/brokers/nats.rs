@@ -327,10 +327,16 @@ async fn what_is_put_once_says_how_long_it_may_wait_and_not_until_when() {
     let mut stored = Vec::new();
     for _ in 0..2 {
         soon(log.put_once("key", Bytes::from_static(b"ticket"), Duration::from_secs(60))).await.unwrap();
-        let found = server.api("STREAM.MSG.GET.tower-sse-deposits_n", r#"{"last_by_subj":"tower-sse.n.d.key"}"#).await;
+        let last = format!(r#"{{"last_by_subj":"tower-sse.n.d.{}"}}"#, sha256("key"));
+        let found = server.api("STREAM.MSG.GET.tower-sse-deposits_n", &last).await;
         stored.push(found["message"]["data"].as_str().unwrap().to_owned());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(stored[0], stored[1]);
     assert_eq!(soon(log.take("key")).await.unwrap(), Some(Bytes::from_static(b"ticket")));
+}
+
+fn sha256(text: &str) -> String {
+    let hash = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

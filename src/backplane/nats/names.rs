@@ -5,6 +5,7 @@ use std::fmt::Write;
 use async_nats::HeaderMap;
 use form_urlencoded::{byte_serialize, parse};
 
+use super::super::secret_key::hashed;
 use super::super::{BackplaneError, Value};
 
 /// Which current values a record sets (`+`) and removes (`-`), separated by spaces.
@@ -79,7 +80,7 @@ impl Names {
     }
 
     pub(super) fn deposit(&self, key: &str) -> String {
-        format!("{}.d.{}", self.prefix, token(key))
+        format!("{}.d.{}", self.prefix, hashed(key))
     }
 
     /// The subjects of all of them.

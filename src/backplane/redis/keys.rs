@@ -1,5 +1,7 @@
 //! How the keys of a hub are called.
 
+use crate::backplane::secret_key::hashed;
+
 pub(super) struct Keys {
     pub(super) log: String,
     pub(super) meta: String,
@@ -7,7 +9,7 @@ pub(super) struct Keys {
     pub(super) order: String,
     pub(super) control: String,
     pub(super) idempotency: String,
-    pub(super) deposit: String,
+    deposits: String,
 }
 
 impl Keys {
@@ -29,7 +31,11 @@ impl Keys {
             order: key("order"),
             control: key("control"),
             idempotency: key("idempotency:"),
-            deposit: key("deposit:"),
+            deposits: key("deposit:"),
         }
+    }
+
+    pub(super) fn deposit(&self, key: &str) -> String {
+        format!("{}{}", self.deposits, hashed(key))
     }
 }

@@ -235,13 +235,13 @@ impl Backplane for Redis {
 
     fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Answer<()>> {
         let mut command = redis::cmd("SET");
-        command.arg(format!("{}{key}", self.shared.keys.deposit)).arg(&payload[..]);
+        command.arg(self.shared.keys.deposit(key)).arg(&payload[..]);
         command.arg("PX").arg(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1));
         Box::pin(async move { self.shared.query(&command).await })
     }
 
     fn take(&self, key: &str) -> BoxFuture<'_, Answer<Option<Bytes>>> {
-        let command = Cmd::get_del(format!("{}{key}", self.shared.keys.deposit));
+        let command = Cmd::get_del(self.shared.keys.deposit(key));
         Box::pin(async move { Ok(self.shared.query::<Option<Vec<u8>>>(&command).await?.map(Bytes::from)) })
     }
 

@@ -133,7 +133,6 @@ impl Inner {
     }
 
     /// A member of an instance that has ended is gone, unless it is here.
-    #[cfg(feature = "json")]
     pub(in crate::hub) fn tell_of_orphan(&self, topic: &Topic, user: &UserId) {
         let is_here = || self.presences.roster.lock().members(topic).any(|(member, _)| member == user);
         if self.presences.tells(topic)

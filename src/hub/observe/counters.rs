@@ -89,7 +89,6 @@ impl Counters {
         }
     }
 
-    #[cfg(feature = "json")]
     pub(in crate::hub) fn broker_failed(&self, broker: &str, error: &crate::backplane::BackplaneError, now: Millis) {
         tracing::debug!(%error, broker, "the shared log cannot be followed");
         if let Some(suppressed) = self.broker_lines.admit(now) {
@@ -97,7 +96,6 @@ impl Counters {
         }
     }
 
-    #[cfg(feature = "json")]
     pub(in crate::hub) fn control_failed(&self, error: &crate::backplane::BackplaneError, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
             tracing::warn!(%error, suppressed, "the control stream of the broker failed: disconnects and presence of other instances do not arrive");
@@ -105,7 +103,6 @@ impl Counters {
     }
 
     /// It may be that every call is answered and nothing comes.
-    #[cfg(feature = "json")]
     pub(in crate::hub) fn deaf(&self, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
             tracing::warn!(
@@ -115,7 +112,6 @@ impl Counters {
         }
     }
 
-    #[cfg(feature = "json")]
     pub(in crate::hub) fn topics_cut(&self, now: Millis) {
         if let Some(suppressed) = self.cut_lines.admit(now) {
             tracing::warn!(
@@ -125,7 +121,6 @@ impl Counters {
         }
     }
 
-    #[cfg(feature = "json")]
     pub(in crate::hub) fn staleness(&self, stale: bool) {
         if stale {
             tracing::warn!("streams are stale until the shared log is back");
@@ -134,7 +129,6 @@ impl Counters {
         }
     }
 
-    #[cfg(feature = "json")]
     pub(in crate::hub) fn record_skipped(&self, sequence: u64, now: Millis) {
         if let Some(suppressed) = self.skip_lines.admit(now) {
             tracing::warn!(

@@ -5,10 +5,9 @@ use crate::types::{EndReason, GapReason, Position, RefusalReason};
 /// A count for each reason, beside the reason's word, in the order of the reasons.
 pub(in crate::hub) type ByReason = Vec<(&'static str, u64)>;
 
-/// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serialises
-/// with the feature `json`, to an object with a field for each figure. Counts by reason are objects.
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "json", derive(serde::Serialize))]
+/// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serializes
+/// with serde to an object with a field for each figure. Counts by reason are objects.
+#[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Streams that are open now.
@@ -26,7 +25,6 @@ pub struct Stats {
     /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget).
     pub keyed_bytes: usize,
     /// The newest position.
-    #[cfg_attr(feature = "json", serde(serialize_with = "as_text"))]
     pub position: Position,
     /// Streams opened ever.
     pub connected: u64,
@@ -44,11 +42,11 @@ pub struct Stats {
     pub lag: u64,
     /// Open streams that had something to do and were not polled for more than a second.
     pub stalled: usize,
-    #[cfg_attr(feature = "json", serde(serialize_with = "as_object"))]
+    #[serde(serialize_with = "as_object")]
     pub(in crate::hub) gaps: ByReason,
-    #[cfg_attr(feature = "json", serde(serialize_with = "as_object"))]
+    #[serde(serialize_with = "as_object")]
     pub(in crate::hub) refused: ByReason,
-    #[cfg_attr(feature = "json", serde(serialize_with = "as_object"))]
+    #[serde(serialize_with = "as_object")]
     pub(in crate::hub) ended: ByReason,
 }
 
@@ -72,18 +70,11 @@ impl Stats {
     }
 }
 
-/// Serialises a position as browsers get it.
-#[cfg(feature = "json")]
-pub(in crate::hub) fn as_text<S: serde::Serializer>(position: &Position, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(position)
-}
-
-#[cfg(feature = "json")]
 fn as_object<S: serde::Serializer>(counts: &[(&str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(counts.iter().copied())
 }
 
-#[cfg(all(test, feature = "json"))]
+#[cfg(test)]
 mod tests {
     use crate::Hub;
 

@@ -230,7 +230,7 @@ pub(in crate::hub) fn addresses(subscription: &Subscription) -> Vec<Address> {
     addresses
 }
 
-#[cfg(all(test, feature = "json"))]
+#[cfg(test)]
 mod tests {
     use std::task::{Context, Poll};
 

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use super::driver::{Step, StreamDriver};
 use crate::hub::Settings;
 use crate::log::Batch;
-use crate::types::Topic;
 use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
 
 impl StreamDriver {
@@ -63,12 +62,12 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
             Some(piece) => piece.chunk.into_inside(),
             None => records(batch, &[]),
         },
-        Step::Gap { reason, topics } => records(batch, &hub_events::gap(reason, topics.iter().map(Topic::as_str))),
+        Step::Gap { reason, topics } => records(batch, &hub_events::gap(reason, &topics)),
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
         Step::Stale => hub_events::stale(),
         Step::Live(position, topics) => hub_events::live(position, topics.as_deref()),
         Step::Hello { connection, cursor, topics } => {
-            hub_events::hello(connection, cursor, topics.iter(), settings.instance_name.as_deref(), settings.retry)
+            hub_events::hello(connection, cursor, &topics, settings.instance_name.as_deref(), settings.retry)
         }
         Step::Expiring(remaining) => hub_events::expiring(remaining),
         Step::Bye(ending) => {

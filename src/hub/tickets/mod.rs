@@ -6,9 +6,7 @@
 //! 4. The broker keeps a hash of the secret and not the secret ([`shared`]).
 //! 5. Values that are not JSON do not travel with a ticket ([`record`]).
 
-#[cfg(feature = "json")]
 pub(super) mod record;
 pub(super) mod redeem;
-#[cfg(feature = "json")]
 pub(super) mod shared;
 pub(super) mod store;

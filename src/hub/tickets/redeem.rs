@@ -12,11 +12,9 @@ use smallvec::SmallVec;
 use super::store::{LONGEST, Waiting, text};
 use crate::hub::Hub;
 use crate::hub::connection::bans::Rejection;
-#[cfg(feature = "json")]
 use crate::hub::tasks::back_off::can_wait;
 use crate::log::millis;
 use crate::sync::Mutex;
-#[cfg(feature = "json")]
 use crate::types::RefusalReason;
 use crate::types::{DisconnectClock, Expiry, Redeemed, Refusal, Subscription, SubscriptionError};
 
@@ -24,8 +22,8 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from
 /// the operating system.
 ///
-/// It shows in no log: `Debug` leaves it out, and there is no `Display`. With the feature `json` it
-/// serialises as its text.
+/// It shows in no log: `Debug` leaves it out, and there is no `Display`. It
+/// serializes as its text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket(Box<str>);
 
@@ -43,7 +41,6 @@ impl fmt::Debug for Ticket {
     }
 }
 
-#[cfg(feature = "json")]
 impl serde::Serialize for Ticket {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0)
@@ -85,7 +82,6 @@ impl Hub {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
         let secret = crate::hub::inner::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
-        #[cfg(feature = "json")]
         if let Some(shared) = &self.inner.shared_log {
             self.make_shared(shared, secret, &subscription, ttl).await?;
             return Ok(Ticket(text(secret).into()));
@@ -100,7 +96,6 @@ impl Hub {
     pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, Refusal> {
         let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(Refusal::unauthorized())?;
-        #[cfg(feature = "json")]
         if self.inner.shared_log.is_some() {
             return self.take_shared(secret).await;
         }
@@ -123,7 +118,6 @@ impl Hub {
 
     /// Takes it from the broker, in a task of its own: a request that is dropped while the broker answers
     /// must not lose the ticket. An answer that the request does not take is dropped, and so gives the ticket back.
-    #[cfg(feature = "json")]
     async fn take_shared(&self, secret: u128) -> Result<Taken, Refusal> {
         if !can_wait() {
             return Err(Refusal::retry_later(RefusalReason::Starting));
@@ -140,7 +134,6 @@ impl Hub {
     pub(super) fn give_back(&self, subscription: &Subscription) {
         let Some(redeemed) = subscription.redeemed.as_deref().copied() else { return };
         let subscription = Subscription { redeemed: None, ..subscription.clone() };
-        #[cfg(feature = "json")]
         if let Some(made_at) = redeemed.deposited_at {
             return self.give_back_shared(redeemed, made_at, subscription);
         }

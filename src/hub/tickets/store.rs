@@ -67,7 +67,6 @@ impl Waiting {
         Self { owner: Owner::of(&subscription), kept: Some((subscription, made_at)), over_at }
     }
 
-    #[cfg(feature = "json")]
     pub(super) fn elsewhere(subscription: &Subscription, over_at: Millis) -> Self {
         Self { owner: Owner::of(subscription), kept: None, over_at }
     }
