@@ -330,8 +330,8 @@ pub use crate::hub::{
 };
 pub use crate::hub::{Publisher, Recipients};
 pub use crate::mount::{
-    Access, EndpointFuture, EventBody, EventStream, Public, ResponseBody, ResponseFuture, SseEndpoint, SseLayer,
-    SseService, StreamRequest,
+    Access, AccessFn, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody, ResponseFuture,
+    SseEndpoint, SseLayer, SseService, StreamRequest,
 };
 pub use crate::net::{SseConnectInfo, SseIo};
 #[cfg(feature = "axum-listener")]

@@ -306,8 +306,6 @@ impl Tree {
                 of_tests.insert(format!("{name}/{module}"));
             }
         }
-        // It stands in for all of `cluster` in builds without the feature `json`.
-        of_tests.insert("hub/cluster/no_shared_log".to_owned());
         files
             .retain(|name, _| !of_tests.iter().any(|module| name == module || name.starts_with(&format!("{module}/"))));
         let mut sources: BTreeMap<String, Source> =

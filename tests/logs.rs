@@ -16,8 +16,8 @@ use http::Request;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_sse::{
-    Access, Cursor, Disconnect, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, LagPolicy, Public, Refusal,
-    RefusalReason, Retention, Start, StreamRequest, SubscriberItem, Subscription, TopicFilter,
+    Cursor, Disconnect, EndReason, Event, EventBody, GapReason, Hub, HubBuilder, IntoAccess, LagPolicy, Public,
+    Refusal, RefusalReason, Retention, Start, StreamRequest, SubscriberItem, Subscription, TopicFilter,
 };
 use tracing::Level;
 use tracing::field::{Field, Visit};
@@ -90,7 +90,7 @@ impl Lines {
 type Body = Pin<Box<EventBody>>;
 
 /// A request through the service, and the body of its answer.
-async fn request<A: Access>(hub: &Hub, access: A, request: http::request::Builder) -> Body {
+async fn request<M, A: IntoAccess<M>>(hub: &Hub, access: A, request: http::request::Builder) -> Body {
     let response = soon(hub.endpoint(access).oneshot(request.body(()).unwrap())).await.unwrap();
     Box::pin(response.into_body())
 }

@@ -115,7 +115,7 @@ impl Sessions {
 
 /// What the streams of a page may read. The page asks: `/events?topic=documents&topic=reports/ada`.
 impl Access for Sessions {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         let session = self.of(request.headers()).ok_or(Refusal::unauthorized())?;
         let allowed = Public::topics(TopicFilter::exact(documents::TOPIC))
             .or(TopicFilter::exact(feed::TOPIC))

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use tower_service::Service;
 
-use super::{Access, EndpointFuture, EventBody, StreamRequest, topics};
+use super::{Access, EndpointFuture, EventBody, IntoAccess, StreamRequest, topics};
 use crate::hub::Hub;
 use crate::macros::opaque_debug;
 use crate::types::ConnectionId;
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
-pub struct SseEndpoint<A> {
+#[derive(Clone)]
+pub struct SseEndpoint {
     pub(super) hub: Hub,
-    access: Arc<A>,
+    access: Arc<dyn Hook>,
     allow_topic_changes: bool,
 }
 
@@ -24,12 +26,12 @@ impl Hub {
     /// A service for one route, for example axum's `route_service("/events", …)`, which survives every
     /// router operation.
     #[must_use]
-    pub fn endpoint<A: Access>(&self, access: A) -> SseEndpoint<A> {
-        SseEndpoint { hub: self.clone(), access: Arc::new(access), allow_topic_changes: false }
+    pub fn endpoint<M, A: IntoAccess<M>>(&self, access: A) -> SseEndpoint {
+        SseEndpoint { hub: self.clone(), access: Arc::new(access.into_access()), allow_topic_changes: false }
     }
 }
 
-impl<A> SseEndpoint<A> {
+impl SseEndpoint {
     /// Also answers `POST …/{connection}/topics`, where it is routed to it: see
     /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). With axum,
     /// `.route_service("/events", e.clone()).route_service("/events/{connection}/topics", e)`. Defaults to not.
@@ -48,7 +50,7 @@ impl<A> SseEndpoint<A> {
     }
 }
 
-impl<A: Access, B> Service<Request<B>> for SseEndpoint<A> {
+impl<B> Service<Request<B>> for SseEndpoint {
     type Response = Response<EventBody>;
     type Error = Infallible;
     type Future = EndpointFuture;
@@ -61,18 +63,27 @@ impl<A: Access, B> Service<Request<B>> for SseEndpoint<A> {
         let stream_request = Box::new(StreamRequest::arriving(&self.hub, request));
         let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
         let is_change = self.is_change(stream_request.method(), stream_request.uri().path());
-        EndpointFuture(if is_change {
-            hub.change(access, stream_request).boxed()
-        } else {
-            hub.answer(access, stream_request).boxed()
-        })
+        EndpointFuture(if is_change { access.change(hub, stream_request) } else { access.answer(hub, stream_request) })
     }
 }
 
-impl<A> Clone for SseEndpoint<A> {
-    fn clone(&self) -> Self {
-        Self { hub: self.hub.clone(), access: Arc::clone(&self.access), allow_topic_changes: self.allow_topic_changes }
+/// The hook of a mounting, whatever its type. Its future has the whole answer, so that a request needs one allocation.
+trait Hook: Send + Sync {
+    /// Answers a request for a stream.
+    fn answer(self: Arc<Self>, hub: Hub, request: Box<StreamRequest>) -> BoxFuture<'static, Response<EventBody>>;
+
+    /// Answers a request that changes the topics of a stream.
+    fn change(self: Arc<Self>, hub: Hub, request: Box<StreamRequest>) -> BoxFuture<'static, Response<EventBody>>;
+}
+
+impl<A: Access> Hook for A {
+    fn answer(self: Arc<Self>, hub: Hub, request: Box<StreamRequest>) -> BoxFuture<'static, Response<EventBody>> {
+        hub.answer(self, request).boxed()
+    }
+
+    fn change(self: Arc<Self>, hub: Hub, request: Box<StreamRequest>) -> BoxFuture<'static, Response<EventBody>> {
+        hub.change(self, request).boxed()
     }
 }
 
-opaque_debug!(<A> |endpoint: SseEndpoint| { hub: endpoint.hub });
+opaque_debug!(|endpoint: SseEndpoint| { hub: endpoint.hub });

@@ -22,7 +22,7 @@ impl Hub {
         request: Box<StreamRequest>,
     ) -> Result<Subscription, Refusal> {
         let asked = async move {
-            let subscription = access.connect(*request).await?;
+            let subscription = access.authorize(*request).await?;
             if subscription.redeemed.is_none() {
                 return Ok(subscription);
             }

@@ -9,14 +9,15 @@ use http::{Method, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Access, ResponseBody, ResponseFuture, SseEndpoint};
+use super::{IntoAccess, ResponseBody, ResponseFuture, SseEndpoint};
 use crate::hub::Hub;
 use crate::macros::opaque_debug;
 
 /// Answers `GET` and `HEAD` for one path with event streams and passes everything else through
 /// untouched: [`Hub::layer`].
-pub struct SseLayer<A> {
-    endpoint: SseEndpoint<A>,
+#[derive(Clone)]
+pub struct SseLayer {
+    endpoint: SseEndpoint,
     path: Arc<str>,
     provides: bool,
 }
@@ -42,15 +43,21 @@ impl Hub {
     /// # let _ = service;
     /// ```
     #[must_use]
-    pub fn layer<A: Access>(&self, path: &str, access: A) -> SseLayer<A> {
-        if !path.starts_with('/') {
-            tracing::warn!(path, "this path is never requested: paths start with a slash");
-        }
-        SseLayer { endpoint: self.endpoint(access), path: path.into(), provides: false }
+    pub fn layer<M, A: IntoAccess<M>>(&self, path: &str, access: A) -> SseLayer {
+        SseLayer::new(self, path, access)
     }
 }
 
-impl<A> SseLayer<A> {
+impl SseLayer {
+    /// Creates the layer of a hub: the same as [`Hub::layer`], which describes it.
+    #[must_use]
+    pub fn new<M, A: IntoAccess<M>>(hub: &Hub, path: &str, access: A) -> Self {
+        if !path.starts_with('/') {
+            tracing::warn!(path, "this path is never requested: paths start with a slash");
+        }
+        Self { endpoint: hub.endpoint(access), path: path.into(), provides: false }
+    }
+
     /// Also answers `POST {path}/{connection}/topics`, by which a page changes its topics without reconnecting. The
     /// `connection` is that of its `hub.hello`; the query has any number of `join=` and `leave=`, and
     /// perhaps `since=` with an id, as [`Join::since`](crate::Join::since). The answer is
@@ -79,31 +86,25 @@ impl<A> SseLayer<A> {
     }
 }
 
-impl<S, A> Layer<S> for SseLayer<A> {
-    type Service = SseService<S, A>;
-    fn layer(&self, inner: S) -> SseService<S, A> {
+impl<S> Layer<S> for SseLayer {
+    type Service = SseService<S>;
+    fn layer(&self, inner: S) -> SseService<S> {
         SseService { inner, layer: self.clone() }
     }
 }
 
-impl<A> Clone for SseLayer<A> {
-    fn clone(&self) -> Self {
-        Self { endpoint: self.endpoint.clone(), path: Arc::clone(&self.path), provides: self.provides }
-    }
-}
-
-opaque_debug!(<A> |layer: SseLayer| { path: layer.path });
+opaque_debug!(|layer: SseLayer| { path: layer.path });
 
 /// What [`SseLayer`](crate::SseLayer) makes of a service.
-pub struct SseService<S, A> {
+#[derive(Clone)]
+pub struct SseService<S> {
     inner: S,
-    layer: SseLayer<A>,
+    layer: SseLayer,
 }
 
-impl<S, A, ReqBody, ResBody> Service<Request<ReqBody>> for SseService<S, A>
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for SseService<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    A: Access,
 {
     type Response = Response<ResponseBody<ResBody>>;
     type Error = S::Error;
@@ -125,7 +126,7 @@ where
     }
 }
 
-impl<S, A> SseService<S, A> {
+impl<S> SseService<S> {
     /// Whether a request is for a stream, or about the topics of one. The path may be the application's too, with other
     /// methods, and `OPTIONS` always is, for CORS.
     fn is_ours(&self, method: &Method, path: &str) -> bool {
@@ -146,10 +147,4 @@ impl<S, A> SseService<S, A> {
     }
 }
 
-impl<S: Clone, A> Clone for SseService<S, A> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), layer: self.layer.clone() }
-    }
-}
-
-opaque_debug!(<S: fmt::Debug, A> |service: SseService| { inner: service.inner, path: service.layer.path });
+opaque_debug!(<S: fmt::Debug> |service: SseService| { inner: service.inner, path: service.layer.path });

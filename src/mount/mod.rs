@@ -24,7 +24,7 @@ mod respond;
 mod ticket;
 mod topics;
 
-pub use access::Access;
+pub use access::{Access, AccessFn, IntoAccess};
 pub use body::{EventBody, ResponseBody};
 pub use endpoint::SseEndpoint;
 pub use future::{EndpointFuture, ResponseFuture};

@@ -64,7 +64,7 @@ impl Public {
 impl Access for Public {
     const RECHECKS: bool = false;
 
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         self.subscription(&request)
     }
 }

@@ -31,7 +31,7 @@ impl Hub {
     /// }
     ///
     /// impl Access for Tickets {
-    ///     async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    ///     async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
     ///         self.hub.redeem(&request).await
     ///     }
     ///     async fn recheck(&self, subscription: Subscription) -> Recheck {

@@ -103,7 +103,7 @@ struct Counted(AtomicUsize);
 struct Hook(Arc<Counted>);
 
 impl Access for Hook {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         Ok(asked_for(&request))
     }
 

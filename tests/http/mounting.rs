@@ -27,8 +27,8 @@ use tokio::task::JoinHandle;
 use tokio_util::io::ReaderStream;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_sse::{
-    Access, EndReason, Event, EventStream, Hub, HubBuilder, Public, Refusal, RefusalReason, SseLayer, StreamRequest,
-    Subscription, TopicFilter,
+    Access, EndReason, Event, EventStream, Hub, HubBuilder, IntoAccess, Public, Refusal, RefusalReason, SseLayer,
+    StreamRequest, Subscription, TopicFilter,
 };
 
 use crate::kit::{self, Events, Reply, Server, http2, reply, send, soon, subscribe, until};
@@ -110,7 +110,7 @@ const LAYERS: [&str; 2] = ["layer on axum", "layer on hyper"];
 const WITH_HOOK: [&str; 4] = ["layer on axum", "layer on hyper", "endpoint on axum", "endpoint on hyper"];
 const ALL: [&str; 5] = ["layer on axum", "layer on hyper", "endpoint on axum", "endpoint on hyper", "handler"];
 
-async fn mount<A: Access>(name: &'static str, hub: Hub, access: A) -> Mounted {
+async fn mount<M, A: IntoAccess<M>>(name: &'static str, hub: Hub, access: A) -> Mounted {
     let other = Router::new().route("/other", get(async || "other"));
     let (addr, server): (_, Box<dyn Any + Send>) = match name {
         "layer on axum" => {
@@ -561,7 +561,7 @@ async fn a_client_that_leaves_while_the_hook_thinks_takes_the_hook_with_it() {
 struct Tokens(BTreeMap<&'static str, &'static str>);
 
 impl Access for Tokens {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         let token = request.headers().get("authorization").and_then(|value| value.to_str().ok());
         let user = token.and_then(|token| self.0.get(token)).ok_or(Refusal::unauthorized())?;
         Ok(Subscription::for_user(*user))
@@ -632,7 +632,7 @@ async fn the_hook_sees_who_is_at_the_other_end() {
 // ---------------------------------------------------------------------------------------------------------------------
 // What axum's router operations do to a layer: pinned for the table in docs/mounting.md (axum 0.8.9)
 
-fn events_layer(hub: &Hub) -> SseLayer<Public> {
+fn events_layer(hub: &Hub) -> SseLayer {
     hub.layer("/events", Public::topics(TopicFilter::any()))
 }
 

@@ -51,7 +51,7 @@ where
     F: Fn(Subscription) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Recheck> + Send + 'static,
 {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         if request.has_ticket() { self.hub.redeem(&request).await } else { Ok(with_session(&request)) }
     }
 
@@ -653,7 +653,7 @@ impl Redeems {
 }
 
 impl Access for Redeems {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         let subscription = self.hub.redeem(&request).await?;
         self.redeemed.notify_one();
         let then = *self.then.lock().unwrap();
@@ -939,7 +939,7 @@ async fn a_narrowing_leaves_what_a_page_may_join() {
         Subscription::for_user("ada").topic("news").may_join(TopicFilter::prefix("documents/"))
     }
     impl Access for Documents {
-        async fn connect(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
+        async fn authorize(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
             Ok(granted())
         }
         async fn recheck(&self, _: Subscription) -> Recheck {
@@ -968,7 +968,7 @@ fn rechecks_go_on_when_a_runtime_dies() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     struct Counts;
     impl Access for Counts {
-        async fn connect(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
+        async fn authorize(&self, _: StreamRequest) -> Result<Subscription, Refusal> {
             Ok(Subscription::for_user("ada"))
         }
         async fn recheck(&self, _: Subscription) -> Recheck {

@@ -13,8 +13,8 @@ use proptest::prelude::*;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
 use tower_sse::{
-    Access, CommandError, Disconnect, EndReason, Event, Hub, HubBuilder, Refusal, RefusalReason, StreamRequest,
-    Subscriber, SubscriberItem, Subscription, SubscriptionError, Target, TopicFilter, UserId,
+    Access, CommandError, Disconnect, EndReason, Event, Hub, HubBuilder, IntoAccess, Refusal, RefusalReason,
+    StreamRequest, Subscriber, SubscriberItem, Subscription, SubscriptionError, Target, TopicFilter, UserId,
 };
 
 use crate::kit::access::as_asked;
@@ -30,7 +30,7 @@ async fn start() -> (Hub, Server) {
     start_as(Hub::builder(), |_| as_asked).await
 }
 
-async fn start_as<A: Access>(builder: HubBuilder, access: impl FnOnce(&Hub) -> A) -> (Hub, Server) {
+async fn start_as<M, A: IntoAccess<M>>(builder: HubBuilder, access: impl FnOnce(&Hub) -> A) -> (Hub, Server) {
     let hub = builder.build().unwrap();
     let app = Router::new().route_service("/events", hub.endpoint(access(&hub)));
     let server = Server::start(&hub, app).await;
@@ -379,7 +379,7 @@ impl Default for Gauge {
 }
 
 impl Access for Gate {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         let decided = as_asked(request).await;
         self.decided.notify_one();
         drop(self.open.0.acquire().await);
@@ -452,7 +452,7 @@ async fn a_disconnect_of_somebody_else_holds_nobody_up() {
 struct Redeems(Hub);
 
 impl Access for Redeems {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         self.0.redeem(&request).await
     }
 }

@@ -16,8 +16,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tower_sse::{
-    Access, Cursor, Disconnect, Event, Hub, HubBuilder, Position, Refusal, Retention, StreamRequest, Subscription,
-    Target, TopicFilter,
+    Access, Cursor, Disconnect, Event, Hub, HubBuilder, IntoAccess, Position, Refusal, Retention, StreamRequest,
+    Subscription, Target, TopicFilter,
 };
 
 use crate::kit::page::Page;
@@ -57,7 +57,7 @@ impl Mounting {
         self.start_with(builder, access).await
     }
 
-    async fn start_with<A: Access>(self, builder: HubBuilder, access: A) -> (Hub, Server) {
+    async fn start_with<M, A: IntoAccess<M>>(self, builder: HubBuilder, access: A) -> (Hub, Server) {
         let hub = builder.build().unwrap();
         let app = Router::new().fallback(async || "the application");
         let app = match self {
@@ -844,7 +844,7 @@ struct Gate {
 }
 
 impl Access for Gate {
-    async fn connect(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         let holds = request.query_values("topic").any(|topic| topic.starts_with("open/"));
         let decided = access(request).await;
         if holds {

@@ -48,12 +48,12 @@ pub fn request(query: &str, last_event_id: Option<&str>) -> Request<()> {
     request.body(()).unwrap()
 }
 
-pub fn endpoint(hub: &Hub) -> SseEndpoint<Public> {
+pub fn endpoint(hub: &Hub) -> SseEndpoint {
     hub.endpoint(Public::topics(TopicFilter::any()))
 }
 
 /// The body of the answer. The hook answers at once.
-pub fn open(endpoint: &mut SseEndpoint<Public>, request: Request<()>) -> EventBody {
+pub fn open(endpoint: &mut SseEndpoint, request: Request<()>) -> EventBody {
     let response = endpoint.call(request).now_or_never().expect("the hook is ready").expect("it is infallible");
     response.into_body()
 }
@@ -78,7 +78,7 @@ pub struct Sleeper {
     pub waker: Waker,
 }
 
-pub fn sleeper(endpoint: &mut SseEndpoint<Public>, request: Request<()>) -> Sleeper {
+pub fn sleeper(endpoint: &mut SseEndpoint, request: Request<()>) -> Sleeper {
     let waker = Waker::from(Arc::new(Woken::default()));
     let mut body = Box::pin(open(endpoint, request));
     drain(&mut body, &waker);
