@@ -224,7 +224,7 @@
 //!
 //! A [`Backplane`](backplane::Backplane) shares the log: [`HubBuilder::backplane`]. What one instance
 //! publishes all deliver, and a client goes on at whichever it meets. A program that only publishes, a
-//! worker or a cron job, has a `Publisher` ([`Hub::publisher`]).
+//! worker or a cron job, has a `Publisher` ([`Publisher::new`]).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -326,9 +326,8 @@ mod wire;
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
     ConnectionInfo, Drained, Health, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence,
-    Published, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
+    Published, Publisher, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
 };
-pub use crate::hub::{Publisher, Recipients};
 pub use crate::mount::{
     Access, AccessFn, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody, ResponseFuture,
     SseEndpoint, SseLayer, SseService, StreamRequest,

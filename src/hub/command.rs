@@ -54,7 +54,7 @@ impl Target<'_> {
     ///
     /// Each page hears of it by a `hub.live` with the topics in force, which comes after what is replayed.
     pub fn join<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Join {
-        let hub = self.hub.clone();
+        let hub = self.source.clone();
         let audience = self.checked();
         Join { hub, audience, topic: topic.try_into().map_err(Into::into), since: Cursor::Absent }
     }
@@ -76,13 +76,13 @@ impl Target<'_> {
     }
 
     async fn command(self, action: Action) -> Result<usize, CommandError> {
-        let hub = self.hub;
+        let hub = self.source;
         hub.give(self.checked()?, action).await
     }
 
     fn checked(self) -> Result<Audience, CommandError> {
         let audience = self.audience?;
-        let limit = self.hub.settings().max_targets;
+        let limit = self.source.settings().max_targets;
         if audience.addresses().len().max(audience.excluded().len()) > limit {
             return Err(CommandError::too_many_targets(limit));
         }

@@ -60,7 +60,7 @@ pub use observe::lifecycle::{Lifecycle, LifecycleEvent};
 pub use observe::stats::Stats;
 pub use presence::{Member, Presence};
 pub use publish::Published;
-pub use publisher::{Publisher, Recipients};
+pub use publisher::Publisher;
 pub use shutdown::{Drained, Health};
 pub use subscriber::{ReceivedEvent, Subscriber, SubscriberItem};
 pub use target::Target;

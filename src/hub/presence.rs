@@ -61,7 +61,7 @@ impl Target<'_> {
     /// Empty for a target whose name is not allowed.
     #[must_use]
     pub fn presence(&self) -> Presence {
-        let hub = self.hub;
+        let hub = self.source;
         let presences = &hub.inner.presences;
         let nobody = || Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
         let Ok(audience) = &self.audience else { return nobody() };
@@ -131,10 +131,10 @@ impl Target<'_> {
     pub fn count(&self) -> usize {
         let Ok(audience) = &self.audience else { return 0 };
         match audience.addresses() {
-            [address] if audience.excluded().is_empty() => self.hub.connections_at(address),
+            [address] if audience.excluded().is_empty() => self.source.connections_at(address),
             _ => {
-                let others = self.hub.inner.shared_log.as_ref().map_or(0, |shared| shared.others(audience).len());
-                self.hub.handles(audience).len() + others
+                let others = self.source.inner.shared_log.as_ref().map_or(0, |shared| shared.others(audience).len());
+                self.source.handles(audience).len() + others
             }
         }
     }
@@ -146,7 +146,7 @@ impl Target<'_> {
         match &self.audience {
             Err(_) => false,
             Ok(audience) if audience.excluded().is_empty() => {
-                audience.addresses().iter().any(|address| self.hub.connections_at(address) > 0)
+                audience.addresses().iter().any(|address| self.source.connections_at(address) > 0)
             }
             Ok(_) => self.count() > 0,
         }
@@ -161,7 +161,7 @@ impl Target<'_> {
     /// connection is [left out](Self::except), this is [`has_subscribers`](Self::has_subscribers).
     #[must_use]
     pub fn is_online(&self) -> bool {
-        let now = self.hub.now();
+        let now = self.source.now();
         let Ok(audience) = &self.audience else { return false };
         if self.has_subscribers() {
             return true;
@@ -169,8 +169,9 @@ impl Target<'_> {
         audience.excluded().is_empty()
             && audience.addresses().iter().any(|address| match address {
                 Address::User(user) => {
-                    let shared = self.hub.inner.shared_log.as_ref();
-                    self.hub.registry().is_online(user, now) || shared.is_some_and(|shared| shared.is_online(user, now))
+                    let shared = self.source.inner.shared_log.as_ref();
+                    self.source.registry().is_online(user, now)
+                        || shared.is_some_and(|shared| shared.is_online(user, now))
                 }
                 _ => false,
             })

@@ -2,11 +2,11 @@
 
 use smallvec::SmallVec;
 
-use super::target::check_own;
+use super::target::Source;
 use super::{Hub, Target};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::log::Entry;
-use crate::types::{Audience, Event, Position, PublishError};
+use crate::types::{Audience, Event, InvalidName, Position, PublishError};
 
 /// What became of an event: the log has it. That somebody saw it is not said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,16 +33,12 @@ impl Hub {
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
     {
-        let own = |(target, event): (Target<'a>, Event)| {
-            check_own(&self.inner, &target.hub.inner)?;
-            Ok((target, event))
-        };
-        let events = events.into_iter().map(own);
+        let events = events.into_iter().map(|(target, event)| (target.checked_for(self), event));
         if let Some(shared) = &self.inner.shared_log {
-            let checked = events.map(|own| own.and_then(|(target, event)| target.checked_event(event))).collect();
+            let checked = events.map(|(audience, event)| self.checked_event(audience, event)).collect();
             return self.publish_shared(shared, checked).await;
         }
-        let (entries, errors) = split(events.map(|own| own.and_then(|(target, event)| target.entry(&event))));
+        let (entries, errors) = split(events.map(|(audience, event)| self.entry(audience, &event)));
         join(errors, self.append(entries).into_iter().map(Ok))
     }
 
@@ -63,6 +59,28 @@ impl Hub {
         join(errors, published)
     }
 
+    fn entry(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Entry, PublishError> {
+        let audience = audience?;
+        if event.idempotency_key.is_some() && self.inner.shared_log.is_none() {
+            return Err(PublishError::UNSHARED);
+        }
+        let settings = self.settings();
+        let entry =
+            Entry::new(audience, event, &settings.framing, settings.max_targets).map_err(|refused| refused.1)?;
+        self.counters().payload(entry.draft.len());
+        Ok(entry)
+    }
+
+    /// The event, if it can be published now.
+    fn checked_event(
+        &self,
+        audience: Result<Audience, InvalidName>,
+        event: Event,
+    ) -> Result<(Audience, Event), PublishError> {
+        let entry = self.entry(audience, &event)?;
+        if self.is_closed() { Err(PublishError::CLOSED) } else { Ok((entry.audience, event)) }
+    }
+
     /// Nothing is appended after a drain.
     fn append(&self, entries: impl IntoIterator<Item = Entry> + AsRef<[Entry]>) -> SmallVec<[Published; 1]> {
         if self.is_closed() {
@@ -77,6 +95,12 @@ impl Hub {
             .into_iter()
             .map(|appended| Published { position: appended.position, receivers: appended.receivers })
             .collect()
+    }
+}
+
+impl Source for Hub {
+    fn is(&self, other: &Self) -> bool {
+        std::sync::Arc::ptr_eq(&self.inner, &other.inner)
     }
 }
 
@@ -97,9 +121,9 @@ impl Target<'_> {
     /// Where the log is shared, in a tokio runtime that was built without its clock or its network: use
     /// `enable_all`. So do [`Hub::publish_many`], commands and [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Published, PublishError> {
-        let hub = self.hub;
+        let hub = self.source;
         let Some(shared) = &hub.inner.shared_log else { return self.publish_now(event) };
-        let checked = self.checked_event(event);
+        let checked = hub.checked_event(self.audience, event);
         hub.publish_shared(shared, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
@@ -110,11 +134,11 @@ impl Target<'_> {
     /// As [`publish`](Self::publish); and always where the log is shared.
     #[expect(clippy::needless_pass_by_value, reason = "the twin of `publish`, which takes the event over")]
     pub fn publish_now(self, event: Event) -> Result<Published, PublishError> {
-        let hub = self.hub;
+        let hub = self.source;
         if hub.inner.shared_log.is_some() {
             return Err(PublishError::SHARED);
         }
-        let entry = self.entry(&event)?;
+        let entry = hub.entry(self.audience, &event)?;
         hub.append([entry]).pop().ok_or(PublishError::CLOSED)
     }
 
@@ -123,27 +147,7 @@ impl Target<'_> {
     /// # Errors
     /// As [`publish`](Self::publish), but that the hub was drained.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
-        self.clone().entry(event).map(drop)
-    }
-
-    fn entry(self, event: &Event) -> Result<Entry, PublishError> {
-        let hub = self.hub;
-        let audience = self.audience?;
-        if event.idempotency_key.is_some() && hub.inner.shared_log.is_none() {
-            return Err(PublishError::UNSHARED);
-        }
-        let settings = hub.settings();
-        let entry =
-            Entry::new(audience, event, &settings.framing, settings.max_targets).map_err(|refused| refused.1)?;
-        hub.counters().payload(entry.draft.len());
-        Ok(entry)
-    }
-
-    /// The event, if it can be published to this target now.
-    fn checked_event(self, event: Event) -> Result<(Audience, Event), PublishError> {
-        let hub = self.hub;
-        let entry = self.entry(&event)?;
-        if hub.is_closed() { Err(PublishError::CLOSED) } else { Ok((entry.audience, event)) }
+        self.source.entry(self.audience.clone(), event).map(drop)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use super::Hub;
+use super::Target;
 use super::builder::{HubBuilder, Shared};
 use super::publish::{join, split};
-use super::target::{addressing, aim, check_own, exclude, unite, widening};
+use super::target::{Source, aim, targets};
 use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
+use crate::hub::config::configuration::Configuration;
 use crate::hub::config::settings::Settings;
 use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
@@ -75,47 +76,45 @@ impl HubBuilder {
         let Some(Shared(backplane)) = self.backplane else {
             return Err(BuildError::new("backplane", "without one a publisher has no log to publish to"));
         };
-        Ok(Publisher::new(backplane, policies, self.configuration.settings))
-    }
-}
-
-impl Hub {
-    /// What only publishes, with the default settings: the same as
-    /// `Hub::builder().backplane(backplane).publisher()`. By those no topic keeps the newest of each key;
-    /// with rules, use [`HubBuilder::publisher`].
-    ///
-    /// # Errors
-    /// As [`HubBuilder::publisher`].
-    pub fn publisher(backplane: impl Backplane) -> Result<Publisher, BuildError> {
-        HubBuilder::default().backplane(backplane).publisher()
+        let Configuration { settings, .. } = self.configuration;
+        Ok(Publisher { inner: Arc::new(Inner { backplane, policies, settings, seen: Mutex::new(None) }) })
     }
 }
 
 impl Publisher {
-    pub(super) fn new(backplane: Arc<dyn Backplane>, policies: Policies, settings: Settings) -> Self {
-        Self { inner: Arc::new(Inner { backplane, policies, settings, seen: Mutex::new(None) }) }
+    /// Creates a publisher with the default settings: the same as `Hub::builder().backplane(backplane).publisher()`.
+    /// By those no topic keeps the newest of each key; with rules, use [`HubBuilder::publisher`].
+    ///
+    /// # Errors
+    /// As [`HubBuilder::publisher`].
+    pub fn new(backplane: impl Backplane) -> Result<Self, BuildError> {
+        HubBuilder::default().backplane(backplane).publisher()
     }
-
-    addressing!(Recipients { publisher });
 
     /// Publishes several events in this order, pipelined: many times as fast as one after the other. One
     /// result for each: a bad one does not stop the others. The whole batch has the time of one
     /// [`publish_timeout`](HubBuilder::publish_timeout), so make it some thousands, not millions.
     ///
-    /// Cancel safety: as [`Recipients::publish`].
+    /// Cancel safety: as [`Target::publish`](Target::<Publisher>::publish).
     ///
     /// # Panics
-    /// As [`Recipients::publish`].
+    /// As [`Target::publish`](Target::<Publisher>::publish).
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Position, PublishError>>
     where
-        I: IntoIterator<Item = (Recipients<'a>, Event)>,
+        I: IntoIterator<Item = (Target<'a, Self>, Event)>,
     {
-        let (records, errors) = split(events.into_iter().map(|(recipients, event)| {
-            check_own(&self.inner, &recipients.publisher.inner)?;
-            let audience = recipients.checked(&event)?;
+        let (records, errors) = split(events.into_iter().map(|(target, event)| {
+            let audience = self.checked(target.checked_for(self), &event)?;
             Ok(append::record(&audience, &event, |address| self.inner.policies.keeps_values(address)))
         }));
         join(errors, self.append(records).await)
+    }
+
+    /// By the rules of the hub.
+    fn checked(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Audience, PublishError> {
+        let settings = &self.inner.settings;
+        let entry = Entry::new(audience?, event, &settings.framing, settings.max_targets);
+        entry.map(|entry| entry.audience).map_err(|refused| refused.1)
     }
 
     async fn append(&self, records: Vec<crate::backplane::NewRecord>) -> Vec<Result<Position, PublishError>> {
@@ -136,18 +135,15 @@ impl Publisher {
     }
 }
 
-/// Whom a [`Publisher`] publishes to: what [`Target`](crate::Target) is for a hub, as far as that goes without
-/// connections. A bad name waits in it and is returned by [`publish`](Self::publish).
-#[derive(Clone, Debug)]
-#[must_use = "recipients do nothing by themselves"]
-pub struct Recipients<'a> {
-    publisher: &'a Publisher,
-    audience: Result<Audience, InvalidName>,
+targets!(Publisher);
+
+impl Source for Publisher {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
 }
 
-impl Recipients<'_> {
-    widening!(Recipients { publisher });
-
+impl Target<'_, Publisher> {
     /// Publishes an event and says its place in the log, which is also the `id` that browsers get with it.
     /// `Ok` means that the log has it; it says nothing about listeners.
     ///
@@ -163,7 +159,7 @@ impl Recipients<'_> {
     /// In a tokio runtime that was built without its clock or its network: use `enable_all`.
     pub async fn publish(self, event: Event) -> Result<Position, PublishError> {
         // There is one for each.
-        self.publisher.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
+        self.source.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
     /// Whether [`publish`](Self::publish) would take this event: for a batch that is published whole or not at all.
@@ -171,15 +167,7 @@ impl Recipients<'_> {
     /// # Errors
     /// As [`publish`](Self::publish), but those of the broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
-        self.clone().checked(event).map(drop)
-    }
-
-    /// By the rules of the hub.
-    fn checked(self, event: &Event) -> Result<Audience, PublishError> {
-        let settings = &self.publisher.inner.settings;
-        let audience = self.audience?;
-        let entry = Entry::new(audience, event, &settings.framing, settings.max_targets);
-        entry.map(|entry| entry.audience).map_err(|refused| refused.1)
+        self.source.checked(self.audience.clone(), event).map(drop)
     }
 }
 

@@ -1,121 +1,113 @@
-//! Whom something is for: a hub's [`Target`], and what it shares with a publisher's `Recipients`.
-
-use std::sync::Arc;
+//! The audience of an event or a command, together with the hub or the publisher that it belongs to.
 
 use super::Hub;
 use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, Topic, UserId};
 
-/// The methods that begin an audience, of a type that publishes.
-macro_rules! addressing {
-    ($target:ident { $source:ident }) => {
-        /// Everybody who subscribes to this topic, at whichever instance.
-        pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(&self, topic: T) -> $target<'_> {
-            $target { $source: self, audience: aim(topic, Address::Topic) }
-        }
+/// The methods that begin a target, of a type that publishes.
+macro_rules! targets {
+    ($source:ident) => {
+        impl $source {
+            /// Every connection that subscribes to this topic, on any instance.
+            pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(&self, topic: T) -> Target<'_, Self> {
+                Target { source: self, audience: aim(topic, Address::Topic) }
+            }
 
-        /// Every page and tab that this user has open.
-        pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(&self, user: U) -> $target<'_> {
-            $target { $source: self, audience: aim(user, Address::User) }
-        }
+            /// Every page and tab that this user has open, on any instance.
+            pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(&self, user: U) -> Target<'_, Self> {
+                Target { source: self, audience: aim(user, Address::User) }
+            }
 
-        /// One open stream. Nothing is kept for it once it has ended.
-        pub fn connection<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(&self, connection: C) -> $target<'_> {
-            $target { $source: self, audience: aim(connection, Address::Connection) }
-        }
+            /// One open stream. Nothing is kept for it once it has ended.
+            pub fn connection<C>(&self, connection: C) -> Target<'_, Self>
+            where
+                C: TryInto<ConnectionId, Error: Into<InvalidName>>,
+            {
+                Target { source: self, audience: aim(connection, Address::Connection) }
+            }
 
-        /// Every connection of every instance.
-        pub fn everyone(&self) -> $target<'_> {
-            $target { $source: self, audience: Ok(Address::Everyone.into()) }
-        }
-    };
-}
-
-/// The methods that change an audience.
-macro_rules! widening {
-    ($target:ident { $source:ident }) => {
-        /// Widens the target by another one; a connection that listens to both gets one copy. At most
-        /// 128 targets in all unless [`HubBuilder::max_targets`](crate::HubBuilder::max_targets) says
-        /// otherwise.
-        pub fn and(mut self, other: $target<'_>) -> Self {
-            let other = check_own(&self.$source.inner, &other.$source.inner).and(other.audience);
-            self.audience = unite(self.audience, other);
-            self
-        }
-
-        /// Leaves one connection out: the one that caused the event and knows of it already. A reconnect
-        /// is a new connection.
-        pub fn except<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(mut self, connection: C) -> Self {
-            self.audience = exclude(self.audience, connection);
-            self
+            /// Every connection of every instance.
+            pub fn everyone(&self) -> Target<'_, Self> {
+                Target { source: self, audience: Ok(Address::Everyone.into()) }
+            }
         }
     };
 }
 
-pub(super) use {addressing, widening};
+targets!(Hub);
 
-/// Whom something is for: an event to [`publish`](Self::publish), the question who is there
-/// ([`presence`](Self::presence), [`count`](Self::count), [`is_online`](Self::is_online)), or a command
-/// ([`disconnect`](Self::disconnect), [`join`](Self::join), [`leave`](Self::leave)). Made by
-/// [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`].
+pub(super) use targets;
+
+/// The audience of an event or a command: one topic, user or connection, everyone, or several of them.
+///
+/// [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] make one. A target of a hub
+/// [publishes](Self::publish), tells [who is present](Self::presence), and commands connections to
+/// [join](Self::join), [leave](Self::leave) or [disconnect](Self::disconnect). A target of a [`Publisher`](crate::Publisher) publishes.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use tower_sse::{Event, Hub};
 ///
 /// let hub = Hub::builder().build()?;
-/// hub.topic("news").publish(Event::new("headline", "It rains.")).await?;
+/// hub.topic("news").publish(Event::new("headline", "Bridge closed")).await?;
 /// hub.user(42).and(hub.topic("audit")).publish(Event::unnamed("signed in")).await?;
 /// # Ok(()) }
 /// ```
 ///
-/// A bad name waits in the target and is returned by its last call.
-#[derive(Clone, Debug)]
+/// The method that uses the target, for example `publish`, reports an invalid name.
+#[derive(Debug)]
 #[must_use = "a target does nothing by itself"]
-pub struct Target<'a> {
-    pub(super) hub: &'a Hub,
+pub struct Target<'a, S = Hub> {
+    pub(super) source: &'a S,
     pub(super) audience: Result<Audience, InvalidName>,
 }
 
-impl Hub {
-    addressing!(Target { hub });
+/// What a target belongs to.
+pub(super) trait Source {
+    /// Whether both are handles to the same hub or publisher.
+    fn is(&self, other: &Self) -> bool;
 }
 
-impl Target<'_> {
-    widening!(Target { hub });
-}
-
-/// Targets of another hub, or of another publisher, are refused.
-pub(super) fn check_own<T>(one: &Arc<T>, other: &Arc<T>) -> Result<(), InvalidName> {
-    if Arc::ptr_eq(one, other) {
-        return Ok(());
+#[expect(private_bounds, reason = "a hub and a publisher are all that publishes")]
+impl<S: Source> Target<'_, S> {
+    /// Adds another target. A connection that belongs to both gets one copy. At most 128 targets in all.
+    pub fn and(mut self, other: Target<'_, S>) -> Self {
+        self.audience = match (self.audience, other.checked_for(self.source)) {
+            (Ok(mut audience), Ok(other)) => {
+                audience.unite(other);
+                Ok(audience)
+            }
+            // The first invalid name is reported.
+            (Err(invalid), _) | (_, Err(invalid)) => Err(invalid),
+        };
+        self
     }
-    Err(InvalidName::new("target", NameProblem::Foreign))
+
+    /// Excludes one connection, for example the one that caused the event and has its result already. A reconnect
+    /// is a new connection.
+    pub fn except<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(mut self, connection: C) -> Self {
+        self.audience = self.audience.and_then(|mut audience| {
+            audience.exclude(connection.try_into().map_err(Into::into)?);
+            Ok(audience)
+        });
+        self
+    }
+
+    /// The audience, for this hub or publisher: a target of another one is an error.
+    pub(super) fn checked_for(self, source: &S) -> Result<Audience, InvalidName> {
+        if self.source.is(source) { self.audience } else { Err(InvalidName::new("target", NameProblem::Foreign)) }
+    }
 }
 
-/// An audience of one, if it has a good name.
+impl<S> Clone for Target<'_, S> {
+    fn clone(&self) -> Self {
+        Self { source: self.source, audience: self.audience.clone() }
+    }
+}
+
+/// An audience of one, if it has a valid name.
 pub(super) fn aim<V>(
     name: impl TryInto<V, Error: Into<InvalidName>>,
     address: impl FnOnce(V) -> Address,
 ) -> Result<Audience, InvalidName> {
     name.try_into().map(|name| address(name).into()).map_err(Into::into)
-}
-
-/// The first bad name of both counts.
-pub(super) fn unite(
-    audience: Result<Audience, InvalidName>,
-    other: Result<Audience, InvalidName>,
-) -> Result<Audience, InvalidName> {
-    let mut audience = audience?;
-    audience.unite(other?);
-    Ok(audience)
-}
-
-/// Leaves a connection out, unless there is a bad name.
-pub(super) fn exclude<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(
-    audience: Result<Audience, InvalidName>,
-    connection: C,
-) -> Result<Audience, InvalidName> {
-    let mut audience = audience?;
-    audience.exclude(connection.try_into().map_err(Into::into)?);
-    Ok(audience)
 }

@@ -140,7 +140,7 @@ async fn the_log_of_one_process_refuses_an_idempotency_key() {
 #[tokio::test]
 async fn a_publisher_needs_a_backplane() {
     assert_eq!(Hub::builder().publisher().unwrap_err().setting(), "backplane");
-    assert!(Hub::publisher(Memory::new()).is_ok());
+    assert!(Publisher::new(Memory::new()).is_ok());
     assert_eq!(builder().backplane(Memory::new()).max_targets(0).publisher().unwrap_err().setting(), "max_targets");
 }
 
