@@ -65,7 +65,7 @@ async fn publish(hub: &Hub, body: Incoming) -> Result<usize, (StatusCode, String
     })?;
     let invalid = |error: tower_sse::PublishError| (StatusCode::BAD_REQUEST, error.to_string());
     let event = Event::from_utf8("headline", body.to_bytes()).map_err(invalid)?;
-    Ok(hub.topic("news").publish(event).await.map_err(invalid)?.receivers)
+    Ok(hub.topic("news").publish(event).await.map_err(invalid)?.connections)
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -90,7 +90,7 @@
 //! let hub = Hub::builder().build()?;
 //! let to = hub.user("ada").and(hub.topic("audit"));
 //! let sent = to.publish(Event::new("document.deleted", "7")).await?;
-//! assert_eq!(sent.receivers, 0); // no connection listens, which is no error
+//! assert_eq!(sent.connections, 0); // no connection listens, which is no error
 //! # Ok(()) }
 //! ```
 //!
@@ -326,7 +326,7 @@ mod wire;
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
     ConnectionInfo, Drained, Health, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence,
-    Published, Publisher, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
+    Publisher, Receipt, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
 };
 pub use crate::mount::{
     Access, AccessFn, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody, ResponseFuture,

@@ -76,7 +76,7 @@ async fn a_stream_that_is_taken_over_costs_a_fraction_and_what_its_client_sends_
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 8 << 20, "{} kB more", grown >> 10);
     let published = hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
-    assert_eq!(published.receivers, STREAMS);
+    assert_eq!(published.connections, STREAMS);
     let mut event = [0; 64];
     let count = soon(talker.read(&mut event)).await.unwrap();
     assert!(String::from_utf8_lossy(&event[..count]).contains("data: x\n"));

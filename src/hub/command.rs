@@ -6,12 +6,12 @@
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 
-use super::{Hub, Target};
+use super::{Hub, Receipt, Target};
 use crate::types::{Action, Audience, Command, CommandError, Cursor, Disconnect, InvalidName, Topic};
 
 impl Target<'_> {
     /// Ends the connections of the target: `hub.bye` with the reason `disconnected`, and whether to come back.
-    /// Returns how many of this instance are told; none is no error.
+    /// No connection in the target is no error.
     ///
     /// What is published before but was not written yet is not written any more; who comes back with a cursor gets it
     /// then, if it may still read it. Requests that are being decided at this moment are told to come back
@@ -34,7 +34,7 @@ impl Target<'_> {
     /// # Errors
     /// When a name of the target is not allowed, there are too many of them, the note is too long, or
     /// other instances could not be told.
-    pub async fn disconnect(self, disconnect: Disconnect) -> Result<usize, CommandError> {
+    pub async fn disconnect(self, disconnect: Disconnect) -> Result<Receipt, CommandError> {
         disconnect.check()?;
         self.command(Action::Disconnect(disconnect)).await
     }
@@ -60,7 +60,7 @@ impl Target<'_> {
     }
 
     /// The reverse of [`join`](Self::join), also for topics of the subscription: nothing more of the topic
-    /// is written to the connections of the target, not even what waits. Returns how many of this instance had it.
+    /// is written to the connections of the target, not even what waits.
     ///
     /// For a user the topic is none of the user's any more. A connection that comes back has the topics of its
     /// subscription again, so change what the access hook says too.
@@ -70,12 +70,12 @@ impl Target<'_> {
     ///
     /// # Errors
     /// When a name is not allowed, there are too many targets, or other instances could not be told.
-    pub async fn leave<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Result<usize, CommandError> {
+    pub async fn leave<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Result<Receipt, CommandError> {
         let topic = topic.try_into().map_err(Into::into)?;
         self.command(Action::Leave(topic)).await
     }
 
-    async fn command(self, action: Action) -> Result<usize, CommandError> {
+    async fn command(self, action: Action) -> Result<Receipt, CommandError> {
         let hub = self.source;
         hub.give(self.checked()?, action).await
     }
@@ -92,7 +92,7 @@ impl Target<'_> {
 
 /// A topic to be joined: [`Target::join`]. Await it.
 ///
-/// It yields how many connections of this instance have the topic now that did not have it before.
+/// It yields a [`Receipt`].
 ///
 /// Cancel safety: on one instance it never waits; nothing happens if it is never polled.
 ///
@@ -120,13 +120,13 @@ impl Join {
         self
     }
 
-    async fn carry_out(self) -> Result<usize, CommandError> {
+    async fn carry_out(self) -> Result<Receipt, CommandError> {
         self.hub.give(self.audience?, Action::Join(self.topic?, self.since)).await
     }
 }
 
 impl IntoFuture for Join {
-    type Output = Result<usize, CommandError>;
+    type Output = Result<Receipt, CommandError>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
@@ -136,8 +136,9 @@ impl IntoFuture for Join {
 
 impl Hub {
     /// Here at once, and then by the others.
-    pub(super) async fn give(&self, audience: Audience, action: Action) -> Result<usize, CommandError> {
-        let command = Command { audience, action, issued_at: self.position() };
+    pub(super) async fn give(&self, audience: Audience, action: Action) -> Result<Receipt, CommandError> {
+        let position = self.position();
+        let command = Command { audience, action, issued_at: position };
         let outcome = self.carry_out(&command);
         if let Some(shared) = &self.inner.shared_log {
             if !crate::hub::tasks::back_off::can_wait() {
@@ -145,6 +146,6 @@ impl Hub {
             }
             self.tell_command(shared, command).await.map_err(CommandError::broker)?;
         }
-        outcome
+        outcome.map(|connections| Receipt { position, connections })
     }
 }

@@ -3,21 +3,10 @@
 use smallvec::SmallVec;
 
 use super::target::Source;
-use super::{Hub, Target};
+use super::{Hub, Receipt, Target};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::log::Entry;
-use crate::types::{Audience, Event, InvalidName, Position, PublishError};
-
-/// What became of an event: the log has it. That somebody saw it is not said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Published {
-    /// Its place in the log, which is also the `id` that browsers get with it.
-    pub position: Position,
-    /// How many connections listen to the target, known without a walk: exact for one target, at most as many for a
-    /// union (a connection that listens to two of its targets counts twice) and with [`Target::except`]. Zero is exact.
-    pub receivers: usize,
-}
+use crate::types::{Audience, Event, InvalidName, PublishError};
 
 impl Hub {
     /// Publishes several events in one step, in this order, without others between them. One result for each: a bad one
@@ -29,7 +18,7 @@ impl Hub {
     /// [`publish_timeout`](crate::HubBuilder::publish_timeout).
     ///
     /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled.
-    pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Published, PublishError>>
+    pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Receipt, PublishError>>
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
     {
@@ -46,15 +35,15 @@ impl Hub {
         &self,
         shared: &SharedLog,
         checked: Vec<Result<(Audience, Event), PublishError>>,
-    ) -> Vec<Result<Published, PublishError>> {
+    ) -> Vec<Result<Receipt, PublishError>> {
         let (events, errors) = split(checked);
         let listening = |audience: &Audience| audience.addresses().iter().map(|to| self.log().listening(to)).sum();
-        let receivers: Vec<usize> = events.iter().map(|(audience, _)| listening(audience)).collect();
+        let connections: Vec<usize> = events.iter().map(|(audience, _)| listening(audience)).collect();
         let appended = if events.is_empty() { Vec::new() } else { self.append_shared(shared, events).await };
-        let published = appended.into_iter().zip(receivers).map(|(position, receivers)| {
+        let published = appended.into_iter().zip(connections).map(|(position, connections)| {
             let position = position?;
             self.counters().published(1);
-            Ok(Published { position, receivers })
+            Ok(Receipt { position, connections })
         });
         join(errors, published)
     }
@@ -82,7 +71,7 @@ impl Hub {
     }
 
     /// Nothing is appended after a drain.
-    fn append(&self, entries: impl IntoIterator<Item = Entry> + AsRef<[Entry]>) -> SmallVec<[Published; 1]> {
+    fn append(&self, entries: impl IntoIterator<Item = Entry> + AsRef<[Entry]>) -> SmallVec<[Receipt; 1]> {
         if self.is_closed() {
             return SmallVec::new();
         }
@@ -93,7 +82,7 @@ impl Hub {
         self.published(appended.len());
         appended
             .into_iter()
-            .map(|appended| Published { position: appended.position, receivers: appended.receivers })
+            .map(|appended| Receipt { position: appended.position, connections: appended.receivers })
             .collect()
     }
 }
@@ -120,7 +109,7 @@ impl Target<'_> {
     /// # Panics
     /// Where the log is shared, in a tokio runtime that was built without its clock or its network: use
     /// `enable_all`. So do [`Hub::publish_many`], commands and [`Hub::ticket`].
-    pub async fn publish(self, event: Event) -> Result<Published, PublishError> {
+    pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
         let Some(shared) = &hub.inner.shared_log else { return self.publish_now(event) };
         let checked = hub.checked_event(self.audience, event);
@@ -133,7 +122,7 @@ impl Target<'_> {
     /// # Errors
     /// As [`publish`](Self::publish); and always where the log is shared.
     #[expect(clippy::needless_pass_by_value, reason = "the twin of `publish`, which takes the event over")]
-    pub fn publish_now(self, event: Event) -> Result<Published, PublishError> {
+    pub fn publish_now(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
         if hub.inner.shared_log.is_some() {
             return Err(PublishError::SHARED);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Target;
 use super::builder::{HubBuilder, Shared};
 use super::publish::{join, split};
 use super::target::{Source, aim, targets};
+use super::{Receipt, Target};
 use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
 use crate::hub::config::configuration::Configuration;
@@ -13,9 +13,7 @@ use crate::hub::config::settings::Settings;
 use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
-use crate::types::{
-    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Position, PublishError, Topic, UserId,
-};
+use crate::types::{Address, Audience, BuildError, ConnectionId, Event, InvalidName, PublishError, Topic, UserId};
 
 /// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for
 /// subscribers, nothing that runs in the background. For workers, command-line tools and cron jobs.
@@ -43,8 +41,8 @@ use crate::types::{
 /// let publisher = settings(log).publisher()?;
 ///
 /// let progress = Event::new("progress", "40").key("report").idempotency_key("report 7: 40 %");
-/// let position = publisher.topic("reports/7").and(publisher.user("ada")).publish(progress).await?;
-/// # let _ = (instance, position);
+/// publisher.topic("reports/7").and(publisher.user("ada")).publish(progress).await?;
+/// # let _ = instance;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -99,7 +97,7 @@ impl Publisher {
     ///
     /// # Panics
     /// As [`Target::publish`](Target::<Publisher>::publish).
-    pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Position, PublishError>>
+    pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Receipt, PublishError>>
     where
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
     {
@@ -117,7 +115,7 @@ impl Publisher {
         entry.map(|entry| entry.audience).map_err(|refused| refused.1)
     }
 
-    async fn append(&self, records: Vec<crate::backplane::NewRecord>) -> Vec<Result<Position, PublishError>> {
+    async fn append(&self, records: Vec<crate::backplane::NewRecord>) -> Vec<Result<Receipt, PublishError>> {
         if records.is_empty() {
             return Vec::new();
         }
@@ -131,7 +129,15 @@ impl Publisher {
                 *seen = Some(*newest);
             }
         }
-        places.into_iter().map(|place| place.map(append::position)).collect()
+        places
+            .into_iter()
+            .map(|place| {
+                place.map(|place| {
+                    let position = append::position(place);
+                    Receipt { position, connections: 0 }
+                })
+            })
+            .collect()
     }
 }
 
@@ -144,8 +150,7 @@ impl Source for Publisher {
 }
 
 impl Target<'_, Publisher> {
-    /// Publishes an event and says its place in the log, which is also the `id` that browsers get with it.
-    /// `Ok` means that the log has it; it says nothing about listeners.
+    /// Publishes an event. `Ok` means that the log has it; it says nothing about listeners.
     ///
     /// Cancel safety: a dropped future may have published or not.
     ///
@@ -157,7 +162,7 @@ impl Target<'_, Publisher> {
     ///
     /// # Panics
     /// In a tokio runtime that was built without its clock or its network: use `enable_all`.
-    pub async fn publish(self, event: Event) -> Result<Position, PublishError> {
+    pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         // There is one for each.
         self.source.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }

@@ -116,7 +116,7 @@ async fn a_disconnect_reaches_every_instance(log: impl Backplane + Clone) {
     {
         let (here, there) = (one.open("user=ada").await, two.open("user=ada").await);
         let begun = std::time::Instant::now();
-        assert_eq!(one.hub.user("ada").disconnect(disconnect).await.unwrap(), 1, "of this instance");
+        assert_eq!(one.hub.user("ada").disconnect(disconnect).await.unwrap().connections, 1, "of this instance");
         for page in [here, there] {
             let bye = page.goodbye().await;
             assert_eq!((&bye["reason"], &bye["reconnect"]), (&json!("disconnected"), &json!(reconnect)));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tower_sse::backplane::{Backplane, Memory, Redis};
-use tower_sse::{Event, Hub, Position, Publisher};
+use tower_sse::{Event, Hub, Publisher};
 
 use crate::instances::{Instance, builder};
 use crate::kit::broker::for_each_broker;
@@ -26,7 +26,7 @@ async fn what_a_worker_publishes_is_heard_at_an_instance(log: impl Backplane + C
     let (one, worker) = (instance(&log).await, worker(log.clone()));
     let mut t = subscribe(one.server.addr, "/events?topic=t").await;
     let mut u = subscribe(one.server.addr, "/events?topic=u").await;
-    let position = worker.topic("t").publish(Event::new("named", "line\nline")).await.unwrap();
+    let position = worker.topic("t").publish(Event::new("named", "line\nline")).await.unwrap().position;
     let event = t.next_own().await;
     assert_eq!((event.event.as_str(), event.data.as_str(), event.id), ("named", "line\nline", position.to_string()));
 
@@ -37,11 +37,9 @@ async fn what_a_worker_publishes_is_heard_at_an_instance(log: impl Backplane + C
     }
     // By many, in order, numbered as they are given.
     let batch = (0..1_000).map(|n| (worker.topic("t"), Event::unnamed(n.to_string())));
-    let positions: Vec<Position> =
-        soon(worker.publish_many(batch)).await.into_iter().collect::<Result<_, _>>().unwrap();
-    for (n, position) in positions.iter().enumerate() {
+    for (n, published) in soon(worker.publish_many(batch)).await.into_iter().enumerate() {
         let event = t.next_own().await;
-        assert_eq!((event.data, event.id), (n.to_string(), position.to_string()));
+        assert_eq!((event.data, event.id), (n.to_string(), published.unwrap().position.to_string()));
     }
 }
 
@@ -99,12 +97,12 @@ async fn a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log: impl Ba
     let (one, worker) = (instance(&log).await, worker(log.clone()));
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
     let event = |data: &'static str| Event::unnamed(data).idempotency_key("order 7: a/b {c}");
-    let first = worker.topic("t").publish(event("first")).await.unwrap();
-    let again = worker.topic("t").publish(event("again")).await.unwrap();
+    let first = worker.topic("t").publish(event("first")).await.unwrap().position;
+    let again = worker.topic("t").publish(event("again")).await.unwrap().position;
     let by_hub = one.hub.topic("t").publish(event("by the hub")).await.unwrap();
     let batch = [(worker.topic("t"), event("in a batch")), (worker.topic("t"), Event::unnamed("next"))];
     let batch = worker.publish_many(batch).await;
-    assert_eq!([again, by_hub.position, *batch[0].as_ref().unwrap()], [first; 3]);
+    assert_eq!([again, by_hub.position, batch[0].as_ref().unwrap().position], [first; 3]);
     assert_eq!([page.next_own().await.data, page.next_own().await.data], ["first", "next"]);
     assert_eq!(last(&log).await, 2);
 }
@@ -114,7 +112,7 @@ for_each_broker!(a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log)
 #[tokio::test(start_paused = true)]
 async fn a_log_in_memory_forgets_idempotency_keys_after_ten_minutes() {
     let worker = worker(Memory::new());
-    let publish = async || worker.topic("t").publish(Event::unnamed("x").idempotency_key("k")).await.unwrap();
+    let publish = async || worker.topic("t").publish(Event::unnamed("x").idempotency_key("k")).await.unwrap().position;
     let first = publish().await;
     tokio::time::advance(Duration::from_secs(599)).await;
     assert_eq!(publish().await, first);
@@ -222,7 +220,7 @@ async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
         }
     })
     .await;
-    assert_ne!(before.to_string(), after.to_string());
+    assert_ne!(before.position.to_string(), after.position.to_string());
 }
 
 /// The commands that the document gives a user are enough, for an instance and for a worker, and it sees nothing else.

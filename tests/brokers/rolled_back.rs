@@ -201,8 +201,8 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     let after = soon(async {
         loop {
             // The first call may still meet the connection that the server closed.
-            if let Ok(position) = publish().await {
-                return position;
+            if let Ok(published) = publish().await {
+                return published.position;
             }
         }
     })
@@ -211,8 +211,8 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     // The instance notices it at the next probe.
     until(|| epoch(hub.position()) == epoch(after)).await;
     // Neither worker begins another epoch.
-    let next = early.topic("t").publish(Event::unnamed("next")).await.unwrap();
-    let last = late.topic("t").publish(Event::unnamed("last")).await.unwrap();
+    let next = early.topic("t").publish(Event::unnamed("next")).await.unwrap().position;
+    let last = late.topic("t").publish(Event::unnamed("last")).await.unwrap().position;
     assert_eq!([epoch(next), epoch(last)], [epoch(after), epoch(after)]);
     assert_eq!(gaps_before(&mut page, "last").await, ["epoch"]);
 }

@@ -82,7 +82,7 @@ async fn names_reach_their_listeners_and_no_others() {
     let source = page.listen("/events", &["a b:c", "имя", "document.deleted"]).await;
     source.saw("hub.live", 1).await;
     page.eval("streams[0].source.onmessage = event => { globalThis.unnamed = event.data; }").await;
-    let publish = async |event| hub.topic("news").publish(event).await.unwrap().receivers;
+    let publish = async |event| hub.topic("news").publish(event).await.unwrap().connections;
     publish(Event::new("a b:c", "1")).await;
     publish(Event::new("nobody listens", "2")).await;
     publish(Event::new("имя", "3")).await;

@@ -515,9 +515,9 @@ async fn names_are_literal_from_end_to_end() {
         streams.push(events);
     }
     for name in names {
-        assert_eq!(hub.topic(name).publish(Event::unnamed(name)).await.unwrap().receivers, 1, "{name}");
+        assert_eq!(hub.topic(name).publish(Event::unnamed(name)).await.unwrap().connections, 1, "{name}");
         // The same name as a user meets nobody.
-        assert_eq!(hub.user(name).publish(Event::unnamed("not for topics")).await.unwrap().receivers, 0, "{name}");
+        assert_eq!(hub.user(name).publish(Event::unnamed("not for topics")).await.unwrap().connections, 0, "{name}");
     }
     hub.everyone().publish(Event::unnamed("the end")).await.unwrap();
     for (name, events) in names.iter().zip(&mut streams) {
@@ -549,8 +549,8 @@ async fn a_user_named_like_a_topic_never_meets_it() {
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     let (begin, mut user) = (hub.position().to_string(), subscribe(server.addr, "/events?user").await);
     let mut topic = subscribe(server.addr, "/events?topic").await;
-    assert_eq!(hub.user("same").publish(Event::unnamed("for the user")).await.unwrap().receivers, 1);
-    assert_eq!(hub.topic("same").publish(Event::unnamed("for the topic")).await.unwrap().receivers, 1);
+    assert_eq!(hub.user("same").publish(Event::unnamed("for the user")).await.unwrap().connections, 1);
+    assert_eq!(hub.topic("same").publish(Event::unnamed("for the topic")).await.unwrap().connections, 1);
     hub.everyone().publish(Event::unnamed("for all")).await.unwrap();
     assert_eq!([user.next().await.data, user.next().await.data], ["for the user", "for all"]);
     assert_eq!([topic.next().await.data, topic.next().await.data], ["for the topic", "for all"]);
@@ -720,7 +720,7 @@ async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
     drop(body);
     let stats = hub.stats();
     assert_eq!((stats.connections, stats.connected), (0, 2));
-    assert_eq!(hub.topic("t").publish(Event::unnamed("x")).await.unwrap().receivers, 0);
+    assert_eq!(hub.topic("t").publish(Event::unnamed("x")).await.unwrap().connections, 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -784,7 +784,7 @@ async fn a_thread_without_a_runtime_reaches_every_listener() {
         let published = publisher.topic("t").publish_now(Event::unnamed("from a thread")).unwrap();
         // The other one, by an executor that knows nothing of tokio.
         futures::executor::block_on(publisher.topic("t").publish(Event::unnamed("and again"))).unwrap();
-        published.receivers
+        published.connections
     });
     for events in &mut streams {
         assert_eq!([events.next().await.data, events.next().await.data], ["from a thread", "and again"]);

@@ -308,7 +308,7 @@ async fn the_user_of_a_session_gets_what_is_sent_to_the_user() {
             tabs.push(events);
         }
         let published = hub.user("ada").publish(Event::unnamed("for ada")).await.unwrap();
-        assert_eq!(published.receivers, 2, "{mounting}");
+        assert_eq!(published.connections, 2, "{mounting}");
         hub.user("bob").publish(Event::unnamed("for bob")).await.unwrap();
         for (events, data) in tabs.iter_mut().zip(["for ada", "for ada", "for bob"]) {
             assert_eq!(events.next().await.data, data, "{mounting}");

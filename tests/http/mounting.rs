@@ -206,7 +206,7 @@ async fn a_stream_opens_and_an_event_arrives() {
         assert_eq!(json(&hello.data)["topics"], serde_json::json!(["public/a"]), "{name}");
         events.caught_up().await;
         let published = mounted.hub.topic("public/a").publish(Event::new("news", "it rains")).await.unwrap();
-        assert_eq!(published.receivers, 1, "{name}");
+        assert_eq!(published.connections, 1, "{name}");
         let event = events.next().await;
         assert_eq!((event.event.as_str(), event.data.as_str()), ("news", "it rains"), "{name}");
         assert_eq!(event.id, published.position.to_string(), "{name}");
@@ -244,7 +244,7 @@ async fn head_gets_the_head_of_a_stream_and_subscribes_to_nothing() {
         let head = mounted.send("HEAD", "?topic=public/a", &[]).await;
         assert_eq!(head.status, 200, "{name}");
         assert_eq!(head.header("content-length"), "", "{name}: a stream has no length");
-        assert_eq!(mounted.hub.topic("public/a").publish(Event::unnamed("")).await.unwrap().receivers, 0, "{name}");
+        assert_eq!(mounted.hub.topic("public/a").publish(Event::unnamed("")).await.unwrap().connections, 0, "{name}");
         let streaming = mounted.get("?topic=public/a").await;
         assert_eq!(headers(&head), headers(&streaming), "{name}");
         assert_eq!(head.text().await, "", "{name}");
@@ -413,7 +413,7 @@ async fn too_many_topics_are_refused_and_not_narrowed() {
         assert_eq!(topics, serde_json::json!(["public/a", "public/b"]), "{}", mounted.name);
         events.caught_up().await;
         let published = mounted.hub.topic("public/a").publish(Event::unnamed("one")).await.unwrap();
-        assert_eq!(published.receivers, 1, "{}", mounted.name);
+        assert_eq!(published.connections, 1, "{}", mounted.name);
         mounted.hub.topic("public/b").publish(Event::unnamed("two")).await.unwrap();
         assert_eq!([events.next().await.data, events.next().await.data], ["one", "two"], "{}", mounted.name);
     }
@@ -734,7 +734,7 @@ async fn a_layer_answers_exactly_its_path() {
 // The hub in handlers
 
 async fn announce(hub: Hub) -> String {
-    hub.everyone().publish(Event::unnamed("announced")).await.unwrap().receivers.to_string()
+    hub.everyone().publish(Event::unnamed("announced")).await.unwrap().connections.to_string()
 }
 
 #[tokio::test]

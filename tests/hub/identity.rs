@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
 use tower_sse::{
-    Access, CommandError, Disconnect, EndReason, Event, Hub, HubBuilder, IntoAccess, Refusal, RefusalReason,
+    Access, CommandError, Disconnect, EndReason, Event, Hub, HubBuilder, IntoAccess, Receipt, Refusal, RefusalReason,
     StreamRequest, Subscriber, SubscriberItem, Subscription, SubscriptionError, Target, TopicFilter, UserId,
 };
 
@@ -129,7 +129,7 @@ async fn a_disconnected_user_is_told_why_and_others_stay() {
         [Page::open(server.addr, "/events?user=ben").await, Page::open(server.addr, "/events").await];
     assert_eq!(hub.stats().connections, 4);
 
-    assert_eq!(hub.user("ada").disconnect(Disconnect::now().note("renew \"it\"")).await.unwrap(), 2);
+    assert_eq!(hub.user("ada").disconnect(Disconnect::now().note("renew \"it\"")).await.unwrap().connections, 2);
     assert_eq!(hub.stats().connections, 2);
     assert_eq!((hub.user("ada").count(), hub.user("ben").count()), (0, 1));
 
@@ -159,7 +159,7 @@ async fn the_retry_says_when_to_come_back() {
     ] {
         let (hub, server) = start_as(Hub::builder().retry_range(SECOND..=SECOND * 60), |_| as_asked).await;
         for page in Page::tabs(server.addr, "/events?user=ada").await {
-            assert_eq!(hub.connection(&page.connection).disconnect(disconnect.clone()).await.unwrap(), 1);
+            assert_eq!(hub.connection(&page.connection).disconnect(disconnect.clone()).await.unwrap().connections, 1);
             let (bye, _) = page.bye().await;
             assert_eq!(parsed(&bye), json!({"reason": "disconnected", "reconnect": word}));
             let fits = |range: &RangeInclusive<Duration>| bye.retry.is_some_and(|retry| range.contains(&retry));
@@ -185,7 +185,7 @@ async fn a_disconnect_reaches_its_target_and_nobody_else() {
             pages.push(Page::open(server.addr, &format!("/events{path}")).await);
         }
         let target = aim(&hub, &pages[0].connection);
-        assert_eq!(target.disconnect(Disconnect::now()).await.unwrap(), disconnected.len());
+        assert_eq!(target.disconnect(Disconnect::now()).await.unwrap().connections, disconnected.len());
         assert_eq!(hub.stats().connections, pages.len() - disconnected.len());
         publish(hub.everyone(), "after").await;
         for (index, mut page) in pages.into_iter().enumerate() {
@@ -204,10 +204,10 @@ async fn nobody_is_there_to_be_disconnected() {
     let page = Page::open(server.addr, "/events?user=ada").await;
     let connection = page.connection.clone();
     for target in [hub.user("ben"), hub.topic("ada"), hub.connection("0".repeat(32))] {
-        assert_eq!(target.disconnect(Disconnect::now()).await.unwrap(), 0);
+        assert_eq!(target.disconnect(Disconnect::now()).await.unwrap().connections, 0);
     }
-    assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap(), 1);
-    assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap(), 0, "it has gone");
+    assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap().connections, 1);
+    assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap().connections, 0, "it has gone");
     page.bye().await;
 }
 
@@ -215,7 +215,7 @@ async fn nobody_is_there_to_be_disconnected() {
 async fn a_disconnect_that_cannot_be_told_is_refused() {
     let (hub, server) = start().await;
     let mut page = Page::open(server.addr, "/events?user=ada").await;
-    let refused = |outcome: Result<usize, CommandError>| outcome.unwrap_err().to_string();
+    let refused = |outcome: Result<Receipt, CommandError>| outcome.unwrap_err().to_string();
     let note = "x".repeat(Disconnect::MAX_NOTE_BYTES + 1);
     assert!(refused(hub.user("ada").disconnect(Disconnect::now().note(note)).await).contains("note"));
     assert!(refused(hub.user("").disconnect(Disconnect::now()).await).contains("user"));
@@ -229,7 +229,7 @@ async fn the_excepted_connection_stays() {
     let (hub, server) = start().await;
     let [mut here, there] = Page::tabs(server.addr, "/events?user=ada&topic=a").await;
     let target = hub.user("ada").and(hub.topic("a")).except(&here.connection);
-    assert_eq!(target.disconnect(Disconnect::now()).await.unwrap(), 1);
+    assert_eq!(target.disconnect(Disconnect::now()).await.unwrap().connections, 1);
     there.bye().await;
     publish(hub.user("ada"), "only here").await;
     assert_eq!(here.reads().await, "only here");
@@ -290,7 +290,10 @@ async fn a_disconnected_connection_stays_away_and_a_new_page_does_not() {
         let (hub, server) = start().await;
         for page in Page::tabs(server.addr, path).await {
             let connection = page.connection.clone();
-            assert_eq!(hub.connection(&connection).disconnect(Disconnect::block_for(HOUR)).await.unwrap(), 1);
+            assert_eq!(
+                hub.connection(&connection).disconnect(Disconnect::block_for(HOUR)).await.unwrap().connections,
+                1
+            );
             let (_, barred) = page.bye().await;
             assert_eq!(come_back(server.addr, path, &barred).await.status, StatusCode::NO_CONTENT);
             // The id says it, whoever brings it and wherever to, also in the query.
@@ -345,7 +348,7 @@ async fn whoever_asks_for_a_closed_topic_or_hub_stays_away() {
 #[tokio::test]
 async fn a_user_is_kept_out_before_there_is_a_connection() {
     let (hub, server) = start().await;
-    assert_eq!(hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap(), 0);
+    assert_eq!(hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap().connections, 0);
     assert_eq!(get(server.addr, "/events?user=ada").await.status, StatusCode::NO_CONTENT);
     // A milder one does not shorten it.
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
@@ -678,24 +681,24 @@ impl World {
             Step::Join(connection, topic) => {
                 let Some(page) = self.open.get_mut(connection) else { return };
                 let joined = at_once(hub.connection(page.stream.connection()).join(NAMES[topic]).into_future());
-                assert_eq!(joined.unwrap(), usize::from(page.topics.insert(topic)));
+                assert_eq!(joined.unwrap().connections, usize::from(page.topics.insert(topic)));
             }
             Step::Leave(connection, topic) => {
                 let Some(page) = self.open.get_mut(connection) else { return };
                 let left = at_once(hub.connection(page.stream.connection()).leave(NAMES[topic]));
-                assert_eq!(left.unwrap(), usize::from(page.topics.remove(&topic)));
+                assert_eq!(left.unwrap().connections, usize::from(page.topics.remove(&topic)));
             }
             Step::JoinUser(user, topic) => {
                 self.user_topics.entry(user).or_default().insert(topic);
                 let joined = at_once(hub.user(NAMES[user]).join(NAMES[topic]).into_future());
                 let new = self.of_user(user).filter_map(|page| page.topics.insert(topic).then_some(()));
-                assert_eq!(joined.unwrap(), new.count());
+                assert_eq!(joined.unwrap().connections, new.count());
             }
             Step::LeaveUser(user, topic) => {
                 self.user_topics.entry(user).or_default().remove(&topic);
                 let left = at_once(hub.user(NAMES[user]).leave(NAMES[topic]));
                 let had = self.of_user(user).filter_map(|page| page.topics.remove(&topic).then_some(()));
-                assert_eq!(left.unwrap(), had.count());
+                assert_eq!(left.unwrap().connections, had.count());
             }
             Step::Disconnect(name) => self.disconnect(name.target(&hub), |page| page.is(name)),
             Step::DisconnectConnection(connection) => {
@@ -719,7 +722,7 @@ impl World {
     fn disconnect(&mut self, target: Target<'_>, is_meant: impl Fn(&Modelled) -> bool) {
         let disconnected = at_once(target.disconnect(Disconnect::now()));
         let (gone, stay) = std::mem::take(&mut self.open).into_iter().partition::<Vec<_>, _>(is_meant);
-        assert_eq!(disconnected.unwrap(), gone.len());
+        assert_eq!(disconnected.unwrap().connections, gone.len());
         self.open = stay;
         for mut page in gone {
             page.expected.push("disconnected".to_owned());
@@ -794,7 +797,7 @@ async fn a_stream_that_is_ending_already_is_kept_away_by_a_disconnect_that_is_st
         // It is told to end, and has not looked yet.
         hub.drain(Duration::ZERO).await;
         if let Some(disconnect) = disconnect {
-            assert_eq!(hub.connection(page.connection()).disconnect(disconnect).await.unwrap(), 1);
+            assert_eq!(hub.connection(page.connection()).disconnect(disconnect).await.unwrap().connections, 1);
         }
         soon(page.next()).await
     };

@@ -206,13 +206,13 @@ async fn a_connection_gets_a_topic_from_join_to_leave() {
     for version in VERSIONS {
         let mut page = Client::new(&server, Some("ada")).open_over(version, "/events?topic=a").await;
         publish(hub.topic("t"), "before").await;
-        assert_eq!(page.target(&hub).join("t").await.unwrap(), 1);
+        assert_eq!(page.target(&hub).join("t").await.unwrap().connections, 1);
         page.is_told(&["a", "t"]).await;
         let position = publish(hub.topic("t"), "in").await;
         assert_eq!(page.reads_next().await, "in");
         assert_eq!(page.events.last_id, position.to_string());
 
-        assert_eq!(page.target(&hub).leave("t").await.unwrap(), 1);
+        assert_eq!(page.target(&hub).leave("t").await.unwrap().connections, 1);
         page.is_told(&["a"]).await;
         publish(hub.topic("t"), "out").await;
         publish(hub.topic("a"), "still").await;
@@ -226,8 +226,8 @@ async fn a_topic_that_a_page_has_is_not_joined_again() {
     let mut page = Client::new(&server, None).open("/events?topic=a").await;
     let since = publish(hub.topic("a"), 1).await;
     publish(hub.topic("a"), 2).await;
-    assert_eq!(page.target(&hub).join("a").since(since).await.unwrap(), 0);
-    assert_eq!(page.target(&hub).leave("b").await.unwrap(), 0);
+    assert_eq!(page.target(&hub).join("a").since(since).await.unwrap().connections, 0);
+    assert_eq!(page.target(&hub).leave("b").await.unwrap().connections, 0);
     publish(hub.topic("a"), 3).await;
     assert_eq!([page.reads_next().await, page.reads_next().await, page.reads_next().await], ["1", "2", "3"]);
 }
@@ -258,7 +258,7 @@ async fn what_waits_of_a_left_topic_is_not_written() {
             hub.topic("t").publish_now(Event::unnamed(n.to_string())).unwrap();
         }
         hub.topic("a").publish_now(Event::unnamed("kept")).unwrap();
-        assert_eq!(page.target(&hub).leave("t").now_or_never().expect("it never waits").unwrap(), 1);
+        assert_eq!(page.target(&hub).leave("t").now_or_never().expect("it never waits").unwrap().connections, 1);
         let rest = [page.events.next().await, page.events.next().await];
         let kept: Vec<_> = rest.iter().filter(|event| event.event == "message").map(|event| &event.data).collect();
         assert_eq!(kept, ["kept"]);
@@ -272,7 +272,7 @@ async fn a_topic_s_listeners_join_another_together() {
     let (hub, server) = start().await;
     let client = Client::new(&server, None);
     let (a, mut b) = (client.tabs("/events?topic=a").await, client.open("/events?topic=b").await);
-    assert_eq!(hub.topic("a").join("t").await.unwrap(), 2);
+    assert_eq!(hub.topic("a").join("t").await.unwrap().connections, 2);
     publish(hub.topic("t"), "in").await;
     publish(hub.everyone(), "after").await;
     for mut page in a {
@@ -304,7 +304,7 @@ async fn a_user_joins_with_all_tabs_and_those_to_come() {
     let ada = Client::new(&server, Some("ada"));
     let tabs = ada.tabs("/events?topic=a").await;
     let mut ben = Client::new(&server, Some("ben")).open("/events").await;
-    assert_eq!(hub.user("ada").join("t").await.unwrap(), 2);
+    assert_eq!(hub.user("ada").join("t").await.unwrap().connections, 2);
     let mut all = Vec::from(ada.tabs("/events?topic=a").await);
     assert!(all.iter().all(|tab| tab.topics == ["a", "t"]));
     for mut tab in tabs {
@@ -316,7 +316,7 @@ async fn a_user_joins_with_all_tabs_and_those_to_come() {
         assert_eq!(tab.reads_next().await, "in");
     }
 
-    assert_eq!(hub.user("ada").leave("t").await.unwrap(), 4);
+    assert_eq!(hub.user("ada").leave("t").await.unwrap().connections, 4);
     all.push(ada.open("/events?topic=a").await);
     assert_eq!(all[4].topics, ["a"]);
     publish(hub.topic("t"), "out").await;
@@ -347,7 +347,7 @@ async fn a_user_who_is_back_within_the_grace_has_lost_nothing() {
     let mut page = Page::greeted(send(server.addr, request).await).await;
     assert_eq!(page.topics, ["t"]);
     assert_eq!(page.reads_next().await, "2");
-    assert_eq!(hub.user("ada").leave("t").await.unwrap(), 1);
+    assert_eq!(hub.user("ada").leave("t").await.unwrap().connections, 1);
 }
 
 #[tokio::test]

@@ -108,10 +108,12 @@ async fn play(addr: SocketAddr, hub: &Hub, narrow: bool, acts: &[Act], last: Las
     }
     let end = async {
         match last {
-            Last::Disconnect => assert_eq!(hub.connection(connection).disconnect(Disconnect::now()).await.unwrap(), 1),
+            Last::Disconnect => {
+                assert_eq!(hub.connection(connection).disconnect(Disconnect::now()).await.unwrap().connections, 1);
+            }
             Last::Never => {
                 let disconnect = Disconnect::block_for(Duration::from_secs(60));
-                assert_eq!(hub.connection(connection).disconnect(disconnect).await.unwrap(), 1);
+                assert_eq!(hub.connection(connection).disconnect(disconnect).await.unwrap().connections, 1);
             }
             Last::Drain => assert_eq!(hub.drain(Duration::ZERO).await.cut, 0),
         }

@@ -29,7 +29,7 @@ async fn disconnected_in_each_way() {
         let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&user=ada").await;
         site.taken(1).await;
         site.delivers_as_taken(&mut events).await;
-        assert_eq!(site.hub.user("ada").disconnect(disconnect.note("so it is")).await.unwrap(), 1);
+        assert_eq!(site.hub.user("ada").disconnect(disconnect.note("so it is")).await.unwrap().connections, 1);
         let rest = events.rest().await;
         let [bye] = &rest[..] else { panic!("{rest:?}") };
         assert_eq!(goodbye(bye), json!({ "reason": "disconnected", "reconnect": word, "note": "so it is" }));

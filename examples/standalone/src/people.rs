@@ -65,7 +65,7 @@ pub(crate) async fn disconnect(
     parting: Result<Query<Parting>, QueryRejection>,
 ) -> Result<Json<Disconnected>, Problem> {
     let user = path.strip_suffix("/connections").ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no such path"))?;
-    let disconnected = app.hub.user(user).disconnect(parting?.0.disconnect()?).await?;
+    let disconnected = app.hub.user(user).disconnect(parting?.0.disconnect()?).await?.connections;
     Ok(Json(Disconnected { disconnected }))
 }
 

@@ -14,7 +14,7 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tower_sse::{Event, Hub, PublishError, Published, Target};
+use tower_sse::{Event, Hub, PublishError, Receipt, Target};
 
 use super::App;
 
@@ -149,13 +149,13 @@ async fn one(target: Target<'_>, labels: Labels, data: Bytes) -> Result<Accepted
 }
 
 /// `202 {"id":"…","receivers":n}`
-pub(crate) struct Accepted(Published);
+pub(crate) struct Accepted(Receipt);
 
 impl IntoResponse for Accepted {
     fn into_response(self) -> Response {
         // By hand: a position needs no escapes, and this is the answer to each single event.
         let mut body = String::with_capacity(80);
-        let _ = write!(body, "{{\"id\":\"{}\",\"receivers\":{}}}", self.0.position, self.0.receivers);
+        let _ = write!(body, "{{\"id\":\"{}\",\"receivers\":{}}}", self.0.position, self.0.connections);
         let mut response = Response::new(body.into());
         *response.status_mut() = StatusCode::ACCEPTED;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
