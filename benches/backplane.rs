@@ -77,7 +77,7 @@ async fn many(publisher: &Publisher, size: usize) -> usize {
 async fn end_to_end(log: impl Backplane + Clone, count: usize) -> f64 {
     let hub = builder(log.clone()).build().unwrap();
     let publisher = builder(log).publisher().unwrap();
-    while !hub.health().ready {
+    while !hub.is_ready() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let mut stream = hub.subscribe(Subscription::anonymous().topic("e"), Cursor::Absent).unwrap();

@@ -21,7 +21,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
 /// For the load balancer: not ready from the first moment of the drain.
 async fn readyz(State(hub): State<Hub>) -> StatusCode {
-    if hub.health().ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    if hub.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {

@@ -10,6 +10,7 @@ use http::request::Parts;
 
 use crate::hub::Hub;
 use crate::mount::{EventStream, StreamRequest};
+use crate::types::{CommandError, InvalidName, PublishError, SubscriptionError};
 
 impl<S: Sync> FromRequestParts<S> for StreamRequest {
     type Rejection = Infallible;
@@ -46,6 +47,27 @@ impl IntoResponse for MissingHub {
         (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
     }
 }
+
+/// An invalid name is the client's mistake where the name came from a request: 400.
+impl IntoResponse for InvalidName {
+    fn into_response(self) -> Response {
+        (StatusCode::BAD_REQUEST, self.to_string()).into_response()
+    }
+}
+
+/// Errors whose text is safe to show: it has no value of the application's and no cause.
+macro_rules! into_response {
+    ($($error:ident),*) => {$(
+        /// The [status](Self::status_code) of the error, and its text.
+        impl IntoResponse for $error {
+            fn into_response(self) -> Response {
+                (self.status_code(), self.to_string()).into_response()
+            }
+        }
+    )*};
+}
+
+into_response!(PublishError, CommandError, SubscriptionError);
 
 impl IntoResponse for EventStream {
     fn into_response(self) -> Response {

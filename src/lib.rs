@@ -218,7 +218,7 @@
 //!
 //! Below the server, `Hub::listener` (feature `axum-listener`) or [`Hub::io`] watch over the sockets: a deadline for peers
 //! that do not read, and a cut that [`Hub::drain`] can pull, so that no stream keeps a process that wants to leave.
-//! [`Hub::health`] has the answers for two probes, [`Hub::stats`] the figures.
+//! [`Hub::is_ready`] has the answers for two probes, [`Hub::stats`] the figures.
 //!
 //! # Several instances
 //!
@@ -325,8 +325,8 @@ mod wire;
 #[cfg(feature = "axum")]
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
-    ConnectionInfo, Drained, Health, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence,
-    Publisher, Receipt, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
+    ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence, Publisher,
+    Receipt, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
 };
 pub use crate::mount::{
     Access, AccessFn, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody, ResponseFuture,
@@ -345,5 +345,6 @@ pub use crate::types::reason::{EndReason, GapReason, RefusalReason, UnknownReaso
 pub use crate::types::recheck::Recheck;
 pub use crate::types::refusal::Refusal;
 pub use crate::types::retention::{LagPolicy, Retention};
-pub use crate::types::subscription::{Start, StreamEnd, Subscription, SubscriptionError};
+pub use crate::types::subscription::{Start, StreamEnd, Subscription};
+pub use crate::types::subscription_error::SubscriptionError;
 pub use crate::types::topic_filter::TopicFilter;

@@ -587,7 +587,7 @@ async fn both_of_two_instances_with_other_settings_log_it() {
     let build =
         |grace| Hub::builder().presence_grace(Duration::from_secs(grace)).backplane(log.clone()).build().unwrap();
     let older = build(7);
-    until(|| older.health().ready).await;
+    until(|| older.is_ready()).await;
     let newer = build(8);
     until(|| lines.at(Level::WARN).len() == 2).await;
     assert!(lines.at(Level::WARN).iter().all(|line| line.contains("presence_grace")), "{lines:?}");

@@ -110,7 +110,7 @@ impl Instance {
 }
 
 async fn ready(State((hub, name)): State<(Hub, String)>) -> (StatusCode, String) {
-    let ready = hub.health().ready;
+    let ready = hub.is_ready();
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, name)
 }
 

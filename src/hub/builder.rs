@@ -218,7 +218,7 @@ impl HubBuilder {
     }
 
     /// Shares the log with other instances, through a broker. Without it the log is this process's own.
-    /// `build` does not need the broker: an instance starts while it is away, is not [ready](Hub::health),
+    /// `build` does not need the broker: an instance starts while it is away, is not [ready](Hub::is_ready),
     /// refuses streams softly, and recovers.
     pub fn backplane(mut self, backplane: impl Backplane) -> Self {
         self.backplane = Some(Shared(Arc::new(backplane)));

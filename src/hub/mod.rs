@@ -62,7 +62,7 @@ pub use observe::stats::Stats;
 pub use presence::{Member, Presence};
 pub use publisher::Publisher;
 pub use receipt::Receipt;
-pub use shutdown::{Drained, Health};
+pub use shutdown::Drained;
 pub use subscriber::{ReceivedEvent, Subscriber, SubscriberItem};
 pub use target::Target;
 pub use tickets::redeem::Ticket;

@@ -1,5 +1,5 @@
 //! Leaving: every stream ends by itself, spread out in time for those who come back, and the process is free to go.
-//! And health: whether an instance is to get requests ([`Hub::health`]).
+//! And health: whether an instance is to get requests ([`Hub::is_ready`]).
 
 use std::sync::{Arc, Weak};
 
@@ -29,24 +29,16 @@ pub struct Drained {
     pub cut: usize,
 }
 
-/// Whether the process is well: [`Hub::health`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Health {
-    /// Do not restart it. Always so while it can say anything.
-    pub live: bool,
-    /// Send it requests. Not so from the first moment of a drain, and not while a shared log cannot be followed.
-    pub ready: bool,
-}
-
 impl Hub {
-    /// For `/healthz` and `/readyz`.
+    /// Whether this instance should get requests, for a readiness probe such as `/readyz`. False from the first moment
+    /// of a [drain](Self::drain), and while the hub cannot follow a shared log. A liveness probe needs no hub.
+    #[doc(alias = "health")]
     #[must_use]
-    pub fn health(&self) -> Health {
+    pub fn is_ready(&self) -> bool {
         self.inner.ensure_shared_log();
         let is_attended = self.inner.tasks.of_shared_log.iter().all(|task| task.is_attended(&self.inner));
         let follows = self.inner.shared_log.as_ref().is_none_or(|shared| is_attended && shared.is_ready(self.now()));
-        Health { live: true, ready: follows && !self.is_draining() }
+        follows && !self.is_draining()
     }
 
     /// Ends every stream, so that the process can leave in a moment although streams were open.

@@ -82,7 +82,7 @@ impl Hub {
     /// # Errors
     /// When the subscription's names or size are not allowed, a limit on connections is reached, the user
     /// was told to stay away, the hub has not read its shared log yet because the broker is not there
-    /// ([`SubscriptionError::Unavailable`]), or the hub is being drained.
+    /// ([`SubscriptionError::is_unavailable`]), or the hub is being drained.
     #[doc(alias = "stream")]
     #[expect(clippy::needless_pass_by_value, reason = "it is used for one stream")]
     pub fn subscribe(
@@ -94,13 +94,11 @@ impl Hub {
         let opened = self.take_turn().and_then(|()| self.open(&subscription, cursor.into(), request));
         let connection = opened.map_err(|refusal| match refusal.0 {
             Kind::Invalid(invalid) => invalid,
-            Kind::RetryLater { reason: RefusalReason::Limit, .. } => SubscriptionError::Limit,
-            Kind::RetryLater { reason: RefusalReason::Busy, .. } => SubscriptionError::NoRandomBytes,
-            Kind::RetryLater { reason: RefusalReason::Disconnected, .. } | Kind::Gone => {
-                SubscriptionError::Disconnected
-            }
-            Kind::RetryLater { reason: RefusalReason::Starting, .. } => SubscriptionError::Unavailable,
-            _ => SubscriptionError::Closed,
+            Kind::RetryLater { reason: RefusalReason::Limit, .. } => SubscriptionError::LIMIT,
+            Kind::RetryLater { reason: RefusalReason::Busy, .. } => SubscriptionError::NO_RANDOM_BYTES,
+            Kind::RetryLater { reason: RefusalReason::Disconnected, .. } | Kind::Gone => SubscriptionError::BANNED,
+            Kind::RetryLater { reason: RefusalReason::Starting, .. } => SubscriptionError::UNAVAILABLE,
+            _ => SubscriptionError::CLOSED,
         })?;
         let hub = self.clone();
         let id = connection.id();

@@ -76,7 +76,7 @@ impl Hub {
         }
         // Before what takes longer the more there are.
         if join.len() > self.settings().max_topics {
-            return Err(Refusal::invalid(SubscriptionError::TooManyTopics));
+            return Err(Refusal::invalid(SubscriptionError::TOO_MANY_TOPICS));
         }
         if !join.iter().all(|topic| granted.grants(topic)) {
             return Err(Refusal::forbidden());
@@ -97,7 +97,9 @@ impl Hub {
             Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden | Kind::Gone => plain(StatusCode::FORBIDDEN, "forbidden\n"),
             Kind::RetryLater { retry, .. } => later(retry.unwrap_or(self.settings().retry)),
-            Kind::Invalid(SubscriptionError::TooManyTopics) => plain(StatusCode::BAD_REQUEST, "too many topics\n"),
+            Kind::Invalid(ref invalid) if *invalid == SubscriptionError::TOO_MANY_TOPICS => {
+                plain(StatusCode::BAD_REQUEST, "too many topics\n")
+            }
             Kind::Invalid(_) => plain(StatusCode::BAD_REQUEST, "bad subscription\n"),
             Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
         }

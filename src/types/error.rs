@@ -4,6 +4,8 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::fmt;
 
+use http::StatusCode;
+
 /// Why an event was not published.
 ///
 /// Nothing was appended and no position was used, unless [`is_unknown`](Self::is_unknown) says otherwise.
@@ -52,8 +54,8 @@ impl PublishError {
     }
 
     /// The event or its target can never be published as it is: a bad name, bytes that are not
-    /// UTF-8, a value that does not serialise, a payload or a union over its limit, an idempotency
-    /// key where no log remembers it. A caller that got it from a client answers `400`.
+    /// UTF-8, a value that does not serialize, a payload or a union over its limit, an idempotency
+    /// key where no log remembers it.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_closed() && !self.is_unavailable()
@@ -62,14 +64,14 @@ impl PublishError {
     /// The broker is not there, refuses, or did not answer in time
     /// ([`is_unknown`](Self::is_unknown)); or [`publish_now`](crate::Target::publish_now) was
     /// called where publishing has to wait for one; or the future was polled outside of a tokio
-    /// runtime, where the hub cannot talk to one. A caller that got it from a client answers `503`.
+    /// runtime, where the hub cannot talk to one.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, PublishErrorKind::Broker { .. } | PublishErrorKind::Shared | PublishErrorKind::NoRuntime)
     }
 
     /// The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), counted as it would stand on
-    /// the wire. Also [`is_invalid`](Self::is_invalid). A caller that got it from a client answers `413`.
+    /// the wire. Also [`is_invalid`](Self::is_invalid).
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         matches!(self.0, PublishErrorKind::TooLarge { .. })
@@ -79,6 +81,20 @@ impl PublishError {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self.0, PublishErrorKind::Closed)
+    }
+
+    /// The status for a client whose request caused the event: 413 if [too large](Self::is_too_large), 400 if otherwise
+    /// [invalid](Self::is_invalid), and 503 if the hub is [closed](Self::is_closed) or the broker
+    /// [unavailable](Self::is_unavailable). The event may be published all the same if [unknown](Self::is_unknown).
+    #[must_use]
+    pub fn status_code(&self) -> StatusCode {
+        if self.is_too_large() {
+            StatusCode::PAYLOAD_TOO_LARGE
+        } else if self.is_invalid() {
+            StatusCode::BAD_REQUEST
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     }
 
     /// The record was sent to the log and no answer came in time, so it may or may not have been published. Never so
@@ -157,7 +173,7 @@ impl CommandError {
         Self(CommandErrorKind::TooManyTopics { limit })
     }
 
-    /// The target, the topic or the note can never be as it is. A caller that got it from a client answers `400`.
+    /// The target, the topic or the note can never be as it is.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_over_limit() && !self.is_unavailable()
@@ -176,6 +192,19 @@ impl CommandError {
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         matches!(self.0, CommandErrorKind::TooManyTopics { .. })
+    }
+
+    /// The status for a client whose request caused the command: 400 if [invalid](Self::is_invalid), 409 if
+    /// [over the limit](Self::is_over_limit), and 503 if the broker is [unavailable](Self::is_unavailable).
+    #[must_use]
+    pub fn status_code(&self) -> StatusCode {
+        if self.is_unavailable() {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else if self.is_over_limit() {
+            StatusCode::CONFLICT
+        } else {
+            StatusCode::BAD_REQUEST
+        }
     }
 }
 

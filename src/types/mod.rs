@@ -27,6 +27,7 @@ pub(crate) mod recheck;
 pub(crate) mod refusal;
 pub(crate) mod retention;
 pub(crate) mod subscription;
+pub(crate) mod subscription_error;
 pub(crate) mod topic_filter;
 
 pub(crate) use audience::{Address, Audience, each_once};
@@ -43,5 +44,6 @@ pub(crate) use reason::{EndReason, GapReason, RefusalReason};
 pub(crate) use recheck::{Authority, Recheck};
 pub(crate) use refusal::Refusal;
 pub(crate) use retention::{LagPolicy, Retention};
-pub(crate) use subscription::{Expiry, History, Redeemed, Start, StreamEnd, Subscription, SubscriptionError};
+pub(crate) use subscription::{Expiry, History, Redeemed, Start, StreamEnd, Subscription};
+pub(crate) use subscription_error::SubscriptionError;
 pub(crate) use topic_filter::TopicFilter;

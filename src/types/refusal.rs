@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::reason::RefusalReason;
-use super::subscription::SubscriptionError;
+use super::subscription_error::SubscriptionError;
 
 /// Why a request gets no stream, and whether the client should come back.
 ///

@@ -13,6 +13,7 @@ use super::disconnect_clock::DisconnectClock;
 use super::error::InvalidName;
 use super::name::{self, MAX_NAME_BYTES, Topic, UserId};
 use super::position::Position;
+use super::subscription_error::SubscriptionError;
 use super::topic_filter::TopicFilter;
 
 /// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
@@ -338,7 +339,7 @@ impl Subscription {
         let key = key.to_string();
         match name::check("counted_as", &key, MAX_NAME_BYTES) {
             Ok(()) => self.counted_as = Some(key.into()),
-            Err(error) => self.invalidate(SubscriptionError::Name(error)),
+            Err(error) => self.invalidate(SubscriptionError::name(error)),
         }
         self
     }
@@ -382,8 +383,8 @@ impl Subscription {
     pub fn data<T: serde::Serialize + ?Sized>(mut self, value: &T) -> Self {
         match serde_json::to_string(value) {
             Ok(json) if json.len() <= Self::MAX_DATA_BYTES => self.data = Some(json.into()),
-            Ok(_) => self.invalidate(SubscriptionError::DataTooLong),
-            Err(_) => self.invalidate(SubscriptionError::DataNotJson),
+            Ok(_) => self.invalidate(SubscriptionError::DATA_TOO_LONG),
+            Err(_) => self.invalidate(SubscriptionError::DATA_NOT_JSON),
         }
         self
     }
@@ -455,7 +456,7 @@ impl Subscription {
 
     /// Returns the name if it is valid. Otherwise the subscription is invalid too.
     fn valid<T>(&mut self, name: impl TryInto<T, Error: Into<InvalidName>>) -> Option<T> {
-        name.try_into().map_err(|error| self.invalidate(SubscriptionError::Name(error.into()))).ok()
+        name.try_into().map_err(|error| self.invalidate(SubscriptionError::name(error.into()))).ok()
     }
 
     fn invalidate(&mut self, error: SubscriptionError) {
@@ -475,58 +476,3 @@ impl fmt::Debug for Subscription {
             .finish_non_exhaustive()
     }
 }
-
-/// Why no hub takes a subscription.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SubscriptionError {
-    /// The user, a topic or the key of [`Subscription::counted_as`] is not a name.
-    Name(InvalidName),
-    /// More topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics).
-    TooManyTopics,
-    /// The attached data is over [`Subscription::MAX_DATA_BYTES`].
-    DataTooLong,
-    /// The attached data does not serialise.
-    DataNotJson,
-    /// The hub was, or is being, drained.
-    Closed,
-    /// A limit on connections is reached.
-    Limit,
-    /// Its user, or one of its topics, was disconnected with [`Disconnect::block_for`](crate::Disconnect::block_for),
-    /// and the time is not over.
-    #[doc(alias = "Kicked")]
-    Disconnected,
-    /// A ticket cannot live as long as that, or at all: [`Hub::ticket`](crate::Hub::ticket).
-    TicketTime,
-    /// As many tickets wait to be redeemed as
-    /// [`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets) allows, in all or of this user.
-    TooManyTickets,
-    /// The operating system gives no random bytes.
-    NoRandomBytes,
-    /// The broker of a shared log is not there, or the hub has not read the log yet. Try again:
-    /// [`Hub::health`](crate::Hub::health) says when it is ready.
-    Unavailable,
-    /// It was asked for outside of a tokio runtime, where the hub cannot talk to the broker of a shared log.
-    NoRuntime,
-}
-
-impl fmt::Display for SubscriptionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(invalid) => invalid.fmt(f),
-            Self::TooManyTopics => f.write_str("too many topics"),
-            Self::DataTooLong => f.write_str("the subscription's data is too long"),
-            Self::DataNotJson => f.write_str("the subscription's data does not serialise to JSON"),
-            Self::Closed => f.write_str("the hub is being drained"),
-            Self::Limit => f.write_str("a limit on connections is reached"),
-            Self::Disconnected => f.write_str("the user or a topic was disconnected for now"),
-            Self::TicketTime => f.write_str("a ticket lives between a second and an hour"),
-            Self::TooManyTickets => f.write_str("too many tickets wait to be redeemed"),
-            Self::Unavailable => f.write_str("the broker is not there"),
-            Self::NoRuntime => f.write_str("the broker is asked within a tokio runtime only"),
-            Self::NoRandomBytes => f.write_str("the operating system gives no random bytes"),
-        }
-    }
-}
-
-impl std::error::Error for SubscriptionError {}

@@ -15,7 +15,7 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub
 }
 
@@ -40,7 +40,7 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
         came += u32::from(matches!(soon(page.next()).await.unwrap(), SubscriberItem::Event(_)));
     }
     proxy.set(Mode::Resets);
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     server.kill();
     server.restore(&copy);
     server.restart();
@@ -102,7 +102,7 @@ async fn a_disconnect_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
         let user = format!("ada{round}");
         let mut page = far.subscribe(Subscription::for_user(&*user), Cursor::Absent).unwrap();
         proxy.set(mode);
-        until(|| !far.health().ready).await;
+        until(|| !far.is_ready()).await;
         near.user(&*user).disconnect(Disconnect::now()).await.unwrap();
         proxy.set(Mode::Passes);
         loop {
@@ -111,7 +111,7 @@ async fn a_disconnect_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
                 break;
             }
         }
-        until(|| far.health().ready).await;
+        until(|| far.is_ready()).await;
     }
 }
 
@@ -134,7 +134,7 @@ async fn many_and_large_values_are_read_in_pages() {
         assert!(worker.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
     }
     let hub = many(log()).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     let mut page = hub.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
     let mut values = 0;
     loop {
@@ -172,12 +172,12 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
         }
     }
     proxy.set(Mode::Resets);
-    until(|| !far.health().ready).await;
+    until(|| !far.is_ready()).await;
     set("changes", "2").await;
     near.topic("latest/a").publish(Event::removal("ends")).await.unwrap();
     busy(&near).await;
     proxy.set(Mode::Passes);
-    until(|| far.health().ready).await;
+    until(|| far.is_ready()).await;
     let mut fresh = far.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
     let mut values = Vec::new();
     loop {

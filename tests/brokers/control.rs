@@ -24,7 +24,7 @@ fn builder() -> HubBuilder {
 
 async fn start(builder: HubBuilder, log: impl Backplane) -> Hub {
     let hub = builder.backplane(log).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub
 }
 
@@ -77,7 +77,7 @@ async fn a_disconnect_and_a_leave_do_not_wait_for_a_log_that_cannot_be_read() {
     behind.way.log_is_away.store(true, Ordering::SeqCst);
     // From here on the commands are given at positions that `one` cannot reach.
     two.topic("other").publish(Event::unnamed("x")).await.unwrap();
-    until(|| !one.health().ready).await;
+    until(|| !one.is_ready()).await;
     // A join waits for the log, and the others are behind it.
     two.user("cyd").join("other").await.unwrap();
     two.user("ada").disconnect(Disconnect::now()).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_join_waits_for_the_log_no_longer_than_the_publish_timeout() {
     until(|| two.topic("news").count() == 1).await;
     behind.way.log_is_away.store(true, Ordering::SeqCst);
     two.topic("other").publish(Event::unnamed("x")).await.unwrap();
-    until(|| !one.health().ready).await;
+    until(|| !one.is_ready()).await;
     two.user("ada").join("other").await.unwrap();
     until(|| one.topic("other").count() == 1).await;
     drop(page);
@@ -112,13 +112,13 @@ async fn a_leave_has_the_last_word_after_a_join_that_waits() {
     until(|| two.topic("news").count() == 1).await;
     behind.way.log_is_away.store(true, Ordering::SeqCst);
     two.topic("other").publish(Event::unnamed("x")).await.unwrap();
-    until(|| !one.health().ready).await;
+    until(|| !one.is_ready()).await;
     two.user("ada").join("other").await.unwrap();
     two.user("ada").leave("other").await.unwrap();
     two.user("ada").leave("news").await.unwrap();
     until(|| one.topic("news").count() == 0).await;
     behind.way.log_is_away.store(false, Ordering::SeqCst);
-    until(|| one.health().ready && one.position() == two.position()).await;
+    until(|| one.is_ready() && one.position() == two.position()).await;
     assert_eq!(one.topic("other").count(), 0);
     drop(page);
 }
@@ -136,9 +136,9 @@ async fn an_instance_that_cannot_hear_the_others_is_not_ready() {
     let hub = builder().backplane(Redis::new(&server.url(), "deaf").unwrap()).build().unwrap();
     // The log was read, so streams are opened.
     until(|| hub.subscribe(Subscription::anonymous().topic("news"), Cursor::Absent).is_ok()).await;
-    assert!(!hub.health().ready);
+    assert!(!hub.is_ready());
     server.cli(&["DEL", &control]);
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
 }
 
 #[tokio::test]
@@ -147,7 +147,7 @@ async fn an_instance_that_is_heard_no_more_is_not_ready_after_its_lease() {
     let one = Reached::new(&log);
     let hub = start(builder(), one.clone()).await;
     one.way.broadcast_takes.store(3_600_000, Ordering::SeqCst);
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
 }
 
 /// One message of a broker takes 1 MiB. A connection with more names than that must not stop what is sent of others.
@@ -179,7 +179,7 @@ async fn a_failed_presence_event_is_not_published_after_a_later_one_of_the_same_
     until(|| hub.topic("room/1").presence().members.is_empty()).await;
     *reached.way.fails_once.lock().unwrap() = Some("hub.joined");
     reached.way.log_is_away.store(false, Ordering::SeqCst);
-    until(|| reached.way.fails_once.lock().unwrap().is_none() && hub.health().ready).await;
+    until(|| reached.way.fails_once.lock().unwrap().is_none() && hub.is_ready()).await;
     // What comes after the presence events of that turn.
     drop(listen(&hub, "bea", "room/1"));
     let mut came = Vec::new();

@@ -21,7 +21,7 @@ fn builder() -> HubBuilder {
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub
 }
 
@@ -149,7 +149,7 @@ async fn a_record_that_a_broker_never_delivers_is_one_gap() {
     publish(&near, 0..5).await;
     let (events, gaps) = read_to(&mut page, "4").await;
     assert_eq!((events, gaps), (["0", "1", "3", "4"].map(str::to_owned).to_vec(), vec!["lost".to_owned()]));
-    until(|| far.health().ready).await;
+    until(|| far.is_ready()).await;
     publish(&near, 5..100).await;
     until(|| number(far.position()) == 100).await;
     let mut late = open(&far, begin);
@@ -181,12 +181,12 @@ async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
     let epoch = hub.position().to_string();
     let epoch = epoch.split('.').nth(1).unwrap();
     log.set_away(true);
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     log.trim_to(150_000);
     let cursor = Cursor::parse(format!("1.{epoch}.150000").as_bytes());
     let mut page = hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap();
     log.set_away(false);
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     publish(&hub, 7..8).await;
     assert_eq!(read_to(&mut page, "7").await, (texts(7..8), Vec::new()));
     // An instance that follows the log knows that such a client makes it up.
@@ -205,7 +205,7 @@ async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
         let builder = builder().retention_for(TopicFilter::prefix("latest/"), latest.clone());
         let hub = builder.backplane(log).build().unwrap();
         async move {
-            until(|| hub.health().ready).await;
+            until(|| hub.is_ready()).await;
             hub
         }
     };

@@ -38,7 +38,7 @@ impl Instance {
     }
 
     pub async fn ready(self) -> Self {
-        until(|| self.hub.health().ready).await;
+        until(|| self.hub.is_ready()).await;
         self
     }
 }
@@ -118,7 +118,7 @@ for_each_broker!(a_late_instance_knows_what_the_log_keeps(log): memory, redis, n
 async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: BrokerServer>(mut server: B) {
     server.kill();
     let one = Instance::start(server.log("n")).await;
-    assert!(one.hub.health().live && !one.hub.health().ready);
+    assert!(!one.hub.is_ready());
     let refused = get(one.server.addr, "/events?topic=t").await.events().next().await;
     assert!(refused.event == "hub.refused" && refused.data.contains("starting"), "{}", refused.data);
     let error = one.hub.topic("t").publish(Event::unnamed("x")).await.unwrap_err();
@@ -160,9 +160,9 @@ async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: 
     });
     until(|| two.hub.stats().published > 500).await;
     server.kill();
-    until(|| !one.hub.health().ready && !two.hub.health().ready).await;
+    until(|| !one.hub.is_ready() && !two.hub.is_ready()).await;
     server.restart();
-    until(|| one.hub.health().ready && two.hub.health().ready).await;
+    until(|| one.hub.is_ready() && two.hub.is_ready()).await;
     let (acknowledged, failed) = soon(publisher).await.unwrap();
     assert!(failed > 0);
     for stream in &mut streams {
@@ -226,7 +226,7 @@ async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: BrokerSer
         assert!(gaps[0].contains("\"epoch\"") && gaps[0].contains("latest/a"), "{}", gaps[0]);
     }
     // Who comes back later with an id from before: the same.
-    until(|| one.hub.health().ready && two.hub.health().ready).await;
+    until(|| one.hub.is_ready() && two.hub.is_ready()).await;
     for instance in [&one, &two] {
         let mut late = resume(instance.server.addr, "/events?topic=t", &old).await;
         let gaps: Vec<_> = late.caught_up().await.into_iter().filter(|event| event.event == "hub.gap").collect();
@@ -332,11 +332,11 @@ async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_miss
     for mode in [Mode::StallsAnswers, Mode::StallsRequests, Mode::Resets, Mode::Delays(Duration::from_millis(30))] {
         proxy.set(mode);
         if !matches!(mode, Mode::Delays(_)) {
-            until(|| !far.hub.health().ready).await;
+            until(|| !far.hub.is_ready()).await;
             // Its own publishers hear of it.
             assert!(!publish(&far.hub, 1_000_000).await, "{mode:?}");
         }
-        assert!(near.hub.health().ready);
+        assert!(near.hub.is_ready());
         for n in expected..expected + 50 {
             assert!(publish(&near.hub, n).await);
         }
@@ -352,7 +352,7 @@ async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_miss
         }
         assert_eq!(came, (expected..expected + 50).collect::<Vec<_>>(), "{mode:?}");
         expected += 50;
-        until(|| far.hub.health().ready).await;
+        until(|| far.hub.is_ready()).await;
     }
 }
 
@@ -398,7 +398,7 @@ async fn a_broker_that_was_rolled_back_is_noticed_and_told_of<B: BrokerServer>(m
             assert!(event.event.starts_with("hub."), "{event:?}");
         }
     }
-    until(|| one.hub.health().ready && two.hub.health().ready).await;
+    until(|| one.hub.is_ready() && two.hub.is_ready()).await;
     let after = one.hub.topic("t").publish(Event::unnamed("20")).await.unwrap().position.to_string();
     assert!(after.split('.').nth(1) != before.split('.').nth(1), "{before} {after}");
     for stream in &mut streams {

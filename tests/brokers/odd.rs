@@ -122,7 +122,7 @@ fn builder() -> HubBuilder {
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub
 }
 
@@ -255,7 +255,7 @@ async fn the_newest_of_an_old_life_is_no_reason_for_another() {
     odd.cut();
     let epoch = |position: Position| position.to_string().split('.').nth(1).unwrap().to_owned();
     until(|| epoch(hub.position()) != epoch(first)).await;
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     let second = epoch(hub.position());
     // Cut off while others publish.
     odd.away.store(true, Ordering::SeqCst);
@@ -292,7 +292,7 @@ async fn a_block_that_fails_holds_up_nobody_else() {
 async fn a_stream_that_waits_for_older_records_is_not_live() {
     let odd = Odd::new();
     let hub = builder().heartbeat(Duration::from_secs(5)).visible_heartbeat().backplane(odd.clone()).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     let begin = hub.position();
     publish(&hub, "a", 100).await;
     caught_up(&hub, 100).await;
@@ -315,7 +315,7 @@ async fn a_stream_that_waits_for_older_records_is_not_live() {
 async fn a_stream_that_waits_for_a_broker_that_is_away_is_told() {
     let odd = Odd::new();
     let hub = builder().heartbeat(Duration::from_secs(5)).backplane(odd.clone()).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     let begin = hub.position();
     publish(&hub, "a", 100).await;
     caught_up(&hub, 100).await;
@@ -341,10 +341,10 @@ async fn a_stream_that_waits_for_a_broker_that_is_away_is_told() {
 async fn who_comes_while_the_broker_is_away_is_told_last_that_it_is() {
     let odd = Odd::new();
     let hub = builder().heartbeat(Duration::from_secs(5)).visible_heartbeat().backplane(odd.clone()).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     odd.away.store(true, Ordering::SeqCst);
     odd.cut();
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     let request = Request::get("/?topic=a").body(()).unwrap();
     let response = soon(hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request)).await.unwrap();
     let mut body = Box::pin(response.into_body());

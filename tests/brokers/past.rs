@@ -24,7 +24,7 @@ fn builder() -> HubBuilder {
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub
 }
 

@@ -39,14 +39,14 @@ async fn a_large_batch_does_not_keep_an_instance_from_being_ready() {
     let log = log_at(proxy.port).timeout(Duration::from_secs(15));
     let builder = builder().probe_interval(Duration::from_millis(500)).publish_timeout(Duration::from_secs(15));
     let hub: Hub = builder.backplane(log).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     proxy.set(Mode::Delays(Duration::from_millis(8)));
     let large = "x".repeat(32 << 10);
     let batch: Vec<_> = (0..256).map(|_| (hub.topic("t"), Event::unnamed(large.clone()))).collect();
     let begun = Instant::now();
     let watched = async {
         loop {
-            assert!(hub.health().ready, "not ready while a batch is under way");
+            assert!(hub.is_ready(), "not ready while a batch is under way");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 
 async fn start(log: impl Backplane) -> Hub {
     let hub = builder().backplane(log).build().unwrap();
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub
 }
 
@@ -70,14 +70,14 @@ async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     publish_ticks(&worker(B::log_at(server.port(), "n", TIMEOUT)), 10).await;
     read_events(&mut page, 10).await;
     proxy.set(Mode::Resets);
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     let saved = server.save();
     proxy.set(Mode::Passes);
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     publish_ticks(&worker(B::log_at(server.port(), "n", TIMEOUT)), 10).await;
     read_events(&mut page, 10).await;
     proxy.set(Mode::Resets);
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     server.kill();
     server.roll_back(&saved);
     server.restart();
@@ -85,7 +85,7 @@ async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     let late = worker(B::log_at(server.port(), "n", TIMEOUT));
     publish_ticks(&late, 30).await;
     proxy.set(Mode::Passes);
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     late.topic("t").publish(Event::unnamed("end")).await.unwrap();
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
@@ -120,11 +120,11 @@ async fn an_instance_of_a_demoted_primary_is_not_ready_and_goes_on_at_the_new_pr
     old.is_caught_up_with().await;
     promote(&new);
     follow(&old, &new).await;
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     let error = hub.topic("t").publish(Event::unnamed("2")).await.unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown(), "{error}");
     proxy.lead_to(new.port);
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub.topic("t").publish(Event::unnamed("3")).await.unwrap();
     assert_eq!(gaps_before(&mut page, "3").await, [""; 0]);
 }
@@ -144,9 +144,9 @@ async fn a_resync_of_a_demoted_primary_under_open_connections_is_one_gap() {
     read_events(&mut page, 100).await;
     publish_ticks(&worker(log_at(replica.port)), 200).await;
     follow(&primary, &replica).await;
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     promote(&primary);
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     hub.topic("t").publish(Event::unnamed("end")).await.unwrap();
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
@@ -185,7 +185,7 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     read_events(&mut page, 10).await;
     old.is_caught_up_with().await;
     to_hub.set(Mode::Resets);
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     promote(&new);
     publish_ticks(&early, 10).await;
     to_worker.lead_to(new.port);
@@ -194,7 +194,7 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     publish_ticks(&late, 30).await;
     to_hub.lead_to(new.port);
     to_hub.set(Mode::Passes);
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     read_events(&mut page, 30).await;
     let before = hub.position();
     let publish = async || early.topic("t").publish(Event::unnamed("end")).await;
@@ -308,7 +308,7 @@ async fn killed_connections_lose_nothing_and_report_no_gap() {
         soon(async { while worker.topic("t").publish(Event::unnamed("after")).await.is_err() {} }).await;
         assert_eq!(gaps_before(&mut page, "after").await, [""; 0]);
     }
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
 }
 
 /// The log falls back and grows past the instance's place between two reads of one open connection.

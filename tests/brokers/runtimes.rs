@@ -57,7 +57,7 @@ impl Ill {
         let thread = std::thread::spawn(move || {
             let runtime = Self::runtime();
             let body = runtime.block_on(async {
-                until(|| hub.health().ready).await;
+                until(|| hub.is_ready()).await;
                 let body = open(&hub, "/events?user=other&topic=elsewhere").await;
                 // The hub's tasks get their first turns.
                 for _ in 0..10 {
@@ -230,7 +230,7 @@ async fn a_member_that_leaves_is_announced() {
 async fn with_a_shared_log(broker: impl Broker, mut case: impl AsyncFnMut(&Hub, &Hub, Ailment)) {
     for ailment in AILMENTS {
         let other = builder().backplane(broker.log("n")).build().unwrap();
-        until(|| other.health().ready).await;
+        until(|| other.is_ready()).await;
         // Built without a runtime, so that the first stream decides where its tasks run.
         let log = broker.log("n");
         let hub = std::thread::spawn(move || builder().backplane(log).build().unwrap()).join().unwrap();
@@ -245,7 +245,7 @@ async fn an_event_of_another_instance_arrives(broker: impl Broker) {
         let mut stream = listen(hub, "news");
         other.topic("news").publish(Event::unnamed("from elsewhere")).await.unwrap();
         assert_eq!(next_event(&mut stream).await, "from elsewhere", "{ailment:?}");
-        until(|| hub.health().ready).await;
+        until(|| hub.is_ready()).await;
     })
     .await;
 }
@@ -278,7 +278,7 @@ async fn an_instance_is_not_ready_while_its_tasks_do_not_run(broker: impl Broker
         let not_ready = tokio::task::spawn_blocking(move || {
             std::thread::spawn(move || {
                 let begun = std::time::Instant::now();
-                while asked.health().ready {
+                while asked.is_ready() {
                     assert!(begun.elapsed() < Duration::from_secs(10), "{ailment:?}: still ready");
                     std::thread::yield_now();
                 }

@@ -424,7 +424,7 @@ impl Ledger {
 async fn soak<G: Ground>(mut ground: G, seed: u64, time: Duration, may_lose: bool) {
     let mut random = Rng::with_seed(seed);
     let hubs: Vec<Hub> = (0..INSTANCES).map(|n| instance(ground.log(n))).collect();
-    until(|| hubs.iter().all(|hub| hub.health().ready)).await;
+    until(|| hubs.iter().all(Hub::is_ready)).await;
     let begin = hubs[0].position();
     let mut hubs = hubs.into_iter().map(Mutex::new);
     let fleet = Arc::new(Fleet {
@@ -521,14 +521,14 @@ async fn random_faults_of_a_redis_that_forgets_are_one_gap_for_each_loss() {
 async fn a_mute_connection_is_noticed_ready_goes_red_and_nothing_is_lost() {
     let log = Faulty::new(1, 0);
     let hub = instance(log.clone());
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), hub.position()).unwrap();
     for number in 0..20_u64 {
         log.set_mute(number % 5 == 4);
         hub.topic("t").publish(Event::unnamed(number.to_string())).await.unwrap();
         let is_mute = number % 5 == 4;
         if is_mute {
-            until(|| !hub.health().ready).await;
+            until(|| !hub.is_ready()).await;
             // Who reads in this process is told too.
             while soon(stream.next()).await.unwrap() != SubscriberItem::Stale {}
             log.set_mute(false);
@@ -540,6 +540,6 @@ async fn a_mute_connection_is_noticed_ready_goes_red_and_nothing_is_lost() {
                 other => panic!("{other:?}"),
             }
         }
-        until(|| hub.health().ready).await;
+        until(|| hub.is_ready()).await;
     }
 }

@@ -22,7 +22,7 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
         let own = B::short(broker.log("storm"), 1_000);
         builder().backplane(own).build().unwrap()
     });
-    until(|| hubs.iter().all(|hub| hub.health().ready && hub.stats().others == 1)).await;
+    until(|| hubs.iter().all(|hub| hub.is_ready() && hub.stats().others == 1)).await;
     let begin = hubs[0].position();
     for n in 0..RECORDS {
         hubs[0].topic("news").publish(Event::unnamed(n.to_string())).await.unwrap();

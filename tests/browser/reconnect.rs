@@ -69,7 +69,7 @@ async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_bre
     let shared = || quick().backplane(Redis::new(&redis.url(), "browser").unwrap());
     let start = async || {
         let hub = shared().build().unwrap();
-        until(|| hub.health().ready).await;
+        until(|| hub.is_ready()).await;
         hub
     };
     let hub = start().await;

@@ -409,7 +409,7 @@ async fn a_batch_that_the_broker_takes_in_part_says_how_many_were_published() {
     std::fs::write(&config, "max_payload: 4096\n").unwrap();
     let Some(broker) = NatsServer::start_with(&["-c", config.to_str().unwrap()]) else { return };
     let (hub, server) = start(&format!("--backplane {}", broker.url())).await;
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     let mut events = subscribe(server.addr, "/events?topic=a").await;
     let large = "x".repeat(5_000);
     let batch = ["1", large.as_str(), "2", "3"].map(|data| format!(r#"{{"topic":"a","data":"{data}"}}"#)).join("\n");

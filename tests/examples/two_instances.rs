@@ -12,7 +12,7 @@ async fn start(name: &str, log: &Memory) -> (Hub, Server) {
     let instance = Instance::new(name, &all);
     let hub = instance.settings().backplane(log.clone()).build().unwrap();
     let server = Server::start(&hub, instance.app(&hub)).await;
-    until(|| hub.health().ready).await;
+    until(|| hub.is_ready()).await;
     (hub, server)
 }
 

@@ -502,7 +502,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
                     *drained = Some(told);
                     async move {
                         begun.await.unwrap();
-                        assert!(hub.health().ready);
+                        assert!(hub.is_ready());
                         let _ = tell.send(hub.drain(window).await);
                     }
                 })
@@ -567,7 +567,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
 
     let since = Instant::now();
     begin.send(()).unwrap();
-    until(|| !hub.health().ready).await;
+    until(|| !hub.is_ready()).await;
     let refused = get(addr, "/events?topic=t").await.events().rest().await;
     assert_eq!(refused.len(), 1);
     assert_eq!(refused[0].event, "hub.refused");

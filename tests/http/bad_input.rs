@@ -10,7 +10,7 @@ use futures::FutureExt;
 use http::Request;
 use tower_sse::{
     Cursor, Event, GapReason, Hub, HubBuilder, LagPolicy, Public, PublishError, Retention, Start, StreamRequest,
-    SubscriberItem, Subscription, SubscriptionError, TopicFilter,
+    SubscriberItem, Subscription, TopicFilter,
 };
 
 use crate::kit::{Events, Server, Sse, get, parsed, resume, send, soon, subscribe, until};
@@ -277,7 +277,7 @@ async fn a_subscription_that_no_hub_takes_is_a_bad_request() {
     assert_eq!(status_of(Hub::builder(), Subscription::anonymous().with_topics([7; 500])).await.1, 200, "one topic");
     let (hub, _) = status_of(Hub::builder().max_topics(1), Subscription::anonymous()).await;
     let error = hub.subscribe(Subscription::anonymous().with_topics([1, 2]), Cursor::Absent).unwrap_err();
-    assert_eq!(error, SubscriptionError::TooManyTopics);
+    assert!(error.is_invalid());
 }
 
 #[tokio::test]
@@ -613,7 +613,7 @@ async fn publishing_from_inside_the_access_hook_does_not_deadlock() {
         async move {
             hub.topic("visits").publish_now(Event::unnamed("now")).unwrap();
             hub.topic("visits").publish(Event::unnamed(request.uri().path().to_owned())).await.unwrap();
-            assert!(hub.stats().published > 0 && hub.health().ready);
+            assert!(hub.stats().published > 0 && hub.is_ready());
             Ok(Subscription::anonymous().topic("visits"))
         }
     };
@@ -658,7 +658,7 @@ async fn after_a_drain_everything_that_publishes_says_closed() {
     assert!(outcomes[0].as_ref().unwrap_err().is_closed());
     assert!(outcomes[1].is_err());
     assert_eq!(hub.position(), position);
-    assert_eq!(hub.subscribe(Subscription::anonymous(), Cursor::Absent).unwrap_err(), SubscriptionError::Closed);
+    assert!(hub.subscribe(Subscription::anonymous(), Cursor::Absent).unwrap_err().is_closed());
     let refused = get(server.addr, "/events").await.events().rest().await;
     assert_eq!(parsed(&refused[0])["reason"], "draining");
     // Once more changes nothing.
@@ -731,7 +731,7 @@ fn a_stream_that_is_asked_for_before_the_broker_was_read_is_told_so() {
     let hub = Hub::builder().backplane(tower_sse::backplane::Memory::new()).build().unwrap();
     // Outside of a runtime, so that nothing of the log is read.
     let error = hub.subscribe(Subscription::anonymous(), None).unwrap_err();
-    assert_eq!(error, SubscriptionError::Unavailable);
+    assert!(error.is_unavailable());
     assert!(!error.to_string().contains("drained"), "{error}");
 }
 

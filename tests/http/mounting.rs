@@ -375,7 +375,7 @@ async fn those_who_are_told_to_come_back_do_not_come_back_together() {
 async fn a_hub_that_was_drained_refuses_softly() {
     for mounted in everywhere(Hub::builder()).await {
         soon(mounted.hub.drain(Duration::ZERO)).await;
-        assert!(!mounted.hub.health().ready);
+        assert!(!mounted.hub.is_ready());
         refused_softly(mounted.get("?topic=public/a").await, "draining", mounted.name).await;
         assert_eq!(mounted.hub.stats().refused(RefusalReason::Draining), 1, "{}", mounted.name);
         let is_layer = LAYERS.contains(&mounted.name);

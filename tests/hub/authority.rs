@@ -15,7 +15,7 @@ use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
 use tower_sse::{
     Access, Disconnect, Event, EventStream, Hub, HubBuilder, Recheck, Refusal, RefusalReason, Retention, StreamRequest,
-    SubscriberItem, Subscription, SubscriptionError, Ticket, TopicFilter,
+    SubscriberItem, Subscription, Ticket, TopicFilter,
 };
 
 use crate::kit::access::asked_for;
@@ -604,13 +604,13 @@ async fn a_ticket_lives_between_a_second_and_an_hour() {
     let hub = Hub::builder().build().unwrap();
     let issued = async |ttl| hub.ticket(Subscription::for_user("ada"), ttl).await.map(|_| ());
     for ttl in [Duration::ZERO, Duration::from_millis(999), Duration::from_secs(3601), Duration::MAX] {
-        assert_eq!(issued(ttl).await, Err(SubscriptionError::TicketTime), "{ttl:?}");
+        assert!(issued(ttl).await.unwrap_err().is_invalid(), "{ttl:?}");
     }
     for ttl in [SECOND, 3600 * SECOND] {
         assert_eq!(issued(ttl).await, Ok(()), "{ttl:?}");
     }
     let bad = hub.ticket(Subscription::for_user("").topic("t"), SECOND).await;
-    assert!(matches!(bad, Err(SubscriptionError::Name(_))));
+    assert!(bad.unwrap_err().is_invalid());
 }
 
 #[tokio::test]
@@ -619,10 +619,10 @@ async fn too_many_tickets_are_refused_until_one_is_redeemed_or_over() {
     let (hub, server) = says.serve(hurried().max_tickets(2)).await;
     let issued = async |ttl| hub.ticket(Subscription::for_user("ada"), ttl).await;
     let (first, _second) = (issued(60 * SECOND).await.unwrap(), issued(3 * SECOND).await.unwrap());
-    assert_eq!(issued(SECOND).await.unwrap_err(), SubscriptionError::TooManyTickets);
+    assert!(issued(SECOND).await.unwrap_err().is_over_limit());
     assert_eq!(get(server.addr, &with_ticket(&first)).await.status, StatusCode::OK);
     let _third = issued(60 * SECOND).await.unwrap();
-    assert_eq!(issued(SECOND).await.unwrap_err(), SubscriptionError::TooManyTickets);
+    assert!(issued(SECOND).await.unwrap_err().is_over_limit());
     tokio::time::sleep(3 * SECOND + SECOND / 10).await;
     let _fourth = issued(60 * SECOND).await.expect("the second one is over");
 }
@@ -821,7 +821,7 @@ async fn one_user_cannot_take_all_tickets() {
         count += 1;
     }
     assert!((16..500).contains(&count), "{count}");
-    assert_eq!(issued("ada").await.unwrap_err(), SubscriptionError::TooManyTickets);
+    assert!(issued("ada").await.unwrap_err().is_over_limit());
     issued("ben").await.expect("the tickets of another user are no reason");
 }
 

@@ -427,7 +427,7 @@ async fn when_one_of_two_instances_leaves_its_streams_go_on_at_the_other() {
     let mut instances = Vec::new();
     for name in ["A", "B"] {
         let hub = Hub::builder().backplane(log.clone()).instance_name(name).build().unwrap();
-        until(|| hub.health().ready).await;
+        until(|| hub.is_ready()).await;
         let server = Server::start(&hub, app(&hub)).await;
         instances.push((name, hub, server));
     }

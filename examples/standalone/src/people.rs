@@ -88,8 +88,6 @@ pub(crate) async fn presence(
 
 impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
-        let is_unavailable = error.is_unavailable();
-        let status = if is_unavailable { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_REQUEST };
-        Self::new(status, error.to_string())
+        Self::new(error.status_code(), error.to_string())
     }
 }

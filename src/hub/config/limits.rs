@@ -75,13 +75,13 @@ mod tests {
         let hub = limited(OverLimit::Refuse).build().unwrap();
         let open = |key: &str| hub.subscribe(Subscription::anonymous().counted_as(key), None);
         let (first, _second) = (open("192.0.2.1").unwrap(), open("192.0.2.1").unwrap());
-        assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::Limit);
+        assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::LIMIT);
         let _other = open("192.0.2.2").unwrap();
         let user = hub.subscribe(Subscription::for_user("192.0.2.1"), None);
         assert!(user.is_ok(), "a user of the same name has connections of its own");
         drop(first);
         let _third = open("192.0.2.1").expect("the first one has made room");
-        assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::Limit);
+        assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::LIMIT);
     }
 
     #[test]
@@ -103,7 +103,7 @@ mod tests {
         for _ in 0..2 {
             open_streams.push(hub.subscribe(Subscription::for_user("ada"), None).unwrap());
         }
-        assert_eq!(hub.subscribe(Subscription::for_user("ada"), None).unwrap_err(), SubscriptionError::Limit);
+        assert_eq!(hub.subscribe(Subscription::for_user("ada"), None).unwrap_err(), SubscriptionError::LIMIT);
         assert_eq!(hub.user("ada").count(), 5);
         open_streams.clear();
         let registry = format!("{:?}", hub.registry());
@@ -133,7 +133,7 @@ mod tests {
         // A ticket that is redeemed makes room, and takes it again when it is given back.
         let taken = block_on(hub.take_ticket(first.as_str())).unwrap();
         drop(taken);
-        assert_eq!(issue("a").unwrap_err(), SubscriptionError::TooManyTickets);
+        assert_eq!(issue("a").unwrap_err(), SubscriptionError::TOO_MANY_TICKETS);
         block_on(hub.take_ticket(first.as_str())).unwrap().spend();
         issue("a").unwrap();
     }

@@ -149,7 +149,7 @@ impl Hub {
     pub(in crate::hub) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
         match &subscription.invalid {
             Some(invalid) => Err(invalid.clone()),
-            None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TooManyTopics),
+            None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TOO_MANY_TOPICS),
             None => Ok(()),
         }
     }

@@ -20,7 +20,7 @@ use crate::types::{
 
 impl From<TooManyTopics> for Refusal {
     fn from(_: TooManyTopics) -> Self {
-        Self::invalid(SubscriptionError::TooManyTopics)
+        Self::invalid(SubscriptionError::TOO_MANY_TOPICS)
     }
 }
 

@@ -76,12 +76,12 @@ impl Hub {
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
         if !(SHORTEST..=LONGEST).contains(&ttl) {
-            return Err(SubscriptionError::TicketTime);
+            return Err(SubscriptionError::TICKET_TIME);
         }
         if let Some(Expiry::In(time)) = subscription.expiry {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
-        let secret = crate::hub::inner::random_bits().map_err(|_| SubscriptionError::NoRandomBytes)?;
+        let secret = crate::hub::inner::random_bits().map_err(|_| SubscriptionError::NO_RANDOM_BYTES)?;
         if let Some(shared) = &self.inner.shared_log {
             self.make_shared(shared, secret, &subscription, ttl).await?;
             return Ok(Ticket(text(secret).into()));

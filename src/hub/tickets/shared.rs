@@ -25,7 +25,7 @@ impl Hub {
         ttl: Duration,
     ) -> Result<(), SubscriptionError> {
         if !can_wait() {
-            return Err(SubscriptionError::NoRuntime);
+            return Err(SubscriptionError::NO_RUNTIME);
         }
         let now = self.now();
         let waiting = Waiting::elsewhere(subscription, now.saturating_add(millis(ttl)));
@@ -49,7 +49,7 @@ impl Hub {
         let times = Times { made_at, over_at: SystemTime::now() + ttl };
         let bytes = Bytes::from(record::encode(subscription, times));
         let deposited = shared.backplane.put_once(&key(secret), bytes, ttl);
-        in_time(self.settings().publish_timeout, deposited).await.map_err(|_| SubscriptionError::Unavailable)
+        in_time(self.settings().publish_timeout, deposited).await.map_err(|_| SubscriptionError::UNAVAILABLE)
     }
 
     /// Takes what a ticket stands for from the broker.

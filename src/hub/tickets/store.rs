@@ -124,7 +124,7 @@ impl Tickets {
             table.tidy(now);
         }
         if self.is_full(&table, &ticket) {
-            return Err(SubscriptionError::TooManyTickets);
+            return Err(SubscriptionError::TOO_MANY_TICKETS);
         }
         table.last_over_at = table.last_over_at.max(ticket.over_at);
         table.insert(secret, ticket);
