@@ -1,6 +1,5 @@
 //! The builder: one method for each setting.
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,21 +63,19 @@ impl HubBuilder {
     }
 
     setters! {
-        /// Sets what is kept for topics that no rule matches. Defaults to [`Retention::replay`].
+        /// Sets what is kept for topics that no rule matches, and of the events to everyone. Defaults to
+        /// [`Retention::replay`].
         pub fn topic_retention(retention: Retention) => topics = retention;
 
         /// Sets what is kept for each user. Defaults to a [`Retention::replay`] of 256 events and
         /// 256 KiB.
         pub fn user_retention(retention: Retention) => users = retention;
 
-        /// Sets what is kept of the events to everyone. Defaults to [`Retention::replay`].
-        pub fn everyone_retention(retention: Retention) => everyone = retention;
-
         /// Bounds the memory of all rings together. Defaults to 64 MiB.
         ///
         /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that
         /// it is sent to. A topic or user counts as its name plus 440 while it keeps events, and
-        /// while it is remembered without any ([`channel_grace`](Self::channel_grace)). Over the
+        /// while it is remembered without any (forty [heartbeats](Self::heartbeat), 10 minutes by default). Over the
         /// budget the hub first forgets topics and users that keep nothing and have no listener,
         /// then drops the oldest events. The newest event always stays.
         ///
@@ -95,26 +92,9 @@ impl HubBuilder {
         /// [`retention_budget`](Self::retention_budget) counts it.
         pub fn keyed_budget(bytes: usize) => keyed_bytes = bytes;
 
-        /// Sets how long [`Retention::live`] keeps an event for readers that are a moment behind.
-        /// Defaults to the [`write_deadline`](Self::write_deadline).
-        pub fn live_window(window: Duration) => live_window = Some(window);
-
-        /// Sets how long a topic or user that has nothing kept and no listener is remembered, for
-        /// the sake of those who come back. The [`retention_budget`](Self::retention_budget) can
-        /// end that earlier. At least four times the [`heartbeat`](Self::heartbeat). Defaults to 10
-        /// minutes.
-        pub fn channel_grace(grace: Duration) => settings.channel_grace = grace;
-
         /// Sets the largest payload, in bytes as it stands on the wire without its id. At most 16
         /// MiB. Defaults to 512 KiB.
         pub fn max_payload(bytes: usize) => settings.framing.max_payload = bytes;
-
-        /// Sets the longest event name, in bytes. Defaults to 128.
-        pub fn max_event_name(bytes: usize) => settings.framing.max_event_name = bytes;
-
-        /// Sets how many targets one event may have, and how many connections it may leave out.
-        /// Defaults to 128.
-        pub fn max_targets(targets: usize) => settings.max_targets = targets;
 
         /// Sets how many topics one connection may have; a request for more is refused, not
         /// narrowed. Topics that the user of a new connection was made to join
@@ -168,19 +148,6 @@ impl HubBuilder {
         /// stream; each time up to a tenth earlier, at random. Defaults to the
         /// [`heartbeat`](Self::heartbeat).
         pub fn recheck_every(interval: Duration) => settings.recheck_every = Some(interval);
-
-        /// Sets about how many streams it is asked at the same time. At least 1. Defaults to 64.
-        pub fn max_rechecks(rechecks: usize) => settings.max_rechecks = rechecks;
-
-        /// Bounds the tickets that wait to be redeemed: [`Hub::ticket`]. Of them 64 may be of one
-        /// user, or of one [key](crate::Subscription::counted_as). With several instances each
-        /// counts the tickets that it made or gave back, until they are redeemed at this instance
-        /// or their time is over. At least 1. Defaults to 65,536.
-        pub fn max_tickets(tickets: usize) => settings.max_tickets = tickets;
-
-        /// Sets how many events [`Hub::lifecycle`] keeps for a slow consumer. At least 1, at most a
-        /// million; memory for them is taken when it is first called. Defaults to 1,024.
-        pub fn lifecycle_capacity(events: usize) => settings.lifecycle_capacity = events;
     }
 
     /// Lets pages of another origin open streams with their visitors' cookies, for example `https://app.example`: the
@@ -240,17 +207,13 @@ impl HubBuilder {
         #[doc(alias = "lease")]
         pub fn peer_timeout(timeout: Duration) => settings.peer_timeout = timeout;
 
-        /// Sets how long browsers wait before they reconnect. Within
-        /// [`retry_range`](Self::retry_range). Defaults to 2 s.
+        /// Sets how long browsers wait before they reconnect. Between
+        /// 0.1 s and 1 h. Defaults to 2 s.
         ///
         /// When a shared log begins a new epoch, each open stream waits a random time before it
         /// reports that as a gap, at most this long and at most 5 s. Otherwise all pages would
         /// fetch their state at the same moment.
         pub fn retry(retry: Duration) => settings.retry = retry;
-
-        /// Sets what every `retry` is clamped to, those of [`Event::retry`](crate::Event::retry)
-        /// too. Defaults to 0.1 s to 1 h.
-        pub fn retry_range(range: RangeInclusive<Duration>) => settings.framing.retry = range;
 
         /// Sets after how much silence a stream gets a sign of life: a comment, which page script
         /// does not see. Each connection takes it up to a tenth shorter, so that they do not beat
@@ -268,10 +231,6 @@ impl HubBuilder {
         /// Sets how long the [`Access`](crate::Access) hook may take; after that the client is told
         /// to come back. Defaults to 10 s.
         pub fn access_timeout(timeout: Duration) => settings.access_timeout = timeout;
-
-        /// Sets how long before a subscription's end `hub.expiring` is sent, at most half of its
-        /// time. Defaults to 30 s.
-        pub fn expiry_notice(notice: Duration) => settings.expiry_notice = notice;
 
         /// Sets how long [`Hub::drain`] waits for streams to end before it cuts them. Defaults to 5
         /// s.

@@ -82,11 +82,7 @@ impl Target<'_> {
 
     fn checked(self) -> Result<Audience, CommandError> {
         let audience = self.audience?;
-        let limit = self.source.settings().max_targets;
-        if audience.addresses().len().max(audience.excluded().len()) > limit {
-            return Err(CommandError::too_many_targets(limit));
-        }
-        Ok(audience)
+        if audience.is_too_large() { Err(CommandError::TOO_MANY_TARGETS) } else { Ok(audience) }
     }
 }
 

@@ -26,6 +26,7 @@ use crate::log::{Joined, Log, Millis, Since, millis};
 use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{Address, Audience, Position};
+use crate::wire::RETRY_RANGE;
 
 /// The handle to inject wherever something happens that somebody should hear of.
 ///
@@ -155,12 +156,11 @@ impl Hub {
         self.inner.tasks.sweep.ensure(&self.inner);
     }
 
-    /// A `retry` at random between these multiples of a time, within what the settings allow.
+    /// A `retry` at random between these multiples of a time, within [`RETRY_RANGE`].
     pub(crate) fn jittered_retry(&self, time: Duration, between: RangeInclusive<f64>) -> Duration {
         let factor = between.start() + (between.end() - between.start()) * fastrand::f64();
-        let range = &self.settings().framing.retry;
         let retry = Duration::try_from_secs_f64(time.as_secs_f64() * factor).unwrap_or(time);
-        retry.clamp(*range.start(), *range.end())
+        retry.clamp(*RETRY_RANGE.start(), *RETRY_RANGE.end())
     }
 }
 
@@ -181,9 +181,9 @@ impl Inner {
             bans: Bans::default(),
             rate: Mutex::default(),
             presences: Presences::new(settings.presence_rules.clone(), grace),
-            lifecycles: Lifecycles::new(settings.lifecycle_capacity),
+            lifecycles: Lifecycles::default(),
             rechecks: Rechecks::default(),
-            tickets: Tickets::new(settings.max_tickets),
+            tickets: Tickets::default(),
             settings,
             shared_log,
             draining: AtomicBool::new(false),

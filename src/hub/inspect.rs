@@ -24,7 +24,7 @@ impl Hub {
     /// times, counts and the application's data.
     ///
     /// It is bounded: a consumer that is more than
-    /// [`HubBuilder::lifecycle_capacity`](crate::HubBuilder::lifecycle_capacity) events behind gets one
+    /// 1,024 events behind gets one
     /// [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in their place and goes on with the
     /// oldest that is kept. The hub waits for no consumer. It may be called several times; each consumer
     /// gets everything.

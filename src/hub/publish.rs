@@ -53,9 +53,7 @@ impl Hub {
         if event.idempotency_key.is_some() && self.inner.shared_log.is_none() {
             return Err(PublishError::UNSHARED);
         }
-        let settings = self.settings();
-        let entry =
-            Entry::new(audience, event, &settings.framing, settings.max_targets).map_err(|refused| refused.1)?;
+        let entry = Entry::new(audience, event, &self.settings().framing).map_err(|refused| refused.1)?;
         self.counters().payload(entry.draft.len());
         Ok(entry)
     }

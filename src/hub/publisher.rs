@@ -110,8 +110,7 @@ impl Publisher {
 
     /// By the rules of the hub.
     fn checked(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Audience, PublishError> {
-        let settings = &self.inner.settings;
-        let entry = Entry::new(audience?, event, &settings.framing, settings.max_targets);
+        let entry = Entry::new(audience?, event, &self.inner.settings.framing);
         entry.map(|entry| entry.audience).map_err(|refused| refused.1)
     }
 

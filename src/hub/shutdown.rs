@@ -44,8 +44,8 @@ impl Hub {
     /// Ends every stream, so that the process can leave in a moment although streams were open.
     ///
     /// From its first moment the hub is not ready and answers new requests with the soft refusal. Every
-    /// open stream gets `hub.bye` with a random `retry` of its own over `window` (within
-    /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range)), and ends: the clients come back
+    /// open stream gets `hub.bye` with a random `retry` of its own over `window` (between
+    /// 0.1 s and 1 h), and ends: the clients come back
     /// spread out, to another instance or the next process. It then waits until all have ended, at most for
     /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and cuts those that take nothing any
     /// more, where the hub's listener carries them.

@@ -22,26 +22,21 @@ impl Entry {
         audience: Audience,
         event: &Event,
         framing: &Framing,
-        max_targets: usize,
     ) -> Result<Self, Box<(Audience, PublishError)>> {
         let effect = match event.key.as_deref() {
             None => Effect::Nothing,
             Some(key) if event.removes => Effect::Removes(Arc::from(key)),
             Some(key) => Effect::Sets(Arc::from(key)),
         };
-        match check_size(&audience, max_targets).and_then(|()| Draft::encode(event, framing)) {
+        match check_size(&audience).and_then(|()| Draft::encode(event, framing)) {
             Ok(draft) => Ok(Self { audience, effect, draft, published: None }),
             Err(error) => Err(Box::new((audience, error))),
         }
     }
 }
 
-/// A union has its limit.
-fn check_size(audience: &Audience, limit: usize) -> Result<(), PublishError> {
-    if audience.addresses().len().max(audience.excluded().len()) > limit {
-        return Err(PublishError::too_many_targets(limit));
-    }
-    Ok(())
+fn check_size(audience: &Audience) -> Result<(), PublishError> {
+    if audience.is_too_large() { Err(PublishError::TOO_MANY_TARGETS) } else { Ok(()) }
 }
 
 /// What a record does to the current values of a channel that keeps them.

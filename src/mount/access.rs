@@ -56,8 +56,8 @@ pub trait Access: Send + Sync + 'static {
 
     /// Decides again, while a stream is open: is the session still there, the role still the same? Asked about every
     /// stream that this hook let in, every
-    /// [`HubBuilder::recheck_every`](crate::HubBuilder::recheck_every), about
-    /// [`HubBuilder::max_rechecks`](crate::HubBuilder::max_rechecks) at a time. Defaults to [`Recheck::Settled`]: never
+    /// [`HubBuilder::recheck_every`](crate::HubBuilder::recheck_every), 64
+    /// at a time. Defaults to [`Recheck::Settled`]: never
     /// again. A closure has no other.
     ///
     /// `subscription` is what the stream has now: the user, the topics in force, also those joined later,

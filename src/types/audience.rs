@@ -34,6 +34,10 @@ impl Address {
     }
 }
 
+/// How many addresses an audience may have, and how many connections it may exclude. A record names each of them, and an
+/// audience of more is a topic.
+const MAX_TARGETS: usize = 128;
+
 /// One address or a union of several, less some connections.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Audience {
@@ -48,6 +52,11 @@ impl Audience {
 
     pub(crate) fn excluded(&self) -> &SmallVec<[ConnectionId; 1]> {
         &self.except
+    }
+
+    /// Whether it names more than an audience may.
+    pub(crate) fn is_too_large(&self) -> bool {
+        self.addresses.len().max(self.except.len()) > MAX_TARGETS
     }
 
     pub(crate) fn insert(&mut self, address: Address) {

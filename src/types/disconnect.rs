@@ -67,7 +67,7 @@ impl Disconnect {
     }
 
     /// They come back after this time and up to half of it more, at random; within
-    /// [`HubBuilder::retry_range`](crate::HubBuilder::retry_range).
+    /// 0.1 s to 1 h.
     #[doc(alias = "later")]
     #[must_use]
     pub fn reconnect_after(after: Duration) -> Self {

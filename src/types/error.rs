@@ -16,7 +16,7 @@ pub struct PublishError(PublishErrorKind);
 enum PublishErrorKind {
     Invalid(InvalidName),
     TooLarge { bytes: usize, limit: usize },
-    TooManyTargets { limit: usize },
+    TooManyTargets,
     NotUtf8(std::str::Utf8Error),
     NotJson(serde_json::Error),
     Closed,
@@ -41,9 +41,7 @@ impl PublishError {
         Self(PublishErrorKind::TooLarge { bytes, limit })
     }
 
-    pub(crate) fn too_many_targets(limit: usize) -> Self {
-        Self(PublishErrorKind::TooManyTargets { limit })
-    }
+    pub(crate) const TOO_MANY_TARGETS: Self = Self(PublishErrorKind::TooManyTargets);
 
     pub(crate) fn not_utf8(error: std::str::Utf8Error) -> Self {
         Self(PublishErrorKind::NotUtf8(error))
@@ -112,9 +110,7 @@ impl fmt::Display for PublishError {
             PublishErrorKind::TooLarge { bytes, limit } => {
                 write!(f, "payload of {bytes} bytes after framing is over the limit of {limit}")
             }
-            PublishErrorKind::TooManyTargets { limit } => {
-                write!(f, "union of more than {limit} targets")
-            }
+            PublishErrorKind::TooManyTargets => f.write_str("too many targets"),
             PublishErrorKind::NotUtf8(_) => f.write_str("data is not UTF-8"),
             PublishErrorKind::NotJson(_) => f.write_str("data does not serialise to JSON"),
             PublishErrorKind::Closed => f.write_str("the hub was drained"),
@@ -152,7 +148,7 @@ pub struct CommandError(CommandErrorKind);
 #[derive(Debug)]
 enum CommandErrorKind {
     Invalid(InvalidName),
-    TooManyTargets { limit: usize },
+    TooManyTargets,
     TooManyTopics { limit: usize },
     Broker(Box<dyn Error + Send + Sync>),
     NoRuntime,
@@ -165,9 +161,7 @@ impl CommandError {
         Self(CommandErrorKind::Broker(Box::new(cause)))
     }
 
-    pub(crate) fn too_many_targets(limit: usize) -> Self {
-        Self(CommandErrorKind::TooManyTargets { limit })
-    }
+    pub(crate) const TOO_MANY_TARGETS: Self = Self(CommandErrorKind::TooManyTargets);
 
     pub(crate) fn too_many_topics(limit: usize) -> Self {
         Self(CommandErrorKind::TooManyTopics { limit })
@@ -212,7 +206,7 @@ impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             CommandErrorKind::Invalid(invalid) => invalid.fmt(f),
-            CommandErrorKind::TooManyTargets { limit } => write!(f, "union of more than {limit} targets"),
+            CommandErrorKind::TooManyTargets => f.write_str("too many targets"),
             CommandErrorKind::TooManyTopics { limit } => write!(f, "more than {limit} topics"),
             CommandErrorKind::Broker(_) => f.write_str("other instances could not be told"),
             CommandErrorKind::NoRuntime => f.write_str("other instances are told within a tokio runtime only"),

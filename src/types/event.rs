@@ -9,6 +9,9 @@ use bytes::Bytes;
 use super::error::{InvalidName, NameProblem, PublishError};
 use super::name;
 
+/// The longest event name. It is a word of the application, and each event carries it.
+const MAX_EVENT_NAME_BYTES: usize = 128;
+
 /// An event: an optional name, data, and what the hub should do with it.
 ///
 /// ```
@@ -122,7 +125,7 @@ impl Event {
     }
 
     /// Tells the receiving browsers to wait this long before they reconnect, from now on. Rounded to milliseconds and
-    /// clamped to [`HubBuilder::retry_range`](crate::HubBuilder::retry_range). Defaults to none.
+    /// clamped to 0.1 s to 1 h. Defaults to none.
     #[must_use]
     pub fn retry(mut self, retry: Duration) -> Self {
         self.retry = Some(retry);
@@ -150,11 +153,11 @@ impl Event {
     }
 
     /// The rules of the names it carries; the size is judged where it is framed.
-    pub(crate) fn check(&self, max_name_bytes: usize) -> Result<(), InvalidName> {
+    pub(crate) fn check(&self) -> Result<(), InvalidName> {
         const FIELD: &str = "event name";
         let name = &*self.name;
         if !name.is_empty() {
-            name::check(FIELD, name, max_name_bytes)?;
+            name::check(FIELD, name, MAX_EVENT_NAME_BYTES)?;
             // Formatting characters that reorder what a log or a console shows.
             if let Some(c) = name.chars().find(|c| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')) {
                 return Err(InvalidName::new(FIELD, NameProblem::Control(c)));
@@ -193,7 +196,7 @@ mod tests {
     use super::*;
 
     fn problem(event: &Event) -> String {
-        event.check(128).unwrap_err().to_string()
+        event.check().unwrap_err().to_string()
     }
 
     #[test]
@@ -216,9 +219,9 @@ mod tests {
     #[test]
     fn other_names_are_fine() {
         for name in ["", "message", "document.deleted", "hub", "Open", "имя", "a b:c"] {
-            assert_eq!(Event::new(name, "").check(128), Ok(()), "{name}");
+            assert_eq!(Event::new(name, "").check(), Ok(()), "{name}");
         }
-        assert_eq!(Event::new("x".repeat(128), "").check(128), Ok(()));
+        assert_eq!(Event::new("x".repeat(128), "").check(), Ok(()));
     }
 
     #[test]

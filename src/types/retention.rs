@@ -98,7 +98,7 @@ impl Retention {
 
     /// Keeps nothing older than this. Checked when something is published and, in a tokio runtime, within a few
     /// seconds of its time. More than zero. Not for [`live`](Self::live), whose age is
-    /// [`HubBuilder::live_window`](crate::HubBuilder::live_window).
+    /// the [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline).
     #[must_use]
     pub fn age(mut self, age: Duration) -> Self {
         self.bounds().age = Some(age);
@@ -127,7 +127,7 @@ impl Retention {
             Bounds { bytes: 0, .. } => Some("zero bytes keep nothing"),
             Bounds { age: Some(Duration::ZERO), .. } => Some("an age of zero keeps nothing"),
             Bounds { age: Some(_), .. } if self.kind == Kind::Live => {
-                Some("the age of `live` is the hub's `live_window`")
+                Some("the age of `live` is the hub's `write_deadline`")
             }
             Bounds { .. } => None,
         }

@@ -12,6 +12,7 @@
 //! writes: see [`chunk`](super::chunk).
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::chunk::{CHUNK_HEAD, Chunk, open_chunk};
@@ -22,13 +23,15 @@ const FRAME_END: &[u8] = b"\n";
 /// needs more room costs one more allocation.
 const ID_ROOM: usize = 40;
 
+/// What every `retry` is clamped to. Below it a client would burden the server with reconnects; after more than an hour
+/// nobody waits for a page.
+pub(crate) const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
+
 /// The limits within which events are framed.
 #[derive(Clone, Debug)]
 pub(crate) struct Framing {
-    pub(crate) max_event_name: usize,
     /// Of the lines, without the id.
     pub(crate) max_payload: usize,
-    pub(crate) retry: std::ops::RangeInclusive<Duration>,
 }
 
 /// An event as lines that wait for their position: all that can be done before the log is locked.
@@ -58,7 +61,7 @@ pub(crate) struct Frame {
 impl Draft {
     /// Validates and encodes.
     pub(crate) fn encode(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
-        event.check(framing.max_event_name)?;
+        event.check()?;
         let (name, data) = (&*event.name, event.data_bytes());
         let lines = memchr::memchr2_iter(b'\r', b'\n', data).count() + 1;
         let before_data = if name.is_empty() { 0 } else { 8 + name.len() } + event.retry.map_or(0, |_| 28);
@@ -69,7 +72,7 @@ impl Draft {
             line(&mut bytes, b"event", name.as_bytes());
         }
         if let Some(retry) = event.retry {
-            let retry = retry.clamp(*framing.retry.start(), *framing.retry.end());
+            let retry = retry.clamp(*RETRY_RANGE.start(), *RETRY_RANGE.end());
             push_retry(&mut bytes, retry);
         }
         push_data(&mut bytes, data);
@@ -183,7 +186,7 @@ mod tests {
     use super::*;
 
     fn framing(max_payload: usize) -> Framing {
-        Framing { max_event_name: 128, max_payload, retry: Duration::from_millis(100)..=Duration::from_secs(60) }
+        Framing { max_payload }
     }
 
     fn frame(event: &Event) -> Frame {
@@ -218,7 +221,7 @@ mod tests {
         let retry = |retry| text(&Event::unnamed("").retry(retry));
         assert!(retry(Duration::ZERO).starts_with("retry: 100\n"));
         assert!(retry(Duration::from_millis(1500)).starts_with("retry: 1500\n"));
-        assert!(retry(Duration::MAX).starts_with("retry: 60000\n"));
+        assert!(retry(Duration::MAX).starts_with("retry: 3600000\n"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod frame;
 pub(crate) mod hub_events;
 
 pub(crate) use chunk::{Chunk, close_chunk, open_chunk};
-pub(crate) use frame::{Draft, Frame, Framing, IdPrefix};
+pub(crate) use frame::{Draft, Frame, Framing, IdPrefix, RETRY_RANGE};
 
 /// One comment line without a blank line after it: two well-used clients make an empty message of a comment that is
 /// followed by one.

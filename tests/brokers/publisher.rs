@@ -70,7 +70,7 @@ async fn what_no_hub_takes_is_refused_and_nothing_is_appended(log: impl Backplan
         (worker.topic("t").except("x"), good(), "connection is malformed"),
         (worker.topic("t").and(worker.user("")), good(), "user is empty"),
         (worker.topic("t").and(other.topic("t")), good(), "target belongs to another hub"),
-        (many, good(), "union of more than 128 targets"),
+        (many, good(), "too many targets"),
         (worker.topic("t"), good().name("hub.live"), "event name is reserved"),
         (worker.topic("t"), good().key(""), "key is empty"),
         (worker.topic("t"), good().idempotency_key("k".repeat(256)), "idempotency key is longer than 255 bytes"),
@@ -139,7 +139,7 @@ async fn the_log_of_one_process_refuses_an_idempotency_key() {
 async fn a_publisher_needs_a_backplane() {
     assert_eq!(Hub::builder().publisher().unwrap_err().setting(), "backplane");
     assert!(Publisher::new(Memory::new()).is_ok());
-    assert_eq!(builder().backplane(Memory::new()).max_targets(0).publisher().unwrap_err().setting(), "max_targets");
+    assert_eq!(builder().backplane(Memory::new()).max_topics(0).publisher().unwrap_err().setting(), "max_topics");
 }
 
 #[tokio::test]

@@ -410,12 +410,10 @@ async fn churn_of_users_and_members_leaves_nothing_behind() {
     let hub = Hub::builder()
         .presence_for(TopicFilter::any())
         .presence_grace(brief)
-        .live_window(brief)
         .write_deadline(brief)
         .topic_retention(Retention::live())
         .user_retention(Retention::live())
         .heartbeat(Duration::from_millis(10))
-        .channel_grace(Duration::from_millis(40))
         .build()
         .unwrap();
     let before = hub.stats();
@@ -449,7 +447,6 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
     const TOPICS: usize = 1_000_000;
     let hub = Hub::builder()
         .heartbeat(Duration::from_millis(10))
-        .channel_grace(Duration::from_millis(40))
         .topic_retention(Retention::replay().age(Duration::from_millis(50)))
         .retention_budget(1 << 30)
         .build()
@@ -716,7 +713,7 @@ async fn an_expiring_stream_says_so_in_time_and_beats_until_then() {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
-    let hub = Hub::builder().channel_grace(Duration::from_secs(120)).build().unwrap();
+    let hub = Hub::builder().build().unwrap();
     let access = async |_| Ok(Subscription::anonymous().topic("silent"));
     let response = tower::ServiceExt::oneshot(hub.endpoint(access), Request::get("/").body(()).unwrap()).await.unwrap();
     let mut body = Box::pin(response.into_body());
@@ -727,9 +724,9 @@ async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
     for n in 1..=100 {
         hub.topic("busy").publish(Event::unnamed("x")).await.unwrap();
         let since = tokio::time::Instant::now();
-        // Heartbeats every 15 s, and within 45 s an id that stands for what happened elsewhere.
+        // Heartbeats every 15 s, and within 165 s an id that stands for what happened elsewhere.
         while read().await == ":\n" {}
-        assert!(since.elapsed() <= Duration::from_secs(46), "round {n}");
+        assert!(since.elapsed() <= Duration::from_secs(166), "round {n}");
     }
     hub.topic("silent").publish(Event::unnamed("y")).await.unwrap();
     assert!(read().await.ends_with(".101\n\n"));
@@ -738,7 +735,7 @@ async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
 #[tokio::test(start_paused = true)]
 async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap() {
     let hub = Hub::builder()
-        .channel_grace(Duration::from_secs(120))
+        .heartbeat(Duration::from_secs(3))
         .topic_retention(Retention::replay().age(Duration::from_secs(10)))
         .build()
         .unwrap();
@@ -767,12 +764,8 @@ async fn a_peer_that_vanishes_is_removed() {
     let Some(network) = Network::new() else {
         return skip::skipped("this machine does not permit network namespaces");
     };
-    let hub = Hub::builder()
-        .heartbeat(Duration::from_millis(200))
-        .write_deadline(Duration::from_secs(1))
-        .channel_grace(Duration::from_secs(60))
-        .build()
-        .unwrap();
+    let hub =
+        Hub::builder().heartbeat(Duration::from_millis(200)).write_deadline(Duration::from_secs(1)).build().unwrap();
     let listener = tokio::net::TcpListener::bind((network.server.as_str(), 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let serve = tokio::spawn({

@@ -472,16 +472,17 @@ async fn who_lags_is_told_of() {
 
 #[tokio::test]
 async fn a_slow_listener_hears_how_much_it_missed_and_others_hear_everything() {
-    let (hub, server) = serve(patient().lifecycle_capacity(4)).await;
+    const KEPT: usize = 1_024;
+    let hub = patient().build().unwrap();
     let (mut slow, mut quick) = (hub.lifecycle(), hub.lifecycle());
     let mut streams = Vec::new();
-    for _ in 0..10 {
-        // The hub waits for nobody.
-        streams.push(subscribe(server.addr, "/events").await);
+    for _ in 0..KEPT + 6 {
+        // The hub waits for no consumer.
+        streams.push(hub.subscribe(Subscription::anonymous(), None).unwrap());
         assert!(matches!(next(&mut quick).await, LifecycleEvent::Connected(_)));
     }
     assert!(matches!(next(&mut slow).await, LifecycleEvent::Missed(6)));
-    for _ in 0..4 {
+    for _ in 0..KEPT {
         assert!(matches!(next(&mut slow).await, LifecycleEvent::Connected(_)));
     }
     drop(streams.pop());
@@ -528,31 +529,32 @@ async fn after_a_thousand_visits_each_has_begun_and_ended_once_and_nothing_is_le
     let builder = telling()
         .presence_grace(Duration::from_millis(50))
         .topic_retention(Retention::replay().age(Duration::from_millis(100)))
-        .heartbeat(Duration::from_millis(100))
-        .channel_grace(Duration::from_millis(400))
-        .write_deadline(Duration::from_secs(4))
-        .lifecycle_capacity(10 * VISITS);
+        .heartbeat(Duration::from_millis(10))
+        .write_deadline(Duration::from_secs(4));
     let (hub, server) = serve(builder).await;
     let start = hub.stats();
     let mut lifecycle = hub.lifecycle();
     let visits = futures::stream::iter(0..VISITS);
-    visits.for_each_concurrent(AT_ONCE, |number| visit(&hub, &server, number)).await;
+    let visits = visits.for_each_concurrent(AT_ONCE, |number| visit(&hub, &server, number));
     let (mut open, mut ended) = (HashSet::new(), HashSet::new());
-    while ended.len() < VISITS {
-        match next(&mut lifecycle).await {
-            LifecycleEvent::Connected(connection) | LifecycleEvent::Resumed { connection, .. } => {
-                assert!(open.insert(connection.id), "it began twice");
+    let consumer = async {
+        while ended.len() < VISITS {
+            match next(&mut lifecycle).await {
+                LifecycleEvent::Connected(connection) | LifecycleEvent::Resumed { connection, .. } => {
+                    assert!(open.insert(connection.id), "it began twice");
+                }
+                LifecycleEvent::Disconnected { connection, .. } => {
+                    assert!(open.remove(&connection.id), "it ended before it began");
+                    assert!(ended.insert(connection.id), "it ended twice");
+                    assert!(connection.user.is_some() && names(&connection).contains(&"room"), "{connection:?}");
+                }
+                // On a busy machine a stream may wait for longer than events are retained here.
+                LifecycleEvent::Lagged { .. } => {}
+                other => panic!("{other:?}"),
             }
-            LifecycleEvent::Disconnected { connection, .. } => {
-                assert!(open.remove(&connection.id), "it ended before it began");
-                assert!(ended.insert(connection.id), "it ended twice");
-                assert!(connection.user.is_some() && names(&connection).contains(&"room"), "{connection:?}");
-            }
-            // On a busy machine a stream may wait for longer than events are retained here.
-            LifecycleEvent::Lagged { .. } => {}
-            other => panic!("{other:?}"),
         }
-    }
+    };
+    tokio::join!(visits, consumer);
     assert!(open.is_empty());
     let is_as_before = || {
         let now = hub.stats();

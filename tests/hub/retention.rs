@@ -320,9 +320,8 @@ fn the_largest_event_reaches_who_is_there_whatever_the_budget() {
 fn topics_that_only_had_values_leave_nothing_behind() {
     let hub = Hub::builder()
         .topic_retention(Retention::latest_per_key())
-        .live_window(Duration::from_millis(10))
+        .write_deadline(Duration::from_millis(10))
         .heartbeat(Duration::from_millis(10))
-        .channel_grace(Duration::from_millis(40))
         .build()
         .unwrap();
     let round = || {

@@ -133,7 +133,7 @@ async fn play(addr: SocketAddr, hub: &Hub, narrow: bool, acts: &[Act], last: Las
 
 fn hub() -> Hub {
     let wide = Retention::replay().count(10_000).bytes(64 << 20);
-    let builder = Hub::builder().topic_retention(wide.clone()).everyone_retention(wide).retention_budget(256 << 20);
+    let builder = Hub::builder().topic_retention(wide).retention_budget(256 << 20);
     builder.drain_limit(Duration::from_secs(15)).build().unwrap()
 }
 

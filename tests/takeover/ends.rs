@@ -177,7 +177,7 @@ async fn an_aborted_end_has_no_last_chunk() {
 
 #[tokio::test]
 async fn a_subscription_that_expires_says_so_and_ends() {
-    let site = Site::start(Hub::builder().expiry_notice(Duration::from_millis(500))).await;
+    let site = Site::start(Hub::builder()).await;
     let since = Instant::now();
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&expires_ms=2000").await;
     site.taken(1).await;

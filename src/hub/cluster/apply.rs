@@ -10,9 +10,9 @@ use super::presence_records;
 use super::record::{self, Decoded};
 use super::shared_log::{SharedLog, believable};
 use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
+use crate::hub::Hub;
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::workers::wake_rest;
-use crate::hub::{Hub, Settings};
 use crate::log::{Effect, Entry};
 use crate::sync::Ordering;
 use crate::types::{Audience, Epoch};
@@ -194,12 +194,11 @@ impl Hub {
 
     /// A record by the rules of the publish API; else for whom it was, if that can be read.
     pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
-        let Settings { framing, max_targets, .. } = self.settings();
-        let Decoded { audience, event, published_at } = record::decode(payload, *max_targets)?;
+        let Decoded { audience, event, published_at } = record::decode(payload)?;
         let entry = if presence_records::is_presence(&event) {
             presence_records::entry(audience, &event).map_err(Some)?
         } else {
-            Entry::new(audience, &event, framing, *max_targets).map_err(|refused| Some(Box::new(refused.0)))?
+            Entry::new(audience, &event, &self.settings().framing).map_err(|refused| Some(Box::new(refused.0)))?
         };
         let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
         Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })

@@ -31,7 +31,6 @@ impl Agreement {
             ("presence_grace", of_time(settings.presence_grace)),
             ("peer_timeout", of_time(settings.peer_timeout)),
             ("max_payload", settings.framing.max_payload.to_string()),
-            ("max_targets", settings.max_targets.to_string()),
             ("log", limits),
         ];
         let terms = terms.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

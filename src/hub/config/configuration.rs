@@ -1,7 +1,5 @@
 //! Everything that a builder sets, before it is checked, and the defaults.
 
-use std::time::Duration;
-
 use super::settings::{MIB, Settings};
 use crate::log::{Budgets, Policies, millis};
 use crate::types::{Retention, TopicFilter};
@@ -13,8 +11,6 @@ pub(in crate::hub) struct Configuration {
     pub(in crate::hub) rules: Vec<(TopicFilter, Retention)>,
     pub(in crate::hub) topics: Retention,
     pub(in crate::hub) users: Retention,
-    pub(in crate::hub) everyone: Retention,
-    pub(in crate::hub) live_window: Option<Duration>,
     pub(in crate::hub) ring_bytes: usize,
     pub(in crate::hub) keyed_bytes: usize,
 }
@@ -26,8 +22,6 @@ impl Default for Configuration {
             rules: Vec::new(),
             topics: Retention::replay(),
             users: Retention::replay().count(256).bytes(MIB / 4),
-            everyone: Retention::replay(),
-            live_window: None,
             ring_bytes: 64 * MIB,
             keyed_bytes: 64 * MIB,
         }
@@ -36,13 +30,13 @@ impl Default for Configuration {
 
 impl Configuration {
     pub(in crate::hub) fn policies(&self) -> Policies {
-        let window = self.live_window.unwrap_or(self.settings.write_deadline);
-        let resolve = |retention: &Retention| retention.clone().with_live_window(window);
+        // A reader that is a moment behind, and not yet one that reads nothing, still finds the events of `live`.
+        let resolve = |retention: &Retention| retention.clone().with_live_window(self.settings.write_deadline);
         Policies::new(
             self.rules.iter().map(|(rule, retention)| (rule.clone(), resolve(retention))).collect(),
             resolve(&self.topics),
             resolve(&self.users),
-            resolve(&self.everyone),
+            resolve(&self.topics),
             resolve(&Retention::live()),
         )
     }
@@ -51,7 +45,7 @@ impl Configuration {
         Budgets {
             ring_bytes: self.ring_bytes,
             keyed_bytes: self.keyed_bytes,
-            grace: millis(self.settings.channel_grace),
+            grace: millis(self.settings.channel_grace()),
         }
     }
 }

@@ -16,16 +16,13 @@ pub(in crate::hub) const MIB: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) framing: Framing,
-    pub(crate) max_targets: usize,
     pub(crate) max_topics: usize,
     pub(crate) retry: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) visible_heartbeat: bool,
     pub(crate) write_deadline: Duration,
     pub(crate) access_timeout: Duration,
-    pub(crate) expiry_notice: Duration,
     pub(crate) drain_limit: Duration,
-    pub(crate) channel_grace: Duration,
     pub(crate) end: StreamEnd,
     pub(crate) instance_name: Option<Arc<str>>,
     pub(crate) limits: Limits,
@@ -33,9 +30,6 @@ pub(crate) struct Settings {
     pub(crate) presence_rules: Vec<TopicFilter>,
     pub(crate) presence_grace: Duration,
     pub(crate) recheck_every: Option<Duration>,
-    pub(crate) max_rechecks: usize,
-    pub(crate) max_tickets: usize,
-    pub(crate) lifecycle_capacity: usize,
     pub(crate) origins: Origins,
     pub(crate) hosts: Hosts,
     pub(crate) publish_timeout: Duration,
@@ -46,17 +40,14 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            framing: Framing { max_event_name: 128, max_payload: MIB / 2, retry: SECOND / 10..=SECOND * 3600 },
-            max_targets: 128,
+            framing: Framing { max_payload: MIB / 2 },
             max_topics: 128,
             retry: SECOND * 2,
             heartbeat: SECOND * 15,
             visible_heartbeat: false,
             write_deadline: SECOND * 30,
             access_timeout: SECOND * 10,
-            expiry_notice: SECOND * 30,
             drain_limit: SECOND * 5,
-            channel_grace: SECOND * 600,
             end: StreamEnd::Clean,
             instance_name: None,
             limits: Limits::default(),
@@ -64,9 +55,6 @@ impl Default for Settings {
             presence_rules: Vec::new(),
             presence_grace: SECOND * 10,
             recheck_every: None,
-            max_rechecks: 64,
-            max_tickets: 65_536,
-            lifecycle_capacity: 1024,
             origins: Origins::Listed(Vec::new()),
             hosts: Hosts::default(),
             publish_timeout: SECOND * 5,
@@ -79,6 +67,12 @@ impl Default for Settings {
 impl Settings {
     pub(in crate::hub) fn recheck_interval(&self) -> Duration {
         self.recheck_every.unwrap_or(self.heartbeat)
+    }
+
+    /// How long a topic or user that keeps nothing and has no listener is remembered, for the sake of clients that come
+    /// back. A quiet stream gets a fresh id after a quarter of it, at a heartbeat, so it has to be many heartbeats long.
+    pub(in crate::hub) fn channel_grace(&self) -> Duration {
+        self.heartbeat * 40
     }
 
     /// When a stream that opens now is to be ended, in milliseconds from now: from 80 to 100 % of what is set.

@@ -46,20 +46,18 @@ pub enum LifecycleEvent {
     Missed(u64),
 }
 
+/// How many events wait for a slow consumer: those of a reload of a thousand pages.
+const CAPACITY: usize = 1_024;
+
 /// Starts when it is first asked for: the buffer costs memory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::hub) struct Lifecycles {
     sender: OnceLock<broadcast::Sender<LifecycleEvent>>,
-    capacity: usize,
 }
 
 impl Lifecycles {
-    pub(in crate::hub) fn new(capacity: usize) -> Self {
-        Self { sender: OnceLock::new(), capacity }
-    }
-
     pub(in crate::hub) fn listen(&self) -> Lifecycle {
-        let sender = self.sender.get_or_init(|| broadcast::Sender::new(self.capacity));
+        let sender = self.sender.get_or_init(|| broadcast::Sender::new(CAPACITY));
         let mut receiver = sender.subscribe();
         let events = async_stream::stream! {
             loop {

@@ -301,7 +301,7 @@ impl StreamDriver {
         let now = self.hub.now();
         if given != Millis::MAX {
             if limits.expiry.as_ref().is_none_or(|expiry| !expiry.is_of(given)) {
-                limits.expiry = Some(Expiry::new(given, self.hub.settings(), now));
+                limits.expiry = Some(Expiry::new(given, now));
             }
             if let Some(expiry) = &mut limits.expiry {
                 if expiry.is_over(now) {

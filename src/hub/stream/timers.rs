@@ -7,6 +7,9 @@ use tokio::time::Duration;
 use crate::hub::Settings;
 use crate::log::{Millis, millis};
 
+/// How long before the end of a subscription its page hears `hub.expiring`, at most half of the time that is left: enough
+/// for a request that renews the session.
+const NOTICE: Duration = Duration::from_secs(30);
 /// How long before its time a subscription ends at most.
 const MOST_EARLY: Millis = 60_000;
 
@@ -40,7 +43,7 @@ impl Heartbeat {
     /// Whether the last id that was written is nearly too old to come back with.
     pub(in crate::hub) fn needs_id(&self, settings: &Settings, now: Millis) -> bool {
         // A cursor that is older than the grace may meet a floor that is not its own; stay well below.
-        now >= Millis::from(self.id_at) * QUARTER + millis(settings.channel_grace) / 4
+        now >= Millis::from(self.id_at) * QUARTER + millis(settings.channel_grace()) / 4
     }
 }
 
@@ -62,11 +65,11 @@ pub(in crate::hub) struct Expiry {
 }
 
 impl Expiry {
-    pub(in crate::hub) fn new(given: Millis, settings: &Settings, now: Millis) -> Self {
+    pub(in crate::hub) fn new(given: Millis, now: Millis) -> Self {
         let remaining = given.saturating_sub(now);
         // A little early, so that those who came together do not come back together.
         let end_at = given - fastrand::u64(0..=(remaining / 10).min(MOST_EARLY));
-        let notice = millis(settings.expiry_notice).min(remaining / 2);
+        let notice = millis(NOTICE).min(remaining / 2);
         Self { given, notice_at: end_at.saturating_sub(notice).max(now), notified: false, end_at }
     }
 
@@ -95,13 +98,11 @@ impl Expiry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Hub;
 
     #[test]
     fn the_notice_comes_once_and_before_the_end_and_the_end_before_its_time() {
-        let hub = Hub::builder().expiry_notice(Duration::from_secs(30)).build().unwrap();
         for given in [1, 2, 10, 1_000, 100_000, 100_000_000] {
-            let mut expiry = Expiry::new(given, hub.settings(), 0);
+            let mut expiry = Expiry::new(given, 0);
             assert!(expiry.end_at <= given && expiry.end_at + MOST_EARLY >= given && expiry.end_at * 10 >= given * 9);
             assert!(expiry.notice_at <= expiry.end_at && !expiry.is_over(expiry.notice_at.saturating_sub(1)));
             assert_eq!(expiry.due(), expiry.notice_at);

@@ -70,8 +70,8 @@ impl Hub {
     ///
     /// # Errors
     /// When the broker is not there, or cannot be asked outside of a tokio runtime; the subscription's
-    /// names or size are not allowed; `ttl` is out of its range; too many tickets wait, in all
-    /// ([`HubBuilder::max_tickets`](crate::HubBuilder::max_tickets)) or 64 of this user or key; or the operating system
+    /// names or size are not allowed; `ttl` is out of its range; too many tickets wait, 65,536 in all
+    /// or 64 of this user or key; or the operating system
     /// gives no random bytes.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;

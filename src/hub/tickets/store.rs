@@ -22,10 +22,12 @@ pub(super) fn text(secret: u128) -> String {
     format!("{secret:032x}")
 }
 
-#[derive(Debug)]
+/// How many tickets may wait in all, so that their memory is bounded: some 30 MB.
+const MOST: usize = 65_536;
+
+#[derive(Debug, Default)]
 pub(in crate::hub) struct Tickets {
     table: Mutex<Table>,
-    limit: usize,
 }
 
 #[derive(Debug, Default)]
@@ -111,30 +113,26 @@ fn uncount(of_owner: &mut HashMap<Owner, usize>, gone: &Waiting) {
     }
 }
 
-impl Tickets {
-    pub(in crate::hub) fn new(limit: usize) -> Self {
-        Self { table: Mutex::default(), limit }
-    }
+/// Whether there is no room for one more ticket like this, in all or of its owner.
+fn is_full(table: &Table, ticket: &Waiting) -> bool {
+    let of_owner = ticket.owner.as_ref().and_then(|owner| table.of_owner.get(owner));
+    table.waiting.len() >= MOST || of_owner.is_some_and(|count| *count >= MOST_OF_ONE)
+}
 
+impl Tickets {
     pub(super) fn put(&self, secret: u128, ticket: Waiting, now: Millis) -> Result<(), SubscriptionError> {
         let mut table = self.table.lock();
         // Not at every ticket that is refused, if all are good for a while.
-        let is_full = self.is_full(&table, &ticket) && now >= table.tidied_at.saturating_add(TIDY_EVERY);
-        if is_full || table.waiting.len() >= table.tidy_at.max(TIDY_AT) {
+        let may_tidy = is_full(&table, &ticket) && now >= table.tidied_at.saturating_add(TIDY_EVERY);
+        if may_tidy || table.waiting.len() >= table.tidy_at.max(TIDY_AT) {
             table.tidy(now);
         }
-        if self.is_full(&table, &ticket) {
+        if is_full(&table, &ticket) {
             return Err(SubscriptionError::TOO_MANY_TICKETS);
         }
         table.last_over_at = table.last_over_at.max(ticket.over_at);
         table.insert(secret, ticket);
         Ok(())
-    }
-
-    /// Whether there is no room for one more ticket like this, in all or of its owner.
-    fn is_full(&self, table: &Table, ticket: &Waiting) -> bool {
-        let of_owner = ticket.owner.as_ref().and_then(|owner| table.of_owner.get(owner));
-        table.waiting.len() >= self.limit || of_owner.is_some_and(|count| *count >= MOST_OF_ONE)
     }
 
     /// Puts a ticket back that was taken. There is always room for it: it was there before.

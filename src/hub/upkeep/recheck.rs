@@ -23,6 +23,9 @@ use crate::log::{Millis, millis};
 use crate::types::refusal::{Kind, Refusal};
 use crate::types::{EndReason, Expiry, Recheck, Reconnect, Subscription, Topic};
 
+/// How many streams are asked about at a time. More would let one interval's questions reach the database of the
+/// application at once; with fewer, a hook that takes 10 ms could not keep up with a few thousand streams.
+const MAX_RECHECKS: usize = 64;
 /// How often in a row a recheck may fail before the stream ends.
 const FAILURES: u8 = 2;
 /// For how long a stream stays away whose hook says "never" and no time.
@@ -58,13 +61,13 @@ async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
     let mut asking = FuturesUnordered::new();
     loop {
         let Some(inner) = hub.upgrade() else { return };
-        while asking.len() < inner.settings.max_rechecks
+        while asking.len() < MAX_RECHECKS
             && let Some((check, handle)) = inner.next_check()
         {
             asking.push(inner.ask(check, handle));
         }
         let next = inner.rechecks.schedule.lock().due.peek().map(|Reverse(check)| inner.instant(check.at));
-        let is_full = asking.len() >= inner.settings.max_rechecks;
+        let is_full = asking.len() >= MAX_RECHECKS;
         if asking.is_empty() && next.is_none() {
             return;
         }

@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -39,7 +38,7 @@ fn log() -> Log {
 }
 
 fn entry(to: &BTreeSet<usize>, except: Option<usize>, sequence: u64) -> Entry {
-    let framing = Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) };
+    let framing = Framing { max_payload: 1 << 20 };
     let draft = Draft::encode(&Event::unnamed(sequence.to_string()), &framing).unwrap();
     let mut audience = Audience::default();
     to.iter().for_each(|index| audience.insert(address_of(*index)));

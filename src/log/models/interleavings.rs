@@ -36,7 +36,7 @@ fn topic(name: &str) -> Address {
 }
 
 fn publish(log: &Log, to: &[&str]) -> u64 {
-    let framing = Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) };
+    let framing = Framing { max_payload: 1 << 20 };
     let draft = Draft::encode(&Event::unnamed("x"), &framing).unwrap();
     let mut audience = Audience::default();
     to.iter().for_each(|name| audience.insert(topic(name)));
@@ -283,11 +283,7 @@ fn who_is_there_when_a_new_life_begins_has_its_values() {
         let follower = thread::spawn({
             let log = Arc::clone(&log);
             move || {
-                let framing = Framing {
-                    max_event_name: 128,
-                    max_payload: 1 << 20,
-                    retry: Duration::ZERO..=Duration::from_secs(1),
-                };
+                let framing = Framing { max_payload: 1 << 20 };
                 let draft = Draft::encode(&Event::unnamed("x"), &framing).unwrap();
                 let entry =
                     Entry { audience: topic("a").into(), effect: Effect::Sets("k".into()), draft, published: None };

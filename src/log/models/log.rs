@@ -50,7 +50,7 @@ fn policies() -> Policies {
 }
 
 fn framing() -> Framing {
-    Framing { max_event_name: 128, max_payload: 1 << 20, retry: Duration::ZERO..=Duration::from_secs(1) }
+    Framing { max_payload: 1 << 20 }
 }
 
 fn entry(to: usize, effect: Effect) -> Entry {
