@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
+use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
 };
@@ -138,6 +139,8 @@ impl Log {
         Some((at + 1, self.control.get(at + self.control.len() - self.count)?.clone()))
     }
 }
+
+impl Sealed for Memory {}
 
 impl Backplane for Memory {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {

@@ -42,6 +42,7 @@ mod secret_key;
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -50,6 +51,8 @@ use futures::future::{BoxFuture, Either, select};
 use futures::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
 
+#[cfg(any(feature = "nats", feature = "redis"))]
+pub use limits::LogLimits;
 pub use memory::Memory;
 #[cfg(feature = "nats")]
 pub use nats::Nats;
@@ -60,7 +63,9 @@ pub use redis::Redis;
 pub(crate) type Answer<T> = Result<T, BackplaneError>;
 
 /// A log that several instances share. See the [module](self).
-pub trait Backplane: Send + Sync + 'static {
+///
+/// The trait is sealed: its methods may still change, so it cannot be implemented outside of this crate.
+pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     /// Appends records, in one round trip if the broker can. One result for each, in order; if one
     /// fails, those after it may have been appended.
     fn append(
@@ -113,12 +118,77 @@ pub trait Backplane: Send + Sync + 'static {
     /// What it is, for logs: never with a secret.
     fn describe(&self) -> String;
 
-    /// What it was told to keep, in any words: instances that were told otherwise are warned of.
-    /// Nothing unless it says so.
-    fn limits(&self) -> String {
+    /// The limits of the log in any words. Instances whose limits differ log a warning. Defaults to an empty text.
+    fn describe_limits(&self) -> String {
         String::new()
     }
 }
+
+/// Keeps [`Backplane`] from being implemented elsewhere. The tests of this crate have logs of their own.
+#[doc(hidden)]
+pub mod sealed {
+    /// Not for implementing.
+    pub trait Sealed {}
+}
+
+/// A pointer to a log is a log.
+macro_rules! pointers {
+    ($($pointer:ident),*) => {$(
+        impl<B: Backplane + ?Sized> sealed::Sealed for $pointer<B> {}
+
+        impl<B: Backplane + ?Sized> Backplane for $pointer<B> {
+            fn append(
+                &self,
+                records: Vec<NewRecord>,
+                seen: Option<Seen>,
+            ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>> {
+                (**self).append(records, seen)
+            }
+
+            fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>> {
+                (**self).state(seen)
+            }
+
+            fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
+                (**self).range(after, limit)
+            }
+
+            fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>> {
+                (**self).tail(after)
+            }
+
+            fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>> {
+                (**self).values()
+            }
+
+            fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>> {
+                (**self).broadcast(message)
+            }
+
+            fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>> {
+                (**self).listen(after)
+            }
+
+            fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>> {
+                (**self).put_once(key, payload, time)
+            }
+
+            fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>> {
+                (**self).take(key)
+            }
+
+            fn describe(&self) -> String {
+                (**self).describe()
+            }
+
+            fn describe_limits(&self) -> String {
+                (**self).describe_limits()
+            }
+        }
+    )*};
+}
+
+pointers!(Arc, Box);
 
 /// A record to be appended.
 #[doc(alias = "Outgoing")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Redis};
 use tower_sse::{Cursor, Disconnect, Event, Hub, Retention, SubscriberItem, Subscription, TopicFilter};
 
 use crate::instances::builder;
@@ -155,7 +155,7 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     let proxy = Proxy::start(server.port).await;
     let log = |port: u16| {
         let log = Redis::new(&format!("redis://127.0.0.1:{port}"), "cut").unwrap();
-        log.timeout(TIMEOUT).max_records(500)
+        log.timeout(TIMEOUT).limits(LogLimits::new().max_records(500))
     };
     let (near, far) = (start(log(server.port)).await, start(log(proxy.port)).await);
     let set = async |key: &str, value: &str| {

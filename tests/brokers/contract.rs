@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tower_sse::backplane::{Backplane, LogPosition, LogState, NewRecord, Redis, Value};
+use tower_sse::backplane::{Backplane, LogLimits, LogPosition, LogState, NewRecord, Redis, Value};
 
 use crate::kit::broker::{Broker, for_each_broker};
 use crate::kit::soon;
@@ -279,14 +279,16 @@ for_each_broker!(namespaces_of_a_broker_never_meet(broker): redis, nats);
 #[tokio::test]
 async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let log = Redis::new(&server.url(), "length").unwrap().max_records(1_000);
+    let log = Redis::new(&server.url(), "length").unwrap().limits(LogLimits::new().max_records(1_000));
     append(&log, (0..5_000).map(|n| record(&n.to_string())).collect(), None).await;
     let state = soon(log.state(None)).await.unwrap();
     assert_eq!(state.last, 5_000);
     assert!((3_000..=4_001).contains(&state.first), "{state:?}");
     assert_eq!(soon(log.range(0, 1)).await.unwrap()[0].sequence, state.first);
 
-    let log = Redis::new(&server.url(), "age").unwrap().max_age(std::time::Duration::from_millis(50));
+    let log = Redis::new(&server.url(), "age")
+        .unwrap()
+        .limits(LogLimits::new().max_age(std::time::Duration::from_millis(50)));
     append(&log, vec![record("old"), record("old")], None).await;
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     append(&log, vec![record("new")], None).await;

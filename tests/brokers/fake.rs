@@ -11,6 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::watch;
+use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
@@ -166,6 +167,8 @@ impl FakeLog {
         if self.shared.away.load(Ordering::SeqCst) { Err(BackplaneError::unavailable("away")) } else { Ok(()) }
     }
 }
+
+impl Sealed for FakeLog {}
 
 impl Backplane for FakeLog {
     fn append(

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
@@ -63,6 +64,8 @@ impl Faulty {
         if self.goes_wrong() { Err(BackplaneError::unavailable("a fault")) } else { Ok(()) }
     }
 }
+
+impl Sealed for Faulty {}
 
 impl Backplane for Faulty {
     fn append(

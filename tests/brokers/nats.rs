@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tower_sse::backplane::{Backplane, LogPosition, LogState, Nats, NewRecord, Value};
+use tower_sse::backplane::{Backplane, LogLimits, LogPosition, LogState, Nats, NewRecord, Value};
 
 use crate::kit::soon;
 use crate::nats_server::NatsServer;
@@ -34,7 +34,7 @@ async fn values(log: &Nats) -> BTreeMap<u64, String> {
 #[tokio::test]
 async fn trims_by_length_and_by_age_and_says_what_is_left() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "length").unwrap().max_records(1_000).max_values(10);
+    let log = Nats::new(&server.url(), "length").unwrap().limits(LogLimits::new().max_records(1_000).max_values(10));
     append(&log, vec![value("kept apart", "id")]).await;
     server.copied("length", 1).await;
     append(&log, (0..4_999).map(|n| record(&n.to_string())).collect()).await;
@@ -57,7 +57,7 @@ async fn trims_by_length_and_by_age_and_says_what_is_left() {
     })
     .await;
 
-    let log = Nats::new(&server.url(), "age").unwrap().max_age(Duration::from_millis(200));
+    let log = Nats::new(&server.url(), "age").unwrap().limits(LogLimits::new().max_age(Duration::from_millis(200)));
     append(&log, vec![record("old"), record("old")]).await;
     soon(async { while soon(log.state(None)).await.unwrap().first != 3 {} }).await;
     append(&log, vec![record("new")]).await;
@@ -68,7 +68,7 @@ async fn trims_by_length_and_by_age_and_says_what_is_left() {
 #[tokio::test]
 async fn values_outlive_the_log_each_on_its_own() {
     let Some(server) = NatsServer::start() else { return };
-    let log = Nats::new(&server.url(), "n").unwrap().max_records(1);
+    let log = Nats::new(&server.url(), "n").unwrap().limits(LogLimits::new().max_records(1));
     let both = |text: &str, removes| {
         let mut outgoing = record(text);
         outgoing.values = vec![Value::new("x", removes), Value::new("y", removes)];
@@ -98,7 +98,7 @@ async fn acknowledged_values_outlive_a_busy_log_on_a_fresh_and_on_a_restarted_se
             server.kill();
             server.restart();
         }
-        let log = Nats::new(&server.url(), "n").unwrap().max_records(1_000);
+        let log = Nats::new(&server.url(), "n").unwrap().limits(LogLimits::new().max_records(1_000));
         append(&log, (0..20).map(|n| value(start, &format!("{start} {n}"))).collect()).await;
         append(&log, (0..3_000).map(|n| record(&n.to_string())).collect()).await;
         let kept = values(&log).await.into_values().filter(|text| text == start).count();

@@ -12,6 +12,7 @@ use futures::{FutureExt, StreamExt};
 use http::Request;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
+use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
@@ -54,6 +55,8 @@ impl Odd {
         self.cut.send_modify(|n| *n += 1);
     }
 }
+
+impl Sealed for Odd {}
 
 impl Backplane for Odd {
     fn append(

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Memory, Redis};
 use tower_sse::{
     Cursor, Event, Hub, HubBuilder, Position, Retention, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
@@ -133,7 +133,7 @@ for_each_broker!(older_records_come_from_the_broker(log): memory, redis, nats);
 #[tokio::test]
 async fn what_the_broker_has_trimmed_is_one_gap_and_the_rest_comes() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let one = start(Redis::new(&server.url(), "trimmed").unwrap().max_records(1_000)).await;
+    let one = start(Redis::new(&server.url(), "trimmed").unwrap().limits(LogLimits::new().max_records(1_000))).await;
     let begin = one.position();
     publish(&one, &["a", "b"], 0..2_000).await;
     until(|| number(one.position()) == number(begin) + 4_000).await;

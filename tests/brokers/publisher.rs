@@ -1,8 +1,9 @@
 //! Who only publishes: by the same rules as an instance, through a log that others read.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tower_sse::backplane::{Backplane, Memory, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Memory, Redis};
 use tower_sse::{Event, Hub, Publisher};
 
 use crate::instances::{Instance, builder};
@@ -136,6 +137,17 @@ async fn the_log_of_one_process_refuses_an_idempotency_key() {
 }
 
 #[tokio::test]
+async fn a_pointer_to_a_log_is_a_log() {
+    let log = Memory::new();
+    let shared: Arc<dyn Backplane> = Arc::new(log.clone());
+    let boxed: Box<dyn Backplane> = Box::new(log);
+    let [one, two] = [Publisher::new(shared).unwrap(), Publisher::new(boxed).unwrap()];
+    let first = one.topic("t").publish(Event::unnamed("1")).await.unwrap();
+    let second = two.topic("t").publish(Event::unnamed("2")).await.unwrap();
+    assert!(first.position < second.position);
+}
+
+#[tokio::test]
 async fn a_publisher_needs_a_backplane() {
     assert_eq!(Hub::builder().publisher().unwrap_err().setting(), "backplane");
     assert!(Publisher::new(Memory::new()).is_ok());
@@ -234,7 +246,8 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     assert_eq!(server.cli(&command), "OK");
     let url = format!("redis://hub:password@127.0.0.1:{}", server.port);
     let log = |namespace| Redis::new(&url, namespace).unwrap();
-    let worker = worker(log("default").max_records(1).max_age(Duration::from_millis(1)).max_values(1));
+    let worker =
+        worker(log("default").limits(LogLimits::new().max_records(1).max_age(Duration::from_millis(1)).max_values(1)));
     for n in 0..300 {
         let event = Event::new("v", "x").key(n.to_string()).idempotency_key(n.to_string());
         worker.topic("latest/a").publish(event).await.unwrap();

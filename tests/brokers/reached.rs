@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
+use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
 };
@@ -45,6 +46,8 @@ impl<B: Backplane + Clone> Reached<B> {
         Ok(())
     }
 }
+
+impl<B: Backplane + Clone> Sealed for Reached<B> {}
 
 impl<B: Backplane + Clone> Backplane for Reached<B> {
     fn append(

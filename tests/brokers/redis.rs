@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tower_sse::backplane::{Backplane, NewRecord, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, NewRecord, Redis};
 use tower_sse::{Event, Hub};
 
 use crate::instances::builder;
@@ -74,7 +74,7 @@ async fn control_messages_do_not_stay_on_the_server() {
 
 /// Records without a bound on their number.
 fn unbounded(port: u16) -> Redis {
-    log_at(port).max_records(1_000_000)
+    log_at(port).limits(LogLimits::new().max_records(1_000_000))
 }
 
 async fn append(log: &Redis, records: usize, size: usize) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
+use tower_sse::backplane::{Backplane, LogLimits, Memory, Nats, Redis};
 
 use super::nats::NatsServer;
 use super::redis::{DURABLE, FORGETFUL, RedisServer};
@@ -112,7 +112,7 @@ impl BrokerServer for RedisServer {
     }
 
     fn short(log: Redis, records: usize) -> Redis {
-        log.max_records(records)
+        log.limits(LogLimits::new().max_records(records))
     }
 
     /// The script that appends a record copies its value.
@@ -158,7 +158,7 @@ impl BrokerServer for NatsBroker {
     }
 
     fn short(log: Nats, records: usize) -> Nats {
-        log.max_records(records)
+        log.limits(LogLimits::new().max_records(records))
     }
 
     async fn has_copied(&self, namespace: &str, count: u64) {

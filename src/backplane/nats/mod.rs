@@ -43,6 +43,7 @@ use self::names::Names;
 use self::reader::Reader;
 use self::shared::Shared;
 use super::limits::LogLimits;
+use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
 };
@@ -80,35 +81,10 @@ impl Nats {
         Ok(Self { shared: Arc::new(Shared::new(servers, namespace.to_owned(), LogLimits::default(), names)) })
     }
 
-    /// Sets how many records the log keeps. Defaults to 100,000.
+    /// Sets how much the broker keeps. Defaults to [`LogLimits::new`].
     #[must_use]
-    pub fn max_records(self, records: usize) -> Self {
-        self.with(|limits| limits.max_records = records.max(1))
-    }
-
-    /// Sets how many bytes the log takes at most, with what the server adds to each record: its
-    /// subject, its headers and some 30 bytes. The server reserves them on its disk. If it has no
-    /// room for them, every call is an error that says so. A record that is larger than this is
-    /// refused. Defaults to 256 MiB.
-    ///
-    /// Current values are not part of the log: [`max_values`](Self::max_values).
-    #[must_use]
-    pub fn max_bytes(self, bytes: u64) -> Self {
-        self.with(|limits| limits.max_bytes = bytes.max(1))
-    }
-
-    /// Sets how long the log keeps a record, at least 100 ms. Defaults to an hour.
-    #[must_use]
-    pub fn max_age(self, age: Duration) -> Self {
-        self.with(|limits| limits.max_age = age)
-    }
-
-    /// Sets how many current values are kept; the oldest go first. A value that was removed counts,
-    /// and so does every set of topics to which one record was published as their value. Defaults
-    /// to 100,000.
-    #[must_use]
-    pub fn max_values(self, values: usize) -> Self {
-        self.with(|limits| limits.max_values = values.max(1))
+    pub fn limits(self, limits: LogLimits) -> Self {
+        self.with(|old| *old = LogLimits { timeout: old.timeout, ..limits })
     }
 
     /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
@@ -124,6 +100,8 @@ impl Nats {
         Self { shared: Arc::new(Shared::new(servers.clone(), namespace.clone(), limits, Arc::clone(names))) }
     }
 }
+
+impl Sealed for Nats {}
 
 impl Backplane for Nats {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
@@ -236,7 +214,7 @@ impl Backplane for Nats {
         format!("nats at {}", self.shared.servers)
     }
 
-    fn limits(&self) -> String {
+    fn describe_limits(&self) -> String {
         self.shared.limits.to_string()
     }
 }

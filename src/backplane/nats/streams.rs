@@ -276,11 +276,13 @@ mod tests {
 
     #[test]
     fn a_log_has_the_limits_of_its_adapter() {
-        let nats = Nats::new("nats://127.0.0.1:1", "n").unwrap().max_records(7).max_age(Duration::from_secs(60));
+        let nats = Nats::new("nats://127.0.0.1:1", "n")
+            .unwrap()
+            .limits(LogLimits::new().max_records(7).max_age(Duration::from_secs(60)));
         let limit =
             |nats: &Nats, name| changeable(&nats.shared.limits).into_iter().find(|(of, _)| *of == name).unwrap().1;
         assert_eq!((limit(&nats, "max_msgs"), limit(&nats, "max_bytes")), (json!(7), json!(256 << 20)));
         assert_eq!(limit(&nats, "duplicate_window"), json!(60_000_000_000_u64));
-        assert_eq!(limit(&nats.max_bytes(1 << 30), "max_bytes"), json!(1 << 30));
+        assert_eq!(limit(&nats.limits(LogLimits::new().max_bytes(1 << 30)), "max_bytes"), json!(1 << 30));
     }
 }

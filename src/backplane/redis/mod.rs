@@ -24,6 +24,7 @@ use redis::{Client, Cmd};
 use self::server::{Shared, parse_epoch};
 use self::stream::{From, id_of, read, stored};
 use super::limits::LogLimits;
+use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
 };
@@ -60,20 +61,6 @@ impl Redis {
         Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), LogLimits::default(), 0)) })
     }
 
-    /// Sets about how many records the log keeps. Defaults to 100,000.
-    #[must_use]
-    pub fn max_records(self, records: usize) -> Self {
-        self.with(|shared| shared.limits.max_records = records.max(1))
-    }
-
-    /// Sets about how many bytes of records the log keeps; the newest record is always kept. Redis
-    /// needs some 100 bytes more for each record, and current values are kept beside the log.
-    /// Defaults to 256 MiB.
-    #[must_use]
-    pub fn max_bytes(self, bytes: u64) -> Self {
-        self.with(|shared| shared.limits.max_bytes = bytes.max(1))
-    }
-
     /// Waits for so many replicas to acknowledge a record before an append succeeds (`WAIT`).
     /// Without it a failover may lose records that were acknowledged to the publisher. With too few
     /// replicas, publishing is an error ([`is_unknown`](crate::PublishError::is_unknown)) after
@@ -83,16 +70,10 @@ impl Redis {
         self.with(|shared| shared.replicas = replicas)
     }
 
-    /// Sets how long the log keeps a record, looked at when something is appended. Defaults to an hour.
+    /// Sets how much the broker keeps. Defaults to [`LogLimits::new`].
     #[must_use]
-    pub fn max_age(self, age: Duration) -> Self {
-        self.with(|shared| shared.limits.max_age = age)
-    }
-
-    /// Sets how many current values are kept; the oldest go first. Defaults to 100,000.
-    #[must_use]
-    pub fn max_values(self, values: usize) -> Self {
-        self.with(|shared| shared.limits.max_values = values.max(1))
+    pub fn limits(self, limits: LogLimits) -> Self {
+        self.with(|shared| shared.limits = LogLimits { timeout: shared.limits.timeout, ..limits })
     }
 
     /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
@@ -128,6 +109,8 @@ impl Redis {
         Self { shared: Arc::new(shared) }
     }
 }
+
+impl Sealed for Redis {}
 
 impl Backplane for Redis {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
@@ -249,7 +232,7 @@ impl Backplane for Redis {
         format!("redis at {}", self.shared.client.get_connection_info().addr())
     }
 
-    fn limits(&self) -> String {
+    fn describe_limits(&self) -> String {
         self.shared.limits.to_string()
     }
 }

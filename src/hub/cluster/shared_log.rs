@@ -60,7 +60,7 @@ pub(in crate::hub) struct SharedLog {
 
 impl SharedLog {
     pub(in crate::hub) fn new(backplane: Arc<dyn Backplane>, settings: &Settings, policies: &Policies) -> Self {
-        let agreement = Agreement::new(settings, policies, backplane.limits());
+        let agreement = Agreement::new(settings, policies, backplane.describe_limits());
         Self {
             me: InstanceId(fastrand::u64(..)),
             agreement,
