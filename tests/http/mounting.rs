@@ -963,6 +963,7 @@ async fn every_version_of_http_gets_the_same_head_and_the_same_events() {
     let common: BTreeMap<String, String> = [
         ("content-type", "text/event-stream"),
         ("cache-control", "no-cache, no-store, no-transform"),
+        ("incremental", "?1"),
         ("x-accel-buffering", "no"),
         ("x-content-type-options", "nosniff"),
     ]

@@ -67,6 +67,7 @@ async fn the_head_is_as_proxies_need_it() {
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("content-type"), "text/event-stream");
     assert_eq!(reply.header("cache-control"), "no-cache, no-store, no-transform");
+    assert_eq!(reply.header("incremental"), "?1");
     assert_eq!(reply.header("x-accel-buffering"), "no");
     assert_eq!(reply.header("x-content-type-options"), "nosniff");
     assert_eq!(reply.header("content-encoding"), "");
