@@ -620,6 +620,17 @@ async fn a_ticket_lives_between_a_second_and_an_hour() {
 }
 
 #[tokio::test]
+async fn a_ticket_carries_what_can_travel_to_another_instance() {
+    let hub = Hub::builder().build().unwrap();
+    let subscription = Subscription::for_user("ada").data("ada").extension(Session(7));
+    let ticket = hub.ticket(subscription, SECOND).await.unwrap();
+    let request = Request::get(with_ticket(&ticket)).body(()).unwrap();
+    let redeemed = hub.redeem(&StreamRequest::from_request(&request)).await.unwrap();
+    assert_eq!(redeemed.data_json(), Some("\"ada\""));
+    assert_eq!(redeemed.extensions().get::<Session>(), None);
+}
+
+#[tokio::test]
 async fn too_many_tickets_are_refused_until_one_is_redeemed_or_over() {
     let says = Says::default();
     let (hub, server) = says.serve(hurried()).await;

@@ -60,9 +60,9 @@ impl Hub {
     /// `401`, gives up, and its `onerror` finds it `CLOSED`. The page then asks for another ticket and
     /// opens a new stream with it and `last_event_id`. `docs/guide/authorization.md` has the script.
     ///
-    /// With several instances any of them redeems it; values that were attached with
-    /// [`Subscription::extension`](crate::Subscription::extension) stay behind then, and whether a disconnect
-    /// came after it is told by the clocks of the machines. The broker has what it stands for under a hash
+    /// Values that were attached with [`Subscription::extension`](crate::Subscription::extension) stay behind: a ticket
+    /// carries what can travel to another instance. With several instances any of them redeems it, and whether a
+    /// disconnect came after it is told by the clocks of the machines. The broker has what it stands for under a hash
     /// of it, so who reads there cannot redeem it.
     ///
     /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket
@@ -78,6 +78,7 @@ impl Hub {
         if !(SHORTEST..=LONGEST).contains(&ttl) {
             return Err(SubscriptionError::TICKET_TIME);
         }
+        subscription.extensions = http::Extensions::new();
         if let Some(Expiry::In(time)) = subscription.expiry {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
