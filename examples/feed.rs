@@ -12,17 +12,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Html;
 use axum::routing::{get, post};
-use tower_sse::{Event, Hub, Refusal, Retention, Start, StreamRequest, Subscription, TopicFilter};
+use tower_sse::{Event, Hub, PublishError, Refusal, Retention, Start, StreamRequest, Subscription, TopicFilter};
 
 /// How many entries a new page gets.
 const NEWEST: usize = 20;
 
-async fn write(State(hub): State<Hub>, entry: String) -> Result<StatusCode, StatusCode> {
-    match hub.topic("feed").publish(Event::new("entry", entry)).await {
-        Ok(_) => Ok(StatusCode::CREATED),
-        Err(error) if error.is_invalid() => Err(StatusCode::BAD_REQUEST),
-        Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),
-    }
+async fn write(State(hub): State<Hub>, entry: String) -> Result<StatusCode, PublishError> {
+    hub.topic("feed").publish(Event::new("entry", entry)).await?;
+    Ok(StatusCode::CREATED)
 }
 
 async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {

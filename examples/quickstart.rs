@@ -124,9 +124,9 @@ async fn create(
     State(documents): State<Arc<Documents>>,
     headers: HeaderMap,
     title: String,
-) -> Result<StatusCode, (StatusCode, String)> {
-    let user = user(&headers).ok_or((StatusCode::UNAUTHORIZED, "sign in first".into()))?;
-    documents.create(&user, title).await.map_err(problem)?;
+) -> Result<StatusCode, PublishError> {
+    let Some(user) = user(&headers) else { return Ok(StatusCode::UNAUTHORIZED) };
+    documents.create(&user, title).await?;
     Ok(StatusCode::CREATED)
 }
 
@@ -134,18 +134,10 @@ async fn remove(
     State(documents): State<Arc<Documents>>,
     headers: HeaderMap,
     Path(id): Path<u64>,
-) -> Result<StatusCode, (StatusCode, String)> {
-    let user = user(&headers).ok_or((StatusCode::UNAUTHORIZED, "sign in first".into()))?;
-    match documents.delete(&user, id).await.map_err(problem)? {
-        true => Ok(StatusCode::NO_CONTENT),
-        false => Err((StatusCode::NOT_FOUND, "no such document".into())),
-    }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn problem(error: PublishError) -> (StatusCode, String) {
-    let status = if error.is_invalid() { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, error.to_string())
+) -> Result<StatusCode, PublishError> {
+    let Some(user) = user(&headers) else { return Ok(StatusCode::UNAUTHORIZED) };
+    let was_there = documents.delete(&user, id).await?;
+    Ok(if was_there { StatusCode::NO_CONTENT } else { StatusCode::NOT_FOUND })
 }
 
 /// Ctrl-C, or what containers and service managers send.

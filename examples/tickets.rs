@@ -15,7 +15,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tower_http::cors::CorsLayer;
-use tower_sse::{Event, Hub, StreamRequest, Subscription, Ticket};
+use tower_sse::{Event, Hub, PublishError, StreamRequest, Subscription, SubscriptionError, Ticket};
 
 /// How long a ticket may take from the answer to the next request. It is good for one stream.
 const GOOD_FOR: Duration = Duration::from_secs(30);
@@ -35,13 +35,13 @@ impl<S: Sync> FromRequestParts<S> for Bearer {
     }
 }
 
-async fn ticket(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<Json<Ticket>, StatusCode> {
-    hub.ticket(Subscription::for_user(user), GOOD_FOR).await.map(Json).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+async fn ticket(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<Json<Ticket>, SubscriptionError> {
+    hub.ticket(Subscription::for_user(user), GOOD_FOR).await.map(Json)
 }
 
-async fn greet(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<StatusCode, StatusCode> {
-    let greeting = Event::new("greeting", format!("Hello, {user}!"));
-    hub.user(user).publish(greeting).await.map(|_| StatusCode::ACCEPTED).map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+async fn greet(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<StatusCode, PublishError> {
+    hub.user(user).publish(Event::new("greeting", format!("Hello, {user}!"))).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 fn api(hub: &Hub, front_end: HeaderValue) -> Router {

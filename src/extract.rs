@@ -1,16 +1,17 @@
-//! The hub in axum handlers: `StreamRequest` and `Hub` as extractors, `EventStream` as a response.
+//! The hub in axum handlers: `StreamRequest`, `Hub` and `ConnectionId` as extractors, `EventStream` and the errors as
+//! responses.
 
 use std::convert::Infallible;
 
 use axum_core::body::Body;
-use axum_core::extract::FromRequestParts;
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
 use crate::hub::Hub;
 use crate::mount::{EventStream, StreamRequest};
-use crate::types::{CommandError, InvalidName, PublishError, SubscriptionError};
+use crate::types::{CommandError, ConnectionId, InvalidName, PublishError, SubscriptionError};
 
 impl<S: Sync> FromRequestParts<S> for StreamRequest {
     type Rejection = Infallible;
@@ -27,6 +28,44 @@ impl<S: Sync> FromRequestParts<S> for Hub {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingHub> {
         parts.extensions.get::<Self>().cloned().ok_or(MissingHub)
+    }
+}
+
+/// The page's own connection, from the header [`ConnectionId::HEADER`]. Without the header, or with one that is no
+/// connection, the request is answered `400`. For a handler that programs call too, take `Option<ConnectionId>`.
+///
+/// ```
+/// use axum::extract::State;
+/// use tower_sse::{ConnectionId, Event, Hub, PublishError};
+///
+/// async fn rename(State(hub): State<Hub>, page: Option<ConnectionId>, title: String) -> Result<(), PublishError> {
+///     let mut readers = hub.topic("documents/7");
+///     if let Some(page) = page {
+///         readers = readers.except(page); // it shows the new title already
+///     }
+///     readers.publish(Event::new("document.renamed", title)).await?;
+///     Ok(())
+/// }
+/// # let _: axum::Router<Hub> = axum::Router::new().route("/", axum::routing::post(rename));
+/// ```
+impl<S: Sync> FromRequestParts<S> for ConnectionId {
+    type Rejection = InvalidName;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, InvalidName> {
+        let id = parts.headers.get(Self::HEADER).and_then(|id| id.to_str().ok()).unwrap_or_default();
+        id.parse()
+    }
+}
+
+/// `None` without the header. A header that is no connection is answered `400`.
+impl<S: Sync> OptionalFromRequestParts<S> for ConnectionId {
+    type Rejection = InvalidName;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Option<Self>, InvalidName> {
+        if !parts.headers.contains_key(Self::HEADER) {
+            return Ok(None);
+        }
+        <Self as FromRequestParts<S>>::from_request_parts(parts, state).await.map(Some)
     }
 }
 

@@ -14,19 +14,16 @@
 //!
 //! ```
 //! use axum::{Router, extract::State, http::StatusCode, routing::post};
-//! use tower_sse::{Event, Hub, Public, TopicFilter};
+//! use tower_sse::{Event, Hub, Public, PublishError, TopicFilter};
 //!
-//! async fn say(State(hub): State<Hub>, text: String) -> Result<StatusCode, StatusCode> {
-//!     match hub.topic("news").publish(Event::new("headline", text)).await {
-//!         Ok(_) => Ok(StatusCode::ACCEPTED),
-//!         Err(error) if error.is_invalid() => Err(StatusCode::BAD_REQUEST),
-//!         Err(_) => Err(StatusCode::SERVICE_UNAVAILABLE),
-//!     }
+//! async fn post_headline(State(hub): State<Hub>, text: String) -> Result<StatusCode, PublishError> {
+//!     hub.topic("news").publish(Event::new("headline", text)).await?; // an error is a response: 400, 413 or 503
+//!     Ok(StatusCode::ACCEPTED)
 //! }
 //!
 //! fn app(hub: &Hub) -> Router {
 //!     Router::new()
-//!         .route("/say", post(say))
+//!         .route("/headlines", post(post_headline))
 //!         .with_state(hub.clone())
 //!         .layer(hub.layer("/events", Public::topics(TopicFilter::exact("news")))) // after all routes
 //! }
@@ -51,7 +48,7 @@
 //! ```
 //!
 //! In one terminal `curl -N 'http://127.0.0.1:3000/events?topic=news'`, in another
-//! `curl -d 'It rains.' http://127.0.0.1:3000/say`. The first one prints:
+//! `curl -d 'Bridge closed' http://127.0.0.1:3000/headlines`. The first one prints:
 //!
 //! ```text
 //! event: hub.hello
@@ -63,7 +60,7 @@
 //! id: 1.9f3c5a01b2c3d4e5.0
 //!
 //! event: headline
-//! data: It rains.
+//! data: Bridge closed
 //! id: 1.9f3c5a01b2c3d4e5.1
 //! ```
 //!

@@ -120,13 +120,9 @@ struct Said {
     through: String,
 }
 
-async fn say(State((hub, through)): State<(Hub, String)>, text: String) -> Result<String, (StatusCode, String)> {
-    let problem = |error: PublishError| {
-        let status = if error.is_invalid() { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
-        (status, error.to_string())
-    };
-    let event = Event::json("said", &Said { text, through }).map_err(problem)?;
-    let published = hub.topic("talk").publish(event).await.map_err(problem)?;
+async fn say(State((hub, through)): State<(Hub, String)>, text: String) -> Result<String, PublishError> {
+    let event = Event::json("said", &Said { text, through })?;
+    let published = hub.topic("talk").publish(event).await?;
     Ok(published.position.to_string())
 }
 

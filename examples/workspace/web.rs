@@ -232,9 +232,8 @@ impl From<Error> for Problem {
             Error::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Error::Missing => StatusCode::NOT_FOUND,
             Error::Enough(_) => StatusCode::CONFLICT,
-            Error::Publish(error) if error.is_too_large() => StatusCode::PAYLOAD_TOO_LARGE,
-            Error::Publish(error) if error.is_invalid() => StatusCode::BAD_REQUEST,
-            Error::NotReady | Error::Publish(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Error::Publish(error) => error.status_code(),
+            Error::NotReady => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self(status, error.to_string())
     }

@@ -81,17 +81,23 @@ impl PublishError {
         matches!(self.0, PublishErrorKind::Closed)
     }
 
-    /// The status for a client whose request caused the event: 413 if [too large](Self::is_too_large), 400 if otherwise
-    /// [invalid](Self::is_invalid), and 503 if the hub is [closed](Self::is_closed) or the broker
-    /// [unavailable](Self::is_unavailable). The event may be published all the same if [unknown](Self::is_unknown).
+    /// The status for a client whose request caused the event:
+    ///
+    /// | error | status |
+    /// |---|---|
+    /// | [`is_too_large`](Self::is_too_large) | 413 |
+    /// | a value that does not serialize, which is a mistake of the application | 500 |
+    /// | otherwise [`is_invalid`](Self::is_invalid) | 400 |
+    /// | [`is_closed`](Self::is_closed), [`is_unavailable`](Self::is_unavailable) | 503 |
+    ///
+    /// If the error is also [`is_unknown`](Self::is_unknown), the event may be published all the same.
     #[must_use]
     pub fn status_code(&self) -> StatusCode {
-        if self.is_too_large() {
-            StatusCode::PAYLOAD_TOO_LARGE
-        } else if self.is_invalid() {
-            StatusCode::BAD_REQUEST
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
+        match self.0 {
+            PublishErrorKind::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            PublishErrorKind::NotJson(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            _ if self.is_invalid() => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 

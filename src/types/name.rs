@@ -149,6 +149,10 @@ name! {
 pub struct ConnectionId(u128);
 
 impl ConnectionId {
+    /// The header in which a page sends its own connection along with a request. With the feature `axum`, `ConnectionId`
+    /// is an extractor that reads it.
+    pub const HEADER: &'static str = "sse-connection";
+
     pub(crate) fn from_bits(bits: u128) -> Self {
         Self(bits)
     }

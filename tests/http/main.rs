@@ -9,6 +9,7 @@ mod kit;
 mod bad_input;
 mod composition;
 mod embedding;
+mod extract;
 mod mounting;
 mod pass_through;
 mod wire;

@@ -256,14 +256,7 @@ impl IntoResponse for Problem {
 
 impl From<PublishError> for Problem {
     fn from(error: PublishError) -> Self {
-        let status = if error.is_too_large() {
-            StatusCode::PAYLOAD_TOO_LARGE
-        } else if error.is_invalid() {
-            StatusCode::BAD_REQUEST
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        Self::new(status, error.to_string())
+        Self::new(error.status_code(), error.to_string())
     }
 }
 
