@@ -31,8 +31,7 @@
 //! # let _ = app(&hub);
 //! ```
 //!
-//! What makes a program of it, with axum, `tokio = { version = "1", features = ["full"] }` and this crate's feature
-//! `axum-listener`:
+//! What makes a program of it, with axum, `tokio = { version = "1", features = ["full"] }` and this crate:
 //!
 //! ```no_run
 //! # use axum::Router;
@@ -213,7 +212,7 @@
 //! # }
 //! ```
 //!
-//! Below the server, `Hub::listener` (feature `axum-listener`) or [`Hub::io`] watch over the sockets: a deadline for peers
+//! Below the server, `Hub::listener` or [`Hub::io`] watch over the sockets: a deadline for peers
 //! that do not read, and a cut that [`Hub::drain`] can pull, so that no stream keeps a process that wants to leave.
 //! [`Hub::is_ready`] has the answers for two probes, [`Hub::stats`] the figures.
 //!
@@ -255,15 +254,19 @@
 //! | feature | default | what |
 //! |---|---|---|
 //! | `axum` | yes | `StreamRequest` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
-//! | `axum-listener` | no | `Hub::listener` for `axum::serve` |
+//! | `axum-listener` | yes | `Hub::listener` for `axum::serve` |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server |
+//! | `takeover` | no | `SseIo::take_over`, `Hub::listener_with_takeover`: sockets of many idle streams |
 //! | `uuid` | no | topics and users from `Uuid` |
 //!
 //! All are additive.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![cfg_attr(not(unix), allow(dead_code, reason = "sockets are taken over on Unix only"))]
+#![cfg_attr(
+    not(all(unix, feature = "takeover")),
+    allow(dead_code, reason = "streams are offered, and only the feature `takeover` takes sockets, on Unix")
+)]
 
 /// The code in the README compiles.
 #[cfg(all(doctest, feature = "axum-listener"))]

@@ -49,7 +49,9 @@ pub(crate) use connection::socket::{Takeover, Transport};
 pub(crate) use inner::Inner;
 pub(crate) use stream::admission::Request;
 pub(crate) use stream::driver::StreamDriver;
-pub(crate) use stream::encode::{Aborted, Encoded};
+pub(crate) use stream::encode::Aborted;
+#[cfg(all(unix, feature = "takeover"))]
+pub(crate) use stream::encode::Encoded;
 pub(crate) use tickets::redeem::{Redemption, Redemptions, Taken};
 
 pub use builder::HubBuilder;

@@ -24,7 +24,7 @@ use crate::types::{Address, Audience, BuildError, ConnectionId, Event, InvalidNa
 /// does a log that has another record in that place, after a failover to a replica that was behind.
 /// A new publisher remembers nothing, so keep one for the life of the process.
 ///
-/// It checks events as [`Hub`] does. Which topics keep the newest of each [key](Event::key) it must be told as the
+/// It checks events as [`Hub`](crate::Hub) does. Which topics keep the newest of each [key](Event::key) it must be told as the
 /// instances are: share the function that makes the settings.
 ///
 /// ```

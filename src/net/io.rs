@@ -282,6 +282,7 @@ impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
     /// tokio::spawn(serve(hub.io(tcp).take_over()));
     /// # }
     /// ```
+    #[cfg(feature = "takeover")]
     #[doc(alias = "hand_over")]
     #[must_use]
     pub fn take_over(self) -> Self {

@@ -65,6 +65,7 @@ impl Hub {
     ///     .await
     /// # }
     /// ```
+    #[cfg(feature = "takeover")]
     #[doc(alias = "listener_handing_over")]
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener_with_takeover<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
@@ -79,7 +80,9 @@ impl<L: Listener> Listener for SseListener<L> {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (stream, address) = self.below.accept().await;
         let io = self.hub.io(stream);
-        (if self.takeover { io.take_over() } else { io }, address)
+        #[cfg(feature = "takeover")]
+        let io = if self.takeover { io.take_over() } else { io };
+        (io, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "nobody calls their `main`")]
 
-#[path = "../../examples/hyper.rs"]
+#[path = "../../examples/hyper/src/main.rs"]
 pub mod hyper;
 #[path = "../../examples/quickstart.rs"]
 pub mod quickstart;

@@ -12,10 +12,10 @@
 pub(crate) mod body_side;
 pub(crate) mod offer;
 pub(super) mod socket;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "takeover"))]
 pub(super) mod stream;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "takeover"))]
 pub(super) mod writer;
-#[cfg(not(unix))]
+#[cfg(not(all(unix, feature = "takeover")))]
 #[path = "no_writer.rs"]
 pub(super) mod writer;

@@ -1,4 +1,4 @@
-//! Where sockets cannot be put into a selector of one's own: they stay with the server.
+//! Without the feature `takeover`, and off Unix, sockets stay with the server.
 
 use tokio::net::TcpStream;
 

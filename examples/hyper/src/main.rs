@@ -1,8 +1,8 @@
 //! The same layer over a plain hyper service, HTTP/1 and HTTP/2 on one port.
 //!
-//! `cargo run --example hyper`, then open <http://127.0.0.1:3000>, or
+//! `cargo run -p hyper-example`, then open <http://127.0.0.1:3000>, or
 //! `curl -N --http2-prior-knowledge 'http://127.0.0.1:3000/events?topic=news'` and
-//! `curl -d 'It rains.' http://127.0.0.1:3000/publish`.
+//! `curl -d 'Bridge closed' http://127.0.0.1:3000/publish`.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
