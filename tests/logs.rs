@@ -79,6 +79,16 @@ impl Lines {
         self.all().into_iter().filter(|line| line.level == level).map(|line| line.text).collect()
     }
 
+    /// Those about streams, at debug.
+    fn of_streams(&self) -> Vec<String> {
+        self.at(Level::DEBUG).into_iter().filter(|line| line.contains("event stream")).collect()
+    }
+
+    /// Warnings, but that the hub does not watch the sockets: here are none.
+    fn warnings(&self) -> Vec<String> {
+        self.at(Level::WARN).into_iter().filter(|line| !line.contains("does not watch")).collect()
+    }
+
     fn above_debug(&self) -> Vec<Line> {
         self.all().into_iter().filter(|line| line.level < Level::DEBUG).collect()
     }
@@ -133,7 +143,7 @@ fn build(builder: HubBuilder) -> Hub {
 // Lines
 
 #[tokio::test]
-async fn connect_and_end_are_said_at_debug_and_nothing_else_is() {
+async fn a_stream_is_a_line_at_debug_when_it_opens_and_when_it_ends() {
     let (lines, _guard) = Lines::capture();
     let hub = build(Hub::builder());
     let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
@@ -141,18 +151,135 @@ async fn connect_and_end_are_said_at_debug_and_nothing_else_is() {
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     events.next().await;
-    let opened = lines.at(Level::DEBUG);
+    let opened = lines.of_streams();
     assert_eq!(opened.len(), 1, "{opened:?}");
     assert!(opened[0].contains("opened") && opened[0].contains("resuming=false"), "{opened:?}");
     let id = events.last_id.clone();
     drop(events);
     until(|| hub.stats().connections == 0).await;
-    let lines_so_far = lines.at(Level::DEBUG);
+    let lines_so_far = lines.of_streams();
     assert_eq!(lines_so_far.len(), 2, "{lines_so_far:?}");
     assert!(lines_so_far[1].contains("ended") && lines_so_far[1].contains("reason=client"), "{lines_so_far:?}");
     resume(server.addr, "/events?topic=t", &id).await.caught_up().await;
-    assert!(lines.at(Level::DEBUG)[2].contains("resuming=true"));
-    assert_eq!(lines.above_debug().len(), 0, "{:?}", lines.above_debug());
+    assert!(lines.of_streams()[2].contains("resuming=true"));
+    assert_eq!(lines.above_debug().len(), 1, "only the line of the start: {:?}", lines.above_debug());
+}
+
+#[tokio::test]
+async fn a_start_is_one_line_with_the_log_the_name_and_the_mounts() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder().instance_name("blue"));
+    let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
+    assert_eq!(lines.at(Level::INFO), Vec::<String>::new(), "it is not mounted yet");
+    let server = Server::start(&hub, app).await;
+    subscribe(server.addr, "/events?topic=t").await;
+    let said = lines.at(Level::INFO);
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in ["this process", "instance=\"blue\"", "/events"] {
+        assert!(said[0].contains(part), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_publish_is_one_line_at_debug_that_names_no_user() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    let receipt = hub.user("ada").publish(Event::unnamed("x")).await.unwrap();
+    let said = lines.at(Level::DEBUG);
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in ["published", "user", "receivers=0", &receipt.position.to_string()] {
+        assert!(said[0].contains(part), "{said:?}");
+    }
+    assert!(!said[0].contains("ada"), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_no_rule_keeps_is_one_warning_and_a_flag() {
+    let (lines, _guard) = Lines::capture();
+    let latest = Retention::latest_per_key();
+    let hub = build(Hub::builder().retention_for(TopicFilter::prefix("latest/"), latest));
+    let publish = async |topic: &str, event: Event| hub.topic(topic).publish(event).await.unwrap().key_ignored;
+    assert!(!publish("t", Event::unnamed("x")).await);
+    assert!(!publish("latest/a", Event::unnamed("x").key("k")).await);
+    assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
+    assert!(publish("t", Event::unnamed("x").key("k")).await);
+    assert!(publish("t", Event::removal("k")).await);
+    let said = lines.at(Level::WARN);
+    assert!(said.len() == 1 && said[0].contains("latest_per_key"), "{said:?}");
+    // One target that keeps it is enough.
+    let both = hub.topic("t").and(hub.topic("latest/a"));
+    assert!(!both.publish(Event::unnamed("x").key("k")).await.unwrap().key_ignored);
+}
+
+#[tokio::test]
+async fn a_publisher_warns_of_a_key_that_no_rule_keeps() {
+    let (lines, _guard) = Lines::capture();
+    let publisher = tower_sse::Publisher::new(tower_sse::backplane::Memory::new()).unwrap();
+    for _ in 0..2 {
+        assert!(publisher.topic("t").publish(Event::unnamed("x").key("k")).await.unwrap().key_ignored);
+    }
+    let said = lines.at(Level::WARN);
+    assert!(said.len() == 1 && said[0].contains("latest_per_key"), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_is_one_warning_that_names_the_origin() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    for _ in 0..2 {
+        let foreign = Request::get("/").header("host", "api.example").header("origin", "http://localhost:5173");
+        let access = Public::topics(TopicFilter::any());
+        let body = request(&hub, access, foreign).await;
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "the origin of this page is not allowed\n");
+    }
+    let said = lines.at(Level::WARN);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("http://localhost:5173") && said[0].contains("allow_cross_origin"), "{said:?}");
+}
+
+#[tokio::test]
+async fn an_invalid_subscription_is_one_warning_that_says_why() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    for _ in 0..2 {
+        let access = async |_: StreamRequest| Ok(Subscription::anonymous().topic("a\nb"));
+        request(&hub, access, Request::get("/")).await;
+    }
+    let said = lines.at(Level::WARN);
+    assert!(said.len() == 1 && said[0].contains("400") && said[0].contains("control character"), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_socket_that_the_hub_does_not_watch_is_one_warning() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    let _streams = [open(&hub, "t").await, open(&hub, "t").await];
+    let said = lines.at(Level::WARN);
+    assert!(said.len() == 1 && said[0].contains("hub.listener"), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_hook_that_blocks_its_thread_is_one_warning() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    for _ in 0..2 {
+        let access = async |_: StreamRequest| {
+            std::thread::sleep(Duration::from_millis(250));
+            Ok(Subscription::anonymous())
+        };
+        request(&hub, access, Request::get("/")).await;
+    }
+    let said = lines.warnings();
+    assert!(said.len() == 1 && said[0].contains("blocked its thread"), "{said:?}");
+}
+
+#[test]
+fn a_layer_path_with_a_parameter_is_a_warning() {
+    let (lines, _guard) = Lines::capture();
+    let hub = build(Hub::builder());
+    let _ = hub.layer("/rooms/{id}/events", Public::topics(TopicFilter::any()));
+    let said = lines.at(Level::WARN);
+    assert!(said.len() == 1 && said[0].contains("no parameters"), "{said:?}");
 }
 
 #[tokio::test]
@@ -176,12 +303,12 @@ async fn many_gaps_are_one_warning_that_later_says_how_many() {
     for _ in 0..50 {
         gap(&hub).await;
     }
-    let said = lines.at(Level::WARN);
+    let said = lines.warnings();
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].contains("gap") && said[0].contains("reason=invalid"), "{said:?}");
     tokio::time::advance(Duration::from_secs(60)).await;
     gap(&hub).await;
-    let said = lines.at(Level::WARN);
+    let said = lines.warnings();
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[1].contains("suppressed=49"), "{said:?}");
     let every_one = lines.at(Level::DEBUG).iter().filter(|line| line.contains("gap")).count();
@@ -213,7 +340,7 @@ async fn one_kind_of_trouble_does_not_silence_another() {
         gap(&hub).await;
         refused(&hub).await;
     }
-    let said = lines.at(Level::WARN);
+    let said = lines.warnings();
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[0].contains("gap") && said[1].contains("refused"), "{said:?}");
 }
@@ -264,9 +391,9 @@ async fn streams_that_are_given_up_are_one_warning() {
     hub.topic("t").publish(Event::unnamed("nobody reads")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(hub.stats().stalled, 20);
-    assert_eq!(lines.at(Level::WARN), Vec::<String>::new(), "not yet");
+    assert_eq!(lines.warnings(), Vec::<String>::new(), "not yet");
     until(|| hub.stats().ended(EndReason::Stalled) == 20).await;
-    let said = lines.at(Level::WARN);
+    let said = lines.warnings();
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].contains("stalled"), "{said:?}");
     assert_eq!(hub.stats().connections, 0);

@@ -142,6 +142,6 @@ impl Hub {
             }
             self.tell_command(shared, command).await.map_err(CommandError::broker)?;
         }
-        outcome.map(|connections| Receipt { position, connections })
+        outcome.map(|connections| Receipt { position, connections, key_ignored: false })
     }
 }

@@ -18,6 +18,7 @@ use super::connection::socket::Transports;
 use super::membership::roster::Presences;
 use super::observe::counters::Counters;
 use super::observe::lifecycle::Lifecycles;
+use super::observe::start::Start;
 use super::tasks::background::Background;
 use super::tasks::workers::{Host, Workers, wake_rest};
 use super::tickets::store::Tickets;
@@ -64,6 +65,7 @@ pub(crate) struct Inner {
     pub(super) registry: Registry,
     pub(super) transports: Transports,
     pub(super) counters: Counters,
+    pub(super) start: Start,
     pub(super) tasks: Tasks,
     pub(super) workers: Workers<ConnectionHandle>,
     pub(super) bans: Bans,
@@ -115,6 +117,18 @@ impl Hub {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.inner.counters
+    }
+
+    /// Notes a path at which this hub answers, for the line that [`log_start`](Self::log_start) logs.
+    pub(crate) fn note_mount(&self, path: &str) {
+        self.inner.start.note_mount(path);
+    }
+
+    /// Logs where the log is, the name of the instance and the mounts, once.
+    pub(crate) fn log_start(&self) {
+        let log =
+            || self.inner.shared_log.as_ref().map_or("this process".to_owned(), |shared| shared.backplane.describe());
+        self.inner.start.log(log, self.settings().instance_name.as_deref());
     }
 
     pub(crate) fn registry(&self) -> &Registry {
@@ -176,6 +190,7 @@ impl Inner {
             registry: Registry::new(settings.limits, grace),
             transports: Transports::default(),
             counters: Counters::default(),
+            start: Start::default(),
             tasks,
             workers: Workers::default(),
             bans: Bans::default(),

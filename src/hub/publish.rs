@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::target::Source;
 use super::{Hub, Receipt, Target};
 use crate::hub::cluster::shared_log::SharedLog;
-use crate::log::Entry;
+use crate::log::{Appended, Effect, Entry};
 use crate::types::{Audience, Event, InvalidName, PublishError};
 
 impl Hub {
@@ -38,12 +38,19 @@ impl Hub {
     ) -> Vec<Result<Receipt, PublishError>> {
         let (events, errors) = split(checked);
         let listening = |audience: &Audience| audience.addresses().iter().map(|to| self.log().listening(to)).sum();
-        let connections: Vec<usize> = events.iter().map(|(audience, _)| listening(audience)).collect();
+        let about: Vec<_> = events
+            .iter()
+            .map(|(audience, event)| {
+                let key_ignored = event.key.is_some() && self.ignores_key(audience);
+                (audience.kind(), listening(audience), key_ignored)
+            })
+            .collect();
         let appended = if events.is_empty() { Vec::new() } else { self.append_shared(shared, events).await };
-        let published = appended.into_iter().zip(connections).map(|(position, connections)| {
-            let position = position?;
+        let published = appended.into_iter().zip(about).map(|(position, (kind, connections, key_ignored))| {
+            let receipt = Receipt { position: position?, connections, key_ignored };
             self.counters().published(1);
-            Ok(Receipt { position, connections })
+            log(kind, &receipt);
+            Ok(receipt)
         });
         join(errors, published)
     }
@@ -73,15 +80,33 @@ impl Hub {
         if self.is_closed() {
             return SmallVec::new();
         }
-        for entry in entries.as_ref() {
-            self.attach_connections(&entry.audience);
-        }
+        let about: SmallVec<[_; 1]> = entries
+            .as_ref()
+            .iter()
+            .map(|entry| {
+                self.attach_connections(&entry.audience);
+                let key_ignored = entry.effect != Effect::Nothing && self.ignores_key(&entry.audience);
+                (entry.audience.kind(), key_ignored)
+            })
+            .collect();
         let appended = self.log().append(entries, self.now());
         self.published(appended.len());
-        appended
-            .into_iter()
-            .map(|appended| Receipt { position: appended.position, connections: appended.receivers })
-            .collect()
+        let receipt = |(appended, (kind, key_ignored)): (Appended, _)| {
+            let Appended { position, receivers: connections } = appended;
+            let receipt = Receipt { position, connections, key_ignored };
+            log(kind, &receipt);
+            receipt
+        };
+        appended.into_iter().zip(about).map(receipt).collect()
+    }
+
+    /// Whether a key means nothing to any target of an event. Logs it.
+    fn ignores_key(&self, audience: &Audience) -> bool {
+        let is_kept = audience.addresses().iter().any(|address| self.log().keeps_values(address));
+        if !is_kept {
+            self.counters().key_ignored(self.now());
+        }
+        !is_kept
     }
 }
 
@@ -136,6 +161,10 @@ impl Target<'_> {
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.entry(self.audience.clone(), event).map(drop)
     }
+}
+
+fn log(target: &'static str, receipt: &Receipt) {
+    tracing::debug!(target_kind = target, receivers = receipt.connections, position = %receipt.position, "published");
 }
 
 /// Splits events that were checked into the good ones, and for each event its error or `None`.

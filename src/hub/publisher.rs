@@ -10,10 +10,13 @@ use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
 use crate::hub::config::configuration::Configuration;
 use crate::hub::config::settings::Settings;
+use crate::hub::observe::counters::KEY_IGNORED;
 use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
-use crate::sync::Mutex;
-use crate::types::{Address, Audience, BuildError, ConnectionId, Event, InvalidName, PublishError, Topic, UserId};
+use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::types::{
+    Address, Audience, BuildError, ConnectionId, Event, InvalidName, Position, PublishError, Topic, UserId,
+};
 
 /// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for
 /// subscribers, nothing that runs in the background. For workers, command-line tools and cron jobs.
@@ -58,6 +61,7 @@ struct Inner {
     /// with the next append. That another record has its number is noticed by adapters that
     /// compare, such as Redis.
     seen: Mutex<Option<LogPosition>>,
+    key_ignored_said: AtomicBool,
 }
 
 impl HubBuilder {
@@ -75,7 +79,15 @@ impl HubBuilder {
             return Err(BuildError::new("backplane", "without one a publisher has no log to publish to"));
         };
         let Configuration { settings, .. } = self.configuration;
-        Ok(Publisher { inner: Arc::new(Inner { backplane, policies, settings, seen: Mutex::new(None) }) })
+        Ok(Publisher {
+            inner: Arc::new(Inner {
+                backplane,
+                policies,
+                settings,
+                seen: Mutex::new(None),
+                key_ignored_said: AtomicBool::new(false),
+            }),
+        })
     }
 }
 
@@ -101,11 +113,21 @@ impl Publisher {
     where
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
     {
+        let mut ignored_keys = Vec::new();
         let (records, errors) = split(events.into_iter().map(|(target, event)| {
             let audience = self.checked(target.checked_for(self), &event)?;
-            Ok(append::record(&audience, &event, |address| self.inner.policies.keeps_values(address)))
+            let record = append::record(&audience, &event, |address| self.inner.policies.keeps_values(address));
+            ignored_keys.push(event.key.is_some() && record.values.is_empty());
+            Ok(record)
         }));
-        join(errors, self.append(records).await)
+        if ignored_keys.contains(&true) && !self.inner.key_ignored_said.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{KEY_IGNORED}; said once");
+        }
+        let positions = self.append(records).await.into_iter().zip(ignored_keys);
+        let receipt = |(position, key_ignored): (Result<Position, _>, bool)| {
+            position.map(|position| Receipt { position, connections: 0, key_ignored })
+        };
+        join(errors, positions.map(receipt))
     }
 
     /// By the rules of the hub.
@@ -114,7 +136,7 @@ impl Publisher {
         entry.map(|entry| entry.audience).map_err(|refused| refused.1)
     }
 
-    async fn append(&self, records: Vec<crate::backplane::NewRecord>) -> Vec<Result<Receipt, PublishError>> {
+    async fn append(&self, records: Vec<crate::backplane::NewRecord>) -> Vec<Result<Position, PublishError>> {
         if records.is_empty() {
             return Vec::new();
         }
@@ -128,15 +150,7 @@ impl Publisher {
                 *seen = Some(*newest);
             }
         }
-        places
-            .into_iter()
-            .map(|place| {
-                place.map(|place| {
-                    let position = append::position(place);
-                    Receipt { position, connections: 0 }
-                })
-            })
-            .collect()
+        places.into_iter().map(|place| place.map(append::position)).collect()
     }
 }
 

@@ -20,4 +20,7 @@ pub struct Receipt {
     /// - After a disconnect: the connections that end.
     #[doc(alias = "receivers")]
     pub connections: usize,
+    /// Whether the event had a [key](crate::Event::key) in vain: the retention of none of its targets keeps the newest
+    /// event of each key. The hub also logs a warning. Always false for commands.
+    pub key_ignored: bool,
 }

@@ -60,6 +60,7 @@ impl<B> Service<Request<B>> for SseEndpoint {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.hub.log_start();
         let stream_request = Box::new(StreamRequest::arriving(&self.hub, request));
         let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
         let is_change = self.is_change(stream_request.method(), stream_request.uri().path());

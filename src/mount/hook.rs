@@ -13,6 +13,9 @@ use crate::hub::Hub;
 use crate::types::refusal::Kind;
 use crate::types::{Authority, Recheck, Refusal, RefusalReason, Subscription};
 
+/// A hook that keeps its thread for this long without a pause, in milliseconds, has blocked it.
+const BLOCKED: u64 = 200;
+
 impl Hub {
     /// What the hook says to a request. What a ticket carries is looked at again, since it may be older than the truth.
     /// The request comes boxed, since every future on its way would have room for it.
@@ -32,11 +35,20 @@ impl Hub {
         let mut asked = std::pin::pin!(AssertUnwindSafe(asked).catch_unwind());
         // Most hooks answer at once, and need no timer.
         let mut timer = None;
-        let answered = poll_fn(|cx| match asked.as_mut().poll(cx) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending => {
-                let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.settings().access_timeout)));
-                timer.as_mut().poll(cx).map(|()| None)
+        let answered = poll_fn(|cx| {
+            let begun_at = self.now();
+            let polled = asked.as_mut().poll(cx);
+            let now = self.now();
+            if now.saturating_sub(begun_at) >= BLOCKED {
+                self.counters().hook_blocked(now - begun_at, now);
+            }
+            match polled {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending => {
+                    let timer =
+                        timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.settings().access_timeout)));
+                    timer.as_mut().poll(cx).map(|()| None)
+                }
             }
         });
         match answered.await {

@@ -1,4 +1,4 @@
-//! Whose pages may ask. A browser sends the cookies of a site also when the page of another one asks,
+//! The hosts and origins that may ask. A browser sends the cookies of a site also when the page of another one asks,
 //! and lets that page read the answer where a CORS layer is generous. So this is judged here too,
 //! before anybody looks at a cookie.
 
@@ -11,10 +11,19 @@ use crate::hub::{Hosts, Hub, Origins};
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Hub {
-    /// Whether a request names a host that is ours, and comes from a page that may ask.
-    pub(super) fn may_ask(&self, request: &StreamRequest) -> bool {
+    /// Checks that a request names a host of this hub, and comes from a page that may ask. An error is the text of the
+    /// `403`.
+    pub(super) fn may_ask(&self, request: &StreamRequest) -> Result<(), &'static str> {
         let (settings, uri, headers) = (self.settings(), request.uri(), request.headers());
-        names_own_host(&settings.hosts, uri, headers) && is_allowed(&settings.origins, uri, headers)
+        if !names_own_host(&settings.hosts, uri, headers) {
+            self.counters().host_refused(headers.get(HOST), self.now());
+            return Err("this host is not allowed\n");
+        }
+        if !is_allowed(&settings.origins, uri, headers) {
+            self.counters().origin_refused(headers.get(ORIGIN), self.now());
+            return Err("the origin of this page is not allowed\n");
+        }
+        Ok(())
     }
 }
 

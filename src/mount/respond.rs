@@ -99,9 +99,8 @@ impl Hub {
             Err(StatusCode::METHOD_NOT_ALLOWED) => return Some(wrong_method("use GET\n", "GET, HEAD")),
             Err(status) => return Some(plain(status, "this is an event stream: text/event-stream\n")),
         }
-        if !self.may_ask(request) {
-            tracing::debug!("an event stream was refused: a page of another origin, or another host");
-            return Some(plain(StatusCode::FORBIDDEN, "forbidden\n"));
+        if let Err(text) = self.may_ask(request) {
+            return Some(plain(StatusCode::FORBIDDEN, text));
         }
         // Before the hook is asked, so that a rush does not reach it. A `HEAD` asks it too.
         self.take_turn().err().map(|refusal| self.refusal(&refusal))
@@ -125,7 +124,10 @@ impl Hub {
         let by_task = || self.transports().of_this_task();
         // Another hub's settings, its drain and its takeover do not apply to this stream.
         let carried = arrival.transport.clone().filter(|transport| self.transports().knows(transport));
-        let Some(transport) = carried.or_else(by_task) else { return Ok(stream(EventBody::events(connection))) };
+        let Some(transport) = carried.or_else(by_task) else {
+            self.counters().unwatched(!self.transports().is_empty());
+            return Ok(stream(EventBody::events(connection)));
+        };
         let offers_takeover = transport.offers_takeover();
         connection.carried_by(transport);
         if !offers_takeover || arrival.version != Version::HTTP_11 {
@@ -142,7 +144,10 @@ impl Hub {
         match &refusal.0 {
             Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden => plain(StatusCode::FORBIDDEN, "forbidden\n"),
-            Kind::Invalid(_) => plain(StatusCode::BAD_REQUEST, "bad subscription\n"),
+            Kind::Invalid(error) => {
+                self.counters().subscription_invalid(error, self.now());
+                plain(StatusCode::BAD_REQUEST, "bad subscription\n")
+            }
             Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
             Kind::Gone => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
             Kind::RetryLater { reason, retry } => {

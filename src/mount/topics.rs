@@ -29,8 +29,8 @@ impl Hub {
         if request.method() != Method::POST {
             return wrong_method("use POST\n", "POST");
         }
-        if !self.may_ask(&request) {
-            return self.no_change(&Refusal::forbidden());
+        if let Err(text) = self.may_ask(&request) {
+            return plain(StatusCode::FORBIDDEN, text);
         }
         if self.is_draining() {
             return self.no_change(&Refusal::retry_later(RefusalReason::Draining));

@@ -135,6 +135,7 @@ impl Hub {
         if let Some(tcp) = tcp {
             tune(tcp, self.settings().write_deadline);
         }
+        self.log_start();
         let transport = self.transports().open(peer);
         SseIo {
             inner: Socket::new(stream),

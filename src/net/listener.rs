@@ -45,6 +45,7 @@ impl Hub {
     /// ```
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
+        self.log_start();
         SseListener { hub: self.clone(), below: listener, takeover: false }.tap_io(|_| {})
     }
 
@@ -69,6 +70,7 @@ impl Hub {
     #[doc(alias = "listener_handing_over")]
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener_with_takeover<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
+        self.log_start();
         SseListener { hub: self.clone(), below: listener, takeover: true }.tap_io(|_| {})
     }
 }

@@ -54,6 +54,17 @@ impl Audience {
         &self.except
     }
 
+    /// What kind of addresses it has, for logs.
+    pub(crate) fn kind(&self) -> &'static str {
+        match &*self.addresses {
+            [Address::Everyone] => "everyone",
+            [Address::Topic(_)] => "topic",
+            [Address::User(_)] => "user",
+            [Address::Connection(_)] => "connection",
+            _ => "several",
+        }
+    }
+
     /// Whether it names more than an audience may.
     pub(crate) fn is_too_large(&self) -> bool {
         self.addresses.len().max(self.except.len()) > MAX_TARGETS

@@ -119,7 +119,7 @@ async fn an_origin_that_is_not_listed_gets_nothing_however_generous_the_cors_lay
         "fetch({}, {{ credentials: 'include' }}).then(async reply => [reply.status, await reply.text()])",
         json!(url)
     );
-    assert_eq!(page.eval(&fetched).await, json!([403, "forbidden\n"]));
+    assert_eq!(page.eval(&fetched).await, json!([403, "the origin of this page is not allowed\n"]));
     assert_eq!(hub.stats().connected, 0);
 }
 

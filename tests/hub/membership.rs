@@ -713,7 +713,8 @@ async fn a_page_of_another_site_changes_nothing() {
         let page = client.open("/events").await;
         for headers in [&foreign[..1], &foreign[1..], &foreign] {
             let reply = client.post_with(&page.path("join=open/1"), headers).await;
-            assert_eq!((reply.status, reply.text().await.as_str()), (StatusCode::FORBIDDEN, "forbidden\n"));
+            let text = "the origin of this page is not allowed\n";
+            assert_eq!((reply.status, reply.text().await.as_str()), (StatusCode::FORBIDDEN, text));
         }
         assert_eq!(hub.topic("open/1").count(), 0);
         for (n, headers) in [

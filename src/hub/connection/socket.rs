@@ -195,7 +195,7 @@ impl Transports {
         }
     }
 
-    pub(in crate::hub) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.table.lock().all.is_empty()
     }
 

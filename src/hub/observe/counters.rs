@@ -1,9 +1,14 @@
 //! What is counted and what is logged. Nothing above debug names a user, a topic or a query.
 
+use http::HeaderValue;
+
 use super::stats::ByReason;
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
-use crate::types::{ConnectionId, EndReason, GapReason, RefusalReason};
+use crate::types::{ConnectionId, EndReason, GapReason, RefusalReason, SubscriptionError};
+
+/// What a hub and a publisher log of a key in vain.
+pub(in crate::hub) const KEY_IGNORED: &str = "an event with a key was published where no rule keeps the newest of each key: set `HubBuilder::retention_for(…, Retention::latest_per_key())`";
 
 /// At most one line of a kind in this time.
 const QUIET: Millis = 10_000;
@@ -39,7 +44,13 @@ pub(crate) struct Counters {
     cut_lines: Throttle,
     skip_lines: Throttle,
     topic_lines: Throttle,
+    key_lines: Throttle,
+    origin_lines: Throttle,
+    host_lines: Throttle,
+    invalid_lines: Throttle,
+    blocked_lines: Throttle,
     large_payload_said: AtomicBool,
+    unwatched_said: AtomicBool,
 }
 
 impl Counters {
@@ -157,6 +168,62 @@ impl Counters {
     pub(crate) fn hook_panicked(&self, now: Millis) {
         if let Some(suppressed) = self.panic_lines.admit(now) {
             tracing::error!(suppressed, "the access hook panicked");
+        }
+    }
+
+    /// A publish gave a key, and no retention of its targets keeps values.
+    pub(in crate::hub) fn key_ignored(&self, now: Millis) {
+        if let Some(suppressed) = self.key_lines.admit(now) {
+            tracing::warn!(suppressed, "{KEY_IGNORED}");
+        }
+    }
+
+    /// `origin` is what the browser says of the page.
+    pub(crate) fn origin_refused(&self, origin: Option<&HeaderValue>, now: Millis) {
+        if let Some(suppressed) = self.origin_lines.admit(now) {
+            tracing::warn!(
+                ?origin,
+                suppressed,
+                "a page of another origin was refused: list its origin with `HubBuilder::allow_cross_origin`"
+            );
+        }
+    }
+
+    pub(crate) fn host_refused(&self, host: Option<&HeaderValue>, now: Millis) {
+        if let Some(suppressed) = self.host_lines.admit(now) {
+            tracing::warn!(?host, suppressed, "a request for another host was refused: see `HubBuilder::allow_host`");
+        }
+    }
+
+    pub(crate) fn subscription_invalid(&self, error: &SubscriptionError, now: Millis) {
+        if let Some(suppressed) = self.invalid_lines.admit(now) {
+            tracing::warn!(%error, suppressed, "the access hook returned an invalid subscription: its client got 400");
+        }
+    }
+
+    pub(crate) fn hook_blocked(&self, millis: Millis, now: Millis) {
+        if let Some(suppressed) = self.blocked_lines.admit(now) {
+            tracing::warn!(
+                millis,
+                suppressed,
+                "the access hook blocked its thread: streams on this thread waited; await instead, or use `spawn_blocking`"
+            );
+        }
+    }
+
+    /// A stream whose socket the hub does not know. `has_sockets` says whether it knows others.
+    pub(crate) fn unwatched(&self, has_sockets: bool) {
+        if self.unwatched_said.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if has_sockets {
+            tracing::warn!(
+                "the hub does not know the socket of a stream over HTTP/2 and cannot cut it if its client stalls: serve an `SseMakeService`; said once"
+            );
+        } else {
+            tracing::warn!(
+                "a stream opened on a socket that the hub does not watch: serve `hub.listener(…)` or wrap the socket with `hub.io(…)`, otherwise clients that stall are not cut; said once"
+            );
         }
     }
 
