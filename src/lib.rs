@@ -1,129 +1,116 @@
-//! An embeddable hub for [Server-Sent Events]: push to topics, users, connections or everyone from any service, over
-//! plain `text/event-stream`, from any [tower] application.
+//! Push events from your Rust services to browsers over [Server-Sent Events].
+//!
+//! A [`Hub`] is a handle that you clone into your services. A [tower] [layer](Hub::layer) serves
+//! the streams. The browser reads them with its own `EventSource`. Between publishers and streams
+//! is one ordered log, so that a client that reconnects receives the events that it missed.
+//!
+//! The repository has a guide (`docs/guide.md`), recipes (`docs/recipes.md`) and every guarantee
+//! with its test (`docs/guarantees.md`).
 //!
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 //! [tower]: https://github.com/tower-rs/tower
 //!
-//! This page is a tutorial: from the first event to several instances. The repository has a guide by
-//! need (`docs/guide.md`), recipes, and every promise with the test that shows it (`docs/guarantees.md`).
-//!
-//! # The first event
-//!
-//! A [`Hub`] is a handle to inject wherever something happens. A [layer](Hub::layer) turns requests
-//! into streams. Between them is one ordered log.
-//!
-//! ```
-//! use axum::{Router, extract::State, http::StatusCode, routing::post};
-//! use tower_sse::{Event, Hub, Public, PublishError, TopicFilter};
-//!
-//! async fn post_headline(State(hub): State<Hub>, text: String) -> Result<StatusCode, PublishError> {
-//!     hub.topic("news").publish(Event::new("headline", text)).await?; // an error is a response: 400, 413 or 503
-//!     Ok(StatusCode::ACCEPTED)
-//! }
-//!
-//! fn app(hub: &Hub) -> Router {
-//!     Router::new()
-//!         .route("/headlines", post(post_headline))
-//!         .with_state(hub.clone())
-//!         .layer(hub.layer("/events", Public::topics(TopicFilter::exact("news")))) // after all routes
-//! }
-//! # let hub = Hub::builder().build().unwrap();
-//! # let _ = app(&hub);
-//! ```
-//!
-//! What makes a program of it, with axum, `tokio = { version = "1", features = ["full"] }` and this crate:
+//! # Getting started
 //!
 //! ```no_run
-//! # use axum::Router;
-//! # use tower_sse::Hub;
-//! # fn app(_: &Hub) -> Router { Router::new() }
+//! use axum::{Router, extract::State, routing::post};
+//! use tower_sse::{Event, Hub, Public, PublishError, TopicFilter};
+//!
+//! async fn post_headline(State(hub): State<Hub>, text: String) -> Result<(), PublishError> {
+//!     hub.topic("news").publish(Event::new("headline", text)).await?;
+//!     Ok(()) // and an error is a response: 400, 413 or 503
+//! }
+//!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let hub = Hub::builder().build()?;
+//!     let app = Router::new()
+//!         .route("/headlines", post(post_headline))
+//!         .with_state(hub.clone())
+//!         .layer(hub.layer("/events", Public::topics(TopicFilter::exact("news"))));
 //!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//!     axum::serve(hub.listener(listener), app(&hub)).await?;
+//!     axum::serve(hub.listener(listener), app).await?;
 //!     Ok(())
 //! }
 //! ```
 //!
-//! In one terminal `curl -N 'http://127.0.0.1:3000/events?topic=news'`, in another
-//! `curl -d 'Bridge closed' http://127.0.0.1:3000/headlines`. The first one prints:
-//!
-//! ```text
-//! event: hub.hello
-//! retry: 2000
-//! data: {"connection":"6f1b…","cursor":"fresh","topics":["news"]}
-//!
-//! event: hub.live
-//! data: {}
-//! id: 1.9f3c5a01b2c3d4e5.0
-//!
-//! event: headline
-//! data: Bridge closed
-//! id: 1.9f3c5a01b2c3d4e5.1
-//! ```
-//!
-//! On the page, the browser's own `EventSource` is enough:
+//! On the page:
 //!
 //! ```js
 //! const events = new EventSource("/events?topic=news");
-//! events.addEventListener("headline", e => show(e.data));
-//! events.addEventListener("hub.gap", refetch);
+//! events.addEventListener("headline", e => showHeadline(e.data));
+//! events.addEventListener("hub.gap", () => location.reload()); // events were lost
 //! ```
 //!
-//! # To whom
+//! `docs/guide/start.md` continues from here.
 //!
-//! [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] name a [`Target`]; [`Target::and`] unites
-//! several (each connection gets one copy) and [`Target::except`] leaves the originator out. [`Target::publish`] says
-//! where in the log the event is and how many connections listen; it costs the same for ten listeners and for ten
-//! thousand, and never waits for one. [`Target::publish_now`] is for code that cannot await, [`Hub::publish_many`] for
-//! many at once. An error says whether the event can never be taken ([`PublishError::is_invalid`]) or not now.
+//! # Targets
+//!
+//! [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] return a [`Target`].
+//! [`Target::and`] unites targets, and each connection receives one copy. [`Target::except`]
+//! excludes a connection, for example the page that caused the event.
+//!
+//! [`Target::publish`] returns when the log has the event. It never waits for a reader, and its
+//! cost does not grow with the number of connections. Its [`Receipt`] has the event's position and
+//! counts the listening connections of this instance. [`Target::publish_now`] is for code that
+//! cannot await, and [`Hub::publish_many`] publishes several events in one step.
+//! [`PublishError::is_invalid`] separates an event that can never be accepted from a temporary
+//! failure.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tower_sse::{Event, Hub};
 //!
 //! let hub = Hub::builder().build()?;
-//! let to = hub.user("ada").and(hub.topic("audit"));
-//! let sent = to.publish(Event::new("document.deleted", "7")).await?;
-//! assert_eq!(sent.connections, 0); // no connection listens, which is no error
+//! let target = hub.user("ada").and(hub.topic("audit"));
+//! let receipt = target.publish(Event::new("document.deleted", "7")).await?;
+//! assert_eq!(receipt.connections, 0); // no connection listens, which is no error
 //! # Ok(()) }
 //! ```
 //!
-//! # Who may read
+//! # Authorization
 //!
-//! An [`Access`] hook turns each request ([`StreamRequest`]) into a [`Subscription`] or a [`Refusal`]. There is no silent
-//! default: open access is spelled [`Public`], as above.
+//! An [`Access`] hook turns each [`StreamRequest`] into a [`Subscription`] or a [`Refusal`]. There
+//! is no default: open access is explicit, by [`Public`].
 //!
 //! ```
 //! use tower_sse::{Refusal, StreamRequest, Subscription};
 //!
 //! async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
-//!     // What a session layer outside put into the request.
+//!     // A session layer outside of the hub's has put the user's id into the extensions.
 //!     let user = request.extensions().get::<u64>().copied().ok_or(Refusal::unauthorized())?;
 //!     Ok(Subscription::for_user(user).topic("news"))
 //! }
 //! # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(access);
 //! ```
 //!
-//! It is asked for every request, also for one that comes back. [`Access::recheck`] looks again while a stream is open,
-//! [`Subscription::expires_in`] ends it by itself, and [`Target::disconnect`] ends it now, with a [`Disconnect`] that says
-//! whether to come back. Pages of other sites are kept out unless [listed](HubBuilder::allow_cross_origin);
-//! [tickets](Hub::ticket) let in who can send no cookie.
+//! - The hub calls the hook for every request, also for one that resumes.
+//! - [`Access::recheck`] re-authorizes open streams periodically.
+//! - [`Subscription::expires_in`] limits the time of a stream.
+//! - [`Target::disconnect`] ends streams at once, and [`Disconnect`] sets when clients may
+//!   reconnect.
+//! - The hub rejects pages of other sites that [`HubBuilder::allow_cross_origin`] does not list.
+//! - [Tickets](Hub::ticket) authorize clients that cannot send cookies or headers.
 //!
-//! # Where to mount it
+//! # Mounting
 //!
-//! Three equivalent ways: [`Hub::layer`] answers one path and passes everything else through untouched;
-//! [`Hub::endpoint`] is a service for one route; [`Hub::respond`] makes the response inside a handler whose extractors
-//! know the user. `docs/mounting.md` in the repository has a table of what hides a layer in an axum router.
+//! | mount | use it when |
+//! |---|---|
+//! | [`Hub::layer`] | one path is a stream, and every other request passes through unchanged |
+//! | [`Hub::endpoint`] | the stream is a service for a route of its own |
+//! | [`Hub::respond`] | a handler makes the response, because its extractors authenticate the user |
 //!
-//! # Nothing is lost in silence
+//! All three obey the same rules. `docs/mounting.md` lists the operations of an axum router that
+//! hide a layer.
 //!
-//! A stream is a cursor into the log, and the `Last-Event-ID` that a browser sends when it reconnects
-//! is that cursor. So nothing is lost on a reconnect within what is kept, and when something is no
-//! longer available the stream says so: [`hub.gap`](#what-a-page-hears). [`Retention`] says what is
-//! kept of the events to one audience, for those who come back or fall behind: a short window, the
-//! newest events, or the newest of each [key](Event::key).
+//! # Resume and loss
+//!
+//! The `id` of an event is its [`Position`] in the log. A browser sends the last one as
+//! `Last-Event-ID` when it reconnects, and receives every permitted event after it that the log
+//! retains. If an event is no longer retained, the stream reports the loss with one
+//! [`hub.gap`](#events-of-the-hub). [`Retention`] sets what the log retains for each audience: a
+//! short window, the newest events, or the newest event of each [key](Event::key). The default for
+//! topics is 1,024 events of the last 5 minutes.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -134,13 +121,13 @@
 //! for n in 0..4 {
 //!     ids.push(hub.topic("news").publish(Event::unnamed(n.to_string())).await?.position);
 //! }
-//! // A page that comes back with the third id gets the fourth event.
+//! // A page that reconnects with the third id receives the fourth event.
 //! let mut page = hub.subscribe(Subscription::anonymous().topic("news"), ids[2])?;
 //! let Some(SubscriberItem::Event(event)) = page.next().await else { panic!("no event") };
 //! assert_eq!(event.data, "3");
 //!
-//! // One that comes back with the first is told that the second is not to be had,
-//! // and gets the rest.
+//! // The second event is no longer retained. A page that reconnects with the first id
+//! // receives a gap, and then the events that are retained.
 //! let mut page = hub.subscribe(Subscription::anonymous().topic("news"), ids[0])?;
 //! let Some(SubscriberItem::Gap { reason, .. }) = page.next().await else { panic!("no gap") };
 //! assert_eq!(reason, GapReason::Trimmed);
@@ -149,33 +136,36 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A page that renders a state takes [`Hub::position`] first, then queries, and opens the stream with
-//! `?last_event_id=` and that position. A new page may [start](Subscription::start) with the newest events.
+//! A page that shows data takes [`Hub::position`] first, then queries the data, and then opens the
+//! stream with `?last_event_id=` and that position. A new page may [start](Subscription::start)
+//! with the newest retained events.
 //!
-//! Memory is bounded by these rings, not by readers: a slow one holds no queue, falls behind in them, and is told so
-//! ([`LagPolicy`]). With [`Retention::latest_per_key`] it skips what is outdated and always gets the last value.
+//! The retention bounds the memory, because a slow reader has no queue of its own. A reader that is
+//! too slow receives a gap or is disconnected ([`LagPolicy`]). With [`Retention::latest_per_key`]
+//! it skips outdated values and always receives the last one.
 //!
-//! # What a page hears
+//! # Events of the hub
 //!
-//! Beside the application's events the hub sends its own, with JSON data to which fields may be added later:
+//! The hub sends events of its own. Their data is JSON, to which fields may be added later.
 //!
-//! | event | data | when |
+//! | event | data | sent |
 //! |---|---|---|
 //! | `hub.hello` | `connection`, `cursor` (`fresh`, `resuming`, `refused`), `topics`, `instance` if named | first, with `retry` |
-//! | `hub.live` | `{}`, or `topics` after they have changed | caught up; its id stands for everything before it |
-//! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | records are not to be had: fetch the state anew |
-//! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: come back then |
-//! | `hub.stale` | `{}` | the shared log cannot be followed now; `hub.live` says when that is over |
-//! | `hub.expiring` | `in_ms` | the subscription's time is near its end |
-//! | `hub.joined`, `hub.left` | `topic`, `user`, `data` if attached | in topics that [tell](HubBuilder::presence_for) who comes and goes |
-//! | `hub.bye` | `reason` (see [`EndReason`]), `reconnect`: `now`, `later`, `never`, and a `note` | last, where the hub ends the stream |
+//! | `hub.live` | `{}`, or `topics` after they have changed | when the stream has caught up. Its id stands for everything before it |
+//! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | when events are no longer retained: fetch the state again |
+//! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: reconnect after `retry_ms` |
+//! | `hub.stale` | `{}` | when the hub cannot follow the shared log. `hub.live` follows when it can again |
+//! | `hub.expiring` | `in_ms` | shortly before the subscription expires |
+//! | `hub.joined`, `hub.left` | `topic`, `user`, `data` if attached | in topics with [presence events](HubBuilder::presence_for) |
+//! | `hub.bye` | `reason` (see [`EndReason`]), `reconnect`: `now`, `later`, `never`, and a `note` | last, when the hub ends the stream |
 //!
-//! # Who is there
+//! # Presence
 //!
-//! [`Target::presence`], [`Target::count`] and [`Target::is_online`] say who has a stream open,
-//! [`Hub::connections`] all about each, and [`Hub::lifecycle`] what becomes of them. [`Target::join`]
-//! and [`Target::leave`] change the topics of a stream while it is open; by [`SseLayer::allow_topic_changes`] a
-//! page may change its own.
+//! [`Target::presence`] returns the connected users, [`Target::count`] counts connections, and
+//! [`Target::is_online`] has a grace period. [`Hub::connections`] lists the connections of this
+//! instance, and [`Hub::lifecycle`] reports their changes. [`Target::join`] and [`Target::leave`]
+//! change the topics of an open stream. A page may change its own topics with
+//! [`SseLayer::allow_topic_changes`].
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -189,15 +179,16 @@
 //!
 //! hub.user("ada").disconnect(Disconnect::now().note("signed out")).await?;
 //! assert_eq!(hub.user("ada").count(), 0);
-//! assert!(hub.user("ada").is_online()); // for a moment yet: a reload is no leave
+//! assert!(hub.user("ada").is_online()); // within the grace period: the user may reconnect
 //! # drop(two);
 //! # Ok(()) }
 //! ```
 //!
-//! # Leaving
+//! # Graceful shutdown
 //!
-//! A server waits for its open requests, and streams do not end by themselves. [`Hub::drain`] ends them: awaited inside
-//! the future of `with_graceful_shutdown` it sends each page a random time to come back, so that they come spread out.
+//! A server waits for its open requests, and event streams do not end by themselves. [`Hub::drain`]
+//! ends them, and gives each client a random time within the window to reconnect. Await it inside
+//! the future of `with_graceful_shutdown`.
 //!
 //! ```
 //! # use tower_sse::Hub;
@@ -205,36 +196,37 @@
 //! # let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 //! axum::serve(hub.listener(listener), app)
 //!     .with_graceful_shutdown(async move {
-//!         tokio::signal::ctrl_c().await.ok(); // and SIGTERM, where there is one
+//!         tokio::signal::ctrl_c().await.ok(); // and SIGTERM on Unix
 //!         hub.drain(std::time::Duration::from_secs(5)).await;
 //!     })
 //!     .await
 //! # }
 //! ```
 //!
-//! Below the server, `Hub::listener` or [`Hub::io`] watch over the sockets: a deadline for peers
-//! that do not read, and a cut that [`Hub::drain`] can pull, so that no stream keeps a process that wants to leave.
-//! [`Hub::is_ready`] has the answers for two probes, [`Hub::stats`] the figures.
+//! `Hub::listener` and [`Hub::io`] watch the sockets below the server. They close the connection of
+//! a peer that does not read within [`HubBuilder::write_deadline`], and they let [`Hub::drain`] cut
+//! connections that do not end, so that no stream keeps the process running. [`Hub::is_ready`] is
+//! for a readiness probe, and [`Hub::stats`] is for metrics.
 //!
 //! # Several instances
 //!
-//! A [`Backplane`](backplane::Backplane) shares the log: [`HubBuilder::backplane`]. What one instance
-//! publishes all deliver, and a client goes on at whichever it meets. A program that only publishes, a
-//! worker or a cron job, has a `Publisher` ([`Publisher::new`]).
+//! A [`Backplane`](backplane::Backplane) is a log that instances share: [`HubBuilder::backplane`].
+//! All instances deliver the events of each, and a client resumes on any of them. A [`Publisher`]
+//! is for programs that only publish, for example a worker.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tower_sse::backplane::Memory;
 //! use tower_sse::{Event, Hub, HubBuilder, Retention, TopicFilter};
 //!
-//! // What instances and workers have to agree on.
+//! // All instances and workers need the same settings.
 //! fn settings(log: Memory) -> HubBuilder {
 //!     Hub::builder()
 //!         .retention_for(TopicFilter::prefix("reports/"), Retention::latest_per_key())
 //!         .backplane(log)
 //! }
 //!
-//! let log = Memory::new(); // in real life `Redis` or `Nats`, in several processes
+//! let log = Memory::new(); // in production `Redis` or `Nats`, in several processes
 //! let (one, two) = (settings(log.clone()).build()?, settings(log.clone()).build()?);
 //! let worker = settings(log).publisher()?;
 //! worker.topic("reports/7").publish(Event::new("progress", "40").key("progress")).await?;
@@ -242,25 +234,26 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `docs/scaling.md` in the repository has topology, settings, costs and limits.
+//! `docs/scaling.md` has topology, settings, costs and limits.
 //!
 //! # Testing
 //!
-//! [`Hub::subscribe`] reads in the process what a browser with that subscription would get, as above. A request needs no
-//! socket either: the layer and the endpoint are services. `docs/guide/testing.md` in the repository has both.
+//! [`Hub::subscribe`] reads in the process what a browser would receive, as the examples above do.
+//! The layer and the endpoint are tower services, so a test of a request needs no socket:
+//! `docs/guide/testing.md`.
 //!
 //! # Features
 //!
-//! | feature | default | what |
+//! All features are additive.
+//!
+//! | feature | default | adds |
 //! |---|---|---|
-//! | `axum` | yes | `StreamRequest` and `Hub` as extractors, `EventStream` as a response; depends on axum-core only |
-//! | `axum-listener` | yes | `Hub::listener` for `axum::serve` |
+//! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only |
+//! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` |
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server |
-//! | `takeover` | no | `SseIo::take_over`, `Hub::listener_with_takeover`: sockets of many idle streams |
+//! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix |
 //! | `uuid` | no | topics and users from `Uuid` |
-//!
-//! All are additive.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(

@@ -56,7 +56,10 @@ impl SseLayer {
             tracing::warn!(path, "this path is never requested: paths start with a slash");
         }
         if path.contains('{') {
-            tracing::warn!(path, "the path of a layer has no parameters: use `Hub::endpoint` or `Hub::respond` in a route");
+            tracing::warn!(
+                path,
+                "the path of a layer has no parameters: use `Hub::endpoint` or `Hub::respond` in a route"
+            );
         }
         hub.note_mount(path);
         Self { endpoint: hub.endpoint(access), path: path.into(), provides: false }
