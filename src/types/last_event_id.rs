@@ -37,7 +37,8 @@ pub enum Cursor {
     /// Everything up to here.
     At(Position),
     /// A `hub.bye` told it to stay away until then.
-    Barred(SystemTime),
+    #[doc(alias = "Barred")]
+    Banned(SystemTime),
     /// Something that no hub ever sent.
     Invalid,
 }
@@ -52,7 +53,7 @@ impl Cursor {
         let Ok(text) = std::str::from_utf8(bytes) else { return Self::Invalid };
         match (text.parse(), BannedUntil::parse(text)) {
             (Ok(position), _) => Self::At(position),
-            (Err(_), Some(until)) => Self::Barred(until),
+            (Err(_), Some(until)) => Self::Banned(until),
             (Err(_), None) => Self::Invalid,
         }
     }
@@ -117,7 +118,7 @@ mod tests {
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let id = BannedUntil(until).to_string();
         assert_eq!(id, "0.1800000000");
-        assert_eq!(Cursor::parse(id.as_bytes()), Cursor::Barred(until));
+        assert_eq!(Cursor::parse(id.as_bytes()), Cursor::Banned(until));
     }
 
     proptest! {

@@ -284,7 +284,7 @@ fn wire_cursor(cursor: Cursor) -> String {
         Cursor::Absent => String::new(),
         Cursor::At(position) => position.to_string(),
         // Something that is no position either.
-        Cursor::Barred(_) | Cursor::Invalid => "-".to_owned(),
+        Cursor::Banned(_) | Cursor::Invalid => "-".to_owned(),
     }
 }
 

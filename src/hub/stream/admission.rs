@@ -137,7 +137,7 @@ impl Hub {
             return Err(Refusal::retry_later(RefusalReason::Starting));
         }
         match cursor {
-            Cursor::Barred(until) if until > std::time::SystemTime::now() => Err(Refusal::gone()),
+            Cursor::Banned(until) if until > std::time::SystemTime::now() => Err(Refusal::gone()),
             _ => {
                 let addresses = addresses(subscription);
                 self.check_bans(&addresses, asked_at).map(|()| addresses)
@@ -158,7 +158,7 @@ impl Hub {
     pub(in crate::hub) fn judge(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
         match cursor {
             Cursor::Absent => Ok(None),
-            Cursor::Invalid | Cursor::Barred(_) => Err(GapReason::Invalid),
+            Cursor::Invalid | Cursor::Banned(_) => Err(GapReason::Invalid),
             Cursor::At(position) => {
                 let number = self.log().number(position).ok_or(GapReason::Epoch)?;
                 // Another instance may be ahead. No client can be ahead of a log that is this process's own.
