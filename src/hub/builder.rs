@@ -28,8 +28,24 @@ macro_rules! setters {
     };
 }
 
-/// A hub in the making: [`Hub::builder`]. One method for each setting; [`build`](Self::build) refuses what makes no
-/// sense and names the setting.
+/// A builder with one method for each setting of a [`Hub`].
+///
+/// [`Hub::builder`] returns it. [`build`](Self::build) refuses settings that make no sense, and the
+/// error names the setting.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::{Hub, OverLimit, Retention};
+///
+/// let hub = Hub::builder()
+///     .topic_retention(Retention::replay().age(Duration::from_secs(60)))
+///     .max_connections_per_user(10, OverLimit::CloseOldest)
+///     .build()?;
+/// let error = Hub::builder().max_connections(0, OverLimit::Refuse).build().unwrap_err();
+/// assert_eq!(error.setting(), "max_connections");
+/// # let _ = hub;
+/// # Ok::<(), tower_sse::BuildError>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HubBuilder {
@@ -48,7 +64,7 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Hub {
-    /// Starts building one.
+    /// Starts to build a hub with the default settings. [`HubBuilder`] has an example.
     pub fn builder() -> HubBuilder {
         HubBuilder::default()
     }

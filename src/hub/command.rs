@@ -10,13 +10,8 @@ use super::{Hub, Receipt, Target};
 use crate::types::{Action, Audience, Command, CommandError, Cursor, Disconnect, InvalidName, Topic};
 
 impl Target<'_> {
-    /// Ends the connections of the target: `hub.bye` with the reason `disconnected`, and whether to come back.
-    /// No connection in the target is no error.
-    ///
-    /// What is published before but was not written yet is not written any more; who comes back with a cursor gets it
-    /// then, if it may still read it. Requests that are being decided at this moment are told to come back
-    /// and are decided anew, so that no stream opens by what was true before: delete the session first,
-    /// then disconnect. Tickets for a user or topic of the target are void.
+    /// Ends the connections of the target with `hub.bye`. Its reason is `disconnected`, and it says
+    /// whether the client should reconnect. A target without connections is no error.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,52 +19,93 @@ impl Target<'_> {
     /// use std::time::Duration;
     /// use tower_sse::Disconnect;
     ///
-    /// hub.user("ada").disconnect(Disconnect::block_for(Duration::from_secs(3600)).note("signed out everywhere")).await?;
+    /// let ban = Disconnect::block_for(Duration::from_secs(3600));
+    /// hub.user("ada").disconnect(ban.note("signed out everywhere")).await?;
     /// # Ok(()) }
     /// ```
     ///
-    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future
-    /// may not have told the others.
+    /// Events that were published before the disconnect and are still unwritten are dropped from
+    /// the stream. A client that reconnects with a cursor receives them then, if it may still read
+    /// them.
+    ///
+    /// A request that is being decided at this moment gets no stream by a decision from before the
+    /// disconnect. It receives a retryable refusal, and the access hook decides the next request
+    /// anew. If the client is banned, it receives `204`. So delete the session first, then
+    /// disconnect. Tickets for a user or a topic of the target become void.
+    ///
+    /// Cancel safety: this instance carries the command out when the future is first polled. With
+    /// several instances, a dropped future may not have broadcast the command to the others.
     ///
     /// # Errors
-    /// When a name of the target is not allowed, there are too many of them, the note is too long, or
-    /// other instances could not be told.
+    /// When a name of the target is invalid, the target has too many addresses, the note is too
+    /// long, or the command could not be broadcast to the other instances.
     pub async fn disconnect(self, disconnect: Disconnect) -> Result<Receipt, CommandError> {
         disconnect.check()?;
         self.command(Action::Disconnect(disconnect)).await
     }
 
-    /// Makes the connections of the target join a topic, as if their subscription had it: [`Join`] is awaited, with
-    /// [`since`](Join::since) or without. The caller decides that they may read it.
+    /// Makes the connections of the target join a topic, as if their subscriptions contained it.
+    /// The returned [`Join`] is awaited, with [`since`](Join::since) or without. The caller is
+    /// responsible for the read permission.
     ///
-    /// For a [`connection`](Hub::connection) it ends with the connection: a client that comes back has the
-    /// topics of its subscription. For a [`user`](Hub::user) it holds for all connections, those to come too,
-    /// until [`leave`](Self::leave) or until the user has been offline for
-    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace). For a topic or everyone it is about the
-    /// connections that are there now.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::{Event, SubscriberItem, Subscription};
     ///
-    /// A connection never has more topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics).
-    /// One that is opened later gets the topics of its subscription first, then those that its user was
-    /// made to join, in the order of the calls, as many as there is room for.
+    /// let mut page = hub.subscribe(Subscription::for_user("ada"), None)?;
+    /// hub.connection(page.connection()).join("documents/7").await?;
+    /// hub.topic("documents/7").publish(Event::new("document.saved", "7")).await?;
+    /// assert!(matches!(page.next().await, Some(SubscriberItem::Event(event)) if event.data == "7"));
+    /// # Ok(()) }
+    /// ```
     ///
-    /// Each page hears of it by a `hub.live` with the topics in force, which comes after what is replayed.
+    /// - For a [`connection`](Hub::connection) the membership ends with the connection. A client
+    ///   that reconnects has the topics of its subscription.
+    /// - For a [`user`](Hub::user) the membership holds for all current and future connections. It
+    ///   ends with [`leave`](Self::leave), or when the user has been offline for
+    ///   [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace).
+    /// - For a topic or everyone the command applies to the connections that are open now.
+    ///
+    /// A connection never has more topics than
+    /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics). A connection that opens later
+    /// gets the topics of its subscription first. The topics that its user was made to join follow
+    /// in the order of the calls, as many as there is room for.
+    ///
+    /// Each page receives a `hub.live` with the topics in force, after the replayed events.
     pub fn join<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Join {
         let hub = self.source.clone();
         let audience = self.checked();
         Join { hub, audience, topic: topic.try_into().map_err(Into::into), since: Cursor::Absent }
     }
 
-    /// The reverse of [`join`](Self::join), also for topics of the subscription: nothing more of the topic
-    /// is written to the connections of the target, not even what waits.
+    /// Makes the connections of the target leave a topic, including a topic of their subscriptions.
+    /// Nothing more of the topic is written to these connections, not even events that wait to be
+    /// written.
     ///
-    /// For a user the topic is none of the user's any more. A connection that comes back has the topics of its
-    /// subscription again, so change what the access hook says too.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Subscription;
     ///
-    /// Cancel safety: it is done on this instance when it is first polled; with several, a dropped future
-    /// may not have told the others.
+    /// let page = hub.subscribe(Subscription::for_user("ada").topic("documents/7"), None)?;
+    /// let receipt = hub.user("ada").leave("documents/7").await?;
+    /// assert_eq!(receipt.connections, 1);
+    /// assert_eq!(hub.topic("documents/7").count(), 0);
+    /// # drop(page);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// For a user, this also ends the effect of an earlier [`join`](Self::join) on future
+    /// connections. A client that reconnects has the topics of its subscription again, so change
+    /// the answer of the access hook too.
+    ///
+    /// Cancel safety: this instance carries the command out when the future is first polled. With
+    /// several instances, a dropped future may not have broadcast the command to the others.
     ///
     /// # Errors
-    /// When a name is not allowed, there are too many targets, or other instances could not be told.
+    /// When a name is invalid, the target has too many addresses, or the command could not be
+    /// broadcast to the other instances.
     pub async fn leave<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Result<Receipt, CommandError> {
         let topic = topic.try_into().map_err(Into::into)?;
         self.command(Action::Leave(topic)).await
@@ -86,15 +122,26 @@ impl Target<'_> {
     }
 }
 
-/// A topic to be joined: [`Target::join`]. Await it.
+/// A pending [`Target::join`]. Await it.
 ///
 /// It yields a [`Receipt`].
 ///
-/// Cancel safety: on one instance it never waits; nothing happens if it is never polled.
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// let join = hub.user("ada").join("documents/7"); // nothing has happened yet
+/// let receipt = join.await?;
+/// assert_eq!(receipt.connections, 0); // ada has no open connection
+/// # Ok(()) }
+/// ```
+///
+/// Cancel safety: on one instance it never waits. Nothing happens if it is never polled.
 ///
 /// # Errors
-/// When a name is not allowed, there are too many targets, or a connection or user would have more topics than
-/// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics): others of the target may have joined then.
+/// When a name is invalid, the target has too many addresses, the command could not be broadcast to
+/// the other instances, or a connection or user would have more topics than
+/// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics). In the last case other connections of
+/// the target may have joined.
 #[derive(Debug)]
 #[must_use = "nothing is joined until it is awaited"]
 pub struct Join {
@@ -105,12 +152,27 @@ pub struct Join {
 }
 
 impl Join {
-    /// Also what was published to the topic after this position, as far as it is kept; what is not comes
-    /// as a `hub.gap`. What of it the connection has read by another topic already does not come again.
-    /// Without it, the topic begins now, with its current values where
-    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds.
+    /// Replays the events of the topic after this position, as far as they are retained. A
+    /// `hub.gap` reports events that are no longer retained. Events that the connection has already
+    /// read through another topic are not repeated. Without a position the topic begins now, with
+    /// its current values where [`Retention::latest_per_key`](crate::Retention::latest_per_key)
+    /// applies.
     ///
-    /// For a page that joined a topic, lost its connection and has a new one: the last id that it saw.
+    /// Use it for a page that joined a topic, lost its connection and has a new one. The position
+    /// is then the last event id that the page received.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::{Event, SubscriberItem, Subscription};
+    ///
+    /// let last = hub.position();
+    /// hub.topic("documents/7").publish(Event::new("document.saved", "7")).await?;
+    /// let mut page = hub.subscribe(Subscription::for_user("ada"), None)?;
+    /// hub.connection(page.connection()).join("documents/7").since(last).await?;
+    /// assert!(matches!(page.next().await, Some(SubscriberItem::Event(event)) if event.data == "7"));
+    /// # Ok(()) }
+    /// ```
     pub fn since(mut self, position: impl Into<Cursor>) -> Self {
         self.since = position.into();
         self

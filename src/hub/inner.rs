@@ -29,9 +29,10 @@ use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::types::{Address, Audience, Position};
 use crate::wire::RETRY_RANGE;
 
-/// The handle to inject wherever something happens that somebody should hear of.
+/// A handle to the hub, to clone into every service that publishes events.
 ///
-/// Cloning is one reference count; all clones are the same hub. It needs no runtime to be built or to publish.
+/// Cloning is one reference count, and all clones are the same hub. The hub needs no runtime to be
+/// built, nor to publish to the log of this process.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -94,10 +95,23 @@ pub(super) fn random_bits() -> Result<u128, getrandom::Error> {
 }
 
 impl Hub {
-    /// The newest position: everything published so far is at or before it.
+    /// Returns the newest position: everything published so far is at or before it.
     ///
-    /// For rendering a page without a hole before its stream: take the position first, then query, then open the
-    /// stream with `?last_event_id=` and the position. What happens in between comes twice rather than not at all.
+    /// To render a page without missing an event, take the position first, then query the data, and
+    /// then open the stream with `?last_event_id=` and the position. Events that are published in
+    /// between may arrive twice, and none is missing.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::{Event, SubscriberItem, Subscription};
+    ///
+    /// let position = hub.position(); // and then query the documents
+    /// hub.topic("documents").publish(Event::new("document.deleted", "7")).await?;
+    /// let mut page = hub.subscribe(Subscription::anonymous().topic("documents"), position)?;
+    /// assert!(matches!(page.next().await, Some(SubscriberItem::Event(event)) if event.data == "7"));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn position(&self) -> Position {
         self.inner.log.position()

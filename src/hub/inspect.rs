@@ -10,8 +10,20 @@ use super::observe::lifecycle::Lifecycle;
 use super::observe::stats::Stats;
 
 impl Hub {
-    /// The connections that are open on this instance, in no order. Those that open or end meanwhile may or may not be
-    /// among them.
+    /// Returns the open connections of this instance, in no particular order. Connections that open
+    /// or end meanwhile may or may not be included.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Subscription;
+    ///
+    /// let page = hub.subscribe(Subscription::for_user("ada").topic("news"), None)?;
+    /// let connections = hub.connections();
+    /// assert_eq!(connections.len(), 1);
+    /// assert_eq!(connections[0].id, page.connection());
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         let now = self.now();
@@ -20,14 +32,13 @@ impl Hub {
         self.registry().all().iter().map(of).collect()
     }
 
-    /// What becomes of the connections of this instance from now on, in order, each with its user, topics,
-    /// times, counts and the application's data.
+    /// Returns the lifecycle events of the connections of this instance from now on, in order. Each
+    /// event has the connection's user, topics, times, counts and the application's data.
     ///
-    /// It is bounded: a consumer that is more than
-    /// 1,024 events behind gets one
-    /// [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in their place and goes on with the
-    /// oldest that is kept. The hub waits for no consumer. It may be called several times; each consumer
-    /// gets everything.
+    /// The stream is bounded. A consumer that is more than 1,024 events behind gets one
+    /// [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in place of the dropped events,
+    /// and goes on with the oldest event that is kept. The hub waits for no consumer. The method
+    /// may be called several times, and each consumer gets every event.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,8 +56,17 @@ impl Hub {
         self.inner.lifecycles.listen()
     }
 
-    /// Counts and sizes. Looks at every open connection once (a few words each), takes no lock for longer than that of
-    /// the list of connections.
+    /// Returns counts and sizes. It looks at every open connection once (a few words each), and
+    /// holds no lock longer than that of the list of connections.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// hub.topic("news").publish(tower_sse::Event::new("headline", "Bridge closed")).await?;
+    /// let stats = hub.stats();
+    /// assert_eq!((stats.published, stats.connections), (1, 0));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
         let now = self.now();

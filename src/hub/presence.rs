@@ -11,33 +11,63 @@ use crate::hub::connection::handle::ConnectionHandle;
 use crate::sync::Ordering;
 use crate::types::{Address, Position, UserId};
 
-/// Who is there at one moment: [`Target::presence`]. Serializes with serde.
+/// The users of a target at one moment, returned by [`Target::presence`]. It serializes with serde.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use tower_sse::Subscription;
+///
+/// let ada = Subscription::for_user("ada").topic("documents/7").data("Ada Lovelace");
+/// let page = hub.subscribe(ada, None)?;
+/// let presence = hub.topic("documents/7").presence();
+/// assert_eq!((presence.members.len(), presence.anonymous), (1, 0));
+/// assert_eq!(presence.members[0].user.as_str(), "ada");
+/// # drop(page);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Presence {
-    /// Where in the log this was: of topics that tell who comes and goes, later `hub.joined` and `hub.left` events say
-    /// what changed since.
+    /// The position of the log at this moment. In topics with presence events, later `hub.joined`
+    /// and `hub.left` events report the changes since.
     pub position: Position,
-    /// Each user once, however many pages and tabs there are, in the order of their names.
+    /// The users in the order of their names. A user with several pages and tabs appears once.
     pub members: Vec<Member>,
     /// The number of anonymous connections.
     pub anonymous: usize,
 }
 
-/// A user who is there.
+/// A user who is present.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use tower_sse::Subscription;
+///
+/// let pages = [(); 2].map(|()| hub.subscribe(Subscription::for_user("ada").data("Ada"), None));
+/// let presence = hub.user("ada").presence();
+/// let [ada] = &presence.members[..] else { panic!("one member") };
+/// assert_eq!((ada.user.as_str(), ada.connections), ("ada", 2));
+/// assert_eq!(ada.data_json(), Some(r#""Ada""#));
+/// # drop(pages);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Member {
-    /// Who.
+    /// The user.
     pub user: UserId,
-    /// How many connections of this user there are. None while a reload, or a way through a tunnel, is not told of yet.
+    /// The number of connections of this user. It is zero during a reload or a short loss of the
+    /// network, as long as the user's leaving is not published.
     pub connections: usize,
     #[serde(serialize_with = "raw", skip_serializing_if = "Option::is_none")]
     data: Option<Arc<str>>,
 }
 
 impl Member {
-    /// What [`Subscription::data`](crate::Subscription::data) attached to the newest of them, as JSON.
+    /// Returns the value that [`Subscription::data`](crate::Subscription::data) attached to the
+    /// newest connection of this user, as JSON.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
@@ -51,14 +81,30 @@ fn raw<S: serde::Serializer>(json: &Option<Arc<str>>, serializer: S) -> Result<S
 }
 
 impl Target<'_> {
-    /// Who is there now: the connections of the target, those of one user merged into one member.
+    /// Returns the users that the target has now. The connections of one user are merged into one
+    /// member.
     ///
-    /// Of a topic that tells who comes and goes
-    /// ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)) those are members whose leaving was
-    /// not told yet; so the snapshot and the events from its position on never contradict each other.
-    /// Elsewhere it is who has a stream open at this moment.
+    /// In a topic with presence events
+    /// ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)) the members are the users
+    /// whose leaving is not published yet. So the snapshot and the events from its position on
+    /// never contradict each other. Elsewhere the members are the users with an open stream at this
+    /// moment.
     ///
-    /// Empty for a target whose name is not allowed.
+    /// A target with an invalid name has no members.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Subscription;
+    ///
+    /// let ada = hub.subscribe(Subscription::for_user("ada").topic("documents/7"), None)?;
+    /// let guest = hub.subscribe(Subscription::anonymous().topic("documents/7"), None)?;
+    /// let presence = hub.topic("documents/7").presence();
+    /// let users: Vec<&str> = presence.members.iter().map(|member| member.user.as_str()).collect();
+    /// assert_eq!((users, presence.anonymous), (vec!["ada"], 1));
+    /// # drop((ada, guest));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn presence(&self) -> Presence {
         let hub = self.source;
@@ -126,7 +172,19 @@ impl Target<'_> {
         presence
     }
 
-    /// How many connections the target has at this moment; each once, also of a union.
+    /// Counts the connections that the target has at this moment. It counts each connection once,
+    /// also in a union.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Subscription;
+    ///
+    /// let page = hub.subscribe(Subscription::for_user("ada").topic("documents/7"), None)?;
+    /// assert_eq!(hub.user("ada").and(hub.topic("documents/7")).count(), 1);
+    /// # drop(page);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn count(&self) -> usize {
         let Ok(audience) = &self.audience else { return 0 };
@@ -139,8 +197,21 @@ impl Target<'_> {
         }
     }
 
-    /// Whether anybody listens at this moment: one look-up for each address of the target, so that the
-    /// application computes no dashboard without a reader.
+    /// Whether any connection listens to the target at this moment. It costs one look-up for each
+    /// address of the target, so that an application need not compute a dashboard without readers.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Event;
+    ///
+    /// let dashboard = hub.topic("dashboard");
+    /// if dashboard.has_subscribers() {
+    ///     let orders = 42; // a slow query
+    ///     dashboard.publish(Event::new("orders", orders.to_string())).await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn has_subscribers(&self) -> bool {
         match &self.audience {
@@ -152,13 +223,27 @@ impl Target<'_> {
         }
     }
 
-    /// Whether the target can be reached by an event: what decides whether to fall back to mail or web push.
+    /// Whether an event can reach the target. If not, an application may fall back to mail or web
+    /// push.
     ///
     /// A user is online while a stream is open, and for
-    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last one has ended: who
-    /// reloads a page, or comes back after a deploy, gets the event from the log, and needs no mail.
-    /// [`count`](Self::count) says who has a stream at this moment. For other targets, and where a
-    /// connection is [left out](Self::except), this is [`has_subscribers`](Self::has_subscribers).
+    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last stream has
+    /// ended. A user who reloads a page or reconnects after a deploy gets the event from the log,
+    /// and needs no mail. [`count`](Self::count) counts only the streams that are open at this
+    /// moment. For other targets, and where a connection is [excluded](Self::except), this is
+    /// [`has_subscribers`](Self::has_subscribers).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Subscription;
+    ///
+    /// assert!(!hub.user("ada").is_online()); // send a mail
+    /// drop(hub.subscribe(Subscription::for_user("ada"), None)?);
+    /// assert_eq!(hub.user("ada").count(), 0);
+    /// assert!(hub.user("ada").is_online()); // within the grace period
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn is_online(&self) -> bool {
         let now = self.source.now();

@@ -9,15 +9,32 @@ use crate::log::{Appended, Effect, Entry};
 use crate::types::{Audience, Event, InvalidName, PublishError};
 
 impl Hub {
-    /// Publishes several events in one step, in this order, without others between them. One result for each: a bad one
-    /// does not stop the others. Streams hardly get to read in between, so a batch that is larger than the
-    /// retention of its audience costs them a `hub.gap`.
+    /// Publishes several events in one step, in this order and without other events between them.
+    /// It returns one result for each event, and an invalid event does not stop the others. Streams
+    /// hardly get to read in between, so a batch that is larger than the retention of its audience
+    /// costs them a `hub.gap`.
     ///
-    /// With a shared log they are pipelined: many times as fast as one after the other. Others may come between a few
-    /// hundred and the next, and the whole batch has the time of one
-    /// [`publish_timeout`](crate::HubBuilder::publish_timeout).
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Event;
     ///
-    /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled.
+    /// let saved = (hub.topic("documents/7"), Event::new("document.saved", "7"));
+    /// let audit = (hub.topic("audit"), Event::new("document.saved", "7 by ada"));
+    /// let receipts = hub.publish_many([saved, audit]).await;
+    /// assert!(receipts.iter().all(|receipt| receipt.is_ok()));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// With a shared log the events are pipelined, which is many times as fast as one after the
+    /// other. Events of other publishers may come between one group of a few hundred and the next.
+    /// The whole batch has the time of one [`publish_timeout`](crate::HubBuilder::publish_timeout).
+    ///
+    /// Cancel safety: with the log of this process it never waits, so it is done when it is first
+    /// polled. With a shared log a dropped future may or may not have published.
+    ///
+    /// # Panics
+    /// As [`Target::publish`].
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Receipt, PublishError>>
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
@@ -117,21 +134,35 @@ impl Source for Hub {
 }
 
 impl Target<'_> {
-    /// Publishes an event. `Ok` means that the log has it; it does not wait for any reader.
+    /// Publishes an event. `Ok` means that the log has the event; it says nothing about delivery,
+    /// and the method waits for no reader.
     ///
-    /// Cancel safety: with the log of this process it never waits, so it is done when it is first polled.
-    /// With a shared one a dropped future may have published or not.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::Event;
+    ///
+    /// let receipt = hub.topic("news").publish(Event::new("headline", "Bridge closed")).await?;
+    /// assert_eq!(receipt.position, hub.position());
+    /// let error = hub.topic("").publish(Event::new("headline", "Bridge closed")).await.unwrap_err();
+    /// assert!(error.is_invalid());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Cancel safety: with the log of this process it never waits, so it is done when it is first
+    /// polled. With a shared log a dropped future may or may not have published.
     ///
     /// # Errors
-    /// A name that is not allowed, a payload over the limit, a union over the limit, a hub that was drained. Nothing is
-    /// appended then and no position is used. Where the log is shared also: a broker that is not there,
-    /// refuses, or does not answer within
-    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio runtime to wait for
-    /// it in, and nothing is sent.
+    /// When a name is invalid, the payload is over its limit, the target has too many addresses,
+    /// the event has an idempotency key and the log is not shared, or the hub was drained. Nothing
+    /// is appended then, and no position is used. With a shared log also when the broker is
+    /// unavailable, refuses, or does not answer within
+    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). Without a tokio runtime
+    /// to wait for the broker in, it returns an error and sends nothing.
     ///
     /// # Panics
-    /// Where the log is shared, in a tokio runtime that was built without its clock or its network: use
-    /// `enable_all`. So do [`Hub::publish_many`], commands and [`Hub::ticket`].
+    /// With a shared log, in a tokio runtime that was built without its clock or its network: use
+    /// `enable_all`. The same applies to [`Hub::publish_many`], commands and [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
         let Some(shared) = &hub.inner.shared_log else { return self.publish_now(event) };
@@ -139,11 +170,21 @@ impl Target<'_> {
         hub.publish_shared(shared, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
-    /// The same for code that cannot await: a `Drop`, a callback, a thread without a runtime. With the log
-    /// of this process only: where several instances share one, publishing has to wait for the broker.
+    /// Publishes an event from code that cannot await: a `Drop`, a callback, a thread without a
+    /// runtime. It works with the log of this process only, because publishing to a shared log has
+    /// to wait for the broker.
+    ///
+    /// ```
+    /// use tower_sse::{Event, Hub};
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let receipt = hub.topic("documents/7").publish_now(Event::new("document.unlocked", "7"))?;
+    /// assert_eq!(receipt.position, hub.position());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`publish`](Self::publish); and always where the log is shared.
+    /// As [`publish`](Self::publish), and always with a shared log.
     #[expect(clippy::needless_pass_by_value, reason = "the twin of `publish`, which takes the event over")]
     pub fn publish_now(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
@@ -154,10 +195,24 @@ impl Target<'_> {
         hub.append([entry]).pop().ok_or(PublishError::CLOSED)
     }
 
-    /// Whether [`publish`](Self::publish) would take this event: for a batch that is published whole or not at all.
+    /// Checks whether [`publish`](Self::publish) would accept this event, for a batch that is
+    /// published whole or not at all.
+    ///
+    /// ```
+    /// use tower_sse::{Event, Hub};
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let batch = [
+    ///     (hub.topic("documents/7"), Event::new("document.saved", "7")),
+    ///     (hub.topic("documents/7"), Event::new("hub.saved", "7")), // names of the hub are reserved
+    /// ];
+    /// assert!(batch.iter().any(|(target, event)| target.check(event).is_err()));
+    /// # Ok::<(), tower_sse::BuildError>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`publish`](Self::publish), but that the hub was drained.
+    /// As [`publish`](Self::publish), except that it does not check whether the hub was drained,
+    /// and asks no broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.entry(self.audience.clone(), event).map(drop)
     }

@@ -18,17 +18,19 @@ use crate::types::{
     Address, Audience, BuildError, ConnectionId, Event, InvalidName, Position, PublishError, Topic, UserId,
 };
 
-/// Publishes to a log that instances share, and does nothing else: no HTTP, no streams, no memory for
-/// subscribers, nothing that runs in the background. For workers, command-line tools and cron jobs.
-/// Cloning is one reference count.
+/// A publisher to a log that instances share, for workers, command-line tools and cron jobs.
+///
+/// It has no HTTP, no streams, no memory for subscribers and no background tasks. Cloning is one
+/// reference count.
 ///
 /// A publisher remembers the place of its newest record, and passes it to the log with the next
-/// publish. A log that is younger begins a new epoch then, and every stream gets a gap. On Redis so
-/// does a log that has another record in that place, after a failover to a replica that was behind.
-/// A new publisher remembers nothing, so keep one for the life of the process.
+/// publish. If the log ends below that place, it begins a new epoch, and every stream gets a gap.
+/// Redis also begins a new epoch if another record has that place, after a failover to a replica
+/// that was behind. A new publisher remembers nothing, so keep one for the life of the process.
 ///
-/// It checks events as [`Hub`](crate::Hub) does. Which topics keep the newest of each [key](Event::key) it must be told as the
-/// instances are: share the function that makes the settings.
+/// It checks events as [`Hub`](crate::Hub) does. It needs the same rules as the instances about the
+/// topics that keep the newest event of each [key](Event::key), so share the function that makes
+/// the settings.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,10 +38,11 @@ use crate::types::{
 /// use tower_sse::{Event, Hub, HubBuilder, Retention, TopicFilter};
 ///
 /// fn settings(log: Memory) -> HubBuilder {
-///     Hub::builder().retention_for(TopicFilter::prefix("reports/"), Retention::latest_per_key()).backplane(log)
+///     let reports = TopicFilter::prefix("reports/");
+///     Hub::builder().retention_for(reports, Retention::latest_per_key()).backplane(log)
 /// }
 ///
-/// let log = Memory::new(); // in real life `Redis`, in two processes
+/// let log = Memory::new(); // in production `Redis` or `Nats`, in several processes
 /// let instance = settings(log.clone()).build()?;
 /// let publisher = settings(log).publisher()?;
 ///
@@ -65,13 +68,25 @@ struct Inner {
 }
 
 impl HubBuilder {
-    /// Builds what only publishes, for workers, command-line tools and cron jobs: [`Publisher`]. Of the
-    /// settings count the [`backplane`](Self::backplane), which it needs, the retention, the limits of
-    /// events and targets, and [`publish_timeout`](Self::publish_timeout). Instances and workers that
-    /// share one function for their settings agree. Needs no runtime and no broker.
+    /// Builds a [`Publisher`], for workers, command-line tools and cron jobs. It needs no runtime
+    /// and no broker.
+    ///
+    /// A publisher uses these settings: the [`backplane`](Self::backplane), which is required, the
+    /// retention, the limits of events and targets, and [`publish_timeout`](Self::publish_timeout).
+    /// Instances and workers that share one function for their settings agree.
+    ///
+    /// ```
+    /// use tower_sse::{Hub, backplane::Memory};
+    ///
+    /// let log = Memory::new(); // in production `Redis` or `Nats`
+    /// let publisher = Hub::builder().max_payload(64 * 1024).backplane(log).publisher()?;
+    /// assert!(Hub::builder().publisher().is_err()); // there is no log to publish to
+    /// # let _ = publisher;
+    /// # Ok::<(), tower_sse::BuildError>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`build`](Self::build); and without a backplane.
+    /// As [`build`](Self::build) for a setting that makes no sense, and without a backplane.
     pub fn publisher(self) -> Result<Publisher, BuildError> {
         self.configuration.check()?;
         let policies = self.configuration.policies();
@@ -92,8 +107,18 @@ impl HubBuilder {
 }
 
 impl Publisher {
-    /// Creates a publisher with the default settings: the same as `Hub::builder().backplane(backplane).publisher()`.
-    /// By those no topic keeps the newest of each key; with rules, use [`HubBuilder::publisher`].
+    /// Creates a publisher with the default settings, like
+    /// `Hub::builder().backplane(backplane).publisher()`. By default no topic keeps the newest
+    /// event of each key. With retention rules, use [`HubBuilder::publisher`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Event, Publisher, backplane::Memory};
+    ///
+    /// let publisher = Publisher::new(Memory::new())?; // in production `Redis` or `Nats`
+    /// publisher.topic("news").publish(Event::new("headline", "Bridge closed")).await?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`HubBuilder::publisher`].
@@ -101,9 +126,23 @@ impl Publisher {
         HubBuilder::default().backplane(backplane).publisher()
     }
 
-    /// Publishes several events in this order, pipelined: many times as fast as one after the other. One
-    /// result for each: a bad one does not stop the others. The whole batch has the time of one
-    /// [`publish_timeout`](HubBuilder::publish_timeout), so make it some thousands, not millions.
+    /// Publishes several events in this order, pipelined, which is many times as fast as one after
+    /// the other. It returns one result for each event, and an invalid event does not stop the
+    /// others. The whole batch has the time of one
+    /// [`publish_timeout`](HubBuilder::publish_timeout), so publish thousands of events in a batch,
+    /// not millions.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Event, Publisher, backplane::Memory};
+    ///
+    /// let publisher = Publisher::new(Memory::new())?;
+    /// let headlines = ["Bridge closed", "Bridge open again"];
+    /// let events = headlines.map(|text| (publisher.topic("news"), Event::new("headline", text)));
+    /// let receipts = publisher.publish_many(events).await;
+    /// assert!(receipts.iter().all(|receipt| receipt.is_ok()));
+    /// # Ok(()) }
+    /// ```
     ///
     /// Cancel safety: as [`Target::publish`](Target::<Publisher>::publish).
     ///
@@ -163,15 +202,25 @@ impl Source for Publisher {
 }
 
 impl Target<'_, Publisher> {
-    /// Publishes an event. `Ok` means that the log has it; it says nothing about listeners.
+    /// Publishes an event. `Ok` means that the log has the event; it says nothing about delivery.
     ///
-    /// Cancel safety: a dropped future may have published or not.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Event, Publisher, backplane::Memory};
+    ///
+    /// let publisher = Publisher::new(Memory::new())?;
+    /// let receipt = publisher.user("ada").publish(Event::new("report.ready", "7")).await?;
+    /// assert_eq!(receipt.connections, 0); // a publisher has no connections
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Cancel safety: a dropped future may or may not have published.
     ///
     /// # Errors
-    /// As [`Target::publish`](crate::Target::publish): a bad event or target, and nothing is appended; a
-    /// broker that is not there, refuses, or does not answer within
-    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout); no tokio runtime to wait for
-    /// it in, and nothing is sent.
+    /// As [`Target::publish`](crate::Target::publish). When the event or the target is invalid,
+    /// nothing is appended. It also fails when the broker is unavailable, refuses, or does not
+    /// answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). Without a
+    /// tokio runtime to wait for the broker in, it returns an error and sends nothing.
     ///
     /// # Panics
     /// In a tokio runtime that was built without its clock or its network: use `enable_all`.
@@ -180,10 +229,23 @@ impl Target<'_, Publisher> {
         self.source.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
-    /// Whether [`publish`](Self::publish) would take this event: for a batch that is published whole or not at all.
+    /// Checks whether [`publish`](Self::publish) would accept this event, for a batch that is
+    /// published whole or not at all.
+    ///
+    /// ```
+    /// use tower_sse::{Event, Publisher, backplane::Memory};
+    ///
+    /// let publisher = Publisher::new(Memory::new())?;
+    /// let batch = [
+    ///     (publisher.topic("documents/7"), Event::new("document.saved", "7")),
+    ///     (publisher.topic("documents/7"), Event::new("hub.saved", "7")), // names of the hub are reserved
+    /// ];
+    /// assert!(batch.iter().any(|(target, event)| target.check(event).is_err()));
+    /// # Ok::<(), tower_sse::BuildError>(())
+    /// ```
     ///
     /// # Errors
-    /// As [`publish`](Self::publish), but those of the broker.
+    /// As [`publish`](Self::publish), except for errors of the broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.checked(self.audience.clone(), event).map(drop)
     }

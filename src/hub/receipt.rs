@@ -2,25 +2,41 @@
 
 use crate::types::Position;
 
-/// The outcome of a publish, a join, a leave or a disconnect that succeeded.
+/// The outcome of a successful publish, join, leave or disconnect.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use tower_sse::{Event, Subscription};
+///
+/// let page = hub.subscribe(Subscription::anonymous().topic("news"), None)?;
+/// let receipt = hub.topic("news").publish(Event::new("headline", "Bridge closed")).await?;
+/// assert_eq!((receipt.position, receipt.connections), (hub.position(), 1));
+/// assert!(!receipt.key_ignored);
+/// # drop(page);
+/// # Ok(()) }
+/// ```
 #[doc(alias = "Published")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Receipt {
-    /// The place in the log: of the event, which is also the `id` that browsers get with it, or the place at which a
-    /// command was given.
+    /// The position of the event in the log, which is also the `id` that browsers receive with the
+    /// event. For a command it is the position at which the command was given.
     pub position: Position,
-    /// How many connections of this instance are concerned. Other instances have connections of their own, so this is
-    /// no count of all receivers. A [`Publisher`](crate::Publisher) has none.
+    /// The number of affected connections of this instance. Other instances have connections of
+    /// their own, so this number does not count all receivers. A [`Publisher`](crate::Publisher)
+    /// has no connections.
     ///
-    /// - After a publish: the connections that listen to the target, counted without a walk. Exact for one target, an
-    ///   upper bound for several, because a connection that listens to two of them counts twice, and with
-    ///   [`Target::except`](crate::Target::except). Zero is exact.
+    /// - After a publish: the connections that listen to the target, counted without a walk. The
+    ///   number is exact for one target. It is an upper bound with
+    ///   [`Target::except`](crate::Target::except), and for several targets, because a connection
+    ///   that listens to two of them counts twice. Zero is exact.
     /// - After a join or a leave: the connections whose topics have changed.
     /// - After a disconnect: the connections that end.
     #[doc(alias = "receivers")]
     pub connections: usize,
-    /// Whether the event had a [key](crate::Event::key) in vain: the retention of none of its targets keeps the newest
-    /// event of each key. The hub also logs a warning. Always false for commands.
+    /// Whether the [key](crate::Event::key) of the event had no effect, because the retention of
+    /// none of its targets keeps the newest event of each key. The hub also logs a warning. Always
+    /// false for commands.
     pub key_ignored: bool,
 }

@@ -19,19 +19,38 @@ const AFTER_CUT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
 
-/// What [`Hub::drain`] did.
+/// The result of [`Hub::drain`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// let drained = hub.drain(std::time::Duration::from_secs(5)).await;
+/// println!("{} streams ended, {} were cut", drained.ended, drained.cut);
+/// # assert_eq!(drained, tower_sse::Drained::default());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// Streams that ended with `hub.bye`.
+    /// The number of streams that ended with `hub.bye`.
     pub ended: usize,
-    /// Streams and sockets that took nothing any more and were cut.
+    /// The number of streams and sockets that were cut, because they no longer took anything.
     pub cut: usize,
 }
 
 impl Hub {
-    /// Whether this instance should get requests, for a readiness probe such as `/readyz`. False from the first moment
-    /// of a [drain](Self::drain), and while the hub cannot follow a shared log. A liveness probe needs no hub.
+    /// Whether this instance should get requests, for a readiness probe such as `/readyz`. It is
+    /// false from the first moment of a [drain](Self::drain), and while the hub cannot follow a
+    /// shared log. A liveness probe needs no hub.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// assert!(hub.is_ready());
+    /// hub.drain(std::time::Duration::from_secs(5)).await;
+    /// assert!(!hub.is_ready()); // answer the probe with 503
+    /// # Ok(()) }
+    /// ```
     #[doc(alias = "health")]
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -41,27 +60,44 @@ impl Hub {
         follows && !self.is_draining()
     }
 
-    /// Ends every stream, so that the process can leave in a moment although streams were open.
+    /// Ends every stream, so that the process can exit soon although streams were open.
     ///
-    /// From its first moment the hub is not ready and answers new requests with the soft refusal. Every
-    /// open stream gets `hub.bye` with a random `retry` of its own over `window` (between
-    /// 0.1 s and 1 h), and ends: the clients come back
-    /// spread out, to another instance or the next process. It then waits until all have ended, at most for
-    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and cuts those that take nothing any
-    /// more, where the hub's listener carries them.
+    /// From the first moment of the drain the hub is not ready, and new requests get a retryable
+    /// refusal. Every open stream gets `hub.bye` with a random `retry` of its own over `window`
+    /// (between 0.1 s and 1 h), and ends. So the clients reconnect spread out in time, to another
+    /// instance or to the next process. The method then waits until all streams have ended, at most
+    /// for [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit). After that it cuts the
+    /// streams that no longer take anything, where the hub's listener carries them.
     ///
-    /// Publishing fails when the hub is closed. Without a backplane that is just before the last streams are
-    /// told to end, since no stream reads what comes later and the log ends with the process. With a backplane
-    /// it is after the wait.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use std::time::Duration;
+    /// use tower_sse::{EndReason, Event, SubscriberItem, Subscription};
     ///
-    /// Sockets that carried a stream and do not close within another 2 s, without a move, are cut then.
+    /// let mut page = hub.subscribe(Subscription::anonymous().topic("news"), None)?;
+    /// hub.drain(Duration::from_secs(5)).await;
+    /// assert_eq!(page.next().await, Some(SubscriberItem::End(EndReason::Draining)));
+    /// let headline = Event::new("headline", "Bridge closed");
+    /// assert!(hub.topic("news").publish(headline).await.unwrap_err().is_closed());
+    /// # Ok(()) }
+    /// ```
     ///
-    /// Streams in this process ([`Hub::subscribe`]) end too, when they are polled next; it does not wait for them.
+    /// Publishing fails when the hub is closed. Without a backplane the hub closes just before the
+    /// last streams are told to end, because no stream reads later events and the log ends with the
+    /// process. With a backplane it closes after the wait.
     ///
-    /// Await it inside the future of `with_graceful_shutdown`: after `serve` has returned is too late,
-    /// since `serve` does not return while streams are open.
+    /// The hub cuts sockets that carried a stream, and that do not close within another 2 s without
+    /// any progress.
     ///
-    /// Cancel safety: streams that were told to end will; the hub stays not ready. It may be called again.
+    /// Streams in this process ([`Hub::subscribe`]) end too, when they are polled next. The drain
+    /// does not wait for them.
+    ///
+    /// Await it inside the future of `with_graceful_shutdown`. After `serve` has returned is too
+    /// late, because `serve` does not return while streams are open.
+    ///
+    /// Cancel safety: streams that were told to end will end, and the hub stays not ready. It may
+    /// be called again.
     ///
     /// # Panics
     /// When polled outside of a tokio runtime with time enabled.

@@ -18,47 +18,79 @@ use crate::types::{
     SubscriptionError, Topic,
 };
 
-/// What an in-process stream yields: [`Hub::subscribe`].
+/// An item of an in-process stream, which [`Hub::subscribe`] returns.
+///
+/// ```
+/// use tower_sse::SubscriberItem;
+///
+/// fn log_item(item: SubscriberItem) {
+///     match item {
+///         SubscriberItem::Event(event) => println!("{}: {}", event.name, event.data),
+///         SubscriberItem::Gap { reason, topics } => println!("events lost ({reason}): {topics:?}"),
+///         SubscriberItem::End(reason) => println!("the hub ended the stream: {reason}"),
+///         item => println!("{item:?}"),
+///     }
+/// }
+/// # log_item(SubscriberItem::Stale);
+/// ```
 #[doc(alias = "StreamItem")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SubscriberItem {
     /// An event.
     Event(ReceivedEvent),
-    /// Records are not to be had: fetch the state anew. On these topics, if it is about topics.
+    /// Events are no longer retained: fetch the state again, of these topics if the gap is about
+    /// topics.
     Gap {
-        /// Why.
+        /// The reason of the gap.
         reason: GapReason,
-        /// Which of the subscription's topics; may be empty when it is about the user or everyone.
+        /// The affected topics of the subscription. They may be empty when the gap is about the
+        /// user or everyone.
         topics: Vec<Topic>,
     },
-    /// Caught up to here: everything before has been yielded.
+    /// The stream has caught up: every event up to this position has been yielded.
     Live(Position),
-    /// The log that instances share cannot be followed now. [`Live`](Self::Live) says when it can again,
-    /// and nothing is missed that the broker has kept.
+    /// The hub cannot follow the shared log now. [`Live`](Self::Live) follows when it can again,
+    /// and no event is missed that the broker has retained.
     Stale,
-    /// The hub ended the stream. The last item.
+    /// The hub ended the stream. This is the last item.
     End(EndReason),
 }
 
-/// An event as a subscriber reads it.
+/// An event as a subscriber receives it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use tower_sse::{Event, SubscriberItem, Subscription};
+///
+/// let mut page = hub.subscribe(Subscription::anonymous().topic("news"), None)?;
+/// let receipt = hub.topic("news").publish(Event::new("headline", "Bridge closed")).await?;
+/// let Some(SubscriberItem::Event(event)) = page.next().await else { panic!("no event") };
+/// assert_eq!((&*event.name, &*event.data), ("headline", "Bridge closed"));
+/// assert_eq!(event.position, receipt.position);
+/// assert_eq!(event.topic, Some("news".try_into()?));
+/// # Ok(()) }
+/// ```
 #[doc(alias = "Received")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReceivedEvent {
-    /// Its place in the log.
+    /// The position of the event in the log.
     pub position: Position,
-    /// The topic by which it came here; none if it was sent to the user, the connection or everyone.
+    /// The topic through which the event arrived. `None` if it was sent to the user, the connection
+    /// or everyone.
     pub topic: Option<Topic>,
-    /// Its name; empty if it has none.
+    /// The name of the event, empty if it has none.
     pub name: String,
-    /// Its data, with every line break as LF: what a browser would have read.
+    /// The data of the event, with every line break as LF, as a browser would read it.
     pub data: String,
 }
 
 impl Hub {
-    /// Subscribes in this process, without HTTP: for tests, and for bridges to WebSocket or gRPC. What is yielded is
-    /// what a browser with this subscription would get; `cursor` is a [`Position`] to go on from, or `None`.
+    /// Subscribes in this process, without HTTP: for tests, and for bridges to WebSocket or gRPC.
+    /// The stream yields what a browser with this subscription would receive. `cursor` is the
+    /// [`Position`] to resume from, or `None`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -71,18 +103,20 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// [`SubscriberItem::Live`] comes when everything before has been yielded, also what was published before
-    /// the first item was taken. With [`Retention::latest_per_key`](crate::Retention::latest_per_key) a
-    /// late reader skips what is outdated, as a slow page would.
+    /// [`SubscriberItem::Live`] comes when everything before has been yielded. That includes events
+    /// that were published before the first item was taken. With
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) a late reader skips outdated
+    /// values, as a slow page would.
     ///
-    /// It is subscribed when this returns, not when the stream is first polled. It needs a tokio runtime when polled if
-    /// the subscription expires, or [connections](HubBuilder::max_connection_age) do. Dropping it ends the
-    /// subscription.
+    /// The subscription exists when this method returns, not when the stream is first polled. The
+    /// stream needs a tokio runtime when it is polled if the subscription expires, or if
+    /// [connections](HubBuilder::max_connection_age) do. Dropping the stream ends the subscription.
     ///
     /// # Errors
-    /// When the subscription's names or size are not allowed, a limit on connections is reached, the user
-    /// was told to stay away, the hub has not read its shared log yet because the broker is not there
-    /// ([`SubscriptionError::is_unavailable`]), or the hub is being drained.
+    /// When the subscription's names or size are invalid, a limit on connections is reached, the
+    /// user or a topic is banned, the hub is being drained, or the operating system gives no random
+    /// bytes. With a shared log also when the hub has not read the log yet, because the broker is
+    /// unavailable ([`SubscriptionError::is_unavailable`]).
     #[doc(alias = "stream")]
     #[expect(clippy::needless_pass_by_value, reason = "it is used for one stream")]
     pub fn subscribe(
@@ -128,7 +162,21 @@ impl Hub {
     }
 }
 
-/// A subscription in this process: [`Hub::subscribe`]. It ends when the hub ends it, or when it is dropped.
+/// A subscription in this process, returned by [`Hub::subscribe`]. It ends when the hub ends it, or
+/// when it is dropped.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use futures::StreamExt;
+/// use tower_sse::{Event, SubscriberItem, Subscription};
+///
+/// let page = hub.subscribe(Subscription::anonymous().topic("news"), None)?;
+/// hub.topic("news").publish(Event::new("headline", "Bridge closed")).await?;
+/// let items: Vec<SubscriberItem> = page.take(2).collect().await; // it is a `futures` stream
+/// assert!(matches!(items[..], [SubscriberItem::Event(_), SubscriberItem::Live(_)]));
+/// # Ok(()) }
+/// ```
 #[doc(alias = "HubStream")]
 pub struct Subscriber {
     connection: ConnectionId,
@@ -136,14 +184,16 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// The next item; `None` when the hub has ended the stream. It is also a `futures` `Stream`.
+    /// Returns the next item, or `None` when the hub has ended the stream. [`Hub::subscribe`] has
+    /// an example. The subscriber is also a `futures` `Stream`.
     ///
-    /// Cancel safety: an item is taken or it is not; none is lost.
+    /// Cancel safety: an item is either taken or not, and none is lost.
     pub async fn next(&mut self) -> Option<SubscriberItem> {
         poll_fn(|cx| self.items.as_mut().poll_next(cx)).await
     }
 
-    /// Its connection, for [`Hub::connection`] and [`Target::except`](crate::Target::except).
+    /// Returns the id of the connection, for [`Hub::connection`] and
+    /// [`Target::except`](crate::Target::except).
     #[must_use]
     pub fn connection(&self) -> ConnectionId {
         self.connection

@@ -7,17 +7,20 @@ use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, To
 macro_rules! targets {
     ($source:ident) => {
         impl $source {
-            /// Every connection that subscribes to this topic, on any instance.
+            /// Returns a target of every connection that subscribes to this topic, on any instance.
+            /// [`Target`] has an example.
             pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(&self, topic: T) -> Target<'_, Self> {
                 Target { source: self, audience: aim(topic, Address::Topic) }
             }
 
-            /// Every page and tab that this user has open, on any instance.
+            /// Returns a target of every page and tab that this user has open, on any instance.
+            /// [`Target`] has an example.
             pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(&self, user: U) -> Target<'_, Self> {
                 Target { source: self, audience: aim(user, Address::User) }
             }
 
-            /// One open stream. Nothing is kept for it once it has ended.
+            /// Returns a target of one open stream. The log retains nothing for a connection that
+            /// has ended. [`Target::except`] and [`Target::join`] have examples.
             pub fn connection<C>(&self, connection: C) -> Target<'_, Self>
             where
                 C: TryInto<ConnectionId, Error: Into<InvalidName>>,
@@ -25,7 +28,8 @@ macro_rules! targets {
                 Target { source: self, audience: aim(connection, Address::Connection) }
             }
 
-            /// Every connection of every instance.
+            /// Returns a target of every connection of every instance. [`Target::except`] has an
+            /// example.
             pub fn everyone(&self) -> Target<'_, Self> {
                 Target { source: self, audience: Ok(Address::Everyone.into()) }
             }
@@ -37,11 +41,13 @@ targets!(Hub);
 
 pub(super) use targets;
 
-/// The audience of an event or a command: one topic, user or connection, everyone, or several of them.
+/// The audience of an event or a command: one topic, user or connection, everyone, or several of
+/// them.
 ///
-/// [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] make one. A target of a hub
-/// [publishes](Self::publish), tells [who is present](Self::presence), and commands connections to
-/// [join](Self::join), [leave](Self::leave) or [disconnect](Self::disconnect). A target of a [`Publisher`](crate::Publisher) publishes.
+/// [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] return a target. A
+/// target of a hub [publishes](Self::publish), returns the [presence](Self::presence), and commands
+/// connections to [join](Self::join), [leave](Self::leave) or [disconnect](Self::disconnect). A
+/// target of a [`Publisher`](crate::Publisher) publishes.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -69,7 +75,22 @@ pub(super) trait Source {
 
 #[expect(private_bounds, reason = "a hub and a publisher are all that publishes")]
 impl<S: Source> Target<'_, S> {
-    /// Adds another target. A connection that belongs to both gets one copy. At most 128 targets in all.
+    /// Adds another target. A connection that belongs to both targets receives one copy. A target
+    /// has at most 128 addresses in all. The method that uses the target reports a target of
+    /// another hub.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::{Event, Subscription};
+    ///
+    /// let page = hub.subscribe(Subscription::for_user("ada").topic("documents/7"), None)?;
+    /// let target = hub.topic("documents/7").and(hub.user("ada"));
+    /// assert_eq!(target.count(), 1); // the page belongs to both
+    /// target.publish(Event::new("document.renamed", "Annual report")).await?;
+    /// # drop(page);
+    /// # Ok(()) }
+    /// ```
     pub fn and(mut self, other: Target<'_, S>) -> Self {
         self.audience = match (self.audience, other.checked_for(self.source)) {
             (Ok(mut audience), Ok(other)) => {
@@ -82,8 +103,22 @@ impl<S: Source> Target<'_, S> {
         self
     }
 
-    /// Excludes one connection, for example the one that caused the event and has its result already. A reconnect
-    /// is a new connection.
+    /// Excludes one connection, for example the connection that caused the event and already has
+    /// its result. A connection that reconnects has a new id and is not excluded.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use tower_sse::{Event, Subscription};
+    ///
+    /// let author = hub.subscribe(Subscription::for_user("ada"), None)?;
+    /// let reader = hub.subscribe(Subscription::for_user("bob"), None)?;
+    /// let others = hub.everyone().except(author.connection());
+    /// assert_eq!(others.count(), 1);
+    /// others.publish(Event::new("document.saved", "7")).await?;
+    /// # drop(reader);
+    /// # Ok(()) }
+    /// ```
     pub fn except<C: TryInto<ConnectionId, Error: Into<InvalidName>>>(mut self, connection: C) -> Self {
         self.audience = self.audience.and_then(|mut audience| {
             audience.exclude(connection.try_into().map_err(Into::into)?);

@@ -4,16 +4,31 @@ use std::time::Duration;
 
 use crate::log::Millis;
 
-/// What happens when a limit on connections is reached.
+/// The action when a limit on connections is reached.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{EndReason, Hub, OverLimit, SubscriberItem, Subscription};
+///
+/// let hub = Hub::builder().max_connections_per_user(1, OverLimit::CloseOldest).build()?;
+/// let mut oldest = hub.subscribe(Subscription::for_user("ada"), None)?;
+/// let newest = hub.subscribe(Subscription::for_user("ada"), None)?;
+/// assert_eq!(oldest.next().await, Some(SubscriberItem::End(EndReason::Limit)));
+/// # drop(newest);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OverLimit {
-    /// The new one is refused softly: `hub.refused` with the reason `limit` and a random `retry`. Browsers come back.
+    /// The new connection gets a retryable refusal: `hub.refused` with the reason `limit` and a
+    /// random `retry`. Browsers reconnect.
     #[default]
     Refuse,
-    /// The new one is let in and the oldest ends, with the reason `limit`. It comes back after ten to twenty times
-    /// [`HubBuilder::retry`](crate::HubBuilder::retry) and takes another one's place, so those who are too many take
-    /// turns, and each is told what it missed meanwhile.
+    /// The new connection is accepted and the oldest ends, with the reason `limit`. The client of
+    /// the oldest connection reconnects after ten to twenty times
+    /// [`HubBuilder::retry`](crate::HubBuilder::retry), and takes the place of another connection.
+    /// So the clients over the limit take turns, and each receives the events that it missed
+    /// meanwhile.
     CloseOldest,
 }
 

@@ -12,20 +12,36 @@ use crate::sync::Ordering;
 use crate::types::{ConnectionId, Topic, UserId};
 
 /// An open connection, as it was at one moment.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use tower_sse::Subscription;
+///
+/// let ada = Subscription::for_user("ada").topic("news").data("Ada Lovelace").extension(7_u64);
+/// let page = hub.subscribe(ada, None)?;
+/// let connection = hub.connections().remove(0);
+/// assert_eq!(connection.topics, ["news".try_into()?]);
+/// assert_eq!(connection.data_json(), Some(r#""Ada Lovelace""#));
+/// assert_eq!(connection.extensions().get::<u64>(), Some(&7));
+/// # drop(page);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ConnectionInfo {
-    /// Its id: what its page knows from `hub.hello`.
+    /// The id of the connection. Its page knows the id from `hub.hello`.
     pub id: ConnectionId,
     /// The user, or `None` for an anonymous connection.
     pub user: Option<UserId>,
     /// The topics in force.
     pub topics: Vec<Topic>,
-    /// For how long it has been open.
+    /// The time since the connection was opened.
     pub open_for: Duration,
-    /// Whether it came back with an id.
+    /// Whether the client reconnected with an id.
     pub resumed: bool,
-    /// How many events it was handed, current values and repeated ones included.
+    /// The number of events that were delivered to the connection, current values and repeated
+    /// events included.
     pub delivered: u64,
     data: Option<Arc<str>>,
     extensions: Extensions,
@@ -45,13 +61,14 @@ impl ConnectionInfo {
         }
     }
 
-    /// What [`Subscription::data`](crate::Subscription::data) attached, as JSON.
+    /// Returns the value that [`Subscription::data`](crate::Subscription::data) attached, as JSON.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
     }
 
-    /// What [`Subscription::extension`](crate::Subscription::extension) attached.
+    /// Returns the values that [`Subscription::extension`](crate::Subscription::extension)
+    /// attached.
     #[must_use]
     pub fn extensions(&self) -> &Extensions {
         &self.extensions

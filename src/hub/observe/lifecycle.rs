@@ -15,34 +15,51 @@ use crate::hub::connection::info::ConnectionInfo;
 use crate::macros::opaque_debug;
 use crate::types::{EndReason, GapReason, Topic};
 
-/// What became of a connection: [`Hub::lifecycle`](crate::Hub::lifecycle).
+/// A change of a connection's state, yielded by [`Hub::lifecycle`](crate::Hub::lifecycle).
+///
+/// ```
+/// use tower_sse::LifecycleEvent;
+///
+/// fn log_change(event: &LifecycleEvent) {
+///     match event {
+///         LifecycleEvent::Connected(connection) => println!("{} connected", connection.id),
+///         LifecycleEvent::Disconnected { connection, reason } => {
+///             println!("{} disconnected after {:?}: {reason}", connection.id, connection.open_for);
+///         }
+///         event => println!("{event:?}"),
+///     }
+/// }
+/// # log_change(&LifecycleEvent::Missed(3));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LifecycleEvent {
     /// A new page has opened a stream.
     Connected(Arc<ConnectionInfo>),
-    /// A client has come back with an id.
+    /// A client has reconnected with an id.
     Resumed {
-        /// Which.
+        /// The connection.
         connection: Arc<ConnectionInfo>,
-        /// Why it could not go on from where it was, if so.
+        /// The reason why the client could not resume from its position, or `None` if it could.
         gap: Option<GapReason>,
     },
     /// An open stream was read so slowly that records were dropped.
     Lagged {
-        /// Which.
+        /// The connection.
         connection: Arc<ConnectionInfo>,
-        /// Of which topics; may be empty when it is about the user or everyone.
+        /// The topics of the dropped records. They may be empty when the records are about the user
+        /// or everyone.
         topics: Vec<Topic>,
     },
-    /// A stream has ended. How long it was open and what it was handed are in the connection.
+    /// A stream has ended. Its connection says how long it was open and how many events were
+    /// delivered.
     Disconnected {
-        /// Which, as it was at its end.
+        /// The connection, as it was at its end.
         connection: Arc<ConnectionInfo>,
-        /// Why; each reason says whether the client should come back.
+        /// The reason of the end. Each reason says whether the client should reconnect.
         reason: EndReason,
     },
-    /// So many events were dropped, since this consumer was too slow for them.
+    /// The number of events that were dropped, because this consumer was too slow for them.
     Missed(u64),
 }
 
@@ -80,14 +97,28 @@ impl Lifecycles {
     }
 }
 
-/// What becomes of connections: [`Hub::lifecycle`](crate::Hub::lifecycle). It ends with the hub.
+/// A stream of [lifecycle events](LifecycleEvent), returned by
+/// [`Hub::lifecycle`](crate::Hub::lifecycle). It ends with the hub.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use tower_sse::{EndReason, LifecycleEvent, Subscription};
+///
+/// let mut lifecycle = hub.lifecycle();
+/// drop(hub.subscribe(Subscription::for_user("ada"), None)?);
+/// assert!(matches!(lifecycle.next().await, Some(LifecycleEvent::Connected(_))));
+/// let Some(LifecycleEvent::Disconnected { reason, .. }) = lifecycle.next().await else { panic!() };
+/// assert_eq!(reason, EndReason::Client);
+/// # Ok(()) }
+/// ```
 pub struct Lifecycle(Pin<Box<dyn Stream<Item = LifecycleEvent> + Send>>);
 
 impl Lifecycle {
-    /// The next event; `None` when the last handle of the hub, and every stream, is gone. It is also a
-    /// `futures` `Stream`.
+    /// Returns the next event, or `None` when the last handle of the hub and every stream are gone.
+    /// The lifecycle is also a `futures` `Stream`.
     ///
-    /// Cancel safety: an event is taken or it is not; none is lost.
+    /// Cancel safety: an event is either taken or not, and none is lost.
     pub async fn next(&mut self) -> Option<LifecycleEvent> {
         poll_fn(|cx| self.0.as_mut().poll_next(cx)).await
     }

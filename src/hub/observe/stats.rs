@@ -5,42 +5,59 @@ use crate::types::{EndReason, GapReason, Position, RefusalReason};
 /// A count for each reason, beside the reason's word, in the order of the reasons.
 pub(in crate::hub) type ByReason = Vec<(&'static str, u64)>;
 
-/// A snapshot: [`Hub::stats`](crate::Hub::stats). The counters run since the hub was built. Serializes
-/// with serde to an object with a field for each figure. Counts by reason are objects.
+/// A snapshot of the hub's counts and sizes, returned by [`Hub::stats`](crate::Hub::stats).
+///
+/// The counters run since the hub was built. The snapshot serializes with serde to an object with a
+/// field for each figure. Counts by reason are objects.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use tower_sse::{EndReason, GapReason, RefusalReason, Subscription};
+///
+/// drop(hub.subscribe(Subscription::for_user("ada"), None)?);
+/// let stats = hub.stats();
+/// assert_eq!((stats.connections, stats.connected), (0, 1));
+/// assert_eq!((stats.ended(EndReason::Client), stats.gaps(GapReason::Trimmed)), (1, 0));
+/// assert_eq!(stats.refused(RefusalReason::Limit), 0);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Streams that are open now.
+    /// The number of streams that are open now.
     pub connections: usize,
-    /// Topics, users and others that the hub remembers now.
+    /// The number of topics, users and other addresses that the hub remembers now.
     pub channels: usize,
-    /// Users who are online now, or were less than
+    /// The number of users who are online now, or were online less than
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago.
     pub users: usize,
-    /// The bytes of memory that the log holds now, without current values. The estimate is within 20 % of
-    /// what the hub has allocated. [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget)
-    /// bounds it, and says what counts.
+    /// The bytes of memory that the log holds now, without current values. The estimate is within
+    /// 20 % of the memory that the hub has allocated.
+    /// [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) bounds it, and lists
+    /// the parts that count.
     pub retained_bytes: usize,
     /// The bytes of memory that current values hold now, bounded by
     /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget).
     pub keyed_bytes: usize,
     /// The newest position.
     pub position: Position,
-    /// Streams opened ever.
+    /// The number of streams that were opened since the hub was built.
     pub connected: u64,
-    /// Events published ever.
+    /// The number of events that were published since the hub was built.
     pub published: u64,
-    /// Events handed to streams ever, each stream counted.
+    /// The number of events that were delivered to streams since the hub was built. An event counts
+    /// once for each stream.
     pub delivered: u64,
-    /// Other instances that are known now.
+    /// The number of other instances that are known now.
     pub others: usize,
-    /// Records of a shared log that could not be read, ever.
+    /// The number of records of a shared log that could not be read, since the hub was built.
     pub skipped: u64,
-    /// Records that the hub's byte budgets pushed out ever.
+    /// The number of records that the byte budgets of the hub dropped, since the hub was built.
     pub evicted: u64,
     /// The largest number of records, of all topics, by which an open stream is behind.
     pub lag: u64,
-    /// Open streams that had something to do and were not polled for more than a second.
+    /// The number of open streams that had work to do and were not polled for more than a second.
     pub stalled: usize,
     #[serde(serialize_with = "as_object")]
     pub(in crate::hub) gaps: ByReason,
@@ -51,19 +68,19 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// How many gaps were told for this reason.
+    /// Returns the number of gaps that were reported for this reason.
     #[must_use]
     pub fn gaps(&self, reason: GapReason) -> u64 {
         self.gaps[reason as usize].1
     }
 
-    /// How many requests were told to come back for this reason.
+    /// Returns the number of requests that got a retryable refusal for this reason.
     #[must_use]
     pub fn refused(&self, reason: RefusalReason) -> u64 {
         self.refused[reason as usize].1
     }
 
-    /// How many streams ended for this reason.
+    /// Returns the number of streams that ended for this reason.
     #[must_use]
     pub fn ended(&self, reason: EndReason) -> u64 {
         self.ended[reason as usize].1

@@ -19,16 +19,29 @@ use crate::types::RefusalReason;
 use crate::types::{DisconnectClock, Expiry, Redeemed, Refusal, Subscription, SubscriptionError};
 
 const SHORTEST: Duration = Duration::from_secs(1);
-/// A secret that opens one stream, once: [`Hub::ticket`]. 32 characters of `[0-9a-f]`, 128 bits from
-/// the operating system.
+/// A secret that opens one stream, once, returned by [`Hub::ticket`]. It has 32 characters of
+/// `[0-9a-f]`, which are 128 bits from the operating system.
 ///
-/// It shows in no log: `Debug` leaves it out, and there is no `Display`. It
-/// serializes as its text.
+/// No log shows it: `Debug` leaves the text out, and there is no `Display`. A ticket serializes as
+/// its text.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let hub = tower_sse::Hub::builder().build()?;
+/// use std::time::Duration;
+/// use tower_sse::Subscription;
+///
+/// let ticket = hub.ticket(Subscription::for_user("ada"), Duration::from_secs(10)).await?;
+/// let url = format!("/events?ticket={}", ticket.as_str());
+/// assert_eq!(format!("{ticket:?}"), "Ticket"); // a log does not reveal it
+/// # assert_eq!(url.len(), "/events?ticket=".len() + 32);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket(Box<str>);
 
 impl Ticket {
-    /// The text, for the query field `ticket`.
+    /// Returns the text of the ticket, for the query field `ticket`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -48,31 +61,47 @@ impl serde::Serialize for Ticket {
 }
 
 impl Hub {
-    /// Makes a ticket for a stream of this subscription, for clients that can send no cookies and no
-    /// headers: hand it to the page over a request that is authenticated, and let it open `/events?ticket=…` at once.
+    /// Makes a ticket for a stream of this subscription, for clients that cannot send cookies or
+    /// headers. Return the ticket to the page in the response to an authenticated request. The page
+    /// then opens `/events?ticket=…` at once.
     ///
-    /// It is good for one stream within `ttl`, between a second and an hour; seconds are enough. A request that gets no
-    /// stream does not use it up. The access hook fetches the subscription with [`Hub::redeem`]. An expiry
-    /// of the subscription counts from now. [`Target::disconnect`](crate::Target::disconnect) of its user
-    /// or of one of its topics voids it.
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let hub = tower_sse::Hub::builder().build()?;
+    /// use std::time::Duration;
+    /// use tower_sse::Subscription;
     ///
-    /// A browser's `EventSource` reconnects with the same URL, and the ticket in it is spent: it gets
-    /// `401`, gives up, and its `onerror` finds it `CLOSED`. The page then asks for another ticket and
-    /// opens a new stream with it and `last_event_id`. `docs/guide/authorization.md` has the script.
+    /// let subscription = Subscription::for_user("ada").topic("news");
+    /// let ticket = hub.ticket(subscription, Duration::from_secs(10)).await?;
+    /// assert_eq!(ticket.as_str().len(), 32);
+    /// # Ok(()) }
+    /// ```
     ///
-    /// Values that were attached with [`Subscription::extension`](crate::Subscription::extension) stay behind: a ticket
-    /// carries what can travel to another instance. With several instances any of them redeems it, and whether a
-    /// disconnect came after it is told by the clocks of the machines. The broker has what it stands for under a hash
-    /// of it, so who reads there cannot redeem it.
+    /// A ticket opens one stream within `ttl`, between a second and an hour; seconds are enough. A
+    /// request that gets no stream does not use the ticket up. The access hook takes the
+    /// subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
+    /// [`Target::disconnect`](crate::Target::disconnect) of its user or of one of its topics voids
+    /// the ticket.
     ///
-    /// Cancel safety: on one instance it never waits. With several a dropped future may have made a ticket
-    /// that is never used.
+    /// A browser's `EventSource` reconnects with the same URL, whose ticket is spent. The request
+    /// gets `401`, the browser gives up, and the page's `onerror` finds the `EventSource` in the
+    /// state `CLOSED`. The page then requests another ticket, and opens a new stream with it and
+    /// `last_event_id`. `docs/guide/authorization.md` has the script.
+    ///
+    /// Values that [`Subscription::extension`](crate::Subscription::extension) attached are
+    /// dropped, because a ticket carries only values that can travel to another instance. With
+    /// several instances any instance redeems a ticket. The clocks of the machines then decide
+    /// whether a disconnect came after the ticket. The broker stores the subscription under a hash
+    /// of the ticket, so read access to the broker is not enough to redeem it.
+    ///
+    /// Cancel safety: on one instance it never waits. With several instances a dropped future may
+    /// have made a ticket that is never used.
     ///
     /// # Errors
-    /// When the broker is not there, or cannot be asked outside of a tokio runtime; the subscription's
-    /// names or size are not allowed; `ttl` is out of its range; too many tickets wait, 65,536 in all
-    /// or 64 of this user or key; or the operating system
-    /// gives no random bytes.
+    /// When the subscription's names or size are invalid, `ttl` is out of its range, too many
+    /// tickets wait (65,536 in all, or 64 of this user or key), or the operating system gives no
+    /// random bytes. With a shared log also when the broker is unavailable, or when there is no
+    /// tokio runtime to wait for it in.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
         if !(SHORTEST..=LONGEST).contains(&ttl) {
