@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 use super::target::Source;
 use super::{Hub, Receipt, Target};
 use crate::hub::cluster::shared_log::SharedLog;
-use crate::log::{Appended, Effect, Entry};
+use crate::log::{Effect, Entry};
 use crate::types::{Audience, Event, InvalidName, PublishError};
 
 impl Hub {
@@ -97,24 +97,20 @@ impl Hub {
         if self.is_closed() {
             return SmallVec::new();
         }
-        let about: SmallVec<[_; 1]> = entries
-            .as_ref()
-            .iter()
-            .map(|entry| {
-                self.attach_connections(&entry.audience);
-                let key_ignored = entry.effect != Effect::Nothing && self.ignores_key(&entry.audience);
-                (entry.audience.kind(), key_ignored)
-            })
-            .collect();
-        let appended = self.log().append(entries, self.now());
-        self.published(appended.len());
-        let receipt = |(appended, (kind, key_ignored)): (Appended, _)| {
-            let Appended { position, receivers: connections } = appended;
-            let receipt = Receipt { position, connections, key_ignored };
+        let mut about = SmallVec::<[_; 1]>::new();
+        for entry in entries.as_ref() {
+            self.attach_connections(&entry.audience);
+            let key_ignored = entry.effect != Effect::Nothing && self.ignores_key(&entry.audience);
+            about.push((entry.audience.kind(), key_ignored));
+        }
+        let mut receipts = SmallVec::new();
+        for (appended, (kind, key_ignored)) in self.log().append(entries, self.now()).into_iter().zip(about) {
+            let receipt = Receipt { position: appended.position, connections: appended.receivers, key_ignored };
             log(kind, &receipt);
-            receipt
-        };
-        appended.into_iter().zip(about).map(receipt).collect()
+            receipts.push(receipt);
+        }
+        self.published(receipts.len());
+        receipts
     }
 
     /// Whether a key means nothing to any target of an event. Logs it.
