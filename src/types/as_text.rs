@@ -1,11 +1,18 @@
 //! serde for values that have a text: they are strings in JSON.
 
-/// Implements `Serialize` by `Display`, and `Deserialize` by `FromStr`.
+/// Implements `Serialize` by `as_str`, or else by `Display`, and `Deserialize` by `FromStr`.
 macro_rules! serde_as_text {
-    ($($name:ident),*) => {$(
+    ($name:ident) => {
+        serde_as_text!(@ $name: |value, serializer| serializer.collect_str(value));
+    };
+    ($name:ident by as_str) => {
+        serde_as_text!(@ $name: |value, serializer| serializer.serialize_str(value.as_str()));
+    };
+    (@ $name:ident: |$value:ident, $serializer:ident| $serialize:expr) => {
         impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+            fn serialize<S: serde::Serializer>(&self, $serializer: S) -> Result<S::Ok, S::Error> {
+                let $value = self;
+                $serialize
             }
         }
 
@@ -15,7 +22,7 @@ macro_rules! serde_as_text {
                 text.parse().map_err(serde::de::Error::custom)
             }
         }
-    )*};
+    };
 }
 
 pub(crate) use serde_as_text;

@@ -85,7 +85,7 @@ macro_rules! name {
             }
         }
 
-        serde_as_text!($name);
+        serde_as_text!($name by as_str);
 
         impl FromStr for $name {
             type Err = InvalidName;

@@ -41,7 +41,7 @@ macro_rules! reasons {
             }
         }
 
-        serde_as_text!($name);
+        serde_as_text!($name by as_str);
     };
 }
 
