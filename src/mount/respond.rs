@@ -32,6 +32,10 @@ impl Hub {
     /// those of the layer: `HEAD` gets a head and no subscription, an `Accept` that excludes event streams `406`, a hub
     /// that is being drained the soft refusal.
     ///
+    /// Take the [`StreamRequest`] before the extractor that authenticates the user: it notes when the request came.
+    /// Otherwise a [disconnect](crate::Target::disconnect) that comes while the user is looked up does not stop this
+    /// request.
+    ///
     /// ```
     /// # #[cfg(feature = "axum")] fn main() {
     /// use axum::{Router, extract::State, routing::get};
@@ -44,7 +48,7 @@ impl Hub {
     /// #     }
     /// # }
     ///
-    /// async fn events(State(hub): State<Hub>, user: AuthUser, request: StreamRequest) -> EventStream {
+    /// async fn events(State(hub): State<Hub>, request: StreamRequest, user: AuthUser) -> EventStream {
     ///     hub.respond(request, Subscription::for_user(user.id))
     /// }
     ///

@@ -182,7 +182,7 @@ impl Counters {
     pub(crate) fn origin_refused(&self, origin: Option<&HeaderValue>, now: Millis) {
         if let Some(suppressed) = self.origin_lines.admit(now) {
             tracing::warn!(
-                ?origin,
+                origin = origin.and_then(|origin| origin.to_str().ok()),
                 suppressed,
                 "a page of another origin was refused: list its origin with `HubBuilder::allow_cross_origin`"
             );
@@ -191,13 +191,14 @@ impl Counters {
 
     pub(crate) fn host_refused(&self, host: Option<&HeaderValue>, now: Millis) {
         if let Some(suppressed) = self.host_lines.admit(now) {
-            tracing::warn!(?host, suppressed, "a request for another host was refused: see `HubBuilder::allow_host`");
+            let host = host.and_then(|host| host.to_str().ok());
+            tracing::warn!(host, suppressed, "a request for another host was refused: see `HubBuilder::allow_host`");
         }
     }
 
     pub(crate) fn subscription_invalid(&self, error: &SubscriptionError, now: Millis) {
         if let Some(suppressed) = self.invalid_lines.admit(now) {
-            tracing::warn!(%error, suppressed, "the access hook returned an invalid subscription: its client got 400");
+            tracing::warn!(%error, suppressed, "a subscription is invalid, and its client got 400");
         }
     }
 

@@ -20,6 +20,6 @@ impl Start {
             return;
         }
         let mounts = self.mounts.lock();
-        tracing::info!(log = log(), instance, mounts = ?*mounts, "the hub has started");
+        tracing::info!(log = log(), instance, layers = ?*mounts, "the hub has started");
     }
 }
