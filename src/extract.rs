@@ -21,8 +21,26 @@ impl<S: Sync> FromRequestParts<S> for StreamRequest {
     }
 }
 
-/// From the request's extensions, where [`SseLayer::provide`](crate::SseLayer::provide) puts it. With a state of one's
-/// own, `State<Hub>` and `FromRef` need no layer.
+/// Extracts the hub from the request's extensions, where
+/// [`SseLayer::provide`](crate::SseLayer::provide) puts it.
+///
+/// ```
+/// use axum::{Router, routing::post};
+/// use tower_sse::{Event, Hub, Public, PublishError, TopicFilter};
+///
+/// async fn post_headline(hub: Hub, text: String) -> Result<(), PublishError> {
+///     hub.topic("news").publish(Event::new("headline", text)).await?;
+///     Ok(())
+/// }
+///
+/// let hub = Hub::builder().build().unwrap();
+/// let app: Router = Router::new()
+///     .route("/headlines", post(post_headline))
+///     .layer(hub.layer("/events", Public::topics(TopicFilter::exact("news"))).provide());
+/// # let _ = app;
+/// ```
+///
+/// With a router state, `State<Hub>` and `FromRef` need no layer.
 impl<S: Sync> FromRequestParts<S> for Hub {
     type Rejection = MissingHub;
 
@@ -31,8 +49,10 @@ impl<S: Sync> FromRequestParts<S> for Hub {
     }
 }
 
-/// The page's own connection, from the header [`ConnectionId::HEADER`]. Without the header, or with one that is no
-/// connection, the request is answered `400`. For a handler that programs call too, take `Option<ConnectionId>`.
+/// Extracts the page's own connection from the header [`ConnectionId::HEADER`].
+///
+/// A request without the header, or with a header that is no connection id, receives `400`. A
+/// handler that programs call too takes `Option<ConnectionId>`.
 ///
 /// ```
 /// use axum::extract::State;
@@ -57,7 +77,8 @@ impl<S: Sync> FromRequestParts<S> for ConnectionId {
     }
 }
 
-/// `None` without the header. A header that is no connection is answered `400`.
+/// Extracts `None` without the header. A request with a header that is no connection id receives
+/// `400`.
 impl<S: Sync> OptionalFromRequestParts<S> for ConnectionId {
     type Rejection = InvalidName;
 
@@ -69,7 +90,18 @@ impl<S: Sync> OptionalFromRequestParts<S> for ConnectionId {
     }
 }
 
-/// The request did not pass through a layer that provides the `Hub`.
+/// The rejection of a request that did not pass through a layer that provides the `Hub`: `500`.
+///
+/// ```
+/// use axum::extract::FromRequestParts;
+/// use tower_sse::{Hub, MissingHub};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), http::Error> {
+/// let (mut parts, ()) = http::Request::get("/").body(())?.into_parts();
+/// let rejection: MissingHub = Hub::from_request_parts(&mut parts, &()).await.unwrap_err();
+/// assert!(rejection.to_string().starts_with("no Hub in the request"));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct MissingHub;
 
@@ -87,7 +119,8 @@ impl IntoResponse for MissingHub {
     }
 }
 
-/// An invalid name is the client's mistake where the name came from a request: 400.
+/// Responds with `400`, because an invalid name is a mistake of the client where it came from a
+/// request.
 impl IntoResponse for InvalidName {
     fn into_response(self) -> Response {
         (StatusCode::BAD_REQUEST, self.to_string()).into_response()
@@ -97,7 +130,7 @@ impl IntoResponse for InvalidName {
 /// Errors whose text is safe to show: it has no value of the application's and no cause.
 macro_rules! into_response {
     ($($error:ident),*) => {$(
-        /// The [status](Self::status_code) of the error, and its text.
+        /// Responds with the [status](Self::status_code) of the error, and its text.
         impl IntoResponse for $error {
             fn into_response(self) -> Response {
                 (self.status_code(), self.to_string()).into_response()

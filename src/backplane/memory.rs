@@ -17,8 +17,29 @@ use super::{
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 
-/// A shared log in this process: several hubs built with clones of it are instances of one. It keeps the newest 65,536
-/// records. Nothing of it outlives the process.
+/// A shared log in this process, for tests. Hubs that are built with clones of it are instances of
+/// one log.
+///
+/// The log retains the newest 65,536 records, and ends with the process.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::Memory;
+/// use tower_sse::{Event, Hub, SubscriberItem, Subscription};
+///
+/// let log = Memory::new();
+/// let one = Hub::builder().backplane(log.clone()).build()?;
+/// let other = Hub::builder().backplane(log).build()?;
+/// # while !other.is_ready() { tokio::time::sleep(std::time::Duration::from_millis(1)).await; }
+/// let mut page = other.subscribe(Subscription::for_user("ada"), None)?;
+/// one.user("ada").publish(Event::new("document.shared", "7")).await?;
+/// while let Some(item) = page.next().await {
+///     let SubscriberItem::Event(event) = item else { continue };
+///     assert_eq!(event.data, "7");
+///     break;
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Memory {
     shared: Arc<Shared>,
@@ -55,7 +76,7 @@ const CONTROL_MESSAGES: usize = 10_000;
 const REMEMBERED: Duration = Duration::from_secs(600);
 
 impl Memory {
-    /// An empty log.
+    /// Creates an empty log.
     #[must_use]
     pub fn new() -> Self {
         let log = Mutex::new(Log { epoch: fastrand::u64(1..), ..Log::default() });

@@ -62,63 +62,101 @@ pub use redis::Redis;
 /// A result of an adapter and of its parts.
 pub(crate) type Answer<T> = Result<T, BackplaneError>;
 
-/// A log that several instances share. See the [module](self).
+/// A log that several instances share. The [module](self) describes its guarantees.
 ///
-/// The trait is sealed: its methods may still change, so it cannot be implemented outside of this crate.
+/// The trait is sealed: its methods may still change, so it cannot be implemented outside of this
+/// crate.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::{Backplane, Memory, NewRecord};
+///
+/// let log = Memory::new();
+/// let results = log.append(vec![NewRecord::new("Bridge closed".into())], None).await;
+/// for result in results {
+///     assert_eq!(result?.sequence, 1);
+/// }
+/// let records = log.range(0, 100).await?;
+/// assert_eq!(records[0].payload, "Bridge closed");
+/// # Ok(()) }
+/// ```
 pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
-    /// Appends records, in one round trip if the broker can. One result for each, in order; if one
-    /// fails, those after it may have been appended.
+    /// Appends records, in one round trip if the broker can.
+    ///
+    /// Returns one result for each record, in order. If one record fails, later records may have
+    /// been appended.
     fn append(
         &self,
         records: Vec<NewRecord>,
         seen: Option<Seen>,
     ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>>;
 
-    /// Where the log is. Also makes it notice that it is younger than what was seen.
+    /// Returns the state of the log. The call also makes the log notice that it is younger than the
+    /// position that was seen.
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>>;
 
     /// Returns the oldest records after a number in order, at most `limit`, and fewer for any
     /// reason, such as their size.
     ///
-    /// The answer may be late: a replica that is behind leaves out records that the log has. So an
-    /// empty answer, or one that begins above the next number, does not prove a loss. Only
+    /// The response may be late: a replica that is behind leaves out records that the log has. So
+    /// an empty response, or one that begins above the next number, does not prove a loss. Only
     /// [`LogState::first`] does: records below it are no longer retained. The hub reads missing
     /// records again, and reports them as lost after
     /// [`publish_timeout`](crate::HubBuilder::publish_timeout), so that one deleted record does not
     /// stop an instance.
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
 
-    /// Records after a number as they come, in batches that are never empty. Ends with an error.
+    /// Streams the records after a number as they are appended, in batches that are never empty.
+    /// The stream ends with an error.
     fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>>;
 
-    /// The current values, in no order. What changes while they are read may be missing: it is in the log, after the
-    /// [`state`](Self::state) that was looked at before.
+    /// Returns the current values, in no order. A value that changes during the call may be
+    /// missing. Such a change is in the log, after the [`state`](Self::state) that was read before
+    /// the call.
     fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>>;
 
-    /// Sends a control message to all instances, this one too. It is small, and not needed later.
+    /// Sends a control message to all instances, including this one. The message is small, and is
+    /// not needed later. [`ControlMessage`] has an example.
     #[doc(alias = "tell")]
     fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// The control messages of all instances: after the one with this mark, as far as that is kept,
-    /// some thousand messages or a minute; without a mark from now on. So an instance that was cut
-    /// off for a moment misses nothing. Ends with an error.
+    /// Streams the control messages of all instances.
+    ///
+    /// The stream begins after the message with this mark, as far as messages are retained: some
+    /// thousand messages or a minute. Without a mark it begins with the next message. So an
+    /// instance that was cut off for a moment misses no message. The stream ends with an error.
     #[doc(alias = "hear")]
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>>;
 
-    /// Keeps something small for a while, for the first that asks for it. It overwrites what is there.
+    /// Stores a small value for a time, for the first caller that takes it. An earlier value of the
+    /// key is overwritten.
     ///
-    /// The key is a secret, for example of a ticket: an adapter for a broker stores a hash of it.
+    /// The key is a secret, for example of a ticket. An adapter for a broker stores a hash of it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use tower_sse::backplane::{Backplane, Memory};
+    ///
+    /// let log = Memory::new();
+    /// log.put_once("ticket-7", "ada".into(), Duration::from_secs(30)).await?;
+    /// assert_eq!(log.take("ticket-7").await?, Some("ada".into()));
+    /// assert_eq!(log.take("ticket-7").await?, None);
+    /// # Ok(()) }
+    /// ```
     #[doc(alias = "deposit")]
     fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// Takes it away: of several who ask at once, on whichever instance, one gets it.
+    /// Takes a stored value away. If several callers take it at once, on any instances, one of them
+    /// gets it.
     #[doc(alias = "withdraw")]
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
 
-    /// What it is, for logs: never with a secret.
+    /// Returns a description of the log, for logs. It never contains a secret.
     fn describe(&self) -> String;
 
-    /// The limits of the log in any words. Instances whose limits differ log a warning. Defaults to an empty text.
+    /// Returns the limits of the log as text. Instances whose limits differ log a warning. Defaults
+    /// to an empty text.
     fn describe_limits(&self) -> String {
         String::new()
     }
@@ -191,104 +229,188 @@ macro_rules! pointers {
 pointers!(Arc, Box);
 
 /// A record to be appended.
+///
+/// ```
+/// use tower_sse::backplane::{NewRecord, Value};
+///
+/// let mut record = NewRecord::new("21.5".into());
+/// record.values = vec![Value::new("boiler", false)]; // the current temperature of the boiler
+/// record.idempotency_key = Some("measurement-7".into());
+/// ```
 #[doc(alias = "Outgoing")]
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NewRecord {
-    /// Its bytes.
+    /// The bytes of the record.
     pub payload: Bytes,
-    /// Which current values it sets or removes.
+    /// The current values that the record sets or removes.
     pub values: Vec<Value>,
-    /// If a record with this key was appended within the last ten minutes and in this epoch, this
-    /// one is not, and that one's place is returned.
+    /// The key that prevents a second append. If a record with this key was appended within the
+    /// last ten minutes and in this epoch, the log does not append this record, and returns the
+    /// position of the earlier one.
     pub idempotency_key: Option<Box<str>>,
 }
 
 impl NewRecord {
-    /// A record that sets nothing.
+    /// Creates a record that sets no values.
     #[must_use]
     pub fn new(payload: Bytes) -> Self {
         Self { payload, values: Vec::new(), idempotency_key: None }
     }
 }
 
-/// What a record does to a current value.
+/// The effect of a record on a current value.
+///
+/// ```
+/// use tower_sse::backplane::Value;
+///
+/// let set = Value::new("boiler", false);
+/// let removal = Value::new("boiler", true);
+/// assert_eq!(set.id, removal.id);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Value {
-    /// Whose it is, any text.
+    /// The id of the current value, any text.
     pub id: Box<str>,
-    /// It is there no more.
+    /// Whether the record removes the value.
     pub removes: bool,
 }
 
 impl Value {
-    /// The record is the current value of this id, or its end.
+    /// Makes the record the current value of this id, or removes the current value.
     pub fn new(id: impl Into<Box<str>>, removes: bool) -> Self {
         Self { id: id.into(), removes }
     }
 }
 
-/// Where a record is.
+/// The position of a record in a log.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::{Backplane, LogPosition, Memory, NewRecord};
+///
+/// let log = Memory::new();
+/// let records = vec![NewRecord::new("first".into()), NewRecord::new("second".into())];
+/// let positions: Result<Vec<LogPosition>, _> = log.append(records, None).await.into_iter().collect();
+/// assert_eq!(positions?.last().map(|position| position.sequence), Some(2));
+/// # Ok(()) }
+/// ```
 #[doc(alias = "Place")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "these two are all that a place is")]
 pub struct LogPosition {
-    /// Of the log.
+    /// The epoch of the log.
     pub epoch: u64,
-    /// In it, from 1 on.
+    /// The number of the record in the log, from 1 on.
     pub sequence: u64,
 }
 
-/// The highest place that an instance has seen.
+/// The highest position that an instance has seen.
 pub type Seen = LogPosition;
 
-/// Where a log is.
+/// The state of a log: its epoch and its ends.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::{Backplane, Memory};
+///
+/// let state = Memory::new().state(None).await?;
+/// assert_eq!((state.first, state.last), (1, 0)); // the log is empty
+/// # Ok(()) }
+/// ```
 #[doc(alias = "State")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct LogState {
-    /// Its epoch.
+    /// The epoch of the log.
     pub epoch: u64,
-    /// The oldest record that is kept; one above `last` if there is none.
+    /// The number of the oldest retained record; one above `last` if there is none.
     pub first: u64,
-    /// The newest record ever appended; zero if there was none.
+    /// The number of the newest record ever appended; zero if there was none.
     pub last: u64,
 }
 
 /// A record as it was read.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::{Backplane, Memory, NewRecord, Stored};
+///
+/// let log = Memory::new();
+/// log.append(vec![NewRecord::new("Bridge closed".into())], None).await;
+/// assert_eq!(log.range(0, 1).await?, [Stored { sequence: 1, payload: "Bridge closed".into() }]);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct Stored {
-    /// Its number.
+    /// The number of the record in the log.
     pub sequence: u64,
-    /// Its bytes.
+    /// The bytes of the record.
     pub payload: Bytes,
 }
 
 /// A current value.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::backplane::{Backplane, CurrentValue, Memory, NewRecord, Value};
+///
+/// let log = Memory::new();
+/// let mut record = NewRecord::new("21.5".into());
+/// record.values.push(Value::new("boiler", false));
+/// log.append(vec![record], None).await;
+/// let values: Vec<CurrentValue> = log.values().await?;
+/// assert_eq!((&*values[0].id, &*values[0].record.payload), ("boiler", &b"21.5"[..]));
+/// # Ok(()) }
+/// ```
 #[doc(alias = "Current")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct CurrentValue {
-    /// Whose it is: the [`Value::id`] that the record set. One record may be the value of several.
+    /// The id: the [`Value::id`] that the record set. One record may be the value of several ids.
     pub id: Box<str>,
-    /// The record that set it.
+    /// The record that set the value.
     pub record: Stored,
 }
 
-/// A control message, as a listener gets it.
+/// A control message, as a listener receives it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use futures::StreamExt;
+/// use tower_sse::backplane::{Backplane, ControlMessage, Memory};
+///
+/// let log = Memory::new();
+/// let mut messages = log.listen(None);
+/// log.broadcast("goodbye".into()).await?;
+/// let Some(received) = messages.next().await else { panic!("the stream ended") };
+/// let ControlMessage { message, .. } = received?;
+/// assert_eq!(message, "goodbye");
+/// # Ok(()) }
+/// ```
 #[doc(alias = "Told")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct ControlMessage {
-    /// Where it is among all control messages, in the adapter's own words: [`Backplane::listen`] goes on from there.
+    /// The place of the message among all control messages, in a format of the adapter.
+    /// [`Backplane::listen`] continues after it.
     pub mark: Box<str>,
-    /// Its bytes.
+    /// The bytes of the message.
     pub message: Bytes,
 }
 
-/// Why a broker did not do what it was asked.
+/// The error of a request to a broker.
+///
+/// ```
+/// use tower_sse::backplane::BackplaneError;
+///
+/// let error = BackplaneError::unknown("no answer in 2 s");
+/// assert!(error.is_unknown()); // the broker may have carried the request out
+/// assert!(BackplaneError::rejected("read-only").is_rejected());
+/// assert!(!BackplaneError::unavailable("connection refused").is_unknown());
+/// ```
 #[derive(Debug)]
 pub struct BackplaneError {
     kind: Kind,
@@ -303,17 +425,20 @@ enum Kind {
 }
 
 impl BackplaneError {
-    /// The broker was not reached; nothing happened. The text is for logs: no secrets.
+    /// Creates the error of a broker that was not reached, so that the request had no effect. The
+    /// text is for logs, and must not contain secrets.
     pub fn unavailable(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Unavailable, text: text.into() }
     }
 
-    /// It was asked, and no answer came in time: it may have happened.
+    /// Creates the error of a request without an answer in time. The broker may have carried the
+    /// request out.
     pub fn unknown(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Unknown, text: text.into() }
     }
 
-    /// It said no: it is read-only, out of memory, not what it should be.
+    /// Creates the error of a request that the broker rejected: it is read-only, out of memory, or
+    /// not the expected broker.
     pub fn rejected(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Rejected, text: text.into() }
     }
@@ -330,13 +455,13 @@ impl BackplaneError {
         if self.is_unknown() { Self::unavailable(self.text) } else { self }
     }
 
-    /// Whether it may have happened.
+    /// Returns whether the broker may have carried the request out.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         self.kind == Kind::Unknown
     }
 
-    /// Whether the broker said no.
+    /// Returns whether the broker rejected the request.
     #[must_use]
     pub fn is_rejected(&self) -> bool {
         self.kind == Kind::Rejected

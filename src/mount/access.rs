@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::StreamRequest;
 use crate::types::{Recheck, Refusal, Subscription};
 
-/// Turns a request into a [`Subscription`] or a [`Refusal`].
+/// A hook that turns a request into a [`Subscription`] or a [`Refusal`].
 ///
-/// Each way to mount a hub takes an access hook: an async function or closure, or a type that implements this trait and
-/// holds what the decision needs. [`IntoAccess`] lets both pass.
+/// Each way to mount a hub takes an access hook: an async function or closure, or a type that
+/// implements this trait and holds the data that the decision needs. [`IntoAccess`] accepts both.
 ///
 /// ```
 /// use tower_sse::{Access, Refusal, StreamRequest, Subscription};
@@ -38,37 +38,71 @@ use crate::types::{Recheck, Refusal, Subscription};
 /// let _ = hub.endpoint(async |_: StreamRequest| Ok(Subscription::anonymous().topic("news")));
 /// ```
 ///
-/// A closure that captures something clones it for each request: `move |request| { let pool =
+/// A closure that captures a value clones it for each request: `move |request| { let pool =
 /// pool.clone(); async move { … } }`.
 ///
-/// It is asked for every request, also for one that resumes: what a client could read yesterday does not matter. It may
-/// publish. If it takes longer than [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) it is dropped and
-/// the client is told to come back; if it panics, that request is answered `500`. A timeout layer
-/// outside that is shorter answers first, with a status after which browsers give up.
+/// The hub calls the hook for every request, also for one that resumes, because permissions may
+/// have changed. The hook may publish. If the hook takes longer than
+/// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout), the hub drops its future and
+/// sends a retryable refusal. If the hook panics, the hub answers that request with `500`. A
+/// shorter timeout layer outside of the hub answers first, with a status after which browsers give
+/// up.
 pub trait Access: Send + Sync + 'static {
     /// Whether the hub calls [`recheck`](Self::recheck). False for functions, closures and
     /// [`Public`](crate::Public). Defaults to true.
     const RECHECKS: bool = true;
 
-    /// Decides about a request. Dropped at any await when the client leaves or the time is over.
+    /// Decides about a request. The hub drops the future at any await when the client leaves or the
+    /// time is over.
     #[doc(alias = "connect")]
     fn authorize(&self, request: StreamRequest) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
 
-    /// Decides again, while a stream is open: is the session still there, the role still the same? Asked about every
-    /// stream that this hook let in, every
-    /// [`HubBuilder::recheck_every`](crate::HubBuilder::recheck_every), 64
-    /// at a time. Defaults to [`Recheck::Settled`]: never
-    /// again. A closure has no other.
+    /// Decides again while a stream is open, for example whether the session and the role are still
+    /// valid.
     ///
-    /// `subscription` is what the stream has now: the user, the topics in force, also those joined later,
-    /// the expiry, and the data and extensions that were attached to it, for example the id of the session.
+    /// The hub calls this method for every stream that this hook has admitted, every
+    /// [`HubBuilder::recheck_every`](crate::HubBuilder::recheck_every), 64 at a time. Defaults to
+    /// [`Recheck::Settled`]: the hub does not ask again. A closure always has this default.
     ///
-    /// So between a revocation and silence there is at most one interval and the time that the hook takes,
-    /// as long as it keeps up with the number of streams (else a warning is logged). A recheck that panics
-    /// or takes longer than [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) is repeated
-    /// an interval after it began, and the second failure in a row ends the stream: at most two intervals
-    /// and one timeout, if the timeout is the shorter. What was written before may still be on its way.
-    /// Where that is too long, [`Target::disconnect`](crate::Target::disconnect) acts at once.
+    /// `subscription` is the current state of the stream: the user, the topics in force (also those
+    /// that were joined later), the expiry, and the attached data and extensions, for example the
+    /// id of the session.
+    ///
+    /// ```
+    /// use tower_sse::{Access, Recheck, Refusal, StreamRequest, Subscription};
+    ///
+    /// # #[derive(Clone)] struct SessionId(u64);
+    /// # struct Store;
+    /// # impl Store { async fn has(&self, _: &SessionId) -> bool { true } }
+    /// struct Sessions {
+    ///     store: Store,
+    /// }
+    ///
+    /// impl Access for Sessions {
+    ///     async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
+    ///         let session = request.extensions().get::<SessionId>().ok_or(Refusal::unauthorized())?;
+    ///         Ok(Subscription::for_user("ada").topic("news").extension(session.clone()))
+    ///     }
+    ///
+    ///     async fn recheck(&self, subscription: Subscription) -> Recheck {
+    ///         match subscription.extensions().get::<SessionId>() {
+    ///             Some(session) if self.store.has(session).await => Recheck::Keep,
+    ///             _ => Recheck::End(Refusal::unauthorized()),
+    ///         }
+    ///     }
+    /// }
+    /// # let hub = tower_sse::Hub::builder().build().unwrap();
+    /// # let _ = hub.endpoint(Sessions { store: Store });
+    /// ```
+    ///
+    /// After a revocation, a stream ends within one interval and the time that the hook takes, as
+    /// long as the hook keeps up with the number of streams. Otherwise the hub logs a warning. The
+    /// hub repeats a recheck that panics or takes longer than
+    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) one interval after it
+    /// began. The second failure in a row ends the stream: at most two intervals and one timeout
+    /// after the revocation, if the timeout is the shorter of the two. Bytes that the hub has
+    /// written before may still arrive. Where that takes too long,
+    /// [`Target::disconnect`](crate::Target::disconnect) acts at once.
     fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
         drop(subscription);
         ready(Recheck::Settled)
@@ -87,10 +121,25 @@ impl<A: Access> Access for Arc<A> {
     }
 }
 
-/// What a mounting takes as its access hook: a type that implements [`Access`], or an async function or closure from
-/// [`StreamRequest`] to `Result<Subscription, Refusal>`.
+/// A conversion into an access hook: from a type that implements [`Access`], or from an async
+/// function or closure from [`StreamRequest`] to `Result<Subscription, Refusal>`.
 ///
-/// The compiler finds `Marker`. It keeps the two kinds apart.
+/// ```
+/// use tower_sse::{Hub, IntoAccess, Refusal, SseEndpoint, StreamRequest, Subscription};
+///
+/// fn mount_news<M>(hub: &Hub, access: impl IntoAccess<M>) -> SseEndpoint {
+///     hub.endpoint(access)
+/// }
+///
+/// async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {
+///     Ok(Subscription::anonymous().topic("news"))
+/// }
+/// let hub = Hub::builder().build().unwrap();
+/// let endpoint = mount_news(&hub, access);
+/// # let _ = endpoint;
+/// ```
+///
+/// The compiler infers `Marker`, which separates the two kinds.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no access hook",
     label = "no access hook",
@@ -98,10 +147,10 @@ impl<A: Access> Access for Arc<A> {
     note = "a closure needs the type of its argument: `|request: StreamRequest| async move {{ … }}`"
 )]
 pub trait IntoAccess<Marker> {
-    /// The hook.
+    /// The type of the hook.
     type Access: Access;
 
-    /// Converts into the hook.
+    /// Converts `self` into the hook.
     fn into_access(self) -> Self::Access;
 }
 
@@ -125,7 +174,17 @@ where
     }
 }
 
-/// An [`Access`] hook made of a function or a closure, by [`IntoAccess`]. It never rechecks.
+/// An [`Access`] hook made from a function or a closure by [`IntoAccess`]. It never rechecks.
+///
+/// ```
+/// use tower_sse::{AccessFn, IntoAccess, Refusal, StreamRequest, Subscription};
+///
+/// async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {
+///     Ok(Subscription::anonymous().topic("news"))
+/// }
+/// let hook: AccessFn<_> = access.into_access();
+/// # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(hook);
+/// ```
 #[derive(Clone, Copy)]
 pub struct AccessFn<F>(F);
 

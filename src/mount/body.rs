@@ -13,7 +13,21 @@ use super::pace::Pace;
 use crate::hub::{Aborted, StreamDriver};
 use crate::net::takeover::body_side::Offered;
 
-/// The body of every answer of the hub: a stream of events, or the short text of a refusal.
+/// The body of every response of the hub: a stream of events, or the short text of a refusal.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use http_body_util::BodyExt;
+/// use tower_sse::{EventBody, Hub, StreamRequest, Subscription};
+///
+/// let hub = Hub::builder().build()?;
+/// let request = StreamRequest::from_request(&http::Request::get("/events").body(())?);
+/// let mut body: EventBody = hub.respond(request, Subscription::anonymous()).into_response().into_body();
+/// let Some(Ok(frame)) = body.frame().await else { panic!("no frame") };
+/// let first = frame.into_data().expect("data");
+/// assert!(std::str::from_utf8(&first)?.contains("event: hub.hello"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct EventBody {
     kind: Kind,
@@ -64,7 +78,7 @@ impl EventBody {
     }
 }
 
-/// An empty body, for layers that answer in the hub's place.
+/// Returns an empty body, for layers that answer in place of the hub.
 impl Default for EventBody {
     fn default() -> Self {
         Self::empty()
@@ -145,7 +159,26 @@ impl Kind {
 }
 
 pin_project! {
-    /// The body behind the layer: the inner service's, or a stream of events.
+    /// The body of the responses behind the layer: the body of the inner service, or a stream of
+    /// events.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use http::{Request, Response};
+    /// use http_body_util::Full;
+    /// use tower::{Layer, ServiceExt, service_fn};
+    /// use tower_sse::{Hub, Public, ResponseBody, TopicFilter};
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let app = service_fn(|_: Request<()>| async {
+    ///     Ok::<_, std::convert::Infallible>(Response::new(Full::new(bytes::Bytes::from("documents"))))
+    /// });
+    /// let service = hub.layer("/events", Public::topics(TopicFilter::any())).layer(app);
+    /// let response = service.oneshot(Request::get("/documents").body(())?).await?;
+    /// let body: ResponseBody<Full<bytes::Bytes>> = response.into_body();
+    /// # let _ = body;
+    /// # Ok(()) }
+    /// ```
     #[derive(Debug)]
     pub struct ResponseBody<B> {
         #[pin]
@@ -163,7 +196,7 @@ impl<B> ResponseBody<B> {
     }
 }
 
-/// An empty body, for layers that answer in the inner service's place.
+/// Returns an empty body, for layers that answer in place of the inner service.
 impl<B: Default> Default for ResponseBody<B> {
     fn default() -> Self {
         Self::inner(B::default())

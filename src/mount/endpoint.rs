@@ -15,6 +15,21 @@ use crate::macros::opaque_debug;
 use crate::types::ConnectionId;
 
 /// A service that answers every request with an event stream or a refusal: [`Hub::endpoint`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use http::Request;
+/// use tower::ServiceExt;
+/// use tower_sse::{Hub, Public, SseEndpoint, TopicFilter};
+///
+/// let hub = Hub::builder().build()?;
+/// let endpoint: SseEndpoint = hub.endpoint(Public::topics(TopicFilter::exact("news")));
+/// let response = endpoint.clone().oneshot(Request::get("/events?topic=news").body(())?).await?;
+/// assert_eq!(response.headers()["content-type"], "text/event-stream");
+/// let response = endpoint.oneshot(Request::get("/events?topic=drafts").body(())?).await?;
+/// assert_eq!(response.status(), 403);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct SseEndpoint {
     pub(super) hub: Hub,
@@ -23,8 +38,20 @@ pub struct SseEndpoint {
 }
 
 impl Hub {
-    /// A service for one route, for example axum's `route_service("/events", …)`, which survives every
-    /// router operation.
+    /// Returns a service for one route, for example axum's `route_service("/events", …)`. The route
+    /// survives every router operation.
+    ///
+    /// ```
+    /// # #[cfg(feature = "axum-listener")] fn main() {
+    /// use axum::Router;
+    /// use tower_sse::{Hub, Public, TopicFilter};
+    ///
+    /// let hub = Hub::builder().build().unwrap();
+    /// let endpoint = hub.endpoint(Public::topics(TopicFilter::exact("news")));
+    /// let app: Router = Router::new().route_service("/events", endpoint);
+    /// # let _ = app; }
+    /// # #[cfg(not(feature = "axum-listener"))] fn main() {}
+    /// ```
     #[must_use]
     pub fn endpoint<M, A: IntoAccess<M>>(&self, access: A) -> SseEndpoint {
         SseEndpoint { hub: self.clone(), access: Arc::new(access.into_access()), allow_topic_changes: false }
@@ -32,9 +59,12 @@ impl Hub {
 }
 
 impl SseEndpoint {
-    /// Also answers `POST …/{connection}/topics`, where it is routed to it: see
-    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). With axum,
-    /// `.route_service("/events", e.clone()).route_service("/events/{connection}/topics", e)`. Defaults to not.
+    /// Also answers `POST …/{connection}/topics`, where the router routes it to this service.
+    /// Defaults to not.
+    ///
+    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) describes the
+    /// request. With axum, `.route_service("/events",
+    /// e.clone()).route_service("/events/{connection}/topics", e)`.
     #[doc(alias = "changeable")]
     #[must_use]
     pub fn allow_topic_changes(mut self) -> Self {

@@ -13,7 +13,8 @@ use super::{EventBody, ResponseBody};
 use crate::macros::opaque_debug;
 
 pin_project! {
-    /// The layer's answer: the inner service's future as it is, or the way to a stream.
+    /// The future of a response of [`SseService`](crate::SseService): the future of the inner
+    /// service, or of a stream. [`SseLayer`](crate::SseLayer) has an example.
     pub struct ResponseFuture<F> {
         #[pin]
         pub(super) kind: Either<F, EndpointFuture>,
@@ -38,7 +39,7 @@ where
 
 opaque_debug!(<F> |_future: ResponseFuture| {});
 
-/// The endpoint's answer.
+/// The future of a response of [`SseEndpoint`](crate::SseEndpoint), which has an example.
 pub struct EndpointFuture(pub(super) BoxFuture<'static, Response<EventBody>>);
 
 impl Future for EndpointFuture {

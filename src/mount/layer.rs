@@ -13,8 +13,26 @@ use super::{IntoAccess, ResponseBody, ResponseFuture, SseEndpoint};
 use crate::hub::Hub;
 use crate::macros::opaque_debug;
 
-/// Answers `GET` and `HEAD` for one path with event streams and passes everything else through
-/// untouched: [`Hub::layer`].
+/// A layer that answers `GET` and `HEAD` for one path with event streams, and passes every other
+/// request through unchanged: [`Hub::layer`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use http::{Request, Response};
+/// use tower::{Layer, ServiceExt, service_fn};
+/// use tower_sse::{Hub, Public, SseLayer, TopicFilter};
+///
+/// let app = service_fn(|_: Request<()>| async {
+///     Ok::<_, std::convert::Infallible>(Response::new(String::from("documents")))
+/// });
+/// let hub = Hub::builder().build()?;
+/// let layer: SseLayer = hub.layer("/events", Public::topics(TopicFilter::any()));
+/// let stream = layer.layer(app).oneshot(Request::get("/events").body(())?).await?;
+/// assert_eq!(stream.headers()["content-type"], "text/event-stream");
+/// let document = layer.layer(app).oneshot(Request::get("/documents").body(())?).await?;
+/// assert!(document.headers().is_empty());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct SseLayer {
     endpoint: SseEndpoint,
@@ -23,13 +41,16 @@ pub struct SseLayer {
 }
 
 impl Hub {
-    /// A layer that answers `GET` and `HEAD` for exactly `path`, which starts with `/`, and passes
-    /// everything else through untouched: one comparison, no allocation, the inner service's error and its own body.
+    /// Returns a layer that answers `GET` and `HEAD` for exactly `path`, which starts with `/`.
     ///
-    /// Other methods on the path go to the inner service too, so an application may have a `POST` of its own there, and
-    /// a CORS layer inside sees its `OPTIONS`. In an axum router the layer comes after all routes, and the
-    /// layers that know the user come after it, that is outside. `docs/mounting.md` says which router
-    /// operations hide a layer.
+    /// Every other request passes through unchanged: the layer costs it one comparison and no
+    /// allocation, and keeps the error and the body of the inner service. Other methods on the path
+    /// also go to the inner service. So an application may have a `POST` of its own there, and a
+    /// CORS layer inside sees its `OPTIONS`.
+    ///
+    /// In an axum router the layer comes after all routes. The layers that authenticate the user
+    /// come after it, which is outside of it. `docs/mounting.md` lists the router operations that
+    /// hide a layer.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};
@@ -49,7 +70,7 @@ impl Hub {
 }
 
 impl SseLayer {
-    /// Creates the layer of a hub: the same as [`Hub::layer`], which describes it.
+    /// Creates the layer of a hub. It is the same as [`Hub::layer`], which has the description.
     #[must_use]
     pub fn new<M, A: IntoAccess<M>>(hub: &Hub, path: &str, access: A) -> Self {
         if !path.starts_with('/') {
@@ -65,18 +86,32 @@ impl SseLayer {
         Self { endpoint: hub.endpoint(access), path: path.into(), provides: false }
     }
 
-    /// Also answers `POST {path}/{connection}/topics`, by which a page changes its topics without reconnecting. The
-    /// `connection` is that of its `hub.hello`; the query has any number of `join=` and `leave=`, and
-    /// perhaps `since=` with an id, as [`Join::since`](crate::Join::since). The answer is
-    /// `{"topics":[…]}`: those in force. On the stream a `hub.live` with `topics` says that from its id on
-    /// they are accounted for.
+    /// Also answers `POST {path}/{connection}/topics`, by which a page changes its topics without a
+    /// reconnect. Defaults to not.
     ///
-    /// The access hook is asked as for a stream with each topic to be joined as `topic=` in the query, and with the
-    /// cookies, headers and extensions of this request; what it would subscribe to, or lets
-    /// [join](crate::Subscription::may_join), is granted. One topic that is not refuses the whole request with `403`. A
-    /// connection of another user is answered like one that is not there: `404`. Topics may always be left.
+    /// `connection` is the id in the page's `hub.hello`. The query has any number of `join=` and
+    /// `leave=`, and optionally `since=` with an id, as [`Join::since`](crate::Join::since). The
+    /// response is `{"topics":[…]}`: the topics in force. The stream receives a `hub.live` with
+    /// `topics`, from whose id on the hub delivers them.
     ///
-    /// Defaults to not.
+    /// The hub calls the access hook as for a stream with each topic to be joined as `topic=` in
+    /// the query, and with the cookies, headers and extensions of this request. The hub grants the
+    /// topics to which the hook would subscribe the page, and those that it lets the page
+    /// [join](crate::Subscription::may_join). If one topic is not granted, the hub refuses the
+    /// whole request with `403`. A connection of another user has the same response as an unknown
+    /// connection: `404`. A page may always leave topics.
+    ///
+    /// ```
+    /// use tower_sse::{Hub, Refusal, StreamRequest, Subscription, TopicFilter};
+    ///
+    /// async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {
+    ///     Ok(Subscription::anonymous().topic("news").may_join(TopicFilter::prefix("documents/")))
+    /// }
+    /// let hub = Hub::builder().build().unwrap();
+    /// let layer = hub.layer("/events", access).allow_topic_changes();
+    /// // The page opens a document: POST /events/{connection}/topics?join=documents/7&leave=news
+    /// # let _ = layer;
+    /// ```
     #[doc(alias = "changeable")]
     #[must_use]
     pub fn allow_topic_changes(mut self) -> Self {
@@ -84,8 +119,8 @@ impl SseLayer {
         self
     }
 
-    /// Also puts the `Hub` into the extensions of every request that passes through, for handlers that take it from
-    /// there. This allocates. Defaults to not.
+    /// Also puts the `Hub` into the extensions of every request that passes through, for handlers
+    /// that extract it. Costs an allocation for each request. Defaults to not.
     #[must_use]
     pub fn provide(mut self) -> Self {
         self.provides = true;
@@ -102,7 +137,19 @@ impl<S> Layer<S> for SseLayer {
 
 opaque_debug!(|layer: SseLayer| { path: layer.path });
 
-/// What [`SseLayer`](crate::SseLayer) makes of a service.
+/// The service that [`SseLayer`](crate::SseLayer) makes from an inner service.
+///
+/// ```
+/// use tower::{Layer, service_fn};
+/// use tower_sse::{Hub, Public, SseService, TopicFilter};
+///
+/// let app = service_fn(|_: http::Request<()>| async {
+///     Ok::<_, std::convert::Infallible>(http::Response::new(()))
+/// });
+/// let hub = Hub::builder().build().unwrap();
+/// let service: SseService<_> = hub.layer("/events", Public::topics(TopicFilter::any())).layer(app);
+/// # let _ = service;
+/// ```
 #[derive(Clone)]
 pub struct SseService<S> {
     inner: S,
@@ -117,7 +164,7 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future>;
 
-    /// The inner service's: it is the one that may be busy.
+    /// Polls the inner service, which may be busy.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }

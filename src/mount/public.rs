@@ -3,18 +3,23 @@
 use super::{Access, StreamRequest};
 use crate::types::{Refusal, Start, Subscription, Topic, TopicFilter};
 
-/// Open access: everybody may read, without saying who they are, the topics that its rules allow.
+/// Open access: every client may read, without authentication, the topics that the filters allow.
 ///
-/// The client chooses with `?topic=a&topic=b`. A topic that no rule allows refuses the whole request, and so do names
-/// that are none; a request for no topic gets the events to everyone only. There is no silent default: an
-/// application that wants this writes it down.
+/// The client selects topics with `?topic=a&topic=b`. A topic that no filter allows, or an invalid
+/// name, refuses the whole request. A request for no topic receives only the events to everyone.
+/// Open access is never a default: an application that wants it names this type.
 ///
 /// ```
-/// # let hub = tower_sse::Hub::builder().build().unwrap();
-/// use tower_sse::{Public, TopicFilter};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use http::Request;
+/// use tower::ServiceExt;
+/// use tower_sse::{Hub, Public, TopicFilter};
 ///
-/// let endpoint = hub.endpoint(Public::topics(TopicFilter::prefix("public/")));
-/// # let _ = endpoint;
+/// let hub = Hub::builder().build()?;
+/// let access = Public::topics(TopicFilter::prefix("public/")).or(TopicFilter::exact("news"));
+/// let request = Request::get("/events?topic=news&topic=public/weather").body(())?;
+/// assert_eq!(hub.endpoint(access).oneshot(request).await?.status(), 200);
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Public {
@@ -23,13 +28,13 @@ pub struct Public {
 }
 
 impl Public {
-    /// Allows the topics that this rule matches.
+    /// Creates open access to the topics that this filter matches.
     #[must_use]
     pub fn topics(rule: TopicFilter) -> Self {
         Self { rules: vec![rule], start: Start::default() }
     }
 
-    /// Allows these too.
+    /// Also allows the topics that this filter matches.
     #[must_use]
     pub fn or(mut self, rule: TopicFilter) -> Self {
         self.rules.push(rule);
@@ -43,9 +48,24 @@ impl Public {
         self
     }
 
-    /// What this request gets, for an [`Access`] of one's own that adds to it.
+    /// Returns the subscription for this request, for an [`Access`] hook of the application that
+    /// adds to it.
+    ///
+    /// ```
+    /// use tower_sse::{Public, Refusal, StreamRequest, Subscription, TopicFilter};
+    ///
+    /// let public = Public::topics(TopicFilter::exact("news"));
+    /// let hub = tower_sse::Hub::builder().build().unwrap();
+    /// let endpoint = hub.endpoint(move |request: StreamRequest| {
+    ///     let user = request.extensions().get::<u64>().copied();
+    ///     let subscription = public.subscription(&request);
+    ///     async move { Ok(match user { Some(user) => subscription?.with_user(user), None => subscription? }) }
+    /// });
+    /// # let _ = endpoint;
+    /// ```
     ///
     /// # Errors
+    ///
     /// [`Refusal::forbidden`] when a topic is not allowed.
     pub fn subscription(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
         let mut subscription = Subscription::anonymous().start(self.start);

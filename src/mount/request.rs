@@ -12,8 +12,19 @@ use crate::macros::opaque_debug;
 use crate::net::SseConnectInfo;
 use crate::types::{Cursor, DisconnectClock};
 
-/// A request for a stream: everything of it but the body. What an [`Access`](crate::Access) hook decides by, and, as an
-/// extractor, what a handler hands to [`Hub::respond`].
+/// A request for a stream, without its body. An [`Access`](crate::Access) hook decides about it. As
+/// an extractor, a handler passes it to [`Hub::respond`].
+///
+/// ```
+/// use http::Request;
+/// use tower_sse::{Cursor, StreamRequest};
+///
+/// let request = Request::get("/events?topic=news&topic=documents/7").header("last-event-id", "1.5eed.42");
+/// let request = StreamRequest::from_request(&request.body(())?);
+/// assert_eq!(request.query_values("topic").collect::<Vec<_>>(), ["news", "documents/7"]);
+/// assert_eq!(request.cursor(), Cursor::At("1.5eed.42".parse()?));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[doc(alias = "Connect")]
 #[derive(Clone)]
 pub struct StreamRequest {
@@ -26,7 +37,7 @@ pub struct StreamRequest {
 }
 
 impl StreamRequest {
-    /// From a request of any kind, whose body is not looked at.
+    /// Creates a stream request from any request. Its body is not read.
     pub fn from_request<B>(request: &Request<B>) -> Self {
         let mut head = Request::new(()).into_parts().0;
         head.method = request.method().clone();
@@ -37,7 +48,16 @@ impl StreamRequest {
         Self::from_parts(head)
     }
 
-    /// From the head of a request.
+    /// Creates a stream request from the head of a request.
+    ///
+    /// ```
+    /// use tower_sse::StreamRequest;
+    ///
+    /// let (parts, _body) = http::Request::get("/events?topic=news").body(())?.into_parts();
+    /// let request = StreamRequest::from_parts(parts);
+    /// assert_eq!(request.query(), Some("topic=news"));
+    /// # Ok::<(), http::Error>(())
+    /// ```
     #[must_use]
     pub fn from_parts(parts: Parts) -> Self {
         // The socket, if the server has attached it.
@@ -65,46 +85,51 @@ impl StreamRequest {
         Some(redemption)
     }
 
-    /// `GET`, or `HEAD`, which gets the head of the answer and subscribes to nothing.
+    /// Returns the method: `GET`, or `HEAD`, which receives only the head of the response and opens
+    /// no stream.
     #[must_use]
     pub fn method(&self) -> &Method {
         &self.head.method
     }
 
-    /// The target of the request.
+    /// Returns the target of the request.
     #[must_use]
     pub fn uri(&self) -> &Uri {
         &self.head.uri
     }
 
-    /// The headers. A browser's `EventSource` sends cookies, but no headers of the page's own.
+    /// Returns the headers. A browser's `EventSource` sends cookies, but cannot send headers of the
+    /// page.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         &self.head.headers
     }
 
-    /// What the layers outside have attached, for example a session.
+    /// Returns the values that outer layers have attached, for example a session.
     #[must_use]
     pub fn extensions(&self) -> &Extensions {
         &self.head.extensions
     }
 
-    /// The query as it came.
+    /// Returns the query as it was sent.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.head.uri.query()
     }
 
-    /// The decoded values of one field of the query, in order.
+    /// Returns the decoded values of one field of the query, in order.
     pub fn query_values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
         let query = self.query().unwrap_or_default();
         form_urlencoded::parse(query.as_bytes()).filter(move |(field, _)| field == name).map(|(_, value)| value)
     }
 
-    /// Who is at the other end of the socket: known with the hub's listener where the server calls the layer or the
-    /// endpoint in the task of the connection or a request carries [`SseConnectInfo`](crate::SseConnectInfo), and with
-    /// axum's `ConnectInfo<SocketAddr>` if the feature `axum-listener` is on, which comes first. Behind a proxy it is the
+    /// Returns the address of the peer of the socket. Behind a proxy it is the address of the
     /// proxy.
+    ///
+    /// The address is known with axum's `ConnectInfo<SocketAddr>` if the feature `axum-listener` is
+    /// on, which takes precedence. It is also known with the hub's listener where the server calls
+    /// the layer or the endpoint in the task of the connection, and where a request carries
+    /// [`SseConnectInfo`](crate::SseConnectInfo).
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         #[cfg(feature = "axum-listener")]
@@ -114,8 +139,9 @@ impl StreamRequest {
         self.transport.as_ref()?.peer()
     }
 
-    /// Where the client says that it is: the `Last-Event-ID` header, else the `last_event_id` field of the query. A
-    /// browser sends the header when it reconnects; the field is for the first request of a page.
+    /// Returns the point from which the client resumes: the `Last-Event-ID` header, else the
+    /// `last_event_id` field of the query. A browser sends the header when it reconnects. The field
+    /// is for the first request of a page.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         match self.head.headers.get("last-event-id") {

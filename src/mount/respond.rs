@@ -12,15 +12,26 @@ use crate::types::refusal::{Kind, Refusal};
 use crate::types::{Authority, Cursor, DisconnectClock, RefusalReason, StreamEnd, Subscription};
 use crate::wire::hub_events;
 
-/// What a handler returns: a stream, or why there is none.
+/// The response of a handler: a stream, or a refusal.
 ///
-/// With the feature `axum` it is a response; elsewhere call [`into_response`](Self::into_response).
+/// With the feature `axum` it is a response. Elsewhere call [`into_response`](Self::into_response).
+///
+/// ```
+/// use http::Request;
+/// use tower_sse::{EventBody, Hub, StreamRequest, Subscription};
+///
+/// fn events(hub: &Hub, request: &Request<()>) -> http::Response<EventBody> {
+///     let subscription = Subscription::anonymous().topic("news");
+///     hub.respond(StreamRequest::from_request(request), subscription).into_response()
+/// }
+/// # let _ = events;
+/// ```
 #[derive(Debug)]
 #[must_use = "a stream that is not returned ends at once"]
 pub struct EventStream(Response<EventBody>);
 
 impl EventStream {
-    /// The response.
+    /// Converts the stream into an HTTP response.
     #[must_use]
     pub fn into_response(self) -> Response<EventBody> {
         self.0
@@ -28,13 +39,11 @@ impl EventStream {
 }
 
 impl Hub {
-    /// Opens a stream from within a handler, for applications whose authentication lives in extractors. The rules are
-    /// those of the layer: `HEAD` gets a head and no subscription, an `Accept` that excludes event streams `406`, a hub
-    /// that is being drained the soft refusal.
+    /// Opens a stream from within a handler, for applications that authenticate with extractors.
     ///
-    /// Take the [`StreamRequest`] before the extractor that authenticates the user: it notes when the request came.
-    /// Otherwise a [disconnect](crate::Target::disconnect) that comes while the user is looked up does not stop this
-    /// request.
+    /// The rules are those of the layer. `HEAD` receives a head and no subscription. An `Accept`
+    /// header that excludes event streams receives `406`. A hub that is draining sends a retryable
+    /// refusal.
     ///
     /// ```
     /// # #[cfg(feature = "axum")] fn main() {
@@ -48,7 +57,7 @@ impl Hub {
     /// #     }
     /// # }
     ///
-    /// async fn events(State(hub): State<Hub>, request: StreamRequest, user: AuthUser) -> EventStream {
+    /// async fn events(State(hub): State<Hub>, user: AuthUser, request: StreamRequest) -> EventStream {
     ///     hub.respond(request, Subscription::for_user(user.id))
     /// }
     ///
@@ -69,8 +78,17 @@ impl Hub {
         EventStream(without_body_for_head(request.method(), response))
     }
 
-    /// Answers a request with a refusal, from within a handler: `Result<EventStream, EventStream>` with
-    /// `.ok_or_else(|| hub.refuse(Refusal::unauthorized()))?` reads well.
+    /// Answers a request with a refusal, from within a handler.
+    ///
+    /// ```
+    /// use tower_sse::{EventStream, Hub, Refusal, StreamRequest, Subscription};
+    ///
+    /// fn events(hub: &Hub, user: Option<u64>, request: StreamRequest) -> Result<EventStream, EventStream> {
+    ///     let user = user.ok_or_else(|| hub.refuse(Refusal::unauthorized()))?;
+    ///     Ok(hub.respond(request, Subscription::for_user(user)))
+    /// }
+    /// # let _ = events;
+    /// ```
     #[expect(clippy::needless_pass_by_value, reason = "the twin of `respond`, which takes the subscription over")]
     pub fn refuse(&self, refusal: Refusal) -> EventStream {
         EventStream(self.refusal(&refusal))

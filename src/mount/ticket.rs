@@ -7,7 +7,7 @@ use crate::types::RefusalReason;
 use crate::types::{Refusal, Subscription};
 
 impl StreamRequest {
-    /// Whether the query has a field `ticket`.
+    /// Returns whether the query has a field `ticket`.
     #[must_use]
     pub fn has_ticket(&self) -> bool {
         self.query_values("ticket").next().is_some()
@@ -15,13 +15,13 @@ impl StreamRequest {
 }
 
 impl Hub {
-    /// In an access hook: takes the subscription that the request's `?ticket=` stands for. Each is good
-    /// for one request.
+    /// Redeems the request's `?ticket=` in an access hook, and returns the subscription of the
+    /// ticket. A ticket is good for one request.
     ///
-    /// A ticket is older than the request, so what has changed since counts: the subscription's own expiry,
-    /// [`Target::disconnect`](crate::Target::disconnect), and [`Access::recheck`](crate::Access::recheck),
-    /// which layer and endpoint ask about it before the stream opens. A handler that calls this itself
-    /// looks for itself.
+    /// A ticket is older than the request, so later changes count: the subscription's own expiry,
+    /// [`Target::disconnect`](crate::Target::disconnect), and
+    /// [`Access::recheck`](crate::Access::recheck), which layer and endpoint call before the stream
+    /// opens. A handler that calls this method itself has to check the permissions itself.
     ///
     /// ```
     /// use tower_sse::{Access, Hub, Recheck, Refusal, StreamRequest, Subscription};
@@ -35,28 +35,31 @@ impl Hub {
     ///         self.hub.redeem(&request).await
     ///     }
     ///     async fn recheck(&self, subscription: Subscription) -> Recheck {
-    ///         // Is the user still allowed to? Ask the database here.
+    ///         // Query the database here: is the user still permitted?
     ///         if subscription.user().is_some() { Recheck::Keep } else { Recheck::End(Refusal::forbidden()) }
     ///     }
     /// }
     /// ```
     ///
-    /// A ticket opens one stream. Where layer and endpoint ask the hook, a request that gets no stream gives its ticket
-    /// back: the hook refused it or took too long, a limit was reached, or the client left. So a browser
-    /// that comes back with the same URL after `hub.refused` is let in. In a handler only [`Hub::respond`]
-    /// gives a ticket back, if it refuses. Each request to [change topics](crate::SseLayer::allow_topic_changes)
-    /// needs a ticket of its own, which is spent when the topics have changed.
+    /// A ticket opens one stream. Where layer and endpoint call the hook, a request that gets no
+    /// stream gives its ticket back: the hook refused it or took too long, a limit was reached, or
+    /// the client left. So a browser that reconnects with the same URL after `hub.refused` is
+    /// admitted. In a handler only [`Hub::respond`] gives a ticket back, if it refuses. Each
+    /// request to [change topics](crate::SseLayer::allow_topic_changes) needs a ticket of its own,
+    /// which is spent when the topics have changed.
     ///
-    /// With several instances a ticket is given back by depositing it at the broker again, for the rest of
-    /// its time. If the broker or the process fails at that moment, the ticket is lost, and the page asks for another.
+    /// With several instances, the hub gives a ticket back by depositing it at the broker again,
+    /// for the rest of its time. If the broker or the process fails at that moment, the ticket is
+    /// lost, and the page has to request another.
     ///
-    /// Cancel safety: on one instance it never waits. If the future is dropped while a broker answers, the
-    /// ticket is given back.
+    /// Cancel safety: on one instance the future never waits. If the future is dropped while a
+    /// broker answers, the ticket is given back.
     ///
     /// # Errors
-    /// [`Refusal::unauthorized`] where there is no ticket, or one that is unknown, spent, void or over: the same for all.
-    /// [`Refusal::retry_later`] with the reason [`Starting`](RefusalReason::Starting) where the broker of a
-    /// shared log does not answer.
+    ///
+    /// [`Refusal::unauthorized`] where there is no ticket, or one that is unknown, spent, void or
+    /// expired: the same for all. [`Refusal::retry_later`] with the reason
+    /// [`Starting`](RefusalReason::Starting) where the broker of a shared log does not answer.
     pub async fn redeem(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
         let ticket = request.query_values("ticket").next().ok_or(Refusal::unauthorized())?;
         let taken = self.take_ticket(&ticket).await?;

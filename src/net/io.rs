@@ -37,7 +37,18 @@ const MAX_STRAY_BYTES: usize = 16 * 1024;
 const UNSENT_BYTES: u32 = 128 * 1024;
 
 pin_project! {
-    /// A stream of bytes below a server, watched over by the hub: [`Hub::io`].
+    /// A byte stream below a server that the hub watches: [`Hub::io`].
+    ///
+    /// ```no_run
+    /// use tokio::net::{TcpListener, TcpStream};
+    /// use tower_sse::{Hub, SseIo};
+    ///
+    /// async fn accept(hub: &Hub, listener: &TcpListener) -> std::io::Result<SseIo<TcpStream>> {
+    ///     let (tcp, _) = listener.accept().await?;
+    ///     Ok(hub.io(tcp))
+    /// }
+    /// # let _ = accept;
+    /// ```
     pub struct SseIo<S> {
         #[pin]
         inner: Socket<S>,
@@ -48,19 +59,33 @@ pin_project! {
     }
 }
 
-/// The socket of a request: tells the hub where a stream goes.
+/// The identity of the socket of a request, by which the hub knows the socket of a stream.
 ///
-/// With HTTP/2 below a router, a server calls the endpoint in another task than the one that polls the socket. Then the
-/// hub does not know the socket, and cannot cut a client that takes nothing. This type in the extensions of a request
-/// tells the hub. For `axum::serve`, `SseMakeService` adds it to every request. It also knows the address of the
+/// With HTTP/2 below a router, a server calls the endpoint in another task than the one that polls
+/// the socket. Then the hub does not know the socket, and cannot cut a client that takes no bytes.
+/// This type in the extensions of a request identifies the socket. For `axum::serve`,
+/// `SseMakeService` adds it to every request. It also has the address of the
 /// [peer](crate::StreamRequest::peer_addr), which no header can change.
+///
+/// ```no_run
+/// # async fn serve(_: impl tokio::io::AsyncRead + tokio::io::AsyncWrite, _: impl Fn(&mut http::Request<()>)) {}
+/// # async fn example(hub: tower_sse::Hub, tcp: tokio::net::TcpStream) {
+/// let io = hub.io(tcp);
+/// let info = io.connect_info();
+/// serve(io, move |request| {
+///     request.extensions_mut().insert(info.clone());
+/// })
+/// .await;
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct SseConnectInfo {
     pub(crate) transport: Arc<Transport>,
 }
 
 impl SseConnectInfo {
-    /// The address of the peer, for a `TcpStream`. Behind a proxy it is the proxy's.
+    /// Returns the address of the peer, for a `TcpStream`. Behind a proxy it is the address of the
+    /// proxy.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.transport.peer()
@@ -70,7 +95,8 @@ impl SseConnectInfo {
 opaque_debug!(|info: SseConnectInfo| { peer: info.peer_addr() });
 
 impl<S> SseIo<S> {
-    /// Returns what identifies this socket, for the extensions of the requests that come over it.
+    /// Returns the identity of this socket, for the extensions of the requests that it carries.
+    /// [`SseConnectInfo`] has an example.
     #[must_use]
     pub fn connect_info(&self) -> SseConnectInfo {
         SseConnectInfo { transport: Arc::clone(&self.entry.transport) }
@@ -107,13 +133,15 @@ struct Watch {
 }
 
 impl Hub {
-    /// Wraps a connection for a server of one's own, such as hyper's; for `axum::serve` there is `Hub::listener`.
+    /// Wraps a connection for a server of the application, such as hyper's. For `axum::serve` use
+    /// `Hub::listener`.
     ///
-    /// A connection that takes nothing for [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline) while
-    /// bytes wait ends with an error, whatever it carries, so also a download that its reader has paused; and
-    /// [`Hub::drain`] can cut it. A `TcpStream` also gets `TCP_NODELAY` and, on
-    /// Linux, `TCP_USER_TIMEOUT`. With TLS, wrap the TCP stream and give the result to the TLS acceptor. Must be
-    /// polled in a tokio runtime with time enabled.
+    /// A connection that takes no bytes for
+    /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline) while bytes wait ends with
+    /// an error. This holds for any response, so also for a download that its reader has paused.
+    /// [`Hub::drain`] can cut the connection. A `TcpStream` also gets `TCP_NODELAY` and, on Linux,
+    /// `TCP_USER_TIMEOUT`. With TLS, wrap the TCP stream and pass the result to the TLS acceptor.
+    /// The connection must be polled in a tokio runtime with time enabled.
     ///
     /// ```no_run
     /// # use tower_sse::Hub;
@@ -261,20 +289,23 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
-    /// Lets the hub take the socket out of the server for as long as a stream lasts, and write it itself.
+    /// Lets the hub take the socket over from the server for as long as a stream lasts.
     ///
-    /// A server keeps its buffers and a task for as long as a response lasts. With this, once the head and
-    /// the first event of a stream are out, the server sees the response end, and the hub writes the rest:
-    /// the same frames with the same deadlines, from one task for thousands of sockets.
+    /// A server keeps its buffers and a task for as long as a response lasts. With takeover, the
+    /// server writes the head and the first event of a stream and then sees the response end. The
+    /// hub writes the rest: the same frames with the same deadlines, from one task for thousands of
+    /// sockets.
     ///
-    /// For HTTP/1.1 on a `TcpStream`, on Unix. Streams that are written otherwise (TLS above, HTTP/2,
-    /// HTTP/1.0), or changed by another layer, are noticed by their bytes and stay with the server; so
-    /// does everything that is no stream. The head of a stream says `Connection: close`, and a request
-    /// that is pipelined behind it is not answered.
+    /// Takeover works for HTTP/1.1 on a `TcpStream`, on Unix. The hub recognizes by the bytes a
+    /// stream that is written otherwise (TLS above, HTTP/2, HTTP/1.0) or that another layer has
+    /// changed. Such a stream stays with the server, and so does every other response. The head of
+    /// a stream says `Connection: close`, and a request that is pipelined behind it is not
+    /// answered.
     ///
-    /// To other layers and to the server's graceful shutdown the response is over then. So limits and
-    /// counts are the hub's, and [`Hub::drain`] has to be awaited before the process ends. A stream lives
-    /// on if the task of the server is aborted; it ends with the drain, or with the runtime that served it.
+    /// To other layers and to the server's graceful shutdown the response is over then. So use the
+    /// limits and counts of the hub, and await [`Hub::drain`] before the process ends. A stream
+    /// continues if the task of the server is aborted. It ends with the drain, or with the runtime
+    /// that served it.
     ///
     /// ```no_run
     /// # use tower_sse::Hub;

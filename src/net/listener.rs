@@ -17,7 +17,21 @@ use super::{SseConnectInfo, SseIo};
 use crate::hub::Hub;
 use crate::macros::opaque_debug;
 
-/// A listener whose connections the hub watches over: inside the [`TapIo`] that [`Hub::listener`] returns.
+/// A listener whose connections the hub watches, inside the [`TapIo`] that [`Hub::listener`]
+/// returns.
+///
+/// ```no_run
+/// use axum::serve::TapIo;
+/// use tokio::net::{TcpListener, TcpStream};
+/// use tower_sse::{Hub, SseIo, SseListener};
+///
+/// type Watched = TapIo<SseListener<TcpListener>, fn(&mut SseIo<TcpStream>)>;
+///
+/// async fn listen(hub: &Hub) -> std::io::Result<Watched> {
+///     Ok(hub.listener(TcpListener::bind("127.0.0.1:3000").await?))
+/// }
+/// # let _ = listen;
+/// ```
 pub struct SseListener<L> {
     hub: Hub,
     below: L,
@@ -25,10 +39,11 @@ pub struct SseListener<L> {
 }
 
 impl Hub {
-    /// Wraps a listener for `axum::serve`: each connection is what [`Hub::io`] makes of it.
+    /// Wraps a listener for `axum::serve`. [`Hub::io`] wraps each of its connections.
     ///
-    /// It comes inside axum's own `TapIo`, so that `ConnectInfo<SocketAddr>` goes on to compile; the closure in it does
-    /// nothing. With HTTP/2, serve an [`SseMakeService`], so that the hub can cut clients that stall.
+    /// The result is inside axum's own `TapIo`, so that `ConnectInfo<SocketAddr>` still compiles.
+    /// The closure in it does nothing. With HTTP/2, serve an [`SseMakeService`], so that the hub
+    /// can cut clients that stall.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -49,9 +64,11 @@ impl Hub {
         SseListener { hub: self.clone(), below: listener, takeover: false }.tap_io(|_| {})
     }
 
-    /// The same, and the hub also [takes the socket of each connection over](SseIo::take_over) for
-    /// as long as a stream lasts: an idle one takes less than a kilobyte then. Await [`Hub::drain`] in the
-    /// shutdown signal, since axum does not know of these streams.
+    /// Wraps a listener like [`Hub::listener`]. The hub also [takes the socket](SseIo::take_over)
+    /// of each connection over for as long as a stream lasts.
+    ///
+    /// An idle stream then takes less than a kilobyte. Await [`Hub::drain`] in the shutdown signal,
+    /// since axum does not know these streams.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -92,10 +109,11 @@ impl<L: Listener> Listener for SseListener<L> {
     }
 }
 
-/// Makes the service of each connection, for `axum::serve` on [`Hub::listener`]: as axum's
-/// `into_make_service_with_connect_info::<SocketAddr>()`, and each request also carries [`SseConnectInfo`].
+/// A make service for `axum::serve` on [`Hub::listener`], which adds [`SseConnectInfo`] to each
+/// request.
 ///
-/// So the hub knows the socket of every stream, also with HTTP/2.
+/// Otherwise it does the same as axum's `into_make_service_with_connect_info::<SocketAddr>()`. With
+/// it the hub knows the socket of every stream, also with HTTP/2.
 ///
 /// ```no_run
 /// use axum::Router;
@@ -114,7 +132,7 @@ pub struct SseMakeService<S> {
 }
 
 impl<S> SseMakeService<S> {
-    /// Serves every connection with a clone of `service`.
+    /// Creates a make service that serves every connection with a clone of `service`.
     #[must_use]
     pub fn new(service: S) -> Self {
         Self { service }

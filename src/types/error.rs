@@ -6,9 +6,21 @@ use std::fmt;
 
 use http::StatusCode;
 
-/// Why an event was not published.
+/// The error of publishing an event.
 ///
-/// Nothing was appended and no position was used, unless [`is_unknown`](Self::is_unknown) says otherwise.
+/// The hub has appended nothing and used no position, unless [`is_unknown`](Self::is_unknown) is
+/// true.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{Event, Hub};
+///
+/// let hub = Hub::builder().build()?;
+/// let error = hub.topic("news").publish(Event::new("hub.live", "")).await.unwrap_err();
+/// assert!(error.is_invalid()); // a name of the hub: the same event can never be published
+/// assert_eq!(error.status_code(), 400);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct PublishError(PublishErrorKind);
 
@@ -51,37 +63,39 @@ impl PublishError {
         Self(PublishErrorKind::NotJson(error))
     }
 
-    /// The event or its target can never be published as it is: a bad name, bytes that are not
-    /// UTF-8, a value that does not serialize, a payload or a union over its limit, an idempotency
-    /// key where no log remembers it.
+    /// Returns whether the event or its target can never be published as it is. Causes are an
+    /// invalid name, bytes that are not UTF-8, a value that does not serialize, a payload or a
+    /// union of targets over its limit, and an idempotency key for a log that remembers none.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_closed() && !self.is_unavailable()
     }
 
-    /// The broker is not there, refuses, or did not answer in time
-    /// ([`is_unknown`](Self::is_unknown)); or [`publish_now`](crate::Target::publish_now) was
-    /// called where publishing has to wait for one; or the future was polled outside of a tokio
-    /// runtime, where the hub cannot talk to one.
+    /// Returns whether the broker was unavailable. The broker could not be reached, rejected the
+    /// event, or did not answer in time ([`is_unknown`](Self::is_unknown)). Also true if
+    /// [`publish_now`](crate::Target::publish_now) was called where publishing has to wait for a
+    /// broker, or if the future was polled outside of a tokio runtime, where the hub cannot reach a
+    /// broker.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, PublishErrorKind::Broker { .. } | PublishErrorKind::Shared | PublishErrorKind::NoRuntime)
     }
 
-    /// The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), counted as it would stand on
-    /// the wire. Also [`is_invalid`](Self::is_invalid).
+    /// Returns whether the payload is over
+    /// [`HubBuilder::max_payload`](crate::HubBuilder::max_payload). The hub counts the bytes as
+    /// they would stand on the wire. Such an error is also [invalid](Self::is_invalid).
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         matches!(self.0, PublishErrorKind::TooLarge { .. })
     }
 
-    /// The hub was drained: it publishes nothing any more.
+    /// Returns whether the hub was drained. A drained hub publishes no more events.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self.0, PublishErrorKind::Closed)
     }
 
-    /// The status for a client whose request caused the event:
+    /// Returns the HTTP status for a client whose request caused the event.
     ///
     /// | error | status |
     /// |---|---|
@@ -90,7 +104,8 @@ impl PublishError {
     /// | otherwise [`is_invalid`](Self::is_invalid) | 400 |
     /// | [`is_closed`](Self::is_closed), [`is_unavailable`](Self::is_unavailable) | 503 |
     ///
-    /// If the error is also [`is_unknown`](Self::is_unknown), the event may be published all the same.
+    /// If the error is also [`is_unknown`](Self::is_unknown), the event may have been published all
+    /// the same.
     #[must_use]
     pub fn status_code(&self) -> StatusCode {
         match self.0 {
@@ -101,8 +116,8 @@ impl PublishError {
         }
     }
 
-    /// The record was sent to the log and no answer came in time, so it may or may not have been published. Never so
-    /// with the log of this process.
+    /// Returns whether the event may have been published: the record was sent to the log, and no
+    /// answer came in time. Never true with the log of this process.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         matches!(self.0, PublishErrorKind::Broker { is_unknown: true, .. })
@@ -146,8 +161,23 @@ impl From<InvalidName> for PublishError {
     }
 }
 
-/// Why connections were not told to end, to join or to leave. Nothing was changed, but where one of several connections
-/// had no room for a topic: others may have joined then.
+/// The error of a command that ends connections, or that makes them join or leave a topic.
+///
+/// The hub has changed nothing, with two exceptions. If the error is [over the
+/// limit](Self::is_over_limit), other connections of the target may have joined the topic. If the
+/// error is [unavailable](Self::is_unavailable), this instance has carried the command out.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{Hub, Subscription};
+///
+/// let hub = Hub::builder().build()?;
+/// let page = hub.subscribe(Subscription::for_user("ada"), None)?;
+/// let error = hub.connection(page.connection()).join("").await.unwrap_err();
+/// assert!(error.is_invalid());
+/// assert_eq!(error.to_string(), "topic is empty");
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct CommandError(CommandErrorKind);
 
@@ -173,29 +203,31 @@ impl CommandError {
         Self(CommandErrorKind::TooManyTopics { limit })
     }
 
-    /// The target, the topic or the note can never be as it is.
+    /// Returns whether the target, the topic or the note is invalid. The same command can never
+    /// succeed.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_over_limit() && !self.is_unavailable()
     }
 
-    /// It was carried out on this instance, and the others could not be told: the broker is not
-    /// there, or the future was polled outside of a tokio runtime, where the hub cannot talk to it.
-    /// Repeat it.
+    /// Returns whether other instances did not receive the command, although this instance has
+    /// carried it out. The broker was unavailable, or the future was polled outside of a tokio
+    /// runtime, where the hub cannot reach the broker. Repeat the command.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, CommandErrorKind::Broker(_) | CommandErrorKind::NoRuntime)
     }
 
-    /// The connection, or the user, has as many topics as
+    /// Returns whether the connection, or the user, has as many topics as
     /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics) allows.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         matches!(self.0, CommandErrorKind::TooManyTopics { .. })
     }
 
-    /// The status for a client whose request caused the command: 400 if [invalid](Self::is_invalid), 409 if
-    /// [over the limit](Self::is_over_limit), and 503 if the broker is [unavailable](Self::is_unavailable).
+    /// Returns the HTTP status for a client whose request caused the command: 400 if
+    /// [invalid](Self::is_invalid), 409 if [over the limit](Self::is_over_limit), and 503 if the
+    /// broker is [unavailable](Self::is_unavailable).
     #[must_use]
     pub fn status_code(&self) -> StatusCode {
         if self.is_unavailable() {
@@ -235,7 +267,17 @@ impl From<InvalidName> for CommandError {
     }
 }
 
-/// A topic, user, event name or key that no hub accepts. It says which of them and why; it does not repeat the value.
+/// The error of a name that no hub accepts: a topic, user, connection, event name or key.
+///
+/// The error names the field and the problem. It does not repeat the value.
+///
+/// ```
+/// use tower_sse::Topic;
+///
+/// let error = Topic::try_from("news\n").unwrap_err();
+/// assert_eq!(error.field(), "topic");
+/// assert_eq!(error.to_string(), "topic contains the control character U+000A");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidName {
     field: &'static str,
@@ -257,7 +299,8 @@ impl InvalidName {
         Self { field, problem }
     }
 
-    /// Which value it is: `topic`, `user`, `connection`, `event name`, `key`, `idempotency key`, `note` or `target`.
+    /// Returns the kind of the invalid value: `topic`, `user`, `connection`, `event name`, `key`,
+    /// `idempotency key`, `note` or `target`.
     #[must_use]
     pub fn field(&self) -> &'static str {
         self.field
@@ -290,7 +333,16 @@ impl From<Infallible> for InvalidName {
     }
 }
 
-/// A setting, or two that contradict each other, which [`HubBuilder::build`](crate::HubBuilder::build) refuses.
+/// The error of a setting that [`HubBuilder::build`](crate::HubBuilder::build) rejects, or of two
+/// settings that contradict each other.
+///
+/// ```
+/// use tower_sse::Hub;
+///
+/// let error = Hub::builder().max_payload(0).build().unwrap_err();
+/// assert_eq!(error.setting(), "max_payload");
+/// assert_eq!(error.to_string(), "max_payload: too small for any event");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuildError {
     setting: &'static str,
@@ -302,7 +354,7 @@ impl BuildError {
         Self { setting, problem }
     }
 
-    /// The name of the builder's method.
+    /// Returns the name of the builder method that sets the rejected setting.
     #[must_use]
     pub fn setting(&self) -> &'static str {
         self.setting

@@ -12,19 +12,23 @@ use super::name;
 /// The longest event name. It is a word of the application, and each event carries it.
 const MAX_EVENT_NAME_BYTES: usize = 128;
 
-/// An event: an optional name, data, and what the hub should do with it.
+/// An event: an optional name, data, and settings for its delivery.
 ///
 /// ```
 /// use tower_sse::Event;
 ///
-/// let unnamed = Event::unnamed("anything that is text, also\nseveral lines");
-/// let named = Event::new("news", "It rains.");
-/// let latest = Event::new("temperature", "21.5").key("boiler");
-/// # let _ = (unnamed, named, latest);
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let headline = Event::new("headline", "Bridge closed");
+/// let unnamed = Event::unnamed("several lines\nof text");
+/// let saved = Event::json("document.saved", &serde_json::json!({ "id": 7 }))?;
+/// let temperature = Event::from_utf8("temperature", &b"21.5"[..])?.key("boiler");
+/// let removal = Event::removal("boiler"); // there is no current temperature any more
+/// # let _ = (headline, unnamed, saved, temperature, removal);
+/// # Ok(()) }
 /// ```
 ///
-/// Names and keys are checked when the event is published, so that building one stays a plain expression; the error
-/// of [`publish`](crate::Target::publish) names the field and the reason.
+/// Publishing checks names and keys, so an expression that builds an event needs no error handling.
+/// The error of [`publish`](crate::Target::publish) names the field and the reason.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub(crate) name: Cow<'static, str>,
@@ -44,11 +48,11 @@ enum Text {
 }
 
 impl Event {
-    /// A named event with text as its data.
+    /// Creates a named event with text as its data.
     ///
-    /// `name` is up to 128 bytes without control characters; `open`, `error` and names that start with `hub.` are
-    /// taken by the browser and the hub. An empty name is none. Line breaks in `data` may be LF, CR or CRLF; the
-    /// receiver reads each of them as LF.
+    /// `name` has at most 128 bytes and no control characters. `open`, `error` and names that start
+    /// with `hub.` are reserved for the browser and the hub. An empty name stands for no name. Line
+    /// breaks in `data` may be LF, CR or CRLF; the receiver reads each of them as LF.
     #[doc(alias = "text")]
     pub fn new(name: impl Into<Cow<'static, str>>, data: impl Into<Cow<'static, str>>) -> Self {
         Self {
@@ -61,16 +65,17 @@ impl Event {
         }
     }
 
-    /// An event without a name: a browser hands it to `onmessage`.
+    /// Creates an event without a name. A browser passes it to `onmessage`.
     #[doc(alias = "message")]
     pub fn unnamed(data: impl Into<Cow<'static, str>>) -> Self {
         Self::new("", data)
     }
 
-    /// A named event with a value, serialised now, as its data.
+    /// Creates a named event with a value as its data, which this call serializes to JSON.
     ///
     /// # Errors
-    /// When `value` does not serialise.
+    ///
+    /// When `value` does not serialize.
     pub fn json<T>(name: impl Into<Cow<'static, str>>, value: &T) -> Result<Self, PublishError>
     where
         T: serde::Serialize + ?Sized,
@@ -79,10 +84,12 @@ impl Event {
         Ok(Self::new(name, data))
     }
 
-    /// A named event with bytes from elsewhere as its data, for example the body of a request. Not copied.
+    /// Creates a named event with existing bytes as its data, for example the body of a request.
+    /// The bytes are not copied.
     ///
     /// # Errors
-    /// When `data` is not UTF-8, which is all that an event stream can carry.
+    ///
+    /// When `data` is not UTF-8. An event stream carries only UTF-8.
     #[doc(alias = "utf8")]
     pub fn from_utf8(name: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Result<Self, PublishError> {
         let data = data.into();
@@ -92,9 +99,12 @@ impl Event {
         Ok(event)
     }
 
-    /// Withdraws the current value of `key` where [`Retention::latest_per_key`](crate::Retention::latest_per_key)
-    /// holds, and is delivered itself, so that open pages can drop it too. Its data is the key unless
-    /// [`data`](Self::data) sets another; it has no name unless [`name`](Self::name) gives one.
+    /// Creates an event that removes the current value of `key` where
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds.
+    ///
+    /// The event is also delivered, so that open pages can drop the value too. Its data is the key
+    /// unless [`data`](Self::data) sets another. The event has no name unless [`name`](Self::name)
+    /// sets one.
     #[doc(alias = "remove")]
     pub fn removal(key: impl Into<Cow<'static, str>>) -> Self {
         let key = key.into();
@@ -116,30 +126,34 @@ impl Event {
     }
 
     /// Makes this event the current value of `key`, in place of the earlier one, where
-    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds; elsewhere it changes nothing.
-    /// One to 255 bytes without control characters. It is not sent. Defaults to none.
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds. Elsewhere a key
+    /// changes nothing. A key has 1 to 255 bytes without control characters, and is not sent.
+    /// Defaults to none.
     #[must_use]
     pub fn key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
         self.key = Some(key.into());
         self
     }
 
-    /// Tells the receiving browsers to wait this long before they reconnect, from now on. Rounded to milliseconds and
-    /// clamped to 0.1 s to 1 h. Defaults to none.
+    /// Makes the receiving browsers wait this long before they reconnect, from now on. The hub
+    /// rounds the time to milliseconds and clamps it to 0.1 s to 1 h. Defaults to none.
     #[must_use]
     pub fn retry(mut self, retry: Duration) -> Self {
         self.retry = Some(retry);
         self
     }
 
-    /// Makes publishing it again harmless, where the log is shared ([`HubBuilder::backplane`],
-    /// `Publisher`): within ten minutes it is appended once, and a publish with the same key, from
-    /// any instance, returns the position of the first. For jobs that run again, and for
-    /// [`PublishError::is_unknown`]. Only the key counts: what is published under one that was
-    /// taken is dropped, whatever it says.
+    /// Makes a repeated publish of this event harmless where the log is shared
+    /// ([`HubBuilder::backplane`], `Publisher`).
     ///
-    /// The log of one process remembers none, and refuses an event with one. One to 255 bytes
-    /// without control characters. It is not sent. Defaults to none.
+    /// The shared log appends an event with this key once within ten minutes. A later publish with
+    /// the same key, from any instance, returns the position of the first. Use a key for jobs that
+    /// run again, and after an error that [`is_unknown`](PublishError::is_unknown). The log
+    /// compares only the key: it drops an event whose key is taken, also if the event has other
+    /// data.
+    ///
+    /// The log of one process remembers no keys, and rejects an event with a key. A key has 1 to
+    /// 255 bytes without control characters, and is not sent. Defaults to none.
     ///
     /// [`HubBuilder::backplane`]: crate::HubBuilder
     #[must_use]

@@ -27,24 +27,35 @@ impl BannedUntil {
     }
 }
 
-/// What a client says it has seen: untrusted bytes, parsed once.
+/// The point from which a client resumes, parsed once from the untrusted bytes that the client
+/// sends.
+///
+/// ```
+/// use tower_sse::{Cursor, Position};
+///
+/// let position: Position = "1.5eed.42".parse()?;
+/// assert_eq!(Cursor::parse(b"1.5eed.42"), Cursor::At(position));
+/// assert_eq!(Cursor::parse(b""), Cursor::Absent);
+/// assert_eq!(Cursor::parse(b"page 2"), Cursor::Invalid);
+/// # Ok::<(), tower_sse::InvalidPosition>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cursor {
-    /// Nothing was sent, or it was empty: a fresh page.
+    /// The client has sent no id, or an empty one: a new page.
     #[default]
     Absent,
-    /// Everything up to here.
+    /// The client has received everything up to this position.
     At(Position),
-    /// A `hub.bye` told it to stay away until then.
+    /// A `hub.bye` has banned the client until this time.
     #[doc(alias = "Barred")]
     Banned(SystemTime),
-    /// Something that no hub ever sent.
+    /// The client has sent an id that no hub ever sent.
     Invalid,
 }
 
 impl Cursor {
-    /// Parses a `Last-Event-ID`.
+    /// Parses the value of a `Last-Event-ID` header.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
         if bytes.is_empty() {
@@ -60,7 +71,7 @@ impl Cursor {
 }
 
 impl From<Option<Position>> for Cursor {
-    /// `None` is a fresh page.
+    /// Converts `None` to [`Cursor::Absent`], the cursor of a new page.
     fn from(position: Option<Position>) -> Self {
         position.map_or(Self::Absent, Self::At)
     }

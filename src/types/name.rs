@@ -40,14 +40,15 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {
         $(#[$doc])*
         ///
-        /// One to 255 bytes of UTF-8 without control characters. Nothing in it is special: `*`, `>`, `.`, `/`, `:` and
-        /// spaces stand for themselves. Converts from strings, integers and, with the feature `uuid`, from `Uuid`.
-        /// Cloning is one reference count.
+        /// The name has 1 to 255 bytes of UTF-8 without control characters. No character is
+        /// special: `*`, `>`, `.`, `/`, `:` and spaces stand for themselves. The type converts from
+        /// strings, integers and, with the feature `uuid`, from `Uuid`. Cloning increments one
+        /// reference count.
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -72,7 +73,8 @@ macro_rules! name {
             }
         }
 
-        /// A map with names as keys is searched by text. `Hash` and `Ord` are those of the text.
+        /// Lets a map with names as keys be searched by text. `Hash` and `Ord` are those of the
+        /// text.
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0
@@ -130,27 +132,59 @@ macro_rules! name {
 }
 
 name! {
-    /// A subject that connections subscribe to and events are published to.
+    /// A subject to which connections subscribe and to which the application publishes events.
+    ///
+    /// ```
+    /// use tower_sse::Topic;
+    ///
+    /// let topic = Topic::try_from("documents/7")?;
+    /// assert_eq!(topic.as_str(), "documents/7");
+    /// assert_eq!(Topic::from(7), Topic::try_from("7")?);
+    /// assert!(Topic::try_from("").is_err());
+    /// # Ok::<(), tower_sse::InvalidName>(())
+    /// ```
     Topic, "topic"
 }
 
 name! {
-    /// A user as the application knows it. Every page and tab that a user has open is a connection of that user.
+    /// A user as the application identifies it. Every page and tab that a user has open is a
+    /// connection of that user.
     ///
-    /// Users and topics are separate namespaces: a user named like a topic never meets it.
+    /// ```
+    /// use tower_sse::UserId;
+    ///
+    /// let ada = UserId::try_from("ada")?;
+    /// assert_eq!(ada.as_str(), "ada");
+    /// assert_eq!(UserId::from(42_u64).to_string(), "42");
+    /// # Ok::<(), tower_sse::InvalidName>(())
+    /// ```
+    ///
+    /// Users and topics are separate namespaces: a user and a topic of one name are unrelated.
     UserId, "user"
 }
 
-/// One open stream. 128 bits from the operating system, so that it cannot be guessed.
+/// The id of one open stream: 128 random bits from the operating system, which cannot be guessed.
 ///
-/// A page learns its own from `hub.hello` and may send it along with a request, so that the event that this request
-/// causes does not come back to it: [`Target::except`](crate::Target::except).
+/// A page receives its own id in `hub.hello`. The page may send the id along with a request, so
+/// that the event that this request causes does not come back to the page:
+/// [`Target::except`](crate::Target::except).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{ConnectionId, Hub, Subscription};
+///
+/// let hub = Hub::builder().build()?;
+/// let page = hub.subscribe(Subscription::for_user("ada"), None)?;
+/// let header = page.connection().to_string(); // the value of `ConnectionId::HEADER`
+/// assert_eq!(header.parse::<ConnectionId>()?, page.connection());
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(u128);
 
 impl ConnectionId {
-    /// The header in which a page sends its own connection along with a request. With the feature `axum`, `ConnectionId`
-    /// is an extractor that reads it.
+    /// The name of the header in which a page sends its own connection id along with a request.
+    /// With the feature `axum`, `ConnectionId` is an extractor that reads this header.
     pub const HEADER: &'static str = "sse-connection";
 
     pub(crate) fn from_bits(bits: u128) -> Self {

@@ -6,11 +6,24 @@ use std::str::FromStr;
 
 use super::as_text::serde_as_text;
 
-/// A place in the log; also a complete cursor: it stands for everything up to it, on every topic.
+/// A position in the log, which is also a complete cursor: it stands for everything up to it, on
+/// every topic.
 ///
-/// Printed as `1.epoch.sequence` in `[A-Za-z0-9._-]`, at most 64 bytes: the `id` of an event, which the browser sends
-/// back as `Last-Event-ID`. The first digit is the version of this format. Treat it as opaque: a page may store it and
-/// hand it back, nothing else.
+/// Its text is `1.epoch.sequence` in `[A-Za-z0-9._-]`, at most 64 bytes. The text is the `id` of an
+/// event, which the browser sends back as `Last-Event-ID`. The first digit is the version of this
+/// format. Treat the text as opaque: a page may only store it and send it back.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{Event, Hub, Position};
+///
+/// let hub = Hub::builder().build()?;
+/// let first = hub.topic("news").publish(Event::new("headline", "Bridge closed")).await?.position;
+/// let second = hub.topic("news").publish(Event::new("headline", "Bridge open")).await?.position;
+/// assert!(first < second);
+/// assert_eq!(first.to_string().parse::<Position>()?, first);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
     epoch: Epoch,
@@ -20,7 +33,7 @@ pub struct Position {
 /// The length of the longest position: `1.`, 16 hexadecimal digits, `.` and 20 digits.
 const LONGEST: usize = 39;
 
-/// Within one life of the log; positions of two lives have no order.
+/// Orders the positions of one epoch of the log. Positions of two epochs have no order.
 impl PartialOrd for Position {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         (self.epoch == other.epoch).then(|| self.sequence.cmp(&other.sequence))
@@ -82,7 +95,14 @@ impl fmt::Debug for Position {
     }
 }
 
-/// The text is not a position.
+/// The error of parsing a text that is not a [`Position`].
+///
+/// ```
+/// use tower_sse::Position;
+///
+/// let error = "page 2".parse::<Position>().unwrap_err();
+/// assert_eq!(error.to_string(), "not a position: expected `1.epoch.sequence`");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidPosition;
 
@@ -97,7 +117,7 @@ impl std::error::Error for InvalidPosition {}
 impl FromStr for Position {
     type Err = InvalidPosition;
 
-    /// Takes exactly what `Display` prints: one position has one spelling.
+    /// Parses exactly the text that `Display` prints, so that a position has one spelling.
     fn from_str(text: &str) -> Result<Self, InvalidPosition> {
         let mut parts = text.splitn(3, '.');
         let (Some("1"), Some(epoch), Some(sequence)) = (parts.next(), parts.next(), parts.next()) else {

@@ -16,10 +16,10 @@ macro_rules! reasons {
         }
 
         impl $name {
-            /// All of them, in the order of their documentation.
+            /// All reasons, in the order of their documentation.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// The word on the wire.
+            /// Returns the word on the wire.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -45,7 +45,14 @@ macro_rules! reasons {
     };
 }
 
-/// The text is no reason that this version of the crate knows. A later version may have more.
+/// The error of parsing a word that is no reason of this version of the crate. A later version may
+/// have more reasons.
+///
+/// ```
+/// use tower_sse::{EndReason, UnknownReason};
+///
+/// assert_eq!("tired".parse::<EndReason>(), Err(UnknownReason));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownReason;
 
@@ -58,73 +65,111 @@ impl fmt::Display for UnknownReason {
 impl std::error::Error for UnknownReason {}
 
 reasons! {
-    /// Why records are not to be had: the `reason` of `hub.gap`.
+    /// The reason that events are no longer retained: the `reason` of `hub.gap`.
+    ///
+    /// ```
+    /// use tower_sse::GapReason;
+    ///
+    /// assert_eq!(GapReason::Trimmed.as_str(), "trimmed");
+    /// assert_eq!("lagged".parse(), Ok(GapReason::Lagged));
+    /// ```
     GapReason {
-        /// They were dropped, by the bounds of the retention, before the client came back for them.
+        /// The bounds of the retention have dropped the events before the client came back for
+        /// them.
         Trimmed = "trimmed",
-        /// The client's position is from another life of the log: the process was started anew.
+        /// The client's position is from another epoch of the log: the process has restarted since.
         Epoch = "epoch",
-        /// The client's position is above everything that the log ever held.
+        /// The client's position is above every position that the log ever had.
         Ahead = "ahead",
-        /// What the client sent is not a position.
+        /// The client has sent an id that is not a position.
         Invalid = "invalid",
-        /// They were dropped while the stream was open, since it was read too slowly.
+        /// The events were dropped while the stream was open, because the client read too slowly.
         Lagged = "lagged",
-        /// The broker does not have them any more, or holds something there that cannot be read.
+        /// The broker no longer has the events, or has a record there that cannot be read.
         Lost = "lost",
     }
 }
 
 reasons! {
-    /// Why a request got no stream: the `reason` of `hub.refused`, a stream of one event that tells the browser when
-    /// to try again.
+    /// The reason that a request received no stream: the `reason` of `hub.refused`. `hub.refused`
+    /// is a stream of one event that tells the browser when to retry.
+    ///
+    /// ```
+    /// use tower_sse::{Refusal, RefusalReason};
+    ///
+    /// let refusal = Refusal::retry_later(RefusalReason::Busy);
+    /// assert_eq!(RefusalReason::Busy.as_str(), "busy"); // the word in `hub.refused`
+    /// # let _ = refusal;
+    /// ```
     RefusalReason {
-        /// The application said [`Refusal::retry_later`](crate::Refusal::retry_later).
+        /// The application has returned [`Refusal::retry_later`](crate::Refusal::retry_later) with
+        /// this reason.
         Busy = "busy",
         /// A limit on connections is reached.
         Limit = "limit",
-        /// The hub is being drained: the next attempt should meet another instance, or the next process.
+        /// The hub is draining. The next request should reach another instance, or the next
+        /// process.
         Draining = "draining",
         /// The access hook did not answer in time.
         Timeout = "timeout",
-        /// The instance has not read the log yet that it shares with others, or cannot ask it for a
-        /// ticket: its broker is not there.
+        /// The instance has not read the shared log yet, or cannot ask it for a ticket because the
+        /// broker is unavailable.
         Starting = "starting",
-        /// Its user or topic was disconnected while the request was being decided, perhaps by what was true before. The
-        /// next attempt is decided anew.
+        /// The user or a topic was disconnected while the hub decided about the request, so the
+        /// decision may rest on outdated facts. The hub decides anew about the next request.
         #[doc(alias = "Kicked")]
         Disconnected = "disconnected",
     }
 }
 
 reasons! {
-    /// Why a stream ended: the `reason` of `hub.bye` where the hub ended it, and the key of
-    /// [`Stats::ended`](crate::Stats::ended).
+    /// The reason that a stream ended: the `reason` of `hub.bye` where the hub ended it, and the
+    /// key of [`Stats::ended`](crate::Stats::ended).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::{Disconnect, EndReason, Hub, SubscriberItem, Subscription};
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let mut page = hub.subscribe(Subscription::for_user("ada"), None)?;
+    /// hub.user("ada").disconnect(Disconnect::now()).await?;
+    /// let mut last = None;
+    /// while let Some(item) = page.next().await {
+    ///     last = Some(item);
+    /// }
+    /// assert_eq!(last, Some(SubscriberItem::End(EndReason::Disconnected)));
+    /// # Ok(()) }
+    /// ```
     EndReason {
-        /// The client went away, or its connection broke. It comes back by itself if it wants to. Never in a `hub.bye`.
+        /// The client left, or its connection broke. The client reconnects if it wants to. Never in
+        /// a `hub.bye`.
         Client = "client",
-        /// The hub is being drained. The client should come back.
+        /// The hub is draining. The client should reconnect.
         Draining = "draining",
-        /// The subscription's time was over. The client should come back, with new credentials.
+        /// The subscription expired. The client should reconnect with new credentials.
         Expired = "expired",
-        /// It fell out of a channel's retention and the channel's policy is
-        /// [`LagPolicy::Disconnect`](crate::LagPolicy::Disconnect). The client should come back.
+        /// The stream fell behind the retention of an audience whose policy is
+        /// [`LagPolicy::Disconnect`](crate::LagPolicy::Disconnect). The client should reconnect.
         Lagged = "lagged",
-        /// It took nothing for the write deadline while something was owed. Hardly ever seen in a `hub.bye`, for it
-        /// reads nothing. The client may come back.
+        /// The client took no bytes for the write deadline while bytes were waiting. Such a client
+        /// rarely receives the `hub.bye`, because it does not read. The client may reconnect.
         Stalled = "stalled",
-        /// The application disconnected it: [`Target::disconnect`](crate::Target::disconnect).
-        /// Whether the client should come back is what the [`Disconnect`](crate::Disconnect) says.
+        /// The application disconnected the client:
+        /// [`Target::disconnect`](crate::Target::disconnect). The [`Disconnect`](crate::Disconnect)
+        /// sets whether the client should reconnect.
         #[doc(alias = "Kicked")]
         Disconnected = "disconnected",
-        /// [`Access::recheck`](crate::Access::recheck) ended it, or failed twice in a row. The client should come back,
-        /// and is decided anew, unless the hook refused it for later or for good.
+        /// [`Access::recheck`](crate::Access::recheck) ended the stream, or failed twice in a row.
+        /// The client should reconnect, and the hook decides anew, unless the hook has refused the
+        /// client for later or for good.
         Revoked = "revoked",
-        /// It was the oldest when a limit was reached whose policy is
-        /// [`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest). The client should come back later.
+        /// The stream was the oldest when a limit was reached whose policy is
+        /// [`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest). The client should reconnect
+        /// later.
         Limit = "limit",
-        /// It reached [`HubBuilder::max_connection_age`](crate::HubBuilder::max_connection_age). The client should come
-        /// back, and misses nothing.
+        /// The stream reached
+        /// [`HubBuilder::max_connection_age`](crate::HubBuilder::max_connection_age). The client
+        /// should reconnect, and misses no event.
         Age = "age",
     }
 }

@@ -7,25 +7,44 @@ use futures::future::BoxFuture;
 use super::refusal::Refusal;
 use super::subscription::Subscription;
 
-/// What [`Access::recheck`](crate::Access::recheck) says of a stream that is open.
+/// The answer of [`Access::recheck`](crate::Access::recheck) about an open stream.
+///
+/// ```
+/// use tower_sse::{Recheck, Refusal, Subscription};
+///
+/// fn recheck(stream: Subscription, is_signed_in: bool, is_editor: bool) -> Recheck {
+///     match (is_signed_in, is_editor) {
+///         (false, _) => Recheck::End(Refusal::unauthorized()),
+///         (true, false) => Recheck::Narrow(stream.retain_topics(|topic| topic.as_str() != "drafts")),
+///         (true, true) => Recheck::Keep,
+///     }
+/// }
+/// # let _ = recheck;
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Recheck {
-    /// It stays as it is. Ask again after the next interval.
+    /// The stream stays as it is. The hub asks again after the next interval.
     Keep,
-    /// It stays, with no more than this: topics that it does not have, nor [lets
-    /// join](Subscription::may_join), are left at once, and so is what waits of them; its expiry,
-    /// if it has one, takes the place of the old one, so this is also how an open stream is
-    /// renewed. What is in it beyond what the stream has is not added. With another user, or none,
-    /// the stream ends. Ask again after the next interval.
+    /// The stream stays, with no more than this subscription.
     ///
-    /// A [ticket](crate::Hub::ticket) that is redeemed is narrowed in the same way. Its page may then
-    /// [join](Subscription::may_join) the topics that both the ticket and this subscription allow.
+    /// The stream leaves at once each topic that the subscription neither has nor [lets
+    /// join](Subscription::may_join), and the waiting events of such a topic are dropped. An expiry
+    /// replaces the old one, so this is also the way to renew an open stream. The subscription adds
+    /// nothing that the stream does not have. With another user, or none, the stream ends. The hub
+    /// asks again after the next interval.
+    ///
+    /// A [ticket](crate::Hub::ticket) that is redeemed is narrowed in the same way. Its page may
+    /// then [join](Subscription::may_join) the topics that both the ticket and this subscription
+    /// allow.
     Narrow(Subscription),
-    /// It ends at once. After [`Refusal::retry_later`] the client comes back then, after [`Refusal::gone`] not for a day;
-    /// after the others it comes back, and the hook answers it as it does every request.
+    /// The stream ends at once.
+    ///
+    /// After [`Refusal::retry_later`] the client reconnects at that time, and after
+    /// [`Refusal::gone`] not for a day. After the other refusals the client reconnects, and the
+    /// hook decides about the request as about every other.
     End(Refusal),
-    /// It stays as it is, and need not be asked about again.
+    /// The stream stays as it is. The hub does not ask about it again.
     Settled,
 }
 

@@ -5,10 +5,28 @@ use std::time::Duration;
 use super::reason::RefusalReason;
 use super::subscription_error::SubscriptionError;
 
-/// Why a request gets no stream, and whether the client should come back.
+/// A refusal of a request for a stream, which also sets whether the client should retry.
 ///
-/// A browser's `EventSource` gives up for good on any status but 200. So "not now" is said by a stream of one
-/// event, `hub.refused`, which tells the browser when to try again; statuses are for "do not try again like this".
+/// A browser's `EventSource` gives up for good on any status but 200. So a retryable refusal is a
+/// stream of one event, `hub.refused`, which tells the browser when to retry. The other refusals
+/// are statuses, after which the browser stops.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::{Refusal, RefusalReason, StreamRequest, Subscription};
+/// # struct Session { user: u64, is_editor: bool, is_closed: bool }
+///
+/// async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
+///     let session = request.extensions().get::<Session>().ok_or(Refusal::unauthorized())?;
+///     match request.query_values("topic").next().as_deref() {
+///         Some("drafts") if !session.is_editor => Err(Refusal::forbidden()),
+///         Some("drafts") => Ok(Subscription::for_user(session.user).topic("drafts")),
+///         _ if session.is_closed => Err(Refusal::gone()),
+///         _ => Err(Refusal::retry_later(RefusalReason::Busy).retry(Duration::from_secs(30))),
+///     }
+/// }
+/// # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(access);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal(pub(crate) Kind);
 
@@ -28,29 +46,30 @@ pub(crate) enum Kind {
 }
 
 impl Refusal {
-    /// `401`: the client must sign in first. Browsers do not retry.
+    /// Refuses with `401`: the client must sign in first. Browsers do not retry.
     #[doc(alias = "login")]
     #[must_use]
     pub fn unauthorized() -> Self {
         Self(Kind::Unauthorized)
     }
 
-    /// `403`: the client may not have this. Return the same for what does not exist, so that a
-    /// client cannot learn what does. Browsers do not retry.
+    /// Refuses with `403`: the client has no permission. Return the same refusal for a topic that
+    /// does not exist, so that a client cannot learn which topics exist. Browsers do not retry.
     #[must_use]
     pub fn forbidden() -> Self {
         Self(Kind::Forbidden)
     }
 
-    /// `200` and `hub.refused`: the client should come back, after a random time of one to three times
-    /// [`HubBuilder::retry`](crate::HubBuilder::retry), or what [`retry`](Self::retry) sets.
+    /// Refuses with `200` and `hub.refused`: the client should retry after a random time of one to
+    /// three times [`HubBuilder::retry`](crate::HubBuilder::retry), or after the time that
+    /// [`retry`](Self::retry) sets.
     #[doc(alias = "later")]
     #[must_use]
     pub fn retry_later(reason: RefusalReason) -> Self {
         Self(Kind::RetryLater { reason, retry: None })
     }
 
-    /// `204`: the client should never come back. Browsers obey.
+    /// Refuses with `204`: the client should never reconnect. Browsers obey.
     #[doc(alias = "never")]
     #[must_use]
     pub fn gone() -> Self {
@@ -66,9 +85,9 @@ impl Refusal {
         Self::retry_later(RefusalReason::Disconnected)
     }
 
-    /// Sets when the client should come back, for [`retry_later`](Self::retry_later); the hub adds up to half
-    /// of it, so that clients that were refused together do not come back together. Changes nothing
-    /// for the others.
+    /// Sets when the client should retry, for [`retry_later`](Self::retry_later). The hub adds up
+    /// to half of the time, so that clients that were refused together do not reconnect together.
+    /// Changes nothing for the other refusals.
     #[must_use]
     pub fn retry(mut self, after: Duration) -> Self {
         if let Kind::RetryLater { retry, .. } = &mut self.0 {

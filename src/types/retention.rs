@@ -2,20 +2,34 @@
 
 use std::time::Duration;
 
-/// What is kept of the events to one audience, and what happens to a reader that falls out of it.
+/// The rule for the events that the hub retains for one audience, and for readers that fall behind.
 ///
-/// It is chosen by the audience alone: by the first matching [`TopicFilter`](crate::TopicFilter), else
-/// by the default for topics, users or everyone. Three kinds:
+/// The audience alone selects the rule: the first matching [`TopicFilter`](crate::TopicFilter),
+/// else the default for topics, users or everyone. There are three kinds:
 ///
-/// | kind | keeps | a page that comes back gets | a slow page |
+/// | kind | retains | a page that reconnects receives | a slow page receives |
 /// |---|---|---|---|
-/// | [`live`](Self::live) | a short window, for readers a moment behind | what is in the window, else a gap | as there |
-/// | [`replay`](Self::replay) | the newest events; a shared log more of them | all it missed, else a gap and what is kept | as there |
-/// | [`latest_per_key`](Self::latest_per_key) | the newest event of each key | the keys that changed | skips what is outdated, always gets the last |
+/// | [`live`](Self::live) | a short window, for readers a moment behind | the events in the window, else a gap | the same |
+/// | [`replay`](Self::replay) | the newest events; a shared log retains more of them | all events that it missed, else a gap and the retained events | the same |
+/// | [`latest_per_key`](Self::latest_per_key) | the newest event of each key | the keys that changed | always the last value, without the outdated ones |
 ///
 /// All bounds hold at once, and the hub's byte budgets
 /// ([`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget),
 /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget)) hold over all audiences together.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_sse::{Hub, Retention, TopicFilter};
+///
+/// let hour = Duration::from_secs(3600);
+/// let hub = Hub::builder()
+///     .topic_retention(Retention::replay().count(500).age(hour))
+///     .retention_for(TopicFilter::prefix("cursors/"), Retention::live())
+///     .retention_for(TopicFilter::prefix("sensors/"), Retention::latest_per_key())
+///     .build()?;
+/// # let _ = hub;
+/// # Ok::<(), tower_sse::BuildError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     pub(crate) kind: Kind,
@@ -40,20 +54,32 @@ pub(crate) struct Bounds {
     pub(crate) age: Option<Duration>,
 }
 
-/// What becomes of an open stream that fell so far behind that records it had not read were dropped.
+/// The treatment of an open stream that has fallen so far behind that events that it had not read
+/// were dropped.
+///
+/// ```
+/// use tower_sse::{Hub, LagPolicy, Retention, TopicFilter};
+///
+/// let orders = Retention::replay().on_lag(LagPolicy::Disconnect);
+/// let hub = Hub::builder().retention_for(TopicFilter::exact("orders"), orders).build()?;
+/// # let _ = hub;
+/// # Ok::<(), tower_sse::BuildError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LagPolicy {
-    /// It gets one `hub.gap` with the reason `lagged`, then everything that is still kept.
+    /// The stream receives one `hub.gap` with the reason `lagged`, and then every event that is
+    /// still retained.
     #[default]
     Gap,
-    /// It ends, with `hub.bye` and the reason `lagged`. The browser reconnects, and is told what it missed then.
+    /// The stream ends with `hub.bye` and the reason `lagged`. The browser reconnects, and receives
+    /// a gap for the events that it missed.
     Disconnect,
 }
 
 impl Retention {
-    /// A window of the hub's write deadline (30 s by default), at most 256 events and 1 MiB: enough for a reader that
-    /// is a moment behind, or reconnects at once.
+    /// Retains a window of the hub's write deadline (30 s by default), at most 256 events and 1
+    /// MiB. The window is enough for a reader that is a moment behind, or that reconnects at once.
     #[must_use]
     pub fn live() -> Self {
         // The age of the ring of the live kinds is the hub's live window; it is filled in when the hub is built.
@@ -61,51 +87,58 @@ impl Retention {
         Self { kind: Kind::Live, ring, keyed: Bounds { count: 0, bytes: 0, age: None }, lag: LagPolicy::Gap }
     }
 
-    /// The newest 1,024 events, at most 1 MiB of them and none older than 5 minutes, unless set otherwise.
+    /// Retains the newest 1,024 events, at most 1 MiB of them and none older than 5 minutes, unless
+    /// set otherwise.
     ///
     /// Where several instances share a log
-    /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)) these are the bounds of each
-    /// instance's memory: a page that comes back from before that gets the rest out of the broker's
-    /// log, as far back as that goes. Its own limits are what to set where nothing old may be read.
+    /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)), these are the bounds of each
+    /// instance's memory. A page that reconnects from before these bounds receives the rest from
+    /// the broker's log, as far back as that log goes. Set the limits of the broker's log where
+    /// clients may not read old events.
     #[must_use]
     pub fn replay() -> Self {
         let ring = Bounds { count: 1024, bytes: 1 << 20, age: Some(Duration::from_secs(300)) };
         Self { kind: Kind::Replay, ring, ..Self::live() }
     }
 
-    /// The newest event of each [`key`](crate::Event::key): at most 1,024 keys and 1 MiB, whatever their age, unless
-    /// set otherwise. A new page gets every current value at once. Events without a key are treated as
-    /// [`live`](Self::live), and so is the news of a [removal](crate::Event::removal).
+    /// Retains the newest event of each [`key`](crate::Event::key): at most 1,024 keys and 1 MiB,
+    /// of any age, unless set otherwise.
+    ///
+    /// A new page receives every current value at once. The hub treats events without a key as
+    /// [`live`](Self::live), and also the event that reports a [removal](crate::Event::removal).
     #[must_use]
     pub fn latest_per_key() -> Self {
         Self { kind: Kind::LatestPerKey, keyed: Bounds { count: 1024, bytes: 1 << 20, age: None }, ..Self::live() }
     }
 
-    /// Keeps at most this many events, or keys with [`latest_per_key`](Self::latest_per_key). At least 1.
+    /// Limits the number of retained events, or of keys with
+    /// [`latest_per_key`](Self::latest_per_key). At least 1.
     #[must_use]
     pub fn count(mut self, count: usize) -> Self {
         self.bounds().count = count;
         self
     }
 
-    /// Keeps at most this many bytes. An event counts as its bytes on the wire plus 200, and a current value as its key
-    /// and 90 in addition. At least 1; the newest event stays even if it alone is larger.
+    /// Limits the number of retained bytes. An event counts as its bytes on the wire plus 200, and
+    /// a current value as its key and 90 in addition. At least 1. The newest event stays even if it
+    /// alone is larger.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds().bytes = bytes;
         self
     }
 
-    /// Keeps nothing older than this. Checked when something is published and, in a tokio runtime, within a few
-    /// seconds of its time. More than zero. Not for [`live`](Self::live), whose age is
-    /// the [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline).
+    /// Limits the age of retained events. The hub checks the age when an event is published and, in
+    /// a tokio runtime, within a few seconds of its time. More than zero. Not for
+    /// [`live`](Self::live), whose age is the
+    /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline).
     #[must_use]
     pub fn age(mut self, age: Duration) -> Self {
         self.bounds().age = Some(age);
         self
     }
 
-    /// Sets what becomes of an open stream that falls behind. Defaults to [`LagPolicy::Gap`].
+    /// Sets the treatment of an open stream that falls behind. Defaults to [`LagPolicy::Gap`].
     #[must_use]
     pub fn on_lag(mut self, policy: LagPolicy) -> Self {
         self.lag = policy;

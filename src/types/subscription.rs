@@ -16,21 +16,25 @@ use super::position::Position;
 use super::subscription_error::SubscriptionError;
 use super::topic_filter::TopicFilter;
 
-/// What one connection may read, where it starts and how it ends. The answer of an [`Access`](crate::Access) hook.
+/// The read permissions, the start and the end of one connection: the answer of an
+/// [`Access`](crate::Access) hook.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tower_sse::Subscription;
 ///
-/// let subscription = Subscription::for_user(42)
+/// let ada = Subscription::for_user("ada")
 ///     .topic("news")
 ///     .with_topics(["documents/7", "documents/9"])
 ///     .expires_in(Duration::from_secs(3600));
-/// # let _ = subscription;
+/// assert_eq!(ada.topics().len(), 3);
+///
+/// let visitor = Subscription::anonymous().topic("news");
+/// assert_eq!(visitor.user(), None);
 /// ```
 ///
-/// Every connection also gets what is published to everyone and to itself. A bad user or topic waits in the
-/// subscription; the request is answered `400` then.
+/// Every connection also receives the events that are published to everyone and to itself. The
+/// subscription stores an invalid user or topic, and the hub answers the request with `400`.
 #[derive(Clone)]
 pub struct Subscription {
     pub(crate) user: Option<UserId>,
@@ -168,56 +172,86 @@ impl Expiry {
     }
 }
 
-/// Where a connection without a cursor starts. A connection that comes back with a cursor goes on from there.
+/// The point at which a connection without a cursor starts. A connection that reconnects with a
+/// cursor continues from there.
 ///
-/// It is not a boundary of what a client may read. A client may send any cursor, and reads what is
-/// retained after it, also what was published before it was entitled to the topic.
-/// [`Subscription::topic_since`] and [`Subscription::without_history`] are boundaries.
+/// A start is not a boundary of the read permissions. A client may send any cursor. The client then
+/// reads the events that are retained after it, also events that were published before the client
+/// was entitled to the topic. [`Subscription::topic_since`] and [`Subscription::without_history`]
+/// are boundaries.
 ///
 /// [`Last`](Self::Last) and [`Oldest`](Self::Oldest) begin with one `hub.gap` event, reason
 /// `trimmed`, when the hub has dropped events that they asked for. Only topics with
-/// [`Retention::replay`](crate::Retention::replay) have a history: an event that has left the
+/// [`Retention::replay`](crate::Retention::replay) have a history. An event that has left the
 /// window of a `live` topic, or that a newer value has replaced, is not reported.
 ///
 /// Both read the memory of this instance, within its retention. With a shared log they do not read
-/// older events from the broker, and an instance that started after the broker had dropped events
-/// reports the gap for every such topic, since it cannot know their topics.
+/// older events from the broker. An instance that started after the broker had dropped events
+/// reports the gap for every such topic, since it cannot know the topics of these events.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{Event, Hub, Start, SubscriberItem, Subscription};
+///
+/// let hub = Hub::builder().build()?;
+/// for headline in ["Bridge closed", "Bridge repaired", "Bridge open"] {
+///     hub.topic("news").publish(Event::new("headline", headline)).await?;
+/// }
+/// let subscription = Subscription::anonymous().topic("news").start(Start::Last(1));
+/// let mut page = hub.subscribe(subscription, None)?;
+/// let Some(SubscriberItem::Event(event)) = page.next().await else { panic!("no event") };
+/// assert_eq!(event.data, "Bridge open");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
-    /// With the current values of [`latest_per_key`](crate::Retention::latest_per_key) topics, then live.
+    /// Starts with the current values of [`latest_per_key`](crate::Retention::latest_per_key)
+    /// topics, and then goes live.
     #[default]
     Live,
-    /// The same, but before it goes live with the newest retained events, this many over all its
-    /// topics together. The gap is reported when fewer are left and more were published.
+    /// Starts like [`Live`](Self::Live), and before it goes live with the newest retained events:
+    /// this many over all topics of the subscription together. The gap is reported when fewer are
+    /// left and more were published.
     Last(usize),
-    /// With every retained event, in the order of the log. The gap is reported when any was dropped.
+    /// Starts with every retained event, in the order of the log. The gap is reported when any
+    /// event was dropped.
     Oldest,
 }
 
-/// How the hub ends a stream.
+/// The way in which the hub ends a stream.
+///
+/// ```
+/// use tower_sse::{StreamEnd, Subscription};
+///
+/// // For a page with `@microsoft/fetch-event-source`, which reconnects only after an error.
+/// let subscription = Subscription::for_user("ada").topic("news").stream_end(StreamEnd::Abort);
+/// # let _ = subscription;
+/// ```
 #[doc(alias = "End")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StreamEnd {
-    /// Properly. A browser's `EventSource` reconnects; `@microsoft/fetch-event-source` takes it for the end and stops.
+    /// The stream ends without an error. A browser's `EventSource` reconnects;
+    /// `@microsoft/fetch-event-source` stops.
     #[default]
     Clean,
-    /// With an error, after a whole frame. Both reconnect.
+    /// The stream ends with an error, after a whole frame. Both clients reconnect.
     Abort,
 }
 
 impl Subscription {
-    /// The longest [`data`](Self::data), in bytes of JSON.
+    /// The maximum length of the [`data`](Self::data), in bytes of JSON.
     pub const MAX_DATA_BYTES: usize = 4096;
 
-    /// For a page of this user, which gets what is sent to the user.
+    /// Creates a subscription for a page of this user. The page also receives the events that are
+    /// published to the user.
     #[doc(alias = "user")]
     pub fn for_user<U: TryInto<UserId, Error: Into<InvalidName>>>(user: U) -> Self {
         Self::anonymous().with_user(user)
     }
 
-    /// A subscription for an anonymous connection.
+    /// Creates a subscription for an anonymous connection.
     #[must_use]
     pub fn anonymous() -> Self {
         Self {
@@ -236,14 +270,15 @@ impl Subscription {
         }
     }
 
-    /// Makes it this user's, who gets what is sent to the user.
+    /// Sets the user. The connection then also receives the events that are published to the user.
+    /// Defaults to none.
     #[must_use]
     pub fn with_user<U: TryInto<UserId, Error: Into<InvalidName>>>(mut self, user: U) -> Self {
         self.user = self.valid(user).or(self.user);
         self
     }
 
-    /// Adds a topic; one that is there already is not added again.
+    /// Adds a topic. A topic that the subscription already has is not added again.
     #[must_use]
     pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(mut self, topic: T) -> Self {
         if let Some(topic) = self.valid(topic) {
@@ -258,16 +293,18 @@ impl Subscription {
         topics.into_iter().fold(self, Self::topic)
     }
 
-    /// Adds a topic that may be read from a position on: the position of the log when the user was
-    /// admitted, for example, which the application stores. No cursor reads what was published to
-    /// the topic up to there, current values included, and no gap is reported for it. The position
-    /// also bounds what a page joins with [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) and
+    /// Adds a topic that may be read from a position on, for example the position of the log when
+    /// the user was admitted, which the application stores.
+    ///
+    /// No cursor reads the events that were published to the topic up to this position, current
+    /// values included, and no gap is reported for them. The position also bounds a page that joins
+    /// the topic with [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) and
     /// `since`.
     ///
-    /// Without a bound a client may read whatever the hub and a shared log retain of its topics: an
-    /// id is no secret, and a client may send an older one than it was given. A position from
-    /// before the log began anew (a restart, without a broker) bounds nothing, since all that the
-    /// log has is newer. Of several positions for a topic the latest counts.
+    /// Without a bound a client may read every event of its topics that the hub and a shared log
+    /// retain. An id is no secret, and a client may send an older id than it was given. A position
+    /// from before the log began anew (a restart, without a broker) bounds nothing, since every
+    /// event of the log is newer. Of several positions for a topic the latest counts.
     ///
     /// ```
     /// # fn example(admitted_at: tower_sse::Position) {
@@ -286,9 +323,12 @@ impl Subscription {
         self
     }
 
-    /// Makes every stream begin with [`Start::Live`], whatever cursor the client sends: the current values of
-    /// [`latest_per_key`](crate::Retention::latest_per_key) topics, then what is published from then on. A client that
-    /// reconnects does not get what it missed, and no gap is reported for it. To let it resume, and still bound what it
+    /// Makes every stream begin with [`Start::Live`], with any cursor that the client sends.
+    ///
+    /// The stream begins with the current values of
+    /// [`latest_per_key`](crate::Retention::latest_per_key) topics, and continues with the events
+    /// that are published from then on. A client that reconnects does not receive the events that
+    /// it missed, and no gap is reported for them. To let the client resume, and still bound its
     /// reads, use [`topic_since`](Self::topic_since).
     #[must_use]
     pub fn without_history(mut self) -> Self {
@@ -296,16 +336,17 @@ impl Subscription {
         self
     }
 
-    /// Keeps only the topics for which this holds: for [`Recheck::Narrow`](crate::Recheck::Narrow).
+    /// Keeps only the topics for which `keep` returns true, for
+    /// [`Recheck::Narrow`](crate::Recheck::Narrow).
     #[must_use]
     pub fn retain_topics(mut self, keep: impl FnMut(&Topic) -> bool) -> Self {
         self.topics.retain(keep);
         self
     }
 
-    /// Lets the page itself join the topics that this rule matches, later and without reconnecting:
-    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). It may always join those that the hook would subscribe it
-    /// to. Defaults to none.
+    /// Lets the page itself join the topics that this filter matches, later and without a
+    /// reconnect: [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). The page
+    /// may always join the topics to which the hook would subscribe it. Defaults to none.
     #[must_use]
     pub fn may_join(mut self, rule: TopicFilter) -> Self {
         self.may_join.push(rule);
@@ -314,15 +355,16 @@ impl Subscription {
 
     /// Counts the connection under this key, where
     /// [`HubBuilder::max_connections_per_user`](crate::HubBuilder::max_connections_per_user) would
-    /// count it under its user. Each key may have as many connections as each user. A
-    /// [ticket](crate::Hub::ticket) for this subscription is counted under the key too.
+    /// count it under its user. Each key may have as many connections as each user. The hub also
+    /// counts a [ticket](crate::Hub::ticket) for this subscription under the key.
     ///
-    /// Set a key for anonymous connections, which no limit per user bounds. The application chooses it: the client's
-    /// address, for IPv6 the `/64` that it is in, or a session. Behind a proxy, take the address from a header that the
-    /// proxy sets. Clients behind one address share its limit.
+    /// Set a key for anonymous connections, which no limit per user bounds. The application chooses
+    /// it: the client's address, for IPv6 the `/64` of the address, or a session. Behind a proxy,
+    /// take the address from a header that the proxy sets. Clients behind one address share its
+    /// limit.
     ///
-    /// A key is 1 to 255 bytes without control characters, and has nothing to do with a user of the same name. Each
-    /// instance counts the keys of its own connections. Defaults to none.
+    /// A key has 1 to 255 bytes without control characters. It is unrelated to a user of the same
+    /// name. Each instance counts the keys of its own connections. Defaults to none.
     ///
     /// ```
     /// use tower_sse::{Refusal, StreamRequest, Subscription};
@@ -351,22 +393,25 @@ impl Subscription {
         self
     }
 
-    /// Ends the stream by then: up to a tenth of the time and at most a minute before, at random,
-    /// after a `hub.expiring` event that leaves time to renew. Defaults to never.
+    /// Limits the time of the stream. The hub ends the stream up to a tenth of the time and at most
+    /// a minute earlier, at random. Before the end it sends a `hub.expiring` event that leaves time
+    /// to renew. Defaults to no limit.
     #[must_use]
     pub fn expires_in(mut self, time: Duration) -> Self {
         self.expiry = Some(Expiry::In(time));
         self
     }
 
-    /// The same, by the clock on the wall: for the `exp` of a token.
+    /// Ends the stream like [`expires_in`](Self::expires_in), at a time of the system clock: for
+    /// the `exp` of a token.
     #[must_use]
     pub fn expires_at(mut self, time: SystemTime) -> Self {
         self.expiry = Some(Expiry::At(time));
         self
     }
 
-    /// Sets how the hub ends the stream. Defaults to the hub's [`HubBuilder::stream_end`](crate::HubBuilder::stream_end).
+    /// Sets how the hub ends the stream. Defaults to the hub's
+    /// [`HubBuilder::stream_end`](crate::HubBuilder::stream_end).
     #[doc(alias = "end")]
     #[must_use]
     pub fn stream_end(mut self, end: StreamEnd) -> Self {
@@ -374,11 +419,20 @@ impl Subscription {
         self
     }
 
-    /// Attaches one small value of the application's, for example a name and a picture: it is JSON,
-    /// so that it can travel to other instances. Found again in [`Presence`](crate::Presence), in
-    /// `hub.joined`, in [`ConnectionInfo`](crate::ConnectionInfo) and by
-    /// [`Access::recheck`](crate::Access::recheck). At most
-    /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Defaults to none.
+    /// Attaches one small value of the application, for example a name and a picture. The value is
+    /// serialized to JSON, so that it can travel to other instances.
+    ///
+    /// [`Presence`](crate::Presence), `hub.joined` and [`ConnectionInfo`](crate::ConnectionInfo)
+    /// have the value, and so does the subscription in [`Access::recheck`](crate::Access::recheck).
+    /// The JSON has at most [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Defaults to none.
+    ///
+    /// ```
+    /// use tower_sse::Subscription;
+    ///
+    /// let member = serde_json::json!({ "name": "Ada", "picture": "/pictures/7.png" });
+    /// let subscription = Subscription::for_user("ada").data(&member);
+    /// assert_eq!(subscription.data_json(), Some(r#"{"name":"Ada","picture":"/pictures/7.png"}"#));
+    /// ```
     #[must_use]
     pub fn data<T: serde::Serialize + ?Sized>(mut self, value: &T) -> Self {
         match serde_json::to_string(value) {
@@ -389,34 +443,35 @@ impl Subscription {
         self
     }
 
-    /// The attached value, as JSON.
+    /// Returns the attached value as JSON.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
     }
 
-    /// Attaches a value of any type that stays on this instance. Found again in
-    /// [`ConnectionInfo`](crate::ConnectionInfo) and by [`Access::recheck`](crate::Access::recheck).
+    /// Attaches a value of any type that stays on this instance.
+    /// [`ConnectionInfo`](crate::ConnectionInfo) has the value, and so does the subscription in
+    /// [`Access::recheck`](crate::Access::recheck).
     #[must_use]
     pub fn extension<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.extensions.insert(value);
         self
     }
 
-    /// The attached local values.
+    /// Returns the attached values of this instance.
     #[must_use]
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
     }
 
-    /// The user, if it is for one.
+    /// Returns the user, or `None` for an anonymous connection.
     #[doc(alias = "user_id")]
     #[must_use]
     pub fn user(&self) -> Option<&UserId> {
         self.user.as_ref()
     }
 
-    /// The topics, each once, in the order in which they were added.
+    /// Returns the topics, each once, in the order in which they were added.
     #[doc(alias = "topic_list")]
     #[must_use]
     pub fn topics(&self) -> &[Topic] {

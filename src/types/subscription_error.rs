@@ -7,8 +7,20 @@ use http::StatusCode;
 
 use super::error::InvalidName;
 
-/// Why [`Hub::subscribe`](crate::Hub::subscribe) opened no stream, or [`Hub::ticket`](crate::Hub::ticket) made no
-/// ticket.
+/// The error of [`Hub::subscribe`](crate::Hub::subscribe), which opened no stream, or of
+/// [`Hub::ticket`](crate::Hub::ticket), which made no ticket.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::{Hub, OverLimit, Subscription};
+///
+/// let hub = Hub::builder().max_connections_per_user(1, OverLimit::Refuse).build()?;
+/// let _page = hub.subscribe(Subscription::for_user("ada"), None)?;
+/// let error = hub.subscribe(Subscription::for_user("ada"), None).unwrap_err();
+/// assert!(error.is_over_limit());
+/// assert_eq!(error.status_code(), 429);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubscriptionError(Kind);
 
@@ -45,45 +57,47 @@ impl SubscriptionError {
         Self(Kind::Name(invalid))
     }
 
-    /// The subscription can never be accepted as it is: an invalid name, more topics than
-    /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics), attached data that is over
-    /// [`Subscription::MAX_DATA_BYTES`](crate::Subscription::MAX_DATA_BYTES) or does not serialize, or a time that a
-    /// ticket cannot have.
+    /// Returns whether the subscription can never be accepted as it is. Causes are an invalid name,
+    /// more topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics), attached data
+    /// that is over [`Subscription::MAX_DATA_BYTES`](crate::Subscription::MAX_DATA_BYTES) or does
+    /// not serialize, and a time that a ticket cannot have.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         matches!(self.0, Kind::Name(_) | Kind::TooManyTopics | Kind::DataTooLong | Kind::DataNotJson | Kind::TicketTime)
     }
 
-    /// A limit on connections is reached, or as many tickets wait to be redeemed as there may be, in all or of this
-    /// user.
+    /// Returns whether a limit on connections is reached, or a limit on tickets that wait to be
+    /// redeemed. Tickets have a limit in all and a limit for each user.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         matches!(self.0, Kind::Limit | Kind::TooManyTickets)
     }
 
-    /// The user, or a topic, was disconnected with [`Disconnect::block_for`](crate::Disconnect::block_for), and the
-    /// time is not over.
+    /// Returns whether the user, or a topic, is banned: it was disconnected with
+    /// [`Disconnect::block_for`](crate::Disconnect::block_for), and the time is not over.
     #[must_use]
     pub fn is_banned(&self) -> bool {
         self.0 == Kind::Banned
     }
 
-    /// The hub was drained, or is being drained.
+    /// Returns whether the hub was drained, or is draining.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.0 == Kind::Closed
     }
 
-    /// The broker of a shared log does not answer, or the hub has not read the log yet. Try again:
-    /// [`Hub::is_ready`](crate::Hub::is_ready) says when. Also where there is no tokio runtime to wait for the broker
-    /// in, and where the operating system gives no random bytes.
+    /// Returns whether the broker of a shared log does not answer, or the hub has not read the log
+    /// yet. Retry when [`Hub::is_ready`](crate::Hub::is_ready) returns true. Also true where no
+    /// tokio runtime exists in which the hub can wait for the broker, and where the operating
+    /// system gives no random bytes.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, Kind::Unavailable | Kind::NoRuntime | Kind::NoRandomBytes)
     }
 
-    /// The status for a client that asked for it: 400 if [invalid](Self::is_invalid), 403 if
-    /// [banned](Self::is_banned), 429 if [over a limit](Self::is_over_limit), otherwise 503.
+    /// Returns the HTTP status for a client that asked for the subscription: 400 if
+    /// [invalid](Self::is_invalid), 403 if [banned](Self::is_banned), 429 if [over a
+    /// limit](Self::is_over_limit), otherwise 503.
     #[must_use]
     pub fn status_code(&self) -> StatusCode {
         if self.is_invalid() {

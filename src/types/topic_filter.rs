@@ -2,14 +2,17 @@
 
 use super::name::Topic;
 
-/// Which topics something is about.
+/// A set of topics: every topic, one topic, or the topics with a common prefix.
 ///
 /// ```
 /// use tower_sse::{Topic, TopicFilter};
 ///
-/// let rule = TopicFilter::prefix("sensors/");
-/// assert!(rule.matches(&Topic::try_from("sensors/boiler").unwrap()));
-/// assert!(!rule.matches(&Topic::try_from("news").unwrap()));
+/// let boiler = Topic::try_from("sensors/boiler")?;
+/// assert!(TopicFilter::any().matches(&boiler));
+/// assert!(TopicFilter::exact("sensors/boiler").matches(&boiler));
+/// assert!(TopicFilter::prefix("sensors/").matches(&boiler));
+/// assert!(!TopicFilter::prefix("documents/").matches(&boiler));
+/// # Ok::<(), tower_sse::InvalidName>(())
 /// ```
 #[doc(alias = "TopicRule")]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,18 +29,18 @@ pub(crate) enum Rule {
 }
 
 impl TopicFilter {
-    /// Every topic.
+    /// Matches every topic.
     #[must_use]
     pub fn any() -> Self {
         Self(Rule::Any {})
     }
 
-    /// One topic.
+    /// Matches one topic.
     pub fn exact(topic: impl Into<Box<str>>) -> Self {
         Self(Rule::Exact(topic.into()))
     }
 
-    /// The topics that start with these bytes.
+    /// Matches the topics that start with these bytes.
     pub fn prefix(prefix: impl Into<Box<str>>) -> Self {
         Self(Rule::Prefix(prefix.into()))
     }
@@ -58,7 +61,7 @@ impl TopicFilter {
         }
     }
 
-    /// Whether it is about this topic.
+    /// Returns whether the filter matches this topic.
     #[must_use]
     pub fn matches(&self, topic: &Topic) -> bool {
         match &self.0 {

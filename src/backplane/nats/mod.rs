@@ -55,39 +55,53 @@ const BATCH: usize = 512;
 
 /// A log on a NATS server with JetStream: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// Needs the feature `nats` and a server of version 2.9 or newer, with JetStream. What it promises is as good as the
-/// server's storage: a server that is killed and comes back with its folder has lost nothing that was acknowledged; one
-/// that comes back with less begins a new epoch, and every client is told of one gap.
+/// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream. Its
+/// guarantees are those of the server's storage. A server that is killed and returns with its
+/// folder has lost no acknowledged record. A server that returns with less begins a new epoch, and
+/// the hub reports one gap to every client.
 ///
-/// A record has to fit the server's `max_payload`, 1 MiB unless set, with its headers: its
-/// idempotency key, and which values it sets.
+/// A record has to fit the server's `max_payload`, 1 MiB unless set, together with its headers: its
+/// idempotency key, and the values that it sets.
+///
+/// ```no_run
+/// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::Hub;
+/// use tower_sse::backplane::Nats;
+///
+/// let log = Nats::new("nats://127.0.0.1:4222", "shop")?;
+/// let hub = Hub::builder().backplane(log).build()?;
+/// # let _ = hub; Ok(()) }
+/// # #[cfg(not(feature = "nats"))] fn main() {}
+/// ```
 #[derive(Clone)]
 pub struct Nats {
     shared: Arc<Shared>,
 }
 
 impl Nats {
-    /// A log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`,
-    /// `nats://token@host`, or several of one cluster, separated by commas. Hubs of one
-    /// `namespace`, any text, are instances of one; others on the same server never meet it.
-    /// Connects when it is first used.
+    /// Creates a log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`,
+    /// `nats://token@host`, or several servers of one cluster, separated by commas.
+    ///
+    /// Hubs of one `namespace`, any text, are instances of one log. Hubs of other namespaces on the
+    /// same server are unrelated. The log connects when it is first used.
     ///
     /// # Errors
-    /// When the URL is none, or the namespace is too long: about 200 letters, fewer where it has
-    /// others than `A-Za-z0-9-`. The error does not repeat them.
+    ///
+    /// When `url` is not a NATS URL, or the namespace is too long: about 200 letters, fewer where
+    /// it has others than `A-Za-z0-9-`. The error does not repeat them.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let servers = Servers::parse(url).ok_or_else(|| BackplaneError::rejected("not a NATS URL"))?;
         let names = Arc::new(Names::new(namespace)?);
         Ok(Self { shared: Arc::new(Shared::new(servers, namespace.to_owned(), LogLimits::default(), names)) })
     }
 
-    /// Sets how much the broker keeps. Defaults to [`LogLimits::new`].
+    /// Sets the limits of the records that the broker retains. Defaults to [`LogLimits::new`].
     #[must_use]
     pub fn limits(self, limits: LogLimits) -> Self {
         self.with(|old| *old = LogLimits { timeout: old.timeout, ..limits })
     }
 
-    /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
+    /// Sets the time limit for connecting, and for each answer. Defaults to 2 s.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|limits| limits.timeout = timeout)

@@ -40,43 +40,59 @@ const TIDY: Duration = Duration::from_secs(10);
 
 /// A log on a Redis server: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// Needs the feature `redis` and a server of version 7.0 or newer. What it promises is as good as
-/// the server's persistence: with `appendonly yes` and `appendfsync always` nothing that was
-/// acknowledged is lost; without persistence a restart begins a new epoch, and every client is told
-/// of one gap.
+/// `Redis` needs the feature `redis` and a server of version 7.0 or newer. Its guarantees are those
+/// of the server's persistence. With `appendonly yes` and `appendfsync always`, no acknowledged
+/// record is lost. Without persistence, a restart of the server begins a new epoch, and the hub
+/// reports one gap to every client.
+///
+/// ```no_run
+/// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_sse::Hub;
+/// use tower_sse::backplane::Redis;
+///
+/// let log = Redis::new("redis://127.0.0.1:6379", "shop")?.acknowledged_by(1);
+/// let hub = Hub::builder().backplane(log).build()?;
+/// # let _ = hub; Ok(()) }
+/// # #[cfg(not(feature = "redis"))] fn main() {}
+/// ```
 #[derive(Clone)]
 pub struct Redis {
     shared: Arc<Shared>,
 }
 
 impl Redis {
-    /// A log at `url`, such as `redis://127.0.0.1:6379`, `rediss://user:password@host`. Hubs of one
-    /// `namespace`, any text, are instances of one; others on the same server never meet it.
-    /// Connects when it is first used.
+    /// Creates a log at `url`, such as `redis://127.0.0.1:6379` or `rediss://user:password@host`.
+    ///
+    /// Hubs of one `namespace`, any text, are instances of one log. Hubs of other namespaces on the
+    /// same server are unrelated. The log connects when it is first used.
     ///
     /// # Errors
-    /// When the URL is none. The error does not repeat it.
+    ///
+    /// When `url` is not a Redis URL. The error does not repeat it.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let client = Client::open(url).map_err(|_| BackplaneError::rejected("not a Redis URL"))?;
         Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), LogLimits::default(), 0)) })
     }
 
-    /// Waits for so many replicas to acknowledge a record before an append succeeds (`WAIT`).
-    /// Without it a failover may lose records that were acknowledged to the publisher. With too few
-    /// replicas, publishing is an error ([`is_unknown`](crate::PublishError::is_unknown)) after
-    /// half of the [`timeout`](Self::timeout): the primary has the record. Defaults to 0.
+    /// Waits for this number of replicas to acknowledge a record before an append succeeds
+    /// (`WAIT`). Defaults to 0.
+    ///
+    /// Without this wait, a failover may lose records that were acknowledged to the publisher. With
+    /// too few replicas, publishing fails with an error that
+    /// [`is_unknown`](crate::PublishError::is_unknown) after half of the
+    /// [`timeout`](Self::timeout): the primary has the record.
     #[must_use]
     pub fn acknowledged_by(self, replicas: u32) -> Self {
         self.with(|shared| shared.replicas = replicas)
     }
 
-    /// Sets how much the broker keeps. Defaults to [`LogLimits::new`].
+    /// Sets the limits of the records that the broker retains. Defaults to [`LogLimits::new`].
     #[must_use]
     pub fn limits(self, limits: LogLimits) -> Self {
         self.with(|shared| shared.limits = LogLimits { timeout: shared.limits.timeout, ..limits })
     }
 
-    /// Sets how long connecting, and an answer, may take. Defaults to 2 s.
+    /// Sets the time limit for connecting, and for each answer. Defaults to 2 s.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|shared| shared.limits.timeout = timeout)
