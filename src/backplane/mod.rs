@@ -92,7 +92,7 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>>;
 
     /// Returns the state of the log. The call also makes the log notice that it is younger than the
-    /// position that was seen.
+    /// position that was seen. [`LogState`] has an example.
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>>;
 
     /// Returns the oldest records after a number in order, at most `limit`, and fewer for any
@@ -108,11 +108,24 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
 
     /// Streams the records after a number as they are appended, in batches that are never empty.
     /// The stream ends with an error.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use futures::StreamExt;
+    /// use tower_sse::backplane::{Backplane, Memory, NewRecord};
+    ///
+    /// let log = Memory::new();
+    /// let mut batches = log.tail(0);
+    /// log.append(vec![NewRecord::new("Bridge closed".into())], None).await;
+    /// let Some(batch) = batches.next().await else { panic!("the stream ended") };
+    /// assert_eq!(batch?[0].payload, "Bridge closed");
+    /// # Ok(()) }
+    /// ```
     fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>>;
 
     /// Returns the current values, in no order. A value that changes during the call may be
     /// missing. Such a change is in the log, after the [`state`](Self::state) that was read before
-    /// the call.
+    /// the call. [`CurrentValue`] has an example.
     fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>>;
 
     /// Sends a control message to all instances, including this one. The message is small, and is
@@ -120,7 +133,7 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     #[doc(alias = "tell")]
     fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// Streams the control messages of all instances.
+    /// Streams the control messages of all instances. [`ControlMessage`] has an example.
     ///
     /// The stream begins after the message with this mark, as far as messages are retained: some
     /// thousand messages or a minute. Without a mark it begins with the next message. So an
@@ -148,7 +161,7 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
     /// Takes a stored value away. If several callers take it at once, on any instances, one of them
-    /// gets it.
+    /// gets it. [`put_once`](Self::put_once) has an example.
     #[doc(alias = "withdraw")]
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
 

@@ -14,7 +14,23 @@ use crate::macros::opaque_debug;
 
 pin_project! {
     /// The future of a response of [`SseService`](crate::SseService): the future of the inner
-    /// service, or of a stream. [`SseLayer`](crate::SseLayer) has an example.
+    /// service, or of a stream.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use http::{Request, Response};
+    /// use tower::{Layer, Service, service_fn};
+    /// use tower_sse::{Hub, Public, ResponseFuture, TopicFilter};
+    ///
+    /// let app = service_fn(|_: Request<()>| async {
+    ///     Ok::<_, std::convert::Infallible>(Response::new(String::from("documents")))
+    /// });
+    /// let hub = Hub::builder().build()?;
+    /// let mut service = hub.layer("/events", Public::topics(TopicFilter::any())).layer(app);
+    /// let future: ResponseFuture<_> = service.call(Request::get("/documents").body(())?);
+    /// assert_eq!(future.await?.status(), 200);
+    /// # Ok(()) }
+    /// ```
     pub struct ResponseFuture<F> {
         #[pin]
         pub(super) kind: Either<F, EndpointFuture>,
@@ -39,7 +55,19 @@ where
 
 opaque_debug!(<F> |_future: ResponseFuture| {});
 
-/// The future of a response of [`SseEndpoint`](crate::SseEndpoint), which has an example.
+/// The future of a response of [`SseEndpoint`](crate::SseEndpoint).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower::Service;
+/// use tower_sse::{EndpointFuture, Hub, Public, TopicFilter};
+///
+/// let hub = Hub::builder().build()?;
+/// let mut endpoint = hub.endpoint(Public::topics(TopicFilter::exact("news")));
+/// let future: EndpointFuture = endpoint.call(http::Request::get("/events?topic=news").body(())?);
+/// assert_eq!(future.await?.status(), 200);
+/// # Ok(()) }
+/// ```
 pub struct EndpointFuture(pub(super) BoxFuture<'static, Response<EventBody>>);
 
 impl Future for EndpointFuture {

@@ -92,7 +92,7 @@ impl SseLayer {
     /// `connection` is the id in the page's `hub.hello`. The query has any number of `join=` and
     /// `leave=`, and optionally `since=` with an id, as [`Join::since`](crate::Join::since). The
     /// response is `{"topics":[…]}`: the topics in force. The stream receives a `hub.live` with
-    /// `topics`, from whose id on the hub delivers them.
+    /// `topics`, and covers these topics from the id of that event on.
     ///
     /// The hub calls the access hook as for a stream with each topic to be joined as `topic=` in
     /// the query, and with the cookies, headers and extensions of this request. The hub grants the

@@ -45,6 +45,10 @@ impl Hub {
     /// header that excludes event streams receives `406`. A hub that is draining sends a retryable
     /// refusal.
     ///
+    /// Take the [`StreamRequest`] before the extractor that authenticates the user: the request
+    /// records when it arrived. Otherwise a [disconnect](crate::Target::disconnect) during the lookup
+    /// of the user does not stop this request.
+    ///
     /// ```
     /// # #[cfg(feature = "axum")] fn main() {
     /// use axum::{Router, extract::State, routing::get};
@@ -57,7 +61,7 @@ impl Hub {
     /// #     }
     /// # }
     ///
-    /// async fn events(State(hub): State<Hub>, user: AuthUser, request: StreamRequest) -> EventStream {
+    /// async fn events(State(hub): State<Hub>, request: StreamRequest, user: AuthUser) -> EventStream {
     ///     hub.respond(request, Subscription::for_user(user.id))
     /// }
     ///

@@ -12,17 +12,17 @@ use super::subscription_error::SubscriptionError;
 /// are statuses, after which the browser stops.
 ///
 /// ```
-/// use std::time::Duration;
 /// use tower_sse::{Refusal, RefusalReason, StreamRequest, Subscription};
 /// # struct Session { user: u64, is_editor: bool, is_closed: bool }
+/// # fn is_busy() -> bool { false }
 ///
 /// async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
-///     let session = request.extensions().get::<Session>().ok_or(Refusal::unauthorized())?;
-///     match request.query_values("topic").next().as_deref() {
-///         Some("drafts") if !session.is_editor => Err(Refusal::forbidden()),
-///         Some("drafts") => Ok(Subscription::for_user(session.user).topic("drafts")),
-///         _ if session.is_closed => Err(Refusal::gone()),
-///         _ => Err(Refusal::retry_later(RefusalReason::Busy).retry(Duration::from_secs(30))),
+///     match request.extensions().get::<Session>() {
+///         None => Err(Refusal::unauthorized()),
+///         Some(account) if account.is_closed => Err(Refusal::gone()),
+///         Some(account) if !account.is_editor => Err(Refusal::forbidden()),
+///         Some(_) if is_busy() => Err(Refusal::retry_later(RefusalReason::Busy)),
+///         Some(account) => Ok(Subscription::for_user(account.user).topic("drafts")),
 ///     }
 /// }
 /// # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(access);

@@ -210,9 +210,9 @@ pub enum Start {
     /// topics, and then goes live.
     #[default]
     Live,
-    /// Starts like [`Live`](Self::Live), and before it goes live with the newest retained events:
-    /// this many over all topics of the subscription together. The gap is reported when fewer are
-    /// left and more were published.
+    /// Starts with the current values, as [`Live`](Self::Live) does, and with the newest retained
+    /// events: this many over all topics of the subscription together. Then goes live. The gap is
+    /// reported when fewer are left and more were published.
     Last(usize),
     /// Starts with every retained event, in the order of the log. The gap is reported when any
     /// event was dropped.
