@@ -1,12 +1,14 @@
-//! The limits of a log at a broker: what the adapters keep there, and how long they wait for it.
+//! The limits of a log at a broker, and the time limit of an adapter.
 
 use std::fmt;
 use std::time::Duration;
 
-/// How much a broker keeps of a log, for `Redis::limits` and `Nats::limits`.
+/// The limits of the records and current values that a broker retains, for `Redis::limits` and
+/// `Nats::limits`.
 ///
-/// The oldest records go first when one of the limits is reached. All instances of a namespace should have the same
-/// limits: Redis trims by the limits of each publisher, NATS by those of the instance that connected last.
+/// When a limit is reached, the broker removes the oldest records first. Set the same limits on all
+/// instances of a namespace: Redis applies the limits of the instance that appends, and NATS the
+/// limits of the instance that connected last.
 ///
 /// ```
 /// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,49 +21,55 @@ use std::time::Duration;
 /// # #[cfg(not(feature = "redis"))] fn main() {}
 /// ```
 #[derive(Clone, Copy, Debug)]
-#[must_use = "limits do nothing until an adapter has them"]
+#[must_use = "limits have no effect until an adapter uses them"]
 pub struct LogLimits {
     pub(super) max_records: usize,
     pub(super) max_bytes: u64,
     pub(super) max_age: Duration,
     pub(super) max_values: usize,
-    /// How long connecting, and an answer, may take. A setting of the adapter and not a limit of the log.
+    /// The time limit for connecting, and for each answer. A setting of the adapter, not a limit of
+    /// the log.
     pub(super) timeout: Duration,
 }
 
 impl LogLimits {
-    /// The defaults.
+    /// Creates the default limits.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets how many records the log keeps, on Redis about. At least 1. Defaults to 100,000.
+    /// Sets the maximum number of retained records. At least 1. Defaults to 100,000. On Redis the
+    /// number is approximate.
     pub fn max_records(mut self, records: usize) -> Self {
         self.max_records = records.max(1);
         self
     }
 
-    /// Sets how many bytes of records the log keeps. Current values are not part of them. Defaults to 256 MiB.
+    /// Sets the maximum size of the retained records in bytes, without current values. Defaults to
+    /// 256 MiB.
     ///
-    /// Redis keeps the newest record in any case, and needs some 100 bytes more for each record. NATS counts what the
-    /// server adds to each record: its subject, its headers and some 30 bytes. The NATS server reserves the bytes on its
-    /// disk; if it has no room for them, every call is an error that says so, and a record that is larger is refused.
+    /// Redis always retains the newest record, and needs about 100 bytes more for each record.
+    ///
+    /// NATS also counts the subject, the headers and about 30 bytes of each record. The NATS server
+    /// reserves the bytes on its disk. If the disk has no room for them, every call fails with an
+    /// error that names the reason. The server rejects a record that is larger than this limit.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes.max(1);
         self
     }
 
-    /// Sets how long the log keeps a record. Redis looks at it when a record is appended; on NATS it is at least
-    /// 100 ms. Defaults to an hour.
+    /// Sets the maximum age of a retained record. Defaults to one hour. Redis removes old records
+    /// when a record is appended. On NATS the age is at least 100 ms.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self
     }
 
-    /// Sets how many current values are kept; the oldest go first. At least 1. Defaults to 100,000.
+    /// Sets the maximum number of current values. At least 1. Defaults to 100,000. The broker
+    /// removes the oldest values first.
     ///
-    /// On NATS a value that was removed counts too, and so does every set of topics to which one record was published
-    /// as their value.
+    /// On NATS a removed value counts too. An event that sets the value of several topics at once
+    /// counts separately: once for each set of topics.
     pub fn max_values(mut self, values: usize) -> Self {
         self.max_values = values.max(1);
         self
@@ -80,7 +88,8 @@ impl Default for LogLimits {
     }
 }
 
-/// The text that instances compare: it leaves out the timeout, which may differ between instances.
+/// Writes the text that instances compare. It omits the timeout, which may differ between
+/// instances.
 impl fmt::Display for LogLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { max_records, max_bytes, max_age, max_values, .. } = self;

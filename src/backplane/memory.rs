@@ -1,4 +1,4 @@
-//! A log in this process, for tests and for several hubs that share it.
+//! A log in the memory of this process, for tests and for several hubs in one process.
 
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
@@ -17,10 +17,10 @@ use super::{
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 
-/// A shared log in this process, for tests. Hubs that are built with clones of it are instances of
-/// one log.
+/// A shared log in the memory of this process, for tests. Hubs that are built with clones of it are
+/// instances that share one log.
 ///
-/// The log retains the newest 65,536 records, and ends with the process.
+/// The log retains the newest 65,536 records. It is lost when the process ends.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,9 +47,9 @@ pub struct Memory {
 
 struct Shared {
     log: Mutex<Log>,
-    /// Wakes the streams that wait for a record.
+    /// Wakes the streams that wait for a record, after each append.
     appended: watch::Sender<()>,
-    /// Wakes the streams that wait for a message.
+    /// Wakes the streams that wait for a control message, after each broadcast.
     control: watch::Sender<()>,
 }
 
@@ -59,21 +59,26 @@ struct Log {
     last: u64,
     records: VecDeque<Stored>,
     values: HashMap<Box<str>, Stored>,
+    /// The positions of the records with an idempotency key.
     by_key: HashMap<Box<str>, LogPosition>,
+    /// The values of [`Backplane::put_once`], with the time at which each expires.
     deposits: HashMap<Box<str>, (Instant, Bytes)>,
-    /// Its keys, oldest first.
+    /// The idempotency keys in `by_key` with the time of their append, oldest first.
     keys: VecDeque<(Instant, Box<str>)>,
+    /// The retained control messages, oldest first.
     control: VecDeque<Bytes>,
-    /// How many messages were ever sent.
+    /// The number of control messages that were ever sent.
     count: usize,
 }
 
-const KEPT: usize = 65_536;
+/// The maximum number of retained records.
+const MAX_RECORDS: usize = 65_536;
+/// The maximum number of records in one batch of a tail.
 const BATCH: usize = 512;
-/// How many control messages are kept for listeners that are a moment behind.
+/// The number of control messages that are retained for listeners that are behind.
 const CONTROL_MESSAGES: usize = 10_000;
-/// How long an idempotency key is.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// The time for which an idempotency key is remembered.
+const KEY_LIFETIME: Duration = Duration::from_secs(600);
 
 impl Memory {
     /// Creates an empty log.
@@ -84,7 +89,8 @@ impl Memory {
         Self { shared: Arc::new(Shared { log, appended, control }) }
     }
 
-    /// Returns a stream of the items that `next` finds. The stream waits for a change where `next` finds nothing.
+    /// Returns a stream of the items that `next` returns. While `next` returns `None`, the stream
+    /// waits for a change.
     fn stream<T: Send + 'static>(
         &self,
         mut changes: watch::Receiver<()>,
@@ -96,7 +102,7 @@ impl Memory {
                 let found = next(&shared.log.lock());
                 match found {
                     Some(found) => yield found,
-                    None => changes.changed().await.map_err(|_| BackplaneError::unavailable("gone"))?,
+                    None => changes.changed().await.map_err(|_| BackplaneError::unavailable("the log was dropped"))?,
                 }
             }
         })
@@ -110,7 +116,8 @@ impl Default for Memory {
 }
 
 impl Log {
-    fn look(&mut self, seen: Option<Seen>) -> LogState {
+    /// Begins a new epoch if the log ends below `seen`, and returns the state of the log.
+    fn state(&mut self, seen: Option<Seen>) -> LogState {
         if seen.is_some_and(|seen| seen.epoch == self.epoch && seen.sequence > self.last) {
             self.epoch = fastrand::u64(1..);
         }
@@ -119,16 +126,16 @@ impl Log {
     }
 
     fn append(&mut self, record: NewRecord) -> LogPosition {
-        while self.keys.front().is_some_and(|(since, _)| since.elapsed() > REMEMBERED) {
+        while self.keys.front().is_some_and(|(since, _)| since.elapsed() > KEY_LIFETIME) {
             self.keys.pop_front().map(|(_, key)| self.by_key.remove(&key));
         }
-        if let Some(place) = record.idempotency_key.as_ref().and_then(|key| self.by_key.get(key))
-            && place.epoch == self.epoch
+        if let Some(position) = record.idempotency_key.as_ref().and_then(|key| self.by_key.get(key))
+            && position.epoch == self.epoch
         {
-            return *place;
+            return *position;
         }
         self.last += 1;
-        let place = LogPosition { epoch: self.epoch, sequence: self.last };
+        let position = LogPosition { epoch: self.epoch, sequence: self.last };
         let stored = Stored { sequence: self.last, payload: record.payload };
         for value in record.values {
             if value.removes {
@@ -138,14 +145,14 @@ impl Log {
             }
         }
         self.records.push_back(stored);
-        if self.records.len() > KEPT {
+        if self.records.len() > MAX_RECORDS {
             self.records.pop_front();
         }
         if let Some(key) = record.idempotency_key {
             self.keys.push_back((Instant::now(), key.clone()));
-            self.by_key.insert(key, place);
+            self.by_key.insert(key, position);
         }
-        place
+        position
     }
 
     fn after(&self, after: u64, limit: usize) -> Vec<Stored> {
@@ -153,8 +160,8 @@ impl Log {
         self.records.range(start..).take(limit).cloned().collect()
     }
 
-    /// The first retained message after the first `count`, with the number of messages up to it. `None` if there is
-    /// no later one.
+    /// Returns the oldest retained message after the first `count` messages, with the number of
+    /// messages up to and including it. Returns `None` if there is no later message.
     fn control_after(&self, count: usize) -> Option<(usize, Bytes)> {
         let at = count.max(self.count - self.control.len());
         Some((at + 1, self.control.get(at + self.control.len() - self.count)?.clone()))
@@ -166,15 +173,15 @@ impl Sealed for Memory {}
 impl Backplane for Memory {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
         let mut log = self.shared.log.lock();
-        log.look(seen);
-        let places = records.into_iter().map(|record| Ok(log.append(record))).collect();
+        log.state(seen);
+        let positions = records.into_iter().map(|record| Ok(log.append(record))).collect();
         drop(log);
         self.shared.appended.send_replace(());
-        ready(places).boxed()
+        ready(positions).boxed()
     }
 
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<LogState>> {
-        ready(Ok(self.shared.log.lock().look(seen))).boxed()
+        ready(Ok(self.shared.log.lock().state(seen))).boxed()
     }
 
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Answer<Vec<Stored>>> {

@@ -1,32 +1,43 @@
-//! The port through which several instances share one log.
+//! The port to a log that several instances share, and its adapters.
 //!
-//! A broker holds the log; a hub is a writer and a reader of it. An adapter knows its own client
-//! and bytes, nothing of connections. [`Memory`] is for tests and for several hubs in one process,
-//! `Redis` and `Nats` (features `redis` and `nats`) for production.
+//! A broker stores the log. Every hub appends records to it and reads records from it. An adapter
+//! implements [`Backplane`] for one kind of broker: [`Memory`] for tests and for several hubs in
+//! one process, `Redis` and `Nats` (features `redis` and `nats`) for production. An adapter stores
+//! bytes. It has no access to the hub's connections.
 //!
-//! # What an adapter promises
+//! # Guarantees of an adapter
 //!
-//! - **Order.** It gives appended records the numbers 1, 2, 3 and so on, without holes, in one
-//!   order for all writers and readers. Several records of one [`append`](Backplane::append) keep
-//!   their order.
-//! - **Durable as the broker is.** An append that returned `Ok` is in the log, as long as the broker has it.
-//! - **Loss is visible.** A log has an *epoch*, a random number. Each append and each look carries
-//!   what this instance has seen. If the log is younger than that (it came back empty, or from a
-//!   backup) it takes a new epoch in the same step, before anything is appended. So a number never
-//!   means two records. A log that has grown past that place again is recognised by its contents: a
-//!   hub compares records that it has read. An adapter may also compare the newest record that it
-//!   appended, as `Redis` does with each append and each look.
-//! - **Trimmed at its head only.** Records that are no longer retained are below [`LogState::first`].
-//!   A read may be late, so a record that is missing in the answer of [`range`](Backplane::range)
-//!   is no proof of loss.
-//! - **Current values** are kept apart from the log, so that no busy topic pushes them out.
-//! - **Errors say whether something may have happened**: [`BackplaneError::is_unknown`].
-//! - **No waiting without end.** Every call returns within the adapter's own time limits; a
+//! - **Order.** The log numbers its records 1, 2, 3 and so on, without holes. All writers and
+//!   readers see the same order. The records of one [`append`](Backplane::append) keep their order.
+//! - **Durability.** A record whose append returned `Ok` is in the log for as long as the broker
+//!   has it. The guarantee is as strong as the broker's persistence.
+//! - **Detection of loss.** A log has an *epoch*, a random number. Every call of
+//!   [`append`](Backplane::append) and [`state`](Backplane::state) passes the highest position that
+//!   the caller has seen. If the log is in the same epoch and ends below this position, it has lost
+//!   records, for example because the broker was restored from a backup. Then the log begins a new
+//!   epoch in the same step, before it appends the records. So a position, which is an epoch and a
+//!   number, identifies one record.
+//!
+//!   `Nats` has one exception: if the log loses records while the adapter's connection stays open,
+//!   the next append adds its record first and begins the new epoch directly afterwards. Until
+//!   then, a reader may take this record for one of the old epoch. The returned position is in the
+//!   new epoch.
+//!
+//!   A log that has lost records and has since grown past the seen position is detected by its
+//!   contents. The hub compares records that it has read with the records that the log has now. An
+//!   adapter may also compare the newest record that it appended. `Redis` does so in every `append`
+//!   and `state`.
+//! - **Trimming at the old end only.** Records that are no longer retained are below
+//!   [`LogState::first`]. A response of [`range`](Backplane::range) may be out of date, so a record
+//!   that is missing there is not necessarily lost.
+//! - **Current values** are stored apart from the records, so that the records of a busy topic
+//!   cannot displace them.
+//! - **Errors** state whether the request may have had an effect: [`BackplaneError::is_unknown`].
+//! - **Time limits.** Every call returns within the adapter's own time limits. A
 //!   [`tail`](Backplane::tail) ends with an error when its connection breaks.
-//!
-//! - **A stream that is not polled delays no other call.**
-//!
-//! All calls may come from any thread at the same time. Dropping a future may leave its request under way.
+//! - **Independence.** A stream that is not polled does not delay other calls.
+//! - **Concurrency.** All methods may be called from any thread at the same time. A request may
+//!   continue at the broker after its future was dropped.
 
 #[cfg(any(feature = "nats", feature = "redis"))]
 mod limits;
@@ -59,13 +70,13 @@ pub use nats::Nats;
 #[cfg(feature = "redis")]
 pub use redis::Redis;
 
-/// A result of an adapter and of its parts.
+/// The result of a request to a broker.
 pub(crate) type Answer<T> = Result<T, BackplaneError>;
 
-/// A log that several instances share. The [module](self) describes its guarantees.
+/// A log that several instances share. The [module](self) lists its guarantees.
 ///
-/// The trait is sealed: its methods may still change, so it cannot be implemented outside of this
-/// crate.
+/// The trait is sealed, because its methods may still change. Other crates can call it but not
+/// implement it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -81,33 +92,46 @@ pub(crate) type Answer<T> = Result<T, BackplaneError>;
 /// # Ok(()) }
 /// ```
 pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
-    /// Appends records, in one round trip if the broker can.
+    /// Appends records, in one round trip if the broker supports it.
     ///
     /// Returns one result for each record, in order. If one record fails, later records may have
     /// been appended.
+    ///
+    /// `seen` is the highest position that the caller has seen, or `None` if it has seen none. If
+    /// the log is in the same epoch and ends below `seen`, the log begins a new epoch before it
+    /// appends the records. The [module](self) describes this detection of loss, and the exception
+    /// for `Nats`.
     fn append(
         &self,
         records: Vec<NewRecord>,
         seen: Option<Seen>,
     ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>>;
 
-    /// Returns the state of the log. The call also makes the log notice that it is younger than the
-    /// position that was seen. [`LogState`] has an example.
+    /// Returns the epoch and the ends of the log. [`LogState`] has an example.
+    ///
+    /// As in [`append`](Self::append), the log begins a new epoch first if it is in the epoch of
+    /// `seen` and ends below `seen`.
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>>;
 
-    /// Returns the oldest records after a number in order, at most `limit`, and fewer for any
-    /// reason, such as their size.
+    /// Returns the records with numbers above `after`, in order, starting with the oldest.
     ///
-    /// The response may be late: a replica that is behind leaves out records that the log has. So
-    /// an empty response, or one that begins above the next number, does not prove a loss. Only
-    /// [`LogState::first`] does: records below it are no longer retained. The hub reads missing
-    /// records again, and reports them as lost after
+    /// Returns at most `limit` records. It may return fewer for any reason, for example because
+    /// records are large.
+    ///
+    /// The response may be out of date: a replica that is behind omits records that the log has. So
+    /// an empty response, or one that begins above `after + 1`, does not prove a loss. Only
+    /// [`LogState::first`] proves it: records below it are no longer retained. The hub reads
+    /// missing records again. It reports them as lost after
     /// [`publish_timeout`](crate::HubBuilder::publish_timeout), so that one deleted record does not
     /// stop an instance.
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
 
-    /// Streams the records after a number as they are appended, in batches that are never empty.
-    /// The stream ends with an error.
+    /// Streams the records with numbers above `after`: first the stored ones, then new ones as they
+    /// are appended.
+    ///
+    /// No batch is empty. If records above `after` are no longer retained, the stream begins at a
+    /// later record or ends with an error. The stream ends only with an error, for example when its
+    /// connection breaks.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -123,28 +147,39 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     /// ```
     fn tail(&self, after: u64) -> BoxStream<'static, Result<Vec<Stored>, BackplaneError>>;
 
-    /// Returns the current values, in no order. A value that changes during the call may be
-    /// missing. Such a change is in the log, after the [`state`](Self::state) that was read before
-    /// the call. [`CurrentValue`] has an example.
+    /// Returns the current values, in any order. [`CurrentValue`] has an example.
+    ///
+    /// A value that changes during the call may be missing. The record of such a change is in the
+    /// log, above the [`last`](LogState::last) of a [`state`](Self::state) that was read before the
+    /// call.
     fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>>;
 
-    /// Sends a control message to all instances, including this one. The message is small, and is
-    /// not needed later. [`ControlMessage`] has an example.
+    /// Sends a control message to all instances, including this one. [`ControlMessage`] has an
+    /// example.
+    ///
+    /// Messages are small, and adapters retain them only for a short time.
     #[doc(alias = "tell")]
     fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
     /// Streams the control messages of all instances. [`ControlMessage`] has an example.
     ///
-    /// The stream begins after the message with this mark, as far as messages are retained: some
-    /// thousand messages or a minute. Without a mark it begins with the next message. So an
-    /// instance that was cut off for a moment misses no message. The stream ends with an error.
+    /// With the [`mark`](ControlMessage::mark) of a message, the stream begins after this message,
+    /// so that an instance that was disconnected for a moment misses no message. If the message is
+    /// no longer retained, the stream begins with the oldest retained message. Adapters retain
+    /// about the newest 10,000 messages, and may remove messages that are older than one minute.
+    ///
+    /// Without a mark, the stream begins with the first message that is sent after it has
+    /// connected. A stream of a broker adapter connects when it is first polled.
+    ///
+    /// The stream ends only with an error.
     #[doc(alias = "hear")]
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>>;
 
-    /// Stores a small value for a time, for the first caller that takes it. An earlier value of the
-    /// key is overwritten.
+    /// Stores a small value for the first caller of [`take`](Self::take), and removes it after
+    /// `time`. A stored value of the same key is overwritten.
     ///
-    /// The key is a secret, for example of a ticket. An adapter for a broker stores a hash of it.
+    /// The key is a secret, for example the text of a ticket. An adapter for a broker stores a hash
+    /// of the key, not the key. `Nats` stores a value for at most one hour.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -160,29 +195,32 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     #[doc(alias = "deposit")]
     fn put_once(&self, key: &str, payload: Bytes, time: Duration) -> BoxFuture<'_, Result<(), BackplaneError>>;
 
-    /// Takes a stored value away. If several callers take it at once, on any instances, one of them
-    /// gets it. [`put_once`](Self::put_once) has an example.
+    /// Removes a stored value and returns it. [`put_once`](Self::put_once) has an example.
+    ///
+    /// Returns `None` if the key has no value, or if the value was taken or has expired. If several
+    /// callers, on any instances, take the same value at once, one of them receives it.
     #[doc(alias = "withdraw")]
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
 
-    /// Returns a description of the log, for logs. It never contains a secret.
+    /// Returns a short description of the log, for log lines. The text contains no secret.
     fn describe(&self) -> String;
 
-    /// Returns the limits of the log as text. Instances whose limits differ log a warning. Defaults
-    /// to an empty text.
+    /// Returns the limits of the log as text. Instances whose texts differ log a warning. The
+    /// default implementation returns an empty text.
     fn describe_limits(&self) -> String {
         String::new()
     }
 }
 
-/// Keeps [`Backplane`] from being implemented elsewhere. The tests of this crate have logs of their own.
+/// Prevents other crates from implementing [`Backplane`]. Public but hidden, because the tests of
+/// this crate implement it.
 #[doc(hidden)]
 pub mod sealed {
-    /// Not for implementing.
+    /// The supertrait of [`Backplane`](super::Backplane), which only this crate implements.
     pub trait Sealed {}
 }
 
-/// A pointer to a log is a log.
+/// Implements [`Backplane`] for smart pointers to a log.
 macro_rules! pointers {
     ($($pointer:ident),*) => {$(
         impl<B: Backplane + ?Sized> sealed::Sealed for $pointer<B> {}
@@ -241,7 +279,7 @@ macro_rules! pointers {
 
 pointers!(Arc, Box);
 
-/// A record to be appended.
+/// A record to append.
 ///
 /// ```
 /// use tower_sse::backplane::{NewRecord, Value};
@@ -260,12 +298,13 @@ pub struct NewRecord {
     pub values: Vec<Value>,
     /// The key that prevents a second append. If a record with this key was appended within the
     /// last ten minutes and in this epoch, the log does not append this record, and returns the
-    /// position of the earlier one.
+    /// position of the earlier one. `Nats` remembers a key for a shorter time if the log's maximum
+    /// age is below ten minutes.
     pub idempotency_key: Option<Box<str>>,
 }
 
 impl NewRecord {
-    /// Creates a record that sets no values.
+    /// Creates a record without current values and without an idempotency key.
     #[must_use]
     pub fn new(payload: Bytes) -> Self {
         Self { payload, values: Vec::new(), idempotency_key: None }
@@ -284,14 +323,15 @@ impl NewRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Value {
-    /// The id of the current value, any text.
+    /// The id of the current value: any text.
     pub id: Box<str>,
     /// Whether the record removes the value.
     pub removes: bool,
 }
 
 impl Value {
-    /// Makes the record the current value of this id, or removes the current value.
+    /// Creates the effect of a record on the current value of `id`. The record becomes the current
+    /// value or, if `removes` is true, removes it.
     pub fn new(id: impl Into<Box<str>>, removes: bool) -> Self {
         Self { id: id.into(), removes }
     }
@@ -311,11 +351,11 @@ impl Value {
 /// ```
 #[doc(alias = "Place")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(clippy::exhaustive_structs, reason = "these two are all that a place is")]
+#[allow(clippy::exhaustive_structs, reason = "a position has no other parts")]
 pub struct LogPosition {
     /// The epoch of the log.
     pub epoch: u64,
-    /// The number of the record in the log, from 1 on.
+    /// The number of the record in the log. The first record has the number 1.
     pub sequence: u64,
 }
 
@@ -338,13 +378,13 @@ pub type Seen = LogPosition;
 pub struct LogState {
     /// The epoch of the log.
     pub epoch: u64,
-    /// The number of the oldest retained record; one above `last` if there is none.
+    /// The number of the oldest retained record, or `last + 1` if the log retains no record.
     pub first: u64,
-    /// The number of the newest record ever appended; zero if there was none.
+    /// The number of the newest record that was ever appended, or 0 if there was none.
     pub last: u64,
 }
 
-/// A record as it was read.
+/// A record that was read from the log.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -364,7 +404,7 @@ pub struct Stored {
     pub payload: Bytes,
 }
 
-/// A current value.
+/// A current value: the newest record that set it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -382,13 +422,13 @@ pub struct Stored {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct CurrentValue {
-    /// The id: the [`Value::id`] that the record set. One record may be the value of several ids.
+    /// The [`Value::id`] that the record set. One record may be the current value of several ids.
     pub id: Box<str>,
     /// The record that set the value.
     pub record: Stored,
 }
 
-/// A control message, as a listener receives it.
+/// A control message that [`Backplane::listen`] returns.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -407,8 +447,8 @@ pub struct CurrentValue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct ControlMessage {
-    /// The place of the message among all control messages, in a format of the adapter.
-    /// [`Backplane::listen`] continues after it.
+    /// The position of the message in the control stream, in the adapter's own format.
+    /// [`Backplane::listen`] can continue after it.
     pub mark: Box<str>,
     /// The bytes of the message.
     pub message: Bytes,
@@ -420,8 +460,8 @@ pub struct ControlMessage {
 /// use tower_sse::backplane::BackplaneError;
 ///
 /// let error = BackplaneError::unknown("no answer in 2 s");
-/// assert!(error.is_unknown()); // the broker may have carried the request out
-/// assert!(BackplaneError::rejected("read-only").is_rejected());
+/// assert!(error.is_unknown()); // the broker may have processed the request
+/// assert!(BackplaneError::rejected("out of memory").is_rejected());
 /// assert!(!BackplaneError::unavailable("connection refused").is_unknown());
 /// ```
 #[derive(Debug)]
@@ -438,43 +478,43 @@ enum Kind {
 }
 
 impl BackplaneError {
-    /// Creates the error of a broker that was not reached, so that the request had no effect. The
-    /// text is for logs, and must not contain secrets.
+    /// Creates the error of a broker that cannot be reached, or cannot process requests now. The
+    /// request had no effect. The text is for logs, and must not contain secrets.
     pub fn unavailable(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Unavailable, text: text.into() }
     }
 
-    /// Creates the error of a request without an answer in time. The broker may have carried the
-    /// request out.
+    /// Creates the error of a request that the broker did not confirm, for example because no
+    /// answer came in time. The broker may have processed the request.
     pub fn unknown(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Unknown, text: text.into() }
     }
 
-    /// Creates the error of a request that the broker rejected: it is read-only, out of memory, or
-    /// not the expected broker.
+    /// Creates the error of a request that was rejected, for example because the broker is out of
+    /// memory, denies permission, or is not the expected broker.
     pub fn rejected(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Rejected, text: text.into() }
     }
 
-    /// The same error, for another record of one call.
+    /// Returns the same error, for another record of the same call.
     #[cfg(any(feature = "nats", feature = "redis"))]
-    pub(crate) fn again(&self) -> Self {
+    pub(crate) fn duplicate(&self) -> Self {
         Self { kind: self.kind, text: self.text.clone() }
     }
 
-    /// The same error for a caller that has not asked for anything yet: nothing happened.
+    /// Turns an unknown error into an unavailable one, for a caller whose request was not sent yet.
     #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn before_request(self) -> Self {
         if self.is_unknown() { Self::unavailable(self.text) } else { self }
     }
 
-    /// Returns whether the broker may have carried the request out.
+    /// Returns whether the broker may have processed the request.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         self.kind == Kind::Unknown
     }
 
-    /// Returns whether the broker rejected the request.
+    /// Returns whether the request was rejected.
     #[must_use]
     pub fn is_rejected(&self) -> bool {
         self.kind == Kind::Rejected
@@ -483,29 +523,32 @@ impl BackplaneError {
 
 impl fmt::Display for BackplaneError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.kind {
-            Kind::Unavailable => "the broker is not there",
-            Kind::Unknown => "no answer from the broker",
-            Kind::Rejected => "the broker refuses",
+        let kind = match self.kind {
+            Kind::Unavailable => "broker unavailable",
+            Kind::Unknown => "request not confirmed",
+            Kind::Rejected => "request rejected",
         };
-        write!(f, "{what}: {}", self.text)
+        write!(f, "{kind}: {}", self.text)
     }
 }
 
 impl Error for BackplaneError {}
 
-/// Waits for a broker's answer up to a limit. A broker that does not answer in this time has failed.
+/// Waits for the answer of a broker, at most for `limit`. Afterwards it returns an error that
+/// [is unknown](BackplaneError::is_unknown).
 pub(crate) async fn in_time<T>(limit: Duration, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
     let answer = tokio::time::timeout(limit, answer).await;
     answer.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
 }
 
-/// Waits for the next item of a stream, or returns `None` at a time. The time comes first, so that a stream
-/// that is never silent does not keep its reader from other work.
+/// Returns the next item of a stream, or `None` once `time` has come.
+///
+/// The time is checked first. Otherwise a stream that always has an item would keep its reader from
+/// periodic work.
 pub(crate) async fn next_until<T>(time: Instant, stream: &mut BoxStream<'static, Answer<T>>) -> Answer<Option<T>> {
     match select(std::pin::pin!(sleep_until(time)), stream.next()).await {
         Either::Left(_) => Ok(None),
-        Either::Right((Some(came), _)) => came.map(Some),
+        Either::Right((Some(item), _)) => item.map(Some),
         Either::Right((None, _)) => Err(BackplaneError::unknown("the connection ended")),
     }
 }

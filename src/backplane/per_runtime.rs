@@ -1,7 +1,8 @@
-//! A value for each tokio runtime.
+//! One value per tokio runtime.
 //!
-//! A broker client's connection is driven by a task on the runtime that made it. If that runtime is blocked
-//! or not driven, no call over the connection gets an answer. So a connection is only used on its own runtime.
+//! A task on the runtime that opened a connection drives the connection. If this runtime is blocked
+//! or not driven, no call over the connection gets an answer. So each runtime has its own
+//! connection.
 
 use std::sync::Arc;
 
@@ -9,14 +10,15 @@ use tokio::runtime::{Handle, Id};
 
 use crate::sync::Mutex;
 
-/// How many runtimes are remembered. A program with more of them makes connections more often.
-const MOST: usize = 16;
+/// The maximum number of runtimes with a value. A program with more runtimes reconnects more often.
+const MAX_RUNTIMES: usize = 16;
 
 #[derive(Debug, Default)]
 pub(super) struct PerRuntime<T>(Mutex<Vec<(Option<Id>, Arc<T>)>>);
 
 impl<T: Default> PerRuntime<T> {
-    /// The value of the current runtime. The one that was not used for longest goes if there are too many.
+    /// Returns the value of the current runtime. Beyond [`MAX_RUNTIMES`], removes the value that
+    /// was not used for the longest time.
     pub(super) fn here(&self) -> Arc<T> {
         let current = Handle::try_current().ok().map(|runtime| runtime.id());
         let mut values = self.0.lock();
@@ -25,7 +27,7 @@ impl<T: Default> PerRuntime<T> {
             Some(index) => values.remove(index),
             None => (current, Arc::default()),
         };
-        if values.len() == MOST {
+        if values.len() == MAX_RUNTIMES {
             values.remove(0);
         }
         let here = Arc::clone(&value.1);

@@ -1,4 +1,5 @@
-//! Appending: publishes that are acknowledged with their number, all under way together.
+//! Appends records: publishes all of them and then waits for the acknowledgements, which contain
+//! the sequence numbers.
 
 use std::collections::vec_deque::VecDeque;
 use std::time::Duration;
@@ -13,94 +14,100 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord};
 use super::names::{VALUES, escape, write_values};
 use super::session::Session;
 
-/// How many records of one call are under way at a time.
+/// The maximum number of records of one call whose acknowledgement is pending.
 const WINDOW: usize = 1024;
 
-/// What became of a record.
+/// The outcome of appending one record.
 pub(super) enum Outcome {
-    At(u64),
-    /// It was there already.
-    Before(u64),
-    /// Nobody took it: the log is gone, or in another epoch.
-    Nobody,
+    /// The record was appended with this number.
+    Appended(u64),
+    /// The log already had a record with this idempotency key, at this number.
+    Duplicate(u64),
+    /// No stream accepts the subject: the log was deleted or is in another epoch.
+    NoStream,
+    /// The append failed.
     Failed(BackplaneError),
 }
 
-/// Appends in order. One outcome for each.
+/// Appends records in order. Returns one outcome for each record.
 pub(super) async fn append(session: &Session, records: &[NewRecord]) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(records.len());
-    let mut under_way = VecDeque::new();
-    // Once something did not come in time, nothing more is waited for.
-    let mut patience = session.connection.limits.timeout;
+    let mut pending = VecDeque::new();
+    // Set to zero by the first wait that exceeds it, so that a call does not wait once per record.
+    let mut limit = session.connection.limits.timeout;
     for record in records {
-        if under_way.len() >= WINDOW
-            && let Some(sent) = under_way.pop_front()
+        if pending.len() >= WINDOW
+            && let Some(sent) = pending.pop_front()
         {
-            outcomes.push(acknowledged(session, sent, &mut patience).await);
+            outcomes.push(acknowledged(session, sent, &mut limit).await);
         }
-        under_way.push_back(send(session, record, &mut patience).await);
+        pending.push_back(send(session, record, &mut limit).await);
     }
-    for sent in under_way {
-        outcomes.push(acknowledged(session, sent, &mut patience).await);
+    for sent in pending {
+        outcomes.push(acknowledged(session, sent, &mut limit).await);
     }
     outcomes
 }
 
-/// Nothing was sent if it fails.
-async fn send(session: &Session, record: &NewRecord, patience: &mut Duration) -> Answer<PublishAckFuture> {
+/// Sends a record. After an error, the record was not sent.
+async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> Answer<PublishAckFuture> {
     let connection = &session.connection;
     let LogPosition { epoch, .. } = session.seen();
     let mut headers = HeaderMap::new();
     if let Some(key) = &record.idempotency_key {
-        // A record of another epoch is another.
+        // A key is remembered within an epoch, so the header contains the epoch.
         headers.insert(NATS_MESSAGE_ID, format!("{epoch:x}.{}", escape(key)));
     }
     let subject = if record.values.is_empty() {
         connection.names.plain(epoch)
     } else {
-        // No `Nats-Expected-Stream`: it would be copied too, and the copy refused.
+        // No `Nats-Expected-Stream` header: the server would copy it into the stream of values,
+        // which would then reject the message.
         headers.insert(VALUES, write_values(&record.values));
         connection.names.keyed_by(&record.values)
     };
     let publish = PublishMessage::build().payload(record.payload.clone()).headers(headers);
-    let sent = connection.within(*patience, connection.jetstream.send_publish(subject, publish));
+    let sent = connection.within(*limit, connection.jetstream.send_publish(subject, publish));
     match sent.await {
         Ok(Ok(sent)) => Ok(sent),
         Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
-            let limit = connection.client.max_payload();
-            Err(BackplaneError::rejected(format!("larger than the server's max_payload of {limit}, with headers")))
+            let max = connection.client.max_payload();
+            let text = format!("the record with its headers exceeds the server's max_payload of {max} bytes");
+            Err(BackplaneError::rejected(text))
         }
         Ok(Err(error)) => Err(BackplaneError::unavailable(error.to_string())),
         Err(error) => {
-            *patience = Duration::ZERO;
+            *limit = Duration::ZERO;
             Err(BackplaneError::unavailable(error.text))
         }
     }
 }
 
-async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, patience: &mut Duration) -> Outcome {
+/// Waits for the acknowledgement of a record.
+async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: &mut Duration) -> Outcome {
     let sent = match sent {
         Ok(sent) => sent,
         Err(error) => return Outcome::Failed(error),
     };
-    match session.connection.within(*patience, sent.into_future()).await {
-        // The first record with this key is still under way to the replicas.
+    match session.connection.within(*limit, sent.into_future()).await {
+        // The first record with this idempotency key is not on all replicas yet.
         Ok(Ok(PublishAck { sequence: 0, .. })) => {
-            Outcome::Failed(BackplaneError::unknown("the number is not known yet"))
+            Outcome::Failed(BackplaneError::unknown("the number of the record is not known yet"))
         }
-        Ok(Ok(PublishAck { sequence, duplicate: true, .. })) => Outcome::Before(sequence),
-        Ok(Ok(PublishAck { sequence, .. })) => Outcome::At(sequence),
-        Ok(Err(error)) => refused(&error),
+        Ok(Ok(PublishAck { sequence, duplicate: true, .. })) => Outcome::Duplicate(sequence),
+        Ok(Ok(PublishAck { sequence, .. })) => Outcome::Appended(sequence),
+        Ok(Err(error)) => rejected(&error),
         Err(error) => {
-            *patience = Duration::ZERO;
+            *limit = Duration::ZERO;
             Outcome::Failed(error)
         }
     }
 }
 
-fn refused(error: &PublishError) -> Outcome {
+/// Converts an error of a publish.
+fn rejected(error: &PublishError) -> Outcome {
     match error.kind() {
-        PublishErrorKind::StreamNotFound => Outcome::Nobody,
+        PublishErrorKind::StreamNotFound => Outcome::NoStream,
         PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
             Outcome::Failed(BackplaneError::unknown(error.to_string()))
         }

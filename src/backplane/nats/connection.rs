@@ -1,8 +1,8 @@
-//! A connection to a server, and questions to its JetStream.
+//! A connection to a NATS server, and requests to its JetStream API.
 //!
-//! A connection that broke is not mended but replaced: so nothing that waited in it is sent later,
-//! behind the back of who was told that it failed, and whatever was known of the log is asked for
-//! anew.
+//! A connection that broke is replaced, not repaired. Otherwise the client could send a message
+//! after the reconnect although its caller has received an error, and the adapter could rely on an
+//! outdated state of the log.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,15 +24,18 @@ use super::super::limits::LogLimits;
 use super::super::{Answer, BackplaneError, in_time};
 use super::names::Names;
 
-/// The oldest server whose JetStream does what is needed here.
-const OLDEST: (u64, u64) = (2, 9);
+/// The minimum version of the server.
+const MIN_VERSION: (u64, u64) = (2, 9);
+/// The error code of JetStream for a stream that does not exist.
 const NO_STREAM: u64 = 10059;
+/// The error code of JetStream for a message that does not exist.
 const NO_MESSAGE: u64 = 10037;
 
-/// Where the servers are and who asks.
+/// The addresses of the servers and the credentials.
 #[derive(Clone)]
 pub(super) struct Servers {
     addresses: Vec<ServerAddr>,
+    /// A user with a password, or a token without one.
     user: Option<(String, Option<String>)>,
 }
 
@@ -46,7 +49,8 @@ pub(super) struct Connection {
 }
 
 impl Servers {
-    /// Credentials leave the URLs here: the client logs those.
+    /// Parses comma-separated URLs. Removes the credentials from the URLs, because the client logs
+    /// URLs.
     pub(super) fn parse(urls: &str) -> Option<Self> {
         let mut servers = Self { addresses: Vec::new(), user: None };
         for url in urls.split(',') {
@@ -63,6 +67,7 @@ impl Servers {
         Some(servers)
     }
 
+    /// Connects to the first server that answers.
     pub(super) async fn connect(&self, names: &Arc<Names>, limits: LogLimits) -> Answer<Connection> {
         let timeout = limits.timeout;
         let (breaks, broken) = watch::channel(false);
@@ -72,10 +77,10 @@ impl Servers {
             .connection_timeout(timeout)
             .request_timeout(Some(timeout))
             .ping_interval(Duration::from_secs(5))
-            // Each server once; see above.
+            // One attempt per server. A broken connection is replaced, see above.
             .max_reconnects(self.addresses.len())
             .event_callback(move |event| {
-                // A slow consumer has lost messages: whoever hears begins anew.
+                // A slow consumer has lost messages, so its readers must start again.
                 if matches!(event, Event::Disconnected | Event::Closed | Event::SlowConsumer(_)) {
                     breaks.send_replace(true);
                 }
@@ -88,7 +93,7 @@ impl Servers {
         };
         let limit = timeout.saturating_mul(u32::try_from(self.addresses.len()).unwrap_or(1));
         let client = tokio::time::timeout(limit, options.connect(self.addresses.as_slice())).await;
-        let client = client.map_err(|_| BackplaneError::unavailable("no connection in time"))?;
+        let client = client.map_err(|_| BackplaneError::unavailable("cannot connect in time"))?;
         let client = client.map_err(|error| match error.kind() {
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                 BackplaneError::rejected(error.to_string())
@@ -97,11 +102,11 @@ impl Servers {
         })?;
         let version = client.server_info().version;
         if !is_new_enough(&version) {
-            let (major, minor) = OLDEST;
-            let text = format!("its version is {version}: {major}.{minor} or newer is needed");
+            let (major, minor) = MIN_VERSION;
+            let text = format!("the server has version {version}, but {major}.{minor} or newer is required");
             return Err(BackplaneError::rejected(text));
         }
-        // Acknowledgements are awaited by their publishers, each with a bound of its own.
+        // The callers limit the number of pending acknowledgements, so the client does not.
         let jetstream = ContextBuilder::new()
             .timeout(timeout)
             .ack_timeout(timeout)
@@ -111,7 +116,7 @@ impl Servers {
     }
 }
 
-/// Where; not who.
+/// Writes the addresses without the credentials.
 impl fmt::Display for Servers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = |address: &ServerAddr| format!("{}:{}", address.host(), address.port());
@@ -119,7 +124,7 @@ impl fmt::Display for Servers {
     }
 }
 
-/// What `%` stands for in a URL.
+/// Decodes percent-encoded text from a URL. A `+` stays as it is.
 fn unescape(text: &str) -> String {
     let plain = text.replace('+', "%2B");
     form_urlencoded::parse(plain.replace('&', "%26").replace('=', "%3D").as_bytes())
@@ -130,52 +135,53 @@ fn unescape(text: &str) -> String {
 
 fn is_new_enough(version: &str) -> bool {
     let mut numbers = version.split(['.', '-']).map(str::parse);
-    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= OLDEST)
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= MIN_VERSION)
 }
 
 impl Connection {
-    pub(super) fn is_whole(&self) -> bool {
+    /// Returns whether the connection is open and was never interrupted.
+    pub(super) fn is_intact(&self) -> bool {
         !*self.broken.borrow() && self.client.connection_state() == State::Connected
     }
 
-    /// Waits for something for at most this long, and no longer than the connection holds.
-    pub(super) async fn within<T>(&self, limit: Duration, what: impl Future<Output = T>) -> Answer<T> {
+    /// Waits for a future, at most for `limit` and until the connection breaks.
+    pub(super) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Answer<T> {
         in_time(limit, async {
             let mut broken = self.broken.clone();
             let breaks = std::pin::pin!(broken.wait_for(|broken| *broken));
-            match select(std::pin::pin!(what), breaks).await {
-                Either::Left((came, _)) => Ok(came),
+            match select(std::pin::pin!(future), breaks).await {
+                Either::Left((output, _)) => Ok(output),
                 Either::Right(_) => Err(BackplaneError::unknown("the connection broke")),
             }
         })
         .await
     }
 
-    /// Asks JetStream's API. Returns `None` if there is no such stream.
-    pub(super) async fn ask(&self, what: &str, of: &str, with: &Json) -> Answer<Option<Json>> {
-        self.ask_unless(what, of, with, &[NO_STREAM]).await
+    /// Sends a request to the JetStream API. Returns `None` if the stream does not exist.
+    pub(super) async fn ask(&self, method: &str, subject: &str, request: &Json) -> Answer<Option<Json>> {
+        self.ask_unless(method, subject, request, &[NO_STREAM]).await
     }
 
-    /// Returns the server's description of a stream, or `None` if there is no such stream.
+    /// Returns the server's description of a stream, or `None` if the stream does not exist.
     pub(super) async fn stream(&self, name: &str) -> Answer<Option<Json>> {
         self.ask("STREAM.INFO", name, &json!({})).await
     }
 
-    /// Returns the number of the oldest message of a stream from a number on, as the leader of the
-    /// stream has it. A consumer may lie on a replica that is behind.
+    /// Returns the number of the oldest message of a stream whose number is at least `number`. The
+    /// leader of the stream answers, because a consumer may read from a replica that is behind.
     pub(super) async fn oldest_from(&self, stream: &str, number: u64) -> Answer<Option<u64>> {
-        let with = json!({ "seq": number, "next_by_subj": ">" });
-        let answer = self.ask_unless("STREAM.MSG.GET", stream, &with, &[NO_MESSAGE]).await?;
+        let request = json!({ "seq": number, "next_by_subj": ">" });
+        let answer = self.ask_unless("STREAM.MSG.GET", stream, &request, &[NO_MESSAGE]).await?;
         let Some(answer) = answer else { return Ok(None) };
         let found = answer["message"]["seq"].as_u64();
-        found.map(Some).ok_or_else(|| BackplaneError::rejected("a message without its number"))
+        found.map(Some).ok_or_else(|| BackplaneError::rejected("the server returned a message without its number"))
     }
 
-    /// Asks JetStream's API. Returns `None` if it answers with one of these errors.
-    async fn ask_unless(&self, what: &str, of: &str, with: &Json, missing: &[u64]) -> Answer<Option<Json>> {
-        let request = self.jetstream.request::<_, _, Json>(format!("{what}.{of}"), with);
+    /// Sends a request to the JetStream API. Returns `None` for an error with one of these codes.
+    async fn ask_unless(&self, method: &str, subject: &str, request: &Json, missing: &[u64]) -> Answer<Option<Json>> {
+        let request = self.jetstream.request::<_, _, Json>(format!("{method}.{subject}"), request);
         let answer = self.within(self.limits.timeout, request).await?.map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => BackplaneError::unavailable("JetStream is not there"),
+            RequestErrorKind::NoResponders => BackplaneError::unavailable("JetStream is not available on the server"),
             RequestErrorKind::TimedOut => BackplaneError::unknown("no answer in time"),
             _ => BackplaneError::rejected(error.to_string()),
         })?;
@@ -183,12 +189,12 @@ impl Connection {
         if missing.iter().any(|code| error["err_code"] == *code) {
             return Ok(None);
         }
-        let text = format!("{what}: {}", error["description"].as_str().unwrap_or_default());
-        // The system is not ready, or has no leader now.
+        let text = format!("{method}: {}", error["description"].as_str().unwrap_or_default());
+        // JetStream is starting, or has no leader at the moment.
         Err(if error["code"] == 503 { BackplaneError::unavailable(text) } else { BackplaneError::rejected(text) })
     }
 
-    /// Publishes a message, and waits until a stream has acknowledged it.
+    /// Publishes a message and waits for the acknowledgement of a stream.
     pub(super) async fn publish(
         &self,
         subject: String,
@@ -198,13 +204,14 @@ impl Connection {
         self.within(self.limits.timeout, publish).await
     }
 
-    /// Puts a message on a subject whose newest has this number. Returns false if another client was faster.
+    /// Publishes a message if the newest message of its subject has the number `newest`. Returns
+    /// false if it has another number, because another client was faster.
     pub(super) async fn compare_and_set(&self, subject: String, payload: Bytes, newest: u64) -> Answer<bool> {
         let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(newest);
         match self.publish(subject, message).await? {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
-            // Somebody else is about to make the stream.
+            // Another instance is creating the stream.
             Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Ok(false)
@@ -213,20 +220,20 @@ impl Connection {
         }
     }
 
-    /// Returns the newest message of a subject, as the leader of the stream has it.
+    /// Returns the newest message of a subject from the leader of the stream.
     pub(super) async fn newest_of(&self, stream: &str, subject: &str) -> Answer<Option<StreamMessage>> {
         self.message(stream, &json!({ "last_by_subj": subject })).await
     }
 
-    /// Returns the message that JetStream's API finds by `which`, as the leader of the stream has it.
-    pub(super) async fn message(&self, stream: &str, which: &Json) -> Answer<Option<StreamMessage>> {
-        let answer = self.ask_unless("STREAM.MSG.GET", stream, which, &[NO_STREAM, NO_MESSAGE]).await?;
+    /// Returns the message that a `STREAM.MSG.GET` request finds, from the leader of the stream.
+    pub(super) async fn message(&self, stream: &str, request: &Json) -> Answer<Option<StreamMessage>> {
+        let answer = self.ask_unless("STREAM.MSG.GET", stream, request, &[NO_STREAM, NO_MESSAGE]).await?;
         let Some(mut answer) = answer else { return Ok(None) };
-        // An answer that is no object has no message.
+        // `get_mut` returns `None` also for an answer that is not an object.
         let message = answer.get_mut("message").map(Json::take).unwrap_or_default();
         let message: Result<RawMessage, _> = serde_json::from_value(message);
         let message = message.ok().and_then(|message| message.try_into().ok());
-        message.map(Some).ok_or_else(|| BackplaneError::rejected("a message that cannot be read"))
+        message.map(Some).ok_or_else(|| BackplaneError::rejected("the server returned a message that cannot be read"))
     }
 }
 
@@ -235,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_give_servers_and_keep_their_secrets() {
+    fn servers_are_parsed_from_urls_without_credentials_in_addresses() {
         let servers = Servers::parse("nats://ada:s3%2Bc%40r+et@one:4222, tls://two").unwrap();
         assert_eq!(servers.to_string(), "one:4222, two:4222");
         assert_eq!(servers.user, Some(("ada".into(), Some("s3+c@r+et".into()))));
@@ -244,11 +251,11 @@ mod tests {
     }
 
     #[test]
-    fn old_servers_are_told_from_new_ones() {
-        for (version, enough) in
+    fn server_version_is_compared_with_the_minimum() {
+        for (version, is_enough) in
             [("2.9.10", true), ("2.10.0-beta.1", true), ("3.0", true), ("2.8.4", false), ("", false)]
         {
-            assert_eq!(is_new_enough(version), enough, "{version}");
+            assert_eq!(is_new_enough(version), is_enough, "{version}");
         }
     }
 }

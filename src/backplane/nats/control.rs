@@ -1,4 +1,5 @@
-//! Control messages: a small stream of its own, from which an instance that was cut off for a moment reads on.
+//! Control messages: a small stream, so that an instance that was disconnected for a moment can
+//! read the messages that it missed.
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
@@ -9,30 +10,34 @@ use super::connection::Connection;
 use super::reader::Reader;
 use super::streams;
 
+/// Sends a control message. Creates the stream if it does not exist.
 pub(super) async fn broadcast(connection: &Connection, message: Bytes) -> Answer<()> {
     let publish = || connection.publish(connection.names.control(), PublishMessage::build().payload(message.clone()));
     let mut published = publish().await?;
     if published.as_ref().is_err_and(|error| error.kind() == PublishErrorKind::StreamNotFound) {
-        // Nobody has listened yet.
+        // No instance has created the stream yet.
         streams::control(connection).await?;
         published = publish().await?;
     }
     published.map(drop).map_err(|error| BackplaneError::unknown(error.to_string()))
 }
 
-/// When the stream was made, and a reader of it, after a mark or from now on. A mark is a number
-/// and when the stream of that number was made; if that is gone, every message is new.
+/// Opens a reader after a mark, or after the newest message without a mark. Returns it with the
+/// creation time of the stream.
+///
+/// A mark is the number of a message and the creation time of its stream. If this stream no longer
+/// exists, reading begins with the oldest message.
 pub(super) async fn listen(connection: &Connection, after: Option<Box<str>>) -> Answer<(String, Reader)> {
     let stream = &connection.names.control;
     streams::control(connection).await?;
-    let gone = || BackplaneError::unavailable("the stream of control messages is gone");
-    let info = connection.stream(stream).await?.ok_or_else(gone)?;
-    let life = info["created"].as_str().unwrap_or_default().to_owned();
+    let deleted = || BackplaneError::unavailable("the stream of control messages was deleted");
+    let info = connection.stream(stream).await?.ok_or_else(deleted)?;
+    let created = info["created"].as_str().unwrap_or_default().to_owned();
     let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
     let after = match after.as_deref().map(|mark| mark.split_once(' ')) {
         None => last,
-        Some(Some((number, of))) if of == life => number.parse().ok().filter(|number| *number <= last).unwrap_or(0),
+        Some(Some((number, of))) if of == created => number.parse().ok().filter(|number| *number <= last).unwrap_or(0),
         Some(_) => 0,
     };
-    Ok((life, Reader::open(connection, stream, after, None).await?))
+    Ok((created, Reader::open(connection, stream, after, None).await?))
 }

@@ -1,24 +1,28 @@
-//! A JetStream stream as the log. Server 2.9 or newer.
+//! A log in a JetStream stream. Needs a NATS server of version 2.9 or newer.
 //!
-//! The server has no scripts, so what Redis does in one step is made of several things here:
+//! The server has no scripts. So the adapter does in several steps what the Redis adapter does in
+//! one:
 //!
-//! - **Numbers** are the stream's own sequence. It is trimmed at its head only, by count and age.
-//! - **The epoch** lies in a key-value bucket and is changed by compare-and-set; the stream takes
-//!   plain records on a subject that names it. See `session`.
-//! - **A younger log** is noticed before anything is appended whenever the adapter connects, looks,
-//!   or is told by its caller of more than it knows. Should the log fall back between a look and an
-//!   append, over a connection that holds, the acknowledgement shows it: its number is one that was
-//!   there before. Then a new epoch begins at once, and the place that is returned is in the new
-//!   one. Only until then may who reads take this one record for one of the old epoch.
+//! - **Numbers** are the sequence numbers of the stream. The stream removes only its oldest
+//!   records, by count, size and age.
+//! - **The epoch** is stored in a key-value bucket and changed by compare-and-set. The stream
+//!   accepts records without values only on a subject that contains the epoch. See `session`.
+//! - **Loss** is detected before a record is appended whenever the adapter connects, reads the
+//!   state, or has a caller that has seen more than the adapter. If the log loses records between
+//!   the last such check and an append, while the connection stays open, the acknowledgement shows
+//!   it: it has a number that the adapter had seen before. The adapter then begins a new epoch at
+//!   once, and returns a position in the new epoch. Until then, a reader may take the record for
+//!   one of the old epoch.
 //! - **Current values** are copied by the server into a second stream. See `values`.
-//! - **Records with values** are taken in any epoch, since the copy needs a subject that stays. So
-//!   if somebody else began a new epoch a moment ago, the place of such a record may name the old
-//!   one, in which positions are refused by then.
-//! - **Control messages** lie in a stream of their own for a minute, so that who was cut off for a
-//!   moment hears them too.
+//! - **Records with values** are accepted in any epoch, because the copy needs a constant subject.
+//!   So if another instance has just begun a new epoch, the returned position of such a record may
+//!   be in the old epoch, whose positions are no longer valid.
+//! - **Control messages** are stored in a stream of their own for a minute, so that an instance
+//!   that was disconnected for a moment receives them too.
 //!
-//! What a server acknowledged it may lose with the power, unless it is told to sync (`sync_interval: always`) or has
-//! replicas: streams of one replica are made, and may be given more with NATS' own tools.
+//! A server may lose acknowledged records in a power failure, unless it syncs every write
+//! (`sync_interval: always`) or the streams have replicas. The adapter creates streams with one
+//! replica. The tools of NATS can add more.
 
 mod append;
 mod connection;
@@ -49,19 +53,21 @@ use super::{
 };
 use crate::macros::opaque_debug;
 
-/// How long the server waits for something new before it says that there is nothing.
+/// The time for which a request for new messages waits at the server.
 const BLOCK: Duration = Duration::from_secs(2);
+/// The maximum number of messages of one request.
 const BATCH: usize = 512;
 
-/// A log on a NATS server with JetStream: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
+/// A log on a NATS server with JetStream, for
+/// [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream. Its
-/// guarantees are those of the server's storage. A server that is killed and returns with its
-/// folder has lost no acknowledged record. A server that returns with less begins a new epoch, and
-/// the hub reports one gap to every client.
+/// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream. The log is
+/// as durable as the server's storage. A server that is killed and restarts with its storage
+/// directory has lost no acknowledged record. If a server restarts with fewer records, the log
+/// begins a new epoch, and the hub reports one gap to every client.
 ///
-/// A record has to fit the server's `max_payload`, 1 MiB unless set, together with its headers: its
-/// idempotency key, and the values that it sets.
+/// A record, together with its headers, must fit the server's `max_payload`, by default 1 MiB. The
+/// headers contain the idempotency key and the ids of the values that the record sets or removes.
 ///
 /// ```no_run
 /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -82,20 +88,21 @@ impl Nats {
     /// Creates a log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`,
     /// `nats://token@host`, or several servers of one cluster, separated by commas.
     ///
-    /// Hubs of one `namespace`, any text, are instances of one log. Hubs of other namespaces on the
-    /// same server are unrelated. The log connects when it is first used.
+    /// Hubs with the same `namespace`, any text, share one log. Hubs with other namespaces on the
+    /// same server are unrelated. The adapter connects when it is first used.
     ///
     /// # Errors
     ///
-    /// When `url` is not a NATS URL, or the namespace is too long: about 200 letters, fewer where
-    /// it has others than `A-Za-z0-9-`. The error does not repeat them.
+    /// When `url` is not a NATS URL, or the namespace is longer than 200 bytes, where each byte
+    /// outside of `A-Za-z0-9-` counts as three. The error contains neither of them.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let servers = Servers::parse(url).ok_or_else(|| BackplaneError::rejected("not a NATS URL"))?;
         let names = Arc::new(Names::new(namespace)?);
         Ok(Self { shared: Arc::new(Shared::new(servers, namespace.to_owned(), LogLimits::default(), names)) })
     }
 
-    /// Sets the limits of the records that the broker retains. Defaults to [`LogLimits::new`].
+    /// Sets the limits of the records and current values that the broker retains. Defaults to
+    /// [`LogLimits::new`].
     #[must_use]
     pub fn limits(self, limits: LogLimits) -> Self {
         self.with(|old| *old = LogLimits { timeout: old.timeout, ..limits })
@@ -121,14 +128,14 @@ impl Backplane for Nats {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
         Box::pin(async move {
             let appended = self.shared.append(&records, seen).await;
-            appended.unwrap_or_else(|error| records.iter().map(|_| Err(error.again())).collect())
+            appended.unwrap_or_else(|error| records.iter().map(|_| Err(error.duplicate())).collect())
         })
     }
 
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Answer<LogState>> {
         Box::pin(async move {
             let session = self.shared.session(None).await?;
-            match session.look(seen).await? {
+            match session.state(seen).await? {
                 Some(state) => Ok(state),
                 None => Ok(self.shared.in_time(self.shared.reopen(&session, seen, false)).await?.opened),
             }
@@ -143,16 +150,18 @@ impl Backplane for Nats {
             let mut records: Vec<_> = messages.into_iter().map(|message| message.stored).collect();
             let first = records.first().map(|stored| stored.sequence);
             if limit > 0 && first != Some(after + 1) {
-                // Trimmed or deleted records are missing, or the reader does not see yet what the log has.
+                // The next record was trimmed or deleted, or the replica that was read does not
+                // have it yet. The leader of the stream decides.
                 let oldest = connection.oldest_from(log, after.saturating_add(1)).await?;
                 if oldest.is_some_and(|oldest| first.is_none_or(|first| oldest < first)) {
-                    return Err(BackplaneError::unavailable("records of the log cannot be read yet"));
+                    return Err(BackplaneError::unavailable("the log has records that cannot be read yet"));
                 }
             }
-            // The next call looks at a hole.
-            let whole =
+            // Return only records without a hole between them. The next call then begins at the
+            // hole and checks it as above.
+            let contiguous =
                 records.iter().zip(first.unwrap_or(0)..).take_while(|(stored, number)| stored.sequence == *number);
-            records.truncate(whole.count());
+            records.truncate(contiguous.count());
             Ok(records)
         })
     }
@@ -165,16 +174,17 @@ impl Backplane for Nats {
             let mut last = after;
             loop {
                 let batch = reader.next(BATCH, BLOCK).await?;
-                // Else what comes may be of an epoch that is not what the reader thinks.
+                // Otherwise these records may be of another epoch than the reader assumes.
                 if !session.is_good() {
-                    Err(BackplaneError::unavailable("the log is another"))?;
+                    Err(BackplaneError::unavailable("the log was opened again"))?;
                 }
                 let batch: Vec<_> = batch.into_iter().map(|message| message.stored).collect();
                 for stored in &batch {
-                    // Trimmed, deleted, or lost on the way: whoever follows has to look.
+                    // Records were trimmed, deleted or not delivered. The hub reads the state of
+                    // the log to find out.
                     if stored.sequence != last + 1 {
                         let next = stored.sequence;
-                        Err(BackplaneError::unavailable(format!("after record {last} came {next}")))?;
+                        Err(BackplaneError::unavailable(format!("record {next} follows record {last}")))?;
                     }
                     last = stored.sequence;
                 }
@@ -201,11 +211,11 @@ impl Backplane for Nats {
         let shared = Arc::clone(&self.shared);
         Box::pin(async_stream::try_stream! {
             let session = shared.session_of_stream().await?;
-            let (life, mut reader) = control::listen(&session.connection, after).await?;
+            let (created, mut reader) = control::listen(&session.connection, after).await?;
             loop {
                 for message in reader.next(BATCH, BLOCK).await? {
                     let Stored { sequence, payload } = message.stored;
-                    yield ControlMessage { mark: format!("{sequence} {life}").into(), message: payload };
+                    yield ControlMessage { mark: format!("{sequence} {created}").into(), message: payload };
                 }
             }
         })

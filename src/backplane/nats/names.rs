@@ -1,4 +1,5 @@
-//! How a hub's streams, subjects and headers are called on the server, and what they say.
+//! The names of a log's streams and subjects on the server, and the header that lists values.
+//! `docs/broker.md` documents them.
 
 use std::fmt::Write;
 
@@ -8,7 +9,8 @@ use form_urlencoded::{byte_serialize, parse};
 use super::super::secret_key::hashed;
 use super::super::{BackplaneError, Value};
 
-/// Which current values a record sets (`+`) and removes (`-`), separated by spaces.
+/// The header with the ids of the values that a record sets (`+`) and removes (`-`), separated by
+/// spaces.
 pub(super) const VALUES: &str = "Tower-Sse-Values";
 
 #[derive(Clone, Debug)]
@@ -17,23 +19,24 @@ pub(super) struct Names {
     pub(super) log: String,
     /// The stream of current values.
     pub(super) values: String,
-    /// The stream below the bucket, and the subject of its one key.
+    /// The stream of the key-value bucket that has the epoch.
     pub(super) bucket: String,
-    /// The stream of what waits for whoever asks first.
+    /// The stream of values that one caller takes.
     pub(super) deposits: String,
     /// The stream of control messages.
     pub(super) control: String,
+    /// The subject of the key of the bucket.
     pub(super) epoch: String,
-    /// What all subjects of this hub begin with.
+    /// The prefix of all other subjects of this log.
     prefix: String,
 }
 
 impl Names {
     pub(super) fn new(namespace: &str) -> Result<Self, BackplaneError> {
         let token = token(namespace);
-        // They are names of folders, too.
+        // The server uses the names of streams as names of directories.
         if token.len() > 200 {
-            return Err(BackplaneError::rejected("the namespace is too long to name a stream"));
+            return Err(BackplaneError::rejected("the namespace is too long for the name of a stream"));
         }
         Ok(Self {
             log: format!("tower-sse-log_{token}"),
@@ -46,23 +49,27 @@ impl Names {
         })
     }
 
-    /// Records that set nothing, of one epoch: who believes in another is refused.
+    /// Returns the subject of records without values in one epoch. The stream accepts only the
+    /// subject of the current epoch, so it rejects an instance that assumes another epoch.
     pub(super) fn plain(&self, epoch: u64) -> String {
         format!("{}.r.{epoch:016x}", self.prefix)
     }
 
+    /// Returns the epoch in a subject of [`plain`](Self::plain).
     pub(super) fn epoch_of(&self, subject: &str) -> Option<u64> {
         let epoch = subject.strip_prefix(&*self.prefix)?.strip_prefix(".r.")?;
         u64::from_str_radix(epoch, 16).ok()
     }
 
-    /// All records that set or remove something.
+    /// Returns the subjects of all records that set or remove values.
     pub(super) fn keyed(&self) -> String {
         format!("{}.v.*", self.prefix)
     }
 
-    /// Those about exactly this set of values. Ids may be longer than a subject, so they are hashed; by a hash of which
-    /// nobody can make two alike, since the newer of the two would throw the older one out.
+    /// Returns the subject of the records that set or remove exactly these values.
+    ///
+    /// The ids are hashed, because they may be longer than a subject. The hash is resistant to
+    /// collisions: of two sets with the same hash, the newer record would replace the older one.
     pub(super) fn keyed_by(&self, values: &[Value]) -> String {
         let mut ids: Vec<&str> = values.iter().map(|value| &*value.id).collect();
         ids.sort_unstable();
@@ -79,21 +86,24 @@ impl Names {
         subject
     }
 
+    /// Returns the subject of a value that one caller takes. It contains a hash of the key.
     pub(super) fn deposit(&self, key: &str) -> String {
         format!("{}.d.{}", self.prefix, hashed(key))
     }
 
-    /// The subjects of all of them.
+    /// Returns the subjects of all values that one caller takes.
     pub(super) fn all_deposits(&self) -> String {
         format!("{}.d.*", self.prefix)
     }
 
+    /// Returns the subject of control messages.
     pub(super) fn control(&self) -> String {
         format!("{}.control", self.prefix)
     }
 }
 
-/// A text as one token of a name: dots, spaces and wildcards mean something to NATS.
+/// Encodes a text as one token of a name, because dots, spaces and wildcards have a meaning in
+/// NATS.
 fn token(text: &str) -> String {
     let mut token = String::new();
     for byte in text.bytes() {
@@ -102,20 +112,22 @@ fn token(text: &str) -> String {
             _ => drop(write!(token, "_{byte:02X}")),
         }
     }
-    // Nothing else ends with it.
+    // No other token ends with `_`.
     if token.is_empty() { "_".to_owned() } else { token }
 }
 
-/// One line of plain ASCII.
+/// Encodes a text as one line of ASCII.
 pub(super) fn escape(text: &str) -> String {
     byte_serialize(text.as_bytes()).collect()
 }
 
+/// Returns the header value for [`VALUES`].
 pub(super) fn write_values(values: &[Value]) -> String {
     let value = |value: &Value| format!("{}{}", if value.removes { '-' } else { '+' }, escape(&value.id));
     values.iter().map(value).collect::<Vec<_>>().join(" ")
 }
 
+/// Returns the values in the header [`VALUES`].
 pub(super) fn read_values(headers: &HeaderMap) -> Vec<Value> {
     let Some(line) = headers.get(VALUES) else { return Vec::new() };
     let value = |value: &str| {
@@ -131,11 +143,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_namespace_has_names_of_its_own_that_nats_takes() {
-        let spaces = ["", "_", "a", "A", "a.b", "a b", "a_2Eb", "*", ">", "ä", "a_"];
-        let names: Vec<_> = spaces.iter().map(|space| Names::new(space).unwrap()).collect();
+    fn each_namespace_has_distinct_names_that_nats_accepts() {
+        let namespaces = ["", "_", "a", "A", "a.b", "a b", "a_2Eb", "*", ">", "ä", "a_"];
+        let names: Vec<_> = namespaces.iter().map(|namespace| Names::new(namespace).unwrap()).collect();
         let logs: std::collections::BTreeSet<_> = names.iter().map(|names| names.log.clone()).collect();
-        assert_eq!(logs.len(), spaces.len());
+        assert_eq!(logs.len(), namespaces.len());
         for name in logs {
             assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{name}");
         }
@@ -145,15 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn values_go_through_a_header_and_their_order_makes_no_other_subject() {
+    fn values_round_trip_through_a_header_and_their_order_does_not_change_the_subject() {
         let values =
             vec![Value::new("[\"topic\",\"a b+=&\\u0000ä\"]", false), Value::new("", true), Value::new("-", true)];
         let mut headers = HeaderMap::new();
         headers.insert(VALUES, write_values(&values));
         assert_eq!(read_values(&headers), values);
         let names = Names::new("n").unwrap();
-        let turned: Vec<_> = values.iter().rev().cloned().collect();
-        assert_eq!(names.keyed_by(&values), names.keyed_by(&turned));
+        let reversed: Vec<_> = values.iter().rev().cloned().collect();
+        assert_eq!(names.keyed_by(&values), names.keyed_by(&reversed));
         assert_ne!(names.keyed_by(&values), names.keyed_by(&values[1..]));
     }
 }

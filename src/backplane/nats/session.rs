@@ -1,11 +1,16 @@
-//! What is known of the log over one connection, and whether it still is the log that it was.
+//! The state of the log as one connection has seen it, and the check that the log is still the
+//! same.
 //!
-//! 1. A bucket says which epoch is in force, of which stream (by when that was created), and how far it had come. It is
-//!    changed by compare-and-set only: of several instances that notice a loss, one names the new epoch.
-//! 2. The bucket and the values are read before the log, so what they knew is never ahead of it by chance.
-//! 3. A log that is missing is made by one of those who miss it: who puts a claim into the bucket first.
-//! 4. The stream takes plain records on the subject of the epoch in force alone. So who believes in another is refused,
-//!    and one look at the stream says the epoch and the positions of one moment.
+//! 1. A key-value bucket stores the current epoch, the creation time of the log's stream, and a
+//!    recent last number of the log. It is changed by compare-and-set only. So if several instances
+//!    detect a loss, one of them chooses the new epoch.
+//! 2. The bucket and the values are read before the log. So if they are ahead of the log, the log
+//!    has lost records.
+//! 3. If the log does not exist, one instance creates it: the first that writes a claim into the
+//!    bucket.
+//! 4. The stream accepts records without values only on the subject of the current epoch. So it
+//!    rejects an instance that assumes another epoch, and one description of the stream contains
+//!    the epoch and the positions of the same moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,53 +23,59 @@ use super::streams::{self, Log};
 use super::values;
 use crate::sync::Mutex;
 
-/// How often others may be faster in naming a new epoch.
+/// The number of attempts to open the log while other instances change it.
 const ATTEMPTS: u32 = 16;
-/// In the place of when the log was made, while somebody is about to make it.
+/// Stands for the creation time of the log while an instance is creating it.
 const CLAIM: &str = "-";
-const BRIEFLY: Duration = Duration::from_millis(20);
-/// How often the bucket is told how far the log has come.
+/// The pause between two checks of another instance's claim.
+const CLAIM_PAUSE: Duration = Duration::from_millis(20);
+/// The interval at which an instance writes the last number of the log into the bucket.
 const NOTE: Duration = Duration::from_secs(10);
 
-/// The log as it was found over one connection.
+/// The log as it was opened over one connection.
 pub(super) struct Session {
     pub(super) connection: Connection,
-    /// Where it was when it was opened.
+    /// The state of the log at the time of opening.
     pub(super) opened: LogState,
+    /// The creation time of the log's stream.
     created: String,
-    /// The newest position known. Nothing that is appended later may lie below.
+    /// The highest number seen. If a later append gets a number up to this one, the log has lost
+    /// records.
     highest: AtomicU64,
-    /// The log was opened again, since it was not this one any more.
+    /// Whether another session has replaced this one.
     over: AtomicBool,
+    /// The time at which the last number was last written into the bucket.
     noted: Mutex<Instant>,
 }
 
-/// What the bucket says.
+/// The content of the bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     epoch: u64,
     last: u64,
+    /// The creation time of the log's stream, or [`CLAIM`].
     created: String,
 }
 
-/// Opens the log: makes what is missing, and begins a new epoch if it is not the log that the
-/// bucket or the caller knows. With `younger`, that epoch is known to be over.
-pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Option<u64>) -> Answer<Session> {
-    let mut mine = None;
+/// Opens the log. Creates missing streams. Begins a new epoch if the log is not the one in the
+/// bucket, or ends below the bucket's number or `seen`. The epoch `ended` is not continued in any
+/// case.
+pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Option<u64>) -> Answer<Session> {
+    let mut own_claim = None;
     // The revision of another instance's claim, and the time at which this instance first saw it.
     let mut waiting = (0, Instant::now());
     let mut attempts = 0;
     while attempts < ATTEMPTS {
         let candidate = fastrand::u64(1..);
         let (record, revision) = read(&connection).await?;
-        let claims = record.as_ref().filter(|record| record.created == CLAIM).map(|record| record.epoch);
-        if claims.is_some() && claims != mine {
+        let claim = record.as_ref().filter(|record| record.created == CLAIM).map(|record| record.epoch);
+        if claim.is_some() && claim != own_claim {
             if waiting.0 != revision {
                 waiting = (revision, Instant::now());
             }
             // If the other instance does not create the log in time, this instance creates it.
             if waiting.1.elapsed() <= connection.limits.timeout {
-                sleep(BRIEFLY).await;
+                sleep(CLAIM_PAUSE).await;
                 continue;
             }
         }
@@ -73,8 +84,9 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
         let Some(log) = streams::log(&connection).await? else {
             let claim = Record { epoch: candidate, last: 0, created: CLAIM.to_owned() };
             if write(&connection, &claim, revision).await? {
-                mine = Some(candidate);
-                // A stream of values that copied out of the log that is gone may take a while to notice the new one.
+                own_claim = Some(candidate);
+                // An existing stream of values copied from the deleted log, and may not copy from
+                // the new one at once. So it is created again.
                 streams::delete(&connection, &connection.names.values).await?;
                 streams::make_log(&connection, candidate).await?;
                 streams::values(&connection).await?;
@@ -84,9 +96,10 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
         };
         let is_known = |record: &Record| {
             let seen = seen.filter(|seen| seen.epoch == record.epoch).map_or(0, |seen| seen.sequence);
-            record.created == log.created && log.last >= record.last.max(seen) && younger != Some(record.epoch)
+            record.created == log.created && log.last >= record.last.max(seen) && ended != Some(record.epoch)
         };
-        // What it has of a log that is gone would keep out what has the same numbers now.
+        // The values are ahead of the log, so they are of lost records. The server would not copy
+        // the new records with the same numbers.
         if values_end > log.last {
             streams::delete(&connection, &connection.names.values).await?;
         }
@@ -97,7 +110,7 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
                 if !write(&connection, &fresh, revision).await? {
                     continue;
                 }
-                tracing::info!(epoch = fresh.epoch, last = fresh.last, "the log on NATS begins a new epoch");
+                tracing::info!(epoch = fresh.epoch, last = fresh.last, "the log on NATS began a new epoch");
                 fresh
             }
         };
@@ -116,34 +129,39 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, younger: Op
             noted: Mutex::new(Instant::now()),
         });
     }
-    Err(BackplaneError::unavailable("other instances keep changing the log"))
+    Err(BackplaneError::unavailable("the log cannot be opened while other instances change it"))
 }
 
 impl Session {
+    /// Returns the highest position that this session has seen.
     pub(super) fn seen(&self) -> LogPosition {
         LogPosition { epoch: self.opened.epoch, sequence: self.highest.load(Ordering::Acquire) }
     }
 
+    /// Notes that the log has a record with this number.
     pub(super) fn saw(&self, sequence: u64) {
         self.highest.fetch_max(sequence, Ordering::AcqRel);
     }
 
-    /// Whether the caller has seen more than is known here.
+    /// Returns whether the caller has seen a higher position of this epoch than the session.
     pub(super) fn is_behind(&self, seen: Option<Seen>) -> bool {
         let known = self.seen();
         seen.is_some_and(|seen| seen.epoch == known.epoch && seen.sequence > known.sequence)
     }
 
+    /// Marks the session as replaced.
     pub(super) fn end(&self) {
         self.over.store(true, Ordering::Release);
     }
 
+    /// Returns whether the session can be used: it was not replaced, and its connection is intact.
     pub(super) fn is_good(&self) -> bool {
-        !self.over.load(Ordering::Acquire) && self.connection.is_whole()
+        !self.over.load(Ordering::Acquire) && self.connection.is_intact()
     }
 
-    /// Where the log is, if it still is this one, not younger than what is known.
-    pub(super) async fn look(&self, seen: Option<Seen>) -> Answer<Option<LogState>> {
+    /// Returns the state of the log. Returns `None` if the log was replaced, is in another epoch,
+    /// or ends below the highest position that the session or the caller has seen.
+    pub(super) async fn state(&self, seen: Option<Seen>) -> Answer<Option<LogState>> {
         let names = &self.connection.names;
         let known = self.seen();
         let seen = seen.filter(|seen| seen.epoch == known.epoch).map_or(0, |seen| seen.sequence);
@@ -154,22 +172,23 @@ impl Session {
         }
         self.saw(log.last);
         if self.is_to_note() {
-            // Nothing is lost if that fails.
+            // An error is ignored: the note only helps to detect a later loss.
             drop(self.note(log.last).await);
         }
         Ok(Some(LogState { epoch: known.epoch, first: log.first, last: log.last }))
     }
 
+    /// Returns whether the last number is due to be written into the bucket, once per interval.
     fn is_to_note(&self) -> bool {
         let mut noted = self.noted.lock();
-        let is_time = noted.elapsed() >= NOTE;
-        if is_time {
+        let is_due = noted.elapsed() >= NOTE;
+        if is_due {
             *noted = Instant::now();
         }
-        is_time
+        is_due
     }
 
-    /// Tells the bucket how far the log has come.
+    /// Writes the last number of the log into the bucket, unless the bucket has a higher one.
     async fn note(&self, last: u64) -> Answer<bool> {
         match read(&self.connection).await? {
             (Some(record), revision) if record.epoch == self.opened.epoch && record.last < last => {
@@ -180,10 +199,11 @@ impl Session {
     }
 }
 
-/// What the bucket says, and its revision; it is made if it is missing.
+/// Returns the content of the bucket and its revision. Creates the bucket if it does not exist.
 async fn read(connection: &Connection) -> Answer<(Option<Record>, u64)> {
     let names = &connection.names;
-    // A server of version 2.9.10 dies of being asked for a message of a stream that it is about to make.
+    // A server of version 2.9.10 crashes on a request for a message of a stream that is being
+    // created.
     match connection.stream(&names.bucket).await? {
         Some(info) if info["state"]["messages"] != 0 => {}
         Some(_) => return Ok((None, 0)),
@@ -200,11 +220,11 @@ async fn read(connection: &Connection) -> Answer<(Option<Record>, u64)> {
         let epoch = u64::from_str_radix(parts.next()?, 16).ok()?;
         Some(Record { epoch, last: parts.next()?.parse().ok()?, created: parts.next()?.to_owned() })
     };
-    // Whatever else it is, is replaced.
+    // A content that cannot be parsed counts as missing, and is replaced.
     Ok((parse(&message.payload), message.sequence))
 }
 
-/// Whether nobody else was faster.
+/// Writes the bucket. Returns false if another client was faster.
 async fn write(connection: &Connection, record: &Record, revision: u64) -> Answer<bool> {
     let Record { epoch, last, created } = record;
     let text = format!("{epoch:016x} {last} {created}");

@@ -1,4 +1,4 @@
-//! What the clones of an adapter share: the newest session, and appending over it.
+//! The state that clones of an adapter share: the sessions, and appending over them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,11 +17,13 @@ pub(super) struct Shared {
     pub(super) namespace: String,
     pub(super) limits: LogLimits,
     pub(super) names: Arc<Names>,
-    /// The newest of each runtime, with its connection. Once it broke it is only asked how far the log had come.
+    /// The newest session of each runtime, with its connection. A session with a broken connection
+    /// only provides the highest position that it has seen.
     sessions: PerRuntime<tokio::sync::Mutex<Option<Arc<Session>>>>,
-    /// The one that was opened last, on any runtime: what it knows of the log holds for all.
+    /// The session that was opened last, on any runtime. Its position is valid for all runtimes.
     newest: Mutex<Option<Arc<Session>>>,
-    /// When connecting failed last, and why: those who waited for it meanwhile do not try one after the other.
+    /// The time and the error of the last failed attempt to connect. Callers that waited for this
+    /// attempt return its error. Otherwise each of them would wait for an attempt of its own.
     failed: Mutex<Option<(Instant, BackplaneError)>>,
 }
 
@@ -38,58 +40,61 @@ impl Shared {
         }
     }
 
-    /// The log as it is known, over a connection that is whole; opened if need be.
+    /// Returns a session with an intact connection whose log is not behind `seen`. Opens the log if
+    /// necessary.
     pub(super) async fn session(&self, seen: Option<Seen>) -> Answer<Arc<Session>> {
         self.in_time(self.find(seen)).await
     }
 
-    /// The same for a stream. Whoever has that may stop polling it for a while, and others would
-    /// wait for what it holds.
+    /// Like [`session`](Self::session), in a spawned task. Otherwise a stream that is not polled
+    /// would hold the lock of the session, and delay other calls.
     pub(super) async fn session_of_stream(self: &Arc<Self>) -> Answer<Arc<Session>> {
         let shared = Arc::clone(self);
         let opened = tokio::spawn(async move { shared.session(None).await }).await;
-        opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the runtime is gone")))
+        opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the runtime has shut down")))
     }
 
-    /// Opening asks several things, and others may wait for the same.
-    pub(super) async fn in_time<T>(&self, what: impl Future<Output = Answer<T>>) -> Answer<T> {
+    /// Limits the time for opening the log to four times the time limit of one answer. Opening
+    /// sends several requests, and may wait for another caller that opens the log.
+    pub(super) async fn in_time<T>(&self, opening: impl Future<Output = Answer<T>>) -> Answer<T> {
         let limit = self.limits.timeout.saturating_mul(4);
-        let opened = tokio::time::timeout(limit, what).await;
+        let opened = tokio::time::timeout(limit, opening).await;
         opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the log was not opened in time")))
     }
 
     async fn find(&self, seen: Option<Seen>) -> Answer<Arc<Session>> {
-        let asked_at = Instant::now();
+        let requested_at = Instant::now();
         let session = self.sessions.here();
         let mut current = session.lock().await;
-        if let Some((_, error)) = self.failed.lock().as_ref().filter(|(at, _)| *at >= asked_at) {
-            return Err(error.again());
+        if let Some((_, error)) = self.failed.lock().as_ref().filter(|(at, _)| *at >= requested_at) {
+            return Err(error.duplicate());
         }
         if let Some(session) = &*current
             && session.is_good()
-            && (!session.is_behind(seen) || session.look(seen).await?.is_some())
+            && (!session.is_behind(seen) || session.state(seen).await?.is_some())
         {
             return Ok(Arc::clone(session));
         }
         self.open(&mut current, seen, None).await
     }
 
-    /// The log anew, since it is not what this session knows. With `younger`, that session's epoch is over.
-    pub(super) async fn reopen(&self, than: &Arc<Session>, seen: Option<Seen>, younger: bool) -> Answer<Arc<Session>> {
+    /// Opens the log again, because it is not the log of session `old`. With `is_ended`, the epoch
+    /// of `old` has ended, and is not continued.
+    pub(super) async fn reopen(&self, old: &Arc<Session>, seen: Option<Seen>, is_ended: bool) -> Answer<Arc<Session>> {
         let session = self.sessions.here();
         let mut current = session.lock().await;
-        let younger = younger.then(|| than.seen().epoch);
+        let ended = is_ended.then(|| old.seen().epoch);
         match &*current {
-            // Somebody was faster.
+            // Another caller has opened it again already.
             Some(session)
-                if !Arc::ptr_eq(session, than)
+                if !Arc::ptr_eq(session, old)
                     && session.is_good()
-                    && younger != Some(session.seen().epoch)
+                    && ended != Some(session.seen().epoch)
                     && !session.is_behind(seen) =>
             {
                 Ok(Arc::clone(session))
             }
-            _ => self.open(&mut current, seen, younger).await,
+            _ => self.open(&mut current, seen, ended).await,
         }
     }
 
@@ -97,24 +102,25 @@ impl Shared {
         &self,
         current: &mut Option<Arc<Session>>,
         seen: Option<Seen>,
-        younger: Option<u64>,
+        ended: Option<u64>,
     ) -> Answer<Arc<Session>> {
         let connection = match &*current {
-            Some(session) if session.connection.is_whole() => session.connection.clone(),
+            Some(session) if session.connection.is_intact() => session.connection.clone(),
             _ => self.servers.connect(&self.names, self.limits).await.inspect_err(|error| {
-                *self.failed.lock() = Some((Instant::now(), error.again()));
+                *self.failed.lock() = Some((Instant::now(), error.duplicate()));
             })?,
         };
-        // What was known before: by the caller, here, and on the runtime that opened the log last.
+        // Open with the highest position that the caller, this runtime, or the runtime that opened
+        // the log last has seen.
         let newest = self.newest.lock().clone();
         let known = [newest.as_ref(), current.as_ref()].into_iter().flatten().map(|session| session.seen());
         let seen = known.fold(seen, |seen, known| match seen {
             Some(seen) if known.epoch != seen.epoch || known.sequence <= seen.sequence => Some(seen),
             _ => Some(known),
         });
-        let session = session::open(connection, seen, younger).await?;
-        if let Some(before) = current.take() {
-            before.end();
+        let session = session::open(connection, seen, ended).await?;
+        if let Some(old) = current.take() {
+            old.end();
         }
         let session = Arc::new(session);
         *current = Some(Arc::clone(&session));
@@ -122,49 +128,54 @@ impl Shared {
         Ok(session)
     }
 
+    /// Appends records. If the stream does not accept the subject, opens the log again and repeats
+    /// these records once.
     pub(super) async fn append(
         &self,
         records: &[NewRecord],
         seen: Option<Seen>,
     ) -> Answer<Vec<Result<LogPosition, BackplaneError>>> {
         let mut session = self.session(seen).await.map_err(BackplaneError::before_request)?;
-        let mut places = Vec::with_capacity(records.len());
+        let mut positions = Vec::with_capacity(records.len());
         for attempt in 0..2 {
             let known = session.seen();
-            let mut outcomes = append::append(&session, &records[places.len()..]).await;
-            // Those at the end that nobody took can be appended again, in order.
-            let taken = outcomes.iter().rposition(|outcome| !matches!(outcome, Outcome::Nobody)).map_or(0, |at| at + 1);
-            let is_again = attempt == 0 && taken < outcomes.len();
-            if is_again {
-                outcomes.truncate(taken);
+            let mut outcomes = append::append(&session, &records[positions.len()..]).await;
+            // Only the last records are repeated, so that the order stays the same.
+            let accepted =
+                outcomes.iter().rposition(|outcome| !matches!(outcome, Outcome::NoStream)).map_or(0, |last| last + 1);
+            let is_repeated = attempt == 0 && accepted < outcomes.len();
+            if is_repeated {
+                outcomes.truncate(accepted);
             }
-            let newest = |outcome: &Outcome| if let Outcome::At(sequence) = outcome { Some(*sequence) } else { None };
-            let is_younger = outcomes.iter().filter_map(newest).any(|sequence| sequence <= known.sequence);
+            let appended =
+                |outcome: &Outcome| if let Outcome::Appended(sequence) = outcome { Some(*sequence) } else { None };
+            // A new record with a number that was seen before: the log has lost records.
+            let has_lost = outcomes.iter().filter_map(appended).any(|sequence| sequence <= known.sequence);
             let mut epoch = known.epoch;
-            if is_younger {
+            if has_lost {
                 let reopened = self.in_time(self.reopen(&session, seen, true)).await;
                 // The records were appended, but their epoch is unknown.
                 epoch = reopened.map_err(|error| BackplaneError::unknown(error.text))?.seen().epoch;
             } else {
-                outcomes.iter().filter_map(newest).for_each(|sequence| session.saw(sequence));
+                outcomes.iter().filter_map(appended).for_each(|sequence| session.saw(sequence));
             }
-            places.extend(outcomes.into_iter().map(|outcome| match outcome {
-                Outcome::At(sequence) | Outcome::Before(sequence) => Ok(LogPosition { epoch, sequence }),
-                Outcome::Nobody => Err(BackplaneError::unavailable("no stream takes the record")),
+            positions.extend(outcomes.into_iter().map(|outcome| match outcome {
+                Outcome::Appended(sequence) | Outcome::Duplicate(sequence) => Ok(LogPosition { epoch, sequence }),
+                Outcome::NoStream => Err(BackplaneError::unavailable("no stream accepts the record")),
                 Outcome::Failed(error) => Err(error),
             }));
-            if !is_again {
+            if !is_repeated {
                 break;
             }
             session = match self.in_time(self.reopen(&session, seen, false)).await {
                 Ok(session) => session,
                 Err(error) => {
                     let error = error.before_request();
-                    places.extend(records[places.len()..].iter().map(|_| Err(error.again())));
+                    positions.extend(records[positions.len()..].iter().map(|_| Err(error.duplicate())));
                     break;
                 }
             };
         }
-        Ok(places)
+        Ok(positions)
     }
 }

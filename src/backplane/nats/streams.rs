@@ -1,6 +1,8 @@
-//! The streams on the server: made when they are missing, read back, refused when they are not what is needed.
+//! The streams on the server. The adapter creates missing streams, and rejects streams with
+//! settings that would lose records.
 //!
-//! An old server passes over settings that it does not know, so what was made is looked at, not what was asked for.
+//! An old server ignores settings that it does not support. So the adapter checks the settings that
+//! the server returns, not those that it has sent.
 
 use std::time::{Duration, Instant};
 
@@ -12,24 +14,25 @@ use super::super::{Answer, BackplaneError};
 use super::connection::Connection;
 use super::names::Names;
 
-/// For so long a repeated idempotency key is known.
+/// The time for which an idempotency key is remembered.
 const DUPLICATES: Duration = Duration::from_secs(600);
 
-/// How long control messages are kept, and how many at most.
-const CONTROL_KEPT: Duration = Duration::from_secs(60);
+/// The time for which control messages are retained.
+const CONTROL_AGE: Duration = Duration::from_secs(60);
+/// The maximum number of retained control messages.
 const CONTROL_MESSAGES: usize = 10_000;
 
-/// The pause between two looks whether values are copied.
-const COPIES_SOON: Duration = Duration::from_millis(5);
+/// The pause between two checks whether the server copies values.
+const COPY_PAUSE: Duration = Duration::from_millis(5);
 
-/// For so long something may wait at most.
+/// The maximum time for which a value that one caller takes is stored.
 const DEPOSITS: Duration = Duration::from_secs(3600);
 
 /// The log's stream as the server describes it.
 pub(super) struct Log {
     config: Json,
     pub(super) created: String,
-    /// Whose plain records it takes.
+    /// The epoch whose records without values the stream accepts.
     pub(super) epoch: Option<u64>,
     pub(super) first: u64,
     pub(super) last: u64,
@@ -41,7 +44,7 @@ impl Log {
         let (Some(messages), Some(first), Some(last), Some(created)) =
             (number("messages"), number("first_seq"), number("last_seq"), info["created"].as_str())
         else {
-            return Err(BackplaneError::rejected("what it says of the stream cannot be read"));
+            return Err(BackplaneError::rejected("the server returned a description of the log that cannot be read"));
         };
         let subjects = info["config"]["subjects"].as_array();
         let epoch = subjects.into_iter().flatten().filter_map(Json::as_str).find_map(|subject| names.epoch_of(subject));
@@ -50,22 +53,24 @@ impl Log {
     }
 }
 
+/// Returns the subjects that the log accepts in an epoch.
 fn subjects(names: &Names, epoch: u64) -> Json {
     json!([names.plain(epoch), names.keyed()])
 }
 
-/// A number as the server takes it.
+/// Converts a number to the range of the server's settings.
 fn number(number: impl TryInto<i64>) -> Json {
     json!(number.try_into().unwrap_or(i64::MAX))
 }
 
+/// Converts a duration to the unit of the server's settings.
 fn nanos(duration: Duration) -> Json {
     number(duration.as_nanos())
 }
 
-/// The settings of the log that may be changed while it is in use.
+/// Returns the settings of the log that can be changed while it is in use.
 fn changeable(limits: &LogLimits) -> [(&'static str, Json); 4] {
-    // The server refuses shorter ones, and a window that is longer than the age.
+    // The server rejects a shorter age, and a window that is longer than the age.
     let age = limits.max_age.max(Duration::from_millis(100));
     [
         ("max_msgs", number(limits.max_records)),
@@ -75,7 +80,8 @@ fn changeable(limits: &LogLimits) -> [(&'static str, Json); 4] {
     ]
 }
 
-/// The log, if it is there.
+/// Returns the log, or `None` if it does not exist. Rejects a stream that would not retain the
+/// newest records.
 pub(super) async fn log(connection: &Connection) -> Answer<Option<Log>> {
     let names = &connection.names;
     let Some(info) = connection.stream(&names.log).await? else { return Ok(None) };
@@ -89,13 +95,13 @@ pub(super) async fn log(connection: &Connection) -> Answer<Option<Log>> {
     if config["max_msgs_per_subject"].as_i64().unwrap_or(-1) > 0
         || !["no_ack", "sealed", "mirror", "sources"].into_iter().all(is_off)
     {
-        return Err(unfit(&names.log, "keeps other than the newest records"));
+        return Err(unsuitable(&names.log, "has settings that would lose records"));
     }
     Log::new(names, &info).map(Some)
 }
 
-/// Makes the log, with this epoch. Only one at a time may: of a stream that several make at the
-/// same moment, an old server may store every record more than once.
+/// Creates the log with this epoch. Only one instance may do so at a time: if several create the
+/// same stream at once, an old server may store every record more than once.
 pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<()> {
     let names = &connection.names;
     let mut settings = json!({ "subjects": subjects(names, epoch), "max_msgs_per_subject": -1 });
@@ -105,7 +111,8 @@ pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<()> 
     create(connection, &names.log, settings).await.map(drop)
 }
 
-/// Lets the log take plain records of this epoch alone, with these limits. `None` if it is gone meanwhile.
+/// Makes the log accept records without values only in this epoch, and applies the adapter's
+/// limits. Returns `None` if the log was deleted meanwhile.
 pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answer<Option<Log>> {
     let names = &connection.names;
     let mut config = log.config.clone();
@@ -121,19 +128,24 @@ pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answ
         return Ok(Some(log));
     }
     if !changed.is_empty() {
-        tracing::warn!(stream = names.log, ?changed, "the log had other limits, of another version or instance");
+        tracing::warn!(
+            stream = names.log,
+            ?changed,
+            "limits of the log, set by another version or instance, are replaced"
+        );
     }
     config["subjects"] = subjects;
     let Some(info) = connection.ask("STREAM.UPDATE", &names.log, &config).await? else { return Ok(None) };
     let log = Log::new(names, &info)?;
     if log.epoch != Some(epoch) {
-        return Err(unfit(&names.log, "does not take the subjects it was given"));
+        return Err(unsuitable(&names.log, "did not accept its new subjects"));
     }
     Ok(Some(log))
 }
 
-/// Prepares the stream of current values: the newest of each, copied out of the log by the server. Returns false if
-/// another instance made a stream of this name with other settings meanwhile.
+/// Prepares the stream of current values, into which the server copies the newest message of each
+/// subject from the log. Returns false if another instance has deleted the stream, or created it
+/// with other settings, meanwhile.
 pub(super) async fn values(connection: &Connection) -> Answer<bool> {
     let names = &connection.names;
     let source = json!([{ "name": names.log, "filter_subject": names.keyed() }]);
@@ -148,9 +160,9 @@ pub(super) async fn values(connection: &Connection) -> Answer<bool> {
     };
     expect(&info, &names.values, &[("retention", json!("limits")), ("max_msgs_per_subject", json!(1))])?;
     let config = &info["config"];
-    let of = &config["sources"][0];
-    if of["name"] != names.log || of["filter_subject"] != names.keyed() {
-        return Err(unfit(&names.values, "is not sourced from the log"));
+    let source = &config["sources"][0];
+    if source["name"] != names.log || source["filter_subject"] != names.keyed() {
+        return Err(unsuitable(&names.values, "is not sourced from the log"));
     }
     if config["max_msgs"] != number(connection.limits.max_values) {
         let mut config = config.clone();
@@ -159,28 +171,32 @@ pub(super) async fn values(connection: &Connection) -> Answer<bool> {
             return Ok(false);
         }
     }
-    copies(connection).await
+    wait_for_copies(connection).await
 }
 
-/// Waits until the server copies values. A server of version 2.10 or newer begins up to 200 ms
-/// after the stream was made or the server was started. A value that is acknowledged before that is
-/// lost if a busy log throws it out within this time.
-async fn copies(connection: &Connection) -> Answer<bool> {
-    let begun = Instant::now();
+/// Waits until the server copies values. Returns false if the stream of values was deleted
+/// meanwhile.
+///
+/// A server of version 2.10 or newer begins to copy up to 200 ms after the stream was created or
+/// the server was started. Without this wait, a value that is acknowledged earlier would be lost if
+/// a busy log removes its record within this time.
+async fn wait_for_copies(connection: &Connection) -> Answer<bool> {
+    let started = Instant::now();
     loop {
         let Some(info) = connection.stream(&connection.names.values).await? else { return Ok(false) };
-        // The time since the server heard of the source, or -1 if it has not heard of it yet.
+        // The time since the server's last contact with the source, or -1 before the first one.
         if info["sources"][0]["active"].as_i64().is_some_and(|active| active >= 0) {
             return Ok(true);
         }
-        if begun.elapsed() > connection.limits.timeout {
-            return Err(BackplaneError::unavailable("the server does not copy current values out of the log yet"));
+        if started.elapsed() > connection.limits.timeout {
+            return Err(BackplaneError::unavailable("the server does not copy current values from the log yet"));
         }
-        sleep(COPIES_SOON).await;
+        sleep(COPY_PAUSE).await;
     }
 }
 
-/// The bucket. Read from its leader alone: a replica may not know of the newest epoch.
+/// Creates the key-value bucket. Its settings do not allow direct reads from replicas, because a
+/// replica may not have the newest epoch yet.
 pub(super) async fn bucket(connection: &Connection) -> Answer<()> {
     let settings = json!({
         "subjects": [connection.names.epoch.replace(".epoch", ".>")],
@@ -192,20 +208,20 @@ pub(super) async fn bucket(connection: &Connection) -> Answer<()> {
     create(connection, &connection.names.bucket, settings).await.map(drop)
 }
 
-/// What waits for whoever asks first, at most an hour.
+/// Creates the stream of values that one caller takes, if it does not exist.
 pub(super) async fn deposits(connection: &Connection) -> Answer<()> {
     let subjects = [connection.names.all_deposits()];
     let settings = json!({ "subjects": subjects, "max_msgs_per_subject": 1, "max_age": nanos(DEPOSITS) });
     create_if_missing(connection, &connection.names.deposits, settings).await
 }
 
-/// Control messages, for as long as an instance that was cut off may need them.
+/// Creates the stream of control messages, if it does not exist.
 pub(super) async fn control(connection: &Connection) -> Answer<()> {
     let settings = json!({
         "subjects": [connection.names.control()],
         "max_msgs": CONTROL_MESSAGES,
-        "max_age": nanos(CONTROL_KEPT),
-        "duplicate_window": nanos(CONTROL_KEPT),
+        "max_age": nanos(CONTROL_AGE),
+        "duplicate_window": nanos(CONTROL_AGE),
     });
     create_if_missing(connection, &connection.names.control, settings).await
 }
@@ -217,12 +233,13 @@ async fn create_if_missing(connection: &Connection, name: &str, settings: Json) 
     }
 }
 
+/// Deletes a stream, if it exists.
 pub(super) async fn delete(connection: &Connection, stream: &str) -> Answer<()> {
     connection.ask("STREAM.DELETE", stream, &json!({})).await.map(drop)
 }
 
-/// Creates a stream with these settings beside those that all streams share. Returns `None` if
-/// there is one of this name, with other settings.
+/// Creates a stream with these settings and the settings that all streams share. Returns `None` if
+/// a stream of this name exists with other settings.
 async fn create(connection: &Connection, name: &str, settings: Json) -> Answer<Option<Json>> {
     let mut config = json!({
         "name": name,
@@ -237,9 +254,10 @@ async fn create(connection: &Connection, name: &str, settings: Json) -> Answer<O
     match connection.ask("STREAM.CREATE", name, &config).await {
         Ok(info) => Ok(info),
         Err(error) if error.is_rejected() && error.to_string().contains("already in use") => Ok(None),
-        // So a server says too when two create it at the same moment, and each for an epoch of its own.
+        // The error of a server where two instances create the log at the same moment, each for
+        // another epoch.
         Err(error)
-            if error.is_rejected() && error.to_string().contains("overlap") && is_there(connection, name).await? =>
+            if error.is_rejected() && error.to_string().contains("overlap") && exists(connection, name).await? =>
         {
             Ok(None)
         }
@@ -247,8 +265,8 @@ async fn create(connection: &Connection, name: &str, settings: Json) -> Answer<O
     }
 }
 
-/// Whether there is a stream of this name, or in a moment.
-async fn is_there(connection: &Connection, name: &str) -> Answer<bool> {
+/// Returns whether a stream of this name exists now or within 200 ms.
+async fn exists(connection: &Connection, name: &str) -> Answer<bool> {
     for _ in 0..10 {
         if connection.stream(name).await?.is_some() {
             return Ok(true);
@@ -258,15 +276,16 @@ async fn is_there(connection: &Connection, name: &str) -> Answer<bool> {
     Ok(false)
 }
 
+/// Returns an error if the stream has another value of one of these settings.
 fn expect(info: &Json, stream: &str, settings: &[(&str, Json)]) -> Answer<()> {
     match settings.iter().find(|(name, value)| info["config"][*name] != *value) {
         None => Ok(()),
-        Some((name, value)) => Err(unfit(stream, &format!("has a {name} other than {value}"))),
+        Some((name, value)) => Err(unsuitable(stream, &format!("has a {name} other than {value}"))),
     }
 }
 
-fn unfit(stream: &str, why: &str) -> BackplaneError {
-    BackplaneError::rejected(format!("the stream {stream} {why}"))
+fn unsuitable(stream: &str, problem: &str) -> BackplaneError {
+    BackplaneError::rejected(format!("the stream {stream} {problem}"))
 }
 
 #[cfg(test)]
@@ -275,7 +294,7 @@ mod tests {
     use crate::backplane::Nats;
 
     #[test]
-    fn a_log_has_the_limits_of_its_adapter() {
+    fn log_settings_contain_the_limits_of_the_adapter() {
         let nats = Nats::new("nats://127.0.0.1:1", "n")
             .unwrap()
             .limits(LogLimits::new().max_records(7).max_age(Duration::from_secs(60)));

@@ -1,9 +1,14 @@
--- KEYS: log, meta, values, order of values, then one for each idempotency key.
--- ARGV: seen epoch, seen sequence, a new epoch, most records, oldest age in ms, most values, time to live of idempotency keys
---       in ms, number of records, most bytes, the sequence of a record that the caller appended in the seen epoch or 0, how
---       that record begins; then of each: payload, index of its idempotency key or 0, number of values; then of each value: id,
---       "1" if it is removed.
--- Returns the epoch, the sequences, and the last sequence before.
+-- Appends records to the log.
+--
+-- KEYS: log, meta, values, order of values, then one key for each idempotency key.
+-- ARGV: 1 the epoch and 2 the sequence that the caller has seen, 3 a new epoch,
+--       4 maximum number of records, 5 maximum age in ms, 6 maximum number of values,
+--       7 time to live of idempotency keys in ms, 8 number of records to append, 9 maximum bytes,
+--       10 the sequence of a record that the caller appended in the seen epoch, or 0,
+--       11 the first bytes of that record.
+--       Then for each record: payload, index of its idempotency key or 0, number of values.
+--       Then for each value of the record: id, "1" if the record removes it.
+-- Returns the epoch, the sequences of the records, and the last sequence before the call.
 local function n(number) return string.format('%.0f', number) end
 
 local last = 0
@@ -15,9 +20,10 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last', 'bytes')
 local epoch = meta[1]
--- Of all records that were ever appended. Each entry has what it was before.
+-- The number of bytes that were ever appended. The field b of each entry is the number before it.
 local bytes = tonumber(meta[3] or '0')
--- Another record has the number of the caller's: the log was rolled back and has grown since.
+-- Whether another record has the sequence of the caller's record. Then the log was rolled back and
+-- has grown since.
 local function is_replaced()
   local entry = ARGV[10] ~= '0' and redis.call('XRANGE', KEYS[1], ARGV[10] .. '-0', ARGV[10] .. '-0')[1]
   return entry and string.sub(entry[2][2], 1, #ARGV[11]) ~= ARGV[11]
@@ -68,8 +74,9 @@ if over > 0 then
   for i = 1, #oldest, 2 do redis.call('HDEL', KEYS[3], oldest[i]) end
 end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[4])
--- By age: the ids are no times, so the oldest entries are looked at. More than one only if that one is old, since reading
--- them is most of what a small append costs; then more than were appended, so that it gets on.
+-- Trim by age. The ids are not times, so the script reads the oldest entries. It reads more than
+-- one only if the first is too old, because reading entries is most of the cost of a small append.
+-- Then it reads more entries than it appended, so that trimming is faster than appending.
 local function entry_from(sequence)
   return redis.call('XRANGE', KEYS[1], n(sequence) .. '-0', '+', 'COUNT', 1)[1]
 end
@@ -85,7 +92,8 @@ if oldest and old(oldest) then
   redis.call('XTRIM', KEYS[1], 'MINID', keep)
   oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 end
--- By size: down to somewhat less than the bound, so that not every append has to search. The newest record stays.
+-- Trim by size, to 15/16 of the limit, so that not every append has to search. The newest record
+-- always stays.
 local function held(entry) return bytes - (tonumber(entry[2][6] or '') or bytes) end
 if oldest and held(oldest) > tonumber(ARGV[9]) then
   local bound = tonumber(ARGV[9]) / 16 * 15

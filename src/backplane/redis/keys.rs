@@ -1,21 +1,28 @@
-//! How the keys of a hub are called.
+//! The names of the keys of one log. `docs/broker.md` documents them.
 
 use crate::backplane::secret_key::hashed;
 
 pub(super) struct Keys {
+    /// The stream of records.
     pub(super) log: String,
+    /// The hash with the epoch, the last sequence and the number of bytes ever appended.
     pub(super) meta: String,
+    /// The hash of current values.
     pub(super) values: String,
+    /// The sorted set of the ids of current values, by the sequence that set them.
     pub(super) order: String,
+    /// The stream of control messages.
     pub(super) control: String,
+    /// The prefix of the keys that remember idempotency keys.
     pub(super) idempotency: String,
+    /// The prefix of the keys of single-use values.
     deposits: String,
 }
 
 impl Keys {
     pub(super) fn new(namespace: &str) -> Self {
         use std::fmt::Write;
-        // Braces would end the hash tag, and colons are ours.
+        // A brace in the namespace would end the hash tag, and colons separate the parts of a key.
         let mut encoded = String::new();
         for byte in namespace.bytes() {
             match byte {
@@ -35,6 +42,7 @@ impl Keys {
         }
     }
 
+    /// Returns the key of a single-use value, which contains a hash of the caller's key.
     pub(super) fn deposit(&self, key: &str) -> String {
         format!("{}{}", self.deposits, hashed(key))
     }

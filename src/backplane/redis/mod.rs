@@ -1,11 +1,13 @@
-//! A Redis stream as the log. Server 7.0 or newer, or what speaks like it.
+//! A log in a Redis stream. Needs Redis 7.0 or newer, or a compatible server.
 //!
-//! One script appends: it compares what the caller has seen, numbers by the stream's own last id, writes current values
-//! beside the log and trims. All keys share one hash tag.
+//! One script appends records. It compares the log with the position that the caller has seen,
+//! numbers the records from the last id of the stream, writes the current values to a hash and
+//! trims the stream. All keys of a log have the same hash tag.
 //!
-//! 1. A connection that broke, or on which an answer is overdue, is thrown away ([`server`]).
-//! 2. The tail of the log and the control stream have a connection each. Every wait on them has a limit ([`stream`]).
-//! 3. Each key has one place ([`keys`]).
+//! 1. A connection that broke, or on which an answer is overdue, is replaced ([`server`]).
+//! 2. The tail of the log and the control stream have one connection each. Every wait on them has a
+//!    time limit ([`stream`]).
+//! 3. The names of all keys are defined in one file ([`keys`]).
 
 mod keys;
 mod server;
@@ -30,20 +32,22 @@ use super::{
 };
 use crate::macros::opaque_debug;
 
-/// How many records one call of the script appends: others wait for it.
+/// The maximum number of records that one call of the script appends. Other clients of the server
+/// wait while a script runs.
 const CHUNK: usize = 256;
-/// How many control messages are kept for instances that are a moment behind, and for how long. They name users.
-const CONTROL: usize = 10_000;
+/// The number of control messages that are retained for instances that are behind.
+const CONTROL_MESSAGES: usize = 10_000;
+/// The time for which control messages are retained. Limited because they contain user ids.
 const CONTROL_AGE: Duration = Duration::from_secs(300);
-/// How often old control messages are removed.
+/// The interval at which old control messages are removed.
 const TIDY: Duration = Duration::from_secs(10);
 
-/// A log on a Redis server: [`HubBuilder::backplane`](crate::HubBuilder::backplane).
+/// A log on a Redis server, for [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
-/// `Redis` needs the feature `redis` and a server of version 7.0 or newer. Its guarantees are those
-/// of the server's persistence. With `appendonly yes` and `appendfsync always`, no acknowledged
-/// record is lost. Without persistence, a restart of the server begins a new epoch, and the hub
-/// reports one gap to every client.
+/// `Redis` needs the feature `redis` and a server of version 7.0 or newer. The log is as durable as
+/// the server's persistence. With `appendonly yes` and `appendfsync always`, no acknowledged record
+/// is lost. Without persistence, a restart of the server begins a new epoch, and the hub reports
+/// one gap to every client.
 ///
 /// ```no_run
 /// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -63,30 +67,31 @@ pub struct Redis {
 impl Redis {
     /// Creates a log at `url`, such as `redis://127.0.0.1:6379` or `rediss://user:password@host`.
     ///
-    /// Hubs of one `namespace`, any text, are instances of one log. Hubs of other namespaces on the
-    /// same server are unrelated. The log connects when it is first used.
+    /// Hubs with the same `namespace`, any text, share one log. Hubs with other namespaces on the
+    /// same server are unrelated. The adapter connects when it is first used.
     ///
     /// # Errors
     ///
-    /// When `url` is not a Redis URL. The error does not repeat it.
+    /// When `url` is not a Redis URL. The error does not contain the URL.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let client = Client::open(url).map_err(|_| BackplaneError::rejected("not a Redis URL"))?;
         Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), LogLimits::default(), 0)) })
     }
 
-    /// Waits for this number of replicas to acknowledge a record before an append succeeds
+    /// Sets the number of replicas that must acknowledge a record before an append succeeds
     /// (`WAIT`). Defaults to 0.
     ///
-    /// Without this wait, a failover may lose records that were acknowledged to the publisher. With
-    /// too few replicas, publishing fails with an error that
-    /// [`is_unknown`](crate::PublishError::is_unknown) after half of the
-    /// [`timeout`](Self::timeout): the primary has the record.
+    /// With 0, a failover may lose records that were acknowledged to the publisher. If too few
+    /// replicas acknowledge a record within half of the [`timeout`](Self::timeout), publishing
+    /// fails although the primary has the record. The error then [is
+    /// unknown](crate::PublishError::is_unknown).
     #[must_use]
     pub fn acknowledged_by(self, replicas: u32) -> Self {
         self.with(|shared| shared.replicas = replicas)
     }
 
-    /// Sets the limits of the records that the broker retains. Defaults to [`LogLimits::new`].
+    /// Sets the limits of the records and current values that the broker retains. Defaults to
+    /// [`LogLimits::new`].
     #[must_use]
     pub fn limits(self, limits: LogLimits) -> Self {
         self.with(|shared| shared.limits = LogLimits { timeout: shared.limits.timeout, ..limits })
@@ -98,8 +103,9 @@ impl Redis {
         self.with(|shared| shared.limits.timeout = timeout)
     }
 
-    /// Now and then removes control messages that are too old at a time of the server, in
-    /// milliseconds, and lets all of them expire when no instance sends any more.
+    /// Removes control messages that are too old at `now`, the server's time in milliseconds. Does
+    /// so at most once per [`TIDY`]. Also renews the expiry of the control stream, so that all
+    /// messages expire when no instance sends any more.
     async fn tidy(&self, now: u64) {
         {
             let mut tidied = self.shared.tidied.lock();
@@ -114,7 +120,7 @@ impl Redis {
         tidy.cmd("PEXPIRE").arg(&self.shared.keys.control).arg(age);
         let tidy = async |connection: &mut _| tidy.query_async::<()>(connection).await;
         if let Err(error) = self.shared.run_on(&self.shared.line, tidy).await {
-            tracing::debug!(%error, "old control messages could not be removed");
+            tracing::debug!(%error, "old control messages cannot be removed from Redis");
         }
     }
 
@@ -132,19 +138,20 @@ impl Backplane for Redis {
     fn append(&self, records: Vec<NewRecord>, seen: Option<Seen>) -> BoxFuture<'_, Vec<Answer<LogPosition>>> {
         Box::pin(async move {
             let mut chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
-            // The first alone: a server that does not know the script answers it twice, and others would overtake it.
+            // The first chunk is sent alone. If the server does not have the script yet, the client
+            // loads it and sends the chunk again, and later chunks would overtake it.
             let Some(first) = chunks.next() else { return Vec::new() };
             let mut answers = vec![first.await];
             if let [Err(error)] = &answers[..] {
-                return records.iter().map(|_| Err(error.again())).collect();
+                return records.iter().map(|_| Err(error.duplicate())).collect();
             }
-            // The others on one connection, which keeps their order, so they are under way together.
+            // The connection keeps the order of the other chunks, so they can be sent together.
             answers.extend(futures::future::join_all(chunks).await);
             let mut results = Vec::with_capacity(records.len());
             for (chunk, answer) in records.chunks(CHUNK).zip(answers) {
                 match answer {
-                    Ok(places) => results.extend(places.into_iter().map(Ok)),
-                    Err(error) => results.extend(chunk.iter().map(|_| Err(error.again()))),
+                    Ok(positions) => results.extend(positions.into_iter().map(Ok)),
+                    Err(error) => results.extend(chunk.iter().map(|_| Err(error.duplicate()))),
                 }
             }
             results
@@ -185,7 +192,7 @@ impl Backplane for Redis {
                 let sequence = std::str::from_utf8(&value[..colon]).ok()?.parse().ok()?;
                 Some(Stored { sequence, payload: Bytes::from(value).slice(colon + 1..) })
             };
-            // A scan may name one twice.
+            // A scan may return an id more than once.
             let mut current: HashMap<String, Stored> = HashMap::new();
             let mut cursor = 0_u64;
             loop {
@@ -210,7 +217,7 @@ impl Backplane for Redis {
     fn broadcast(&self, message: Bytes) -> BoxFuture<'_, Answer<()>> {
         Box::pin(async move {
             let mut command = redis::cmd("XADD");
-            command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL);
+            command.arg(&self.shared.keys.control).arg("MAXLEN").arg("~").arg(CONTROL_MESSAGES);
             command.arg("*").arg("d").arg(&message[..]);
             let id = self.shared.query::<String>(&command).await?;
             self.tidy(id_of(&id).0).await;

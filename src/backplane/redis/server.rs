@@ -1,4 +1,5 @@
-//! What the clones of an adapter share: connections to the server, the scripts, and reading in pages.
+//! The state that clones of an adapter share: connections to the server, the scripts, and the page
+//! size of reads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,57 +16,60 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::keys::Keys;
 use crate::sync::Mutex;
 
-/// How many bytes of a record are compared. The random id of a record lies within the first thirty.
+/// The number of bytes of a record that are compared. The random id of a record ends within the
+/// first thirty bytes.
 const COMPARED: usize = 64;
-/// How many records or values are asked for at a time by who reads many, if they come in time.
+/// The maximum number of records or values in one page of a large read.
 const PAGE: usize = 512;
 
 pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) namespace: String,
     pub(super) limits: LogLimits,
-    /// How many replicas acknowledge a record before an append is done.
+    /// The number of replicas that must acknowledge a record before an append succeeds.
     pub(super) replicas: u32,
     pub(super) keys: Keys,
     pub(super) append: Script,
     pub(super) state: Script,
-    /// For questions and what is small: they do not wait behind a large batch that is published or read.
+    /// The connections for small requests, so that these do not wait behind a large append or read.
     pub(super) line: PerRuntime<Line>,
-    /// For publishing.
+    /// The connections for appends.
     pub(super) publish: PerRuntime<Line>,
-    /// For reading much.
+    /// The connections for large reads.
     pub(super) bulk: PerRuntime<Line>,
-    /// When control messages were last looked through for old ones.
+    /// The time of the last removal of old control messages.
     pub(super) tidied: Mutex<Option<Instant>>,
     own: Mutex<Option<Own>>,
-    /// How many are read at a time: fewer once so many did not come in time.
+    /// The number of records or values in one page. Reduced after a page did not arrive in time.
     pub(super) page: AtomicUsize,
 }
 
-/// The newest record that was appended over this adapter and acknowledged. If the log has another
-/// record in its place, the log was rolled back and has grown since. If no instance had read the
-/// record, only its publisher can notice that.
+/// The newest acknowledged record of this adapter. If the log has another record at its position,
+/// the log was rolled back and has grown since. If no instance has read the record, only its
+/// publisher can detect this.
 #[derive(Clone)]
 struct Own {
-    place: LogPosition,
-    /// Its first bytes.
+    position: LogPosition,
+    /// The first [`COMPARED`] bytes of the record.
     start: Box<[u8]>,
 }
 
-/// A connection that is made when it is needed; a broken one is thrown away.
+/// A connection that is opened on demand and replaced when it breaks.
 #[derive(Default)]
 pub(super) struct Line {
     slot: Mutex<Slot>,
-    /// Held while one caller connects for all.
+    /// Held by the caller that connects, while the other callers wait.
     connecting: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct Slot {
     connection: Option<MultiplexedConnection>,
-    /// Which connection it is, so that a late error of an old one does not throw away its successor.
+    /// Counts the connections, so that a late error of an old connection does not drop its
+    /// successor.
     number: u64,
-    /// When connecting failed last, and why: callers that waited for it meanwhile do not try one after the other.
+    /// The time and the error of the last failed attempt to connect. Callers that waited for this
+    /// attempt return its error. Otherwise each of them would wait for an attempt of its own.
     failed: Option<(Instant, BackplaneError)>,
 }
 
@@ -79,16 +83,16 @@ impl Line {
         if let Some(found) = self.find() {
             return Ok(found);
         }
-        let asked_at = Instant::now();
-        let _connects = self.connecting.lock().await;
+        let requested_at = Instant::now();
+        let _connecting = self.connecting.lock().await;
         if let Some(found) = self.find() {
             return Ok(found);
         }
-        if let Some((_, error)) = self.slot.lock().failed.as_ref().filter(|(at, _)| *at >= asked_at) {
-            return Err(error.again());
+        if let Some((_, error)) = self.slot.lock().failed.as_ref().filter(|(at, _)| *at >= requested_at) {
+            return Err(error.duplicate());
         }
         let mut connection = shared.connect(Some(shared.limits.timeout)).await.inspect_err(|error| {
-            self.slot.lock().failed = Some((Instant::now(), error.again()));
+            self.slot.lock().failed = Some((Instant::now(), error.duplicate()));
         })?;
         shared.warn_of_eviction(&mut connection).await;
         let mut slot = self.slot.lock();
@@ -97,7 +101,7 @@ impl Line {
         Ok((slot.connection.insert(connection).clone(), slot.number))
     }
 
-    /// Whether it still was this connection.
+    /// Drops the connection with this number. Returns whether it was still the current connection.
     fn lose(&self, number: u64) -> bool {
         let mut slot = self.slot.lock();
         slot.number == number && slot.connection.take().is_some()
@@ -123,22 +127,26 @@ impl Shared {
         }
     }
 
-    /// Returns the arguments by which both scripts recognise the log: what the caller has seen, with a new
-    /// epoch, and what was appended last, if that is of the same epoch. The second group follows
-    /// arguments that only one of the scripts has.
+    /// Returns the arguments with which both scripts detect a log that has lost records.
+    ///
+    /// The first group is the highest position that the caller has seen or this adapter has
+    /// appended, and a random new epoch. The second group is the newest record of this adapter.
+    /// Records of this adapter count only if they are of the caller's epoch. The groups are
+    /// separate because the append script has other arguments between them.
     pub(super) fn compared(&self, seen: Option<Seen>) -> (impl ToRedisArgs, impl ToRedisArgs) {
-        let own = self.own.lock().clone().filter(|own| seen.is_some_and(|seen| seen.epoch == own.place.epoch));
-        let (own, start) = own.map_or_else(Default::default, |own| (own.place.sequence, own.start));
+        let own = self.own.lock().clone().filter(|own| seen.is_some_and(|seen| seen.epoch == own.position.epoch));
+        let (own, start) = own.map_or_else(Default::default, |own| (own.position.sequence, own.start));
         let (epoch, seen) = seen.map_or_else(Default::default, |seen| (format!("{:x}", seen.epoch), seen.sequence));
         ((epoch, seen.max(own), format!("{:x}", fastrand::u64(1..))), (own, start))
     }
 
-    fn remember(&self, place: LogPosition, payload: &[u8]) {
+    /// Stores a record as the newest of this adapter.
+    fn remember(&self, position: LogPosition, payload: &[u8]) {
         let mut own = self.own.lock();
-        // Of two calls under way the later one may be answered first.
-        let is_newer = |own: &Own| own.place.epoch != place.epoch || own.place.sequence < place.sequence;
+        // The answers of two simultaneous calls may arrive in reverse order.
+        let is_newer = |own: &Own| own.position.epoch != position.epoch || own.position.sequence < position.sequence;
         if own.as_ref().is_none_or(is_newer) {
-            *own = Some(Own { place, start: payload[..payload.len().min(COMPARED)].into() });
+            *own = Some(Own { position, start: payload[..payload.len().min(COMPARED)].into() });
         }
     }
 
@@ -151,20 +159,23 @@ impl Shared {
         connection.map_err(|error| classify(&error).before_request())
     }
 
-    /// The client takes the process's own and panics if there is none, so one is chosen for a process that has not.
+    /// Installs a cryptography provider for rustls if the process has none. The Redis client uses
+    /// the provider of the process and panics without one.
     pub(super) fn choose_cryptography(&self) {
         let is_encrypted = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
         if is_encrypted && rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Somebody may have been faster.
+            // An error means that another thread has installed one in the meantime.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
     }
 
-    /// Runs a small command.
+    /// Runs a small command on the connection for small requests.
     pub(super) async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Answer<T> {
         self.run_on(&self.line, async |connection| command.query_async(connection).await).await
     }
 
+    /// Runs a command on one of the connections of the current runtime. Drops the connection if the
+    /// command shows that it is broken.
     pub(super) async fn run_on<T>(
         &self,
         lines: &PerRuntime<Line>,
@@ -175,8 +186,9 @@ impl Shared {
         let answer = command(&mut connection).await;
         answer.map_err(|error| {
             if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
-                // What broke one has most likely broken all. Otherwise a publish would find that out
-                // after the instance is ready again. A long read that is late says nothing of the others.
+                // The same cause has most likely broken the other connections, so they are dropped
+                // too. Otherwise a publish would fail on a broken connection after the instance is
+                // ready again. A late answer to a large read proves nothing about the others.
                 let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
                 if line.lose(number) && !is_late_read {
                     for lines in [&self.line, &self.publish, &self.bulk] {
@@ -188,9 +200,10 @@ impl Shared {
         })
     }
 
-    /// Reads one page of many: fewer at a time, and once more, if it did not come in time.
+    /// Reads one page of a large read. If the page does not arrive in time, reduces the page size
+    /// and tries once more.
     pub(super) async fn read_page<T: FromRedisValue>(&self, command: impl Fn(usize) -> Cmd) -> Answer<T> {
-        let mut is_last = false;
+        let mut is_retry = false;
         loop {
             let count = self.page.load(Ordering::Relaxed);
             let command = command(count);
@@ -199,7 +212,7 @@ impl Shared {
                 Ok(_) => self.page.store((count + count / 16 + 1).min(PAGE), Ordering::Relaxed),
                 Err(error) if error.is_unknown() => {
                     self.page.store((count / 8).max(1), Ordering::Relaxed);
-                    if count > 1 && !std::mem::replace(&mut is_last, true) {
+                    if count > 1 && !std::mem::replace(&mut is_retry, true) {
                         continue;
                     }
                 }
@@ -209,15 +222,15 @@ impl Shared {
         }
     }
 
-    /// A server that evicts keys may take the log at any time.
+    /// Logs a warning if the server may evict any key, because it could then delete the log.
     pub(super) async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
-        let asked =
+        let answer =
             redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query_async::<Vec<String>>(connection).await;
-        // A user may not be allowed to ask.
-        if let Ok([_, policy]) = asked.as_deref()
+        // The Redis user may have no permission for `CONFIG GET`.
+        if let Ok([_, policy]) = answer.as_deref()
             && policy.starts_with("allkeys")
         {
-            tracing::warn!(policy, "Redis evicts keys when memory is short, and may take the log: use noeviction");
+            tracing::warn!(policy, "Redis may evict the log when memory is short: set maxmemory-policy to noeviction");
         }
     }
 
@@ -247,23 +260,23 @@ impl Shared {
             let appended: (String, Vec<u64>, u64) = call.invoke_async(connection).await?;
             let mut acknowledged = Ok(replicas);
             if replicas > 0 {
-                // On the same connection: the server waits for what was written over it.
+                // On the same connection, because `WAIT` covers the writes of its own connection.
                 let limit = u64::try_from(limits.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
                 acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await;
             }
             Ok((appended, acknowledged))
         };
         let ((epoch, sequences, before), acknowledged) = self.run_on(&self.publish, append).await?;
-        // Whatever the error is, the records are in the log.
-        let unknown = |error| BackplaneError::unknown(format!("the server did not wait: {error}"));
+        // The records are in the log, so every error of `WAIT` is unknown.
+        let unknown = |error| BackplaneError::unknown(format!("WAIT failed: {error}"));
         let acknowledged = acknowledged.map_err(unknown)?;
         if acknowledged < replicas {
             let text = format!("{acknowledged} of {replicas} replicas acknowledged the records in time");
             return Err(BackplaneError::unknown(text));
         }
         let epoch = parse_epoch(&epoch)?;
-        // A number at or below the last one before is that of a record which was appended earlier
-        // with the same key.
+        // A sequence of at most `before` belongs to a record that was appended earlier with the
+        // same idempotency key.
         if let Some(sequence) = sequences.iter().copied().max().filter(|&newest| newest > before)
             && let Some(record) = sequences.iter().position(|&number| number == sequence).and_then(|at| records.get(at))
         {
@@ -274,21 +287,21 @@ impl Shared {
 }
 
 pub(super) fn parse_epoch(text: &str) -> Answer<u64> {
-    u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is no number"))
+    u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is not a number"))
 }
 
-/// Whether the server is not the primary of the log, or not yet or not any more: another connection
-/// may lead to the one that is.
+/// Returns whether the server is not the primary of the log, or cannot serve it yet. A new
+/// connection may reach the primary.
 fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | ClusterDown | Moved | Ask | BusyLoading))
 }
 
-/// What an error means. Its text has no secrets: the client leaves URLs out.
+/// Converts an error of the client. The text contains no secrets, because the client omits URLs.
 pub(super) fn classify(error: &RedisError) -> BackplaneError {
     let text = error.to_string();
     match error.kind() {
-        // Nothing was done: no part of a script, and no command.
+        // The server has executed no command and no part of a script.
         ErrorKind::Server(ServerErrorKind::TryAgain) => BackplaneError::unavailable(text),
         _ if is_elsewhere(error) => BackplaneError::unavailable(text),
         ErrorKind::Server(_)

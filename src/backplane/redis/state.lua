@@ -1,7 +1,13 @@
--- KEYS: log, meta. ARGV: seen epoch, seen sequence, a new epoch, the sequence of a record that the caller appended in the seen
--- epoch or 0, how that record begins. Returns the epoch, the first and the last sequence.
--- Changes nothing, and is refused where an append would be refused: by a replica, without enough replicas, or when the disk
--- fails.
+-- Returns the epoch, the first and the last sequence of the log. Begins a new epoch if the log has
+-- lost records.
+--
+-- KEYS: log, meta.
+-- ARGV: 1 the epoch and 2 the sequence that the caller has seen, 3 a new epoch,
+--       4 the sequence of a record that the caller appended in the seen epoch, or 0,
+--       5 the first bytes of that record.
+
+-- This write changes nothing. The server rejects it where it would reject an append: on a replica,
+-- without enough replicas, or when the disk fails.
 redis.call('HDEL', KEYS[2], '-')
 local last, first = 0, nil
 if redis.call('EXISTS', KEYS[1]) == 1 then
@@ -13,7 +19,8 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 local meta = redis.call('HMGET', KEYS[2], 'epoch', 'last')
 local epoch = meta[1]
--- Another record has the number of the caller's: the log was rolled back and has grown since.
+-- Whether another record has the sequence of the caller's record. Then the log was rolled back and
+-- has grown since.
 local function is_replaced()
   local entry = ARGV[4] ~= '0' and redis.call('XRANGE', KEYS[1], ARGV[4] .. '-0', ARGV[4] .. '-0')[1]
   return entry and string.sub(entry[2][2], 1, #ARGV[5]) ~= ARGV[5]

@@ -1,4 +1,5 @@
-//! The tail of the log, and the control stream, as they come. Every wait for the server has a limit.
+//! Blocking reads of the log's tail and of the control stream. Every wait for the server has a time
+//! limit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,21 +13,27 @@ use redis::{Cmd, FromRedisValue};
 use super::super::{Answer, Stored, in_time};
 use super::server::{Shared, classify};
 
-/// How long a read waits for something new before it looks whether anybody still wants it.
+/// The time for which a blocking read waits for new entries. Between two reads, the stream checks
+/// that the server is still the primary.
 const BLOCK: Duration = Duration::from_secs(2);
+/// The maximum number of entries of one read.
 const BATCH: usize = 512;
 
-/// Where reading a stream begins.
+/// The entry after which reading a stream begins.
 pub(super) enum From {
+    /// The newest entry at the time of connecting.
     Now,
-    /// After a number.
+    /// The record with this number.
     After(u64),
-    /// After the entry with this id. If the newest is older, by a clock that was set back, all there is.
+    /// The entry with this id. If the newest entry has a lower id, because the server's clock was
+    /// set back, reading begins with the oldest entry.
     Mark(Box<str>),
 }
 
-/// Entries of a stream as they come. On a connection of its own, without a limit of the client for an
-/// answer: a read waits on purpose, so each wait has a limit here.
+/// Streams the entries of a Redis stream, in batches that are never empty.
+///
+/// Opens its own connection, without the client's time limit for answers, because a read blocks on
+/// purpose. Instead, this function limits each wait.
 pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'static, Answer<Vec<StreamId>>> {
     Box::pin(async_stream::try_stream! {
         let mut connection = shared.connect(None).await?;
@@ -46,9 +53,9 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
         };
         let mut checked: Option<Instant> = None;
         loop {
-            // A primary that was demoted goes on answering reads, and new records may come
-            // elsewhere. A server that is not the primary refuses every write, also one that
-            // changes nothing.
+            // A demoted primary still answers reads, but new records go to its successor. A server
+            // that is not the primary rejects every write, also one that changes nothing, so this
+            // write detects it.
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
                 let _: u64 = ask(&mut connection, &Cmd::hdel(&shared.keys.meta, "-"), timeout).await?;
                 checked = Some(Instant::now());
@@ -56,7 +63,8 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             command.arg("STREAMS").arg(&key).arg(&id);
-            // A connection on which nothing comes back at all is broken.
+            // The server answers a read that found nothing. Without any answer, the connection is
+            // broken.
             let reply: Option<StreamReadReply> = ask(&mut connection, &command, BLOCK + timeout).await?;
             let entries = reply.and_then(|reply| reply.keys.into_iter().next()).map_or_else(Vec::new, |key| key.ids);
             if let Some(newest) = entries.last() {
@@ -67,18 +75,19 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
     })
 }
 
-/// Waits for an answer up to a limit.
+/// Sends a command and waits for the answer, at most for `limit`.
 async fn ask<T: FromRedisValue>(connection: &mut MultiplexedConnection, command: &Cmd, limit: Duration) -> Answer<T> {
     in_time(limit, async { command.query_async(connection).await.map_err(|error| classify(&error)) }).await
 }
 
-/// What somebody else has put there without a record is one that nobody can read.
+/// Returns the record of a log entry. An entry without the field `d` was not appended by the
+/// script. It becomes an empty record, which the hub skips as unreadable.
 pub(super) fn stored(entry: &StreamId) -> Option<Stored> {
     let sequence = entry.id.split('-').next()?.parse().ok()?;
     Some(Stored { sequence, payload: Bytes::from(entry.get::<Vec<u8>>("d").unwrap_or_default()) })
 }
 
-/// What an id of a stream says: two numbers.
+/// Splits the id of a stream entry into its two numbers.
 pub(super) fn id_of(text: &str) -> (u64, u64) {
     let (time, count) = text.split_once('-').unwrap_or((text, "0"));
     (time.parse().unwrap_or(0), count.parse().unwrap_or(0))

@@ -1,4 +1,5 @@
-//! What goes to a shared log: the same records by the same rules, whoever sends them.
+//! Appends events to a shared log. Hubs and publishers use the same functions, so they write the
+//! same records.
 
 use std::time::Duration;
 
@@ -12,19 +13,21 @@ use crate::hub::Hub;
 use crate::hub::tasks::back_off::can_wait;
 use crate::types::{Address, Audience, Epoch, Event, Position, PublishError};
 
-/// A record of an event that was checked. It sets a value for each address that keeps them.
+/// Returns the record of an event that was checked. An event with a key sets or removes one current
+/// value for each address that `keeps_values`.
 pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> NewRecord {
     let mut new_record = NewRecord::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
     if let Some(key) = event.key.as_deref() {
-        let kept = audience.addresses().iter().filter(|address| keeps_values(address));
+        let addresses = audience.addresses().iter().filter(|address| keeps_values(address));
         let value = |address| Value::new(record::value_id(address, key), event.removes);
-        new_record.values = kept.map(value).collect();
+        new_record.values = addresses.map(value).collect();
     }
     new_record.idempotency_key = event.idempotency_key.as_deref().map(Into::into);
     new_record
 }
 
-/// Appends within a time limit, in one round trip where the broker can. One result for each, in order.
+/// Appends records within a time limit, in one round trip if the broker supports it. Returns one
+/// result for each record, in order.
 pub(in crate::hub) async fn append(
     backplane: &dyn Backplane,
     records: Vec<NewRecord>,
@@ -38,19 +41,21 @@ pub(in crate::hub) async fn append(
     let late = || PublishError::broker(true, BackplaneError::unknown("no answer in time"));
     match timeout(limit, backplane.append(records, seen)).await {
         Err(_) => (0..count).map(|_| Err(late())).collect(),
-        Ok(places) => {
+        Ok(results) => {
             let failed = |error: BackplaneError| PublishError::broker(error.is_unknown(), error);
-            places.into_iter().map(|place| place.map_err(failed)).collect()
+            results.into_iter().map(|result| result.map_err(failed)).collect()
         }
     }
 }
 
-pub(in crate::hub) fn position(place: LogPosition) -> Position {
-    Position::new(Epoch(place.epoch), place.sequence)
+/// Converts a position of the backplane to a position of the hub.
+pub(in crate::hub) fn position(position: LogPosition) -> Position {
+    Position::new(Epoch(position.epoch), position.sequence)
 }
 
 impl Hub {
-    /// Appends to the shared log, in one round trip where the broker can.
+    /// Appends events to the shared log, in one round trip if the broker supports it. Returns one
+    /// result for each event, in order.
     pub(in crate::hub) async fn append_shared(
         &self,
         shared: &SharedLog,
@@ -60,7 +65,7 @@ impl Hub {
         let keeps_values = |address: &_| self.log().keeps_values(address);
         let records = events.iter().map(|(audience, event)| record(audience, event, keeps_values)).collect();
         let limit = self.settings().publish_timeout;
-        let places = append(&*shared.backplane, records, shared.seen(self.log().epoch()), limit).await;
-        places.into_iter().map(|place| place.map(position)).collect()
+        let results = append(&*shared.backplane, records, shared.seen(self.log().epoch()), limit).await;
+        results.into_iter().map(|result| result.map(position)).collect()
     }
 }

@@ -1,14 +1,16 @@
-//! Takes what the shared log has into the log of this instance, in its order.
+//! Applies the records of the shared log to the log of this instance, in the order of the shared
+//! log.
 //!
-//! 1. Before a record is applied, those that are missing before it are read. Only what the log does not have any more
-//!    counts as lost, and what is still missing after a while.
-//! 2. A record is read by the rules of the publish API. One that no hub could have written is skipped, and its audience
-//!    misses it, if that can be read.
-//! 3. A new epoch, or a loss, also replaces the current values.
+//! 1. Before a record is applied, missing records before it are read. A missing record counts as
+//!    lost if the shared log no longer retains it, or if it is still missing after the publish
+//!    timeout.
+//! 2. A record must follow the rules of the publish API. A record that no hub could have written is
+//!    skipped. Its audience receives a gap, or all streams if the audience cannot be read.
+//! 3. A new epoch and a loss also replace the current values.
 
 use super::presence_records;
 use super::record::{self, Decoded};
-use super::shared_log::{SharedLog, believable};
+use super::shared_log::{SharedLog, check_sequence};
 use crate::backplane::{Answer, BackplaneError, CurrentValue, LogState, Stored, in_time};
 use crate::hub::Hub;
 use crate::hub::tasks::back_off::BackOff;
@@ -17,33 +19,35 @@ use crate::log::{Effect, Entry};
 use crate::sync::Ordering;
 use crate::types::{Audience, Epoch};
 
-/// How many records are read at a time when an instance catches up.
+/// The maximum number of records in one read while an instance catches up.
 const BATCH: usize = 1024;
-/// How often a record that is missing is asked for before the connection is made anew.
+/// The number of attempts to read a missing record before the instance reconnects.
 const ATTEMPTS: u32 = 3;
 
-/// From when on the age of a record counts.
+/// The time from which the age of a record counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
-    /// From now on: it has just come. The clocks of publishers do not matter.
+    /// The age counts from now, because the record has just arrived. The publisher's clock does not
+    /// matter.
     New,
-    /// From when it was published: this instance starts.
+    /// The age counts from the time of publishing. Used while this instance starts.
     AsPublished,
 }
 
-/// What follows a number in the log.
+/// The content of the log after a number.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Records, of which the first has the next number.
+    /// Records. The first one has the next number.
     Records(Vec<Stored>),
     /// Records up to this number are lost.
     Lost(u64),
 }
 
 impl Hub {
-    /// Whether the log has other records than those that were applied, under the same numbers: it was rolled back, and
-    /// publishers that had not seen what is lost have appended to it since.
-    pub(super) async fn is_another(&self, shared: &SharedLog, state: LogState) -> Answer<bool> {
+    /// Returns whether the log has other records than the applied ones at the same numbers. Then
+    /// the log was rolled back, and publishers that had not seen the lost records have appended
+    /// since.
+    pub(super) async fn was_rolled_back(&self, shared: &SharedLog, state: LogState) -> Answer<bool> {
         if state.epoch != self.log().epoch().0 {
             return Ok(false);
         }
@@ -55,7 +59,7 @@ impl Hub {
             let limit = self.settings().publish_timeout;
             let found = in_time(limit, shared.backplane.range(first - 1, count)).await?;
             let known = shared.history.known.lock();
-            if found.iter().any(|stored| known.is_other(stored)) {
+            if found.iter().any(|stored| known.differs(stored)) {
                 return Ok(true);
             }
         }
@@ -63,8 +67,8 @@ impl Hub {
         Ok(false)
     }
 
-    /// Reads what follows a number that the log has passed.
-    pub(super) async fn read_on(&self, shared: &SharedLog, last: u64) -> Answer<Next> {
+    /// Reads the records after `last`. The log must end above `last`.
+    pub(super) async fn read_after(&self, shared: &SharedLog, last: u64) -> Answer<Next> {
         let next = last + 1;
         let mut back_off = BackOff::new();
         for attempt in 0..ATTEMPTS {
@@ -74,19 +78,23 @@ impl Hub {
                 shared.history.found(next);
                 return Ok(Next::Records(batch));
             }
-            let state = shared.look(self.log().epoch(), self.settings().publish_timeout).await?;
+            let state = shared.query_state(self.log().epoch(), self.settings().publish_timeout).await?;
             if state.epoch != self.log().epoch().0 {
                 return Err(BackplaneError::unavailable("the log has begun a new epoch"));
             }
-            believable(state.first)?;
+            check_sequence(state.first)?;
             if state.first > next {
                 shared.history.found(next);
                 return Ok(Next::Lost(state.first - 1));
             }
             let upto = batch.first().map_or(state.last, |stored| stored.sequence - 1);
-            believable(upto)?;
+            check_sequence(upto)?;
             if upto >= next && shared.history.missing_for(next) >= self.settings().publish_timeout {
-                tracing::warn!(first = next, last = upto, "records of the shared log cannot be read and count as lost");
+                tracing::warn!(
+                    first = next,
+                    last = upto,
+                    "records of the shared log cannot be read and are reported as lost"
+                );
                 shared.history.found(next);
                 return Ok(Next::Lost(upto));
             }
@@ -94,24 +102,28 @@ impl Hub {
                 back_off.wait().await;
             }
         }
-        Err(BackplaneError::unknown(format!("the log has record {next}, but it cannot be read")))
+        Err(BackplaneError::unknown(format!("the log has record {next} but does not return it")))
     }
 
-    /// The log has another epoch, of which nothing is kept up to a number but current values.
-    pub(super) async fn begin_anew(&self, shared: &SharedLog, epoch: Epoch, gone: u64) -> Answer<()> {
+    /// Switches to a new epoch of the log, which retains no record up to `trimmed_through`, only
+    /// current values.
+    pub(super) async fn start_epoch(&self, shared: &SharedLog, epoch: Epoch, trimmed_through: u64) -> Answer<()> {
         let values = self.current_values(shared).await?;
-        // Before the epoch: a publish between the two must not claim to have seen more of the new epoch than there is.
-        shared.last.store(gone, Ordering::Release);
-        // What is known is of the life before.
+        // Before the epoch changes: otherwise a publish between the two steps could pass a higher
+        // position of the new epoch as seen than the log has.
+        shared.last.store(trimmed_through, Ordering::Release);
+        // The remembered records are of the old epoch.
         shared.history.clear();
-        // Streams that read the new epoch have seen this before.
+        // Before the epoch changes, so that a stream that reads the new epoch also reads the new
+        // count.
         shared.epochs.fetch_add(1, Ordering::AcqRel);
-        self.log().begin_epoch(epoch, gone, values, self.now());
+        self.log().begin_epoch(epoch, trimmed_through, values, self.now());
         wake_rest(&*self.inner);
         Ok(())
     }
 
-    /// Records up to a number are lost, and current values may have changed in them.
+    /// Marks the records up to a number as lost. Replaces the current values, because a lost record
+    /// may have changed them.
     pub(super) async fn lose_through(&self, shared: &SharedLog, upto: u64) -> Answer<()> {
         let values = self.current_values(shared).await?;
         self.log().lose_all(upto, values, self.now());
@@ -120,6 +132,7 @@ impl Hub {
         Ok(())
     }
 
+    /// Reads the current values, in the order of their records.
     async fn current_values(&self, shared: &SharedLog) -> Answer<Vec<(u64, Entry)>> {
         let current = shared.backplane.values().await?;
         let mut values: Vec<_> = current.iter().filter_map(|current| self.read_value(current)).collect();
@@ -127,54 +140,58 @@ impl Hub {
         Ok(values)
     }
 
-    /// A current value with its place, for the address that it is of: others of its union may have another since.
+    /// Returns a current value with its number, for the one address to which its id belongs. Other
+    /// addresses of the record may have a newer value. Returns `None` if no hub could have written
+    /// it.
     fn read_value(&self, current: &CurrentValue) -> Option<(u64, Entry)> {
         let Entry { audience, effect, draft, published } = self.read(&current.record.payload, Age::AsPublished).ok()?;
         let Effect::Sets(key) = &effect else { return None };
         let address = audience.addresses().iter().find(|address| record::value_id(address, key) == *current.id)?;
-        let mut of = Audience::from(address.clone());
-        audience.excluded().iter().for_each(|id| of.exclude(*id));
-        believable(current.record.sequence).ok()?;
-        Some((current.record.sequence, Entry { audience: of, effect, draft, published }))
+        let mut narrowed = Audience::from(address.clone());
+        audience.excluded().iter().for_each(|id| narrowed.exclude(*id));
+        check_sequence(current.record.sequence).ok()?;
+        Some((current.record.sequence, Entry { audience: narrowed, effect, draft, published }))
     }
 
-    /// Takes in what the log says, in its order.
+    /// Applies a batch of records. Reads missing records first, and skips records that were applied
+    /// before.
     pub(super) async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Answer<()> {
         for stored in batch {
             let last = shared.last();
             if stored.sequence <= last {
                 continue;
             }
-            believable(stored.sequence)?;
+            check_sequence(stored.sequence)?;
             if stored.sequence > last + 1 {
-                self.fill(shared, stored.sequence, age).await?;
+                self.apply_missing(shared, stored.sequence, age).await?;
             }
             self.apply_one(shared, &stored, age);
         }
         wake_rest(&*self.inner);
         self.inner.tasks.sweep.ensure(&self.inner);
-        // Commands that were given when the log was further than this instance.
-        self.carry_out_waiting(shared);
+        // Commands may have waited for these records.
+        self.carry_out_queued(shared);
         Ok(())
     }
 
-    /// Reads what lies before a record that came.
-    async fn fill(&self, shared: &SharedLog, before: u64, age: Age) -> Answer<()> {
+    /// Reads and applies the records that are missing before a number.
+    async fn apply_missing(&self, shared: &SharedLog, before: u64, age: Age) -> Answer<()> {
         loop {
             let last = shared.last();
             if last + 1 >= before {
                 return Ok(());
             }
-            match self.read_on(shared, last).await? {
+            match self.read_after(shared, last).await? {
                 Next::Records(batch) => {
-                    let together = batch.iter().zip(last + 1..before).take_while(|(stored, n)| stored.sequence == *n);
-                    together.for_each(|(stored, _)| self.apply_one(shared, stored, age));
+                    let missing = batch.iter().zip(last + 1..before).take_while(|(stored, n)| stored.sequence == *n);
+                    missing.for_each(|(stored, _)| self.apply_one(shared, stored, age));
                 }
                 Next::Lost(upto) => self.lose_through(shared, upto.min(before - 1)).await?,
             }
         }
     }
 
+    /// Applies the next record, or marks it as lost if it cannot be read.
     fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age) {
         let now = self.now();
         match self.read(&stored.payload, age) {
@@ -192,13 +209,14 @@ impl Hub {
         shared.last.store(stored.sequence, Ordering::Release);
     }
 
-    /// A record by the rules of the publish API; else for whom it was, if that can be read.
+    /// Reads a record by the rules of the publish API. The error is the audience of a record that
+    /// breaks them, if the audience can be read.
     pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
         let Decoded { audience, event, published_at } = record::decode(payload)?;
         let entry = if presence_records::is_presence(&event) {
             presence_records::entry(audience, &event).map_err(Some)?
         } else {
-            Entry::new(audience, &event, &self.settings().framing).map_err(|refused| Some(Box::new(refused.0)))?
+            Entry::new(audience, &event, &self.settings().framing).map_err(|rejected| Some(Box::new(rejected.0)))?
         };
         let passed = |at: u64| self.now().saturating_sub(record::unix_millis().saturating_sub(at));
         Ok(Entry { published: published_at.filter(|_| age == Age::AsPublished).map(passed), ..entry })

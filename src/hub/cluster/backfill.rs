@@ -1,9 +1,12 @@
-//! Blocks of the shared log, for clients that come back from before what this instance keeps in memory.
+//! Reads blocks of the shared log, for clients that reconnect with a position that is no longer in
+//! the memory of this instance.
 //!
-//! 1. One task reads, one block after the other: however many clients come back, the broker is asked
-//!    for one at a time. It lives while a connection waits, in a [task slot](crate::hub::tasks::slot).
-//! 2. A block is only believed if the log had the same epoch before and after. Records that are
-//!    missing at its beginning are asked for again, for a while, if the log says that it has them.
+//! 1. One task reads one block after the other, so that the number of reconnecting clients does not
+//!    increase the load of the broker. The task runs while a connection waits, in a
+//!    [task slot](crate::hub::tasks::slot).
+//! 2. A block counts only if the log had the same epoch before and after the read. If records are
+//!    missing at the beginning of a block although the log has them, the task reads again, at most
+//!    for the publish timeout.
 
 use std::sync::{Arc, Weak};
 
@@ -18,11 +21,13 @@ use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
 
 impl Hub {
+    /// Reads the block that begins after `start`, and keeps it.
     async fn read_block(&self, shared: &SharedLog, start: u64) -> Answer<()> {
         let (epoch, base) = (self.log().epoch(), self.log().base());
         let changed = || BackplaneError::unavailable("the log has begun a new epoch");
         let after = start.checked_sub(base).ok_or_else(changed)?;
-        // Before it is asked for: what comes meanwhile is not missing if the answer does not have it.
+        // Taken before the read: a record that is appended during the read is not missing if the
+        // response does not contain it.
         let (known, count) = (self.log().last(), shared.blocks.lock().count);
         let limit = self.settings().publish_timeout;
         let read = async {
@@ -38,7 +43,7 @@ impl Hub {
         if !is_late {
             shared.history.found(expected);
         } else if expected <= state.last && shared.history.missing_for(expected) < limit {
-            return Err(BackplaneError::unknown("records cannot be read, although the log has them"));
+            return Err(BackplaneError::unknown("the log has records but does not return them"));
         }
         let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload, Age::New)));
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;
@@ -54,19 +59,20 @@ fn is_wanted(inner: &Arc<Inner>) -> bool {
     inner.shared_log.as_ref().is_some_and(|shared| shared.blocks.lock().is_wanted())
 }
 
+/// Reads blocks until no connection waits for one.
 async fn read(inner: Weak<Inner>) {
     let mut back_off = BackOff::new();
     let mut start = 0;
     loop {
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
         let Some(shared) = &hub.inner.shared_log else { return };
-        // Waiters for a block of an ended epoch are woken. The block is not requested.
+        // Connections that wait for a block of an ended epoch are woken without it.
         let outdated = shared.blocks.lock().take_waiting_below(hub.log().base());
         wake(&hub.inner, outdated);
         let Some(next) = shared.blocks.lock().next_wanted(start) else { return };
         start = next;
         if let Err(error) = hub.read_block(shared, start).await {
-            tracing::debug!(%error, "older records could not be read");
+            tracing::debug!(%error, "older records of the shared log cannot be read");
             drop(hub);
             back_off.wait().await;
         } else {

@@ -1,8 +1,10 @@
-//! Blocks of the shared log that were read from the broker, and the connections that wait for one.
+//! Blocks of the shared log that were read from the broker, and the connections that wait for
+//! blocks.
 //!
-//! 1. Blocks begin at fixed places, so that clients from about the same time need the same one. A
-//!    block is read once, and kept while there is room.
-//! 2. A connection that needs a block waits for it by a weak reference, and is woken once when the block is here.
+//! 1. Blocks begin at fixed numbers, so that clients that disconnected at about the same time need
+//!    the same block. A block is read once, and kept while there is room.
+//! 2. The hub holds a weak reference to each connection that waits for a block, and wakes the
+//!    connection once when the block is available.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
@@ -12,21 +14,21 @@ use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::Block;
 use crate::types::ConnectionId;
 
-/// How many records one block has at most.
+/// The maximum number of records in a block.
 const RECORDS: u64 = 512;
-/// How many bytes of blocks are kept, beside the newest.
+/// The maximum size of the kept blocks in bytes. The newest block is kept even if it is larger.
 const ROOM: usize = 16 << 20;
 
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// By the number after which they begin.
+    /// The kept blocks, by the number after which each begins.
     kept: BTreeMap<u64, Kept>,
     bytes: usize,
-    /// Goes up with every use.
+    /// Increases with every use of a block.
     clock: u64,
-    /// The connections that wait for what comes after a number.
+    /// The connections that wait for a block, by the number after which it begins.
     wanted: BTreeMap<u64, Waiting>,
-    /// How many records are asked for at a time: fewer where they are large.
+    /// The number of records to read for the next block. Smaller when records are large.
     pub(super) count: usize,
 }
 
@@ -45,8 +47,9 @@ struct Kept {
 }
 
 impl Blocks {
-    /// The block with what comes after a number, which is not below the base of the log. If it is not here yet, the
-    /// connection waits for it.
+    /// Returns the block with the records after `number`, which must not be below `base`, the
+    /// beginning of the epoch. If the block was not read yet, registers the connection to wait for
+    /// it.
     pub(super) fn find_or_wait(
         &mut self,
         base: u64,
@@ -65,8 +68,9 @@ impl Blocks {
         !self.wanted.is_empty()
     }
 
-    /// The next number after which records are wanted: the one above `before`, or else the lowest, so that none waits
-    /// behind one that cannot be read.
+    /// Returns the number after which the next block begins that a connection waits for: the lowest
+    /// number above `before`, or else the lowest of all. So a block that cannot be read does not
+    /// delay the other blocks. Forgets connections that are gone.
     pub(super) fn next_wanted(&mut self, before: u64) -> Option<u64> {
         self.wanted.retain(|_, waiting| {
             waiting.retain(|_, handle| handle.upgrade().is_some_and(|handle| !handle.is_gone()));
@@ -76,18 +80,18 @@ impl Blocks {
         next.map(|(start, _)| *start)
     }
 
-    /// Takes the connections out that wait for what comes after a number.
+    /// Removes and returns the connections that wait for the block after a number.
     pub(super) fn take_waiting(&mut self, start: u64) -> Waiting {
         self.wanted.remove(&start).unwrap_or_default()
     }
 
-    /// The same for numbers of a life of the log that is over.
+    /// Removes and returns the connections that wait for blocks of ended epochs.
     pub(super) fn take_waiting_below(&mut self, base: u64) -> Waiting {
         let rest = self.wanted.split_off(&base);
         std::mem::replace(&mut self.wanted, rest).into_values().flatten().collect()
     }
 
-    /// The block that has what comes after a number, in the life that begins at `base`.
+    /// Returns the kept block with the records after `number`, in the epoch that begins at `base`.
     fn find(&mut self, base: u64, number: u64) -> Option<Arc<Block>> {
         let (_, kept) = self.kept.range_mut(..=number).next_back()?;
         if !kept.block.covers(base, number) {
@@ -98,24 +102,25 @@ impl Blocks {
         Some(Arc::clone(&kept.block))
     }
 
-    /// Where the block begins that would have what comes after a number.
+    /// Returns the number after which the block with the records after `number` would begin.
     fn start(&self, base: u64, number: u64) -> u64 {
         let start = base + (number - base) / RECORDS * RECORDS;
         let before = self.kept.range(..=number).next_back().filter(|(_, kept)| kept.block.base == base);
         before.map_or(start, |(_, kept)| start.max(kept.block.upto.min(number)))
     }
 
-    /// Keeps a block. Those that follow have more records if this one is small, and fewer if it is large.
+    /// Keeps a block, and removes the least recently used blocks above [`ROOM`]. The next block has
+    /// more records if this one is small, and fewer if it is large.
     pub(super) fn keep(&mut self, block: Block) {
         self.count = if block.is_large() { (self.count / 2).max(1) } else { (self.count * 2).min(RECORDS as usize) };
         self.clock += 1;
         self.bytes += block.bytes;
         let kept = Kept { block: Arc::new(block), used: self.clock };
-        if let Some(before) = self.kept.insert(kept.block.after, kept) {
-            self.bytes -= before.block.bytes;
+        if let Some(replaced) = self.kept.insert(kept.block.after, kept) {
+            self.bytes -= replaced.block.bytes;
         }
         while self.bytes > ROOM && self.kept.len() > 1 {
-            // There are few.
+            // A linear search is enough for so few blocks.
             let Some((&oldest, _)) = self.kept.iter().min_by_key(|(_, kept)| kept.used) else { return };
             self.bytes -= self.kept.remove(&oldest).map_or(0, |kept| kept.block.bytes);
         }

@@ -1,15 +1,16 @@
-//! The hub's part of the control stream: commands reach every instance, and each knows who is connected elsewhere.
+//! Control messages: instances broadcast commands and the changes of their connections.
 //!
-//! 1. One task listens and broadcasts; it lives while the hub does, in a [task slot](crate::hub::tasks::slot)
-//!    like the one that follows the log. When it could not listen it goes on after the last message that it got,
-//!    so that no command is missed, and asks all instances anew.
-//! 2. What changes here is reported a moment later, many changes in one message
+//! 1. One task listens and broadcasts. It runs for the life of the hub, in a [task
+//!    slot](crate::hub::tasks::slot). After an interruption it continues after the last message
+//!    that it received, so that it misses no command, and asks all instances for their connections.
+//! 2. Changes of connections are gathered for a moment and broadcast together
 //!    ([`outbox`](crate::hub::peers::outbox)).
-//! 3. A disconnect and a leave are carried out when they are heard. A join that was given when the log was further than
-//!    this instance waits until the log is there, at most for the publish timeout. A leave that overtakes joins of its
-//!    topic carries them out first, so that it has the last word.
-//! 4. An instance that has not heard itself for a lease is not ready: the others count it as gone
-//!    ([`table`](crate::hub::peers::table)).
+//! 3. A disconnect and a leave are carried out when they arrive. If a join was issued at a position
+//!    that this instance's log has not reached, it waits for the log, at most for the publish
+//!    timeout. A leave first carries out the waiting joins of its topic. Otherwise these would take
+//!    effect after it.
+//! 4. An instance that has not received its own messages for the peer timeout is not ready, because
+//!    the other instances regard it as ended ([`table`](crate::hub::peers::table)).
 
 use std::collections::hash_set::HashSet;
 use std::sync::Weak;
@@ -30,29 +31,31 @@ use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
 use crate::types::{Action, Address, Audience, Command, ConnectionId, Topic, UserId};
 
-/// How long changes are gathered before they are broadcast.
+/// The time for which changes are gathered before they are broadcast.
 const GATHER: Duration = Duration::from_millis(50);
-/// How many connections one message tells of.
+/// The maximum number of connections in one message.
 const BATCH: usize = 256;
-/// And about how many bytes: brokers take at least 1 MiB, unless they are told otherwise.
+/// The approximate maximum size of one message in bytes. Brokers accept at least 1 MiB by default.
 const BATCH_SIZE: usize = 64 * 1024;
-/// How often an instance repeats its question until it hears the question itself.
+/// The interval at which an instance repeats its request for connections, until it receives one of
+/// its own messages.
 const ASK_EVERY: Duration = Duration::from_millis(500);
-/// How many commands wait for the log at most.
-const WAITING: usize = 10_000;
+/// The maximum number of commands that wait for the log.
+const MAX_QUEUED: usize = 10_000;
 
 pub(in crate::hub) static JOB: Job<Inner> =
-    Job { run: |hub, _| attend(hub).boxed(), has_work: |_| true, has_more: |_| true };
+    Job { run: |hub, _| run(hub).boxed(), has_work: |_| true, has_more: |_| true };
 
-async fn attend(hub: Weak<Inner>) {
+/// Listens and broadcasts until the hub is dropped. Reconnects after each error.
+async fn run(hub: Weak<Inner>) {
     let mut back_off = BackOff::new();
     loop {
         let Some(inner) = hub.upgrade() else { return };
         let Some(shared) = &inner.shared_log else { return };
         let mark = shared.mark.lock().clone();
-        let heard = shared.backplane.listen(mark);
+        let messages = shared.backplane.listen(mark);
         drop(inner);
-        if let Err(error) = listen_and_broadcast(&hub, heard).await {
+        if let Err(error) = listen_and_broadcast(&hub, messages).await {
             let Some(inner) = hub.upgrade() else { return };
             inner.counters.control_failed(&error, inner.now());
         }
@@ -60,22 +63,26 @@ async fn attend(hub: Weak<Inner>) {
     }
 }
 
-async fn listen_and_broadcast(hub: &Weak<Inner>, mut heard: BoxStream<'static, Answer<ControlMessage>>) -> Answer<()> {
-    let begun = Instant::now();
-    let (mut next_turn, mut next_lease, mut next_ask) = (begun, begun, begun);
+/// Processes received messages, and broadcasts in turns, until an error.
+async fn listen_and_broadcast(
+    hub: &Weak<Inner>,
+    mut messages: BoxStream<'static, Answer<ControlMessage>>,
+) -> Answer<()> {
+    let started = Instant::now();
+    let (mut next_turn, mut next_lease, mut next_ask) = (started, started, started);
     let mut is_first = true;
     loop {
-        // Its own turn comes first, so that many messages do not keep it from broadcasting.
-        let came = next_until(next_turn, &mut heard).await?;
+        // A due turn comes first, so that many messages do not keep the task from broadcasting.
+        let received = next_until(next_turn, &mut messages).await?;
         let Some(inner) = hub.upgrade() else { return Ok(()) };
         let hub = Hub { inner };
         let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
-        match came {
+        match received {
             Some(control) => {
-                let question = hub.receive(shared, &control.message);
+                let reply = hub.receive(shared, &control.message);
                 *shared.mark.lock() = Some(control.mark);
-                if let Some(question) = question {
-                    hub.broadcast(shared, question).await?;
+                if let Some(reply) = reply {
+                    hub.broadcast(shared, reply).await?;
                 }
             }
             None => {
@@ -83,36 +90,37 @@ async fn listen_and_broadcast(hub: &Weak<Inner>, mut heard: BoxStream<'static, A
                 if std::mem::take(&mut is_first) {
                     shared.peers.lock().reconnected(hub.now());
                 }
-                let gone = shared.outbox.lock().is_closed;
-                let is_heard = shared.peers.lock().hears_itself();
-                if now >= next_ask && !gone && !is_heard {
-                    // Until it hears its own question. Others tell all, and so does this one: they may have missed
-                    // something.
+                let is_closed = shared.outbox.lock().is_closed;
+                let hears_itself = shared.peers.lock().hears_itself();
+                if now >= next_ask && !is_closed && !hears_itself {
+                    // Repeat until this instance receives one of its own messages. It also reports
+                    // its own connections, because the others may have missed messages.
                     next_ask = now + ASK_EVERY;
                     shared.outbox.lock().report_all();
-                    hub.broadcast(shared, shared.question()).await?;
+                    hub.broadcast(shared, shared.report_request()).await?;
                 }
-                if !gone {
-                    hub.tell_news(shared).await?;
+                if !is_closed {
+                    hub.broadcast_connections(shared).await?;
                 }
                 hub.append_presence(shared).await;
                 shared.outbox.lock().note_position(hub.now(), hub.position());
-                hub.carry_out_waiting(shared);
-                if now >= next_lease && !gone {
+                hub.carry_out_queued(shared);
+                if now >= next_lease && !is_closed {
                     next_lease = now + hub.settings().peer_timeout / 3;
                     let number = shared.outbox.lock().number;
                     hub.broadcast(shared, Body::Lease(number)).await?;
                     shared.peers.lock().sweep(hub.now());
-                    let is_deaf = !shared.peers.lock().is_heard(hub.now());
-                    if is_deaf && begun.elapsed() > hub.settings().peer_timeout {
+                    let is_unheard = !shared.peers.lock().is_heard(hub.now());
+                    if is_unheard && started.elapsed() > hub.settings().peer_timeout {
                         hub.counters().deaf(hub.now());
                     }
                 }
-                let orphans = shared.peers.lock().take_orphans(shared.me, hub.now());
+                let orphans = shared.peers.lock().take_orphans(shared.instance_id, hub.now());
                 for (topic, user) in orphans {
                     hub.inner.tell_of_orphan(&topic, &user);
                 }
-                // After the turn: one that takes long leaves time to hear before the next.
+                // Counted from the end of the turn, so that a long turn leaves time for messages
+                // before the next one.
                 next_turn = Instant::now() + GATHER;
             }
         }
@@ -120,43 +128,45 @@ async fn listen_and_broadcast(hub: &Weak<Inner>, mut heard: BoxStream<'static, A
 }
 
 impl Hub {
-    /// Takes in what another instance says. Returns what is to be said to it.
+    /// Processes a control message. Returns a message to broadcast in reply, if any.
     fn receive(&self, shared: &SharedLog, bytes: &[u8]) -> Option<Body> {
         let Message { from, body } = Message::decode(bytes)?;
         let now = self.now();
-        if from == shared.me {
+        if from == shared.instance_id {
             shared.peers.lock().heard_itself(now);
             return None;
         }
         let mut heard = Heard::Fine;
         match body {
-            Body::Command(command) => self.carry_out_in_time(shared, command),
-            Body::Ask(theirs) => {
+            Body::Command(command) => self.carry_out_or_queue(shared, command),
+            Body::Ask(settings) => {
                 shared.outbox.lock().report_all();
-                if shared.agreement.differs(&theirs) {
-                    return Some(Body::Settings(shared.agreement.terms.clone()));
+                if shared.settings_digest.differs(&settings) {
+                    return Some(Body::Settings(shared.settings_digest.digest.clone()));
                 }
             }
-            Body::Settings(theirs) => {
-                shared.agreement.differs(&theirs);
+            Body::Settings(settings) => {
+                shared.settings_digest.differs(&settings);
             }
             Body::Lease(number) => heard = shared.peers.lock().lease(from, number, now),
             Body::Bye => shared.peers.lock().bye(from, now),
             Body::News(news) => heard = shared.peers.lock().news(from, news, now),
         }
         let is_closed = shared.outbox.lock().is_closed;
-        let is_asked = heard == Heard::Missing && !is_closed && shared.peers.lock().may_ask(from, now);
-        is_asked.then(|| shared.question())
+        let must_ask = heard == Heard::Missing && !is_closed && shared.peers.lock().may_ask(from, now);
+        must_ask.then(|| shared.report_request())
     }
 
+    /// Broadcasts a control message within the publish timeout.
     async fn broadcast(&self, shared: &SharedLog, body: Body) -> Answer<()> {
-        let message = Message { from: shared.me, body };
+        let message = Message { from: shared.instance_id, body };
         let sent = shared.backplane.broadcast(Bytes::from(message.encode()));
         in_time(self.settings().publish_timeout, sent).await
     }
 
-    /// Broadcasts what has changed, or everything if an instance has asked for it.
-    async fn tell_news(&self, shared: &SharedLog) -> Answer<()> {
+    /// Broadcasts the connections that have changed, or all of them if an instance has asked for
+    /// them.
+    async fn broadcast_connections(&self, shared: &SharedLog) -> Answer<()> {
         let (due, number) = {
             let mut outbox = shared.outbox.lock();
             let Some(due) = outbox.take_due() else { return Ok(()) };
@@ -167,26 +177,27 @@ impl Hub {
             Due::All => self.registry().all().iter().map(|handle| handle.id()).collect(),
             Due::Changed(ids) => ids.into_iter().collect(),
         };
-        for (index, (here, gone)) in self.here_and_gone(&ids).into_iter().enumerate() {
+        for (index, (here, gone)) in self.connection_batches(&ids).into_iter().enumerate() {
             let part = if index == 0 { Part::First } else { Part::More };
             let number = if all { number } else { number + 1 + index as u64 };
             let news = News { number, all: all.then_some(part), here, gone: if all { Vec::new() } else { gone } };
             if let Err(error) = self.broadcast(shared, Body::News(news)).await {
-                // Whoever missed it, or did not, is told all when this can speak again.
+                // Other instances may or may not have received it, so report everything later.
                 shared.outbox.lock().report_all();
                 return Err(error);
             }
             shared.outbox.lock().number = number;
         }
         if all {
-            // That was all.
+            // The lease ends the report: the others remove the connections that it did not contain.
             self.broadcast(shared, Body::Lease(number)).await?;
         }
         Ok(())
     }
 
-    /// In batches that a broker takes; at least one.
-    fn here_and_gone(&self, ids: &[ConnectionId]) -> Vec<(Vec<Here>, Vec<ConnectionId>)> {
+    /// Returns the open connections and the ids of the closed ones, in batches that fit into one
+    /// message. Returns at least one batch.
+    fn connection_batches(&self, ids: &[ConnectionId]) -> Vec<(Vec<Here>, Vec<ConnectionId>)> {
         let mut batches = Vec::new();
         let (mut here, mut gone, mut size) = (Vec::new(), Vec::new(), 0);
         for &id in ids {
@@ -196,9 +207,9 @@ impl Hub {
                     if cut_topics(&mut topics) {
                         self.counters().topics_cut(self.now());
                     }
-                    let one = Here { id, user: handle.user().cloned(), data: handle.data().cloned(), topics };
-                    size += one.size();
-                    here.push(one);
+                    let connection = Here { id, user: handle.user().cloned(), data: handle.data().cloned(), topics };
+                    size += connection.size();
+                    here.push(connection);
                 }
                 None => gone.push(id),
             }
@@ -213,8 +224,9 @@ impl Hub {
         batches
     }
 
-    /// Appends presence events. One that fails is tried again, unless a later one about the same member was appended. A
-    /// broker that may have it already gets it twice, which changes nothing for its readers.
+    /// Appends queued presence events to the log. A failed event is tried again, unless a later
+    /// event about the same member was appended. So the log may contain an event twice, which does
+    /// not change the presence that its readers see.
     async fn append_presence(&self, shared: &SharedLog) {
         let (batch, dropped) = shared.outbox.lock().presence(BATCH);
         if batch.is_empty() {
@@ -233,7 +245,7 @@ impl Hub {
                         again.push(event.clone());
                     }
                 }
-                Err(error) => tracing::warn!(%error, "a presence event could not be published"),
+                Err(error) => tracing::warn!(%error, "a presence event cannot be published"),
                 Ok(_) => drop(later.insert((&event.topic, &event.user))),
             }
         }
@@ -246,59 +258,65 @@ impl Hub {
         self.broadcast(shared, Body::Command(command)).await
     }
 
-    /// Says goodbye: what was connected here is gone.
+    /// Broadcasts that this instance ends, so that the others remove its connections at once.
     pub(in crate::hub) async fn tell_bye(&self, shared: &SharedLog) {
         shared.outbox.lock().is_closed = true;
         if let Err(error) = self.broadcast(shared, Body::Bye).await {
-            tracing::debug!(%error, "the others learn by the lease that this instance is gone");
+            tracing::debug!(%error, "no goodbye was sent: other instances remove this one after peer_timeout");
         }
     }
 
-    fn carry_out_in_time(&self, shared: &SharedLog, command: Command) {
+    /// Carries out a command of another instance. Queues a join that was issued at a position which
+    /// this instance's log has not reached.
+    fn carry_out_or_queue(&self, shared: &SharedLog, command: Command) {
         match &command.action {
-            Action::Disconnect(_) => return self.carry_out_late(&command),
+            Action::Disconnect(_) => return self.carry_out_received(&command),
             Action::Leave(topic) => {
-                // Under the lock, so that no other thread carries out a part of them.
-                let mut waiting = shared.commands.lock();
-                waiting.retain(|(_, waiting)| {
-                    let is_overtaken = waiting.joins(topic);
-                    if is_overtaken {
-                        self.carry_out_late(waiting);
+                // Under the lock, so that another thread does not carry out a queued join after the
+                // leave.
+                let mut queue = shared.commands.lock();
+                queue.retain(|(_, queued)| {
+                    let is_join_of_topic = queued.joins(topic);
+                    if is_join_of_topic {
+                        self.carry_out_received(queued);
                     }
-                    !is_overtaken
+                    !is_join_of_topic
                 });
-                return self.carry_out_late(&command);
+                return self.carry_out_received(&command);
             }
             Action::Join(..) | Action::Change(_) => {}
         }
         let until = self.now().saturating_add(millis(self.settings().publish_timeout));
-        let mut waiting = shared.commands.lock();
-        if waiting.len() < WAITING {
-            waiting.push_back((until, command));
+        let mut queue = shared.commands.lock();
+        if queue.len() < MAX_QUEUED {
+            queue.push_back((until, command));
         } else {
-            self.carry_out_late(&command);
+            self.carry_out_received(&command);
         }
-        drop(waiting);
-        self.carry_out_waiting(shared);
+        drop(queue);
+        self.carry_out_queued(shared);
     }
 
-    /// In their order: those behind one that waits wait too. Under the lock, since both tasks come here.
-    pub(in crate::hub) fn carry_out_waiting(&self, shared: &SharedLog) {
-        let mut waiting = shared.commands.lock();
+    /// Carries out queued commands whose position is reached or whose wait has ended. Stops at the
+    /// first other command, so that the order stays the same. Holds the lock, because the follow
+    /// task and the control task both call this.
+    pub(in crate::hub) fn carry_out_queued(&self, shared: &SharedLog) {
+        let mut queue = shared.commands.lock();
         let is_due = |(until, command): &(Millis, Command)| *until <= self.now() || !self.is_ahead(command);
-        while waiting.front().is_some_and(is_due) {
-            waiting.pop_front().iter().for_each(|(_, command)| self.carry_out_late(command));
+        while queue.front().is_some_and(is_due) {
+            queue.pop_front().iter().for_each(|(_, command)| self.carry_out_received(command));
         }
     }
 
-    /// Whoever gave it was told of errors.
-    fn carry_out_late(&self, command: &Command) {
+    /// Carries out a command of another instance. Errors are only logged, because the other
+    /// instance has reported its own errors to the caller of the command.
+    fn carry_out_received(&self, command: &Command) {
         if let Err(error) = self.carry_out(command) {
-            tracing::debug!(%error, "a command of another instance was carried out in part");
+            tracing::debug!(%error, "a command of another instance was carried out only in part");
         }
     }
 
-    /// It was given when the log was further than it is here.
+    /// Returns whether a command was issued at a position that this instance's log has not reached.
     fn is_ahead(&self, command: &Command) -> bool {
         self.log().number(command.issued_at).is_some_and(|number| number > self.log().last())
     }

@@ -1,11 +1,12 @@
-//! The task that follows the log that several instances share, and reports when it cannot.
+//! The task that follows the shared log, and that marks the hub as stale while it cannot follow.
 //!
-//! 1. Only one task follows, and only it [applies](super::apply) records, in the order of the log. It
-//!    lives while the hub does, in a [task slot](crate::hub::tasks::slot): another replaces it if its
-//!    runtime is gone or does not run it.
-//! 2. Before it follows, it compares where the log is with what this instance has: another epoch,
-//!    records that are gone.
-//! 3. While nothing comes it asks every interval whether really nothing is there, so a mute connection is noticed.
+//! 1. Only one task follows the log, and only this task [applies](super::apply) records, in the
+//!    order of the log. It runs for the life of the hub, in a [task slot](crate::hub::tasks::slot):
+//!    another task replaces it if its runtime has shut down or does not poll it.
+//! 2. Before the task follows, it compares the log with the state of this instance: the log may be
+//!    in another epoch, or may no longer retain the next records.
+//! 3. At every probe interval the task reads the state of the log. So it detects a connection that
+//!    delivers no records although the log has new ones.
 
 use std::sync::Weak;
 
@@ -14,7 +15,7 @@ use futures::stream::BoxStream;
 use tokio::time::{Duration, Instant};
 
 use super::apply::{Age, Next};
-use super::shared_log::{MOST, SharedLog, believable};
+use super::shared_log::{MAX_SEQUENCE, SharedLog, check_sequence};
 use crate::backplane::{Answer, BackplaneError, LogPosition, Stored, in_time, next_until};
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
@@ -22,14 +23,16 @@ use crate::hub::{Hub, Inner};
 use crate::sync::Ordering;
 use crate::types::Epoch;
 
-/// After how many probes that found something which did not come a connection counts as mute.
-const MUTE: u32 = 2;
-/// A server may be busy for a moment.
-const SHORTEST_LOOK: Duration = Duration::from_secs(1);
+/// The number of failed probes in a row after which the instance reconnects. A probe fails if the
+/// log has records that did not arrive, or if the records cannot be compared.
+const FAILED_PROBES: u32 = 2;
+/// The minimum time limit of a probe, because a server may be busy for a moment.
+const MIN_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(in crate::hub) static JOB: Job<Inner> =
     Job { run: |hub, _| follow(hub).boxed(), has_work: |_| true, has_more: |_| true };
 
+/// Follows the log until the hub is dropped. Reconnects after each error.
 async fn follow(inner: Weak<Inner>) {
     let upgrade = || inner.upgrade().map(|inner| Hub { inner });
     let mut back_off = BackOff::new();
@@ -56,7 +59,7 @@ async fn follow(inner: Weak<Inner>) {
             hub.counters().broker_failed(&shared.backplane.describe(), &error, hub.now());
             hub.set_stale(shared, true);
         }
-        // It got on.
+        // Records were applied, so the next pause is short again.
         if shared.last() != last {
             back_off = BackOff::new();
         }
@@ -65,42 +68,43 @@ async fn follow(inner: Weak<Inner>) {
     }
 }
 
-/// Applies what comes, until the connection breaks or the log is not what it was. `Ok` if it is to be compared anew.
+/// Applies the records of a tail until the connection breaks. Returns `Ok` if the log is in another
+/// epoch or was rolled back, so that the caller compares it with this instance.
 async fn listen(inner: &Weak<Inner>, mut tail: BoxStream<'static, Answer<Vec<Stored>>>, probe: Duration) -> Answer<()> {
     let mut next_probe = Instant::now() + probe;
-    let (mut mute, mut uncompared) = (0, 0);
+    let (mut silent, mut uncompared) = (0, 0);
     loop {
-        // The probe comes first, so that a log that is never silent is compared too.
-        let came = next_until(next_probe, &mut tail).await?;
+        // A due probe comes first, so that a busy log is compared too.
+        let received = next_until(next_probe, &mut tail).await?;
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return Ok(()) };
         let Some(shared) = &hub.inner.shared_log else { return Ok(()) };
-        match came {
+        match received {
             Some(batch) => {
-                mute = 0;
+                silent = 0;
                 hub.apply(shared, batch, Age::New).await?;
             }
             None => {
                 next_probe = Instant::now() + probe;
-                // So that what goes wrong in silence is noticed within two intervals.
-                let state = shared.look(hub.log().epoch(), probe.max(SHORTEST_LOOK)).await?;
+                // The time limit is about one interval, so a broker that stops answering is
+                // detected within two intervals.
+                let state = shared.query_state(hub.log().epoch(), probe.max(MIN_PROBE_TIMEOUT)).await?;
                 if state.epoch != hub.log().epoch().0 {
                     return Ok(());
                 }
-                match hub.is_another(shared, state).await {
+                match hub.was_rolled_back(shared, state).await {
                     Ok(false) => uncompared = 0,
                     Ok(true) => return Ok(()),
-                    // Reading may be slow for a moment, while much is read.
+                    // A single error is tolerated: a read may be slow while other large reads run.
                     Err(error) => {
                         uncompared += 1;
-                        if uncompared >= MUTE {
+                        if uncompared >= FAILED_PROBES {
                             return Err(error);
                         }
                     }
                 }
-                // Something is there that has not come since the last look.
-                mute = if state.last > shared.last() { mute + 1 } else { 0 };
-                if mute >= MUTE {
-                    return Err(BackplaneError::unknown("the connection is mute"));
+                silent = if state.last > shared.last() { silent + 1 } else { 0 };
+                if silent >= FAILED_PROBES {
+                    return Err(BackplaneError::unknown("the log has new records, but none arrive"));
                 }
             }
         }
@@ -108,27 +112,30 @@ async fn listen(inner: &Weak<Inner>, mut tail: BoxStream<'static, Answer<Vec<Sto
 }
 
 impl Hub {
-    /// Compares the log with what this instance has, and loads what is needed to follow.
+    /// Compares the log with the state of this instance, and applies all records that the log has
+    /// now.
     async fn catch_up(&self, shared: &SharedLog) -> Answer<()> {
-        let mut state = shared.look(self.log().epoch(), self.settings().publish_timeout).await?;
-        if self.is_another(shared, state).await? {
-            // Younger than what this has seen, although it has grown since: it takes a new epoch.
-            let seen = LogPosition { epoch: state.epoch, sequence: MOST };
+        let mut state = shared.query_state(self.log().epoch(), self.settings().publish_timeout).await?;
+        if self.was_rolled_back(shared, state).await? {
+            // The log has grown past the position of this instance, so it cannot detect the loss by
+            // itself. A position above all others makes it begin a new epoch.
+            let seen = LogPosition { epoch: state.epoch, sequence: MAX_SEQUENCE };
             state = in_time(self.settings().publish_timeout, shared.backplane.state(Some(seen))).await?;
         }
-        believable(state.last)?;
-        believable(state.first)?;
+        check_sequence(state.last)?;
+        check_sequence(state.first)?;
         let first = state.first.max(1);
-        let begins_anew = state.epoch != self.log().epoch().0;
-        if begins_anew {
-            self.begin_anew(shared, Epoch(state.epoch), first - 1).await?;
+        let is_new_epoch = state.epoch != self.log().epoch().0;
+        if is_new_epoch {
+            self.start_epoch(shared, Epoch(state.epoch), first - 1).await?;
         } else if first > shared.last() + 1 {
             self.lose_through(shared, first - 1).await?;
         }
-        // Open streams get what was published while this instance could not follow, however long that was.
+        // While the hub starts, records count as old as they are. Later they count as new, so that
+        // open streams receive all records of an interruption, however long it was.
         let age = if shared.is_loaded() { Age::New } else { Age::AsPublished };
         while shared.last() < state.last {
-            match self.read_on(shared, shared.last()).await? {
+            match self.read_after(shared, shared.last()).await? {
                 Next::Records(batch) => self.apply(shared, batch, age).await?,
                 Next::Lost(upto) => self.lose_through(shared, upto).await?,
             }
@@ -136,14 +143,14 @@ impl Hub {
                 tokio::task::yield_now().await;
             }
         }
-        // Values may be newer than every record that is kept.
+        // A current value may be newer than every retained record.
         self.log().advance(state.last.max(shared.last()), self.now());
         shared.loaded.store(true, Ordering::Release);
-        self.carry_out_waiting(shared);
+        self.carry_out_queued(shared);
         Ok(())
     }
 
-    /// Tells everybody when the log cannot be followed, and when it can again.
+    /// Marks the hub as stale, or as following again, and wakes all streams so that they report it.
     fn set_stale(&self, shared: &SharedLog, stale: bool) {
         if shared.stale.swap(stale, Ordering::AcqRel) != stale {
             self.counters().staleness(stale);

@@ -1,11 +1,12 @@
-//! Whether a shared log still is the one that was read, and which holes in it are real.
+//! Hashes of applied records, to detect a log that was rolled back, and the times since which
+//! records are missing.
 //!
-//! 1. A log that was rolled back and has grown since has other records under the numbers that were
-//!    lost. So each record that is applied is remembered by a hash until the next comparison, up to a
-//!    bound, and compared with what the log has then. Records carry a random id, so equal events do
-//!    not have equal records.
-//! 2. A record that is missing in an answer may be late: a replica may be behind. It is lost if the
-//!    log says that it begins above it, or if the record is still missing after a while.
+//! 1. A log that was rolled back and has grown since has other records at the numbers of the lost
+//!    ones. So the hub remembers the hash of each applied record until the next comparison, up to a
+//!    limit, and compares the hashes with the records that the log has then. Records contain a
+//!    random id, so the records of equal events differ.
+//! 2. A record that is missing in a response may only be late, because a replica may be behind. It
+//!    is lost if the log begins above it, or if it is still missing after the publish timeout.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::vec_deque::VecDeque;
@@ -16,24 +17,25 @@ use tokio::time::{Duration, Instant};
 use crate::backplane::{LogState, Stored};
 use crate::sync::Mutex;
 
-/// How many records are compared at most, beside the newest: more were read of a busy log than it is
-/// worth to read again.
+/// The maximum number of records in one comparison, beside the newest. Limits the cost of reading
+/// the records of a busy log a second time.
 const COMPARED: usize = 64;
-/// How many missing records are remembered.
+/// The maximum number of missing records that are remembered.
 const HOLES: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct History {
     pub(super) known: Mutex<Known>,
-    /// Since when a record has been missing.
+    /// The missing records, each with the time of the first failed read.
     holes: Mutex<BTreeMap<u64, Instant>>,
 }
 
-/// Records that were applied, by number and hash.
+/// Records that were applied, each with its number and hash.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// The newest record at the last comparison, and those that followed it.
+    /// The newest record at the last comparison and the records after it, up to [`COMPARED`].
     oldest: VecDeque<(u64, u64)>,
+    /// The newest applied record.
     pub(super) newest: Option<(u64, u64)>,
 }
 
@@ -44,7 +46,7 @@ fn hash_of(payload: &[u8]) -> u64 {
 }
 
 impl History {
-    /// A record was applied.
+    /// Remembers a record that was applied.
     pub(super) fn add(&self, stored: &Stored) {
         let record = (stored.sequence, hash_of(&stored.payload));
         let mut known = self.known.lock();
@@ -56,18 +58,19 @@ impl History {
         self.found(stored.sequence);
     }
 
-    /// The log has begun a new life, of which nothing is known.
+    /// Forgets all records, because a new epoch of the log begins.
     pub(super) fn clear(&self) {
         *self.known.lock() = Known::default();
         self.holes.lock().clear();
     }
 
-    /// For how long this record has been missing.
+    /// Returns the time since which a record is missing. The first call for a record starts the
+    /// time.
     pub(super) fn missing_for(&self, number: u64) -> Duration {
         let mut holes = self.holes.lock();
         let since = holes.entry(number).or_insert_with(Instant::now).elapsed();
         if holes.len() > HOLES {
-            // Not the one that was asked about: its time would begin anew at every question.
+            // Keep the record of this call. Otherwise its time would start again with every call.
             let oldest = holes.iter().filter(|(other, _)| **other != number).min_by_key(|(_, since)| **since);
             if let Some(oldest) = oldest.map(|(other, _)| *other) {
                 holes.remove(&oldest);
@@ -76,13 +79,15 @@ impl History {
         since
     }
 
+    /// Notes that a record is no longer missing.
     pub(super) fn found(&self, number: u64) {
         self.holes.lock().remove(&number);
     }
 }
 
 impl Known {
-    /// The numbers to compare, in order, as far as the log has them: those that lie together, and the newest.
+    /// Returns the spans of records to compare, each as its first number and its length: the oldest
+    /// remembered records, and the newest one. Omits records that the log does not have.
     pub(super) fn to_compare(&self, state: LogState) -> Vec<(u64, usize)> {
         let has = |number: u64| (state.first..=state.last).contains(&number);
         let mut spans = Vec::new();
@@ -98,13 +103,14 @@ impl Known {
         spans
     }
 
-    /// Whether a record is not the one that was applied under its number.
-    pub(super) fn is_other(&self, stored: &Stored) -> bool {
+    /// Returns whether another record was applied at the number of this record.
+    pub(super) fn differs(&self, stored: &Stored) -> bool {
         let known = self.oldest.iter().chain(&self.newest).find(|(number, _)| *number == stored.sequence);
         known.is_some_and(|(_, hash)| *hash != hash_of(&stored.payload))
     }
 
-    /// Up to here it was compared.
+    /// Forgets the records before `upto`, because they were compared. Keeps `upto` itself for the
+    /// next comparison.
     pub(super) fn compared(&mut self, upto: Option<(u64, u64)>) {
         let Some((number, hash)) = upto else { return };
         self.oldest.retain(|(known, _)| *known >= number);

@@ -1,6 +1,7 @@
-//! `hub.joined` and `hub.left` as records of a shared log: what a hub says on another instance, and no application may.
+//! `hub.joined` and `hub.left` as records of a shared log. Only hubs publish these events.
 //!
-//! Whoever can write to the broker can write anything, so such a record is taken only if a hub could have written it.
+//! Any program with access to the broker can write such a record. So a hub accepts it only if a hub
+//! could have written it.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -9,8 +10,9 @@ use crate::log::{Effect, Entry};
 use crate::types::{Address, Audience, Event, Subscription, UserId};
 use crate::wire::Draft;
 
-/// Two names and what is attached to a subscription are never longer, whatever the limit for applications is.
-const MOST_BYTES: usize = 2 * Subscription::MAX_DATA_BYTES;
+/// The maximum size of the data of a presence record. Two names and the data of a subscription
+/// always fit, whatever limit an application sets for its own events.
+const MAX_BYTES: usize = 2 * Subscription::MAX_DATA_BYTES;
 
 #[derive(Deserialize)]
 struct PresenceRecord {
@@ -20,23 +22,26 @@ struct PresenceRecord {
     _data: IgnoredAny,
 }
 
+/// Returns whether an event is a presence event.
 pub(in crate::hub) fn is_presence(event: &Event) -> bool {
     matches!(&*event.name, "hub.joined" | "hub.left")
 }
 
-/// The entry of a presence record. Returns the audience if no hub could have written the record.
+/// Returns the log entry of a presence record. The error is the audience of a record that no hub
+/// could have written.
 pub(in crate::hub) fn entry(audience: Audience, event: &Event) -> Result<Entry, Box<Audience>> {
-    if !is_a_hubs(&audience, event) {
+    if !is_written_by_hub(&audience, event) {
         return Err(Box::new(audience));
     }
     let draft = Draft::control(&event.name, &String::from_utf8_lossy(event.data_bytes()));
     Ok(Entry { audience, effect: Effect::Nothing, draft, published: None })
 }
 
-fn is_a_hubs(audience: &Audience, event: &Event) -> bool {
+/// Returns whether a hub could have written this presence record.
+fn is_written_by_hub(audience: &Audience, event: &Event) -> bool {
     let [Address::Topic(topic)] = audience.addresses() else { return false };
     let has_more = event.key.is_some() || event.removes || event.retry.is_some();
-    if has_more || !audience.excluded().is_empty() || event.data_bytes().len() > MOST_BYTES {
+    if has_more || !audience.excluded().is_empty() || event.data_bytes().len() > MAX_BYTES {
         return false;
     }
     let read = serde_json::from_slice::<PresenceRecord>(event.data_bytes());
@@ -50,7 +55,7 @@ mod tests {
     use crate::wire::hub_events;
 
     #[test]
-    fn what_a_hub_says_is_taken_however_long_its_names_and_data_are() {
+    fn presence_record_of_a_hub_is_accepted_with_names_and_data_of_any_length() {
         let topic = Topic::try_from("\"".repeat(255)).unwrap();
         let user = UserId::try_from("\\".repeat(255)).unwrap();
         let data = format!("\"{}\"", "x".repeat(Subscription::MAX_DATA_BYTES - 2));
@@ -61,32 +66,32 @@ mod tests {
     }
 
     #[test]
-    fn what_no_hub_says_is_given_back() {
+    fn presence_record_that_no_hub_could_write_is_rejected() {
         let topic = Address::Topic(Topic::from(7));
-        let good = || Event::new("hub.joined", r#"{"topic":"7","user":"ada","data":{"n":1},"more":2}"#);
-        assert!(entry(topic.clone().into(), &good()).is_ok());
+        let valid = || Event::new("hub.joined", r#"{"topic":"7","user":"ada","data":{"n":1},"more":2}"#);
+        assert!(entry(topic.clone().into(), &valid()).is_ok());
         let mut two = Audience::from(topic.clone());
         two.insert(Address::Topic(Topic::from(8)));
-        let mut spares = Audience::from(topic.clone());
-        spares.exclude(ConnectionId::from_bits(1));
+        let mut excluding = Audience::from(topic.clone());
+        excluding.exclude(ConnectionId::from_bits(1));
         for audience in
-            [two, spares, Audience::default(), Address::Everyone.into(), Address::Topic(Topic::from(8)).into()]
+            [two, excluding, Audience::default(), Address::Everyone.into(), Address::Topic(Topic::from(8)).into()]
         {
-            assert!(entry(audience, &good()).is_err());
+            assert!(entry(audience, &valid()).is_err());
         }
-        let long = format!(r#"{{"topic":"7","user":"ada","data":"{}"}}"#, "x".repeat(MOST_BYTES));
-        let named = |data: &str| Event::new("hub.joined", data.to_owned());
+        let too_long = format!(r#"{{"topic":"7","user":"ada","data":"{}"}}"#, "x".repeat(MAX_BYTES));
+        let with_data = |data: &str| Event::new("hub.joined", data.to_owned());
         for event in [
-            good().key("k"),
-            good().retry(std::time::Duration::from_secs(1)),
+            valid().key("k"),
+            valid().retry(std::time::Duration::from_secs(1)),
             Event::removal("k").name("hub.left").data(r#"{"topic":"7","user":"ada"}"#),
-            named(&long),
-            named(""),
-            named("[]"),
-            named(r#"{"topic":"7","user":"ada""#),
-            named(r#"{"topic":"7"}"#),
-            named(r#"{"topic":"7","user":""}"#),
-            named(r#"{"topic":"8","user":"ada"}"#),
+            with_data(&too_long),
+            with_data(""),
+            with_data("[]"),
+            with_data(r#"{"topic":"7","user":"ada""#),
+            with_data(r#"{"topic":"7"}"#),
+            with_data(r#"{"topic":"7","user":""}"#),
+            with_data(r#"{"topic":"8","user":"ada"}"#),
         ] {
             assert!(entry(topic.clone().into(), &event).is_err(), "{event:?}");
         }

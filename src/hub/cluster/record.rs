@@ -1,11 +1,14 @@
-//! A record as it lies on a broker: one JSON object, for any language to write and read.
+//! The format of a record on a broker: one JSON object, which programs in any language can write
+//! and read.
 //!
 //! ```json
-//! {"v":1,"id":"5bd0…","at":1795866000000,"to":{"topics":["news"]},"event":"headline","data":"It rains."}
+//! {"v":1,"id":"5bd0…","at":1795866000000,
+//!  "to":{"topics":["news"]},"event":"headline","data":"Bridge closed"}
 //! ```
 //!
-//! `docs/broker.md` has the format, with test vectors. `v` is the version; `to` and `except` mean the
-//! same in every later one, so that whoever cannot read a record still knows who misses it.
+//! `docs/broker.md` documents the format and has test vectors. `v` is the version. `to` and
+//! `except` have the same meaning in every later version, so that an instance that cannot read a
+//! record can still report a gap to its audience.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,44 +17,47 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Address, Audience, Cow, Event, To};
 
 const VERSION: u64 = 1;
-/// How many addresses a record may have, or connections it leaves out, so that somebody looks at them.
-/// Or as many as are allowed, where that is more.
-const MOST_ADDRESSES: usize = 1024;
+/// The maximum number of addresses, and of excluded connections, of a record whose audience is
+/// read.
+const MAX_ADDRESSES: usize = 1024;
 
-/// What makes a record unlike every other record, and the time at which it was published.
+/// The random id of a record and the time of publishing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// A random number. It distinguishes a record from an equal one that took its place in a log that was rolled back.
+    /// A random number. It distinguishes a record from a record of an equal event that has its
+    /// number after the log was rolled back.
     id: u64,
-    /// Milliseconds of Unix time, by the publisher's clock.
+    /// The time of publishing in milliseconds of Unix time, by the publisher's clock.
     at: u64,
 }
 
 impl Stamp {
+    /// Creates a stamp with a new id and the current time.
     pub(crate) fn now() -> Self {
         Self { id: fastrand::u64(..), at: unix_millis() }
     }
 }
 
-/// Milliseconds of Unix time.
+/// Returns the current time in milliseconds of Unix time.
 pub(crate) fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A record as it was read.
+/// A decoded record.
 #[derive(Debug)]
 pub(crate) struct Decoded {
     pub(crate) audience: Audience,
     pub(crate) event: Event,
-    /// Milliseconds of Unix time, by the publisher's clock, if the publisher wrote it.
+    /// The time of publishing in milliseconds of Unix time, by the publisher's clock. `None` if the
+    /// record has no time.
     pub(crate) published_at: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Envelope<'a> {
     v: u64,
-    /// Only the bytes of records are compared, so a reader takes any value.
+    /// Not read: instances compare the bytes of records, so any value is accepted.
     #[serde(skip_deserializing)]
     id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,7 +77,7 @@ struct Envelope<'a> {
     retry_ms: Option<u64>,
 }
 
-/// What is the same in every version.
+/// The fields that are the same in every version.
 #[derive(Deserialize)]
 struct Addressed<'a> {
     #[serde(borrow)]
@@ -80,7 +86,7 @@ struct Addressed<'a> {
     except: Vec<Cow<'a>>,
 }
 
-/// Encodes a record. The event was checked.
+/// Encodes a record of an event that was checked.
 pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8> {
     let name = &*event.name;
     let envelope = Envelope {
@@ -90,29 +96,31 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
         to: To::of(audience),
         except: audience.excluded().iter().map(|id| id.to_string().into()).collect(),
         event: (!name.is_empty()).then(|| name.into()),
-        // An event's data is UTF-8: `Event` sees to it.
+        // `Event` guarantees that its data is UTF-8.
         data: Cow(String::from_utf8_lossy(event.data_bytes())),
         key: event.key.as_deref().map(Into::into),
         remove: event.removes,
         retry_ms: event.retry.map(|retry| u64::try_from(retry.as_millis()).unwrap_or(u64::MAX)),
     };
-    // Text and numbers always serialise.
+    // Serializing text and numbers does not fail.
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// Reads a record; its names are checked, its size and its event are not. A record of a later version, or with
-/// something in it that no hub accepts, gives back its audience if that can be read. An audience that is far
-/// beyond the limit is not even held.
+/// Decodes a record. Checks its names, but not its size and its event.
+///
+/// The error is the audience of a record of a later version, or of one with a content that no hub
+/// accepts. It is `None` if the audience cannot be read or has more than [`MAX_ADDRESSES`]
+/// addresses.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
-    let of = |to: &To<'_>, except: &[Cow<'_>]| {
-        let is_held = to.len().max(except.len()) <= MOST_ADDRESSES;
-        is_held.then(|| to.audience(except.iter().map(|id| &*id.0)).ok()).flatten()
+    let audience_of = |to: &To<'_>, except: &[Cow<'_>]| {
+        let is_small = to.len().max(except.len()) <= MAX_ADDRESSES;
+        is_small.then(|| to.audience(except.iter().map(|id| &*id.0)).ok()).flatten()
     };
     let Ok(envelope) = serde_json::from_slice::<Envelope<'_>>(bytes) else {
         let addressed: Addressed<'_> = serde_json::from_slice(bytes).map_err(|_| None)?;
-        return Err(of(&addressed.to, &addressed.except).map(Box::new));
+        return Err(audience_of(&addressed.to, &addressed.except).map(Box::new));
     };
-    let audience = of(&envelope.to, &envelope.except).ok_or(None)?;
+    let audience = audience_of(&envelope.to, &envelope.except).ok_or(None)?;
     if envelope.v != VERSION {
         return Err(Some(Box::new(audience)));
     }
@@ -128,7 +136,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
     Ok(Decoded { audience, event, published_at: envelope.at })
 }
 
-/// Under which name a broker keeps the current value of a key of an audience: a JSON array, so that nothing is joined.
+/// Returns the id of the current value of a key at an address. The id is a JSON array, so that two
+/// different pairs of address and key never have the same id.
 pub(crate) fn value_id(address: &Address, key: &str) -> String {
     let name = match address {
         Address::Everyone => ("everyone", String::new()),
@@ -136,7 +145,7 @@ pub(crate) fn value_id(address: &Address, key: &str) -> String {
         Address::User(user) => ("user", user.to_string()),
         Address::Connection(id) => ("connection", id.to_string()),
     };
-    // Text always serialises.
+    // Serializing text does not fail.
     serde_json::to_string(&(name.0, name.1, key)).unwrap_or_default()
 }
 
@@ -146,9 +155,9 @@ mod tests {
     use crate::types::{ConnectionId, Topic, UserId};
     use proptest::prelude::*;
 
-    /// The vectors of `docs/broker.md`: whoever writes another implementation starts there.
+    /// Other implementations start with these vectors.
     #[test]
-    fn the_test_vectors_of_the_document_are_read_and_written() {
+    fn test_vectors_of_the_document_decode_and_encode() {
         let document = include_str!("../../../docs/broker.md");
         let vectors: Vec<&str> = document.lines().filter(|line| line.starts_with("{\"v\":1,")).collect();
         assert!(vectors.len() >= 5, "the vectors were not found");
@@ -164,9 +173,9 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_passed_over_and_what_is_no_record_is_garbage() {
+    fn decode_ignores_unknown_fields_and_rejects_invalid_records() {
         assert!(decode(br#"{"v":1,"to":{"topics":["a"],"planets":[1]},"data":"x","more":{}}"#).is_ok());
-        // A publisher in another language may leave the stamp out, and may write any id.
+        // A publisher in another language may omit the stamp, and may write any id.
         for id in [r#""#, r#""id":7,"#, r#""id":"","#, r#""id":{"a":[]},"#] {
             let record = format!(r#"{{"v":1,{id}"to":{{"topics":["a"]}},"data":"x"}}"#);
             assert_eq!(decode(record.as_bytes()).unwrap().published_at, None, "{record}");
@@ -176,20 +185,20 @@ mod tests {
         {
             assert!(matches!(decode(garbage), Err(None)), "{garbage:?}");
         }
-        for of in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
-            assert!(matches!(decode(of.as_bytes()), Err(Some(_))), "{of}");
+        for addressed in [r#"{"v":1,"to":{"topics":["a"]},"data":7}"#, r#"{"to":{"topics":["a"]}}"#] {
+            assert!(matches!(decode(addressed.as_bytes()), Err(Some(_))), "{addressed}");
         }
     }
 
     #[test]
-    fn two_records_of_equal_events_differ() {
+    fn records_of_equal_events_differ() {
         let topic = || Audience::from(Address::Topic(Topic::try_from("a").unwrap()));
         let record = || encode(&topic(), &Event::unnamed("tick"), Stamp::now());
         assert_ne!(record(), record());
     }
 
     #[test]
-    fn an_audience_that_nobody_should_hold_is_garbage_and_takes_no_time() {
+    fn decode_rejects_a_huge_audience_quickly() {
         let topics = |count: usize, v: u8| {
             let topics: Vec<_> = (0..count).map(|n| format!("\"{n}\"")).collect();
             format!("{{\"v\":{v},\"to\":{{\"topics\":[{}]}},\"data\":\"\"}}", topics.join(","))
@@ -198,15 +207,15 @@ mod tests {
             let ids: Vec<_> = (0..count).map(|id| format!("\"{}\"", ConnectionId::from_bits(id))).collect();
             format!("{{\"v\":1,\"to\":{{\"everyone\":true}},\"except\":[{}]}}", ids.join(","))
         };
-        let begun = std::time::Instant::now();
+        let started = std::time::Instant::now();
         for garbage in [topics(1025, 1), topics(1025, 2), topics(100_000, 1), topics(100_000, 2), except(100_000)] {
             assert!(matches!(decode(garbage.as_bytes()), Err(None)));
         }
-        // Over the limit of an audience, but its names can be read.
+        // An audience over the limit of the publish API can still be read.
         let Decoded { audience, .. } = decode(topics(1024, 1).as_bytes()).unwrap();
         assert_eq!(audience.addresses().len(), 1024);
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-        // Each once, in their order.
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        // Repeated addresses are removed, and the order stays.
         let Decoded { audience, .. } =
             decode(br#"{"v":1,"to":{"topics":["b","a","b"],"users":["a","a"]},"data":""}"#).unwrap();
         let topic = |name: &str| Address::Topic(Topic::try_from(name).unwrap());
@@ -215,7 +224,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(
+        fn encoded_record_decodes_to_the_same_event(
             name: String, data: String, key in proptest::option::of(any::<String>()), removes: bool,
             topic in "[^\u{0}-\u{1f}\u{7f}-\u{9f}]{1,60}", retry in proptest::option::of(0..1u64 << 40),
         ) {
@@ -242,7 +251,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+        fn decode_does_not_panic_for_any_bytes(bytes: Vec<u8>) {
             drop(decode(&bytes));
         }
     }

@@ -1,6 +1,8 @@
-//! What instances of one namespace should have in common. An instance sends its settings when it asks
-//! for everything. An instance that has others answers with its own, so each of the two logs the
-//! difference once. None is refused, because a rolling deploy runs both for a while.
+//! The comparison of settings that all instances of a namespace should share.
+//!
+//! An instance sends its settings when it requests the connections of all instances. An instance
+//! with other settings replies with its own, so each of the two logs the difference once. Both
+//! continue to work, because a rolling deploy runs instances with both settings for a while.
 
 use std::collections::btree_map::BTreeMap;
 use std::fmt::Write as _;
@@ -13,19 +15,22 @@ use crate::types::TopicFilter;
 use crate::types::retention::{Bounds, Kind, LagPolicy, Retention};
 use crate::types::topic_filter::Rule;
 
-/// What is sent: names of settings and their values, or a hash where that is long. Compared, never read.
-pub(crate) type Terms = BTreeMap<String, String>;
+/// The names and values of settings. A long value is replaced by its hash. Values are only
+/// compared, never parsed.
+pub(crate) type Digest = BTreeMap<String, String>;
 
+/// The settings of this instance, for comparison with other instances.
 #[derive(Debug)]
-pub(in crate::hub) struct Agreement {
-    pub(super) terms: Terms,
+pub(in crate::hub) struct SettingsDigest {
+    pub(super) digest: Digest,
     has_warned: AtomicBool,
 }
 
-impl Agreement {
-    /// `limits` are those of the log, in words of its adapter.
+impl SettingsDigest {
+    /// Creates the digest. `limits` is the text of
+    /// [`Backplane::describe_limits`](crate::backplane::Backplane::describe_limits).
     pub(in crate::hub) fn new(settings: &Settings, policies: &Policies, limits: String) -> Self {
-        let terms = [
+        let digest = [
             ("retention", hash_of(&of_policies(policies))),
             ("presence_for", hash_of(&settings.presence_rules.iter().map(of_rule).collect::<String>())),
             ("presence_grace", of_time(settings.presence_grace)),
@@ -33,26 +38,27 @@ impl Agreement {
             ("max_payload", settings.framing.max_payload.to_string()),
             ("log", limits),
         ];
-        let terms = terms.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        Self { terms, has_warned: AtomicBool::new(false) }
+        let digest = digest.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        Self { digest, has_warned: AtomicBool::new(false) }
     }
 
-    /// Compares with those of another instance, and logs the first difference. Returns whether there is
-    /// one. What only one of two versions knows is no difference.
-    pub(in crate::hub) fn differs(&self, theirs: &Terms) -> bool {
-        let differs = |name: &&String| theirs.get(*name).is_some_and(|theirs| *theirs != self.terms[*name]);
-        let different: Vec<_> = self.terms.keys().filter(differs).collect();
+    /// Returns whether the settings of another instance differ. Logs the first difference. A
+    /// setting that only one of the two versions has does not count.
+    pub(in crate::hub) fn differs(&self, other: &Digest) -> bool {
+        let differs = |name: &&String| other.get(*name).is_some_and(|value| *value != self.digest[*name]);
+        let different: Vec<_> = self.digest.keys().filter(differs).collect();
         if !different.is_empty() && !self.has_warned.swap(true, Ordering::AcqRel) {
             tracing::warn!(
                 ?different,
-                "another instance of this namespace has other settings: not said again, for as long as this one runs"
+                "settings of another instance in this namespace differ: use the same on all instances (logged once)"
             );
         }
         !different.is_empty()
     }
 }
 
-// The texts below are compared between versions. They must not change when a type gets another name or another field.
+// Instances of different versions compare the texts below. So the texts are written by hand: they
+// must not change when a type or a field is renamed.
 
 fn of_time(time: Duration) -> String {
     format!("{} ms", time.as_millis())
@@ -79,7 +85,7 @@ fn of_policies(policies: &Policies) -> String {
             LagPolicy::Disconnect => "disconnect",
         };
         let rule = rule.map_or_else(|| "default\n".to_owned(), of_rule);
-        // To a string it never fails.
+        // Writing to a string does not fail.
         let _ = writeln!(text, "{rule}{kind} {} {} {lag}", of_bounds(*ring), of_bounds(*keyed));
     }
     text
@@ -89,7 +95,7 @@ fn of_bounds(Bounds { count, bytes, age }: Bounds) -> String {
     format!("{count} {bytes} {}", age.map_or_else(|| "-".to_owned(), of_time))
 }
 
-/// FNV-1a.
+/// Returns the FNV-1a hash of a text, which is the same in every version.
 fn hash_of(text: &str) -> String {
     let hash = text
         .bytes()

@@ -1,10 +1,12 @@
-//! Tickets: subscriptions that a client fetches once, with a secret.
+//! Tickets: secrets with which a client opens one stream each.
 //!
-//! 1. A ticket is redeemed once, on whichever instance ([`redeem`], [`shared`]).
-//! 2. A ticket whose request opens no stream is good again ([`redeem`]).
-//! 3. One user or key cannot take the tickets of all others ([`store`]).
-//! 4. The broker keeps a hash of the secret and not the secret ([`shared`]).
-//! 5. Values that are not JSON do not travel with a ticket ([`record`]).
+//! 1. A ticket is redeemed once, on any instance ([`redeem`], [`shared`]).
+//! 2. A ticket whose request opens no stream can be redeemed again ([`redeem`]).
+//! 3. The number of tickets per user and per key is limited, so that one user cannot use up the
+//!    tickets of all others ([`store`]).
+//! 4. The broker stores a hash of the secret, not the secret ([`shared`]).
+//! 5. A ticket does not carry the values of
+//!    [`Subscription::extension`](crate::Subscription::extension) ([`record`]).
 
 pub(super) mod record;
 pub(super) mod redeem;

@@ -1,4 +1,5 @@
-//! A subscription as a ticket carries it to whichever instance redeems it: JSON. Values of any type stay behind.
+//! The JSON format in which a broker stores the subscription of a ticket, so that any instance can
+//! redeem the ticket. Values of [`Subscription::extension`] are not part of it.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,20 +11,24 @@ use crate::types::{Expiry, History, Position, Start, StreamEnd, Subscription, To
 #[derive(Serialize, Deserialize)]
 struct Carried {
     v: u64,
-    /// Unix time, milliseconds.
+    /// The time of creation, in milliseconds of Unix time.
     made_at: u64,
+    /// The time of expiry, in milliseconds of Unix time.
     over_at: u64,
     user: Option<String>,
     topics: Vec<String>,
     may_join: Vec<Rule>,
-    /// How many of the newest; none for live, and all if it is the largest number.
+    /// The number of events of [`Start::Last`]. `None` for [`Start::Live`], and the maximum for
+    /// [`Start::Oldest`].
     last: Option<u64>,
-    /// Topics, and the positions from which on they may be read.
+    /// Topics with the positions after which they may be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     since: Vec<(String, String)>,
     #[serde(default)]
     without_history: bool,
+    /// The expiry of the subscription, in milliseconds of Unix time.
     expires_at: Option<u64>,
+    /// Whether the stream ends with an abort. `None` for the default of the hub.
     aborts: Option<bool>,
     data: Option<String>,
     counted_as: Option<String>,
@@ -38,13 +43,14 @@ fn time(unix: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix))
 }
 
-/// When a ticket was made and when it is over, by the clock on the wall.
+/// The times at which a ticket was created and expires, by the system clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Times {
     pub(crate) made_at: SystemTime,
     pub(crate) over_at: SystemTime,
 }
 
+/// Encodes a subscription.
 pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
     let carried = Carried {
         v: 1,
@@ -65,10 +71,11 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
         data: subscription.data.as_deref().map(ToOwned::to_owned),
         counted_as: subscription.counted_as.as_deref().map(ToOwned::to_owned),
     };
-    // Text and numbers always serialise.
+    // Serializing text and numbers does not fail.
     serde_json::to_vec(&carried).unwrap_or_default()
 }
 
+/// Decodes a subscription. Returns `None` for another version or invalid content.
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     let carried: Carried = serde_json::from_slice(bytes).ok().filter(|carried: &Carried| carried.v == 1)?;
     let mut subscription = Subscription::anonymous().with_topics(carried.topics);
@@ -100,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_carried_arrives() {
+    fn encoded_subscription_decodes_to_the_same() {
         let now = time(unix(SystemTime::now())).unwrap();
         let times = Times { made_at: now, over_at: now + Duration::from_secs(9) };
         let subscription = Subscription::for_user("a\"b")
@@ -125,8 +132,8 @@ mod tests {
         );
         assert_eq!((read.start, read.end, &read.data), (subscription.start, subscription.end, &subscription.data));
         assert_eq!(read.counted_as.as_deref(), Some("k"));
-        let left = read.expiry.unwrap().remaining();
-        assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(58));
+        let remaining = read.expiry.unwrap().remaining();
+        assert!(remaining <= Duration::from_secs(60) && remaining > Duration::from_secs(58));
         for start in [Start::Live, Start::Oldest] {
             assert_eq!(decode(&encode(&Subscription::anonymous().start(start), times)).unwrap().0.start, start);
         }

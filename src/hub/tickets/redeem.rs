@@ -1,7 +1,6 @@
-//! Making tickets, taking them, and giving them back.
+//! Creates tickets, takes them for requests, and puts them back.
 //!
-//! A ticket that was taken is given back when its request is over, unless the request got what it
-//! asked for ([`Taken`]).
+//! A taken ticket is put back at the end of its request, unless the request succeeded ([`Taken`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,12 +17,14 @@ use crate::sync::Mutex;
 use crate::types::RefusalReason;
 use crate::types::{DisconnectClock, Expiry, Redeemed, Refusal, Subscription, SubscriptionError};
 
+/// The minimum lifetime of a ticket.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// A secret that opens one stream, once, returned by [`Hub::ticket`]. It has 32 characters of
-/// `[0-9a-f]`, which are 128 bits from the operating system.
+
+/// A secret that opens one stream, returned by [`Hub::ticket`].
 ///
-/// No log shows it: `Debug` leaves the text out, and there is no `Display`. A ticket serializes as
-/// its text.
+/// Its text has 32 characters of `[0-9a-f]`: 128 random bits from the operating system. A ticket
+/// serializes as its text. `Debug` omits the text and `Display` is not implemented, so that logs do
+/// not contain the secret.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -33,7 +34,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 ///
 /// let ticket = hub.ticket(Subscription::for_user("ada"), Duration::from_secs(10)).await?;
 /// let url = format!("/events?ticket={}", ticket.as_str());
-/// assert_eq!(format!("{ticket:?}"), "Ticket"); // a log does not reveal it
+/// assert_eq!(format!("{ticket:?}"), "Ticket"); // logs do not contain the secret
 /// # assert_eq!(url.len(), "/events?ticket=".len() + 32);
 /// # Ok(()) }
 /// ```
@@ -61,9 +62,11 @@ impl serde::Serialize for Ticket {
 }
 
 impl Hub {
-    /// Makes a ticket for a stream of this subscription, for clients that cannot send cookies or
-    /// headers. Return the ticket to the page in the response to an authenticated request. The page
-    /// then opens `/events?ticket=…` at once.
+    /// Creates a ticket for a stream with this subscription, for clients that cannot send cookies
+    /// or headers.
+    ///
+    /// Return the ticket to the page in the response to an authenticated request. The page then
+    /// opens `/events?ticket=…` at once.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -77,31 +80,34 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// A ticket opens one stream within `ttl`, between a second and an hour; seconds are enough. A
-    /// request that gets no stream does not use the ticket up. The access hook takes the
-    /// subscription with [`Hub::redeem`]. An expiry of the subscription counts from now.
-    /// [`Target::disconnect`](crate::Target::disconnect) of its user or of one of its topics voids
-    /// the ticket.
+    /// A ticket opens one stream within `ttl`, which must be from one second to one hour; a few
+    /// seconds are enough. A request that does not open a stream does not use up the ticket. The
+    /// access hook gets the subscription from [`Hub::redeem`]. The time of
+    /// [`Subscription::expires_in`](crate::Subscription::expires_in) starts when the ticket is
+    /// created. [`Target::disconnect`](crate::Target::disconnect) of the user, or of one of the
+    /// topics, voids the ticket.
     ///
-    /// A browser's `EventSource` reconnects with the same URL, whose ticket is spent. The request
-    /// gets `401`, the browser gives up, and the page's `onerror` finds the `EventSource` in the
-    /// state `CLOSED`. The page then requests another ticket, and opens a new stream with it and
-    /// `last_event_id`. `docs/guide/authorization.md` has the script.
+    /// A browser's `EventSource` reconnects with the same URL, whose ticket is already used. The
+    /// hub responds with `401`, and the browser gives up: in the page's `onerror`, the
+    /// `EventSource` has the state `CLOSED`. The page then requests another ticket, and opens a new
+    /// stream with it and `last_event_id`. `docs/guide/authorization.md` has the script.
     ///
-    /// Values that [`Subscription::extension`](crate::Subscription::extension) attached are
-    /// dropped, because a ticket carries only values that can travel to another instance. With
-    /// several instances any instance redeems a ticket. The clocks of the machines then decide
-    /// whether a disconnect came after the ticket. The broker stores the subscription under a hash
-    /// of the ticket, so read access to the broker is not enough to redeem it.
+    /// A ticket does not carry values of
+    /// [`Subscription::extension`](crate::Subscription::extension), because they cannot be sent to
+    /// another instance. With several instances, any instance can redeem a ticket. The clocks of
+    /// the machines then decide whether a disconnect was later than the ticket. The broker stores
+    /// the subscription under a hash of the ticket, so read access to the broker is not enough to
+    /// redeem a ticket.
     ///
-    /// Cancel safety: on one instance it never waits. With several instances a dropped future may
-    /// have made a ticket that is never used.
+    /// Cancel safety: without a shared log, the future never waits. With a shared log, a dropped
+    /// future may have created a ticket that no client can use.
     ///
     /// # Errors
-    /// When the subscription's names or size are invalid, `ttl` is out of its range, too many
-    /// tickets wait (65,536 in all, or 64 of this user or key), or the operating system gives no
-    /// random bytes. With a shared log also when the broker is unavailable, or when there is no
-    /// tokio runtime to wait for it in.
+    ///
+    /// Returns an error if the names or the size of the subscription are invalid, if `ttl` is out
+    /// of its range, if too many tickets are unredeemed (65,536 in total, or 64 of this user or
+    /// key), or if the operating system returns no random bytes. With a shared log, also if the
+    /// broker is unavailable, or if the future is polled outside of a tokio runtime.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
         if !(SHORTEST..=LONGEST).contains(&ttl) {
@@ -122,22 +128,22 @@ impl Hub {
         Ok(Ticket(text(secret).into()))
     }
 
-    /// Takes the subscription that a ticket stands for.
+    /// Takes a ticket. Refuses with 401 if it is unknown, used, expired or voided.
     pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, Refusal> {
-        let canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        let secret = u128::from_str_radix(text, 16).ok().filter(|_| canonical).ok_or(Refusal::unauthorized())?;
+        let is_canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let secret = u128::from_str_radix(text, 16).ok().filter(|_| is_canonical).ok_or(Refusal::unauthorized())?;
         if self.inner.shared_log.is_some() {
             return self.take_shared(secret).await;
         }
         let now = self.now();
         let waiting = self.inner.tickets.take(secret, now).ok_or(Refusal::unauthorized())?;
         let (mut subscription, made_at) = waiting.kept.ok_or(Refusal::unauthorized())?;
-        // A user who was disconnected since needs a new one.
+        // A disconnect after the creation of the ticket voids it.
         let addresses = crate::hub::stream::admission::addresses(&subscription);
         if self.inner.bans.rejection(&addresses, made_at, now) == Some(Rejection::Outdated) {
             return Err(Refusal::unauthorized());
         }
-        // The subscription's own time may have ended before the ticket's.
+        // The subscription may expire before the ticket.
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
             return Err(Refusal::unauthorized());
         }
@@ -146,8 +152,11 @@ impl Hub {
         Ok(Taken::new(self, subscription))
     }
 
-    /// Takes it from the broker, in a task of its own: a request that is dropped while the broker answers
-    /// must not lose the ticket. An answer that the request does not take is dropped, and so gives the ticket back.
+    /// Takes a ticket from the broker.
+    ///
+    /// Runs in a spawned task, because a request may be dropped before the broker has answered. The
+    /// unused result is then dropped, which puts the ticket back. Otherwise the ticket would be
+    /// lost.
     async fn take_shared(&self, secret: u128) -> Result<Taken, Refusal> {
         if !can_wait() {
             return Err(Refusal::retry_later(RefusalReason::Starting));
@@ -160,7 +169,8 @@ impl Hub {
         taken.await.unwrap_or(Err(Refusal::retry_later(RefusalReason::Starting)))
     }
 
-    /// Makes a ticket good again whose request got nothing: its client comes back with the same URL.
+    /// Puts the ticket of a request that did not succeed back, so that the client can retry with
+    /// the same URL.
     pub(super) fn give_back(&self, subscription: &Subscription) {
         let Some(redeemed) = subscription.redeemed.as_deref().copied() else { return };
         let subscription = Subscription { redeemed: None, ..subscription.clone() };
@@ -172,10 +182,10 @@ impl Hub {
     }
 }
 
-/// A ticket that was taken. It is given back when this is dropped, unless it is spent.
+/// A ticket that was taken. Dropping it puts the ticket back, unless it was spent.
 pub(crate) struct Taken {
     hub: Hub,
-    /// None once it is spent.
+    /// `None` once the ticket is spent.
     subscription: Option<Subscription>,
 }
 
@@ -184,12 +194,13 @@ impl Taken {
         Self { hub: hub.clone(), subscription: Some(subscription) }
     }
 
-    /// The ticket that a subscription came from, if it came from one.
+    /// Returns the ticket from which a subscription came, or `None` if it did not come from a
+    /// ticket.
     pub(crate) fn of(hub: &Hub, subscription: &Subscription) -> Option<Self> {
         subscription.redeemed.as_ref().map(|_| Self::new(hub, subscription.clone()))
     }
 
-    /// The ticket has opened a stream, or is another one's responsibility. Returns what it stands for.
+    /// Marks the ticket as used, so that it is not put back. Returns its subscription.
     pub(crate) fn spend(mut self) -> Option<Subscription> {
         self.subscription.take()
     }
@@ -203,11 +214,11 @@ impl Drop for Taken {
     }
 }
 
-/// The tickets that one request redeems. They are given back when this is dropped, unless they are spent.
+/// The tickets that one request redeems. Dropping it puts the tickets back, unless they were spent.
 pub(crate) struct Redemption(Arc<Redemptions>);
 
-/// Where a request's [`StreamRequest`](crate::StreamRequest) leaves the tickets that its hook redeems. None when
-/// the request is over.
+/// The list to which a [`StreamRequest`](crate::StreamRequest) adds the tickets that its hook
+/// redeems. `None` at the end of the request.
 pub(crate) struct Redemptions(Mutex<Option<SmallVec<[Taken; 1]>>>);
 
 impl Redemption {
@@ -219,7 +230,7 @@ impl Redemption {
         Arc::clone(&self.0)
     }
 
-    /// The request got what it asked for.
+    /// Marks the tickets as used, because the request succeeded.
     pub(crate) fn spend(self) {
         let taken = self.0.0.lock().take();
         taken.into_iter().flatten().for_each(|taken| drop(taken.spend()));
@@ -228,20 +239,20 @@ impl Redemption {
 
 impl Drop for Redemption {
     fn drop(&mut self) {
-        // Not under the lock.
+        // Take the list first, so that the tickets are dropped after the lock is released.
         let taken = self.0.0.lock().take();
         drop(taken);
     }
 }
 
 impl Redemptions {
-    /// Notes a ticket that a hook has redeemed, and returns what it stands for. None if the request is over: then the
-    /// ticket is given back.
+    /// Adds a ticket that a hook has redeemed, and returns its subscription. If the request has
+    /// ended, puts the ticket back and returns `None`.
     pub(crate) fn note(&self, taken: Taken) -> Option<Subscription> {
         let mut open = self.0.lock();
-        let taken_of_request = open.as_mut()?;
+        let tickets = open.as_mut()?;
         let subscription = taken.subscription.clone();
-        taken_of_request.push(taken);
+        tickets.push(taken);
         subscription
     }
 }

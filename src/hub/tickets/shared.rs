@@ -1,6 +1,7 @@
-//! Tickets on a broker, for whichever instance is asked.
+//! Tickets that a broker stores, so that any instance can redeem them.
 //!
-//! The adapter stores a hash of the key, which has the secret. So a reader of the broker cannot redeem a ticket.
+//! The key of a ticket contains its secret. The adapter stores only a hash of the key, so read
+//! access to the broker is not enough to redeem a ticket.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,6 +18,7 @@ use crate::log::millis;
 use crate::types::{DisconnectClock, Redeemed, Refusal, RefusalReason, Subscription, SubscriptionError};
 
 impl Hub {
+    /// Counts a new ticket on this instance and stores it on the broker.
     pub(super) async fn make_shared(
         &self,
         shared: &SharedLog,
@@ -30,14 +32,15 @@ impl Hub {
         let now = self.now();
         let waiting = Waiting::elsewhere(subscription, now.saturating_add(millis(ttl)));
         self.inner.tickets.put(secret, waiting, now)?;
-        let deposited = self.deposit_ticket(shared, secret, subscription, SystemTime::now(), ttl).await;
-        if deposited.is_err() {
-            // It may be there all the same, but nobody is told of it.
+        let stored = self.deposit_ticket(shared, secret, subscription, SystemTime::now(), ttl).await;
+        if stored.is_err() {
+            // The broker may have stored the ticket, but the caller does not receive its secret.
             self.inner.tickets.take(secret, now);
         }
-        deposited
+        stored
     }
 
+    /// Stores a ticket on the broker within the publish timeout.
     async fn deposit_ticket(
         &self,
         shared: &SharedLog,
@@ -48,11 +51,11 @@ impl Hub {
     ) -> Result<(), SubscriptionError> {
         let times = Times { made_at, over_at: SystemTime::now() + ttl };
         let bytes = Bytes::from(record::encode(subscription, times));
-        let deposited = shared.backplane.put_once(&key(secret), bytes, ttl);
-        in_time(self.settings().publish_timeout, deposited).await.map_err(|_| SubscriptionError::UNAVAILABLE)
+        let request = shared.backplane.put_once(&key(secret), bytes, ttl);
+        in_time(self.settings().publish_timeout, request).await.map_err(|_| SubscriptionError::UNAVAILABLE)
     }
 
-    /// Takes what a ticket stands for from the broker.
+    /// Takes the subscription of a ticket from the broker.
     pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, Refusal> {
         let taken = in_time(self.settings().publish_timeout, shared.backplane.take(&key(secret))).await;
         taken
@@ -61,46 +64,49 @@ impl Hub {
             .ok_or(Refusal::unauthorized())
     }
 
+    /// Reads the subscription of a ticket. Returns `None` if it cannot be decoded, has expired, or
+    /// was voided by a disconnect.
     fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Subscription> {
         let (mut subscription, times) = record::decode(bytes)?;
         self.inner.tickets.take(secret, self.now());
-        let left = times.over_at.duration_since(SystemTime::now()).ok()?;
+        let remaining = times.over_at.duration_since(SystemTime::now()).ok()?;
         if subscription.expiry.is_some_and(|expiry| expiry.remaining().is_zero()) {
             return None;
         }
-        // A user who was disconnected since needs a new one.
+        // A disconnect after the creation of the ticket voids it.
         let addresses = crate::hub::stream::admission::addresses(&subscription);
         if self.inner.bans.any_since(&addresses, times.made_at) {
             return None;
         }
-        let over_at = self.now().saturating_add(millis(left));
+        let over_at = self.now().saturating_add(millis(remaining));
         let (made_at, deposited_at) = (DisconnectClock::now(), Some(times.made_at));
         subscription.redeemed = Some(Box::new(Redeemed { secret, made_at, deposited_at, over_at }));
         Some(subscription)
     }
 
-    /// Deposits a ticket again for the rest of its time. It stays as old as it is, so that a disconnect
-    /// meanwhile voids it.
+    /// Stores a ticket on the broker again for the rest of its lifetime. Keeps its time of
+    /// creation, so that a disconnect in the meantime voids it.
     pub(super) fn give_back_shared(&self, redeemed: Redeemed, made_at: SystemTime, subscription: Subscription) {
         let Redeemed { secret, over_at, .. } = redeemed;
         let now = self.now();
-        let left = Duration::from_millis(over_at.saturating_sub(now));
+        let remaining = Duration::from_millis(over_at.saturating_sub(now));
         let Some(runtime) = workers::home(&*self.inner) else { return };
-        if left.is_zero() {
+        if remaining.is_zero() {
             return;
         }
-        // From now on it counts here.
+        // The ticket now counts on this instance.
         self.inner.tickets.put_back(secret, Waiting::elsewhere(&subscription, over_at), now);
         let hub = self.clone();
         runtime.spawn(async move {
             if let Some(shared) = &hub.inner.shared_log {
-                // If it is lost, the page asks for another.
-                let _ = hub.deposit_ticket(shared, secret, &subscription, made_at, left).await;
+                // After an error the ticket is lost, and the page requests another one.
+                let _ = hub.deposit_ticket(shared, secret, &subscription, made_at, remaining).await;
             }
         });
     }
 }
 
+/// Returns the key of a ticket on the broker.
 fn key(secret: u128) -> String {
     format!("ticket:{}", text(secret))
 }

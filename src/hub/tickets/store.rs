@@ -1,4 +1,5 @@
-//! The tickets that wait on this instance, and how many each owner has. Pure: time is passed in.
+//! The unredeemed tickets of this instance, and their number per owner. Pure: callers pass the
+//! time.
 
 use std::collections::hash_map::HashMap;
 use std::sync::Arc;
@@ -8,23 +9,27 @@ use crate::log::Millis;
 use crate::sync::Mutex;
 use crate::types::{DisconnectClock, Subscription, SubscriptionError, UserId};
 
+/// The maximum lifetime of a ticket.
 pub(in crate::hub) const LONGEST: Duration = Duration::from_secs(3600);
-/// How many tickets are looked through, at least, for those that are over, and how often that is done when they are too
-/// many, in milliseconds.
+/// The minimum number of tickets at which expired tickets are removed.
 const TIDY_AT: usize = 64;
+/// The minimum time between two removals of expired tickets while the table is full, in
+/// milliseconds.
 const TIDY_EVERY: Millis = 100;
-/// How many tickets of one user, or of one key, may wait. A page redeems a ticket at once, so a user
-/// has about as many as pages that are being opened; one who asks for more must not take those of all others.
-const MOST_OF_ONE: usize = 64;
+/// The maximum number of unredeemed tickets of one user or key. A page redeems a ticket at once, so
+/// a user normally has about as many tickets as pages that are being opened. The limit prevents
+/// that one user takes all tickets.
+const MAX_PER_OWNER: usize = 64;
 
-/// The secret as its owner has it.
+/// Returns the text of a ticket.
 pub(super) fn text(secret: u128) -> String {
     format!("{secret:032x}")
 }
 
-/// How many tickets may wait in all, so that their memory is bounded: some 30 MB.
-const MOST: usize = 65_536;
+/// The maximum number of unredeemed tickets in total. Limits their memory to about 30 MB.
+const MAX_TICKETS: usize = 65_536;
 
+/// The unredeemed tickets of this instance.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Tickets {
     table: Mutex<Table>,
@@ -34,17 +39,19 @@ pub(in crate::hub) struct Tickets {
 struct Table {
     waiting: HashMap<u128, Waiting>,
     of_owner: HashMap<Owner, usize>,
-    /// Those that are over are dropped when there are this many.
+    /// The number of tickets at which expired ones are removed.
     tidy_at: usize,
+    /// The time of the last removal.
     tidied_at: Millis,
+    /// The latest time of expiry of all tickets that were ever added.
     last_over_at: Millis,
 }
 
-/// Who is not to have too many tickets.
+/// The owner whose tickets are limited.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Owner {
     User(UserId),
-    /// See [`Subscription::counted_as`].
+    /// The key of [`Subscription::counted_as`].
     Key(Arc<str>),
 }
 
@@ -55,20 +62,25 @@ impl Owner {
     }
 }
 
+/// An unredeemed ticket.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    /// Counted with the other tickets of this user or key; none for an anonymous one without a key.
+    /// The owner, or `None` for an anonymous subscription without a key.
     owner: Option<Owner>,
-    /// What it stands for, and when it was made. None if that lies on a broker: then it only counts.
+    /// The subscription and the time of creation. `None` if the broker stores them. The ticket then
+    /// only counts.
     pub(super) kept: Option<(Subscription, DisconnectClock)>,
+    /// The time of expiry.
     pub(super) over_at: Millis,
 }
 
 impl Waiting {
+    /// Creates a ticket whose subscription this instance stores.
     pub(super) fn here(subscription: Subscription, made_at: DisconnectClock, over_at: Millis) -> Self {
         Self { owner: Owner::of(&subscription), kept: Some((subscription, made_at)), over_at }
     }
 
+    /// Creates a ticket whose subscription the broker stores.
     pub(super) fn elsewhere(subscription: &Subscription, over_at: Millis) -> Self {
         Self { owner: Owner::of(subscription), kept: None, over_at }
     }
@@ -79,8 +91,8 @@ impl Table {
         if let Some(owner) = &ticket.owner {
             *self.of_owner.entry(owner.clone()).or_default() += 1;
         }
-        if let Some(before) = self.waiting.insert(secret, ticket) {
-            uncount(&mut self.of_owner, &before);
+        if let Some(replaced) = self.waiting.insert(secret, ticket) {
+            uncount(&mut self.of_owner, &replaced);
         }
     }
 
@@ -90,10 +102,10 @@ impl Table {
         Some(removed)
     }
 
-    /// Drops the tickets that are over.
+    /// Removes expired tickets.
     fn tidy(&mut self, now: Millis) {
-        for (_, over) in self.waiting.extract_if(|_, waiting| waiting.over_at <= now) {
-            uncount(&mut self.of_owner, &over);
+        for (_, expired) in self.waiting.extract_if(|_, waiting| waiting.over_at <= now) {
+            uncount(&mut self.of_owner, &expired);
         }
         let len = self.waiting.len();
         self.waiting.shrink_to(len * 2);
@@ -102,8 +114,9 @@ impl Table {
     }
 }
 
-fn uncount(of_owner: &mut HashMap<Owner, usize>, gone: &Waiting) {
-    if let Some(owner) = &gone.owner
+/// Reduces the count of the owner of a removed ticket.
+fn uncount(of_owner: &mut HashMap<Owner, usize>, removed: &Waiting) {
+    if let Some(owner) = &removed.owner
         && let Some(count) = of_owner.get_mut(owner)
     {
         *count -= 1;
@@ -113,16 +126,19 @@ fn uncount(of_owner: &mut HashMap<Owner, usize>, gone: &Waiting) {
     }
 }
 
-/// Whether there is no room for one more ticket like this, in all or of its owner.
+/// Returns whether one more ticket like this would exceed the total limit or the limit of its
+/// owner.
 fn is_full(table: &Table, ticket: &Waiting) -> bool {
     let of_owner = ticket.owner.as_ref().and_then(|owner| table.of_owner.get(owner));
-    table.waiting.len() >= MOST || of_owner.is_some_and(|count| *count >= MOST_OF_ONE)
+    table.waiting.len() >= MAX_TICKETS || of_owner.is_some_and(|count| *count >= MAX_PER_OWNER)
 }
 
 impl Tickets {
+    /// Adds a ticket, or returns an error if a limit is reached.
     pub(super) fn put(&self, secret: u128, ticket: Waiting, now: Millis) -> Result<(), SubscriptionError> {
         let mut table = self.table.lock();
-        // Not at every ticket that is refused, if all are good for a while.
+        // At most once per interval: otherwise every rejected ticket would cause a search although
+        // no ticket has expired.
         let may_tidy = is_full(&table, &ticket) && now >= table.tidied_at.saturating_add(TIDY_EVERY);
         if may_tidy || table.waiting.len() >= table.tidy_at.max(TIDY_AT) {
             table.tidy(now);
@@ -135,19 +151,21 @@ impl Tickets {
         Ok(())
     }
 
-    /// Puts a ticket back that was taken. There is always room for it: it was there before.
+    /// Adds a ticket that was taken again, unless it has expired. Ignores the limits, because the
+    /// ticket counted before.
     pub(super) fn put_back(&self, secret: u128, ticket: Waiting, now: Millis) {
         if ticket.over_at > now {
             self.table.lock().insert(secret, ticket);
         }
     }
 
+    /// Removes a ticket and returns it, unless it has expired.
     pub(super) fn take(&self, secret: u128, now: Millis) -> Option<Waiting> {
         let waiting = self.table.lock().remove(secret)?;
         (waiting.over_at > now).then_some(waiting)
     }
 
-    /// When the last of those that were made is over.
+    /// Returns the latest time of expiry of all tickets that were ever added.
     pub(in crate::hub) fn last_over_at(&self) -> Millis {
         self.table.lock().last_over_at
     }
