@@ -1,5 +1,5 @@
-//! The hub in axum handlers: `StreamRequest`, `Hub` and `ConnectionId` as extractors, `EventStream` and the errors as
-//! responses.
+//! Integration with axum handlers: `StreamRequest`, `Hub` and `ConnectionId` as extractors,
+//! `EventStream` and the errors as responses.
 
 use std::convert::Infallible;
 
@@ -49,10 +49,10 @@ impl<S: Sync> FromRequestParts<S> for Hub {
     }
 }
 
-/// Extracts the page's own connection from the header [`ConnectionId::HEADER`].
+/// Extracts the id of the page's connection from the header [`ConnectionId::HEADER`].
 ///
-/// A request without the header, or with a header that is no connection id, receives `400`. A
-/// handler that programs call too takes `Option<ConnectionId>`.
+/// A request without the header, or with an invalid id, receives `400`. A handler that programs
+/// call too takes `Option<ConnectionId>`.
 ///
 /// ```
 /// use axum::extract::State;
@@ -61,7 +61,7 @@ impl<S: Sync> FromRequestParts<S> for Hub {
 /// async fn rename(State(hub): State<Hub>, page: Option<ConnectionId>, title: String) -> Result<(), PublishError> {
 ///     let mut readers = hub.topic("documents/7");
 ///     if let Some(page) = page {
-///         readers = readers.except(page); // it shows the new title already
+///         readers = readers.except(page); // this page already shows the new title
 ///     }
 ///     readers.publish(Event::new("document.renamed", title)).await?;
 ///     Ok(())
@@ -77,8 +77,8 @@ impl<S: Sync> FromRequestParts<S> for ConnectionId {
     }
 }
 
-/// Extracts `None` without the header. A request with a header that is no connection id receives
-/// `400`.
+/// Extracts the id if the request has the header, and `None` otherwise. A request with an invalid
+/// id receives `400`.
 impl<S: Sync> OptionalFromRequestParts<S> for ConnectionId {
     type Rejection = InvalidName;
 
@@ -119,15 +119,15 @@ impl IntoResponse for MissingHub {
     }
 }
 
-/// Responds with `400`, because an invalid name is a mistake of the client where it came from a
-/// request.
+/// Responds with `400`: a name that came from a request is an error of the client.
 impl IntoResponse for InvalidName {
     fn into_response(self) -> Response {
         (StatusCode::BAD_REQUEST, self.to_string()).into_response()
     }
 }
 
-/// Errors whose text is safe to show: it has no value of the application's and no cause.
+/// Implements `IntoResponse` for errors whose text is safe to send: it contains no value of the
+/// application and no cause.
 macro_rules! into_response {
     ($($error:ident),*) => {$(
         /// Responds with the [status](Self::status_code) of the error, and its text.

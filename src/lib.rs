@@ -1,10 +1,10 @@
 //! Push events from your Rust services to browsers over [Server-Sent Events].
 //!
 //! A [`Hub`] is a handle that you clone into your services. A [tower] [layer](Hub::layer) serves
-//! the streams. The browser reads them with its own `EventSource`. Between publishers and streams
-//! is one ordered log, so that a client that reconnects receives the events that it missed.
+//! the streams. The browser reads them with its own `EventSource`. The hub stores events in one
+//! ordered log, so that a client that reconnects receives the events that it missed.
 //!
-//! The repository has a guide (`docs/guide.md`), recipes (`docs/recipes.md`) and every guarantee
+//! The repository has a guide (`docs/README.md`), recipes (`docs/recipes.md`) and every guarantee
 //! with its test (`docs/guarantees.md`).
 //!
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -18,7 +18,7 @@
 //!
 //! async fn post_headline(State(hub): State<Hub>, text: String) -> Result<(), PublishError> {
 //!     hub.topic("news").publish(Event::new("headline", text)).await?;
-//!     Ok(()) // and an error is a response: 400, 413 or 503
+//!     Ok(()) // an error becomes a response: 400, 413 or 503
 //! }
 //!
 //! #[tokio::main]
@@ -64,20 +64,20 @@
 //! let hub = Hub::builder().build()?;
 //! let target = hub.user("ada").and(hub.topic("audit"));
 //! let receipt = target.publish(Event::new("document.deleted", "7")).await?;
-//! assert_eq!(receipt.connections, 0); // no connection listens, which is no error
+//! assert_eq!(receipt.connections, 0); // no connection listens, which is not an error
 //! # Ok(()) }
 //! ```
 //!
 //! # Authorization
 //!
-//! An [`Access`] hook turns each [`StreamRequest`] into a [`Subscription`] or a [`Refusal`]. There
-//! is no default: open access is explicit, by [`Public`].
+//! An [`Access`] hook turns each [`StreamRequest`] into a [`Subscription`] or a [`Refusal`]. The
+//! hook has no default. Grant open access explicitly with [`Public`].
 //!
 //! ```
 //! use tower_sse::{Refusal, StreamRequest, Subscription};
 //!
 //! async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
-//!     // A session layer outside of the hub's has put the user's id into the extensions.
+//!     // A session layer that runs before the hub's layer has put the user's id into the extensions.
 //!     let user = request.extensions().get::<u64>().copied().ok_or(Refusal::unauthorized())?;
 //!     Ok(Subscription::for_user(user).topic("news"))
 //! }
@@ -86,7 +86,7 @@
 //!
 //! - The hub calls the hook for every request, also for one that resumes.
 //! - [`Access::recheck`] re-authorizes open streams periodically.
-//! - [`Subscription::expires_in`] limits the time of a stream.
+//! - [`Subscription::expires_in`] limits the lifetime of a stream.
 //! - [`Target::disconnect`] ends streams at once, and [`Disconnect`] sets when clients may
 //!   reconnect.
 //! - The hub rejects pages of other sites that [`HubBuilder::allow_cross_origin`] does not list.
@@ -97,10 +97,10 @@
 //! | mount | use it when |
 //! |---|---|
 //! | [`Hub::layer`] | one path is a stream, and every other request passes through unchanged |
-//! | [`Hub::endpoint`] | the stream is a service for a route of its own |
-//! | [`Hub::respond`] | a handler makes the response, because its extractors authenticate the user |
+//! | [`Hub::endpoint`] | the stream is a route like any other |
+//! | [`Hub::respond`] | a handler creates the response, because its extractors authenticate the user |
 //!
-//! All three obey the same rules. `docs/mounting.md` lists the operations of an axum router that
+//! All three apply the same rules. `docs/mounting.md` lists the operations of an axum router that
 //! hide a layer.
 //!
 //! # Resume and loss
@@ -108,7 +108,7 @@
 //! The `id` of an event is its [`Position`] in the log. A browser sends the last one as
 //! `Last-Event-ID` when it reconnects, and receives every permitted event after it that the log
 //! retains. If an event is no longer retained, the stream reports the loss with one
-//! [`hub.gap`](#events-of-the-hub). [`Retention`] sets what the log retains for each audience: a
+//! [`hub.gap`](#control-events). [`Retention`] sets what the log retains for each audience: a
 //! short window, the newest events, or the newest event of each [key](Event::key). The default for
 //! topics is 1,024 events of the last 5 minutes.
 //!
@@ -140,18 +140,19 @@
 //! stream with `?last_event_id=` and that position. A new page may [start](Subscription::start)
 //! with the newest retained events.
 //!
-//! The retention bounds the memory, because a slow reader has no queue of its own. A reader that is
-//! too slow receives a gap or is disconnected ([`LagPolicy`]). With [`Retention::latest_per_key`]
-//! it skips outdated values and always receives the last one.
+//! The retention bounds the memory, because the hub keeps no queue for each reader. A reader that
+//! is too slow receives a gap or is disconnected ([`LagPolicy`]). With
+//! [`Retention::latest_per_key`] it skips outdated values and always receives the last one.
 //!
-//! # Events of the hub
+//! # Control events
 //!
-//! The hub sends events of its own. Their data is JSON, to which fields may be added later.
+//! The hub sends control events, whose names start with `hub.`. Their data is JSON, to which fields
+//! may be added later.
 //!
 //! | event | data | sent |
 //! |---|---|---|
 //! | `hub.hello` | `connection`, `cursor` (`fresh`, `resuming`, `refused`), `topics`, `instance` if named | first, with `retry` |
-//! | `hub.live` | `{}`, or `topics` after they have changed | when the stream has caught up. Its id stands for everything before it |
+//! | `hub.live` | `{}`, or `topics` after they have changed | when the stream has caught up. Its id covers all events before it |
 //! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | when events are no longer retained: fetch the state again |
 //! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: reconnect after `retry_ms` |
 //! | `hub.stale` | `{}` | when the hub cannot follow the shared log. `hub.live` follows when it can again |
@@ -161,11 +162,11 @@
 //!
 //! # Presence
 //!
-//! [`Target::presence`] returns the connected users, [`Target::count`] counts connections, and
-//! [`Target::is_online`] has a grace period. [`Hub::connections`] lists the connections of this
-//! instance, and [`Hub::lifecycle`] reports their changes. [`Target::join`] and [`Target::leave`]
-//! change the topics of an open stream. A page may change its own topics with
-//! [`SseLayer::allow_topic_changes`].
+//! [`Target::presence`] returns the connected users, and [`Target::count`] counts connections.
+//! [`Target::is_online`] includes a grace period after the last connection of a user.
+//! [`Hub::connections`] lists the connections of this instance, and [`Hub::lifecycle`] reports
+//! their changes. [`Target::join`] and [`Target::leave`] change the topics of an open stream. A
+//! page may change its own topics with [`SseLayer::allow_topic_changes`].
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -211,8 +212,8 @@
 //! # Several instances
 //!
 //! A [`Backplane`](backplane::Backplane) is a log that instances share: [`HubBuilder::backplane`].
-//! All instances deliver the events of each, and a client resumes on any of them. A [`Publisher`]
-//! is for programs that only publish, for example a worker.
+//! Every instance delivers the events of all instances, and a client can resume on any instance. A
+//! [`Publisher`] is for programs that only publish, for example a worker.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -234,40 +235,42 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `docs/scaling.md` has topology, settings, costs and limits.
+//! `docs/guide/scaling.md` has topology, settings, costs and limits.
 //!
 //! # Testing
 //!
-//! [`Hub::subscribe`] reads in the process what a browser would receive, as the examples above do.
-//! The layer and the endpoint are tower services, so a test of a request needs no socket:
-//! `docs/guide/testing.md`.
+//! [`Hub::subscribe`] opens a stream within the process, as in the examples above. The layer and
+//! the endpoint are tower services, so a test of a request needs no socket. `docs/guide/testing.md`
+//! has examples.
 //!
 //! # Features
 //!
-//! All features are additive.
+//! All features are additive. The last column counts the crates that an application gains which
+//! already depends on axum, serde, tokio (`full`) and tracing, 59 crates in all. The crate itself
+//! counts. Without any feature it is 9 too.
 //!
-//! | feature | default | adds |
-//! |---|---|---|
-//! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only |
-//! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` |
-//! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream |
-//! | `redis` | no | `backplane::Redis`: several instances through a Redis server |
-//! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix |
-//! | `uuid` | no | topics and users from `Uuid` |
+//! | feature | default | adds | crates |
+//! |---|---|---|---|
+//! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only | 9 |
+//! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` | 9 |
+//! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
+//! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
+//! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
+//! | `uuid` | no | topics and users from `Uuid` | 10 |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(unix, feature = "takeover")),
-    allow(dead_code, reason = "streams are offered, and only the feature `takeover` takes sockets, on Unix")
+    allow(dead_code, reason = "bodies always offer their streams, and only `takeover` on Unix accepts offers")
 )]
 
-/// The code in the README compiles.
+/// Compiles the code in the README as doctests.
 #[cfg(all(doctest, feature = "axum-listener"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// And so does that in the documents: each block of Rust is a doctest. `tests/docs.rs` sees to it that
-/// none is forgotten.
+/// Compiles the Rust code in the documents as doctests. `tests/docs.rs` checks that every document
+/// with Rust code is in this list.
 #[cfg(all(doctest, feature = "axum-listener"))]
 mod documents {
     #[doc = include_str!("../docs/comparison.md")]
@@ -276,8 +279,14 @@ mod documents {
     struct Deployment;
     #[doc = include_str!("../docs/faq.md")]
     struct Faq;
+    #[doc = include_str!("../docs/from-broadcast.md")]
+    struct FromBroadcast;
     #[doc = include_str!("../docs/from-signalr.md")]
     struct FromSignalR;
+    #[doc = include_str!("../docs/from-socketioxide.md")]
+    struct FromSocketioxide;
+    #[doc = include_str!("../docs/leaving.md")]
+    struct Leaving;
     #[doc = include_str!("../docs/recipes.md")]
     struct Recipes;
 
@@ -293,6 +302,8 @@ mod documents {
     struct Scaling;
     #[doc = include_str!("../docs/guide/sending.md")]
     struct Sending;
+    #[doc = include_str!("../docs/guide/sessions.md")]
+    struct Sessions;
     #[doc = include_str!("../docs/guide/shutdown.md")]
     struct Shutdown;
     #[doc = include_str!("../docs/guide/slow-readers.md")]

@@ -1,9 +1,9 @@
-//! Small macros that every layer uses.
+//! Small macros for all modules.
 
-/// Gives memory back when a collection holds less than an eighth of what it has room for, as after a
-/// rush. It keeps room for twice what it holds, so that the next entries do not allocate at once. Small
-/// collections keep their room.
-macro_rules! give_memory_back {
+/// Shrinks a collection whose length is less than an eighth of its capacity, for example after a
+/// peak of load. The new capacity is twice the length, so that the next entries do not allocate. A
+/// capacity of up to 1,024 entries stays.
+macro_rules! shrink_if_sparse {
     ($collection:expr) => {
         if $collection.capacity() > 1024 && $collection.len() < $collection.capacity() / 8 {
             let len = $collection.len();
@@ -12,9 +12,9 @@ macro_rules! give_memory_back {
     };
 }
 
-/// Implements `Debug` with the listed fields only, because the others are secret, large or of no use
-/// to a reader: `opaque_debug!(|hub: Hub| { position: hub.position() })`. Parameters of the type stand
-/// before it: `opaque_debug!(<S: Debug, A> |service: SseService| { inner: service.inner })`.
+/// Implements `Debug` with only the listed fields, because the other fields are secret, large or of
+/// no use in a log: `opaque_debug!(|hub: Hub| { position: hub.position() })`. Type parameters come
+/// first: `opaque_debug!(<S: Debug, A> |service: SseService| { inner: service.inner })`.
 macro_rules! opaque_debug {
     ($(<$($parameter:ident $(: $bound:path)?),+>)? |$this:ident: $type:ident| { $($field:ident: $value:expr),* $(,)? }) => {
         impl $(<$($parameter $(: $bound)?),+>)? ::std::fmt::Debug for $type $(<$($parameter),+>)? {
@@ -26,4 +26,4 @@ macro_rules! opaque_debug {
     };
 }
 
-pub(crate) use {give_memory_back, opaque_debug};
+pub(crate) use {opaque_debug, shrink_if_sparse};

@@ -1,7 +1,7 @@
-//! The primitives of the concurrent core, exchanged for loom's in its model tests.
+//! The locks and atomics of the concurrent core. In the model tests they are those of loom.
 //!
-//! Locks here ignore poison: what they guard is consistent between any two statements that can panic, and a panic in
-//! an application's callback must not take the hub with it.
+//! The locks ignore poison, so that a panic in a callback of the application does not disable the
+//! hub. This is safe because the guarded data is consistent wherever a statement can panic.
 
 #[cfg(not(tower_sse_loom))]
 use std::sync as imp;
@@ -27,7 +27,7 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock, or `None` while another thread holds it.
+    /// Locks, or returns `None` if the lock is held.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
@@ -54,7 +54,7 @@ impl<T> RwLock<T> {
     }
 }
 
-/// A place for one waker that may be set and taken at the same time.
+/// A cell for one waker. Threads may register and take the waker concurrently.
 #[cfg(not(tower_sse_loom))]
 pub(crate) use futures::task::AtomicWaker as WakerCell;
 
@@ -62,7 +62,7 @@ pub(crate) use futures::task::AtomicWaker as WakerCell;
 #[derive(Debug)]
 pub(crate) struct WakerCell(loom::future::AtomicWaker);
 
-/// The methods have the names that they have in `futures`.
+/// Gives loom's cell the method names of `futures::task::AtomicWaker`.
 #[cfg(tower_sse_loom)]
 impl WakerCell {
     pub(crate) fn new() -> Self {

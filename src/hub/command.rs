@@ -1,7 +1,8 @@
-//! What the application tells connections to do: to end, to join, to leave.
+//! Commands of the application to connections: end, join a topic, leave a topic.
 //!
-//! A command is a value with the position at which it was given. Each instance that it reaches carries it out in one
-//! place: `stream/commands.rs`. With the log of this process that is this one, at once.
+//! A command is a value with the position at which it was issued. This instance carries it out at
+//! once, and broadcasts it to the other instances. On every instance, `stream/commands.rs` carries
+//! commands out.
 
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
@@ -10,8 +11,9 @@ use super::{Hub, Receipt, Target};
 use crate::types::{Action, Audience, Command, CommandError, Cursor, Disconnect, InvalidName, Topic};
 
 impl Target<'_> {
-    /// Ends the connections of the target with `hub.bye`. Its reason is `disconnected`, and it says
-    /// whether the client should reconnect. A target without connections is no error.
+    /// Ends the connections of the target with `hub.bye` and the reason `disconnected`.
+    /// `disconnect` sets whether and when their clients may reconnect. A target without connections
+    /// is not an error.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,29 +26,29 @@ impl Target<'_> {
     /// # Ok(()) }
     /// ```
     ///
-    /// Events that were published before the disconnect and are still unwritten are dropped from
-    /// the stream. A client that reconnects with a cursor receives them then, if it may still read
-    /// them.
+    /// The stream drops events that were published before the disconnect and are not written yet. A
+    /// client that reconnects with a cursor receives them then, if it may still read them.
     ///
-    /// A request that is being decided at this moment gets no stream by a decision from before the
-    /// disconnect. It receives a retryable refusal, and the access hook decides the next request
-    /// anew. If the client is banned, it receives `204`. So delete the session first, then
-    /// disconnect. Tickets for a user or a topic of the target become void.
+    /// Delete the session first, then disconnect. If the access hook is deciding about a request at
+    /// the moment of the disconnect, its decision opens no stream. The request receives a retryable
+    /// refusal, and the hook decides the next request anew. A banned client receives `204` instead.
+    /// Tickets for a user or a topic of the target become void.
     ///
     /// Cancel safety: this instance carries the command out when the future is first polled. With
     /// several instances, a dropped future may not have broadcast the command to the others.
     ///
     /// # Errors
-    /// When a name of the target is invalid, the target has too many addresses, the note is too
-    /// long, or the command could not be broadcast to the other instances.
+    /// When a name of the target is invalid, the target has too many addresses, or the note is too
+    /// long. Also when the command could not be broadcast to the other instances
+    /// ([`CommandError::is_unavailable`]), although this instance has carried it out.
     pub async fn disconnect(self, disconnect: Disconnect) -> Result<Receipt, CommandError> {
         disconnect.check()?;
         self.command(Action::Disconnect(disconnect)).await
     }
 
     /// Makes the connections of the target join a topic, as if their subscriptions contained it.
-    /// The returned [`Join`] is awaited, with [`since`](Join::since) or without. The caller is
-    /// responsible for the read permission.
+    /// Await the returned [`Join`], with [`since`](Join::since) to replay earlier events, or
+    /// without. The hub does not call the access hook, so the caller checks the read permission.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -60,28 +62,28 @@ impl Target<'_> {
     /// # Ok(()) }
     /// ```
     ///
-    /// - For a [`connection`](Hub::connection) the membership ends with the connection. A client
+    /// - For a [`connection`](Hub::connection), the membership ends with the connection. A client
     ///   that reconnects has the topics of its subscription.
-    /// - For a [`user`](Hub::user) the membership holds for all current and future connections. It
+    /// - For a [`user`](Hub::user), the membership holds for all current and future connections. It
     ///   ends with [`leave`](Self::leave), or when the user has been offline for
     ///   [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace).
-    /// - For a topic or everyone the command applies to the connections that are open now.
+    /// - For a topic or everyone, the command applies to the connections that are open now.
     ///
     /// A connection never has more topics than
-    /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics). A connection that opens later
-    /// gets the topics of its subscription first. The topics that its user was made to join follow
-    /// in the order of the calls, as many as there is room for.
+    /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics). A later connection of the user
+    /// first gets the topics of its subscription. Then it gets the topics that the user was made to
+    /// join, in the order of the calls, up to that limit.
     ///
-    /// Each page receives a `hub.live` with the topics in force, after the replayed events.
+    /// Each client receives a `hub.live` with the topics in force, after the replayed events.
     pub fn join<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Join {
         let hub = self.source.clone();
         let audience = self.checked();
         Join { hub, audience, topic: topic.try_into().map_err(Into::into), since: Cursor::Absent }
     }
 
-    /// Makes the connections of the target leave a topic, including a topic of their subscriptions.
-    /// Nothing more of the topic is written to these connections, not even events that wait to be
-    /// written.
+    /// Makes the connections of the target leave a topic, also a topic of their subscriptions. The
+    /// hub writes no more events of the topic to these connections, not even those that are already
+    /// waiting to be written.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -104,8 +106,9 @@ impl Target<'_> {
     /// several instances, a dropped future may not have broadcast the command to the others.
     ///
     /// # Errors
-    /// When a name is invalid, the target has too many addresses, or the command could not be
-    /// broadcast to the other instances.
+    /// When a name is invalid, or the target has too many addresses. Also when the command could
+    /// not be broadcast to the other instances ([`CommandError::is_unavailable`]), although this
+    /// instance has carried it out.
     pub async fn leave<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Result<Receipt, CommandError> {
         let topic = topic.try_into().map_err(Into::into)?;
         self.command(Action::Leave(topic)).await
@@ -113,18 +116,17 @@ impl Target<'_> {
 
     async fn command(self, action: Action) -> Result<Receipt, CommandError> {
         let hub = self.source;
-        hub.give(self.checked()?, action).await
+        hub.issue(self.checked()?, action).await
     }
 
+    /// Returns the audience, if its names are valid and it has no more addresses than allowed.
     fn checked(self) -> Result<Audience, CommandError> {
         let audience = self.audience?;
         if audience.is_too_large() { Err(CommandError::TOO_MANY_TARGETS) } else { Ok(audience) }
     }
 }
 
-/// A pending [`Target::join`]. Await it.
-///
-/// It yields a [`Receipt`].
+/// A pending [`Target::join`]. Await it to carry it out; it resolves to a [`Receipt`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -135,15 +137,19 @@ impl Target<'_> {
 /// # Ok(()) }
 /// ```
 ///
-/// Cancel safety: on one instance it never waits. Nothing happens if it is never polled.
+/// Cancel safety: this instance carries the command out when the future is first polled, and never
+/// before. With several instances, a dropped future may not have broadcast the command to the
+/// others.
 ///
 /// # Errors
-/// When a name is invalid, the target has too many addresses, the command could not be broadcast to
-/// the other instances, or a connection or user would have more topics than
-/// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics). In the last case other connections of
-/// the target may have joined.
+/// - A name is invalid, or the target has too many addresses.
+/// - A connection or user would have more topics than
+///   [`HubBuilder::max_topics`](crate::HubBuilder::max_topics)
+///   ([`CommandError::is_over_limit`]). Other connections of the target may have joined.
+/// - The command could not be broadcast to the other instances
+///   ([`CommandError::is_unavailable`]), although this instance has carried it out.
 #[derive(Debug)]
-#[must_use = "nothing is joined until it is awaited"]
+#[must_use = "a join does nothing until it is awaited"]
 pub struct Join {
     hub: Hub,
     audience: Result<Audience, CommandError>,
@@ -152,14 +158,14 @@ pub struct Join {
 }
 
 impl Join {
-    /// Replays the events of the topic after this position, as far as they are retained. A
-    /// `hub.gap` reports events that are no longer retained. Events that the connection has already
-    /// read through another topic are not repeated. Without a position the topic begins now, with
-    /// its current values where [`Retention::latest_per_key`](crate::Retention::latest_per_key)
+    /// Replays the retained events of the topic after this position. If an event is no longer
+    /// retained, a `hub.gap` reports the loss. The replay leaves out events that the connection has
+    /// already received through another topic. Without `since`, the topic begins now, with its
+    /// current values where [`Retention::latest_per_key`](crate::Retention::latest_per_key)
     /// applies.
     ///
-    /// Use it for a page that joined a topic, lost its connection and has a new one. The position
-    /// is then the last event id that the page received.
+    /// Use it for a page that joined a topic, lost its connection and has reconnected. Pass the
+    /// last event id that the page received.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -179,7 +185,7 @@ impl Join {
     }
 
     async fn carry_out(self) -> Result<Receipt, CommandError> {
-        self.hub.give(self.audience?, Action::Join(self.topic?, self.since)).await
+        self.hub.issue(self.audience?, Action::Join(self.topic?, self.since)).await
     }
 }
 
@@ -193,8 +199,8 @@ impl IntoFuture for Join {
 }
 
 impl Hub {
-    /// Here at once, and then by the others.
-    pub(super) async fn give(&self, audience: Audience, action: Action) -> Result<Receipt, CommandError> {
+    /// Carries a command out on this instance, then broadcasts it to the others.
+    pub(super) async fn issue(&self, audience: Audience, action: Action) -> Result<Receipt, CommandError> {
         let position = self.position();
         let command = Command { audience, action, issued_at: position };
         let outcome = self.carry_out(&command);
@@ -202,7 +208,7 @@ impl Hub {
             if !crate::hub::tasks::back_off::can_wait() {
                 return Err(CommandError::NO_RUNTIME);
             }
-            self.tell_command(shared, command).await.map_err(CommandError::broker)?;
+            self.broadcast_command(shared, command).await.map_err(CommandError::broker)?;
         }
         outcome.map(|connections| Receipt { position, connections, key_ignored: false })
     }

@@ -1,16 +1,19 @@
-//! The grace after a user or a member has left. Pure: time is passed in.
+//! The grace period after a user or a member has left. Pure: the time is passed in.
 //!
-//! 1. A departure is over when the grace has passed since then ([`Departures::is_over`]). A key that is
-//!    back before that was never gone.
-//! 2. The queue keeps each departure until it is over, even if its key is back. So its owner notes for
-//!    each key when the key left last, and ignores a departure with another time.
-//! 3. A sweep costs as much as has left, not as much as is there.
+//! 1. A departure is over when the grace period has passed ([`Departures::is_over`]). A key that
+//!    returns before that has not left.
+//! 2. The queue keeps each departure until it is over, even if its key has returned. So the owner
+//!    of the queue stores the time of the last departure of each key, and ignores a departure with
+//!    another time.
+//! 3. The cost of a sweep grows with the number of departures, not with the number of keys that are
+//!    present.
 
 use std::collections::vec_deque::VecDeque;
 
 use crate::log::Millis;
-use crate::macros::give_memory_back;
+use crate::macros::shrink_if_sparse;
 
+/// A queue of keys that have left, for example users.
 #[derive(Debug)]
 pub(in crate::hub) struct Departures<K> {
     /// Oldest first.
@@ -18,7 +21,7 @@ pub(in crate::hub) struct Departures<K> {
     pub(in crate::hub) grace: Millis,
 }
 
-/// Without a grace.
+/// Departures without a grace period.
 impl<K> Default for Departures<K> {
     fn default() -> Self {
         Self::new(0)
@@ -30,7 +33,7 @@ impl<K> Departures<K> {
         Self { queue: VecDeque::new(), grace }
     }
 
-    /// Whether a key that left at `since` has stayed away for the grace.
+    /// Whether the grace period of a key that left at `since` has passed.
     pub(in crate::hub) fn is_over(&self, since: Millis, now: Millis) -> bool {
         since.saturating_add(self.grace) <= now
     }
@@ -39,15 +42,15 @@ impl<K> Departures<K> {
         self.queue.push_back((since, key));
     }
 
-    /// When the next departure is over.
+    /// Returns the time at which the next departure is over.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         self.queue.front().map(|(since, _)| since.saturating_add(self.grace))
     }
 
-    /// Takes out the next departure that is over, with the time at which it began.
+    /// Removes the next departure that is over, and returns it with the time at which it began.
     pub(in crate::hub) fn pop_due(&mut self, now: Millis) -> Option<(Millis, K)> {
         self.queue.front().filter(|(since, _)| self.is_over(*since, now))?;
-        give_memory_back!(self.queue);
+        shrink_if_sparse!(self.queue);
         self.queue.pop_front()
     }
 }

@@ -1,7 +1,9 @@
-//! The handle of a hub, and everything that the hub holds.
+//! The handle of a hub, and the state behind it.
 //!
-//! 1. Each field of [`Inner`] is a state that knows its own data only. No state names `Inner`.
-//! 2. The other folders below `hub`, and the verbs beside this file, do the work on several states.
+//! 1. Each field of [`Inner`] is a part of the state that uses its own data only. No part refers to
+//!    `Inner`.
+//! 2. Work on several parts is done in the other folders below `hub`, and in the files of this
+//!    folder that contain the public methods.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -31,8 +33,8 @@ use crate::wire::RETRY_RANGE;
 
 /// A handle to the hub, to clone into every service that publishes events.
 ///
-/// Cloning is one reference count, and all clones are the same hub. The hub needs no runtime to be
-/// built, nor to publish to the log of this process.
+/// A clone costs one reference count, and all clones are the same hub. Building a hub and
+/// publishing to the log of this process need no runtime.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,14 +46,14 @@ use crate::wire::RETRY_RANGE;
 /// }
 ///
 /// impl Documents {
-///     async fn delete(&self, id: u64, owner: &str) -> Result<(), tower_sse::PublishError> {
+///     async fn delete_document(&self, id: u64, owner: &str) -> Result<(), tower_sse::PublishError> {
 ///         self.hub.user(owner).publish(Event::new("document.deleted", id.to_string())).await?;
 ///         Ok(())
 ///     }
 /// }
 ///
 /// let documents = Documents { hub: Hub::builder().build()? };
-/// documents.delete(7, "ada").await?;
+/// documents.delete_document(7, "ada").await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -59,6 +61,7 @@ pub struct Hub {
     pub(super) inner: Arc<Inner>,
 }
 
+/// The state of a hub, shared by all of its handles.
 pub(crate) struct Inner {
     pub(super) log: Log,
     pub(super) settings: Settings,
@@ -75,27 +78,28 @@ pub(crate) struct Inner {
     pub(super) lifecycles: Lifecycles,
     pub(super) rechecks: Rechecks,
     pub(super) tickets: Tickets,
-    /// The log that this instance shares with others.
+    /// The log that this instance shares with other instances, if there is one.
     pub(super) shared_log: Option<SharedLog>,
     pub(super) draining: AtomicBool,
     pub(super) closed: AtomicBool,
 }
 
-/// The background tasks. The builder names them, because they work on all of [`Inner`].
+/// The background tasks. The builder sets their jobs, because the jobs work on all of [`Inner`].
 pub(crate) struct Tasks {
     pub(super) sweep: Background<Inner>,
     pub(super) recheck: Background<Inner>,
-    /// None if no log is shared.
+    /// Empty if no log is shared.
     pub(super) of_shared_log: Vec<Background<Inner>>,
 }
 
-/// 128 bits that nobody guesses.
+/// Returns 128 random bits of the operating system, for ids and secrets that cannot be guessed.
 pub(super) fn random_bits() -> Result<u128, getrandom::Error> {
     Ok(u128::from(getrandom::u64()?) << 64 | u128::from(getrandom::u64()?))
 }
 
 impl Hub {
-    /// Returns the newest position: everything published so far is at or before it.
+    /// Returns the newest position in the log: every event that was published so far is at or
+    /// before it. With a shared log it is the newest position that this instance has read.
     ///
     /// To render a page without missing an event, take the position first, then query the data, and
     /// then open the stream with `?last_event_id=` and the position. Events that are published in
@@ -133,12 +137,12 @@ impl Hub {
         &self.inner.counters
     }
 
-    /// Notes a path at which this hub answers, for the line that [`log_start`](Self::log_start) logs.
+    /// Adds a path of a mount to the line that [`log_start`](Self::log_start) logs.
     pub(crate) fn note_mount(&self, path: &str) {
         self.inner.start.note_mount(path);
     }
 
-    /// Logs where the log is, the name of the instance and the mounts, once.
+    /// Logs the location of the log, the name of the instance and the mounts, once.
     pub(crate) fn log_start(&self) {
         let log =
             || self.inner.shared_log.as_ref().map_or("this process".to_owned(), |shared| shared.backplane.describe());
@@ -153,38 +157,39 @@ impl Hub {
         self.inner.now()
     }
 
-    /// No more streams are accepted.
+    /// Whether the hub has stopped accepting streams.
     pub(crate) fn is_draining(&self) -> bool {
         self.inner.draining.load(Ordering::Acquire)
     }
 
-    /// Nothing is published any more.
+    /// Whether the hub has stopped accepting events.
     pub(crate) fn is_closed(&self) -> bool {
         self.inner.closed.load(Ordering::Acquire)
     }
 
-    /// Opens the channels of those connections of this audience that are here. A connection has none until somebody
-    /// writes to it alone.
+    /// Opens the channels of the connections that this audience names and that this instance has.
+    /// Before the first event to a connection alone, the connection has no channel.
     pub(super) fn attach_connections(&self, audience: &Audience) {
         for address in audience.addresses() {
             if let Address::Connection(id) = address
                 && let Some(handle) = self.registry().find(*id)
             {
-                // There is always room for it: it is no topic.
+                // This cannot exceed `max_topics`: the channel is no topic.
                 let joined = Joined { address: address.clone(), since: Since::Now, at: None };
                 let _ = self.log().join(&handle, &joined, 0, self.now());
             }
         }
     }
 
-    /// The hub's part after something was appended: count it, wake whom the log left to be woken, keep house.
+    /// Completes an append: counts the events, has the remaining listeners woken, and ensures that
+    /// housekeeping runs.
     pub(super) fn published(&self, count: usize) {
         self.counters().published(count);
         wake_rest(&*self.inner);
         self.inner.tasks.sweep.ensure(&self.inner);
     }
 
-    /// A `retry` at random between these multiples of a time, within [`RETRY_RANGE`].
+    /// Returns a random `retry` between these multiples of a time, within [`RETRY_RANGE`].
     pub(crate) fn jittered_retry(&self, time: Duration, between: RangeInclusive<f64>) -> Duration {
         let factor = between.start() + (between.end() - between.start()) * fastrand::f64();
         let retry = Duration::try_from_secs_f64(time.as_secs_f64() * factor).unwrap_or(time);
@@ -192,7 +197,8 @@ impl Hub {
     }
 }
 
-/// What the clock of a hub shows when the hub starts: a year, so that records from before have a time too.
+/// The time on a hub's clock at its start. It is one year, so that records from before the start
+/// have a time too.
 const STARTED: Millis = 365 * 24 * 60 * 60 * 1000;
 
 impl Inner {
@@ -224,7 +230,7 @@ impl Inner {
         self.at(Instant::now())
     }
 
-    /// Starts the tasks of the shared log, if there is one and they do not run.
+    /// Starts the tasks of the shared log that do not run.
     pub(super) fn ensure_shared_log(self: &Arc<Self>) {
         self.tasks.of_shared_log.iter().for_each(|task| task.ensure(self));
     }

@@ -1,4 +1,4 @@
-//! What an application can look at: the open connections, counters, and what becomes of connections.
+//! Introspection: the open connections, their lifecycle events, and statistics.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use super::observe::lifecycle::Lifecycle;
 use super::observe::stats::Stats;
 
 impl Hub {
-    /// Returns the open connections of this instance, in no particular order. Connections that open
-    /// or end meanwhile may or may not be included.
+    /// Returns the open connections of this instance, in no particular order. The list may or may
+    /// not include connections that open or end during the call.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,13 +32,14 @@ impl Hub {
         self.registry().all().iter().map(of).collect()
     }
 
-    /// Returns the lifecycle events of the connections of this instance from now on, in order. Each
-    /// event has the connection's user, topics, times, counts and the application's data.
+    /// Returns a stream of the lifecycle events of this instance's connections, from now on and in
+    /// order. Each event has the connection's user, topics, times, counts and the application's
+    /// data.
     ///
-    /// The stream is bounded. A consumer that is more than 1,024 events behind gets one
-    /// [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in place of the dropped events,
-    /// and goes on with the oldest event that is kept. The hub waits for no consumer. The method
-    /// may be called several times, and each consumer gets every event.
+    /// The hub waits for no consumer, and buffers 1,024 events. A consumer that falls further
+    /// behind receives one [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in place of
+    /// the dropped events, and continues with the oldest event in the buffer. The method may be
+    /// called several times, and each consumer receives every event.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -56,8 +57,8 @@ impl Hub {
         self.inner.lifecycles.listen()
     }
 
-    /// Returns counts and sizes. It looks at every open connection once (a few words each), and
-    /// holds no lock longer than that of the list of connections.
+    /// Returns the counts and sizes of this instance. It reads a few words of every open
+    /// connection, and holds no lock longer than it takes to copy the list of connections.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -87,10 +88,10 @@ impl Hub {
             others: self.inner.shared_log.as_ref().map_or(0, SharedLog::instances),
             skipped: self.inner.shared_log.as_ref().map_or(0, SharedLog::skipped),
             evicted: usage.evicted,
-            // A stream that rests has nothing to read, however old its cursor is.
+            // An idle stream has nothing to read, however old its cursor is.
             lag: handles
                 .iter()
-                .filter(|handle| handle.owes_a_look(now))
+                .filter(|handle| handle.needs_poll(now))
                 .map(|handle| self.log().lag(&handle.subscriber))
                 .max()
                 .unwrap_or(0),

@@ -1,23 +1,23 @@
 //! The hub: the one pipeline from a publisher to every connection.
 //!
-//! The files of this folder are what an application calls. Each room below it is about one thing, and its `mod.rs`
-//! names its rules and the file that keeps each rule:
+//! The files of this folder contain the methods that an application calls. Each subfolder has one
+//! responsibility. Its `mod.rs` lists its rules, and the file that implements each rule:
 //!
-//! | room | about |
+//! | folder | responsibility |
 //! |---|---|
-//! | `config` | what an application sets |
-//! | `tasks` | background tasks that outlive a runtime, workers |
+//! | `config` | settings, their defaults and their validation |
+//! | `tasks` | background tasks that survive the end of a runtime, and workers |
 //! | `connection` | the state of each open connection, bans, sockets |
-//! | `peers` | what other instances have reported |
-//! | `membership` | which connections are in which topics |
+//! | `peers` | the reports of other instances |
+//! | `membership` | the topics of each connection |
 //! | `stream` | the life of one open stream |
 //! | `upkeep` | background work of one instance |
-//! | `cluster` | work on the log that several instances share |
-//! | `tickets` | subscriptions that a client fetches once |
+//! | `cluster` | work on the shared log |
+//! | `tickets` | subscriptions that a client redeems once |
 //! | `observe` | counters, statistics, lifecycle events |
 //!
-//! The file `departures` holds the queue of users and members that have left. `connection`, `peers`
-//! and `membership` use it.
+//! The file `departures` contains the queue of users and members that have left. `connection`,
+//! `peers` and `membership` use it.
 
 mod builder;
 mod cluster;

@@ -1,4 +1,4 @@
-//! Who is there: presence, counts, and whether a user can be reached.
+//! Presence: the users of a target, counts of connections, and whether a user is online.
 
 use std::collections::btree_map::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::hub::connection::handle::ConnectionHandle;
 use crate::sync::Ordering;
 use crate::types::{Address, Position, UserId};
 
-/// The users of a target at one moment, returned by [`Target::presence`]. It serializes with serde.
+/// A snapshot of the users of a target, returned by [`Target::presence`]. It serializes with serde.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,16 +29,16 @@ use crate::types::{Address, Position, UserId};
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Presence {
-    /// The position of the log at this moment. In topics with presence events, later `hub.joined`
-    /// and `hub.left` events report the changes since.
+    /// The position of the snapshot in the log. In topics with presence events, the `hub.joined`
+    /// and `hub.left` events after this position report the later changes.
     pub position: Position,
-    /// The users in the order of their names. A user with several pages and tabs appears once.
+    /// The users, sorted by name. A user with several pages and tabs appears once.
     pub members: Vec<Member>,
     /// The number of anonymous connections.
     pub anonymous: usize,
 }
 
-/// A user who is present.
+/// A user in a [`Presence`] snapshot.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -58,8 +58,8 @@ pub struct Presence {
 pub struct Member {
     /// The user.
     pub user: UserId,
-    /// The number of connections of this user. It is zero during a reload or a short loss of the
-    /// network, as long as the user's leaving is not published.
+    /// The number of connections of this user. It is zero after the last connection has ended and
+    /// before `hub.left` is published, for example during a reload.
     pub connections: usize,
     #[serde(serialize_with = "raw", skip_serializing_if = "Option::is_none")]
     data: Option<Arc<str>>,
@@ -67,30 +67,29 @@ pub struct Member {
 
 impl Member {
     /// Returns the value that [`Subscription::data`](crate::Subscription::data) attached to the
-    /// newest connection of this user, as JSON.
+    /// newest connection of this user, as JSON, or `None` if there is none.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
     }
 }
 
-/// JSON as it is, and not as a string.
+/// Serializes JSON text as a JSON value, not as a string.
 fn raw<S: serde::Serializer>(json: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
     let value: Option<&RawValue> = json.as_deref().and_then(|json| serde_json::from_str(json).ok());
     value.serialize(serializer)
 }
 
 impl Target<'_> {
-    /// Returns the users that the target has now. The connections of one user are merged into one
-    /// member.
+    /// Returns the users of the target. The connections of one user are merged into one member.
     ///
     /// In a topic with presence events
-    /// ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)) the members are the users
-    /// whose leaving is not published yet. So the snapshot and the events from its position on
-    /// never contradict each other. Elsewhere the members are the users with an open stream at this
-    /// moment.
+    /// ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)), a user stays a member until
+    /// `hub.left` is published. So the snapshot and the events after its position never contradict
+    /// each other. For other targets, the members are the users with an open stream at this moment.
     ///
-    /// A target with an invalid name has no members.
+    /// The snapshot of a target with an invalid name is empty. The method visits each connection of
+    /// the target.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -109,15 +108,16 @@ impl Target<'_> {
     pub fn presence(&self) -> Presence {
         let hub = self.source;
         let presences = &hub.inner.presences;
-        let nobody = || Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
-        let Ok(audience) = &self.audience else { return nobody() };
-        // Only for topics that tell: what it costs others is that they wait.
-        let tells = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.tells(topic));
-        if tells {
+        let empty = || Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
+        let Ok(audience) = &self.audience else { return empty() };
+        // Changes of presence wait for the roster's lock, so it is taken only for topics with
+        // presence events.
+        let has_events = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.tells(topic));
+        if has_events {
             hub.inner.sweep_roster();
         }
-        let roster = tells.then(|| presences.roster.lock());
-        let mut presence = nobody();
+        let roster = has_events.then(|| presences.roster.lock());
+        let mut presence = empty();
         let mut members: BTreeMap<UserId, Member> = BTreeMap::new();
         let mut newest: BTreeMap<UserId, u64> = BTreeMap::new();
         for handle in hub.handles(audience) {
@@ -135,17 +135,17 @@ impl Target<'_> {
                 member.data = handle.data().cloned();
             }
         }
-        let spared = hub.registry().find_all(audience.excluded().iter().copied());
+        let excluded = hub.registry().find_all(audience.excluded().iter().copied());
         for topic in audience.addresses().iter().filter_map(Address::topic) {
             for (user, member) in roster.iter().flat_map(|roster| roster.members(topic)) {
                 let is_of = |handle: &&Arc<ConnectionHandle>| {
                     handle.user() == Some(user) && hub.log().topics(&handle.subscriber).contains(topic)
                 };
-                let spared = spared.iter().filter(is_of).count();
-                if spared == 0 || spared < member.connections {
-                    let connections = member.connections.saturating_sub(spared);
-                    let known = || Member { user: user.clone(), connections, data: member.data.clone() };
-                    members.entry(user.clone()).or_insert_with(known);
+                let excluded = excluded.iter().filter(is_of).count();
+                if excluded == 0 || excluded < member.connections {
+                    let connections = member.connections.saturating_sub(excluded);
+                    let remaining = || Member { user: user.clone(), connections, data: member.data.clone() };
+                    members.entry(user.clone()).or_insert_with(remaining);
                 }
             }
         }
@@ -158,8 +158,9 @@ impl Target<'_> {
             let empty = || Member { user: user.clone(), connections: 0, data: data.clone() };
             members.entry(user.clone()).or_insert_with(empty).connections += 1;
         }
-        if let Some(shared) = hub.inner.shared_log.as_ref().filter(|_| tells) {
-            // What others have not told of yet comes twice rather than not at all.
+        if let Some(shared) = hub.inner.shared_log.as_ref().filter(|_| has_events) {
+            // An older position, so that changes which other instances have not reported yet come
+            // after it. A client may receive a change twice, but misses none.
             presence.position = shared.settled_position().unwrap_or(presence.position);
             for topic in audience.addresses().iter().filter_map(Address::topic) {
                 for user in shared.leaving(topic, hub.now()) {
@@ -172,8 +173,8 @@ impl Target<'_> {
         presence
     }
 
-    /// Counts the connections that the target has at this moment. It counts each connection once,
-    /// also in a union.
+    /// Returns the number of open connections of the target. A connection counts once, also in a
+    /// union of targets.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -197,8 +198,8 @@ impl Target<'_> {
         }
     }
 
-    /// Whether any connection listens to the target at this moment. It costs one look-up for each
-    /// address of the target, so that an application need not compute a dashboard without readers.
+    /// Returns whether the target has an open connection. Use it to avoid work without readers, for
+    /// example the computation of a dashboard. It costs one look-up for each address of the target.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -223,14 +224,14 @@ impl Target<'_> {
         }
     }
 
-    /// Whether an event can reach the target. If not, an application may fall back to mail or web
-    /// push.
+    /// Returns whether an event can reach the target. If not, an application may fall back to mail
+    /// or web push.
     ///
     /// A user is online while a stream is open, and for
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last stream has
-    /// ended. A user who reloads a page or reconnects after a deploy gets the event from the log,
-    /// and needs no mail. [`count`](Self::count) counts only the streams that are open at this
-    /// moment. For other targets, and where a connection is [excluded](Self::except), this is
+    /// ended. A user who reloads a page or reconnects after a deploy receives the event from the
+    /// log, and needs no mail. By contrast, [`count`](Self::count) includes only open streams. For
+    /// other targets, and where a connection is [excluded](Self::except), this method equals
     /// [`has_subscribers`](Self::has_subscribers).
     ///
     /// ```
@@ -264,13 +265,13 @@ impl Target<'_> {
 }
 
 impl Hub {
-    /// How many connections an address has, here and elsewhere.
+    /// Returns the number of connections of an address, on all instances.
     fn connections_at(&self, address: &Address) -> usize {
         let here = match address {
-            // It has a channel only once somebody has written to it.
+            // A connection has no channel before the first event to it, so the log cannot count it.
             Address::Connection(id) => usize::from(self.registry().find(*id).is_some()),
             _ => self.log().listening(address),
         };
-        here + self.inner.shared_log.as_ref().map_or(0, |shared| shared.others_at(address))
+        here + self.inner.shared_log.as_ref().map_or(0, |shared| shared.count_peers_at(address))
     }
 }

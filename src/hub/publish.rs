@@ -1,4 +1,4 @@
-//! Publishing: an event to a target, one step into the log.
+//! Publishing: checks an event and its target, then appends the event to the log in one step.
 
 use smallvec::SmallVec;
 
@@ -10,9 +10,11 @@ use crate::types::{Audience, Event, InvalidName, PublishError};
 
 impl Hub {
     /// Publishes several events in one step, in this order and without other events between them.
-    /// It returns one result for each event, and an invalid event does not stop the others. Streams
-    /// hardly get to read in between, so a batch that is larger than the retention of its audience
-    /// costs them a `hub.gap`.
+    /// It returns one result for each event, and an invalid event does not stop the others. The
+    /// errors are those of [`Target::publish`].
+    ///
+    /// Streams hardly read in between. If a batch is larger than the retention of its audience,
+    /// open streams may receive a `hub.gap`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -26,15 +28,16 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// With a shared log the events are pipelined, which is many times as fast as one after the
-    /// other. Events of other publishers may come between one group of a few hundred and the next.
-    /// The whole batch has the time of one [`publish_timeout`](crate::HubBuilder::publish_timeout).
+    /// With a shared log, the hub pipelines the events in groups of a few hundred, which is many
+    /// times as fast as one after the other. Events of other publishers may come between two
+    /// groups. The [`publish_timeout`](crate::HubBuilder::publish_timeout) applies to the whole
+    /// batch.
     ///
-    /// Cancel safety: with the log of this process it never waits, so it is done when it is first
-    /// polled. With a shared log a dropped future may or may not have published.
+    /// Cancel safety: with the log of this process, the future completes when it is first polled.
+    /// With a shared log, a dropped future may or may not have published.
     ///
     /// # Panics
-    /// As [`Target::publish`].
+    /// Under the same conditions as [`Target::publish`].
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Receipt, PublishError>>
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
@@ -82,7 +85,7 @@ impl Hub {
         Ok(entry)
     }
 
-    /// The event, if it can be published now.
+    /// Returns the event and its audience, if they are valid and the hub is not closed.
     fn checked_event(
         &self,
         audience: Result<Audience, InvalidName>,
@@ -92,7 +95,7 @@ impl Hub {
         if self.is_closed() { Err(PublishError::CLOSED) } else { Ok((entry.audience, event)) }
     }
 
-    /// Nothing is appended after a drain.
+    /// Appends entries to the log of this process. Returns no receipt if the hub is closed.
     fn append(&self, entries: impl IntoIterator<Item = Entry> + AsRef<[Entry]>) -> SmallVec<[Receipt; 1]> {
         if self.is_closed() {
             return SmallVec::new();
@@ -113,7 +116,7 @@ impl Hub {
         receipts
     }
 
-    /// Whether a key means nothing to any target of an event. Logs it.
+    /// Whether no address of an audience keeps the newest event of each key. If so, logs a warning.
     fn ignores_key(&self, audience: &Audience) -> bool {
         let is_kept = audience.addresses().iter().any(|address| self.log().keeps_values(address));
         if !is_kept {
@@ -130,8 +133,8 @@ impl Source for Hub {
 }
 
 impl Target<'_> {
-    /// Publishes an event. `Ok` means that the log has the event; it says nothing about delivery,
-    /// and the method waits for no reader.
+    /// Publishes an event. `Ok` means that the log has the event, and says nothing about delivery:
+    /// the method does not wait for readers.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -145,19 +148,25 @@ impl Target<'_> {
     /// # Ok(()) }
     /// ```
     ///
-    /// Cancel safety: with the log of this process it never waits, so it is done when it is first
-    /// polled. With a shared log a dropped future may or may not have published.
+    /// Cancel safety: with the log of this process, the future completes when it is first polled.
+    /// With a shared log, a dropped future may or may not have published.
     ///
     /// # Errors
-    /// When a name is invalid, the payload is over its limit, the target has too many addresses,
-    /// the event has an idempotency key and the log is not shared, or the hub was drained. Nothing
-    /// is appended then, and no position is used. With a shared log also when the broker is
-    /// unavailable, refuses, or does not answer within
-    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). Without a tokio runtime
-    /// to wait for the broker in, it returns an error and sends nothing.
+    /// In these cases nothing is appended, and no position is used:
+    ///
+    /// - A name is invalid, or the target has too many addresses.
+    /// - The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload).
+    /// - The event has an idempotency key, and the log is not shared.
+    /// - The hub was drained.
+    ///
+    /// With a shared log, publishing also fails when the broker is unavailable, rejects the event,
+    /// or does not answer within
+    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). After a timeout, the
+    /// event may have been published ([`PublishError::is_unknown`]). Outside of a tokio runtime the
+    /// hub cannot wait for the broker: the method returns an error and sends nothing.
     ///
     /// # Panics
-    /// With a shared log, in a tokio runtime that was built without its clock or its network: use
+    /// With a shared log, in a tokio runtime whose time or I/O driver is disabled: build it with
     /// `enable_all`. The same applies to [`Hub::publish_many`], commands and [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
@@ -166,9 +175,9 @@ impl Target<'_> {
         hub.publish_shared(shared, vec![checked]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
-    /// Publishes an event from code that cannot await: a `Drop`, a callback, a thread without a
-    /// runtime. It works with the log of this process only, because publishing to a shared log has
-    /// to wait for the broker.
+    /// Publishes an event from code that cannot await, for example a `Drop`, a callback or a thread
+    /// without a runtime. It works with the log of this process only, because publishing to a
+    /// shared log has to wait for the broker.
     ///
     /// ```
     /// use tower_sse::{Event, Hub};
@@ -180,8 +189,8 @@ impl Target<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`publish`](Self::publish), and always with a shared log.
-    #[expect(clippy::needless_pass_by_value, reason = "the twin of `publish`, which takes the event over")]
+    /// Under the same conditions as [`publish`](Self::publish), and always with a shared log.
+    #[expect(clippy::needless_pass_by_value, reason = "the same signature as `publish`")]
     pub fn publish_now(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
         if hub.inner.shared_log.is_some() {
@@ -191,8 +200,8 @@ impl Target<'_> {
         hub.append([entry]).pop().ok_or(PublishError::CLOSED)
     }
 
-    /// Checks whether [`publish`](Self::publish) would accept this event, for a batch that is
-    /// published whole or not at all.
+    /// Checks whether [`publish`](Self::publish) would accept this event. Use it to publish a batch
+    /// only if all of its events are valid.
     ///
     /// ```
     /// use tower_sse::{Event, Hub};
@@ -207,8 +216,7 @@ impl Target<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`publish`](Self::publish), except that it does not check whether the hub was drained,
-    /// and asks no broker.
+    /// As [`publish`](Self::publish), except for a drained hub and for errors of the broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.entry(self.audience.clone(), event).map(drop)
     }
@@ -218,16 +226,16 @@ fn log(target: &'static str, receipt: &Receipt) {
     tracing::debug!(target_kind = target, receivers = receipt.connections, position = %receipt.position, "published");
 }
 
-/// Splits events that were checked into the good ones, and for each event its error or `None`.
+/// Splits checked events into the valid ones, and a list with the error or `None` for each event.
 pub(super) fn split<T>(
     checked: impl IntoIterator<Item = Result<T, PublishError>>,
 ) -> (Vec<T>, Vec<Option<PublishError>>) {
-    let mut good = Vec::new();
-    let errors = checked.into_iter().map(|event| event.map(|event| good.push(event)).err()).collect();
-    (good, errors)
+    let mut valid = Vec::new();
+    let errors = checked.into_iter().map(|event| event.map(|event| valid.push(event)).err()).collect();
+    (valid, errors)
 }
 
-/// Puts the outcomes of the good events in the places where [`split`] found no error.
+/// Puts the outcomes of the valid events in the places where [`split`] found no error.
 pub(super) fn join<T>(
     errors: Vec<Option<PublishError>>,
     outcomes: impl IntoIterator<Item = Result<T, PublishError>>,
@@ -235,7 +243,7 @@ pub(super) fn join<T>(
     let mut outcomes = outcomes.into_iter();
     let outcome = |error: Option<PublishError>| match error {
         Some(error) => Err(error),
-        // There is one for each, unless the hub was closed meanwhile.
+        // Every valid event has an outcome, unless the hub was closed meanwhile.
         None => outcomes.next().unwrap_or(Err(PublishError::CLOSED)),
     };
     errors.into_iter().map(outcome).collect()

@@ -1,4 +1,4 @@
-//! Publishing without a hub: for what has no streams of its own.
+//! Publishing to a shared log without a hub, for programs that have no streams.
 
 use std::sync::Arc;
 
@@ -20,17 +20,18 @@ use crate::types::{
 
 /// A publisher to a log that instances share, for workers, command-line tools and cron jobs.
 ///
-/// It has no HTTP, no streams, no memory for subscribers and no background tasks. Cloning is one
+/// It has no HTTP, no streams, no memory for subscribers and no background tasks. A clone costs one
 /// reference count.
 ///
-/// A publisher remembers the place of its newest record, and passes it to the log with the next
-/// publish. If the log ends below that place, it begins a new epoch, and every stream gets a gap.
-/// Redis also begins a new epoch if another record has that place, after a failover to a replica
-/// that was behind. A new publisher remembers nothing, so keep one for the life of the process.
+/// Keep one publisher for the life of the process. A publisher remembers the place of its newest
+/// record, and passes it to the log with the next publish. If the log ends below that place, it has
+/// lost records: it begins a new epoch, and every stream gets a gap. Redis also begins a new epoch
+/// if another record has that place, which happens after a failover to a replica that was behind. A
+/// new publisher remembers no place.
 ///
-/// It checks events as [`Hub`](crate::Hub) does. It needs the same rules as the instances about the
-/// topics that keep the newest event of each [key](Event::key), so share the function that makes
-/// the settings.
+/// A publisher checks events as [`Hub`](crate::Hub) does. It needs the same rules as the instances
+/// for the topics that keep the newest event of each [key](Event::key). Therefore, create both from
+/// one function that returns the settings.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -60,11 +61,11 @@ struct Inner {
     backplane: Arc<dyn Backplane>,
     policies: Policies,
     settings: Settings,
-    /// The highest place that this publisher was told. A log that ends below it begins a new epoch
-    /// with the next append. That another record has its number is noticed by adapters that
-    /// compare, such as Redis.
+    /// The highest place of a record of this publisher. A log that ends below it begins a new epoch
+    /// with the next append. Adapters that compare records, such as Redis, also notice when another
+    /// record has this number.
     seen: Mutex<Option<LogPosition>>,
-    key_ignored_said: AtomicBool,
+    is_key_ignored_logged: AtomicBool,
 }
 
 impl HubBuilder {
@@ -72,8 +73,9 @@ impl HubBuilder {
     /// and no broker.
     ///
     /// A publisher uses these settings: the [`backplane`](Self::backplane), which is required, the
-    /// retention, the limits of events and targets, and [`publish_timeout`](Self::publish_timeout).
-    /// Instances and workers that share one function for their settings agree.
+    /// retention rules, [`max_payload`](Self::max_payload) and
+    /// [`publish_timeout`](Self::publish_timeout). Create instances and workers from one function
+    /// that returns the settings, so that they agree.
     ///
     /// ```
     /// use tower_sse::{Hub, backplane::Memory};
@@ -86,12 +88,12 @@ impl HubBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`build`](Self::build) for a setting that makes no sense, and without a backplane.
+    /// When a setting is invalid, as for [`build`](Self::build), or when there is no backplane.
     pub fn publisher(self) -> Result<Publisher, BuildError> {
         self.configuration.check()?;
         let policies = self.configuration.policies();
         let Some(Shared(backplane)) = self.backplane else {
-            return Err(BuildError::new("backplane", "without one a publisher has no log to publish to"));
+            return Err(BuildError::new("backplane", "a publisher requires a backplane"));
         };
         let Configuration { settings, .. } = self.configuration;
         Ok(Publisher {
@@ -100,7 +102,7 @@ impl HubBuilder {
                 policies,
                 settings,
                 seen: Mutex::new(None),
-                key_ignored_said: AtomicBool::new(false),
+                is_key_ignored_logged: AtomicBool::new(false),
             }),
         })
     }
@@ -108,8 +110,9 @@ impl HubBuilder {
 
 impl Publisher {
     /// Creates a publisher with the default settings, like
-    /// `Hub::builder().backplane(backplane).publisher()`. By default no topic keeps the newest
-    /// event of each key. With retention rules, use [`HubBuilder::publisher`].
+    /// `Hub::builder().backplane(backplane).publisher()`. With these settings, no topic keeps the
+    /// newest event of each key. If the instances have retention rules, use
+    /// [`HubBuilder::publisher`].
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -121,16 +124,17 @@ impl Publisher {
     /// ```
     ///
     /// # Errors
-    /// As [`HubBuilder::publisher`].
+    /// Under the same conditions as [`HubBuilder::publisher`].
     pub fn new(backplane: impl Backplane) -> Result<Self, BuildError> {
         HubBuilder::default().backplane(backplane).publisher()
     }
 
-    /// Publishes several events in this order, pipelined, which is many times as fast as one after
-    /// the other. It returns one result for each event, and an invalid event does not stop the
-    /// others. The whole batch has the time of one
-    /// [`publish_timeout`](HubBuilder::publish_timeout), so publish thousands of events in a batch,
-    /// not millions.
+    /// Publishes several events in this order. It pipelines them, which is many times as fast as
+    /// one after the other. It returns one result for each event, and an invalid event does not
+    /// stop the others. The errors are those of [`Target::publish`](Target::<Publisher>::publish).
+    ///
+    /// The [`publish_timeout`](HubBuilder::publish_timeout) applies to the whole batch, so publish
+    /// thousands of events in a batch, not millions.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -144,10 +148,10 @@ impl Publisher {
     /// # Ok(()) }
     /// ```
     ///
-    /// Cancel safety: as [`Target::publish`](Target::<Publisher>::publish).
+    /// Cancel safety: a dropped future may or may not have published.
     ///
     /// # Panics
-    /// As [`Target::publish`](Target::<Publisher>::publish).
+    /// Under the same conditions as [`Target::publish`](Target::<Publisher>::publish).
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Receipt, PublishError>>
     where
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
@@ -159,8 +163,8 @@ impl Publisher {
             ignored_keys.push(event.key.is_some() && record.values.is_empty());
             Ok(record)
         }));
-        if ignored_keys.contains(&true) && !self.inner.key_ignored_said.swap(true, Ordering::Relaxed) {
-            tracing::warn!("{KEY_IGNORED}; said once");
+        if ignored_keys.contains(&true) && !self.inner.is_key_ignored_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{KEY_IGNORED} (logged once)");
         }
         let positions = self.append(records).await.into_iter().zip(ignored_keys);
         let receipt = |(position, key_ignored): (Result<Position, _>, bool)| {
@@ -169,7 +173,7 @@ impl Publisher {
         join(errors, positions.map(receipt))
     }
 
-    /// By the rules of the hub.
+    /// Checks an event by the same rules as a hub.
     fn checked(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Audience, PublishError> {
         let entry = Entry::new(audience?, event, &self.inner.settings.framing);
         entry.map(|entry| entry.audience).map_err(|refused| refused.1)
@@ -184,7 +188,7 @@ impl Publisher {
         let places = append::append(&**backplane, records, before, settings.publish_timeout).await;
         if let Some(newest) = places.iter().flatten().last() {
             let mut seen = seen.lock();
-            // Of two calls under way the later one may be answered first.
+            // Answers to concurrent calls may arrive in another order.
             if !seen.is_some_and(|seen| seen.epoch == newest.epoch && seen.sequence > newest.sequence) {
                 *seen = Some(*newest);
             }
@@ -202,7 +206,7 @@ impl Source for Publisher {
 }
 
 impl Target<'_, Publisher> {
-    /// Publishes an event. `Ok` means that the log has the event; it says nothing about delivery.
+    /// Publishes an event. `Ok` means that the log has the event, and says nothing about delivery.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -217,20 +221,23 @@ impl Target<'_, Publisher> {
     /// Cancel safety: a dropped future may or may not have published.
     ///
     /// # Errors
-    /// As [`Target::publish`](crate::Target::publish). When the event or the target is invalid,
-    /// nothing is appended. It also fails when the broker is unavailable, refuses, or does not
-    /// answer within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). Without a
-    /// tokio runtime to wait for the broker in, it returns an error and sends nothing.
+    /// When a name is invalid, the target has too many addresses, or the payload is over
+    /// [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), nothing is appended.
+    ///
+    /// Publishing also fails when the broker is unavailable, rejects the event, or does not answer
+    /// within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). After a timeout,
+    /// the event may have been published ([`PublishError::is_unknown`]). Outside of a tokio runtime
+    /// the publisher cannot wait for the broker: the method returns an error and sends nothing.
     ///
     /// # Panics
-    /// In a tokio runtime that was built without its clock or its network: use `enable_all`.
+    /// In a tokio runtime whose time or I/O driver is disabled: build it with `enable_all`.
     pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
-        // There is one for each.
+        // `publish_many` returns one result for each event.
         self.source.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
     }
 
-    /// Checks whether [`publish`](Self::publish) would accept this event, for a batch that is
-    /// published whole or not at all.
+    /// Checks whether [`publish`](Self::publish) would accept this event. Use it to publish a batch
+    /// only if all of its events are valid.
     ///
     /// ```
     /// use tower_sse::{Event, Publisher, backplane::Memory};

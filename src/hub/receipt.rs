@@ -1,4 +1,4 @@
-//! What every verb of a target returns.
+//! The result of publishing and of commands.
 
 use crate::types::Position;
 
@@ -21,16 +21,16 @@ use crate::types::Position;
 #[non_exhaustive]
 pub struct Receipt {
     /// The position of the event in the log, which is also the `id` that browsers receive with the
-    /// event. For a command it is the position at which the command was given.
+    /// event. For a command it is the position at which the command was issued.
     pub position: Position,
-    /// The number of affected connections of this instance. Other instances have connections of
-    /// their own, so this number does not count all receivers. A [`Publisher`](crate::Publisher)
-    /// has no connections.
+    /// The number of affected connections of this instance. It does not include the connections of
+    /// other instances, and is zero for a [`Publisher`](crate::Publisher), which has no
+    /// connections.
     ///
-    /// - After a publish: the connections that listen to the target, counted without a walk. The
-    ///   number is exact for one target. It is an upper bound with
-    ///   [`Target::except`](crate::Target::except), and for several targets, because a connection
-    ///   that listens to two of them counts twice. Zero is exact.
+    /// - After a publish: the connections that listen to the target. The hub adds up one count for
+    ///   each address of the target. The number is exact for a single address. It is an upper bound
+    ///   for several addresses, because a connection that listens to two of them counts twice, and
+    ///   with [`Target::except`](crate::Target::except). Zero is always exact.
     /// - After a join or a leave: the connections whose topics have changed.
     /// - After a disconnect: the connections that end.
     #[doc(alias = "receivers")]

@@ -1,5 +1,7 @@
-//! Leaving: every stream ends by itself, spread out in time for those who come back, and the process is free to go.
-//! And health: whether an instance is to get requests ([`Hub::is_ready`]).
+//! Graceful shutdown ([`Hub::drain`]) and readiness ([`Hub::is_ready`]).
+//!
+//! A drain ends every stream, so that no stream keeps the process running. It spreads the
+//! reconnects of the clients over a time window.
 
 use std::sync::{Arc, Weak};
 
@@ -10,13 +12,14 @@ use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::sync::Ordering;
 use crate::types::EndReason;
 
-/// How many streams are told before others get their turn.
+/// The number of streams that a drain ends before it yields to other tasks.
 const BATCH: usize = 256;
-/// How long a socket that was cut may take to be dropped.
+/// How long the drain waits for the streams of cut sockets to end.
 const AFTER_CUT: Duration = Duration::from_secs(1);
-/// How long a socket may stay open without a move after its streams have ended: an HTTP/2 server waits for an answer of
-/// the peer, which may be frozen.
+/// How long a socket may stay open without progress after its streams have ended. An HTTP/2 server
+/// waits for an answer of the peer, which may be frozen.
 const LINGER: Duration = Duration::from_secs(2);
+/// The maximum number of rounds of [`cut_lingering`].
 const ROUNDS: usize = 5;
 
 /// The result of [`Hub::drain`].
@@ -34,14 +37,14 @@ const ROUNDS: usize = 5;
 pub struct Drained {
     /// The number of streams that ended with `hub.bye`.
     pub ended: usize,
-    /// The number of streams and sockets that were cut, because they no longer took anything.
+    /// The number of streams and sockets that were cut, because their peers took no more bytes.
     pub cut: usize,
 }
 
 impl Hub {
-    /// Whether this instance should get requests, for a readiness probe such as `/readyz`. It is
-    /// false from the first moment of a [drain](Self::drain), and while the hub cannot follow a
-    /// shared log. A liveness probe needs no hub.
+    /// Returns whether this instance should receive requests, for a readiness probe such as
+    /// `/readyz`. False from the first moment of a [drain](Self::drain), and while the hub cannot
+    /// follow a shared log. A liveness probe needs no hub.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -62,12 +65,16 @@ impl Hub {
 
     /// Ends every stream, so that the process can exit soon although streams were open.
     ///
-    /// From the first moment of the drain the hub is not ready, and new requests get a retryable
-    /// refusal. Every open stream gets `hub.bye` with a random `retry` of its own over `window`
-    /// (between 0.1 s and 1 h), and ends. So the clients reconnect spread out in time, to another
-    /// instance or to the next process. The method then waits until all streams have ended, at most
-    /// for [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit). After that it cuts the
-    /// streams that no longer take anything, where the hub's listener carries them.
+    /// 1. From the first moment of the drain, the hub is not [ready](Self::is_ready), and new
+    ///    requests for a stream get a retryable refusal.
+    /// 2. Every open stream delivers the events that were published before. Then it ends with
+    ///    `hub.bye` and a random `retry` between zero and `window` (at least 0.1 s, at most 1 h).
+    ///    So the clients spread their reconnects over the window, and reach another instance or the
+    ///    next process.
+    /// 3. The method waits until all streams have ended, at most for
+    ///    [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), by default 5 s.
+    /// 4. It cuts the sockets of the streams that have not ended, where the hub's listener carries
+    ///    them.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -83,21 +90,22 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// Publishing fails when the hub is closed. Without a backplane the hub closes just before the
-    /// last streams are told to end, because no stream reads later events and the log ends with the
-    /// process. With a backplane it closes after the wait.
+    /// Await it inside the future of `with_graceful_shutdown`. After `serve` has returned, it is
+    /// too late, because `serve` does not return while streams are open.
     ///
-    /// The hub cuts sockets that carried a stream, and that do not close within another 2 s without
-    /// any progress.
+    /// A drained hub is closed, and publishing fails
+    /// ([`PublishError::is_closed`](crate::PublishError::is_closed)). Without a backplane, the hub
+    /// closes just before it ends the last streams, because no stream reads later events and the
+    /// log ends with the process. With a backplane, the hub closes after the wait.
     ///
-    /// Streams in this process ([`Hub::subscribe`]) end too, when they are polled next. The drain
-    /// does not wait for them.
+    /// A socket that carried a stream may stay open after the stream has ended. The hub cuts it if
+    /// it makes no progress for another 2 s.
     ///
-    /// Await it inside the future of `with_graceful_shutdown`. After `serve` has returned is too
-    /// late, because `serve` does not return while streams are open.
+    /// Streams in this process ([`Hub::subscribe`]) end when they are polled next. The drain does
+    /// not wait for them.
     ///
-    /// Cancel safety: streams that were told to end will end, and the hub stays not ready. It may
-    /// be called again.
+    /// Cancel safety: if the future is dropped, the streams that the drain has already reached
+    /// still end, and the hub stays not ready. The method may be called again.
     ///
     /// # Panics
     /// When polled outside of a tokio runtime with time enabled.
@@ -109,60 +117,65 @@ impl Hub {
         let mut batches = handles.chunks(BATCH);
         let last = batches.next_back().unwrap_or_default();
         for batch in batches {
-            batch.iter().for_each(|handle| self.tell(handle, window));
+            batch.iter().for_each(|handle| self.end_for_drain(handle, window));
             tokio::task::yield_now().await;
         }
         if self.inner.shared_log.is_none() {
-            // No stream reads what comes later, and the log ends with the process. Before the last streams are told,
-            // so that no publish succeeds after every client has read `hub.bye`.
+            // No stream reads later events, and the log ends with the process. Close before the
+            // last streams end, so that no publish succeeds after every client has received
+            // `hub.bye`.
             self.inner.closed.store(true, Ordering::Release);
         }
-        last.iter().for_each(|handle| self.tell(handle, window));
+        last.iter().for_each(|handle| self.end_for_drain(handle, window));
         let limit = self.settings().drain_limit;
-        let all_gone = async {
+        let all_ended = async {
             self.registry().emptied().await;
             self.transports().flushed().await;
         };
         let mut drained = Drained { ended: handles.len(), cut: 0 };
-        if timeout(limit, all_gone).await.is_err() {
+        if timeout(limit, all_ended).await.is_err() {
             let left: Vec<_> = self.registry().all().into_iter().filter(|handle| handle.to_network).collect();
             drained.ended = handles.len().saturating_sub(left.len());
             drained.cut = left.len();
             for transport in left.iter().filter_map(|handle| handle.transport()) {
                 transport.cut();
             }
-            // Of others the stream is over, but its last bytes were not taken.
+            // Also sockets whose streams have ended, but whose peers have not taken the last bytes.
             drained.cut += self.transports().cut_stuck();
-            if left.iter().any(|handle| !handle.is_carrier_known()) {
-                // HTTP/2 under a router that hides the socket: those that have not moved since are the stuck ones.
+            if left.iter().any(|handle| !handle.is_transport_known()) {
+                // HTTP/2 below a router that hides the sockets. A socket without progress since the
+                // start of the drain is taken for the socket of a stalled stream.
                 self.transports().cut_unmoved(&moves);
             }
-            // Where there is no listener of ours nothing can be cut; such a stream ends when it is next polled.
+            // Without the hub's listener no socket can be cut. Such a stream ends when it is polled
+            // next.
             let _ = timeout(AFTER_CUT, self.registry().emptied()).await;
             left.iter().for_each(|handle| self.inner.give_up(handle));
-            tracing::warn!(cut = drained.cut, "streams that took nothing any more were cut");
+            tracing::warn!(cut = drained.cut, "streams and sockets were cut: their peers took no more bytes");
         }
         self.inner.closed.store(true, Ordering::Release);
         if let Some(shared) = &self.inner.shared_log {
-            self.tell_bye(shared).await;
+            self.broadcast_goodbye(shared).await;
         }
-        let any_hidden = handles.iter().any(|handle| handle.to_network && !handle.is_carrier_known());
+        let any_hidden = handles.iter().any(|handle| handle.to_network && !handle.is_transport_known());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
         tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
         drained
     }
 
-    fn tell(&self, handle: &ConnectionHandle, window: Duration) {
+    /// Lets a stream deliver the events published so far, and then end.
+    fn end_for_drain(&self, handle: &ConnectionHandle, window: Duration) {
         let retry = self.jittered_retry(window, 0.0..=1.0);
-        // What was published so far is still delivered: the next process may have another log.
+        // The next process may have another log, where the client could not resume from here.
         let after = self.log().last();
         handle.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
         handle.wake(self.now());
     }
 }
 
-/// In rounds, since the server's own farewell to a frozen peer is a move too. Where sockets of streams are hidden among
-/// others, the others get the time that streams had.
+/// Cuts sockets that carried streams and stay open without progress. It works in rounds, because
+/// the server's own last write to a frozen peer counts as progress too. If the sockets of some
+/// streams are unknown, every socket may be one of them, and gets the same time as the streams had.
 async fn cut_lingering(hub: Weak<Inner>, any_hidden: bool) {
     for _ in 0..ROUNDS {
         let Some(hub) = hub.upgrade().filter(|hub| !hub.transports.is_empty()) else { return };

@@ -1,4 +1,4 @@
-//! The same read, for code in this process.
+//! Streams in this process: the same reads as a browser's stream, without HTTP.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -39,19 +39,18 @@ use crate::types::{
 pub enum SubscriberItem {
     /// An event.
     Event(ReceivedEvent),
-    /// Events are no longer retained: fetch the state again, of these topics if the gap is about
-    /// topics.
+    /// Events were lost, because they are no longer retained. Fetch the state again.
     Gap {
         /// The reason of the gap.
         reason: GapReason,
-        /// The affected topics of the subscription. They may be empty when the gap is about the
-        /// user or everyone.
+        /// The affected topics of the subscription. It may be empty if events to the user or to
+        /// everyone were lost.
         topics: Vec<Topic>,
     },
     /// The stream has caught up: every event up to this position has been yielded.
     Live(Position),
-    /// The hub cannot follow the shared log now. [`Live`](Self::Live) follows when it can again,
-    /// and no event is missed that the broker has retained.
+    /// The hub cannot follow the shared log. [`Live`](Self::Live) comes when it can again. The
+    /// stream then has every event that the broker has retained.
     Stale,
     /// The hub ended the stream. This is the last item.
     End(EndReason),
@@ -89,8 +88,8 @@ pub struct ReceivedEvent {
 
 impl Hub {
     /// Subscribes in this process, without HTTP: for tests, and for bridges to WebSocket or gRPC.
-    /// The stream yields what a browser with this subscription would receive. `cursor` is the
-    /// [`Position`] to resume from, or `None`.
+    /// The stream yields the events that a browser with this subscription would receive. `cursor`
+    /// is the [`Position`] to resume from, or `None`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -103,29 +102,33 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// [`SubscriberItem::Live`] comes when everything before has been yielded. That includes events
-    /// that were published before the first item was taken. With
-    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) a late reader skips outdated
-    /// values, as a slow page would.
+    /// [`SubscriberItem::Live`] comes when the stream has yielded every earlier event. That
+    /// includes events that were published before the first item was taken. With
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key), a late reader skips
+    /// outdated values, like a slow page.
     ///
-    /// The subscription exists when this method returns, not when the stream is first polled. The
-    /// stream needs a tokio runtime when it is polled if the subscription expires, or if
-    /// [connections](HubBuilder::max_connection_age) do. Dropping the stream ends the subscription.
+    /// The subscription exists when this method returns, before the stream is first polled.
+    /// Dropping the stream ends the subscription. If the subscription expires, or if
+    /// [`max_connection_age`](HubBuilder::max_connection_age) is set, poll the stream in a tokio
+    /// runtime.
     ///
     /// # Errors
-    /// When the subscription's names or size are invalid, a limit on connections is reached, the
-    /// user or a topic is banned, the hub is being drained, or the operating system gives no random
-    /// bytes. With a shared log also when the hub has not read the log yet, because the broker is
-    /// unavailable ([`SubscriptionError::is_unavailable`]).
+    /// - The subscription is invalid, for example a name or the number of topics.
+    /// - A limit on connections is reached.
+    /// - The user or a topic is banned.
+    /// - The hub is draining, or was drained.
+    /// - The operating system returns no random bytes.
+    /// - With a shared log: the hub has not read the log yet, because the broker is unavailable
+    ///   ([`SubscriptionError::is_unavailable`]).
     #[doc(alias = "stream")]
-    #[expect(clippy::needless_pass_by_value, reason = "it is used for one stream")]
+    #[expect(clippy::needless_pass_by_value, reason = "a subscription is for one stream")]
     pub fn subscribe(
         &self,
         subscription: Subscription,
         cursor: impl Into<Cursor>,
     ) -> Result<Subscriber, SubscriptionError> {
         let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
-        let opened = self.take_turn().and_then(|()| self.open(&subscription, cursor.into(), request));
+        let opened = self.check_rate().and_then(|()| self.open(&subscription, cursor.into(), request));
         let connection = opened.map_err(|refusal| match refusal.0 {
             Kind::Invalid(invalid) => invalid,
             Kind::RetryLater { reason: RefusalReason::Limit, .. } => SubscriptionError::LIMIT,
@@ -162,8 +165,8 @@ impl Hub {
     }
 }
 
-/// A subscription in this process, returned by [`Hub::subscribe`]. It ends when the hub ends it, or
-/// when it is dropped.
+/// A stream in this process, returned by [`Hub::subscribe`]. It ends when the hub ends it, or when
+/// it is dropped.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -184,10 +187,10 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Returns the next item, or `None` when the hub has ended the stream. [`Hub::subscribe`] has
+    /// Returns the next item, or `None` after the hub has ended the stream. [`Hub::subscribe`] has
     /// an example. The subscriber is also a `futures` `Stream`.
     ///
-    /// Cancel safety: an item is either taken or not, and none is lost.
+    /// Cancel safety: a dropped future loses no item.
     pub async fn next(&mut self) -> Option<SubscriberItem> {
         poll_fn(|cx| self.items.as_mut().poll_next(cx)).await
     }

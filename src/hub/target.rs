@@ -1,13 +1,14 @@
-//! The audience of an event or a command, together with the hub or the publisher that it belongs to.
+//! Targets: the audience of an event or a command, with the hub or the publisher that it belongs
+//! to.
 
 use super::Hub;
 use crate::types::{Address, Audience, ConnectionId, InvalidName, NameProblem, Topic, UserId};
 
-/// The methods that begin a target, of a type that publishes.
+/// Defines the methods that return a target, for a type that publishes.
 macro_rules! targets {
     ($source:ident) => {
         impl $source {
-            /// Returns a target of every connection that subscribes to this topic, on any instance.
+            /// Returns a target of every connection that has this topic, on any instance.
             /// [`Target`] has an example.
             pub fn topic<T: TryInto<Topic, Error: Into<InvalidName>>>(&self, topic: T) -> Target<'_, Self> {
                 Target { source: self, audience: aim(topic, Address::Topic) }
@@ -19,7 +20,7 @@ macro_rules! targets {
                 Target { source: self, audience: aim(user, Address::User) }
             }
 
-            /// Returns a target of one open stream. The log retains nothing for a connection that
+            /// Returns a target of one connection. The log retains no events for a connection that
             /// has ended. [`Target::except`] and [`Target::join`] have examples.
             pub fn connection<C>(&self, connection: C) -> Target<'_, Self>
             where
@@ -67,17 +68,17 @@ pub struct Target<'a, S = Hub> {
     pub(super) audience: Result<Audience, InvalidName>,
 }
 
-/// What a target belongs to.
+/// The source of a target: a hub or a publisher.
 pub(super) trait Source {
     /// Whether both are handles to the same hub or publisher.
     fn is(&self, other: &Self) -> bool;
 }
 
-#[expect(private_bounds, reason = "a hub and a publisher are all that publishes")]
+#[expect(private_bounds, reason = "only hubs and publishers have targets")]
 impl<S: Source> Target<'_, S> {
     /// Adds another target. A connection that belongs to both targets receives one copy. A target
     /// has at most 128 addresses in all. The method that uses the target reports a target of
-    /// another hub.
+    /// another hub as an error.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -97,7 +98,6 @@ impl<S: Source> Target<'_, S> {
                 audience.unite(other);
                 Ok(audience)
             }
-            // The first invalid name is reported.
             (Err(invalid), _) | (_, Err(invalid)) => Err(invalid),
         };
         self
@@ -127,7 +127,7 @@ impl<S: Source> Target<'_, S> {
         self
     }
 
-    /// The audience, for this hub or publisher: a target of another one is an error.
+    /// Returns the audience, or an error if the target belongs to another hub or publisher.
     pub(super) fn checked_for(self, source: &S) -> Result<Audience, InvalidName> {
         if self.source.is(source) { self.audience } else { Err(InvalidName::new("target", NameProblem::Foreign)) }
     }
@@ -139,7 +139,7 @@ impl<S> Clone for Target<'_, S> {
     }
 }
 
-/// An audience of one, if it has a valid name.
+/// Returns the audience of one address, or an error if its name is invalid.
 pub(super) fn aim<V>(
     name: impl TryInto<V, Error: Into<InvalidName>>,
     address: impl FnOnce(V) -> Address,

@@ -1,4 +1,4 @@
-//! What a page does to its own connection: it changes its topics.
+//! Changes that a page makes to the topics of its own connection.
 
 use std::collections::hash_set::HashSet;
 use std::sync::Arc;
@@ -10,52 +10,58 @@ use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::TooManyTopics;
 use crate::types::{Action, Address, Change, ConnectionId, DisconnectClock, Refusal, Topic, UserId, each_once};
 
-/// How long a connection is looked for that another instance may not have told of yet.
+/// How long a request waits for another instance to report an unknown connection.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The time between two look-ups of an unknown connection.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long the names of a change may be that is told to another instance, as they stand in the
-/// message: what brokers take is bounded, and half a change is none. A request of 64 KiB hardly has more.
-const MOST_BYTES: usize = 64 * 1024;
-/// How long an id is in a message, with its quotes and brackets.
-const MOST_ID_BYTES: usize = 68;
+/// The maximum length of the names in a change for another instance, in bytes of the message. A
+/// change is sent in one message, so that it is never carried out in part, and brokers limit the
+/// size of a message. A request of 64 KiB hardly has more names.
+const MAX_BYTES: usize = 64 * 1024;
+/// The length of an id in a message, with its quotes and brackets.
+const MAX_ID_BYTES: usize = 68;
 
-/// A connection whose page may change what it has.
+/// A connection whose page may change its topics.
 pub(crate) struct Changeable<'a> {
     hub: &'a Hub,
     id: ConnectionId,
     place: Place,
 }
 
+/// The instance of a connection.
 enum Place {
-    Here(Arc<ConnectionHandle>),
-    /// On another instance, with these topics.
+    /// This instance.
+    PeerConnection(Arc<ConnectionHandle>),
+    /// Another instance, which has reported these topics.
     Elsewhere(Vec<Topic>),
 }
 
 impl Hub {
-    /// A connection on any instance, if it is this user's, or anonymous where there is no user.
+    /// Returns a connection of any instance, if it belongs to this user, or is anonymous for
+    /// `None`.
     pub(crate) async fn connection_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Changeable<'_>> {
         let place = self.look_for(|| self.place_of(id, user)).await?;
         Some(Changeable { hub: self, id, place })
     }
 
-    /// Whether a connection of any user may have this id. False at once without other instances, which may
-    /// have one that this instance does not know yet.
+    /// Whether a connection of any user may have this id. With a shared log this is always true,
+    /// because another instance may not have reported its connection yet.
     pub(crate) fn may_have_connection(&self, id: ConnectionId) -> bool {
         self.inner.shared_log.is_some() || self.registry().find(id).is_some()
     }
 
-    /// Whether any instance has such a connection, of any user. Waits for it if there may be other instances.
+    /// Whether any instance has a connection with this id, of any user. With a shared log it waits
+    /// for another instance to report the connection.
     pub(crate) async fn has_connection(&self, id: ConnectionId) -> bool {
-        let is_there = || {
+        let is_open = || {
             let is_elsewhere = || self.inner.shared_log.as_ref().is_some_and(|shared| shared.find(id).is_some());
             (self.registry().find(id).is_some() || is_elsewhere()).then_some(())
         };
-        self.look_for(is_there).await.is_some()
+        self.look_for(is_open).await.is_some()
     }
 
-    /// Looks once, and with several instances again for a while: another instance may not have told of a
-    /// connection yet.
+    /// Looks once. With a shared log it repeats the look-up for [`PATIENCE`], because another
+    /// instance may not have reported its connection yet.
     async fn look_for<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -69,7 +75,7 @@ impl Hub {
 
     fn place_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Place> {
         if let Some(handle) = self.registry().find(id) {
-            return (handle.user() == user).then_some(Place::Here(handle));
+            return (handle.user() == user).then_some(Place::PeerConnection(handle));
         }
         let (owner, topics) = self.inner.shared_log.as_ref()?.find(id)?;
         (owner.as_ref() == user).then_some(Place::Elsewhere(topics))
@@ -77,22 +83,24 @@ impl Hub {
 }
 
 impl Changeable<'_> {
-    /// Leaves, then joins, all or nothing; returns the topics in force. `asked_at` is when the page asked.
+    /// Leaves topics, then joins topics, and returns the topics in force. It makes the whole change
+    /// or none of it. `asked_at` is the time of the page's request.
     ///
-    /// Of a connection elsewhere it returns what will be in force by what is known here; should its own
-    /// instance find that nothing can come of it, all stays as it was.
+    /// For a connection of another instance, it computes the topics from that instance's last
+    /// report. If that instance finds the change invalid, the topics of the connection stay
+    /// unchanged.
     pub(crate) async fn change(&self, change: Change, asked_at: DisconnectClock) -> Result<Vec<Topic>, Refusal> {
         let hub = self.hub;
         match &self.place {
-            Place::Here(handle) => hub.change_topics_of(handle, &change, asked_at),
+            Place::PeerConnection(handle) => hub.change_topics_of(handle, &change, asked_at),
             Place::Elsewhere(had) => {
                 let topics = change.topics(had, hub.settings().max_topics)?;
                 hub.check_bans_of(&change.join, asked_at)?;
-                if change.size() > MOST_BYTES {
+                if change.size() > MAX_BYTES {
                     return Err(TooManyTopics.into());
                 }
                 let audience = Address::Connection(self.id).into();
-                hub.give(audience, Action::Change(change)).await.map_err(|_| Refusal::outdated())?;
+                hub.issue(audience, Action::Change(change)).await.map_err(|_| Refusal::outdated())?;
                 Ok(topics)
             }
         }
@@ -100,10 +108,10 @@ impl Changeable<'_> {
 }
 
 impl Change {
-    /// The topics of a connection that had these, if it may have as many.
+    /// Returns the topics of a connection after the change, unless there are more than `limit`.
     fn topics(&self, had: &[Topic], limit: usize) -> Result<Vec<Topic>, TooManyTopics> {
         let Self { leave, join, .. } = self;
-        // Before what takes longer the more there are.
+        // First, because the rest takes time that grows with the number of topics.
         if join.len() > limit || leave.len() > limit {
             return Err(TooManyTopics);
         }
@@ -113,11 +121,11 @@ impl Change {
         if topics.len() > limit { Err(TooManyTopics) } else { Ok(topics) }
     }
 
-    /// About how many bytes it takes in a message.
+    /// Returns about the number of bytes of the change in a message.
     fn size(&self) -> usize {
         let escaped = |topic: &Topic| topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
         let bounded = self.bounds.iter().map(|(topic, _)| topic);
-        let ids = self.bounds.len() * MOST_ID_BYTES;
+        let ids = self.bounds.len() * MAX_ID_BYTES;
         ids + self
             .leave
             .iter()
@@ -136,7 +144,7 @@ mod tests {
     use futures::executor::block_on;
 
     #[test]
-    fn what_no_broker_may_take_is_refused_before_it_is_told() {
+    fn change_of_topics_is_rejected_when_it_may_not_fit_into_one_message() {
         let hub = Hub::builder().max_topics(1_000).backplane(Memory::new()).build().unwrap();
         let id = ConnectionId::from_bits(1);
         let change = |had: &[Topic], join: Vec<Topic>, leave: Vec<Topic>| {
@@ -149,10 +157,10 @@ mod tests {
         for (join, leave) in [(topics(300, "x"), vec![]), (vec![], topics(300, "x")), (topics(150, "\""), vec![])] {
             assert_eq!(change(&[], join, leave), Err(TooManyTopics.into()));
         }
-        // Whatever it is, it is in one message.
+        // The longest names, as many as the default limit allows, fit into one message.
         let (leave, join) = (topics(128, "x"), topics(128, "y"));
-        let most = Change { leave, join, since: Cursor::Absent, bounds: Vec::new() };
-        assert!(most.size() <= MOST_BYTES && most.size() > MOST_BYTES - 1_000, "{}", most.size());
+        let longest = Change { leave, join, since: Cursor::Absent, bounds: Vec::new() };
+        assert!(longest.size() <= MAX_BYTES && longest.size() > MAX_BYTES - 1_000, "{}", longest.size());
         let had: Vec<Topic> = (0..990).map(Topic::from).collect();
         assert_eq!(change(&had, topics(11, "x"), vec![]), Err(TooManyTopics.into()));
     }

@@ -1,5 +1,5 @@
-//! What the channels of this process keep no more, and a log that several instances share still has: blocks of it, each
-//! read once for all who come back from so long ago.
+//! Blocks of a shared log: records that the channels of this process have dropped and that the
+//! shared log still has. Each block is read once for all clients that need it.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -7,74 +7,77 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 use super::entry::{Effect, Entry};
-use super::epochs::Life;
+use super::epochs::LogEpoch;
 use super::store::Record;
 use super::time::Millis;
 use crate::types::{Address, Audience};
 
-/// A block ends after the record with which it has more bytes than this.
-const LARGE: usize = 1 << 20;
-/// What an address of a record costs: its place in a table that may be new.
+/// The size of a block. A block ends after the record with which it exceeds this number of bytes.
+const BLOCK_BYTES: usize = 1 << 20;
+/// The bytes that an address of a record takes: an entry in a table that may be new.
 const ADDRESS_OVERHEAD: usize = 100;
-/// What a block without records costs.
-const OVERHEAD: usize = 500;
+/// The bytes that a block without records takes.
+const BLOCK_OVERHEAD: usize = 500;
 
-/// All records of some consecutive numbers.
+/// All records with the numbers `after < number <= upto`.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// Where the numbers of its life begin: of another one it says nothing.
+    /// The base of the block's epoch. The block is useless for other epochs.
     pub(crate) base: u64,
     pub(crate) after: u64,
     pub(crate) upto: u64,
-    /// Records up to here are not to be had, not even there.
-    gone: u64,
+    /// Records up to this number are no longer available, also not in the shared log.
+    trimmed_through: u64,
     by_address: HashMap<Address, Vec<Arc<Record>>>,
-    /// Those with more than one address.
+    /// The numbers of the records with more than one address.
     unions: HashSet<u64>,
-    /// Records that cannot be read, in order, and whose they were, if that is known.
+    /// The numbers of unreadable records, in order, with the audience if it is known.
     lost: Vec<(u64, Option<Audience>)>,
-    /// About how much memory it takes.
+    /// The approximate memory of the block, in bytes.
     pub(crate) bytes: usize,
 }
 
-/// A record as it was read again, or whose it was, if that is known.
+/// A record of the shared log, or for an unreadable record its audience if that is known.
 pub(crate) type Read = Result<Entry, Option<Box<Audience>>>;
 
 impl Block {
-    /// What was read of a life after a place, in order and each with its place; it ends where one
-    /// is missing, or when it is large. If there was none, nothing is left up to where this log was
-    /// before they were read: `known`.
+    /// Builds a block from the records of an epoch after the sequence `after`, in order and each
+    /// with its sequence. The block ends before a missing record, or when it is large enough.
+    ///
+    /// If the iterator is empty, all records up to `known` are no longer available. `known` is
+    /// where this log was before the records were read: the empty result says nothing about later
+    /// records.
     pub(super) fn new(
-        life: &Life,
+        epoch: &LogEpoch,
         after: u64,
         known: u64,
         records: impl IntoIterator<Item = (u64, Read)>,
         now: Millis,
     ) -> Self {
-        let start = life.number(after);
+        let start = epoch.number(after);
         let mut block = Self {
-            base: life.base,
+            base: epoch.base,
             after: start,
             upto: start,
-            gone: start,
+            trimmed_through: start,
             by_address: HashMap::new(),
             unions: HashSet::new(),
             lost: Vec::new(),
-            bytes: OVERHEAD,
+            bytes: BLOCK_OVERHEAD,
         };
         for (sequence, read) in records {
-            let number = life.number(sequence);
+            let number = epoch.number(sequence);
             if number <= block.upto {
                 continue;
             }
-            if block.bytes > LARGE {
+            if block.bytes > BLOCK_BYTES {
                 break;
             }
             if number > block.upto + 1 {
                 if block.upto > start {
                     break;
                 }
-                block.gone = number - 1;
+                block.trimmed_through = number - 1;
             }
             block.upto = number;
             match read {
@@ -82,7 +85,7 @@ impl Block {
                 Ok(Entry { audience, draft, .. }) => {
                     let record = Arc::new(Record {
                         sequence: number,
-                        frame: draft.finish(&life.prefix, sequence),
+                        frame: draft.finish(&epoch.prefix, sequence),
                         at: now,
                         effect: Effect::Nothing,
                         except: audience.excluded().iter().copied().collect(),
@@ -100,41 +103,44 @@ impl Block {
         }
         if block.upto == start {
             block.upto = known.max(start + 1);
-            block.gone = block.upto;
+            block.trimmed_through = block.upto;
         }
         block
     }
 
-    /// Whether it ends early because of its size.
+    /// Returns whether the block has ended because of its size.
     pub(crate) fn is_large(&self) -> bool {
-        self.bytes > LARGE
+        self.bytes > BLOCK_BYTES
     }
 
-    /// Whether it has what comes after a number of the life that begins at `base`.
+    /// Returns whether the block has the record after this number, in the epoch that begins at
+    /// `base`.
     pub(crate) fn covers(&self, base: u64, number: u64) -> bool {
         self.base == base && (self.after..self.upto).contains(&number)
     }
 
-    /// Up to which number it has nothing for a channel, if `lost` is the next record that is missing to somebody.
+    /// Returns the number up to which the block has no records for a channel. `lost` is the lost
+    /// record at the start of the read, if any.
     pub(super) fn missing(&self, channel: &Channel, lost: Option<u64>) -> u64 {
         let is_its = |lost: &u64| self.first_lost(*lost - 1, |address| *address == channel.address) == Some(*lost);
-        self.gone.max(lost.filter(is_its).unwrap_or(0))
+        self.trimmed_through.max(lost.filter(is_its).unwrap_or(0))
     }
 
-    /// The records for a channel of `after < number <= upto`.
+    /// Returns the records for a channel with `after < number <= upto`.
     pub(super) fn between(&self, channel: &Channel, after: u64, upto: u64) -> impl Iterator<Item = &Arc<Record>> {
         let records = self.by_address.get(&channel.address).map_or(&[][..], Vec::as_slice);
         let start = records.partition_point(|record| record.sequence <= after);
         records[start..].iter().take_while(move |record| record.sequence <= upto)
     }
 
-    /// Whether a record of several addresses is for this channel too.
+    /// Returns whether a record with several addresses is for this channel too.
     pub(super) fn is_also_for(&self, number: u64, channel: &Channel) -> bool {
         let find = |records: &Vec<Arc<Record>>| records.binary_search_by_key(&number, |record| record.sequence).is_ok();
         self.unions.contains(&number) && self.by_address.get(&channel.address).is_some_and(find)
     }
 
-    /// The first record after a number that is missing to some of these.
+    /// Returns the first lost record after this number whose audience has an address for which
+    /// `is_of` returns true, or is unknown.
     pub(super) fn first_lost(&self, after: u64, is_of: impl Fn(&Address) -> bool) -> Option<u64> {
         let concerns = |audience: &Option<Audience>| {
             audience.as_ref().is_none_or(|audience| audience.addresses().iter().any(&is_of))

@@ -1,4 +1,5 @@
-//! The result of one read, within the bounds that keep a read short. A caller uses one batch for all of its reads.
+//! The result of one read, within bounds that keep a read short. A caller uses one batch for all of
+//! its reads.
 
 use std::sync::Arc;
 
@@ -10,53 +11,54 @@ use super::store::Record;
 use crate::types::{Address, GapReason};
 use crate::wire::Chunk;
 
-/// How many records one read hands out at most.
+/// The maximum number of records in one batch.
 pub(super) const MAX_RECORDS: usize = 64;
 
-/// How many bytes it hands out at most, if that is more than one record.
+/// The maximum number of bytes in one batch of more than one record.
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
-/// What one read found; a gap comes before the records.
+/// The options and the result of one read. The gap comes before the records.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    /// Set by who wants to know by which audience each record came.
+    /// Option: return the address by which each record was read.
     pub(crate) wants_addresses: bool,
-    /// Set by who would now tell of changed topics.
+    /// Option: report changed topics, which takes precedence over reading on.
     pub(crate) wants_changes: bool,
-    /// Set by who can provide blocks of what the channels have dropped.
-    pub(crate) looks_back: bool,
-    /// The block that was asked for by `needs`.
-    pub(crate) past: Option<Arc<Block>>,
-    /// Nothing was read: a block that has what comes after this number is needed first.
-    pub(crate) needs: Option<u64>,
-    /// There may be more to read although there are no records here.
-    pub(crate) goes_on: bool,
-    /// Everything was read that there was. Until it is woken there is nothing to read, and nothing to be told.
+    /// Option: the caller can provide blocks of records that the channels have dropped.
+    pub(crate) can_backfill: bool,
+    /// The block that the last read asked for with `needs_block_after`.
+    pub(crate) block: Option<Arc<Block>>,
+    /// Set if nothing was read, because a block with the records after this number is needed first.
+    pub(crate) needs_block_after: Option<u64>,
+    /// Whether more records may be due, also if this batch has none.
+    pub(crate) has_more: bool,
+    /// Whether everything was read. Until the connection is woken, no record is due, no gap and no
+    /// change of topics is to be reported.
     pub(crate) settled: bool,
-    /// Set by who can take records joined together.
-    pub(crate) wants_pieces: bool,
-    /// Records in the order of the cursor, instead of those below.
+    /// Option: return records joined into one piece where possible.
+    pub(crate) allows_pieces: bool,
+    /// Records in the order of the cursor, in place of `records`.
     pub(crate) piece: Option<Piece>,
-    /// The audiences of which records were dropped unread.
+    /// The addresses of which records were dropped unread.
     pub(crate) gap: SmallVec<[Address; 1]>,
-    /// Why, if it is about what was asked for when joining: the reader was not too slow for it.
+    /// The reason of the gap. `None` if the reader was too slow.
     pub(crate) gap_reason: Option<GapReason>,
-    /// One of those wants its slow readers disconnected.
+    /// Whether the policy of one of these addresses disconnects slow readers.
     pub(crate) disconnects: bool,
     pub(crate) records: SmallVec<[Picked; 1]>,
     /// Whether the records come in the order of the cursor, so that their ids may be sent.
     pub(crate) ordered: bool,
-    /// The topics have changed, and nothing was read: it is time to say so.
+    /// Whether changed topics are to be reported now. Nothing was read then.
     pub(crate) changed: bool,
 }
 
 impl Batch {
-    /// How many records it has.
+    /// Returns the number of records, including those of a piece.
     pub(crate) fn count(&self) -> usize {
         self.records.len() + self.piece.as_ref().map_or(0, |piece| piece.count)
     }
 
-    /// The numbers of its records, those of a piece as its ids say.
+    /// Returns the numbers of its records, for a piece from the ids in its bytes.
     #[cfg(test)]
     pub(super) fn numbers(&self) -> Vec<u64> {
         let piece =
@@ -67,11 +69,23 @@ impl Batch {
         of_piece.into_iter().chain(self.records.iter().map(|picked| picked.record.sequence)).collect()
     }
 
-    /// Takes back what the last read found. The wishes of the caller stay.
+    /// Removes the result of the last read, and keeps the options.
     pub(super) fn clear(&mut self) {
-        let Self { needs, goes_on, settled, piece, gap, gap_reason, disconnects, records, ordered, changed, .. } = self;
-        (*needs, *piece, *gap_reason) = (None, None, None);
-        (*goes_on, *settled, *disconnects, *ordered, *changed) = (false, false, false, false, false);
+        let Self {
+            needs_block_after,
+            has_more,
+            settled,
+            piece,
+            gap,
+            gap_reason,
+            disconnects,
+            records,
+            ordered,
+            changed,
+            ..
+        } = self;
+        (*needs_block_after, *piece, *gap_reason) = (None, None, None);
+        (*has_more, *settled, *disconnects, *ordered, *changed) = (false, false, false, false, false);
         // Most batches are new. `SmallVec::clear` costs 25 instructions for an empty one.
         if !gap.is_empty() {
             gap.clear();
@@ -89,17 +103,17 @@ pub(crate) struct Picked {
 }
 
 impl Picked {
-    /// The audience by which it came, if the batch wants to know.
+    /// Returns the address by which the record was read, if the batch has `wants_addresses`.
     pub(crate) fn address(&self) -> Option<&Address> {
         self.via.as_deref().map(|channel| &channel.address)
     }
 }
 
-/// Records of one channel, in order and with their ids, as one chunk.
+/// Consecutive records of one channel, with their ids, as one chunk.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
     pub(crate) chunk: Chunk,
     pub(crate) count: usize,
-    /// All that the channel has up to here is in it.
+    /// The piece has all records of the channel up to this number.
     pub(super) upto: u64,
 }

@@ -1,10 +1,13 @@
-//! One audience's view of the log, and who listens to it.
+//! A channel: the records of one address, and the connections that listen to it.
+//!
+//! Listeners are added and removed only under the sequencer's lock. So the sequencer's count of the
+//! listeners of a record is exact.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
 use std::sync::Arc;
 
-use super::heads::Heads;
+use super::latest::Latest;
 use super::listener::Listener;
 use super::store::Store;
 use crate::macros::opaque_debug;
@@ -14,25 +17,28 @@ use crate::types::{Address, ConnectionId};
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(super) address: Address,
-    /// Its word in the heads; given to another channel when this one is forgotten.
+    /// The index of the channel's word in the table of latest numbers. Reused after the channel is
+    /// removed.
     pub(super) number: u32,
-    /// The same word, for readers of a few channels.
-    head: AtomicU64,
-    /// Never given to another.
+    /// A copy of that word, for readers of a few channels.
+    latest: AtomicU64,
+    /// A number that no other channel ever gets.
     pub(super) unique: u64,
     pub(super) policy: usize,
     pub(super) store: Mutex<Store>,
     listeners: Mutex<Listeners>,
-    /// Of `listeners`; changes only under the sequencer's lock, which makes `receivers` exact.
+    /// The number of `listeners`. Changes only under the sequencer's lock, so that the `receivers`
+    /// of an appended record are exact.
     listening: AtomicUsize,
-    /// How many slots there are to visit.
+    /// The number of slots, including free ones, that [`visit`](Self::visit) covers.
     slots: AtomicUsize,
-    /// It waits in the queue of deferred wakes.
+    /// Whether the channel is in the queue of deferred wakes.
     pub(super) marked: AtomicBool,
 }
 
-/// Slots that do not move, so that who is there all the time is not passed over by a visit in several steps. The lowest
-/// free one is taken first and free ones at the end are given back, so that few listeners lie in few slots.
+/// The listeners of a channel, in slots that do not move. Otherwise a visit in several steps could
+/// skip a listener. The lowest free slot is used first and free slots at the end are removed, so
+/// that few listeners occupy few slots.
 #[derive(Default)]
 struct Listeners {
     slots: Vec<Option<Arc<dyn Listener>>>,
@@ -42,12 +48,12 @@ struct Listeners {
 opaque_debug!(|listeners: Listeners| { slots: listeners.slots.len() });
 
 impl Channel {
-    pub(super) fn new(address: Address, number: u32, unique: u64, policy: usize, floor: u64) -> Self {
-        let store = Store::new(floor, address.name_len());
+    pub(super) fn new(address: Address, number: u32, unique: u64, policy: usize, trimmed_through: u64) -> Self {
+        let store = Store::new(trimmed_through, address.name_len());
         Self {
             address,
             number,
-            head: AtomicU64::new(floor),
+            latest: AtomicU64::new(trimmed_through),
             unique,
             policy,
             store: Mutex::new(store),
@@ -58,15 +64,17 @@ impl Channel {
         }
     }
 
-    /// Its newest number, if that was written before the horizon.
-    pub(super) fn head(&self) -> u64 {
-        self.head.load(Ordering::Acquire)
+    /// Returns the channel's latest number. A reader that has loaded `visible_through` sees every
+    /// latest number that was written before it.
+    pub(super) fn latest(&self) -> u64 {
+        self.latest.load(Ordering::Acquire)
     }
 
-    /// Under the sequencer's lock. It may be further already.
-    pub(super) fn raise_head(&self, heads: &Heads, sequence: u64) {
-        self.head.fetch_max(sequence, Ordering::AcqRel);
-        heads.raise(self.number as usize, sequence);
+    /// Raises the channel's latest number, unless it is already higher. Called under the
+    /// sequencer's lock.
+    pub(super) fn raise_latest(&self, table: &Latest, sequence: u64) {
+        self.latest.fetch_max(sequence, Ordering::AcqRel);
+        table.raise(self.number as usize, sequence);
     }
 
     pub(super) fn listening(&self) -> usize {
@@ -93,13 +101,13 @@ impl Channel {
         }
     }
 
-    /// Who listens at this moment.
+    /// Returns the connections that listen now.
     pub(super) fn listeners(&self) -> Vec<ConnectionId> {
         self.listeners.lock().slots.iter().flatten().map(|listener| listener.id()).collect()
     }
 
-    /// Hands the listeners of up to `max` slots, from slot `from` on, to `each`; returns the slot
-    /// to go on from, or none at the end.
+    /// Calls `each` for the listeners in up to `max` slots, starting at the slot `from`. Returns
+    /// the slot to continue from, or `None` after the last slot.
     pub(super) fn visit(&self, from: usize, max: usize, mut each: impl FnMut(&dyn Listener)) -> Option<usize> {
         let listeners = self.listeners.lock();
         let end = listeners.slots.len();
@@ -112,14 +120,14 @@ impl Channel {
 impl Listeners {
     fn insert(&mut self, listener: Arc<dyn Listener>) -> u32 {
         while let Some(Reverse(slot)) = self.free.pop() {
-            // Those beyond the end were given back with it.
+            // Slots at the end are removed while their numbers are still in `free`.
             if let Some(place) = self.slots.get_mut(slot as usize) {
                 *place = Some(listener);
                 return slot;
             }
         }
         if self.slots.len() == self.slots.capacity() {
-            // Most have one, and the room that thousands are given beforehand adds up.
+            // Most channels have one listener, and spare capacity of thousands of channels adds up.
             self.slots.reserve_exact(self.slots.len() / 8 + 1);
         }
         self.slots.push(Some(listener));
@@ -154,25 +162,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_listens_is_visited_and_few_lie_in_few_slots(steps in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn listeners_are_all_visited_and_occupy_few_slots(steps in proptest::collection::vec(any::<u8>(), 0..300)) {
             let channel = Channel::new(Address::Everyone, 0, 0, 0, 0);
-            let mut there: Vec<(u32, Arc<CursorHandle>)> = Vec::new();
+            let mut added: Vec<(u32, Arc<CursorHandle>)> = Vec::new();
             for step in steps {
-                if step < 140 || there.is_empty() {
+                if step < 140 || added.is_empty() {
                     let subscriber = Arc::new(CursorHandle::new(ConnectionId::from_bits(0)));
-                    there.push((channel.add_listener(Arc::clone(&subscriber) as _), subscriber));
+                    added.push((channel.add_listener(Arc::clone(&subscriber) as _), subscriber));
                 } else {
-                    let (slot, _) = there.swap_remove(step as usize % there.len());
+                    let (slot, _) = added.swap_remove(step as usize % added.len());
                     channel.remove_listener(slot);
                     channel.remove_listener(slot);
                 }
-                prop_assert_eq!(channel.listening(), there.len());
+                prop_assert_eq!(channel.listening(), added.len());
                 let (mut visited, mut from) = (0, Some(0));
                 while let Some(slot) = from {
                     from = channel.visit(slot, 7, |_| visited += 1);
                 }
-                prop_assert_eq!(visited, there.len());
-                let highest = there.iter().map(|(slot, _)| *slot as usize + 1).max().unwrap_or(0);
+                prop_assert_eq!(visited, added.len());
+                let highest = added.iter().map(|(slot, _)| *slot as usize + 1).max().unwrap_or(0);
                 prop_assert_eq!(channel.slots(), highest);
             }
         }

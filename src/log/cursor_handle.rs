@@ -1,9 +1,12 @@
-//! The meeting point of a connection and those who publish to it.
+//! The handle by which publishers wake a connection, with the connection's cursor.
 //!
-//! 1. `woken_at` goes from "not woken" to a time exactly once for each sleep; who makes that step wakes.
-//! 2. The connection registers its waker, then takes the time back to "not woken", then reads. A publisher makes its
-//!    record visible, then marks. Either the read sees the record or the mark finds the waker.
-//! 3. Who has read everything may sleep without another read if it registers its waker again and then finds no mark.
+//! 1. `woken_at` changes from [`NOT_WOKEN`] to a time exactly once for each sleep. The publisher
+//!    that makes this change calls the waker.
+//! 2. The connection registers its waker, then resets `woken_at` to [`NOT_WOKEN`], then reads. A
+//!    publisher makes its record visible, then sets `woken_at`. So either the read sees the record,
+//!    or the publisher finds the waker.
+//! 3. A connection that has read everything may sleep without another read, if it registers its
+//!    waker again and then finds `woken_at` still at [`NOT_WOKEN`].
 
 use std::task::Waker;
 
@@ -29,7 +32,7 @@ impl AsRef<CursorHandle> for CursorHandle {
     }
 }
 
-/// A connection has its handle as a part of itself, so that the two are one piece of memory.
+/// A connection contains its handle, so that the two are one allocation.
 impl<T: AsRef<CursorHandle> + Send + Sync> Listener for T {
     fn id(&self) -> ConnectionId {
         self.as_ref().id
@@ -40,7 +43,7 @@ impl<T: AsRef<CursorHandle> + Send + Sync> Listener for T {
     }
 }
 
-// Without what it reads: its channels hold it in turn.
+// Without the reader: its channels refer back to the handle.
 opaque_debug!(|handle: CursorHandle| { woken_since: handle.woken_since() });
 
 impl CursorHandle {
@@ -52,15 +55,15 @@ impl CursorHandle {
         &self.id
     }
 
-    /// Registers for being woken and forgets that it was. A read must follow before it sleeps.
+    /// Registers the waker, and resets `woken_at`. The connection must read before it sleeps.
     pub(crate) fn listen(&self, waker: &Waker) {
         self.waker.register(waker);
         self.woken_at.swap(NOT_WOKEN, Ordering::AcqRel);
     }
 
-    /// Whether it may sleep without a look, since it was not woken after the last one: for who has
-    /// read everything then. If so, it is registered for being woken, also if a publisher has only
-    /// now taken the waker of before.
+    /// Returns whether a connection that had read everything may sleep without another read,
+    /// because it was not woken since. If so, `waker` is registered, also if a publisher has just
+    /// taken the previous one.
     pub(crate) fn may_sleep(&self, waker: &Waker) -> bool {
         if self.was_woken() {
             return false;
@@ -73,16 +76,18 @@ impl CursorHandle {
         self.woken_at.load(Ordering::Acquire) != NOT_WOKEN
     }
 
-    /// Marks it as woken. Returns the waker to call, unless it was woken already and has not looked since.
+    /// Marks the connection as woken. Returns the waker to call, or `None` if the connection was
+    /// already woken and has not read since.
     #[must_use]
     pub(crate) fn notify(&self, now: Millis) -> Option<Waker> {
-        // Always a write, also when it was woken before: the connection's own write must come after this one to forget
-        // it, and then sees the record. A compare-exchange that fails writes nothing, and loses a wake-up.
+        // `fetch_min` always writes, also if the connection was already woken. So the swap in
+        // `listen` either comes later and sees the record, or this write comes later and marks the
+        // connection again. A compare-exchange that fails writes nothing, and would lose a wake-up.
         let before = self.woken_at.fetch_min(now, Ordering::AcqRel);
         (before == NOT_WOKEN).then(|| self.waker.take()).flatten()
     }
 
-    /// Since when it has been woken without looking, if it has.
+    /// Returns the time since which the connection has been woken without a read, or `None`.
     pub(crate) fn woken_since(&self) -> Option<Millis> {
         Some(self.woken_at.load(Ordering::Acquire)).filter(|&at| at != NOT_WOKEN)
     }

@@ -1,4 +1,4 @@
-//! One event on its way into the log, and the answer to its publisher.
+//! An event that is ready to be appended to the log, and the result of appending it.
 
 use std::sync::Arc;
 
@@ -6,18 +6,19 @@ use super::time::Millis;
 use crate::types::{Audience, Event, Position, PublishError};
 use crate::wire::{Draft, Framing};
 
-/// One validated event on its way into the log.
+/// A validated and encoded event that is ready to be appended.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) audience: Audience,
     pub(crate) effect: Effect,
     pub(crate) draft: Draft,
-    /// When it was published, if that was before now: its age counts from then.
+    /// The time at which the event was published, if that is before the time of the append. The age
+    /// of the record counts from then.
     pub(crate) published: Option<Millis>,
 }
 
 impl Entry {
-    /// Checks and encodes an event. `Err` gives the audience back.
+    /// Checks and encodes an event. An error returns the audience too.
     pub(crate) fn new(
         audience: Audience,
         event: &Event,
@@ -39,7 +40,7 @@ fn check_size(audience: &Audience) -> Result<(), PublishError> {
     if audience.is_too_large() { Err(PublishError::TOO_MANY_TARGETS) } else { Ok(()) }
 }
 
-/// What a record does to the current values of a channel that keeps them.
+/// The effect of a record on the current values of a channel that keeps them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     Nothing,
@@ -47,7 +48,7 @@ pub(crate) enum Effect {
     Removes(Arc<str>),
 }
 
-/// The answer to a publisher.
+/// The result of appending one entry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Appended {
     pub(crate) position: Position,

@@ -1,5 +1,8 @@
-//! Numbers and positions. Inside the log numbers only go up, also when the log behind it begins a new life: then its
-//! numbers go on above all that were ever used, and a position is an epoch and the distance from where it began.
+//! The conversion between positions and the numbers of the log.
+//!
+//! Numbers only increase, also when the shared log begins a new epoch: the base of a new epoch is
+//! above all numbers that were ever used. A position is an epoch and the distance of the number
+//! from the base of that epoch.
 
 use std::collections::vec_deque::VecDeque;
 use std::sync::Arc;
@@ -8,22 +11,23 @@ use crate::sync::RwLock;
 use crate::types::{Epoch, GapReason, Position};
 use crate::wire::IdPrefix;
 
-/// How many breaks are remembered with their reason.
-const BREAKS: usize = 64;
+/// The number of breaks that are stored with their reason.
+const MAX_BREAKS: usize = 64;
 
 #[derive(Debug)]
-pub(super) struct Epochs(RwLock<Lives>);
+pub(super) struct Epochs(RwLock<State>);
 
 #[derive(Debug)]
-struct Lives {
-    current: Life,
-    /// For those who have not read to the beginning of the current one.
-    before: Option<Life>,
-    /// Where records are missing, oldest first.
+struct State {
+    current: LogEpoch,
+    /// The previous epoch, for readers that have not yet read to the base of the current one.
+    previous: Option<LogEpoch>,
+    /// The breaks in the log, oldest first.
     breaks: VecDeque<Break>,
 }
 
-/// Up to `at` records are missing, for this reason to those who had read less than `below`.
+/// A break in the log: records up to the number `at` are missing. The reason is for readers whose
+/// cursor is below `below`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Break {
     pub(super) at: u64,
@@ -31,22 +35,22 @@ pub(super) struct Break {
     pub(super) reason: GapReason,
 }
 
-/// An epoch with the numbers of its records.
+/// One epoch of the log, and the numbers of its records.
 #[derive(Clone, Debug)]
-pub(super) struct Life {
-    pub(super) epoch: Epoch,
-    /// The number of its position zero.
+pub(super) struct LogEpoch {
+    pub(super) id: Epoch,
+    /// The number of position zero of the epoch.
     pub(super) base: u64,
-    /// The beginning of the ids of its records.
+    /// The prefix of the ids of its records.
     pub(super) prefix: Arc<IdPrefix>,
 }
 
-impl Life {
-    fn new(epoch: Epoch, base: u64) -> Self {
-        Self { epoch, base, prefix: Arc::new(IdPrefix::new(epoch)) }
+impl LogEpoch {
+    fn new(id: Epoch, base: u64) -> Self {
+        Self { id, base, prefix: Arc::new(IdPrefix::new(id)) }
     }
 
-    /// The number of one of its places.
+    /// Returns the number of a sequence of this epoch.
     pub(super) fn number(&self, sequence: u64) -> u64 {
         self.base.saturating_add(sequence)
     }
@@ -54,52 +58,55 @@ impl Life {
 
 impl Epochs {
     pub(super) fn new(epoch: Epoch) -> Self {
-        Self(RwLock::new(Lives { current: Life::new(epoch, 0), before: None, breaks: VecDeque::new() }))
+        Self(RwLock::new(State { current: LogEpoch::new(epoch, 0), previous: None, breaks: VecDeque::new() }))
     }
 
-    pub(super) fn current(&self) -> Life {
+    pub(super) fn current(&self) -> LogEpoch {
         self.0.read().current.clone()
     }
 
-    /// The number of position zero of the current life.
+    /// Returns the number of position zero of the current epoch.
     pub(super) fn base(&self) -> u64 {
         self.0.read().current.base
     }
 
     pub(super) fn position(&self, number: u64) -> Position {
-        let lives = self.0.read();
-        let life = match &lives.before {
-            Some(before) if number < lives.current.base => before,
-            _ => &lives.current,
+        let state = self.0.read();
+        let epoch = match &state.previous {
+            Some(previous) if number < state.current.base => previous,
+            _ => &state.current,
         };
-        Position::new(life.epoch, number.saturating_sub(life.base))
+        Position::new(epoch.id, number.saturating_sub(epoch.base))
     }
 
-    /// The number of a position of the current life.
+    /// Returns the number of a position of the current epoch, or `None` for another epoch.
     pub(super) fn number(&self, position: Position) -> Option<u64> {
-        let life = &self.0.read().current;
-        (position.epoch() == life.epoch).then(|| life.number(position.sequence()))
+        let epoch = &self.0.read().current;
+        (position.epoch() == epoch.id).then(|| epoch.number(position.sequence()))
     }
 
-    /// Begins a new life at this number, and returns it. The break is noted by [`note_break`](Self::note_break).
-    pub(super) fn begin(&self, epoch: Epoch, base: u64) -> Life {
-        let mut lives = self.0.write();
-        lives.before = Some(std::mem::replace(&mut lives.current, Life::new(epoch, base)));
-        lives.current.clone()
+    /// Begins a new epoch at the number `base`, and returns it. The caller notes the break with
+    /// [`note_break`](Self::note_break).
+    pub(super) fn begin(&self, epoch: Epoch, base: u64) -> LogEpoch {
+        let mut state = self.0.write();
+        state.previous = Some(std::mem::replace(&mut state.current, LogEpoch::new(epoch, base)));
+        state.current.clone()
     }
 
     pub(super) fn note_break(&self, new: Break) {
-        let mut lives = self.0.write();
-        if lives.breaks.len() == BREAKS {
-            lives.breaks.pop_front();
+        let mut state = self.0.write();
+        if state.breaks.len() == MAX_BREAKS {
+            state.breaks.pop_front();
         }
-        lives.breaks.push_back(new);
+        state.breaks.push_back(new);
     }
 
-    /// Why records up to a floor are missing to who has read this far, if it was not the bounds of the channel.
-    pub(super) fn reason(&self, floor: u64, cursor: u64) -> Option<GapReason> {
-        let lives = self.0.read();
-        let known = lives.breaks.iter().rev().find(|known| known.at == floor)?;
+    /// Returns the reason for which a reader with this cursor misses the records up to
+    /// `trimmed_through`. Returns `None` if no break explains it: then the bounds of the channel
+    /// have dropped the records.
+    pub(super) fn reason(&self, trimmed_through: u64, cursor: u64) -> Option<GapReason> {
+        let state = self.0.read();
+        let known = state.breaks.iter().rev().find(|known| known.at == trimmed_through)?;
         (cursor < known.below).then_some(known.reason)
     }
 }

@@ -1,4 +1,5 @@
-//! A connection as a channel sees it. A channel knows nothing of cursors, so that it stands below them.
+//! The interface of a connection that a channel uses. It has no cursor, so that channels do not
+//! depend on the reader.
 
 use std::task::Waker;
 
@@ -8,8 +9,8 @@ use crate::types::ConnectionId;
 pub(crate) trait Listener: Send + Sync {
     fn id(&self) -> ConnectionId;
 
-    /// Marks it as woken. Returns the waker to call when no lock is held, unless it was woken
-    /// already and has not looked since.
+    /// Marks the connection as woken. Returns the waker, to be called when no lock is held. Returns
+    /// `None` if the connection was already woken and has not read since.
     #[must_use]
     fn notify(&self, now: Millis) -> Option<Waker>;
 }

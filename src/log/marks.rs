@@ -1,8 +1,10 @@
-//! What is left of forgotten channels: a hash of the address and the floor, so that a channel that
-//! comes back knows what it has dropped, and the others do not have to answer for it.
+//! Marks of removed channels: a hash of the address, and the channel's `trimmed_through`. When the
+//! channel is created again, it starts at its own `trimmed_through`, and new channels of other
+//! addresses are not affected.
 //!
-//! There are at most [`MOST`]. Beyond that the lowest floors merge into one that holds for every
-//! new channel: a client whose cursor is below it may get a gap although nothing was dropped.
+//! At most [`MAX_MARKS`] marks are kept. Beyond that the lowest ones merge into one number, at
+//! which every new channel without a mark starts. A client whose cursor is below that number may
+//! get a gap although nothing was dropped.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
@@ -11,48 +13,52 @@ use std::hash::BuildHasher;
 
 use crate::types::Address;
 
-/// They take some 6 MB.
-const MOST: usize = if cfg!(test) { 64 } else { 114_688 };
+/// The maximum number of marks. They take about 6 MB.
+const MAX_MARKS: usize = if cfg!(test) { 64 } else { 114_688 };
 
 #[derive(Debug, Default)]
 pub(super) struct Marks {
-    /// Keyed, so that no client can choose names that collide.
+    /// Randomly keyed, so that no client can choose names that collide.
     hasher: RandomState,
-    floors: HashMap<u64, u64>,
-    /// Floors and hashes, lowest first. Those that differ from `floors` are outdated.
+    by_hash: HashMap<u64, u64>,
+    /// Pairs of `trimmed_through` and hash, lowest first. A pair that differs from `by_hash` is
+    /// outdated.
     lowest: BinaryHeap<Reverse<(u64, u64)>>,
 }
 
 impl Marks {
-    /// A channel is forgotten. Returns the floor that new channels start at, as far as marks had to merge into it.
-    pub(super) fn leave(&mut self, address: &Address, floor: u64) -> u64 {
+    /// Leaves a mark for a channel that is being removed. Returns the highest `trimmed_through` of
+    /// the marks that were merged to make room, or 0. New channels start at least there.
+    pub(super) fn leave(&mut self, address: &Address, trimmed_through: u64) -> u64 {
         let hash = self.hasher.hash_one(address);
-        let known = self.floors.entry(hash).or_default();
-        *known = floor.max(*known);
+        let known = self.by_hash.entry(hash).or_default();
+        *known = trimmed_through.max(*known);
         self.lowest.push(Reverse((*known, hash)));
         let mut merged = 0;
-        while self.floors.len() > MOST
-            && let Some(Reverse((floor, hash))) = self.lowest.pop()
+        while self.by_hash.len() > MAX_MARKS
+            && let Some(Reverse((trimmed_through, hash))) = self.lowest.pop()
         {
-            if self.floors.get(&hash) == Some(&floor) {
-                self.floors.remove(&hash);
-                merged = floor;
+            if self.by_hash.get(&hash) == Some(&trimmed_through) {
+                self.by_hash.remove(&hash);
+                merged = trimmed_through;
             }
         }
-        if self.lowest.len() > self.floors.len() / 2 * 3 + 64 {
-            self.lowest = self.floors.iter().map(|(hash, floor)| Reverse((*floor, *hash))).collect();
+        if self.lowest.len() > self.by_hash.len() / 2 * 3 + 64 {
+            self.lowest =
+                self.by_hash.iter().map(|(hash, trimmed_through)| Reverse((*trimmed_through, *hash))).collect();
         }
         merged
     }
 
-    /// A channel is there again. Returns its floor, 0 if it has left no mark.
+    /// Removes the mark of a channel that is being created again. Returns its `trimmed_through`, or
+    /// 0 if the address has no mark.
     pub(super) fn take(&mut self, address: &Address) -> u64 {
-        if self.floors.is_empty() { 0 } else { self.floors.remove(&self.hasher.hash_one(address)).unwrap_or(0) }
+        if self.by_hash.is_empty() { 0 } else { self.by_hash.remove(&self.hasher.hash_one(address)).unwrap_or(0) }
     }
 
-    /// All channels start above every mark.
+    /// Removes all marks, because every new channel starts above them.
     pub(super) fn clear(&mut self) {
-        (self.floors, self.lowest) = (HashMap::new(), BinaryHeap::new());
+        (self.by_hash, self.lowest) = (HashMap::new(), BinaryHeap::new());
     }
 }
 
@@ -62,15 +68,15 @@ mod tests {
     use crate::types::Topic;
 
     #[test]
-    fn a_mark_is_found_or_merged() {
+    fn a_mark_is_returned_once_or_merged() {
         let mut marks = Marks::default();
         let address = |n: u64| Address::Topic(Topic::from(n));
         let mut merged = 0;
         for n in 1..=1_000 {
             merged = marks.leave(&address(n), n).max(merged);
-            assert!(marks.floors.len() <= MOST && marks.lowest.len() <= 2 * MOST + 64);
+            assert!(marks.by_hash.len() <= MAX_MARKS && marks.lowest.len() <= 2 * MAX_MARKS + 64);
         }
-        assert_eq!(merged, 1_000 - MOST as u64);
+        assert_eq!(merged, 1_000 - MAX_MARKS as u64);
         assert_eq!((marks.take(&address(merged)), marks.take(&address(1_000))), (0, 1_000));
         assert_eq!(marks.take(&address(1_000)), 0);
     }

@@ -1,25 +1,34 @@
-//! The log: one order of all records, and what every cursor may still read of it.
+//! The log: all records in one order, and the reads of every cursor.
 //!
-//! Pure: no runtime, no I/O, and time comes in as an argument, in milliseconds since any fixed moment.
+//! The log is pure. It uses no runtime and no I/O. Callers pass the time as an argument, in
+//! milliseconds since any fixed moment.
 //!
-//! What holds, and where it is kept:
+//! Records are numbered. Each address (a topic, a user, a connection, everyone) has a [`channel`],
+//! which stores its records and lists its listeners. Each log has one `visible_through`: readers
+//! may read up to this number. Each channel has a `trimmed_through`: the number of the newest
+//! record that the channel has dropped without a replacement.
 //!
-//! 1. A record's number, its entry into every channel of its audience, those channels' heads and the horizon are set
-//!    in one critical section, in the order of the numbers ([`sequencer`]). So whoever sees a horizon finds every
-//!    record up to it.
-//! 2. A read takes the horizon first, then the channels up to it, and only then moves the cursor there ([`reader`]). So
-//!    one number is a complete cursor over any set of channels, and replay and live are the same read.
-//! 3. A channel's floor is the newest record that it has dropped without a replacement ([`store`]). A gap is owed where
-//!    the floor is above the cursor, nowhere else.
-//! 4. Where several instances share a log, who comes back from before the floor reads on from
-//!    blocks of that ([`backfill`]), for the same numbers in the same order, until memory has the
-//!    rest. Only what is not there either is a gap.
-//! 5. A listener is woken only after the horizon covers the record, and looks once more after it has registered its
-//!    waker ([`cursor_handle`]). So nobody sleeps on a visible record.
+//! Invariants, and the file that keeps each of them:
 //!
-//! Locks are taken in this order: a subscriber's reader, the sequencer, a channel's store or its
-//! listeners, the heads or a piece that is kept. Readers never take the sequencer's: what they need
-//! beside the channels is in [`readable`]. Nothing is woken under a lock.
+//! 1. One critical section assigns a record's number, stores the record in every channel of its
+//!    audience, and raises the latest number of these channels and `visible_through`, in the order
+//!    of the numbers ([`sequencer`]). So a reader that loads `visible_through` finds every record
+//!    up to it.
+//! 2. A read loads `visible_through` first, then reads the channels up to it, and only then moves
+//!    the cursor there ([`reader`]). So one number is a complete cursor over any set of channels,
+//!    and replay and live delivery are the same read.
+//! 3. A read reports a gap where a channel's `trimmed_through` is above the cursor, and nowhere
+//!    else ([`store`]).
+//! 4. Where several instances share a log, a client whose cursor is below `trimmed_through` reads
+//!    blocks of the shared log ([`backfill`]): the same numbers in the same order, until memory has
+//!    the rest. Only records that the block lacks too are a gap.
+//! 5. A listener is woken only after `visible_through` covers the record, and it reads once more
+//!    after it has registered its waker ([`cursor_handle`]). So no listener sleeps on a visible
+//!    record.
+//!
+//! Lock order: a subscriber's reader; the sequencer; a channel's store or its listeners; the table
+//! of latest numbers, the epochs or a shared piece. Reads never take the sequencer's lock: all that
+//! they need beside the channels is in [`readable`]. No waker is called under a lock.
 
 mod backfill;
 mod batch;
@@ -27,7 +36,7 @@ mod channel;
 mod cursor_handle;
 mod entry;
 mod epochs;
-mod heads;
+mod latest;
 mod listener;
 mod marks;
 #[cfg(test)]
@@ -52,7 +61,7 @@ use crate::types::{Address, Audience, ConnectionId, Epoch, GapReason, Position, 
 
 use backfill::Read;
 use channel::Channel;
-use epochs::{Break, Life};
+use epochs::{Break, LogEpoch};
 use listener::Listener;
 use readable::Readable;
 use sequencer::Sequencer;
@@ -66,15 +75,18 @@ pub(crate) use policies::Policies;
 pub(crate) use sequencer::{Budgets, Swept, Usage};
 pub(crate) use subscribe::{Begin, Changed, Joined, Joining, Since, TooManyTopics, Wanted};
 pub(crate) use time::{Millis, millis};
-pub(crate) use waking::Asleep;
+pub(crate) use waking::PendingWakes;
 
-/// How many channels are entered or left at a time before publishers get their turn.
-const AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };
+/// The number of channels that are entered or left under one hold of the sequencer's lock.
+/// Publishers get the lock in between.
+const CHANNELS_PER_LOCK: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };
 
 #[derive(Debug)]
 pub(crate) struct Log {
     readable: Arc<Readable>,
-    /// The highest number that a client ever came with: a new life begins above it.
+    /// The highest number that any client has sent as a cursor. A new epoch begins above it, so
+    /// that a record of the new epoch never has a number that a client has already claimed to have
+    /// read.
     claimed: AtomicU64,
     sequencer: Mutex<Sequencer>,
     deferred: Deferred,
@@ -91,7 +103,7 @@ impl Log {
         }
     }
 
-    /// The newest position that everybody may read up to.
+    /// Returns the newest position that readers may read.
     pub(crate) fn position(&self) -> Position {
         self.at(self.last())
     }
@@ -101,25 +113,27 @@ impl Log {
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
-        self.readable.epochs.current().epoch
+        self.readable.epochs.current().id
     }
 
-    /// The number of a position, if it is of the current epoch. It may be above the horizon.
+    /// Returns the number of a position of the current epoch, or `None` for another epoch. The
+    /// number may be above `visible_through`.
     pub(crate) fn number(&self, position: Position) -> Option<u64> {
         self.readable.epochs.number(position)
     }
 
-    /// The newest number that everybody may read up to.
+    /// Returns the newest number that readers may read (`visible_through`).
     pub(crate) fn last(&self) -> u64 {
-        self.readable.horizon()
+        self.readable.visible_through()
     }
 
-    /// Where the numbers of the current life begin.
+    /// Returns the number at which the current epoch begins.
     pub(crate) fn base(&self) -> u64 {
         self.readable.base()
     }
 
-    /// What was read of an epoch after a place: see [`Block::new`]. `None` if that epoch is over.
+    /// Builds a block from records of the shared log: see [`Block::new`]. Returns `None` if `epoch`
+    /// is no longer the current epoch.
     pub(crate) fn block(
         &self,
         epoch: Epoch,
@@ -128,32 +142,34 @@ impl Log {
         records: impl IntoIterator<Item = (u64, Read)>,
         now: Millis,
     ) -> Option<Block> {
-        let life = self.readable.epochs.current();
-        (life.epoch == epoch).then(|| Block::new(&life, after, known, records, now))
+        let current = self.readable.epochs.current();
+        (current.id == epoch).then(|| Block::new(&current, after, known, records, now))
     }
 
-    /// Gives the entries their numbers, keeps them and wakes who listens. What it left to
-    /// [`wake_deferred`](Self::wake_deferred) is said by [`has_deferred`](Self::has_deferred).
+    /// Numbers and stores the entries, and wakes their listeners. If
+    /// [`has_deferred`](Self::has_deferred) is true afterwards, some listeners are left to
+    /// [`wake_deferred`](Self::wake_deferred).
     pub(crate) fn append(&self, entries: impl IntoIterator<Item = Entry>, now: Millis) -> SmallVec<[Appended; 1]> {
         let (appended, asleep) = self.append_asleep(entries, now);
         self.wake(asleep, now);
         appended
     }
 
-    /// The same for who holds a lock: it wakes nobody, which is for [`wake`](Self::wake).
+    /// Appends like [`append`](Self::append) without waking listeners, for a caller that holds a
+    /// lock. The caller passes the result to [`wake`](Self::wake) after it has released the lock.
     pub(crate) fn append_asleep(
         &self,
         entries: impl IntoIterator<Item = Entry>,
         now: Millis,
-    ) -> (SmallVec<[Appended; 1]>, Asleep) {
-        let mut asleep = Asleep::default();
+    ) -> (SmallVec<[Appended; 1]>, PendingWakes) {
+        let mut asleep = PendingWakes::default();
         let appended = self.locked(|sequencer| {
-            let life = self.readable.epochs.current();
+            let epoch = self.readable.epochs.current();
             let mut appended = SmallVec::new();
             for entry in entries {
-                let sequence = sequencer.last() + 1 - life.base;
-                let receivers = sequencer.append(&life, sequence, entry, now, &mut asleep);
-                appended.push(Appended { position: Position::new(life.epoch, sequence), receivers });
+                let sequence = sequencer.last() + 1 - epoch.base;
+                let receivers = sequencer.append(&epoch, sequence, entry, now, &mut asleep);
+                appended.push(Appended { position: Position::new(epoch.id, sequence), receivers });
             }
             sequencer.sweep_a_little(now);
             appended
@@ -161,7 +177,8 @@ impl Log {
         (appended, asleep)
     }
 
-    /// Works under the sequencer's lock. What was dropped there is freed after it.
+    /// Runs `work` under the sequencer's lock. Records that `work` drops are freed after the lock
+    /// is released, so that publishers do not wait for the deallocation.
     fn locked<R>(&self, work: impl FnOnce(&mut Sequencer) -> R) -> R {
         let mut sequencer = self.sequencer.lock();
         let result = work(&mut sequencer);
@@ -171,17 +188,17 @@ impl Log {
         result
     }
 
-    /// Takes in what a log that others number has given a place, in their order. False if that
-    /// place is taken or passed.
+    /// Stores an entry that the shared log has numbered. Calls are in the order of the numbers.
+    /// Returns false, and stores nothing, if the log already contains or has passed this number.
     pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
-        let mut asleep = Asleep::default();
-        // An entry that is not taken in is freed after the lock.
+        let mut asleep = PendingWakes::default();
+        // A rejected entry leaves the closure, so that it is freed after the lock is released.
         let rejected = self.locked(|sequencer| {
-            let life = self.readable.epochs.current();
-            if life.number(sequence) <= sequencer.last() {
+            let epoch = self.readable.epochs.current();
+            if epoch.number(sequence) <= sequencer.last() {
                 return Some(entry);
             }
-            sequencer.append(&life, sequence, entry, now, &mut asleep);
+            sequencer.append(&epoch, sequence, entry, now, &mut asleep);
             sequencer.sweep_a_little(now);
             None
         });
@@ -189,64 +206,69 @@ impl Log {
         rejected.is_none()
     }
 
-    /// The record of this place is not to be had. Its audience is told so; everybody, if that is not known.
-    pub(crate) fn lose(&self, sequence: u64, audience: Option<&Audience>, now: Millis) {
-        self.interrupt(audience, now, |sequencer, life| {
-            let at = life.number(sequence);
+    /// Marks the record with this number as lost. Readers of its audience report a gap, and all
+    /// readers if the audience is unknown.
+    pub(crate) fn mark_lost(&self, sequence: u64, audience: Option<&Audience>, now: Millis) {
+        self.interrupt(audience, now, |sequencer, epoch| {
+            let at = epoch.number(sequence);
             (at > sequencer.last()).then_some(Break { at, below: at, reason: GapReason::Lost })
         });
     }
 
-    /// Nothing is to be had any more up to this place but current values, each with its place:
-    /// those that are known may be of before. Everybody is told so.
-    pub(crate) fn lose_all(&self, sequence: u64, values: Vec<(u64, Entry)>, now: Millis) {
-        self.interrupt(None, now, |sequencer, life| {
-            let at = life.number(sequence);
+    /// Marks all records up to this number as lost, and replaces the current values by `values`,
+    /// each with its number. The values in memory may be older than the loss. All readers report a
+    /// gap.
+    pub(crate) fn mark_all_lost(&self, sequence: u64, values: Vec<(u64, Entry)>, now: Millis) {
+        self.interrupt(None, now, |sequencer, epoch| {
+            let at = epoch.number(sequence);
             if at <= sequencer.last() {
                 return None;
             }
             sequencer.forget_values();
-            sequencer.set_values(life, values, now);
+            sequencer.set_values(epoch, values, now);
             Some(Break { at, below: at, reason: GapReason::Lost })
         });
     }
 
-    /// The log behind this one has begun a new life, of which nothing is to be had up to `gone` but
-    /// current values, each with its place. Nothing of the old one is left, and every open stream
-    /// is told so.
-    pub(crate) fn begin_epoch(&self, epoch: Epoch, gone: u64, values: Vec<(u64, Entry)>, now: Millis) {
+    /// Begins a new epoch, because the shared log has begun anew. Drops all records of the old
+    /// epoch. Of the new epoch, records up to `trimmed_through` are unavailable, except the current
+    /// `values`, each with its number. Every open stream reports a gap.
+    pub(crate) fn begin_epoch(&self, epoch: Epoch, trimmed_through: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, _| {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
-            let life = self.readable.epochs.begin(epoch, base);
+            let epoch = self.readable.epochs.begin(epoch, base);
             sequencer.forget_all();
-            sequencer.set_values(&life, values, now);
-            // Who comes with a position of the new life misses what it has dropped, no more.
-            Some(Break { at: life.number(gone), below: base, reason: GapReason::Epoch })
+            sequencer.set_values(&epoch, values, now);
+            // A client with a position of the new epoch has missed only what that epoch has
+            // dropped: the gap with the reason `epoch` is for cursors below its base.
+            Some(Break { at: epoch.number(trimmed_through), below: base, reason: GapReason::Epoch })
         });
     }
 
-    /// Everything up to this place was applied.
+    /// Raises `visible_through` to this number of the shared log. All of its records up to there
+    /// are applied.
     pub(crate) fn advance(&self, sequence: u64, now: Millis) {
         let asleep = self.locked(|sequencer| {
             sequencer.advance(self.readable.epochs.current().number(sequence));
-            Asleep(sequencer.listened())
+            PendingWakes(sequencer.listened())
         });
         self.wake(asleep, now);
     }
 
-    /// Whether the newest of each key is kept of what is for an address.
+    /// Returns whether the channel of this address keeps the newest record of each key.
     pub(crate) fn keeps_values(&self, address: &Address) -> bool {
         self.readable.policies.keeps_values(address)
     }
 
-    /// Makes a number one that readers have missed.
+    /// Records a break in the log under the sequencer's lock, unless `break_at` returns `None`.
+    /// Then wakes the readers that have to report the gap.
     fn interrupt(
         &self,
         audience: Option<&Audience>,
         now: Millis,
-        break_at: impl FnOnce(&mut Sequencer, &Life) -> Option<Break>,
+        break_at: impl FnOnce(&mut Sequencer, &LogEpoch) -> Option<Break>,
     ) {
-        let mut asleep = Asleep::default();
+        let mut asleep = PendingWakes::default();
         self.locked(|sequencer| {
             if let Some(found) = break_at(sequencer, &self.readable.epochs.current()) {
                 sequencer.interrupt(found, audience, now, &mut asleep);
@@ -255,12 +277,13 @@ impl Log {
         self.wake(asleep, now);
     }
 
-    pub(crate) fn wake(&self, asleep: Asleep, now: Millis) {
+    pub(crate) fn wake(&self, asleep: PendingWakes, now: Millis) {
         self.deferred.mark(asleep.0, now);
     }
 
-    /// Subscribes to these addresses and sets the cursor. Returns the horizon at that moment: the
-    /// stream has caught up when it has read to there. Nothing happens if it is closed.
+    /// Subscribes to these addresses and sets the cursor. Returns `visible_through` at that moment:
+    /// the stream has caught up when it has read to there. Changes nothing if the subscriber is
+    /// closed.
     pub(crate) fn open<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
@@ -274,7 +297,7 @@ impl Log {
         if reader.is_closed() {
             return self.last();
         }
-        let (entered, horizon) = self.enter(listener, wanted.iter().map(|wanted| &wanted.address), now);
+        let (entered, visible_through) = self.enter(listener, wanted.iter().map(|wanted| &wanted.address), now);
         reader.reserve(entered.len());
         for ((channel, slot), wanted) in entered.into_iter().zip(&wanted) {
             reader.enter(channel, slot, wanted.after);
@@ -282,12 +305,14 @@ impl Log {
         if let Begin::After(cursor) = begin {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
-        reader.begin(&self.readable, begin, horizon);
-        horizon
+        reader.begin(&self.readable, begin, visible_through);
+        visible_through
     }
 
-    /// Makes it listen to these addresses, and says where the log was then. Publishers get their
-    /// turn in between, so that a subscription to thousands of topics does not stop them.
+    /// Adds the listener to the channels of these addresses. Returns the channels, and
+    /// `visible_through` under the last hold of the lock. Releases the sequencer's lock after every
+    /// [`CHANNELS_PER_LOCK`] channels, so that a subscription to thousands of topics does not block
+    /// publishers.
     fn enter<'a, L: Listener + 'static>(
         &self,
         listener: &Arc<L>,
@@ -296,21 +321,21 @@ impl Log {
     ) -> (Entered, u64) {
         let mut addresses = addresses.into_iter().peekable();
         let mut entered = Entered::with_capacity(addresses.size_hint().0);
-        let mut horizon = self.last();
+        let mut visible_through = self.last();
         while addresses.peek().is_some() {
             self.locked(|sequencer| {
                 sequencer.sweep_a_little(now);
-                let some = addresses.by_ref().take(AT_ONCE);
+                let some = addresses.by_ref().take(CHANNELS_PER_LOCK);
                 entered.extend(some.map(|address| sequencer.enter(address, Arc::clone(listener) as _)));
-                horizon = self.last();
+                visible_through = self.last();
             });
         }
-        (entered, horizon)
+        (entered, visible_through)
     }
 
-    /// The reverse.
+    /// Removes the listener from these channels, and also releases the lock in between.
     fn exit(&self, entered: &[(Arc<Channel>, u32)], now: Millis) {
-        for some in entered.chunks(AT_ONCE) {
+        for some in entered.chunks(CHANNELS_PER_LOCK) {
             self.locked(|sequencer| {
                 some.iter().for_each(|(channel, slot)| sequencer.exit(channel, *slot, now));
                 sequencer.sweep_a_little(now);
@@ -318,8 +343,13 @@ impl Log {
         }
     }
 
-    /// Subscribes to one more address; wake the subscriber then. If it is subscribed to already, or not open, nothing
-    /// changes, and false is returned. At most `max_topics` topics.
+    /// Subscribes to one more address. Returns false, and changes nothing, if the subscriber is
+    /// already subscribed to it or is not open. If it returns true, the caller wakes the
+    /// subscriber.
+    ///
+    /// # Errors
+    ///
+    /// If the subscriber has `max_topics` topics and the address is another topic.
     pub(crate) fn join<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
@@ -332,23 +362,27 @@ impl Log {
             return Ok(false);
         }
         self.claim(joined.since);
-        let (entered, horizon) = self.enter(listener, [&joined.address], now);
+        let (entered, visible_through) = self.enter(listener, [&joined.address], now);
         for (channel, slot) in entered {
             match joined.at {
-                None => reader.join(channel, slot, joined.since, 0, horizon),
+                None => reader.join(channel, slot, joined.since, 0, visible_through),
                 Some(at) => reader.join_as_of(channel, slot, joined.since, at),
             }
         }
         Ok(true)
     }
 
-    /// Leaves topics, then joins others, in one step: all of it, or nothing if there would be more
-    /// than `max_topics` topics or `confirm` objects. A topic that is both left and joined begins
-    /// anew. Wake the subscriber if anything has changed.
+    /// Leaves topics and joins others in one step. A topic in both lists is joined anew. The caller
+    /// wakes the subscriber if anything has changed.
     ///
-    /// `confirm` is asked when the subscriber listens to all of them, and before anything is left.
-    /// So what takes a topic away either finds this subscriber among its listeners, or was noted
-    /// before `confirm` looks.
+    /// Calls `confirm` after the subscriber has been added to the listeners of all joined topics,
+    /// and before it leaves any topic. So a command that takes a topic away either finds this
+    /// subscriber among the topic's listeners, or was noted before `confirm` checks.
+    ///
+    /// # Errors
+    ///
+    /// Changes nothing if the subscriber would have more than `max_topics` topics, or if `confirm`
+    /// returns an error.
     pub(crate) fn change<L: Listener + AsRef<CursorHandle> + 'static, E: From<TooManyTopics>>(
         &self,
         listener: &Arc<L>,
@@ -367,18 +401,18 @@ impl Log {
             return Err(TooManyTopics.into());
         }
         let addresses: Vec<Address> = plan.new.iter().map(|joining| Address::Topic(joining.topic.clone())).collect();
-        let (entered, horizon) = self.enter(listener, &addresses, now);
+        let (entered, visible_through) = self.enter(listener, &addresses, now);
         if let Err(error) = confirm() {
             self.exit(&entered, now);
             return Err(error);
         }
         plan.new.iter().chain(&plan.again).for_each(|joining| self.claim(joining.since));
         let is_left = |address: &Address| address.topic().is_some_and(|topic| plan.leaving.contains(topic));
-        let left = reader.leave(is_left, horizon);
+        let left = reader.leave(is_left, visible_through);
         for ((channel, slot), joining) in entered.into_iter().zip(&plan.new) {
-            reader.join(channel, slot, joining.since, joining.after, horizon);
+            reader.join(channel, slot, joining.since, joining.after, visible_through);
         }
-        reader.begin_anew(&plan.again, horizon);
+        reader.rejoin(&plan.again, visible_through);
         self.exit(&left, now);
         Ok(Changed {
             left: left.iter().filter_map(|(channel, _)| channel.address.topic().cloned()).collect(),
@@ -388,15 +422,15 @@ impl Log {
         })
     }
 
-    /// A client has come with this number.
+    /// Notes the number that a client has sent as a cursor: see the field `claimed`.
     fn claim(&self, since: Since) {
         if let Since::After(cursor) = since {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
     }
 
-    /// Ends the subscription to one address: nothing more of it is read, not even what waits. Returns whether there was
-    /// one.
+    /// Ends the subscription to one address. The subscriber reads no further record of it, also
+    /// none that is already due. Returns whether the subscriber was subscribed to the address.
     pub(crate) fn leave(&self, subscriber: &CursorHandle, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
         let left = reader.leave(|other| other == address, self.last());
@@ -404,7 +438,8 @@ impl Log {
         !left.is_empty()
     }
 
-    /// Ends all subscriptions. A second call changes nothing. Returns the topics that it had.
+    /// Ends all subscriptions, and returns the topics that the subscriber had. A second call
+    /// changes nothing.
     pub(crate) fn close(&self, subscriber: &CursorHandle, now: Millis) -> Vec<Topic> {
         let mut reader = subscriber.reader.lock();
         let topics = reader.topics().cloned().collect();
@@ -413,13 +448,14 @@ impl Log {
         topics
     }
 
-    /// What `subscriber` may read now, within bounds. The cursor moves with it.
+    /// Reads the records that are due for `subscriber` into `batch`, within the bounds of one
+    /// batch, and moves the cursor.
     pub(crate) fn read(&self, subscriber: &CursorHandle, batch: &mut Batch) {
         subscriber.reader.lock().read(&self.readable, subscriber.id, batch);
     }
 
-    /// The cursor as an id that may be written now, and the topics if they have changed since this was last asked. None
-    /// while something from before the cursor is still to be replayed.
+    /// Returns the cursor as an id that may be sent now, and the topics if they have changed since
+    /// the last call. Returns `None` while records from before the cursor are still to be replayed.
     pub(crate) fn settled(&self, subscriber: &CursorHandle) -> Option<(Position, Option<Vec<Topic>>)> {
         let mut reader = subscriber.reader.lock();
         if reader.is_replaying() {
@@ -429,43 +465,46 @@ impl Log {
         Some((self.at(reader.cursor()), changed))
     }
 
-    /// The topics in force.
+    /// Returns the current topics of the subscriber.
     pub(crate) fn topics(&self, subscriber: &CursorHandle) -> Vec<Topic> {
         subscriber.reader.lock().topics().cloned().collect()
     }
 
-    /// Who listens to an address at this moment.
+    /// Returns the connections that listen to an address now.
     pub(crate) fn listeners(&self, address: &Address) -> Vec<ConnectionId> {
         let channel = self.sequencer.lock().find_channel(address);
         channel.map_or_else(Vec::new, |channel| channel.listeners())
     }
 
-    /// How many listen to an address at this moment.
+    /// Returns the number of connections that listen to an address now.
     pub(crate) fn listening(&self, address: &Address) -> usize {
         self.sequencer.lock().find_channel(address).map_or(0, |channel| channel.listening())
     }
 
-    /// Everything up to here was read; [`read`](Self::read) has returned it.
+    /// Returns the cursor: [`read`](Self::read) has returned every due record up to this number.
     pub(crate) fn cursor(&self, subscriber: &CursorHandle) -> u64 {
         subscriber.reader.lock().cursor()
     }
 
-    /// How many records behind the horizon the subscriber's cursor is, counting everybody's.
+    /// Returns the distance of the subscriber's cursor from `visible_through`, in records of all
+    /// audiences.
     pub(crate) fn lag(&self, subscriber: &CursorHandle) -> u64 {
         self.last().saturating_sub(subscriber.reader.lock().cursor())
     }
 
-    /// Drops what is past its age, some of it if there is much. Says whether there is more, or may be later.
+    /// Drops a bounded number of records and channels that are past their age. Returns whether more
+    /// are due, now or later.
     pub(crate) fn sweep(&self, now: Millis) -> Swept {
         self.locked(|sequencer| sequencer.sweep(now))
     }
 
-    /// Whether listeners wait to be woken by [`wake_deferred`](Self::wake_deferred).
+    /// Returns whether [`wake_deferred`](Self::wake_deferred) has listeners to wake.
     pub(crate) fn has_deferred(&self) -> bool {
         self.deferred.is_waiting()
     }
 
-    /// Wakes some listeners of the channels that had too many to wake at once. Returns false when none is left.
+    /// Wakes one batch of the listeners that publishers have left in the queue. Returns false when
+    /// the queue is empty.
     pub(crate) fn wake_deferred(&self, now: Millis) -> bool {
         self.deferred.wake_batch(now)
     }
@@ -475,5 +514,5 @@ impl Log {
     }
 }
 
-/// Channels, and the slots by which a subscriber listens there.
+/// Channels with the subscriber's slot among the listeners of each.
 type Entered = SmallVec<[(Arc<Channel>, u32); 4]>;

@@ -1,4 +1,5 @@
-//! The oldest few of what several channels offer, within the bounds of one read.
+//! The merge of the records of several channels into one ordered batch, within the bounds of one
+//! read.
 
 use std::sync::Arc;
 
@@ -9,14 +10,14 @@ use super::channel::Channel;
 use super::store::Record;
 use crate::types::ConnectionId;
 
-/// Each record once.
+/// The oldest of the records that were offered so far, each once.
 pub(super) struct Pick {
     me: ConnectionId,
     wants_addresses: bool,
     picked: SmallVec<[Picked; 8]>,
-    /// Nothing above this can be among them any more.
+    /// No record above this number can be among the oldest [`MAX_RECORDS`].
     cap: u64,
-    /// Something was left out.
+    /// Whether a record was left out.
     cut: bool,
 }
 
@@ -25,7 +26,8 @@ impl Pick {
         Self { me, wants_addresses, picked: SmallVec::new(), cap: u64::MAX, cut: false }
     }
 
-    /// `records` are in order, so that its first `MAX_RECORDS` are all that can be among the oldest.
+    /// Offers the records of one channel, in order. Only the first [`MAX_RECORDS`] of them can be
+    /// among the oldest.
     pub(super) fn offer<'a>(&mut self, channel: &Arc<Channel>, records: impl Iterator<Item = &'a Arc<Record>>) {
         let mut taken = 0;
         for record in records {
@@ -44,6 +46,7 @@ impl Pick {
         }
     }
 
+    /// Sorts the records, removes duplicates, and keeps the oldest [`MAX_RECORDS`].
     fn settle(&mut self) {
         self.picked.sort_by_key(|picked| picked.record.sequence);
         self.picked.dedup_by_key(|picked| picked.record.sequence);
@@ -58,7 +61,8 @@ impl Pick {
         }
     }
 
-    /// Moves what fits into the batch. Returns up to where everything is in it: `upto` unless something was left out.
+    /// Moves the records that fit into the batch. Returns the number up to which the batch is
+    /// complete: `upto`, unless a record was left out.
     pub(super) fn finish(mut self, upto: u64, batch: &mut Batch) -> u64 {
         self.settle();
         let mut bytes = 0;

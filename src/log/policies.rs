@@ -1,13 +1,14 @@
-//! Which retention holds for which audience.
+//! The retention of each audience.
 
 use crate::types::retention::{Kind, Retention};
 use crate::types::{Address, TopicFilter};
 
-/// Rules and defaults; the first matching rule wins. An audience has the same policy for ever.
+/// The retention rules and the defaults. The first matching rule applies. The policy of an audience
+/// never changes.
 #[derive(Clone, Debug)]
 pub(crate) struct Policies {
     rules: Vec<TopicFilter>,
-    /// Those of the rules, then for topics, users, everyone and connections.
+    /// The retentions of the rules, then the defaults for topics, users, everyone and connections.
     retentions: Vec<Retention>,
 }
 
@@ -24,7 +25,7 @@ impl Policies {
         Self { rules, retentions }
     }
 
-    /// Whether the newest of each key is kept of what is for an address.
+    /// Returns whether the channel of this address keeps the newest record of each key.
     pub(crate) fn keeps_values(&self, address: &Address) -> bool {
         self.get(self.index(address)).kind == Kind::LatestPerKey
     }
@@ -43,7 +44,7 @@ impl Policies {
         &self.retentions[index]
     }
 
-    /// Each retention with its rule. The last four have none: they are the defaults.
+    /// Returns each retention with its rule. The last four are the defaults and have no rule.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Option<&TopicFilter>, &Retention)> {
         let rules = self.rules.iter().map(Some).chain(std::iter::repeat(None));
         rules.zip(&self.retentions)

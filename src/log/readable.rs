@@ -1,10 +1,11 @@
-//! The part of the log that readers share: all that a read needs beside its cursor and its channels.
+//! The part of the log that all reads share: everything that a read needs beside its cursor and its
+//! channels.
 //!
-//! Publishers write it under the sequencer's lock. A read takes no lock of the sequencer.
+//! Publishers write it under the sequencer's lock. Reads never take that lock.
 
 use super::channel::Channel;
 use super::epochs::Epochs;
-use super::heads::Heads;
+use super::latest::Latest;
 use super::policies::Policies;
 use super::shared_chunks::Pieces;
 use crate::sync::{AtomicU64, Ordering};
@@ -15,9 +16,9 @@ use crate::types::retention::Kind;
 pub(super) struct Readable {
     pub(super) epochs: Epochs,
     pub(super) policies: Policies,
-    /// The newest number that every reader may read up to. Written under the sequencer's lock.
-    horizon: AtomicU64,
-    pub(super) heads: Heads,
+    /// The newest number that readers may read. Written under the sequencer's lock.
+    visible_through: AtomicU64,
+    pub(super) latest: Latest,
     pub(super) pieces: Pieces,
 }
 
@@ -26,34 +27,35 @@ impl Readable {
         Self {
             epochs: Epochs::new(epoch),
             policies,
-            horizon: AtomicU64::new(0),
-            heads: Heads::default(),
+            visible_through: AtomicU64::new(0),
+            latest: Latest::default(),
             pieces: Pieces::default(),
         }
     }
 
-    pub(super) fn horizon(&self) -> u64 {
-        self.horizon.load(Ordering::Acquire)
+    pub(super) fn visible_through(&self) -> u64 {
+        self.visible_through.load(Ordering::Acquire)
     }
 
-    /// Everything up to this number can be read. Under the sequencer's lock.
-    pub(super) fn raise_horizon(&self, number: u64) {
-        self.horizon.store(number, Ordering::Release);
+    /// Makes all records up to this number readable. Called under the sequencer's lock, when every
+    /// channel has them.
+    pub(super) fn raise_visible_through(&self, number: u64) {
+        self.visible_through.store(number, Ordering::Release);
     }
 
-    /// Whether what a channel has dropped after a number may be had elsewhere: it is for those who
-    /// come back, and of this life.
-    pub(super) fn is_elsewhere(&self, channel: &Channel, after: u64) -> bool {
+    /// Returns whether the shared log may still contain the records after this number that a
+    /// channel has dropped: the channel keeps a history, and the number is of the current epoch.
+    pub(super) fn may_backfill(&self, channel: &Channel, after: u64) -> bool {
         self.keeps_history(channel) && after >= self.base()
     }
 
-    /// Whether the events of a channel are a history. The other kinds keep a moment or the newest
-    /// values, so a fresh reader misses nothing of what they have dropped.
+    /// Returns whether a channel keeps a history ([`Kind::Replay`]). The other kinds keep a short
+    /// window or the newest values, so a new reader misses nothing that they have dropped.
     pub(super) fn keeps_history(&self, channel: &Channel) -> bool {
         self.policies.get(channel.policy).kind == Kind::Replay
     }
 
-    /// Where the numbers of the current life begin.
+    /// Returns the number at which the current epoch begins.
     pub(super) fn base(&self) -> u64 {
         self.epochs.base()
     }

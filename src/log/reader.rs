@@ -1,4 +1,10 @@
-//! A cursor over some channels, and the one way in which it reads.
+//! A cursor over several channels, and the read that moves it.
+//!
+//! A read has two stages. A *replay* reads records up to the cursor, without ids: the current
+//! values for a new stream, and the history of a topic that was joined later. Then the *ordered*
+//! read continues after the cursor and moves it. During a replay the cursor does not move and no id
+//! is sent, because a client that reconnected with a later id would never receive the rest of the
+//! replay.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -15,11 +21,12 @@ use super::store::Record;
 use super::subscribe::{Begin, Joining, Since, TooManyTopics};
 use crate::types::{Address, ConnectionId, GapReason, LagPolicy, Start, Topic};
 
-/// So many channels are looked at one by one; more, all in one dense table.
-const A_FEW: usize = if cfg!(tower_sse_loom) { 1 } else { 8 };
+/// The largest number of channels whose latest numbers are compared one by one. For more channels
+/// the dense table is used.
+const LINEAR_SEARCH_MAX: usize = if cfg!(tower_sse_loom) { 1 } else { 8 };
 
-/// A number, or none, in 8 bytes. `Option<u64>` takes 16, and the two of a [`Reader`] would make each idle connection
-/// 16 of 400 bytes larger.
+/// An optional number in 8 bytes. `Option<u64>` takes 16, and the two of a [`Reader`] would add 16
+/// bytes to the 400 of each idle connection.
 #[derive(Clone, Copy, Debug)]
 struct Number(u64);
 
@@ -39,27 +46,30 @@ impl Default for Number {
     }
 }
 
-/// Where a connection is. Everything up to `cursor` has been read, on all its channels, but for what is to be replayed.
+/// The reading state of a connection. All records of its channels up to `cursor` have been read,
+/// except those that are still to be replayed.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     cursor: u64,
     memberships: Vec<Membership>,
-    /// Some membership has a `replay`. Until all are done the cursor does not move and no id may be written: what comes
-    /// back with a later id would never hear of the rest.
+    /// Whether some membership has a `replay`. Until all replays are done the cursor does not move
+    /// and no id may be sent, otherwise a client that reconnects with a later id would miss the
+    /// rest.
     replaying: bool,
-    /// The topics have changed since the stream was last told which they are; it is told when the cursor has come to
-    /// where the log was then, so that the id stands for the change too.
+    /// The position of the log when the topics last changed, until the stream has reported the new
+    /// topics. The stream reports them when the cursor has reached this number, so that the id that
+    /// goes with the report covers the change.
     changed_at: Number,
     stage: Stage,
-    /// The cursor that it came back with.
+    /// The cursor with which the client reconnected.
     resumed_at: Number,
-    /// It has not been where the log is since it came back.
+    /// Whether the client has reconnected and has not caught up with the log since.
     is_returning: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// It has no cursor, so nothing can be joined yet.
+    /// The reader has no cursor yet, so it cannot join channels.
     #[default]
     New,
     Open,
@@ -70,46 +80,46 @@ enum Stage {
 struct Membership {
     channel: Arc<Channel>,
     slot: u32,
-    /// Records up to here are none of its business.
+    /// The connection does not read records up to this number from this channel.
     since: u64,
-    /// It has been told of the gap up to here.
-    told: u64,
+    /// The connection has reported the gap up to this number.
+    reported_through: u64,
     replay: Option<Box<Replay>>,
 }
 
-/// What of a channel is older than the cursor and still due: current values above the one number, records above the
-/// other, both up to the cursor.
+/// The part of a channel up to the cursor that is still due: current values after `values_after`,
+/// and records after `records_after`.
 #[derive(Clone, Copy, Debug)]
 struct Replay {
     values_after: u64,
     records_after: u64,
-    /// The gap that is to be told of before.
-    owes: Option<GapReason>,
+    /// The gap to report before the replay.
+    pending_gap: Option<GapReason>,
 }
 
 impl Replay {
     fn values_after(after: u64) -> Self {
-        Self { values_after: after, records_after: u64::MAX, owes: None }
+        Self { values_after: after, records_after: u64::MAX, pending_gap: None }
     }
 }
 
-/// What a change of topics comes to, each topic once.
+/// The effect of a change of topics. Each topic is in at most one of the lists.
 pub(super) struct Plan<'a> {
     pub(super) new: Vec<&'a Joining>,
-    /// Those that are both left and joined.
+    /// Topics that the connection has and that are both left and joined.
     pub(super) again: Vec<&'a Joining>,
     pub(super) leaving: HashSet<&'a Topic>,
-    /// How many there are afterwards.
+    /// The number of topics after the change.
     pub(super) count: usize,
 }
 
 impl Membership {
-    /// What is due of this channel, if it is all that is due, nothing of it is missing, and it is
-    /// the same for everybody.
+    /// Returns the due records of this channel as a shared piece, if no record is missing and the
+    /// bytes are the same for all readers. Only for a read to which no other channel contributes.
     fn piece(&self, log: &Readable, cursor: u64, upto: u64) -> Option<Piece> {
         let after = cursor.max(self.since);
         let store = self.channel.store.lock();
-        if store.floor() > after.max(self.told) || store.has_values() {
+        if store.trimmed_through() > after.max(self.reported_through) || store.has_values() {
             return None;
         }
         log.pieces.piece(&self.channel, &store, after, upto)
@@ -141,7 +151,7 @@ impl Reader {
         self.memberships.iter().filter_map(|membership| membership.channel.address.topic())
     }
 
-    /// Whether the topics have changed since this was last asked.
+    /// Returns whether a change of topics is to be reported now, and marks it as reported.
     pub(super) fn take_changed(&mut self) -> bool {
         let is_due = self.has_changed_by(self.cursor);
         if is_due {
@@ -155,21 +165,25 @@ impl Reader {
     }
 
     #[cfg(all(test, not(tower_sse_loom)))]
-    pub(super) fn told(&self, address: &Address) -> u64 {
-        self.memberships.iter().find(|membership| membership.channel.address == *address).map_or(0, |m| m.told)
+    pub(super) fn reported_through(&self, address: &Address) -> u64 {
+        self.memberships
+            .iter()
+            .find(|membership| membership.channel.address == *address)
+            .map_or(0, |m| m.reported_through)
     }
 
-    /// So many channels are going to be entered.
+    /// Reserves memory for `count` memberships.
     pub(super) fn reserve(&mut self, count: usize) {
         self.memberships.reserve_exact(count);
     }
 
-    /// One of the channels that a connection has from the start. It listens there by this slot.
+    /// Adds a channel that the connection has from its start. `slot` is its place among the
+    /// listeners.
     pub(super) fn enter(&mut self, channel: Arc<Channel>, slot: u32, since: u64) {
-        self.memberships.push(Membership { channel, slot, since, told: 0, replay: None });
+        self.memberships.push(Membership { channel, slot, since, reported_through: 0, replay: None });
     }
 
-    /// Whether one more address may be joined: not if it is there already, or the reader is not open.
+    /// Returns whether the address may be joined: the reader is open and does not have it yet.
     pub(super) fn admits(&self, address: &Address, max_topics: usize) -> Result<bool, TooManyTopics> {
         if !self.is_open() || self.listens_to(address) {
             return Ok(false);
@@ -177,37 +191,41 @@ impl Reader {
         if address.topic().is_some() && self.topics().count() >= max_topics { Err(TooManyTopics) } else { Ok(true) }
     }
 
-    /// One more channel, of which it may not read what was published up to `after`; `horizon` is
-    /// where the log was when it was entered.
-    pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, after: u64, horizon: u64) {
-        let (at, since, replay, told) = match since {
+    /// Adds a channel that the connection joins later. The connection may not read the channel's
+    /// records up to `after`. `visible_through` is its value when the channel was entered.
+    pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, after: u64, visible_through: u64) {
+        let (at, since, replay, reported_through) = match since {
             Since::After(since) => {
                 let since = since.max(after);
-                let replay = Replay { values_after: since, records_after: since, owes: None };
-                // Another instance may be a moment ahead, and so may what is asked for.
-                (horizon.max(since), since, (since < self.cursor).then_some(replay), 0)
+                let replay = Replay { values_after: since, records_after: since, pending_gap: None };
+                // `since` may come from an instance that has read more of the shared log.
+                (visible_through.max(since), since, (since < self.cursor).then_some(replay), 0)
             }
             Since::Now | Since::Refused(_) => {
-                let owes = if let Since::Refused(reason) = since { Some(reason) } else { None };
+                let pending_gap = if let Since::Refused(reason) = since { Some(reason) } else { None };
                 let store = channel.store.lock();
-                // What came after it had entered is its business, also if it was dropped since.
-                let has_values = store.values_between(0, horizon).next().is_some();
-                // Values up to the cursor are replayed; those after it are read in their order.
-                let since = if has_values { self.cursor } else { horizon };
-                let replay = Replay { owes, ..Replay::values_after(after) };
-                let replay = (has_values || owes.is_some()).then_some(replay);
-                (horizon, since.max(after), replay, store.floor().min(horizon))
+                // Records after `visible_through` were published after the channel was entered: if
+                // one is dropped unread, the connection must report a gap. So `reported_through` is
+                // at most `visible_through`.
+                let has_values = store.values_between(0, visible_through).next().is_some();
+                // Values up to the cursor are replayed. Values after it come with the ordered read.
+                let since = if has_values { self.cursor } else { visible_through };
+                let replay = Replay { pending_gap, ..Replay::values_after(after) };
+                let replay = (has_values || pending_gap.is_some()).then_some(replay);
+                (visible_through, since.max(after), replay, store.trimmed_through().min(visible_through))
             }
         };
         if channel.address.topic().is_some() {
             self.changed_at = Number::some(at);
         }
         self.replaying |= replay.is_some();
-        self.memberships.push(Membership { channel, slot, since, told, replay: replay.map(Box::new) });
+        self.memberships.push(Membership { channel, slot, since, reported_through, replay: replay.map(Box::new) });
     }
 
-    /// One more channel that was joined when the log was at `at`. A cursor from before that knows
-    /// nothing of it; one from after accounts for it; a fresh page has it from its start.
+    /// Adds a channel that the user had joined when the log was at `at`, before this connection was
+    /// opened. With a cursor up to `at`, the connection joins the channel as of then. A later
+    /// cursor already covers the channel. A connection without a cursor reads the channel from its
+    /// start.
     pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, slot: u32, since: Since, at: u64) {
         match self.resumed_at.get() {
             None => self.join(channel, slot, Since::Now, 0, self.cursor),
@@ -219,7 +237,7 @@ impl Reader {
         }
     }
 
-    /// What a change of topics comes to.
+    /// Returns the effect of leaving and joining these topics, without changing anything.
     pub(super) fn plan<'a>(&self, leave: &'a [Topic], join: &'a [Joining]) -> Plan<'a> {
         let had: HashSet<&Topic> = self.topics().collect();
         let mut leaving: HashSet<&Topic> = leave.iter().filter(|topic| had.contains(topic)).collect();
@@ -235,44 +253,51 @@ impl Reader {
         Plan { count: had.len() - leaving.len() + new.len(), new, again, leaving }
     }
 
-    /// Leaves all addresses for which `is_meant` returns true.
-    pub(super) fn leave(&mut self, is_meant: impl Fn(&Address) -> bool, horizon: u64) -> Vec<(Arc<Channel>, u32)> {
-        self.take_out(is_meant, horizon).into_iter().map(|left| (left.channel, left.slot)).collect()
+    /// Leaves all addresses for which `matches` returns true. Returns their channels, with the
+    /// slots among the listeners.
+    pub(super) fn leave(
+        &mut self,
+        matches: impl Fn(&Address) -> bool,
+        visible_through: u64,
+    ) -> Vec<(Arc<Channel>, u32)> {
+        self.remove_where(matches, visible_through).into_iter().map(|left| (left.channel, left.slot)).collect()
     }
 
-    /// As if these were left and joined, but it listens to them all the time.
-    pub(super) fn begin_anew(&mut self, topics: &[&Joining], horizon: u64) {
+    /// Leaves and joins these topics, without removing the connection from their listeners.
+    pub(super) fn rejoin(&mut self, topics: &[&Joining], visible_through: u64) {
         let topics: HashMap<&Topic, &Joining> = topics.iter().map(|joining| (&joining.topic, *joining)).collect();
-        let is_meant = |address: &Address| address.topic().is_some_and(|topic| topics.contains_key(topic));
-        for Membership { channel, slot, .. } in self.take_out(is_meant, horizon) {
+        let matches = |address: &Address| address.topic().is_some_and(|topic| topics.contains_key(topic));
+        for Membership { channel, slot, .. } in self.remove_where(matches, visible_through) {
             let joining = channel.address.topic().and_then(|topic| topics.get(topic));
             let (since, after) = joining.map_or((Since::Now, 0), |joining| (joining.since, joining.after));
-            self.join(channel, slot, since, after, horizon);
+            self.join(channel, slot, since, after, visible_through);
         }
     }
 
-    fn take_out(&mut self, is_meant: impl Fn(&Address) -> bool, horizon: u64) -> Vec<Membership> {
-        let is_meant = |membership: &mut Membership| is_meant(&membership.channel.address);
-        let out: Vec<_> = self.memberships.extract_if(.., is_meant).collect();
+    /// Removes the memberships for whose addresses `matches` returns true.
+    fn remove_where(&mut self, matches: impl Fn(&Address) -> bool, visible_through: u64) -> Vec<Membership> {
+        let matches = |membership: &mut Membership| matches(&membership.channel.address);
+        let out: Vec<_> = self.memberships.extract_if(.., matches).collect();
         if self.memberships.len() < self.memberships.capacity() / 2 {
             self.memberships.shrink_to_fit();
         }
         if out.iter().any(|membership| membership.channel.address.topic().is_some()) {
-            self.changed_at = Number::some(horizon);
+            self.changed_at = Number::some(visible_through);
         }
         self.replaying = self.memberships.iter().any(|membership| membership.replay.is_some());
         out
     }
 
+    /// Closes the reader, and returns its channels with the slots among their listeners.
     pub(super) fn leave_all(&mut self) -> Vec<(Arc<Channel>, u32)> {
         self.stage = Stage::Closed;
         self.replaying = false;
         std::mem::take(&mut self.memberships).into_iter().map(|member| (member.channel, member.slot)).collect()
     }
 
-    /// Sets the cursor of a reader that has read nothing yet. `horizon` is where the log was when
-    /// its channels were entered.
-    pub(super) fn begin(&mut self, log: &Readable, begin: Begin, horizon: u64) {
+    /// Opens a new reader and sets its cursor. `visible_through` is its value when the channels
+    /// were entered.
+    pub(super) fn begin(&mut self, log: &Readable, begin: Begin, visible_through: u64) {
         self.memberships.shrink_to_fit();
         self.stage = Stage::Open;
         let (start, reports_gaps) = match begin {
@@ -285,72 +310,79 @@ impl Reader {
             Begin::Fresh(start) => (start, true),
             Begin::Refused(start) => (start, false),
         };
-        // The life of the log may have ended since then.
-        let base = log.base().min(horizon);
+        // A new epoch may have begun since then.
+        let base = log.base().min(visible_through);
         let (cursor, wants_more) = match start {
-            Start::Live => (horizon, false),
-            Start::Last(count) => self.before_newest(count, horizon),
+            Start::Live => (visible_through, false),
+            Start::Last(count) => self.before_newest(count, visible_through),
             Start::Oldest => (base, true),
         };
         self.cursor = cursor;
         for membership in &mut self.memberships {
             let store = membership.channel.store.lock();
-            // What is dropped after it came is missing to it; what was dropped before only if it asked for it.
-            let floor = store.floor().min(horizon);
+            // Records after `visible_through` that are dropped unread are always a gap. Records
+            // that were dropped before are a gap only if the start asks for them.
+            let trimmed_through = store.trimmed_through().min(visible_through);
             let after = membership.since;
-            let is_missing =
-                wants_more && reports_gaps && floor > base.max(after) && log.keeps_history(&membership.channel);
-            let owes = is_missing.then(|| log.epochs.reason(floor, base).unwrap_or(GapReason::Trimmed));
+            let is_missing = wants_more
+                && reports_gaps
+                && trimmed_through > base.max(after)
+                && log.keeps_history(&membership.channel);
+            let pending_gap =
+                is_missing.then(|| log.epochs.reason(trimmed_through, base).unwrap_or(GapReason::Trimmed));
             let has_values = cursor > base && store.has_values();
-            membership.told = floor;
+            membership.reported_through = trimmed_through;
             membership.since = after.max(cursor);
-            if has_values || owes.is_some() {
-                membership.replay = Some(Box::new(Replay { owes, ..Replay::values_after(after) }));
+            if has_values || pending_gap.is_some() {
+                membership.replay = Some(Box::new(Replay { pending_gap, ..Replay::values_after(after) }));
                 self.replaying = true;
             }
         }
     }
 
-    /// The number before the newest `count` records of all rings together, and whether there are fewer.
-    fn before_newest(&self, count: usize, horizon: u64) -> (u64, bool) {
+    /// Returns the number before the newest `count` records of all rings together, and whether the
+    /// rings contain fewer.
+    fn before_newest(&self, count: usize, visible_through: u64) -> (u64, bool) {
         let mut numbers: Vec<u64> = Vec::new();
         for membership in &self.memberships {
-            numbers.extend(membership.channel.store.lock().newest(count, membership.since, horizon));
+            numbers.extend(membership.channel.store.lock().newest(count, membership.since, visible_through));
         }
         if numbers.len() >= count {
             numbers.sort_unstable_by(|a, b| b.cmp(a));
             numbers.dedup();
             numbers.truncate(count);
         }
-        (numbers.iter().min().map_or(horizon, |oldest| oldest - 1), numbers.len() < count)
+        (numbers.iter().min().map_or(visible_through, |oldest| oldest - 1), numbers.len() < count)
     }
 
+    /// Reads the due records into `batch`, within its bounds: the replay first, then in order.
     pub(super) fn read(&mut self, log: &Readable, me: ConnectionId, batch: &mut Batch) {
         batch.clear();
-        let horizon = log.horizon();
+        let visible_through = log.visible_through();
         if self.replaying {
             self.read_replay(log, me, batch);
-            if !batch.records.is_empty() || !batch.gap.is_empty() || batch.needs.is_some() || self.replaying {
+            if !batch.records.is_empty() || !batch.gap.is_empty() || batch.needs_block_after.is_some() || self.replaying
+            {
                 return;
             }
         }
         batch.ordered = true;
-        if horizon > self.cursor && !(batch.wants_changes && self.has_changed_by(self.cursor)) {
-            self.read_ordered(log, horizon, me, batch);
+        if visible_through > self.cursor && !(batch.wants_changes && self.has_changed_by(self.cursor)) {
+            self.read_ordered(log, visible_through, me, batch);
         }
         batch.changed =
             batch.wants_changes && batch.count() == 0 && batch.gap.is_empty() && self.has_changed_by(self.cursor);
-        batch.settled = self.cursor >= horizon && self.changed_at.get().is_none() && batch.gap.is_empty();
+        batch.settled = self.cursor >= visible_through && self.changed_at.get().is_none() && batch.gap.is_empty();
     }
 
-    /// What joined channels hold from before the cursor. Without ids, so that nobody comes back
-    /// with one that is not the cursor.
+    /// Reads records up to the cursor that are to be replayed. They are sent without ids, so that
+    /// no client reconnects with an id that is not the cursor.
     fn read_replay(&mut self, log: &Readable, me: ConnectionId, batch: &mut Batch) {
-        if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay.as_ref()?.owes) {
+        if let Some(reason) = self.memberships.iter().find_map(|membership| membership.replay.as_ref()?.pending_gap) {
             batch.gap_reason = Some(reason);
             for Membership { channel, replay, .. } in &mut self.memberships {
-                if let Some(replay) = replay.as_mut().filter(|replay| replay.owes == Some(reason)) {
-                    replay.owes = None;
+                if let Some(replay) = replay.as_mut().filter(|replay| replay.pending_gap == Some(reason)) {
+                    replay.pending_gap = None;
                     batch.gap.push(channel.address.clone());
                 }
             }
@@ -358,8 +390,8 @@ impl Reader {
         }
         let cursor = self.cursor;
         let Ok((block, low)) = self.block_for_replay(log, batch) else { return };
-        // The cursor may be of an instance that is a moment ahead.
-        let end = cursor.min(log.horizon());
+        // The cursor may come from an instance that has read more of the shared log.
+        let end = cursor.min(log.visible_through());
         let (upto, lost) = self.span(block.as_deref(), low, end);
         let mut pick = Pick::new(me, batch.wants_addresses);
         let mut gaps: SmallVec<[(usize, u64); 1]> = SmallVec::new();
@@ -368,32 +400,32 @@ impl Reader {
             let channel = &membership.channel;
             let store = channel.store.lock();
             pick.offer(channel, store.values_between(replay.values_after, upto));
-            let known = replay.records_after.max(membership.told);
-            let is_short = replay.records_after < cursor && store.floor() > known;
+            let known = replay.records_after.max(membership.reported_through);
+            let is_short = replay.records_after < cursor && store.trimmed_through() > known;
             if is_short
                 && let Some(block) = block.as_deref().filter(|block| block.after <= replay.records_after)
-                && log.is_elsewhere(channel, replay.records_after)
+                && log.may_backfill(channel, replay.records_after)
             {
-                let missing = block.missing(channel, lost).min(store.floor());
+                let missing = block.missing(channel, lost).min(store.trimmed_through());
                 if missing > known {
                     gaps.push((index, missing));
                     batch.gap.push(channel.address.clone());
                     batch.gap_reason = Some(if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed });
                 }
-                if missing < store.floor() {
+                if missing < store.trimmed_through() {
                     let is_also_for = |record: &Record, other: &Channel| block.is_also_for(record.sequence, other);
                     let unread = |record: &&Arc<Record>| !self.has_read(index, record, is_also_for);
                     pick.offer(channel, block.between(channel, replay.records_after, upto).filter(unread));
                     continue;
                 }
-                // It has nothing that memory does not have.
-            } else if is_short && batch.looks_back && log.is_elsewhere(channel, replay.records_after) {
-                // It was dropped a moment ago.
+                // The block has nothing that memory does not have.
+            } else if is_short && batch.can_backfill && log.may_backfill(channel, replay.records_after) {
+                // The record was dropped after `block_for_replay` had looked: read a block first.
                 (batch.gap, batch.gap_reason) = (SmallVec::new(), None);
-                batch.needs = Some(replay.records_after);
+                batch.needs_block_after = Some(replay.records_after);
                 return;
             } else if is_short {
-                gaps.push((index, store.floor()));
+                gaps.push((index, store.trimmed_through()));
                 batch.gap.push(channel.address.clone());
                 batch.gap_reason = Some(GapReason::Trimmed);
             }
@@ -402,8 +434,8 @@ impl Reader {
             pick.offer(channel, store.ring_between(replay.records_after, upto).filter(unread));
         }
         let done = pick.finish(upto, batch);
-        for (index, floor) in gaps {
-            self.memberships[index].told = floor;
+        for (index, trimmed_through) in gaps {
+            self.memberships[index].reported_through = trimmed_through;
         }
         self.replaying = false;
         for membership in &mut self.memberships {
@@ -417,37 +449,39 @@ impl Reader {
                 }
             }
         }
-        batch.goes_on = done < end;
+        batch.has_more = done < end;
     }
 
-    /// The block from which a replay goes on, and after which number; none if memory has it all.
-    /// `Err` if it is not at hand.
+    /// Returns the block that a replay needs and the number after which it starts, or no block if
+    /// memory has all records. `Err` if the batch does not provide the block: then
+    /// `batch.needs_block_after` is set.
     fn block_for_replay(&self, log: &Readable, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
-        let past = batch.past.take();
+        let block = batch.block.take();
         let is_short = |membership: &&Membership| {
             membership.replay.as_ref().is_some_and(|replay| {
-                let floor = membership.channel.store.lock().floor();
-                let known = replay.records_after.max(membership.told);
+                let trimmed_through = membership.channel.store.lock().trimmed_through();
+                let known = replay.records_after.max(membership.reported_through);
                 replay.records_after < self.cursor
-                    && floor > known
-                    && log.is_elsewhere(&membership.channel, replay.records_after)
+                    && trimmed_through > known
+                    && log.may_backfill(&membership.channel, replay.records_after)
             })
         };
         let short = self.memberships.iter().filter(is_short).filter_map(|membership| membership.replay.as_deref());
-        let Some(low) = short.map(|replay| replay.records_after).min().filter(|_| batch.looks_back) else {
+        let Some(low) = short.map(|replay| replay.records_after).min().filter(|_| batch.can_backfill) else {
             return Ok((None, self.cursor));
         };
-        match past.filter(|block| block.covers(log.base(), low)) {
+        match block.filter(|block| block.covers(log.base(), low)) {
             Some(block) => Ok((Some(block), low)),
             None => {
-                batch.needs = Some(low);
+                batch.needs_block_after = Some(low);
                 Err(())
             }
         }
     }
 
-    /// How far may be read from a number on with the block at hand, so that a record that is
-    /// missing to somebody here comes first; and that record.
+    /// Returns the number up to which this read may go with the block, and the lost record at its
+    /// start, if any. A read stops before the next lost record of this connection's channels, so
+    /// that the gap for it is reported before the records after it.
     fn span(&self, block: Option<&Block>, after: u64, upto: u64) -> (u64, Option<u64>) {
         let Some(block) = block else { return (upto, None) };
         let upto = upto.min(block.upto);
@@ -462,7 +496,8 @@ impl Reader {
         }
     }
 
-    /// Whether a record of a union has come by way of another channel already.
+    /// Returns whether this connection has already read a record of a union by another of its
+    /// channels.
     fn has_read(&self, except: usize, record: &Record, is_also_for: impl Fn(&Record, &Channel) -> bool) -> bool {
         self.memberships.iter().enumerate().any(|(index, membership)| {
             let unread_after = membership.replay.as_ref().map_or(u64::MAX, |replay| replay.records_after);
@@ -472,70 +507,72 @@ impl Reader {
         })
     }
 
-    /// The memberships whose channels have something after the cursor.
+    /// Returns the memberships whose channels have records after the cursor.
     fn due(&self, log: &Readable) -> SmallVec<[u32; 8]> {
         let mut due = SmallVec::new();
-        // The words first, then the locks: the heads are not held while a channel is looked into.
-        let mut look = |head: &dyn Fn(&Channel) -> u64| {
+        // The caller locks the due channels afterwards, so that the lock of the table of latest
+        // numbers is not held meanwhile.
+        let mut look = |latest: &dyn Fn(&Channel) -> u64| {
             for (index, membership) in self.memberships.iter().enumerate() {
-                if head(&membership.channel) > self.cursor.max(membership.since) {
+                if latest(&membership.channel) > self.cursor.max(membership.since) {
                     due.push(index as u32);
                 }
             }
         };
-        if self.memberships.len() <= A_FEW {
-            look(&Channel::head);
+        if self.memberships.len() <= LINEAR_SEARCH_MAX {
+            look(&Channel::latest);
         } else {
-            log.heads.with(|head| look(&|channel: &Channel| head(channel.number as usize)));
+            log.latest.with(|latest| look(&|channel: &Channel| latest(channel.number as usize)));
         }
         due
     }
 
-    fn read_ordered(&mut self, log: &Readable, horizon: u64, me: ConnectionId, batch: &mut Batch) {
+    /// Reads records after the cursor in the order of the log, and moves the cursor.
+    fn read_ordered(&mut self, log: &Readable, visible_through: u64, me: ConnectionId, batch: &mut Batch) {
         let cursor = self.cursor;
-        let looks_back = batch.looks_back && self.is_returning;
-        let block = batch.past.take().filter(|block| looks_back && block.covers(log.base(), cursor));
-        let (upto, lost) = self.span(block.as_deref(), cursor, horizon);
+        let can_backfill = batch.can_backfill && self.is_returning;
+        let block = batch.block.take().filter(|block| can_backfill && block.covers(log.base(), cursor));
+        let (upto, lost) = self.span(block.as_deref(), cursor, visible_through);
         let due = self.due(log);
         if let [only] = due[..]
             && block.is_none()
-            && batch.wants_pieces
+            && batch.allows_pieces
             && let Some(piece) = self.memberships[only as usize].piece(log, cursor, upto)
         {
             self.cursor = piece.upto;
             batch.piece = Some(piece);
-            batch.goes_on = self.cursor < horizon;
-            self.is_returning &= batch.goes_on;
+            batch.has_more = self.cursor < visible_through;
+            self.is_returning &= batch.has_more;
             return;
         }
         let mut pick = Pick::new(me, batch.wants_addresses);
         for index in due {
-            let Membership { channel, since, told, .. } = &mut self.memberships[index as usize];
+            let Membership { channel, since, reported_through, .. } = &mut self.memberships[index as usize];
             let after = cursor.max(*since);
             let store = channel.store.lock();
-            let known = after.max(*told);
-            if store.floor() > known {
-                if looks_back && log.is_elsewhere(channel, cursor) {
+            let known = after.max(*reported_through);
+            if store.trimmed_through() > known {
+                if can_backfill && log.may_backfill(channel, cursor) {
                     let Some(block) = block.as_deref() else {
-                        // What was found so far to be told is told first.
-                        batch.needs = batch.gap.is_empty().then_some(cursor);
+                        // Report the gaps that were found so far before asking for a block.
+                        batch.needs_block_after = batch.gap.is_empty().then_some(cursor);
                         return;
                     };
-                    let missing = block.missing(channel, lost).min(store.floor());
+                    let missing = block.missing(channel, lost).min(store.trimmed_through());
                     if missing > known {
-                        *told = missing;
+                        *reported_through = missing;
                         let reason = if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed };
                         batch.gap_reason = batch.gap_reason.or(Some(reason));
                         batch.gap.push(channel.address.clone());
                     }
-                    if missing < store.floor() {
+                    if missing < store.trimmed_through() {
                         pick.offer(channel, block.between(channel, after, upto));
                         continue;
                     }
-                    // It has nothing that memory does not have.
+                    // The block has nothing that memory does not have.
                 } else {
-                    *told = store.floor();
-                    batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.floor(), cursor));
+                    *reported_through = store.trimmed_through();
+                    batch.gap_reason = batch.gap_reason.or_else(|| log.epochs.reason(store.trimmed_through(), cursor));
                     batch.gap.push(channel.address.clone());
                     batch.disconnects |= log.policies.get(channel.policy).lag == LagPolicy::Disconnect;
                 }
@@ -544,7 +581,7 @@ impl Reader {
             pick.offer(channel, store.values_between(after, upto));
         }
         self.cursor = pick.finish(upto, batch);
-        batch.goes_on = self.cursor < horizon;
-        self.is_returning &= batch.goes_on;
+        batch.has_more = self.cursor < visible_through;
+        self.is_returning &= batch.has_more;
     }
 }

@@ -1,4 +1,8 @@
-//! The one place where records get their numbers and channels come and go.
+//! The sequencer: numbers records, stores them in channels, and creates and removes channels.
+//!
+//! All of its state is under one lock. In the order of the numbers, and within one hold of the
+//! lock, it stores a record in every channel of its audience, then raises the latest number of
+//! these channels, and raises `visible_through` last.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
@@ -11,22 +15,22 @@ use smallvec::SmallVec;
 
 use super::channel::Channel;
 use super::entry::Entry;
-use super::epochs::{Break, Life};
+use super::epochs::{Break, LogEpoch};
 use super::listener::Listener;
 use super::marks::Marks;
 use super::readable::Readable;
 use super::store::{Dropped, Part, PerPart, Record, Store};
 use super::time::{Millis, millis};
-use super::waking::Asleep;
-use crate::macros::give_memory_back;
+use super::waking::PendingWakes;
+use crate::macros::shrink_if_sparse;
 use crate::types::retention::Kind;
 use crate::types::{Address, Audience};
 
-/// How many records and channels one publisher, or one turn of the housekeeping, disposes of.
-const SWEEP: usize = 256;
-/// How often a publisher looks for due things.
-const SWEEP_EVERY: Millis = 100;
-/// The number of the channel that is never forgotten.
+/// The number of records and channels that one publisher, or one turn of the housekeeping, drops.
+const MAX_PER_SWEEP: usize = 256;
+/// The interval at which publishers sweep, in milliseconds.
+const SWEEP_INTERVAL: Millis = 100;
+/// The number of the channel of [`Address::Everyone`], which is never removed.
 const EVERYONE: u32 = 0;
 
 /// The bounds of all channels together.
@@ -34,18 +38,18 @@ const EVERYONE: u32 = 0;
 pub(crate) struct Budgets {
     pub(crate) ring_bytes: usize,
     pub(crate) keyed_bytes: usize,
-    /// How long an empty channel without listeners is remembered.
+    /// The time after which an empty channel without listeners is removed.
     pub(crate) grace: Millis,
 }
 
-/// What a sweep left.
+/// The work that is left after a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Swept {
-    /// More is due now.
+    /// More records or channels are due now.
     More,
-    /// Something is kept that will be due.
+    /// Nothing is due now. Retained records will be due when they reach their age.
     Later,
-    /// Nothing is kept but what stays.
+    /// No retained record or channel will be due.
     Nothing,
 }
 
@@ -54,37 +58,42 @@ pub(super) struct Sequencer {
     readable: Arc<Readable>,
     budgets: Budgets,
     last: u64,
-    /// The floor at which new channels start that have left no mark.
-    floor: u64,
+    /// The initial `trimmed_through` of a new channel whose address has no mark.
+    trimmed_through: u64,
     marks: Marks,
     channels: HashMap<Address, Arc<Channel>>,
-    /// By number. A free number has no channel.
+    /// Channels by their number. A free number has no channel.
     numbers: Vec<Option<Arc<Channel>>>,
     free: BinaryHeap<Reverse<u32>>,
     unique: u64,
     lanes: PerPart<Lanes>,
     retained: PerPart<usize>,
-    /// Records that the budgets pushed out before the bounds of their own channel did.
+    /// The number of records that the budgets have dropped before the bounds of their own channel.
     evicted: u64,
-    /// Channels that were empty and without listeners at that time, oldest first.
+    /// Channels that became empty and had no listeners, with the time, the number and the unique
+    /// number. Oldest first.
     idle: VecDeque<(Millis, u32, u64)>,
     next_sweep: Millis,
     /// Records to be freed after the lock.
     dropped: Dropped,
-    /// Contents of channels to be freed after the lock. A new epoch moves the contents of every channel here.
+    /// Contents of channels to be freed after the lock. A new epoch moves the contents of every
+    /// channel here.
     forgotten: Vec<Store>,
 }
 
-/// The channels in the order of their oldest record, for age and for the budgets: one lane for each policy.
+/// The channels in the order of their oldest record, for age and for the budgets. Each policy has
+/// one lane, because all channels of a policy have the same age limit.
 #[derive(Debug, Default)]
 struct Lanes {
     all: Vec<Lane>,
-    /// The first number of each lane, with its policy, so that a budget finds the oldest without a look at all lanes.
+    /// The first number of each lane, with its policy, so that a budget finds the oldest record of
+    /// all lanes at once.
     firsts: BTreeSet<(u64, usize)>,
 }
 
-/// A channel stands here once while the part holds anything, under the number that was its oldest when it was put in:
-/// never above what is its oldest now.
+/// The channels of one policy. Each channel whose part is not empty has exactly one entry. The
+/// number of an entry is a lower bound of the channel's oldest record: it was the oldest when the
+/// entry was made.
 #[derive(Debug)]
 struct Lane {
     age: Option<Millis>,
@@ -97,7 +106,7 @@ impl Lanes {
         Self { all, firsts: BTreeSet::new() }
     }
 
-    /// The age that this policy bounds.
+    /// Returns the maximum age of this policy.
     fn age(&self, policy: usize) -> Option<Millis> {
         self.all[policy].age
     }
@@ -106,7 +115,7 @@ impl Lanes {
         self.all[policy].heap.peek().map(|Reverse(waiting)| waiting)
     }
 
-    /// The policy and the number of the first of all.
+    /// Returns the policy and the number of the first entry of all lanes.
     fn oldest(&self) -> Option<(usize, u64)> {
         self.firsts.first().map(|(sequence, policy)| (*policy, *sequence))
     }
@@ -135,14 +144,15 @@ impl Lanes {
         self.firsts.clear();
     }
 
-    /// Drops the entries of channels that are gone, which no age drops, and gives memory back.
+    /// Shrinks the heaps. Drops the entries of removed channels first if they are many, because a
+    /// lane without an age limit does not pop them with time.
     fn shrink(&mut self, used: usize, exists: impl Fn(&Waiting) -> bool) {
         for policy in 0..self.all.len() {
             let heap = &self.all[policy].heap;
             if heap.len() > 2 * used + 512 {
                 self.change(policy, |heap| heap.retain(|Reverse(waiting)| exists(waiting)));
             }
-            give_memory_back!(self.all[policy].heap);
+            shrink_if_sparse!(self.all[policy].heap);
         }
     }
 
@@ -159,13 +169,13 @@ struct Waiting {
     unique: u64,
 }
 
-/// What is held at one moment.
+/// The channels and bytes that the log holds at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) channels: usize,
     pub(crate) ring_bytes: usize,
     pub(crate) keyed_bytes: usize,
-    /// Ever, by the budgets.
+    /// The records that the budgets have dropped since the start.
     pub(crate) evicted: u64,
 }
 
@@ -178,12 +188,12 @@ impl Sequencer {
         };
         let policy = policies.index(&Address::Everyone);
         let everyone = Arc::new(Channel::new(Address::Everyone, EVERYONE, 0, policy, 0));
-        readable.heads.cover(EVERYONE as usize);
+        readable.latest.cover(EVERYONE as usize);
         Self {
             readable,
             budgets,
             last: 0,
-            floor: 0,
+            trimmed_through: 0,
             marks: Marks::default(),
             channels: HashMap::from([(Address::Everyone, Arc::clone(&everyone))]),
             numbers: vec![Some(everyone)],
@@ -208,7 +218,8 @@ impl Sequencer {
         }
     }
 
-    /// Returns what was dropped under the lock, for the caller to free after it. Most calls drop nothing.
+    /// Returns the records and stores that were dropped under the lock, for the caller to free
+    /// after it. `None` if nothing was dropped, which is the usual case.
     pub(super) fn take_dropped(&mut self) -> Option<(Dropped, Vec<Store>)> {
         let has_any = !self.dropped.is_empty() || !self.forgotten.is_empty();
         has_any.then(|| (std::mem::take(&mut self.dropped), std::mem::take(&mut self.forgotten)))
@@ -218,22 +229,23 @@ impl Sequencer {
         self.last
     }
 
-    /// Puts an entry whose number is above all others into its channels, and raises the horizon to
-    /// it. Returns how many listen to those channels, and adds them to `asleep`.
+    /// Stores an entry in its channels, and raises `visible_through` to its number, which is above
+    /// all earlier numbers. Returns the number of listeners of these channels, and adds the
+    /// channels that have listeners to `asleep`.
     pub(super) fn append(
         &mut self,
-        life: &Life,
+        epoch: &LogEpoch,
         sequence: u64,
         entry: Entry,
         now: Millis,
-        asleep: &mut Asleep,
+        asleep: &mut PendingWakes,
     ) -> usize {
-        self.last = life.number(sequence);
-        let (record, channels) = self.record(life, sequence, entry, now);
+        self.last = epoch.number(sequence);
+        let (record, channels) = self.record(epoch, sequence, entry, now);
         let mut receivers = 0;
         for channel in channels {
             self.apply(&channel, Arc::clone(&record), now);
-            channel.raise_head(&self.readable.heads, record.sequence);
+            channel.raise_latest(&self.readable.latest, record.sequence);
             let listening = channel.listening();
             receivers += listening;
             if listening > 0 {
@@ -241,70 +253,80 @@ impl Sequencer {
             }
         }
         self.fit_budgets(now);
-        self.readable.raise_horizon(self.last);
+        self.readable.raise_visible_through(self.last);
         receivers
     }
 
-    /// Puts current values that are older than the records to come where they belong. The horizon
-    /// does not cover them yet, so that connections that are here already read them.
-    pub(super) fn set_values(&mut self, life: &Life, values: Vec<(u64, Entry)>, now: Millis) {
+    /// Stores current values that were loaded from the shared log. `visible_through` does not cover
+    /// them yet, so that connections that are already open read them too.
+    pub(super) fn set_values(&mut self, epoch: &LogEpoch, values: Vec<(u64, Entry)>, now: Millis) {
         for (sequence, entry) in values {
-            let (record, channels) = self.record(life, sequence, entry, now);
+            let (record, channels) = self.record(epoch, sequence, entry, now);
             for channel in channels {
                 if self.readable.policies.get(channel.policy).kind == Kind::LatestPerKey {
                     self.apply(&channel, Arc::clone(&record), now);
-                    // Its floor may be higher, and a reader below it must report a gap.
-                    channel.raise_head(&self.readable.heads, record.sequence);
+                    // Raise only: the latest number may already be at the channel's
+                    // `trimmed_through`, and a reader below that must look into the channel to
+                    // report the gap.
+                    channel.raise_latest(&self.readable.latest, record.sequence);
                 }
             }
             self.fit_budgets(now);
         }
     }
 
-    /// Nothing is numbered up to here any more.
+    /// Raises the newest number and `visible_through`: no further record gets a number up to this
+    /// one.
     pub(super) fn advance(&mut self, number: u64) {
         if number > self.last {
             self.last = number;
-            self.readable.raise_horizon(number);
+            self.readable.raise_visible_through(number);
         }
     }
 
-    /// The channels that somebody listens to.
+    /// Returns the channels that have listeners.
     pub(super) fn listened(&self) -> SmallVec<[Arc<Channel>; 4]> {
         self.all().filter(|channel| channel.listening() > 0).cloned().collect()
     }
 
-    /// In the order of their numbers.
+    /// Returns all channels in the order of their numbers.
     fn all(&self) -> impl Iterator<Item = &Arc<Channel>> {
         self.numbers.iter().flatten()
     }
 
-    /// Makes a number above all others one that the readers of these channels, or of all, have missed.
-    pub(super) fn interrupt(&mut self, found: Break, audience: Option<&Audience>, now: Millis, asleep: &mut Asleep) {
+    /// Notes a break at a number above all earlier ones: raises `trimmed_through` of the channels
+    /// of `audience`, or of all channels, so that their readers report a gap.
+    pub(super) fn interrupt(
+        &mut self,
+        found: Break,
+        audience: Option<&Audience>,
+        now: Millis,
+        asleep: &mut PendingWakes,
+    ) {
         self.readable.epochs.note_break(found);
         self.last = found.at;
         let channels: Vec<_> = match audience {
             Some(audience) => audience.addresses().iter().map(|address| self.channel(address)).collect(),
             None => {
-                self.floor = self.floor.max(found.at);
+                self.trimmed_through = self.trimmed_through.max(found.at);
                 self.marks.clear();
                 self.all().cloned().collect()
             }
         };
         for channel in channels {
-            channel.store.lock().raise_floor(found.at);
-            // It may hold values that are newer.
-            channel.raise_head(&self.readable.heads, found.at);
+            channel.store.lock().raise_trimmed_through(found.at);
+            // Raise only: the channel may contain loaded values with higher numbers.
+            channel.raise_latest(&self.readable.latest, found.at);
             if channel.listening() > 0 {
                 asleep.0.push(channel);
             } else {
                 self.note_if_idle(&channel, now);
             }
         }
-        self.readable.raise_horizon(found.at);
+        self.readable.raise_visible_through(found.at);
     }
 
-    /// Drops everything that is kept. Who listens stays.
+    /// Drops all records and current values. Listeners stay.
     pub(super) fn forget_all(&mut self) {
         self.forget(Store::clear);
         self.lanes.ring.clear();
@@ -324,7 +346,7 @@ impl Sequencer {
 
     fn record(
         &mut self,
-        life: &Life,
+        epoch: &LogEpoch,
         sequence: u64,
         entry: Entry,
         now: Millis,
@@ -332,14 +354,16 @@ impl Sequencer {
         let mut channels: SmallVec<[Arc<Channel>; 4]> = SmallVec::new();
         for address in entry.audience.addresses() {
             match address {
-                // Its channel is opened by whoever finds the connection; without one there is nobody to keep it for.
+                // A record for a connection without a channel is not stored: the connection is
+                // closed, or open on another instance, so no reader of this instance will ask for
+                // the record.
                 Address::Connection(_) => channels.extend(self.find_channel(address)),
                 _ => channels.push(self.channel(address)),
             }
         }
         let record = Arc::new(Record {
-            sequence: life.number(sequence),
-            frame: entry.draft.finish(&life.prefix, sequence),
+            sequence: epoch.number(sequence),
+            frame: entry.draft.finish(&epoch.prefix, sequence),
             at: entry.published.map_or(now, |at| at.min(now)),
             effect: entry.effect,
             except: entry.audience.excluded().iter().copied().collect(),
@@ -356,43 +380,47 @@ impl Sequencer {
         self.channels.get(address).cloned()
     }
 
-    /// The channel of an address; a new one if there is none.
+    /// Returns the channel of an address, and creates it if it does not exist.
     fn channel(&mut self, address: &Address) -> Arc<Channel> {
         if let Some(channel) = self.channels.get(address) {
             return Arc::clone(channel);
         }
-        // The lowest first, so that the tables can be cut behind the highest in use.
+        // The lowest free number first, so that the tables can be truncated after the highest one
+        // in use.
         let number = self.free.pop().map(|Reverse(number)| number).unwrap_or_else(|| {
             self.numbers.push(None);
             (self.numbers.len() - 1) as u32
         });
         self.unique += 1;
         let policy = self.readable.policies.index(address);
-        let floor = self.floor.max(self.marks.take(address));
-        let channel = Arc::new(Channel::new(address.clone(), number, self.unique, policy, floor));
-        self.readable.heads.cover(number as usize);
-        // A reader whose cursor is below the floor must look into the channel to learn of its gap.
-        self.readable.heads.set(number as usize, floor);
+        let trimmed_through = self.trimmed_through.max(self.marks.take(address));
+        let channel = Arc::new(Channel::new(address.clone(), number, self.unique, policy, trimmed_through));
+        self.readable.latest.cover(number as usize);
+        // A reader whose cursor is below `trimmed_through` must look into the channel, otherwise it
+        // would not report the gap.
+        self.readable.latest.set(number as usize, trimmed_through);
         self.numbers[number as usize] = Some(Arc::clone(&channel));
         self.channels.insert(address.clone(), Arc::clone(&channel));
         channel
     }
 
-    /// Adds a listener to an address. Returns its channel, and the slot to leave it by.
+    /// Adds a listener to the channel of an address. Returns the channel, and the slot for
+    /// [`exit`](Self::exit).
     pub(super) fn enter(&mut self, address: &Address, listener: Arc<dyn Listener>) -> (Arc<Channel>, u32) {
         let channel = self.channel(address);
         let slot = channel.add_listener(listener);
         (channel, slot)
     }
 
-    /// The reverse.
+    /// Removes a listener from a channel, and notes or removes a channel that is no longer in use.
     pub(super) fn exit(&mut self, channel: &Arc<Channel>, slot: u32, now: Millis) {
         channel.remove_listener(slot);
         if channel.listening() > 0 {
             return;
         }
         if let Address::Connection(_) = channel.address {
-            // What was sent to a connection dies with it; nobody asks for it again, so no floor is left behind.
+            // A connection never reconnects under its id, so its records can be dropped without a
+            // mark: no later reader has to report a gap for them.
             let contents = self.retained.change(&channel.store, Store::clear);
             self.forgotten.extend(Some(contents).filter(|store| !store.is_empty()));
             self.remove(channel);
@@ -401,24 +429,28 @@ impl Sequencer {
         }
     }
 
-    /// A publisher's share of the housekeeping.
+    /// Sweeps at most once per [`SWEEP_INTERVAL`], as part of publishing and of changes of
+    /// subscriptions, so that age limits also hold where no housekeeping task runs. If work is
+    /// left, the next call sweeps too.
     pub(super) fn sweep_a_little(&mut self, now: Millis) {
         if now >= self.next_sweep {
             let swept = self.sweep(now);
-            self.next_sweep = if swept == Swept::More { now } else { now + SWEEP_EVERY };
+            self.next_sweep = if swept == Swept::More { now } else { now + SWEEP_INTERVAL };
         }
     }
 
-    /// Drops what is past its age and forgets channels that have been idle for the grace.
+    /// Drops records that are past their age, and removes channels that have been idle for the
+    /// grace period. Stops after [`MAX_PER_SWEEP`] of them.
     pub(super) fn sweep(&mut self, now: Millis) -> Swept {
-        let mut left = SWEEP;
+        let mut left = MAX_PER_SWEEP;
         for policy in 0..self.readable.policies.all().len() {
             for part in [Part::Ring, Part::Keyed] {
                 let Some(age) = self.lanes.of(part).age(policy) else { continue };
                 let is_due = |waiting: &Waiting| waiting.at.saturating_add(age) <= now;
                 while left > 0 && self.lanes.of(part).first(policy).is_some_and(is_due) {
                     let dropped = self.drop_from(policy, part, now, left, |_, at| at.saturating_add(age) <= now);
-                    // A channel that is looked at in vain counts too.
+                    // A visit that drops nothing counts too, otherwise the sweep would be
+                    // unbounded.
                     left -= dropped.max(1);
                 }
             }
@@ -445,7 +477,8 @@ impl Sequencer {
             for part in [Part::Ring, Part::Keyed] {
                 let lanes = self.lanes.of(part);
                 if let Some(age) = lanes.age(channel.policy).filter(|_| is_from_before) {
-                    // It may be past its age already.
+                    // A record that was published before it was applied may already be past its
+                    // age.
                     while store.oldest(part).is_some_and(|(_, at)| at.saturating_add(age) <= now) {
                         store.drop_oldest(part, &mut self.dropped);
                         is_expired = true;
@@ -463,9 +496,9 @@ impl Sequencer {
         }
     }
 
-    /// Drops the oldest of all current values, or of all rings, until they fit. Channels that hold
-    /// nothing are forgotten before a record is dropped. The values come first, because a channel
-    /// without values counts with the rings.
+    /// Drops the oldest current values of all channels until they fit into their budget, and then
+    /// the oldest records of all rings. Removes idle channels before it drops a record of a ring.
+    /// The values come first, because a channel that has lost its values counts with the rings.
     fn fit_budgets(&mut self, now: Millis) {
         for (part, budget) in [(Part::Keyed, self.budgets.keyed_bytes), (Part::Ring, self.budgets.ring_bytes)] {
             while *self.retained.of(part) > budget {
@@ -474,7 +507,7 @@ impl Sequencer {
                     continue;
                 }
                 let Some((policy, sequence)) = self.lanes.of(part).oldest() else { break };
-                // The record that was just appended stays: nobody could have read it yet.
+                // The record that was just appended stays: no reader could have read it yet.
                 if sequence == self.last {
                     break;
                 }
@@ -483,8 +516,9 @@ impl Sequencer {
         }
     }
 
-    /// Takes the first channel out of a lane, drops its oldest records while `is_due`, and puts it
-    /// back in its new place. Returns how many it dropped, at most `most`.
+    /// Takes the first channel out of a lane, drops its oldest records while `is_due` returns true,
+    /// and puts the channel back under its new oldest number. Returns the number of dropped
+    /// records, at most `most`.
     fn drop_from(
         &mut self,
         policy: usize,
@@ -515,34 +549,36 @@ impl Sequencer {
         if channel.number == EVERYONE || channel.listening() > 0 {
             return;
         }
-        let (is_empty, floor) = {
+        let (is_empty, trimmed_through) = {
             let store = channel.store.lock();
-            (store.is_empty(), store.floor())
+            (store.is_empty(), store.trimmed_through())
         };
-        if is_empty && floor <= self.floor {
-            // It has dropped nothing that a new one would not answer for as well.
+        if is_empty && trimmed_through <= self.trimmed_through {
+            // A new channel would start at this or a higher `trimmed_through`, so it would report
+            // every gap of this one. No mark is needed.
             self.remove(channel);
         } else if is_empty && self.retained.change(&channel.store, |store| store.idle_since.replace(now)).is_none() {
             self.idle.push_back((now, channel.number, channel.unique));
         }
     }
 
-    /// Takes the first channel out of the queue and forgets it, unless it is in use. With a time,
-    /// it must have been idle for the grace by then.
+    /// Takes the first channel out of the queue of idle channels, and removes it unless it is in
+    /// use again. With a time, only a channel that has been idle for the grace period by then is
+    /// removed.
     fn forget_oldest_idle(&mut self, now: Option<Millis>) {
         let Some((_, number, unique)) = self.idle.pop_front() else { return };
         let Some(channel) = self.find(number, unique) else { return };
         let is_too_young = |since: &Millis| now.is_some_and(|now| since.saturating_add(self.budgets.grace) > now);
-        let (is_unused, idle_since, floor) = self.retained.change(&channel.store, |store| {
+        let (is_unused, idle_since, trimmed_through) = self.retained.change(&channel.store, |store| {
             let is_unused = store.is_empty() && channel.listening() == 0;
-            // It was in use again meanwhile.
+            // The channel may have been used and become idle again: then `since` is the later time.
             store.idle_since = store.idle_since.filter(is_too_young).filter(|_| is_unused);
-            (is_unused, store.idle_since, store.floor())
+            (is_unused, store.idle_since, store.trimmed_through())
         });
         if let Some(since) = idle_since {
             self.idle.push_back((since, number, unique));
         } else if is_unused {
-            self.floor = self.floor.max(self.marks.leave(&channel.address, floor));
+            self.trimmed_through = self.trimmed_through.max(self.marks.leave(&channel.address, trimmed_through));
             self.remove(&channel);
         }
     }
@@ -560,7 +596,7 @@ impl Sequencer {
         self.free.push(Reverse(channel.number));
     }
 
-    /// Gives memory back after many channels are gone.
+    /// Shrinks the tables after many channels were removed.
     fn shrink(&mut self) {
         let used = self.channels.len();
         if self.numbers.len() > 1024
@@ -572,10 +608,10 @@ impl Sequencer {
             self.numbers.shrink_to(len * 2);
             self.free.retain(|Reverse(number)| (*number as usize) < len);
             self.free.shrink_to(self.free.len() * 2);
-            self.readable.heads.truncate(len);
+            self.readable.latest.truncate(len);
         }
-        give_memory_back!(self.channels);
-        give_memory_back!(self.idle);
+        shrink_if_sparse!(self.channels);
+        shrink_if_sparse!(self.idle);
         let numbers = &self.numbers;
         let exists = |waiting: &Waiting| {
             let channel = numbers.get(waiting.number as usize).and_then(Option::as_ref);

@@ -1,8 +1,9 @@
-//! What many readers read at the same place, joined once for all of them.
+//! Pieces: the records of one channel after one number, joined into one chunk for all readers that
+//! are at this number.
 //!
-//! Listeners of one channel who are at the same number want the same bytes: a thousand who are written to as fast as it
-//! goes, five thousand who come back at once. A few pieces are kept, whoever's they are; each may be thrown away
-//! at any time.
+//! Readers of one channel at the same number need the same bytes, for example a thousand readers
+//! during a burst, or five thousand that reconnect at once. The log keeps a few pieces of any
+//! channels. A piece may be replaced at any time.
 
 use std::sync::Arc;
 
@@ -12,24 +13,25 @@ use super::store::{Record, Store};
 use crate::sync::Mutex;
 use crate::wire::Chunk;
 
-/// How many are kept, until others take their place: at most this times the bound of one read, so a megabyte.
-const KEPT: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
+/// The number of pieces that are kept: at most this times the bound of one read, 1 MiB in all.
+const MAX_PIECES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
 #[derive(Debug, Default)]
-pub(super) struct Pieces([Mutex<Option<Kept>>; KEPT]);
+pub(super) struct Pieces([Mutex<Option<Kept>>; MAX_PIECES]);
 
 #[derive(Debug)]
 struct Kept {
     unique: u64,
     after: u64,
-    /// How far was asked for.
+    /// The `upto` with which the piece was requested.
     asked: u64,
     piece: Piece,
 }
 
 impl Pieces {
-    /// What `channel`, whose store this is, has of `after < number <= upto`, or the first part of
-    /// it. None if that cannot be one piece for everybody.
+    /// Returns the records of `channel` with `after < number <= upto`, or the first part of them,
+    /// as one piece. `store` is the locked store of the channel. Returns `None` if no record is
+    /// due, or if a record excludes a connection, because then the bytes differ between readers.
     pub(super) fn piece(&self, channel: &Channel, store: &Store, after: u64, upto: u64) -> Option<Piece> {
         let mut records = store.ring_between(after, upto);
         let first = records.next()?;
@@ -39,7 +41,7 @@ impl Pieces {
         let Some(second) = records.next() else {
             return Some(Piece { chunk: first.frame.chunk().clone(), count: 1, upto });
         };
-        let slot = (channel.unique.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ after) as usize % KEPT;
+        let slot = (channel.unique.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ after) as usize % MAX_PIECES;
         let is_shared = channel.listening() > 1;
         if is_shared
             && let Some(kept) = &*self.0[slot].lock()
@@ -56,13 +58,15 @@ impl Pieces {
 }
 
 impl Kept {
+    /// Whether the piece is also the result for this request.
     fn serves(&self, unique: u64, after: u64, upto: u64) -> bool {
         let is_full = self.piece.upto < self.asked;
         self.unique == unique && self.after == after && (self.asked == upto || (is_full && self.piece.upto <= upto))
     }
 }
 
-/// None if somebody is not to get one of them.
+/// Joins records, within the bounds of one read. Returns `None` if one of them excludes a
+/// connection.
 fn join<'a>(records: impl Iterator<Item = &'a Arc<Record>> + Clone, upto: u64) -> Option<Piece> {
     let (mut count, mut bytes, mut last) = (0, 0, 0);
     let mut is_cut = false;

@@ -1,4 +1,9 @@
-//! What one channel keeps: a ring of records, the current value of each key, and the floor below which it cannot speak.
+//! The storage of one channel: a ring of records, the current value of each key, and
+//! `trimmed_through`.
+//!
+//! `trimmed_through` is the number of the newest record that the channel has dropped without a
+//! replacement. It never decreases. A reader whose cursor is below it has missed a record and must
+//! report a gap.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::HashMap;
@@ -14,13 +19,14 @@ use crate::types::ConnectionId;
 use crate::types::retention::{Bounds, Kind, Retention};
 use crate::wire::Frame;
 
-// Measured with 200,000 topics, and with 200,000 events of one topic. Each includes a share of the tables that grow by
-// doubling, and what the allocator adds.
+// Measured with 200,000 topics, and with 200,000 events of one topic. Each number includes a share
+// of the tables that grow by doubling, and the overhead of the allocator.
 /// The bytes that a record takes beside its frame.
 pub(super) const RECORD_OVERHEAD: usize = 200;
 /// The bytes that a current value takes beside its record and its key.
 const VALUE_OVERHEAD: usize = 90;
-/// The bytes that a channel takes beside its name, with its entries in the sequencer's tables and heaps.
+/// The bytes that a channel takes beside its name, with its entries in the sequencer's tables and
+/// heaps.
 const CHANNEL_OVERHEAD: usize = 440;
 /// The bytes that a channel takes in addition while it has current values.
 const VALUES_OVERHEAD: usize = 330;
@@ -32,9 +38,9 @@ pub(crate) struct Record {
     pub(crate) frame: Frame,
     pub(super) at: Millis,
     pub(super) effect: Effect,
-    /// Who does not get it.
+    /// The connections that do not receive the record.
     pub(super) except: Box<[ConnectionId]>,
-    /// The channels of a union, each by its unique number. Empty if it has one channel only.
+    /// The unique numbers of the channels of the audience. Empty if the audience has one channel.
     pub(super) union: Box<[u64]>,
 }
 
@@ -49,16 +55,17 @@ impl Record {
 
 #[derive(Debug)]
 pub(super) struct Store {
-    /// The newest record that was dropped without a newer one in its place.
-    floor: u64,
+    /// The number of the newest record that was dropped without a replacement.
+    trimmed_through: u64,
     ring: Ring,
-    /// Only where the newest of each key is kept, and only while there is one.
+    /// The current values. `None` while the channel has none.
     keyed: Option<Box<Keyed>>,
     /// The length of the channel's name.
     name: u32,
-    /// Whether the sequencer's heaps have an entry for the two parts.
+    /// Whether the sequencer's heaps have an entry for each of the two parts.
     pub(super) queued: PerPart<bool>,
-    /// Since when it is empty and without listeners, while the sequencer's queue of idle channels has an entry for it.
+    /// The time since which the channel is empty and has no listeners. `Some` while the sequencer's
+    /// queue of idle channels has an entry for the channel.
     pub(super) idle_since: Option<Millis>,
 }
 
@@ -75,14 +82,14 @@ struct Keyed {
     bytes: usize,
 }
 
-/// The two parts of a store, each with bounds of its own.
+/// The two parts of a store, each with its own bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Ring,
     Keyed,
 }
 
-/// Something for each part.
+/// One value for each part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PerPart<T> {
     pub(super) ring: T,
@@ -99,7 +106,7 @@ impl<T> PerPart<T> {
 }
 
 impl PerPart<usize> {
-    /// Changes a store. `self` is the sum over all stores and follows the change.
+    /// Changes a store, and updates `self`, the sum of the bytes of all stores.
     pub(super) fn change<R>(&mut self, store: &Mutex<Store>, change: impl FnOnce(&mut Store) -> R) -> R {
         let mut store = store.lock();
         let before = store.bytes();
@@ -112,29 +119,30 @@ impl PerPart<usize> {
 }
 
 impl Store {
-    /// An empty one, for a channel whose name has so many bytes.
-    pub(super) fn new(floor: u64, name: usize) -> Self {
+    /// Creates an empty store for a channel whose name has `name` bytes.
+    pub(super) fn new(trimmed_through: u64, name: usize) -> Self {
         let name = u32::try_from(name).unwrap_or(u32::MAX);
-        Self { floor, ring: Ring::default(), keyed: None, name, queued: PerPart::default(), idle_since: None }
+        Self { trimmed_through, ring: Ring::default(), keyed: None, name, queued: PerPart::default(), idle_since: None }
     }
 
-    pub(super) fn floor(&self) -> u64 {
-        self.floor
+    pub(super) fn trimmed_through(&self) -> u64 {
+        self.trimmed_through
     }
 
-    /// Records up to here are missing.
-    pub(super) fn raise_floor(&mut self, number: u64) {
-        self.floor = self.floor.max(number);
+    /// Notes that records up to this number are missing.
+    pub(super) fn raise_trimmed_through(&mut self, number: u64) {
+        self.trimmed_through = self.trimmed_through.max(number);
     }
 
-    /// Holds nothing any more. The floor stays. Returns what it held, to be freed after the lock.
+    /// Removes all records and values, and keeps `trimmed_through`. Returns the removed contents,
+    /// to be freed after the sequencer's lock.
     #[must_use]
     pub(super) fn clear(&mut self) -> Self {
-        let empty = Self { idle_since: self.idle_since, ..Self::new(self.floor, self.name as usize) };
+        let empty = Self { idle_since: self.idle_since, ..Self::new(self.trimmed_through, self.name as usize) };
         std::mem::replace(self, empty)
     }
 
-    /// The same for the current values only.
+    /// Removes the current values. Returns them, to be freed after the sequencer's lock.
     #[must_use]
     pub(super) fn clear_values(&mut self) -> Self {
         self.queued.keyed = false;
@@ -149,8 +157,9 @@ impl Store {
         self.ring.records.is_empty() && self.keyed.is_none()
     }
 
-    /// The memory that is held. A channel counts while it holds records, and while it waits to be forgotten. An empty
-    /// channel with listeners belongs to their connections.
+    /// Returns the memory of the store. The channel itself counts while it has records or values,
+    /// or is idle. The memory of an empty channel with listeners counts as that of their
+    /// connections.
     pub(super) fn bytes(&self) -> PerPart<usize> {
         let keyed = self.keyed.as_ref().map_or(0, |keyed| keyed.bytes + VALUES_OVERHEAD);
         let mut bytes = PerPart { ring: self.ring.bytes, keyed };
@@ -163,7 +172,8 @@ impl Store {
         bytes
     }
 
-    /// Takes in a record that is newer than all others here, and drops what no longer fits.
+    /// Stores a record that is newer than all records in the ring, and drops the records that no
+    /// longer fit.
     pub(super) fn apply(&mut self, record: Arc<Record>, retention: &Retention, dropped: &mut Dropped) {
         match &record.effect {
             Effect::Sets(key) if retention.kind == Kind::LatestPerKey => {
@@ -172,7 +182,8 @@ impl Store {
                 self.fit(Part::Keyed, &retention.keyed, dropped);
                 return;
             }
-            // Who saw the value must hear of its end, so the news of it stays in the ring for a while.
+            // The record of a removal goes into the ring, so that readers that have received the
+            // value also receive its removal.
             Effect::Removes(key) => {
                 if let Some(keyed) = &mut self.keyed {
                     keyed.remove_older(key, record.sequence);
@@ -185,7 +196,7 @@ impl Store {
         self.tidy();
     }
 
-    /// The number and time of the oldest record of one part.
+    /// Returns the number and the time of the oldest record of one part.
     pub(super) fn oldest(&self, part: Part) -> Option<(u64, Millis)> {
         let record = match part {
             Part::Ring => self.ring.records.front()?,
@@ -200,17 +211,17 @@ impl Store {
             Part::Keyed => self.keyed.as_mut().and_then(|keyed| keyed.pop()),
         };
         if let Some(record) = oldest {
-            self.floor = self.floor.max(record.sequence);
+            self.trimmed_through = self.trimmed_through.max(record.sequence);
             dropped.push(record);
         }
         self.tidy();
     }
 
-    /// The records in the ring of `after < number <= upto`, oldest first.
+    /// Returns the records in the ring with `after < number <= upto`, oldest first.
     pub(super) fn ring_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<Record>> + Clone {
         let records = &self.ring.records;
         let count = records.len();
-        // Mostly it is the newest that is wanted, or none.
+        // Most reads want only the newest record, or none: these cases avoid the binary search.
         let is_newest = |back: usize| count < back || records[count - back].sequence <= after;
         let start = if is_newest(1) {
             count
@@ -222,19 +233,20 @@ impl Store {
         self.ring.records.range(start..).take_while(move |record| record.sequence <= upto)
     }
 
-    /// The current values of `after < number <= upto`, oldest first.
+    /// Returns the current values with `after < number <= upto`, oldest first.
     pub(super) fn values_between(&self, after: u64, upto: u64) -> impl Iterator<Item = &Arc<Record>> {
         let keyed = self.keyed.as_ref().filter(|_| after < upto);
         keyed.into_iter().flat_map(move |keyed| keyed.by_sequence.range(after + 1..=upto).map(|(_, record)| record))
     }
 
-    /// The newest numbers in the ring of `after < number <= upto`, newest first.
+    /// Returns the `count` newest numbers in the ring with `after < number <= upto`, newest first.
     pub(super) fn newest(&self, count: usize, after: u64, upto: u64) -> impl Iterator<Item = u64> {
         let numbers = self.ring.records.iter().rev().map(|record| record.sequence);
         numbers.skip_while(move |number| *number > upto).take_while(move |number| *number > after).take(count)
     }
 
-    /// The newest record of a part stays, however large: else a reader that is there could never see it.
+    /// Drops the oldest records of a part until it is within its bounds. The newest record stays
+    /// however large it is, otherwise no reader could ever receive it.
     fn fit(&mut self, part: Part, bounds: &Bounds, dropped: &mut Dropped) {
         loop {
             let (count, bytes) = match part {
@@ -275,7 +287,8 @@ impl Ring {
 
 impl Keyed {
     fn set(&mut self, key: Arc<str>, record: Arc<Record>) {
-        // A value that was loaded before the records from before it are read again.
+        // A value that was loaded from the shared log is newer than this record: older records of
+        // the shared log are applied after the values were loaded.
         if self.by_key.get(&key).is_some_and(|known| *known >= record.sequence) {
             return;
         }
@@ -285,7 +298,8 @@ impl Keyed {
         self.by_sequence.insert(record.sequence, record);
     }
 
-    /// Not a value that was loaded before the records from before it are read again.
+    /// Removes the value of a key if it is older than `than`. A loaded value may be newer than the
+    /// removal: see [`set`](Self::set).
     fn remove_older(&mut self, key: &str, than: u64) {
         if self.by_key.get(key).is_some_and(|known| *known < than) {
             self.remove(key);

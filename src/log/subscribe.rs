@@ -1,15 +1,16 @@
-//! The terms of a subscription: where a connection begins to read, and the channels that it joins then and later.
+//! The start of a subscription, and the channels that a connection joins then and later.
 
 use crate::types::{Address, GapReason, Start, Topic};
 
-/// Where a new connection begins to read.
+/// The point at which a new connection begins to read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Begin {
     Fresh(Start),
-    /// As a fresh one, for a client whose cursor was refused: the gap that it gets for that covers
-    /// what the start misses.
+    /// As [`Fresh`](Self::Fresh), for a client whose cursor was refused. The stream reports a gap
+    /// for the refused cursor, so the start itself reports none.
     Refused(Start),
-    /// After this number. It may be above the horizon, for a client that comes from an instance that is a moment ahead.
+    /// After this number. It may be above `visible_through`: the client may come from an instance
+    /// that has read more of the shared log.
     After(u64),
 }
 
@@ -17,7 +18,7 @@ pub(crate) enum Begin {
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) address: Address,
-    /// It may not read what was published up to here, whatever its cursor says.
+    /// The connection may not read records up to this number, with any cursor.
     pub(crate) after: u64,
 }
 
@@ -27,16 +28,17 @@ impl From<Address> for Wanted {
     }
 }
 
-/// A topic to be joined by a change.
+/// A topic that a change of topics joins.
 #[derive(Clone, Debug)]
 pub(crate) struct Joining {
     pub(crate) topic: Topic,
     pub(crate) since: Since,
-    /// As of [`Wanted`].
+    /// The connection may not read records of the topic up to this number, with any cursor.
     pub(crate) after: u64,
 }
 
-/// An address that a connection joins now, or was made to join before it was there.
+/// An address that an open connection joins, or that the connection's user joined before the
+/// connection was opened.
 #[derive(Clone, Debug)]
 pub(crate) struct Joined {
     pub(crate) address: Address,
@@ -46,29 +48,29 @@ pub(crate) struct Joined {
     pub(crate) at: Option<u64>,
 }
 
-/// From where on a subscriber joins a channel.
+/// The point from which a subscriber reads a channel that it joins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
     /// From now on, with the current values first.
     Now,
-    /// After this number, also what the subscriber's cursor has passed.
+    /// After this number, also records that the subscriber's cursor has passed.
     After(u64),
-    /// From now on, since what was asked for is not to be had.
+    /// From now on, with a gap: the requested position cannot be used.
     Refused(GapReason),
 }
 
-/// It has as many topics as it may have.
+/// The error of a subscriber that would exceed its maximum number of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyTopics;
 
-/// What a change of topics did.
+/// The result of a change of topics.
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
     pub(crate) left: Vec<Topic>,
     pub(crate) joined: Vec<Topic>,
-    /// Some topics were both left and joined.
+    /// Whether some topics were both left and joined.
     pub(crate) again: bool,
-    /// The topics in force afterwards.
+    /// The topics after the change.
     pub(crate) topics: Vec<Topic>,
 }
 

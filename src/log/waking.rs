@@ -1,7 +1,9 @@
-//! Waking: a few listeners at once, many in batches by whoever drains the queue.
+//! Waking: a publisher wakes a few listeners itself, and leaves more in a queue, from which workers
+//! wake them in batches.
 //!
-//! A channel in the queue has `marked` set, which is taken back before its listeners are visited. So a record that
-//! becomes visible during the visit puts the channel into the queue again.
+//! A channel in the queue has `marked` set. `marked` is reset before the first of its listeners is
+//! visited. So a record that becomes visible during the visit puts the channel into the queue
+//! again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,9 +15,10 @@ use super::channel::Channel;
 use super::time::Millis;
 use crate::sync::{Mutex, Ordering};
 
-/// How many listeners a publisher wakes itself: more would make its call depend on the number of listeners.
+/// The number of listeners that a publisher wakes itself. The bound keeps the cost of publishing
+/// independent of the number of listeners.
 const WAKE_AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
-/// How many slots are visited under one lock.
+/// The number of slots that are visited under one hold of a channel's lock.
 const BATCH: usize = 256;
 
 #[derive(Debug, Default)]
@@ -23,12 +26,12 @@ pub(super) struct Deferred {
     queue: Mutex<VecDeque<Visit>>,
 }
 
-/// Those whom an append did not wake yet.
+/// The channels whose listeners an append has not woken yet.
 #[derive(Debug, Default)]
-#[must_use = "they sleep until `wake`"]
-pub(crate) struct Asleep(pub(super) SmallVec<[Arc<Channel>; 4]>);
+#[must_use = "the listeners sleep until `wake`"]
+pub(crate) struct PendingWakes(pub(super) SmallVec<[Arc<Channel>; 4]>);
 
-impl Asleep {
+impl PendingWakes {
     pub(crate) fn unite(&mut self, other: Self) {
         self.0.extend(other.0);
     }
@@ -41,7 +44,8 @@ struct Visit {
 }
 
 impl Deferred {
-    /// Wakes the listeners of `channels` or puts them into the queue. The horizon covers what they are woken for.
+    /// Wakes the listeners of `channels`, or puts the channels into the queue. `visible_through`
+    /// already covers the records.
     pub(super) fn mark(&self, channels: impl IntoIterator<Item = Arc<Channel>>, now: Millis) {
         let mut wakers: SmallVec<[Waker; WAKE_AT_ONCE]> = SmallVec::new();
         let mut budget = WAKE_AT_ONCE;
@@ -75,7 +79,7 @@ impl Deferred {
         !self.queue.lock().is_empty()
     }
 
-    /// Visits one batch. Returns whether there is more to do.
+    /// Wakes the listeners of one batch of slots. Returns whether the queue has more.
     pub(super) fn wake_batch(&self, now: Millis) -> bool {
         let Some(Visit { channel, from }) = self.queue.lock().pop_front() else {
             return false;

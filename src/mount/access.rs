@@ -1,4 +1,4 @@
-//! The access hook: the application's answer to a request for a stream.
+//! The access hook, by which the application authorizes requests for streams.
 
 use std::fmt;
 use std::future::{Future, ready};
@@ -45,15 +45,15 @@ use crate::types::{Recheck, Refusal, Subscription};
 /// have changed. The hook may publish. If the hook takes longer than
 /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout), the hub drops its future and
 /// sends a retryable refusal. If the hook panics, the hub answers that request with `500`. A
-/// shorter timeout layer outside of the hub answers first, with a status after which browsers give
-/// up.
+/// timeout layer outside of the hub with a shorter time answers first, with a status after which
+/// browsers give up.
 pub trait Access: Send + Sync + 'static {
-    /// Whether the hub calls [`recheck`](Self::recheck). False for functions, closures and
-    /// [`Public`](crate::Public). Defaults to true.
+    /// Whether the hub calls [`recheck`](Self::recheck). Defaults to true. False for functions,
+    /// closures and [`Public`](crate::Public).
     const RECHECKS: bool = true;
 
-    /// Decides about a request. The hub drops the future at any await when the client leaves or the
-    /// time is over.
+    /// Decides about a request. The hub drops the future at any await when the client disconnects
+    /// or the time limit is reached.
     #[doc(alias = "connect")]
     fn authorize(&self, request: StreamRequest) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
 
@@ -96,13 +96,14 @@ pub trait Access: Send + Sync + 'static {
     /// ```
     ///
     /// After a revocation, a stream ends within one interval and the time that the hook takes, as
-    /// long as the hook keeps up with the number of streams. Otherwise the hub logs a warning. The
-    /// hub repeats a recheck that panics or takes longer than
-    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout) one interval after it
-    /// began. The second failure in a row ends the stream: at most two intervals and one timeout
-    /// after the revocation, if the timeout is the shorter of the two. Bytes that the hub has
-    /// written before may still arrive. Where that takes too long,
-    /// [`Target::disconnect`](crate::Target::disconnect) acts at once.
+    /// long as the hook keeps up with the number of streams. Otherwise the hub logs a warning.
+    ///
+    /// A recheck fails if it panics or takes longer than
+    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout). The hub repeats it one
+    /// interval after it began. The second failure in a row ends the stream: at most two intervals
+    /// and one timeout after the revocation, if the timeout is the shorter of the two. Bytes that
+    /// the hub has written before may still arrive. If this takes too long, use
+    /// [`Target::disconnect`](crate::Target::disconnect), which acts at once.
     fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
         drop(subscription);
         ready(Recheck::Settled)
@@ -139,10 +140,10 @@ impl<A: Access> Access for Arc<A> {
 /// # let _ = endpoint;
 /// ```
 ///
-/// The compiler infers `Marker`, which separates the two kinds.
+/// The compiler infers `Marker`, which distinguishes the two kinds.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no access hook",
-    label = "no access hook",
+    message = "`{Self}` is not an access hook",
+    label = "not an access hook",
     note = "an access hook is `async fn(StreamRequest) -> Result<Subscription, Refusal>`, or a type that implements `Access`",
     note = "a closure needs the type of its argument: `|request: StreamRequest| async move {{ … }}`"
 )]
@@ -206,7 +207,7 @@ where
     }
 }
 
-/// The markers of [`IntoAccess`].
+/// The marker types of [`IntoAccess`].
 mod marker {
     #[derive(Debug)]
     pub enum OfType {}

@@ -1,4 +1,4 @@
-//! The body that writes a stream: it asks the connection what is next and hands on bytes.
+//! The response bodies. The body of a stream polls its [`StreamDriver`] for frames.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -36,18 +36,20 @@ pub struct EventBody {
 #[derive(Debug)]
 enum Kind {
     Events(StreamDriver, Pace),
-    /// The first frame is to be followed by the offer to take the stream over.
+    /// A stream that offers itself for takeover after its first frame.
     Offering(StreamDriver),
+    /// A stream that waits until its socket accepts or declines the offer.
     Offered(Offered),
     Once {
         bytes: Option<Bytes>,
     },
-    /// Ends with an error after its bytes, when the server has written them.
+    /// Bytes, followed by an error once the server has written the bytes.
     OnceAborted {
         bytes: Option<Bytes>,
         written: bool,
     },
-    /// Ends without a byte, but does not say so beforehand: the head of an answer to `HEAD` is that of a stream.
+    /// The empty body of a response to `HEAD`. It does not report its end in advance, so that the
+    /// head has no `Content-Length`, like the head of a stream.
     Inert,
 }
 
@@ -56,7 +58,8 @@ impl EventBody {
         Self { kind: Kind::Events(connection, Pace::default()) }
     }
 
-    /// Offers itself to its socket, to which the server writes HTTP/1.1, and closes the connection afterwards.
+    /// Creates the body of a stream that offers itself for takeover. The response is HTTP/1.1 with
+    /// `Connection: close`.
     pub(super) fn offered(connection: StreamDriver) -> Self {
         Self { kind: Kind::Offering(connection) }
     }
@@ -97,7 +100,8 @@ impl Body for EventBody {
             Kind::OnceAborted { bytes, written } => match bytes.take() {
                 Some(bytes) => Some(Ok(bytes)),
                 None if *written => Some(Err(Aborted)),
-                // A server throws away what it has not written when a body fails. Pending makes it write first.
+                // When a body fails, a server discards the bytes that it has not written yet.
+                // `Pending` makes the server write them first.
                 None => {
                     *written = true;
                     cx.waker().wake_by_ref();
@@ -106,12 +110,12 @@ impl Body for EventBody {
             },
             Kind::Offered(_) => return Poll::Pending,
             Kind::Events(connection, pace) => {
-                if !pace.has_rest() && connection.sleeps_on(cx) {
+                if !pace.has_rest() && connection.may_sleep(cx) {
                     return Poll::Pending;
                 }
                 match ready!(pace.poll(connection, cx)) {
                     Some(piece) => Some(Ok(piece)),
-                    None => ready!(connection.poll_frame(cx)).map(|frame| frame.map(|bytes| pace.hand_out(bytes))),
+                    None => ready!(connection.poll_frame(cx)).map(|frame| frame.map(|bytes| pace.take(bytes))),
                 }
             }
             Kind::Offering(connection) => {
@@ -138,7 +142,7 @@ impl Body for EventBody {
 }
 
 impl Kind {
-    /// The first frame is out of here: from now on the socket may take the stream over.
+    /// Offers the stream to its socket, after the body has returned the first frame.
     fn offer(&mut self, first: &Bytes) {
         if let Self::Offering(connection) = std::mem::replace(self, Self::Inert) {
             *self = match connection.socket() {
@@ -148,7 +152,8 @@ impl Kind {
         }
     }
 
-    /// Is over, or goes on as a stream of its own, when that is decided.
+    /// Ends the body when the hub has taken the stream over. Continues the stream when the offer
+    /// was declined.
     fn settle_offer(&mut self, cx: &mut Context<'_>) {
         if let Self::Offered(offered) = self
             && let Poll::Ready(declined) = offered.poll(cx)

@@ -1,4 +1,4 @@
-//! The service that answers every request with a stream.
+//! The endpoint: a service that answers every request with a stream.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -59,8 +59,8 @@ impl Hub {
 }
 
 impl SseEndpoint {
-    /// Also answers `POST …/{connection}/topics`, where the router routes it to this service.
-    /// Defaults to not.
+    /// Also answers `POST …/{connection}/topics`, if the router routes it to this service. Off by
+    /// default.
     ///
     /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) describes the
     /// request. With axum, `.route_service("/events",
@@ -72,7 +72,8 @@ impl SseEndpoint {
         self
     }
 
-    /// Whether a request is about the topics of a connection, if this answers any. `/events/topics` may be a stream.
+    /// Returns whether a request changes the topics of a connection. A `GET` for `/events/topics`
+    /// may be for a stream whose path ends that way.
     pub(super) fn is_change(&self, method: &Method, path: &str) -> bool {
         self.allow_topic_changes
             && topics::split_path(path)
@@ -91,14 +92,15 @@ impl<B> Service<Request<B>> for SseEndpoint {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         self.hub.log_start();
-        let stream_request = Box::new(StreamRequest::arriving(&self.hub, request));
+        let stream_request = Box::new(StreamRequest::with_socket(&self.hub, request));
         let (hub, access) = (self.hub.clone(), Arc::clone(&self.access));
         let is_change = self.is_change(stream_request.method(), stream_request.uri().path());
         EndpointFuture(if is_change { access.change(hub, stream_request) } else { access.answer(hub, stream_request) })
     }
 }
 
-/// The hook of a mounting, whatever its type. Its future has the whole answer, so that a request needs one allocation.
+/// An access hook with its type erased. One future covers the whole response, so that a request
+/// needs only one allocation.
 trait Hook: Send + Sync {
     /// Answers a request for a stream.
     fn answer(self: Arc<Self>, hub: Hub, request: Box<StreamRequest>) -> BoxFuture<'static, Response<EventBody>>;

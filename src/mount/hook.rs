@@ -1,4 +1,4 @@
-//! Asking the application's access hook: within its time, and with its panics contained.
+//! Calls of the access hook, with a time limit and with panics contained.
 
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
@@ -13,31 +13,35 @@ use crate::hub::Hub;
 use crate::types::refusal::Kind;
 use crate::types::{Authority, Recheck, Refusal, RefusalReason, Subscription};
 
-/// A hook that keeps its thread for this long without a pause, in milliseconds, has blocked it.
+/// The time in milliseconds after which a single poll of the hook counts as blocking its thread.
 const BLOCKED: u64 = 200;
 
 impl Hub {
-    /// What the hook says to a request. What a ticket carries is looked at again, since it may be older than the truth.
-    /// The request comes boxed, since every future on its way would have room for it.
-    pub(super) async fn ask<A: Access>(
+    /// Calls the access hook for a request.
+    ///
+    /// A subscription from a ticket is also rechecked, because permissions may have changed since
+    /// the ticket was created. The request is boxed, because otherwise each future on the way would
+    /// reserve space for it.
+    pub(super) async fn authorize<A: Access>(
         &self,
         access: &A,
         request: Box<StreamRequest>,
     ) -> Result<Subscription, Refusal> {
-        let asked = async move {
+        let decision = async move {
             let subscription = access.authorize(*request).await?;
             if subscription.redeemed.is_none() {
                 return Ok(subscription);
             }
-            Box::pin(self.look_again(access, subscription)).await
+            Box::pin(self.recheck_redeemed(access, subscription)).await
         };
-        // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
-        let mut asked = std::pin::pin!(AssertUnwindSafe(asked).catch_unwind());
-        // Most hooks answer at once, and need no timer.
+        // Unwind safe: a panic can leave only the hook's own state inconsistent, and the hub does
+        // not depend on that state.
+        let mut decision = std::pin::pin!(AssertUnwindSafe(decision).catch_unwind());
+        // Created only if the hook does not answer in its first poll, since most hooks do.
         let mut timer = None;
-        let answered = poll_fn(|cx| {
+        let timed = poll_fn(|cx| {
             let begun_at = self.now();
-            let polled = asked.as_mut().poll(cx);
+            let polled = decision.as_mut().poll(cx);
             let now = self.now();
             if now.saturating_sub(begun_at) >= BLOCKED {
                 self.counters().hook_blocked(now - begun_at, now);
@@ -51,7 +55,7 @@ impl Hub {
                 }
             }
         });
-        match answered.await {
+        match timed.await {
             Some(Ok(answer)) => answer,
             Some(Err(_panic)) => {
                 self.counters().hook_panicked(self.now());
@@ -61,7 +65,8 @@ impl Hub {
         }
     }
 
-    async fn look_again<A: Access>(&self, access: &A, redeemed: Subscription) -> Result<Subscription, Refusal> {
+    /// Calls the recheck of the access hook for the subscription of a ticket.
+    async fn recheck_redeemed<A: Access>(&self, access: &A, redeemed: Subscription) -> Result<Subscription, Refusal> {
         match access.recheck(redeemed.clone()).await {
             Recheck::Keep | Recheck::Settled => Ok(redeemed),
             Recheck::Narrow(narrowed) => redeemed.narrowed_to(&narrowed).ok_or(Refusal::forbidden()),
@@ -70,7 +75,7 @@ impl Hub {
     }
 }
 
-/// The hook as the hub knows it.
+/// The recheck of an access hook, as `hub` calls it.
 impl<A: Access> Authority for A {
     fn recheck(self: Arc<Self>, subscription: Subscription) -> BoxFuture<'static, Recheck> {
         async move { Access::recheck(&*self, subscription).await }.boxed()

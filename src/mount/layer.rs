@@ -1,4 +1,4 @@
-//! The layer to mount, and the service that it makes.
+//! The layer, and the service that the layer creates.
 
 use std::fmt;
 use std::sync::Arc;
@@ -70,11 +70,11 @@ impl Hub {
 }
 
 impl SseLayer {
-    /// Creates the layer of a hub. It is the same as [`Hub::layer`], which has the description.
+    /// Creates the layer of a hub, like [`Hub::layer`], which has the description.
     #[must_use]
     pub fn new<M, A: IntoAccess<M>>(hub: &Hub, path: &str, access: A) -> Self {
         if !path.starts_with('/') {
-            tracing::warn!(path, "this path is never requested: paths start with a slash");
+            tracing::warn!(path, "the path of a layer must start with a slash: no request matches this path");
         }
         if path.contains('{') {
             tracing::warn!(
@@ -86,8 +86,8 @@ impl SseLayer {
         Self { endpoint: hub.endpoint(access), path: path.into(), provides: false }
     }
 
-    /// Also answers `POST {path}/{connection}/topics`, by which a page changes its topics without a
-    /// reconnect. Defaults to not.
+    /// Also answers `POST {path}/{connection}/topics`, with which a page changes its topics without
+    /// reconnecting. Off by default.
     ///
     /// `connection` is the id in the page's `hub.hello`. The query has any number of `join=` and
     /// `leave=`, and optionally `since=` with an id, as [`Join::since`](crate::Join::since). The
@@ -120,7 +120,7 @@ impl SseLayer {
     }
 
     /// Also puts the `Hub` into the extensions of every request that passes through, for handlers
-    /// that extract it. Costs an allocation for each request. Defaults to not.
+    /// that extract it. Off by default. Costs an allocation for each request.
     #[must_use]
     pub fn provide(mut self) -> Self {
         self.provides = true;
@@ -137,7 +137,7 @@ impl<S> Layer<S> for SseLayer {
 
 opaque_debug!(|layer: SseLayer| { path: layer.path });
 
-/// The service that [`SseLayer`](crate::SseLayer) makes from an inner service.
+/// The service that [`SseLayer`](crate::SseLayer) creates around an inner service.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
@@ -164,13 +164,13 @@ where
     type Error = S::Error;
     type Future = ResponseFuture<S::Future>;
 
-    /// Polls the inner service, which may be busy.
+    /// Polls the inner service. The hub itself is always ready.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        if self.is_ours(request.method(), request.uri().path()) {
+        if self.is_for_hub(request.method(), request.uri().path()) {
             return ResponseFuture { kind: Either::Right(self.layer.endpoint.call(request)) };
         }
         if self.layer.provides {
@@ -181,9 +181,11 @@ where
 }
 
 impl<S> SseService<S> {
-    /// Whether a request is for a stream, or about the topics of one. The path may be the application's too, with other
-    /// methods, and `OPTIONS` always is, for CORS.
-    fn is_ours(&self, method: &Method, path: &str) -> bool {
+    /// Returns whether the hub answers a request: it opens a stream, or changes the topics of one.
+    ///
+    /// Other methods on the same path belong to the application. So does `OPTIONS`, for CORS
+    /// layers.
+    fn is_for_hub(&self, method: &Method, path: &str) -> bool {
         let layer = &self.layer;
         if path == &*layer.path {
             return method == Method::GET || method == Method::HEAD;
@@ -192,7 +194,7 @@ impl<S> SseService<S> {
             return false;
         }
         match path.strip_prefix(layer.path.trim_end_matches('/')) {
-            // Only `/{connection}/topics`: one segment between.
+            // Only `/{connection}/topics`, with exactly one segment before `topics`.
             Some(rest) if rest.starts_with('/') => {
                 layer.endpoint.is_change(method, path) && rest.bytes().filter(|&byte| byte == b'/').count() == 2
             }

@@ -1,13 +1,16 @@
-//! The hub as a tower service: from a request to a response whose body is a stream.
+//! The hub as a tower service: layer, endpoint and handler mount answer requests with event
+//! streams.
 //!
-//! 1. All mountings meet in one function, so that they follow the same rules ([`respond`]).
-//! 2. A request is refused for its method, its `Accept` header or its origin before the access hook is
-//!    asked ([`negotiate`], [`origin`]).
-//! 3. The hook has a time limit, and a panic in it is a 500 ([`hook`]).
-//! 4. A body is a bounded number of bytes ahead of its socket ([`pace`]).
-//! 5. A refusal that is temporary is a stream with one event, which a browser's `EventSource`
-//!    survives ([`respond`]).
-//! 6. A page changes topics by a request of its own, within what the hook allows ([`topics`]).
+//! 1. Layer, endpoint and handler mount share one implementation, and so the same rules
+//!    ([`respond`]).
+//! 2. The hub checks the method, the `Accept` header, the host and the origin before it calls the
+//!    access hook ([`negotiate`], [`origin`]).
+//! 3. The access hook has a time limit, and a panic in the hook becomes a `500` ([`hook`]).
+//! 4. A body is at most a fixed number of bytes ahead of its socket ([`pace`]).
+//! 5. A retryable refusal is a stream with one event, after which a browser's `EventSource`
+//!    reconnects ([`respond`]).
+//! 6. A page changes its topics with a separate request, within the grants of the access hook
+//!    ([`topics`]).
 
 mod access;
 mod body;

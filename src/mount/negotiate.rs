@@ -1,9 +1,10 @@
-//! Whether a request can be answered with an event stream at all.
+//! Checks of the method and of the `Accept` header.
 
 use http::header::ACCEPT;
 use http::{HeaderMap, Method, StatusCode};
 
-/// Returns the status of the refusal if the request cannot be answered with an event stream.
+/// Checks whether the response to a request can be an event stream. An error is the status of the
+/// refusal.
 pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
     if method != Method::GET && method != Method::HEAD {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
@@ -11,16 +12,19 @@ pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), StatusCo
     let mut values = headers.get_all(ACCEPT).iter().peekable();
     match values.peek().map(|value| value.as_bytes()) {
         None => return Ok(()),
-        // What `EventSource` and scripts send.
+        // A fast path for the values of `EventSource` and of scripts.
         Some(b"text/event-stream" | b"*/*") if headers.get_all(ACCEPT).iter().nth(1).is_none() => return Ok(()),
         Some(_) => {}
     }
-    // Bytes that are no text cannot name another type.
+    // A value that is not ASCII text excludes no type, so it counts as `*/*`.
     let ranges = values.flat_map(|value| value.to_str().unwrap_or("*/*").split(','));
     if accepts_event_streams(ranges) { Ok(()) } else { Err(StatusCode::NOT_ACCEPTABLE) }
 }
 
-/// By the most specific range that matches, as RFC 9110 has it; of equals the most willing.
+/// Returns whether the ranges of an `Accept` header include event streams.
+///
+/// The most specific range that matches decides, as in RFC 9110. Among equally specific ranges, one
+/// with a quality above zero wins.
 fn accepts_event_streams<'a>(ranges: impl Iterator<Item = &'a str>) -> bool {
     let mut best: Option<(usize, bool)> = None;
     let mut any = false;
@@ -33,7 +37,7 @@ fn accepts_event_streams<'a>(ranges: impl Iterator<Item = &'a str>) -> bool {
         let refused = parts.any(|part| part.strip_prefix("q=").is_some_and(|q| q.parse().is_ok_and(|q: f32| q <= 0.0)));
         best = best.max(Some((specificity, !refused)));
     }
-    !any || best.is_some_and(|(_, willing)| willing)
+    !any || best.is_some_and(|(_, is_included)| is_included)
 }
 
 #[cfg(test)]
@@ -46,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_that_admits_an_event_stream_will_do() {
+    fn accept_allows_event_streams_when_a_range_includes_them() {
         assert_eq!(check(&Method::GET, &HeaderMap::new()), Ok(()));
         for value in [
             "",
@@ -62,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_excludes_it_will_not() {
+    fn accept_refuses_event_streams_when_no_range_includes_them() {
         for value in [
             "application/json",
             "text/html",
@@ -75,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn only_get_and_head() {
+    fn method_is_refused_when_it_is_neither_get_nor_head() {
         assert_eq!(check(&Method::HEAD, &HeaderMap::new()), Ok(()));
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS, Method::PATCH] {
             assert_eq!(check(&method, &HeaderMap::new()), Err(StatusCode::METHOD_NOT_ALLOWED));

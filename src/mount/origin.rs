@@ -1,6 +1,8 @@
-//! The hosts and origins that may ask. A browser sends the cookies of a site also when the page of another one asks,
-//! and lets that page read the answer where a CORS layer is generous. So this is judged here too,
-//! before anybody looks at a cookie.
+//! Checks of the host and the origin of a request.
+//!
+//! A browser sends the cookies of a site also with requests from pages of other sites, and a
+//! permissive CORS layer lets these pages read the responses. So the hub checks the origin itself,
+//! before it calls the access hook.
 
 use http::header::{HOST, HeaderName, ORIGIN};
 use http::{HeaderMap, Uri};
@@ -11,11 +13,11 @@ use crate::hub::{Hosts, Hub, Origins};
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Hub {
-    /// Checks that a request names a host of this hub, and comes from a page that may ask. An error is the text of the
-    /// `403`.
-    pub(super) fn may_ask(&self, request: &StreamRequest) -> Result<(), &'static str> {
+    /// Checks that a request names an allowed host and comes from an allowed origin. An error is
+    /// the text of the `403`.
+    pub(super) fn check_host_and_origin(&self, request: &StreamRequest) -> Result<(), &'static str> {
         let (settings, uri, headers) = (self.settings(), request.uri(), request.headers());
-        if !names_own_host(&settings.hosts, uri, headers) {
+        if !names_allowed_host(&settings.hosts, uri, headers) {
             self.counters().host_refused(headers.get(HOST), self.now());
             return Err("this host is not allowed\n");
         }
@@ -27,8 +29,8 @@ impl Hub {
     }
 }
 
-/// Whether every host that a request names is on the list, if there is one.
-fn names_own_host(hosts: &Hosts, uri: &Uri, headers: &HeaderMap) -> bool {
+/// Returns whether every host that a request names is on the list. An empty list allows every host.
+fn names_allowed_host(hosts: &Hosts, uri: &Uri, headers: &HeaderMap) -> bool {
     if hosts.is_empty() {
         return true;
     }
@@ -37,23 +39,25 @@ fn names_own_host(hosts: &Hosts, uri: &Uri, headers: &HeaderMap) -> bool {
     named.peek().is_some() && named.all(|host| hosts.lists(host))
 }
 
-/// Whether the page that asks may. Clients that are no browsers send none of the headers, and are not judged.
+/// Returns whether a request comes from an allowed origin. Clients other than browsers send neither
+/// header, and are allowed.
 fn is_allowed(origins: &Origins, uri: &Uri, headers: &HeaderMap) -> bool {
     let Origins::Listed(listed) = origins else { return true };
     let origin = headers.get(ORIGIN);
     let is_listed = origin.is_some_and(|origin| listed.iter().any(|listed| listed.as_bytes() == origin.as_bytes()));
     let own = match headers.get(SEC_FETCH_SITE).map(http::HeaderValue::as_bytes) {
-        // The browser knows. `none` is a person who typed the address.
+        // The browser sends `none` if the user entered the address.
         Some(b"same-origin" | b"none") => true,
-        // `same-site` too: another host of the site may be somebody else's.
+        // Includes `same-site`: a different party may control another host of the site.
         Some(_) => false,
-        // An old browser, or none.
+        // An old browser, or a client that is not a browser.
         None => origin.is_none_or(|origin| is_own(origin.as_bytes(), uri, headers)),
     };
     own || is_listed
 }
 
-/// Whether an origin is where the request went, but for the scheme, which a proxy may have changed.
+/// Returns whether an origin is the host of the request. The scheme may differ, because a proxy may
+/// terminate TLS.
 fn is_own(origin: &[u8], uri: &Uri, headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).map(http::HeaderValue::as_bytes);
     let host = host.or_else(|| uri.authority().map(|authority| authority.as_str().as_bytes()));
@@ -78,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_pages_and_those_of_the_list_may_and_others_may_not() {
+    fn origin_is_allowed_when_it_is_own_or_listed() {
         let listed = Origins::Listed(vec![LISTED.into()]);
         for (headers, expected) in [
             (&[][..], true),
@@ -91,10 +95,10 @@ mod tests {
             (&[("sec-fetch-site", "cross-site")], false),
             (&[("sec-fetch-site", "cross-site"), ("origin", "https://evil.test")], false),
             (&[("sec-fetch-site", "cross-site"), ("origin", LISTED)], true),
-            // Whatever the browser does not say is not trusted.
+            // Unknown values of `Sec-Fetch-Site` are refused.
             (&[("sec-fetch-site", "something-new")], false),
             (&[("sec-fetch-site", "cross-site"), ("origin", "https://api.example")], false),
-            // Browsers that do not send it.
+            // Old browsers, which do not send `Sec-Fetch-Site`.
             (&[("origin", "https://api.example")], true),
             (&[("origin", "http://API.example")], true),
             (&[("origin", "https://api.example:8443")], false),
@@ -109,22 +113,21 @@ mod tests {
     }
 
     #[test]
-    fn over_http_2_the_host_is_in_the_target() {
+    fn origin_is_compared_with_the_authority_when_http_2_has_no_host_header() {
         let request = Request::get("https://api.example/events").header("origin", "https://api.example");
         let (parts, ()) = request.body(()).unwrap().into_parts();
         assert!(is_allowed(&Origins::Listed(Vec::new()), &parts.uri, &parts.headers));
     }
 
     #[test]
-    fn a_request_that_names_another_host_is_refused_before_the_hook_is_asked() {
+    fn request_is_refused_before_the_hook_when_it_names_another_host() {
         use crate::{Refusal, Subscription};
         use futures::executor::block_on;
         use tower::ServiceExt;
 
         let hub = Hub::builder().allow_host("app.example").allow_host("localhost:3000").build().unwrap();
-        let asked = std::sync::atomic::AtomicUsize::new(0);
-        let asked = std::sync::Arc::new(asked);
-        let count = std::sync::Arc::clone(&asked);
+        let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = std::sync::Arc::clone(&calls);
         let access = move |_: StreamRequest| {
             count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             std::future::ready(Ok::<_, Refusal>(Subscription::anonymous()))
@@ -135,14 +138,16 @@ mod tests {
         let status = |method: &str, target: &str, hosts: &[&str]| {
             let request = Request::builder().method(method).uri(target);
             let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
-            // A page of the attacker's site, to which the browser says that it asks its own.
+            // With DNS rebinding, the browser marks the request of an attacker's page as
+            // same-origin.
             let request = request.header("sec-fetch-site", "same-origin").body(()).unwrap();
-            let asked = hub.respond(StreamRequest::from_request(&request), Subscription::anonymous()).into_response();
-            let answered = block_on(endpoint.clone().oneshot(request)).unwrap();
+            let by_handler =
+                hub.respond(StreamRequest::from_request(&request), Subscription::anonymous()).into_response();
+            let by_endpoint = block_on(endpoint.clone().oneshot(request)).unwrap();
             if method == "GET" {
-                assert_eq!(answered.status(), asked.status(), "a handler obeys the same rule");
+                assert_eq!(by_handler.status(), by_endpoint.status());
             }
-            answered.status().as_u16()
+            by_endpoint.status().as_u16()
         };
         let path = "/events";
         for (target, hosts) in [
@@ -154,7 +159,7 @@ mod tests {
         ] {
             assert_eq!(status("GET", target, hosts), 200, "{target} {hosts:?}");
         }
-        let before = asked.load(std::sync::atomic::Ordering::SeqCst);
+        let before = calls.load(std::sync::atomic::Ordering::SeqCst);
         for (target, hosts) in [
             (path, &["evil.test"][..]),
             (path, &["evil.test:3000"]),
@@ -170,6 +175,6 @@ mod tests {
         }
         assert_eq!(status("POST", "/events/0/topics", &["evil.test"]), 403);
         assert_eq!(status("POST", "/events/0/topics", &["app.example"]), 404);
-        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), before);
+        assert_eq!(calls.load(std::sync::atomic::Ordering::SeqCst), before);
     }
 }

@@ -1,15 +1,17 @@
-//! How far a body may be ahead of its socket.
+//! The limit on the bytes that a body is ahead of its socket.
 //!
-//! A server polls a body until its own buffers are full: hyper takes 400 KiB for each HTTP/1.1 connection and each
-//! HTTP/2 stream. With many topics these bytes belong to one stream alone, so each slow reader would cost that much.
-//! Where the hub knows the socket, a body hands out nothing while bytes wait for the peer, and at most
-//! [`MOST_AHEAD`] and one more frame before the server has flushed.
+//! A server polls a body until its own buffers are full: hyper buffers 400 KiB for each HTTP/1.1
+//! connection and each HTTP/2 stream. Streams with different topics cannot share these bytes, so
+//! each slow reader would cost that much memory. If the hub knows the socket, a body returns no
+//! bytes while bytes wait for the peer, and at most [`MAX_AHEAD`] and one more frame before the
+//! server has flushed.
 //!
-//! A body may be read by a task that writes elsewhere, or outlive its socket. It stops waiting for
-//! that socket then, and goes on like a body without one.
+//! Another task than the one of the socket may read a body, and a body may outlive its socket. Then
+//! the body stops waiting for that socket, and continues like a body whose socket is unknown.
 //!
-//! Where the hub does not know the socket, it sees only how often a body is polled. Then large frames go out in pieces,
-//! so that an HTTP/2 server, which polls whenever a stream's window is open, polls often for a slow but steady reader.
+//! If the hub does not know the socket, it sees only the polls of the body. So the body splits
+//! large frames into pieces: an HTTP/2 server polls whenever the window of a stream is open, and
+//! with small pieces it polls often also for a slow but steady reader.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -18,48 +20,52 @@ use bytes::Bytes;
 
 use crate::hub::{StreamDriver, Transport};
 
-/// How many bytes a body hands out at most before it makes the server write and flush.
-const MOST_AHEAD: u32 = 32 * 1024;
-/// How many bytes a body hands out at once at most where the socket is unknown.
-const PIECE: usize = 16 * 1024;
-/// How often the task of the socket polls a body that waits, without a write or a flush in between, before the body
-/// stops waiting. A server flushes in the poll in which the body waits; layers between may poll the body a few times.
-const MOST_IDLE_POLLS: u8 = 8;
+/// The number of bytes after which a body makes the server write and flush.
+const MAX_AHEAD: u32 = 32 * 1024;
+/// The maximum number of bytes that a body returns at once if its socket is unknown.
+const MAX_PIECE: usize = 16 * 1024;
+/// The number of polls by the task of the socket, without a write or a flush in between, after
+/// which a body stops waiting for the socket. A server flushes in the same poll, but layers in
+/// between may poll the body a few times.
+const MAX_IDLE_POLLS: u8 = 8;
 
+/// How a body limits the bytes that it returns.
 #[derive(Debug, Default)]
 pub(super) enum Pace {
-    /// The body was not polled yet.
+    /// Not polled yet.
     #[default]
     New,
+    /// The socket is known.
     Known(Box<Known>),
-    /// With what is left of a frame that goes out in pieces.
+    /// The socket is unknown. The field has the rest of a frame that was split.
     Unknown(Option<Box<Bytes>>),
 }
 
-/// The socket is known.
+/// The state of a body whose socket is known.
 #[derive(Debug)]
 pub(super) struct Known {
     transport: Arc<Transport>,
-    /// The bytes that were handed out since `written`.
+    /// The number of bytes that the body has returned since `written`.
     ahead: u32,
-    /// What the socket had taken then.
+    /// The number of bytes that the socket had accepted when `ahead` was zero.
     written: u64,
-    /// Set while it waits for the server to flush.
+    /// Set while the body waits for the server to flush.
     waits: Option<Waits>,
 }
 
-/// What was true when a body began to wait.
+/// The counters of a transport when a body began to wait.
 #[derive(Clone, Copy, Debug)]
 struct Waits {
     flushes: u64,
     written: u64,
     releases: u64,
-    /// How often it was polled in vain since.
+    /// The number of polls since then without a write or a flush.
     idle_polls: u8,
 }
 
 impl Waits {
-    /// Nothing was written or flushed since, although the socket would take it.
+    /// Returns whether the server has neither written nor flushed since, although the socket
+    /// accepts bytes.
     fn is_idle(&self, transport: &Transport) -> bool {
         !transport.has_waiting_bytes() && transport.flushes() == self.flushes && transport.written() == self.written
     }
@@ -69,11 +75,12 @@ impl Waits {
     }
 }
 
-/// The socket does not carry the body.
+/// The error when the socket does not carry the body.
 struct WrittenElsewhere;
 
 impl Pace {
-    /// Waits until the socket has taken what was handed out. Returns the next piece of a frame, if one is left.
+    /// Waits until the socket has accepted enough of the returned bytes. Returns the next piece of
+    /// a split frame, if one is left.
     pub(super) fn poll(&mut self, connection: &mut StreamDriver, cx: &Context<'_>) -> Poll<Option<Bytes>> {
         if let Self::New = self {
             *self = match connection.find_socket() {
@@ -93,27 +100,27 @@ impl Pace {
         }
     }
 
-    /// Whether a frame has gone out in part.
+    /// Returns whether a part of a split frame is left.
     pub(super) fn has_rest(&self) -> bool {
         matches!(self, Self::Unknown(Some(_)))
     }
 
-    /// Takes note of bytes that go out, and returns those of them that go out now.
-    pub(super) fn hand_out(&mut self, mut bytes: Bytes) -> Bytes {
+    /// Counts the bytes of a frame, and returns the bytes that the body may return now.
+    pub(super) fn take(&mut self, mut bytes: Bytes) -> Bytes {
         match self {
-            Self::Known(known) => known.hand_out(bytes.len()),
-            Self::Unknown(rest) if bytes.len() > PIECE => *rest = Some(Box::new(bytes.split_off(PIECE))),
+            Self::Known(known) => known.count(bytes.len()),
+            Self::Unknown(rest) if bytes.len() > MAX_PIECE => *rest = Some(Box::new(bytes.split_off(MAX_PIECE))),
             Self::New | Self::Unknown(_) => {}
         }
         bytes
     }
 }
 
-/// Takes a piece from the rest of a frame, if there is one.
+/// Takes the next piece of a split frame.
 fn next_piece(rest: &mut Option<Box<Bytes>>, connection: &mut StreamDriver, cx: &Context<'_>) -> Option<Bytes> {
     let mut bytes = rest.take()?;
-    connection.goes_on(cx);
-    let piece = bytes.split_to(bytes.len().min(PIECE));
+    connection.note_progress(cx);
+    let piece = bytes.split_to(bytes.len().min(MAX_PIECE));
     if !bytes.is_empty() {
         *rest = Some(bytes);
     }
@@ -126,7 +133,7 @@ impl Known {
         if self.waits.is_some_and(|waits| waits.is_released(transport) && waits.is_idle(transport)) {
             return Poll::Ready(Err(WrittenElsewhere));
         }
-        if self.may_go_on() {
+        if self.may_continue() {
             return Poll::Ready(Ok(()));
         }
         let transport = &self.transport;
@@ -138,38 +145,39 @@ impl Known {
         });
         let is_new = self.waits.is_none();
         transport.await_move(cx.waker());
-        // Behind the registration, so that a close that comes later wakes the body.
+        // After the registration, so that a later close wakes the body.
         if transport.is_closed() {
             return Poll::Ready(Err(WrittenElsewhere));
         }
         let is_polled_with_socket = waits.is_idle(transport) && transport.nudges(cx.waker());
         if is_polled_with_socket {
             waits.idle_polls += 1;
-            if waits.idle_polls > MOST_IDLE_POLLS {
+            if waits.idle_polls > MAX_IDLE_POLLS {
                 return Poll::Ready(Err(WrittenElsewhere));
             }
         }
         if is_new || is_polled_with_socket {
-            // The server flushes when it is polled. With HTTP/2 that is another task, which may have nothing to write.
+            // Wakes the task of the server, which then flushes. With HTTP/2 this is another task
+            // than the task of the body, and would not be polled if it has nothing to write.
             transport.nudge();
         }
         self.waits = Some(waits);
-        if self.may_go_on() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if self.may_continue() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
-    fn hand_out(&mut self, count: usize) {
+    fn count(&mut self, count: usize) {
         if self.ahead == 0 {
             self.written = self.transport.written();
         }
         self.ahead = self.ahead.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
     }
 
-    fn may_go_on(&mut self) -> bool {
+    fn may_continue(&mut self) -> bool {
         if self.transport.has_waiting_bytes() {
             return false;
         }
-        if self.ahead >= MOST_AHEAD {
-            // A layer between may swallow flushes, or make less of the bytes. Either sign will do.
+        if self.ahead >= MAX_AHEAD {
+            // Either sign suffices: a layer in between may discard flushes or compress the bytes.
             let is_flushed = self
                 .waits
                 .is_some_and(|waits| waits.flushes != self.transport.flushes() || waits.is_released(&self.transport));

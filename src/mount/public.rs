@@ -1,13 +1,14 @@
-//! Open access, by name.
+//! Open access to topics by name.
 
 use super::{Access, StreamRequest};
 use crate::types::{Refusal, Start, Subscription, Topic, TopicFilter};
 
-/// Open access: every client may read, without authentication, the topics that the filters allow.
+/// An access hook for open access: every client may read, without authentication, the topics that
+/// the filters allow.
 ///
-/// The client selects topics with `?topic=a&topic=b`. A topic that no filter allows, or an invalid
-/// name, refuses the whole request. A request for no topic receives only the events to everyone.
-/// Open access is never a default: an application that wants it names this type.
+/// The client selects topics with `?topic=a&topic=b`. If one topic is not allowed or has an invalid
+/// name, the hook refuses the whole request. A stream without topics receives only the events to
+/// everyone. Open access is never a default: an application that wants it names this type.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,7 +29,7 @@ pub struct Public {
 }
 
 impl Public {
-    /// Creates open access to the topics that this filter matches.
+    /// Creates a hook that allows the topics that this filter matches.
     #[must_use]
     pub fn topics(rule: TopicFilter) -> Self {
         Self { rules: vec![rule], start: Start::default() }
@@ -70,7 +71,7 @@ impl Public {
     pub fn subscription(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
         let mut subscription = Subscription::anonymous().start(self.start);
         for topic in request.query_values("topic") {
-            // A name that is none: the same answer as for one that is not allowed.
+            // The same refusal for an invalid name as for a topic that is not allowed.
             let topic = Topic::try_from(topic).map_err(|_| Refusal::forbidden())?;
             if !self.rules.iter().any(|rule| rule.matches(&topic)) {
                 return Err(Refusal::forbidden());

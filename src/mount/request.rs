@@ -1,4 +1,4 @@
-//! The request for a stream.
+//! The type of a request for a stream.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -29,10 +29,12 @@ use crate::types::{Cursor, DisconnectClock};
 #[derive(Clone)]
 pub struct StreamRequest {
     pub(super) head: Parts,
-    /// What was true before may not be true any more when the request is answered.
+    /// The time of the request. A disconnect after it applies to this request, also while the
+    /// access hook runs.
     pub(super) asked_at: DisconnectClock,
     pub(super) transport: Option<Arc<Transport>>,
-    /// Where the tickets are noted that the hook redeems, where the hub asks the hook and the query may have a ticket.
+    /// The list of tickets that the access hook redeems. Set if the hub calls a hook and the query
+    /// may have a ticket.
     pub(super) redemptions: Option<Arc<Redemptions>>,
 }
 
@@ -60,23 +62,25 @@ impl StreamRequest {
     /// ```
     #[must_use]
     pub fn from_parts(parts: Parts) -> Self {
-        // The socket, if the server has attached it.
+        // Set if the server adds `SseConnectInfo` to each request.
         let transport = parts.extensions.get::<SseConnectInfo>().map(|info| Arc::clone(&info.transport));
         Self { head: parts, asked_at: DisconnectClock::now(), transport, redemptions: None }
     }
 
-    /// Also finds the socket, if it is the hub's and this is called where the server calls its services.
-    pub(super) fn arriving<B>(hub: &Hub, request: Request<B>) -> Self {
+    /// Creates a stream request from a request that the server passes to a service. Finds the
+    /// socket of the request, if the task of that socket calls this function.
+    pub(super) fn with_socket<B>(hub: &Hub, request: Request<B>) -> Self {
         let mut stream_request = Self::from_parts(request.into_parts().0);
-        if !stream_request.transport.as_ref().is_some_and(|transport| hub.transports().knows(transport)) {
-            // The socket of another hub still tells the address of the peer.
-            stream_request.transport = hub.transports().of_this_task().or(stream_request.transport);
+        if !stream_request.transport.as_ref().is_some_and(|transport| hub.transports().contains(transport)) {
+            // The socket of another hub still has the address of the peer.
+            stream_request.transport = hub.transports().find_by_task().or(stream_request.transport);
         }
         stream_request
     }
 
-    /// From here on the tickets of this request are given back when the redemption is dropped.
-    pub(super) fn redeems(&mut self) -> Option<Redemption> {
+    /// Starts to record the tickets that the access hook redeems. Dropping the redemption gives
+    /// them back.
+    pub(super) fn start_redemption(&mut self) -> Option<Redemption> {
         if !self.may_have_field(b"ticket") {
             return None;
         }
@@ -111,13 +115,13 @@ impl StreamRequest {
         &self.head.extensions
     }
 
-    /// Returns the query as it was sent.
+    /// Returns the query of the URI, without decoding.
     #[must_use]
     pub fn query(&self) -> Option<&str> {
         self.head.uri.query()
     }
 
-    /// Returns the decoded values of one field of the query, in order.
+    /// Returns the decoded values of one field of the query, in their order.
     pub fn query_values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
         let query = self.query().unwrap_or_default();
         form_urlencoded::parse(query.as_bytes()).filter(move |(field, _)| field == name).map(|(_, value)| value)
@@ -126,10 +130,11 @@ impl StreamRequest {
     /// Returns the address of the peer of the socket. Behind a proxy it is the address of the
     /// proxy.
     ///
-    /// The address is known with axum's `ConnectInfo<SocketAddr>` if the feature `axum-listener` is
-    /// on, which takes precedence. It is also known with the hub's listener where the server calls
-    /// the layer or the endpoint in the task of the connection, and where a request carries
-    /// [`SseConnectInfo`](crate::SseConnectInfo).
+    /// The address comes from one of these sources, in this order:
+    ///
+    /// 1. axum's `ConnectInfo<SocketAddr>` in the request, if the feature `axum-listener` is on;
+    /// 2. the hub's listener, if the server calls the layer or the endpoint in the task of the
+    ///    connection, or [`SseConnectInfo`](crate::SseConnectInfo) in the request.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         #[cfg(feature = "axum-listener")]
@@ -153,14 +158,15 @@ impl StreamRequest {
 }
 
 impl StreamRequest {
-    /// Whether the query may have a field of this name. Most queries have none, and nothing is decoded then.
+    /// Returns whether the query may have a field of this name. Most queries have none, and the
+    /// check avoids decoding them.
     fn may_have_field(&self, name: &[u8]) -> bool {
         let query = self.query().unwrap_or_default().as_bytes();
         memchr::memchr(b'%', query).is_some() || memchr::memmem::find(query, name).is_some()
     }
 }
 
-// Headers and query are left out, since they hold credentials.
+// Without headers and query, since they contain credentials.
 opaque_debug!(|request: StreamRequest| {
     method: request.head.method,
     path: request.head.uri.path(),

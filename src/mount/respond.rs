@@ -1,4 +1,4 @@
-//! From a request and a decision to a response: the one place where every mounting comes together.
+//! Responses to requests for streams, for layer, endpoint and handler mount.
 
 use std::sync::{Arc, LazyLock};
 
@@ -46,8 +46,8 @@ impl Hub {
     /// refusal.
     ///
     /// Take the [`StreamRequest`] before the extractor that authenticates the user: the request
-    /// records when it arrived. Otherwise a [disconnect](crate::Target::disconnect) during the lookup
-    /// of the user does not stop this request.
+    /// records when it arrived. Otherwise a [disconnect](crate::Target::disconnect) during the
+    /// lookup of the user does not stop this request.
     ///
     /// ```
     /// # #[cfg(feature = "axum")] fn main() {
@@ -75,14 +75,14 @@ impl Hub {
     pub fn respond(&self, request: StreamRequest, subscription: Subscription) -> EventStream {
         let ticket = Taken::of(self, &subscription);
         let spend = || drop(ticket.and_then(Taken::spend));
-        let response = self.look_at(&request).unwrap_or_else(|| {
-            let accepted = self.accept(&Arrival::of(&request), &subscription, None, spend);
+        let response = self.early_refusal(&request).unwrap_or_else(|| {
+            let accepted = self.accept(&RequestHead::of(&request), &subscription, None, spend);
             accepted.unwrap_or_else(|refusal| self.refusal(&refusal))
         });
         EventStream(without_body_for_head(request.method(), response))
     }
 
-    /// Answers a request with a refusal, from within a handler.
+    /// Creates the response of a refusal, for a handler.
     ///
     /// ```
     /// use tower_sse::{EventStream, Hub, Refusal, StreamRequest, Subscription};
@@ -98,69 +98,73 @@ impl Hub {
         EventStream(self.refusal(&refusal))
     }
 
-    /// The whole way of a request through an access hook.
+    /// Answers a request for a stream, with an access hook.
     pub(super) async fn answer<A: Access>(
         self,
         access: Arc<A>,
         mut request: Box<StreamRequest>,
     ) -> Response<EventBody> {
         let draining = || self.is_draining().then(|| self.refusal(&Refusal::retry_later(RefusalReason::Draining)));
-        if let Some(refused) = self.look_at(&request).or_else(draining) {
+        if let Some(refused) = self.early_refusal(&request).or_else(draining) {
             return without_body_for_head(request.method(), refused);
         }
-        let arrival = Arrival::of(&request);
-        let redemption = request.redeems();
-        let accepted = self.ask(&*access, request).await.and_then(|subscription| {
+        let head = RequestHead::of(&request);
+        let redemption = request.start_redemption();
+        let accepted = self.authorize(&*access, request).await.and_then(|subscription| {
             let authority = A::RECHECKS.then_some(access as Arc<dyn Authority>);
-            self.accept(&arrival, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
+            self.accept(&head, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
         });
         let response = accepted.unwrap_or_else(|refusal| self.refusal(&refusal));
-        without_body_for_head(&arrival.method, response)
+        without_body_for_head(&head.method, response)
     }
 
-    /// The answer to a request that is refused before anybody is asked.
-    fn look_at(&self, request: &StreamRequest) -> Option<Response<EventBody>> {
+    /// Returns the response to a request that the hub refuses before it calls the access hook.
+    fn early_refusal(&self, request: &StreamRequest) -> Option<Response<EventBody>> {
         match negotiate::check(request.method(), request.headers()) {
             Ok(()) => {}
             Err(StatusCode::METHOD_NOT_ALLOWED) => return Some(wrong_method("use GET\n", "GET, HEAD")),
             Err(status) => return Some(plain(status, "this is an event stream: text/event-stream\n")),
         }
-        if let Err(text) = self.may_ask(request) {
+        if let Err(text) = self.check_host_and_origin(request) {
             return Some(plain(StatusCode::FORBIDDEN, text));
         }
-        // Before the hook is asked, so that a rush does not reach it. A `HEAD` asks it too.
-        self.take_turn().err().map(|refusal| self.refusal(&refusal))
+        // The rate limit protects the access hook from a rush of reconnects. It includes `HEAD`,
+        // which also calls the hook.
+        self.check_rate().err().map(|refusal| self.refusal(&refusal))
     }
 
-    /// Opens the stream and answers. A ticket is spent by a stream, not by a refusal or a `HEAD`.
+    /// Opens the stream and creates its response. A stream spends the ticket. A refusal or a `HEAD`
+    /// does not.
     fn accept(
         &self,
-        arrival: &Arrival,
+        head: &RequestHead,
         subscription: &Subscription,
         authority: Option<Arc<dyn Authority>>,
         spend_ticket: impl FnOnce(),
     ) -> Result<Response<EventBody>, Refusal> {
-        if arrival.method == Method::HEAD {
-            self.admit(subscription, arrival.cursor, arrival.asked_at)?;
+        if head.method == Method::HEAD {
+            self.admit(subscription, head.cursor, head.asked_at)?;
             return Ok(stream(EventBody::inert()));
         }
-        let request = Request { to_network: true, asked_at: arrival.asked_at, authority };
-        let connection = self.open(subscription, arrival.cursor, request)?;
+        let request = Request { to_network: true, asked_at: head.asked_at, authority };
+        let connection = self.open(subscription, head.cursor, request)?;
         spend_ticket();
-        let by_task = || self.transports().of_this_task();
-        // Another hub's settings, its drain and its takeover do not apply to this stream.
-        let carried = arrival.transport.clone().filter(|transport| self.transports().knows(transport));
+        let by_task = || self.transports().find_by_task();
+        // The socket of another hub does not count: settings, drain and takeover of that hub do not
+        // apply here.
+        let carried = head.transport.clone().filter(|transport| self.transports().contains(transport));
         let Some(transport) = carried.or_else(by_task) else {
             self.counters().unwatched(!self.transports().is_empty());
             return Ok(stream(EventBody::events(connection)));
         };
         let offers_takeover = transport.offers_takeover();
-        connection.carried_by(transport);
-        if !offers_takeover || arrival.version != Version::HTTP_11 {
+        connection.set_transport(transport);
+        if !offers_takeover || head.version != Version::HTTP_11 {
             return Ok(stream(EventBody::events(connection)));
         }
         let mut response = stream(EventBody::offered(connection));
-        // The server is to let go of the socket, and its client is not to send more on it.
+        // The server must release the socket after the response, and the client must not send
+        // another request on it.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         Ok(response)
     }
@@ -193,8 +197,8 @@ impl Hub {
     }
 }
 
-/// What of a request is needed when the hook has it.
-struct Arrival {
+/// The parts of a request that the hub needs after the access hook has consumed the request.
+struct RequestHead {
     method: Method,
     version: Version,
     cursor: Cursor,
@@ -202,7 +206,7 @@ struct Arrival {
     transport: Option<Arc<Transport>>,
 }
 
-impl Arrival {
+impl RequestHead {
     fn of(request: &StreamRequest) -> Self {
         Self {
             method: request.method().clone(),
@@ -214,7 +218,8 @@ impl Arrival {
     }
 }
 
-/// The head of a stream, also of one that is a single refusal, says nothing of a length.
+/// Removes the body of a response to `HEAD`. The head must have no `Content-Length`, like the head
+/// of the stream or of the retryable refusal that `GET` would receive.
 fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Response<EventBody> {
     if method == Method::HEAD && response.status() == StatusCode::OK {
         return response.map(|_| EventBody::inert());
@@ -222,8 +227,11 @@ fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Resp
     response
 }
 
-/// The head of every event stream. `no-transform` keeps compressors from holding events back. `Incremental` (RFC 10036) asks
-/// proxies to forward each part at once, and `X-Accel-Buffering` is the same request in the words of nginx. Copying this map takes a third of the instructions of filling a new one.
+/// The headers of every event stream.
+///
+/// `no-transform` prevents compressors from delaying events. `Incremental` (RFC 10036) asks proxies
+/// to forward each part at once, and `X-Accel-Buffering` does the same for nginx. Copying this map
+/// takes a third of the instructions of filling a new one.
 static STREAM_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),

@@ -1,4 +1,4 @@
-//! Tickets in requests.
+//! Redeeming the tickets of requests.
 
 use super::StreamRequest;
 use crate::hub::Hub;
@@ -16,12 +16,12 @@ impl StreamRequest {
 
 impl Hub {
     /// Redeems the request's `?ticket=` in an access hook, and returns the subscription of the
-    /// ticket. A ticket is good for one request.
+    /// ticket. A ticket is valid for one request.
     ///
-    /// A ticket is older than the request, so later changes count: the subscription's own expiry,
+    /// A ticket is older than the request, so later changes apply: the subscription's own expiry,
     /// [`Target::disconnect`](crate::Target::disconnect), and
     /// [`Access::recheck`](crate::Access::recheck), which layer and endpoint call before the stream
-    /// opens. A handler that calls this method itself has to check the permissions itself.
+    /// opens. A handler that calls this method has to check the permissions itself.
     ///
     /// ```
     /// use tower_sse::{Access, Hub, Recheck, Refusal, StreamRequest, Subscription};
@@ -41,15 +41,16 @@ impl Hub {
     /// }
     /// ```
     ///
-    /// A ticket opens one stream. Where layer and endpoint call the hook, a request that gets no
-    /// stream gives its ticket back: the hook refused it or took too long, a limit was reached, or
-    /// the client left. So a browser that reconnects with the same URL after `hub.refused` is
-    /// admitted. In a handler only [`Hub::respond`] gives a ticket back, if it refuses. Each
-    /// request to [change topics](crate::SseLayer::allow_topic_changes) needs a ticket of its own,
-    /// which is spent when the topics have changed.
+    /// A ticket opens one stream. If layer or endpoint call the hook and the request receives no
+    /// stream, the hub gives the ticket back: for example because the hook refuses or takes too
+    /// long, a limit is reached, or the client disconnects. So the hub admits a browser that
+    /// reconnects with the same URL after `hub.refused`. In a handler only [`Hub::respond`] gives a
+    /// ticket back, if it refuses. Each request to [change
+    /// topics](crate::SseLayer::allow_topic_changes) needs a separate ticket, which is spent when
+    /// the topics have changed.
     ///
-    /// With several instances, the hub gives a ticket back by depositing it at the broker again,
-    /// for the rest of its time. If the broker or the process fails at that moment, the ticket is
+    /// With several instances, the hub gives a ticket back by storing it at the broker again, for
+    /// the rest of its lifetime. If the broker or the process fails at that moment, the ticket is
     /// lost, and the page has to request another.
     ///
     /// Cancel safety: on one instance the future never waits. If the future is dropped while a
@@ -57,9 +58,9 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// [`Refusal::unauthorized`] where there is no ticket, or one that is unknown, spent, void or
-    /// expired: the same for all. [`Refusal::retry_later`] with the reason
-    /// [`Starting`](RefusalReason::Starting) where the broker of a shared log does not answer.
+    /// [`Refusal::unauthorized`] if the query has no ticket, or if the ticket is unknown, spent,
+    /// void or expired. [`Refusal::retry_later`] with the reason
+    /// [`Starting`](RefusalReason::Starting) if the broker of a shared log does not answer.
     pub async fn redeem(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
         let ticket = request.query_values("ticket").next().ok_or(Refusal::unauthorized())?;
         let taken = self.take_ticket(&ticket).await?;

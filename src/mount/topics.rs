@@ -1,4 +1,4 @@
-//! A page that changes its topics without reconnecting: `POST /events/{connection}/topics?join=a&leave=b&since=…`.
+//! Topic changes without a reconnect: `POST /events/{connection}/topics?join=a&leave=b&since=…`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,13 @@ use crate::types::{
 };
 use crate::wire::hub_events;
 
-/// The path of the stream, and the connection, of a path that is about a connection's topics.
+/// Splits the path of a topic change into the path of the stream and the id of the connection.
 pub(super) fn split_path(path: &str) -> Option<(&str, &str)> {
     path.strip_suffix("/topics")?.rsplit_once('/')
 }
 
 impl Hub {
+    /// Answers a request that changes the topics of a stream.
     pub(super) async fn change<A: Access>(
         self,
         access: Arc<A>,
@@ -29,31 +30,33 @@ impl Hub {
         if request.method() != Method::POST {
             return wrong_method("use POST\n", "POST");
         }
-        if let Err(text) = self.may_ask(&request) {
+        if let Err(text) = self.check_host_and_origin(&request) {
             return plain(StatusCode::FORBIDDEN, text);
         }
         if self.is_draining() {
             return self.no_change(&Refusal::retry_later(RefusalReason::Draining));
         }
-        let redemption = request.redeems();
-        let Some(asked) = as_stream(&request) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
-        // Without other instances a request about no connection costs a look-up, and takes no turn from others.
+        let redemption = request.start_redemption();
+        let Some(hook_request) = hook_request(&request) else { return plain(StatusCode::BAD_REQUEST, "bad request\n") };
+        // Without other instances, a request for an unknown connection costs a lookup and does not
+        // count for the rate limit.
         let id = split_path(request.uri().path()).and_then(|(_, id)| id.parse::<ConnectionId>().ok());
-        let Some(id) = id.filter(|id| self.may_have_connection(*id)) else { return not_there() };
-        if let Err(refusal) = self.take_turn() {
+        let Some(id) = id.filter(|id| self.may_have_connection(*id)) else { return no_such_connection() };
+        if let Err(refusal) = self.check_rate() {
             return self.no_change(&refusal);
         }
-        // With other instances it may be waited for. The turn bounds how many requests wait.
+        // With other instances, this may wait for one of them. The rate limit bounds the number of
+        // waiting requests.
         if !self.has_connection(id).await {
-            return not_there();
+            return no_such_connection();
         }
-        let granted = match self.ask(&*access, Box::new(asked)).await {
+        let granted = match self.authorize(&*access, Box::new(hook_request)).await {
             Ok(granted) => granted,
             Err(refusal) => return self.no_change(&refusal),
         };
-        // The connection of another user has the same answer as one that is not there.
-        let Some(connection) = self.connection_of(id, granted.user.as_ref()).await else { return not_there() };
-        let change = match self.asked_change(&request, &granted) {
+        // The same response for a connection of another user as for an unknown connection.
+        let Some(connection) = self.connection_of(id, granted.user.as_ref()).await else { return no_such_connection() };
+        let change = match self.requested_change(&request, &granted) {
             Ok(change) => connection.change(change, request.asked_at).await,
             Err(refusal) => Err(refusal),
         };
@@ -66,15 +69,15 @@ impl Hub {
         }
     }
 
-    /// The change that a page asks for, if it is granted.
-    fn asked_change(&self, request: &StreamRequest, granted: &Subscription) -> Result<Change, Refusal> {
+    /// Returns the change that a page requests, if the grants of the access hook allow it.
+    fn requested_change(&self, request: &StreamRequest, granted: &Subscription) -> Result<Change, Refusal> {
         let topics = |field| request.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
-        // A name that is none: the same answer as for one that is not granted.
+        // The same refusal for an invalid name as for a topic that is not granted.
         let (Ok(join), Ok(leave)) = (topics("join"), topics("leave")) else { return Err(Refusal::forbidden()) };
         if let Some(invalid) = &granted.invalid {
             return Err(Refusal::invalid(invalid.clone()));
         }
-        // Before what takes longer the more there are.
+        // Checked first, because the following checks take time for each topic.
         if join.len() > self.settings().max_topics {
             return Err(Refusal::invalid(SubscriptionError::TOO_MANY_TOPICS));
         }
@@ -91,12 +94,12 @@ impl Hub {
         Ok(Change { leave, join, since, bounds })
     }
 
-    /// The answer to a page whose topics stay as they are.
+    /// Returns the response to a page whose topics did not change.
     fn no_change(&self, refusal: &Refusal) -> Response<EventBody> {
         match refusal.0 {
             Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
             Kind::Forbidden | Kind::Gone => plain(StatusCode::FORBIDDEN, "forbidden\n"),
-            Kind::RetryLater { retry, .. } => later(retry.unwrap_or(self.settings().retry)),
+            Kind::RetryLater { retry, .. } => retry_later(retry.unwrap_or(self.settings().retry)),
             Kind::Invalid(ref invalid) if *invalid == SubscriptionError::TOO_MANY_TOPICS => {
                 plain(StatusCode::BAD_REQUEST, "too many topics\n")
             }
@@ -106,9 +109,9 @@ impl Hub {
     }
 }
 
-/// The request that would open a stream with the topics to be joined, for the hook to decide by:
-/// `join` becomes `topic`.
-fn as_stream(request: &StreamRequest) -> Option<StreamRequest> {
+/// Creates the request that would open a stream with the joined topics, for the access hook. The
+/// field `join` becomes `topic`.
+fn hook_request(request: &StreamRequest) -> Option<StreamRequest> {
     let (path, _) = split_path(request.uri().path())?;
     let mut query = form_urlencoded::Serializer::new(String::new());
     for (name, value) in form_urlencoded::parse(request.query().unwrap_or_default().as_bytes()) {
@@ -123,19 +126,19 @@ fn as_stream(request: &StreamRequest) -> Option<StreamRequest> {
     let path = if path.is_empty() { "/" } else { path };
     let target = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
     parts.path_and_query = Some(target.parse().ok()?);
-    let mut asked = request.clone();
-    asked.head.method = Method::GET;
-    asked.head.uri = Uri::from_parts(parts).ok()?;
-    Some(asked)
+    let mut hook_request = request.clone();
+    hook_request.head.method = Method::GET;
+    hook_request.head.uri = Uri::from_parts(parts).ok()?;
+    Some(hook_request)
 }
 
-fn not_there() -> Response<EventBody> {
+fn no_such_connection() -> Response<EventBody> {
     plain(StatusCode::NOT_FOUND, "no such connection\n")
 }
 
-fn later(after: Duration) -> Response<EventBody> {
+fn retry_later(after: Duration) -> Response<EventBody> {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "not now\n");
-    // Rounded up, so that the client does not come too early.
+    // Rounded up, so that the client does not retry too early.
     let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
@@ -147,18 +150,18 @@ mod tests {
     use http::Request;
 
     #[test]
-    fn the_hook_is_asked_as_for_a_stream_with_these_topics() {
-        let asked = |target: &str| {
+    fn hook_request_has_the_joined_topics_and_no_others() {
+        let uri_of = |target: &str| {
             let request = StreamRequest::from_request(&Request::post(target).body(()).unwrap());
-            let stream = as_stream(&request).unwrap();
+            let stream = hook_request(&request).unwrap();
             assert_eq!(stream.method(), Method::GET);
             stream.uri().to_string()
         };
-        assert_eq!(asked("/events/ab/topics?join=a%26b&tenant=7&leave=c&since=1.2.3"), "/events?topic=a%26b&tenant=7");
-        assert_eq!(asked("/events/ab/topics"), "/events");
-        // What a page may not smuggle in.
-        assert_eq!(asked("/events/ab/topics?topic=x&join=y&last_event_id=z"), "/events?topic=y");
-        assert_eq!(asked("https://host/a/events/ab/topics?join=a"), "https://host/a/events?topic=a");
-        assert_eq!(asked("/ab/topics?join=a"), "/?topic=a");
+        assert_eq!(uri_of("/events/ab/topics?join=a%26b&tenant=7&leave=c&since=1.2.3"), "/events?topic=a%26b&tenant=7");
+        assert_eq!(uri_of("/events/ab/topics"), "/events");
+        // Fields of a stream request that a page must not add.
+        assert_eq!(uri_of("/events/ab/topics?topic=x&join=y&last_event_id=z"), "/events?topic=y");
+        assert_eq!(uri_of("https://host/a/events/ab/topics?join=a"), "https://host/a/events?topic=a");
+        assert_eq!(uri_of("/ab/topics?join=a"), "/?topic=a");
     }
 }

@@ -1,14 +1,15 @@
-//! A socket that is not left to a peer who does not read: the hub's part below the server.
+//! The wrapper of a socket below the server.
 //!
-//! Four things that a body cannot do, since a server does not poll it while its own buffers are full, and does not read
-//! while it writes:
+//! The wrapper has four tasks that a body cannot do, because a server does not poll the body while
+//! its own buffers are full, and does not read while it writes:
 //!
-//! 1. a deadline for bytes that wait and are not taken;
-//! 2. a cut that the hub can pull;
-//! 3. noticing that the client has left although it sent something after its request, which no server reads now;
-//! 4. no delay for small writes, and an end of peers that vanished.
+//! 1. the write deadline for bytes that the peer does not accept;
+//! 2. cutting the connection for the hub;
+//! 3. detecting a client that disconnects after it has sent bytes behind its request, which no
+//!    server reads at that time;
+//! 4. sending small writes without delay, and closing the sockets of peers that vanished.
 //!
-//! Where that is asked for, the hub takes the socket over together with its stream:
+//! With takeover, the hub takes the socket over together with its stream:
 //! [`socket`](crate::net::takeover::socket).
 
 use std::any::Any;
@@ -29,10 +30,11 @@ use crate::hub::{Hub, Transport};
 use crate::macros::opaque_debug;
 use crate::net::takeover::socket::Socket;
 
-/// How much is read ahead of the server at most. A client that sends more is noticed to leave at the next write only.
+/// The maximum number of bytes that the hub reads ahead of the server. If a client sends more, the
+/// hub detects its disconnect only at the next write.
 const MAX_STRAY_BYTES: usize = 16 * 1024;
 
-/// How much may wait in the kernel unsent.
+/// The maximum number of unsent bytes in the kernel.
 #[cfg(any(target_os = "android", target_os = "linux"))]
 const UNSENT_BYTES: u32 = 128 * 1024;
 
@@ -53,17 +55,17 @@ pin_project! {
         #[pin]
         inner: Socket<S>,
         entry: Entry,
-        // Runs while bytes wait that the peer does not take.
+        // Set while bytes wait that the peer does not accept.
         deadline: Option<Box<Deadline>>,
         watch: Watch,
     }
 }
 
-/// The identity of the socket of a request, by which the hub knows the socket of a stream.
+/// The identity of the socket of a request, by which the hub finds the socket of a stream.
 ///
 /// With HTTP/2 below a router, a server calls the endpoint in another task than the one that polls
-/// the socket. Then the hub does not know the socket, and cannot cut a client that takes no bytes.
-/// This type in the extensions of a request identifies the socket. For `axum::serve`,
+/// the socket. Then the hub does not know the socket, and cannot cut a client that accepts no
+/// bytes. This type in the extensions of a request identifies the socket. For `axum::serve`,
 /// `SseMakeService` adds it to every request. It also has the address of the
 /// [peer](crate::StreamRequest::peer_addr), which no header can change.
 ///
@@ -103,32 +105,35 @@ impl<S> SseIo<S> {
     }
 }
 
-/// The place in the hub's table; given back when dropped.
+/// The entry of a socket in the hub's table. Dropping it removes the entry.
 struct Entry {
     hub: Hub,
     transport: Arc<Transport>,
     task: Option<task::Id>,
-    /// That a cut will wake.
+    /// The waker that a cut wakes.
     waker: Option<Waker>,
 }
 
+/// The write deadline of waiting bytes.
 struct Deadline {
-    /// It waits for a write, not for a flush.
+    /// Whether a write waits, and not a flush.
     writes: bool,
     sleep: Pin<Box<Sleep>>,
 }
 
-/// What is read ahead of the server, to see the end behind it.
+/// The bytes that were read ahead of the server to detect the end of the input behind them.
 #[derive(Default)]
 struct Watch {
     stray: VecDeque<u8>,
+    /// Whether the client has closed its side.
     ended: bool,
-    /// The server itself waits for something to read, and will look when it is woken.
+    /// Whether the last read of the server is pending. The server reads again when it is woken.
     server_reads: bool,
-    /// The server has tried to read since the last flush. A server that has stopped reading, for example because it
-    /// lets the rest of a request's body be, still flushes whenever it is woken.
-    asked: bool,
-    /// The first bytes were read.
+    /// Whether the server has tried to read since the last flush. A server that has stopped
+    /// reading, for example because it ignores the rest of a request body, still flushes whenever
+    /// it is woken.
+    has_polled_read: bool,
+    /// Whether the first bytes were read.
     begun: bool,
 }
 
@@ -136,9 +141,9 @@ impl Hub {
     /// Wraps a connection for a server of the application, such as hyper's. For `axum::serve` use
     /// `Hub::listener`.
     ///
-    /// A connection that takes no bytes for
-    /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline) while bytes wait ends with
-    /// an error. This holds for any response, so also for a download that its reader has paused.
+    /// If bytes wait and the peer accepts none for
+    /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline), the connection ends with
+    /// an error. This applies to every response, so also to a download that its reader has paused.
     /// [`Hub::drain`] can cut the connection. A `TcpStream` also gets `TCP_NODELAY` and, on Linux,
     /// `TCP_USER_TIMEOUT`. With TLS, wrap the TCP stream and pass the result to the TLS acceptor.
     /// The connection must be polled in a tokio runtime with time enabled.
@@ -161,7 +166,7 @@ impl Hub {
         let tcp = (&stream as &dyn Any).downcast_ref::<TcpStream>();
         let peer = tcp.and_then(|tcp| tcp.peer_addr().ok());
         if let Some(tcp) = tcp {
-            tune(tcp, self.settings().write_deadline);
+            set_options(tcp, self.settings().write_deadline);
         }
         self.log_start();
         let transport = self.transports().open(peer);
@@ -174,21 +179,23 @@ impl Hub {
     }
 }
 
-/// An option that cannot be set is one that the socket's family does not have.
-fn tune(tcp: &TcpStream, timeout: Duration) {
+/// Sets the options of a TCP socket. An option that cannot be set is not available for the family
+/// of the socket.
+fn set_options(tcp: &TcpStream, timeout: Duration) {
     if let Err(error) = tcp.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY");
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
     #[cfg(any(target_os = "android", target_os = "linux"))]
     {
         let socket = socket2::SockRef::from(tcp);
         if let Err(error) = socket.set_tcp_user_timeout(Some(timeout)) {
-            tracing::debug!(%error, "TCP_USER_TIMEOUT");
+            tracing::debug!(%error, "TCP_USER_TIMEOUT could not be set");
         }
-        // Else the kernel takes megabytes, and says that there is room again only when a third of them is gone: a slow
-        // reader would look like one that reads nothing.
+        // Otherwise the kernel buffers megabytes, and reports the socket as writable only after the
+        // peer has accepted a third of them. A slow reader would then look like a peer that accepts
+        // no bytes.
         if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
-            tracing::debug!(%error, "TCP_NOTSENT_LOWAT");
+            tracing::debug!(%error, "TCP_NOTSENT_LOWAT could not be set");
         }
     }
     #[cfg(not(any(target_os = "android", target_os = "linux")))]
@@ -196,9 +203,10 @@ fn tune(tcp: &TcpStream, timeout: Duration) {
 }
 
 impl Entry {
-    /// At the start of every poll: which task it is, and whether the hub has cut it.
+    /// Records the current task and its waker at the start of every poll. Returns an error if the
+    /// hub has cut the connection.
     fn enter(&mut self, cx: &Context<'_>) -> io::Result<()> {
-        // A server polls it several times for each event; all but the first find their waker here.
+        // A server polls several times for each event, mostly with the same waker.
         if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             let task = task::try_id();
             if task != self.task {
@@ -209,13 +217,13 @@ impl Entry {
             self.waker = Some(cx.waker().clone());
         }
         if self.transport.is_cut() {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the event hub"));
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the hub has cut the connection"));
         }
         Ok(())
     }
 
-    /// The kernel, too, gives up a peer that takes nothing of what is with it already.
-    fn lost(&self, error: &io::Error) {
+    /// Records a timeout of the kernel, for a peer that acknowledges no bytes.
+    fn record_timeout(&self, error: &io::Error) {
         if error.kind() == io::ErrorKind::TimedOut {
             self.transport.time_out();
         }
@@ -229,7 +237,7 @@ impl Drop for Entry {
 }
 
 impl<S: AsyncRead + AsyncWrite> SseIo<S> {
-    /// Around every operation that hands bytes to the peer.
+    /// Polls an operation that sends bytes to the peer, with the write deadline.
     fn poll_out<T>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -237,21 +245,25 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
         operation: impl FnOnce(Pin<&mut Socket<S>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let mut this = self.project();
-        // Also when the socket is gone: a server that waits for something else, a request's body, can be cut.
+        // Also after a takeover: the hub must be able to cut a server that waits, for example for a
+        // request body.
         this.entry.enter(cx)?;
-        if this.inner.is_gone() {
+        if this.inner.is_taken_over() {
             return operation(this.inner, cx);
         }
         if this.entry.transport.is_streaming() {
-            let asked = if writes { this.watch.asked } else { std::mem::take(&mut this.watch.asked) };
-            this.watch.look(this.inner.as_mut(), cx, asked).inspect_err(|error| this.entry.lost(error))?;
+            let has_polled_read =
+                if writes { this.watch.has_polled_read } else { std::mem::take(&mut this.watch.has_polled_read) };
+            let ahead = this.watch.read_ahead(this.inner.as_mut(), cx, has_polled_read);
+            ahead.inspect_err(|error| this.entry.record_timeout(error))?;
         }
         let transport = &this.entry.transport;
         match operation(this.inner, cx) {
             Poll::Ready(outcome) => {
-                let outcome = outcome.inspect_err(|error| this.entry.lost(error));
-                // A flush that has nothing to do says nothing of what a write waits for.
-                if this.deadline.take_if(|deadline| writes || !deadline.writes).is_some() && transport.set_stuck(false)
+                let outcome = outcome.inspect_err(|error| this.entry.record_timeout(error));
+                // A flush without work does not end the deadline of a waiting write.
+                if this.deadline.take_if(|deadline| writes || !deadline.writes).is_some()
+                    && transport.set_blocked(false)
                 {
                     this.entry.hub.transports().progressed();
                 }
@@ -259,17 +271,18 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
             }
             Poll::Pending => {
                 let patience = transport.patience(this.entry.hub.settings());
-                transport.set_stuck(true);
+                transport.set_blocked(true);
                 let deadline = this.deadline.get_or_insert_with(|| {
                     Box::new(Deadline { writes, sleep: Box::pin(tokio::time::sleep(patience)) })
                 });
                 ready!(deadline.sleep.as_mut().poll(cx));
                 transport.time_out();
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")))
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the write deadline has passed")))
             }
         }
     }
 
+    /// Polls a write, and compares its bytes with an offered stream.
     fn poll_bytes_out(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -277,10 +290,10 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
         operation: impl FnOnce(Pin<&mut Socket<S>>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let this = self.as_mut().project();
-        this.inner.look(slices, &this.entry.transport);
+        this.inner.match_offer(slices, &this.entry.transport);
         let count = ready!(self.as_mut().poll_out(cx, true, operation))?;
         let this = self.project();
-        if !this.inner.is_gone() {
+        if !this.inner.is_taken_over() {
             this.entry.transport.wrote(count);
         }
         this.inner.wrote(count);
@@ -296,16 +309,16 @@ impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
     /// hub writes the rest: the same frames with the same deadlines, from one task for thousands of
     /// sockets.
     ///
-    /// Takeover works for HTTP/1.1 on a `TcpStream`, on Unix. The hub recognizes by the bytes a
-    /// stream that is written otherwise (TLS above, HTTP/2, HTTP/1.0) or that another layer has
-    /// changed. Such a stream stays with the server, and so does every other response. The head of
-    /// a stream says `Connection: close`, and a request that is pipelined behind it is not
+    /// Takeover works for HTTP/1.1 on a `TcpStream`, on Unix. The hub compares the bytes on the
+    /// socket with the stream. If they differ, because of TLS, HTTP/2, HTTP/1.0 or a layer that
+    /// changes the body, the stream stays with the server. So does every other response. The head
+    /// of a stream has `Connection: close`, and a request that is pipelined behind it is not
     /// answered.
     ///
-    /// To other layers and to the server's graceful shutdown the response is over then. So use the
-    /// limits and counts of the hub, and await [`Hub::drain`] before the process ends. A stream
-    /// continues if the task of the server is aborted. It ends with the drain, or with the runtime
-    /// that served it.
+    /// For other layers and for the server's graceful shutdown, the response ends at the takeover.
+    /// So use the limits and counts of the hub, and await [`Hub::drain`] before the process ends. A
+    /// stream continues if the task of the server is aborted. It ends with the drain, or with the
+    /// runtime that served it.
     ///
     /// ```no_run
     /// # use tower_sse::Hub;
@@ -327,9 +340,15 @@ impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
 }
 
 impl Watch {
-    /// Reads ahead while the server does not, until there is nothing, enough, or the end.
-    fn look<S: AsyncRead>(&mut self, mut inner: Pin<&mut S>, cx: &mut Context<'_>, asked: bool) -> io::Result<()> {
-        if self.server_reads && asked {
+    /// Reads ahead while the server does not read, until no bytes are available, the limit is
+    /// reached or the input ends. Returns an error if the input ends.
+    fn read_ahead<S: AsyncRead>(
+        &mut self,
+        mut inner: Pin<&mut S>,
+        cx: &mut Context<'_>,
+        has_polled_read: bool,
+    ) -> io::Result<()> {
+        if self.server_reads && has_polled_read {
             return Ok(());
         }
         while !self.ended && self.stray.len() < MAX_STRAY_BYTES {
@@ -341,18 +360,19 @@ impl Watch {
                 Poll::Ready(()) => self.stray.extend(buffer.filled()),
             }
             if std::mem::take(&mut self.server_reads) && !self.ended {
-                // It may wait for just these bytes.
+                // The server may wait for these bytes.
                 cx.waker().wake_by_ref();
                 break;
             }
         }
         if self.ended {
-            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the client has left"));
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the client has disconnected"));
         }
         Ok(())
     }
 
-    /// What was read ahead, or the end, if that is what comes next.
+    /// Returns bytes that were read ahead to the server. The result is false if there are none and
+    /// the input has not ended.
     fn replay(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         if self.stray.is_empty() {
             return self.ended;
@@ -368,7 +388,8 @@ impl Watch {
     }
 }
 
-/// Whether a connection that begins with these bytes speaks HTTP/1: a method, which is not the preface of HTTP/2.
+/// Returns whether a connection that begins with these bytes uses HTTP/1: they are a method, and
+/// not the preface of HTTP/2.
 fn is_http1(bytes: &[u8]) -> bool {
     bytes.len() >= 4 && bytes[..3].iter().all(u8::is_ascii_uppercase) && !bytes.starts_with(b"PRI ")
 }
@@ -377,10 +398,10 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.project();
         this.entry.enter(cx)?;
-        if this.inner.is_gone() {
+        if this.inner.is_taken_over() {
             return this.inner.poll_read(cx, buffer);
         }
-        this.watch.asked = true;
+        this.watch.has_polled_read = true;
         if this.watch.replay(buffer) {
             return Poll::Ready(Ok(()));
         }
@@ -394,7 +415,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncRead for SseIo<S> {
             }
         }
         polled.map_err(|error| {
-            this.entry.lost(&error);
+            this.entry.record_timeout(&error);
             error
         })
     }
@@ -421,7 +442,7 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for SseIo<S> {
         ready!(self.as_mut().poll_out(cx, false, AsyncWrite::poll_flush))?;
         let this = self.project();
         this.entry.transport.flushed();
-        if this.inner.let_go(&this.entry.transport) {
+        if this.inner.try_takeover(&this.entry.transport) {
             (*this.deadline, *this.watch) = (None, Watch { begun: true, ..Watch::default() });
         }
         Poll::Ready(Ok(()))

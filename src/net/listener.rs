@@ -17,8 +17,8 @@ use super::{SseConnectInfo, SseIo};
 use crate::hub::Hub;
 use crate::macros::opaque_debug;
 
-/// A listener whose connections the hub watches, inside the [`TapIo`] that [`Hub::listener`]
-/// returns.
+/// A listener that wraps each connection with [`Hub::io`]. [`Hub::listener`] returns it inside a
+/// [`TapIo`].
 ///
 /// ```no_run
 /// use axum::serve::TapIo;
@@ -34,16 +34,16 @@ use crate::macros::opaque_debug;
 /// ```
 pub struct SseListener<L> {
     hub: Hub,
-    below: L,
+    listener: L,
     takeover: bool,
 }
 
 impl Hub {
     /// Wraps a listener for `axum::serve`. [`Hub::io`] wraps each of its connections.
     ///
-    /// The result is inside axum's own `TapIo`, so that `ConnectInfo<SocketAddr>` still compiles.
-    /// The closure in it does nothing. With HTTP/2, serve an [`SseMakeService`], so that the hub
-    /// can cut clients that stall.
+    /// The result is inside axum's `TapIo`, so that `ConnectInfo<SocketAddr>` still compiles. The
+    /// closure in it does nothing. With HTTP/2, serve an [`SseMakeService`], so that the hub can
+    /// cut stalled clients.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -61,14 +61,14 @@ impl Hub {
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
         self.log_start();
-        SseListener { hub: self.clone(), below: listener, takeover: false }.tap_io(|_| {})
+        SseListener { hub: self.clone(), listener, takeover: false }.tap_io(|_| {})
     }
 
     /// Wraps a listener like [`Hub::listener`]. The hub also [takes the socket](SseIo::take_over)
     /// of each connection over for as long as a stream lasts.
     ///
-    /// An idle stream then takes less than a kilobyte. Await [`Hub::drain`] in the shutdown signal,
-    /// since axum does not know these streams.
+    /// An idle stream then takes less than a kilobyte. Await [`Hub::drain`] in the shutdown signal:
+    /// axum does not wait for these streams.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -88,7 +88,7 @@ impl Hub {
     #[expect(clippy::type_complexity, reason = "axum's `ConnectInfo` asks for its own `TapIo`")]
     pub fn listener_with_takeover<L: Listener>(&self, listener: L) -> TapIo<SseListener<L>, fn(&mut SseIo<L::Io>)> {
         self.log_start();
-        SseListener { hub: self.clone(), below: listener, takeover: true }.tap_io(|_| {})
+        SseListener { hub: self.clone(), listener, takeover: true }.tap_io(|_| {})
     }
 }
 
@@ -97,7 +97,7 @@ impl<L: Listener> Listener for SseListener<L> {
     type Addr = L::Addr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (stream, address) = self.below.accept().await;
+        let (stream, address) = self.listener.accept().await;
         let io = self.hub.io(stream);
         #[cfg(feature = "takeover")]
         let io = if self.takeover { io.take_over() } else { io };
@@ -105,15 +105,16 @@ impl<L: Listener> Listener for SseListener<L> {
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.below.local_addr()
+        self.listener.local_addr()
     }
 }
 
 /// A make service for `axum::serve` on [`Hub::listener`], which adds [`SseConnectInfo`] to each
 /// request.
 ///
-/// Otherwise it does the same as axum's `into_make_service_with_connect_info::<SocketAddr>()`. With
-/// it the hub knows the socket of every stream, also with HTTP/2.
+/// Apart from that, it does the same as axum's
+/// `into_make_service_with_connect_info::<SocketAddr>()`. With this make service the hub knows the
+/// socket of every stream, also with HTTP/2.
 ///
 /// ```no_run
 /// use axum::Router;
@@ -139,7 +140,8 @@ impl<S> SseMakeService<S> {
     }
 }
 
-// Not as a `Connected` for axum's own make service: its implementation for the address of every listener is in the way.
+// `Connected` of axum's make service cannot be used: it would conflict with axum's implementation
+// for the address of every listener.
 impl<L, F, S> Service<IncomingStream<'_, TapIo<SseListener<L>, F>>> for SseMakeService<S>
 where
     L: Listener,
@@ -161,4 +163,4 @@ where
     }
 }
 
-opaque_debug!(<L: fmt::Debug> |listener: SseListener| { below: listener.below });
+opaque_debug!(<L: fmt::Debug> |listener: SseListener| { listener: listener.listener });

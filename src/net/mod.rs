@@ -1,8 +1,8 @@
-//! Sockets below the server.
+//! The sockets below the server.
 //!
-//! 1. Bytes that wait have a deadline, and the hub can cut a socket ([`io`]).
-//! 2. A client that leaves is noticed although no server reads ([`io`]).
-//! 3. A socket is taken over together with its stream only where the hub recognises its own bytes
+//! 1. Waiting bytes have a write deadline, and the hub can cut a socket ([`io`]).
+//! 2. The hub detects a client that disconnects although the server does not read ([`io`]).
+//! 3. The hub takes a socket over together with its stream only if the hub recognizes its own bytes
 //!    ([`takeover`]).
 
 mod io;

@@ -1,6 +1,6 @@
-//! serde for values that have a text: they are strings in JSON.
+//! serde implementations for types with a text form, which are strings in JSON.
 
-/// Implements `Serialize` by `as_str`, or else by `Display`, and `Deserialize` by `FromStr`.
+/// Implements `Serialize` with `as_str` or `Display`, and `Deserialize` with `FromStr`.
 macro_rules! serde_as_text {
     ($name:ident) => {
         serde_as_text!(@ $name: |value, serializer| serializer.collect_str(value));

@@ -1,4 +1,4 @@
-//! Who gets an event.
+//! The audience of an event.
 
 use std::collections::hash_set::HashSet;
 use std::hash::Hash;
@@ -7,7 +7,8 @@ use smallvec::SmallVec;
 
 use super::name::{ConnectionId, Topic, UserId};
 
-/// One addressee. The variants are the separate namespaces: a topic and a user of one name are two addresses.
+/// One address to which events are published. Topics and users are separate namespaces: a topic and
+/// a user with the same name are two addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Address {
     Everyone,
@@ -17,7 +18,7 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// The length of the topic's or the user's name.
+    /// Returns the length of the topic's or the user's name in bytes, and 0 for other addresses.
     pub(crate) fn name_len(&self) -> usize {
         match self {
             Self::Topic(topic) => topic.as_str().len(),
@@ -34,11 +35,11 @@ impl Address {
     }
 }
 
-/// How many addresses an audience may have, and how many connections it may exclude. A record names each of them, and an
-/// audience of more is a topic.
+/// The maximum number of addresses of an audience, and of connections that it excludes. A record
+/// lists each of them, so a larger audience needs a topic.
 const MAX_TARGETS: usize = 128;
 
-/// One address or a union of several, less some connections.
+/// One address or a union of several, without the excluded connections.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Audience {
     addresses: SmallVec<[Address; 1]>,
@@ -54,7 +55,7 @@ impl Audience {
         &self.except
     }
 
-    /// What kind of addresses it has, for logs.
+    /// Returns the kind of its addresses, for logs.
     pub(crate) fn kind(&self) -> &'static str {
         match &*self.addresses {
             [Address::Everyone] => "everyone",
@@ -65,7 +66,7 @@ impl Audience {
         }
     }
 
-    /// Whether it names more than an audience may.
+    /// Returns whether the audience has more than [`MAX_TARGETS`] addresses or exclusions.
     pub(crate) fn is_too_large(&self) -> bool {
         self.addresses.len().max(self.except.len()) > MAX_TARGETS
     }
@@ -76,7 +77,8 @@ impl Audience {
         }
     }
 
-    /// Those of somebody else, who may name very many: it takes as long for each, however many there are.
+    /// Creates an audience from lists of any length, for example from another instance. Takes
+    /// linear time, so that a very long list cannot block the thread.
     pub(crate) fn of(mut addresses: Vec<Address>, mut except: Vec<ConnectionId>) -> Self {
         each_once(&mut addresses, |address| address);
         each_once(&mut except, |id| id);
@@ -99,12 +101,13 @@ impl Audience {
     }
 }
 
-/// So many are compared with each other; more, by a table.
-const A_FEW: usize = 8;
+/// The largest number of values that are compared with each other. More values are compared by a
+/// hash table.
+const LINEAR_SEARCH_MAX: usize = 8;
 
-/// Leaves each of them once, in their order. It takes as long for each, however many there are.
+/// Removes duplicates by key and keeps the order. Takes linear time.
 pub(crate) fn each_once<T, K: Clone + Eq + Hash>(all: &mut Vec<T>, key: impl Fn(&T) -> &K) {
-    if all.len() <= A_FEW {
+    if all.len() <= LINEAR_SEARCH_MAX {
         for index in (1..all.len()).rev() {
             if all[..index].iter().any(|before| key(before) == key(&all[index])) {
                 all.remove(index);

@@ -1,5 +1,5 @@
-//! An audience in JSON, as records on a broker and messages between instances have it: the addresses in `to`, and the
-//! connections that are left out in a list beside it.
+//! The JSON of an audience, in records on a broker and in messages between instances: the addresses
+//! in `to`, and the excluded connections in a separate list.
 
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +38,7 @@ impl To<'_> {
         self.topics.len() + self.users.len() + self.connections.len() + usize::from(self.everyone)
     }
 
-    /// The audience of these addresses, less the connections that are left out.
+    /// Returns the audience of these addresses without the connections in `except`.
     pub(crate) fn audience<'a>(&self, except: impl Iterator<Item = &'a str>) -> Result<Audience, InvalidName> {
         let mut addresses = Vec::with_capacity(self.len());
         for topic in &self.topics {
@@ -57,7 +57,7 @@ impl To<'_> {
     }
 }
 
-/// Text, borrowed where it has no escapes.
+/// Text that is borrowed from the JSON where it has no escapes.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Cow<'a>(#[serde(borrow)] pub(crate) std::borrow::Cow<'a, str>);

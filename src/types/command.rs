@@ -1,4 +1,5 @@
-//! What the application tells connections to do: a value, so that it can travel.
+//! Commands for open connections. A command is a value, so that an instance can send it to its
+//! peers.
 
 use super::audience::Audience;
 use super::disconnect::Disconnect;
@@ -6,17 +7,18 @@ use super::last_event_id::Cursor;
 use super::name::Topic;
 use super::position::Position;
 
-/// What is to be done to the connections of an audience.
+/// An action for all connections of an audience.
 #[derive(Clone, Debug)]
 pub(crate) struct Command {
     pub(crate) audience: Audience,
     pub(crate) action: Action,
-    /// Where the log was when it was given: what was published before is older than it.
+    /// The position of the log when the command was issued. Events up to it were published before
+    /// the command.
     pub(crate) issued_at: Position,
 }
 
 impl Command {
-    /// Whether it joins this topic.
+    /// Returns whether the command joins this topic.
     pub(crate) fn joins(&self, topic: &Topic) -> bool {
         match &self.action {
             Action::Join(joined, _) => joined == topic,
@@ -31,17 +33,18 @@ pub(crate) enum Action {
     Disconnect(Disconnect),
     Join(Topic, Cursor),
     Leave(Topic),
-    /// What a page does to its own connection, by a request that met another instance.
+    /// A change of topics that a page requests for its own connection, from an instance that does
+    /// not have the connection.
     Change(Change),
 }
 
-/// Topics to be left, then others to be joined: all of it or nothing.
+/// Topics to leave and topics to join. The change is carried out as a whole or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) leave: Vec<Topic>,
     pub(crate) join: Vec<Topic>,
-    /// What of those that are joined is wanted too.
+    /// The cursor after which the page wants the events of the joined topics.
     pub(crate) since: Cursor,
-    /// Of those that are joined: what was published up to here may not be read.
+    /// Positions up to which the page may not read events of the joined topics.
     pub(crate) bounds: Vec<(Topic, Position)>,
 }

@@ -1,12 +1,12 @@
-//! How the application parts with clients.
+//! The settings of a forced disconnect.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::{InvalidName, NameProblem};
 
-/// Settings for the end of streams: when clients may reconnect, and a note for their pages. The
-/// argument of [`Target::disconnect`](crate::Target::disconnect).
+/// Settings of [`Target::disconnect`](crate::Target::disconnect): when clients may reconnect, and a
+/// note for their pages.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,18 +29,19 @@ pub struct Disconnect {
     pub(crate) note: Option<Arc<str>>,
 }
 
-/// Whether a client comes back.
+/// Whether and when a client may reconnect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Reconnect {
     #[default]
     Now,
-    /// After about this time.
+    /// The client may reconnect after about this time.
     After(Duration),
-    /// Not within this time.
+    /// The client is banned for this time.
     BlockedFor(Duration),
 }
 
 impl Reconnect {
+    /// Returns whether this setting delays a client more than the other: a ban is the strictest.
     pub(crate) fn is_stricter_than(self, other: Self) -> bool {
         let rank = |reconnect| match reconnect {
             Self::Now => 0,
@@ -50,7 +51,7 @@ impl Reconnect {
         rank(self) > rank(other)
     }
 
-    /// The word in `hub.bye`.
+    /// Returns the word for the setting in `hub.bye`.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Now => "now",
@@ -64,39 +65,43 @@ impl Disconnect {
     /// The maximum length of a [`note`](Self::note), in bytes.
     pub const MAX_NOTE_BYTES: usize = 1024;
 
-    /// Lets clients reconnect after one to two times
-    /// [`HubBuilder::retry`](crate::HubBuilder::retry), so that they do not all reconnect at once.
-    /// The hub calls the access hook for each new request. The default.
+    /// Allows clients to reconnect after one to two times
+    /// [`HubBuilder::retry`](crate::HubBuilder::retry), at random, so that they do not all
+    /// reconnect at once. The hub calls the access hook for each new request. The default.
     #[must_use]
     pub fn now() -> Self {
         Self::default()
     }
 
-    /// Lets clients reconnect after this time and up to half of it more, at random. The hub keeps
-    /// the time within 0.1 s to 1 h.
+    /// Allows clients to reconnect after this time and up to half of it more, at random. The hub
+    /// clamps the time to 0.1 s to 1 h.
     #[doc(alias = "later")]
     #[must_use]
     pub fn reconnect_after(after: Duration) -> Self {
         Self { reconnect: Reconnect::After(after), note: None }
     }
 
-    /// Bans clients for this time: a client that returns within it gets `204`, after which browsers
-    /// stay away for good.
+    /// Bans clients for this time. A client that reconnects within this time gets `204`, after
+    /// which browsers do not retry.
     ///
-    /// The hub recognizes a stream by the id that its `hub.bye` leaves with the client. The hub
-    /// also recognizes the target: a request for a stream of this user, or of this topic, gets
-    /// `204` with any id. A connection has no name that outlasts it, so the hub admits a new page
-    /// of the same user. The hub also does so where the target excludes a connection
-    /// ([`Target::except`](crate::Target::except): "sign out everywhere else"). After this time the
-    /// ban is over.
+    /// The ban applies to the clients of the ended streams: their `hub.bye` has an id, which the
+    /// client sends back when it reconnects. It also applies to the target: a request for a stream
+    /// of this user or this topic gets `204` with any id, and with [`Hub::everyone`] as the target
+    /// every request does.
+    ///
+    /// If the target is a connection, the hub admits a new page of the same user, because the new
+    /// page has a new connection id. The hub also admits new pages if the target excludes a
+    /// connection ([`Target::except`](crate::Target::except), for "sign out everywhere else").
+    ///
+    /// [`Hub::everyone`]: crate::Hub::everyone
     #[doc(alias = "never")]
     #[must_use]
     pub fn block_for(within: Duration) -> Self {
         Self { reconnect: Reconnect::BlockedFor(within), note: None }
     }
 
-    /// Sets a note that the page receives in `hub.bye`: text for people or a word for the script.
-    /// The note has at most [`MAX_NOTE_BYTES`](Self::MAX_NOTE_BYTES). Defaults to none.
+    /// Sets a note that the page receives in `hub.bye`, for example a text to show or a word for
+    /// the script. The note has at most [`MAX_NOTE_BYTES`](Self::MAX_NOTE_BYTES). Defaults to none.
     #[must_use]
     pub fn note(mut self, note: impl Into<Arc<str>>) -> Self {
         self.note = Some(note.into());

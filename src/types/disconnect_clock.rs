@@ -1,8 +1,9 @@
-//! Before or after: a count of the disconnections of this process, finer than any clock.
+//! A logical clock: the count of the disconnections of this process.
 //!
-//! A request notes the moment at which it came, a ticket that at which it was made; a disconnection makes a new one.
-//! Whatever was decided at an earlier moment may rest on what the disconnection has ended. A request does not know its
-//! hub when it comes, so the count is one for the process.
+//! A request notes the count when it arrives, and a ticket when it is issued. A disconnection
+//! increments the count. So an authorization with a lower count may be outdated, and must be
+//! repeated. A wall clock could not order events within one tick. The count is global to the
+//! process, because a request has no hub yet when it arrives.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,7 +25,7 @@ impl DisconnectClock {
         self.0
     }
 
-    /// Later than everything before.
+    /// Increments the count, and returns a time that is later than all earlier ones.
     pub(crate) fn new() -> Self {
         Self(DISCONNECTIONS.fetch_add(1, Ordering::SeqCst) + 1)
     }

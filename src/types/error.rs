@@ -1,4 +1,4 @@
-//! What can go wrong, as opaque errors with `is_…()` predicates.
+//! Opaque errors with `is_…()` predicates.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -63,27 +63,27 @@ impl PublishError {
         Self(PublishErrorKind::NotJson(error))
     }
 
-    /// Returns whether the event or its target can never be published as it is. Causes are an
-    /// invalid name, bytes that are not UTF-8, a value that does not serialize, a payload or a
-    /// union of targets over its limit, and an idempotency key for a log that remembers none.
+    /// Returns whether the event or its target is invalid, so that a retry cannot succeed. Causes
+    /// are an invalid name, bytes that are not UTF-8, a value that cannot be serialized, a payload
+    /// or a union of targets over its limit, and an idempotency key without a shared log.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_closed() && !self.is_unavailable()
     }
 
     /// Returns whether the broker was unavailable. The broker could not be reached, rejected the
-    /// event, or did not answer in time ([`is_unknown`](Self::is_unknown)). Also true if
-    /// [`publish_now`](crate::Target::publish_now) was called where publishing has to wait for a
-    /// broker, or if the future was polled outside of a tokio runtime, where the hub cannot reach a
-    /// broker.
+    /// event, or did not answer in time ([`is_unknown`](Self::is_unknown)).
+    ///
+    /// Also true if [`publish_now`](crate::Target::publish_now) was called with a shared log, or if
+    /// the future was polled outside of a tokio runtime, where the hub cannot reach a broker.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, PublishErrorKind::Broker { .. } | PublishErrorKind::Shared | PublishErrorKind::NoRuntime)
     }
 
     /// Returns whether the payload is over
-    /// [`HubBuilder::max_payload`](crate::HubBuilder::max_payload). The hub counts the bytes as
-    /// they would stand on the wire. Such an error is also [invalid](Self::is_invalid).
+    /// [`HubBuilder::max_payload`](crate::HubBuilder::max_payload). The hub counts the bytes that
+    /// the event would have on the wire. Such an error is also [invalid](Self::is_invalid).
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         matches!(self.0, PublishErrorKind::TooLarge { .. })
@@ -100,12 +100,12 @@ impl PublishError {
     /// | error | status |
     /// |---|---|
     /// | [`is_too_large`](Self::is_too_large) | 413 |
-    /// | a value that does not serialize, which is a mistake of the application | 500 |
+    /// | a value that cannot be serialized, which is a bug of the application | 500 |
     /// | otherwise [`is_invalid`](Self::is_invalid) | 400 |
     /// | [`is_closed`](Self::is_closed), [`is_unavailable`](Self::is_unavailable) | 503 |
     ///
-    /// If the error is also [`is_unknown`](Self::is_unknown), the event may have been published all
-    /// the same.
+    /// If [`is_unknown`](Self::is_unknown) is also true, the event may have been published despite
+    /// the error.
     #[must_use]
     pub fn status_code(&self) -> StatusCode {
         match self.0 {
@@ -129,17 +129,17 @@ impl fmt::Display for PublishError {
         match &self.0 {
             PublishErrorKind::Invalid(invalid) => invalid.fmt(f),
             PublishErrorKind::TooLarge { bytes, limit } => {
-                write!(f, "payload of {bytes} bytes after framing is over the limit of {limit}")
+                write!(f, "payload of {bytes} bytes after framing exceeds the limit of {limit}")
             }
             PublishErrorKind::TooManyTargets => f.write_str("too many targets"),
             PublishErrorKind::NotUtf8(_) => f.write_str("data is not UTF-8"),
-            PublishErrorKind::NotJson(_) => f.write_str("data does not serialise to JSON"),
+            PublishErrorKind::NotJson(_) => f.write_str("data cannot be serialized to JSON"),
             PublishErrorKind::Closed => f.write_str("the hub was drained"),
-            PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("the log cannot be written to"),
-            PublishErrorKind::Broker { is_unknown: true, .. } => f.write_str("the log did not answer"),
-            PublishErrorKind::Shared => f.write_str("the log is shared: publishing has to be awaited"),
-            PublishErrorKind::NoRuntime => f.write_str("a shared log is written to within a tokio runtime only"),
-            PublishErrorKind::Unshared => f.write_str("only a shared log remembers an idempotency key"),
+            PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("cannot write to the shared log"),
+            PublishErrorKind::Broker { is_unknown: true, .. } => f.write_str("the shared log did not answer in time"),
+            PublishErrorKind::Shared => f.write_str("`publish_now` cannot write to a shared log: await `publish`"),
+            PublishErrorKind::NoRuntime => f.write_str("no tokio runtime: cannot write to the shared log"),
+            PublishErrorKind::Unshared => f.write_str("an idempotency key requires a shared log"),
         }
     }
 }
@@ -163,9 +163,9 @@ impl From<InvalidName> for PublishError {
 
 /// The error of a command that ends connections, or that makes them join or leave a topic.
 ///
-/// The hub has changed nothing, with two exceptions. If the error is [over the
-/// limit](Self::is_over_limit), other connections of the target may have joined the topic. If the
-/// error is [unavailable](Self::is_unavailable), this instance has carried the command out.
+/// The hub has changed nothing, with two exceptions. If [`is_over_limit`](Self::is_over_limit) is
+/// true, other connections of the target may have joined the topic. If
+/// [`is_unavailable`](Self::is_unavailable) is true, this instance has carried out the command.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -203,7 +203,7 @@ impl CommandError {
         Self(CommandErrorKind::TooManyTopics { limit })
     }
 
-    /// Returns whether the target, the topic or the note is invalid. The same command can never
+    /// Returns whether the target, the topic or the note is invalid, so that a retry cannot
     /// succeed.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
@@ -212,7 +212,7 @@ impl CommandError {
 
     /// Returns whether other instances did not receive the command, although this instance has
     /// carried it out. The broker was unavailable, or the future was polled outside of a tokio
-    /// runtime, where the hub cannot reach the broker. Repeat the command.
+    /// runtime, where the hub cannot reach the broker. Retry the command.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, CommandErrorKind::Broker(_) | CommandErrorKind::NoRuntime)
@@ -246,8 +246,8 @@ impl fmt::Display for CommandError {
             CommandErrorKind::Invalid(invalid) => invalid.fmt(f),
             CommandErrorKind::TooManyTargets => f.write_str("too many targets"),
             CommandErrorKind::TooManyTopics { limit } => write!(f, "more than {limit} topics"),
-            CommandErrorKind::Broker(_) => f.write_str("other instances could not be told"),
-            CommandErrorKind::NoRuntime => f.write_str("other instances are told within a tokio runtime only"),
+            CommandErrorKind::Broker(_) => f.write_str("cannot send the command to other instances"),
+            CommandErrorKind::NoRuntime => f.write_str("no tokio runtime: cannot send the command to other instances"),
         }
     }
 }
@@ -269,7 +269,7 @@ impl From<InvalidName> for CommandError {
 
 /// The error of a name that no hub accepts: a topic, user, connection, event name or key.
 ///
-/// The error names the field and the problem. It does not repeat the value.
+/// The text of the error names the field and the problem. It does not contain the value.
 ///
 /// ```
 /// use tower_sse::Topic;

@@ -1,4 +1,4 @@
-//! What an application publishes.
+//! An event, as an application publishes it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::error::{InvalidName, NameProblem, PublishError};
 use super::name;
 
-/// The longest event name. It is a word of the application, and each event carries it.
+/// The maximum length of an event name, in bytes. The name is sent with each event.
 const MAX_EVENT_NAME_BYTES: usize = 128;
 
 /// An event: an optional name, data, and settings for its delivery.
@@ -22,7 +22,7 @@ const MAX_EVENT_NAME_BYTES: usize = 128;
 /// let unnamed = Event::unnamed("several lines\nof text");
 /// let saved = Event::json("document.saved", &serde_json::json!({ "id": 7 }))?;
 /// let temperature = Event::from_utf8("temperature", &b"21.5"[..])?.key("boiler");
-/// let removal = Event::removal("boiler"); // there is no current temperature any more
+/// let removal = Event::removal("boiler"); // the boiler has no current temperature any more
 /// # let _ = (headline, unnamed, saved, temperature, removal);
 /// # Ok(()) }
 /// ```
@@ -39,7 +39,7 @@ pub struct Event {
     pub(crate) idempotency_key: Option<Cow<'static, str>>,
 }
 
-/// UTF-8, in whichever buffer it came.
+/// UTF-8 text in the buffer that the application passed, so that it is not copied.
 #[derive(Clone)]
 enum Text {
     Str(Cow<'static, str>),
@@ -75,7 +75,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// When `value` does not serialize.
+    /// If `value` cannot be serialized.
     pub fn json<T>(name: impl Into<Cow<'static, str>>, value: &T) -> Result<Self, PublishError>
     where
         T: serde::Serialize + ?Sized,
@@ -89,7 +89,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// When `data` is not UTF-8. An event stream carries only UTF-8.
+    /// If `data` is not UTF-8. An event stream contains only UTF-8.
     #[doc(alias = "utf8")]
     pub fn from_utf8(name: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Result<Self, PublishError> {
         let data = data.into();
@@ -99,12 +99,12 @@ impl Event {
         Ok(event)
     }
 
-    /// Creates an event that removes the current value of `key` where
-    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds.
+    /// Creates an event that removes the current value of `key` for audiences with
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key).
     ///
-    /// The event is also delivered, so that open pages can drop the value too. Its data is the key
-    /// unless [`data`](Self::data) sets another. The event has no name unless [`name`](Self::name)
-    /// sets one.
+    /// The event is also delivered, so that open pages can remove the value too. Its data is the
+    /// key unless [`data`](Self::data) sets other data. The event has no name unless
+    /// [`name`](Self::name) sets one.
     #[doc(alias = "remove")]
     pub fn removal(key: impl Into<Cow<'static, str>>) -> Self {
         let key = key.into();
@@ -125,35 +125,35 @@ impl Event {
         self
     }
 
-    /// Makes this event the current value of `key`, in place of the earlier one, where
-    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key) holds. Elsewhere a key
-    /// changes nothing. A key has 1 to 255 bytes without control characters, and is not sent.
-    /// Defaults to none.
+    /// Makes this event the current value of `key` for audiences with
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key), in place of the earlier
+    /// one. With other retentions a key has no effect. A key has 1 to 255 bytes without control
+    /// characters, and is not sent to clients. Defaults to none.
     #[must_use]
     pub fn key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
         self.key = Some(key.into());
         self
     }
 
-    /// Makes the receiving browsers wait this long before they reconnect, from now on. The hub
-    /// rounds the time to milliseconds and clamps it to 0.1 s to 1 h. Defaults to none.
+    /// Sets the time that browsers which receive this event wait before each later reconnect. The
+    /// hub rounds the time down to milliseconds and clamps it to 0.1 s to 1 h. Defaults to none.
     #[must_use]
     pub fn retry(mut self, retry: Duration) -> Self {
         self.retry = Some(retry);
         self
     }
 
-    /// Makes a repeated publish of this event harmless where the log is shared
-    /// ([`HubBuilder::backplane`], `Publisher`).
+    /// Sets an idempotency key, so that a shared log ([`HubBuilder::backplane`], `Publisher`)
+    /// appends the event only once.
     ///
     /// The shared log appends an event with this key once within ten minutes. A later publish with
     /// the same key, from any instance, returns the position of the first. Use a key for jobs that
-    /// run again, and after an error that [`is_unknown`](PublishError::is_unknown). The log
-    /// compares only the key: it drops an event whose key is taken, also if the event has other
-    /// data.
+    /// may run again, and for retries after an error with
+    /// [`is_unknown`](PublishError::is_unknown). The log compares only the key: it drops an event
+    /// with a used key, also if the event has other data.
     ///
-    /// The log of one process remembers no keys, and rejects an event with a key. A key has 1 to
-    /// 255 bytes without control characters, and is not sent. Defaults to none.
+    /// A hub without a shared log rejects an event with an idempotency key. A key has 1 to 255
+    /// bytes without control characters, and is not sent to clients. Defaults to none.
     ///
     /// [`HubBuilder::backplane`]: crate::HubBuilder
     #[must_use]
@@ -166,13 +166,13 @@ impl Event {
         self.data.as_bytes()
     }
 
-    /// The rules of the names it carries; the size is judged where it is framed.
+    /// Checks the name and the keys. The size of the data is checked when the event is encoded.
     pub(crate) fn check(&self) -> Result<(), InvalidName> {
         const FIELD: &str = "event name";
         let name = &*self.name;
         if !name.is_empty() {
             name::check(FIELD, name, MAX_EVENT_NAME_BYTES)?;
-            // Formatting characters that reorder what a log or a console shows.
+            // These formatting characters would reorder the text of a log or a console.
             if let Some(c) = name.chars().find(|c| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')) {
                 return Err(InvalidName::new(FIELD, NameProblem::Control(c)));
             }
@@ -198,7 +198,7 @@ impl Text {
     }
 }
 
-/// The text is left out, because it may be secret.
+/// Omits the text, because it may be secret.
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.as_bytes().len())
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_break_the_stream_or_mean_something_else_are_refused() {
+    fn check_rejects_control_characters_reserved_names_and_long_names() {
         for c in ["\n", "\r", "\0", "\t", "\u{7f}", "\u{85}", "\u{202e}", "\u{2066}"] {
             let message = problem(&Event::new(format!("a{c}b"), ""));
             assert!(message.starts_with("event name contains the control character U+"), "{message}");
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_fine() {
+    fn check_accepts_other_names() {
         for name in ["", "message", "document.deleted", "hub", "Open", "имя", "a b:c"] {
             assert_eq!(Event::new(name, "").check(), Ok(()), "{name}");
         }
@@ -239,14 +239,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_are_refused() {
+    fn from_utf8_rejects_bytes_that_are_not_utf8() {
         let error = Event::from_utf8("x", &b"\xc3\x28"[..]).unwrap_err();
         assert!(error.is_invalid());
         assert_eq!(error.to_string(), "data is not UTF-8");
     }
 
     #[test]
-    fn a_value_that_does_not_serialise_is_refused() {
+    fn json_rejects_a_value_that_cannot_be_serialized() {
         let map = std::collections::HashMap::from([((1, 2), 3)]);
         let error = Event::json("x", &map).unwrap_err();
         assert!(error.is_invalid());
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_keeps_the_data_to_itself() {
+    fn debug_omits_the_data() {
         assert!(!format!("{:?}", Event::unnamed("s3cret")).contains("s3cret"));
     }
 }

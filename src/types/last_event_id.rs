@@ -1,18 +1,18 @@
-//! The `Last-Event-ID` that a client sends: what it has seen, or until when it has to stay away.
+//! The `Last-Event-ID` that a client sends: its position in the log, or the end of its ban.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use super::position::Position;
 
-/// The id that a client is left with that should not come back before then: `0.` and the seconds of Unix time. It says
-/// so itself when it returns, to whichever instance.
+/// The id of a banned client: `0.` and the end of the ban in seconds of Unix time. The client sends
+/// the id when it reconnects, so that every instance recognizes the ban without a table.
 pub(crate) struct BannedUntil(pub(crate) SystemTime);
 
 impl fmt::Display for BannedUntil {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // Up, so that it is never too short.
+        // Rounded up, so that the ban is never too short.
         write!(f, "0.{}", since.as_secs().saturating_add(u64::from(since.subsec_nanos() > 0)))
     }
 }
@@ -42,15 +42,15 @@ impl BannedUntil {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cursor {
-    /// The client has sent no id, or an empty one: a new page.
+    /// The client has sent no id, or an empty one, as a new page does.
     #[default]
     Absent,
-    /// The client has received everything up to this position.
+    /// The client has received all events up to this position.
     At(Position),
-    /// A `hub.bye` has banned the client until this time.
+    /// The client is banned until this time. The id is from the `hub.bye` that ended its stream.
     #[doc(alias = "Barred")]
     Banned(SystemTime),
-    /// The client has sent an id that no hub ever sent.
+    /// The client has sent an id that no hub sends.
     Invalid,
 }
 
@@ -89,7 +89,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_was_never_sent_is_invalid_and_empty_is_absent() {
+    fn an_unknown_id_is_invalid_and_an_empty_id_is_absent() {
         assert_eq!(Cursor::parse(b""), Cursor::Absent);
         let long = [b'1'; 8192];
         for bad in [
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_to_stay_away_says_until_when() {
+    fn the_id_of_a_ban_parses_to_its_end() {
         let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let id = BannedUntil(until).to_string();
         assert_eq!(id, "0.1800000000");
@@ -134,7 +134,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_parse_without_a_panic_and_only_the_canonical_are_taken(bytes: Vec<u8>) {
+        fn any_bytes_parse_without_a_panic_and_only_canonical_text_is_a_position(bytes: Vec<u8>) {
             if let Cursor::At(position) = Cursor::parse(&bytes) {
                 let text = position.to_string();
                 prop_assert_eq!(text.as_bytes(), &bytes[..]);

@@ -1,15 +1,15 @@
 //! Checked values: a value that was accepted once is valid everywhere.
 //!
-//! This folder imports no other. It has no I/O and no state, with one exception: the count of
-//! disconnections ([`disconnect_clock`]).
+//! This folder imports no other. It has no I/O and no state, except the count of disconnections
+//! ([`disconnect_clock`]).
 //!
-//! 1. A name is checked when it is made: its length, and that it has no control characters ([`name`]).
-//! 2. Text from a client is parsed once and never trusted before ([`position`],
+//! 1. A name is checked when it is created: its length, and that it has no control characters
+//!    ([`name`]).
+//! 2. Text from a client is untrusted. It is parsed once, before any other use ([`position`],
 //!    [`last_event_id`]).
 //! 3. Each reason has one spelling for the wire, the statistics and the logs ([`reason`]).
-//! 4. An error is opaque. Its predicates say what a caller can do about it ([`error`]).
-//! 5. A decision is older or newer than a disconnection by a count and not by a clock
-//!    ([`disconnect_clock`]).
+//! 4. Errors are opaque. Their predicates tell callers how to react ([`error`]).
+//! 5. Decisions and disconnections are ordered by a count, not by a clock ([`disconnect_clock`]).
 
 pub(crate) mod as_text;
 pub(crate) mod audience;

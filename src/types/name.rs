@@ -1,4 +1,5 @@
-//! Names: topics, users and connections. Checked once, then carried as values that cannot be wrong.
+//! The names of topics, users and connections. A name is checked when it is created, so that every
+//! value of these types is valid.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,10 +8,11 @@ use std::sync::Arc;
 use super::as_text::serde_as_text;
 use super::error::{InvalidName, NameProblem};
 
-/// The longest topic or user, in bytes.
+/// The maximum length of a topic or a user, in bytes.
 pub(crate) const MAX_NAME_BYTES: usize = 255;
 
-/// What every name has in common: not empty, not too long, no control characters. Everything else is literal.
+/// Checks the rules of every name: not empty, not longer than `limit` bytes, no control characters.
+/// `field` is the kind of the name in the error.
 pub(crate) fn check(field: &'static str, value: &str, limit: usize) -> Result<(), InvalidName> {
     let problem = if value.is_empty() {
         NameProblem::Empty
@@ -24,7 +26,7 @@ pub(crate) fn check(field: &'static str, value: &str, limit: usize) -> Result<()
     Err(InvalidName::new(field, problem))
 }
 
-/// Conversions from text that parse it.
+/// Implements conversions from text types by parsing the text.
 macro_rules! try_from_texts {
     ($name:ident: $($text:ty),*) => {$(
         impl TryFrom<$text> for $name {
@@ -40,8 +42,8 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $field:literal) => {
         $(#[$doc])*
         ///
-        /// The name has 1 to 255 bytes of UTF-8 without control characters. No character is
-        /// special: `*`, `>`, `.`, `/`, `:` and spaces stand for themselves. The type converts from
+        /// The name has 1 to 255 bytes of UTF-8 without control characters. No character has a
+        /// special meaning, also not `*`, `>`, `.`, `/`, `:` or a space. The type converts from
         /// strings, integers and, with the feature `uuid`, from `Uuid`. Cloning increments one
         /// reference count.
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,7 +75,7 @@ macro_rules! name {
             }
         }
 
-        /// Lets a map with names as keys be searched by text. `Hash` and `Ord` are those of the
+        /// Allows lookups by text in maps with names as keys. `Hash` and `Ord` are those of the
         /// text.
         impl std::borrow::Borrow<str> for $name {
             fn borrow(&self) -> &str {
@@ -159,14 +161,15 @@ name! {
     /// # Ok::<(), tower_sse::InvalidName>(())
     /// ```
     ///
-    /// Users and topics are separate namespaces: a user and a topic of one name are unrelated.
+    /// Users and topics are separate namespaces: a user and a topic with the same name are
+    /// unrelated.
     UserId, "user"
 }
 
 /// The id of one open stream: 128 random bits from the operating system, which cannot be guessed.
 ///
-/// A page receives its own id in `hub.hello`. The page may send the id along with a request, so
-/// that the event that this request causes does not come back to the page:
+/// A page receives its own id in `hub.hello`. A page may send its id with a request. The
+/// application can then exclude the page from the event that the request causes:
 /// [`Target::except`](crate::Target::except).
 ///
 /// ```
@@ -183,7 +186,7 @@ name! {
 pub struct ConnectionId(u128);
 
 impl ConnectionId {
-    /// The name of the header in which a page sends its own connection id along with a request.
+    /// The name of the header in which a page sends its connection id with a request.
     /// With the feature `axum`, `ConnectionId` is an extractor that reads this header.
     pub const HEADER: &'static str = "sse-connection";
 
@@ -191,12 +194,13 @@ impl ConnectionId {
         Self(bits)
     }
 
-    /// Spreads connections evenly over `parts`: their numbers are random.
+    /// Returns an index below `parts`. Ids are random, so connections spread evenly.
     pub(crate) fn spread(self, parts: usize) -> usize {
         self.0 as usize % parts
     }
 
-    /// Its first digits, for logs: the whole id lets its holder change the topics of an anonymous page.
+    /// Returns the first eight digits, for logs. The full id must not be logged, because it
+    /// authorizes topic changes on an anonymous connection.
     pub(crate) fn brief(self) -> impl fmt::Display {
         struct Brief(u32);
         impl fmt::Display for Brief {
@@ -210,7 +214,7 @@ impl ConnectionId {
 
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // By hand, because each stream begins with it.
+        // Faster than `{:032x}`: every new stream formats its id.
         let mut text = [0; 32];
         for (at, digit) in text.iter_mut().enumerate() {
             *digit = b"0123456789abcdef"[(self.0 >> (4 * (31 - at)) & 15) as usize];
@@ -244,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_literal_whatever_it_contains() {
+    fn a_name_has_no_special_characters() {
         for name in ["*", ">", "a.b", "{}", "a:b/c d", "топик", "话题", "🦀", "\u{2066}x"] {
             assert_eq!(Topic::try_from(name).unwrap().as_str(), name);
             assert_eq!(UserId::try_from(name).unwrap().as_str(), name);
@@ -253,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_name_says_which_and_why() {
+    fn an_invalid_name_is_reported_with_field_and_problem() {
         let error = |value: &str| Topic::try_from(value).unwrap_err().to_string();
         assert_eq!(error(""), "topic is empty");
         assert_eq!(error(&"x".repeat(256)), "topic is longer than 255 bytes");
@@ -263,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_convert() {
+    fn integers_convert_to_names() {
         assert_eq!(UserId::from(-7).as_str(), "-7");
         assert_eq!(Topic::from(u128::MAX).as_str(), u128::MAX.to_string());
     }

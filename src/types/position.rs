@@ -1,4 +1,4 @@
-//! Places in the log, and their text form.
+//! Positions in the log, and their text form.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::as_text::serde_as_text;
 
-/// A position in the log, which is also a complete cursor: it stands for everything up to it, on
+/// A position in the log. A position is also a complete cursor: it covers all events up to it, of
 /// every topic.
 ///
 /// Its text is `1.epoch.sequence` in `[A-Za-z0-9._-]`, at most 64 bytes. The text is the `id` of an
@@ -31,7 +31,7 @@ pub struct Position {
 }
 
 /// The length of the longest position: `1.`, 16 hexadecimal digits, `.` and 20 digits.
-const LONGEST: usize = 39;
+const MAX_LEN: usize = 39;
 
 /// Orders the positions of one epoch of the log. Positions of two epochs have no order.
 impl PartialOrd for Position {
@@ -40,7 +40,8 @@ impl PartialOrd for Position {
     }
 }
 
-/// Which life of the log: random, so that a number from another life is noticed.
+/// The random id of one epoch of the log. It is random so that a hub recognizes positions of
+/// another epoch, for example from before a restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Epoch(pub(crate) u64);
 
@@ -60,9 +61,10 @@ impl Position {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // By hand and from the back, because each published and each delivered event is formatted once.
-        let mut text = [0; LONGEST];
-        let mut at = LONGEST;
+        // Faster than `write!`: a position is formatted for each published and each delivered
+        // event. The digits are written from the last to the first.
+        let mut text = [0; MAX_LEN];
+        let mut at = MAX_LEN;
         let mut push = |byte| {
             at -= 1;
             text[at] = byte;
@@ -117,7 +119,7 @@ impl std::error::Error for InvalidPosition {}
 impl FromStr for Position {
     type Err = InvalidPosition;
 
-    /// Parses exactly the text that `Display` prints, so that a position has one spelling.
+    /// Parses only the text that `Display` prints, so that each position has one spelling.
     fn from_str(text: &str) -> Result<Self, InvalidPosition> {
         let mut parts = text.splitn(3, '.');
         let (Some("1"), Some(epoch), Some(sequence)) = (parts.next(), parts.next(), parts.next()) else {
@@ -141,7 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_longest_position_is_short_and_safe() {
+    fn the_longest_position_has_39_safe_characters() {
         let text = Position::new(Epoch(u64::MAX), u64::MAX).to_string();
         assert_eq!(text, "1.ffffffffffffffff.18446744073709551615");
         assert_eq!(Position::new(Epoch(0), 0).to_string(), "1.0.0");
@@ -150,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_position_reads_back(epoch: u64, sequence: u64) {
+        fn a_position_parses_from_its_text(epoch: u64, sequence: u64) {
             let position = Position::new(Epoch(epoch), sequence);
             prop_assert_eq!(position.to_string(), format!("1.{epoch:x}.{sequence}"));
             prop_assert_eq!(position.to_string().parse(), Ok(position));

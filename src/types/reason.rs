@@ -1,5 +1,5 @@
-//! Why something happened to a stream: the vocabulary of the control events. One place, so that the wire, the
-//! statistics and the logs say the same words.
+//! The reasons of gaps, refusals and ended streams. They are defined in one place, so that the
+//! control events, the statistics and the logs use the same words.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ macro_rules! reasons {
             /// All reasons, in the order of their documentation.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// Returns the word on the wire.
+            /// Returns the word for the reason on the wire.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self {
@@ -45,13 +45,13 @@ macro_rules! reasons {
     };
 }
 
-/// The error of parsing a word that is no reason of this version of the crate. A later version may
-/// have more reasons.
+/// The error of parsing a word that is not a reason in this version of the crate. A later version
+/// may have more reasons.
 ///
 /// ```
 /// use tower_sse::{EndReason, UnknownReason};
 ///
-/// assert_eq!("tired".parse::<EndReason>(), Err(UnknownReason));
+/// assert_eq!("unplugged".parse::<EndReason>(), Err(UnknownReason));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownReason;
@@ -74,25 +74,25 @@ reasons! {
     /// assert_eq!("lagged".parse(), Ok(GapReason::Lagged));
     /// ```
     GapReason {
-        /// The bounds of the retention have dropped the events before the client came back for
-        /// them.
+        /// The retention had dropped the events before the client reconnected.
         Trimmed = "trimmed",
-        /// The client's position is from another epoch of the log: the process has restarted since.
+        /// The client's position is from another epoch of the log. Without a broker, every restart
+        /// of the process begins a new epoch.
         Epoch = "epoch",
         /// The client's position is above every position that the log ever had.
         Ahead = "ahead",
-        /// The client has sent an id that is not a position.
+        /// The client sent an id that is not a position.
         Invalid = "invalid",
         /// The events were dropped while the stream was open, because the client read too slowly.
         Lagged = "lagged",
-        /// The broker no longer has the events, or has a record there that cannot be read.
+        /// The broker no longer has the events, or has a record that this instance cannot read.
         Lost = "lost",
     }
 }
 
 reasons! {
-    /// The reason that a request received no stream: the `reason` of `hub.refused`. `hub.refused`
-    /// is a stream of one event that tells the browser when to retry.
+    /// The reason that a request received no stream: the `reason` of `hub.refused`. The response is
+    /// then a stream with this one event, which sets when the browser retries.
     ///
     /// ```
     /// use tower_sse::{Refusal, RefusalReason};
@@ -102,29 +102,29 @@ reasons! {
     /// # let _ = refusal;
     /// ```
     RefusalReason {
-        /// The application has returned [`Refusal::retry_later`](crate::Refusal::retry_later) with
-        /// this reason.
+        /// The application returned [`Refusal::retry_later`](crate::Refusal::retry_later) with this
+        /// reason.
         Busy = "busy",
         /// A limit on connections is reached.
         Limit = "limit",
-        /// The hub is draining. The next request should reach another instance, or the next
+        /// The hub is draining. The client should retry, and reaches another instance or the next
         /// process.
         Draining = "draining",
         /// The access hook did not answer in time.
         Timeout = "timeout",
-        /// The instance has not read the shared log yet, or cannot ask it for a ticket because the
+        /// The instance has not read the shared log yet, or cannot look up a ticket because the
         /// broker is unavailable.
         Starting = "starting",
-        /// The user or a topic was disconnected while the hub decided about the request, so the
-        /// decision may rest on outdated facts. The hub decides anew about the next request.
+        /// The user or a topic was disconnected while the hub authorized the request, so the result
+        /// may be outdated. The client should retry, and the hub authorizes the new request.
         #[doc(alias = "Kicked")]
         Disconnected = "disconnected",
     }
 }
 
 reasons! {
-    /// The reason that a stream ended: the `reason` of `hub.bye` where the hub ended it, and the
-    /// key of [`Stats::ended`](crate::Stats::ended).
+    /// The reason that a stream ended: the `reason` of `hub.bye` if the hub ended it, and the key
+    /// of [`Stats::ended`](crate::Stats::ended).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -141,8 +141,7 @@ reasons! {
     /// # Ok(()) }
     /// ```
     EndReason {
-        /// The client left, or its connection broke. The client reconnects if it wants to. Never in
-        /// a `hub.bye`.
+        /// The client closed the stream, or its connection broke. Never in a `hub.bye`.
         Client = "client",
         /// The hub is draining. The client should reconnect.
         Draining = "draining",
@@ -151,17 +150,18 @@ reasons! {
         /// The stream fell behind the retention of an audience whose policy is
         /// [`LagPolicy::Disconnect`](crate::LagPolicy::Disconnect). The client should reconnect.
         Lagged = "lagged",
-        /// The client took no bytes for the write deadline while bytes were waiting. Such a client
+        /// The client read no bytes for the write deadline while bytes were waiting. Such a client
         /// rarely receives the `hub.bye`, because it does not read. The client may reconnect.
         Stalled = "stalled",
-        /// The application disconnected the client:
+        /// The application disconnected the client with
         /// [`Target::disconnect`](crate::Target::disconnect). The [`Disconnect`](crate::Disconnect)
-        /// sets whether the client should reconnect.
+        /// sets whether and when the client should reconnect.
         #[doc(alias = "Kicked")]
         Disconnected = "disconnected",
         /// [`Access::recheck`](crate::Access::recheck) ended the stream, or failed twice in a row.
-        /// The client should reconnect, and the hook decides anew, unless the hook has refused the
-        /// client for later or for good.
+        /// The client should reconnect, and the access hook authorizes the new request. After
+        /// [`Refusal::retry_later`](crate::Refusal::retry_later) the client should reconnect later,
+        /// and after [`Refusal::gone`](crate::Refusal::gone) it is banned for a day.
         Revoked = "revoked",
         /// The stream was the oldest when a limit was reached whose policy is
         /// [`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest). The client should reconnect
@@ -169,7 +169,7 @@ reasons! {
         Limit = "limit",
         /// The stream reached
         /// [`HubBuilder::max_connection_age`](crate::HubBuilder::max_connection_age). The client
-        /// should reconnect, and misses no event.
+        /// should reconnect, and resumes without loss.
         Age = "age",
     }
 }

@@ -1,4 +1,4 @@
-//! What is asked about an open stream, and the answers.
+//! The periodic re-authorization of open streams.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use super::refusal::Refusal;
 use super::subscription::Subscription;
 
-/// The answer of [`Access::recheck`](crate::Access::recheck) about an open stream.
+/// The result of [`Access::recheck`](crate::Access::recheck) for an open stream.
 ///
 /// ```
 /// use tower_sse::{Recheck, Refusal, Subscription};
@@ -24,31 +24,31 @@ use super::subscription::Subscription;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Recheck {
-    /// The stream stays as it is. The hub asks again after the next interval.
+    /// The stream stays as it is. The hub calls the hook again after the next interval.
     Keep,
-    /// The stream stays, with no more than this subscription.
+    /// The stream stays open, with at most the permissions of this subscription.
     ///
-    /// The stream leaves at once each topic that the subscription neither has nor [lets
-    /// join](Subscription::may_join), and the waiting events of such a topic are dropped. An expiry
-    /// replaces the old one, so this is also the way to renew an open stream. The subscription adds
-    /// nothing that the stream does not have. With another user, or none, the stream ends. The hub
-    /// asks again after the next interval.
+    /// The stream leaves at once each topic that the subscription neither has nor allows to
+    /// [join](Subscription::may_join), and the hub drops the waiting events of such a topic. Topics
+    /// that the stream does not have are ignored. An expiry of the subscription replaces that of
+    /// the stream, so an application can renew an open stream. If the subscription is for another
+    /// user, or for none, the stream ends. The hub calls the hook again after the next interval.
     ///
-    /// A [ticket](crate::Hub::ticket) that is redeemed is narrowed in the same way. Its page may
-    /// then [join](Subscription::may_join) the topics that both the ticket and this subscription
-    /// allow.
+    /// The hub also narrows a [ticket](crate::Hub::ticket) in this way when it is redeemed. The
+    /// page may then [join](Subscription::may_join) the topics that both the ticket and this
+    /// subscription allow.
     Narrow(Subscription),
     /// The stream ends at once.
     ///
-    /// After [`Refusal::retry_later`] the client reconnects at that time, and after
-    /// [`Refusal::gone`] not for a day. After the other refusals the client reconnects, and the
-    /// hook decides about the request as about every other.
+    /// After [`Refusal::retry_later`] the client reconnects at that time. [`Refusal::gone`] bans
+    /// the client for a day. After other refusals the client reconnects, and the access hook
+    /// authorizes the request like any other.
     End(Refusal),
-    /// The stream stays as it is. The hub does not ask about it again.
+    /// The stream stays as it is. The hub does not call the hook for it again.
     Settled,
 }
 
-/// Who can be asked about an open stream.
+/// The recheck of one mount's access hook, as the hub calls it for an open stream.
 pub(crate) trait Authority: Send + Sync {
     fn recheck(self: Arc<Self>, subscription: Subscription) -> BoxFuture<'static, Recheck>;
 }

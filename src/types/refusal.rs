@@ -1,15 +1,15 @@
-//! Why a request gets no stream.
+//! The refusal of a request for a stream.
 
 use std::time::Duration;
 
 use super::reason::RefusalReason;
 use super::subscription_error::SubscriptionError;
 
-/// A refusal of a request for a stream, which also sets whether the client should retry.
+/// A refusal of a request for a stream. It also sets whether the client should retry.
 ///
-/// A browser's `EventSource` gives up for good on any status but 200. So a retryable refusal is a
-/// stream of one event, `hub.refused`, which tells the browser when to retry. The other refusals
-/// are statuses, after which the browser stops.
+/// A browser's `EventSource` never retries after any status other than `200`. So a retryable
+/// refusal is a stream with one event, `hub.refused`, which sets when the browser retries. The
+/// other refusals are statuses, after which the browser does not retry.
 ///
 /// ```
 /// use tower_sse::{Refusal, RefusalReason, StreamRequest, Subscription};
@@ -39,9 +39,9 @@ pub(crate) enum Kind {
         retry: Option<Duration>,
     },
     Gone,
-    /// Only the hub refuses with this: the same request will never succeed.
+    /// The same request can never succeed. Only the hub refuses with this.
     Invalid(SubscriptionError),
-    /// Only the hub refuses with this: the access hook panicked.
+    /// The access hook panicked. Only the hub refuses with this.
     Panicked,
 }
 
@@ -69,7 +69,7 @@ impl Refusal {
         Self(Kind::RetryLater { reason, retry: None })
     }
 
-    /// Refuses with `204`: the client should never reconnect. Browsers obey.
+    /// Refuses with `204`: the client should never reconnect. Browsers do not retry.
     #[doc(alias = "never")]
     #[must_use]
     pub fn gone() -> Self {
@@ -80,14 +80,14 @@ impl Refusal {
         Self(Kind::Invalid(invalid))
     }
 
-    /// Returns the refusal of a decision that a disconnect has outdated. The client asks again.
+    /// Refuses a request whose authorization was outdated by a disconnect. The client retries.
     pub(crate) fn outdated() -> Self {
         Self::retry_later(RefusalReason::Disconnected)
     }
 
-    /// Sets when the client should retry, for [`retry_later`](Self::retry_later). The hub adds up
-    /// to half of the time, so that clients that were refused together do not reconnect together.
-    /// Changes nothing for the other refusals.
+    /// Sets the time after which the client should retry, for [`retry_later`](Self::retry_later).
+    /// The hub adds up to half of this time, at random, so that clients that were refused together
+    /// do not all retry at once. Has no effect on other refusals.
     #[must_use]
     pub fn retry(mut self, after: Duration) -> Self {
         if let Kind::RetryLater { retry, .. } = &mut self.0 {

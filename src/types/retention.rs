@@ -1,21 +1,22 @@
-//! What a channel keeps, for whom that comes back or falls behind.
+//! The rules for retained events, and for readers that fall behind.
 
 use std::time::Duration;
 
 /// The rule for the events that the hub retains for one audience, and for readers that fall behind.
 ///
-/// The audience alone selects the rule: the first matching [`TopicFilter`](crate::TopicFilter),
-/// else the default for topics, users or everyone. There are three kinds:
+/// The audience alone selects the rule: the rule of the first matching
+/// [`TopicFilter`](crate::TopicFilter), otherwise the default for topics, users or everyone. A rule
+/// has one of three kinds:
 ///
 /// | kind | retains | a page that reconnects receives | a slow page receives |
 /// |---|---|---|---|
-/// | [`live`](Self::live) | a short window, for readers a moment behind | the events in the window, else a gap | the same |
-/// | [`replay`](Self::replay) | the newest events; a shared log retains more of them | all events that it missed, else a gap and the retained events | the same |
+/// | [`live`](Self::live) | a short window, for readers a moment behind | the missed events in the window, or a gap | the same |
+/// | [`replay`](Self::replay) | the newest events; a shared log retains more of them | all missed events, or a gap and the retained events | the same |
 /// | [`latest_per_key`](Self::latest_per_key) | the newest event of each key | the keys that changed | always the last value, without the outdated ones |
 ///
-/// All bounds hold at once, and the hub's byte budgets
+/// All bounds of a rule apply at the same time. The hub's byte budgets
 /// ([`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget),
-/// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget)) hold over all audiences together.
+/// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget)) apply to all audiences together.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,9 +34,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     pub(crate) kind: Kind,
-    /// Of records in the ring.
+    /// The bounds of the records in the ring.
     pub(crate) ring: Bounds,
-    /// Of current values; `count` is of keys.
+    /// The bounds of the current values. `count` is the number of keys.
     pub(crate) keyed: Bounds,
     pub(crate) lag: LagPolicy,
 }
@@ -54,8 +55,8 @@ pub(crate) struct Bounds {
     pub(crate) age: Option<Duration>,
 }
 
-/// The treatment of an open stream that has fallen so far behind that events that it had not read
-/// were dropped.
+/// The treatment of an open stream that has fallen so far behind that the hub has dropped events
+/// before the stream could read them.
 ///
 /// ```
 /// use tower_sse::{Hub, LagPolicy, Retention, TopicFilter};
@@ -82,7 +83,7 @@ impl Retention {
     /// MiB. The window is enough for a reader that is a moment behind, or that reconnects at once.
     #[must_use]
     pub fn live() -> Self {
-        // The age of the ring of the live kinds is the hub's live window; it is filled in when the hub is built.
+        // `with_live_window` sets the age of the ring when the hub is built.
         let ring = Bounds { count: 256, bytes: 1 << 20, age: None };
         Self { kind: Kind::Live, ring, keyed: Bounds { count: 0, bytes: 0, age: None }, lag: LagPolicy::Gap }
     }
@@ -92,9 +93,9 @@ impl Retention {
     ///
     /// Where several instances share a log
     /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)), these are the bounds of each
-    /// instance's memory. A page that reconnects from before these bounds receives the rest from
-    /// the broker's log, as far back as that log goes. Set the limits of the broker's log where
-    /// clients may not read old events.
+    /// instance's memory. A page that reconnects with an older cursor receives the older events
+    /// from the broker's log, as far back as that log goes. If clients must not read old events,
+    /// set the limits of the broker's log.
     #[must_use]
     pub fn replay() -> Self {
         let ring = Bounds { count: 1024, bytes: 1 << 20, age: Some(Duration::from_secs(300)) };
@@ -121,16 +122,18 @@ impl Retention {
 
     /// Limits the number of retained bytes. An event counts as its bytes on the wire plus 200, and
     /// a current value as its key and 90 in addition. At least 1. The newest event stays even if it
-    /// alone is larger.
+    /// exceeds the limit.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds().bytes = bytes;
         self
     }
 
-    /// Limits the age of retained events. The hub checks the age when an event is published and, in
-    /// a tokio runtime, within a few seconds of its time. More than zero. Not for
-    /// [`live`](Self::live), whose age is the
+    /// Limits the age of retained events. More than zero. In a tokio runtime the hub drops an event
+    /// within a few seconds after it has reached the age. Without one, the hub checks the age when
+    /// an event is published.
+    ///
+    /// Not for [`live`](Self::live), whose window is the
     /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline).
     #[must_use]
     pub fn age(mut self, age: Duration) -> Self {
@@ -152,21 +155,21 @@ impl Retention {
         }
     }
 
-    /// What makes no sense in it, in words.
+    /// Returns the text of the first problem with the bounds, if any.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         let bounds = if self.kind == Kind::LatestPerKey { &self.keyed } else { &self.ring };
         match bounds {
-            Bounds { count: 0, .. } => Some("a count of zero keeps nothing"),
-            Bounds { bytes: 0, .. } => Some("zero bytes keep nothing"),
-            Bounds { age: Some(Duration::ZERO), .. } => Some("an age of zero keeps nothing"),
+            Bounds { count: 0, .. } => Some("count must be at least 1"),
+            Bounds { bytes: 0, .. } => Some("bytes must be at least 1"),
+            Bounds { age: Some(Duration::ZERO), .. } => Some("age must be more than zero"),
             Bounds { age: Some(_), .. } if self.kind == Kind::Live => {
-                Some("the age of `live` is the hub's `write_deadline`")
+                Some("`live` has no age: set the hub's `write_deadline` instead")
             }
             Bounds { .. } => None,
         }
     }
 
-    /// With the hub's live window in place of the ages that are left to it.
+    /// Sets the age of the ring to the hub's live window, for kinds other than [`Kind::Replay`].
     pub(crate) fn with_live_window(mut self, window: Duration) -> Self {
         if self.kind != Kind::Replay {
             self.ring.age = Some(window);

@@ -1,4 +1,4 @@
-//! What one connection is entitled to.
+//! The read permissions, the start and the end of one connection.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -33,8 +33,10 @@ use super::topic_filter::TopicFilter;
 /// assert_eq!(visitor.user(), None);
 /// ```
 ///
-/// Every connection also receives the events that are published to everyone and to itself. The
-/// subscription stores an invalid user or topic, and the hub answers the request with `400`.
+/// Every connection also receives the events that are published to everyone and to itself.
+///
+/// The methods that take names return no errors. The subscription stores the first error, and the
+/// hub answers the request with `400`.
 #[derive(Clone)]
 pub struct Subscription {
     pub(crate) user: Option<UserId>,
@@ -46,35 +48,36 @@ pub struct Subscription {
     pub(crate) data: Option<Arc<str>>,
     pub(crate) extensions: Extensions,
     pub(crate) may_join: Vec<TopicFilter>,
-    /// The key under which limits count it, in place of its user.
+    /// The key under which limits count the connection, in place of its user.
     pub(crate) counted_as: Option<Arc<str>>,
-    /// The ticket that carried it; so it is older than the request.
+    /// The ticket from which the subscription was redeemed. The subscription is then older than the
+    /// request.
     pub(crate) redeemed: Option<Box<Redeemed>>,
     pub(crate) invalid: Option<SubscriptionError>,
 }
 
-/// So many topics are searched one by one; more, by a table.
-const A_FEW: usize = 8;
+/// The largest number of topics that are searched one by one. More topics have a table.
+const LINEAR_SEARCH_MAX: usize = 8;
 
 /// Topics in the order in which they were added, each once.
 #[derive(Clone, Default)]
 pub(crate) struct Topics {
     list: Vec<Topic>,
-    /// All of the list, when it is longer than a few.
+    /// The topics of a list that is longer than [`LINEAR_SEARCH_MAX`].
     known: Option<Box<Known>>,
-    /// Where topics begin to be readable.
+    /// The positions from which topics may be read.
     bounds: Option<Box<Bounds>>,
 }
 
-/// Boxed, since most subscriptions need none and are passed about by value.
+/// Boxed, because most subscriptions need none and are moved by value.
 #[derive(Clone)]
 struct Known(HashSet<Topic>);
 
-/// As of [`Known`].
+/// Boxed for the same reason as [`Known`].
 #[derive(Clone)]
 struct Bounds(HashMap<Topic, SmallVec<[Position; 1]>>);
 
-/// Whether a cursor opens anything.
+/// Whether a connection may resume from a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum History {
     Within,
@@ -82,7 +85,7 @@ pub(crate) enum History {
 }
 
 impl Topics {
-    /// Adds a topic, unless it is there already.
+    /// Adds a topic, unless the list already has it.
     pub(crate) fn insert(&mut self, topic: Topic) {
         if self.contains(&topic) {
             return;
@@ -104,7 +107,8 @@ impl Topics {
     }
 
     fn index(&mut self) {
-        self.known = (self.list.len() > A_FEW).then(|| Box::new(Known(self.list.iter().cloned().collect())));
+        self.known =
+            (self.list.len() > LINEAR_SEARCH_MAX).then(|| Box::new(Known(self.list.iter().cloned().collect())));
     }
 
     fn bound(&mut self, topic: Topic, position: Position) {
@@ -112,7 +116,8 @@ impl Topics {
         bounds.0.entry(topic).or_default().push(position);
     }
 
-    /// Positions from which on a topic may be read. All of them hold.
+    /// Returns the positions that bound the reads of a topic. All of them apply, so the latest
+    /// counts.
     pub(crate) fn since(&self, topic: &Topic) -> &[Position] {
         self.bounds.as_ref().and_then(|bounds| bounds.0.get(topic)).map_or(&[], |positions| positions)
     }
@@ -145,14 +150,15 @@ impl fmt::Debug for Topics {
     }
 }
 
-/// A ticket that was taken.
+/// A redeemed ticket.
 #[derive(Clone, Copy)]
 pub(crate) struct Redeemed {
     pub(crate) secret: u128,
     pub(crate) made_at: DisconnectClock,
-    /// The same, by the clock of the machine that made it, where others may redeem it.
+    /// The time of issue by the clock of the issuing machine, where other instances may redeem the
+    /// ticket.
     pub(crate) deposited_at: Option<SystemTime>,
-    /// By the hub's clock.
+    /// The end of the ticket's lifetime, by the hub's clock.
     pub(crate) over_at: u64,
 }
 
@@ -163,7 +169,7 @@ pub(crate) enum Expiry {
 }
 
 impl Expiry {
-    /// How long it is from now; zero when it has passed.
+    /// Returns the time from now until the expiry, or zero if it has passed.
     pub(crate) fn remaining(self) -> Duration {
         match self {
             Self::In(duration) => duration,
@@ -173,21 +179,20 @@ impl Expiry {
 }
 
 /// The point at which a connection without a cursor starts. A connection that reconnects with a
-/// cursor continues from there.
+/// cursor continues from that cursor.
 ///
-/// A start is not a boundary of the read permissions. A client may send any cursor. The client then
-/// reads the events that are retained after it, also events that were published before the client
-/// was entitled to the topic. [`Subscription::topic_since`] and [`Subscription::without_history`]
-/// are boundaries.
+/// A start does not limit the read permissions. A client may send any cursor. The client then reads
+/// the retained events after it, also events that were published before the client was entitled to
+/// the topic. Use [`Subscription::topic_since`] or [`Subscription::without_history`] as limits.
 ///
-/// [`Last`](Self::Last) and [`Oldest`](Self::Oldest) begin with one `hub.gap` event, reason
-/// `trimmed`, when the hub has dropped events that they asked for. Only topics with
-/// [`Retention::replay`](crate::Retention::replay) have a history. An event that has left the
-/// window of a `live` topic, or that a newer value has replaced, is not reported.
+/// A stream with [`Last`](Self::Last) or [`Oldest`](Self::Oldest) begins with one `hub.gap` event
+/// with the reason `trimmed` if the hub has dropped events that the start asks for. Only topics
+/// with [`Retention::replay`](crate::Retention::replay) have a history. No gap is reported for an
+/// event that has left the window of a `live` topic, or that a newer value has replaced.
 ///
 /// Both read the memory of this instance, within its retention. With a shared log they do not read
 /// older events from the broker. An instance that started after the broker had dropped events
-/// reports the gap for every such topic, since it cannot know the topics of these events.
+/// reports the gap for every such topic, because it cannot know the topics of these events.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -211,11 +216,11 @@ pub enum Start {
     #[default]
     Live,
     /// Starts with the current values, as [`Live`](Self::Live) does, and with the newest retained
-    /// events: this many over all topics of the subscription together. Then goes live. The gap is
-    /// reported when fewer are left and more were published.
+    /// events: this many over all topics of the subscription together. Then goes live. Reports the
+    /// gap if fewer events are retained and more were published.
     Last(usize),
-    /// Starts with every retained event, in the order of the log. The gap is reported when any
-    /// event was dropped.
+    /// Starts with every retained event, in the order of the log. Reports the gap if any event was
+    /// dropped.
     Oldest,
 }
 
@@ -293,18 +298,19 @@ impl Subscription {
         topics.into_iter().fold(self, Self::topic)
     }
 
-    /// Adds a topic that may be read from a position on, for example the position of the log when
-    /// the user was admitted, which the application stores.
+    /// Adds a topic that the client may read only after a position, for example the position of the
+    /// log at which the user was admitted. The application stores that position.
     ///
-    /// No cursor reads the events that were published to the topic up to this position, current
-    /// values included, and no gap is reported for them. The position also bounds a page that joins
-    /// the topic with [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) and
-    /// `since`.
+    /// The client does not receive the events that were published to the topic up to this position,
+    /// including current values, with any cursor. The hub reports no gap for them. The position
+    /// also limits a page that joins the topic with
+    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) and `since`.
     ///
-    /// Without a bound a client may read every event of its topics that the hub and a shared log
-    /// retain. An id is no secret, and a client may send an older id than it was given. A position
-    /// from before the log began anew (a restart, without a broker) bounds nothing, since every
-    /// event of the log is newer. Of several positions for a topic the latest counts.
+    /// Without this limit a client may read every event of its topics that the hub and a shared log
+    /// retain. An id is no secret, and a client may send an older id than the one it received. A
+    /// position of an earlier log (a process without a broker begins a new log when it restarts)
+    /// limits nothing, because every event of the current log is newer. Of several positions for a
+    /// topic the latest counts.
     ///
     /// ```
     /// # fn example(admitted_at: tower_sse::Position) {
@@ -323,12 +329,12 @@ impl Subscription {
         self
     }
 
-    /// Makes every stream begin with [`Start::Live`], with any cursor that the client sends.
+    /// Starts the stream with [`Start::Live`], and ignores any cursor that the client sends.
     ///
     /// The stream begins with the current values of
     /// [`latest_per_key`](crate::Retention::latest_per_key) topics, and continues with the events
     /// that are published from then on. A client that reconnects does not receive the events that
-    /// it missed, and no gap is reported for them. To let the client resume, and still bound its
+    /// it missed, and the hub reports no gap for them. To let the client resume and still limit its
     /// reads, use [`topic_since`](Self::topic_since).
     #[must_use]
     pub fn without_history(mut self) -> Self {
@@ -344,24 +350,25 @@ impl Subscription {
         self
     }
 
-    /// Lets the page itself join the topics that this filter matches, later and without a
-    /// reconnect: [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). The page
-    /// may always join the topics to which the hook would subscribe it. Defaults to none.
+    /// Allows the page to join the topics that this filter matches, later and without a reconnect:
+    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). Several calls allow
+    /// the topics of every filter. The page may always join the topics to which the hook would
+    /// subscribe it. Defaults to none.
     #[must_use]
     pub fn may_join(mut self, rule: TopicFilter) -> Self {
         self.may_join.push(rule);
         self
     }
 
-    /// Counts the connection under this key, where
-    /// [`HubBuilder::max_connections_per_user`](crate::HubBuilder::max_connections_per_user) would
-    /// count it under its user. Each key may have as many connections as each user. The hub also
-    /// counts a [ticket](crate::Hub::ticket) for this subscription under the key.
+    /// Counts the connection under this key instead of its user for
+    /// [`HubBuilder::max_connections_per_user`](crate::HubBuilder::max_connections_per_user). Each
+    /// key may have as many connections as each user. The hub also counts a
+    /// [ticket](crate::Hub::ticket) for this subscription under the key.
     ///
-    /// Set a key for anonymous connections, which no limit per user bounds. The application chooses
-    /// it: the client's address, for IPv6 the `/64` of the address, or a session. Behind a proxy,
-    /// take the address from a header that the proxy sets. Clients behind one address share its
-    /// limit.
+    /// Set a key for anonymous connections, to which the limit per user does not apply. The
+    /// application chooses the key: the client's address, for IPv6 the `/64` of the address, or a
+    /// session. Behind a proxy, take the address from a header that the proxy sets. Clients behind
+    /// one address share its limit.
     ///
     /// A key has 1 to 255 bytes without control characters. It is unrelated to a user of the same
     /// name. Each instance counts the keys of its own connections. Defaults to none.
@@ -386,31 +393,31 @@ impl Subscription {
         self
     }
 
-    /// Sets where a connection without a cursor starts. Defaults to [`Start::Live`].
+    /// Sets the start of a connection without a cursor. Defaults to [`Start::Live`].
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
         self
     }
 
-    /// Limits the time of the stream. The hub ends the stream up to a tenth of the time and at most
-    /// a minute earlier, at random. Before the end it sends a `hub.expiring` event that leaves time
-    /// to renew. Defaults to no limit.
+    /// Limits the lifetime of the stream. The hub ends the stream earlier by a random time of up to
+    /// a tenth of the limit, and at most a minute. Before the end it sends a `hub.expiring` event
+    /// that leaves time to renew. Defaults to no limit.
     #[must_use]
     pub fn expires_in(mut self, time: Duration) -> Self {
         self.expiry = Some(Expiry::In(time));
         self
     }
 
-    /// Ends the stream like [`expires_in`](Self::expires_in), at a time of the system clock: for
-    /// the `exp` of a token.
+    /// Limits the lifetime of the stream like [`expires_in`](Self::expires_in), up to a time of the
+    /// system clock, for example the `exp` of a token.
     #[must_use]
     pub fn expires_at(mut self, time: SystemTime) -> Self {
         self.expiry = Some(Expiry::At(time));
         self
     }
 
-    /// Sets how the hub ends the stream. Defaults to the hub's
+    /// Sets whether the hub ends the stream cleanly or with an error. Defaults to
     /// [`HubBuilder::stream_end`](crate::HubBuilder::stream_end).
     #[doc(alias = "end")]
     #[must_use]
@@ -420,11 +427,13 @@ impl Subscription {
     }
 
     /// Attaches one small value of the application, for example a name and a picture. The value is
-    /// serialized to JSON, so that it can travel to other instances.
+    /// serialized to JSON, so that the hub can send it to other instances.
     ///
-    /// [`Presence`](crate::Presence), `hub.joined` and [`ConnectionInfo`](crate::ConnectionInfo)
-    /// have the value, and so does the subscription in [`Access::recheck`](crate::Access::recheck).
-    /// The JSON has at most [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). Defaults to none.
+    /// The value is available in [`Presence`](crate::Presence), in `hub.joined`, in
+    /// [`ConnectionInfo`](crate::ConnectionInfo), and in the subscription of
+    /// [`Access::recheck`](crate::Access::recheck). The JSON has at most
+    /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). A longer value, or a value that cannot be
+    /// serialized, makes the subscription invalid. Defaults to none.
     ///
     /// ```
     /// use tower_sse::Subscription;
@@ -443,22 +452,22 @@ impl Subscription {
         self
     }
 
-    /// Returns the attached value as JSON.
+    /// Returns the value of [`data`](Self::data) as JSON.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
     }
 
-    /// Attaches a value of any type that stays on this instance.
-    /// [`ConnectionInfo`](crate::ConnectionInfo) has the value, and so does the subscription in
-    /// [`Access::recheck`](crate::Access::recheck).
+    /// Attaches a value of any type that stays on this instance. A second value of a type replaces
+    /// the first. The value is available in [`ConnectionInfo`](crate::ConnectionInfo) and in the
+    /// subscription of [`Access::recheck`](crate::Access::recheck).
     #[must_use]
     pub fn extension<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.extensions.insert(value);
         self
     }
 
-    /// Returns the attached values of this instance.
+    /// Returns the values that [`extension`](Self::extension) attached.
     #[must_use]
     pub fn extensions(&self) -> &Extensions {
         &self.extensions
@@ -478,13 +487,14 @@ impl Subscription {
         &self.topics
     }
 
-    /// Whether a page of this subscription may have a topic.
+    /// Returns whether a page of this subscription may read a topic: the subscription has the
+    /// topic, or the page may join it.
     pub(crate) fn grants(&self, topic: &Topic) -> bool {
         self.topics.contains(topic) || self.may_join.iter().any(|rule| rule.matches(topic))
     }
 
-    /// Returns what both this subscription and `most` grant: the topics, and the topics that may be
-    /// joined. Returns None if `most` is for another user.
+    /// Returns a subscription with the permissions that both this subscription and `most` have: the
+    /// topics, and the topics that may be joined. Returns `None` if `most` is for another user.
     pub(crate) fn narrowed_to(mut self, most: &Self) -> Option<Self> {
         if self.user != most.user {
             return None;
@@ -509,7 +519,7 @@ impl Subscription {
         Some(self)
     }
 
-    /// Returns the name if it is valid. Otherwise the subscription is invalid too.
+    /// Returns the name if it is valid. Otherwise stores the error and returns `None`.
     fn valid<T>(&mut self, name: impl TryInto<T, Error: Into<InvalidName>>) -> Option<T> {
         name.try_into().map_err(|error| self.invalidate(SubscriptionError::name(error.into()))).ok()
     }
@@ -519,7 +529,7 @@ impl Subscription {
     }
 }
 
-/// The data and extensions are left out, since they may hold secrets.
+/// Omits the data and the extensions, because they may contain secrets.
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")

@@ -1,4 +1,5 @@
-//! Why a subscription gets no stream in this process, or no ticket.
+//! The error of a subscription for which the hub opens no stream in this process, or issues no
+//! ticket.
 
 use std::error::Error;
 use std::fmt;
@@ -7,8 +8,8 @@ use http::StatusCode;
 
 use super::error::InvalidName;
 
-/// The error of [`Hub::subscribe`](crate::Hub::subscribe), which opened no stream, or of
-/// [`Hub::ticket`](crate::Hub::ticket), which made no ticket.
+/// The error of [`Hub::subscribe`](crate::Hub::subscribe) and [`Hub::ticket`](crate::Hub::ticket).
+/// The hub has opened no stream, or issued no ticket.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -57,24 +58,26 @@ impl SubscriptionError {
         Self(Kind::Name(invalid))
     }
 
-    /// Returns whether the subscription can never be accepted as it is. Causes are an invalid name,
-    /// more topics than [`HubBuilder::max_topics`](crate::HubBuilder::max_topics), attached data
-    /// that is over [`Subscription::MAX_DATA_BYTES`](crate::Subscription::MAX_DATA_BYTES) or does
-    /// not serialize, and a time that a ticket cannot have.
+    /// Returns whether the subscription or the ticket is invalid, so that a retry cannot succeed.
+    /// Causes are an invalid name, more topics than
+    /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics), attached data that is over
+    /// [`Subscription::MAX_DATA_BYTES`](crate::Subscription::MAX_DATA_BYTES) or cannot be
+    /// serialized, and a lifetime of a ticket that is not between 1 second and 1 hour.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         matches!(self.0, Kind::Name(_) | Kind::TooManyTopics | Kind::DataTooLong | Kind::DataNotJson | Kind::TicketTime)
     }
 
-    /// Returns whether a limit on connections is reached, or a limit on tickets that wait to be
-    /// redeemed. Tickets have a limit in all and a limit for each user.
+    /// Returns whether a limit on connections or on unredeemed tickets is reached. Tickets have a
+    /// total limit and a limit for each user.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         matches!(self.0, Kind::Limit | Kind::TooManyTickets)
     }
 
     /// Returns whether the user, or a topic, is banned: it was disconnected with
-    /// [`Disconnect::block_for`](crate::Disconnect::block_for), and the time is not over.
+    /// [`Disconnect::block_for`](crate::Disconnect::block_for), and the time of the ban is not
+    /// over.
     #[must_use]
     pub fn is_banned(&self) -> bool {
         self.0 == Kind::Banned
@@ -87,9 +90,10 @@ impl SubscriptionError {
     }
 
     /// Returns whether the broker of a shared log does not answer, or the hub has not read the log
-    /// yet. Retry when [`Hub::is_ready`](crate::Hub::is_ready) returns true. Also true where no
-    /// tokio runtime exists in which the hub can wait for the broker, and where the operating
-    /// system gives no random bytes.
+    /// yet. Retry when [`Hub::is_ready`](crate::Hub::is_ready) returns true.
+    ///
+    /// Also true outside of a tokio runtime, where the hub cannot reach the broker, and if the
+    /// operating system returned no random bytes.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, Kind::Unavailable | Kind::NoRuntime | Kind::NoRandomBytes)
@@ -118,15 +122,15 @@ impl fmt::Display for SubscriptionError {
             Kind::Name(invalid) => return invalid.fmt(f),
             Kind::TooManyTopics => "too many topics",
             Kind::DataTooLong => "the subscription's data is too long",
-            Kind::DataNotJson => "the subscription's data does not serialize to JSON",
-            Kind::TicketTime => "a ticket lives between a second and an hour",
-            Kind::Closed => "the hub is drained",
+            Kind::DataNotJson => "the subscription's data cannot be serialized to JSON",
+            Kind::TicketTime => "the lifetime of a ticket must be 1 second to 1 hour",
+            Kind::Closed => "the hub was drained",
             Kind::Limit => "a limit on connections is reached",
-            Kind::Banned => "the user or a topic is disconnected for a time",
-            Kind::TooManyTickets => "too many tickets wait to be redeemed",
+            Kind::Banned => "the user or a topic is banned",
+            Kind::TooManyTickets => "too many unredeemed tickets",
             Kind::Unavailable => "the broker is unavailable",
-            Kind::NoRuntime => "the broker can only be asked within a tokio runtime",
-            Kind::NoRandomBytes => "the operating system gives no random bytes",
+            Kind::NoRuntime => "no tokio runtime: cannot reach the broker",
+            Kind::NoRandomBytes => "the operating system returned no random bytes",
         })
     }
 }

@@ -1,4 +1,4 @@
-//! A set of topics that needs no list of them: every topic, one topic, or those with a common beginning.
+//! A set of topics that is defined without a list: every topic, one topic, or a common prefix.
 
 use super::name::Topic;
 
@@ -18,8 +18,9 @@ use super::name::Topic;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicFilter(pub(crate) Rule);
 
-/// The topics of a rule. Tickets carry it as JSON to instances of other versions, so the names of the
-/// variants are a format: `Any` has braces so that it is an object like the others.
+/// The rule of a filter. Tickets contain rules as JSON that instances of other versions read, so
+/// the names of the variants are a format. `Any` has braces so that it is an object like the
+/// others.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Rule {
@@ -29,29 +30,30 @@ pub(crate) enum Rule {
 }
 
 impl TopicFilter {
-    /// Matches every topic.
+    /// Creates a filter that matches every topic.
     #[must_use]
     pub fn any() -> Self {
         Self(Rule::Any {})
     }
 
-    /// Matches one topic.
+    /// Creates a filter that matches one topic.
     pub fn exact(topic: impl Into<Box<str>>) -> Self {
         Self(Rule::Exact(topic.into()))
     }
 
-    /// Matches the topics that start with these bytes.
+    /// Creates a filter that matches the topics that start with these bytes.
     pub fn prefix(prefix: impl Into<Box<str>>) -> Self {
         Self(Rule::Prefix(prefix.into()))
     }
 
-    /// The topics that both rules match, as one rule. None if they have no topic in common.
+    /// Returns a filter for the topics that both filters match, or `None` if no topic can match
+    /// both.
     pub(crate) fn common(&self, other: &Self) -> Option<Self> {
-        // Of two rules with a common topic, one has all topics of the other.
+        // If two rules have a common topic, one of them matches all topics of the other.
         if self.covers(other) { Some(other.clone()) } else { other.covers(self).then(|| self.clone()) }
     }
 
-    /// Whether it matches all topics that the other rule matches.
+    /// Returns whether this filter matches all topics that the other filter matches.
     fn covers(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (Rule::Any {}, _) => true,
@@ -77,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_common_rule_of_two_matches_what_both_match() {
+    fn the_common_filter_matches_the_topics_that_both_match() {
         let texts = ["", "a", "ab", "abc", "b"];
         let exact = texts.map(TopicFilter::exact);
         let prefix = texts.map(TopicFilter::prefix);
@@ -92,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_json_of_rules_is_what_instances_of_other_versions_read() {
+    fn rules_have_the_json_that_instances_of_other_versions_read() {
         let rules = [TopicFilter::any().0, TopicFilter::exact("a").0, TopicFilter::prefix("b/").0];
         let json = r#"[{"any":{}},{"exact":"a"},{"prefix":"b/"}]"#;
         assert_eq!(serde_json::to_string(&rules).unwrap(), json);

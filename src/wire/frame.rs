@@ -8,8 +8,8 @@
 //! \r\n                         end of the chunk
 //! ```
 //!
-//! Its inside is what a body writes, and the whole is what a writer with a socket of its own
-//! writes: see [`chunk`](super::chunk).
+//! A body writes the content of the chunk. A writer that owns its socket writes the whole chunk:
+//! see [`chunk`](super::chunk).
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -19,27 +19,28 @@ use super::chunk::{CHUNK_HEAD, Chunk, open_chunk};
 use crate::types::{Epoch, Event, Position, PublishError};
 
 const FRAME_END: &[u8] = b"\n";
-/// Room for `id: `, a position and the line breaks, so that a frame holds little more than it counts. A position that
-/// needs more room costs one more allocation.
+/// The capacity for `id: `, a position and the line breaks. It is small, so that a frame allocates
+/// little more than its size. A longer position costs one more allocation.
 const ID_ROOM: usize = 40;
 
-/// What every `retry` is clamped to. Below it a client would burden the server with reconnects; after more than an hour
-/// nobody waits for a page.
+/// The range of every `retry`. A shorter time would load the server with reconnects, and no user
+/// waits for a page longer than an hour.
 pub(crate) const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
 
 /// The limits within which events are framed.
 #[derive(Clone, Debug)]
 pub(crate) struct Framing {
-    /// Of the lines, without the id.
+    /// The maximum size of the lines of an event without its id, in bytes.
     pub(crate) max_payload: usize,
 }
 
-/// An event as lines that wait for their position: all that can be done before the log is locked.
+/// An event that is encoded except for its id. Encoding happens before the log is locked, so that
+/// the lock is held for a short time.
 pub(crate) struct Draft {
     bytes: Vec<u8>,
 }
 
-/// What all ids of one epoch start with.
+/// The common prefix of the `id` lines of one epoch.
 #[derive(Debug)]
 pub(crate) struct IdPrefix(Box<str>);
 
@@ -54,12 +55,12 @@ impl IdPrefix {
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     chunk: Chunk,
-    /// Where its id begins, inside of the chunk.
+    /// The offset of the `id` line in the content of the chunk.
     id_at: u32,
 }
 
 impl Draft {
-    /// Validates and encodes.
+    /// Checks and encodes an event.
     pub(crate) fn encode(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
         event.check()?;
         let (name, data) = (&*event.name, event.data_bytes());
@@ -83,7 +84,8 @@ impl Draft {
         Ok(draft)
     }
 
-    /// One of the hub's own events that is a record, with a name that applications may not take and JSON of one line.
+    /// Encodes one of the hub's own events that is a record. `name` is reserved for the hub, and
+    /// `data` is one line of JSON.
     pub(crate) fn control(name: &str, data: &str) -> Self {
         let mut bytes = Vec::with_capacity(CHUNK_HEAD.len() + 20 + name.len() + data.len() + ID_ROOM);
         open_chunk(&mut bytes);
@@ -92,12 +94,12 @@ impl Draft {
         Self { bytes }
     }
 
-    /// The size of the lines, as it counts against the limit.
+    /// Returns the size of the lines, which counts against [`Framing::max_payload`].
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - CHUNK_HEAD.len()
     }
 
-    /// Completes it with its id.
+    /// Adds the id, and ends the chunk.
     pub(crate) fn finish(self, prefix: &IdPrefix, sequence: u64) -> Frame {
         let mut bytes = self.bytes;
         let id_at = (bytes.len() - CHUNK_HEAD.len()) as u32;
@@ -110,12 +112,12 @@ impl Draft {
 }
 
 impl Frame {
-    /// The event with its id.
+    /// Returns the chunk with the event and its id.
     pub(crate) fn chunk(&self) -> &Chunk {
         &self.chunk
     }
 
-    /// Appends the event, with its id or without.
+    /// Appends the event to `out`, with its id if `id` is true.
     pub(crate) fn write(&self, out: &mut Vec<u8>, id: bool) {
         if id {
             out.extend_from_slice(self.chunk.inside());
@@ -125,12 +127,13 @@ impl Frame {
         }
     }
 
-    /// The size of the event with its id.
+    /// Returns the size of the event with its id.
     pub(crate) fn len(&self) -> usize {
         self.chunk.inside().len()
     }
 
-    /// The name, empty if it has none, and the data, with every line break as LF: what a browser would hand to a page.
+    /// Returns the name and the data as a browser would pass them to a page: an event without a
+    /// name has an empty name, and every line break of the data is LF.
     pub(crate) fn decode(&self) -> (String, String) {
         let (mut name, mut data, mut first) = (String::new(), String::new(), true);
         for line in String::from_utf8_lossy(self.lines()).lines() {
@@ -151,14 +154,14 @@ impl Frame {
     }
 }
 
-/// Only the size is shown: the data may be secret.
+/// Shows only the size, because the data may be secret.
 impl fmt::Debug for Draft {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Draft({} bytes)", self.len())
     }
 }
 
-/// `field: value`, the one space always.
+/// Appends the line `field: value`, always with the space.
 pub(super) fn line(out: &mut Vec<u8>, field: &[u8], value: &[u8]) {
     for part in [field, b": ", value, b"\n"] {
         out.extend_from_slice(part);
@@ -170,7 +173,7 @@ pub(super) fn push_retry(out: &mut Vec<u8>, retry: Duration) {
     line(out, b"retry", itoa::Buffer::new().format(millis).as_bytes());
 }
 
-/// One `data` line for each line of `data`; CR, LF and CRLF each end one.
+/// Appends one `data` line for each line of `data`. CR, LF and CRLF each end a line.
 fn push_data(out: &mut Vec<u8>, data: &[u8]) {
     let mut rest = data;
     while let Some(end) = memchr::memchr2(b'\r', b'\n', rest) {
@@ -198,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn fields_have_one_space_and_the_id_comes_last() {
+    fn a_frame_has_one_space_after_each_field_and_its_id_last() {
         assert_eq!(text(&Event::new("a", "b")), "event: a\ndata: b\nid: 1.a0.7\n\n");
         assert_eq!(text(&Event::unnamed("")), "data: \nid: 1.a0.7\n\n");
     }
 
     #[test]
-    fn every_kind_of_line_break_ends_one_line() {
+    fn data_is_split_at_cr_lf_and_crlf() {
         assert_eq!(
             text(&Event::unnamed("\ra\nb\r\nc\n\rd\r\n")),
             "data: \ndata: a\ndata: b\ndata: c\ndata: \ndata: d\ndata: \nid: 1.a0.7\n\n"
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_is_clamped() {
+    fn retry_is_clamped_to_its_range() {
         let retry = |retry| text(&Event::unnamed("").retry(retry));
         assert!(retry(Duration::ZERO).starts_with("retry: 100\n"));
         assert!(retry(Duration::from_millis(1500)).starts_with("retry: 1500\n"));
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_counts_what_is_framed() {
+    fn max_payload_limits_the_encoded_lines() {
         let event = Event::new("n", "a\nb"); // "event: n\n" + "data: a\n" + "data: b\n"
         assert!(Draft::encode(&event, &framing(25)).is_ok());
         let error = Draft::encode(&event, &framing(24)).unwrap_err();
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_id_the_rest_is_the_same() {
+    fn a_frame_without_its_id_has_the_same_lines() {
         let frame = frame(&Event::new("a", "b\nc"));
         let mut out = Vec::new();
         frame.write(&mut out, false);
@@ -241,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_is_one_http_chunk() {
+    fn a_frame_is_one_http_chunk() {
         let frame = frame(&Event::unnamed("x".repeat(300)));
         let whole = frame.chunk().clone().into_whole();
         let (size, rest) = whole.split_at(8);
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn it_decodes_to_what_a_browser_reads() {
+    fn decode_returns_the_data_that_a_browser_reads() {
         for (data, read) in [("", ""), ("a\r\nb\r", "a\nb\n"), (" x ", " x "), ("data: y", "data: y")] {
             assert_eq!(frame(&Event::new("n", data)).decode(), ("n".into(), read.into()));
         }

@@ -1,4 +1,4 @@
-//! The hub's own events, named `hub.…`: JSON data to which fields may be added later.
+//! The hub's own events, named `hub.…`. Their data is JSON, to which fields may be added later.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -12,10 +12,10 @@ use crate::types::{
     BannedUntil, ConnectionId, EndReason, GapReason, Position, Reconnect, RefusalReason, Topic, UserId,
 };
 
-/// The latest end of a ban, where the system's clock cannot express a later one.
-const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
+/// The duration of a ban, if the system's clock cannot represent its real end.
+const FALLBACK_BAN: Duration = Duration::from_secs(365 * 86_400);
 
-/// What a stream starts as: the `cursor` of `hub.hello`.
+/// The start of a stream: the `cursor` of `hub.hello`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CursorState {
@@ -24,7 +24,7 @@ pub(crate) enum CursorState {
     Refused,
 }
 
-/// The first frame of a stream.
+/// Returns `hub.hello`, the first frame of a stream.
 pub(crate) fn hello(
     connection: ConnectionId,
     cursor: CursorState,
@@ -43,7 +43,8 @@ pub(crate) fn hello(
     frame("hub.hello", Some(retry), &Hello { connection, cursor, topics, instance }, None)
 }
 
-/// The stream has caught up: the id stands for everything up to it. `topics` are those in force, after a change.
+/// Returns `hub.live`: the stream has caught up, and the id covers all events up to it. `topics`
+/// are the current topics, after a change.
 pub(crate) fn live(position: Position, topics: Option<&[Topic]>) -> Bytes {
     #[derive(Serialize)]
     struct Live<'a> {
@@ -53,7 +54,7 @@ pub(crate) fn live(position: Position, topics: Option<&[Topic]>) -> Bytes {
     frame("hub.live", None, &Live { topics }, Some(&position))
 }
 
-/// Events are no longer retained.
+/// Returns `hub.gap`: events of these topics are no longer retained.
 pub(crate) fn gap<T: Serialize>(reason: GapReason, topics: &[T]) -> Bytes {
     #[derive(Serialize)]
     struct Gap<'a, T> {
@@ -63,14 +64,15 @@ pub(crate) fn gap<T: Serialize>(reason: GapReason, topics: &[T]) -> Bytes {
     frame("hub.gap", None, &Gap { reason: reason.as_str(), topics }, None)
 }
 
-/// The hub cannot follow the log now, so a page may show old state. `hub.live` says when that is over.
+/// Returns `hub.stale`: the hub cannot follow the shared log, so a page may show an old state.
+/// `hub.live` follows when the hub can follow the log again.
 pub(crate) fn stale() -> Bytes {
     #[derive(Serialize)]
     struct Stale {}
     frame("hub.stale", None, &Stale {}, None)
 }
 
-/// A refusal after which a browser tries again.
+/// Returns `hub.refused`, the only frame of a retryable refusal.
 pub(crate) fn refused(reason: RefusalReason, retry: Duration) -> Bytes {
     #[derive(Serialize)]
     struct Refused {
@@ -81,7 +83,7 @@ pub(crate) fn refused(reason: RefusalReason, retry: Duration) -> Bytes {
     frame("hub.refused", Some(retry), &data, None)
 }
 
-/// The subscription's time is near its end.
+/// Returns `hub.expiring`: the subscription expires after `remaining`.
 pub(crate) fn expiring(remaining: Duration) -> Bytes {
     #[derive(Serialize)]
     struct Expiring {
@@ -90,7 +92,8 @@ pub(crate) fn expiring(remaining: Duration) -> Bytes {
     frame("hub.expiring", None, &Expiring { in_ms: as_millis(remaining) }, None)
 }
 
-/// The last frame of a stream that the hub ends. A banned client gets an id that says until when.
+/// Returns `hub.bye`, the last frame of a stream that the hub ends. For a banned client its id is
+/// the end of the ban: see [`BannedUntil`].
 pub(crate) fn bye(
     reason: EndReason,
     reconnect: Reconnect,
@@ -106,19 +109,19 @@ pub(crate) fn bye(
         note: Option<&'a str>,
     }
     let banned_until = match reconnect {
-        Reconnect::BlockedFor(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + A_YEAR))),
+        Reconnect::BlockedFor(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + FALLBACK_BAN))),
         Reconnect::Now | Reconnect::After(_) => None,
     };
     let data = Bye { reason: reason.as_str(), reconnect: reconnect.as_str(), note };
     frame("hub.bye", retry, &data, banned_until.as_ref().map(|until| until as _))
 }
 
-/// The name and the data of the event that a user has joined a topic. `attached` is JSON.
+/// Returns the name and the data of `hub.joined`: a user has joined a topic. `attached` is JSON.
 pub(crate) fn joined(topic: &Topic, user: &UserId, attached: Option<&str>) -> (&'static str, String) {
     ("hub.joined", presence(topic, user, attached))
 }
 
-/// The name and the data of the event that a user has left a topic.
+/// Returns the name and the data of `hub.left`: a user has left a topic.
 pub(crate) fn left(topic: &Topic, user: &UserId) -> (&'static str, String) {
     ("hub.left", presence(topic, user, None))
 }
@@ -135,7 +138,7 @@ fn presence(topic: &Topic, user: &UserId, attached: Option<&str>) -> String {
     json(&Presence { topic, user, data })
 }
 
-/// The answer to a page that has changed its topics: those in force.
+/// Returns the JSON body of the response to a page that has changed its topics: the current topics.
 pub(crate) fn topics(topics: &[Topic]) -> String {
     #[derive(Serialize)]
     struct Topics<'a> {
@@ -144,7 +147,7 @@ pub(crate) fn topics(topics: &[Topic]) -> String {
     json(&Topics { topics })
 }
 
-/// One frame. JSON has no line breaks, so the data is one line.
+/// Encodes one frame. `serde_json` writes no line breaks, so the data is one line.
 fn frame(name: &str, retry: Option<Duration>, data: &impl Serialize, id: Option<&dyn Display>) -> Bytes {
     let mut out = Vec::with_capacity(224);
     for part in ["event: ", name, "\n"] {
@@ -159,7 +162,7 @@ fn frame(name: &str, retry: Option<Duration>, data: &impl Serialize, id: Option<
     write_json(&mut out, data);
     out.push(b'\n');
     if let Some(id) = id {
-        // Writing to a vector does not fail, and neither does displaying an id.
+        // Writing to a vector and displaying an id cannot fail.
         let _ = writeln!(out, "id: {id}");
     }
     out.push(b'\n');
@@ -172,7 +175,8 @@ fn json(data: &impl Serialize) -> String {
     String::from_utf8(out).unwrap_or_default()
 }
 
-/// Writing to a vector does not fail, and neither does serializing names, numbers and checked JSON.
+/// Appends JSON. Writing to a vector cannot fail, nor can serializing names, numbers and checked
+/// JSON.
 fn write_json(out: &mut Vec<u8>, data: &impl Serialize) {
     let _ = serde_json::to_writer(out, data);
 }
@@ -191,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn hello_carries_the_retry_and_no_id() {
+    fn hello_has_the_retry_and_no_id() {
         let topics = [Topic::try_from("a").unwrap(), Topic::try_from("say \"b\\\"").unwrap()];
         let id = ConnectionId::from_bits(1);
         let hello = hello(id, CursorState::Fresh, &topics, Some("blue"), Duration::from_secs(2));
@@ -203,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn only_live_has_an_id() {
+    fn only_live_has_the_id_of_a_position() {
         let position = Position::new(Epoch(1), 9);
         assert_eq!(text(&live(position, None)), "event: hub.live\ndata: {}\nid: 1.1.9\n\n");
         let topics = [Topic::try_from("a").unwrap()];
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn who_should_stay_away_is_left_with_an_id_that_says_so() {
+    fn bye_of_a_ban_has_the_id_with_its_end() {
         let bye = |within| {
             let bye = bye(
                 EndReason::Disconnected,
@@ -243,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_json_whatever_they_contain() {
+    fn strings_with_special_characters_are_valid_json() {
         let nasty = "\"\\\u{0}\n\u{1f}\u{7f}\u{2028}🦀</script>";
         let frame = gap(GapReason::Trimmed, &[nasty]);
         let data = text(&frame).strip_prefix("event: hub.gap\ndata: ").and_then(|rest| rest.strip_suffix("\n\n"));

@@ -126,7 +126,7 @@ impl Hub {
     /// may have changed them.
     pub(super) async fn lose_through(&self, shared: &SharedLog, upto: u64) -> Answer<()> {
         let values = self.current_values(shared).await?;
-        self.log().lose_all(upto, values, self.now());
+        self.log().mark_all_lost(upto, values, self.now());
         shared.last.store(upto, Ordering::Release);
         wake_rest(&*self.inner);
         Ok(())
@@ -202,7 +202,7 @@ impl Hub {
             Err(audience) => {
                 shared.skipped.fetch_add(1, Ordering::Relaxed);
                 self.counters().record_skipped(stored.sequence, now);
-                self.log().lose(stored.sequence, audience.as_deref(), now);
+                self.log().mark_lost(stored.sequence, audience.as_deref(), now);
             }
         }
         shared.history.add(stored);

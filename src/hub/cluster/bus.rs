@@ -22,9 +22,9 @@ use tokio::time::{Duration, Instant};
 
 use super::shared_log::SharedLog;
 use crate::backplane::{Answer, ControlMessage, in_time, next_until};
-use crate::hub::peers::message::{Body, Here, Message, News, Part, cut_topics};
+use crate::hub::peers::message::{Body, Message, Part, PeerConnection, PresenceUpdate, cut_topics};
 use crate::hub::peers::outbox::{Due, PresenceEvent};
-use crate::hub::peers::table::Heard;
+use crate::hub::peers::table::UpdateResult;
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
@@ -91,8 +91,8 @@ async fn listen_and_broadcast(
                     shared.peers.lock().reconnected(hub.now());
                 }
                 let is_closed = shared.outbox.lock().is_closed;
-                let hears_itself = shared.peers.lock().hears_itself();
-                if now >= next_ask && !is_closed && !hears_itself {
+                let receives_own_messages = shared.peers.lock().receives_own_messages();
+                if now >= next_ask && !is_closed && !receives_own_messages {
                     // Repeat until this instance receives one of its own messages. It also reports
                     // its own connections, because the others may have missed messages.
                     next_ask = now + ASK_EVERY;
@@ -110,14 +110,14 @@ async fn listen_and_broadcast(
                     let number = shared.outbox.lock().number;
                     hub.broadcast(shared, Body::Lease(number)).await?;
                     shared.peers.lock().sweep(hub.now());
-                    let is_unheard = !shared.peers.lock().is_heard(hub.now());
+                    let is_unheard = !shared.peers.lock().is_received(hub.now());
                     if is_unheard && started.elapsed() > hub.settings().peer_timeout {
-                        hub.counters().deaf(hub.now());
+                        hub.counters().no_own_messages(hub.now());
                     }
                 }
                 let orphans = shared.peers.lock().take_orphans(shared.instance_id, hub.now());
                 for (topic, user) in orphans {
-                    hub.inner.tell_of_orphan(&topic, &user);
+                    hub.inner.publish_left_of_orphan(&topic, &user);
                 }
                 // Counted from the end of the turn, so that a long turn leaves time for messages
                 // before the next one.
@@ -133,10 +133,10 @@ impl Hub {
         let Message { from, body } = Message::decode(bytes)?;
         let now = self.now();
         if from == shared.instance_id {
-            shared.peers.lock().heard_itself(now);
+            shared.peers.lock().note_own_message(now);
             return None;
         }
-        let mut heard = Heard::Fine;
+        let mut result = UpdateResult::Fine;
         match body {
             Body::Command(command) => self.carry_out_or_queue(shared, command),
             Body::Ask(settings) => {
@@ -148,12 +148,12 @@ impl Hub {
             Body::Settings(settings) => {
                 shared.settings_digest.differs(&settings);
             }
-            Body::Lease(number) => heard = shared.peers.lock().lease(from, number, now),
-            Body::Bye => shared.peers.lock().bye(from, now),
-            Body::News(news) => heard = shared.peers.lock().news(from, news, now),
+            Body::Lease(number) => result = shared.peers.lock().lease(from, number, now),
+            Body::Goodbye => shared.peers.lock().goodbye(from, now),
+            Body::PresenceUpdate(update) => result = shared.peers.lock().update(from, update, now),
         }
         let is_closed = shared.outbox.lock().is_closed;
-        let must_ask = heard == Heard::Missing && !is_closed && shared.peers.lock().may_ask(from, now);
+        let must_ask = result == UpdateResult::Missing && !is_closed && shared.peers.lock().may_ask(from, now);
         must_ask.then(|| shared.report_request())
     }
 
@@ -177,11 +177,16 @@ impl Hub {
             Due::All => self.registry().all().iter().map(|handle| handle.id()).collect(),
             Due::Changed(ids) => ids.into_iter().collect(),
         };
-        for (index, (here, gone)) in self.connection_batches(&ids).into_iter().enumerate() {
+        for (index, (open, closed)) in self.connection_batches(&ids).into_iter().enumerate() {
             let part = if index == 0 { Part::First } else { Part::More };
             let number = if all { number } else { number + 1 + index as u64 };
-            let news = News { number, all: all.then_some(part), here, gone: if all { Vec::new() } else { gone } };
-            if let Err(error) = self.broadcast(shared, Body::News(news)).await {
+            let update = PresenceUpdate {
+                number,
+                all: all.then_some(part),
+                open,
+                closed: if all { Vec::new() } else { closed },
+            };
+            if let Err(error) = self.broadcast(shared, Body::PresenceUpdate(update)).await {
                 // Other instances may or may not have received it, so report everything later.
                 shared.outbox.lock().report_all();
                 return Err(error);
@@ -197,29 +202,30 @@ impl Hub {
 
     /// Returns the open connections and the ids of the closed ones, in batches that fit into one
     /// message. Returns at least one batch.
-    fn connection_batches(&self, ids: &[ConnectionId]) -> Vec<(Vec<Here>, Vec<ConnectionId>)> {
+    fn connection_batches(&self, ids: &[ConnectionId]) -> Vec<(Vec<PeerConnection>, Vec<ConnectionId>)> {
         let mut batches = Vec::new();
-        let (mut here, mut gone, mut size) = (Vec::new(), Vec::new(), 0);
+        let (mut open, mut closed, mut size) = (Vec::new(), Vec::new(), 0);
         for &id in ids {
             match self.registry().find(id) {
                 Some(handle) => {
                     let mut topics = self.log().topics(&handle.subscriber);
                     if cut_topics(&mut topics) {
-                        self.counters().topics_cut(self.now());
+                        self.counters().topics_truncated(self.now());
                     }
-                    let connection = Here { id, user: handle.user().cloned(), data: handle.data().cloned(), topics };
+                    let connection =
+                        PeerConnection { id, user: handle.user().cloned(), data: handle.data().cloned(), topics };
                     size += connection.size();
-                    here.push(connection);
+                    open.push(connection);
                 }
-                None => gone.push(id),
+                None => closed.push(id),
             }
-            if here.len() + gone.len() >= BATCH || size >= BATCH_SIZE {
-                batches.push((std::mem::take(&mut here), std::mem::take(&mut gone)));
+            if open.len() + closed.len() >= BATCH || size >= BATCH_SIZE {
+                batches.push((std::mem::take(&mut open), std::mem::take(&mut closed)));
                 size = 0;
             }
         }
-        if batches.is_empty() || !here.is_empty() || !gone.is_empty() {
-            batches.push((here, gone));
+        if batches.is_empty() || !open.is_empty() || !closed.is_empty() {
+            batches.push((open, closed));
         }
         batches
     }
@@ -253,15 +259,15 @@ impl Hub {
     }
 
     /// Sends a command to the other instances.
-    pub(in crate::hub) async fn tell_command(&self, shared: &SharedLog, command: Command) -> Answer<()> {
+    pub(in crate::hub) async fn broadcast_command(&self, shared: &SharedLog, command: Command) -> Answer<()> {
         self.inner.ensure_shared_log();
         self.broadcast(shared, Body::Command(command)).await
     }
 
     /// Broadcasts that this instance ends, so that the others remove its connections at once.
-    pub(in crate::hub) async fn tell_bye(&self, shared: &SharedLog) {
+    pub(in crate::hub) async fn broadcast_goodbye(&self, shared: &SharedLog) {
         shared.outbox.lock().is_closed = true;
-        if let Err(error) = self.broadcast(shared, Body::Bye).await {
+        if let Err(error) = self.broadcast(shared, Body::Goodbye).await {
             tracing::debug!(%error, "no goodbye was sent: other instances remove this one after peer_timeout");
         }
     }

@@ -125,7 +125,7 @@ impl SharedLog {
     /// Returns whether this instance follows the log and has received one of its own control
     /// messages within the peer timeout.
     pub(in crate::hub) fn is_ready(&self, now: Millis) -> bool {
-        self.is_loaded() && !self.is_stale() && self.peers.lock().is_heard(now)
+        self.is_loaded() && !self.is_stale() && self.peers.lock().is_received(now)
     }
 
     /// Returns the message that asks all instances for their connections.
@@ -136,7 +136,7 @@ impl SharedLog {
     /// Returns the block with the records after a number. If the block was not read yet, returns
     /// `None` and wakes the connection when it is available. The caller must then make sure that
     /// the tasks run.
-    pub(in crate::hub) fn look_back(
+    pub(in crate::hub) fn find_block(
         &self,
         base: u64,
         number: u64,
@@ -183,7 +183,7 @@ impl SharedLog {
     }
 
     /// Returns the number of connections that an address has on other instances.
-    pub(in crate::hub) fn others_at(&self, address: &Address) -> usize {
+    pub(in crate::hub) fn count_peers_at(&self, address: &Address) -> usize {
         let peers = self.peers.lock();
         match address {
             Address::Everyone => peers.all().count(),
@@ -214,8 +214,8 @@ impl SharedLog {
     }
 
     /// Returns whether another instance is responsible for publishing that a member has left.
-    pub(in crate::hub) fn speaks_for(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
-        self.peers.lock().speaks_for(topic, user, self.instance_id, now)
+    pub(in crate::hub) fn publishes_left(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
+        self.peers.lock().publishes_left(topic, user, self.instance_id, now)
     }
 
     /// Returns the members that have left a topic on other instances, while the grace period lasts

@@ -1,10 +1,10 @@
-//! Everything that a builder sets, before it is checked, and the defaults.
+//! All settings of a builder before validation, and the defaults of the retention.
 
 use super::settings::{MIB, Settings};
 use crate::log::{Budgets, Policies, millis};
 use crate::types::{Retention, TopicFilter};
 
-/// See the module.
+/// The settings of a builder.
 #[derive(Clone, Debug)]
 pub(in crate::hub) struct Configuration {
     pub(in crate::hub) settings: Settings,
@@ -30,7 +30,8 @@ impl Default for Configuration {
 
 impl Configuration {
     pub(in crate::hub) fn policies(&self) -> Policies {
-        // A reader that is a moment behind, and not yet one that reads nothing, still finds the events of `live`.
+        // The window of `live` is the write deadline: a reader that is slower than that has
+        // stalled.
         let resolve = |retention: &Retention| retention.clone().with_live_window(self.settings.write_deadline);
         Policies::new(
             self.rules.iter().map(|(rule, retention)| (rule.clone(), resolve(retention))).collect(),

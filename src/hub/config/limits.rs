@@ -1,4 +1,4 @@
-//! How many connections there may be, and how fast they may come.
+//! Limits on the number of connections, and on the rate of requests.
 
 use std::time::Duration;
 
@@ -24,20 +24,21 @@ pub enum OverLimit {
     /// random `retry`. Browsers reconnect.
     #[default]
     Refuse,
-    /// The new connection is accepted and the oldest ends, with the reason `limit`. The client of
-    /// the oldest connection reconnects after ten to twenty times
-    /// [`HubBuilder::retry`](crate::HubBuilder::retry), and takes the place of another connection.
-    /// So the clients over the limit take turns, and each receives the events that it missed
-    /// meanwhile.
+    /// The new connection is accepted, and the oldest connection ends with the reason `limit`. Its
+    /// client reconnects after ten to twenty times [`HubBuilder::retry`](crate::HubBuilder::retry),
+    /// and displaces another connection. So the clients over the limit take turns, and each
+    /// receives the events that it has missed meanwhile.
     CloseOldest,
 }
 
-/// How much later than usual one comes back that had to make room, as a multiple of the usual.
+/// The least delay before a displaced client reconnects, as a multiple of
+/// [`HubBuilder::retry`](crate::HubBuilder::retry).
 pub(in crate::hub) const AFTER_DISPLACEMENT: u32 = 10;
 
-/// After how long everybody may try again, in seconds, however many wait.
+/// The maximum waiting time of a refused request, in seconds.
 const LONGEST_WAIT: f64 = 30.0;
 
+/// The limits on open connections and on requests per second.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Limits {
     pub(crate) total: Option<(usize, OverLimit)>,
@@ -45,30 +46,31 @@ pub(crate) struct Limits {
     pub(crate) per_second: Option<u32>,
 }
 
-/// A token bucket, one second deep. Time passed in.
+/// A token bucket that holds the tokens of one second. The time is passed in.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Rate {
     tokens: f64,
-    /// About how many were turned away and have not had their turn yet.
+    /// The approximate number of refused requests that wait for their turn.
     waiting: f64,
     at: Option<Millis>,
 }
 
 impl Rate {
-    /// Takes a place; else says after how long there will be one for this caller, since others wait before it.
+    /// Takes a token. Without one, returns the time after which this caller should retry, behind
+    /// the requests that already wait.
     pub(in crate::hub) fn take(&mut self, per_second: u32, now: Millis) -> Result<(), Duration> {
         let rate = f64::from(per_second);
-        let come = match self.at.replace(now) {
+        let added = match self.at.replace(now) {
             Some(at) => now.saturating_sub(at) as f64 / 1000.0 * rate,
             None => rate,
         };
-        self.tokens = (self.tokens + come).min(rate);
-        self.waiting = (self.waiting - come).max(0.0);
+        self.tokens = (self.tokens + added).min(rate);
+        self.waiting = (self.waiting - added).max(0.0);
         if self.tokens >= 1.0 {
             self.tokens -= 1.0;
             return Ok(());
         }
-        // One client that comes again and again must not keep everybody else away.
+        // Bounded, so that one client that keeps retrying cannot delay all others without end.
         self.waiting = (self.waiting + 1.0).min(rate * LONGEST_WAIT);
         Err(Duration::from_secs_f64(self.waiting / rate))
     }
@@ -95,12 +97,12 @@ mod tests {
         let user = hub.subscribe(Subscription::for_user("192.0.2.1"), None);
         assert!(user.is_ok(), "a user of the same name has connections of its own");
         drop(first);
-        let _third = open("192.0.2.1").expect("the first one has made room");
+        let _third = open("192.0.2.1").expect("the first connection no longer counts");
         assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::LIMIT);
     }
 
     #[test]
-    fn the_oldest_connection_of_a_key_makes_room() {
+    fn oldest_connection_of_a_key_is_displaced_when_the_limit_is_reached() {
         let hub = limited(OverLimit::CloseOldest).build().unwrap();
         let open = |key: &str| hub.subscribe(Subscription::anonymous().counted_as(key), None).unwrap();
         let (_other, mut first, _second) = (open("b"), open("a"), open("a"));
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_has_a_key_does_not_count_for_its_user() {
+    fn connection_with_a_key_does_not_count_for_its_user() {
         let hub = limited(OverLimit::Refuse).build().unwrap();
         let open = |session: &str| hub.subscribe(Subscription::for_user("ada").counted_as(session), None);
         let mut open_streams: Vec<_> = (0..3).map(|n| open(&n.to_string()).unwrap()).collect();
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_no_name_makes_a_bad_subscription() {
+    fn subscription_is_invalid_when_its_key_is_not_a_valid_name() {
         let hub = limited(OverLimit::Refuse).build().unwrap();
         for key in [String::new(), "x".repeat(256), "\n".to_owned()] {
             let error = hub.subscribe(Subscription::anonymous().counted_as(key), None).unwrap_err();
@@ -145,7 +147,7 @@ mod tests {
         let count = 1 + std::iter::from_fn(|| issue("a").ok()).count();
         assert_eq!(count, 64);
         issue("b").unwrap();
-        // A ticket that is redeemed makes room, and takes it again when it is given back.
+        // A redeemed ticket does not count. It counts again when its request opens no stream.
         let taken = block_on(hub.take_ticket(first.as_str())).unwrap();
         drop(taken);
         assert_eq!(issue("a").unwrap_err(), SubscriptionError::TOO_MANY_TICKETS);
@@ -154,16 +156,16 @@ mod tests {
     }
 
     #[test]
-    fn a_second_lets_as_many_through_as_it_should_and_the_others_wait_in_line() {
+    fn rate_limits_requests_and_delays_each_excess_request_by_its_place_in_the_queue() {
         let mut rate = Rate::default();
         let passed = (0..30).filter(|_| rate.take(10, 0).is_ok()).count();
         assert_eq!(passed, 10);
-        // Twenty wait already, which takes two seconds.
+        // Twenty requests wait already, which takes two seconds.
         assert_eq!(rate.take(10, 0).unwrap_err().as_millis(), 2100);
         assert!(rate.take(10, 100).is_ok());
         assert!(rate.take(10, 100).is_err());
         let passed = (0..100).filter(|_| rate.take(10, 60_000).is_ok()).count();
-        assert_eq!(passed, 10, "what was not used in time is gone");
+        assert_eq!(passed, 10, "unused tokens do not add up beyond one second");
         assert!((0..100_000).all(|_| rate.take(10, 60_000).is_err()));
         assert_eq!(rate.take(10, 60_000).unwrap_err().as_secs(), 30);
     }

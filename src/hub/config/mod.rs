@@ -1,11 +1,12 @@
-//! What an application sets, and what the running hub looks up. Pure.
+//! The settings of an application, their defaults and their validation. Pure.
 //!
-//! 1. A setting that makes no sense, alone or with another, is an error of `build`
+//! 1. A setting that is invalid, alone or together with another one, is an error of `build`
 //!    ([`validation`]).
-//! 2. Each default stands in one place, beside its setting ([`settings`] and [`configuration`]).
-//! 3. A rate bounds how many streams are opened in a second ([`limits`]). The limits on open
-//!    connections are kept by the [registry](super::connection::registry).
-//! 4. A page of another site reads nothing unless the application allows it ([`origins`]).
+//! 2. Each default is defined in one place, next to its setting ([`settings`] and
+//!    [`configuration`]).
+//! 3. A rate limits the requests per second ([`limits`]). The
+//!    [registry](super::connection::registry) enforces the limits on open connections.
+//! 4. Pages of other origins cannot read streams unless the application allows it ([`origins`]).
 
 pub(super) mod configuration;
 pub(super) mod limits;

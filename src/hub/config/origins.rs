@@ -1,15 +1,16 @@
-//! Which sites' pages may open streams, and by which names of this host.
+//! The allowed origins of pages, and the allowed host names of requests.
 
-/// Whose pages may open streams beside the site's own.
+/// The origins, besides the hub's own, whose pages may open streams.
 #[derive(Clone, Debug)]
 pub(crate) enum Origins {
+    /// Every origin.
     Any,
-    /// As browsers write them: `https://app.example`.
+    /// These origins, as browsers write them: `https://app.example`.
     Listed(Vec<Box<str>>),
 }
 
 impl Origins {
-    /// Whether all that are listed are what a browser would send.
+    /// Whether every listed origin is one that a browser could send.
     pub(in crate::hub) fn are_origins(&self) -> bool {
         match self {
             Self::Any => true,
@@ -18,8 +19,9 @@ impl Origins {
     }
 }
 
-/// Whether a browser, or an application's web view, could send this as `Origin`: a scheme and an
-/// authority, in lower case. `null` is none: every sandboxed page of any site has it.
+/// Whether a browser, or an application's web view, could send this text as `Origin`: a scheme and
+/// an authority, in lower case. `null` is rejected, because every sandboxed page of any site sends
+/// it.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else { return false };
     let is_of_scheme = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
@@ -36,7 +38,7 @@ fn is_authority(text: &str) -> bool {
     !text.is_empty() && text.chars().all(is_plain)
 }
 
-/// The names by which requests may reach this host. Empty if any name will do.
+/// The host names that requests may use. If the list is empty, every name is allowed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hosts(Vec<Box<str>>);
 
@@ -53,8 +55,8 @@ impl Hosts {
         self.0.is_empty()
     }
 
-    /// Whether a `Host` header or an `:authority` is one of these. A name that is listed without a port
-    /// matches every port.
+    /// Whether the value of a `Host` header or an `:authority` is on the list. A name that is
+    /// listed without a port matches every port.
     pub(crate) fn lists(&self, host: &[u8]) -> bool {
         self.0.iter().any(|listed| {
             let listed = listed.as_bytes();
@@ -63,7 +65,7 @@ impl Hosts {
     }
 }
 
-/// A host without its port; an IPv6 address keeps its brackets.
+/// Removes the port of a host. An IPv6 address keeps its brackets.
 fn without_port(host: &[u8]) -> &[u8] {
     match host.iter().rposition(|&byte| byte == b':') {
         Some(colon) if host[colon + 1..].iter().all(u8::is_ascii_digit) => &host[..colon],
@@ -76,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_written_as_browsers_write_it() {
+    fn origin_is_valid_only_as_browsers_write_it() {
         for origin in [
             "https://app.example",
             "http://localhost:3000",
@@ -113,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_listed_without_a_port_matches_every_port() {
+    fn host_without_a_port_matches_every_port() {
         let mut hosts = Hosts::default();
         for host in ["app.example", "localhost:3000", "[::1]"] {
             hosts.add(host.into());

@@ -1,4 +1,4 @@
-//! What the running hub looks up, and the defaults.
+//! The settings that a running hub uses, and their defaults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::wire::Framing;
 pub(in crate::hub) const SECOND: Duration = Duration::from_secs(1);
 pub(in crate::hub) const MIB: usize = 1 << 20;
 
-/// See the module.
+/// The settings of a running hub. The methods of [`HubBuilder`](crate::HubBuilder) document each.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) framing: Framing,
@@ -65,17 +65,19 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Returns the interval of rechecks: that of the setting, or else the heartbeat.
     pub(in crate::hub) fn recheck_interval(&self) -> Duration {
         self.recheck_every.unwrap_or(self.heartbeat)
     }
 
-    /// How long a topic or user that keeps nothing and has no listener is remembered, for the sake of clients that come
-    /// back. A quiet stream gets a fresh id after a quarter of it, at a heartbeat, so it has to be many heartbeats long.
+    /// Returns how long the hub remembers a topic or user without retained events and without
+    /// listeners, so that clients can resume. A quiet stream gets a fresh id at the first heartbeat
+    /// after a quarter of this time, so it must be many heartbeats long.
     pub(in crate::hub) fn channel_grace(&self) -> Duration {
         self.heartbeat * 40
     }
 
-    /// When a stream that opens now is to be ended, in milliseconds from now: from 80 to 100 % of what is set.
+    /// Returns the age at which a new stream will end, in milliseconds: 80 to 100 % of the setting.
     pub(in crate::hub) fn old_age(&self) -> Option<Millis> {
         let age = millis(self.max_age?);
         Some(age - fastrand::u64(0..=age / 5))

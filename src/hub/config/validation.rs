@@ -1,4 +1,4 @@
-//! Refuses settings that make no sense, alone or with another setting.
+//! Rejects settings that are invalid, alone or together with another setting.
 
 use std::time::Duration;
 
@@ -8,14 +8,15 @@ use crate::types::BuildError;
 use crate::wire::RETRY_RANGE;
 
 impl Configuration {
+    /// Returns an error with the name of the first invalid setting.
     pub(in crate::hub) fn check(&self) -> Result<(), BuildError> {
         let settings = &self.settings;
-        let refuse = |setting, problem| Err(BuildError::new(setting, problem));
+        let invalid = |setting, problem| Err(BuildError::new(setting, problem));
         let retentions = [("topic_retention", &self.topics), ("user_retention", &self.users)];
         let rules = self.rules.iter().map(|(_, retention)| ("retention_for", retention));
         for (setting, retention) in retentions.into_iter().chain(rules) {
             if let Some(problem) = retention.problem() {
-                return refuse(setting, problem);
+                return invalid(setting, problem);
             }
         }
         for (setting, duration) in [
@@ -30,10 +31,10 @@ impl Configuration {
             ("recheck_every", settings.recheck_interval()),
         ] {
             if duration < Duration::from_millis(10) {
-                return refuse(setting, "less than 10 ms");
+                return invalid(setting, "must be at least 10 ms");
             }
             if duration > SECOND * 86_400 {
-                return refuse(setting, "more than a day");
+                return invalid(setting, "must be at most one day");
             }
         }
         for (setting, count) in [
@@ -45,39 +46,42 @@ impl Configuration {
             ("max_connects_per_second", settings.limits.per_second.unwrap_or(1) as usize),
         ] {
             if count == 0 {
-                return refuse(setting, "zero allows nothing");
+                return invalid(setting, "must be at least 1");
             }
         }
         if settings.max_age.is_some_and(|age| age < SECOND) {
-            return refuse("max_connection_age", "less than a second");
+            return invalid("max_connection_age", "must be at least 1 s");
         }
         if !settings.origins.are_origins() {
-            return refuse(
+            return invalid(
                 "allow_cross_origin",
-                "not an origin like `https://app.example`, in lower case and without a path",
+                "must be an origin like `https://app.example`, in lower case and without a path",
             );
         }
         if !settings.hosts.are_hosts() {
-            return refuse("allow_host", "not a host like `app.example` or `localhost:3000`, in lower case");
+            return invalid("allow_host", "must be a host like `app.example` or `localhost:3000`, in lower case");
         }
         let payload = settings.framing.max_payload;
         if payload < 16 {
-            return refuse("max_payload", "too small for any event");
+            return invalid("max_payload", "too small for any event");
         }
         if payload > 16 * MIB {
-            return refuse("max_payload", "more than 16 MiB");
+            return invalid("max_payload", "must be at most 16 MiB");
         }
         if payload > self.ring_bytes {
-            return refuse(
+            return invalid(
                 "retention_budget",
-                "smaller than `max_payload`: the largest event could never be delivered",
+                "must be at least `max_payload`, or the largest event could not be delivered",
             );
         }
         if payload > self.keyed_bytes {
-            return refuse("keyed_budget", "smaller than `max_payload`: the largest event could never be delivered");
+            return invalid(
+                "keyed_budget",
+                "must be at least `max_payload`, or the largest event could not be delivered",
+            );
         }
         if !RETRY_RANGE.contains(&settings.retry) {
-            return refuse("retry", "not between 0.1 s and 1 h");
+            return invalid("retry", "must be between 0.1 s and 1 h");
         }
         Ok(())
     }
@@ -89,38 +93,41 @@ mod tests {
     use crate::hub::{HubBuilder, OverLimit};
     use crate::types::{Retention, TopicFilter};
 
-    fn refused(builder: HubBuilder) -> &'static str {
+    fn invalid_setting(builder: HubBuilder) -> &'static str {
         builder.build().unwrap_err().setting()
     }
 
     #[test]
-    fn settings_that_make_no_sense_are_refused_by_name() {
+    fn build_reports_the_name_of_an_invalid_setting() {
         let new = HubBuilder::default;
         assert!(new().build().is_ok());
-        assert_eq!(refused(new().heartbeat(Duration::ZERO)), "heartbeat");
-        assert_eq!(refused(new().write_deadline(Duration::ZERO)), "write_deadline");
-        assert_eq!(refused(new().write_deadline(Duration::MAX)), "write_deadline");
-        assert_eq!(refused(new().access_timeout(Duration::ZERO)), "access_timeout");
-        assert_eq!(refused(new().drain_limit(Duration::ZERO)), "drain_limit");
-        assert_eq!(refused(new().max_payload(0)), "max_payload");
-        assert_eq!(refused(new().max_payload(usize::MAX)), "max_payload");
-        assert_eq!(refused(new().max_topics(0)), "max_topics");
-        assert_eq!(refused(new().retry(Duration::ZERO)), "retry");
-        assert_eq!(refused(new().retention_budget(1000)), "retention_budget");
-        assert_eq!(refused(new().keyed_budget(1000)), "keyed_budget");
-        assert_eq!(refused(new().topic_retention(Retention::replay().count(0))), "topic_retention");
-        assert_eq!(refused(new().user_retention(Retention::replay().bytes(0))), "user_retention");
+        assert_eq!(invalid_setting(new().heartbeat(Duration::ZERO)), "heartbeat");
+        assert_eq!(invalid_setting(new().write_deadline(Duration::ZERO)), "write_deadline");
+        assert_eq!(invalid_setting(new().write_deadline(Duration::MAX)), "write_deadline");
+        assert_eq!(invalid_setting(new().access_timeout(Duration::ZERO)), "access_timeout");
+        assert_eq!(invalid_setting(new().drain_limit(Duration::ZERO)), "drain_limit");
+        assert_eq!(invalid_setting(new().max_payload(0)), "max_payload");
+        assert_eq!(invalid_setting(new().max_payload(usize::MAX)), "max_payload");
+        assert_eq!(invalid_setting(new().max_topics(0)), "max_topics");
+        assert_eq!(invalid_setting(new().retry(Duration::ZERO)), "retry");
+        assert_eq!(invalid_setting(new().retention_budget(1000)), "retention_budget");
+        assert_eq!(invalid_setting(new().keyed_budget(1000)), "keyed_budget");
+        assert_eq!(invalid_setting(new().topic_retention(Retention::replay().count(0))), "topic_retention");
+        assert_eq!(invalid_setting(new().user_retention(Retention::replay().bytes(0))), "user_retention");
         let rule = |retention| new().retention_for(TopicFilter::any(), retention);
-        assert_eq!(refused(rule(Retention::latest_per_key().count(0))), "retention_for");
-        assert_eq!(refused(rule(Retention::replay().age(Duration::ZERO))), "retention_for");
-        assert_eq!(refused(new().max_connections(0, OverLimit::Refuse)), "max_connections");
-        assert_eq!(refused(new().max_connections_per_user(0, OverLimit::CloseOldest)), "max_connections_per_user");
-        assert_eq!(refused(new().max_connects_per_second(0)), "max_connects_per_second");
-        assert_eq!(refused(new().max_connection_age(Duration::ZERO)), "max_connection_age");
-        assert_eq!(refused(new().presence_grace(Duration::ZERO)), "presence_grace");
-        assert_eq!(refused(new().recheck_every(Duration::ZERO)), "recheck_every");
+        assert_eq!(invalid_setting(rule(Retention::latest_per_key().count(0))), "retention_for");
+        assert_eq!(invalid_setting(rule(Retention::replay().age(Duration::ZERO))), "retention_for");
+        assert_eq!(invalid_setting(new().max_connections(0, OverLimit::Refuse)), "max_connections");
+        assert_eq!(
+            invalid_setting(new().max_connections_per_user(0, OverLimit::CloseOldest)),
+            "max_connections_per_user"
+        );
+        assert_eq!(invalid_setting(new().max_connects_per_second(0)), "max_connects_per_second");
+        assert_eq!(invalid_setting(new().max_connection_age(Duration::ZERO)), "max_connection_age");
+        assert_eq!(invalid_setting(new().presence_grace(Duration::ZERO)), "presence_grace");
+        assert_eq!(invalid_setting(new().recheck_every(Duration::ZERO)), "recheck_every");
         assert!(new().allow_cross_origin("https://app.example").build().is_ok());
-        assert_eq!(refused(new().allow_cross_origin("null")), "allow_cross_origin");
-        assert_eq!(refused(new().allow_host("https://app.example")), "allow_host");
+        assert_eq!(invalid_setting(new().allow_cross_origin("null")), "allow_cross_origin");
+        assert_eq!(invalid_setting(new().allow_host("https://app.example")), "allow_host");
     }
 }

@@ -1,11 +1,14 @@
-//! Bans: the users and topics that were disconnected lately.
+//! The table of recent disconnects and bans, by user and topic.
 //!
-//! 1. A ban is kept in the memory of this process. Other instances note it when the command reaches them.
-//! 2. A client that was told to stay away also has an id that says until when, so an instance that knows of no ban
-//!    refuses it too ([`last_event_id`](crate::types::last_event_id)).
-//! 3. A later disconnect never makes a ban shorter.
-//! 4. A request that was decided before the disconnect is decided anew
-//!    ([`disconnect_clock`](crate::types::disconnect_clock)).
+//! 1. The table is in the memory of this process. Other instances add an entry when they carry the
+//!    command out.
+//! 2. A banned client also has an event id that contains the end of the ban. So an instance without
+//!    an entry, for example after a restart, also rejects the client
+//!    ([`last_event_id`](crate::types::last_event_id)).
+//! 3. A later disconnect never makes a ban shorter ([`Table::note_disconnect`]).
+//! 4. The authorization of a request is outdated if a disconnect of its addresses came after the
+//!    request had arrived. The request gets a retryable refusal, and the access hook decides about
+//!    the next request anew ([`disconnect_clock`](crate::types::disconnect_clock)).
 
 use std::collections::hash_map::HashMap;
 use std::time::SystemTime;
@@ -14,47 +17,53 @@ use crate::log::Millis;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{Address, DisconnectClock};
 
-/// How many entries are looked through before those that are over are dropped.
+/// The minimum number of entries at which the table drops the entries that are over.
 const TIDY_AT: usize = 64;
 
+/// The recent disconnects and bans.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Bans {
     table: Mutex<Table>,
-    /// When the last entry about a topic is over, and the last about a user or everyone. Written under the
-    /// lock, and read without it, so that a stream that meets no entry takes no lock and hashes none of its names.
+    /// The time at which the last entry of a topic is over. Written under the lock of the table,
+    /// and read without it, so that a stream without a possible entry takes no lock and hashes no
+    /// name.
     topics_over_at: AtomicU64,
+    /// The same for the entries of users and of everyone.
     others_over_at: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     by_address: HashMap<Address, Ban>,
+    /// The number of entries at which [`tidy`](Self::tidy) drops the entries that are over.
     tidy_at: usize,
 }
 
+/// The last disconnect of an address.
 #[derive(Clone, Copy, Debug)]
 struct Ban {
     disconnected_at: DisconnectClock,
-    /// For what was decided on another instance.
+    /// The same moment on the wall clock, for tickets of other instances.
     disconnected_when: SystemTime,
-    /// Nobody comes back before then.
+    /// The end of the ban.
     until: Millis,
-    /// The entry may be dropped then.
+    /// The time at which the entry may be dropped: the ban has ended, and no request or ticket from
+    /// before the disconnect is left.
     over_at: Millis,
 }
 
-/// What stands against a connection.
+/// The reason for which a connection may not be opened or may not join a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Rejection {
-    /// It is not to come back yet.
+    /// The ban has not ended yet.
     Banned,
-    /// It was disconnected after its request had come.
+    /// The disconnect came after the request had arrived.
     Outdated,
 }
 
 impl Bans {
-    /// Notes a disconnection. Connections of these addresses stay away until `until`, and up to `remember`
-    /// something may come that was decided before this moment.
+    /// Records a disconnect. New connections of these addresses are banned until `until`. Requests
+    /// and tickets from before this moment may arrive until `remember`.
     pub(in crate::hub) fn note_disconnect<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
@@ -73,15 +82,15 @@ impl Bans {
         if address.topic().is_some() { &self.topics_over_at } else { &self.others_over_at }
     }
 
-    /// Whether something stands against what was asked for, or decided, at a moment and is about these addresses.
+    /// Returns whether these addresses are banned, or were disconnected after `asked_at`.
     pub(in crate::hub) fn rejection<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
         asked_at: DisconnectClock,
         now: Millis,
     ) -> Option<Rejection> {
-        let may_be_noted = |address: &&Address| self.over_at(address).load(Ordering::Acquire) > now;
-        let mut addresses = addresses.into_iter().filter(may_be_noted).peekable();
+        let may_have_entry = |address: &&Address| self.over_at(address).load(Ordering::Acquire) > now;
+        let mut addresses = addresses.into_iter().filter(may_have_entry).peekable();
         addresses.peek()?;
         let table = self.table.lock();
         let mut outdated = None;
@@ -96,7 +105,7 @@ impl Bans {
         outdated
     }
 
-    /// Whether one of these was disconnected since a time, by the clock on the wall.
+    /// Returns whether one of these addresses was disconnected since `time`, by the wall clock.
     pub(in crate::hub) fn any_since<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
@@ -109,7 +118,7 @@ impl Bans {
 }
 
 impl Table {
-    /// Returns when the entry is over.
+    /// Replaces the entry of an address. Returns the time at which the new entry is over.
     fn note_disconnect(&mut self, address: &Address, until: Millis, remember: Millis, now: Millis) -> Millis {
         self.tidy(now);
         let before = self.by_address.get(address).map_or(0, |ban| ban.until);
@@ -139,10 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn who_was_told_to_stay_away_is_let_in_when_the_time_is_over() {
+    fn banned_user_is_rejected_until_the_ban_ends() {
         let bans = Bans::default();
         bans.note_disconnect([&user("ada")], 500, 110, 100);
-        // A later disconnect that lets come back does not shorten it.
+        // A later disconnect without a ban does not shorten it.
         bans.note_disconnect([&user("ada")], 0, 210, 200);
         let asked_at = DisconnectClock::now();
         assert_eq!(bans.rejection([&user("ada")], asked_at, 499), Some(Rejection::Banned));
@@ -151,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_before_the_disconnect_is_decided_anew() {
+    fn request_from_before_the_disconnect_is_outdated() {
         let bans = Bans::default();
         let before = DisconnectClock::now();
         bans.note_disconnect([&user("ada")], 0, 1_100, 100);
@@ -161,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_takes_no_memory() {
+    fn entries_that_are_over_take_no_memory() {
         let bans = Bans::default();
         for n in 0..10_000 {
             bans.note_disconnect([&user(&n.to_string())], 0, n + 10, n);
@@ -171,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_of_what_was_never_disconnected_waits_for_no_lock() {
+    fn stream_without_a_possible_entry_takes_no_lock() {
         let bans = Bans::default();
         bans.note_disconnect([&user("ada")], 500, 110, 100);
         let topic = Address::Topic(crate::types::name::Topic::try_from("t").unwrap());
         let _held = bans.table.lock();
-        // Otherwise this would wait for the lock that the test holds.
+        // With the lock, these calls would wait for the test, which holds it.
         assert_eq!(bans.rejection([&topic], DisconnectClock::now(), 100), None);
         assert_eq!(bans.rejection([&topic, &user("ada")], DisconnectClock::now(), 500), None, "all entries are over");
     }

@@ -1,4 +1,14 @@
-//! What others know of an open connection. Its stream holds it too.
+//! The part of an open connection that the rest of the hub sees: its user, its end and its socket.
+//!
+//! The registry, the log and the stream share the handle. A field that changes is an atomic, or is
+//! behind the lock of `State`.
+//!
+//! 1. The first ending stands, unless a later one keeps the client away for longer
+//!    ([`ConnectionHandle::end`]). The stream writes it when it is polled next.
+//! 2. A connection leaves the registry once. The caller that makes this step does the rest
+//!    ([`ConnectionHandle::leave_registry`]).
+//! 3. The lifecycle reports the end of a connection once, and after its start
+//!    ([`ConnectionHandle::note_start_reported`]).
 
 use std::sync::Arc;
 
@@ -12,76 +22,94 @@ use crate::macros::opaque_debug;
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, Mutex, Ordering};
 use crate::types::{Authority, ConnectionId, EndReason, Reconnect, Subscription, UserId};
 
+/// The shared state of one open connection.
 pub(crate) struct ConnectionHandle {
+    /// The cursor and the waker, by which the log wakes the stream.
     pub(crate) subscriber: CursorHandle,
-    /// Who it is; none for a page of nobody in particular.
-    who: Option<Box<Who>>,
+    /// The user, the data and the authority. `None` for an anonymous connection without any of
+    /// them.
+    identity: Option<Box<Identity>>,
     pub(in crate::hub) opened_at: Millis,
-    /// Its number among all connections, by age.
+    /// The number of the connection among all connections of the hub, in the order of opening. Set
+    /// once, under the lock of the registry.
     pub(in crate::hub) opened: AtomicU64,
+    /// Whether the client reconnected with a cursor.
     pub(in crate::hub) resumed: bool,
-    /// How many events its stream was handed.
+    /// The number of events that the stream has read. Only the stream writes it.
     pub(in crate::hub) delivered: AtomicU64,
-    /// When its stream means to be polled at the latest.
+    /// The time by which the stream must be polled again. Only the stream writes it; housekeeping
+    /// reads it to find stalled streams.
     pub(in crate::hub) due: AtomicU64,
-    /// The last [`DisconnectClock`](crate::types::disconnect_clock::DisconnectClock) at which the
-    /// application took a topic away.
-    pub(in crate::hub) taken_at: AtomicU64,
-    fate: Mutex<Fate>,
+    /// The [`DisconnectClock`](crate::types::disconnect_clock::DisconnectClock) at which the
+    /// application last removed a topic. A request of the page from before that may not add topics.
+    pub(in crate::hub) topic_removed_at: AtomicU64,
+    state: Mutex<State>,
+    /// Whether `state` has an ending. Written under its lock, and read without it.
     is_ending: AtomicBool,
-    /// It is written to a network. A reader in this process may take its time.
+    /// Whether the stream goes to a network. A reader in this process has no heartbeat and no write
+    /// deadline.
     pub(in crate::hub) to_network: bool,
-    gone: AtomicBool,
-    /// When a clock is to wake it. Never, if none was asked to, or it has rung or is gone.
+    /// Whether the connection has left the registry, or is about to.
+    has_left: AtomicBool,
+    /// The time at which a worker wakes the stream. `Millis::MAX` if no alarm is set: the stream
+    /// sets it, and the worker resets it.
     alarm_at: AtomicU64,
-    is_there: AtomicBool,
-    /// See [`TOLD_NOTHING`].
-    told: AtomicU8,
-    /// It is known what it is written to: a socket that can be cut, or nothing that would have to be: the
-    /// hub's own writer, whose peer takes all that there is. Else it is a body of which nobody knows where it goes.
-    is_carrier_known: AtomicBool,
+    /// Whether the connection has passed all checks of its admission.
+    is_admitted: AtomicBool,
+    /// The progress of the lifecycle reports: [`NOTHING_REPORTED`], [`START_REPORTED`], or
+    /// [`END_PENDING`] plus the reason of the end.
+    reported: AtomicU8,
+    /// Whether the hub knows the transport of the stream. It is then a socket that the hub can cut,
+    /// or the hub's own writer, whose peer takes all bytes. Otherwise a server reads the body of
+    /// the stream and writes it to a socket that the hub does not know. Set before
+    /// `State::transport`.
+    is_transport_known: AtomicBool,
 }
 
-/// What is looked at and changed once or twice in a life.
+/// The state that changes once or twice in the life of a connection, under one lock.
 #[derive(Default)]
-struct Fate {
-    /// Set by whoever ends it; the stream acts on it when it is polled next.
+struct State {
+    /// Set by the command, the limit or the task that ends the stream. The stream writes it when it
+    /// is polled next.
     ending: Option<Box<Ending>>,
-    /// The socket that it is written to and that the hub can cut, if there is one.
+    /// The socket that carries the stream and that the hub can cut, if there is one.
     transport: Option<Arc<Transport>>,
 }
 
-/// What listeners of the lifecycle know of a connection, in one byte: nothing, its beginning, or
-/// nothing although it has ended, for a reason.
-const TOLD_NOTHING: u8 = 0;
-const TOLD_BEGINNING: u8 = 1;
-const ENDED: u8 = 2;
+/// The lifecycle has not reported the connection.
+const NOTHING_REPORTED: u8 = 0;
+/// The lifecycle has reported the start of the connection.
+const START_REPORTED: u8 = 1;
+/// The connection has ended before its start was reported. The index of the reason is added.
+const END_PENDING: u8 = 2;
 
-struct Who {
+/// The parts of the subscription that most anonymous connections lack.
+struct Identity {
     user: Option<UserId>,
-    /// The key under which limits count it, in place of its user.
+    /// The key by which limits count the connection, in place of its user.
     counted_as: Option<Arc<str>>,
     data: Option<Arc<str>>,
     extensions: Extensions,
-    /// Who may take its authority away while it is open.
+    /// The access hook that rechecks the connection, if it can.
     authority: Option<Arc<dyn Authority>>,
-    /// When its subscription's time is over. Changed by a recheck; the stream looks when it is polled next.
+    /// The time at which the subscription expires. A recheck writes it, and the stream reads it at
+    /// each poll.
     expires_at: AtomicU64,
 }
 
-/// How a stream is to end.
+/// The end of a stream: its reason, and whether and when the client may reconnect.
 #[derive(Clone, Debug)]
 pub(crate) struct Ending {
     pub(crate) reason: EndReason,
     pub(crate) reconnect: Reconnect,
     pub(crate) retry: Option<Duration>,
     pub(crate) note: Option<Arc<str>>,
-    /// What is to be written before: the records up to here, or none.
+    /// The stream first writes its records up to this number. Zero ends the stream at once.
     pub(crate) after: u64,
 }
 
 impl Ending {
-    /// At once, without what may be waiting.
+    /// Ends a stream at once, without the records that it has not read yet.
     pub(in crate::hub) fn now(reason: EndReason) -> Self {
         Self { reason, reconnect: Reconnect::Now, retry: None, note: None, after: 0 }
     }
@@ -98,9 +126,9 @@ impl ConnectionHandle {
     ) -> Self {
         let Subscription { user, counted_as, data, extensions, .. } = subscription;
         let expires_at = subscription.expiry.map(|expiry| now.saturating_add(millis(expiry.remaining())));
-        let is_somebody = user.is_some() || counted_as.is_some() || data.is_some() || !extensions.is_empty();
-        let is_somebody = is_somebody || authority.is_some() || expires_at.is_some();
-        let who = || Who {
+        let has_identity = user.is_some() || counted_as.is_some() || data.is_some() || !extensions.is_empty();
+        let has_identity = has_identity || authority.is_some() || expires_at.is_some();
+        let identity = || Identity {
             user: user.clone(),
             counted_as: counted_as.clone(),
             data: data.clone(),
@@ -108,24 +136,24 @@ impl ConnectionHandle {
             authority,
             expires_at: AtomicU64::new(expires_at.unwrap_or(Millis::MAX)),
         };
-        let who = is_somebody.then(|| Box::new(who()));
+        let identity = has_identity.then(|| Box::new(identity()));
         Self {
             subscriber: CursorHandle::new(id),
-            who,
+            identity,
             opened_at: now,
             opened: AtomicU64::new(0),
             resumed,
             delivered: AtomicU64::new(0),
             due: AtomicU64::new(Millis::MAX),
-            taken_at: AtomicU64::new(0),
-            fate: Mutex::default(),
+            topic_removed_at: AtomicU64::new(0),
+            state: Mutex::default(),
             is_ending: AtomicBool::new(false),
             to_network,
-            gone: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
             alarm_at: AtomicU64::new(Millis::MAX),
-            is_there: AtomicBool::new(false),
-            told: AtomicU8::new(TOLD_NOTHING),
-            is_carrier_known: AtomicBool::new(false),
+            is_admitted: AtomicBool::new(false),
+            reported: AtomicU8::new(NOTHING_REPORTED),
+            is_transport_known: AtomicBool::new(false),
         }
     }
 
@@ -134,34 +162,35 @@ impl ConnectionHandle {
     }
 
     pub(in crate::hub) fn authority(&self) -> Option<&Arc<dyn Authority>> {
-        self.who.as_ref()?.authority.as_ref()
+        self.identity.as_ref()?.authority.as_ref()
     }
 
     pub(crate) fn user(&self) -> Option<&UserId> {
-        self.who.as_ref()?.user.as_ref()
+        self.identity.as_ref()?.user.as_ref()
     }
 
     pub(in crate::hub) fn counted_as(&self) -> Option<&Arc<str>> {
-        self.who.as_ref()?.counted_as.as_ref()
+        self.identity.as_ref()?.counted_as.as_ref()
     }
 
     pub(in crate::hub) fn data(&self) -> Option<&Arc<str>> {
-        self.who.as_ref()?.data.as_ref()
+        self.identity.as_ref()?.data.as_ref()
     }
 
     pub(in crate::hub) fn extensions(&self) -> Extensions {
-        self.who.as_ref().map(|who| who.extensions.clone()).unwrap_or_default()
+        self.identity.as_ref().map(|identity| identity.extensions.clone()).unwrap_or_default()
     }
 
-    /// `Millis::MAX` if it does not expire.
+    /// Returns the time at which the subscription expires, or `Millis::MAX`.
     pub(in crate::hub) fn expires_at(&self) -> Millis {
-        self.who.as_ref().map_or(Millis::MAX, |who| who.expires_at.load(Ordering::Acquire))
+        self.identity.as_ref().map_or(Millis::MAX, |identity| identity.expires_at.load(Ordering::Acquire))
     }
 
-    /// For one that somebody has authority over, or that expires already.
+    /// Sets the time at which the subscription expires. A connection without an identity ignores
+    /// it, and is never rechecked.
     pub(in crate::hub) fn expire_at(&self, at: Millis) {
-        if let Some(who) = &self.who {
-            who.expires_at.store(at, Ordering::Release);
+        if let Some(identity) = &self.identity {
+            identity.expires_at.store(at, Ordering::Release);
         }
     }
 
@@ -173,13 +202,13 @@ impl ConnectionHandle {
         if !self.is_ending() {
             return None;
         }
-        self.fate.lock().ending.as_deref().cloned()
+        self.state.lock().ending.as_deref().cloned()
     }
 
-    /// Tells the stream to end, and returns how it does. The first reason stands, unless a later one keeps
-    /// the client away for longer. Wake it with [`wake`](Self::wake).
+    /// Sets the ending of the stream, and returns the ending that stands: the first one, unless a
+    /// later one keeps the client away for longer. The caller then calls [`wake`](Self::wake).
     pub(in crate::hub) fn end(&self, ending: Ending) -> Ending {
-        let current = &mut self.fate.lock().ending;
+        let current = &mut self.state.lock().ending;
         if current.as_ref().is_none_or(|current| ending.reconnect.is_stricter_than(current.reconnect)) {
             *current = Some(Box::new(ending.clone()));
         }
@@ -187,90 +216,99 @@ impl ConnectionHandle {
         current.as_deref().cloned().unwrap_or(ending)
     }
 
-    /// Returns whether this was the first call: who takes it out of the registry.
+    /// Marks the connection as having left the registry. Returns whether this was the first call:
+    /// only that caller removes the connection.
     pub(in crate::hub) fn leave_registry(&self) -> bool {
-        !self.gone.swap(true, Ordering::AcqRel)
+        !self.has_left.swap(true, Ordering::AcqRel)
     }
 
-    /// It is being taken out of everything, or was.
+    /// Whether the connection has left the registry, or is about to.
     pub(in crate::hub) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+        self.has_left.load(Ordering::Acquire)
     }
 
-    /// Its beginning was told. Why it has ended, if the end is to be told now.
-    pub(in crate::hub) fn beginning_was_told(&self) -> Option<EndReason> {
-        let before = self.told.swap(TOLD_BEGINNING, Ordering::AcqRel);
-        EndReason::ALL.get(usize::from(before.checked_sub(ENDED)?)).copied()
+    /// Notes that the lifecycle has reported the start. If the connection has ended meanwhile,
+    /// returns the reason of the end, which the caller then reports.
+    pub(in crate::hub) fn note_start_reported(&self) -> Option<EndReason> {
+        let before = self.reported.swap(START_REPORTED, Ordering::AcqRel);
+        EndReason::ALL.get(usize::from(before.checked_sub(END_PENDING)?)).copied()
     }
 
-    /// Whether its end can be told; else who tells the beginning does that.
-    pub(in crate::hub) fn may_tell_end(&self, reason: EndReason) -> bool {
-        let ended = ENDED + reason as u8;
-        self.told.compare_exchange(TOLD_NOTHING, ended, Ordering::AcqRel, Ordering::Acquire).is_err()
+    /// Returns whether the caller may report the end now. Otherwise the start is not reported yet,
+    /// and the caller of [`note_start_reported`](Self::note_start_reported) reports the end.
+    pub(in crate::hub) fn may_report_end(&self, reason: EndReason) -> bool {
+        let ended = END_PENDING + reason as u8;
+        self.reported.compare_exchange(NOTHING_REPORTED, ended, Ordering::AcqRel, Ordering::Acquire).is_err()
     }
 
-    /// A stream came of it.
-    pub(in crate::hub) fn was_there(&self) -> bool {
-        self.is_there.load(Ordering::Acquire)
+    /// Whether the connection has passed all checks of its admission, so that its user counts as
+    /// online.
+    pub(in crate::hub) fn is_admitted(&self) -> bool {
+        self.is_admitted.load(Ordering::Acquire)
     }
 
-    pub(in crate::hub) fn is_there_now(&self) {
-        self.is_there.store(true, Ordering::Release);
+    pub(in crate::hub) fn set_admitted(&self) {
+        self.is_admitted.store(true, Ordering::Release);
     }
 
-    /// It was woken, or its own time has come, and it has not looked since.
-    pub(in crate::hub) fn owes_a_look(&self, now: Millis) -> bool {
+    /// Whether the stream was woken, or has something due, and was not polled since.
+    pub(in crate::hub) fn needs_poll(&self, now: Millis) -> bool {
         self.subscriber.woken_since().is_some() || self.due.load(Ordering::Acquire) <= now
     }
 
-    /// Since when it has not been polled although it was woken or its own time had come.
+    /// Returns the earlier of the time at which the stream was woken, if it was not polled since,
+    /// and the time at which it has something due, which may be in the future. `None` for a reader
+    /// in this process, which has no deadline.
     pub(in crate::hub) fn overdue_since(&self) -> Option<Millis> {
         let due = self.due.load(Ordering::Acquire);
         let since = self.subscriber.woken_since().unwrap_or(Millis::MAX).min(due);
         (self.to_network && since != Millis::MAX).then_some(since)
     }
 
-    /// Only the first is kept: there is only one.
-    pub(in crate::hub) fn carried_by(&self, transport: Arc<Transport>) {
-        let mut fate = self.fate.lock();
-        if !self.is_carrier_known.swap(true, Ordering::AcqRel) {
+    /// Sets the socket that carries the stream, unless the transport is already known.
+    pub(in crate::hub) fn set_transport(&self, transport: Arc<Transport>) {
+        let mut state = self.state.lock();
+        if !self.is_transport_known.swap(true, Ordering::AcqRel) {
             transport.add_stream();
-            fate.transport = Some(transport);
+            state.transport = Some(transport);
         }
     }
 
-    /// From now on by another socket that can be cut, or by nothing that would have to be.
-    pub(in crate::hub) fn carried_over_to(&self, transport: Option<Arc<Transport>>) {
-        self.is_carrier_known.store(true, Ordering::Release);
+    /// Replaces the transport: by another socket that the hub can cut, or by `None` for the hub's
+    /// own writer while its peer takes all bytes.
+    pub(in crate::hub) fn replace_transport(&self, transport: Option<Arc<Transport>>) {
+        self.is_transport_known.store(true, Ordering::Release);
         if let Some(transport) = &transport {
             transport.add_stream();
         }
-        let before = std::mem::replace(&mut self.fate.lock().transport, transport);
+        let before = std::mem::replace(&mut self.state.lock().transport, transport);
         if let Some(before) = before {
             before.remove_stream();
         }
     }
 
-    /// It is over. Where it was written to stays unknown if it was.
-    pub(in crate::hub) fn let_carrier_go(&self) {
-        if self.is_carrier_known() {
-            self.carried_over_to(None);
+    /// Releases the transport when the stream ends. An unknown transport stays unknown.
+    pub(in crate::hub) fn release_transport(&self) {
+        if self.is_transport_known() {
+            self.replace_transport(None);
         }
     }
 
-    pub(in crate::hub) fn is_carrier_known(&self) -> bool {
-        self.is_carrier_known.load(Ordering::Acquire)
+    /// Whether the hub knows the transport of the stream.
+    pub(in crate::hub) fn is_transport_known(&self) -> bool {
+        self.is_transport_known.load(Ordering::Acquire)
     }
 
-    /// The socket that is to be cut, if it has to be.
+    /// Returns the socket that the hub can cut, if there is one.
     pub(in crate::hub) fn transport(&self) -> Option<Arc<Transport>> {
-        self.fate.lock().transport.clone()
+        self.state.lock().transport.clone()
     }
 
     pub(in crate::hub) fn alarm_at(&self) -> Millis {
         self.alarm_at.load(Ordering::Acquire)
     }
 
+    /// Wakes the stream.
     pub(in crate::hub) fn wake(&self, now: Millis) {
         if let Some(waker) = self.subscriber.notify(now) {
             waker.wake();
@@ -298,5 +336,5 @@ impl AsRef<CursorHandle> for ConnectionHandle {
     }
 }
 
-// The user and the data are left out, since logs may show them.
+// Without the user and the data, because logs may contain the output.
 opaque_debug!(|handle: ConnectionHandle| { id: handle.id() });

@@ -1,4 +1,4 @@
-//! An open connection as the application sees it.
+//! The copy of a connection's state that an application receives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::types::{ConnectionId, Topic, UserId};
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ConnectionInfo {
-    /// The id of the connection. Its page knows the id from `hub.hello`.
+    /// The id of the connection. The page receives the id in `hub.hello`.
     pub id: ConnectionId,
     /// The user, or `None` for an anonymous connection.
     pub user: Option<UserId>,
@@ -48,6 +48,7 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    /// Copies the state of a connection.
     pub(in crate::hub) fn of(handle: &ConnectionHandle, topics: Vec<Topic>, now: Millis) -> Self {
         Self {
             id: handle.id(),
@@ -75,7 +76,7 @@ impl ConnectionInfo {
     }
 }
 
-// The data is left out, since it may hold secrets.
+// Without the data and the extensions, because they may hold secrets.
 opaque_debug!(|info: ConnectionInfo| {
     id: info.id,
     user: info.user,

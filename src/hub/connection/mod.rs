@@ -1,15 +1,16 @@
-//! What the hub keeps of each open connection, and of clients that were disconnected.
+//! The state of open connections, and the bans of disconnected clients.
 //!
-//! 1. A connection is in the registry for its limits, its user and its id, or for none of them
-//!    ([`registry`]).
-//! 2. How a connection is to end is said once, and the first reason stands unless a later one is
-//!    stricter ([`handle`]).
-//! 3. A disconnect notes a ban before it looks connections up ([`bans`]), and a connection looks for bans
-//!    after it is in the registry ([`admission`](super::stream::admission)). So one of the two finds the
-//!    other.
-//! 4. A stream has stalled if it has something to do and no byte has moved on its socket for the write deadline
-//!    ([`socket`]).
-//! 5. An application sees a copy of what is known, never the connection itself ([`info`]).
+//! 1. A connection enters the registry with its id, its user and its place in the limits in one
+//!    step, and leaves it in one step ([`registry`]).
+//! 2. The first reason for which a connection ends stands, unless a later one keeps the client away
+//!    for longer ([`handle`]).
+//! 3. A disconnect records its ban before it looks connections up ([`bans`]). A new connection
+//!    checks the bans after it has entered the registry ([`admission`](super::stream::admission)).
+//!    So either the disconnect finds the connection, or the connection finds the ban.
+//! 4. A stream has stalled if it has something to do and no byte has moved on its socket for the
+//!    write deadline ([`socket`]).
+//! 5. An application receives a copy of the state of a connection, and never the connection itself
+//!    ([`info`]).
 
 pub(super) mod bans;
 pub(super) mod handle;

@@ -1,8 +1,14 @@
-//! The connections that are open on this instance, and the users that they belong to.
+//! The open connections of this instance, by id, user and age.
 //!
-//! 1. A connection is in `handles` and, if it has a user, among that user's, or in neither: both change under one lock.
-//! 2. Limits are judged under that lock too, so that no number of simultaneous requests passes them.
-//! 3. A user is remembered for the grace after the last connection, with the topics that it was made to join.
+//! All of them are in [`Table`], under one lock. No other lock is taken under it.
+//!
+//! 1. A connection with a user is in `handles` and in the list of the user, or in neither, because
+//!    both change under the lock.
+//! 2. Limits are checked under the same lock, so that no number of simultaneous requests exceeds
+//!    them.
+//! 3. The registry keeps a user for the grace period after the last connection has closed, together
+//!    with the topics that the application made the user join. So a page that reconnects within the
+//!    grace period has these topics again.
 
 use std::borrow::Borrow;
 use std::collections::btree_map::BTreeMap;
@@ -18,55 +24,64 @@ use super::handle::ConnectionHandle;
 use crate::hub::config::limits::{Limits, OverLimit};
 use crate::hub::departures::Departures;
 use crate::log::{Millis, Since, TooManyTopics};
-use crate::macros::give_memory_back;
+use crate::macros::shrink_if_sparse;
 use crate::sync::{AtomicUsize, Mutex, Ordering};
 use crate::types::{ConnectionId, Topic, UserId};
 
+/// The registry of connections and users.
 #[derive(Debug)]
 pub(crate) struct Registry {
     table: Mutex<Table>,
     limits: Limits,
-    /// How many of the connections are written to a network.
+    /// The number of connections that go to a network. Written under the lock of the table, and
+    /// read without it by a drain.
     networked: AtomicUsize,
+    /// Notified when `networked` becomes zero.
     emptied: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    handles: HashSet<ById, BuildHasherDefault<AsIs>>,
+    handles: HashSet<ById, BuildHasherDefault<IdHasher>>,
     users: HashMap<UserId, User>,
-    /// Connections that are counted by a key, in the order in which they were opened; kept only where that limits them.
+    /// Connections that limits count by a key, in the order in which they were opened. Empty unless
+    /// connections per user are limited.
     by_key: HashMap<Arc<str>, Handles>,
-    /// Users without a connection.
+    /// The users without a connection, until their grace period is over.
     idle: Departures<UserId>,
-    /// By age; kept only where the oldest may have to go.
+    /// Connections in the order in which they were opened. Empty unless the total limit closes the
+    /// oldest connection.
     by_age: BTreeMap<u64, ConnectionId>,
+    /// The number of connections that were ever opened.
     opened: u64,
 }
 
 #[derive(Debug, Default)]
 struct User {
-    /// In the order in which they were opened.
+    /// The open connections, in the order in which they were opened.
     handles: SmallVec<[Arc<ConnectionHandle>; 1]>,
-    /// How many of them are counted by a key and not by this user.
+    /// The number of `handles` that limits count by a key, and not by this user.
     keyed: usize,
-    /// Since when it has none, while it stands in the queue of those.
+    /// The time since which the user has no connection, while the user is in the queue
+    /// `Table::idle`.
     idle_since: Option<Millis>,
-    /// When the last one ended. One who was only made to join a topic was never there.
+    /// The time at which the last connection closed. `None` for a user who never had a connection,
+    /// and is here only because the application made the user join a topic.
     left_at: Option<Millis>,
+    /// The topics that the application made the user join.
     topics: Vec<UserTopic>,
 }
 
-/// A topic that all connections of a user have.
+/// A topic that the application made a user join. It applies to all connections of the user.
 #[derive(Clone, Debug)]
 pub(in crate::hub) struct UserTopic {
     pub(in crate::hub) topic: Topic,
     pub(in crate::hub) since: Since,
-    /// Where the log was when it was joined.
+    /// The newest number of the log at the time of the join.
     pub(in crate::hub) at: u64,
 }
 
-/// A connection in a set of them, looked up by its id: half the room of a map.
+/// A connection in a set, found by its id. A map with the id as a key would take twice the memory.
 #[derive(Debug)]
 struct ById(Arc<ConnectionHandle>);
 
@@ -90,7 +105,8 @@ impl PartialEq for ById {
 
 impl Eq for ById {}
 
-/// Takes a connection out of a list in the order in which they were opened. Returns whether it was there.
+/// Removes a connection from a list that is sorted by the order of opening. Returns whether the
+/// list contained it.
 fn remove_from(handles: &mut Handles, handle: &ConnectionHandle) -> bool {
     let opened = |other: &Arc<ConnectionHandle>| other.opened.load(Ordering::Relaxed);
     let index = handles.binary_search_by_key(&handle.opened.load(Ordering::Relaxed), opened);
@@ -98,7 +114,8 @@ fn remove_from(handles: &mut Handles, handle: &ConnectionHandle) -> bool {
 }
 
 impl Table {
-    /// How many connections count with a new one, and the oldest of them.
+    /// Returns the number of open connections that share the limit of a new connection, and the
+    /// oldest of them.
     fn counted_with(&self, handle: &ConnectionHandle) -> (usize, Option<&Arc<ConnectionHandle>>) {
         if let Some(key) = handle.counted_as() {
             return self.by_key.get(key).map_or((0, None), |handles| (handles.len(), handles.first()));
@@ -112,11 +129,12 @@ impl Table {
         self.handles.get(&id).map(|ById(handle)| Arc::clone(handle))
     }
 
-    /// Forgets up to `most` users whose grace is over. Returns whether there may be more.
+    /// Forgets up to `most` users whose grace period is over. Returns whether there may be more.
     fn forget_users(&mut self, now: Millis, most: usize) -> bool {
         for _ in 0..most {
             let Some((since, name)) = self.idle.pop_due(now) else { return false };
-            // It may have been there again meanwhile, and have left again.
+            // The user may have reconnected and left again meanwhile. Then a later entry is in the
+            // queue.
             if self.users.get(&name).is_some_and(|user| user.handles.is_empty() && user.idle_since == Some(since)) {
                 self.users.remove(&name);
             }
@@ -125,11 +143,11 @@ impl Table {
     }
 }
 
-/// The numbers of connections are random already.
+/// A hasher that uses the connection id itself, because the id is random.
 #[derive(Clone, Copy, Debug, Default)]
-struct AsIs(u64);
+struct IdHasher(u64);
 
-impl Hasher for AsIs {
+impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -145,18 +163,19 @@ impl Hasher for AsIs {
     }
 }
 
-/// How many users one turn of the housekeeping forgets.
+/// The number of users that one sweep forgets.
 const SWEEP: usize = 1024;
 
 pub(in crate::hub) type Handles = SmallVec<[Arc<ConnectionHandle>; 1]>;
 
-/// A limit is reached.
+/// The error of a connection that would exceed a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) struct Full;
 
 impl User {
-    /// Forgets what the user was made to join if its grace is over, because no sweep may have come
-    /// yet. Returns whether the user begins anew: its grace is over, or there was no such user.
+    /// Forgets the joined topics of a user whose grace period is over, in case no sweep has run
+    /// since. Returns whether the user is new: the grace period is over, or the entry was just
+    /// created.
     fn forget_if_over(&mut self, idle: &Departures<UserId>, now: Millis) -> bool {
         let is_over = self.handles.is_empty() && self.idle_since.is_none_or(|since| idle.is_over(since, now));
         if is_over {
@@ -180,6 +199,7 @@ impl Registry {
         self.table.lock().handle(id)
     }
 
+    /// Returns the open connections with these ids.
     pub(in crate::hub) fn find_all(&self, ids: impl IntoIterator<Item = ConnectionId>) -> Handles {
         let table = self.table.lock();
         ids.into_iter().filter_map(|id| table.handle(id)).collect()
@@ -189,20 +209,26 @@ impl Registry {
         self.table.lock().users.get(user).map(|user| user.handles.clone()).unwrap_or_default()
     }
 
-    /// Whether the user has a connection, or had one less than the grace ago.
+    /// Returns whether the user has a connection, or had one within the grace period.
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         let table = self.table.lock();
-        let was_there = |user: &User| user.left_at.is_some_and(|since| !table.idle.is_over(since, now));
-        table.users.get(user).is_some_and(|user| !user.handles.is_empty() || was_there(user))
+        let was_recent = |user: &User| user.left_at.is_some_and(|since| !table.idle.is_over(since, now));
+        table.users.get(user).is_some_and(|user| !user.handles.is_empty() || was_recent(user))
     }
 
-    /// How many users are remembered.
+    /// Returns the number of users in the registry, including those within their grace period.
     pub(in crate::hub) fn users(&self) -> usize {
         self.table.lock().users.len()
     }
 
-    /// Lets a connection in. Those that had to make room are returned; they are out of the registry already.
-    /// `elsewhere` is how many connections its user has on other instances; what is counted by a key has none.
+    /// Adds a connection. Returns the connections that it displaces, which have left the registry.
+    ///
+    /// `elsewhere` is the number of connections that the user has on other instances. It is zero
+    /// for a connection that is counted by a key, because instances do not exchange keys.
+    ///
+    /// # Errors
+    ///
+    /// If a limit is reached whose policy is to refuse the new connection.
     pub(in crate::hub) fn insert(
         &self,
         handle: &Arc<ConnectionHandle>,
@@ -210,7 +236,7 @@ impl Registry {
         now: Millis,
     ) -> Result<Handles, Full> {
         let table = &mut *self.table.lock();
-        // So that users go as fast as they come, also where nobody keeps house.
+        // So that users are forgotten as fast as they are added, also if no housekeeping runs.
         table.forget_users(now, 2);
         let mut displaced = Handles::new();
         if let Some((limit, policy)) = self.limits.per_user {
@@ -259,7 +285,7 @@ impl Registry {
         Ok(displaced)
     }
 
-    /// Takes it out; false if it was out already.
+    /// Removes a connection. Returns false if it has already left the registry.
     pub(in crate::hub) fn remove(&self, handle: &ConnectionHandle, now: Millis) -> bool {
         if !handle.leave_registry() {
             return false;
@@ -271,7 +297,7 @@ impl Registry {
     fn take_out(&self, table: &mut Table, handle: &ConnectionHandle, now: Millis) {
         table.handles.remove(&handle.id());
         table.by_age.remove(&handle.opened.load(Ordering::Relaxed));
-        give_memory_back!(table.handles);
+        shrink_if_sparse!(table.handles);
         if let Some(key) = self.key_of(handle)
             && let Some(handles) = table.by_key.get_mut(key)
         {
@@ -287,8 +313,9 @@ impl Registry {
                 user.keyed -= 1;
             }
             if user.handles.is_empty() {
-                // One that was refused after all was never there.
-                if handle.was_there() {
+                // A connection that was refused after it had entered the registry does not make the
+                // user online.
+                if handle.is_admitted() {
                     user.left_at = Some(now);
                 }
                 user.idle_since = Some(now);
@@ -300,17 +327,22 @@ impl Registry {
         }
     }
 
-    /// The key that a connection is counted by, if something limits it by that.
+    /// Returns the key by which a limit counts the connection, if there are both a key and a limit.
     fn key_of<'a>(&self, handle: &'a ConnectionHandle) -> Option<&'a Arc<str>> {
         handle.counted_as().filter(|_| self.limits.per_user.is_some())
     }
 
+    /// Returns all open connections.
     pub(in crate::hub) fn all(&self) -> Vec<Arc<ConnectionHandle>> {
         self.table.lock().handles.iter().map(|ById(handle)| Arc::clone(handle)).collect()
     }
 
-    /// Makes a user join a topic: for those connections that are returned, and for those to come. A user
-    /// who is not there is remembered for the grace.
+    /// Adds a topic to a user, for all future connections. Returns the open connections of the
+    /// user, which the caller makes join. A user without a connection is kept for the grace period.
+    ///
+    /// # Errors
+    ///
+    /// If the user has already joined `max_topics` topics.
     pub(in crate::hub) fn join_user(
         &self,
         name: &UserId,
@@ -333,7 +365,8 @@ impl Registry {
         Ok(user.handles.clone())
     }
 
-    /// The reverse: it is no topic of this user any more, and these connections are to leave it.
+    /// Removes a topic from a user. Returns the open connections of the user, which the caller
+    /// makes leave.
     pub(in crate::hub) fn leave_user(&self, name: &UserId, topic: &Topic) -> Handles {
         let mut table = self.table.lock();
         let Some(user) = table.users.get_mut(name) else { return Handles::new() };
@@ -341,28 +374,29 @@ impl Registry {
         user.handles.clone()
     }
 
-    /// What a user was made to join.
+    /// Returns the topics that the application made a user join.
     pub(in crate::hub) fn user_topics(&self, name: &UserId) -> Vec<UserTopic> {
         self.table.lock().users.get(name).map(|user| user.topics.clone()).unwrap_or_default()
     }
 
-    /// Forgets users who have been without a connection for the grace, some of them if there are many. Returns whether
-    /// there are more.
+    /// Forgets a bounded number of users whose grace period is over. Returns whether there may be
+    /// more.
     pub(in crate::hub) fn sweep(&self, now: Millis) -> bool {
         let mut table = self.table.lock();
         let more = table.forget_users(now, SWEEP);
-        give_memory_back!(table.users);
+        shrink_if_sparse!(table.users);
         more
     }
 
-    /// About when a [`sweep`](Self::sweep) has something to do. A little late, so that those who left one
-    /// after the other are forgotten together: how long a user counts as there is judged by the time, not by this.
+    /// Returns the time at which the next [`sweep`](Self::sweep) is due. It is a quarter of the
+    /// grace period late, so that one sweep forgets several users. This does not keep a user online
+    /// for longer, because [`is_online`](Self::is_online) compares the times.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         let idle = &self.table.lock().idle;
         Some(idle.next_due()?.saturating_add(idle.grace / 4))
     }
 
-    /// Until nobody is connected over a network.
+    /// Waits until no connection goes to a network.
     pub(in crate::hub) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();

@@ -1,15 +1,22 @@
-//! What the hub knows of a socket that its listener accepted: enough to cut it, and to see whether bytes move.
+//! The transports: the sockets that the hub's listener has accepted.
 //!
-//! A stream's socket is found in one of two ways. A request may carry it, as
-//! [`SseConnectInfo`](crate::SseConnectInfo). Otherwise the task decides: a server polls a socket and the services
-//! of its requests, or the bodies of its responses, in one task. Where both say nothing (HTTP/2 below a router), the
-//! socket stays unknown.
+//! A [`Transport`] does not own its socket. It counts the bytes that move, and it can make the task
+//! that polls the socket close it. [`Transports`] lists all transports of the hub.
 //!
-//! A stall has one definition: a stream has something to do, and nothing has moved on its transport for the write
-//! deadline.
-//! A stream that is given up takes its socket with it. The streams of one HTTP/2 connection share a transport, and
-//! HTTP/2 has no other way to end one of them while its window is closed. So a stream without a window stays open,
-//! and stays counted, while its connection moves; what it holds is bounded (`mount/pace.rs`).
+//! 1. The hub finds the socket of a stream in one of two ways. The request may carry it, as
+//!    [`SseConnectInfo`](crate::SseConnectInfo). Otherwise the hub compares tasks, because a server
+//!    polls a socket and the services of its requests, or the bodies of its responses, in one task
+//!    ([`Transports::find_by_task`]). If neither applies (HTTP/2 below a router), the socket stays
+//!    unknown.
+//! 2. A stream has stalled if it has something to do and nothing has moved on its transport for the
+//!    write deadline ([`Transport::quiet_since`]).
+//! 3. When the hub gives a stream up, it also cuts the socket. The streams of one HTTP/2 connection
+//!    share a transport, and HTTP/2 has no other way to end one of them while its window is closed.
+//!    So a stream without a window stays open, and is still counted, while its connection moves.
+//!    The memory that it holds is bounded (`mount/pace.rs`).
+//! 4. A caller registers its waker first, and reads the atomics after that. Otherwise it could
+//!    sleep through a cut ([`Transport::listen`]), a flush ([`Transport::await_move`]) or the end
+//!    of a drain ([`Transports::flushed`]).
 
 use std::collections::hash_map::HashMap;
 use std::fmt;
@@ -25,97 +32,118 @@ use tokio::task;
 
 use crate::hub::Settings;
 use crate::log::Millis;
-use crate::macros::give_memory_back;
+use crate::macros::shrink_if_sparse;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 
-/// How often a drain looks at most whether any socket still has bytes waiting.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+/// The minimum time between two checks of a drain whether any socket still has bytes waiting.
+const FLUSH_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A stream that a body offers to its socket, to be written by the hub's own writer.
+/// A stream that a body offers to its socket for a takeover by the hub's own writer.
 pub(crate) trait Takeover: fmt::Debug + Send + Sync {
-    /// The first frame of the stream as it comes out of the server.
+    /// Returns the first frame of the stream, as the bytes that the server writes for it.
     fn chunk(&self) -> &[u8];
-    /// The body goes on by itself.
+    /// Declines the offer. The body continues to serve the stream.
     fn decline(&self);
-    /// Hands the stream and its socket to a writer. `Err` gives the socket back: no writer is here, or the
-    /// body has gone.
+    /// Gives the stream and its socket to a writer.
+    ///
+    /// # Errors
+    ///
+    /// Returns the socket if no writer is available, or if the body was dropped.
     fn take(&self, tcp: TcpStream) -> Result<(), TcpStream>;
 }
 
+/// The shared state of one socket.
+///
+/// The task that polls the socket, the bodies of its streams, the housekeeping and a drain share
+/// it. Each field that changes is an atomic or has its own lock.
 #[derive(Debug, Default)]
 pub(crate) struct Transport {
+    /// The key in [`Transports`].
     number: u64,
     peer: Option<SocketAddr>,
-    /// How many streams are written to it now, and whether there ever was one.
+    /// The number of streams that the socket carries now.
     streams: AtomicUsize,
+    /// Whether the socket has ever carried a stream.
     streamed: AtomicBool,
-    /// It speaks HTTP/1, so that the streams that it carries are known.
+    /// Whether the socket speaks HTTP/1, so that the hub knows all of its streams.
     http1: AtomicBool,
+    /// Whether the hub has cut the socket. The task of the socket reads it at its next poll.
     cut: AtomicBool,
-    /// The socket is gone.
+    /// Whether the socket was closed and dropped.
     closed: AtomicBool,
-    /// The hub is leaving: there is little time for whoever does not read.
-    leaving: AtomicBool,
-    /// Bytes wait that the peer does not take.
+    /// Whether the hub drains. The socket then has the limit of the drain in place of the write
+    /// deadline.
+    draining: AtomicBool,
+    /// Whether bytes wait that the peer does not take.
     stuck: AtomicBool,
-    /// It was given up since the peer took nothing.
+    /// Whether the socket was given up because its peer took no bytes.
     timed_out: AtomicBool,
-    /// The bytes that the socket has taken.
+    /// The number of bytes that the socket has taken.
     written: AtomicU64,
-    /// How many reads brought something.
+    /// The number of reads that returned bytes.
     reads: AtomicU64,
-    /// What had moved when the housekeeping looked last, and since when that is the same.
-    seen: AtomicU64,
+    /// The value of [`moves`](Self::moves) at the last check of the housekeeping.
+    seen_moves: AtomicU64,
+    /// The time of the first check of the housekeeping that found the value of `seen_moves`.
     seen_at: AtomicU64,
-    /// Completed flushes. All of them count: between a write, which wakes the bodies, and the flush behind it, a body
-    /// in another task may or may not have registered again.
+    /// The number of completed flushes. Flushes count also while no body waits: a write wakes the
+    /// bodies, and the flush after it may come before a body in another task has registered again.
     flushes: AtomicU64,
-    /// How often the housekeeping has found a body waiting for a flush that did not come.
+    /// The number of times that the housekeeping found a body waiting for a flush that did not
+    /// come.
     releases: AtomicU64,
-    /// The bodies that wait until bytes move.
+    /// Whether `bodies` has wakers. Set after a waker was added, and cleared by the task that takes
+    /// the wakers, both under the lock of `bodies`. Read without it.
     is_awaited: AtomicBool,
+    /// The wakers of the bodies that wait until bytes move.
     bodies: Mutex<Vec<Waker>>,
-    /// The task that polls the socket.
+    /// The waker of the task that polls the socket.
     waker: Mutex<Option<Waker>>,
-    /// Its streams may be taken over together with it.
+    /// Whether the socket accepts a takeover.
     offers_takeover: AtomicBool,
-    /// The stream that waits for that.
+    /// The stream that a body offers for a takeover.
     offer: Mutex<Option<Arc<dyn Takeover>>>,
 }
 
+/// All open transports of a hub.
 #[derive(Debug, Default)]
 pub(crate) struct Transports {
     table: Mutex<Table>,
-    /// Streams of the hub's own writers whose last byte is not out.
+    /// The number of streams of the hub's own writers whose last byte is not written yet.
     unfinished: AtomicUsize,
+    /// Notified when a socket or a writer has no bytes left to write.
     unstuck: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Table {
+    /// The number of the newest transport.
     next: u64,
-    leaving: bool,
+    /// Whether the hub drains. New sockets start with it.
+    draining: bool,
     all: HashMap<u64, Arc<Transport>>,
+    /// The numbers of the sockets that each task polls.
     by_task: HashMap<task::Id, SmallVec<[u64; 1]>>,
 }
 
 impl Transports {
+    /// Adds a socket.
     pub(crate) fn open(&self, peer: Option<SocketAddr>) -> Arc<Transport> {
         let mut table = self.table.lock();
         table.next += 1;
         let transport = Arc::new(Transport {
             number: table.next,
             peer,
-            leaving: AtomicBool::new(table.leaving),
-            // No look has happened yet.
-            seen: AtomicU64::new(u64::MAX),
+            draining: AtomicBool::new(table.draining),
+            // Differs from `moves`, so that the first check of the housekeeping sets the time.
+            seen_moves: AtomicU64::new(u64::MAX),
             ..Transport::default()
         });
         table.all.insert(transport.number, Arc::clone(&transport));
         transport
     }
 
-    /// The socket is polled by this task now, and by that one no longer.
+    /// Notes that the task `to` polls the socket now, in place of the task `from`.
     pub(crate) fn moved_to(&self, transport: &Transport, from: Option<task::Id>, to: Option<task::Id>) {
         let mut table = self.table.lock();
         table.release(transport, from);
@@ -124,29 +152,31 @@ impl Transports {
         }
     }
 
+    /// Removes a socket that was closed, and wakes the bodies that wait for it.
     pub(crate) fn close(&self, transport: &Transport, task: Option<task::Id>) {
         let mut table = self.table.lock();
         table.release(transport, task);
         table.all.remove(&transport.number);
-        give_memory_back!(table.all);
-        give_memory_back!(table.by_task);
+        shrink_if_sparse!(table.all);
+        shrink_if_sparse!(table.by_task);
         drop(table);
         let was_stuck = transport.is_stuck();
-        transport.set_stuck(false);
-        transport.let_bodies_go();
+        transport.set_blocked(false);
+        transport.set_closed();
         if was_stuck {
             self.unstuck.notify_waiters();
         }
     }
 
-    /// Whether this is an open socket of this hub. A request may carry a socket that another hub of the
-    /// process watches.
-    pub(crate) fn knows(&self, transport: &Arc<Transport>) -> bool {
+    /// Returns whether this is an open socket of this hub. A request may carry the socket of
+    /// another hub in the same process.
+    pub(crate) fn contains(&self, transport: &Arc<Transport>) -> bool {
         self.table.lock().all.get(&transport.number).is_some_and(|known| Arc::ptr_eq(known, transport))
     }
 
-    /// The one socket that the current task polls. None if there are several, since then it could be any of them.
-    pub(crate) fn of_this_task(&self) -> Option<Arc<Transport>> {
+    /// Returns the socket that the current task polls. `None` if the task polls several, because
+    /// any of them could carry the stream.
+    pub(crate) fn find_by_task(&self) -> Option<Arc<Transport>> {
         let task = task::try_id()?;
         let table = self.table.lock();
         match table.by_task.get(&task).map(SmallVec::as_slice) {
@@ -155,31 +185,34 @@ impl Transports {
         }
     }
 
-    /// The hub's own writer has a stream.
+    /// Notes that one of the hub's own writers has received a stream.
     pub(crate) fn begin_writing(&self) {
         self.unfinished.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Its last byte is out, or never will be.
+    /// Notes that the last byte of such a stream was written, or that the stream was given up.
     pub(crate) fn end_writing(&self) {
         if self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.unstuck.notify_waiters();
         }
     }
 
+    /// Makes a waiting drain check the sockets again.
     pub(crate) fn progressed(&self) {
         self.unstuck.notify_waiters();
     }
 
-    /// Gives those that are stuck, or will be, little time. Returns how much each has moved so far.
+    /// Sets the limit of the drain for all sockets, in place of the write deadline. Returns the
+    /// moves of each socket so far.
     pub(in crate::hub) fn leave(&self) -> HashMap<u64, u64> {
         let mut table = self.table.lock();
-        table.leaving = true;
-        table.all.values().for_each(|transport| transport.leaving.store(true, Ordering::Release));
+        table.draining = true;
+        table.all.values().for_each(|transport| transport.draining.store(true, Ordering::Release));
         table.all.values().map(|transport| (transport.number, transport.moves())).collect()
     }
 
-    /// Until no socket that carried a stream has bytes waiting, and the hub's own writers are done.
+    /// Waits until no socket that has carried a stream has bytes waiting, and the hub's own writers
+    /// have written all bytes.
     pub(in crate::hub) async fn flushed(&self) {
         loop {
             let unstuck = self.unstuck.notified();
@@ -190,8 +223,9 @@ impl Transports {
                 return;
             }
             unstuck.await;
-            // One look covers all the sockets that let go within this time. Otherwise each of them would cost one.
-            tokio::time::sleep(BETWEEN_LOOKS).await;
+            // One check covers all sockets that finish within this time. Otherwise each of them
+            // would cause a check of all sockets.
+            tokio::time::sleep(FLUSH_CHECK_INTERVAL).await;
         }
     }
 
@@ -199,15 +233,20 @@ impl Transports {
         self.table.lock().all.is_empty()
     }
 
+    /// Cuts the sockets that have carried a stream and have bytes waiting. Returns their number.
     pub(in crate::hub) fn cut_stuck(&self) -> usize {
         self.cut_where(Transport::is_stuck)
     }
 
+    /// Cuts the sockets that may carry streams and have not moved since `moves` was taken. Returns
+    /// their number.
     pub(in crate::hub) fn cut_unmoved(&self, moves: &HashMap<u64, u64>) -> usize {
         self.cut_where(|transport| transport.may_carry_streams() && transport.has_not_moved(moves))
     }
 
-    /// Those that carried a stream, or of which that is not known, and have not moved since.
+    /// Cuts the sockets that have carried a stream and have not moved since `moves` was taken. With
+    /// `any_hidden`, also sockets that may have carried streams that the hub could not assign to
+    /// them.
     pub(in crate::hub) fn cut_lingering(&self, moves: &HashMap<u64, u64>, any_hidden: bool) {
         self.cut_where(|transport| {
             (any_hidden && transport.may_carry_streams() || transport.streamed.load(Ordering::Acquire))
@@ -244,12 +283,12 @@ impl Transport {
         self.set_streamed();
     }
 
-    /// What is written to it is a stream's.
+    /// Notes that the socket has carried a stream.
     pub(crate) fn set_streamed(&self) {
         self.streamed.store(true, Ordering::Release);
     }
 
-    /// What it carries is plain HTTP/1. There the task tells which streams are on it.
+    /// Notes that the socket speaks HTTP/1. The hub then finds all of its streams by their task.
     pub(crate) fn set_http1(&self) {
         self.http1.store(true, Ordering::Release);
     }
@@ -258,9 +297,9 @@ impl Transport {
         !self.http1.load(Ordering::Acquire) || self.streamed.load(Ordering::Acquire)
     }
 
-    /// How long it may take nothing.
+    /// Returns the time for which the peer may take no bytes while bytes wait.
     pub(crate) fn patience(&self, settings: &Settings) -> Duration {
-        if self.is_leaving() { settings.drain_limit } else { settings.write_deadline }
+        if self.is_draining() { settings.drain_limit } else { settings.write_deadline }
     }
 
     pub(in crate::hub) fn remove_stream(&self) {
@@ -271,15 +310,16 @@ impl Transport {
         self.streams.load(Ordering::Acquire) > 0
     }
 
-    fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Acquire)
     }
 
-    /// Registers the task to be woken by a cut; look at [`is_cut`](Self::is_cut) afterwards.
+    /// Registers the task that polls the socket, so that a cut wakes it. The caller then checks
+    /// [`is_cut`](Self::is_cut).
     pub(crate) fn listen(&self, waker: &Waker) {
         let mut current = self.waker.lock();
         if current.as_ref().is_none_or(|current| !current.will_wake(waker)) {
@@ -287,7 +327,7 @@ impl Transport {
         }
     }
 
-    /// Makes the task that polls the socket look again. A server then writes what it has, and flushes.
+    /// Wakes the task that polls the socket. A server then writes its buffered bytes and flushes.
     pub(crate) fn nudge(&self) {
         let waker = self.waker.lock().clone();
         if let Some(waker) = waker {
@@ -311,12 +351,12 @@ impl Transport {
         drop(self.take_offer());
     }
 
-    /// The stream that waits to be taken over, once.
+    /// Takes the stream that was offered for a takeover.
     pub(crate) fn take_offer(&self) -> Option<Arc<dyn Takeover>> {
         self.offer.lock().take()
     }
 
-    /// The socket has taken so many bytes.
+    /// Notes that the socket has taken `count` bytes, and wakes the waiting bodies.
     pub(crate) fn wrote(&self, count: usize) {
         self.written.fetch_add(count as u64, Ordering::SeqCst);
         if self.is_awaited.load(Ordering::SeqCst) {
@@ -324,7 +364,7 @@ impl Transport {
         }
     }
 
-    /// The server has handed everything that it had to the socket.
+    /// Notes that the server has flushed: the socket has taken all bytes of the server.
     pub(crate) fn flushed(&self) {
         if !self.has_waiting_bytes() {
             self.flushes.fetch_add(1, Ordering::SeqCst);
@@ -334,8 +374,9 @@ impl Transport {
         }
     }
 
-    /// The housekeeping finds a stream that has not gone on. Its body may wait for a flush that never comes, since the
-    /// task that reads the body writes nothing to this socket.
+    /// Wakes bodies that wait for a flush that never comes, because the task that reads the body
+    /// does not write to this socket. The housekeeping calls it for a stream that has something to
+    /// do and is not polled.
     pub(in crate::hub) fn release(&self) {
         if self.is_awaited.load(Ordering::SeqCst) && !self.has_waiting_bytes() {
             self.releases.fetch_add(1, Ordering::SeqCst);
@@ -343,19 +384,21 @@ impl Transport {
         }
     }
 
+    /// Notes that a read has returned bytes.
     pub(crate) fn has_read(&self) {
         self.reads.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Changes whenever something moves, either way.
+    /// Returns a number that changes whenever bytes move in either direction.
     fn moves(&self) -> u64 {
         self.written.load(Ordering::Acquire).wrapping_add(self.reads.load(Ordering::Acquire))
     }
 
-    /// Since when nothing has moved, as far as the housekeeping has seen. Only one task may ask at a time.
+    /// Returns the time of the earliest check since which nothing has moved. Only one task, the
+    /// housekeeping, may call it at a time.
     pub(in crate::hub) fn quiet_since(&self, now: Millis) -> Millis {
         let moves = self.moves();
-        if self.seen.swap(moves, Ordering::AcqRel) != moves {
+        if self.seen_moves.swap(moves, Ordering::AcqRel) != moves {
             self.seen_at.store(now, Ordering::Release);
         }
         self.seen_at.load(Ordering::Acquire)
@@ -377,17 +420,18 @@ impl Transport {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Whether a nudge wakes the task that this waker wakes.
+    /// Returns whether [`nudge`](Self::nudge) wakes the same task as this waker.
     pub(crate) fn nudges(&self, waker: &Waker) -> bool {
         self.waker.lock().as_ref().is_some_and(|current| current.will_wake(waker))
     }
 
-    /// Bytes wait for the peer, a stream's or others.
+    /// Returns whether bytes wait for the peer, of a stream or of another response.
     pub(crate) fn has_waiting_bytes(&self) -> bool {
         self.stuck.load(Ordering::SeqCst)
     }
 
-    /// Wakes a body when bytes have moved or a flush is done. Look at both again afterwards.
+    /// Registers a body, to be woken when bytes have moved or a flush is complete. The caller then
+    /// checks both once more.
     pub(crate) fn await_move(&self, waker: &Waker) {
         let mut bodies = self.bodies.lock();
         if !bodies.iter().any(|other| other.will_wake(waker)) {
@@ -404,12 +448,13 @@ impl Transport {
         woken.into_iter().for_each(Waker::wake);
     }
 
-    /// The socket is gone: a body that is still somewhere has nothing to wait for.
-    fn let_bodies_go(&self) {
+    /// Marks the socket as closed, and wakes its bodies, which would otherwise never be woken.
+    fn set_closed(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.wake_bodies();
     }
 
+    /// Notes that the socket is given up because its peer took no bytes.
     pub(crate) fn time_out(&self) {
         self.timed_out.store(true, Ordering::Release);
     }
@@ -418,9 +463,12 @@ impl Transport {
         self.timed_out.load(Ordering::Acquire)
     }
 
-    /// Returns what it was. A body stores `is_awaited` and then loads `stuck`; the socket's task stores
-    /// `stuck` and then loads `is_awaited`. Only a single order of all four keeps both from missing the other.
-    pub(crate) fn set_stuck(&self, stuck: bool) -> bool {
+    /// Sets whether bytes wait for the peer, and returns the previous value.
+    ///
+    /// A body stores `is_awaited` and then loads `stuck`. The task of the socket stores `stuck` and
+    /// then loads `is_awaited`. Both are `SeqCst`: without one order of all four accesses, both
+    /// sides could read the old values, and the body would not be woken.
+    pub(crate) fn set_blocked(&self, stuck: bool) -> bool {
         self.stuck.swap(stuck, Ordering::SeqCst)
     }
 
@@ -432,7 +480,8 @@ impl Transport {
         self.streamed.load(Ordering::Acquire) && self.stuck.load(Ordering::Acquire)
     }
 
-    /// Ends the socket with an error at its next poll, which is now. Returns whether this was the first cut.
+    /// Makes the socket fail at its next poll, and wakes the task that polls it. Returns whether
+    /// this was the first cut.
     pub(in crate::hub) fn cut(&self) -> bool {
         let first = !self.cut.swap(true, Ordering::AcqRel);
         self.nudge();

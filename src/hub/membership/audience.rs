@@ -1,4 +1,4 @@
-//! The connections of an audience on this instance.
+//! The lookup of the connections of an audience.
 
 use std::collections::hash_set::HashSet;
 
@@ -7,7 +7,7 @@ use crate::hub::connection::registry::Handles;
 use crate::types::{Address, Audience, ConnectionId};
 
 impl Hub {
-    /// The connections of an audience on this instance, each once.
+    /// Returns the connections of an audience on this instance, each once.
     pub(in crate::hub) fn handles(&self, audience: &Audience) -> Handles {
         let mut handles = Handles::new();
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();

@@ -1,11 +1,16 @@
 //! Changes of the topics of connections, and the presence events that follow from them.
 //!
-//! 1. A connection gets and leaves topics that tell of it under the roster's lock, log and roster together. So a
-//!    snapshot of such a topic and the position in it belong together: later events tell what changed since.
-//! 2. The roster's lock is taken before those of the log and the registry, never after. No connection
-//!    is woken under it.
-//! 3. `hub.joined` is published by [`LockedRoster::enter`], `hub.left` by [`Inner::sweep_roster`], unless another instance has
-//!    the member. If another instance has ended, [`Inner::tell_of_orphan`] publishes `hub.left` for it.
+//! 1. For topics with presence events, the log and the roster change together under the lock of the
+//!    roster. So a snapshot of the members matches its position in the log, and the events after
+//!    the position report all later changes.
+//! 2. The lock of the roster is taken before the locks of the log and of the registry, and never
+//!    after them. No connection is woken under it: [`Inner::with_local_roster`] wakes the listeners
+//!    after it has released the lock.
+//! 3. [`LockedRoster::enter`] publishes `hub.joined`, and [`Inner::sweep_roster`] publishes
+//!    `hub.left`, unless another instance has the member or publishes the event. After another
+//!    instance has ended, [`Inner::publish_left_of_orphan`] publishes `hub.left` for its members.
+//! 4. A change without such a topic or without a user takes no lock of the roster, so that presence
+//!    events of one topic cost the others nothing.
 
 use std::sync::Arc;
 
@@ -13,49 +18,49 @@ use super::roster::Roster;
 use crate::hub::Inner;
 use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::tasks::workers;
-use crate::log::{Asleep, Begin, Effect, Entry, Joined, Joining, Since, TooManyTopics, Wanted};
+use crate::log::{Begin, Effect, Entry, Joined, Joining, PendingWakes, Since, TooManyTopics, Wanted};
 use crate::sync::{MutexGuard, Ordering};
 use crate::types::{Address, Event, Topic, UserId};
 use crate::wire::{Draft, hub_events};
 
-/// How many members are told of as gone in one turn.
+/// The maximum number of members that one sweep removes.
 const SWEEP: usize = 256;
 
-/// What a connection is subscribed to changes here and nowhere else, so that the roster knows.
-///
-/// A change that is about no topic that tells takes no lock of the roster, so that one rule costs the others nothing.
 impl Inner {
+    /// Subscribes a new connection to its addresses. Returns `visible_through` at this moment.
     pub(in crate::hub) fn open_channels(
         self: &Arc<Self>,
         handle: &Arc<ConnectionHandle>,
         wanted: Vec<Wanted>,
         begin: Begin,
     ) -> u64 {
-        let tells = self.tells_of(handle, wanted.iter().filter_map(|wanted| wanted.address.topic()));
-        self.with_roster(handle, tells, |told| {
+        let has_events = self.has_presence_events(handle, wanted.iter().filter_map(|wanted| wanted.address.topic()));
+        self.with_roster(handle, has_events, |roster| {
             let accepted_at = self.log.open(handle, wanted, begin, self.now());
-            if tells {
-                self.log.topics(&handle.subscriber).iter().for_each(|topic| told.enter(handle, topic));
+            if has_events {
+                self.log.topics(&handle.subscriber).iter().for_each(|topic| roster.enter(handle, topic));
             }
             accepted_at
         })
     }
 
+    /// Ends all subscriptions of a connection, and returns its topics.
     pub(in crate::hub) fn close_channels(self: &Arc<Self>, handle: &ConnectionHandle) -> Vec<Topic> {
-        let may_tell = handle.user().is_some() && !self.presences.rules.is_empty();
-        let tells = may_tell && self.tells_of(handle, &self.log.topics(&handle.subscriber));
-        let topics = self.with_roster(handle, tells, |told| {
+        let may_have_events = handle.user().is_some() && !self.presences.rules.is_empty();
+        let has_events = may_have_events && self.has_presence_events(handle, &self.log.topics(&handle.subscriber));
+        let topics = self.with_roster(handle, has_events, |roster| {
             let topics = self.log.close(&handle.subscriber, self.now());
-            topics.iter().for_each(|topic| told.exit(handle, topic));
+            topics.iter().for_each(|topic| roster.exit(handle, topic));
             topics
         });
-        // It may have joined one that tells between the look and the end.
-        if !tells && self.tells_of(handle, &topics) {
-            self.with_own_roster(true, |told| topics.iter().for_each(|topic| told.exit(handle, topic)));
+        // The connection may have joined a topic with presence events after the check above.
+        if !has_events && self.has_presence_events(handle, &topics) {
+            self.with_local_roster(true, |roster| topics.iter().for_each(|topic| roster.exit(handle, topic)));
         }
         topics
     }
 
+    /// Makes a connection join a topic, and wakes it. Returns whether the topic is new.
     pub(in crate::hub) fn join_topic(
         self: &Arc<Self>,
         handle: &Arc<ConnectionHandle>,
@@ -65,29 +70,30 @@ impl Inner {
         let joined = Joined { address: Address::Topic(topic.clone()), since, at: None };
         let is_new = self.join_asleep(handle, topic, &joined)?;
         if is_new {
-            // It may have something to read, and tells its page which topics it has now.
+            // The stream may have records to read, and reports its topics.
             handle.wake(self.now());
         }
         Ok(is_new)
     }
 
-    /// The same for a stream that is being opened: it need not be woken.
+    /// Makes a connection join a topic without waking it, for a stream that is being opened.
     pub(in crate::hub) fn join_asleep(
         self: &Arc<Self>,
         handle: &Arc<ConnectionHandle>,
         topic: &Topic,
         joined: &Joined,
     ) -> Result<bool, TooManyTopics> {
-        self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
+        self.with_roster(handle, self.has_presence_events(handle, [topic]), |roster| {
             let is_new = self.log.join(handle, joined, self.settings.max_topics, self.now())?;
             if is_new {
-                told.enter(handle, topic);
+                roster.enter(handle, topic);
             }
             Ok(is_new)
         })
     }
 
-    /// Leaves, then joins, all or nothing; returns the topics in force. `confirm` is asked as [`Log::change`] says.
+    /// Leaves topics and joins others in one step, and returns the topics in force. [`Log::change`]
+    /// calls `confirm`, and an error of it prevents the whole change.
     ///
     /// [`Log::change`]: crate::log::Log::change
     pub(in crate::hub) fn change_topics<E: From<TooManyTopics>>(
@@ -97,11 +103,12 @@ impl Inner {
         join: &[Joining],
         confirm: impl FnOnce() -> Result<(), E>,
     ) -> Result<Vec<Topic>, E> {
-        let tells = self.tells_of(handle, leave.iter().chain(join.iter().map(|joining| &joining.topic)));
-        let changed = self.with_roster(handle, tells, |told| -> Result<_, E> {
+        let has_events =
+            self.has_presence_events(handle, leave.iter().chain(join.iter().map(|joining| &joining.topic)));
+        let changed = self.with_roster(handle, has_events, |roster| -> Result<_, E> {
             let changed = self.log.change(handle, leave, join, self.settings.max_topics, self.now(), confirm)?;
-            changed.left.iter().for_each(|topic| told.exit(handle, topic));
-            changed.joined.iter().for_each(|topic| told.enter(handle, topic));
+            changed.left.iter().for_each(|topic| roster.exit(handle, topic));
+            changed.joined.iter().for_each(|topic| roster.enter(handle, topic));
             Ok(changed)
         })?;
         if changed.is_any() {
@@ -110,11 +117,12 @@ impl Inner {
         Ok(changed.topics)
     }
 
+    /// Makes a connection leave a topic, and wakes it. Returns whether it had the topic.
     pub(in crate::hub) fn leave_topic(self: &Arc<Self>, handle: &ConnectionHandle, topic: &Topic) -> bool {
-        let left = self.with_roster(handle, self.tells_of(handle, [topic]), |told| {
+        let left = self.with_roster(handle, self.has_presence_events(handle, [topic]), |roster| {
             let left = self.log.leave(&handle.subscriber, &Address::Topic(topic.clone()), self.now());
             if left {
-                told.exit(handle, topic);
+                roster.exit(handle, topic);
             }
             left
         });
@@ -124,16 +132,18 @@ impl Inner {
         left
     }
 
-    /// Tells of members that have not come back, of some if there are many. Returns whether there are more.
+    /// Removes a bounded number of members whose grace period is over, and publishes `hub.left`.
+    /// Returns whether there may be more.
     pub(in crate::hub) fn sweep_roster(self: &Arc<Self>) -> bool {
         if self.presences.rules.is_empty() {
             return false;
         }
-        self.with_own_roster(true, |told| (0..SWEEP).all(|_| told.sweep()))
+        self.with_local_roster(true, |roster| (0..SWEEP).all(|_| roster.sweep()))
     }
 
-    /// A member of an instance that has ended is gone, unless it is here.
-    pub(in crate::hub) fn tell_of_orphan(&self, topic: &Topic, user: &UserId) {
+    /// Publishes `hub.left` for a member of an instance that has ended, unless the user is a member
+    /// on this instance.
+    pub(in crate::hub) fn publish_left_of_orphan(&self, topic: &Topic, user: &UserId) {
         let is_here = || self.presences.roster.lock().members(topic).any(|(member, _)| member == user);
         if self.presences.tells(topic)
             && !is_here()
@@ -144,31 +154,33 @@ impl Inner {
         }
     }
 
-    /// Whether one of these topics tells of this connection's user.
-    fn tells_of<'a>(&self, handle: &ConnectionHandle, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
+    /// Returns whether the connection has a user and one of these topics has presence events.
+    fn has_presence_events<'a>(&self, handle: &ConnectionHandle, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
         handle.user().is_some() && topics.into_iter().any(|topic| self.presences.tells(topic))
     }
 
-    /// Locks the roster if the change is about topics that tell. Other instances hear of the change
-    /// in any case.
+    /// Makes a change of a connection, under the lock of the roster if `has_events`. In any case
+    /// the change is reported to other instances.
     fn with_roster<R>(
         self: &Arc<Self>,
         handle: &ConnectionHandle,
-        tells: bool,
+        has_events: bool,
         change: impl FnOnce(&mut LockedRoster<'_>) -> R,
     ) -> R {
-        let changed = self.with_own_roster(tells, change);
+        let changed = self.with_local_roster(has_events, change);
         if let Some(shared) = &self.shared_log {
             shared.changed(handle.id());
         }
         changed
     }
 
-    fn with_own_roster<R>(self: &Arc<Self>, tells: bool, change: impl FnOnce(&mut LockedRoster<'_>) -> R) -> R {
-        let roster = tells.then(|| self.presences.roster.lock());
-        let mut told = LockedRoster { inner: self, roster, asleep: Asleep::default() };
-        let changed = change(&mut told);
-        let LockedRoster { roster: Some(roster), asleep, .. } = told else { return changed };
+    /// Makes a change, under the lock of the roster if `has_events`. Wakes listeners after the lock
+    /// is released.
+    fn with_local_roster<R>(self: &Arc<Self>, has_events: bool, change: impl FnOnce(&mut LockedRoster<'_>) -> R) -> R {
+        let roster = has_events.then(|| self.presences.roster.lock());
+        let mut locked = LockedRoster { inner: self, roster, asleep: PendingWakes::default() };
+        let changed = change(&mut locked);
+        let LockedRoster { roster: Some(roster), asleep, .. } = locked else { return changed };
         let is_due = roster.next_due().is_some();
         drop(roster);
         self.log.wake(asleep, self.now());
@@ -180,15 +192,16 @@ impl Inner {
     }
 }
 
-/// The roster while it is locked, and whom its changes have not woken yet. Without a roster, the
-/// change is about no topic that tells.
+/// The locked roster, and the listeners to be woken after the lock is released.
 struct LockedRoster<'a> {
     inner: &'a Inner,
+    /// `None` if the change concerns no topic with presence events. The methods then do nothing.
     roster: Option<MutexGuard<'a, Roster>>,
-    asleep: Asleep,
+    asleep: PendingWakes,
 }
 
 impl LockedRoster<'_> {
+    /// Adds a connection to a topic, and publishes `hub.joined` for a new member.
     fn enter(&mut self, handle: &ConnectionHandle, topic: &Topic) {
         if let Some(roster) = &mut self.roster
             && let Some(user) = handle.user()
@@ -201,6 +214,7 @@ impl LockedRoster<'_> {
         }
     }
 
+    /// Removes a connection from a topic. A sweep publishes `hub.left` after the grace period.
     fn exit(&mut self, handle: &ConnectionHandle, topic: &Topic) {
         if let Some(roster) = &mut self.roster
             && let Some(user) = handle.user()
@@ -214,19 +228,20 @@ impl LockedRoster<'_> {
         }
     }
 
-    /// Takes out a member that has not come back, and tells of it unless another instance does.
-    /// Returns whether there was one.
+    /// Removes a member whose grace period is over, and publishes `hub.left`, unless another
+    /// instance is responsible for it. Returns whether there was such a member.
     fn sweep(&mut self) -> bool {
         let now = self.inner.now();
         let Some((topic, user)) = self.roster.as_mut().and_then(|roster| roster.sweep(now)) else { return false };
-        if !self.inner.shared_log.as_ref().is_some_and(|shared| shared.speaks_for(&topic, &user, now)) {
+        if !self.inner.shared_log.as_ref().is_some_and(|shared| shared.publishes_left(&topic, &user, now)) {
             let event = hub_events::left(&topic, &user);
             self.publish(topic, &user, event);
         }
         true
     }
 
-    /// Nothing is published after a drain.
+    /// Publishes a presence event, unless the hub was drained. With a shared log, the event is
+    /// queued.
     fn publish(&mut self, topic: Topic, user: &UserId, (name, data): (&'static str, String)) {
         if self.inner.closed.load(Ordering::Acquire) {
             return;
@@ -249,7 +264,7 @@ mod tests {
     use crate::types::{Subscription, TopicFilter};
 
     #[test]
-    fn streams_without_a_topic_that_tells_wait_for_no_roster() {
+    fn streams_without_presence_events_take_no_lock_of_the_roster() {
         let hub = Hub::builder().presence_for(TopicFilter::exact("room")).build().unwrap();
         let ada = |topic: &str| Subscription::for_user("ada").topic(topic);
         let _in_room = hub.subscribe(ada("room"), None).unwrap();
@@ -268,7 +283,7 @@ mod tests {
         let waited = is_done.recv_timeout(std::time::Duration::from_secs(10));
         drop(held);
         opening.join().unwrap();
-        waited.expect("a stream waited for the roster");
+        waited.expect("a stream waited for the lock of the roster");
         assert_eq!(hub.topic("room").presence().members.len(), 1);
     }
 }

@@ -1,11 +1,13 @@
-//! Which connections are in which topics. All changes of that are made here.
+//! The topics of connections. All changes of topics are made in this folder.
 //!
-//! 1. Log and roster change together, under the roster's lock. So a snapshot of the members and its
-//!    position belong together ([`changes`]).
-//! 2. The roster's lock is taken before the locks of the log and of the registry, never after. No
-//!    connection is woken under it ([`changes`]).
-//! 3. A connection is in an audience once, also in a union ([`audience`]).
-//! 4. A member that is back within the grace was never gone, so no event reports it ([`roster`]).
+//! 1. The log and the roster change together, under the lock of the roster. So a snapshot of the
+//!    members matches its position in the log ([`changes`]).
+//! 2. The lock of the roster is taken before the locks of the log and of the registry, and never
+//!    after them. No connection is woken under it ([`changes`]).
+//! 3. A connection is in an audience once, also if several addresses of a union contain it
+//!    ([`audience`]).
+//! 4. A member that returns within the grace period has not left, so no event reports it
+//!    ([`roster`]).
 
 pub(super) mod audience;
 pub(super) mod changes;

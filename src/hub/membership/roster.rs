@@ -1,21 +1,26 @@
-//! Who is in which topic, for topics that tell of it. Pure: time is passed in.
+//! The members of topics with presence events. Pure: the time is passed in.
 //!
-//! The connections of a user in a topic are one member. A member that is back within the grace was never gone: what
-//! [`Roster::enter`] and [`Roster::sweep`] return is what others are to be told, no more.
+//! 1. All connections of a user to a topic are one member.
+//! 2. A member that returns within the grace period has not left. So [`Roster::enter`] reports only
+//!    new members, for `hub.joined`, and [`Roster::sweep`] reports only members whose grace period
+//!    is over, for `hub.left`.
 
 use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 
 use crate::hub::departures::Departures;
 use crate::log::Millis;
-use crate::macros::give_memory_back;
+use crate::macros::shrink_if_sparse;
 use crate::sync::Mutex;
 use crate::types::{Topic, TopicFilter, UserId};
 
-/// Topics that tell who comes and goes.
+/// The topics with presence events, and their members.
 #[derive(Debug)]
 pub(in crate::hub) struct Presences {
+    /// The topics with presence events.
     pub(in crate::hub) rules: Vec<TopicFilter>,
+    /// Taken before the locks of the log and the registry, and never after them. No connection is
+    /// woken under it.
     pub(in crate::hub) roster: Mutex<Roster>,
 }
 
@@ -24,30 +29,34 @@ impl Presences {
         Self { rules, roster: Mutex::new(Roster::new(grace)) }
     }
 
+    /// Returns whether a topic has presence events.
     pub(in crate::hub) fn tells(&self, topic: &Topic) -> bool {
         self.rules.iter().any(|rule| rule.matches(topic))
     }
 
-    /// When a member is to be told of as gone.
+    /// Returns the time at which the next grace period of a member is over.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         if self.rules.is_empty() { None } else { self.roster.lock().next_due() }
     }
 }
 
+/// The members of each topic.
 #[derive(Debug)]
 pub(in crate::hub) struct Roster {
-    /// Keyed by the pair, never by a joined string.
+    /// The keys are separate, because a string of both could be ambiguous.
     members: HashMap<Topic, HashMap<UserId, Member>>,
-    /// Members without a connection.
+    /// The members without a connection, until their grace period is over.
     leaving: Departures<(Topic, UserId)>,
 }
 
+/// A user with connections to a topic.
 #[derive(Clone, Debug)]
 pub(in crate::hub) struct Member {
     pub(in crate::hub) connections: usize,
-    /// Of the newest connection.
+    /// The data of the newest connection.
     pub(in crate::hub) data: Option<Arc<str>>,
-    gone_since: Option<Millis>,
+    /// The time since which the member has no connection.
+    idle_since: Option<Millis>,
 }
 
 impl Roster {
@@ -55,57 +64,59 @@ impl Roster {
         Self { members: HashMap::new(), leaving: Departures::new(grace) }
     }
 
-    /// A connection of a user has got a topic. Returns whether the user was not there before.
+    /// Adds a connection of a user to a topic. Returns whether the user is a new member.
     pub(in crate::hub) fn enter(&mut self, topic: &Topic, user: &UserId, data: Option<&Arc<str>>) -> bool {
         let members = self.members.entry(topic.clone()).or_default();
         match members.entry(user.clone()) {
             Entry::Occupied(mut entry) => {
                 let member = entry.get_mut();
                 member.connections += 1;
-                member.gone_since = None;
+                member.idle_since = None;
                 member.data = data.cloned();
                 false
             }
             Entry::Vacant(entry) => {
-                entry.insert(Member { connections: 1, data: data.cloned(), gone_since: None });
+                entry.insert(Member { connections: 1, data: data.cloned(), idle_since: None });
                 true
             }
         }
     }
 
-    /// A connection of a user has a topic no more.
+    /// Removes a connection of a user from a topic.
     pub(in crate::hub) fn exit(&mut self, topic: &Topic, user: &UserId, now: Millis) {
         let Some(member) = self.members.get_mut(topic).and_then(|members| members.get_mut(user)) else { return };
         member.connections = member.connections.saturating_sub(1);
         if member.connections == 0 {
-            member.gone_since = Some(now);
+            member.idle_since = Some(now);
             self.leaving.push(now, (topic.clone(), user.clone()));
         }
     }
 
-    /// When a [`sweep`](Self::sweep) has something to do.
+    /// Returns the time at which the next [`sweep`](Self::sweep) is due.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         self.leaving.next_due()
     }
 
-    /// Takes out one member that has not come back within the grace.
+    /// Removes and returns one member whose grace period is over.
     pub(in crate::hub) fn sweep(&mut self, now: Millis) -> Option<(Topic, UserId)> {
         while let Some((since, (topic, user))) = self.leaving.pop_due(now) {
             let Some(members) = self.members.get_mut(&topic) else { continue };
-            // It may have been back meanwhile, and have left again.
-            if members.get(&user).is_none_or(|member| member.gone_since != Some(since)) {
+            // The member may have returned and left again meanwhile. Then a later entry is in the
+            // queue.
+            if members.get(&user).is_none_or(|member| member.idle_since != Some(since)) {
                 continue;
             }
             members.remove(&user);
             if members.is_empty() {
                 self.members.remove(&topic);
             }
-            give_memory_back!(self.members);
+            shrink_if_sparse!(self.members);
             return Some((topic, user));
         }
         None
     }
 
+    /// Returns the members of a topic, including those within their grace period.
     pub(in crate::hub) fn members(&self, topic: &Topic) -> impl Iterator<Item = (&UserId, &Member)> {
         self.members.get(topic).into_iter().flatten()
     }
@@ -129,7 +140,8 @@ mod tests {
     }
 
     fn user(index: usize) -> UserId {
-        // With a topic of the same name beside it, and one that a separator would confuse.
+        // Some names equal a topic, and some pairs with a topic would be ambiguous in a joined
+        // string.
         UserId::try_from(["b", "b:a", "a"][index]).unwrap()
     }
 
@@ -141,9 +153,10 @@ mod tests {
     }
 
     proptest! {
-        /// Against a reference that knows, for each pair, how many connections there are and since when there are none.
+        /// Compares the roster with a model that has, for each pair, the number of connections and
+        /// the time of the last exit.
         #[test]
-        fn who_is_told_of_is_who_came_and_who_stayed_away(
+        fn roster_reports_new_members_and_members_whose_grace_period_is_over(
             steps in proptest::collection::vec(
                 prop_oneof![
                     (0..3usize, 0..3usize).prop_map(|(topic, user)| Step::Enter(topic, user)),
@@ -155,16 +168,16 @@ mod tests {
         ) {
             let mut roster = Roster::new(GRACE);
             let mut now = 0;
-            let mut there: BTreeMap<(usize, usize), (usize, Millis)> = BTreeMap::new();
+            let mut model: BTreeMap<(usize, usize), (usize, Millis)> = BTreeMap::new();
             for step in steps {
                 match step {
                     Step::Enter(t, u) => {
                         let is_new = roster.enter(&topic(t), &user(u), None);
-                        prop_assert_eq!(is_new, !there.contains_key(&(t, u)));
-                        there.entry((t, u)).or_default().0 += 1;
+                        prop_assert_eq!(is_new, !model.contains_key(&(t, u)));
+                        model.entry((t, u)).or_default().0 += 1;
                     }
                     Step::Exit(t, u) => {
-                        if let Some((connections @ 1.., since)) = there.get_mut(&(t, u)) {
+                        if let Some((connections @ 1.., since)) = model.get_mut(&(t, u)) {
                             *connections -= 1;
                             *since = now;
                             roster.exit(&topic(t), &user(u), now);
@@ -172,28 +185,28 @@ mod tests {
                     }
                     Step::Wait(millis) => {
                         now += millis;
-                        let mut told = BTreeSet::new();
-                        while let Some(gone) = roster.sweep(now) {
-                            prop_assert!(told.insert(gone));
+                        let mut swept = BTreeSet::new();
+                        while let Some(member) = roster.sweep(now) {
+                            prop_assert!(swept.insert(member));
                         }
-                        let gone: Vec<_> = there
+                        let over: Vec<_> = model
                             .iter()
                             .filter(|(_, (connections, since))| *connections == 0 && since + GRACE <= now)
                             .map(|(pair, _)| *pair)
                             .collect();
-                        prop_assert_eq!(told, gone.iter().map(|&(t, u)| (topic(t), user(u))).collect());
-                        there.retain(|pair, _| !gone.contains(pair));
+                        prop_assert_eq!(swept, over.iter().map(|&(t, u)| (topic(t), user(u))).collect());
+                        model.retain(|pair, _| !over.contains(pair));
                     }
                 }
                 for t in 0..3 {
                     let members: BTreeMap<_, _> =
                         roster.members(&topic(t)).map(|(user, member)| (user.clone(), member.connections)).collect();
-                    let expected = there.iter().filter(|((topic, _), _)| *topic == t);
+                    let expected = model.iter().filter(|((topic, _), _)| *topic == t);
                     prop_assert_eq!(members, expected.map(|((_, u), (connections, _))| (user(*u), *connections)).collect());
                 }
             }
             now += GRACE;
-            there.iter().for_each(|((t, u), (connections, _))| {
+            model.iter().for_each(|((t, u), (connections, _))| {
                 (0..*connections).for_each(|_| roster.exit(&topic(*t), &user(*u), now));
             });
             while roster.sweep(now + GRACE).is_some() {}

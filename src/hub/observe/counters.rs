@@ -1,4 +1,4 @@
-//! What is counted and what is logged. Nothing above debug names a user, a topic or a query.
+//! Counters and log lines. No log line above debug names a user, a topic or a query.
 
 use http::HeaderValue;
 
@@ -7,25 +7,27 @@ use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::types::{ConnectionId, EndReason, GapReason, RefusalReason, SubscriptionError};
 
-/// What a hub and a publisher log of a key in vain.
-pub(in crate::hub) const KEY_IGNORED: &str = "an event with a key was published where no rule keeps the newest of each key: set `HubBuilder::retention_for(…, Retention::latest_per_key())`";
+/// The warning of a hub or a publisher about a key that has no effect.
+pub(in crate::hub) const KEY_IGNORED: &str = "the key of an event has no effect: no retention of its targets keeps the newest event of each key; set `HubBuilder::retention_for(…, Retention::latest_per_key())`";
 
-/// At most one line of a kind in this time.
+/// The time between two log lines of the same kind, in milliseconds.
 const QUIET: Millis = 10_000;
 
-/// Over how many counters the deliveries are spread.
+/// The number of counters over which deliveries are spread.
 const SHARDS: usize = 16;
 
-/// A counter with two cache lines of its own, because processors fetch lines in pairs. Otherwise each
-/// delivery on one core takes the line away from the publishers and from the deliveries on the other cores.
+/// A counter that occupies two cache lines alone, because processors fetch lines in pairs.
+/// Otherwise each delivery on one core would invalidate the line for publishers and deliveries on
+/// other cores.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Padded(AtomicU64);
 
+/// The counters of a hub, and the throttles of its log lines.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     published: Padded,
-    /// By connection.
+    /// Spread by the id of the connection.
     delivered: [Padded; SHARDS],
     connected: AtomicU64,
     gaps: [AtomicU64; GapReason::ALL.len()],
@@ -49,8 +51,8 @@ pub(crate) struct Counters {
     host_lines: Throttle,
     invalid_lines: Throttle,
     blocked_lines: Throttle,
-    large_payload_said: AtomicBool,
-    unwatched_said: AtomicBool,
+    is_large_payload_logged: AtomicBool,
+    is_unwatched_logged: AtomicBool,
 }
 
 impl Counters {
@@ -73,19 +75,19 @@ impl Counters {
         if reason == EndReason::Stalled
             && let Some(suppressed) = self.stall_lines.admit(now)
         {
-            tracing::warn!(suppressed, "a stalled event stream was given up");
+            tracing::warn!(suppressed, "an event stream stalled and was ended");
         }
     }
 
     pub(in crate::hub) fn gap(&self, connection: ConnectionId, reason: GapReason, now: Millis) {
         self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(connection = %connection.brief(), %reason, "told of a gap");
+        tracing::debug!(connection = %connection.brief(), %reason, "gap reported");
         if let Some(suppressed) = self.gap_lines.admit(now) {
-            tracing::warn!(%reason, suppressed, "a stream was told of a gap: records are not to be had");
+            tracing::warn!(%reason, suppressed, "a stream received a gap: events are no longer available");
         }
     }
 
-    /// A stream did not get topics that its user was made to join.
+    /// Logs that a new stream did not get all topics that its user was made to join.
     pub(in crate::hub) fn topics_left_out(&self, connection: ConnectionId, topics: usize, now: Millis) {
         tracing::debug!(connection = %connection.brief(), topics, "topics of the user exceed max_topics");
         if let Some(suppressed) = self.topic_lines.admit(now) {
@@ -109,32 +111,33 @@ impl Counters {
 
     pub(in crate::hub) fn control_failed(&self, error: &crate::backplane::BackplaneError, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
-            tracing::warn!(%error, suppressed, "the control stream of the broker failed: disconnects and presence of other instances do not arrive");
+            tracing::warn!(%error, suppressed, "the stream of control messages failed: commands and presence of other instances do not arrive");
         }
     }
 
-    /// It may be that every call is answered and nothing comes.
-    pub(in crate::hub) fn deaf(&self, now: Millis) {
+    /// Logs that this instance does not receive its own control messages, although the broker
+    /// answers.
+    pub(in crate::hub) fn no_own_messages(&self, now: Millis) {
         if let Some(suppressed) = self.control_lines.admit(now) {
             tracing::warn!(
                 suppressed,
-                "nothing comes through the control stream of the broker: disconnects and presence of other instances do not arrive"
+                "no control messages arrive from the broker: commands and presence of other instances do not arrive"
             );
         }
     }
 
-    pub(in crate::hub) fn topics_cut(&self, now: Millis) {
+    pub(in crate::hub) fn topics_truncated(&self, now: Millis) {
         if let Some(suppressed) = self.cut_lines.admit(now) {
             tracing::warn!(
                 suppressed,
-                "a connection has more topics than one message takes: other instances do not know all of them"
+                "a connection has more topics than fit into one control message: other instances receive only some of them"
             );
         }
     }
 
     pub(in crate::hub) fn staleness(&self, stale: bool) {
         if stale {
-            tracing::warn!("streams are stale until the shared log is back");
+            tracing::warn!("the shared log cannot be followed: streams report `hub.stale` until it can");
         } else {
             tracing::info!("the shared log is followed again");
         }
@@ -145,7 +148,7 @@ impl Counters {
             tracing::warn!(
                 sequence,
                 suppressed,
-                "a record of the shared log cannot be read: its audience is told of a gap"
+                "a record of the shared log cannot be read: its audience receives a gap"
             );
         }
     }
@@ -154,14 +157,14 @@ impl Counters {
         if let Some(suppressed) = self.late_lines.admit(now) {
             tracing::warn!(
                 suppressed,
-                "rechecks come more than an interval late: the hook is too slow for so many streams"
+                "rechecks are more than one interval late: the access hook is too slow for the number of streams"
             );
         }
     }
 
     pub(in crate::hub) fn recheck_failed(&self, now: Millis) {
         if let Some(suppressed) = self.failure_lines.admit(now) {
-            tracing::warn!(suppressed, "a recheck panicked or took too long");
+            tracing::warn!(suppressed, "a recheck panicked or timed out");
         }
     }
 
@@ -171,20 +174,21 @@ impl Counters {
         }
     }
 
-    /// A publish gave a key, and no retention of its targets keeps values.
+    /// Logs that an event has a key, and that no retention of its targets keeps values.
     pub(in crate::hub) fn key_ignored(&self, now: Millis) {
         if let Some(suppressed) = self.key_lines.admit(now) {
             tracing::warn!(suppressed, "{KEY_IGNORED}");
         }
     }
 
-    /// `origin` is what the browser says of the page.
+    /// Logs that a page of another origin was rejected. `origin` is the value of its `Origin`
+    /// header.
     pub(crate) fn origin_refused(&self, origin: Option<&HeaderValue>, now: Millis) {
         if let Some(suppressed) = self.origin_lines.admit(now) {
             tracing::warn!(
                 origin = origin.and_then(|origin| origin.to_str().ok()),
                 suppressed,
-                "a page of another origin was refused: list its origin with `HubBuilder::allow_cross_origin`"
+                "a page of another origin was rejected: allow its origin with `HubBuilder::allow_cross_origin`"
             );
         }
     }
@@ -192,13 +196,17 @@ impl Counters {
     pub(crate) fn host_refused(&self, host: Option<&HeaderValue>, now: Millis) {
         if let Some(suppressed) = self.host_lines.admit(now) {
             let host = host.and_then(|host| host.to_str().ok());
-            tracing::warn!(host, suppressed, "a request for another host was refused: see `HubBuilder::allow_host`");
+            tracing::warn!(
+                host,
+                suppressed,
+                "a request for another host was rejected: allow the host with `HubBuilder::allow_host`"
+            );
         }
     }
 
     pub(crate) fn subscription_invalid(&self, error: &SubscriptionError, now: Millis) {
         if let Some(suppressed) = self.invalid_lines.admit(now) {
-            tracing::warn!(%error, suppressed, "a subscription is invalid, and its client got 400");
+            tracing::warn!(%error, suppressed, "a subscription is invalid: its client received 400");
         }
     }
 
@@ -207,42 +215,48 @@ impl Counters {
             tracing::warn!(
                 millis,
                 suppressed,
-                "the access hook blocked its thread: streams on this thread waited; await instead, or use `spawn_blocking`"
+                "the access hook blocked its thread and the streams on it: await instead, or use `spawn_blocking`"
             );
         }
     }
 
-    /// A stream whose socket the hub does not know. `has_sockets` says whether it knows others.
+    /// Logs that a stream has an unknown socket. `has_sockets` is whether the hub watches any
+    /// socket.
     pub(crate) fn unwatched(&self, has_sockets: bool) {
-        if self.unwatched_said.swap(true, Ordering::Relaxed) {
+        if self.is_unwatched_logged.swap(true, Ordering::Relaxed) {
             return;
         }
         if has_sockets {
             tracing::warn!(
-                "the hub does not know the socket of a stream over HTTP/2 and cannot cut it if its client stalls: serve an `SseMakeService`; said once"
+                "the socket of an HTTP/2 stream is unknown, and the hub cannot cut it if the client stalls: serve an `SseMakeService` (logged once)"
             );
         } else {
             tracing::warn!(
-                "a stream opened on a socket that the hub does not watch: serve `hub.listener(…)` or wrap the socket with `hub.io(…)`, otherwise clients that stall are not cut; said once"
+                "a stream opened on a socket that the hub does not watch and cannot cut if the client stalls: serve `hub.listener(…)`, or wrap the socket with `hub.io(…)` (logged once)"
             );
         }
     }
 
-    /// Well-used clients stop at a blank line that comes later than this.
+    /// Logs the first payload over 64 KiB. Some common clients cannot read an event that is longer.
     pub(in crate::hub) fn payload(&self, bytes: usize) {
-        if bytes > 64 * 1024 && !self.large_payload_said.swap(true, Ordering::Relaxed) {
-            tracing::warn!(bytes, "a payload over 64 KiB was published: some clients cannot read it; said once");
+        if bytes > 64 * 1024 && !self.is_large_payload_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!(bytes, "a payload over 64 KiB was published: some clients cannot read it (logged once)");
         }
     }
 
-    /// `total` is what the log has evicted ever.
+    /// Logs that a byte budget has dropped records. `total` is their number since the hub was
+    /// built.
     pub(in crate::hub) fn evicted(&self, total: u64, now: Millis) {
         let before = self.evicted.fetch_max(total, Ordering::Relaxed);
         if total > before
             && let Some(suppressed) = self.eviction_lines.admit(now)
         {
             let records = total - before;
-            tracing::warn!(records, suppressed, "the hub's byte budget pushed records out before their time");
+            tracing::warn!(
+                records,
+                suppressed,
+                "a byte budget of the hub is exceeded: the oldest records were dropped before their retention ended"
+            );
         }
     }
 
@@ -258,6 +272,7 @@ impl Counters {
     }
 }
 
+/// The values of the counters at one moment.
 pub(in crate::hub) struct Totals {
     pub(in crate::hub) published: u64,
     pub(in crate::hub) delivered: u64,
@@ -267,22 +282,23 @@ pub(in crate::hub) struct Totals {
     pub(in crate::hub) ended: ByReason,
 }
 
-fn by_reason<R: Copy>(reasons: &[R], word: fn(R) -> &'static str, counters: &[AtomicU64]) -> ByReason {
-    let count = |(reason, counter): (&R, &AtomicU64)| (word(*reason), counter.load(Ordering::Relaxed));
+fn by_reason<R: Copy>(reasons: &[R], name: fn(R) -> &'static str, counters: &[AtomicU64]) -> ByReason {
+    let count = |(reason, counter): (&R, &AtomicU64)| (name(*reason), counter.load(Ordering::Relaxed));
     reasons.iter().zip(counters).map(count).collect()
 }
 
-/// Lets one line through in a while and counts the others.
+/// A rate limit for log lines of one kind. It counts the suppressed lines.
 #[derive(Debug, Default)]
 struct Throttle {
-    /// When the next line may come.
+    /// The time from which the next line may be logged.
     next: AtomicU64,
     suppressed: AtomicU64,
 }
 
 impl Throttle {
-    /// How many were held back since the last one, if this one may be written.
-    fn admit(&self, now: Millis) -> Option<u64> {
+    /// Returns `None` if the line is suppressed. Otherwise returns the number of lines that were
+    /// suppressed since the last one, or `None` if there are none, so that the field is left out.
+    fn admit(&self, now: Millis) -> Option<Option<u64>> {
         let next = self.next.load(Ordering::Relaxed);
         let admitted =
             now >= next && self.next.compare_exchange(next, now + QUIET, Ordering::Relaxed, Ordering::Relaxed).is_ok();
@@ -290,7 +306,7 @@ impl Throttle {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        Some(self.suppressed.swap(0, Ordering::Relaxed))
+        Some(Some(self.suppressed.swap(0, Ordering::Relaxed)).filter(|&suppressed| suppressed > 0))
     }
 }
 
@@ -299,11 +315,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_in_a_while_says_how_many_were_held_back() {
+    fn throttle_counts_the_suppressed_lines() {
         let throttle = Throttle::default();
-        assert_eq!(throttle.admit(5), Some(0));
+        assert_eq!(throttle.admit(5), Some(None));
         assert_eq!(throttle.admit(6), None);
         assert_eq!(throttle.admit(QUIET), None);
-        assert_eq!(throttle.admit(QUIET + 5), Some(2));
+        assert_eq!(throttle.admit(QUIET + 5), Some(Some(2)));
     }
 }

@@ -1,6 +1,6 @@
-//! What becomes of connections, for those who want to know: logs, metrics, "last seen".
+//! Lifecycle events of connections, for logs, metrics and "last seen".
 //!
-//! A slow consumer hears that it missed something. Nobody waits for it.
+//! The hub waits for no consumer. A slow consumer skips events, and receives their number.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -15,7 +15,7 @@ use crate::hub::connection::info::ConnectionInfo;
 use crate::macros::opaque_debug;
 use crate::types::{EndReason, GapReason, Topic};
 
-/// A change of a connection's state, yielded by [`Hub::lifecycle`](crate::Hub::lifecycle).
+/// A change in the life of a connection, yielded by [`Hub::lifecycle`](crate::Hub::lifecycle).
 ///
 /// ```
 /// use tower_sse::LifecycleEvent;
@@ -34,39 +34,41 @@ use crate::types::{EndReason, GapReason, Topic};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LifecycleEvent {
-    /// A new page has opened a stream.
+    /// A client has opened a stream without an event id.
     Connected(Arc<ConnectionInfo>),
-    /// A client has reconnected with an id.
+    /// A client has reconnected with an event id.
     Resumed {
         /// The connection.
         connection: Arc<ConnectionInfo>,
         /// The reason why the client could not resume from its position, or `None` if it could.
         gap: Option<GapReason>,
     },
-    /// An open stream was read so slowly that records were dropped.
+    /// A client has read its open stream so slowly that it lost events.
     Lagged {
         /// The connection.
         connection: Arc<ConnectionInfo>,
-        /// The topics of the dropped records. They may be empty when the records are about the user
-        /// or everyone.
+        /// The topics of the lost events. It may be empty if the events were sent to the user or to
+        /// everyone.
         topics: Vec<Topic>,
     },
-    /// A stream has ended. Its connection says how long it was open and how many events were
-    /// delivered.
+    /// A stream has ended. `connection` contains the time that it was open and the number of
+    /// delivered events.
     Disconnected {
         /// The connection, as it was at its end.
         connection: Arc<ConnectionInfo>,
-        /// The reason of the end. Each reason says whether the client should reconnect.
+        /// The reason of the end.
         reason: EndReason,
     },
-    /// The number of events that were dropped, because this consumer was too slow for them.
+    /// This consumer was too slow, and this number of events was dropped.
     Missed(u64),
 }
 
-/// How many events wait for a slow consumer: those of a reload of a thousand pages.
+/// The number of events that are buffered for a slow consumer: enough for a reload of a thousand
+/// pages.
 const CAPACITY: usize = 1_024;
 
-/// Starts when it is first asked for: the buffer costs memory.
+/// The sender of lifecycle events. It is created for the first consumer, because its buffer takes
+/// memory.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Lifecycles {
     sender: OnceLock<broadcast::Sender<LifecycleEvent>>,
@@ -88,10 +90,10 @@ impl Lifecycles {
         Lifecycle(Box::pin(events))
     }
 
-    /// Tells those who listen, if any do; only then the event is made.
-    pub(in crate::hub) fn tell(&self, event: impl FnOnce() -> LifecycleEvent) {
+    /// Sends an event to the consumers. The event is only created if there are any.
+    pub(in crate::hub) fn send(&self, event: impl FnOnce() -> LifecycleEvent) {
         if let Some(sender) = self.sender.get().filter(|sender| sender.receiver_count() > 0) {
-            // Nobody may be left meanwhile.
+            // It fails if the last consumer was dropped meanwhile.
             let _ = sender.send(event());
         }
     }
@@ -115,10 +117,10 @@ impl Lifecycles {
 pub struct Lifecycle(Pin<Box<dyn Stream<Item = LifecycleEvent> + Send>>);
 
 impl Lifecycle {
-    /// Returns the next event, or `None` when the last handle of the hub and every stream are gone.
-    /// The lifecycle is also a `futures` `Stream`.
+    /// Returns the next event, or `None` after the last handle of the hub and the last stream were
+    /// dropped. The lifecycle is also a `futures` `Stream`.
     ///
-    /// Cancel safety: an event is either taken or not, and none is lost.
+    /// Cancel safety: a dropped future loses no event.
     pub async fn next(&mut self) -> Option<LifecycleEvent> {
         poll_fn(|cx| self.0.as_mut().poll_next(cx)).await
     }

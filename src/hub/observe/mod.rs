@@ -1,11 +1,12 @@
-//! What the hub counts, logs and reports.
+//! Counters, log lines, statistics and lifecycle events.
 //!
 //! 1. No log line above debug names a user, a topic or a query ([`counters`]).
-//! 2. The counter of deliveries is spread over several cache lines, and [`stats`] sums them
+//! 2. The counter of deliveries is spread over several cache lines, and [`stats`] contains the sum
 //!    ([`counters`]).
-//! 3. A hub logs one line at its start: where the log is, its name and its mounts ([`start`]).
-//! 4. A consumer of lifecycle events that is too slow is told that it missed some. Nothing waits for it
-//!    ([`lifecycle`]).
+//! 3. A hub logs one line at its start: the location of the log, its name and its mounts
+//!    ([`start`]).
+//! 4. The hub waits for no consumer of lifecycle events. A slow consumer skips events, and receives
+//!    their number ([`lifecycle`]).
 
 pub(super) mod counters;
 pub(super) mod lifecycle;

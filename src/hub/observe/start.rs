@@ -2,7 +2,7 @@
 
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
-/// What is mounted, until it has been logged.
+/// The mounts of a hub, and whether the start was logged.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Start {
     mounts: Mutex<Vec<Box<str>>>,
@@ -14,7 +14,7 @@ impl Start {
         self.mounts.lock().push(path.into());
     }
 
-    /// Logs the line once. `log` says where the log is.
+    /// Logs the line once. `log` returns the location of the log.
     pub(in crate::hub) fn log(&self, log: impl FnOnce() -> String, instance: Option<&str>) {
         if self.is_logged.load(Ordering::Relaxed) || self.is_logged.swap(true, Ordering::AcqRel) {
             return;

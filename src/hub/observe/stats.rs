@@ -1,14 +1,14 @@
-//! The hub seen from outside.
+//! Statistics of a hub.
 
 use crate::types::{EndReason, GapReason, Position, RefusalReason};
 
-/// A count for each reason, beside the reason's word, in the order of the reasons.
+/// A count for each reason with the name of the reason, in the order of the reasons.
 pub(in crate::hub) type ByReason = Vec<(&'static str, u64)>;
 
 /// A snapshot of the hub's counts and sizes, returned by [`Hub::stats`](crate::Hub::stats).
 ///
-/// The counters run since the hub was built. The snapshot serializes with serde to an object with a
-/// field for each figure. Counts by reason are objects.
+/// The counters start at zero when the hub is built. The snapshot serializes with serde to an
+/// object with a field for each number. The counts by reason are nested objects.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,37 +27,38 @@ pub(in crate::hub) type ByReason = Vec<(&'static str, u64)>;
 pub struct Stats {
     /// The number of streams that are open now.
     pub connections: usize,
-    /// The number of topics, users and other addresses that the hub remembers now.
+    /// The number of topics, users and other addresses for which the hub holds state now.
     pub channels: usize,
-    /// The number of users who are online now, or were online less than
+    /// The number of users with an open stream on this instance, now or less than
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago.
     pub users: usize,
-    /// The bytes of memory that the log holds now, without current values. The estimate is within
-    /// 20 % of the memory that the hub has allocated.
-    /// [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) bounds it, and lists
+    /// The memory of retained events without current values, in bytes. The estimate is within 20 %
+    /// of the memory that the hub has allocated for them.
+    /// [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) limits it, and lists
     /// the parts that count.
     pub retained_bytes: usize,
-    /// The bytes of memory that current values hold now, bounded by
-    /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget).
+    /// The memory of current values, in bytes.
+    /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget) limits it.
     pub keyed_bytes: usize,
-    /// The newest position.
+    /// The newest position in the log, as [`Hub::position`](crate::Hub::position) returns it.
     pub position: Position,
     /// The number of streams that were opened since the hub was built.
     pub connected: u64,
-    /// The number of events that were published since the hub was built.
+    /// The number of events that were published through this hub since it was built.
     pub published: u64,
     /// The number of events that were delivered to streams since the hub was built. An event counts
     /// once for each stream.
     pub delivered: u64,
-    /// The number of other instances that are known now.
+    /// The number of other instances that this instance takes for alive now.
     pub others: usize,
     /// The number of records of a shared log that could not be read, since the hub was built.
     pub skipped: u64,
     /// The number of records that the byte budgets of the hub dropped, since the hub was built.
     pub evicted: u64,
-    /// The largest number of records, of all topics, by which an open stream is behind.
+    /// The number of records, of all topics, by which the slowest open stream is behind.
     pub lag: u64,
-    /// The number of open streams that had work to do and were not polled for more than a second.
+    /// The number of open streams that have had work to do for more than a second and were not
+    /// polled.
     pub stalled: usize,
     #[serde(serialize_with = "as_object")]
     pub(in crate::hub) gaps: ByReason,
@@ -96,7 +97,7 @@ mod tests {
     use crate::Hub;
 
     #[test]
-    fn statistics_are_an_object_with_objects_by_reason() {
+    fn stats_serialize_to_an_object_with_nested_objects_by_reason() {
         let hub = Hub::builder().build().unwrap();
         let json = serde_json::to_string(&hub.stats()).unwrap();
         assert!(json.starts_with(r#"{"connections":0,"channels":"#), "{json}");

@@ -1,6 +1,7 @@
-//! What instances tell each other beside the log: commands, and who is connected where. Small JSON
-//! objects on the control stream; nothing is rebuilt from old ones, so their format binds nobody but
-//! the instances that run now.
+//! The control messages that instances broadcast beside the log: commands and presence records.
+//!
+//! A message is a small JSON object. No instance rebuilds its state from old messages, so the
+//! format has to match only between instances that run at the same time.
 
 use std::collections::btree_map::BTreeMap;
 use std::sync::Arc;
@@ -10,41 +11,47 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{Action, Change, Command, ConnectionId, Cursor, Disconnect, Reconnect, To, Topic, UserId};
 
-/// Which instance: random, for the life of a hub.
+/// The id of an instance: a random number for each hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct InstanceId(pub(crate) u64);
 
+/// A control message.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) from: InstanceId,
     pub(crate) body: Body,
 }
 
+/// The content of a control message.
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     Command(Command),
-    /// Whoever hears this tells what it has. And what this one's settings are.
+    /// A request to all instances for their complete lists, with the settings of the sender.
     Ask(BTreeMap<String, String>),
-    /// The settings of an instance, for one that has others.
+    /// The settings of the sender, in answer to a request with other settings.
     Settings(BTreeMap<String, String>),
-    /// It is alive, and its newest news has this number.
+    /// The sender is alive, and its newest presence update has this number.
     Lease(u64),
-    /// It leaves, and what was there is gone.
-    Bye,
-    News(News),
+    /// The goodbye: the sender exits, and its connections have ended.
+    Goodbye,
+    PresenceUpdate(PresenceUpdate),
 }
 
-/// Connections that have come, changed or gone.
+/// A presence update: connections of the sender that were opened, changed or closed.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct News {
-    /// One more than that of the news before it, but for a part of a list of all.
+pub(crate) struct PresenceUpdate {
+    /// One more than the number of the previous update. A part of a complete list has the number of
+    /// the newest update that the list includes.
     pub(crate) number: u64,
-    /// It is the beginning of a list of all that are there, or a part of that.
+    /// Set if this is a part of the complete list of the sender.
     pub(crate) all: Option<Part>,
-    pub(crate) here: Vec<Here>,
-    pub(crate) gone: Vec<ConnectionId>,
+    /// The connections that were opened or changed. In a complete list, all open connections.
+    pub(crate) open: Vec<PeerConnection>,
+    /// The connections that have closed.
+    pub(crate) closed: Vec<ConnectionId>,
 }
 
+/// A part of a complete list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Part {
@@ -52,20 +59,21 @@ pub(crate) enum Part {
     More,
 }
 
-/// A connection of another instance.
+/// A peer connection: a connection of another instance, as its presence records describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Here {
+pub(crate) struct PeerConnection {
     pub(crate) id: ConnectionId,
     pub(crate) user: Option<UserId>,
     pub(crate) data: Option<Arc<str>>,
     pub(crate) topics: Vec<Topic>,
 }
 
-/// How many bytes of names one connection may have in a message. Its further topics are not known on other instances.
-const LARGEST: usize = 512 * 1024;
+/// The maximum number of bytes of topics of one connection in a message. Other instances do not
+/// receive its further topics.
+const MAX_TOPIC_BYTES: usize = 512 * 1024;
 
-impl Here {
-    /// About how many bytes it takes in a message.
+impl PeerConnection {
+    /// Returns the approximate number of its bytes in a message.
     pub(crate) fn size(&self) -> usize {
         let user = self.user.as_ref().map_or(0, |user| user.as_str().len());
         let data = self.data.as_ref().map_or(0, |data| data.len());
@@ -74,18 +82,20 @@ impl Here {
     }
 }
 
-/// JSON writes a control character in six bytes; a topic has none, so a byte takes two at most.
+/// Returns the number of bytes of a topic in a message. A topic has no control character, which
+/// JSON would escape in six bytes, so each byte takes at most two.
 fn size_of_topic(topic: &Topic) -> usize {
     let escaped = topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
     topic.as_str().len() + escaped + 4
 }
 
-/// Leaves out topics that no broker would take in one message. Returns whether there were any.
+/// Removes topics over [`MAX_TOPIC_BYTES`], because a broker would reject the message. Returns
+/// whether there were any.
 pub(crate) fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     let mut size = 0;
     let fits = |topic: &&Topic| {
         size += size_of_topic(topic);
-        size <= LARGEST
+        size <= MAX_TOPIC_BYTES
     };
     let count = topics.iter().take_while(fits).count();
     let is_cut = count < topics.len();
@@ -93,6 +103,7 @@ pub(crate) fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     is_cut
 }
 
+/// A message in JSON, with the version of the format.
 #[derive(Serialize, Deserialize)]
 struct Envelope<'a> {
     v: u64,
@@ -101,6 +112,7 @@ struct Envelope<'a> {
     body: Wire<'a>,
 }
 
+/// [`Body`] in JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Wire<'a> {
@@ -123,18 +135,20 @@ enum Wire<'a> {
     Lease {
         number: u64,
     },
-    Bye {},
-    News {
+    Goodbye {},
+    #[serde(rename = "presence")]
+    PresenceUpdate {
         number: u64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         all: Option<Part>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        here: Vec<WireHere>,
+        open: Vec<WireConnection>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        gone: Vec<String>,
+        closed: Vec<String>,
     },
 }
 
+/// [`Action`] in JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum WireAction {
@@ -147,7 +161,7 @@ enum WireAction {
     },
     Join {
         topic: String,
-        /// An id; empty for "from now on".
+        /// The cursor, or empty to read from now on.
         #[serde(default)]
         since: String,
     },
@@ -159,17 +173,18 @@ enum WireAction {
         leave: Vec<String>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         join: Vec<String>,
-        /// As of `join`.
+        /// As in `Join`.
         #[serde(default)]
         since: String,
-        /// Topics and ids.
+        /// Topics, each with a position up to which it may not be read.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         bounds: Vec<(String, String)>,
     },
 }
 
+/// [`PeerConnection`] in JSON.
 #[derive(Serialize, Deserialize)]
-struct WireHere {
+struct WireConnection {
     id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<String>,
@@ -191,19 +206,20 @@ impl Message {
             Body::Ask(settings) => Wire::Ask { settings: settings.clone() },
             Body::Settings(settings) => Wire::Settings { settings: settings.clone() },
             Body::Lease(number) => Wire::Lease { number: *number },
-            Body::Bye => Wire::Bye {},
-            Body::News(news) => Wire::News {
-                number: news.number,
-                all: news.all,
-                here: news.here.iter().map(wire_here).collect(),
-                gone: news.gone.iter().map(ToString::to_string).collect(),
+            Body::Goodbye => Wire::Goodbye {},
+            Body::PresenceUpdate(update) => Wire::PresenceUpdate {
+                number: update.number,
+                all: update.all,
+                open: update.open.iter().map(wire_connection).collect(),
+                closed: update.closed.iter().map(ToString::to_string).collect(),
             },
         };
-        // Text and numbers always serialise.
+        // Serialization cannot fail, because the message has only text and numbers.
         serde_json::to_vec(&Envelope { v: 1, from: format!("{:x}", self.from.0), body }).unwrap_or_default()
     }
 
-    /// None for what is of no version that is known here.
+    /// Decodes a message. Returns `None` if it is invalid, or of a version or kind that this
+    /// version of the crate does not have.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let envelope: Envelope<'_> = serde_json::from_slice(bytes).ok()?;
         if envelope.v != 1 {
@@ -217,12 +233,12 @@ impl Message {
             Wire::Ask { settings } => Body::Ask(settings),
             Wire::Settings { settings } => Body::Settings(settings),
             Wire::Lease { number } => Body::Lease(number),
-            Wire::Bye {} => Body::Bye,
-            Wire::News { number, all, here, gone } => Body::News(News {
+            Wire::Goodbye {} => Body::Goodbye,
+            Wire::PresenceUpdate { number, all, open, closed } => Body::PresenceUpdate(PresenceUpdate {
                 number,
                 all,
-                here: here.into_iter().map(read_here).collect::<Option<_>>()?,
-                gone: gone.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?,
+                open: open.into_iter().map(read_connection).collect::<Option<_>>()?,
+                closed: closed.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?,
             }),
         };
         Some(Self { from: InstanceId(u64::from_str_radix(&envelope.from, 16).ok()?), body })
@@ -283,26 +299,26 @@ fn wire_cursor(cursor: Cursor) -> String {
     match cursor {
         Cursor::Absent => String::new(),
         Cursor::At(position) => position.to_string(),
-        // Something that is no position either.
+        // Parses as `Invalid`.
         Cursor::Banned(_) | Cursor::Invalid => "-".to_owned(),
     }
 }
 
-fn wire_here(here: &Here) -> WireHere {
-    WireHere {
-        id: here.id.to_string(),
-        user: here.user.as_ref().map(ToString::to_string),
-        data: here.data.as_deref().map(ToOwned::to_owned),
-        topics: here.topics.iter().map(ToString::to_string).collect(),
+fn wire_connection(connection: &PeerConnection) -> WireConnection {
+    WireConnection {
+        id: connection.id.to_string(),
+        user: connection.user.as_ref().map(ToString::to_string),
+        data: connection.data.as_deref().map(ToOwned::to_owned),
+        topics: connection.topics.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn read_here(here: WireHere) -> Option<Here> {
-    Some(Here {
-        id: here.id.parse().ok()?,
-        user: here.user.map(UserId::try_from).transpose().ok()?,
-        data: here.data.map(Into::into),
-        topics: read_topics(here.topics)?,
+fn read_connection(connection: WireConnection) -> Option<PeerConnection> {
+    Some(PeerConnection {
+        id: connection.id.parse().ok()?,
+        user: connection.user.map(UserId::try_from).transpose().ok()?,
+        data: connection.data.map(Into::into),
+        topics: read_topics(connection.topics)?,
     })
 }
 
@@ -316,15 +332,15 @@ mod tests {
     use crate::types::{Address, Audience, Epoch, Position};
     use proptest::prelude::*;
 
-    fn round(body: Body) -> Body {
+    fn round_trip(body: Body) -> Body {
         let message = Message { from: InstanceId(0xabc), body };
-        let read = Message::decode(&message.encode()).expect("it is read back");
+        let read = Message::decode(&message.encode()).expect("an encoded message decodes");
         assert_eq!(read.from, message.from);
         read.body
     }
 
     #[test]
-    fn a_control_message_decodes_to_what_was_encoded() {
+    fn control_message_decodes_to_the_encoded_message() {
         let mut audience = Audience::from(Address::User(UserId::try_from("a\"b").unwrap()));
         audience.insert(Address::Everyone);
         audience.exclude(ConnectionId::from_bits(9));
@@ -348,32 +364,39 @@ mod tests {
             Action::Change(Change { leave: vec![topic.clone()], join: vec![], since: Cursor::Invalid, bounds: vec![] }),
         ] {
             let command = Command { audience: audience.clone(), action: action.clone(), issued_at: position };
-            let Body::Command(read) = round(Body::Command(command)) else { panic!("another kind") };
+            let Body::Command(read) = round_trip(Body::Command(command)) else { panic!("not a command") };
             assert_eq!((&read.action, read.issued_at), (&action, position));
             assert_eq!(read.audience.excluded(), audience.excluded());
             assert_eq!(read.audience.addresses().len(), 2);
         }
-        let here = Here {
+        let connection = PeerConnection {
             id: ConnectionId::from_bits(1),
             user: Some(UserId::from(5)),
             data: Some("{}".into()),
             topics: vec![topic],
         };
-        let news = News { number: 3, all: Some(Part::First), here: vec![here.clone()], gone: vec![here.id] };
-        let Body::News(read) = round(Body::News(news)) else { panic!("another kind") };
+        let update = PresenceUpdate {
+            number: 3,
+            all: Some(Part::First),
+            open: vec![connection.clone()],
+            closed: vec![connection.id],
+        };
+        let Body::PresenceUpdate(read) = round_trip(Body::PresenceUpdate(update)) else {
+            panic!("not a presence update")
+        };
         assert_eq!(
-            (read.number, read.all, &read.here, &read.gone),
-            (3, Some(Part::First), &vec![here.clone()], &vec![here.id])
+            (read.number, read.all, &read.open, &read.closed),
+            (3, Some(Part::First), &vec![connection.clone()], &vec![connection.id])
         );
-        assert!(matches!(round(Body::Lease(4)), Body::Lease(4)));
+        assert!(matches!(round_trip(Body::Lease(4)), Body::Lease(4)));
         let settings = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
-        assert!(matches!(round(Body::Ask(settings.clone())), Body::Ask(read) if read == settings));
-        assert!(matches!(round(Body::Settings(settings.clone())), Body::Settings(read) if read == settings));
-        assert!(matches!(round(Body::Bye), Body::Bye));
+        assert!(matches!(round_trip(Body::Ask(settings.clone())), Body::Ask(read) if read == settings));
+        assert!(matches!(round_trip(Body::Settings(settings.clone())), Body::Settings(read) if read == settings));
+        assert!(matches!(round_trip(Body::Goodbye), Body::Goodbye));
     }
 
     #[test]
-    fn what_is_of_a_later_version_is_passed_over() {
+    fn message_of_an_unknown_version_or_kind_is_ignored() {
         let unknown = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"dance":{}}}}"#;
         let no_topic = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"change":{"join":["a",""]}}}}"#;
         let known = br#"{"v":1,"from":"1","command":{"at":"1.a.1","to":{},"do":{"change":{"join":["a"]}}}}"#;
@@ -387,7 +410,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_passed_over(bytes: Vec<u8>) {
+        fn decoding_any_bytes_does_not_panic(bytes: Vec<u8>) {
             drop(Message::decode(&bytes));
         }
     }

@@ -1,10 +1,12 @@
-//! What this instance has to report to the others. Pure: time is passed in.
+//! The changes and presence events that this instance has to send to the other instances. Pure: the
+//! time is passed in.
 //!
-//! 1. A connection that changes is noted at once. All that were noted are reported together, in numbered messages.
-//! 2. Presence events wait here until the broker has them, in their order. While the broker is away
-//!    for long, the oldest are dropped.
-//! 3. A snapshot of presence names a position from before everything that other instances may not have reported yet
-//!    ([`Outbox::settled_position`]).
+//! 1. Each change of a connection is noted at once. The control task sends the noted connections
+//!    together, in numbered presence updates ([`Outbox::take_due`]).
+//! 2. Presence events wait in their order until the broker has them ([`Outbox::announced`]). If the
+//!    queue is full, because the broker is unavailable for a long time, the oldest are dropped.
+//! 3. A snapshot of presence names a position from before all changes that other instances may not
+//!    have reported yet ([`Outbox::settled_position`]).
 
 use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
@@ -13,23 +15,26 @@ use super::table::SETTLE;
 use crate::log::Millis;
 use crate::types::{ConnectionId, Event, Position, Topic, UserId};
 
-/// How many presence events wait for the broker at most.
+/// The maximum number of presence events that wait for the broker.
 const WAITING: usize = 10_000;
 
+/// The outgoing changes and presence events, under the lock of `SharedLog::outbox`. A connection
+/// that changes adds to it, and the control task takes from it.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Outbox {
+    /// The connections that have changed since the last presence update.
     changed: HashSet<ConnectionId>,
-    /// All connections are to be reported.
+    /// Whether the complete list is due. `changed` is then empty.
     all: bool,
-    /// Of the last report.
+    /// The number of the last presence update.
     pub(in crate::hub) number: u64,
-    /// The instance has said goodbye: its connections are not reported any more.
+    /// Whether the instance has sent its goodbye. It then sends no presence updates.
     pub(in crate::hub) is_closed: bool,
-    /// Oldest first.
+    /// The oldest first.
     presence: VecDeque<PresenceEvent>,
-    /// How many presence events were dropped because the queue was full, ever.
+    /// The number of presence events that were ever dropped because the queue was full.
     dropped: u64,
-    /// Where the log was, a while ago; newest last.
+    /// Recent positions of the log with their times, the newest last.
     positions: VecDeque<(Millis, Position)>,
 }
 
@@ -41,7 +46,7 @@ pub(in crate::hub) struct PresenceEvent {
     pub(in crate::hub) event: Event,
 }
 
-/// The connections that are to be reported.
+/// The connections that the next presence update contains.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Due {
     All,
@@ -49,20 +54,20 @@ pub(in crate::hub) enum Due {
 }
 
 impl Outbox {
-    /// A connection of this instance has come, changed or gone.
+    /// Notes that a connection of this instance was opened, changed or closed.
     pub(in crate::hub) fn changed(&mut self, id: ConnectionId) {
         if !self.all {
             self.changed.insert(id);
         }
     }
 
-    /// All are to be reported, so also those that have changed.
+    /// Makes the complete list due, which includes all noted changes.
     pub(in crate::hub) fn report_all(&mut self) {
         self.all = true;
         self.changed.clear();
     }
 
-    /// Takes the connections that are to be reported, if there are any.
+    /// Takes the connections for the next presence update, if there are any.
     pub(in crate::hub) fn take_due(&mut self) -> Option<Due> {
         if std::mem::take(&mut self.all) {
             return Some(Due::All);
@@ -71,7 +76,7 @@ impl Outbox {
         (!changed.is_empty()).then_some(Due::Changed(changed))
     }
 
-    /// Queues a presence event for the shared log.
+    /// Queues a presence event for the shared log. Drops the oldest event if the queue is full.
     pub(in crate::hub) fn announce(&mut self, topic: Topic, user: UserId, event: Event) {
         if self.presence.len() == WAITING {
             self.presence.pop_front();
@@ -80,22 +85,24 @@ impl Outbox {
         self.presence.push_back(PresenceEvent { topic, user, event });
     }
 
-    /// The next presence events, and what [`announced`](Self::announced) needs to know of this moment. They stay in the
-    /// queue until the broker has answered: the task that asks it may be replaced while it waits.
+    /// Returns the next presence events, and the number of dropped events so far for
+    /// [`announced`](Self::announced). The events stay in the queue until the broker has answered,
+    /// because the control task may be replaced while it waits.
     pub(in crate::hub) fn presence(&self, most: usize) -> (Vec<PresenceEvent>, u64) {
         (self.presence.iter().take(most).cloned().collect(), self.dropped)
     }
 
-    /// Takes events out that [`presence`](Self::presence) has returned, but for those that are to be tried `again`, of
-    /// which the newest comes first.
+    /// Removes the events that [`presence`](Self::presence) has returned, except those to be tried
+    /// `again`, which are in reverse order. `dropped` is the number that `presence` returned.
     pub(in crate::hub) fn announced(&mut self, count: usize, dropped: u64, again: Vec<PresenceEvent>) {
-        // Fewer if the queue was full and the oldest were dropped meanwhile.
+        // Some of them may have been dropped meanwhile, because the queue was full.
         let dropped = usize::try_from(self.dropped - dropped).unwrap_or(usize::MAX);
         let done = count.saturating_sub(dropped).min(self.presence.len());
         self.presence.drain(..done);
         again.into_iter().for_each(|event| self.presence.push_front(event));
     }
 
+    /// Notes the current position of the log.
     pub(in crate::hub) fn note_position(&mut self, now: Millis, position: Position) {
         self.positions.push_back((now, position));
         while self.positions.get(1).is_some_and(|(at, _)| at.saturating_add(SETTLE) <= now) {
@@ -103,7 +110,9 @@ impl Outbox {
         }
     }
 
-    /// Where the log was before what others have not reported yet: from there on nothing is missed.
+    /// Returns the newest noted position that is at least [`SETTLE`] old, or the oldest one. Other
+    /// instances have reported all changes from before it. So a client that reads from there misses
+    /// no presence event.
     pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
         self.positions.front().map(|(_, position)| *position)
     }
@@ -115,7 +124,7 @@ mod tests {
     use crate::types::Epoch;
 
     #[test]
-    fn a_report_of_all_includes_the_connections_that_changed() {
+    fn complete_list_includes_the_changed_connections() {
         let (mut outbox, one) = (Outbox::default(), ConnectionId::from_bits(1));
         assert_eq!(outbox.take_due(), None);
         outbox.changed(one);
@@ -128,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_presence_event_stays_until_it_is_appended() {
+    fn presence_event_stays_queued_until_it_is_appended() {
         let mut outbox = Outbox::default();
         let names = |outbox: &Outbox| -> Vec<_> {
             let (events, _) = outbox.presence(WAITING);
@@ -145,11 +154,11 @@ mod tests {
         announce(&mut outbox, 4..WAITING + 2);
         assert_eq!(names(&outbox)[..2], [2, 3], "the oldest was dropped");
         outbox.announced(events.len(), dropped, Vec::new());
-        assert_eq!(names(&outbox)[0], 3, "the one that was dropped is not taken out again");
+        assert_eq!(names(&outbox)[0], 3, "the dropped event is not removed twice");
     }
 
     #[test]
-    fn the_settled_position_is_old_enough() {
+    fn settled_position_is_older_than_the_settle_time() {
         let mut outbox = Outbox::default();
         assert_eq!(outbox.settled_position(), None);
         for now in [0, 500, 1_000, 2_500, 2_600] {

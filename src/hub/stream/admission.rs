@@ -1,4 +1,12 @@
-//! From a subscription to an open stream: limits, the cursor, the channels.
+//! The admission of a stream: from a subscription and a cursor to an open [`StreamDriver`].
+//!
+//! 1. [`Hub::admit`] makes the checks that need no connection. A `HEAD` request gets only these.
+//! 2. [`Hub::open`] enters the connection into the registry, then into its channels, then adds the
+//!    topics that the application made the user join, and then checks the bans again. A disconnect
+//!    that is recorded after that check finds the connection.
+//! 3. A drain sets its flag before it lists the connections. A new connection checks the flag after
+//!    it has entered the registry. So the drain finds the connection, or the connection ends
+//!    itself.
 
 use std::sync::Arc;
 
@@ -18,13 +26,14 @@ use crate::types::{
 };
 use crate::wire::hub_events::CursorState;
 
-/// What of a request matters beside its subscription and its cursor.
+/// The properties of a request beside its subscription and its cursor.
 pub(crate) struct Request {
-    /// It goes over a network: it has heartbeats, and is given up when it is not read.
+    /// Whether the stream goes to a network. It then has heartbeats and a write deadline.
     pub(crate) to_network: bool,
-    /// When it came. What was decided since may rest on what is true no more.
+    /// The time at which the request arrived. After a later disconnect, its authorization is
+    /// outdated.
     pub(crate) asked_at: DisconnectClock,
-    /// Whom to ask again.
+    /// The access hook that rechecks the open stream, if it can.
     pub(crate) authority: Option<Arc<dyn Authority>>,
 }
 
@@ -38,14 +47,14 @@ impl Hub {
     ) -> Result<StreamDriver, Refusal> {
         let addresses = self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
-        // Without random bytes an id could be guessed; such a machine is better left alone for a while.
+        // Without random bytes the id could be guessed. The client reconnects later.
         let id = crate::hub::inner::random_bits().map_err(|_| Refusal::retry_later(RefusalReason::Busy))?;
-        // Without a history a cursor opens nothing, and there is nothing to miss.
+        // Without a history the cursor is ignored, and no gap is reported for it.
         let (start, cursor) = match subscription.history {
             History::None => (Start::Live, Cursor::Absent),
             History::Within => (subscription.start, cursor),
         };
-        let (begin, cursor_state, gap) = match self.judge(cursor) {
+        let (begin, cursor_state, gap) = match self.resolve_cursor(cursor) {
             Ok(None) => (Begin::Fresh(start), CursorState::Fresh, None),
             Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
             Err(reason) => (Begin::Refused(start), CursorState::Refused, Some(reason)),
@@ -56,32 +65,33 @@ impl Hub {
             ConnectionHandle::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
         let handle = Arc::new(handle);
 
-        // Other instances know users, not keys.
+        // Instances exchange users, but not the keys of `counted_as`.
         let user = handle.user().filter(|_| handle.counted_as().is_none()).cloned().map(Address::User);
-        let elsewhere = user.zip(self.inner.shared_log.as_ref()).map_or(0, |(user, shared)| shared.others_at(&user));
+        let elsewhere =
+            user.zip(self.inner.shared_log.as_ref()).map_or(0, |(user, shared)| shared.count_peers_at(&user));
         let displaced = self.registry().insert(&handle, elsewhere, now);
         let displaced = displaced.map_err(|_| Refusal::retry_later(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
         let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
         let accepted_at = self.inner.open_channels(&handle, wanted, begin);
-        self.join_what_was_joined(&handle);
-        // Whoever disconnects from here on finds it, in the registry and in its channels; who did before is
-        // found out here.
+        self.join_user_topics(&handle);
+        // From here on, a disconnect finds the connection in the registry and in its channels. This
+        // check finds the disconnects that were recorded before.
         if let Err(rejection) = self.check_bans(&addresses, asked_at) {
             if self.registry().remove(&handle, now) {
                 self.inner.close_channels(&handle);
             }
             return Err(rejection);
         }
-        handle.is_there_now();
+        handle.set_admitted();
 
         self.counters().connected(handle.id(), cursor_state == CursorState::Resuming);
-        self.inner.lifecycles.tell(|| {
+        self.inner.lifecycles.send(|| {
             let connection = Arc::new(ConnectionInfo::of(&handle, self.log().topics(&handle.subscriber), now));
             if resumed { LifecycleEvent::Resumed { connection, gap } } else { LifecycleEvent::Connected(connection) }
         });
-        if let Some(reason) = handle.beginning_was_told() {
-            self.inner.tell_end(&handle, Vec::new(), reason);
+        if let Some(reason) = handle.note_start_reported() {
+            self.inner.report_end(&handle, Vec::new(), reason);
         }
         workers::ensure(&self.inner);
         let tasks = &self.inner.tasks;
@@ -94,25 +104,31 @@ impl Hub {
             tasks.recheck.ensure(&self.inner);
         }
         if self.is_draining() {
-            // It began between the look above and the entry into the registry, and may not have seen this one.
+            // The drain began between the check in `admit` and the entry into the registry, and may
+            // have missed this connection.
             handle.end(Ending::now(EndReason::Draining));
         }
         let end = subscription.end.unwrap_or(self.settings().end);
         Ok(StreamDriver::new(self, handle, accepted_at, cursor_state, gap, end, now))
     }
 
-    /// It is out of the registry already.
+    /// Ends a connection that has left the registry because of a limit. Its client reconnects later
+    /// than others, so that the clients over the limit take turns.
     fn displace(&self, oldest: &Arc<ConnectionHandle>) {
         let after = self.settings().retry.saturating_mul(AFTER_DISPLACEMENT);
         let retry = Some(self.jittered_retry(after, 1.0..=2.0));
         let ending = Ending { reconnect: Reconnect::After(after), retry, ..Ending::now(EndReason::Limit) };
         let reason = oldest.end(ending).reason;
-        self.inner.bury(oldest, reason);
+        self.inner.finish_removal(oldest, reason);
         oldest.wake(self.now());
     }
 
-    /// Takes a place among those who may come in this second.
-    pub(crate) fn take_turn(&self) -> Result<(), Refusal> {
+    /// Counts a request against the limit of requests per second.
+    ///
+    /// # Errors
+    ///
+    /// Returns a retryable refusal if the limit is exceeded.
+    pub(crate) fn check_rate(&self) -> Result<(), Refusal> {
         let Some(per_second) = self.settings().limits.per_second else { return Ok(()) };
         let turn = self.inner.rate.lock().take(per_second, self.now());
         turn.map_err(|wait| {
@@ -120,8 +136,8 @@ impl Hub {
         })
     }
 
-    /// Whether a stream would be opened now, as far as that can be said without opening it. Returns
-    /// the addresses of its subscription.
+    /// Makes the checks of [`open`](Self::open) that need no connection. Returns the addresses of
+    /// the subscription.
     pub(crate) fn admit(
         &self,
         subscription: &Subscription,
@@ -145,7 +161,7 @@ impl Hub {
         }
     }
 
-    /// Whether a subscription is one.
+    /// Returns an error if the subscription is invalid or has too many topics.
     pub(in crate::hub) fn check(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
         match &subscription.invalid {
             Some(invalid) => Err(invalid.clone()),
@@ -154,33 +170,40 @@ impl Hub {
         }
     }
 
-    /// Where a client that says this goes on from: none if it is fresh. An error if that is not to be had.
-    pub(in crate::hub) fn judge(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
+    /// Returns the number after which a client with this cursor continues, or `None` without a
+    /// cursor.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason of the gap if the stream cannot continue from the cursor.
+    pub(in crate::hub) fn resolve_cursor(&self, cursor: Cursor) -> Result<Option<u64>, GapReason> {
         match cursor {
             Cursor::Absent => Ok(None),
             Cursor::Invalid | Cursor::Banned(_) => Err(GapReason::Invalid),
             Cursor::At(position) => {
                 let number = self.log().number(position).ok_or(GapReason::Epoch)?;
-                // Another instance may be ahead. No client can be ahead of a log that is this process's own.
+                // With a shared log, the client may come from an instance that has read more of the
+                // log.
                 let ahead = self.inner.shared_log.as_ref().map_or(0, SharedLog::most_ahead);
                 if number > self.log().last().saturating_add(ahead) { Err(GapReason::Ahead) } else { Ok(Some(number)) }
             }
         }
     }
 
-    /// An address of a subscription, with what of it may not be read.
+    /// Returns an address of a subscription with the number up to which the client may not read it.
     fn wanted(&self, subscription: &Subscription, address: &Address) -> Wanted {
         let since = address.topic().map_or(&[][..], |topic| subscription.topics.since(topic));
         let after = since.iter().map(|position| self.bound(*position)).max();
         Wanted { address: address.clone(), after: after.unwrap_or(0) }
     }
 
-    /// The number up to which nothing may be read. All that the log has is newer than a position of another life of it.
+    /// Returns the number of a position up to which a client may not read. It is zero for a
+    /// position of another epoch, because all records of the log are newer.
     pub(in crate::hub) fn bound(&self, position: Position) -> u64 {
         self.log().number(position).unwrap_or(0)
     }
 
-    /// Whether something stands against what was asked for, or decided, at a moment.
+    /// Returns a refusal if one of the addresses is banned, or was disconnected after `asked_at`.
     pub(in crate::hub) fn check_bans(&self, addresses: &[Address], asked_at: DisconnectClock) -> Result<(), Refusal> {
         match self.inner.bans.rejection(addresses, asked_at, self.now()) {
             None => Ok(()),
@@ -189,14 +212,16 @@ impl Hub {
         }
     }
 
-    /// What the user was made to join. Who is made to join from here on has this connection too.
-    fn join_what_was_joined(&self, handle: &Arc<ConnectionHandle>) {
+    /// Joins the topics that the application made the user join before this connection was opened.
+    /// A later join finds the connection in the registry.
+    fn join_user_topics(&self, handle: &Arc<ConnectionHandle>) {
         let Some(user) = handle.user() else { return };
         let topics = self.registry().user_topics(user);
-        // Not what is closed for a time.
-        let is_open = |topic: &Topic| self.check_bans(&[Address::Topic(topic.clone())], DisconnectClock::now()).is_ok();
+        // Without the topics that are banned.
+        let is_allowed =
+            |topic: &Topic| self.check_bans(&[Address::Topic(topic.clone())], DisconnectClock::now()).is_ok();
         let (mut joined, mut left_out) = (Vec::new(), 0);
-        for user_topic in topics.into_iter().filter(|user_topic| is_open(&user_topic.topic)) {
+        for user_topic in topics.into_iter().filter(|user_topic| is_allowed(&user_topic.topic)) {
             let UserTopic { topic, since, at } = &user_topic;
             let as_of = Joined { address: Address::Topic(topic.clone()), since: *since, at: Some(*at) };
             match self.inner.join_asleep(handle, topic, &as_of) {
@@ -211,17 +236,18 @@ impl Hub {
         if joined.is_empty() {
             return;
         }
-        // It may have been taken away again, or closed, before it was here to be found.
-        let now = self.registry().user_topics(user);
+        // A topic may have been removed or banned before the log listed this connection among its
+        // listeners. Then the command did not find the connection.
+        let current = self.registry().user_topics(user);
         for UserTopic { topic, .. } in joined {
-            if now.iter().all(|still| still.topic != topic) || !is_open(&topic) {
+            if current.iter().all(|kept| kept.topic != topic) || !is_allowed(&topic) {
                 self.inner.leave_topic(handle, &topic);
             }
         }
     }
 }
 
-/// Who and what a subscription is about.
+/// Returns the addresses that a subscription reads: its topics, its user and everyone.
 pub(in crate::hub) fn addresses(subscription: &Subscription) -> Vec<Address> {
     let mut addresses = Vec::with_capacity(subscription.topics.len() + 2);
     addresses.extend(subscription.topics.iter().cloned().map(Address::Topic));
@@ -254,18 +280,18 @@ mod tests {
         read
     }
 
-    #[allow(clippy::unwrap_used, reason = "a helper of tests")]
+    #[allow(clippy::unwrap_used, reason = "test helper")]
     fn publish(hub: &Hub, topic: &str, data: &str) -> Position {
         hub.topic(topic).publish_now(Event::unnamed(data.to_owned())).unwrap().position
     }
 
-    /// The id that the client would have to guess is its own with a zero in place of the number.
+    /// Returns the oldest position of the epoch. A client can guess it from any of its ids.
     fn oldest(hub: &Hub) -> Position {
         Position::new(hub.log().epoch(), 0)
     }
 
     #[test]
-    fn a_cursor_reads_no_event_from_before_the_position_of_its_topic() {
+    fn cursor_reads_no_event_from_before_the_position_of_its_topic() {
         let hub = Hub::builder().topic_retention(Retention::replay().count(3)).build().unwrap();
         (0..5).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
         let admitted_at = hub.position();
@@ -273,7 +299,7 @@ mod tests {
         for start in [Start::Live, Start::Last(9), Start::Oldest] {
             assert!(read(&mut hub.subscribe(bounded().start(start), None).unwrap()).is_empty(), "{start:?}");
         }
-        // The trimmed events are none of its business, so no gap is reported for them.
+        // The client may not read the trimmed events, so no gap is reported for them.
         assert!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()).is_empty());
         (5..7).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
         assert_eq!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()), ["5", "6"]);
@@ -285,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_current_value_from_before_the_position_of_its_topic_is_not_sent() {
+    fn current_value_from_before_the_position_of_its_topic_is_not_sent() {
         let rule = TopicFilter::any();
         let hub = Hub::builder().retention_for(rule, Retention::latest_per_key()).build().unwrap();
         let set = |key: &'static str, data: &'static str| hub.topic("t").publish_now(Event::unnamed(data).key(key));
@@ -298,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_joins_a_topic_from_its_position_on() {
+    fn page_reads_a_joined_topic_from_its_position() {
         let hub = Hub::builder().build().unwrap();
         let first = publish(&hub, "room", "0");
         publish(&hub, "room", "1");
@@ -318,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_without_history_begins_live_whatever_its_cursor() {
+    fn stream_without_history_begins_live_with_any_cursor() {
         let hub = Hub::builder().build().unwrap();
         let first = publish(&hub, "t", "0");
         publish(&hub, "t", "1");
@@ -332,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrowed_subscription_keeps_the_bounds_of_both() {
+    fn narrowed_subscription_keeps_the_bounds_of_both() {
         let at = |number| Position::new(crate::types::position::Epoch(1), number);
         let topic = Topic::try_from("t").unwrap();
         let ticket = Subscription::anonymous().topic_since("t", at(3));

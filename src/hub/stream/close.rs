@@ -1,7 +1,8 @@
-//! Taking a connection out of everything that knows it: the registry, its channels, the lifecycle.
+//! The removal of a connection from the registry, its channels and the counters.
 //!
-//! A connection leaves the registry once ([`ConnectionHandle::leave_registry`]). The caller that makes
-//! that step does the rest.
+//! A connection leaves the registry once ([`ConnectionHandle::leave_registry`]). The caller that
+//! makes this step calls [`Inner::finish_removal`]. So the end of a connection is counted and
+//! reported once, although its stream, a command and the housekeeping may end it at the same time.
 
 use std::sync::Arc;
 
@@ -12,28 +13,31 @@ use crate::hub::observe::lifecycle::LifecycleEvent;
 use crate::types::{EndReason, Topic};
 
 impl Inner {
-    /// Takes a connection out of everything, once.
+    /// Removes a connection from the registry, its channels and the counters. Only the first call
+    /// has an effect.
     pub(in crate::hub) fn forget(self: &Arc<Self>, handle: &ConnectionHandle, reason: EndReason) {
         let was_due = handle.user().is_some().then(|| self.registry.next_due());
         if self.registry.remove(handle, self.now()) {
             if was_due == Some(None) {
                 self.tasks.sweep.rouse();
             }
-            self.bury(handle, reason);
+            self.finish_removal(handle, reason);
         }
     }
 
-    /// What is left to do for a connection that is out of the registry.
-    pub(in crate::hub) fn bury(self: &Arc<Self>, handle: &ConnectionHandle, reason: EndReason) {
+    /// Removes a connection that has left the registry from its channels, and counts and reports
+    /// its end.
+    pub(in crate::hub) fn finish_removal(self: &Arc<Self>, handle: &ConnectionHandle, reason: EndReason) {
         let topics = self.close_channels(handle);
         self.counters.ended(handle.id(), reason, self.now());
-        if handle.may_tell_end(reason) {
-            self.tell_end(handle, topics, reason);
+        if handle.may_report_end(reason) {
+            self.report_end(handle, topics, reason);
         }
     }
 
-    pub(in crate::hub) fn tell_end(&self, handle: &ConnectionHandle, topics: Vec<Topic>, reason: EndReason) {
-        self.lifecycles.tell(|| LifecycleEvent::Disconnected {
+    /// Reports the end of a connection to the consumers of the lifecycle.
+    pub(in crate::hub) fn report_end(&self, handle: &ConnectionHandle, topics: Vec<Topic>, reason: EndReason) {
+        self.lifecycles.send(|| LifecycleEvent::Disconnected {
             connection: Arc::new(ConnectionInfo::of(handle, topics, self.now())),
             reason,
         });

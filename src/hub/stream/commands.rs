@@ -1,7 +1,12 @@
-//! Carries out commands: to end connections of this instance, and to change their topics.
+//! Carries out commands on the connections of this instance: disconnect, join, leave and change.
 //!
-//! A command is carried out here whether this instance gave it or another one. It is noted before
-//! connections are looked up, so a connection that is being opened either finds the note or is found.
+//! 1. [`Hub::carry_out`] is the same for commands of this instance and of other instances.
+//! 2. A command is recorded before connections are looked up: a disconnect in the bans, and a join
+//!    or a leave of a user in the topics of that user. A connection that is being opened checks
+//!    both records after it has entered the registry. So the command finds the connection, or the
+//!    connection finds the record.
+//! 3. A page's request that arrived before a topic was removed cannot add topics
+//!    ([`Hub::take_topic`]).
 
 use std::collections::hash_map::HashMap;
 use std::sync::Arc;
@@ -25,7 +30,8 @@ impl From<TooManyTopics> for Refusal {
 }
 
 impl Hub {
-    /// Does what a command says to the connections of this instance.
+    /// Carries a command out on the connections of this instance. Returns the number of connections
+    /// that it has ended or changed.
     pub(in crate::hub) fn carry_out(&self, command: &Command) -> Result<usize, CommandError> {
         match &command.action {
             Action::Disconnect(disconnect) => Ok(self.disconnect_all(&command.audience, disconnect)),
@@ -38,23 +44,25 @@ impl Hub {
     fn disconnect_all(&self, audience: &Audience, disconnect: &Disconnect) -> usize {
         let now = self.now();
         let until = match disconnect.reconnect {
-            // If the target leaves a connection out, only the ids of the ended streams keep their clients away.
+            // If the target excludes a connection, a ban of the address would also ban that
+            // connection. Then only the ids of the ended streams keep their clients away.
             Reconnect::BlockedFor(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
             Reconnect::BlockedFor(_) | Reconnect::Now | Reconnect::After(_) => 0,
         };
-        // Before the connections are looked up: one that is being opened either meets this or is found.
-        // A handler may take longer than a hook.
+        // A handler mount may take longer than the access hook.
         let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
-        // Tickets of other instances may be as old as that.
+        // A ticket of another instance may be this old.
         let tickets = self.inner.shared_log.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
         let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
-        let named = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
-        self.inner.bans.note_disconnect(named, until, remember, now);
+        let addresses = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
+        // Before the connections are looked up (rule 2).
+        self.inner.bans.note_disconnect(addresses, until, remember, now);
         let handles = self.handles(audience);
         for handle in &handles {
             let retry = match disconnect.reconnect {
                 Reconnect::After(after) => Some(self.jittered_retry(after, 1.0..=1.5)),
-                // So that those who are disconnected together do not come back together.
+                // A random delay, so that clients that are disconnected together do not reconnect
+                // together.
                 Reconnect::Now => Some(self.jittered_retry(self.settings().retry, 1.0..=2.0)),
                 Reconnect::BlockedFor(_) => None,
             };
@@ -66,7 +74,8 @@ impl Hub {
         handles.len()
     }
 
-    /// A connection has to go: it is out of everything at once, and its stream says goodbye when it is polled next.
+    /// Ends a connection. It is removed from the registry and its channels at once, and its stream
+    /// writes `hub.bye` when it is polled next.
     pub(in crate::hub) fn end_now(&self, handle: &Arc<ConnectionHandle>, ending: Ending) {
         let reason = handle.end(ending).reason;
         self.inner.forget(handle, reason);
@@ -88,7 +97,7 @@ impl Hub {
             let max_topics = self.settings().max_topics;
             self.registry().join_user(user, joined, max_topics, self.now()).map_err(too_many)?;
         }
-        // A user who is not there is forgotten in time.
+        // The housekeeping forgets users who have no connection.
         self.inner.tasks.sweep.ensure(&self.inner);
         self.inner.tasks.sweep.rouse();
         let mut joined = 0;
@@ -100,9 +109,9 @@ impl Hub {
         Ok(joined)
     }
 
-    /// What a page that says this wants of a topic that it joins.
+    /// Returns the point from which a page with this cursor reads a topic that it joins.
     pub(in crate::hub) fn since(&self, cursor: Cursor) -> Since {
-        match self.judge(cursor) {
+        match self.resolve_cursor(cursor) {
             Ok(None) => Since::Now,
             Ok(Some(sequence)) => Since::After(sequence),
             Err(reason) => Since::Refused(reason),
@@ -116,13 +125,15 @@ impl Hub {
         self.handles(audience).iter().filter(|handle| self.take_topic(handle, topic)).count()
     }
 
-    /// Takes a topic away. A request of the page that was decided before may not bring it back.
+    /// Removes a topic from a connection. A request of the page that arrived before cannot add it
+    /// again.
     pub(in crate::hub) fn take_topic(&self, handle: &Arc<ConnectionHandle>, topic: &Topic) -> bool {
-        handle.taken_at.fetch_max(DisconnectClock::new().count(), Ordering::SeqCst);
+        handle.topic_removed_at.fetch_max(DisconnectClock::new().count(), Ordering::SeqCst);
         self.inner.leave_topic(handle, topic)
     }
 
-    /// For another instance, which answers the page. Returns how many connections have changed.
+    /// Carries out a page's change of topics that another instance has received and answers.
+    /// Returns the number of connections that have changed.
     pub(in crate::hub) fn change_all(&self, audience: &Audience, change: &Change) -> Result<usize, CommandError> {
         let mut changed = 0;
         for handle in self.handles(audience) {
@@ -131,8 +142,9 @@ impl Hub {
                 Err(Refusal(Kind::Invalid(_))) => {
                     return Err(CommandError::too_many_topics(self.settings().max_topics));
                 }
-                // A topic was closed since. The page is not told of topics, so it keeps those that it had. No other
-                // refusal comes from a change.
+                // A topic was banned or removed since. The other instance answers the page, so this
+                // instance cannot refuse the change, and the connection keeps its topics. A change
+                // returns no other refusal.
                 Err(Refusal(
                     Kind::Gone | Kind::RetryLater { .. } | Kind::Unauthorized | Kind::Forbidden | Kind::Panicked,
                 )) => {}
@@ -141,6 +153,8 @@ impl Hub {
         Ok(changed)
     }
 
+    /// Changes the topics of a connection, as a whole or not at all. Returns the topics after the
+    /// change.
     pub(in crate::hub) fn change_topics_of(
         &self,
         handle: &Arc<ConnectionHandle>,
@@ -149,7 +163,7 @@ impl Hub {
     ) -> Result<Vec<Topic>, Refusal> {
         let Change { leave, join, since, bounds } = change;
         let limit = self.settings().max_topics;
-        // Before what takes longer the more there are.
+        // Before the work below, whose cost grows with the number of topics.
         if join.len() > limit || leave.len() > limit {
             return Err(TooManyTopics.into());
         }
@@ -162,22 +176,26 @@ impl Hub {
         let after = |topic: &Topic| afters.get(topic).copied().unwrap_or(0);
         let joining: Vec<_> =
             join.iter().map(|topic| Joining { topic: topic.clone(), since, after: after(topic) }).collect();
-        // What takes a topic away from then on finds it; what did before is found out by `check_bans_at`.
+        // A command that removes or bans a topic finds the connection from then on. `check_bans_at`
+        // finds the commands from before.
         self.inner.change_topics(handle, leave, &joining, || self.check_bans_at(handle, join, asked_at))
     }
 
+    /// Returns a refusal if a topic may not be joined, or if a topic was removed from the
+    /// connection after the request had arrived.
     fn check_bans_at(
         &self,
         handle: &ConnectionHandle,
         join: &[Topic],
         asked_at: DisconnectClock,
     ) -> Result<(), Refusal> {
-        if !join.is_empty() && DisconnectClock::from_count(handle.taken_at.load(Ordering::SeqCst)) > asked_at {
+        if !join.is_empty() && DisconnectClock::from_count(handle.topic_removed_at.load(Ordering::SeqCst)) > asked_at {
             return Err(Refusal::outdated());
         }
         self.check_bans_of(join, asked_at)
     }
 
+    /// Returns a refusal if one of the topics is banned, or was disconnected after `asked_at`.
     pub(in crate::hub) fn check_bans_of(&self, join: &[Topic], asked_at: DisconnectClock) -> Result<(), Refusal> {
         let topics: Vec<_> = join.iter().cloned().map(Address::Topic).collect();
         self.check_bans(&topics, asked_at)

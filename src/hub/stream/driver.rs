@@ -1,4 +1,20 @@
-//! One open stream: what to write next, and when. It knows nothing of bodies and sockets; whoever polls it writes.
+//! One open stream: a state machine that decides what to write next, and when.
+//!
+//! It has no body and no socket. Its three users (the HTTP body, the in-process stream and the
+//! hub's own writer) poll it for steps and write them.
+//!
+//! 1. A stream registers its waker, then checks whether it must end, and then reads
+//!    ([`StreamDriver::poll_next`]). So every record and every ending either is found by the poll
+//!    or wakes the stream again.
+//! 2. An ending with a position is written after the records up to that position. The stream reads
+//!    the ending before the records, so that the read finds all of them.
+//! 3. A stream without anything to report is *settled*, and does not read again until it is woken.
+//!    Every change that it has to report also wakes it ([`StreamDriver::has_settled`]).
+//! 4. The connection is removed from the registry before its last frame is written
+//!    ([`StreamDriver::finish`]).
+//!
+//! Only the task that polls the stream uses the fields of [`StreamDriver`]. The rest of the hub
+//! uses [`ConnectionHandle`].
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,28 +33,29 @@ use crate::sync::Ordering;
 use crate::types::{Address, ConnectionId, EndReason, GapReason, Position, StreamEnd, Topic};
 use crate::wire::hub_events::CursorState;
 
-/// How many reads that find nothing for a stream follow each other.
+/// The maximum number of successive reads without a record, after which other streams have a turn.
 const READS: usize = 16;
-/// How long a stream waits at most before it reports that the log has begun a new epoch, in
-/// milliseconds.
+/// The maximum delay before a stream reports that the log has begun a new epoch, in milliseconds.
 const LONGEST_SPREAD: Millis = 5_000;
 
-/// See the module.
+/// The state machine of one open stream.
 pub(crate) struct StreamDriver {
     hub: Hub,
     handle: Arc<ConnectionHandle>,
     stage: Stage,
+    /// `None` once the stream has caught up.
     opening: Option<Box<Opening>>,
     progress: Progress,
     end: StreamEnd,
+    /// `None` for a reader in this process.
     heartbeat: Option<Heartbeat>,
-    /// If its time is limited.
+    /// `None` if the time of the stream is not limited.
     limits: Option<Box<Limits>>,
-    /// Its page was told that the log cannot be followed.
-    told_stale: bool,
-    /// It has read all that there was and said all that there was to say: it sleeps until it is woken.
+    /// Whether `hub.stale` was written and no `hub.live` since.
+    reported_stale: bool,
+    /// Whether the stream has read and reported everything, so that it sleeps until it is woken.
     settled: bool,
-    /// How many epochs of the log it knows of, as far as two bytes count. A wider number would add
+    /// The number of epochs of the log at the last read, modulo 65,536. A wider number would add
     /// eight bytes to every idle connection.
     epochs: u16,
 }
@@ -49,35 +66,42 @@ impl Drop for StreamDriver {
         let otherwise = if timed_out { EndReason::Stalled } else { EndReason::Client };
         let reason = self.handle.ending().map_or(otherwise, |ending| ending.reason);
         self.hub.inner.forget(&self.handle, reason);
-        self.handle.let_carrier_go();
+        self.handle.release_transport();
     }
 }
 
+/// The stage of a stream, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
+    /// `hub.hello` is next.
     Opening,
     Reading,
-    /// The last frame is out.
+    /// The last frame was returned.
     Ending,
+    /// The error is next, after the server had a turn to write the last frame.
     Aborting,
     Ended,
 }
 
+/// The progress of the catch-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
+    /// The stream has not reached the position that the log had when the stream was accepted.
     Behind,
-    /// It has read to where the log was when it was accepted; `hub.live` is due.
+    /// The stream has reached that position, and `hub.live` is due.
     Arrived,
+    /// The first `hub.live` was written.
     CaughtUp,
 }
 
+/// The time limits of a stream. Most streams have none.
 #[derive(Debug)]
 struct Limits {
     expiry: Option<Expiry>,
-    /// When it is old enough to be ended.
+    /// The time at which the stream reaches its maximum age.
     old_at: Millis,
-    /// Until when it does not read, so that not all pages fetch their state at one moment. Zero if
-    /// it reads.
+    /// The time until which the stream does not read after a new epoch, so that not all pages fetch
+    /// their state at the same moment. Zero if the stream reads.
     reads_from: Millis,
 }
 
@@ -87,16 +111,18 @@ impl Default for Limits {
     }
 }
 
-/// What is needed only until it has caught up.
+/// The state that a stream needs only until it has caught up.
 #[derive(Debug)]
 struct Opening {
     cursor: CursorState,
+    /// The gap of a refused cursor, until it is written.
     gap: Option<GapReason>,
-    /// The horizon when it was accepted: having read to there, it has caught up.
+    /// `visible_through` when the stream was accepted. A stream that has read up to it has caught
+    /// up.
     accepted_at: u64,
 }
 
-/// What to write next.
+/// The next thing to write.
 #[derive(Debug)]
 pub(crate) enum Step {
     Hello {
@@ -104,25 +130,25 @@ pub(crate) enum Step {
         cursor: CursorState,
         topics: Vec<Topic>,
     },
-    /// And then the records of the batch, if any.
+    /// `hub.gap`, and then the records of the batch, if there are any.
     Gap {
         reason: GapReason,
         topics: Vec<Topic>,
     },
     /// The records of the batch.
     Records,
-    /// With the topics in force, if they have changed.
+    /// `hub.live`, with the topics in force if they have changed.
     Live(Position, Option<Vec<Topic>>),
     Heartbeat,
-    /// The log cannot be followed now.
+    /// `hub.stale`: the log cannot be followed now.
     Stale,
     Expiring(Duration),
     Bye(Ending),
-    /// End with an error instead of properly. The last step, if it comes.
+    /// The end with an error, as the last step of a stream with [`StreamEnd::Abort`].
     Abort,
 }
 
-// The topics and the cursor are private.
+// Without the topics and the cursor, which are private.
 opaque_debug!(|driver: StreamDriver| { id: driver.handle.id(), stage: driver.stage });
 
 impl StreamDriver {
@@ -145,7 +171,7 @@ impl StreamDriver {
             limits: settings
                 .old_age()
                 .map(|age| Box::new(Limits { old_at: now.saturating_add(age), ..Limits::default() })),
-            told_stale: false,
+            reported_stale: false,
             settled: false,
             epochs: hub.inner.shared_log.as_ref().map_or(0, SharedLog::epochs),
             hub: hub.clone(),
@@ -161,47 +187,50 @@ impl StreamDriver {
         self.handle.id()
     }
 
-    /// The socket below. If it is unknown, it is looked for: it can be found in the task that polls it.
+    /// Returns the socket that carries the stream. If it is unknown, the hub looks for a socket
+    /// that the current task polls.
     pub(crate) fn find_socket(&self) -> Option<Arc<Transport>> {
-        if !self.handle.is_carrier_known()
-            && let Some(transport) = self.hub.transports().of_this_task()
+        if !self.handle.is_transport_known()
+            && let Some(transport) = self.hub.transports().find_by_task()
         {
-            self.carried_by(transport);
+            self.set_transport(transport);
         }
         self.socket()
     }
 
-    /// The socket below, where that is known and it may have to be cut.
+    /// Returns the socket that carries the stream, if the hub knows it and can cut it.
     pub(crate) fn socket(&self) -> Option<Arc<Transport>> {
         self.handle.transport()
     }
 
-    /// Says which socket it is written to.
-    pub(crate) fn carried_by(&self, transport: Arc<Transport>) {
-        self.handle.carried_by(transport);
+    /// Sets the socket that carries the stream.
+    pub(crate) fn set_transport(&self, transport: Arc<Transport>) {
+        self.handle.set_transport(transport);
     }
 
-    /// It is written by the hub itself now. What is known as a socket while its peer does not take what it has.
-    pub(crate) fn written_through(&self, stuck: Option<Arc<Transport>>) {
-        self.handle.carried_over_to(stuck);
+    /// Notes that the hub's own writer writes the stream. `stuck` is its socket while bytes wait
+    /// for the peer.
+    pub(crate) fn set_own_writer(&self, stuck: Option<Arc<Transport>>) {
+        self.handle.replace_transport(stuck);
     }
 
-    /// Its peer was given up, since it takes nothing. To be dropped.
+    /// Ends the stream because its peer takes no bytes. The caller then drops it.
     pub(crate) fn stalled(&self) {
         self.handle.end(Ending::now(EndReason::Stalled));
     }
 
-    /// Its writer is still at the last step, and the peer takes bytes. The next step reads anew.
-    pub(crate) fn goes_on(&mut self, cx: &Context<'_>) {
+    /// Notes that the peer takes bytes while the last step is not completely written, so that the
+    /// stream does not count as stalled. The next poll reads again.
+    pub(crate) fn note_progress(&mut self, cx: &Context<'_>) {
         self.settled = false;
         self.handle.subscriber.listen(cx.waker());
         self.handle.due.store(self.hub.now(), Ordering::Release);
     }
 
-    /// Whether the stream has nothing to write: it has read everything and was not woken since. If so,
-    /// this registers the task to be woken. A server polls a body once or twice after each event, so a
-    /// body calls this before it makes a [`Batch`].
-    pub(crate) fn sleeps_on(&mut self, cx: &Context<'_>) -> bool {
+    /// Returns whether the stream has read and reported everything and was not woken since. If so,
+    /// registers the task to be woken. A server polls a body once or twice after each event, so a
+    /// body calls this before it creates a [`Batch`].
+    pub(crate) fn may_sleep(&mut self, cx: &Context<'_>) -> bool {
         self.settled = self.settled && self.handle.subscriber.may_sleep(cx.waker()) && !self.handle.is_ending();
         if self.settled {
             self.handle.due.store(self.handle.alarm_at(), Ordering::Release);
@@ -209,29 +238,30 @@ impl StreamDriver {
         self.settled
     }
 
-    /// What to write next; `None` at the end. `batch` holds the records that belong to it.
+    /// Returns the next step, with its records in `batch`. `None` at the end.
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Poll<Option<Step>> {
-        let mut looked_at = None;
-        let polled = self.poll_next(cx, batch, &mut looked_at);
+        let mut read_at = None;
+        let polled = self.poll_next(cx, batch, &mut read_at);
         let due = match polled {
-            // Whoever takes a step comes back for the next at once, unless the peer does not take what it has.
-            Poll::Ready(_) => looked_at.unwrap_or_else(|| self.hub.now()),
+            // The caller polls for the next step at once, unless bytes wait for the peer.
+            Poll::Ready(_) => read_at.unwrap_or_else(|| self.hub.now()),
             Poll::Pending => self.handle.alarm_at(),
         };
         self.handle.due.store(due, Ordering::Release);
         polled
     }
 
+    /// Returns the next step. Sets `read_at` if it has read the clock after a read.
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
         batch: &mut Batch,
-        looked_at: &mut Option<Millis>,
+        read_at: &mut Option<Millis>,
     ) -> Poll<Option<Step>> {
         match self.stage {
             Stage::Opening => {
                 self.stage = Stage::Reading;
-                // It may have been opened on another runtime.
+                // The stream may have been opened on another runtime.
                 workers::ensure(&self.hub.inner);
                 if let Some(opening) = self.opening.as_deref() {
                     let topics = self.hub.log().topics(&self.handle.subscriber);
@@ -246,30 +276,31 @@ impl StreamDriver {
             Stage::Ending | Stage::Aborting | Stage::Ended => return self.poll_end(cx),
         }
 
-        if self.sleeps_on(cx) {
+        if self.may_sleep(cx) {
             return Poll::Pending;
         }
         self.handle.subscriber.listen(cx.waker());
-        // Before it reads: a stream that always has something to read ends too.
+        // Before the read, so that a stream that always has records to read also expires.
         if let Some(step) = self.clock_step() {
             return Poll::Ready(Some(step));
         }
         loop {
-            // Before the read, which then finds all records that the ending comes after.
+            // Before the read, so that the read finds all records that come before the ending.
             let ending = self.handle.ending();
             if let Some(ending) = &ending
                 && (self.handle.is_gone() || self.hub.log().cursor(&self.handle.subscriber) >= ending.after)
             {
                 return Poll::Ready(Some(self.finish(ending.clone())));
             }
-            let found = match self.read_step(batch, looked_at) {
+            let outcome = match self.read_step(batch, read_at) {
                 Ok(step) => return Poll::Ready(Some(step)),
-                Err(found) => found,
+                Err(outcome) => outcome,
             };
             match ending {
                 // The stream was woken and reads on.
-                _ if found == Found::MayBeMore => return Poll::Pending,
-                // A stream that waits for the shared log ends all the same: its broker may be away for long.
+                _ if outcome == ReadOutcome::MayBeMore => return Poll::Pending,
+                // A stream that waits for the shared log ends too, because the broker may be
+                // unavailable for a long time.
                 Some(ending) => return Poll::Ready(Some(self.finish(ending))),
                 None if self.handle.is_ending() => {}
                 None => return self.poll_clock(cx),
@@ -279,7 +310,8 @@ impl StreamDriver {
 
     fn poll_end(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
         let (stage, polled) = match self.stage {
-            // A server throws away what it has not written when a body fails. Pending makes it write first.
+            // When a body fails, a server discards the bytes that it has not written yet. `Pending`
+            // makes the server write them first.
             Stage::Ending if self.end == StreamEnd::Abort => {
                 cx.waker().wake_by_ref();
                 (Stage::Aborting, Poll::Pending)
@@ -291,7 +323,8 @@ impl StreamDriver {
         polled
     }
 
-    /// What the clock says: the end of its time, a notice of it, or that it is old.
+    /// Returns the step that is due by the clock: the expiry or the notice of it. Also sets the
+    /// ending of a stream that has reached its maximum age.
     fn clock_step(&mut self) -> Option<Step> {
         let given = self.handle.expires_at();
         if given == Millis::MAX && self.limits.is_none() {
@@ -314,7 +347,8 @@ impl StreamDriver {
         }
         if now >= limits.old_at {
             limits.old_at = Millis::MAX;
-            // As in a drain: what was published so far is delivered, and those who end together come back spread out.
+            // As in a drain, the stream delivers the records so far, and a random `retry` spreads
+            // the reconnects.
             let retry = Some(self.hub.jittered_retry(self.hub.settings().retry, 0.0..=2.0));
             let after = self.hub.log().last();
             self.handle.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
@@ -322,11 +356,11 @@ impl StreamDriver {
         None
     }
 
-    /// Whether the stream waits before it reports that the log has begun a new epoch. It reads
-    /// nothing meanwhile, so the order of gap and events does not change. Only a stream to a
-    /// network that has caught up waits: a new one comes at a time of its own, and a reader in this
-    /// process may have no runtime that could wake it.
-    fn waits_for_its_turn(&mut self) -> bool {
+    /// Returns whether the stream waits before it reports that the log has begun a new epoch. It
+    /// reads nothing meanwhile, so the order of the gap and the events does not change. Only a
+    /// stream to a network that has caught up waits. New streams open at different times anyway,
+    /// and a reader in this process may have no runtime that could wake it.
+    fn delays_new_epoch(&mut self) -> bool {
         let Some(shared) = &self.hub.inner.shared_log else { return false };
         let epochs = shared.epochs();
         if epochs != std::mem::replace(&mut self.epochs, epochs)
@@ -337,22 +371,26 @@ impl StreamDriver {
             self.limits.get_or_insert_default().reads_from = self.hub.now() + fastrand::u64(0..=most);
         }
         let Some(limits) = self.limits.as_mut().filter(|limits| limits.reads_from != 0) else { return false };
-        // The end of a stream comes after what there is to read. A drain has a spread of its own.
+        // An ending stream reads its last records now. A drain spreads the reconnects itself.
         if self.handle.is_ending() || self.hub.now() >= limits.reads_from {
             limits.reads_from = 0;
         }
         limits.reads_from != 0
     }
 
-    /// Until when it does not read, or zero.
+    /// Returns the time until which the stream does not read after a new epoch, or zero.
     fn reads_from(&self) -> Millis {
         self.limits.as_ref().map_or(0, |limits| limits.reads_from)
     }
 
-    /// What the log has for this stream, and what is to be said of it. `Err` if that is nothing.
-    fn read_step(&mut self, batch: &mut Batch, looked_at: &mut Option<Millis>) -> Result<Step, Found> {
-        if self.waits_for_its_turn() {
-            return Err(Found::Waits);
+    /// Reads the log, and returns the step that follows from it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the outcome of the read if there is nothing to write.
+    fn read_step(&mut self, batch: &mut Batch, read_at: &mut Option<Millis>) -> Result<Step, ReadOutcome> {
+        if self.delays_new_epoch() {
+            return Err(ReadOutcome::Waits);
         }
         if let Some(reason) = self.opening.as_mut().and_then(|opening| opening.gap.take()) {
             self.hub.counters().gap(self.handle.id(), reason, self.hub.now());
@@ -365,7 +403,7 @@ impl StreamDriver {
         }
         let caught_up = self.progress == Progress::CaughtUp;
         batch.wants_changes = caught_up;
-        let found = self.read(batch);
+        let outcome = self.read(batch);
         let (hub, handle) = (&self.hub, &self.handle);
         if batch.ordered
             && !caught_up
@@ -377,14 +415,14 @@ impl StreamDriver {
         let count = batch.count();
         if count > 0 {
             hub.counters().delivered(handle.id(), count);
-            // Nobody else writes it.
+            // Only this stream writes `delivered`, so a load and a store are enough.
             handle.delivered.store(handle.delivered.load(Ordering::Relaxed) + count as u64, Ordering::Relaxed);
         }
         if !batch.gap.is_empty() {
             return Ok(self.gap_step(batch, caught_up));
         }
         if count > 0 {
-            let now = *looked_at.insert(hub.now());
+            let now = *read_at.insert(hub.now());
             if let Some(heartbeat) = &mut self.heartbeat {
                 heartbeat.wrote(batch.ordered, now);
             }
@@ -392,62 +430,65 @@ impl StreamDriver {
             return Ok(Step::Records);
         }
         let is_stale = self.is_stale();
-        // Not before its first `live`, which would take it back; but one that waits for older records may
-        // wait for long.
-        let is_due = self.progress == Progress::CaughtUp || found == Found::Waits;
-        if is_stale && is_due && !batch.changed && !std::mem::replace(&mut self.told_stale, true) {
+        // Not before the first `hub.live`, which would cancel it. But a stream that waits for older
+        // records may wait for a long time, so it reports at once.
+        let is_due = self.progress == Progress::CaughtUp || outcome == ReadOutcome::Waits;
+        if is_stale && is_due && !batch.changed && !std::mem::replace(&mut self.reported_stale, true) {
             return Ok(Step::Stale);
         }
-        // Who is still behind is told so by its first `live`.
-        let is_back = !is_stale && std::mem::take(&mut self.told_stale) && self.progress == Progress::CaughtUp;
+        // A stream that has not caught up reports the end of the interruption with its first
+        // `hub.live`.
+        let is_back = !is_stale && std::mem::take(&mut self.reported_stale) && self.progress == Progress::CaughtUp;
         if (batch.changed || is_back || self.progress == Progress::Arrived)
             && let Some(live) = self.live()
         {
             return Ok(live);
         }
         self.settled = self.has_settled(batch, is_stale);
-        Err(found)
+        Err(outcome)
     }
 
     fn is_stale(&self) -> bool {
         self.hub.inner.shared_log.as_ref().is_some_and(SharedLog::is_stale)
     }
 
-    /// Whether the stream has read and reported everything, so that it need not look before it is
-    /// woken. Everything that it reads wakes it: records, a change of its topics, its end, a new
-    /// expiry, its alarm, and a log that can no longer be followed, or can be again.
+    /// Returns whether the stream has read and reported everything, so that it need not read again
+    /// before it is woken. Each of these wakes it: a record, a change of its topics, its end, a new
+    /// expiry, its alarm, and a log that can no longer be followed or can be followed again.
     fn has_settled(&self, batch: &Batch, is_stale: bool) -> bool {
         batch.settled
             && self.progress == Progress::CaughtUp
             && !self.handle.is_ending()
-            && self.told_stale == is_stale
+            && self.reported_stale == is_stale
             && self.handle.alarm_at() <= self.due()
     }
 
-    /// When its time is over, or a notice of that is due.
+    /// Returns the time at which the stream expires, a notice of the expiry is due, or the maximum
+    /// age is reached.
     fn time_limit(&self) -> Millis {
         self.limits
             .as_ref()
             .map_or(Millis::MAX, |limits| limits.expiry.as_ref().map_or(Millis::MAX, Expiry::due).min(limits.old_at))
     }
 
-    /// When it has something to do by itself.
+    /// Returns the time at which the stream has something to write or to read without being woken.
     fn due(&self) -> Millis {
         let reads_from = Some(self.reads_from()).filter(|&from| from != 0).unwrap_or(Millis::MAX);
         self.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(self.time_limit()).min(reads_from)
     }
 
-    /// Nothing is to be read: rests until something is due.
+    /// Returns the heartbeat if it is due, as a comment or as `hub.live`. Otherwise sets the alarm.
     fn poll_clock(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
         let due = self.due();
-        // An alarm that is early costs one look; moving it at every event would cost more. While it has not
-        // rung nothing is due, and the clock need not be read. It is never set if nothing will be.
+        // An early alarm costs one poll, and moving the alarm at every event would cost more.
+        // Before the alarm nothing is due, so the clock is not read. If nothing will ever be due,
+        // both times are `Millis::MAX`, and no alarm is set.
         if self.handle.alarm_at() <= due {
             return Poll::Pending;
         }
         let now = self.hub.now();
         if now >= self.time_limit() {
-            // The next look begins with it.
+            // The next poll begins with `clock_step`.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -458,7 +499,7 @@ impl StreamDriver {
             heartbeat.wrote(false, now);
             if self.progress == Progress::CaughtUp
                 && reads
-                && !self.told_stale
+                && !self.reported_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
                 && let Some(live) = self.live()
             {
@@ -466,42 +507,44 @@ impl StreamDriver {
             }
             return Poll::Ready(Some(Step::Heartbeat));
         }
-        // Not far ahead: a stream that has gone is remembered for as long as its alarm.
+        // Not far ahead, because the worker keeps an entry for each alarm, also after the stream
+        // was dropped.
         let soon = now.saturating_add(millis(self.hub.settings().heartbeat));
         workers::set_alarm(&self.hub.inner, &self.handle, due.min(soon));
         Poll::Pending
     }
 
-    /// What the stream may read now: from memory, and if it comes back from before what is there, from
-    /// where the log is shared.
-    fn read(&self, batch: &mut Batch) -> Found {
+    /// Reads the records that are due: from memory, and older records of a stream that catches up
+    /// from the shared log.
+    fn read(&self, batch: &mut Batch) -> ReadOutcome {
         let (hub, handle) = (&self.hub, &self.handle);
-        batch.looks_back = hub.inner.shared_log.is_some();
+        batch.can_backfill = hub.inner.shared_log.is_some();
         for _ in 0..READS {
             hub.log().read(&handle.subscriber, batch);
-            match (batch.needs.take(), &hub.inner.shared_log) {
+            match (batch.needs_block_after.take(), &hub.inner.shared_log) {
                 (Some(after), Some(shared)) => {
-                    batch.past = shared.look_back(hub.log().base(), after, handle, hub.now());
-                    if batch.past.is_none() {
+                    batch.block = shared.find_block(hub.log().base(), after, handle, hub.now());
+                    if batch.block.is_none() {
                         hub.inner.ensure_shared_log();
-                        return Found::Waits;
+                        return ReadOutcome::Waits;
                     }
                 }
-                _ if batch.goes_on && batch.count() == 0 && batch.gap.is_empty() => {}
-                _ => return Found::All,
+                _ if batch.has_more && batch.count() == 0 && batch.gap.is_empty() => {}
+                _ => return ReadOutcome::Complete,
             }
         }
-        // Other streams get their turn after so many reads that found nothing.
+        // Yield after `READS` reads, so that this stream does not starve the others.
         handle.wake(hub.now());
-        Found::MayBeMore
+        ReadOutcome::MayBeMore
     }
 
+    /// Returns the step for a gap, or the end of a stream whose retention disconnects slow readers.
     fn gap_step(&mut self, batch: &mut Batch, caught_up: bool) -> Step {
         let (hub, handle) = (&self.hub, &self.handle);
         let was_too_slow = caught_up && batch.gap_reason.is_none();
         let topics: Vec<Topic> = batch.gap.iter().filter_map(Address::topic).cloned().collect();
         if was_too_slow {
-            hub.inner.lifecycles.tell(|| LifecycleEvent::Lagged {
+            hub.inner.lifecycles.send(|| LifecycleEvent::Lagged {
                 connection: Arc::new(ConnectionInfo::of(handle, hub.log().topics(&handle.subscriber), hub.now())),
                 topics: topics.clone(),
             });
@@ -515,19 +558,21 @@ impl StreamDriver {
         Step::Gap { reason, topics }
     }
 
-    /// Caught up; none while something older is still to be replayed.
+    /// Returns `hub.live`, or `None` while records from before the cursor are still to be replayed.
     fn live(&mut self) -> Option<Step> {
         let (position, topics) = self.hub.log().settled(&self.handle.subscriber)?;
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.wrote(true, self.hub.now());
         }
         self.progress = Progress::CaughtUp;
-        // If the log cannot be followed now, that is said again.
-        self.told_stale = false;
+        // `hub.live` cancels `hub.stale`. If the log still cannot be followed, the stream reports
+        // `hub.stale` again.
+        self.reported_stale = false;
         Some(Step::Live(position, topics))
     }
 
-    /// It is out of the registry and out of its channels before its last frame is written.
+    /// Returns the last frame. The connection is removed from the registry and its channels before
+    /// the frame is written, so that it no longer counts when its client reconnects.
     fn finish(&mut self, ending: Ending) -> Step {
         let ending = self.handle.end(ending);
         self.stage = Stage::Ending;
@@ -536,14 +581,14 @@ impl StreamDriver {
     }
 }
 
-/// What a read left.
+/// The outcome of a read without anything to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    /// Everything was read that there was.
-    All,
-    /// There may be more. The stream was woken to read on.
+enum ReadOutcome {
+    /// The stream has read everything.
+    Complete,
+    /// There may be more. The stream has woken itself to read on.
     MayBeMore,
-    /// Older records have to come from the shared log first, or the gap of a new epoch is not due
+    /// The stream waits for older records from the shared log, or the gap of a new epoch is not due
     /// yet.
     Waits,
 }

@@ -12,17 +12,17 @@ use crate::log::Batch;
 use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
 
 impl StreamDriver {
-    /// The next bytes, for a body. `None` at the end.
+    /// Returns the next bytes of the stream, for a body. `None` at the end.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
-        let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+        let mut batch = Batch { allows_pieces: true, ..Batch::default() };
         let step = ready!(self.poll_step(cx, &mut batch));
         Poll::Ready(step.map(|step| encode(step, &mut batch, self.hub().settings()).ok_or(Aborted)))
     }
 
-    /// The same as one HTTP/1.1 chunk, for a writer that has the socket to itself: shared bytes where
-    /// there are any, else in the scratch space, which is empty.
+    /// Returns the next bytes as one HTTP/1.1 chunk, for the hub's own writer. Bytes that several
+    /// streams share are returned, and other bytes are written to `scratch`, which must be empty.
     pub(crate) fn poll_chunk(&mut self, cx: &mut Context<'_>, scratch: &mut Vec<u8>) -> Poll<Option<Encoded>> {
-        let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+        let mut batch = Batch { allows_pieces: true, ..Batch::default() };
         let Some(step) = ready!(self.poll_step(cx, &mut batch)) else { return Poll::Ready(None) };
         if matches!(step, Step::Records)
             && let Some(piece) = batch.piece.take()
@@ -42,7 +42,7 @@ impl StreamDriver {
     }
 }
 
-/// The stream was to end with an error: [`StreamEnd::Abort`](crate::StreamEnd::Abort).
+/// The error of a body that ends by [`StreamEnd::Abort`](crate::StreamEnd::Abort).
 #[derive(Debug)]
 pub(crate) struct Aborted;
 
@@ -54,11 +54,11 @@ impl fmt::Display for Aborted {
 
 impl std::error::Error for Aborted {}
 
-/// The bytes of one step; none for an end with an error.
+/// Returns the bytes of one step, or `None` for an end with an error.
 fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
     let bytes = match step {
         Step::Records => match batch.piece.take() {
-            // Shared with every other stream that reads the same.
+            // The same bytes go to every stream that reads these records.
             Some(piece) => piece.chunk.into_inside(),
             None => records(batch, &[]),
         },
@@ -78,7 +78,7 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
     Some(bytes)
 }
 
-/// Several become one piece, so that they are written as one.
+/// Joins `before` and the frames of all records, so that the body returns them at once.
 fn records(batch: &Batch, before: &[u8]) -> Bytes {
     let size: usize = batch.records.iter().map(|picked| picked.record.frame.len()).sum();
     let mut out = Vec::with_capacity(before.len() + size);
@@ -91,10 +91,10 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
     batch.records.iter().for_each(|picked| picked.record.frame.write(out, batch.ordered));
 }
 
-/// Where the bytes of [`StreamDriver::poll_chunk`] are.
+/// The place of the bytes that [`StreamDriver::poll_chunk`] has encoded.
 pub(crate) enum Encoded {
     Shared(Bytes),
     Scratch,
-    /// There are none: it ends with an error.
+    /// The stream ends with an error, without bytes.
     Abort,
 }

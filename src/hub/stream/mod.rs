@@ -1,15 +1,18 @@
-//! The life of one open stream, from its request to its last frame.
+//! The life of an open stream, from its request to its last frame.
 //!
-//! 1. Limits, bans and the cursor are judged before a stream is opened, and bans once more when it can
-//!    be found ([`admission`]).
-//! 2. A command is noted before connections are looked up, so that it misses none that is being opened
-//!    ([`commands`]).
-//! 3. A stream registers its waker before it reads, so that it does not sleep on a record that it could
-//!    read ([`driver`]).
-//! 4. The end of a stream comes after the records that it has to follow ([`driver`]).
-//! 5. What a stream has to do by itself is decided without a clock: time is passed in ([`timers`]).
-//! 6. One file turns what a stream says into bytes, for bodies and for the hub's own writer ([`encode`]).
-//! 7. A connection is taken out of everything once ([`close`]).
+//! 1. The hub checks limits, bans and the cursor before it opens a stream. It checks the bans once
+//!    more after the connection has entered the registry and its channels ([`admission`]).
+//! 2. A command is recorded before connections are looked up. So it finds each connection that is
+//!    being opened, or that connection finds the record ([`commands`]).
+//! 3. A stream registers its waker before it reads. Otherwise it could sleep although a record is
+//!    due ([`driver`]).
+//! 4. A drained stream, or one that has reached its maximum age, ends after the records that were
+//!    published before ([`driver`]).
+//! 5. Heartbeats and expiry are computed from a time that the caller passes, without a clock
+//!    ([`timers`]).
+//! 6. Only one file turns the steps of a stream into bytes, for bodies and for the hub's own writer
+//!    ([`encode`]).
+//! 7. A connection leaves the registry, its channels and the counters once ([`close`]).
 
 pub(super) mod admission;
 pub(super) mod close;

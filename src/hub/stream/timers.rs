@@ -1,4 +1,4 @@
-//! When an open stream has something to do by itself. Pure: time is passed in.
+//! The heartbeat and the expiry of an open stream. Pure: the time is passed in.
 
 use std::num::NonZeroU32;
 
@@ -7,18 +7,21 @@ use tokio::time::Duration;
 use crate::hub::Settings;
 use crate::log::{Millis, millis};
 
-/// How long before the end of a subscription its page hears `hub.expiring`, at most half of the time that is left: enough
-/// for a request that renews the session.
+/// The time between `hub.expiring` and the end of the stream, enough for a request that renews the
+/// session. It is at most half of the time that remains.
 const NOTICE: Duration = Duration::from_secs(30);
-/// How long before its time a subscription ends at most.
+/// The maximum time by which a stream ends before its subscription expires, in milliseconds.
 const MOST_EARLY: Millis = 60_000;
 
+/// The timer of the heartbeat.
 #[derive(Debug)]
 pub(in crate::hub) struct Heartbeat {
-    /// In milliseconds; so much smaller than the rest that an absent one takes no room.
+    /// The interval in milliseconds. It is `NonZero`, so that `Option<Heartbeat>` takes no more
+    /// memory.
     every: NonZeroU32,
+    /// The time of the last write.
     written_at: Millis,
-    /// When an id was last written, in quarters of a second.
+    /// The time at which an id was last written, in units of [`QUARTER`].
     id_at: u32,
 }
 
@@ -40,26 +43,29 @@ impl Heartbeat {
         self.written_at + Millis::from(self.every.get())
     }
 
-    /// Whether the last id that was written is nearly too old to come back with.
+    /// Returns whether the last written id is nearly too old to resume with.
     pub(in crate::hub) fn needs_id(&self, settings: &Settings, now: Millis) -> bool {
-        // A cursor that is older than the grace may meet a floor that is not its own; stay well below.
+        // A cursor that is older than the grace period of channels may be below the
+        // `trimmed_through` that the hub keeps for all forgotten channels, and cause a gap without
+        // loss. A quarter leaves a margin.
         now >= Millis::from(self.id_at) * QUARTER + millis(settings.channel_grace()) / 4
     }
 }
 
-/// Of a second.
+/// The resolution of `id_at`, in milliseconds. With it, the time fits into 32 bits.
 const QUARTER: Millis = 250;
 
 fn quarters(time: Millis) -> u32 {
     u32::try_from(time / QUARTER).unwrap_or(u32::MAX)
 }
 
-/// How long a subscription lasts.
+/// The timer of the expiry of a subscription.
 #[derive(Debug)]
 pub(in crate::hub) struct Expiry {
-    /// What it was made from, to notice that it has been changed.
+    /// The time of expiry from which this timer was created. A recheck may change that time.
     given: Millis,
     notice_at: Millis,
+    /// Whether `hub.expiring` was written.
     notified: bool,
     end_at: Millis,
 }
@@ -67,12 +73,13 @@ pub(in crate::hub) struct Expiry {
 impl Expiry {
     pub(in crate::hub) fn new(given: Millis, now: Millis) -> Self {
         let remaining = given.saturating_sub(now);
-        // A little early, so that those who came together do not come back together.
+        // A random time early, so that clients that connected together do not reconnect together.
         let end_at = given - fastrand::u64(0..=(remaining / 10).min(MOST_EARLY));
         let notice = millis(NOTICE).min(remaining / 2);
         Self { given, notice_at: end_at.saturating_sub(notice).max(now), notified: false, end_at }
     }
 
+    /// Returns whether this timer was created for this time of expiry.
     pub(in crate::hub) fn is_of(&self, given: Millis) -> bool {
         self.given == given
     }
@@ -81,7 +88,7 @@ impl Expiry {
         now >= self.end_at
     }
 
-    /// How much time is left, once, when it is time to say so.
+    /// Returns the remaining time when the notice is due, once.
     pub(in crate::hub) fn take_notice(&mut self, now: Millis) -> Option<Duration> {
         if self.notified || now < self.notice_at {
             return None;
@@ -100,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_notice_comes_once_and_before_the_end_and_the_end_before_its_time() {
+    fn expiry_gives_notice_once_and_ends_at_most_a_minute_early() {
         for given in [1, 2, 10, 1_000, 100_000, 100_000_000] {
             let mut expiry = Expiry::new(given, 0);
             assert!(expiry.end_at <= given && expiry.end_at + MOST_EARLY >= given && expiry.end_at * 10 >= given * 9);

@@ -1,7 +1,8 @@
-//! Pauses of tasks that talk to a broker.
+//! Pauses of tasks that use a broker.
 //!
-//! After a failure a task waits. The pause doubles with each failure, from [`FIRST`] to [`LONGEST`], and is random
-//!    around that, so that instances which lost the same broker do not all come back at once.
+//! After a failure, a task pauses. The pause doubles with each failure, from [`FIRST`] to
+//! [`LONGEST`]. It is randomized, so that instances that lost the same broker do not all reconnect
+//! at once.
 
 use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, sleep};
@@ -13,7 +14,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(in crate::hub) struct BackOff {
     pause: Duration,
-    /// When the current attempt began.
+    /// The time at which the current attempt began.
     begun: Instant,
 }
 
@@ -22,7 +23,8 @@ impl BackOff {
         Self { pause: FIRST, begun: Instant::now() }
     }
 
-    /// Waits after an attempt that failed. An attempt that went on for longer than the longest pause begins anew.
+    /// Pauses after a failed attempt. If the attempt lasted longer than the longest pause, the
+    /// pauses start again with the first.
     pub(in crate::hub) async fn wait(&mut self) {
         if self.begun.elapsed() > LONGEST {
             self.pause = FIRST;
@@ -32,7 +34,8 @@ impl BackOff {
     }
 }
 
-/// Whether the caller can wait for a broker. A caller that cannot is refused instead: tokio's clock would panic.
+/// Whether the caller runs in a tokio runtime and can wait for a broker. Other callers must return
+/// an error, because tokio's timers would panic.
 pub(in crate::hub) fn can_wait() -> bool {
     Handle::try_current().is_ok()
 }
@@ -57,7 +60,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_attempt_makes_the_next_pause_short() {
+    async fn pause_is_short_after_a_long_attempt() {
         let mut back_off = BackOff::new();
         for _ in 0..8 {
             back_off.wait().await;

@@ -1,8 +1,9 @@
-//! A background task of a hub: how it runs, when there is work for it, and the slot that it runs in.
+//! A background task of a hub: its job, and the slot that it runs in.
 //!
-//! A caller stores work under a lock and then calls [`Background::ensure`]. The task ends by itself
-//! when it finds no work. The slot then asks `has_more`, which takes the lock of the work again. So no
-//! work is left without a task ([rule 4 of slots](super::slot)).
+//! A caller stores work under a lock, and then calls [`Background::ensure`]. The task ends by
+//! itself when it finds no work. The slot then calls `has_more`, which takes the lock of the work
+//! again. Otherwise work that was stored during the task's last poll would have no task ([rule 4 of
+//! slots](super::slot)).
 
 use std::sync::{Arc, Weak};
 
@@ -12,16 +13,19 @@ use tokio::sync::Notify;
 use super::slot::TaskSlot;
 use super::workers::{Host, home};
 
-/// What a background task does. `H` is what the hub holds.
+/// The functions of a background task. `H` is the state of the hub.
 pub(in crate::hub) struct Job<H> {
-    /// Runs until there is no work, or until the hub is gone. The notification wakes it before its own time.
+    /// Runs until there is no work, or until the hub is dropped. The notification wakes it early.
     pub(in crate::hub) run: fn(Weak<H>, Arc<Notify>) -> BoxFuture<'static, ()>,
-    /// Whether there is work for it. Each call of [`Background::ensure`] asks this while no task runs, so it is cheap.
+    /// Whether there is work. It must be cheap: while no task runs, every call of
+    /// [`Background::ensure`] calls it.
     pub(in crate::hub) has_work: fn(&Arc<H>) -> bool,
-    /// Whether there is work after all. Asked when the task has just ended by itself; it may do a part of the work.
+    /// Whether there is work after all, called when the task has just ended by itself. It may do a
+    /// part of the work.
     pub(in crate::hub) has_more: fn(&Arc<H>) -> bool,
 }
 
+/// A job, and the slot in which its task runs.
 pub(in crate::hub) struct Background<H: 'static> {
     slot: Arc<TaskSlot>,
     job: &'static Job<H>,
@@ -32,20 +36,20 @@ impl<H: Host> Background<H> {
         Self { slot: Arc::default(), job }
     }
 
-    /// Starts the task if there is work and no task that gets its turns. Without a runtime nothing happens: the first
-    /// caller that has one starts it.
+    /// Starts the task if there is work and no live task. Outside of a runtime it does nothing, and
+    /// the first caller in a runtime starts the task.
     pub(in crate::hub) fn ensure(&self, host: &Arc<H>) {
         if !self.is_attended(host) {
             start(&self.slot, self.job, host);
         }
     }
 
-    /// Whether a task gets its turns, or there is no work.
+    /// Whether a live task runs, or there is no work.
     pub(in crate::hub) fn is_attended(&self, host: &Arc<H>) -> bool {
         self.slot.is_attended() || !(self.job.has_work)(host)
     }
 
-    /// Wakes the task, because something may be due before it would look.
+    /// Wakes the task early, because work may be due before its next timer.
     pub(in crate::hub) fn rouse(&self) {
         self.slot.rouse();
     }

@@ -1,18 +1,21 @@
-//! A background task of the hub: one runs at a time, on a runtime that is alive.
+//! A slot in which one background task of the hub runs at a time, on a runtime that is alive.
 //!
-//! A runtime that is blocked, or that no thread drives, keeps its tasks and does not poll them. No drop guard runs
-//! there, so a task that has stopped is only noticed because it is polled no more.
+//! A runtime that is blocked, or that no thread drives, keeps its tasks and does not poll them. No
+//! drop guard runs there. So the only sign of a stopped task is that it is no longer polled.
 //!
-//! 1. Each poll of the task is a beat, and a timer polls it every [`BEAT`]. A beat that is older than [`OLD`] means
-//!    that the runtime does not run its tasks.
-//! 2. [`TaskSlot::ensure`] starts the task if none runs, and replaces one whose beat is old. It never replaces a task
-//!    on the caller's own runtime: the call itself shows that this one is alive.
-//! 3. A poll holds the slot's lock and checks the task's number first. So a task that was replaced does nothing more:
-//!    its next poll ends it. What a task does between two awaits needs no other protection against its successor.
-//!    For the same reason a task whose poll blocks its thread is not replaced before the poll returns.
-//! 4. Work is stored under a lock before `ensure` is called. A task that ends by itself leaves the slot and then checks
-//!    for work once more, under the same lock, because an `ensure` during its last poll saw a running task. Without
-//!    the lock both sides could miss each other: neither atomic is ordered against the other.
+//! 1. Each poll of the task is a beat, and a timer polls the task every [`BEAT`]. A beat that is
+//!    older than [`OLD`] means that the runtime does not run its tasks.
+//! 2. [`TaskSlot::ensure`] starts the task if none runs, and replaces a task whose beat is old. It
+//!    never replaces a task on the caller's own runtime, because the call shows that this runtime
+//!    is alive.
+//! 3. A poll holds the slot's lock, and first checks the task's number. So a replaced task does
+//!    nothing more, and its next poll ends it. The code between two awaits of a task needs no other
+//!    protection against the task's successor. For the same reason, a task whose poll blocks its
+//!    thread is not replaced before the poll returns.
+//! 4. Work is stored under a lock before `ensure` is called. A task that ends by itself vacates the
+//!    slot, and then checks for work once more under the same lock, because an `ensure` during its
+//!    last poll saw a running task. Without the lock, both sides could miss each other: neither
+//!    atomic is ordered against the other.
 
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -26,17 +29,18 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
-/// How often a task on a live runtime is polled at least.
+/// The maximum time between two polls of a task on a live runtime.
 const BEAT: Duration = Duration::from_millis(200);
-/// The same at most, on a clock that a test moves.
-const RAREST_BEAT: Duration = Duration::from_secs(3600);
-/// See [`is_old`].
+/// The maximum time between two beats on a simulated clock.
+const LONGEST_BEAT: Duration = Duration::from_secs(3600);
+/// The age at which a beat [is old](is_old).
 const OLD: Duration = Duration::from_millis(500);
 
-/// In place of a beat: no task runs.
+/// The value of a beat when no task runs.
 const VACANT: u64 = u64::MAX;
 
-/// Milliseconds since the first call. Not tokio's clock: a paused clock says nothing of a runtime's life.
+/// Returns the milliseconds since the first call. It does not use tokio's clock, because the
+/// progress of a paused clock does not show that a runtime is alive.
 pub(in crate::hub) fn clock() -> u64 {
     static START: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
     u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
@@ -51,15 +55,16 @@ fn is_old_at(beat: u64, now: u64) -> bool {
     now.saturating_sub(beat) > OLD.as_millis() as u64
 }
 
-/// The times of the beats on a runtime.
+/// The schedule of the beats on a runtime.
 ///
-/// A test may pause tokio's clock and let it run through weeks. Beats five times a second would take it hours, so they
-/// become rarer while that clock is faster than the real one.
+/// A test may pause tokio's clock and let it run through weeks. With five beats per simulated
+/// second such a test would take hours, so beats become rarer while that clock is faster than the
+/// real one.
 #[derive(Debug)]
 pub(in crate::hub) struct Beats {
     every: Duration,
     last: Instant,
-    /// The last one by [`clock`].
+    /// The time of the last beat by [`clock`].
     last_real: u64,
 }
 
@@ -68,33 +73,36 @@ impl Beats {
         Self { every: BEAT, last: Instant::now(), last_real: clock() }
     }
 
-    /// The next one, after one was due.
+    /// Returns the time of the next beat, after a beat was due.
     pub(in crate::hub) fn next(&mut self) -> Instant {
         let (now, now_real) = (Instant::now(), clock());
         let real = Duration::from_millis(now_real.saturating_sub(self.last_real));
         let is_simulated = now.saturating_duration_since(self.last) > real * 2 + BEAT / 4;
-        self.every = if is_simulated { (self.every * 2).min(RAREST_BEAT) } else { BEAT };
+        self.every = if is_simulated { (self.every * 2).min(LONGEST_BEAT) } else { BEAT };
         (self.last, self.last_real) = (now, now_real);
         now + self.every
     }
 }
 
+/// A slot for one background task.
 #[derive(Debug)]
 pub(in crate::hub) struct TaskSlot {
-    /// The number of the newest task. Held while a task is polled.
+    /// The number of the newest task. The lock is held while a task is polled.
     number: Mutex<u64>,
-    /// The same, to be read without the lock.
+    /// The number of the newest task, to be read without the lock.
     newest: AtomicU64,
-    /// When the task was polled last, or [`VACANT`].
+    /// The time of the task's last poll, or [`VACANT`].
     beat: AtomicU64,
     seat: Mutex<Seat>,
 }
 
+/// The runtime and the notification of the newest task.
 #[derive(Debug, Default)]
 struct Seat {
     /// The runtime of the task.
     runtime: Option<Id>,
-    /// Wakes the task before its own time. Each task has its own: one that was replaced must not take a wake-up.
+    /// Wakes the task early. Each task has a separate notification, so that a replaced task cannot
+    /// consume a wake-up of its successor.
     roused: Arc<Notify>,
 }
 
@@ -110,7 +118,7 @@ impl Default for TaskSlot {
 }
 
 impl TaskSlot {
-    /// Whether a task runs here that gets its turns.
+    /// Whether a live task runs in this slot.
     pub(in crate::hub) fn is_attended(&self) -> bool {
         self.is_attended_at(clock())
     }
@@ -124,13 +132,13 @@ impl TaskSlot {
         !is_old_at(beat, now) || is_here()
     }
 
-    /// Wakes the task, because something may be due before it would look.
+    /// Wakes the task early, because work may be due before its next timer.
     pub(in crate::hub) fn rouse(&self) {
         self.seat.lock().roused.notify_one();
     }
 
-    /// Starts the task on `runtime` unless it is [attended](Self::is_attended). `check` runs after the task has ended
-    /// by itself, and starts it again if there is work.
+    /// Starts the task on `runtime` unless the slot is [attended](Self::is_attended). `check` runs
+    /// after the task has ended by itself, and starts it again if there is work.
     pub(in crate::hub) fn ensure(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -142,18 +150,19 @@ impl TaskSlot {
         let Some(number) = self.claim(seat, clock()) else { return };
         let slot = Arc::clone(self);
         let future = Some(task(roused));
-        // Without a lock: a runtime that is shutting down drops the task at once.
+        // Spawn without a lock: a runtime that is shutting down drops the task in this call, and
+        // the drop takes the lock.
         runtime.spawn(Task { slot, number, future, tick: None, check: Some(Box::new(check)) });
     }
 
-    /// Makes room for a new task, and returns its number. `None` if one runs.
+    /// Claims the slot for a new task, and returns its number, or `None` if a task runs.
     fn claim(&self, seat: Seat, now: u64) -> Option<u64> {
         if self.is_attended_at(now) {
             return None;
         }
-        // Else it is being polled at this moment, or replaced by another caller.
+        // If the lock is held, the task is being polled, or another caller is replacing it.
         let mut number = self.number.try_lock()?;
-        // Another caller may have been faster.
+        // Another caller may have claimed the slot before this one got the lock.
         if self.is_attended_at(now) {
             return None;
         }
@@ -164,9 +173,10 @@ impl TaskSlot {
         Some(*number)
     }
 
-    /// The turn of a task. `None` if it was replaced.
+    /// Begins a poll of a task, or returns `None` if the task was replaced.
     fn turn(&self, number: u64, now: u64) -> Option<MutexGuard<'_, u64>> {
-        // Without the lock: the successor may be in a long poll, and its predecessor's thread has nothing to wait for.
+        // Checked without the lock first: the successor may be in a long poll, for which the thread
+        // of the replaced task should not wait.
         if self.newest.load(Ordering::Acquire) != number {
             return None;
         }
@@ -178,13 +188,13 @@ impl TaskSlot {
         Some(turn)
     }
 
-    /// The beat at the end of a poll: a long poll does not make the beat old.
+    /// Sets the beat at the end of a poll, so that a long poll does not make the beat old.
     fn has_polled(&self, _: &MutexGuard<'_, u64>, now: u64) {
         self.beat.store(now, Ordering::Release);
     }
 
-    /// The task has ended by itself, or its runtime has dropped it.
-    fn leave(&self, turn: MutexGuard<'_, u64>) {
+    /// Vacates the slot, after the task has ended by itself or its runtime has dropped it.
+    fn vacate(&self, turn: MutexGuard<'_, u64>) {
         self.beat.store(VACANT, Ordering::Release);
         drop(turn);
     }
@@ -194,7 +204,7 @@ impl TaskSlot {
 struct Task {
     slot: Arc<TaskSlot>,
     number: u64,
-    /// Dropped when it has ended or was replaced.
+    /// The job, until it has ended.
     future: Option<BoxFuture<'static, ()>>,
     tick: Option<(Pin<Box<Sleep>>, Beats)>,
     check: Option<Box<dyn FnOnce() + Send>>,
@@ -218,7 +228,7 @@ impl Future for Task {
             return Poll::Pending;
         }
         this.future = None;
-        slot.leave(turn);
+        slot.vacate(turn);
         if let Some(check) = this.check.take() {
             check();
         }
@@ -227,14 +237,14 @@ impl Future for Task {
 }
 
 impl Drop for Task {
-    /// Its runtime is gone.
+    /// Vacates the slot when the runtime drops an unfinished task.
     fn drop(&mut self) {
-        // What it holds may come back here when it is dropped.
+        // Taken out first and dropped last: its drop may use this slot, whose lock is then free.
         let unfinished = self.future.take();
         if unfinished.is_some()
             && let Some(turn) = self.slot.turn(self.number, VACANT)
         {
-            self.slot.leave(turn);
+            self.slot.vacate(turn);
         }
     }
 }
@@ -246,7 +256,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_is_not_replaced_after_a_long_poll() {
+    async fn task_is_not_replaced_after_a_long_poll() {
         let slot = Arc::<TaskSlot>::default();
         let (polled, was_polled) = tokio::sync::oneshot::channel();
         let task = |_| {
@@ -259,13 +269,14 @@ mod tests {
         };
         slot.ensure(&Handle::current(), task, || {});
         was_polled.await.unwrap();
-        // A thread without a runtime judges by the beat alone.
-        let judged = std::thread::spawn(move || slot.is_attended());
-        assert!(judged.join().unwrap());
+        // Outside of the task's runtime, only the beat shows that the task is alive.
+        let is_attended = std::thread::spawn(move || slot.is_attended());
+        assert!(is_attended.join().unwrap());
     }
 }
 
-/// Run by loom in every order that the atomics and locks allow, like the models of the log.
+/// Models that loom runs in every order that the atomics and locks allow, like the models of the
+/// log.
 #[cfg(all(test, tower_sse_loom))]
 mod interleavings {
     use loom::thread;
@@ -281,7 +292,7 @@ mod interleavings {
         builder.check(check);
     }
 
-    /// One poll of a task, from one time to another: no other task is being polled meanwhile.
+    /// Polls a task from one time to another, and checks that no other task is polled meanwhile.
     fn poll(slot: &TaskSlot, is_running: &AtomicBool, number: u64, begins: u64, ends: u64) -> bool {
         let Some(turn) = slot.turn(number, begins) else { return false };
         assert!(!is_running.swap(true, Ordering::AcqRel), "two tasks are polled at once");
@@ -292,7 +303,7 @@ mod interleavings {
     }
 
     #[test]
-    fn a_task_that_was_replaced_is_never_polled_again() {
+    fn replaced_task_is_never_polled_again() {
         model(|| {
             let (slot, is_running) = (Arc::<TaskSlot>::default(), Arc::new(AtomicBool::new(false)));
             let first = slot.claim(Seat::default(), 0).unwrap();
@@ -303,7 +314,7 @@ mod interleavings {
                     poll(&slot, &is_running, first, LATER, LATER);
                 }
             });
-            // At that time the beat of the first is old, unless it was polled meanwhile.
+            // The beat of the first task is old now, unless it was polled meanwhile.
             if let Some(second) = slot.claim(Seat::default(), LATER) {
                 assert!(poll(&slot, &is_running, second, LATER, LATER));
                 assert!(!poll(&slot, &is_running, first, LATER, LATER));
@@ -312,9 +323,10 @@ mod interleavings {
         });
     }
 
-    /// A poll begins early and ends late. A caller that comes late starts another task before the poll, or none.
+    /// A poll begins early and ends late. A late caller starts another task before the poll, or
+    /// none.
     #[test]
-    fn a_task_is_not_replaced_during_or_after_a_long_poll() {
+    fn task_is_not_replaced_during_or_after_a_long_poll() {
         model(|| {
             let (slot, is_running) = (Arc::<TaskSlot>::default(), Arc::new(AtomicBool::new(false)));
             let first = slot.claim(Seat::default(), 0).unwrap();
@@ -329,7 +341,7 @@ mod interleavings {
     }
 
     #[test]
-    fn two_callers_start_one_task() {
+    fn concurrent_callers_start_one_task() {
         model(|| {
             let slot = Arc::<TaskSlot>::default();
             let other = thread::spawn({
@@ -342,9 +354,9 @@ mod interleavings {
         });
     }
 
-    /// Work is stored, then a task is ensured. The task in the slot ends at that moment because it found no work.
+    /// A caller stores work and ensures a task, while the task in the slot ends without work.
     #[test]
-    fn work_that_comes_while_a_task_ends_gets_a_task() {
+    fn work_gets_a_task_when_it_is_stored_while_a_task_ends() {
         model(|| {
             let (slot, work) = (Arc::<TaskSlot>::default(), Arc::new(Mutex::new(false)));
             let first = slot.claim(Seat::default(), 0).unwrap();
@@ -355,8 +367,8 @@ mod interleavings {
                     if *work.lock() {
                         return true;
                     }
-                    slot.leave(turn);
-                    // The check after the end.
+                    slot.vacate(turn);
+                    // The check after the end of the task.
                     *work.lock() && slot.claim(Seat::default(), 0).is_some()
                 }
             });

@@ -1,14 +1,16 @@
-//! A worker on each runtime that polls streams. It wakes streams when something of their own is due, wakes the many
-//! listeners that a publisher left to be woken, and starts the hub's background tasks where none runs.
+//! Workers: one task on each runtime that polls streams.
 //!
-//! A timer in every stream would take more memory than all else that an idle one needs.
+//! A worker wakes streams whose alarm is due, wakes the many listeners that publishers leave to it,
+//! and starts background tasks of the hub that do not run. Streams have no timers, because a timer
+//! takes more memory than the rest of an idle stream.
 //!
-//! 1. A runtime gets a worker when a stream is opened on it, is first polled on it, or sets an alarm on it. The worker
-//!    lives until its runtime drops it, or until no stream is open.
-//! 2. Every worker looks after the same queue of listeners and the same [task slots](super::slot). So a runtime that
-//!    is not driven, that is blocked or that is gone delays only the streams that are polled on it.
-//! 3. What a worker has not rung for when its runtime drops it is woken, and set again by the streams that are still
-//!    polled elsewhere.
+//! 1. A runtime gets a worker when a stream is opened on it, is first polled on it, or sets an
+//!    alarm on it. The worker lives until its runtime drops it, or until no stream is open.
+//! 2. All workers serve the same queue of listeners and the same [task slots](super::slot). So a
+//!    runtime that is not driven, that is blocked or that has ended delays only the streams that
+//!    are polled on it.
+//! 3. When a runtime drops its worker, the streams with pending alarms are woken. Those that
+//!    another runtime still polls set their alarms again.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
@@ -22,15 +24,15 @@ use super::slot::{Beats, clock, is_old};
 use crate::log::Millis;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
-/// What is due within this many milliseconds is rung for together, at the end of them.
+/// The resolution of alarms, in milliseconds. Alarms of the same tick ring together at its end.
 const TICK: Millis = 8;
-/// How many streams are woken before others get their turn.
+/// The number of streams that a worker wakes before it yields to other tasks.
 const BATCH: usize = 256;
-/// After how long without progress publishers help to wake listeners, in milliseconds: every worker's runtime may be
-/// blocked.
+/// The time without progress after which publishers wake listeners themselves, in milliseconds,
+/// because the runtimes of all workers may be blocked.
 const HELP_AFTER: u64 = 20;
 
-/// What workers look after: a hub with its log, its streams and its background tasks.
+/// The state that workers serve: a hub with its log, its streams and its background tasks.
 pub(in crate::hub) trait Host: Send + Sync + 'static {
     type Stream: Alarm;
 
@@ -42,30 +44,32 @@ pub(in crate::hub) trait Host: Send + Sync + 'static {
     fn has_streams(&self) -> bool;
     /// Whether listeners wait to be woken.
     fn has_deferred(&self) -> bool;
-    /// Wakes some of them. Returns whether there are more.
+    /// Wakes some of these listeners. Returns whether there are more.
     fn wake_deferred(&self) -> bool;
 }
 
-/// A stream that a worker wakes when something of its own is due.
+/// A stream that a worker wakes at a time that the stream sets.
 pub(in crate::hub) trait Alarm: Send + Sync + 'static {
     fn set_alarm(&self, at: Millis);
-    /// Wakes the stream, unless its alarm was set to another time since.
+    /// Wakes the stream, unless its alarm has since been set to another time.
     fn ring(&self, is_of: impl Fn(Millis) -> bool, now: Millis);
 }
 
+/// The workers of a hub.
 pub(in crate::hub) struct Workers<S> {
     table: Mutex<HashMap<Id, Worker<S>>>,
-    /// Listeners wait to be woken, and the workers know it.
+    /// Whether listeners wait to be woken and the workers have been notified.
     waking: AtomicBool,
-    /// When a worker woke some of them last, or was told to.
+    /// The time at which a worker last woke some of them, or was notified.
     woke_at: AtomicU64,
 }
 
+/// The state of the worker of one runtime.
 struct Worker<S> {
     runtime: Handle,
-    /// When it had its last turn.
+    /// The time of the worker's last round.
     beat: u64,
-    /// Streams by the tick at which they are due.
+    /// Streams by the tick at which their alarm is due.
     by_tick: BTreeMap<u64, Vec<Weak<S>>>,
     roused: Arc<Notify>,
 }
@@ -87,11 +91,10 @@ pub(in crate::hub) fn ensure<H: Host>(host: &Arc<H>) {
     with_worker(host, |_| {});
 }
 
-/// Wakes a stream when this time has come, and not when another was set before. Not, if there is no
-/// runtime here that could.
+/// Sets the alarm of a stream, in place of an earlier one. Outside of a runtime it does nothing.
 pub(in crate::hub) fn set_alarm<H: Host>(host: &Arc<H>, stream: &Arc<H::Stream>, due: Millis) {
     with_worker(host, |worker| {
-        // Before it can ring.
+        // The lock is held, so the alarm cannot ring before it is set.
         stream.set_alarm(due);
         let tick = due.div_ceil(TICK);
         let is_first = worker.by_tick.first_key_value().is_none_or(|(first, _)| tick < *first);
@@ -102,6 +105,7 @@ pub(in crate::hub) fn set_alarm<H: Host>(host: &Arc<H>, stream: &Arc<H::Stream>,
     });
 }
 
+/// Changes the worker of the current runtime, and starts it if there is none.
 fn with_worker<H: Host>(host: &Arc<H>, change: impl FnOnce(&mut Worker<H::Stream>)) {
     let Ok(runtime) = Handle::try_current() else { return };
     let id = runtime.id();
@@ -116,15 +120,17 @@ fn with_worker<H: Host>(host: &Arc<H>, change: impl FnOnce(&mut Worker<H::Stream
             true
         }
     };
-    // Not under the lock: a runtime that is shutting down drops the task at once.
+    // Unlock before the spawn: a runtime that is shutting down drops the task in that call, and the
+    // drop takes the lock.
     drop(table);
     if is_new {
         runtime.spawn(work(Seat { host: Arc::downgrade(host), runtime: id, has_left: false }));
     }
 }
 
-/// Where a background task is to run: on the current runtime if streams are polled there, else on one where they are,
-/// since a publisher's own may not be driven. `None` if there is no runtime, or none that runs its tasks.
+/// Returns the runtime for a background task: the current runtime if it polls streams, else the
+/// runtime of the most recently active worker. A publisher's own runtime may not be driven, and is
+/// only used if no worker is alive. `None` if there is no runtime at all.
 pub(in crate::hub) fn home<H: Host>(host: &H) -> Option<Handle> {
     let current = Handle::try_current().ok();
     let table = host.workers().table.lock();
@@ -135,7 +141,8 @@ pub(in crate::hub) fn home<H: Host>(host: &H) -> Option<Handle> {
     newest.filter(|worker| !is_old(worker.beat)).map(|worker| worker.runtime.clone()).or(current)
 }
 
-/// After an append: has those woken whom the log left to be woken, if there are any.
+/// Notifies the workers after an append, if listeners wait to be woken. If no worker makes
+/// progress, the caller wakes listeners itself.
 pub(in crate::hub) fn wake_rest<H: Host>(host: &H) {
     if !host.has_deferred() {
         return;
@@ -154,19 +161,22 @@ pub(in crate::hub) fn wake_rest<H: Host>(host: &H) {
     }
 }
 
-/// Wakes some of those who wait to be woken. Returns whether there are more.
+/// Wakes some of the waiting listeners. Returns whether there are more.
 fn wake_some<H: Host>(host: &H) -> bool {
     let workers = host.workers();
     if host.wake_deferred() {
-        // While this batch was out of the queue, another worker may have found it empty and taken the flag down.
+        // While this batch was out of the queue, another worker may have found the queue empty and
+        // cleared the flag.
         workers.waking.store(true, Ordering::Release);
         return true;
     }
     workers.waking.store(false, Ordering::Release);
-    // A publisher that marked a channel before the flag went down has relied on this.
+    // A publisher that queued a channel before the flag was cleared has notified no worker, so
+    // check again.
     host.has_deferred() && !workers.waking.swap(true, Ordering::AcqRel)
 }
 
+/// Runs a worker until no stream is open.
 async fn work<H: Host>(mut seat: Seat<H>) {
     let (mut beats, mut next_beat) = (Beats::new(), Instant::now());
     loop {
@@ -185,7 +195,7 @@ async fn work<H: Host>(mut seat: Seat<H>) {
         }
         if Instant::now() >= next_beat {
             next_beat = beats.next();
-            // A mark that its publisher could not announce, because no worker was there.
+            // A publisher may have queued listeners when there was no worker to notify.
             wake_rest(&*host);
             if host.has_streams() {
                 host.ensure_tasks();
@@ -196,7 +206,7 @@ async fn work<H: Host>(mut seat: Seat<H>) {
             let Entry::Occupied(mut entry) = table.entry(seat.runtime) else { return };
             let next = entry.get().by_tick.first_key_value().map(|(tick, _)| host.instant(tick * TICK));
             if next.is_none() && !host.has_streams() && !host.has_deferred() {
-                // A stream that is opened from here on gets another.
+                // A stream that is opened from here on starts another worker.
                 seat.has_left = true;
                 entry.remove();
                 return;
@@ -211,7 +221,8 @@ async fn work<H: Host>(mut seat: Seat<H>) {
         } else {
             let is_roused = timeout_at(next, roused.notified()).await.is_ok();
             if is_roused {
-                // A publisher may be about to publish more, and each listener then reads it at one go.
+                // Yield first: a publisher may be about to publish more, and each listener then
+                // reads all of it in one poll.
                 tokio::task::yield_now().await;
             }
         }
@@ -219,14 +230,14 @@ async fn work<H: Host>(mut seat: Seat<H>) {
 }
 
 impl<S> Workers<S> {
-    /// Wakes every worker. Returns whether there is one.
+    /// Wakes every worker. Returns whether there is any.
     fn rouse(&self) -> bool {
         let table = self.table.lock();
         table.values().for_each(|worker| worker.roused.notify_one());
         !table.is_empty()
     }
 
-    /// The streams that are due on a runtime, some of them if there are many.
+    /// Removes and returns up to [`BATCH`] streams of a runtime whose alarms are due.
     fn take_due(&self, runtime: Id, now: Millis) -> Vec<(u64, Weak<S>)> {
         let mut table = self.table.lock();
         let Some(worker) = table.get_mut(&runtime) else { return Vec::new() };
@@ -246,10 +257,11 @@ impl<S> Workers<S> {
     }
 }
 
-/// The place of a worker in the table.
+/// The entry of a worker in the table. Its drop removes the entry.
 struct Seat<H: Host> {
     host: Weak<H>,
     runtime: Id,
+    /// Whether the worker has removed the entry itself.
     has_left: bool,
 }
 
@@ -259,14 +271,16 @@ impl<H: Host> Drop for Seat<H> {
             && !self.has_left
         {
             let worker = host.workers().table.lock().remove(&self.runtime);
-            // On a runtime without time no worker can live. A stream that is woken would start the next one, and so on.
+            // A worker panics on a runtime without a time driver. Do not wake its streams: each
+            // would start another worker, which would panic too.
             if std::thread::panicking() {
                 return;
             }
             let now = host.now();
-            let left = worker.into_iter().flat_map(|worker| worker.by_tick.into_values().flatten());
-            left.filter_map(|stream| stream.upgrade()).for_each(|stream| stream.ring(|_| true, now));
-            // The others were told too, but it may have been the last.
+            let pending = worker.into_iter().flat_map(|worker| worker.by_tick.into_values().flatten());
+            pending.filter_map(|stream| stream.upgrade()).for_each(|stream| stream.ring(|_| true, now));
+            // All workers are notified of waiting listeners. If this was the last worker, wake them
+            // here.
             if host.workers().table.lock().is_empty() {
                 while host.has_deferred() && wake_some(&*host) {}
             }

@@ -1,8 +1,10 @@
-//! Background work of one instance. It runs in [task slots](super::tasks).
+//! The background work of one instance: housekeeping and rechecks.
 //!
-//! 1. Records past their age, users past their grace and streams that have stalled are found by one
-//!    task ([`sweep`]).
-//! 2. A connection whose access is to be checked again is in the schedule, is being checked, or is gone
+//! Each of the two is one task, which runs in a [slot](super::tasks).
+//!
+//! 1. The housekeeping finds records past their age, users past their grace period and streams that
+//!    have stalled ([`sweep`]).
+//! 2. A connection that is rechecked is in the schedule, is being checked, or has left the registry
 //!    ([`schedule`] and [`recheck`]).
 
 pub(super) mod recheck;

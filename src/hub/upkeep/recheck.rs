@@ -1,9 +1,12 @@
-//! Authority that is looked at again while a stream is open.
+//! Rechecks: the periodic re-authorization of open streams by their access hooks.
 //!
-//! 1. A connection whose hook can be asked again stands in the schedule, or is being asked, or is settled or gone.
-//! 2. One task asks, a bounded number at a time, in a [task slot](crate::hub::tasks::slot); it lives
-//!    while there is something in the schedule. If it is replaced, its successor asks again about
-//!    those that it was asking about.
+//! 1. A connection whose hook can recheck it is in the schedule, is being checked, needs no further
+//!    check ([`Recheck::Settled`]), or has left the registry.
+//! 2. One task calls the hooks, at most [`MAX_RECHECKS`] at a time, in a [task
+//!    slot](crate::hub::tasks::slot). It runs while there are checks. A task that replaces it calls
+//!    the unfinished hooks again.
+//! 3. A check never adds a topic. It removes the topics that the hook no longer grants, sets a new
+//!    expiry, or ends the stream ([`Hub::apply_verdict`]).
 
 use std::cmp::Reverse;
 use std::panic::AssertUnwindSafe;
@@ -23,52 +26,54 @@ use crate::log::{Millis, millis};
 use crate::types::refusal::{Kind, Refusal};
 use crate::types::{EndReason, Expiry, Recheck, Reconnect, Subscription, Topic};
 
-/// How many streams are asked about at a time. More would let one interval's questions reach the database of the
-/// application at once; with fewer, a hook that takes 10 ms could not keep up with a few thousand streams.
+/// The maximum number of hooks that run at a time. With more, all rechecks of an interval could
+/// reach the database of the application at once. With fewer, a hook that takes 10 ms could not
+/// keep up with a few thousand streams.
 const MAX_RECHECKS: usize = 64;
-/// How often in a row a recheck may fail before the stream ends.
+/// The number of successive failed rechecks that ends a stream.
 const FAILURES: u8 = 2;
-/// For how long a stream stays away whose hook says "never" and no time.
-const NEVER: Duration = Duration::from_secs(86_400);
+/// The duration of the ban of a client whose hook returns `Refusal::gone`, which has no duration.
+const GONE_FOR: Duration = Duration::from_secs(86_400);
 
-/// Two times of expiry that are as close as this are one, in milliseconds.
-const SAME_TIME: Millis = 100;
+/// The difference up to which two times of expiry count as equal, in milliseconds.
+const EXPIRY_TOLERANCE: Millis = 100;
 
-/// What came of one check; no verdict if the hook panicked or took too long.
-struct Answer {
+/// The result of one check.
+struct Outcome {
     check: Check,
     handle: Arc<ConnectionHandle>,
-    asked_at: Millis,
-    /// The topics that the hook was asked about. What was joined since is for the next time.
+    started_at: Millis,
+    /// The topics that the hook received. Topics that were joined since are part of the next check.
     topics: Vec<Topic>,
+    /// `None` if the hook panicked or timed out.
     verdict: Option<Recheck>,
 }
 
 pub(in crate::hub) static JOB: Job<Inner> =
-    Job { run: |hub, roused| ask_all(hub, roused).boxed(), has_work: has_checks, has_more: has_checks };
+    Job { run: |hub, roused| run(hub, roused).boxed(), has_work: has_checks, has_more: has_checks };
 
 fn has_checks(inner: &Arc<Inner>) -> bool {
     !inner.rechecks.schedule.lock().is_empty()
 }
 
-async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
+async fn run(hub: Weak<Inner>, roused: Arc<Notify>) {
     if let Some(inner) = hub.upgrade() {
-        // Those that a task on another runtime was asking about.
+        // Repeats the checks that a replaced task has not finished.
         let mut schedule = inner.rechecks.schedule.lock();
-        let asked = std::mem::take(&mut schedule.asking);
-        schedule.due.extend(asked.into_iter().map(Reverse));
+        let unfinished = std::mem::take(&mut schedule.running);
+        schedule.due.extend(unfinished.into_iter().map(Reverse));
     }
-    let mut asking = FuturesUnordered::new();
+    let mut checks = FuturesUnordered::new();
     loop {
         let Some(inner) = hub.upgrade() else { return };
-        while asking.len() < MAX_RECHECKS
+        while checks.len() < MAX_RECHECKS
             && let Some((check, handle)) = inner.next_check()
         {
-            asking.push(inner.ask(check, handle));
+            checks.push(inner.check_access(check, handle));
         }
         let next = inner.rechecks.schedule.lock().due.peek().map(|Reverse(check)| inner.instant(check.at));
-        let is_full = asking.len() >= MAX_RECHECKS;
-        if asking.is_empty() && next.is_none() {
+        let is_full = checks.len() >= MAX_RECHECKS;
+        if checks.is_empty() && next.is_none() {
             return;
         }
         drop(inner);
@@ -79,26 +84,26 @@ async fn ask_all(hub: Weak<Inner>, roused: Arc<Notify>) {
                 None => roused.notified().await,
             }
         };
-        let answered = async {
-            match asking.next().await {
-                Some(answer) => answer,
+        let finished = async {
+            match checks.next().await {
+                Some(outcome) => outcome,
                 None => futures::future::pending().await,
             }
         };
-        let answer = match select(std::pin::pin!(answered), std::pin::pin!(wait)).await {
-            Either::Left((answer, _)) => Some(answer),
+        let outcome = match select(std::pin::pin!(finished), std::pin::pin!(wait)).await {
+            Either::Left((outcome, _)) => Some(outcome),
             Either::Right(_) => None,
         };
-        if let Some(answer) = answer
+        if let Some(outcome) = outcome
             && let Some(inner) = hub.upgrade()
         {
-            Hub { inner }.answered(answer);
+            Hub { inner }.apply_verdict(outcome);
         }
     }
 }
 
 impl Inner {
-    /// The next check that is due, of a connection that is still there.
+    /// Takes the next check that is due, of a connection that is still open.
     fn next_check(&self) -> Option<(Check, Arc<ConnectionHandle>)> {
         let now = self.now();
         let (check, handle) = self.rechecks.next(now, |connection| self.registry.find(connection))?;
@@ -108,25 +113,27 @@ impl Inner {
         Some((check, handle))
     }
 
-    fn ask(&self, check: Check, handle: Arc<ConnectionHandle>) -> BoxFuture<'static, Answer> {
+    /// Calls the hook of a connection.
+    fn check_access(&self, check: Check, handle: Arc<ConnectionHandle>) -> BoxFuture<'static, Outcome> {
         let subscription = self.subscription_of(&handle);
-        let (asked_at, topics) = (self.now(), subscription.topics.to_vec());
+        let (started_at, topics) = (self.now(), subscription.topics.to_vec());
         let limit = self.settings.access_timeout;
         async move {
-            let asked = async {
+            let called = async {
                 match handle.authority() {
                     Some(authority) => Arc::clone(authority).recheck(subscription).await,
                     None => Recheck::Settled,
                 }
             };
-            // The hook only reads what it holds; what a panic leaves behind in it is the hook's own affair.
-            let verdict = timeout(limit, AssertUnwindSafe(asked).catch_unwind()).await;
-            Answer { check, handle, asked_at, topics, verdict: verdict.ok().and_then(Result::ok) }
+            // Unwind safety: the call only reads the handle. The state that a panic leaves in the
+            // hook is the responsibility of the hook.
+            let verdict = timeout(limit, AssertUnwindSafe(called).catch_unwind()).await;
+            Outcome { check, handle, started_at, topics, verdict: verdict.ok().and_then(Result::ok) }
         }
         .boxed()
     }
 
-    /// What a connection has now.
+    /// Builds a subscription from the current state of a connection, as the argument of the hook.
     fn subscription_of(&self, handle: &ConnectionHandle) -> Subscription {
         let mut subscription = Subscription::anonymous();
         subscription.user = handle.user().cloned();
@@ -143,10 +150,11 @@ impl Inner {
 }
 
 impl Hub {
-    fn answered(&self, Answer { check, handle, asked_at, topics, verdict }: Answer) {
+    /// Applies the result of a check, and schedules the next check.
+    fn apply_verdict(&self, Outcome { check, handle, started_at, topics, verdict }: Outcome) {
         let mut schedule = self.inner.rechecks.schedule.lock();
-        if let Some(index) = schedule.asking.iter().position(|asked| asked.connection == check.connection) {
-            schedule.asking.swap_remove(index);
+        if let Some(index) = schedule.running.iter().position(|running| running.connection == check.connection) {
+            schedule.running.swap_remove(index);
         }
         drop(schedule);
         if handle.is_gone() {
@@ -172,28 +180,31 @@ impl Hub {
             return self.revoke(&handle, &Refusal::forbidden());
         }
         let interval = millis(self.settings().recheck_interval());
-        if self.inner.rechecks.add(Check { failures, ..check }, asked_at, interval) {
+        if self.inner.rechecks.add(Check { failures, ..check }, started_at, interval) {
             self.inner.tasks.recheck.rouse();
         }
     }
 
+    /// Removes the topics that the hook no longer grants, and sets a new expiry.
     fn narrow(&self, handle: &Arc<ConnectionHandle>, had: &[Topic], subscription: &Subscription) {
         for topic in had.iter().filter(|topic| !subscription.grants(topic)) {
             self.take_topic(handle, topic);
         }
         let Some(expiry) = subscription.expiry else { return };
         let expires_at = self.now().saturating_add(millis(expiry.remaining()));
-        // What was handed to the hook comes back a moment off; that is no new time.
-        if expires_at.abs_diff(handle.expires_at()) > SAME_TIME {
+        // If the hook returns the expiry that it received, the two times may still differ a little,
+        // because the expiry was converted between two clocks.
+        if expires_at.abs_diff(handle.expires_at()) > EXPIRY_TOLERANCE {
             handle.expire_at(expires_at);
             handle.wake(self.now());
         }
     }
 
+    /// Ends a stream by a refusal of its hook.
     fn revoke(&self, handle: &Arc<ConnectionHandle>, refusal: &Refusal) {
         let usual = self.settings().retry;
         let (reconnect, retry) = match refusal.0 {
-            Kind::Gone => (Reconnect::BlockedFor(NEVER), None),
+            Kind::Gone => (Reconnect::BlockedFor(GONE_FOR), None),
             Kind::RetryLater { retry, .. } => {
                 let retry = retry.unwrap_or(usual);
                 (Reconnect::After(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))

@@ -1,42 +1,51 @@
-//! When each open stream is asked about again. Pure: time is passed in.
+//! The schedule of rechecks: the time at which each open stream is re-authorized. Pure: the time is
+//! passed in.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
 
 use crate::log::Millis;
-use crate::macros::give_memory_back;
+use crate::macros::shrink_if_sparse;
 use crate::sync::Mutex;
 use crate::types::ConnectionId;
 
+/// The rechecks of all streams, under one lock.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Rechecks {
+    /// A caller adds a check before it starts or wakes the task. The task takes the checks.
     pub(super) schedule: Mutex<Schedule>,
 }
 
+/// Scheduled and running checks.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
+    /// The scheduled checks, the earliest first.
     pub(super) due: BinaryHeap<Reverse<Check>>,
-    /// Those that the task is asking about.
-    pub(super) asking: Vec<Check>,
+    /// The checks for which the access hook is running. A task that replaces a blocked one repeats
+    /// them.
+    pub(super) running: Vec<Check>,
 }
 
+/// A scheduled recheck of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::hub) struct Check {
     pub(super) at: Millis,
     pub(super) connection: ConnectionId,
+    /// The number of successive checks that have failed.
     pub(super) failures: u8,
 }
 
 impl Check {
-    /// The first check of a connection.
+    /// Creates the first check of a connection. [`Rechecks::add`] sets its time.
     pub(in crate::hub) fn first(connection: ConnectionId) -> Self {
         Self { at: 0, connection, failures: 0 }
     }
 }
 
 impl Rechecks {
-    /// Sets the time of the next check: an interval from the start of the last one, up to a tenth less, so
-    /// that those who came together are not asked about together. Returns whether it is the first that is due.
+    /// Schedules a check one interval after the start of the last one, less a random part of up to
+    /// a tenth, so that streams that opened together are not rechecked together. Returns whether
+    /// the check is the earliest one.
     pub(in crate::hub) fn add(&self, check: Check, last: Millis, interval: Millis) -> bool {
         let at = last + interval - fastrand::u64(0..=interval / 10);
         let mut schedule = self.schedule.lock();
@@ -45,24 +54,24 @@ impl Rechecks {
         is_first
     }
 
-    /// Takes the next check that is due, with what `find` returns for its connection. Checks of connections that `find`
-    /// does not know are dropped.
+    /// Takes the next check that is due, with the result of `find` for its connection. Drops the
+    /// checks for which `find` returns `None`.
     pub(super) fn next<T>(&self, now: Millis, find: impl Fn(ConnectionId) -> Option<T>) -> Option<(Check, T)> {
         let mut schedule = self.schedule.lock();
         while schedule.due.peek().is_some_and(|Reverse(check)| check.at <= now) {
             let Reverse(check) = schedule.due.pop()?;
             if let Some(found) = find(check.connection) {
-                schedule.asking.push(check);
+                schedule.running.push(check);
                 return Some((check, found));
             }
         }
-        give_memory_back!(schedule.due);
+        shrink_if_sparse!(schedule.due);
         None
     }
 }
 
 impl Schedule {
     pub(super) fn is_empty(&self) -> bool {
-        self.due.is_empty() && self.asking.is_empty()
+        self.due.is_empty() && self.running.is_empty()
     }
 }

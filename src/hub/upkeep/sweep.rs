@@ -1,6 +1,14 @@
-//! Work that is due by time: dropping what is past its age, forgetting users, noticing streams that have stalled.
+//! The housekeeping: drops old records, forgets users, publishes `hub.left`, and ends stalled
+//! streams.
 //!
-//! The task lives while something is kept that will be due, in a [task slot](crate::hub::tasks::slot).
+//! 1. The task runs while a record, a user or a connection exists that will be due, in a [task
+//!    slot](crate::hub::tasks::slot). It sleeps until the next grace period is over, at most until
+//!    the next check for stalls.
+//! 2. A stream has stalled if it has something to do and nothing has moved on its transport for the
+//!    write deadline. Without a known transport, only the polls of its body count
+//!    ([`Inner::give_up_stalled`]).
+//! 3. A check that is itself late finds no stalls, because the task and the streams may have waited
+//!    for the same blocked process.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,34 +23,36 @@ use crate::hub::tasks::background::Job;
 use crate::log::{Millis, Swept, millis};
 use crate::types::EndReason;
 
-/// For how long a stream that was woken and not polled counts as busy, in milliseconds.
+/// The time after which a body that was woken and not polled is released from waiting for a flush,
+/// in milliseconds. Before it, the server may be about to flush.
 const BUSY: Millis = 1_000;
-/// How often age and stalls are looked at, at most.
+/// The maximum time between two checks for stalls.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 pub(in crate::hub) static JOB: Job<Inner> = Job {
-    run: |hub, roused| keep(hub, roused).boxed(),
-    // The task looks, not a publisher.
+    run: |hub, roused| run(hub, roused).boxed(),
+    // A check of the log would cost every publisher. The task checks, and ends if there is no work.
     has_work: |_| true,
     has_more: |inner| inner.sweep() != Swept::Nothing,
 };
 
-async fn keep(hub: Weak<Inner>, roused: Arc<Notify>) {
+async fn run(hub: Weak<Inner>, roused: Arc<Notify>) {
     let Some(pause) = hub.upgrade().map(|inner| (inner.settings.write_deadline / 4).min(LONGEST_PAUSE)) else { return };
-    let mut next_look = Instant::now() + pause;
+    let mut next_check = Instant::now() + pause;
     loop {
         let Some(inner) = hub.upgrade() else { return };
         let now = Instant::now();
-        if now >= next_look {
-            // A task that is late itself, because the process or its runtime was held up, would find all streams late.
-            if now < next_look + pause {
+        if now >= next_check {
+            // If this check is late, the process or its runtime was blocked, and all streams would
+            // seem late.
+            if now < next_check + pause {
                 inner.give_up_stalled();
             }
             inner.tasks.recheck.ensure(&inner);
-            next_look = now + pause;
+            next_check = now + pause;
         }
         let swept = inner.sweep();
-        let due = inner.departure_due().map_or(next_look, |due| next_look.min(inner.instant(due)));
+        let due = inner.departure_due().map_or(next_check, |due| next_check.min(inner.instant(due)));
         drop(inner);
         match swept {
             Swept::Nothing => return,
@@ -53,8 +63,8 @@ async fn keep(hub: Weak<Inner>, roused: Arc<Notify>) {
 }
 
 impl Inner {
-    /// Drops what is past its age, and forgets who has stayed away. There is always more to do later while somebody is
-    /// connected.
+    /// Drops records past their age, and forgets users and members past their grace period. Returns
+    /// [`Swept::Later`] while a connection is open, because the task also checks for stalls.
     fn sweep(self: &Arc<Self>) -> Swept {
         let now = self.now();
         let mut more = self.registry.sweep(now);
@@ -69,11 +79,12 @@ impl Inner {
         }
     }
 
-    /// When somebody who left has stayed away for the grace.
+    /// Returns the time at which the next grace period of a user or a member is over.
     fn departure_due(&self) -> Option<Millis> {
         self.registry.next_due().into_iter().chain(self.presences.next_due()).min()
     }
 
+    /// Gives up the streams that have stalled.
     fn give_up_stalled(self: &Arc<Self>) {
         let now = self.now();
         let deadline = millis(self.settings.write_deadline);
@@ -81,15 +92,17 @@ impl Inner {
             let Some(since) = handle.overdue_since().filter(|since| *since <= now) else { continue };
             let since = match handle.transport() {
                 Some(transport) => {
-                    // Not a body that waits for a flush which its server is about to make.
+                    // Not at once, because the server may be about to make the flush that the body
+                    // waits for.
                     if now > since.saturating_add(BUSY.min(deadline / 2)) {
                         transport.release();
                     }
-                    // Also while it moves, so that its time runs from the last move.
+                    // Checked at every round, so that the deadline runs from the last move.
                     since.max(transport.quiet_since(now))
                 }
-                // The hub's own writer, whose peer has taken everything. It is the writer that is late.
-                None if handle.is_carrier_known() => continue,
+                // The hub's own writer, whose peer has taken all bytes. The writer is late, not the
+                // peer.
+                None if handle.is_transport_known() => continue,
                 None => since,
             };
             if now > since.saturating_add(deadline) {
@@ -98,8 +111,8 @@ impl Inner {
         }
     }
 
-    /// A stream that looks no more counts as gone at once, and its socket is cut. Where the socket is unknown, the
-    /// stream ends when it is polled next.
+    /// Gives a stalled stream up: removes it from the registry at once, and cuts its socket. If the
+    /// socket is unknown, the stream ends when it is polled next.
     pub(in crate::hub) fn give_up(self: &Arc<Self>, handle: &ConnectionHandle) {
         handle.end(Ending::now(EndReason::Stalled));
         self.forget(handle, EndReason::Stalled);

@@ -1,7 +1,8 @@
-//! Who comes back from before what the channels keep, against a list of all records ever: the log that is shared.
+//! Property tests of reconnecting readers whose cursors are older than the memory of the channels,
+//! against a list of all records: the shared log.
 //!
-//! The ledger: received + told of a gap = permitted, in order, each once; and no gap but where the shared log has lost
-//! something.
+//! For every reader: received records + records covered by a reported gap = permitted records. Each
+//! record comes once and in order. A gap is reported only if the shared log has lost a record.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
 
@@ -24,7 +25,7 @@ fn address_of(index: usize) -> Address {
     }
 }
 
-/// Rings so small that nearly everything is elsewhere.
+/// Creates a log with rings so small that most reads need the shared log.
 fn log() -> Log {
     let replay = Retention::replay().count(2);
     let policies = Policies::new(
@@ -56,17 +57,17 @@ enum Step {
         poison: bool,
         times: u64,
     },
-    /// The shared log drops its oldest.
+    /// Drops the oldest records of the shared log.
     Trim {
         count: u64,
     },
-    /// With a cursor from so many records ago; none within what is left.
+    /// Reconnects a reader with a cursor from `back` records ago.
     Return {
         reader: usize,
         on: BTreeSet<usize>,
         back: u64,
     },
-    /// One more topic, from so many records ago on.
+    /// Joins one more topic from `back` records ago on.
     Join {
         reader: usize,
         to: usize,
@@ -108,12 +109,13 @@ struct Stored {
 
 #[derive(Default)]
 struct Shared {
-    /// All there ever were.
+    /// All records that were ever published.
     all: BTreeMap<u64, Stored>,
+    /// The records that the shared log retains.
     records: BTreeMap<u64, Stored>,
     last: u64,
     first: u64,
-    /// How many records one read of it brings.
+    /// The number of records that one read of the shared log returns.
     size: usize,
 }
 
@@ -130,19 +132,22 @@ impl Shared {
 
 struct Reader {
     subscriber: Arc<CursorHandle>,
-    /// Its cursor says that it has read so far on these.
-    came_with: (u64, BTreeSet<usize>),
-    /// From which number on each address is its business.
+    /// The cursor with which the reader reconnected, and the channels that it had then. The cursor
+    /// covers all records of these channels up to it.
+    resumed_with: (u64, BTreeSet<usize>),
+    /// Each channel with the number after which the reader reads it.
     on: BTreeMap<usize, u64>,
     received: BTreeSet<u64>,
-    /// The newest received in the order of the cursor.
+    /// The newest record that an ordered read returned.
     newest: u64,
-    /// What it was told to be missing something of, and where its cursor was then.
+    /// The addresses of reported gaps, with the cursor before the report.
     gaps: Vec<(Address, u64)>,
-    /// Something it was owed was trimmed or poisoned at some time, so it may be told of a gap.
+    /// Whether a record that the reader had not read was trimmed or is unreadable, so that a gap
+    /// may be reported.
     may_gap: bool,
-    /// It has been at the end: from then on it may be too slow for what the channels keep.
-    arrived: bool,
+    /// Whether the reader has caught up. From then on it reads only from memory, and may be too
+    /// slow.
+    has_caught_up: bool,
     left: BTreeSet<usize>,
 }
 
@@ -150,37 +155,37 @@ fn apply_some(shared: &Shared, log: &Log, count: u64, now: Millis) {
     for (n, stored) in shared.all.range(log.last() + 1..).take(count as usize) {
         if stored.poison {
             let audience = entry(&stored.to, None, 0).audience;
-            log.lose(*n, Some(&audience), now);
+            log.mark_lost(*n, Some(&audience), now);
         } else {
             log.apply(*n, entry(&stored.to, stored.except, *n), now);
         }
     }
 }
 
-/// Reads all that is there; blocks begin where the reader is, or somewhat before.
+/// Reads up to `reads` times. Blocks begin at the cursor of the reader or a little before.
 fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
-    let mut batch = Batch { looks_back: true, wants_pieces: reads.is_multiple_of(2), ..Batch::default() };
+    let mut batch = Batch { can_backfill: true, allows_pieces: reads.is_multiple_of(2), ..Batch::default() };
     let mut before = log.cursor(&reader.subscriber);
     for turn in 0..reads {
         log.read(&reader.subscriber, &mut batch);
-        if let Some(after) = batch.needs {
+        if let Some(after) = batch.needs_block_after {
             let start = after.saturating_sub(turn as u64 % 3);
             let mut block = shared.block(log, start);
-            // What was trimmed meanwhile may leave the block short of it.
+            // If records after `start` were trimmed, the block may not cover `after`.
             if !block.covers(0, after) {
                 block = shared.block(log, after);
             }
-            assert!(block.covers(0, after), "a block brings everybody on");
-            batch.past = Some(block);
+            assert!(block.covers(0, after), "a new block always covers the requested number");
+            batch.block = Some(block);
             continue;
         }
         let cursor = log.cursor(&reader.subscriber);
         let ordered = batch.ordered;
-        let told = batch.gap.iter().map(|address| (address.clone(), if ordered { before } else { 0 }));
-        reader.gaps.extend(told);
+        let gaps = batch.gap.iter().map(|address| (address.clone(), if ordered { before } else { 0 }));
+        reader.gaps.extend(gaps);
         before = cursor;
         if !batch.gap.is_empty() {
-            assert!(reader.may_gap, "a gap that was not owed: {:?}", batch.gap_reason);
+            assert!(reader.may_gap, "a gap without loss: {:?}", batch.gap_reason);
         }
         for number in batch.numbers() {
             assert!(reader.received.insert(number) || !reader.left.is_empty(), "{number} came twice");
@@ -195,7 +200,7 @@ fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
     #[test]
-    fn who_comes_back_gets_all_that_is_left_anywhere(steps in proptest::collection::vec(step(), 1..60), size in 1..40usize) {
+    fn reconnecting_readers_receive_every_record_that_memory_or_the_shared_log_retains(steps in proptest::collection::vec(step(), 1..60), size in 1..40usize) {
         let log = log();
         let mut shared = Shared { first: 1, size, ..Shared::default() };
         let mut readers: Vec<Option<Reader>> = (0..READERS).map(|_| None).collect();
@@ -233,11 +238,11 @@ proptest! {
                     }
                     log.open(&subscriber, on.iter().map(|index| address_of(*index)), Begin::After(cursor), now);
                     let poisoned = shared.records.range(cursor + 1..).any(|(_, stored)| stored.poison);
-                    let came_with = (cursor, on.clone());
+                    let resumed_with = (cursor, on.clone());
                     let on = on.into_iter().map(|index| (index, cursor)).collect();
                     let may_gap = cursor + 1 < shared.first || poisoned;
                     let (received, newest) = (BTreeSet::new(), 0);
-                    readers[index] = Some(Reader { subscriber, came_with, on, received, newest, gaps: Vec::new(), may_gap, arrived: false, left: BTreeSet::new() });
+                    readers[index] = Some(Reader { subscriber, resumed_with, on, received, newest, gaps: Vec::new(), may_gap, has_caught_up: false, left: BTreeSet::new() });
                 }
                 Step::Join { reader: index, to, back } => {
                     let since = log.last().saturating_sub(back);
@@ -254,44 +259,45 @@ proptest! {
                 Step::Read { reader: index, times } => {
                     if let Some(reader) = &mut readers[index] {
                         read(&shared, &log, reader, times);
-                        // It was returning as long as it was behind; then what it is too slow for is gone for it.
+                        // A reader that has caught up reads no more blocks: if it is too slow then,
+                        // a gap is correct.
                         let is_behind = log.cursor(&reader.subscriber) < log.last();
-                        reader.arrived |= !is_behind;
+                        reader.has_caught_up |= !is_behind;
                         reader.may_gap |= !is_behind;
                     }
                 }
             }
         }
-        for reader in readers.iter_mut().flatten() { read(&shared, &log, reader, 3); reader.arrived |= log.cursor(&reader.subscriber) >= log.last(); reader.may_gap |= reader.arrived; }
+        for reader in readers.iter_mut().flatten() { read(&shared, &log, reader, 3); reader.has_caught_up |= log.cursor(&reader.subscriber) >= log.last(); reader.may_gap |= reader.has_caught_up; }
         apply_some(&shared, &log, u64::MAX >> 2, 1_000);
         for (index, reader) in readers.iter_mut().enumerate() {
             let Some(reader) = reader else { continue };
             read(&shared, &log, reader, 2_000);
-            prop_assert_eq!(log.cursor(&reader.subscriber), shared.last, "it has come to the end");
+            prop_assert_eq!(log.cursor(&reader.subscriber), shared.last, "the reader has not caught up");
             let listens = |to: &usize, number: &u64| reader.on.get(to).is_some_and(|since| number > since);
             let is_permitted = |number: &u64, stored: &Stored| {
                 stored.except != Some(index)
                     && stored.to.iter().any(|to| listens(to, number))
-                    && (*number > reader.came_with.0 || stored.to.is_disjoint(&reader.came_with.1))
+                    && (*number > reader.resumed_with.0 || stored.to.is_disjoint(&reader.resumed_with.1))
             };
             for (number, stored) in &shared.all {
                 let is_received = reader.received.contains(number);
                 if !is_permitted(number, stored) {
-                    prop_assert!(!is_received || !reader.left.is_empty(), "{} was not for it", number);
+                    prop_assert!(!is_received || !reader.left.is_empty(), "{} was not for this reader", number);
                 } else if !is_received && stored.to.is_disjoint(&reader.left) {
-                    let is_told = reader.gaps.iter().any(|(address, cursor)| {
+                    let is_reported = reader.gaps.iter().any(|(address, cursor)| {
                         stored.to.iter().any(|to| listens(to, number) && *address == address_of(*to)) && cursor < number
                     });
-                    prop_assert!(is_told, "{} is missing, and nothing was said", number);
+                    prop_assert!(is_reported, "{} is missing without a gap", number);
                     let is_lost = stored.poison || *number < shared.first;
-                    prop_assert!(is_lost || reader.arrived, "{} is missing, and could be had", number);
+                    prop_assert!(is_lost || reader.has_caught_up, "{} is missing, and the shared log has it", number);
                 }
             }
         }
     }
 }
 
-/// Single cases.
+/// Regression tests of single cases.
 mod cases {
     use super::*;
 
@@ -313,12 +319,12 @@ mod cases {
     fn all(log: &Log, cursor: u64, mut blocks: impl FnMut(u64) -> Arc<Block>) -> (Vec<u64>, usize) {
         let subscriber = Arc::new(CursorHandle::new(ConnectionId::from_bits(9)));
         log.open(&subscriber, [address_of(1)], Begin::After(cursor), 0);
-        let mut batch = Batch { looks_back: true, ..Batch::default() };
+        let mut batch = Batch { can_backfill: true, ..Batch::default() };
         let (mut got, mut gaps) = (Vec::new(), 0);
         for _ in 0..50 {
             log.read(&subscriber, &mut batch);
-            if let Some(after) = batch.needs {
-                batch.past = Some(blocks(after));
+            if let Some(after) = batch.needs_block_after {
+                batch.block = Some(blocks(after));
                 continue;
             }
             gaps += batch.gap.len();
@@ -327,37 +333,38 @@ mod cases {
         (got, gaps)
     }
 
-    /// Memory has 9 and 10; the log was read as 1..=3 and 10, since 4..=9 were dropped while it was read.
+    /// Memory has 9 and 10. The read of the shared log returned 1..=3 and 10, because 4..=9 were
+    /// dropped during the read.
     #[test]
-    fn a_hole_in_what_was_read_is_told() {
+    fn a_hole_in_a_block_is_reported_as_a_gap() {
         let (log, to) = filled(10);
         let (got, gaps) = all(&log, 0, |after| block(&log, &to, after, (after + 1..=3).chain([10])));
-        assert!(gaps > 0, "4..=8 are missing, and nothing was said: {got:?}");
+        assert!(gaps > 0, "4..=8 are missing without a gap: {got:?}");
     }
 
     #[test]
-    fn what_memory_has_comes_though_the_log_is_empty() {
+    fn records_in_memory_are_read_when_the_shared_log_is_empty() {
         let (log, to) = filled(10);
         let (got, gaps) = all(&log, 3, |after| block(&log, &to, after, []));
         assert_eq!((got, gaps), (vec![9, 10], 1));
     }
 
     #[test]
-    fn what_memory_has_comes_though_the_log_has_less() {
+    fn records_in_memory_are_read_when_the_shared_log_has_fewer() {
         let (log, to) = filled(10);
         let (got, gaps) = all(&log, 3, |after| block(&log, &to, after, [10]));
         assert_eq!((got, gaps), (vec![9, 10], 1));
     }
 
-    /// The empty answer is of before 11..=13, which the log has.
+    /// The empty result was read before 11..=13 were published, which the shared log has.
     #[test]
-    fn an_empty_answer_says_nothing_of_what_came_since() {
+    fn an_empty_block_does_not_cover_later_records() {
         let (log, to) = filled(10);
-        let answer: [u64; 0] = [];
+        let result: [u64; 0] = [];
         for n in 11..=13 {
             log.apply(n, entry(&to, None, n), 0);
         }
-        let read = answer.into_iter().map(|n| (n, Ok(entry(&to, None, n))));
+        let read = result.into_iter().map(|n| (n, Ok(entry(&to, None, n))));
         let cached = Arc::new(log.block(EPOCH, 0, 10, read, 0).unwrap());
         let (got, gaps) = all(&log, 10, |after| {
             if cached.covers(0, after) { Arc::clone(&cached) } else { block(&log, &to, after, after + 1..=13) }

@@ -1,7 +1,8 @@
-//! Models of the concurrent core, run by loom in every order that its atomics and locks allow:
+//! Models of the concurrent core. loom runs them in every order that the atomics and locks allow:
 //! `RUSTFLAGS="--cfg tower_sse_loom" cargo test --release --lib log::models::interleavings`.
 //!
-//! One property each. A listener that sleeps on a visible record is a deadlock, which loom reports.
+//! Each model checks one property. A listener that sleeps on a visible record is a deadlock, which
+//! loom reports.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
 
@@ -44,14 +45,14 @@ fn publish(log: &Log, to: &[&str]) -> u64 {
     appended[0].position.sequence()
 }
 
-/// What the hub does after an append.
+/// Wakes all deferred listeners, as the hub does after an append.
 fn wake(log: &Log) {
     while log.has_deferred() {
         log.wake_deferred(0);
     }
 }
 
-/// Somebody who publishes to each of these audiences in turn, on a thread of its own.
+/// Starts a thread that publishes one record to each of these audiences.
 fn publisher(log: &Arc<Log>, audiences: &'static [&'static [&'static str]]) -> thread::JoinHandle<()> {
     let log = Arc::clone(log);
     thread::spawn(move || {
@@ -68,10 +69,10 @@ fn subscribe(log: &Log, to: &[&str]) -> Arc<CursorHandle> {
     subscriber
 }
 
-/// Sleeps until there is something, as a body does.
+/// Sleeps until records are due, as a response body does, and returns their numbers.
 fn next(log: &Log, subscriber: &CursorHandle) -> Vec<u64> {
     block_on(poll_fn(|cx| {
-        let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+        let mut batch = Batch { allows_pieces: true, ..Batch::default() };
         subscriber.listen(cx.waker());
         log.read(subscriber, &mut batch);
         if batch.count() == 0 {
@@ -90,7 +91,7 @@ fn receive(log: &Log, subscriber: &CursorHandle, count: usize) -> Vec<u64> {
 }
 
 #[test]
-fn nobody_sleeps_on_a_visible_record() {
+fn a_listener_never_sleeps_on_a_visible_record() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
@@ -101,9 +102,9 @@ fn nobody_sleeps_on_a_visible_record() {
     });
 }
 
-/// As a stream does that has read everything: it does not look again before it sleeps, unless it was woken.
+/// A stream that has read everything does not read again before it sleeps, unless it was woken.
 #[test]
-fn who_has_read_everything_may_sleep_without_a_look() {
+fn a_settled_listener_misses_no_record_when_it_sleeps_without_a_read() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
@@ -116,7 +117,7 @@ fn who_has_read_everything_may_sleep_without_a_look() {
                     return Poll::Pending;
                 }
                 subscriber.listen(cx.waker());
-                let mut batch = Batch { wants_pieces: true, ..Batch::default() };
+                let mut batch = Batch { allows_pieces: true, ..Batch::default() };
                 log.read(&subscriber, &mut batch);
                 received.extend(batch.numbers());
                 if received.len() == 2 {
@@ -135,7 +136,7 @@ fn who_has_read_everything_may_sleep_without_a_look() {
 }
 
 #[test]
-fn two_publishers_are_read_in_the_order_of_the_log_each_record_once() {
+fn records_of_two_publishers_are_read_once_and_in_order() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a", "b"]);
@@ -159,9 +160,9 @@ fn a_union_is_read_once_although_it_wakes_by_two_channels() {
 }
 
 #[test]
-fn listeners_that_are_woken_later_are_woken() {
+fn deferred_listeners_are_woken() {
     model(|| {
-        // More than a publisher wakes itself, in a model.
+        // In a model a publisher wakes only one listener itself.
         let log = log();
         let first = subscribe(&log, &["a"]);
         let second = subscribe(&log, &["a"]);
@@ -181,7 +182,7 @@ fn listeners_that_are_woken_later_are_woken() {
 }
 
 #[test]
-fn who_subscribes_meanwhile_has_the_record_behind_its_cursor_or_before_it() {
+fn a_subscriber_receives_every_record_after_its_start_when_records_are_published_meanwhile() {
     model(|| {
         let log = log();
         let publisher = publisher(&log, &[&["a"], &["a"]]);
@@ -194,7 +195,7 @@ fn who_subscribes_meanwhile_has_the_record_behind_its_cursor_or_before_it() {
 }
 
 #[test]
-fn leaving_while_somebody_publishes_leaves_nothing() {
+fn a_closed_subscriber_is_freed_and_reads_nothing_when_a_record_is_published_meanwhile() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
@@ -209,7 +210,7 @@ fn leaving_while_somebody_publishes_leaves_nothing() {
 }
 
 #[test]
-fn joining_a_channel_loses_nothing_of_it_from_then_on() {
+fn a_joined_channel_is_read_from_the_join_on() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
@@ -226,7 +227,7 @@ fn joining_a_channel_loses_nothing_of_it_from_then_on() {
 }
 
 #[test]
-fn simultaneous_changes_pass_no_limit() {
+fn simultaneous_changes_do_not_exceed_the_limit() {
     model(|| {
         let log = log();
         let subscriber = subscribe(&log, &["a"]);
@@ -244,9 +245,10 @@ fn simultaneous_changes_pass_no_limit() {
     });
 }
 
-/// A topic is banned, then its listeners are looked up: also those that join it meanwhile, or join it anew.
+/// The ban of a topic is noted first, and then its listeners are looked up. The ban must also reach
+/// a subscriber that joins the topic meanwhile, or leaves and joins it in one step.
 #[test]
-fn a_change_meets_a_ban_or_is_found_by_it() {
+fn a_change_of_topics_is_refused_or_found_by_a_simultaneous_ban() {
     for had in [&["a"][..], &["a", "b"]] {
         model(move || {
             let log = log();
@@ -271,9 +273,9 @@ fn a_change_meets_a_ban_or_is_found_by_it() {
     }
 }
 
-/// The values of a new life are there when its beginning is.
+/// The values of a new epoch are stored before `visible_through` covers its beginning.
 #[test]
-fn who_is_there_when_a_new_life_begins_has_its_values() {
+fn an_open_stream_receives_the_values_of_a_new_epoch() {
     model(|| {
         let latest = Retention::latest_per_key().with_live_window(Duration::from_secs(1));
         let policies = Policies::new(Vec::new(), latest.clone(), latest.clone(), latest.clone(), latest);

@@ -1,7 +1,7 @@
-//! The log against a reference so simple that it can be read: a list of all records ever, and for each channel what
-//! may be kept of them.
+//! Property tests of the log against a simple reference: a list of all records that were ever
+//! published, and for each channel the records that it may have dropped.
 //!
-//! The ledger that every reader must balance: received + told of a gap = permitted.
+//! For every reader: received records + records covered by a reported gap = permitted records.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
 
@@ -21,7 +21,7 @@ const AGE: Millis = 3_000;
 fn address(index: usize) -> Address {
     match index {
         0 => Address::Everyone,
-        // A user of the same name as a topic.
+        // A user with the same name as a topic.
         1 => Address::User(UserId::try_from("a").unwrap()),
         2 => Address::Topic(Topic::try_from("a").unwrap()),
         3 => Address::Topic(Topic::try_from("latest/b").unwrap()),
@@ -77,7 +77,7 @@ enum Step {
     Read {
         reader: usize,
     },
-    /// From now on, or from so many records ago on.
+    /// Joins from now on, or from `back` records ago on.
     Join {
         reader: usize,
         to: usize,
@@ -87,7 +87,7 @@ enum Step {
         reader: usize,
         from: usize,
     },
-    /// Leaves some topics and joins others in one step, which may be refused.
+    /// Leaves some topics and joins others in one step. `is_refused`: `confirm` returns an error.
     Change {
         reader: usize,
         leave: BTreeSet<usize>,
@@ -121,7 +121,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the reference knows of a record.
+/// A record in the reference.
 #[derive(Clone, Debug)]
 struct Published {
     to: BTreeSet<usize>,
@@ -130,30 +130,31 @@ struct Published {
     except: Option<usize>,
 }
 
-/// One reader, and what it may expect.
+/// One reader, with the records that it has received and may still expect.
 struct Client {
     id: ConnectionId,
     subscriber: Arc<CursorHandle>,
-    /// Channel, and since when.
+    /// Each channel with the number after which the reader reads it.
     on: BTreeMap<usize, u64>,
     cursor: u64,
     received: BTreeSet<u64>,
-    /// By channel: up to where it was told of a gap.
+    /// By channel: the number up to which a gap was reported.
     gaps: BTreeMap<usize, u64>,
-    /// By channel that it joined: the records before its cursor that are to be replayed.
+    /// By channel that the reader joined: the records up to its cursor that are to be replayed.
     due: BTreeMap<usize, BTreeSet<u64>>,
-    /// It has left a channel, so that what came by it may come again by another.
+    /// Whether the reader has left a channel. A record that it received by that channel may then
+    /// come again by another one.
     has_left: bool,
 }
 
 impl Published {
-    /// A current value, where the newest of each key is kept.
+    /// Returns whether the record sets a current value of the `latest_per_key` channel.
     fn is_value(&self) -> bool {
         self.key.is_some() && !self.removes && self.to.contains(&LATEST)
     }
 }
 
-/// Whether a newer record of its key has taken the place of a value.
+/// Returns whether a newer record with the same key has replaced a value.
 fn is_outdated(published: &[Published], sequence: u64) -> bool {
     let record = &published[sequence as usize - 1];
     record.is_value()
@@ -190,16 +191,17 @@ impl World {
         self.ids += 1;
         let id = ConnectionId::from_bits(self.ids);
         let subscriber = Arc::new(CursorHandle::new(id));
-        let horizon = self.log.open(&subscriber, on.iter().map(|&index| address(index)), begin, self.now);
+        let visible_through = self.log.open(&subscriber, on.iter().map(|&index| address(index)), begin, self.now);
         let cursor = self.log.cursor(&subscriber);
-        assert!(cursor <= horizon);
-        // A fresh reader has no claim to what was dropped before it came, unless it asks for all of a history.
+        assert!(cursor <= visible_through);
+        // Records that were dropped before a new reader was opened are no loss for it, unless it
+        // starts with `Start::Oldest`.
         let is_excused = |&&channel: &&usize| match begin {
             Begin::Fresh(Start::Oldest) => channel == LATEST,
             Begin::Fresh(_) | Begin::Refused(_) => true,
             Begin::After(_) => false,
         };
-        let excused = |&channel: &usize| (channel, subscriber.reader.lock().told(&address(channel)));
+        let excused = |&channel: &usize| (channel, subscriber.reader.lock().reported_through(&address(channel)));
         let gaps = on.iter().filter(is_excused).map(excused).collect();
         let client = Client {
             id,
@@ -249,7 +251,8 @@ impl World {
             Step::Reopen { reader, on, keeps_cursor, start } => {
                 let cursor = self.log.cursor(&self.clients[*reader].subscriber);
                 self.log.close(&self.clients[*reader].subscriber, self.now);
-                // A new connection has a new id: what excluded the old one does not exclude it.
+                // The new connection has a new id, so a record that excluded the old one does not
+                // exclude it.
                 for record in &mut self.published {
                     record.except = record.except.filter(|except| except != reader);
                 }
@@ -278,8 +281,8 @@ impl World {
     }
 
     fn since(&self, back: Option<u64>) -> Since {
-        let horizon = self.published.len() as u64;
-        back.map_or(Since::Now, |back| Since::After(horizon.saturating_sub(back)))
+        let visible_through = self.published.len() as u64;
+        back.map_or(Since::Now, |back| Since::After(visible_through.saturating_sub(back)))
     }
 
     fn join(&mut self, reader: usize, to: usize, back: Option<u64>) {
@@ -298,7 +301,7 @@ impl World {
         }
     }
 
-    /// All of it, or nothing.
+    /// Changes topics, and checks that the whole change or nothing was carried out.
     fn change(
         &mut self,
         reader: usize,
@@ -340,7 +343,7 @@ impl World {
 
     fn has_joined(&mut self, reader: usize, to: usize, since: Since) {
         let client = &mut self.clients[reader];
-        let horizon = self.published.len() as u64;
+        let visible_through = self.published.len() as u64;
         let values: BTreeSet<u64> = Self::current_values(&self.published, self.keys);
         let upto = |sequence: &u64| *sequence <= client.cursor;
         let (since, due) = match since {
@@ -359,22 +362,23 @@ impl World {
             Since::Now if to == LATEST && !values.is_empty() => {
                 (client.cursor, values.into_iter().filter(upto).collect())
             }
-            Since::Now | Since::Refused(_) => (horizon, BTreeSet::new()),
+            Since::Now | Since::Refused(_) => (visible_through, BTreeSet::new()),
         };
-        let excused = client.subscriber.reader.lock().told(&address(to));
+        let excused = client.subscriber.reader.lock().reported_through(&address(to));
         client.on.insert(to, since);
         client.gaps.insert(to, excused);
         client.due.insert(to, due);
     }
 
-    /// What came of the replay after a join: only what was due, and when it is over nothing more is.
-    fn judge_replay(&mut self, reader: usize, batch: &Batch) {
+    /// Checks one batch of a replay after a join: it has only due records, and when the replay is
+    /// over no record is due.
+    fn check_replay(&mut self, reader: usize, batch: &Batch) {
         let current = Self::current_values(&self.published, self.keys);
         let (published, client) = (&self.published, &mut self.clients[reader]);
         for address in &batch.gap {
             assert_eq!(batch.gap_reason, Some(GapReason::Trimmed));
             let channel = (0..CHANNELS).find(|&index| self::address(index) == *address).unwrap();
-            client.gaps.insert(channel, client.subscriber.reader.lock().told(address));
+            client.gaps.insert(channel, client.subscriber.reader.lock().reported_through(address));
         }
         for picked in &batch.records {
             let sequence = picked.record.sequence;
@@ -393,7 +397,7 @@ impl World {
                 for sequence in due {
                     let record = &published[sequence as usize - 1];
                     let excused = record.except == Some(reader)
-                        || client.gaps.get(&channel).is_some_and(|told| *told >= sequence)
+                        || client.gaps.get(&channel).is_some_and(|reported| *reported >= sequence)
                         || (channel == LATEST && record.is_value() && !current.contains(&sequence))
                         || is_outdated(published, sequence);
                     assert!(excused, "{sequence} was not replayed");
@@ -402,27 +406,27 @@ impl World {
         }
     }
 
-    /// The current values that a fresh stream gets, each once, without an id, and not one more. A
-    /// gap before anything else where it asked for more of a history than is left.
+    /// Checks the start of a new stream: it receives exactly the current values, each once and
+    /// without an id. If it asked for more history than is retained, it first reports a gap.
     fn read_start(&mut self, reader: usize, begin: Begin) {
         let Begin::Fresh(from) = begin else { return };
         let client = &mut self.clients[reader];
         let start = client.cursor;
         let (mut values, mut gaps, mut events) = (BTreeSet::new(), BTreeSet::new(), 0);
-        let mut batch = Batch { wants_pieces: reader.is_multiple_of(2), ..Batch::default() };
+        let mut batch = Batch { allows_pieces: reader.is_multiple_of(2), ..Batch::default() };
         loop {
             let before = self.log.cursor(&client.subscriber);
             self.log.read(&client.subscriber, &mut batch);
             if batch.ordered {
-                // It read on in order; that is judged like any other read.
+                // The replay is over, so this read is checked like any other ordered read.
                 let after = self.log.cursor(&client.subscriber);
-                Self::judge(&self.published, client, reader, before, after, &batch);
+                Self::check(&self.published, client, reader, before, after, &batch);
                 let is_event = |number: &u64| {
                     let record = &self.published[*number as usize - 1];
-                    // One that its history has dropped may still come as a current value.
+                    // A record that the history has dropped may still come as a current value.
                     client.on.keys().filter(|channel| record.to.contains(channel)).any(|&channel| match channel {
                         LATEST => !record.is_value(),
-                        _ => *number > client.subscriber.reader.lock().told(&address(channel)),
+                        _ => *number > client.subscriber.reader.lock().reported_through(&address(channel)),
                     })
                 };
                 events += batch.numbers().iter().filter(|number| is_event(number)).count();
@@ -435,7 +439,7 @@ impl World {
             for address in &batch.gap {
                 assert_eq!(batch.gap_reason, Some(GapReason::Trimmed));
                 let channel = (0..CHANNELS).find(|&index| self::address(index) == *address).unwrap();
-                client.gaps.insert(channel, client.subscriber.reader.lock().told(address));
+                client.gaps.insert(channel, client.subscriber.reader.lock().reported_through(address));
                 gaps.insert(channel);
             }
             values.extend(batch.records.iter().map(|picked| picked.record.sequence));
@@ -445,7 +449,7 @@ impl World {
             Start::Last(count) => events < count,
             Start::Oldest => true,
         };
-        let has_dropped = |&channel: &usize| client.subscriber.reader.lock().told(&address(channel)) > 0;
+        let has_dropped = |&channel: &usize| client.subscriber.reader.lock().reported_through(&address(channel)) > 0;
         let dropped = client.on.keys().copied().filter(|&channel| channel != LATEST).filter(has_dropped);
         assert_eq!(gaps, dropped.filter(|_| wants_more).collect());
         let current: BTreeSet<u64> = Self::current_values(&self.published, self.keys)
@@ -456,7 +460,7 @@ impl World {
         assert_eq!(values, current);
     }
 
-    /// The newest of each key that the bounds leave.
+    /// Returns the newest record of each key, within the bound on keys.
     fn current_values(published: &[Published], keys: usize) -> BTreeSet<u64> {
         let mut by_key: BTreeMap<u8, u64> = BTreeMap::new();
         for (index, record) in published.iter().enumerate().filter(|(_, record)| record.to.contains(&LATEST)) {
@@ -476,32 +480,32 @@ impl World {
     fn read(&mut self, reader: usize) {
         let client = &mut self.clients[reader];
         let before = self.log.cursor(&client.subscriber);
-        let mut batch = Batch { wants_pieces: reader.is_multiple_of(2), ..Batch::default() };
+        let mut batch = Batch { allows_pieces: reader.is_multiple_of(2), ..Batch::default() };
         self.log.read(&client.subscriber, &mut batch);
         let after = self.log.cursor(&client.subscriber);
         if batch.ordered {
-            // A replay that found nothing left to send is over.
-            self.judge_replay(reader, &Batch::default());
-            Self::judge(&self.published, &mut self.clients[reader], reader, before, after, &batch);
+            // An ordered read means that the replay is over.
+            self.check_replay(reader, &Batch::default());
+            Self::check(&self.published, &mut self.clients[reader], reader, before, after, &batch);
         } else {
             assert_eq!(before, after, "the cursor moved before everything was replayed");
-            self.judge_replay(reader, &batch);
+            self.check_replay(reader, &batch);
         }
     }
 
-    /// Between two cursors: every permitted record came, in order, once; or its channel owed a gap; or a newer value of
-    /// its key took its place.
-    fn judge(published: &[Published], client: &mut Client, reader: usize, before: u64, after: u64, batch: &Batch) {
+    /// Checks the records between two cursors: every permitted record was received once and in
+    /// order, or was covered by a reported gap, or was replaced by a newer value of its key.
+    fn check(published: &[Published], client: &mut Client, reader: usize, before: u64, after: u64, batch: &Batch) {
         assert!(before <= after, "the cursor went back");
         let numbers = batch.numbers();
         assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
         assert!(numbers.iter().all(|&number| before < number && number <= after));
         for address in &batch.gap {
             let channel = (0..CHANNELS).find(|&index| self::address(index) == *address).unwrap();
-            assert!(client.on.contains_key(&channel), "a gap for somebody else's channel");
-            let told = client.subscriber.reader.lock().told(address);
-            assert!(told > before, "a gap that the reader could not have");
-            client.gaps.insert(channel, told);
+            assert!(client.on.contains_key(&channel), "a gap for a channel that the reader does not have");
+            let reported_through = client.subscriber.reader.lock().reported_through(address);
+            assert!(reported_through > before, "a gap for records that the reader has read");
+            client.gaps.insert(channel, reported_through);
         }
         for sequence in before + 1..=after {
             let record = &published[sequence as usize - 1];
@@ -519,9 +523,9 @@ impl World {
             } else if permitted {
                 let excused = by.iter().all(|channel| {
                     (*channel == LATEST && is_outdated(published, sequence))
-                        || client.gaps.get(channel).is_some_and(|told| *told >= sequence)
+                        || client.gaps.get(channel).is_some_and(|reported| *reported >= sequence)
                 });
-                assert!(excused, "{sequence} was lost in silence");
+                assert!(excused, "{sequence} was lost without a gap");
             }
         }
         client.cursor = after;
@@ -532,7 +536,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn received_and_told_of_is_what_was_permitted(
+    fn readers_receive_every_permitted_record_or_a_gap(
         steps in proptest::collection::vec(step(), 1..120),
         ring_budget in prop_oneof![Just(1usize << 30), Just(60_000)],
     ) {
@@ -547,7 +551,8 @@ proptest! {
                 world.read(reader);
             }
         }
-        // Everything is given back when everybody has left and time has passed.
+        // When all readers have left and the age and the grace period have passed, the log is
+        // empty.
         for client in &world.clients {
             world.log.close(&client.subscriber, world.now);
         }
@@ -560,9 +565,10 @@ proptest! {
         prop_assert!(usage.channels <= 2, "everyone, and latest/b with its values");
     }
 
-    /// Nothing is dropped here, so no gap may be said and nothing may be missing: the strict half of the ledger.
+    /// No record is dropped in this test, so every permitted record must be received and no gap
+    /// reported.
     #[test]
-    fn no_gap_is_said_where_none_is(steps in proptest::collection::vec(step(), 1..120)) {
+    fn readers_receive_every_permitted_record_without_a_gap_when_nothing_is_dropped(steps in proptest::collection::vec(step(), 1..120)) {
         let roomy = Retention::replay().count(10_000).bytes(1 << 30);
         let policies = Policies::new(
             vec![(TopicFilter::prefix("latest/"), Retention::latest_per_key().with_live_window(Duration::from_secs(3_600)))],
@@ -584,15 +590,15 @@ proptest! {
             {
                 world.read(reader);
             }
-            prop_assert!(world.clients[reader].gaps.values().all(|&told| told == 0));
+            prop_assert!(world.clients[reader].gaps.values().all(|&reported| reported == 0));
             prop_assert!(world.clients[reader].due.values().all(BTreeSet::is_empty));
         }
     }
 }
 
-/// A value that was loaded is newer than what the records from before it say.
+/// A loaded value is newer than the records before it, which are applied later.
 #[test]
-fn a_loaded_value_outlives_the_removals_from_before_it() {
+fn a_loaded_value_survives_older_removals() {
     let log = World::new(1 << 20).log;
     let entry = |effect| entry(LATEST, effect);
     log.begin_epoch(Epoch(2), 4, vec![(9, entry(Effect::Sets("k".into())))], 0);
@@ -607,7 +613,7 @@ fn a_loaded_value_outlives_the_removals_from_before_it() {
 }
 
 #[test]
-fn a_value_that_a_history_has_dropped_is_no_event_of_that_history() {
+fn a_value_that_a_history_has_dropped_does_not_count_as_an_event_of_the_history() {
     let mut world = World::new(1 << 30);
     let publish = |to: &[usize], key| Step::Publish {
         to: to.iter().copied().collect(),
@@ -624,7 +630,7 @@ fn a_value_that_a_history_has_dropped_is_no_event_of_that_history() {
     world.step(&Step::Reopen { reader: 0, on, keeps_cursor: false, start: Start::Last(4) });
 }
 
-/// Freeing the records of a full hub takes long, and every publisher waits for the sequencer's lock.
+/// Freeing the records of a full hub under the sequencer's lock would block every publisher.
 #[test]
 fn records_of_an_earlier_epoch_are_freed_after_the_lock() {
     let entry = |effect| entry(LATEST, effect);

@@ -1,4 +1,4 @@
-//! The log against models: lists that can be read, and every order of threads.
+//! Tests of the log: property tests against simple references, and loom models of its threads.
 
 #[cfg(all(test, not(tower_sse_loom)))]
 mod backfill;

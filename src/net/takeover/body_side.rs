@@ -1,4 +1,4 @@
-//! The body's side of an offer to take its stream over.
+//! The body's side of an offer for takeover.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,33 +11,33 @@ use tokio::time::{Duration, Sleep};
 use super::offer::Offer;
 use crate::hub::{StreamDriver, Transport};
 
-/// How long to wait for the socket. It decides when the server writes, which is at once, unless a
-/// layer between holds the first frame back.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time that the body waits for the socket. The socket decides when the server writes, which
+/// happens at once unless a layer delays the first frame.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// Withdraws the offer when it is dropped.
+/// An offer of a body. Dropping it withdraws the offer.
 #[derive(Debug)]
 pub(crate) struct Offered {
     offer: Arc<Offer>,
-    patience: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Offered {
     pub(crate) fn new(connection: StreamDriver, transport: Arc<Transport>, first: &Bytes) -> Self {
-        // As hyper writes it.
+        // The format in which hyper writes a chunk.
         let mut chunk = format!("{:X}\r\n", first.len()).into_bytes();
         chunk.extend_from_slice(first);
         chunk.extend_from_slice(b"\r\n");
-        Self { offer: Offer::make(connection, transport, chunk.into()), patience: None }
+        Self { offer: Offer::make(connection, transport, chunk.into()), timer: None }
     }
 
-    /// Returns the stream if the body must write it on, or `None` if the socket was taken over.
+    /// Returns the stream if the body must continue it, or `None` if the hub has taken it over.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<StreamDriver>> {
         if let Poll::Ready(outcome) = self.offer.poll_outcome(cx) {
             return Poll::Ready(outcome);
         }
-        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-        patience.as_mut().poll(cx).map(|()| self.offer.withdraw())
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(MAX_WAIT)));
+        timer.as_mut().poll(cx).map(|()| self.offer.withdraw())
     }
 }
 

@@ -1,13 +1,13 @@
-//! Taking a stream over from the server, together with its socket.
+//! Takeover: the hub takes a stream over from the server, together with its socket.
 //!
-//! 1. The body offers its stream and waits, and goes on if the offer is declined ([`body_side`]).
-//! 2. A stream is taken only after exactly its first frame has gone out, else it stays with its body
-//!    ([`offer`]).
-//! 3. The socket accepts when exactly the first frame has gone out behind a head that ends the
-//!    connection ([`socket`]).
+//! 1. The body offers its stream and waits. It continues if the offer is declined ([`body_side`]).
+//! 2. The hub takes a stream over only after exactly its first frame was sent. Otherwise the stream
+//!    stays with its body ([`offer`]).
+//! 3. The socket accepts the offer if the server has sent exactly that frame, behind a head with
+//!    `Connection: close` ([`socket`]).
 //! 4. One task writes the streams of thousands of sockets ([`writer`]).
-//! 5. Each stream has what a server does around a body: chunks, a deadline and a proper end
-//!    ([`stream`]).
+//! 5. The hub does for each stream what a server does around a body: chunks, a write deadline and
+//!    an orderly end ([`stream`]).
 
 pub(crate) mod body_side;
 pub(crate) mod offer;

@@ -1,4 +1,5 @@
-//! Without the feature `takeover`, and off Unix, sockets stay with the server.
+//! A stand-in for the writers, without the feature `takeover` or Unix: sockets stay with the
+//! server.
 
 use tokio::net::TcpStream;
 
@@ -6,7 +7,7 @@ use crate::hub::StreamDriver;
 
 pub(crate) enum Inbox {}
 
-pub(crate) fn here() -> Option<Inbox> {
+pub(crate) fn of_this_runtime() -> Option<Inbox> {
     None
 }
 

@@ -1,8 +1,9 @@
-//! A stream that waits to be taken over by the hub's writer, together with its socket.
+//! The offer of a stream for takeover by a writer of the hub, together with its socket.
 //!
-//! The body of a response makes the offer when it has handed out its first frame. The socket below the
-//! server accepts it when exactly that frame has gone out and the server has nothing more to write; or
-//! declines, when something else goes out, since some layer between changed the bytes. Then the body goes on by itself.
+//! The body of a response makes the offer after it has returned its first frame. The socket below
+//! the server accepts the offer if the server has sent exactly that frame and has no more bytes to
+//! write. The socket declines if the server sends other bytes, for example because a layer has
+//! changed the body. Then the body continues.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,22 +16,24 @@ use crate::hub::{StreamDriver, Takeover, Transport};
 use crate::macros::opaque_debug;
 use crate::sync::{Mutex, WakerCell};
 
+/// The offer of a stream, which body and socket share.
 pub(crate) struct Offer {
     transport: Arc<Transport>,
-    /// What the server makes of the first frame.
+    /// The first frame as the server writes it.
     chunk: Bytes,
     state: Mutex<State>,
     body: WakerCell,
 }
 
 struct State {
-    /// None once it was taken: by the socket, or back by the body.
+    /// `None` after the socket has taken the stream, or the body has taken it back.
     connection: Option<StreamDriver>,
     declined: bool,
 }
 
 impl Offer {
-    /// Where the socket of `transport` sees it. `chunk` is the first frame as it comes out of the server.
+    /// Offers a stream to the socket of `transport`. `chunk` is the first frame as the server
+    /// writes it.
     pub(crate) fn make(connection: StreamDriver, transport: Arc<Transport>, chunk: Bytes) -> Arc<Self> {
         let state = Mutex::new(State { connection: Some(connection), declined: false });
         let offer = Arc::new(Self { transport, chunk, state, body: WakerCell::new() });
@@ -48,7 +51,7 @@ impl Offer {
         }
     }
 
-    /// Returns the stream if the body must write it on, or `None` if the socket was taken over.
+    /// Returns the stream if the body must continue it, or `None` if the hub has taken it over.
     pub(crate) fn poll_outcome(&self, cx: &Context<'_>) -> Poll<Option<StreamDriver>> {
         self.body.register(cx.waker());
         let mut state = self.state.lock();
@@ -58,7 +61,7 @@ impl Offer {
         Poll::Ready(state.connection.take())
     }
 
-    /// For the body: takes its stream back, or lets it go, if nobody has accepted.
+    /// Withdraws the offer and returns its stream to the body, unless the hub has taken it over.
     pub(crate) fn withdraw(&self) -> Option<StreamDriver> {
         self.transport.withdraw_offer();
         self.take_connection()
@@ -76,13 +79,13 @@ impl Takeover for Offer {
     }
 
     fn take(&self, tcp: TcpStream) -> Result<(), TcpStream> {
-        let Some(writer) = writer::here() else {
+        let Some(writer) = writer::of_this_runtime() else {
             self.decline();
             return Err(tcp);
         };
         let connection = self.take_connection();
         self.wake_body();
-        // Without a connection its body is gone: an end like any other.
+        // Without a connection, the body was dropped, and the socket closes as usual.
         let Some(connection) = connection else { return Err(tcp) };
         writer.take_over(tcp, connection);
         Ok(())

@@ -1,8 +1,8 @@
 //! The socket below a server, which the hub may take over together with its stream.
 //!
-//! A stream is recognised by its own bytes: the head of a response that ends its connection, followed
-//! by exactly the first frame that a body has offered, and by nothing else. So TLS, compression,
-//! HTTP/2 and layers that change the body keep their streams without being asked.
+//! The socket recognizes a stream by its bytes: the head of a response with `Connection: close`,
+//! followed by exactly the first frame that a body has offered. So streams with TLS, compression,
+//! HTTP/2 or a layer that changes the body stay with the server, without any setting.
 
 use std::any::Any;
 use std::io::{self, IoSlice};
@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 
 use crate::hub::{Takeover, Transport};
 
-/// A head that is longer is not looked through.
-const LONGEST_HEAD: usize = 16 * 1024;
+/// The maximum length of a head that the socket searches.
+const MAX_HEAD: usize = 16 * 1024;
 
 pin_project! {
     #[project = SocketProjection]
@@ -27,17 +27,18 @@ pin_project! {
             stream: S,
         },
         Movable {
-            // None once it is taken out. The server may go on as it likes then: nothing reaches the peer any more.
+            // `None` after the takeover. Bytes that the server still writes do not reach the peer.
             tcp: Option<TcpStream>,
-            // The offered first frame that is going out.
-            going: Option<Box<Going>>,
+            // Set while the server writes the first frame of an offered stream.
+            accepted: Option<Box<Accepted>>,
         },
     }
 }
 
-pub(crate) struct Going {
+/// An offer whose bytes the server is writing.
+pub(crate) struct Accepted {
     offer: Arc<dyn Takeover>,
-    /// So many bytes of the write are left.
+    /// The number of bytes that the socket has not accepted yet.
     left: usize,
 }
 
@@ -46,7 +47,7 @@ impl<S: 'static> Socket<S> {
         Self::Fixed { stream }
     }
 
-    /// Nothing changes if it is anything but TCP.
+    /// Prepares a TCP stream on Unix for takeover. Other streams do not change.
     pub(crate) fn movable(self) -> Self {
         let Self::Fixed { stream } = self else { return self };
         if !cfg!(unix) {
@@ -56,7 +57,7 @@ impl<S: 'static> Socket<S> {
         let tcp = (&mut stream as &mut dyn Any).downcast_mut::<Option<TcpStream>>().and_then(Option::take);
         match stream {
             Some(stream) => Self::Fixed { stream },
-            None => Self::Movable { tcp, going: None },
+            None => Self::Movable { tcp, accepted: None },
         }
     }
 
@@ -66,47 +67,49 @@ impl<S: 'static> Socket<S> {
 }
 
 impl<S> Socket<S> {
-    pub(crate) fn is_gone(&self) -> bool {
+    pub(crate) fn is_taken_over(&self) -> bool {
         matches!(self, Self::Movable { tcp: None, .. })
     }
 
-    /// Before a write: whether this is what was offered.
-    pub(crate) fn look(self: Pin<&mut Self>, slices: &[IoSlice<'_>], transport: &Transport) {
-        let SocketProjection::Movable { tcp: Some(_), going } = self.project() else { return };
-        match going {
+    /// Compares the bytes of the next write with the offered stream, and accepts or declines the
+    /// offer.
+    pub(crate) fn match_offer(self: Pin<&mut Self>, slices: &[IoSlice<'_>], transport: &Transport) {
+        let SocketProjection::Movable { tcp: Some(_), accepted } = self.project() else { return };
+        match accepted {
             None => {
                 let Some(offer) = transport.take_offer() else { return };
                 match length_if_offered(slices, offer.chunk()) {
-                    Some(left) => *going = Some(Box::new(Going { offer, left })),
+                    Some(left) => *accepted = Some(Box::new(Accepted { offer, left })),
                     None => offer.decline(),
                 }
             }
             Some(current) if length(slices) > current.left => {
-                // Something follows that is not the stream's.
+                // The server writes more than the head and the first frame.
                 current.offer.decline();
-                *going = None;
+                *accepted = None;
             }
             Some(_) => {}
         }
     }
 
-    /// After a write.
+    /// Counts the bytes of a write.
     pub(crate) fn wrote(self: Pin<&mut Self>, count: usize) {
-        if let SocketProjection::Movable { going: Some(going), .. } = self.project() {
-            going.left = going.left.saturating_sub(count);
+        if let SocketProjection::Movable { accepted: Some(accepted), .. } = self.project() {
+            accepted.left = accepted.left.saturating_sub(count);
         }
     }
 
-    /// The server has nothing more to write: the stream goes, if it is to go. Returns whether it went.
-    pub(crate) fn let_go(self: Pin<&mut Self>, transport: &Transport) -> bool {
-        let SocketProjection::Movable { tcp: here @ Some(_), going } = self.project() else { return false };
-        match going.take_if(|going| going.left == 0) {
-            Some(going) => *here = here.take().and_then(|tcp| going.offer.take(tcp).err()),
-            // All is out, and the first frame was not among it.
-            None if going.is_none() => transport.take_offer().iter().for_each(|offer| offer.decline()),
+    /// Passes the socket of an accepted offer to a writer, after the server has flushed. Returns
+    /// whether the hub has taken the socket over.
+    pub(crate) fn try_takeover(self: Pin<&mut Self>, transport: &Transport) -> bool {
+        let SocketProjection::Movable { tcp: current @ Some(_), accepted } = self.project() else { return false };
+        match accepted.take_if(|accepted| accepted.left == 0) {
+            Some(accepted) => *current = current.take().and_then(|tcp| accepted.offer.take(tcp).err()),
+            // The server has flushed without writing the first frame.
+            None if accepted.is_none() => transport.take_offer().iter().for_each(|offer| offer.decline()),
             None => {}
         }
-        here.is_none()
+        current.is_none()
     }
 }
 
@@ -114,10 +117,11 @@ fn length(slices: &[IoSlice<'_>]) -> usize {
     slices.iter().map(|slice| slice.len()).sum()
 }
 
-/// How long these bytes are, if they are the head of a response that ends its connection and then this chunk.
+/// Returns the length of the bytes if they are this chunk behind the head of a response with
+/// `Connection: close`.
 fn length_if_offered(slices: &[IoSlice<'_>], chunk: &[u8]) -> Option<usize> {
     let length = length(slices);
-    if !(chunk.len()..=chunk.len() + LONGEST_HEAD).contains(&length) {
+    if !(chunk.len()..=chunk.len() + MAX_HEAD).contains(&length) {
         return None;
     }
     let gathered: Vec<u8>;
@@ -130,7 +134,7 @@ fn length_if_offered(slices: &[IoSlice<'_>], chunk: &[u8]) -> Option<usize> {
     };
     let head = bytes.strip_suffix(chunk)?.strip_suffix(b"\r\n\r\n")?;
     let lines = head.strip_prefix(b"HTTP/1.1 200 ")?;
-    // A blank line before: then it is the body that ends like a head.
+    // With an earlier blank line, the body only ends like a head.
     if memchr::memmem::find(lines, b"\r\n\r\n").is_some() {
         return None;
     }
@@ -147,14 +151,14 @@ fn length_if_offered(slices: &[IoSlice<'_>], chunk: &[u8]) -> Option<usize> {
     (has("connection", "close") && has("transfer-encoding", "chunked")).then_some(length)
 }
 
-/// Calls a method of the stream that is here; without one, because the hub has taken it, the answer is `$gone`.
+/// Calls a method of the stream, or returns `$taken` after the takeover.
 macro_rules! forward {
-    ($socket:expr, $gone:expr, |$stream:ident| $call:expr) => {
+    ($socket:expr, $taken:expr, |$stream:ident| $call:expr) => {
         match $socket.project() {
             SocketProjection::Fixed { stream: $stream } => $call,
             SocketProjection::Movable { tcp, .. } => match tcp.as_mut().map(Pin::new) {
                 Some($stream) => $call,
-                None => $gone,
+                None => $taken,
             },
         }
     };
@@ -162,7 +166,8 @@ macro_rules! forward {
 
 impl<S: AsyncRead> AsyncRead for Socket<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Nothing comes, not even an end: a server that saw one would still answer a request that it has read.
+        // After the takeover, reads stay pending. If the server read the end of the input, it would
+        // still answer a pipelined request that it has read already.
         forward!(self, Poll::Pending, |stream| stream.poll_read(cx, buffer))
     }
 }

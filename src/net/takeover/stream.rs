@@ -1,7 +1,8 @@
-//! One stream whose socket the hub has taken over: what a server does around a body, without its buffers.
+//! One stream whose socket the hub has taken over. The code does what a server does around a body,
+//! without the server's buffers.
 //!
-//! It reads away what the client sends and notices that it leaves, writes each frame as an HTTP/1.1
-//! chunk, gives up a peer that takes nothing, and ends properly.
+//! It discards input from the client and detects its disconnect, writes each frame as an HTTP/1.1
+//! chunk, closes the socket of a peer that accepts no bytes, and ends the response properly.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -18,64 +19,68 @@ use tokio::time::{Duration, Instant, Sleep};
 use crate::hub::{Encoded, Hub, StreamDriver, Transport};
 use crate::wire::LAST_CHUNK;
 
-/// How many steps are written before others get their turn.
+/// The number of steps that one poll writes, so that one stream cannot starve the others.
 const STEPS: usize = 16;
-/// How often is read before others get their turn and [`READ_PAUSE`] begins. With 4 KiB each, a client that sends
-/// without end has 25 MB/s thrown away, and its own kernel holds it up beyond that.
+/// The number of reads after which a poll stops reading for [`READ_PAUSE`]. With 4 KiB each, the
+/// hub discards up to 25 MB/s of a client that sends without end. TCP flow control limits the rest.
 const READS: usize = 64;
 const READ_PAUSE: Duration = Duration::from_millis(10);
-/// How long it waits for the client to close, so that what it may still send does not make the kernel throw away the
-/// last frame.
+/// The time that a stream waits for the client to close after the last frame. If the hub closed the
+/// socket while the client still sends, the kernel would discard that frame.
 const LINGER: Duration = Duration::from_secs(1);
-/// More scratch space than this is given back.
-const MOST_SCRATCH: usize = 256 * 1024;
+/// The maximum capacity of the scratch buffer that is kept between polls.
+const MAX_SCRATCH: usize = 256 * 1024;
 
 thread_local! {
-    /// Where several records become one piece. What the peer does not take at once is copied out.
+    /// The buffer in which several records become one write. Bytes that the socket does not accept
+    /// at once are copied out of it.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// See the module.
+/// A stream whose socket the hub has taken over.
 pub(crate) struct TakenOver {
     tcp: TcpStream,
-    /// What is known of the socket: nothing more is tried when it has said that it would block, until it
-    /// says otherwise.
+    /// Whether the socket may be readable. False from a `WouldBlock` until the selector reports it
+    /// again.
     readable: bool,
+    /// Whether the socket may be writable, in the same way.
     writable: bool,
-    /// Until when nothing is read, after a client has sent much.
+    /// The end of the pause in reading, after a client has sent many bytes.
     pause: Option<Pin<Box<Sleep>>>,
     phase: Phase,
-    /// What the peer has not taken yet, if anything.
+    /// The bytes that the socket has not accepted yet, if any.
     waiting: Option<Box<Waiting>>,
 }
 
+/// The phase of a stream.
 enum Phase {
     Streaming(StreamDriver),
     /// The last bytes are being written.
     Closing(Hub),
-    /// They are written, and the peer knows that nothing follows.
+    /// The last bytes are written, and the write side of the socket is shut down.
     Lingering(Pin<Box<Sleep>>),
 }
 
+/// Bytes that the socket has not accepted yet.
 struct Waiting {
     rest: Bytes,
     hub: Hub,
-    /// In the hub's table like any socket, so that a drain can wait for it or cut it.
+    /// An entry in the hub's table of sockets, so that a drain can wait for this socket or cut it.
     transport: Arc<Transport>,
     deadline: Pin<Box<Sleep>>,
 }
 
-/// What came of looking after it.
+/// The result of polling a stream.
 pub(crate) enum Turn {
-    /// It will be woken.
+    /// The stream waits for its waker.
     Sleeps,
-    /// There is more to do, when others have had their turn.
+    /// The stream has more to do, after other streams were polled.
     Again,
     /// The socket can be closed.
     Over,
 }
 
-/// The peer is gone, or is given up.
+/// The error when the peer has disconnected or accepts no bytes.
 struct Gone;
 
 impl TakenOver {
@@ -84,14 +89,15 @@ impl TakenOver {
         Self { tcp, readable: true, writable: true, pause: None, phase: Phase::Streaming(connection), waiting: None }
     }
 
-    /// The socket says so.
-    pub(crate) fn note(&mut self, readable: bool, writable: bool) {
+    /// Records readiness that the selector reports.
+    pub(crate) fn set_ready(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;
         self.writable |= writable;
     }
 
+    /// Discards input, then writes until there is nothing to do or the limit of steps is reached.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Turn {
-        if let Err(Gone) = self.read_away(cx) {
+        if let Err(Gone) = self.discard_input(cx) {
             return Turn::Over;
         }
         for _ in 0..STEPS {
@@ -104,7 +110,7 @@ impl TakenOver {
         Turn::Again
     }
 
-    /// One thing after the other; pending if there is nothing to do.
+    /// Performs one step. Pending if there is nothing to do.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         if self.waiting.is_some() {
             ready!(self.poll_waiting(cx))?;
@@ -113,11 +119,11 @@ impl TakenOver {
             Phase::Streaming(connection) => {
                 let mut scratch = SCRATCH.take();
                 scratch.clear();
-                scratch.shrink_to(MOST_SCRATCH);
+                scratch.shrink_to(MAX_SCRATCH);
                 let written = connection.poll_chunk(cx, &mut scratch).map(|encoded| match encoded {
-                    Some(Encoded::Shared(chunk)) => self.write_or_wait(&chunk, |taken| chunk.slice(taken..)),
+                    Some(Encoded::Shared(chunk)) => self.write_or_wait(&chunk, |count| chunk.slice(count..)),
                     Some(Encoded::Scratch) => {
-                        self.write_or_wait(&scratch, |taken| Bytes::copy_from_slice(&scratch[taken..]))
+                        self.write_or_wait(&scratch, |count| Bytes::copy_from_slice(&scratch[count..]))
                     }
                     Some(Encoded::Abort) => {
                         self.close();
@@ -125,7 +131,7 @@ impl TakenOver {
                     }
                     None => {
                         self.close();
-                        self.write_or_wait(LAST_CHUNK, |taken| Bytes::from_static(&LAST_CHUNK[taken..]))
+                        self.write_or_wait(LAST_CHUNK, |count| Bytes::from_static(&LAST_CHUNK[count..]))
                     }
                 });
                 SCRATCH.set(scratch);
@@ -141,7 +147,7 @@ impl TakenOver {
         }
     }
 
-    /// None when nothing more is written.
+    /// Returns the hub, or `None` if no more bytes are written.
     fn hub(&self) -> Option<&Hub> {
         match &self.phase {
             Phase::Streaming(connection) => Some(connection.hub()),
@@ -150,21 +156,23 @@ impl TakenOver {
         }
     }
 
+    /// Ends the count of this stream as one that writes.
     fn end_writing(&self) {
         if let Some(hub) = self.hub() {
             hub.transports().end_writing();
         }
     }
 
-    /// Nothing follows what is being written.
+    /// Ends the stream after the bytes that are being written.
     fn close(&mut self) {
         if let Some(hub) = self.hub().cloned() {
             self.phase = Phase::Closing(hub);
         }
     }
 
-    /// What a client sends after its request is nobody's business, also if it is another request. Its end is the end.
-    fn read_away(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
+    /// Discards input that the client sends after its request, including pipelined requests. The
+    /// end of the input ends the stream.
+    fn discard_input(&mut self, cx: &mut Context<'_>) -> Result<(), Gone> {
         if let Some(pause) = &mut self.pause {
             if pause.as_mut().poll(cx).is_pending() {
                 return Ok(());
@@ -184,7 +192,7 @@ impl TakenOver {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.lose(&error)),
+                Err(error) => return Err(self.record_timeout(&error)),
             }
         }
         let mut pause = Box::pin(tokio::time::sleep(READ_PAUSE));
@@ -195,8 +203,8 @@ impl TakenOver {
         Ok(())
     }
 
-    /// The kernel, too, gives up a peer that takes nothing of what is with it already.
-    fn lose(&self, error: &io::Error) -> Gone {
+    /// Records a timeout of the kernel, for a peer that acknowledges no bytes, as a stall.
+    fn record_timeout(&self, error: &io::Error) -> Gone {
         if error.kind() == io::ErrorKind::TimedOut
             && let Phase::Streaming(connection) = &self.phase
         {
@@ -205,65 +213,69 @@ impl TakenOver {
         Gone
     }
 
-    /// As much as the socket takes now, which may be nothing.
+    /// Writes bytes, and returns how many the socket accepted.
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
-        let mut taken = 0;
-        while self.writable && taken < bytes.len() {
-            match (&self.tcp).write(&bytes[taken..]) {
+        let mut written = 0;
+        while self.writable && written < bytes.len() {
+            match (&self.tcp).write(&bytes[written..]) {
                 Ok(0) => return Err(Gone),
-                Ok(count) => taken += count,
+                Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.lose(&error)),
+                Err(error) => return Err(self.record_timeout(&error)),
             }
         }
-        Ok(taken)
+        Ok(written)
     }
 
-    /// Writes the bytes. `rest` returns those after the first `n`, which are kept until the socket takes them.
+    /// Writes bytes. `rest(n)` returns the bytes after the first `n`, which wait for the socket.
     fn write_or_wait(&mut self, bytes: &[u8], rest: impl FnOnce(usize) -> Bytes) -> Result<(), Gone> {
-        let taken = self.write(bytes)?;
-        if taken < bytes.len() {
-            self.wait(rest(taken));
+        let written = self.write(bytes)?;
+        if written < bytes.len() {
+            self.wait(rest(written));
         }
         Ok(())
     }
 
+    /// Keeps bytes until the socket accepts them, with the write deadline.
     fn wait(&mut self, rest: Bytes) {
         let Some(hub) = self.hub().cloned() else { return };
         let transport = hub.transports().open(self.tcp.peer_addr().ok());
         transport.set_streamed();
-        transport.set_stuck(true);
+        transport.set_blocked(true);
         if let Phase::Streaming(connection) = &self.phase {
-            connection.written_through(Some(Arc::clone(&transport)));
+            connection.set_own_writer(Some(Arc::clone(&transport)));
         }
         let deadline = Box::pin(tokio::time::sleep(transport.patience(hub.settings())));
         self.waiting = Some(Box::new(Waiting { rest, hub, transport, deadline }));
     }
 
+    /// Writes the waiting bytes. An error means that the deadline has passed or the hub has cut the
+    /// socket.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         let Some(mut waiting) = self.waiting.take() else { return Poll::Ready(Ok(())) };
-        let given_up = loop {
+        let expired = loop {
             let is_due = waiting.deadline.as_mut().poll(cx).is_ready();
-            // The last attempt asks the socket itself. The selector reports few sockets at a time, and a socket only
-            // when a third of its buffer is free, so its report may be late.
+            // At the deadline, try to write once more although the selector has not reported the
+            // socket. Its report may be late: it reports few sockets at a time, and a socket only
+            // when a third of its buffer is free.
             self.writable |= is_due;
-            let taken = self.write(&waiting.rest)?;
-            if taken == waiting.rest.len() {
+            let written = self.write(&waiting.rest)?;
+            if written == waiting.rest.len() {
                 if let Phase::Streaming(connection) = &self.phase {
-                    connection.written_through(None);
+                    connection.set_own_writer(None);
                 }
                 return Poll::Ready(Ok(()));
             }
-            if taken == 0 {
-                break waiting.poll_given_up(cx, is_due);
+            if written == 0 {
+                break waiting.poll_expired(cx, is_due);
             }
-            waiting.rest = waiting.rest.slice(taken..);
-            // The next round registers for the new deadline.
-            waiting.wrote(taken);
+            waiting.rest = waiting.rest.slice(written..);
+            // Resets the deadline. The next iteration polls it.
+            waiting.wrote(written);
         };
         self.waiting = Some(waiting);
-        given_up.map(|()| Err(Gone))
+        expired.map(|()| Err(Gone))
     }
 }
 
@@ -274,14 +286,16 @@ impl Drop for TakenOver {
 }
 
 impl Waiting {
+    /// Counts written bytes and resets the deadline.
     fn wrote(&mut self, count: usize) {
         self.transport.wrote(count);
         let patience = self.transport.patience(self.hub.settings());
         self.deadline.as_mut().reset(Instant::now() + patience);
     }
 
-    /// Until it was cut, or has taken nothing for too long, which is `is_due`.
-    fn poll_given_up(&self, cx: &Context<'_>, is_due: bool) -> Poll<()> {
+    /// Completes when the hub has cut the socket, or when the deadline has passed, which is
+    /// `is_due`.
+    fn poll_expired(&self, cx: &Context<'_>, is_due: bool) -> Poll<()> {
         self.transport.listen(cx.waker());
         if self.transport.is_cut() {
             return Poll::Ready(());
@@ -308,14 +322,14 @@ mod tests {
     use crate::{Event, Retention, Subscription};
     use std::task::Waker;
 
-    /// Reads until nothing comes, so that the socket at the other end takes bytes again.
-    fn take_all(peer: &mut std::net::TcpStream) {
+    /// Reads until no bytes arrive, so that the other end becomes writable.
+    fn read_all(peer: &mut std::net::TcpStream) {
         let mut space = vec![0; 1 << 16];
         while peer.read(&mut space).is_ok() {}
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_bytes_at_the_deadline_is_kept_although_the_selector_is_late() {
+    async fn stream_stays_open_when_the_socket_is_writable_at_the_deadline() {
         let deadline = Duration::from_secs(30);
         let retention = Retention::replay().count(100).bytes(32 << 20);
         let hub = Hub::builder().write_deadline(deadline).topic_retention(retention).build().unwrap();
@@ -338,11 +352,11 @@ mod tests {
             }
         };
         assert!(is_open());
-        take_all(&mut peer);
+        read_all(&mut peer);
         tokio::time::advance(deadline + Duration::from_secs(1)).await;
-        assert!(is_open(), "the peer has taken everything");
-        // The socket is full again.
+        assert!(is_open(), "the peer has read all bytes");
+        // The socket buffer is full again.
         tokio::time::advance(deadline + Duration::from_secs(1)).await;
-        assert!(!is_open(), "the peer has taken nothing");
+        assert!(!is_open(), "the peer has read no bytes");
     }
 }

@@ -1,8 +1,8 @@
-//! The hub's own writers of streams whose sockets the hub has taken over. Each holds thousands of sockets in
-//! one task: for a stream a cursor and a descriptor, and no buffers while nothing waits.
+//! The writers of streams whose sockets the hub has taken over. A writer is one task for thousands
+//! of sockets. A stream costs a cursor and a descriptor, and no buffers while no bytes wait.
 //!
-//! There are as many as the runtime has workers, on the runtime that served the request, for as long as that lives. The
-//! sockets of one are in a selector of its own (epoll, kqueue), which is one descriptor to the runtime.
+//! The runtime that served the request has as many writers as worker threads, until it ends. Each
+//! writer has a separate selector (epoll, kqueue), which is one descriptor for the runtime.
 
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
@@ -26,53 +26,57 @@ use tokio::runtime::{Handle, Id};
 use super::stream::{TakenOver, Turn};
 use crate::hub::StreamDriver;
 
-/// How many sockets are looked after before others get their turn.
+/// The number of streams that a writer polls before it yields.
 const BATCH: usize = 256;
-/// Or for how long: those who come back may each have much to catch up with.
-const LONGEST_TURN: Duration = Duration::from_millis(2);
+/// The time after which a writer yields earlier: each stream that resumes may have many events to
+/// write.
+const MAX_TURN: Duration = Duration::from_millis(2);
 
-static CREWS: Mutex<Option<HashMap<Id, Crew>>> = Mutex::new(None);
+/// The writers of all runtimes.
+static WRITERS: Mutex<Option<HashMap<Id, RuntimeWriters>>> = Mutex::new(None);
 
 /// The writers of one runtime.
 #[derive(Default)]
-struct Crew {
+struct RuntimeWriters {
     writers: Vec<Arc<Inbox>>,
     next: usize,
 }
 
-/// How a writer is reached.
+/// The part of a writer that other tasks access.
 #[derive(Default)]
 pub(crate) struct Inbox {
+    /// New streams, with their sockets.
     arrived: Mutex<Vec<(TcpStream, StreamDriver)>>,
-    /// The places of those that were woken, in that order.
+    /// The slots of woken streams, in the order of the wakes.
     woken: Mutex<VecDeque<usize>>,
     task: AtomicWaker,
-    /// Its task is over.
-    gone: AtomicBool,
+    /// Whether the task of the writer has ended.
+    is_closed: AtomicBool,
 }
 
-/// Wakes one stream of a writer.
-struct Bell {
+/// The waker of one stream of a writer.
+struct StreamWaker {
     inbox: Arc<Inbox>,
-    place: usize,
-    /// It is among the woken.
-    rung: AtomicBool,
+    slot: usize,
+    /// Whether the slot is in the queue of woken streams.
+    is_woken: AtomicBool,
 }
 
-/// See the module. A task.
+/// The task that writes the streams of many sockets.
 struct Writer {
     runtime: Id,
     inbox: Arc<Inbox>,
     selector: AsyncFd<mio::Poll>,
     events: Events,
-    places: Slab<Place>,
-    /// The places to look after in this turn. Those that are woken or arrive meanwhile come in the next, so that a
-    /// storm of new streams does not starve the old ones.
+    slots: Slab<Slot>,
+    /// The slots to poll in this turn. Slots that are woken in the meantime wait for the next turn,
+    /// so that many new streams cannot starve the earlier ones.
     turn: VecDeque<usize>,
 }
 
-struct Place {
-    bell: Arc<Bell>,
+/// One stream of a writer.
+struct Slot {
+    stream_waker: Arc<StreamWaker>,
     waker: Waker,
     stream: TakenOver,
 }
@@ -81,50 +85,53 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A writer of this runtime; none if there is no runtime here, or no descriptor left.
-pub(crate) fn here() -> Option<Arc<Inbox>> {
+/// Returns a writer of the current runtime. Starts one if the runtime has fewer writers than worker
+/// threads. Returns `None` outside of a runtime, or if no writer exists and none can start for lack
+/// of descriptors.
+pub(crate) fn of_this_runtime() -> Option<Arc<Inbox>> {
     let runtime = Handle::try_current().ok()?;
-    let mut crews = lock(&CREWS);
-    let crew = crews.get_or_insert_default().entry(runtime.id()).or_default();
-    if crew.writers.len() < runtime.metrics().num_workers()
+    let mut all = lock(&WRITERS);
+    let own = all.get_or_insert_default().entry(runtime.id()).or_default();
+    if own.writers.len() < runtime.metrics().num_workers()
         && let Ok(writer) = Writer::new(runtime.id())
     {
-        crew.writers.push(Arc::clone(&writer.inbox));
+        own.writers.push(Arc::clone(&writer.inbox));
         let inbox = Arc::clone(&writer.inbox);
-        // Not under the lock: a runtime that is shutting down drops the task at once.
-        drop(crews);
+        // Release the lock first: a runtime that is shutting down drops the task at once, and
+        // `drop` locks it again.
+        drop(all);
         runtime.spawn(writer);
         return Some(inbox);
     }
-    // Without a descriptor for one more those that are there do, if there are any.
-    crew.next = (crew.next + 1) % crew.writers.len().max(1);
-    crew.writers.get(crew.next).cloned()
+    // Without a descriptor for another writer, the existing writers take the stream.
+    own.next = (own.next + 1) % own.writers.len().max(1);
+    own.writers.get(own.next).cloned()
 }
 
 impl Inbox {
-    /// Writes this stream from here on.
+    /// Passes a stream and its socket to the writer.
     pub(crate) fn take_over(&self, tcp: TcpStream, connection: StreamDriver) {
-        connection.written_through(None);
+        connection.set_own_writer(None);
         lock(&self.arrived).push((tcp, connection));
         self.task.wake();
-        if self.gone.load(Ordering::Acquire) {
-            // Nobody looks any more.
+        if self.is_closed.load(Ordering::Acquire) {
+            // The writer has ended and would not take the stream: end it here.
             let arrived = std::mem::take(&mut *lock(&self.arrived));
             drop(arrived);
         }
     }
 }
 
-impl Wake for Bell {
+impl Wake for StreamWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
+        if !self.is_woken.swap(true, Ordering::AcqRel) {
             let mut woken = lock(&self.inbox.woken);
             let is_first = woken.is_empty();
-            woken.push_back(self.place);
+            woken.push_back(self.slot);
             drop(woken);
             if is_first {
                 self.inbox.task.wake();
@@ -134,59 +141,62 @@ impl Wake for Bell {
 }
 
 impl Writer {
-    #[allow(deprecated, reason = "what replaces `AsyncFd::new` is newer than the oldest tokio that will do")]
+    #[allow(deprecated, reason = "the replacement of `AsyncFd::new` is newer than the minimum version of tokio")]
     fn new(runtime: Id) -> io::Result<Self> {
         Ok(Self {
             runtime,
             inbox: Arc::default(),
             selector: AsyncFd::new(mio::Poll::new()?)?,
             events: Events::with_capacity(BATCH),
-            places: Slab::new(),
+            slots: Slab::new(),
             turn: VecDeque::new(),
         })
     }
 
-    /// A socket that cannot be moved over is closed: its client comes back.
-    fn settle_in(&mut self, tcp: TcpStream, connection: StreamDriver) -> io::Result<()> {
+    /// Registers a socket with the selector. A socket that cannot be registered is closed, and its
+    /// client reconnects.
+    fn register(&mut self, tcp: TcpStream, connection: StreamDriver) -> io::Result<()> {
         let mut tcp = mio::net::TcpStream::from_std(tcp.into_std()?);
-        let vacant = self.places.vacant_entry();
-        let place = vacant.key();
+        let vacant = self.slots.vacant_entry();
+        let slot = vacant.key();
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.selector.get_ref().registry().register(&mut tcp, Token(place), interest)?;
-        let bell = Arc::new(Bell { inbox: Arc::clone(&self.inbox), place, rung: AtomicBool::new(true) });
-        let waker = Waker::from(Arc::clone(&bell));
-        vacant.insert(Place { bell, waker, stream: TakenOver::new(tcp, connection) });
-        lock(&self.inbox.woken).push_back(place);
+        self.selector.get_ref().registry().register(&mut tcp, Token(slot), interest)?;
+        let stream_waker =
+            Arc::new(StreamWaker { inbox: Arc::clone(&self.inbox), slot, is_woken: AtomicBool::new(true) });
+        let waker = Waker::from(Arc::clone(&stream_waker));
+        vacant.insert(Slot { stream_waker, waker, stream: TakenOver::new(tcp, connection) });
+        lock(&self.inbox.woken).push_back(slot);
         Ok(())
     }
 
+    /// Registers the sockets of new streams.
     fn take_arrivals(&mut self) {
         let arrived = std::mem::take(&mut *lock(&self.inbox.arrived));
         for (tcp, connection) in arrived {
-            if let Err(error) = self.settle_in(tcp, connection) {
-                tracing::warn!(%error, "a socket cannot be taken over");
+            if let Err(error) = self.register(tcp, connection) {
+                tracing::warn!(%error, "a socket could not be taken over, its stream ends");
             }
         }
     }
 
-    /// What the sockets have to say. Returns whether there may be more.
+    /// Reads the events of the selector and wakes their streams. Returns whether there may be more.
     fn poll_sockets(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
-            // An error is one of a runtime that shuts down.
+            // An error means that the runtime is shutting down.
             let Poll::Ready(Ok(mut ready)) = self.selector.poll_read_ready_mut(cx) else { return false };
             if ready.get_inner_mut().poll(&mut self.events, Some(Duration::ZERO)).is_err() {
-                // It was interrupted.
+                // The poll was interrupted.
                 continue;
             }
             if self.events.is_empty() {
-                // Looks again: something may have come before this was noted.
+                // Poll again: an event may have arrived before the readiness was cleared.
                 ready.clear_ready();
                 continue;
             }
             for event in &self.events {
-                if let Some(place) = self.places.get_mut(event.token().0) {
-                    place.stream.note(is_readable(event), event.is_writable() || event.is_error());
-                    place.bell.wake_by_ref();
+                if let Some(slot) = self.slots.get_mut(event.token().0) {
+                    slot.stream.set_ready(is_readable(event), event.is_writable() || event.is_error());
+                    slot.stream_waker.wake_by_ref();
                 }
             }
             if self.events.iter().count() == BATCH {
@@ -195,20 +205,22 @@ impl Writer {
         }
     }
 
-    fn look_after(&mut self, index: usize) {
-        // Who was woken may have gone since.
-        let Some(place) = self.places.get_mut(index) else { return };
-        place.bell.rung.store(false, Ordering::Release);
-        // A panic would be a mistake of ours; then let it cost one stream, and not thousands.
-        let turn = catch_unwind(AssertUnwindSafe(|| place.stream.poll(&mut Context::from_waker(&place.waker))));
+    /// Polls the stream of a slot.
+    fn poll_stream(&mut self, index: usize) {
+        // The stream may have ended after it was woken.
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        slot.stream_waker.is_woken.store(false, Ordering::Release);
+        // A panic would be a bug of this crate. It ends one stream, and not all streams of the
+        // writer.
+        let turn = catch_unwind(AssertUnwindSafe(|| slot.stream.poll(&mut Context::from_waker(&slot.waker))));
         match turn.unwrap_or(Turn::Over) {
             Turn::Sleeps => {}
-            Turn::Again => place.bell.wake_by_ref(),
+            Turn::Again => slot.stream_waker.wake_by_ref(),
             Turn::Over => {
-                drop(self.places.remove(index));
-                // Room for many is given back when there are few.
-                if self.places.capacity() > 1024 && self.places.len() < self.places.capacity() / 8 {
-                    self.places.shrink_to_fit();
+                drop(self.slots.remove(index));
+                // Release memory after most streams have ended.
+                if self.slots.capacity() > 1024 && self.slots.len() < self.slots.capacity() / 8 {
+                    self.slots.shrink_to_fit();
                 }
             }
         }
@@ -226,20 +238,20 @@ impl Future for Writer {
         let this = self.get_mut();
         this.inbox.task.register(cx.waker());
         this.take_arrivals();
-        let mut goes_on = this.poll_sockets(cx);
+        let mut has_more = this.poll_sockets(cx);
         if this.turn.is_empty() {
             std::mem::swap(&mut this.turn, &mut *lock(&this.inbox.woken));
         }
         let begun = Instant::now();
         for count in 1..=BATCH {
             let Some(index) = this.turn.pop_front() else { break };
-            this.look_after(index);
-            if count.is_multiple_of(16) && begun.elapsed() > LONGEST_TURN {
+            this.poll_stream(index);
+            if count.is_multiple_of(16) && begun.elapsed() > MAX_TURN {
                 break;
             }
         }
-        goes_on |= !this.turn.is_empty() || !lock(&this.inbox.woken).is_empty();
-        if goes_on {
+        has_more |= !this.turn.is_empty() || !lock(&this.inbox.woken).is_empty();
+        if has_more {
             cx.waker().wake_by_ref();
         }
         Poll::Pending
@@ -248,16 +260,16 @@ impl Future for Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.inbox.gone.store(true, Ordering::Release);
+        self.inbox.is_closed.store(true, Ordering::Release);
         let arrived = std::mem::take(&mut *lock(&self.inbox.arrived));
         drop(arrived);
-        let mut crews = lock(&CREWS);
-        if let Some(crews) = &mut *crews
-            && let Some(crew) = crews.get_mut(&self.runtime)
+        let mut all = lock(&WRITERS);
+        if let Some(all) = &mut *all
+            && let Some(own) = all.get_mut(&self.runtime)
         {
-            crew.writers.retain(|inbox| !Arc::ptr_eq(inbox, &self.inbox));
-            if crew.writers.is_empty() {
-                crews.remove(&self.runtime);
+            own.writers.retain(|inbox| !Arc::ptr_eq(inbox, &self.inbox));
+            if own.writers.is_empty() {
+                all.remove(&self.runtime);
             }
         }
     }

@@ -1,17 +1,18 @@
-//! The newest number of every channel, dense, so that a connection on a thousand topics looks at words and not at
-//! locks.
+//! The latest number of every channel in one dense table, so that a connection with a thousand
+//! topics compares a thousand words and locks only the channels that have something new.
 //!
-//! 1. The table grows and shrinks only under the sequencer's lock, and words are written only there; so no write is
-//!    lost to a table that is being replaced.
-//! 2. A word is written before the horizon that covers it. A reader that has seen the horizon sees the word.
+//! 1. The table grows and shrinks, and its words are written, only under the sequencer's lock. So
+//!    no write is lost to a table that is being replaced.
+//! 2. A word is written before the `visible_through` that covers it. A reader that has loaded
+//!    `visible_through` sees the word.
 
 use crate::sync::{AtomicU64, Ordering, RwLock};
 
 #[derive(Debug, Default)]
-pub(super) struct Heads(RwLock<Vec<AtomicU64>>);
+pub(super) struct Latest(RwLock<Vec<AtomicU64>>);
 
-impl Heads {
-    /// Makes `number` a valid word.
+impl Latest {
+    /// Grows the table so that it has a word for the channel `number`.
     pub(super) fn cover(&self, number: usize) {
         let mut words = self.0.write();
         while words.len() <= number {
@@ -19,7 +20,7 @@ impl Heads {
         }
     }
 
-    /// Gives back the words from `len` on.
+    /// Shrinks the table to its first `len` words.
     pub(super) fn truncate(&self, len: usize) {
         let mut words = self.0.write();
         words.truncate(len);
@@ -30,12 +31,12 @@ impl Heads {
         self.0.read()[number].store(sequence, Ordering::Release);
     }
 
-    /// The word may be further already.
+    /// Raises the word of the channel `number`, unless it is already higher.
     pub(super) fn raise(&self, number: usize, sequence: u64) {
         self.0.read()[number].fetch_max(sequence, Ordering::AcqRel);
     }
 
-    /// Looks at many words under one lock.
+    /// Calls `look` with a function that loads words, all under one lock.
     pub(super) fn with<R>(&self, look: impl FnOnce(&dyn Fn(usize) -> u64) -> R) -> R {
         let words = self.0.read();
         look(&|number| words[number].load(Ordering::Acquire))
