@@ -1,7 +1,9 @@
-//! Figures that change at different times: each is said when it changes, and a page that opens gets all of them at once.
+//! Figures that change at different times. The program publishes a figure when it changes, and a
+//! new page receives the current value of every figure.
 //!
-//! `cargo run --example dashboard`, then open <http://127.0.0.1:3000> in several tabs and close some. "process" was said
-//! once, when the program started, and every tab has it. The figures of the process are there on Linux.
+//! `cargo run --example dashboard`, then open <http://127.0.0.1:3000> in several tabs and close
+//! some. The program published "process" once, when it started, and every tab shows it. "memory"
+//! and "threads" are available on Linux.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
@@ -23,13 +25,13 @@ struct Figure<'a> {
     value: &'a str,
 }
 
-/// What there is to see of this process now.
+/// Returns the current figures of this process.
 fn measure(hub: &Hub) -> BTreeMap<&'static str, String> {
     let stats = hub.stats();
     let mut figures = BTreeMap::from([
         ("process", std::process::id().to_string()),
         ("pages open", stats.connections.to_string()),
-        ("pages opened ever", stats.connected.to_string()),
+        ("pages opened since start", stats.connected.to_string()),
     ]);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for (name, field) in [("memory", "VmRSS:"), ("threads", "Threads:")] {
@@ -41,28 +43,28 @@ fn measure(hub: &Hub) -> BTreeMap<&'static str, String> {
 }
 
 async fn sample(hub: Hub) {
-    let mut said = BTreeMap::new();
+    let mut published = BTreeMap::new();
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
         for (name, value) in measure(&hub) {
-            if said.get(name) == Some(&value) {
+            if published.get(name) == Some(&value) {
                 continue;
             }
-            match say(&hub, name, &value).await {
+            match publish_figure(&hub, name, &value).await {
                 Ok(()) => {
-                    said.insert(name, value);
+                    published.insert(name, value);
                 }
-                // It counts as not said, so the next tick tries again.
-                Err(error) => println!("{name} could not be published: {error}"),
+                // The figure stays out of `published`, so the next tick tries again.
+                Err(error) => println!("publishing {name} failed: {error}"),
             }
         }
     }
 }
 
-async fn say(hub: &Hub, name: &'static str, value: &str) -> Result<(), PublishError> {
-    // The key says which earlier event this one takes the place of.
+async fn publish_figure(hub: &Hub, name: &'static str, value: &str) -> Result<(), PublishError> {
+    // The event replaces the earlier event with the same key.
     let figure = Event::json("figure", &Figure { name, value })?.key(name);
     hub.topic("dashboard").publish(figure).await?;
     Ok(())

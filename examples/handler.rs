@@ -1,7 +1,8 @@
-//! A stream opened by an axum handler: who asks comes from an extractor, and which room from the path.
+//! A stream that an axum handler opens: the user comes from an extractor, and the room from the
+//! path.
 //!
-//! `cargo run --example handler`, then open <http://127.0.0.1:3000> in two tabs. Everybody may be in the lobby, only ada
-//! in the office: a stream of it is refused to ben.
+//! `cargo run --example handler`, then open <http://127.0.0.1:3000> in two tabs. Every user may
+//! enter the lobby. Only Ada may enter the office: Ben's stream of the office is refused.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
@@ -18,7 +19,7 @@ struct AppState {
     hub: Hub,
 }
 
-/// Who asks: the extractor that an application has for all of its handlers. A real one looks up a session.
+/// The user, from the cookie `user=…`. The extractor of a real application looks up a session.
 struct User(String);
 
 impl<S: Sync> FromRequestParts<S> for User {
@@ -37,7 +38,8 @@ impl User {
     }
 }
 
-/// `StreamRequest` is taken before the user is looked up: so no stream slips past a `disconnect` that comes between the two.
+/// Opens the stream of a room. `StreamRequest` comes before `User`: the request records when it
+/// arrived, so a `disconnect` during the lookup of the user also stops this request.
 async fn events(
     State(hub): State<Hub>,
     request: StreamRequest,
@@ -50,7 +52,7 @@ async fn events(
     Ok(hub.respond(request, Subscription::for_user(user.0).topic(format!("rooms/{room}"))))
 }
 
-async fn say(
+async fn post_message(
     State(hub): State<Hub>,
     user: User,
     Path(room): Path<String>,
@@ -59,12 +61,12 @@ async fn say(
     if !user.may_enter(&room) {
         return Ok(StatusCode::FORBIDDEN);
     }
-    let said = Event::new("said", format!("{}: {text}", user.0));
-    hub.topic(format!("rooms/{room}")).publish(said).await?;
+    let message = Event::new("chat", format!("{}: {text}", user.0));
+    hub.topic(format!("rooms/{room}")).publish(message).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
-/// Signs ada or ben in.
+/// Signs Ada or Ben in. A real application checks a password.
 async fn sign_in(Path(user): Path<String>) -> Result<impl IntoResponse, StatusCode> {
     let user = ["ada", "ben"].into_iter().find(|known| *known == user).ok_or(StatusCode::NOT_FOUND)?;
     let cookie = format!("user={user}; Path=/; HttpOnly; SameSite=Lax");
@@ -78,7 +80,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .route("/", get(async || Html(include_str!("handler.html"))))
         .route("/as/{user}", get(sign_in))
         .route("/rooms/{room}/events", get(events))
-        .route("/rooms/{room}", post(say))
+        .route("/rooms/{room}", post(post_message))
         .with_state(AppState { hub: hub.clone() });
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
     let listener = tokio::net::TcpListener::bind(address).await?;

@@ -1,7 +1,9 @@
-//! How far a long computation is: only the newest matters, and who opens the page half way sees it at once.
+//! The progress of a long computation. Only the newest value counts, and a page that opens later
+//! receives it at once.
 //!
-//! `cargo run --example progress`, open <http://127.0.0.1:3000>, start a computation, and open the page's address, which
-//! now names it, in a second tab: both bars are where the computation is. Reload when it is done: the result is there.
+//! `cargo run --example progress`, open <http://127.0.0.1:3000> and start a computation. The
+//! address of the page then names the computation: open it in a second tab, and both bars show the
+//! same progress. Reload a page after the end: it shows the result.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
@@ -17,26 +19,28 @@ use tower_sse::{Event, Hub, Public, PublishError, Retention, TopicFilter};
 
 const STEPS: u32 = 50;
 const NUMBERS_IN_A_STEP: u32 = 20_000;
-/// Computers are too fast to watch.
+/// A pause after each step, so that the bar is visible while it moves.
 const PAUSE: Duration = Duration::from_millis(100);
-/// For how long a result is there.
-const KEPT_FOR: Duration = Duration::from_secs(3600);
+/// The time for which the hub retains a result.
+const RESULT_AGE: Duration = Duration::from_secs(3600);
 
-/// Knows nothing of pages: it computes, and says how far it is.
+/// Computes, and publishes its progress and its result.
 async fn count_primes(hub: &Hub, job: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut primes = 0;
     for step in 0..STEPS {
         let numbers = step * NUMBERS_IN_A_STEP..(step + 1) * NUMBERS_IN_A_STEP;
         primes += tokio::task::spawn_blocking(|| numbers.filter(|number| is_prime(*number)).count()).await?;
-        say(hub, job, Event::new("progress", ((step + 1) * 100 / STEPS).to_string())).await?;
+        publish_state(hub, job, Event::new("progress", ((step + 1) * 100 / STEPS).to_string())).await?;
         tokio::time::sleep(PAUSE).await;
     }
-    say(hub, job, Event::new("result", format!("{primes} primes below {}", STEPS * NUMBERS_IN_A_STEP))).await?;
+    let result = format!("{primes} primes below {}", STEPS * NUMBERS_IN_A_STEP);
+    publish_state(hub, job, Event::new("result", result)).await?;
     Ok(())
 }
 
-/// One key for all that is said of a job: each event takes the place of the one before, and the result stays.
-async fn say(hub: &Hub, job: &str, event: Event) -> Result<(), PublishError> {
+/// Publishes an event with the one key of a job. The event replaces the earlier one, so the hub
+/// retains only the newest state.
+async fn publish_state(hub: &Hub, job: &str, event: Event) -> Result<(), PublishError> {
     hub.topic(format!("jobs/{job}")).publish(event.key("state")).await?;
     Ok(())
 }
@@ -46,12 +50,12 @@ fn is_prime(number: u32) -> bool {
 }
 
 async fn start(State(hub): State<Hub>) -> (StatusCode, String) {
-    // Counted from 1 it would name another computation after a restart, to a page that is still open.
+    // A random name. After a restart, a counter would give the name in an open page to another job.
     let job = format!("{:016x}", fastrand::u64(..));
     let name = job.clone();
     tokio::spawn(async move {
         if let Err(error) = count_primes(&hub, &name).await {
-            println!("computation {name} has ended without a result: {error}");
+            println!("computation {name} failed: {error}");
         }
     });
     (StatusCode::ACCEPTED, job)
@@ -60,7 +64,7 @@ async fn start(State(hub): State<Hub>) -> (StatusCode, String) {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let jobs = TopicFilter::prefix("jobs/");
-    let hub = Hub::builder().retention_for(jobs.clone(), Retention::latest_per_key().age(KEPT_FOR)).build()?;
+    let hub = Hub::builder().retention_for(jobs.clone(), Retention::latest_per_key().age(RESULT_AGE)).build()?;
     let app = Router::new()
         .route("/", get(async || Html(include_str!("progress.html"))))
         .route("/jobs", post(start))

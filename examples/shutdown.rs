@@ -1,7 +1,9 @@
-//! Leaving in order: streams are told goodbye, the process ends in a moment, and the pages come back spread over time.
+//! Graceful shutdown: every stream ends with `hub.bye`, and browsers reconnect spread over a
+//! window.
 //!
-//! `cargo run --example shutdown`, open <http://127.0.0.1:3000> in some tabs, then press Ctrl-C, and start it again: each
-//! tab says goodbye, and is back within the window. Try it with a download that does not end, too: `curl http://127.0.0.1:3000/slow`.
+//! `cargo run --example shutdown`, open <http://127.0.0.1:3000> in some tabs, press Ctrl-C, and
+//! start the program again: each tab reports the goodbye and reconnects within the window. The
+//! process also ends while another request never does: `curl http://127.0.0.1:3000/slow`.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
@@ -14,31 +16,22 @@ use axum::response::Html;
 use axum::routing::get;
 use tower_sse::{Hub, Refusal, StreamRequest, Subscription};
 
-/// Over how long the pages come back. As long as the next process, or the others, need to take them.
+#[path = "shared/shutdown.rs"]
+mod shutdown;
+
+/// The time over which browsers reconnect. It is long enough if the next process, or the other
+/// instances, can serve that many requests in it.
 const WINDOW: Duration = Duration::from_secs(5);
-/// How long other requests may take to end. A stream is no request of this kind.
+/// The time that requests other than streams have to end after the drain.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
-/// For the load balancer: not ready from the first moment of the drain.
+/// Readiness for the load balancer. The hub is not ready from the start of the drain on.
 async fn readyz(State(hub): State<Hub>) -> StatusCode {
     if hub.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 async fn access(_: StreamRequest) -> Result<Subscription, Refusal> {
     Ok(Subscription::anonymous())
-}
-
-/// Ctrl-C, or SIGTERM, which is what containers and service managers send.
-async fn told_to_leave() {
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-        return;
-    }
-    tokio::signal::ctrl_c().await.ok();
 }
 
 #[tokio::main]
@@ -52,20 +45,21 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .layer(hub.layer("/events", access));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
     let listener = tokio::net::TcpListener::bind(address).await?;
+    let signal = shutdown::shutdown_signal()?;
     println!("open http://{}", listener.local_addr()?);
 
-    let (drained, told) = tokio::sync::oneshot::channel();
+    let (drain_ended, drain_end) = tokio::sync::oneshot::channel();
     let serve = axum::serve(hub.listener(listener), app).with_graceful_shutdown(async move {
-        told_to_leave().await;
-        // Inside of this future: `serve` does not return while streams are open, so afterwards is too late.
-        let outcome = hub.drain(WINDOW).await;
-        println!("{} streams have ended, {} were cut", outcome.ended, outcome.cut);
-        drained.send(()).ok();
+        signal.await;
+        // Drain in this future: `serve` does not return while streams are open.
+        let drained = hub.drain(WINDOW).await;
+        println!("{} streams ended, {} were cut", drained.ended, drained.cut);
+        drain_ended.send(()).ok();
     });
     tokio::select! {
         served = serve => served?,
-        // Requests that never end do not keep the process.
-        () = async { told.await.ok(); tokio::time::sleep(LAST_REQUESTS).await } => {}
+        // Ends the process although another request is still open.
+        () = async { drain_end.await.ok(); tokio::time::sleep(LAST_REQUESTS).await } => {}
     }
     Ok(())
 }

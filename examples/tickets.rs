@@ -1,7 +1,9 @@
-//! Streams without cookies: a front end on another origin has a token, `EventSource` can send none, so it fetches a ticket.
+//! Streams without cookies. A front end on another origin authenticates with a token. `EventSource`
+//! cannot send a token, so the page fetches a ticket and opens the stream with it.
 //!
-//! `cargo run --example tickets`, then open <http://127.0.0.1:3000>: that is the front end, and the API is on port 3001.
-//! Restart the program: the tickets are spent, so the page gets a new one and goes on.
+//! `cargo run --example tickets`, then open <http://127.0.0.1:3000>, the front end. The API listens
+//! on port 3001. Restart the program: the ticket of the page is no longer valid, so the page
+//! fetches a new one and resumes.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
@@ -17,10 +19,10 @@ use tokio::net::TcpListener;
 use tower_http::cors::CorsLayer;
 use tower_sse::{Event, Hub, PublishError, StreamRequest, Subscription, SubscriptionError, Ticket};
 
-/// How long a ticket may take from the answer to the next request. It is good for one stream.
-const GOOD_FOR: Duration = Duration::from_secs(30);
+/// The time for which a ticket is valid. It opens one stream.
+const TICKET_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Whose token it is. A real application checks a signature here.
+/// The user of a bearer token. A real application checks a signature.
 struct Bearer(&'static str);
 
 impl<S: Sync> FromRequestParts<S> for Bearer {
@@ -36,7 +38,7 @@ impl<S: Sync> FromRequestParts<S> for Bearer {
 }
 
 async fn ticket(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<Json<Ticket>, SubscriptionError> {
-    hub.ticket(Subscription::for_user(user), GOOD_FOR).await.map(Json)
+    hub.ticket(Subscription::for_user(user), TICKET_LIFETIME).await.map(Json)
 }
 
 async fn greet(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<StatusCode, PublishError> {
@@ -45,7 +47,7 @@ async fn greet(State(hub): State<Hub>, Bearer(user): Bearer) -> Result<StatusCod
 }
 
 fn api(hub: &Hub, front_end: HeaderValue) -> Router {
-    // The page is of another origin, so the browser asks first whether it may, and with which headers.
+    // The page has another origin, so the browser sends a preflight request before the `POST`.
     let cors =
         CorsLayer::new().allow_origin(front_end).allow_methods([Method::POST]).allow_headers([header::AUTHORIZATION]);
     let access = {
@@ -70,7 +72,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind(addresses.next().unwrap_or_else(|| "127.0.0.1:3001".to_owned())).await?;
     let origin = format!("http://{}", front_end.local_addr()?);
     let url = format!("http://{}", listener.local_addr()?);
-    // CORS says who may read the answer; this, who may open a stream at all.
+    // CORS decides which origins may read a response. This setting decides which may open a stream.
     let hub = Hub::builder().allow_cross_origin(origin.as_str()).build()?;
     let page = Html(include_str!("tickets.html").replace("__API__", &url));
     println!("open {origin}; the API is at {url}");

@@ -1,4 +1,5 @@
-//! A worker without HTTP: it says how far it is, and whoever has a page open at any instance sees it.
+//! A worker without HTTP. It publishes its progress through the broker, and every open page at any
+//! instance shows it.
 //!
 //! ```sh
 //! redis-server &
@@ -19,44 +20,45 @@ mod report {
     use tower_sse::backplane::Redis;
     use tower_sse::{Event, Hub, HubBuilder, PublishError, Publisher, Retention, TopicFilter};
 
-    /// How long a step of the work takes.
+    /// The duration of one step of the work.
     const STEP: Duration = Duration::from_millis(200);
-    /// How long a broker that is away is waited for between two tries.
+    /// The pause before the worker publishes again, while the broker is unavailable.
     const PAUSE: Duration = Duration::from_secs(1);
 
-    /// What instances and workers have to agree on. In an application both call this one function; here the instance has it
-    /// as `--latest reports/`.
+    /// The settings that instances and workers have to share. In an application both call this
+    /// function. Here the instance has the same settings by `--latest reports/`.
     fn settings(log: Redis) -> HubBuilder {
         Hub::builder().retention_for(TopicFilter::prefix("reports/"), Retention::latest_per_key()).backplane(log)
     }
 
-    pub(crate) async fn write(url: &str) -> Result<(), Box<dyn Error>> {
-        // The namespace of the instances.
+    pub(crate) async fn write_report(url: &str) -> Result<(), Box<dyn Error>> {
+        // The same namespace as the instances.
         let publisher = settings(Redis::new(url, "default")?).publisher()?;
         let report = 7;
-        // What a job queue would call this job, however often it runs it.
+        // The id of this job in a job queue. It stays the same when the queue runs the job again.
         let job = std::process::id();
         for percent in (0..=100).step_by(10) {
-            // Whoever opens the page half way gets the newest at once.
+            // The hub retains the newest value of the key, for pages that open later.
             let event = Event::new("progress", percent.to_string()).key("progress");
-            say(&publisher, report, event.idempotency_key(format!("job {job}: {percent} %"))).await?;
+            publish_report(&publisher, report, event.idempotency_key(format!("job {job}: {percent} %"))).await?;
             println!("{percent} %");
             tokio::time::sleep(STEP).await;
         }
-        // The report is there; its progress is nobody's any more.
-        say(&publisher, report, Event::removal("progress").name("done")).await?;
+        // The report is ready: remove its progress, so that new pages do not receive it.
+        publish_report(&publisher, report, Event::removal("progress").name("done")).await?;
         println!("done");
         Ok(())
     }
 
-    /// Until the log has it. An answer that was lost may have been a yes, so the event has an idempotency key: said twice
-    /// it is there once. The removal needs none, for twice gone is gone.
-    async fn say(publisher: &Publisher, report: u64, event: Event) -> Result<(), PublishError> {
+    /// Publishes an event, and retries until the log has it. A lost answer of the broker may have
+    /// been a success. The idempotency key makes a second publish of the same event harmless. A
+    /// removal needs no such key, since removing a value twice has the same result.
+    async fn publish_report(publisher: &Publisher, report: u64, event: Event) -> Result<(), PublishError> {
         loop {
             match publisher.topic(format!("reports/{report}")).publish(event.clone()).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is_unavailable() => {
-                    eprintln!("{error}; trying again");
+                    eprintln!("{error}; retrying");
                     tokio::time::sleep(PAUSE).await;
                 }
                 Err(error) => return Err(error),
@@ -70,10 +72,10 @@ mod report {
 async fn main() -> ExitCode {
     let Some(url) = std::env::args().nth(1).filter(|url| url.starts_with("redis://") || url.starts_with("rediss://"))
     else {
-        eprintln!("where is the broker? worker redis://127.0.0.1:6379");
+        eprintln!("a broker URL is required: worker redis://127.0.0.1:6379");
         return ExitCode::from(2);
     };
-    match report::write(&url).await {
+    match report::write_report(&url).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

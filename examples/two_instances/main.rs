@@ -1,10 +1,11 @@
-//! Two instances, one hub: a page at either hears what is said at both, and goes on at the other when its own leaves.
+//! Two instances that share one log. A page at either instance receives the messages that are
+//! posted at both, and resumes at the other instance when its own stops.
 //!
 //! ```sh
 //! cargo run --example two_instances          # both in one process; open http://127.0.0.1:3001
 //! ```
 //!
-//! Or in a process each, to kill one and see its pages go on at the other:
+//! Or with one process for each instance. Kill one, and its pages resume at the other:
 //!
 //! ```sh
 //! cargo run --features redis --example two_instances -- --backplane redis://127.0.0.1:6379 127.0.0.1:3001
@@ -33,18 +34,23 @@ use tower_sse::backplane::Memory;
 use tower_sse::backplane::Redis;
 use tower_sse::{Event, Hub, HubBuilder, Public, PublishError, TopicFilter};
 
+#[path = "../shared/shutdown.rs"]
+mod shutdown;
+
+use shutdown::shutdown_signal;
+
 const BOTH: [SocketAddr; 2] = [address(3001), address(3002)];
 const USAGE: &str = "two_instances [--backplane redis://127.0.0.1:6379] [127.0.0.1:3001] [127.0.0.1:3002]";
-/// Over how long pages come back when an instance leaves.
+/// The time over which pages reconnect when an instance drains.
 const WINDOW: Duration = Duration::from_secs(1);
-/// For how long an instance that restarts is away.
-const AWAY: Duration = Duration::from_secs(3);
+/// The pause between the drain and the new start of an instance that restarts.
+const RESTART_PAUSE: Duration = Duration::from_secs(3);
 
 const fn address(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port)
 }
 
-/// Where the log is.
+/// The log that the instances share.
 #[derive(Clone)]
 enum Log {
     Memory(Memory),
@@ -63,7 +69,7 @@ impl Log {
         Err("--backplane: built without the feature `redis`: cargo run --features redis --example two_instances")
     }
 
-    fn share(self, builder: HubBuilder) -> HubBuilder {
+    fn configure(self, builder: HubBuilder) -> HubBuilder {
         match self {
             Self::Memory(log) => builder.backplane(log),
             #[cfg(feature = "redis")]
@@ -72,7 +78,7 @@ impl Log {
     }
 }
 
-/// What one instance is called, and where its pages find both.
+/// An instance: its name, and the addresses of all instances for its pages.
 #[derive(Clone)]
 pub(crate) struct Instance {
     pub(crate) name: String,
@@ -87,7 +93,8 @@ impl Instance {
 
     pub(crate) fn settings(&self) -> HubBuilder {
         let builder = Hub::builder().instance_name(self.name.as_str()).retry(Duration::from_secs(1));
-        // A page of one listens at the other. In production both are one origin, behind a load balancer.
+        // A page of one instance opens streams at the other. In production both have one origin,
+        // behind a load balancer.
         self.all.iter().fold(builder, |builder, address| builder.allow_cross_origin(format!("http://{address}")))
     }
 
@@ -101,7 +108,7 @@ impl Instance {
             .route("/", get(Html(include_str!("page.html"))))
             .route("/instances", get(Json(all)))
             .route("/ready", get(ready))
-            .route("/say", post(say))
+            .route("/messages", post(post_message))
             .route("/restart", post(async move || restart.notify_one()))
             .with_state((hub.clone(), self.name.clone()))
             .layer(hub.layer("/events", Public::topics(TopicFilter::any())))
@@ -114,80 +121,69 @@ async fn ready(State((hub, name)): State<(Hub, String)>) -> (StatusCode, String)
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, name)
 }
 
+/// A chat message, with the name of the instance that published it.
 #[derive(Serialize)]
-struct Said {
+struct Message {
     text: String,
-    through: String,
+    instance: String,
 }
 
-async fn say(State((hub, through)): State<(Hub, String)>, text: String) -> Result<String, PublishError> {
-    let event = Event::json("said", &Said { text, through })?;
-    let published = hub.topic("talk").publish(event).await?;
-    Ok(published.position.to_string())
+async fn post_message(State((hub, instance)): State<(Hub, String)>, text: String) -> Result<String, PublishError> {
+    let event = Event::json("chat", &Message { text, instance })?;
+    let receipt = hub.topic("talk").publish(event).await?;
+    Ok(receipt.position.to_string())
 }
 
-/// Serves until it is told to leave; told to restart it drains, is away for a moment, and comes back as a new instance.
+/// Serves until Ctrl-C or SIGTERM, then drains. After `POST /restart`, the function drains, pauses
+/// and starts a new instance at the same address.
 async fn serve(listen: SocketAddr, instance: Instance, log: Log) -> Result<(), Box<dyn Error + Send + Sync>> {
     loop {
-        let hub = log.clone().share(instance.settings()).build()?;
+        let hub = log.clone().configure(instance.settings()).build()?;
         let app = instance.app(&hub);
         let listener = TcpListener::bind(listen).await.map_err(|error| format!("{listen}: {error}"))?;
+        let (restart, signal) = (Arc::clone(&instance.restart), shutdown_signal()?);
         println!("{}: http://{listen}", instance.name);
-        let (draining, restart) = (hub.clone(), Arc::clone(&instance.restart));
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (sender, restarts) = tokio::sync::oneshot::channel();
         axum::serve(hub.listener(listener), app)
             .with_graceful_shutdown(async move {
-                let again = tokio::select! {
-                    () = told_to_leave() => false,
+                let is_restart = tokio::select! {
+                    () = signal => false,
                     () = restart.notified() => true,
                 };
-                draining.drain(WINDOW).await;
-                // The loop may be gone only with this task.
-                let _ = tell.send(again);
+                hub.drain(WINDOW).await;
+                let _ = sender.send(is_restart);
             })
             .await?;
-        if !told.await.unwrap_or(false) {
+        if !restarts.await.unwrap_or(false) {
             return Ok(());
         }
+        let signal = shutdown_signal()?;
         tokio::select! {
-            () = told_to_leave() => return Ok(()),
-            () = tokio::time::sleep(AWAY) => {}
+            () = signal => return Ok(()),
+            () = tokio::time::sleep(RESTART_PAUSE) => {}
         }
     }
 }
 
-/// Ctrl-C, or what containers and service managers send.
-async fn told_to_leave() {
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-        return;
-    }
-    tokio::signal::ctrl_c().await.ok();
-}
-
-/// A problem does not repeat a value, which may hold a password.
+/// Parses the arguments. An error contains no value, since a value may be a URL with a password.
 fn parse(mut args: impl Iterator<Item = String>) -> Result<(Log, Vec<SocketAddr>), &'static str> {
-    let (mut log, mut here) = (Log::Memory(Memory::new()), Vec::new());
+    let (mut log, mut addresses) = (Log::Memory(Memory::new()), Vec::new());
     while let Some(arg) = args.next() {
         if arg == "--backplane" {
             log = Log::open(&args.next().ok_or("--backplane needs a URL")?)?;
         } else {
-            here.push(arg.parse().map_err(|_| "neither --backplane nor an address")?);
+            addresses.push(arg.parse().map_err(|_| "an argument is neither --backplane nor an address")?);
         }
     }
-    if here.is_empty() {
-        here.extend(BOTH);
+    if addresses.is_empty() {
+        addresses.extend(BOTH);
     }
-    Ok((log, here))
+    Ok((log, addresses))
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let (log, here) = match parse(std::env::args().skip(1)) {
+    let (log, addresses) = match parse(std::env::args().skip(1)) {
         Ok(parsed) => parsed,
         Err(problem) => {
             eprintln!("{problem}\n\n{USAGE}");
@@ -195,13 +191,13 @@ async fn main() -> ExitCode {
         }
     };
     let mut all = BOTH.to_vec();
-    all.extend(here.iter().filter(|address| !BOTH.contains(address)));
+    all.extend(addresses.iter().filter(|address| !BOTH.contains(address)));
     let instance = |listen: &SocketAddr| {
         let number = all.iter().position(|address| address == listen).unwrap_or_default();
         let name = ["A", "B", "C", "D"].get(number).copied().unwrap_or("another");
         serve(*listen, Instance::new(name, &all), log.clone())
     };
-    match futures::future::try_join_all(here.iter().map(instance)).await {
+    match futures::future::try_join_all(addresses.iter().map(instance)).await {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

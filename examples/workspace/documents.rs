@@ -1,4 +1,5 @@
-//! Documents that everybody sees, and anybody may delete: then the owner hears of it, on whatever page.
+//! Documents that every user may see and delete. When another user deletes a document, its owner
+//! receives a notification on every page.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +12,11 @@ use crate::notifications::Notification;
 use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
 use crate::sessions::{USERS, User};
 
-/// The current value of each document is kept in the log, so an instance that starts late has all of them.
+/// The log retains the current value of each document, so an instance that starts later has all
+/// documents.
 pub(crate) const TOPIC: &str = "documents";
-const LONGEST_TITLE: usize = 80;
-const MOST: usize = 500;
+const MAX_TITLE: usize = 80;
+const MAX_DOCUMENTS: usize = 500;
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Document {
@@ -40,8 +42,8 @@ impl Documents {
         Self { hub, all: Shared::default() }
     }
 
-    /// One for each user, where there are none.
-    pub(crate) async fn welcome(&self) -> Result<(), Error> {
+    /// Creates a document for each user, if there are no documents.
+    pub(crate) async fn create_welcome_documents(&self) -> Result<(), Error> {
         if lock(&self.all).is_empty() {
             for owner in USERS {
                 self.put(format!("welcome-{}", owner.id), owner, format!("A document of {}", owner.name)).await?;
@@ -50,18 +52,18 @@ impl Documents {
         Ok(())
     }
 
-    /// The newest first.
+    /// Returns all documents, the newest first.
     pub(crate) fn list(&self) -> Vec<Document> {
         let mut all: Vec<_> = lock(&self.all).values().cloned().collect();
         all.sort_by_key(|document| std::cmp::Reverse(document.created));
         all
     }
 
-    pub(crate) async fn create(&self, owner: User, title: &str) -> Result<Position, Error> {
-        if lock(&self.all).len() >= MOST {
-            return Err(Error::Enough("There are enough documents. Delete some first."));
+    pub(crate) async fn create_document(&self, owner: User, title: &str) -> Result<Position, Error> {
+        if lock(&self.all).len() >= MAX_DOCUMENTS {
+            return Err(Error::LimitReached("There are too many documents. Delete one first."));
         }
-        self.put(new_id(), owner, text(title, LONGEST_TITLE)?).await
+        self.put(new_id(), owner, text(title, MAX_TITLE)?).await
     }
 
     async fn put(&self, id: String, owner: User, title: String) -> Result<Position, Error> {
@@ -70,16 +72,18 @@ impl Documents {
         Ok(self.hub.topic(TOPIC).publish(created).await?.position)
     }
 
-    pub(crate) async fn delete(&self, by: User, id: &str) -> Result<Option<Position>, Error> {
+    pub(crate) async fn delete_document(&self, by: User, id: &str) -> Result<Option<Position>, Error> {
         let document = lock(&self.all).get(id).cloned().ok_or(Error::Missing)?;
-        // The owner is told first. Where a shared log fails in between, the document is still there, and to delete it again
-        // says the same again, which is one notification. The other way round the owner would never hear of it.
+        // The notification comes first. If a shared log fails between the two events, the document
+        // still exists, and deleting it again publishes the same notification again, with the same
+        // id. In the other order, the document would be gone and the owner would never receive the
+        // notification.
         let mut events = Vec::new();
         if document.owner != by.id {
             let text = format!("{} deleted your document “{}”", by.name, document.title);
-            events.push(Notification::new(id, &document.owner, text, "/documents").send(&self.hub)?);
+            events.push(Notification::new(id, &document.owner, text, "/documents").event(&self.hub)?);
         }
-        // Withdraws the current value, and tells the pages that show it.
+        // Removes the current value from the log, and the document from open pages.
         let deleted = Event::removal(id.to_owned()).name("document.deleted").data(json!({ "id": id }).to_string());
         events.push((self.hub.topic(TOPIC), deleted));
         Ok(publish_all(&self.hub, events).await?)

@@ -1,4 +1,4 @@
-//! Why a service does not do what it was asked.
+//! The error of the services.
 
 use std::fmt;
 
@@ -6,15 +6,15 @@ use tower_sse::PublishError;
 
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// What was asked cannot be, for this reason.
+    /// The input is invalid, for this reason.
     Invalid(&'static str),
-    /// There is no such thing.
+    /// The object does not exist.
     Missing,
-    /// There are enough of these.
-    Enough(&'static str),
-    /// This instance has not read the log yet, or does not read it any more: it is told to leave.
+    /// A limit is reached.
+    LimitReached(&'static str),
+    /// The instance has not read the log yet, or it is shutting down.
     NotReady,
-    /// The log does not take it.
+    /// The event could not be published.
     Publish(PublishError),
 }
 
@@ -27,12 +27,16 @@ impl From<PublishError> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Invalid(reason) | Self::Enough(reason) => f.write_str(reason),
-            Self::Missing => f.write_str("There is no such thing any more."),
-            Self::NotReady => f.write_str("Not now: the server is not ready."),
-            // What is wrong with a broker is for the log, not for people.
-            Self::Publish(error) if error.is_unavailable() => f.write_str("Not now: the shared log is away."),
-            Self::Publish(error) if error.is_closed() => f.write_str("Not now: the server is restarting."),
+            Self::Invalid(reason) | Self::LimitReached(reason) => f.write_str(reason),
+            Self::Missing => f.write_str("This no longer exists."),
+            Self::NotReady => f.write_str("The server is not ready. Try again in a moment."),
+            // The page shows no details of the broker. The hub logs them.
+            Self::Publish(error) if error.is_unavailable() => {
+                f.write_str("The shared log is unavailable. Try again in a moment.")
+            }
+            Self::Publish(error) if error.is_closed() => {
+                f.write_str("The server is restarting. Try again in a moment.")
+            }
             Self::Publish(error) => error.fmt(f),
         }
     }
@@ -40,12 +44,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Text of a person, without spaces around it.
-pub(crate) fn text(text: &str, longest: usize) -> Result<String, Error> {
+/// Checks a text that a user has entered, and returns it without surrounding spaces.
+pub(crate) fn text(text: &str, max_length: usize) -> Result<String, Error> {
     let text = text.trim();
     match text.chars().count() {
-        0 => Err(Error::Invalid("Write something first.")),
-        length if length > longest => Err(Error::Invalid("That is too long.")),
+        0 => Err(Error::Invalid("Enter a text.")),
+        length if length > max_length => Err(Error::Invalid("The text is too long.")),
         _ => Ok(text.to_owned()),
     }
 }

@@ -1,4 +1,4 @@
-//! News. Every post counts, so who comes back after a break gets each that was missed.
+//! News. A page that reconnects receives every post that it missed.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use crate::replica::{Follower, Shared, lock, new_id, now, value};
 use crate::sessions::User;
 
 pub(crate) const TOPIC: &str = "feed";
-pub(crate) const KEPT: usize = 100;
-pub(crate) const KEPT_FOR: Duration = Duration::from_secs(3600);
-const LONGEST: usize = 500;
+pub(crate) const MAX_POSTS: usize = 100;
+pub(crate) const MAX_AGE: Duration = Duration::from_secs(3600);
+const MAX_TEXT: usize = 500;
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Post {
@@ -34,15 +34,15 @@ impl Feed {
         Self { hub, posts: Shared::default() }
     }
 
-    /// The newest last.
+    /// Returns the posts, the newest last.
     pub(crate) fn list(&self) -> Vec<Post> {
         let mut posts = lock(&self.posts);
         trim(&mut posts);
         posts.iter().cloned().collect()
     }
 
-    pub(crate) async fn post(&self, author: User, words: &str) -> Result<Position, Error> {
-        let post = Post { id: new_id(), author: author.id.to_owned(), text: text(words, LONGEST)?, at: now() };
+    pub(crate) async fn post_news(&self, author: User, news: &str) -> Result<Position, Error> {
+        let post = Post { id: new_id(), author: author.id.to_owned(), text: text(news, MAX_TEXT)?, at: now() };
         Ok(self.hub.topic(TOPIC).publish(Event::json("post", &post)?).await?.position)
     }
 }
@@ -64,10 +64,10 @@ impl Follower for Feed {
     }
 }
 
-/// As the hub does, and also what a shared log has kept for longer.
+/// Applies the retention of the hub. A shared log may retain older posts.
 fn trim(posts: &mut VecDeque<Post>) {
-    let oldest = now().saturating_sub(KEPT_FOR.as_secs() * 1000);
-    while posts.len() > KEPT || posts.front().is_some_and(|post| post.at < oldest) {
+    let oldest = now().saturating_sub(MAX_AGE.as_secs() * 1000);
+    while posts.len() > MAX_POSTS || posts.front().is_some_and(|post| post.at < oldest) {
         posts.pop_front();
     }
 }

@@ -1,10 +1,10 @@
-//! A small workspace of several pages, in which what one person does, the others see.
+//! A small workspace of several pages. Every page shows the changes of all users at once.
 //!
 //! ```sh
 //! cargo run --example workspace       # then open http://127.0.0.1:3000, and http://localhost:3000 as a second person
 //! ```
 //!
-//! `README.md` beside this file says what to try, and where to look in the code.
+//! `README.md` beside this file lists what to try and describes the source files.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program with a console")]
 
@@ -17,6 +17,8 @@ mod options;
 mod replica;
 mod reports;
 mod sessions;
+#[path = "../shared/shutdown.rs"]
+mod shutdown;
 mod web;
 
 use std::error::Error;
@@ -36,15 +38,18 @@ use options::Options;
 use replica::Replica;
 use reports::Reports;
 use sessions::Sessions;
+use shutdown::shutdown_signal;
 
-/// How long reports may take to say that they were stopped. They cannot where a broker hangs, which is no reason to stay.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Over how long pages come back when the process leaves.
+/// The time that reports have to publish that they were stopped. While a broker hangs, they cannot
+/// publish, and the process must end nevertheless.
+const STOP_REPORTS: Duration = Duration::from_secs(2);
+/// The time over which browsers reconnect after the drain.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How long other requests may take to end then.
+/// The time that requests other than streams have to end after the drain.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
-/// All that handlers need. Each service has the hub; only `Sessions` knows of HTTP, for its cookies.
+/// The state of the handlers. Each service has the hub. Only `Sessions` depends on HTTP, for
+/// cookies.
 #[derive(Clone, FromRef)]
 struct App {
     sessions: Sessions,
@@ -74,18 +79,19 @@ impl App {
                 Box::new(notifications.clone()),
             ],
         );
-        let (first, read) = (documents.clone(), replica.clone());
+        let (new_documents, new_replica) = (documents.clone(), replica.clone());
         tokio::spawn(async move {
-            read.ready().await;
-            if let Err(error) = first.welcome().await {
-                tracing::warn!(%error, "there are no first documents");
+            new_replica.ready().await;
+            if let Err(error) = new_documents.create_welcome_documents().await {
+                tracing::warn!(%error, "the welcome documents could not be created");
             }
         });
         Ok(Self { sessions, documents, reports, metrics, feed, notifications, replica })
     }
 }
 
-/// What is kept of each topic. Instances that share a log share this.
+/// Returns the builder of the hub with the retention of each topic, which is the same on all
+/// instances.
 fn settings() -> HubBuilder {
     let current = Retention::latest_per_key;
     Hub::builder()
@@ -93,56 +99,44 @@ fn settings() -> HubBuilder {
         .retention_for(TopicFilter::exact(documents::TOPIC), current())
         .retention_for(TopicFilter::exact(notifications::TOPIC), current())
         .retention_for(TopicFilter::exact(metrics::TOPIC), current())
-        // One that is forgotten before its cookie has expired would be good again, so these are many.
+        // If the log forgot an ended session before its cookie expires, the cookie would be valid
+        // again.
         .retention_for(
             TopicFilter::exact(sessions::TOPIC),
-            current().age(sessions::LIFETIME).count(sessions::REMEMBERED).bytes(32 << 20),
+            current().age(sessions::LIFETIME).count(sessions::MAX_ENDED).bytes(32 << 20),
         )
         .retention_for(TopicFilter::prefix(reports::TOPICS), current())
-        .retention_for(TopicFilter::exact(feed::TOPIC), Retention::replay().count(feed::KEPT).age(feed::KEPT_FOR))
+        .retention_for(TopicFilter::exact(feed::TOPIC), Retention::replay().count(feed::MAX_POSTS).age(feed::MAX_AGE))
 }
 
 async fn run(mut options: Options) -> Result<(), Box<dyn Error>> {
     let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).try_init();
-    let leave = told_to_leave()?;
+    let signal = shutdown_signal()?;
     let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
     options.listen = listener.local_addr()?;
 
-    let hub = options.share(settings().instance_name(options.name())).build()?;
+    let hub = options.configure(settings().instance_name(options.name())).build()?;
     let app = App::new(&hub, &options)?;
     println!("open http://{}", options.listen);
     if !options.listen.ip().is_loopback() {
-        eprintln!("WARNING: without passwords, whoever reaches this address can be anybody");
+        eprintln!("WARNING: there are no passwords, every client that reaches this address can sign in as any user");
     }
 
     let reports = app.reports.clone();
     let router = web::router(&hub, app);
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (sender, drained) = tokio::sync::oneshot::channel();
     let serve = axum::serve(hub.listener(listener), router).with_graceful_shutdown(async move {
-        leave.await;
-        let _ = timeout(LAST_WORDS, reports.stop()).await;
+        signal.await;
+        let _ = timeout(STOP_REPORTS, reports.stop()).await;
         hub.drain(WINDOW).await;
-        let _ = tell.send(());
+        let _ = sender.send(());
     });
     tokio::select! {
         served = serve => served?,
-        () = async { if told.await.is_ok() { sleep(LAST_REQUESTS).await } } => {}
+        // Ends the process although another request is still open.
+        () = async { if drained.await.is_ok() { sleep(LAST_REQUESTS).await } } => {}
     }
     Ok(())
-}
-
-/// Ctrl-C, or what containers and service managers send. Both are listened for when this returns.
-fn told_to_leave() -> std::io::Result<impl Future<Output = ()>> {
-    #[cfg(unix)]
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    #[cfg(unix)]
-    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-    Ok(async move {
-        #[cfg(unix)]
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        #[cfg(not(unix))]
-        tokio::signal::ctrl_c().await.ok();
-    })
 }
 
 #[tokio::main]

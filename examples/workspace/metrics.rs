@@ -1,4 +1,5 @@
-//! What this process and its machine are doing, once a second. Other systems than Linux say less.
+//! Figures of the process and of the machine, sampled once a second. Some are available only on
+//! Linux.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::read_to_string;
@@ -11,24 +12,28 @@ use tower_sse::{Event, Hub, ReceivedEvent};
 use crate::replica::{Follower, Shared, lock, now, value};
 
 pub(crate) const TOPIC: &str = "metrics";
-/// Samples of each instance: so many seconds.
-const KEPT: usize = 120;
+/// The number of samples of each instance, one for each second.
+const MAX_SAMPLES: usize = 120;
 
-/// One moment of an instance. What the system does not tell is absent.
+/// The figures of an instance at one time. A figure that the system does not provide is `None`.
 #[derive(Clone, Serialize, Deserialize)]
 struct Sample {
     instance: String,
     at: u64,
-    /// Percent of all cores together.
+    /// In percent of all cores together.
     machine_cpu: Option<f64>,
+    /// In percent of all cores together.
     process_cpu: Option<f64>,
-    /// Bytes.
+    /// In bytes.
     machine_memory: Option<u64>,
+    /// In bytes.
     machine_memory_total: Option<u64>,
+    /// In bytes.
     process_memory: Option<u64>,
-    /// Pages that have a stream open.
+    /// The number of pages with an open stream.
     connections: usize,
-    /// Events handed to streams since the sample before, also to that by which the services read the log.
+    /// The number of events delivered since the previous sample. The stream by which the services
+    /// read the log is included.
     delivered: u64,
 }
 
@@ -38,21 +43,21 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Samples on a task of its own, for as long as the runtime lives.
+    /// Spawns a task that publishes samples until the runtime ends.
     pub(crate) fn start(hub: Hub, instance: String) -> Self {
         tokio::spawn(async move {
             let mut ticks = interval(Duration::from_secs(1));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            let (mut busy, mut delivered) = (Busy::now(), 0);
+            let (mut cpu, mut delivered) = (CpuTimes::now(), 0);
             loop {
                 ticks.tick().await;
-                let before = std::mem::replace(&mut busy, Busy::now());
+                let before = std::mem::replace(&mut cpu, CpuTimes::now());
                 let total = hub.stats().delivered;
                 let sample = Sample {
                     instance: instance.clone(),
                     at: now(),
-                    machine_cpu: busy.share(&before, |busy| busy.machine),
-                    process_cpu: busy.share(&before, |busy| busy.process),
+                    machine_cpu: cpu.share(&before, |cpu| cpu.machine),
+                    process_cpu: cpu.share(&before, |cpu| cpu.process),
                     machine_memory: meminfo("MemAvailable:").and_then(|free| meminfo("MemTotal:")?.checked_sub(free)),
                     machine_memory_total: meminfo("MemTotal:"),
                     process_memory: kilobytes("/proc/self/status", "VmRSS:"),
@@ -60,7 +65,8 @@ impl Metrics {
                     delivered: total - delivered,
                 };
                 delivered = total;
-                // The key is the instance: a new page gets the newest sample of each at once. One that is lost is lost.
+                // With the instance as key, a new page receives the newest sample of each instance.
+                // The result is ignored: the next sample follows in a second.
                 if let Ok(event) = Event::json("sample", &sample) {
                     let _ = hub.topic(TOPIC).publish(event.key(instance.clone())).await;
                 }
@@ -69,7 +75,7 @@ impl Metrics {
         Self { by_instance: Shared::default() }
     }
 
-    /// The last two minutes of each instance that is there.
+    /// Returns the samples of the last two minutes, of every running instance.
     pub(crate) fn list(&self) -> impl Serialize {
         lock(&self.by_instance).values().flatten().cloned().collect::<Vec<_>>()
     }
@@ -83,11 +89,11 @@ impl Follower for Metrics {
     fn apply(&self, event: &ReceivedEvent) {
         let Some(sample) = value::<Sample>(event, "sample") else { return };
         let mut by_instance = lock(&self.by_instance);
-        let oldest = sample.at.saturating_sub(KEPT as u64 * 1000);
+        let oldest = sample.at.saturating_sub(MAX_SAMPLES as u64 * 1000);
         by_instance.retain(|_, samples| samples.back().is_some_and(|last| last.at > oldest));
         let samples = by_instance.entry(sample.instance.clone()).or_default();
         samples.push_back(sample);
-        if samples.len() > KEPT {
+        if samples.len() > MAX_SAMPLES {
             samples.pop_front();
         }
     }
@@ -97,21 +103,23 @@ impl Follower for Metrics {
     }
 }
 
-/// Processor time since ever, in ticks; all of it, what the machine used, and what this process used.
-struct Busy {
+/// Processor time in ticks: the total since boot including idle time, the part that the machine
+/// used, and the part that this process used.
+struct CpuTimes {
     all: Option<u64>,
     machine: Option<u64>,
     process: Option<u64>,
 }
 
-impl Busy {
+impl CpuTimes {
     fn now() -> Self {
-        // cpu  user nice system idle iowait irq softirq steal (guest times are counted in user already)
+        // cpu  user nice system idle iowait irq softirq steal (`user` includes the guest times)
         let stat = read_to_string("/proc/stat").unwrap_or_default();
         let times: Vec<u64> =
             stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8).flat_map(str::parse).collect();
         let all = (times.len() == 8).then(|| times.iter().sum());
-        // After the name of the program, which may hold spaces: state is the first field, utime and stime are 12 and 13.
+        // The name of the program, in parentheses, may contain spaces. After it, `state` is field
+        // 1, and `utime` and `stime` are the fields 12 and 13.
         let own = read_to_string("/proc/self/stat").unwrap_or_default();
         let fields: Vec<&str> = own.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |field: usize| fields.get(field)?.parse::<u64>().ok();
@@ -122,7 +130,7 @@ impl Busy {
         }
     }
 
-    /// In percent, since another moment.
+    /// Returns the percentage of one figure since an earlier time.
     fn share(&self, before: &Self, of: fn(&Self) -> Option<u64>) -> Option<f64> {
         let all = self.all?.checked_sub(before.all?).filter(|all| *all > 0)?;
         let part = of(self)?.saturating_sub(of(before)?);
@@ -135,7 +143,7 @@ fn meminfo(name: &str) -> Option<u64> {
     kilobytes("/proc/meminfo", name)
 }
 
-/// A line like `VmRSS:    1234 kB`, in bytes.
+/// Reads a line like `VmRSS:    1234 kB` from a file, in bytes.
 fn kilobytes(file: &str, name: &str) -> Option<u64> {
     let file = read_to_string(file).ok()?;
     let line = file.lines().find_map(|line| line.strip_prefix(name))?;

@@ -1,4 +1,4 @@
-//! What each user was told, and has read or not.
+//! The notifications of each user, read and unread.
 
 use std::collections::BTreeMap;
 
@@ -8,29 +8,30 @@ use tower_sse::{Event, Hub, Position, PublishError, ReceivedEvent, Target};
 use crate::replica::{Follower, Shared, lock, now, publish_all, value};
 use crate::sessions::User;
 
-/// For instances, not for pages: these hear of their own user.
+/// The topic that the instances follow. Pages receive the notifications of their user instead.
 pub(crate) const TOPIC: &str = "notifications";
-const MOST: usize = 50;
+const MAX_NOTIFICATIONS: usize = 50;
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Notification {
     id: String,
     user: String,
     text: String,
-    /// The page that it is about.
+    /// The page that shows the subject of the notification.
     href: String,
     at: u64,
     read: bool,
 }
 
 impl Notification {
-    /// `about` is the id of what happened: said twice, it is one notification.
-    pub(crate) fn new(about: &str, user: &str, text: String, href: &str) -> Self {
-        Self { id: about.to_owned(), user: user.to_owned(), text, href: href.to_owned(), at: now(), read: false }
+    /// Creates a notification. `id` is the id of its subject, for example of the deleted document.
+    /// A second notification with the same id replaces the first.
+    pub(crate) fn new(id: &str, user: &str, text: String, href: &str) -> Self {
+        Self { id: id.to_owned(), user: user.to_owned(), text, href: href.to_owned(), at: now(), read: false }
     }
 
-    /// To every page that the user has open, and to the instances. Publishing one again with the same id replaces it.
-    pub(crate) fn send<'a>(&self, hub: &'a Hub) -> Result<(Target<'a>, Event), PublishError> {
+    /// Returns the event, and its target: every open page of the user, and the instances.
+    pub(crate) fn event<'a>(&self, hub: &'a Hub) -> Result<(Target<'a>, Event), PublishError> {
         let event = Event::json("notification", self)?.key(self.id.clone());
         Ok((hub.user(&*self.user).and(hub.topic(TOPIC)), event))
     }
@@ -47,15 +48,15 @@ impl Notifications {
         Self { hub, by_user: Shared::default() }
     }
 
-    /// The newest last.
+    /// Returns the notifications of a user, the newest last.
     pub(crate) fn of(&self, user: User) -> Vec<Notification> {
         lock(&self.by_user).get(user.id).cloned().unwrap_or_default()
     }
 
-    /// Marks all of them, on every page of the user.
-    pub(crate) async fn read(&self, user: User) -> Result<Option<Position>, PublishError> {
+    /// Marks all notifications of a user as read, on every page of the user.
+    pub(crate) async fn mark_all_read(&self, user: User) -> Result<Option<Position>, PublishError> {
         let unread = self.of(user).into_iter().filter(|notification| !notification.read);
-        let read = unread.map(|notification| Notification { read: true, ..notification }.send(&self.hub));
+        let read = unread.map(|notification| Notification { read: true, ..notification }.event(&self.hub));
         publish_all(&self.hub, read.collect::<Result<Vec<_>, _>>()?).await
     }
 }
@@ -74,7 +75,7 @@ impl Follower for Notifications {
             None => mine.push(notification),
         }
         mine.sort_by_key(|notification| notification.at);
-        let excess = mine.len().saturating_sub(MOST);
+        let excess = mine.len().saturating_sub(MAX_NOTIFICATIONS);
         mine.drain(..excess);
     }
 

@@ -9,14 +9,14 @@ use tower_sse::backplane::Redis;
 pub(crate) const USAGE: &str = "\
 workspace [--listen 127.0.0.1:3000] [--name TEXT] [--secret TEXT] [--backplane redis://127.0.0.1:6379]
 
-  --name       tells this instance from the others. Without it, it is the address that it listens on,
-               which is the same one in every container.
-  --secret     signs the session cookies, at least 16 characters. With the same one people stay
-               signed in across restarts and instances. Without it, it is made up at each start.
-  --backplane  the log that several of these share.
+  --name       The name of this instance. Defaults to the address that it listens on. In containers,
+               where this address is always the same, set a name.
+  --secret     The secret that signs the session cookies, at least 16 characters. With the same secret,
+               people stay signed in across restarts and instances. Defaults to a random secret.
+  --backplane  The broker of the log that several instances share.
 
-Others on the machine see arguments: fine to try. WORKSPACE_SECRET and WORKSPACE_BACKPLANE in the
-environment say the same.";
+Other users of the machine can read arguments. Outside of a test, set WORKSPACE_SECRET and
+WORKSPACE_BACKPLANE in the environment instead.";
 
 pub(crate) struct Options {
     pub(crate) listen: SocketAddr,
@@ -26,14 +26,14 @@ pub(crate) struct Options {
     redis: Option<Redis>,
 }
 
-/// What the environment says, as if it were the first arguments.
+/// Returns the options in the environment, as arguments.
 pub(crate) fn from_environment() -> impl Iterator<Item = String> {
     let variables = [("--secret", "WORKSPACE_SECRET"), ("--backplane", "WORKSPACE_BACKPLANE")];
     variables.into_iter().filter_map(|(option, name)| Some([option.to_owned(), std::env::var(name).ok()?])).flatten()
 }
 
 impl Options {
-    /// A problem does not repeat a value, which may be a secret.
+    /// Parses the arguments. An error contains no value, since a value may be a secret.
     pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, &'static str> {
         let mut options = Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 3000)),
@@ -43,7 +43,7 @@ impl Options {
             redis: None,
         };
         while let Some(name) = args.next() {
-            let value = args.next().ok_or("an option without a value")?;
+            let value = args.next().ok_or("an option has no value")?;
             match name.as_str() {
                 "--listen" => options.listen = value.parse().map_err(|_| "--listen: not like 127.0.0.1:3000")?,
                 "--name" => options.name = Some(value),
@@ -62,13 +62,13 @@ impl Options {
         Ok(options)
     }
 
-    /// What the other instances, and people, know it by.
+    /// Returns the name of this instance, for pages and logs.
     pub(crate) fn name(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.listen.to_string())
     }
 
-    /// Gives the hub the shared log, if there is one.
-    pub(crate) fn share(&self, builder: HubBuilder) -> HubBuilder {
+    /// Sets the backplane of the hub, if one was given.
+    pub(crate) fn configure(&self, builder: HubBuilder) -> HubBuilder {
         #[cfg(feature = "redis")]
         if let Some(redis) = self.redis.clone() {
             return builder.backplane(redis);

@@ -1,8 +1,8 @@
-//! How services keep their state: each is made of what the log says, on every instance alike.
+//! The state of the services, which every instance builds from the events of the log.
 //!
-//! A service that is asked to change something publishes an event, and changes nothing. This task reads the events out of the
-//! hub, as a page would, and hands them to the services. With one instance that is a detour of some microseconds; with
-//! several that share a log, it is why all of them have the same documents.
+//! To change something, a service only publishes an event. A task reads the events from the hub, as
+//! a page does, and passes them to the services. With one instance this detour takes some
+//! microseconds. With several instances that share a log, it gives all of them the same documents.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,22 +11,22 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tower_sse::{Event, Hub, Position, PublishError, ReceivedEvent, Start, SubscriberItem, Subscription, Target};
 
-/// How long to wait before the log is asked again.
+/// The pause before the task reads the log again.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long an answer waits for what it caused.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The maximum time that a response waits for its own event.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// A service whose state is what the log says.
+/// A service whose state follows the log.
 pub(crate) trait Follower: Send + Sync {
-    /// Where its events are.
+    /// Returns the topics of its events.
     fn topics(&self) -> Vec<String>;
-    /// Changes the state.
+    /// Applies an event to the state.
     fn apply(&self, event: &ReceivedEvent);
-    /// Forgets everything: the log begins anew.
+    /// Clears the state, because the log is read again from its start.
     fn clear(&self);
 }
 
-/// How far the services have followed the log.
+/// The position in the log that the services have reached.
 #[derive(Clone)]
 pub(crate) struct Replica {
     applied: watch::Receiver<Option<Position>>,
@@ -38,7 +38,8 @@ impl Replica {
         let followers: Arc<[_]> = followers.into();
         tokio::spawn(async move {
             while !applied.is_closed() {
-                // A task of its own: a service that panics ends this reading, and the log is read anew.
+                // A separate task: if a service panics, this loop reads the log again from its
+                // start.
                 let _ = tokio::spawn(read(hub.clone(), Arc::clone(&followers), applied.clone())).await;
                 applied.send_replace(None);
                 tokio::time::sleep(PAUSE).await;
@@ -47,31 +48,35 @@ impl Replica {
         Self { applied: watch }
     }
 
-    /// What the services know is everything up to here. A page takes this first, then the state, then the stream from here
-    /// on: so what happens in between comes twice rather than not at all. None while there is nothing to rely on.
+    /// Returns the position up to which the state of the services is complete, or `None` until the
+    /// log has been read.
+    ///
+    /// A handler takes the position first and the state second, and the page opens its stream at
+    /// this position. So a page may receive an event twice, but misses none.
     pub(crate) fn position(&self) -> Option<Position> {
         *self.applied.borrow()
     }
 
-    /// Waits until the log was read.
+    /// Waits until the log has been read.
     pub(crate) async fn ready(&self) {
         let _ = self.applied.clone().wait_for(Option::is_some).await;
     }
 
-    /// Waits until an event of one's own was applied, so that who writes and then reads finds it.
-    pub(crate) async fn applied(&self, position: impl Into<Option<Position>>) {
+    /// Waits until an event is applied, so that a client that writes and then reads finds its
+    /// change.
+    pub(crate) async fn wait_until_applied(&self, position: impl Into<Option<Position>>) {
         let Some(position) = position.into() else { return };
         let mut applied = self.applied.clone();
         let reached = applied.wait_for(|at| at.is_some_and(|at| at >= position));
-        let _ = tokio::time::timeout(PATIENCE, reached).await;
+        let _ = tokio::time::timeout(MAX_WAIT, reached).await;
     }
 }
 
-/// Reads until something is not to be had any more, or the hub is drained.
+/// Reads the log until events are lost or the hub is drained.
 async fn read(hub: Hub, followers: Arc<[Box<dyn Follower>]>, applied: watch::Sender<Option<Position>>) {
     let topics = followers.iter().flat_map(|follower| follower.topics());
     let everything = Subscription::anonymous().with_topics(topics).start(Start::Oldest);
-    // An error before an instance has read the shared log, and once it is drained.
+    // `subscribe` fails until the instance has read the shared log, and after the drain.
     let Ok(mut log) = hub.subscribe(everything, None) else { return };
     followers.iter().for_each(|follower| follower.clear());
     let mut is_live = false;
@@ -85,9 +90,10 @@ async fn read(hub: Hub, followers: Arc<[Box<dyn Follower>]>, applied: watch::Sen
                 is_live = true;
                 position
             }
-            // The log is away. What was read of it stays true, and the stream goes on when it is back.
+            // The shared log is unavailable. The state stays valid, and the stream continues
+            // afterwards.
             SubscriberItem::Stale => continue,
-            // Events from before are no longer retained. Reading the log anew would not bring them back.
+            // Older events are no longer retained. Reading the log again would not return them.
             SubscriberItem::Gap { .. } if !is_live => continue,
             _ => return,
         };
@@ -97,7 +103,8 @@ async fn read(hub: Hub, followers: Arc<[Box<dyn Follower>]>, applied: watch::Sen
     }
 }
 
-/// In one step: with the log of this process nobody sees one without the others. The position of the last, if there was one.
+/// Publishes several events, and returns the position of the last one. With the log of this
+/// process, every reader receives all of them or none.
 pub(crate) async fn publish_all(hub: &Hub, events: Vec<(Target<'_>, Event)>) -> Result<Option<Position>, PublishError> {
     let mut last = None;
     for published in hub.publish_many(events).await {
@@ -106,28 +113,29 @@ pub(crate) async fn publish_all(hub: &Hub, events: Vec<(Target<'_>, Event)>) -> 
     Ok(last)
 }
 
-/// The value in an event of this name. One that cannot be read is of a later version of this program.
+/// Returns the value in an event of this name. An event of a later version of this program may not
+/// deserialize: it is skipped.
 pub(crate) fn value<T: DeserializeOwned>(event: &ReceivedEvent, name: &str) -> Option<T> {
     if event.name != name {
         return None;
     }
-    serde_json::from_str(&event.data).inspect_err(|error| tracing::warn!(name, %error, "not read")).ok()
+    serde_json::from_str(&event.data).inspect_err(|error| tracing::warn!(name, %error, "an event was skipped")).ok()
 }
 
-/// A name that no other instance gives.
+/// Returns a random id, which is unique across instances.
 pub(crate) fn new_id() -> String {
     format!("{:016x}", fastrand::u64(..))
 }
 
-/// Milliseconds, as pages count them.
+/// Returns the time in milliseconds since the Unix epoch, as JavaScript counts it.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Where a service keeps its state.
+/// The state of a service.
 pub(crate) type Shared<T> = Arc<std::sync::Mutex<T>>;
 
-/// What a panic left half done is made anew: the log is read again from its beginning.
+/// Locks the state, also after a panic: the log is then read again, which rebuilds the state.
 pub(crate) fn lock<T>(shared: &Shared<T>) -> std::sync::MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,4 +1,5 @@
-//! Long computations, each on its own task, that say how far they are: here, how many primes there are below a number.
+//! Long computations that publish their progress. Each runs in its own task and counts the primes
+//! below a number.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,17 +16,18 @@ use crate::notifications::Notification;
 use crate::replica::{Follower, Shared, lock, new_id, now, publish_all, value};
 use crate::sessions::{USERS, User};
 
-/// One topic for each user. Of a report only the newest word counts: a page that opens late gets that at once, and a slow
-/// one skips what is outdated.
+/// The prefix of the topics, one for each user. The hub retains the newest state of each report: a
+/// new page receives it at once, and a slow page skips older states.
 pub(crate) const TOPICS: &str = "reports/";
 const LIMITS: std::ops::RangeInclusive<usize> = 1_000..=1_000_000_000;
-/// Numbers that are sieved without a pause.
+/// How many numbers the sieve covers before the task can stop or publish.
 const CHUNK: usize = 250_000;
-/// Nobody sees more than ten steps a second.
-const STEP: Duration = Duration::from_millis(100);
-/// At a time, on one instance.
-const MOST: u32 = 4;
-const KEPT: usize = 20;
+/// The minimum time between two updates, for at most ten a second.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
+/// The maximum number of reports that one instance computes at a time.
+const MAX_RUNNING: u32 = 4;
+/// The number of reports of each user that are kept.
+const MAX_REPORTS: usize = 20;
 
 #[derive(Clone, Serialize, Deserialize)]
 struct Report {
@@ -61,24 +63,24 @@ pub(crate) struct Reports {
 
 impl Reports {
     pub(crate) fn new(hub: Hub) -> Self {
-        let places = Arc::new(Semaphore::new(MOST as usize));
+        let places = Arc::new(Semaphore::new(MAX_RUNNING as usize));
         Self { hub, all: Shared::default(), places, is_stopping: Arc::default() }
     }
 
-    /// The newest last.
+    /// Returns the reports of a user, the newest last.
     pub(crate) fn of(&self, user: User) -> impl Serialize {
         let mut mine: Vec<_> = lock(&self.all).values().filter(|report| report.owner == user.id).cloned().collect();
         mine.sort_by_key(|report| report.started);
         mine
     }
 
-    /// Returns when it has begun.
+    /// Starts a report, and returns when its first state is published.
     pub(crate) async fn start(&self, owner: User, limit: usize) -> Result<(), Error> {
         if !LIMITS.contains(&limit) {
-            return Err(Error::Invalid("Choose a number between a thousand and a billion."));
+            return Err(Error::Invalid("Enter a number between a thousand and a billion."));
         }
-        let enough = |_| Error::Enough("Enough reports are being computed. Wait until one is done.");
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(enough)?;
+        let limit_reached = |_| Error::LimitReached("Too many reports are being computed. Wait until one is done.");
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(limit_reached)?;
         let report = Report {
             id: new_id(),
             owner: owner.id.to_owned(),
@@ -89,21 +91,22 @@ impl Reports {
             took_ms: 0,
             state: State::Running,
         };
-        self.say(&report).await?;
+        self.publish_report(&report).await?;
         tokio::spawn(self.clone().compute(report, place));
         Ok(())
     }
 
-    /// Stops all of them, and returns when they have said so. None starts any more.
+    /// Stops all reports, and returns when they have published their last state. No report can
+    /// start afterwards.
     pub(crate) async fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
-        if let Ok(places) = self.places.acquire_many(MOST).await {
+        if let Ok(places) = self.places.acquire_many(MAX_RUNNING).await {
             places.forget();
         }
     }
 
     async fn compute(self, mut report: Report, _place: OwnedSemaphorePermit) {
-        let (begun, mut said) = (Instant::now(), Instant::now());
+        let (begun, mut published) = (Instant::now(), Instant::now());
         let roots = Arc::new(primes_below(report.limit.isqrt() + 1));
         for from in (0..report.limit).step_by(CHUNK) {
             if self.is_stopping.load(Ordering::Relaxed) {
@@ -120,29 +123,29 @@ impl Reports {
             report.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             if to == report.limit {
                 report.state = State::Done;
-            } else if said.elapsed() >= STEP {
-                said = Instant::now();
-                // If this is lost, the next one says more.
-                let _ = self.say(&report).await;
+            } else if published.elapsed() >= UPDATE_INTERVAL {
+                published = Instant::now();
+                // The result is ignored: the next update has the newer state.
+                let _ = self.publish_report(&report).await;
             }
         }
-        // The last word must arrive, also where the broker is away for a while.
-        while let Err(error) = self.say(&report).await {
+        // The last state must be published: retry while the broker is unavailable.
+        while let Err(error) = self.publish_report(&report).await {
             if !error.is_unavailable() || self.is_stopping.load(Ordering::Relaxed) {
-                tracing::warn!(%error, "a report is lost");
+                tracing::warn!(%error, "the last state of a report could not be published");
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
-    async fn say(&self, report: &Report) -> Result<(), PublishError> {
+    async fn publish_report(&self, report: &Report) -> Result<(), PublishError> {
         let event = Event::json("report", report)?.key(report.id.clone());
         let mut events = vec![(self.hub.topic(topic(&report.owner)), event)];
         if report.state == State::Done {
             let (primes, limit) = (grouped(report.primes), grouped(report.limit));
             let text = format!("Your report is ready: {primes} primes below {limit}");
-            events.push(Notification::new(&report.id, &report.owner, text, "/reports").send(&self.hub)?);
+            events.push(Notification::new(&report.id, &report.owner, text, "/reports").event(&self.hub)?);
         }
         publish_all(&self.hub, events).await.map(drop)
     }
@@ -158,7 +161,7 @@ impl Follower for Reports {
         let mut all = lock(&self.all);
         all.insert(report.id.clone(), report.clone());
         let mine = all.values().filter(|other| other.owner == report.owner);
-        if mine.clone().count() > KEPT
+        if mine.clone().count() > MAX_REPORTS
             && let Some(oldest) = mine.min_by_key(|report| report.started).map(|oldest| oldest.id.clone())
         {
             all.remove(&oldest);
@@ -170,7 +173,7 @@ impl Follower for Reports {
     }
 }
 
-/// As people write it: `1,000,000`.
+/// Formats a number with separators: `1,000,000`.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
@@ -183,7 +186,8 @@ fn grouped(number: usize) -> String {
     grouped
 }
 
-/// Sieves `from..to`, given all primes up to the square root of `to`.
+/// Counts the primes in `from..to` with a sieve. `roots` has all primes up to the square root of
+/// `to`.
 fn count_primes(roots: &[usize], from: usize, to: usize) -> usize {
     let mut is_composite = vec![false; to - from];
     for prime in roots.iter().take_while(|&prime| prime * prime < to) {
@@ -192,7 +196,7 @@ fn count_primes(roots: &[usize], from: usize, to: usize) -> usize {
             is_composite[multiple - from] = true;
         }
     }
-    // Neither 0 nor 1 is one.
+    // 0 and 1 are no primes.
     let first = 2_usize.saturating_sub(from);
     is_composite[first..].iter().filter(|is_composite| !**is_composite).count()
 }

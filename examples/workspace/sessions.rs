@@ -1,6 +1,7 @@
-//! Who is there: a signed cookie for each session, and what its streams may read.
+//! Sessions: a signed cookie for each session, and the access hook of its streams.
 //!
-//! The demo users have no passwords. A real application would check one, and keep its sessions in its database.
+//! The demo users have no passwords. A real application checks a password and stores its sessions
+//! in a database.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -19,11 +20,12 @@ use tower_sse::{
 use crate::replica::{Follower, Shared, lock, now};
 use crate::{documents, feed, metrics, reports};
 
-/// Where instances tell each other which sessions have ended.
+/// The topic of the events that end sessions, which every instance follows.
 pub(crate) const TOPIC: &str = "sessions";
 pub(crate) const LIFETIME: Duration = Duration::from_secs(12 * 3600);
-/// How many ended sessions the log remembers, for instances that start later. Each is about 300 bytes there.
-pub(crate) const REMEMBERED: usize = 50_000;
+/// The number of ended sessions that the log retains, for instances that start later. Each takes
+/// about 300 bytes.
+pub(crate) const MAX_ENDED: usize = 50_000;
 const COOKIE: &str = "workspace_session";
 
 #[derive(Clone, Copy)]
@@ -42,13 +44,14 @@ pub(crate) fn user(id: &str) -> Option<User> {
 #[derive(Clone)]
 pub(crate) struct Session {
     pub(crate) user: User,
-    /// Random, and of no use without the signature.
+    /// A random id. It is useless without the signature of the cookie.
     id: String,
     expires: SystemTime,
 }
 
 impl Session {
-    /// All streams of a session have this topic, so that they can be ended together, on whichever instance they are.
+    /// Returns the topic of all streams of a session. A disconnect of this topic ends them
+    /// together, on every instance.
     fn topic(&self) -> String {
         format!("session/{}", self.id)
     }
@@ -58,7 +61,7 @@ impl Session {
 pub(crate) struct Sessions {
     hub: Hub,
     key: Arc<hmac::Key>,
-    /// Those that were ended, and when that was.
+    /// The ids of ended sessions, and the times at which they ended.
     ended: Shared<BTreeMap<String, u64>>,
 }
 
@@ -66,12 +69,13 @@ impl Sessions {
     pub(crate) fn new(hub: Hub, secret: Option<&str>) -> Result<Self, &'static str> {
         let key = match secret {
             Some(secret) => hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()),
-            None => hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| "no random bytes")?,
+            None => hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| "no random numbers")?,
         };
         Ok(Self { hub, key: Arc::new(key), ended: Shared::default() })
     }
 
-    /// Begins a session; the value of `Set-Cookie`. Behind TLS it would also be `Secure`.
+    /// Begins a session, and returns the value of `Set-Cookie`. With TLS, the cookie would also be
+    /// `Secure`.
     pub(crate) fn begin(&self, user: User) -> Result<String, Unspecified> {
         let mut id = [0; 16];
         SystemRandom::new().fill(&mut id)?;
@@ -82,7 +86,7 @@ impl Sessions {
         Ok(format!("{COOKIE}={claim}.{signature}; Path=/; HttpOnly; SameSite=Lax; Max-Age={max_age}"))
     }
 
-    /// Whose request it is.
+    /// Returns the session of a request, if its cookie is valid.
     pub(crate) fn of(&self, headers: &HeaderMap) -> Option<Session> {
         let cookies = headers.get_all(header::COOKIE).iter().flat_map(|value| value.to_str());
         let mut cookies = cookies.flat_map(|cookies| cookies.split("; ")).filter_map(|cookie| cookie.split_once('='));
@@ -98,22 +102,25 @@ impl Sessions {
         session.expires > SystemTime::now() && !lock(&self.ended).contains_key(&session.id)
     }
 
-    /// Ends a session, and the streams of all its pages; the value of `Set-Cookie`. Where the log does not take it, the
-    /// session goes on: a cookie that is gone here and good elsewhere would be worse than to be told to try again.
+    /// Ends a session and the streams of all its pages, and returns the value of `Set-Cookie`.
+    ///
+    /// If the event cannot be published, the method returns the error and the session continues.
+    /// Otherwise the browser would lose its cookie while the cookie is still valid on other
+    /// instances.
     pub(crate) async fn end(&self, session: &Session) -> Result<String, PublishError> {
         let ended = Event::new("session.ended", session.id.clone()).key(session.id.clone());
         self.hub.topic(TOPIC).publish(ended).await?;
-        // Here at once, before the log is read: so that nobody who asks now slips in.
+        // Do not wait for the log on this instance: a request that arrives now must not pass.
         lock(&self.ended).insert(session.id.clone(), now());
-        let never = Disconnect::block_for(LIFETIME).note("signed out");
-        if let Err(error) = self.hub.topic(session.topic()).disconnect(never).await {
-            tracing::warn!(%error, "the streams of a session that ended stay until they are looked at again");
+        let disconnect = Disconnect::block_for(LIFETIME).note("signed out");
+        if let Err(error) = self.hub.topic(session.topic()).disconnect(disconnect).await {
+            tracing::warn!(%error, "streams of an ended session on other instances stay open until their recheck");
         }
         Ok(format!("{COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"))
     }
 }
 
-/// What the streams of a page may read. The page asks: `/events?topic=documents&topic=reports/ada`.
+/// The access hook. A page requests topics with `/events?topic=documents&topic=reports/ada`.
 impl Access for Sessions {
     async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
         let session = self.of(request.headers()).ok_or(Refusal::unauthorized())?;
@@ -129,7 +136,8 @@ impl Access for Sessions {
             .extension(session))
     }
 
-    /// Every 15 seconds, for what a disconnect did not reach.
+    /// Ends streams of ended sessions that a disconnect did not reach. The hub calls this method
+    /// every 15 seconds.
     async fn recheck(&self, subscription: Subscription) -> Recheck {
         match subscription.extensions().get::<Session>() {
             Some(session) if !self.is_valid(session) => Recheck::End(Refusal::unauthorized()),
@@ -148,13 +156,13 @@ impl Follower for Sessions {
             return;
         }
         let mut ended = lock(&self.ended);
-        // Those that would be over anyway need not be remembered.
-        let over = now().saturating_sub(u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX));
-        ended.retain(|_, at| *at > over);
+        // Forget sessions whose cookies have expired by now.
+        let oldest = now().saturating_sub(u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX));
+        ended.retain(|_, at| *at > oldest);
         ended.entry(event.data.clone()).or_insert_with(now);
     }
 
-    /// What has ended stays ended.
+    /// Keeps the ended sessions: a new life of the log must not make their cookies valid again.
     fn clear(&self) {}
 }
 

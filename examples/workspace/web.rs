@@ -1,4 +1,5 @@
-//! HTTP: pages, their state, and what they ask for. Beside it, only `sessions.rs` knows of requests.
+//! HTTP: the pages, the state that they load, and the requests that they send. Of the services,
+//! only `sessions.rs` also reads requests.
 
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
@@ -17,11 +18,11 @@ use crate::error::Error;
 use crate::reports::Reports;
 use crate::sessions::{Session, Sessions, user};
 
-/// The longest body of a request, in bytes.
+/// The maximum size of the body of a request, in bytes.
 const MAX_BODY: usize = 16 << 10;
 const LAYOUT: &str = include_str!("pages/layout.html");
 const SIGN_IN: &str = include_str!("pages/sign-in.html");
-/// Name, title and what is between header and footer.
+/// The name, the title and the main content of each page.
 const PAGES: [(&str, &str, &str); 4] = [
     ("documents", "Documents", include_str!("pages/documents.html")),
     ("reports", "Reports", include_str!("pages/reports.html")),
@@ -53,7 +54,7 @@ pub(crate) fn router(hub: &Hub, app: App) -> Router {
         .route("/documents/{id}", delete(delete_document))
         .route("/reports", post(start_report))
         .route("/feed", post(post_news))
-        .route("/notifications/read", post(read_notifications))
+        .route("/notifications/read", post(mark_notifications_read))
         .route("/assets/{name}", get(asset))
         .with_state(app)
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -61,7 +62,7 @@ pub(crate) fn router(hub: &Hub, app: App) -> Router {
         .layer(hub.layer("/events", sessions)) // after all routes
 }
 
-/// Whose request it is, or that it is nobody's.
+/// The session of a request, or the response to a request without a session.
 type Caller = Result<Session, Problem>;
 
 fn page(is_signed_in: bool, name: &str, title: &str, main: &str) -> Response {
@@ -76,10 +77,10 @@ async fn asset(Path(name): Path<String>) -> Result<impl IntoResponse, Problem> {
     Ok(([(header::CONTENT_TYPE, asset.1)], asset.2))
 }
 
-/// What a page shows, and where in the log that is.
+/// Returns the state of a page, and the position in the log from which its stream starts.
 async fn state(State(app): State<App>, session: Session, Path(page): Path<String>) -> Result<Json<Value>, Problem> {
     let user = session.user;
-    let position = app.replica.position().ok_or(Error::NotReady)?; // first
+    let position = app.replica.position().ok_or(Error::NotReady)?; // before the state
     let content = match page.as_str() {
         "documents" => json!(app.documents.list()),
         "reports" => json!(app.reports.of(user)),
@@ -105,7 +106,7 @@ async fn create_document(
     session: Session,
     Json(body): Json<Text>,
 ) -> Result<StatusCode, Problem> {
-    app.replica.applied(app.documents.create(session.user, &body.text).await?).await;
+    app.replica.wait_until_applied(app.documents.create_document(session.user, &body.text).await?).await;
     Ok(StatusCode::CREATED)
 }
 
@@ -114,31 +115,31 @@ async fn delete_document(
     session: Session,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    app.replica.applied(app.documents.delete(session.user, &id).await?).await;
+    app.replica.wait_until_applied(app.documents.delete_document(session.user, &id).await?).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn post_news(State(app): State<App>, session: Session, Json(body): Json<Text>) -> Result<StatusCode, Problem> {
-    app.replica.applied(app.feed.post(session.user, &body.text).await?).await;
+    app.replica.wait_until_applied(app.feed.post_news(session.user, &body.text).await?).await;
     Ok(StatusCode::CREATED)
 }
 
 #[derive(Deserialize)]
-struct Start {
+struct NewReport {
     limit: usize,
 }
 
 async fn start_report(
     State(reports): State<Reports>,
     session: Session,
-    Json(body): Json<Start>,
+    Json(body): Json<NewReport>,
 ) -> Result<StatusCode, Problem> {
     reports.start(session.user, body.limit).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
-async fn read_notifications(State(app): State<App>, session: Session) -> Result<StatusCode, Problem> {
-    app.replica.applied(app.notifications.read(session.user).await?).await;
+async fn mark_notifications_read(State(app): State<App>, session: Session) -> Result<StatusCode, Problem> {
+    app.replica.wait_until_applied(app.notifications.mark_all_read(session.user).await?).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -149,28 +150,30 @@ struct SignIn {
     next: String,
 }
 
-/// One of the pages, whatever a link says: nobody is sent elsewhere.
+/// Returns the page of this name, or `documents`. So a link to the sign-in page cannot redirect to
+/// another site.
 fn known_page(name: &str) -> &'static str {
     PAGES.iter().find(|(known, ..)| *known == name).map_or("documents", |(known, ..)| known)
 }
 
 #[derive(Deserialize)]
-struct Return {
+struct SignInQuery {
     #[serde(default)]
     next: String,
 }
 
-async fn sign_in_page(Query(query): Query<Return>) -> Html<String> {
+async fn sign_in_page(Query(query): Query<SignInQuery>) -> Html<String> {
     Html(SIGN_IN.replace("{next}", known_page(&query.next)))
 }
 
-/// Ends the session that this browser had, so that its other tabs do not go on as somebody else.
+/// Signs a user in. The handler ends the previous session of the browser, so that its other tabs do
+/// not continue with a different user.
 async fn sign_in(
     State(sessions): State<Sessions>,
     session: Caller,
     Form(form): Form<SignIn>,
 ) -> Result<impl IntoResponse, Problem> {
-    let user = user(&form.user).ok_or(Error::Invalid("There is no such user."))?;
+    let user = user(&form.user).ok_or(Error::Invalid("This user does not exist."))?;
     if let Ok(session) = session {
         sessions.end(&session).await?;
     }
@@ -191,10 +194,10 @@ impl FromRequestParts<App> for Session {
     }
 }
 
-/// Keeps other sites from acting for whoever is signed in, and foreign content from every page.
+/// Refuses changes that a page of another site requests, and forbids pages to load foreign content.
 async fn guard(request: Request, next: Next) -> Response {
     if !request.method().is_safe() && !is_own(&request) {
-        return Problem(StatusCode::FORBIDDEN, "Not from another site.".into()).into_response();
+        return Problem(StatusCode::FORBIDDEN, "Pages of other sites may not do this.".into()).into_response();
     }
     let mut response = next.run(request).await;
     for (name, value) in [
@@ -210,20 +213,21 @@ async fn guard(request: Request, next: Next) -> Response {
     response
 }
 
-/// Browsers say where a request comes from, old ones by `Origin` only; what says nothing is no browser.
+/// Returns whether a request comes from a page of this site, or from a program. Browsers send
+/// `Sec-Fetch-Site`, and old browsers only `Origin`. Other programs send neither header.
 fn is_own(request: &Request) -> bool {
     let text = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
-    // HTTP/2 has the host in the address, HTTP/1 in a header.
+    // HTTP/2 has the host in the URI, and HTTP/1 in a header.
     let host = request.uri().authority().map(Authority::as_str).or(text("host"));
     match (text("sec-fetch-site"), text("origin")) {
         (Some(site), _) => site == "same-origin",
-        // `null` has no host.
+        // The origin `null` has no host.
         (None, Some(origin)) => origin.split_once("://").is_some_and(|(_, own)| Some(own) == host),
         (None, None) => true,
     }
 }
 
-/// An answer of one line, for people.
+/// An error response: one line of text that the page shows.
 pub(crate) struct Problem(StatusCode, String);
 
 impl From<Error> for Problem {
@@ -231,7 +235,7 @@ impl From<Error> for Problem {
         let status = match &error {
             Error::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Error::Missing => StatusCode::NOT_FOUND,
-            Error::Enough(_) => StatusCode::CONFLICT,
+            Error::LimitReached(_) => StatusCode::CONFLICT,
             Error::Publish(error) => error.status_code(),
             Error::NotReady => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -1,8 +1,8 @@
-//! The same layer over a plain hyper service, HTTP/1 and HTTP/2 on one port.
+//! The hub's layer over a plain hyper service, with HTTP/1 and HTTP/2 on one port.
 //!
 //! `cargo run -p hyper-example`, then open <http://127.0.0.1:3000>, or
 //! `curl -N --http2-prior-knowledge 'http://127.0.0.1:3000/events?topic=news'` and
-//! `curl -d 'Bridge closed' http://127.0.0.1:3000/publish`.
+//! `curl -d 'Bridge closed' http://127.0.0.1:3000/headlines`.
 
 #![allow(clippy::print_stdout, reason = "a program with a console")]
 
@@ -23,12 +23,15 @@ use tokio::net::TcpListener;
 use tower::{Layer, Service, service_fn};
 use tower_sse::{Event, Hub, Public, ResponseBody, TopicFilter};
 
-/// The longest text that `POST /publish` takes, in bytes.
+#[path = "../../shared/shutdown.rs"]
+mod shutdown;
+
+/// The maximum length of a headline, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// How long requests of other kinds may take to end when the process leaves.
+/// The time that requests other than streams have to end after the drain.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
-/// Everything but `/events` goes to `answer`.
+/// Returns the service. The layer answers `/events` and passes every other request to `answer`.
 pub(crate) fn app(
     hub: &Hub,
 ) -> impl Service<
@@ -50,18 +53,18 @@ pub(crate) fn app(
 async fn answer(hub: &Hub, request: Request<Incoming>) -> Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/") => response(StatusCode::OK, "text/html; charset=utf-8", PAGE),
-        (&Method::POST, "/publish") => match publish(hub, request.into_body()).await {
-            Ok(receivers) => plain(StatusCode::ACCEPTED, format!("sent to {receivers}\n")),
-            Err((status, why)) => plain(status, format!("{why}\n")),
+        (&Method::POST, "/headlines") => match post_headline(hub, request.into_body()).await {
+            Ok(connections) => plain(StatusCode::ACCEPTED, format!("published to {connections} connections\n")),
+            Err((status, problem)) => plain(status, format!("{problem}\n")),
         },
-        _ => plain(StatusCode::NOT_FOUND, "not here\n"),
+        _ => plain(StatusCode::NOT_FOUND, "no such path\n"),
     }
 }
 
-async fn publish(hub: &Hub, body: Incoming) -> Result<usize, (StatusCode, String)> {
+async fn post_headline(hub: &Hub, body: Incoming) -> Result<usize, (StatusCode, String)> {
     let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
-        let too_long = error.is::<LengthLimitError>();
-        (if too_long { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST }, error.to_string())
+        let is_too_large = error.is::<LengthLimitError>();
+        (if is_too_large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST }, error.to_string())
     })?;
     let invalid = |error: tower_sse::PublishError| (StatusCode::BAD_REQUEST, error.to_string());
     let event = Event::from_utf8("headline", body.to_bytes()).map_err(invalid)?;
@@ -79,11 +82,12 @@ fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> R
     response
 }
 
-/// Serves until `leave`, then drains. New requests are answered until the last stream has ended.
-pub(crate) async fn serve(hub: Hub, listener: TcpListener, leave: impl Future<Output = ()>) {
+/// Serves until `signal` completes, then drains the hub. The server accepts connections until the
+/// last stream has ended.
+pub(crate) async fn serve(hub: Hub, listener: TcpListener, signal: impl Future<Output = ()>) {
     let (app, server, connections) = (app(&hub), auto::Builder::new(TokioExecutor::new()), GracefulShutdown::new());
     let mut drained = std::pin::pin!(async {
-        leave.await;
+        signal.await;
         hub.drain(Duration::from_secs(2)).await
     });
     loop {
@@ -92,13 +96,13 @@ pub(crate) async fn serve(hub: Hub, listener: TcpListener, leave: impl Future<Ou
             _ = &mut drained => break,
         };
         let Ok((tcp, _)) = tcp else {
-            // Most likely there are too many open files: some will be closed.
+            // The most likely reason is the limit on open files. Wait until some are closed.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let io = TokioIo::new(hub.io(tcp));
         let connection = server.serve_connection(io, TowerToHyperService::new(app.clone())).into_owned();
-        // A connection that breaks is nobody's error but the client's.
+        // The result is ignored: an error only means that the client broke the connection.
         tokio::spawn(connections.watch(connection));
     }
     let _ = tokio::time::timeout(LAST_REQUESTS, connections.shutdown()).await;
@@ -109,7 +113,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hub = Hub::builder().build()?;
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("open http://127.0.0.1:3000");
-    serve(hub, listener, told_to_leave()).await;
+    serve(hub, listener, shutdown::shutdown_signal()?).await;
     Ok(())
 }
 
@@ -117,25 +121,12 @@ const PAGE: &str = r#"<!doctype html>
 <meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>News</title>
 <style>:root { color-scheme: light dark; font: 1.1rem/1.6 system-ui } body { max-width: 36rem; margin: 3rem auto; padding: 0 1rem }
 input, button { font: inherit; padding: .3rem .7rem }</style>
-<h1>News</h1><form><input name="text" placeholder="It rains." required> <button>Publish</button></form><ul></ul>
+<h1>News</h1><form><input name="text" placeholder="Bridge closed" required> <button>Publish</button></form><ul></ul>
 <script>
   const list = document.querySelector("ul"), form = document.querySelector("form");
   new EventSource("/events?topic=news").addEventListener("headline", e => {
     list.prepend(Object.assign(document.createElement("li"), { textContent: e.data }));
   });
-  form.onsubmit = e => { e.preventDefault(); fetch("/publish", { method: "POST", body: form.text.value }); form.reset(); };
+  form.onsubmit = e => { e.preventDefault(); fetch("/headlines", { method: "POST", body: form.text.value }); form.reset(); };
 </script>
 "#;
-
-/// Ctrl-C, or what containers and service managers send.
-async fn told_to_leave() {
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-        return;
-    }
-    tokio::signal::ctrl_c().await.ok();
-}

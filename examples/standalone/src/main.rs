@@ -1,28 +1,31 @@
-//! A hub that programs in any language publish to.
+//! A hub as a program. Publishers in any language send events over HTTP.
 //!
 //! ```sh
 //! cargo run --release -p standalone -- --listen 127.0.0.1:8080 --latest sensors/
 //! curl -N 'http://127.0.0.1:8080/events?topic=news&topic=sensors/boiler'
-//! curl -d 'It rains.' 'http://127.0.0.1:8080/topics/news?event=headline'
+//! curl -d 'Bridge closed' 'http://127.0.0.1:8080/topics/news?event=headline'
 //! curl -d '21.5' 'http://127.0.0.1:8080/topics/sensors/boiler?event=temperature&key=boiler'
 //! ```
 //!
-//! | request | answer |
+//! | request | response |
 //! |---|---|
-//! | `GET /` | a page that shows it live |
-//! | `GET /events?topic=a&topic=b[&user=u]` | the stream; `user` is taken at its word |
+//! | `GET /` | a page that shows the events and publishes |
+//! | `GET /events?topic=a&topic=b[&user=u]` | the stream; `user` is not authenticated |
 //! | `POST /topics/{topic}?event=name&key=k`, `/users/{user}`, `/everyone`, the data as body | `202 {"id":"…","receivers":n}` |
-//! | `POST /publish`, lines of `{"topic"\|"user":"…","event":"…","key":"…","data":…}` | `202 {"published":n,"last":"…"}`; an error says how many were published |
-//! | `POST /events/{connection}/topics?join=c&leave=a[&user=u]` | `200 {"topics":["b","c"]}`: what this stream has now |
+//! | `POST /publish`, lines of `{"topic"\|"user":"…","event":"…","key":"…","data":…}` | `202 {"published":n,"last":"…"}`; an error has the number of published events |
+//! | `POST /events/{connection}/topics?join=c&leave=a[&user=u]` | `200 {"topics":["b","c"]}`, the topics of the stream after the change |
 //! | `DELETE /users/{user}/connections[?reconnect=later\|never&time=30s&note=why]` | `200 {"disconnected":n}` |
 //! | `GET /topics/{topic}/presence` | `200 {"position":"…","members":[{"user":"…","connections":n}],"anonymous":n}` |
-//! | `GET /stats`, `/healthz`, `/readyz` | counts; liveness; whether it takes new streams |
+//! | `GET /stats`, `/healthz`, `/readyz` | counters; liveness; readiness for new streams |
 //!
-//! A request that writes is `403` if a page of another origin sends it. With `--allow-host`, all but `/`, `/stats` and the
-//! health checks are `403` for every other host.
+//! A request to publish or disconnect that a page of another origin sends receives `403`. With
+//! `--allow-host`, requests that name any other host receive `403`, except for `/`, `/stats` and
+//! the health checks.
 //!
-//! Several share one log through a broker, and a client goes on at any of them. A publish or a disconnect while the broker is
-//! away is `503`. So is a batch of which the broker did not take every event; its answer begins with how many were published.
+//! Several instances share one log through a broker, and a client resumes at any of them. While the
+//! broker is unavailable, a request to publish or disconnect receives `503`. If the broker rejects
+//! some events of a batch, the response is also `503` and begins with the number of published
+//! events.
 //!
 //! ```sh
 //! cargo run --release -p standalone -- --backplane redis://127.0.0.1:6379 --listen 127.0.0.1:8081
@@ -32,8 +35,9 @@ mod options;
 mod people;
 mod publish;
 mod shared;
+#[path = "../../shared/shutdown.rs"]
+mod shutdown;
 
-use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -54,12 +58,14 @@ use tower_sse::{
 pub(crate) use options::Options;
 use options::Token;
 use publish::Problem;
+use shutdown::drain_on_signal;
 
-/// The longest batch, in bytes. One event has its own limit, the hub's.
+/// The maximum size of a batch, in bytes. The hub limits the size of each event.
 const MAX_BODY: usize = 4 << 20;
-/// How long requests of other kinds may take to end when the process leaves.
+/// The time that requests other than streams have to end after the drain.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
+/// Builds the hub from the command line.
 pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
     let mut builder = Hub::builder();
     for prefix in &options.latest {
@@ -75,12 +81,12 @@ pub(crate) fn hub(options: &Options) -> Result<Hub, BuildError> {
         builder = builder.topic_retention(Retention::replay().count(count));
     }
     if let Some(shared) = options.shared.clone() {
-        builder = shared.give_to(builder);
+        builder = shared.configure(builder);
     }
     builder.build()
 }
 
-/// What the handlers share.
+/// The state of the handlers.
 pub(crate) struct App {
     pub(crate) hub: Hub,
     pub(crate) token: Option<Token>,
@@ -89,7 +95,7 @@ pub(crate) struct App {
 }
 
 pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
-    // A route of its own, because `Router::layer` would put a box around every other route.
+    // A route and not a layer: `Router::layer` would box the service of every other route.
     let events = hub.endpoint(access).allow_topic_changes();
     Router::new()
         .route_service("/events", events.clone())
@@ -102,7 +108,7 @@ pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
         .route("/stats", get(stats))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method"))
+        .method_not_allowed_fallback(async || Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such path"))
         .with_state(Arc::new(App {
             hub: hub.clone(),
@@ -111,7 +117,7 @@ pub(crate) fn app(hub: &Hub, options: &Options) -> Router {
         }))
 }
 
-/// Everybody may read everything.
+/// Grants every topic that the request names, and the user that it names, without authentication.
 async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
     let public = Public::topics(TopicFilter::any()).subscription(&request)?;
     Ok(match request.query_values("user").next() {
@@ -138,11 +144,11 @@ async fn main() -> ExitCode {
     let parsed = args.map_err(|_| "not UTF-8".to_owned()).and_then(|args| Options::parse(args.into_iter()));
     let outcome = match parsed {
         Err(problem) => {
-            say(io::stderr(), &format!("{problem}\n\n{}", options::USAGE));
+            write_to(io::stderr(), &format!("{problem}\n\n{}", options::USAGE));
             return ExitCode::from(2);
         }
         Ok(options) if options.help => {
-            say(io::stdout(), options::USAGE);
+            write_to(io::stdout(), options::USAGE);
             return ExitCode::SUCCESS;
         }
         Ok(options) => run(&options).await,
@@ -150,7 +156,7 @@ async fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(io::stderr(), &format!("{error}\n"));
+            write_to(io::stderr(), &format!("{error}\n"));
             ExitCode::FAILURE
         }
     }
@@ -158,66 +164,45 @@ async fn main() -> ExitCode {
 
 async fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).try_init();
-    // Before anybody is told that it listens, so that nobody who knows of it can kill it untidily.
-    let leave = leave()?;
     let hub = hub(options)?;
+    // Before the address is printed: a service manager may stop the program as soon as it has read
+    // the line.
+    let drained = drain_on_signal(hub.clone(), options.drain_window)?.shared();
     let app = app(&hub, options);
     let listener = TcpListener::bind(options.listen).await.map_err(|error| format!("{}: {error}", options.listen))?;
     let address = listener.local_addr()?;
     warn(address, options);
-    say(io::stdout(), &format!("listening on http://{address}\n"));
+    write_to(io::stdout(), &format!("listening on http://{address}\n"));
 
-    let (draining, window) = (hub.clone(), options.drain_window);
-    let drained = async move {
-        leave.await;
-        draining.drain(window).await;
-    };
-    let drained = drained.shared();
     let listener = if options.takeover { hub.listener_with_takeover(listener) } else { hub.listener(listener) };
-    // Direct HTTP/2 clients, too, have a socket that the hub knows.
+    // `SseMakeService` identifies the sockets of HTTP/2 clients that connect without a proxy.
     let serve = axum::serve(listener, SseMakeService::new(app)).with_graceful_shutdown(drained.clone());
     tokio::select! {
         served = serve.into_future() => served?,
+        // Ends the process although another request is still open.
         () = drained.then(|()| tokio::time::sleep(LAST_REQUESTS)) => {}
     }
     Ok(())
 }
 
+/// Prints a warning if other machines can reach the address.
 fn warn(address: SocketAddr, options: &Options) {
     if address.ip().to_canonical().is_loopback() {
         return;
     }
-    say(
+    write_to(
         io::stderr(),
         &format!(
-            "WARNING: {address} is not a loopback address. Whoever reaches it reads every topic and, since `user` in\n\
-         WARNING: /events?user=… is taken at its word, what is meant for any user.\n"
+            "WARNING: {address} is not a loopback address. Every client that reaches it can read every topic, and the\n\
+             WARNING: events of every user: `user` in /events?user=… is not authenticated.\n"
         ),
     );
     if options.token.is_none() {
-        say(io::stderr(), "WARNING: Without --token whoever reaches it also publishes.\n");
+        write_to(io::stderr(), "WARNING: Without --token every client that reaches it can also publish.\n");
     }
 }
 
-/// A console that is gone is no reason to stop.
-fn say(mut console: impl Write, text: &str) {
+/// Writes to a console, and ignores an error: the program continues after its console was closed.
+fn write_to(mut console: impl Write, text: &str) {
     let _ = console.write_all(text.as_bytes()).and_then(|()| console.flush());
-}
-
-/// Resolves when the process is told to leave. It listens from now on.
-#[cfg(unix)]
-fn leave() -> io::Result<impl Future<Output = ()> + Send> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn leave() -> io::Result<impl Future<Output = ()> + Send> {
-    Ok(async { drop(tokio::signal::ctrl_c().await) })
 }

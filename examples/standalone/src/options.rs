@@ -11,31 +11,31 @@ use axum::http::header::AUTHORIZATION;
 use super::shared::Shared;
 
 pub(crate) const USAGE: &str = "\
-A hub of Server-Sent Events that programs in any language publish to.
+A hub for Server-Sent Events. Programs in any language publish to it over HTTP.
 
 Usage: standalone [--listen ADDRESS] [--token SECRET] [--replay-events N] [--latest PREFIX]... [--presence PREFIX]...
                   [--allow-host HOST]... [--drain-window TIME] [--takeover] [--backplane URL [--namespace NAME]]
 
-  --listen ADDRESS     Listen here. Port 0 takes a free one. Defaults to 127.0.0.1:8080.
-  --token SECRET       Whoever writes, disconnects or asks who is there must send `Authorization: Bearer SECRET`.
-                       Defaults to letting everybody.
-  --replay-events N    A topic keeps this many events for those who come back, of at most 5 minutes and 1 MiB;
-                       also for those who listen, so a longer batch is a gap to them. Defaults to 1024.
-  --latest PREFIX      Topics that start with PREFIX keep the newest event of each key, and a new page gets all of
-                       them at once. May be given several times.
-  --presence PREFIX    Topics that start with PREFIX tell who comes and goes: `hub.joined` and `hub.left`. May be given
+  --listen ADDRESS     The address to listen on. Port 0 selects a free port. Defaults to 127.0.0.1:8080.
+  --token SECRET       Requests to publish, disconnect and read presence must have the header
+                       `Authorization: Bearer SECRET`. Defaults to no token.
+  --replay-events N    The number of events that a topic retains, for at most 5 minutes and within 1 MiB. Streams read
+                       from the same events, so a longer batch is a gap for open streams. Defaults to 1024.
+  --latest PREFIX      Topics that start with PREFIX retain the newest event of each key, and a new page receives all of
+                       these events. May be given several times.
+  --presence PREFIX    Topics that start with PREFIX report joins and leaves: `hub.joined` and `hub.left`. May be given
                        several times.
-  --allow-host HOST    Refuse streams, changes of topics, writes and questions about presence with 403, unless they name
-                       this host: app.example, localhost:8080. A host without a port allows every port. It protects
-                       against DNS rebinding. May be given several times. Defaults to any host.
-  --drain-window TIME  When it leaves, clients are told to come back spread over this time: 500ms, 5s, 2m.
-                       Defaults to 5s.
-  --takeover           Take the socket of a stream out of the HTTP server: an idle one takes less than a kilobyte then.
-  --backplane URL      Share the log with all that have the same broker and namespace: redis://127.0.0.1:6379,
-                       rediss://user:password@host, nats://127.0.0.1:4222. What one takes all deliver, and clients go on
-                       at any. Defaults to a log of its own.
-  --namespace NAME     Which log on the broker. Any text. Defaults to `default`.
-  --help               Print this.
+  --allow-host HOST    Refuse requests to stream, change topics, publish, disconnect and read presence with 403, unless
+                       they name this host: app.example, localhost:8080. A host without a port allows every port. The
+                       option protects against DNS rebinding. May be given several times. Defaults to any host.
+  --drain-window TIME  On shutdown, clients reconnect at random within this time: 500ms, 5s, 2m. Defaults to 5s.
+  --takeover           Take the socket of a stream over from the HTTP server. An idle stream then takes less than a
+                       kilobyte.
+  --backplane URL      Share the log with all instances that have the same broker and namespace: redis://127.0.0.1:6379,
+                       rediss://user:password@host, nats://127.0.0.1:4222. All instances deliver every event, and clients
+                       resume at any instance. Defaults to a log in the process.
+  --namespace NAME     The name of the log on the broker. Any text. Defaults to `default`.
+  --help               Print this help.
 ";
 
 const NAMES: [&str; 9] = [
@@ -50,7 +50,7 @@ const NAMES: [&str; 9] = [
     "--namespace",
 ];
 
-/// What was asked for.
+/// The parsed command line.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) listen: SocketAddr,
@@ -83,8 +83,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Takes `--name value` and `--name=value`. An error names the option and never repeats a value, which may be the
-    /// secret in the wrong place.
+    /// Parses `--name value` and `--name=value`. An error names the option and contains no value,
+    /// because a value may be a misplaced secret.
     pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut options = Self::default();
         let (mut backplane, mut namespace) = (None, None);
@@ -146,6 +146,7 @@ impl Options {
     }
 }
 
+/// Parses a time like `500ms`, `5s` or `2m`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let number: u64 = number.parse().ok()?;
@@ -157,28 +158,29 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
     }
 }
 
-/// The secret of those who write. Never printed.
+/// The secret of publishers. `Debug` does not print it.
 #[derive(Clone)]
 pub(crate) struct Token(String);
 
 impl Token {
     fn new(secret: String) -> Result<Self, &'static str> {
-        // Whatever else cannot stand in a header, or not at its end.
+        // Other characters are invalid in a header, or are trimmed at its end.
         if secret.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(Self(secret)) } else { Err("not one word of ASCII") }
     }
 
-    /// Whether a request carries it.
+    /// Returns whether a request has the token.
     pub(crate) fn is_in(&self, headers: &HeaderMap) -> bool {
         let sent = headers.get(AUTHORIZATION).map_or(&b""[..], |value| value.as_bytes());
         match sent.split_at_checked("Bearer ".len()) {
-            Some((scheme, secret)) => scheme.eq_ignore_ascii_case(b"Bearer ") && same(secret, self.0.as_bytes()),
+            Some((scheme, secret)) => scheme.eq_ignore_ascii_case(b"Bearer ") && is_equal(secret, self.0.as_bytes()),
             None => false,
         }
     }
 }
 
-/// Takes as long for a wrong first byte as for a wrong last one. The length is not kept secret.
-fn same(a: &[u8], b: &[u8]) -> bool {
+/// Compares in a time that does not depend on the position of the first difference. The length is
+/// not kept secret.
+fn is_equal(a: &[u8], b: &[u8]) -> bool {
     let difference = a.iter().zip(b).fold(0, |difference, (a, b)| black_box(difference | (a ^ b)));
     a.len() == b.len() && difference == 0
 }

@@ -1,4 +1,4 @@
-//! What writers send, and what they get back.
+//! The requests of publishers, and the responses.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -18,16 +18,18 @@ use tower_sse::{Event, Hub, PublishError, Receipt, Target};
 
 use super::App;
 
-/// What became of a batch; `last` is the id of its last event.
+/// The response to a batch. `last` is the id of the last event.
 #[derive(Serialize)]
 pub(crate) struct PublishedAll {
     published: usize,
     last: Option<String>,
 }
 
-/// The request names an allowed host, has the token, if there is one, and does not come from a page of another origin if it
-/// changes something. A page could publish through the browser of each visitor otherwise, also to a hub that only this
-/// browser reaches.
+/// An extractor that admits only permitted requests.
+///
+/// A request must name an allowed host and have the token, if one is set. A request with a method
+/// other than `GET` must not come from a page of another origin. Otherwise such a page could
+/// publish through the browser of each visitor, also to a hub that only this browser reaches.
 pub(crate) struct Permitted;
 
 impl FromRequestParts<Arc<App>> for Permitted {
@@ -50,7 +52,8 @@ impl FromRequestParts<Arc<App>> for Permitted {
     }
 }
 
-/// Whether every host that the request names is in the list. The hub applies the same rule to streams.
+/// Returns whether every host that the request names is in the list. The hub applies the same rule
+/// to streams.
 fn names_only(allowed: &[String], parts: &Parts) -> bool {
     let named = parts.headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
     let mut named = named.chain(parts.uri.authority().map(Authority::as_str)).peekable();
@@ -62,7 +65,8 @@ fn names_only(allowed: &[String], parts: &Parts) -> bool {
     named.peek().is_some() && named.all(is_allowed)
 }
 
-/// Programs other than browsers send neither header.
+/// Returns whether a request comes from a page of this origin, or from a program other than a
+/// browser. Such programs send neither header.
 fn is_of_own_origin(parts: &Parts) -> bool {
     match (parts.headers.get("sec-fetch-site"), parts.headers.get(ORIGIN)) {
         (Some(site), _) => site == "same-origin" || site == "none",
@@ -77,7 +81,7 @@ fn is_of_own_origin(parts: &Parts) -> bool {
     }
 }
 
-/// What the path names.
+/// The topic or the user in the path.
 pub(crate) struct Name(pub(crate) String);
 
 impl FromRequestParts<Arc<App>> for Name {
@@ -89,7 +93,7 @@ impl FromRequestParts<Arc<App>> for Name {
     }
 }
 
-/// The query of a single event, whose data is the body.
+/// The query of a request that publishes one event. The body has the data.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Labels {
@@ -111,7 +115,7 @@ impl FromRequestParts<Arc<App>> for Labels {
 
 type Body = Result<Bytes, BytesRejection>;
 
-/// `POST /topics/{topic}`
+/// Handles `POST /topics/{topic}`.
 pub(crate) async fn to_topic(
     State(app): State<Arc<App>>,
     _: Permitted,
@@ -119,10 +123,10 @@ pub(crate) async fn to_topic(
     labels: Labels,
     body: Body,
 ) -> Result<Accepted, Problem> {
-    one(app.hub.topic(topic), labels, body?).await
+    publish_one(app.hub.topic(topic), labels, body?).await
 }
 
-/// `POST /users/{user}`
+/// Handles `POST /users/{user}`.
 pub(crate) async fn to_user(
     State(app): State<Arc<App>>,
     _: Permitted,
@@ -130,30 +134,31 @@ pub(crate) async fn to_user(
     labels: Labels,
     body: Body,
 ) -> Result<Accepted, Problem> {
-    one(app.hub.user(user), labels, body?).await
+    publish_one(app.hub.user(user), labels, body?).await
 }
 
-/// `POST /everyone`
+/// Handles `POST /everyone`.
 pub(crate) async fn to_everyone(
     State(app): State<Arc<App>>,
     _: Permitted,
     labels: Labels,
     body: Body,
 ) -> Result<Accepted, Problem> {
-    one(app.hub.everyone(), labels, body?).await
+    publish_one(app.hub.everyone(), labels, body?).await
 }
 
-async fn one(target: Target<'_>, labels: Labels, data: Bytes) -> Result<Accepted, Problem> {
-    let event = labelled(Event::from_utf8(labels.event.unwrap_or_default(), data)?, labels.key);
+async fn publish_one(target: Target<'_>, labels: Labels, data: Bytes) -> Result<Accepted, Problem> {
+    let event = with_key(Event::from_utf8(labels.event.unwrap_or_default(), data)?, labels.key);
     Ok(Accepted(target.publish(event).await?))
 }
 
-/// `202 {"id":"…","receivers":n}`
+/// The response `202 {"id":"…","receivers":n}`.
 pub(crate) struct Accepted(Receipt);
 
 impl IntoResponse for Accepted {
     fn into_response(self) -> Response {
-        // By hand: a position needs no escapes, and this is the answer to each single event.
+        // Written without serde, since this is the response to every single event. A position needs
+        // no escapes.
         let mut body = String::with_capacity(80);
         let _ = write!(body, "{{\"id\":\"{}\",\"receivers\":{}}}", self.0.position, self.0.connections);
         let mut response = Response::new(body.into());
@@ -163,7 +168,7 @@ impl IntoResponse for Accepted {
     }
 }
 
-fn labelled(event: Event, key: Option<String>) -> Event {
+fn with_key(event: Event, key: Option<String>) -> Event {
     match key {
         Some(key) => event.key(key),
         None => event,
@@ -178,12 +183,15 @@ struct Line {
     user: Option<String>,
     event: Option<String>,
     key: Option<String>,
-    /// As it was written: no number loses a digit, no key moves.
+    /// The JSON text as the publisher wrote it, with the order of keys and all digits of numbers.
     data: Box<RawValue>,
 }
 
-/// `POST /publish`: NDJSON. If a line is bad, no event is published. If the hub or its broker does not take every event, the
-/// answer is an error that says how many were published. Blank lines are skipped but counted.
+/// Handles `POST /publish` with a body in NDJSON.
+///
+/// If a line is invalid, the handler publishes no event. If the hub or its broker rejects some
+/// events, the response is an error with the number of published events. Blank lines are skipped,
+/// but count in line numbers.
 pub(crate) async fn batch(
     State(app): State<Arc<App>>,
     _: Permitted,
@@ -193,7 +201,7 @@ pub(crate) async fn batch(
     let mut events = Vec::new();
     for (index, line) in body.split(|&byte| byte == b'\n').enumerate() {
         if !line.iter().all(u8::is_ascii_whitespace) {
-            events.push(entry(&app.hub, line).map_err(|problem| problem.on_line(index + 1))?);
+            events.push(parse_line(&app.hub, line).map_err(|problem| problem.on_line(index + 1))?);
         }
     }
     let results = app.hub.publish_many(events).await;
@@ -201,16 +209,17 @@ pub(crate) async fn batch(
     let last = results.iter().rev().find_map(|result| result.as_ref().ok()).map(|last| last.position.to_string());
     match results.into_iter().find_map(Result::err) {
         None => Ok((StatusCode::ACCEPTED, Json(PublishedAll { published, last }))),
-        Some(error) => Err(Problem::from(error).after(published, count)),
+        Some(error) => Err(Problem::from(error).with_published(published, count)),
     }
 }
 
-fn entry<'a>(hub: &'a Hub, line: &[u8]) -> Result<(Target<'a>, Event), Problem> {
+/// Parses and checks one line of a batch.
+fn parse_line<'a>(hub: &'a Hub, line: &[u8]) -> Result<(Target<'a>, Event), Problem> {
     let Line { topic, user, event, key, data } = serde_json::from_slice(line)?;
     let target = match (topic, user) {
         (Some(topic), None) => hub.topic(topic),
         (None, Some(user)) => hub.user(user),
-        _ => return Err(Problem::new(StatusCode::BAD_REQUEST, "exactly one of `topic` and `user` is needed")),
+        _ => return Err(Problem::new(StatusCode::BAD_REQUEST, "exactly one of `topic` and `user` is required")),
     };
     let name = event.unwrap_or_default();
     let event = if data.get().starts_with('"') {
@@ -218,12 +227,12 @@ fn entry<'a>(hub: &'a Hub, line: &[u8]) -> Result<(Target<'a>, Event), Problem> 
     } else {
         Event::new(name, String::from(Box::<str>::from(data)))
     };
-    let event = labelled(event, key);
+    let event = with_key(event, key);
     target.check(&event)?;
     Ok((target, event))
 }
 
-/// An answer of one plain line.
+/// An error response: one line of plain text.
 #[derive(Debug)]
 pub(crate) struct Problem {
     status: StatusCode,
@@ -231,18 +240,19 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// What a client sent may come back in `text`, so it is cut, and its line breaks are no line breaks any more.
+    /// Creates an error response. `text` may contain input of the client, so it is cut to 300
+    /// characters, and control characters such as line breaks become spaces.
     pub(crate) fn new(status: StatusCode, text: impl AsRef<str>) -> Self {
         let visible = |c: char| if c.is_control() { ' ' } else { c };
         Self { status, line: text.as_ref().chars().take(300).map(visible).collect() }
     }
 
-    /// Of a batch that was published in part.
-    fn after(self, published: usize, count: usize) -> Self {
+    /// Adds the number of published events of a batch.
+    fn with_published(self, published: usize, count: usize) -> Self {
         Self { line: format!("{published} of {count} events were published: {}", self.line), ..self }
     }
 
-    /// Of a batch: whatever is wrong with a line, the request is bad.
+    /// Adds the number of the invalid line of a batch. The status is `400` for every problem.
     fn on_line(self, number: usize) -> Self {
         Self { status: StatusCode::BAD_REQUEST, line: format!("line {number}: {}", self.line) }
     }
@@ -262,7 +272,7 @@ impl From<PublishError> for Problem {
 
 impl From<serde_json::Error> for Problem {
     fn from(error: serde_json::Error) -> Self {
-        // It counts lines from the start of this one.
+        // Each line is parsed alone, so the line number in the text of serde is always 1.
         let text = error.to_string();
         let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
         Self::new(StatusCode::BAD_REQUEST, format!("column {}: {text}", error.column()))

@@ -1,9 +1,9 @@
-//! The log that several of these share.
+//! The log that several instances share.
 
 use tower_sse::HubBuilder;
 use tower_sse::backplane::{Nats, Redis};
 
-/// A broker to be. Its `Debug` is that of the adapter, which shows no password.
+/// The adapter of a broker. The `Debug` output of an adapter contains no password.
 #[derive(Clone, Debug)]
 pub(crate) enum Shared {
     Redis(Redis),
@@ -11,7 +11,8 @@ pub(crate) enum Shared {
 }
 
 impl Shared {
-    /// Connects to nobody yet. The problem does not repeat the URL, which may hold a password.
+    /// Creates the adapter of a URL, without connecting. An error does not contain the URL, which
+    /// may have a password.
     pub(crate) fn open(url: &str, namespace: &str) -> Result<Self, String> {
         match url.split_once("://").map(|(scheme, _)| scheme) {
             Some("redis" | "rediss") => {
@@ -24,7 +25,8 @@ impl Shared {
         }
     }
 
-    pub(crate) fn give_to(self, builder: HubBuilder) -> HubBuilder {
+    /// Sets the backplane of a hub.
+    pub(crate) fn configure(self, builder: HubBuilder) -> HubBuilder {
         match self {
             Self::Redis(redis) => builder.backplane(redis),
             Self::Nats(nats) => builder.backplane(nats),

@@ -1,4 +1,4 @@
-// Lines over the last two minutes: one for each instance that shares the log.
+// Charts of the last two minutes, with one line for each instance that shares the log.
 import { $, make, page } from "/assets/shell.js";
 
 const SECONDS = 120;
@@ -31,7 +31,7 @@ const byInstance = new Map();
 
 function put(sample) {
   if (!byInstance.has(sample.instance)) byInstance.set(sample.instance, new Map());
-  byInstance.get(sample.instance).set(sample.at, sample);       // the same sample may come twice
+  byInstance.get(sample.instance).set(sample.at, sample);       // a sample may arrive twice
 }
 
 function draw() {
@@ -50,8 +50,8 @@ function plot({ svg, value, top_label, of, unit, top }, now, lines) {
   const known = lines.map(samples => samples.filter(sample => of(sample) !== null));
   const all = known.flat();
   svg.toggleAttribute("hidden", !all.length);
-  if (!all.length) return value.replaceChildren("not known on this system");
-  // An instance that left has a line, and no value now.
+  if (!all.length) return value.replaceChildren("not available on this system");
+  // A stopped instance has a line, but no current value.
   value.replaceChildren(...known.flatMap((samples, index) => {
     const last = samples.at(-1);
     return last?.at > now - 5000 ? [make("span", { class: `line-${index % 3}` }, unit(of(last)))] : [];

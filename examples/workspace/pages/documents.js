@@ -2,29 +2,30 @@ import { $, avatar, make, nameOf, page, send, time } from "/assets/shell.js";
 
 let me;
 
-function row({ id, title, owner, created }, isNew) {
-  const whose = owner === me ? "you" : nameOf(owner);
-  const remove = make("button", { class: "icon danger", title: "Delete", "aria-label": `Delete “${title}” of ${whose}` });
+function makeRow({ id, title, owner, created }, isNew) {
+  const ownerName = owner === me ? "you" : nameOf(owner);
+  const remove = make("button", { class: "icon danger", title: "Delete", "aria-label": `Delete “${title}” of ${ownerName}` });
   remove.append($("trash").content.cloneNode(true));
   remove.onclick = () => send("DELETE", `/documents/${id}`);
   const text = make("div", { class: "what" }, make("strong", {}, title), make("small", {}, `${nameOf(owner)} · `, time(created)));
   return make("li", { "data-id": id, class: isNew ? "new" : "" }, avatar(owner), text, remove);
 }
 
-const find = id => $("documents").querySelector(`[data-id="${CSS.escape(id)}"]`);
-const count = () => { $("empty").hidden = $("documents").hasChildNodes(); };
+const findRow = id => $("documents").querySelector(`[data-id="${CSS.escape(id)}"]`);
+const showIfEmpty = () => { $("empty").hidden = $("documents").hasChildNodes(); };
 
 page({
   topics: () => ["documents"],
   draw(documents, user) {
     me = user;
-    $("documents").replaceChildren(...documents.map(each => row(each, false)));
-    count();
+    $("documents").replaceChildren(...documents.map(each => makeRow(each, false)));
+    showIfEmpty();
   },
   on: {
-    // What happened while the state was fetched comes twice.
-    "document.created": document => { if (!find(document.id)) $("documents").prepend(row(document, true)); count(); },
-    "document.deleted": ({ id }) => { find(id)?.remove(); count(); },
+    // An event that was published while the page loaded its state arrives although the state has it
+    // already.
+    "document.created": document => { if (!findRow(document.id)) $("documents").prepend(makeRow(document, true)); showIfEmpty(); },
+    "document.deleted": ({ id }) => { findRow(id)?.remove(); showIfEmpty(); },
   },
 });
 

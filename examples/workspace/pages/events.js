@@ -1,59 +1,60 @@
-// One stream for a whole page, by the browser's own EventSource.
+// Opens one EventSource for a page and keeps the page up to date.
 //
-//   load()         fetches the state, shows it, and returns { position, topics }: from there on the stream tells.
-//                  It throws an error with `signedOut` where that is the reason.
-//   on             { "name of an event": (data) => … }
-//   status(word)   what to show to the person, see `words` in shell.js
+//   load()         loads the state, shows it, and returns { position, topics } for the stream. If the user is not
+//                  signed in, it throws an error with `signedOut`.
+//   on             the handlers of events: { "document.deleted": data => … }
+//   status(state)  shows the state of the stream, one of `labels` in shell.js
+//   hello(data)    receives the data of `hub.hello`
 export function follow({ load, on, status, hello }) {
   let events, timer, state, round = 0;
-  const say = word => { state = word; status(word); };
+  const setState = newState => { state = newState; status(newState); };
 
-  async function start(word) {
+  async function start(newState) {
     const mine = ++round;
     clearTimeout(timer);
     events?.close();
-    say(word);
-    let from;
+    setState(newState);
+    let loaded;
     try {
-      from = await load();
+      loaded = await load();
     } catch (error) {
       if (mine !== round) return;
-      if (error.signedOut) return say("signed-out");
-      return later(word === "missed" ? word : "reconnecting");
+      if (error.signedOut) return setState("signed-out");
+      return retry(newState === "missed" ? newState : "reconnecting");
     }
-    if (mine !== round) return;
-    const query = new URLSearchParams(from.topics.map(topic => ["topic", topic]));
-    query.append("last_event_id", from.position);
+    if (mine !== round) return; // a later call has replaced this one
+    const query = new URLSearchParams(loaded.topics.map(topic => ["topic", topic]));
+    query.append("last_event_id", loaded.position);
     events = new EventSource(`/events?${query}`);
     let wasLive = false;
     for (const [name, act] of Object.entries(on)) listen(name, act);
     listen("hub.hello", hello);
-    // Caught up; also what says that a shared log can be followed again.
+    // The stream has caught up. The hub also sends `hub.live` when a shared log is available again.
     listen("hub.live", () => {
-      if (state === "missed") say("refreshed");
-      else if (state === "reconnecting" || state === "restarting" || (state === "busy" && wasLive)) say("resumed");
-      else if (state !== "resumed" && state !== "refreshed") say("live");
+      if (state === "missed") setState("refreshed");
+      else if (state === "reconnecting" || state === "restarting" || (state === "busy" && wasLive)) setState("resumed");
+      else if (state !== "resumed" && state !== "refreshed") setState("live");
       wasLive = true;
     });
-    // Something is not to be had any more: fetch the state anew.
+    // Events were lost: load the state again.
     listen("hub.gap", () => start("missed"));
-    listen("hub.stale", () => say("stale"));
-    listen("hub.refused", () => say("busy"));
+    listen("hub.stale", () => setState("stale"));
+    listen("hub.refused", () => setState("busy"));
     listen("hub.bye", ({ reason, reconnect, note }) => {
       if (reconnect !== "never") {
-        say(reason === "draining" ? "restarting" : "reconnecting");
-        // Should it not come back soon, that is not what it does.
+        setState(reason === "draining" ? "restarting" : "reconnecting");
+        // A server that is not available after 10 s is probably not restarting.
         clearTimeout(timer);
-        timer = setTimeout(() => { if (state === "restarting") say("reconnecting"); }, 10_000);
+        timer = setTimeout(() => { if (state === "restarting") setState("reconnecting"); }, 10_000);
         return;
       }
       events.close();
-      say(note === "signed out" ? "signed-out" : "ended");
+      setState(note === "signed out" ? "signed-out" : "ended");
     });
     events.onerror = () => {
-      // The browser comes back by itself, with the last id; or it has given up.
-      if (events.readyState === EventSource.CLOSED) later("reconnecting");
-      else if (state !== "restarting" && state !== "busy") say("reconnecting");
+      // The browser reconnects with the last id, unless it has given up.
+      if (events.readyState === EventSource.CLOSED) retry("reconnecting");
+      else if (state !== "restarting" && state !== "busy") setState("reconnecting");
     };
   }
 
@@ -62,14 +63,14 @@ export function follow({ load, on, status, hello }) {
     source.addEventListener(name, event => { if (source === events) act(JSON.parse(event.data)); });
   }
 
-  // Not all pages at once.
-  function later(word) {
-    say(word);
+  // Starts again after a random pause, so that not all pages send their requests at once.
+  function retry(newState) {
+    setState(newState);
     clearTimeout(timer);
     timer = setTimeout(() => start(state), 1000 + Math.random() * 1000);
   }
 
-  // A page that is put aside for the back button must not hold one of the browser's few connections.
+  // A page in the back/forward cache must not hold one of the browser's few connections.
   addEventListener("pagehide", () => { round += 1; clearTimeout(timer); events?.close(); });
   addEventListener("pageshow", event => { if (event.persisted) start("reconnecting"); });
   start("connecting");

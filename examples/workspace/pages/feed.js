@@ -1,13 +1,14 @@
 import { $, avatar, make, nameOf, page, send, time } from "/assets/shell.js";
 
-const KEPT = 100;
+const MAX_POSTS = 100; // as many as the server keeps
 
-function put({ id, author, text, at }, isNew) {
-  // What happened while the state was fetched comes twice.
+function addPost({ id, author, text, at }, isNew) {
+  // An event that was published while the page loaded its state arrives although the state has it
+  // already.
   if ($("feed").querySelector(`[data-id="${CSS.escape(id)}"]`)) return;
-  const who = make("header", {}, avatar(author), make("strong", {}, nameOf(author)), time(at));
-  $("feed").prepend(make("li", { class: `card post ${isNew ? "new" : ""}`, "data-id": id }, who, make("p", {}, text)));
-  while ($("feed").childElementCount > KEPT) $("feed").lastChild.remove();
+  const header = make("header", {}, avatar(author), make("strong", {}, nameOf(author)), time(at));
+  $("feed").prepend(make("li", { class: `card post ${isNew ? "new" : ""}`, "data-id": id }, header, make("p", {}, text)));
+  while ($("feed").childElementCount > MAX_POSTS) $("feed").lastChild.remove();
   $("empty").hidden = true;
 }
 
@@ -16,9 +17,9 @@ page({
   draw(posts) {
     $("feed").replaceChildren();
     $("empty").hidden = posts.length > 0;
-    posts.forEach(each => put(each, false));
+    posts.forEach(each => addPost(each, false));
   },
-  on: { post: each => put(each, true) },
+  on: { post: each => addPost(each, true) },
 });
 
 $("post").onsubmit = async event => {

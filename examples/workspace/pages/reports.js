@@ -1,10 +1,10 @@
 import { $, make, page, send, time } from "/assets/shell.js";
 
-const KEPT = 20; // as many as the server keeps
+const MAX_REPORTS = 20; // as many as the server keeps
 const number = new Intl.NumberFormat("en");
-const states = { running: "Computing", done: "Done", stopped: "Stopped: the server was restarted" };
+const states = { running: "Computing", done: "Done", stopped: "Stopped, because the server shut down" };
 
-function card({ id, limit, started, percent, primes, took_ms, state }) {
+function makeCard({ id, limit, started, percent, primes, took_ms, state }) {
   const title = `Primes below ${number.format(limit)}`;
   const bar = make("progress", { max: 100, value: percent, "aria-label": title });
   const result = state === "done"
@@ -16,11 +16,11 @@ function card({ id, limit, started, percent, primes, took_ms, state }) {
     make("footer", {}, result, make("span", { class: "badge" }, states[state])));
 }
 
-function put(report) {
+function putReport(report) {
   const old = $("reports").querySelector(`[data-id="${CSS.escape(report.id)}"]`);
-  if (old) old.replaceWith(card(report));
-  else $("reports").prepend(card(report));
-  while ($("reports").childElementCount > KEPT) $("reports").lastChild.remove();
+  if (old) old.replaceWith(makeCard(report));
+  else $("reports").prepend(makeCard(report));
+  while ($("reports").childElementCount > MAX_REPORTS) $("reports").lastChild.remove();
   $("empty").hidden = true;
 }
 
@@ -29,9 +29,9 @@ page({
   draw(reports) {
     $("reports").replaceChildren();
     $("empty").hidden = reports.length > 0;
-    reports.forEach(put);
+    reports.forEach(putReport);
   },
-  on: { report: put },
+  on: { report: putReport },
 });
 
 $("start").onsubmit = event => {

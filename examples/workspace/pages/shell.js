@@ -1,11 +1,11 @@
-// What every page has: the stream, its state, and the tray of notifications.
+// The parts of every page: the stream and its state, and the tray of notifications.
 import { follow } from "/assets/events.js";
 
 export const $ = id => document.getElementById(id);
 export const nameOf = user => user.charAt(0).toUpperCase() + user.slice(1);
 const PAGE = document.body.dataset.page;
 
-// An element. Text of people goes in as text, never as HTML.
+// Creates an element. Strings become text nodes, so that text of users is never parsed as HTML.
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -21,17 +21,19 @@ export function time(at) {
   return make("time", { datetime: date.toISOString() }, date.toLocaleString([], shown));
 }
 
-// Asks the server to do something. What it does is heard on the stream. Says whether it was done.
+// Sends a request for a change, and returns whether it succeeded. The change itself arrives on the
+// stream.
 export async function send(method, path, body) {
   try {
     const options = body && { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-    // A browser with many pages of a site open over HTTP/1.1 has no connection left for this, and would wait for ever.
+    // Over HTTP/1.1, a browser with many open pages of a site has no connection left. Without a
+    // timeout, the request would wait until one of these pages is closed.
     const response = await fetch(path, { method, signal: AbortSignal.timeout(10_000), ...options });
     if (response.ok) return true;
     if (response.status === 401) show("signed-out");
     else toast(await response.text(), "bad");
   } catch {
-    toast("The server is not there. Try again in a moment.", "bad");
+    toast("The server is unavailable. Try again in a moment.", "bad");
   }
   return false;
 }
@@ -42,7 +44,7 @@ function toast(text, kind = "") {
   setTimeout(() => toast.remove(), 6000);
 }
 
-const words = {
+const labels = {
   "connecting": "Connecting",
   "live": "Live",
   "reconnecting": "Reconnecting",
@@ -55,33 +57,34 @@ const words = {
   "signed-out": "Signed out",
   "ended": "Ended",
 };
-const reasons = {
-  "refreshed": "Something was missed, so this page was fetched anew.",
-  "stale": "The log that the servers share is away. What is shown may be old.",
-  "signed-out": "You are not signed in any more: you signed out elsewhere, or the server was started anew.",
-  "ended": "The server ended this page's stream for good.",
+const explanations = {
+  "refreshed": "Events were lost, so this page loaded its state again.",
+  "stale": "The log that the servers share is unavailable. This page may be out of date.",
+  "signed-out": "You are no longer signed in: you signed out in another tab, or the server was restarted.",
+  "ended": "The server ended the stream of this page permanently.",
 };
-let calm;
+let liveTimer;
 
 function show(state) {
   $("status").dataset.state = state;
-  $("status").textContent = words[state];
-  const reason = reasons[state];
-  $("banner").hidden = !reason;
+  $("status").textContent = labels[state];
+  const explanation = explanations[state];
+  $("banner").hidden = !explanation;
   $("banner").dataset.state = state;
-  $("banner").replaceChildren(reason ?? "");
+  $("banner").replaceChildren(explanation ?? "");
   if (state === "signed-out") $("banner").append(" ", make("a", { href: `/sign-in?next=${PAGE}` }, "Sign in"));
-  clearTimeout(calm);
-  if (state === "resumed" || state === "refreshed") calm = setTimeout(() => show("live"), 5000);
+  clearTimeout(liveTimer);
+  if (state === "resumed" || state === "refreshed") liveTimer = setTimeout(() => show("live"), 5000);
 }
 
-// The tray. The newest first; the server keeps what was read, so all pages of a person show the same.
-const KEPT = 50; // as many as the server keeps
+// The tray, the newest notification first. The server stores which are read, so all pages of a user
+// show the same.
+const MAX_NOTIFICATIONS = 50; // as many as the server keeps
 const notifications = new Map();
 
 function drawTray() {
   const all = [...notifications.values()].sort((a, b) => b.at - a.at);
-  for (const { id } of all.splice(KEPT)) notifications.delete(id);
+  for (const { id } of all.splice(MAX_NOTIFICATIONS)) notifications.delete(id);
   const unread = all.filter(each => !each.read).length;
   $("unread").hidden = !unread;
   $("unread").textContent = unread;
@@ -90,10 +93,10 @@ function drawTray() {
   document.title = document.title.replace(/^(\(\d+\) )?/, unread ? `(${unread}) ` : "");
   $("notifications").replaceChildren(...all.map(({ text, href, at, read }) =>
     make("li", { class: read ? "" : "unread" }, make("a", { href }, text), time(at))));
-  if (!all.length) $("notifications").append(make("li", { class: "muted" }, "Nothing has happened yet."));
+  if (!all.length) $("notifications").append(make("li", { class: "muted" }, "There are no notifications yet."));
 }
 
-function notified(notification) {
+function onNotification(notification) {
   if (!notification.read && !notifications.has(notification.id)) toast(notification.text);
   notifications.set(notification.id, notification);
   drawTray();
@@ -114,7 +117,8 @@ addEventListener("keydown", event => {
 addEventListener("click", event => { if (!event.target.closest("#tray, #bell")) openTray(false); });
 document.querySelector(`nav a[href="/${PAGE}"]`).setAttribute("aria-current", "page");
 
-// `draw(content, user)` shows the state of a page, `topics(user)` are what it listens to, `on` is what it hears there.
+// Starts a page. `draw(content, user)` shows its state, `topics(user)` returns its topics, and `on`
+// has its event handlers.
 export function page({ draw, topics, on }) {
   let me;
 
@@ -123,10 +127,10 @@ export function page({ draw, topics, on }) {
     if (response.status === 401) throw Object.assign(new Error("signed out"), { signedOut: true });
     if (!response.ok) throw new Error(response.status);
     const { user, position, content, notifications: all } = await response.json();
-    // Somebody else signed in in another tab.
+    // A different user signed in in another tab.
     if (me && me !== user) {
       location.reload();
-      return new Promise(() => {}); // nothing of theirs is drawn before that
+      return new Promise(() => {}); // draws nothing of the other user before the reload
     }
     me = user;
     $("me").textContent = nameOf(user)[0];
@@ -139,7 +143,7 @@ export function page({ draw, topics, on }) {
     return { position, topics: topics(user) };
   }
 
-  // A stream that came back with somebody else's cookie is not for this page.
+  // The stream reconnected with the cookie of another session: reload the page for its user.
   let session;
   function hello({ instance, topics }) {
     const now = topics.find(topic => topic.startsWith("session/"));
@@ -148,5 +152,5 @@ export function page({ draw, topics, on }) {
     $("instance").textContent = instance;
   }
 
-  follow({ load, hello, status: show, on: { notification: notified, ...on } });
+  follow({ load, hello, status: show, on: { notification: onNotification, ...on } });
 }
