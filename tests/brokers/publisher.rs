@@ -238,7 +238,7 @@ async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
 /// The commands that the document gives a user are enough, for an instance and for a worker, and it sees nothing else.
 #[tokio::test]
 async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
-    let document = include_str!("../../docs/scaling.md");
+    let document = include_str!("../../docs/guide/scaling.md");
     let rights = document.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER hub ")).unwrap();
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let mut command = vec!["ACL", "SETUSER", "hub"];
