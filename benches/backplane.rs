@@ -1,8 +1,9 @@
-//! How fast records go through a broker: `cargo bench --bench backplane`.
+//! The throughput of records through a broker: `cargo bench --bench backplane`.
 //!
-//! It starts servers of its own on free ports, prints a table, and stops them: a `redis-server` without persistence and with
-//! each write on the disk, a `nats-server` as it comes and, where its version can, with each write on the disk. Rates are of
-//! this machine; the ratios between rows are what to remember.
+//! The benchmark starts brokers on free ports, prints a table, and stops the brokers. They are a
+//! `redis-server` without persistence, one that syncs each write to the disk, a `nats-server` with
+//! its defaults, and one that syncs each write, if its version supports that. Compare the ratios of
+//! rows; the rates belong to one machine.
 
 #![allow(
     missing_docs,
@@ -33,19 +34,21 @@ use redis_server::{DURABLE, FORGETFUL, RedisServer};
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{Cursor, Event, Hub, Publisher, Retention, SubscriberItem, Subscription, TopicFilter};
 
-/// How long each row is measured. `cargo test` runs benchmarks too, without this argument: only to see that they run.
-fn long() -> Duration {
+/// Returns the duration of the measurement of each row.
+fn duration() -> Duration {
     if is_measured() { Duration::from_secs(2) } else { Duration::from_millis(20) }
 }
 
+/// Whether `cargo bench` runs this program. `cargo test` runs it too, without this argument and
+/// only to check that it works.
 fn is_measured() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
 
-/// How many publish at a time in the rows that say so.
-const AT_ONCE: usize = 64;
+/// The number of concurrent publishes in the row "64 concurrent".
+const CONCURRENT: usize = 64;
 
-/// What a small notification is.
+/// Returns an event of the size of a small notification.
 fn event() -> Event {
     Event::new("tick", "x".repeat(100))
 }
@@ -57,12 +60,12 @@ fn builder(log: impl Backplane) -> tower_sse::HubBuilder {
         .backplane(log)
 }
 
-/// Publishes for a while, `round` after `round`; returns how many a second.
+/// Publishes round after round, and returns the number of events a second.
 async fn rate(mut round: impl AsyncFnMut() -> usize) -> f64 {
-    // Connected, the script loaded.
+    // The first round connects and loads the script, which is not measured.
     round().await;
     let (begun, mut count) = (Instant::now(), 0);
-    while begun.elapsed() < long() {
+    while begun.elapsed() < duration() {
         count += round().await;
     }
     count as f64 / begun.elapsed().as_secs_f64()
@@ -73,7 +76,8 @@ async fn many(publisher: &Publisher, size: usize) -> usize {
     outcomes.into_iter().filter(|outcome| outcome.as_ref().inspect_err(|error| eprintln!("{error}")).is_ok()).count()
 }
 
-/// Until the last of some thousands, published pipelined elsewhere, has come out of a stream of an instance.
+/// Publishes batches from a `Publisher`, and returns the events a second until a stream of a hub
+/// has received the last one.
 async fn end_to_end(log: impl Backplane + Clone, count: usize) -> f64 {
     let hub = builder(log.clone()).build().unwrap();
     let publisher = builder(log).publisher().unwrap();
@@ -89,10 +93,10 @@ async fn end_to_end(log: impl Backplane + Clone, count: usize) -> f64 {
         }
     };
     let read = async {
-        let mut came = 0;
-        while came < count {
-            match stream.next().await.expect("it goes on") {
-                SubscriberItem::Event(_) => came += 1,
+        let mut received = 0;
+        while received < count {
+            match stream.next().await.expect("the stream ended") {
+                SubscriberItem::Event(_) => received += 1,
                 SubscriberItem::Gap { .. } => panic!("a gap"),
                 _ => {}
             }
@@ -109,20 +113,20 @@ async fn table(name: &str, log: impl Backplane + Clone) {
         let target = publisher.topic("latest/t");
         usize::from(target.publish(event().key(fastrand::u64(..1_000).to_string())).await.is_ok())
     };
-    let at_once = async || {
-        let all: FuturesUnordered<_> = (0..AT_ONCE).map(|_| one()).collect();
+    let concurrent = async || {
+        let all: FuturesUnordered<_> = (0..CONCURRENT).map(|_| one()).collect();
         all.collect::<Vec<_>>().await.into_iter().sum()
     };
     let base = rate(one).await;
     let rows = [
-        ("`publish`, one after the other", base),
-        ("`publish` with a key that is kept", rate(keyed).await),
-        ("`publish`, 64 at a time", rate(at_once).await),
+        ("`publish`, sequential", base),
+        ("`publish` with a key, `latest_per_key`", rate(keyed).await),
+        ("`publish`, 64 concurrent", rate(concurrent).await),
         ("`publish_many` of 10", rate(async || many(&publisher, 10).await).await),
         ("`publish_many` of 100", rate(async || many(&publisher, 100).await).await),
         ("`publish_many` of 1,000", rate(async || many(&publisher, 1_000).await).await),
         (
-            "the same, and out of a stream of an instance",
+            "`publish_many` of 1,000, until a stream of a hub has received them",
             end_to_end(log, if is_measured() { 50_000 } else { 1_000 }).await,
         ),
     ];
@@ -149,7 +153,7 @@ fn main() {
     }
 }
 
-/// With each write on the disk: from version 2.10 on.
+/// Runs a NATS server that syncs each write to the disk, which version 2.10 and later support.
 fn synced_nats(measure: impl FnOnce(&NatsServer)) {
     let config = std::env::temp_dir().join(format!("tower-sse-bench-{}.conf", std::process::id()));
     std::fs::write(&config, "jetstream { sync_interval: always }\n").unwrap();
@@ -157,7 +161,7 @@ fn synced_nats(measure: impl FnOnce(&NatsServer)) {
     if Command::new("nats-server").args(["-t", "-c", path]).output().unwrap().status.success() {
         measure(&NatsServer::start_with(&["-c", path]).unwrap());
     } else {
-        skip::skipped("this nats-server does not know `sync_interval: always`");
+        skip::skipped("this nats-server does not support `sync_interval: always`");
     }
     std::fs::remove_file(&config).unwrap();
 }

@@ -1,6 +1,7 @@
-//! What the hub costs without sockets: `cargo bench --bench hub`. Ratios within one run count, absolute times do not.
+//! The cost of the hub without sockets: `cargo bench --bench hub`. Compare ratios within one run;
+//! absolute times belong to one machine.
 //!
-//! How an event is framed cannot be measured alone from outside: `encode` publishes where nobody listens.
+//! The public API cannot encode an event alone, so `encode` publishes to a topic without listeners.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark")]
 
@@ -15,8 +16,9 @@ use bytes::Bytes;
 use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tower_sse::{Event, Hub, Retention, Topic};
 
-/// Many listeners are woken by a task on it, when it is driven. With a thread of its own the kernel may let that go first,
-/// and the call that is measured would be what the woken thread does.
+/// Returns a runtime that runs the task that wakes many listeners, and only when the benchmark
+/// drives it. If that task ran on another thread, the kernel could run it first, and the measured
+/// time of a publish would include it.
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
@@ -49,16 +51,18 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-/// The call alone, while all sleep. That they are woken, if there are more than 32, and read what came is not measured.
+/// The call of `publish_now` alone, while all streams sleep. Waking more than 32 listeners, and
+/// reading the events, are not measured.
 ///
-/// Where many read in between, the call finds the processor's caches full of them. So its cost by the number of listeners
-/// is compared among 10,000 connections, which all read in between, whether they listen to this topic or to another.
+/// When many streams read between two calls, they fill the processor's caches. So the cost by the
+/// number of listeners is compared among 10,000 streams, which all read between two calls, whether
+/// they listen to this topic or to another.
 fn publish(c: &mut Criterion) {
     let mut group = c.benchmark_group("publish");
     for count in [0, 1, 10] {
         group.bench_function(BenchmarkId::new("alone", count), |b| publish_among(b, count, 0));
     }
-    // Its time is short beside what lies between two calls.
+    // The measured time is short, compared to the work between two calls.
     group.sample_size(10).measurement_time(Duration::from_millis(200)).warm_up_time(Duration::from_millis(50));
     for count in [0, 1, 10, 1_000, 10_000, 100_000] {
         let name = if count > 10_000 { "alone" } else { "among 10000" };
@@ -93,7 +97,8 @@ fn publish_among(b: &mut Bencher<'_>, count: usize, total: usize) {
     });
 }
 
-/// One event, read by each of a thousand bodies: the poll that returns it, and the poll after that.
+/// One event or ten, read by each of a thousand bodies: the poll that returns the bytes, and the
+/// poll after it.
 fn deliver(c: &mut Criterion) {
     const LISTENERS: usize = 1_000;
     let runtime = runtime();
@@ -124,7 +129,7 @@ fn deliver(c: &mut Criterion) {
     let floor = Arc::new(Floor::default());
     let waker = std::task::Waker::from(Arc::new(Woken::default()));
     let mut floors: Vec<_> = (0..LISTENERS).map(|_| Box::pin(floor.body())).collect();
-    group.bench_function("the smallest body", |b| {
+    group.bench_function("minimal body", |b| {
         b.iter_custom(|rounds| {
             let mut took = Duration::ZERO;
             for _ in 0..rounds {
@@ -141,7 +146,7 @@ fn deliver(c: &mut Criterion) {
     group.finish();
 }
 
-/// From a request to a body that sleeps: fresh, and with a hundred records to be caught up with.
+/// From a request to a body that sleeps: without an id, and with a hundred records to replay.
 fn connect(c: &mut Criterion) {
     let runtime = runtime();
     let _entered = runtime.enter();

@@ -1,9 +1,10 @@
-//! How many instructions things take: `cargo bench --bench instructions`. It runs itself under callgrind, so it needs
-//! valgrind. Such counts hardly depend on what else the machine does; they say nothing of caches, locks that are
-//! fought for, or the kernel.
+//! Instruction counts: `cargo bench --bench instructions`. The benchmark runs itself under
+//! callgrind, so it needs valgrind. Other processes hardly change the counts. The counts do not
+//! include caches, contended locks and the kernel.
 //!
-//! `cargo bench --bench instructions -- profile FOLDER` leaves callgrind's files there, for `callgrind_annotate`. With
-//! `CARGO_PROFILE_BENCH_DEBUG=line-tables-only` they say lines too.
+//! `cargo bench --bench instructions -- profile FOLDER` writes callgrind's files into an existing
+//! folder, for `callgrind_annotate`. With `CARGO_PROFILE_BENCH_DEBUG=line-tables-only` they include
+//! line numbers.
 
 #![allow(
     missing_docs,
@@ -30,22 +31,25 @@ use bytes::Bytes;
 use tokio::runtime::Runtime;
 use tower_sse::{Event, Hub, Retention};
 
-/// Only what runs in a function of this name is counted.
+/// The name of the function within which instructions are counted.
 const COUNTED: &str = "counted_from_here";
-/// How often things are done that are counted one by one.
+/// The number of operations in cases that count single operations.
 const TIMES: usize = 1_000;
 
-/// A case, what it counts, and how many of these it does.
+/// A benchmark case.
 struct Case {
     name: &'static str,
+    /// The name of one operation.
     unit: &'static str,
+    /// The number of operations.
     times: usize,
     run: fn(&Runtime),
 }
 
 impl Case {
     fn run(&self) {
-        // What is woken in a task is woken when this is driven, and not before.
+        // A runtime that runs tasks only when the case drives it, so that the wake-ups in a task
+        // are not counted as a part of a publish.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
         (self.run)(&runtime);
@@ -59,8 +63,8 @@ const CASES: &[Case] = &[
     Case { name: "publish to 10000", unit: "publish", times: 100, run: |runtime| publish(runtime, 10_000, 100) },
     Case { name: "wake 1000", unit: "listener", times: 20 * 1_000, run: wake },
     Case { name: "deliver", unit: "delivery", times: 20 * 1_000, run: |runtime| deliver(runtime, 1, 1_000) },
-    Case { name: "poll for nothing", unit: "poll", times: 20 * 1_000, run: poll_for_nothing },
-    Case { name: "deliver, floor body", unit: "delivery", times: 20 * 1_000, run: deliver_floor },
+    Case { name: "poll without events", unit: "poll", times: 20 * 1_000, run: poll_without_events },
+    Case { name: "deliver, minimal body", unit: "delivery", times: 20 * 1_000, run: deliver_floor },
     Case {
         name: "deliver 10 at once",
         unit: "delivery",
@@ -72,7 +76,8 @@ const CASES: &[Case] = &[
     Case { name: "resume 100 records", unit: "resume", times: 100, run: resume },
 ];
 
-/// Callgrind switches counting on and off where this is entered and left.
+/// Runs the work with counting on. Callgrind toggles counting at the entry and the exit of this
+/// function.
 #[inline(never)]
 fn counted_from_here<T>(work: impl FnOnce() -> T) -> T {
     black_box(work())
@@ -88,7 +93,7 @@ async fn turns(count: usize) {
     }
 }
 
-/// The call, not the wake-ups that it leaves to a task. What is read meanwhile is not counted.
+/// Counts the publish call alone, without the wake-ups in a task and without the reads.
 fn publish(runtime: &Runtime, listeners: usize, times: usize) {
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, listeners);
@@ -102,7 +107,7 @@ fn publish(runtime: &Runtime, listeners: usize, times: usize) {
     }
 }
 
-/// The task that wakes.
+/// Counts the task that wakes many listeners.
 fn wake(runtime: &Runtime) {
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, 1_000);
@@ -115,7 +120,7 @@ fn wake(runtime: &Runtime) {
     }
 }
 
-/// The poll that returns so many events at once, and the one after it that finds nothing.
+/// Counts the poll that returns all events at once, and the poll after it, which is pending.
 fn deliver(runtime: &Runtime, events: usize, listeners: usize) {
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, listeners);
@@ -130,8 +135,8 @@ fn deliver(runtime: &Runtime, events: usize, listeners: usize) {
     }
 }
 
-/// The second of the two polls alone.
-fn poll_for_nothing(_: &Runtime) {
+/// Counts polls that are pending.
+fn poll_without_events(_: &Runtime) {
     let hub = Hub::builder().build().unwrap();
     let mut sleepers = sleepers(&hub, 1_000);
     for _ in 0..20 {
@@ -154,7 +159,7 @@ fn deliver_floor(_: &Runtime) {
     }
 }
 
-/// From a request to a body that sleeps.
+/// Counts from the request to a body that sleeps.
 fn connect(_: &Runtime) {
     let hub = Hub::builder().build().unwrap();
     let mut endpoint = endpoint(&hub);
@@ -178,7 +183,7 @@ fn disconnect(_: &Runtime) {
     }
 }
 
-/// From a request with an id to a body that has handed on a hundred records and sleeps.
+/// Counts from a request with an id to a body that has returned a hundred records and sleeps.
 fn resume(_: &Runtime) {
     let hub = Hub::builder().topic_retention(Retention::replay()).build().unwrap();
     let mut endpoint = endpoint(&hub);
@@ -203,10 +208,10 @@ fn main() {
     if let [flag, name] = &arguments[..]
         && flag == "--case"
     {
-        CASES.iter().find(|case| case.name == name).expect("a case").run();
+        CASES.iter().find(|case| case.name == name).expect("unknown case").run();
         return;
     }
-    // `cargo test` runs benchmarks too, without this argument: only to see that they run.
+    // `cargo test` runs benchmarks too, without this argument and only to check that they work.
     if !arguments.iter().any(|argument| argument == "--bench") {
         CASES.iter().filter(|case| !case.name.contains("10000")).for_each(Case::run);
         return;
@@ -215,7 +220,7 @@ fn main() {
         return skip::skipped("valgrind is not installed");
     }
     let kept = arguments.iter().skip_while(|argument| *argument != "profile").nth(1);
-    println!("| | instructions | for each |\n|---|---|---|");
+    println!("| case | instructions | per |\n|---|---|---|");
     for case in CASES {
         let file = match kept {
             Some(folder) => Path::new(folder).join(format!("{}.callgrind", case.name.replace(' ', "-"))),
@@ -225,7 +230,7 @@ fn main() {
     }
 }
 
-/// The instructions of a case, as callgrind says at its end.
+/// Returns the number of instructions of a case, from callgrind's output.
 fn count(case: &Case, file: &Path) -> u64 {
     let own = std::env::current_exe().unwrap();
     let output = Command::new("valgrind")
@@ -236,7 +241,7 @@ fn count(case: &Case, file: &Path) -> u64 {
         .args(["--case", case.name])
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    let counted = said.lines().find_map(|line| line.split("Collected :").nth(1));
-    counted.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("valgrind: {said}"))
+    let log = String::from_utf8_lossy(&output.stderr);
+    let counted = log.lines().find_map(|line| line.split("Collected :").nth(1));
+    counted.and_then(|count| count.trim().parse().ok()).unwrap_or_else(|| panic!("valgrind: {log}"))
 }

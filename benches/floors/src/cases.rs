@@ -1,4 +1,4 @@
-//! What is measured: each case starts a server of one kind, connects, publishes, and notes figures.
+//! The cases. Each starts a server of one kind, connects, publishes, and records figures.
 
 use std::time::Duration;
 
@@ -8,19 +8,20 @@ use crate::servers::{Kind, Options};
 
 use Kind::{Axum, AxumFloor, Hyper, HyperFloor, Naive, Nchan, Raw, RawCoalescing, TakenOver};
 
-/// How far the fastest publisher is ahead of the slowest reader.
+/// The number of events that a publisher is ahead of the slowest reader in the pipelined cases.
 const WINDOW: u64 = 64;
-/// How many events for single users are on their way.
+/// The number of events in flight when each event is for a single user.
 const UNICAST: u64 = 256;
-/// How many events one POST has in the cases with batches.
+/// The number of events in one POST, for users and keys.
 const BATCH: u64 = 64;
+/// The number of events in one POST, for a topic.
 const TOPIC_BATCH: u64 = 16;
-/// How many deliveries a second are asked for at a fixed rate: less than half of what the slowest can.
+/// Deliveries a second at the fixed rate: less than half of the slowest server's maximum.
 const RATE: f64 = 50_000.0;
-/// Of the keys that a fast producer writes.
+/// The number of keys of the fast producer.
 const KEYS: u64 = 100;
 
-/// How large and how long.
+/// The numbers of clients and the duration of a phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
     pub ten: u64,
@@ -29,7 +30,7 @@ pub struct Scale {
     pub ten_thousand: u64,
     pub resuming: u64,
     pub missed: u64,
-    /// Of one phase.
+    /// The duration of one phase.
     pub time: Duration,
 }
 
@@ -54,7 +55,7 @@ impl Scale {
     };
 }
 
-/// What was measured of one kind in one round: `figures` by name.
+/// The figures of one kind in one round, by name.
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub case: &'static str,
@@ -68,9 +69,9 @@ pub struct Run {
     pub scale: Scale,
     pub pinned: bool,
     pub samples: Vec<Sample>,
-    /// Losses, duplicates, disorder: the run has failed.
+    /// Losses, duplicates and disorder. With any of them the run has failed.
     pub problems: Vec<String>,
-    /// The load generator was the bottleneck.
+    /// Cases in which the load generator was the bottleneck.
     pub warnings: Vec<String>,
 }
 
@@ -80,11 +81,11 @@ pub struct Case {
     pub run: fn(&mut Run),
 }
 
-/// All on one thread.
+/// All kinds on one thread.
 const ALL: &[Kind] = &[Axum, Hyper, TakenOver, AxumFloor, HyperFloor, Raw, RawCoalescing, Naive, Nchan];
-/// The same, and the two on several threads.
+/// All kinds, with the two on several threads.
 const WITH_THREADS: &[Kind] = &Kind::ALL;
-/// The crate, and the bodies that it is measured by.
+/// The crate and the minimal event streams, on axum and on hyper.
 const BODIES: &[Kind] = &[Axum, Hyper, AxumFloor, HyperFloor];
 
 pub const CASES: &[Case] = &[
@@ -101,11 +102,11 @@ pub const CASES: &[Case] = &[
 ];
 
 impl Run {
-    fn note(&mut self, case: &'static str, figures: Vec<(&'static str, f64)>) {
+    fn record(&mut self, case: &'static str, figures: Vec<(&'static str, f64)>) {
         self.samples.push(Sample { case, kind: self.kind, figures });
     }
 
-    /// The figures of a phase.
+    /// Records the figures of a phase.
     fn phase(&mut self, case: &'static str, pace: Pace, phase: &Phase) {
         let deliveries = phase.deliveries as f64;
         let mut figures = vec![
@@ -120,39 +121,40 @@ impl Run {
         for (name, value) in [("p50_ns", latency[0]), ("p99_ns", latency[1]), ("publish_ns", phase.publish)] {
             figures.extend(value.map(|value| (name, value)));
         }
-        // Before an event at a fixed rate it looks at the clock instead of sleeping.
+        // At a fixed rate the load generator spins before each event, so it is always busy.
         if phase.busy > 0.9 && !matches!(pace, Pace::Rate(_)) {
             let kind = self.kind.name();
             self.warnings.push(format!("{case}, {kind}: the load generator was {:.0} % busy", phase.busy * 100.0));
         }
-        self.note(case, figures);
+        self.record(case, figures);
     }
 
     fn server(&self, options: Options) -> Server {
         Server::start(self.kind, options, self.pinned)
     }
 
-    /// Of a server that has served: what it takes to serve at all is there.
+    /// Starts a server and serves it one stream and one event, so that later figures do not include
+    /// the memory that a server allocates once.
     fn warmed(&self, options: Options, query: &str) -> (Server, Load) {
         let server = self.server(options);
         let mut first = Load::new(server.address);
         let request = Request { query: query.to_owned(), ..Request::topic("") };
         first.connect([request]);
-        first.run_count(To::Topic, Pace::OneAtATime, 1);
+        first.run_count(To::Topic, Pace::Sequential, 1);
         drop(first);
         let load = Load::new(server.address);
         server.settle();
         (server, load)
     }
 
-    /// Connects, and notes what that cost.
+    /// Opens connections, and records their cost.
     fn connect(&mut self, case: &'static str, server: &Server, load: &mut Load, requests: Vec<Request>) {
         let count = requests.len() as f64;
         let (memory, cpu) = (server.resident(), server.cpu());
         let time = load.connect(requests);
         let cpu = (server.settle() - cpu) as f64 / count;
         let memory = (server.resident() - memory) / count;
-        self.note(
+        self.record(
             case,
             vec![
                 ("memory_per_connection", memory),
@@ -170,41 +172,41 @@ impl Run {
     }
 }
 
-/// The names of a fan-out's parts.
+/// The size of a fan-out, and the names of its phases.
 struct FanOut {
     listeners: fn(&Scale) -> u64,
     connect: &'static str,
-    one_at_a_time: &'static str,
-    as_fast_as_it_goes: &'static str,
+    sequential: &'static str,
+    pipelined: &'static str,
     fixed_rate: &'static str,
 }
 
 const TEN: FanOut = FanOut {
     listeners: |scale| scale.ten,
     connect: "10 listeners: connect",
-    one_at_a_time: "10 listeners: one at a time",
-    as_fast_as_it_goes: "10 listeners: as fast as it goes",
+    sequential: "10 listeners: sequential",
+    pipelined: "10 listeners: pipelined",
     fixed_rate: "10 listeners: fixed rate",
 };
 const HUNDRED: FanOut = FanOut {
     listeners: |scale| scale.hundred,
     connect: "100 listeners: connect",
-    one_at_a_time: "100 listeners: one at a time",
-    as_fast_as_it_goes: "100 listeners: as fast as it goes",
+    sequential: "100 listeners: sequential",
+    pipelined: "100 listeners: pipelined",
     fixed_rate: "100 listeners: fixed rate",
 };
 const THOUSAND: FanOut = FanOut {
     listeners: |scale| scale.thousand,
     connect: "1,000 listeners: connect",
-    one_at_a_time: "1,000 listeners: one at a time",
-    as_fast_as_it_goes: "1,000 listeners: as fast as it goes",
+    sequential: "1,000 listeners: sequential",
+    pipelined: "1,000 listeners: pipelined",
     fixed_rate: "1,000 listeners: fixed rate",
 };
 const TEN_THOUSAND: FanOut = FanOut {
     listeners: |scale| scale.ten_thousand,
     connect: "10,000 listeners: connect",
-    one_at_a_time: "10,000 listeners: one at a time",
-    as_fast_as_it_goes: "10,000 listeners: as fast as it goes",
+    sequential: "10,000 listeners: sequential",
+    pipelined: "10,000 listeners: pipelined",
     fixed_rate: "10,000 listeners: fixed rate",
 };
 
@@ -212,25 +214,26 @@ fn fan_out(run: &mut Run, part: &FanOut) {
     let listeners = (part.listeners)(&run.scale);
     let (server, mut load) = run.warmed(Options::default(), "topic=t");
     run.connect(part.connect, &server, &mut load, vec![Request::topic("t"); listeners as usize]);
-    // Ten get as many events as ten thousand, so that a publish finds caches as cold.
+    // Ten listeners get events at the rate of ten thousand, so that the processor's caches are as
+    // cold at each publish.
     let count = if listeners == run.scale.ten { run.scale.ten_thousand } else { listeners };
     let rate = RATE / count as f64;
     let time = run.scale.time;
     for (case, pace, time) in [
-        (part.one_at_a_time, Pace::OneAtATime, time),
-        (part.as_fast_as_it_goes, Pace::Window(WINDOW), time),
+        (part.sequential, Pace::Sequential, time),
+        (part.pipelined, Pace::Window(WINDOW), time),
         (part.fixed_rate, Pace::Rate(rate), time * 2),
     ] {
-        // What is there for the first time is warm then.
-        load.run_count(To::Topic, Pace::OneAtATime, 3);
+        // Warms the caches up.
+        load.run_count(To::Topic, Pace::Sequential, 3);
         let phase = load.run(&server, To::Topic, pace, time);
         run.phase(case, pace, &phase);
     }
-    // nchan takes one event with one request.
+    // nchan accepts only one event in a request.
     if listeners == run.scale.thousand && run.kind != Nchan {
         let pace = Pace::Window(WINDOW);
         let phase = load.run(&server, To::TopicBatched(TOPIC_BATCH), pace, time);
-        run.phase("1,000 listeners: as fast as it goes, 16 events in a publish", pace, &phase);
+        run.phase("1,000 listeners: pipelined, 16 events per publish", pace, &phase);
     }
     drop(server);
     run.check(part.connect, &load);
@@ -246,12 +249,12 @@ fn unicast(run: &mut Run) {
     let single = To::UserEach(users);
     load.run_count(single, pace, 100);
     let phase = load.run(&server, single, pace, time);
-    run.phase("10,000 users: one event in a publish", pace, &phase);
-    // nchan takes one event with one request.
+    run.phase("10,000 users: one event per publish", pace, &phase);
+    // nchan accepts only one event in a request.
     if run.kind != Nchan {
         let batched = To::UserEachBatched(users, BATCH);
         let phase = load.run(&server, batched, pace, time);
-        run.phase("10,000 users: 64 events in a publish", pace, &phase);
+        run.phase("10,000 users: 64 events per publish", pace, &phase);
     }
     drop(server);
     run.check("unicast", &load);
@@ -278,18 +281,18 @@ fn topic_each(run: &mut Run) {
     run.connect("10,000 topics: connect", &server, &mut load, requests);
     let pace = Pace::Window(UNICAST.min(topics));
     let phase = load.run(&server, To::TopicEach(topics), pace, run.scale.time);
-    run.phase("10,000 topics: one event in a publish", pace, &phase);
+    run.phase("10,000 topics: one event per publish", pace, &phase);
     let after = (server.resident() - before) / topics as f64;
-    run.note("10,000 topics: after traffic", vec![("memory_per_connection", after)]);
+    run.record("10,000 topics: after traffic", vec![("memory_per_connection", after)]);
     drop(server);
     run.check("topic-each", &load);
 }
 
-/// One in a hundred never reads: a healthy one's latency before and after.
+/// One client of a hundred stops reading. Compares the latency of the others before and after.
 fn stalled(run: &mut Run) {
     let healthy = run.scale.thousand;
     let stalled = (healthy / 100).max(1);
-    // Small, so that they are full soon.
+    // Small send buffers, so that those of the stalled clients are full soon.
     let server = run.server(Options { send_buffer: Some(16 * 1024), ..Options::default() });
     let mut load = Load::new(server.address);
     let slow = Request { counts: false, receive_buffer: Some(4 * 1024), ..Request::topic("t") };
@@ -301,7 +304,7 @@ fn stalled(run: &mut Run) {
     let none = load.run(&server, To::Topic, pace, time);
     run.phase("1,000 listeners: none stalled", pace, &none);
     load.stall(stalled as usize);
-    // More than the kernel takes for them.
+    // More bytes than the kernel buffers for the stalled clients.
     load.run_count(To::Topic, Pace::Window(WINDOW), 1_000);
     let some = load.run(&server, To::Topic, pace, time);
     run.phase("1,000 listeners: 1 % stalled", pace, &some);
@@ -309,7 +312,7 @@ fn stalled(run: &mut Run) {
     run.check("stalled", &load);
 }
 
-/// Thousands come back at once, each with records to get, while others listen.
+/// Thousands of clients reconnect at once, each with missed records, while other clients listen.
 fn resume(run: &mut Run) {
     let (listeners, resuming, missed) = (run.scale.hundred, run.scale.resuming, run.scale.missed);
     let (server, mut load) = run.warmed(Options { replay: true, ..Options::default() }, "topic=t");
@@ -317,7 +320,7 @@ fn resume(run: &mut Run) {
     let pace = Pace::Rate(200.0);
     load.last_id();
     let before = load.run(&server, To::Topic, pace, run.scale.time);
-    run.phase("resume: the others before", pace, &before);
+    run.phase("resume: other clients before", pace, &before);
     let (id, first) = (load.last_id(), load.sequence() + 1);
     load.run_count(To::Topic, Pace::Window(WINDOW), missed);
     let memory = (server.settle(), server.resident()).1;
@@ -327,15 +330,15 @@ fn resume(run: &mut Run) {
     let meanwhile =
         load.run_until(&server, To::Topic, pace, Duration::ZERO, |load| load.reached() == resuming as usize);
     let time = meanwhile.elapsed.as_secs_f64();
-    run.phase("resume: the others meanwhile", pace, &meanwhile);
+    run.phase("resume: other clients meanwhile", pace, &meanwhile);
     let count = resuming as f64;
-    run.note(
+    run.record(
         "resume: 5,000 clients x 100 records",
         vec![
             ("resumes_per_s", count / time),
             ("cpu_ns_per_resume", meanwhile.cpu as f64 / count),
             ("memory_per_connection", (server.resident() - memory) / count),
-            ("memory_at_most_per_connection", (server.resident_at_most() - memory) / count),
+            ("memory_at_most_per_connection", (server.resident_peak() - memory) / count),
         ],
     );
     drop(server);
@@ -348,11 +351,11 @@ fn latest_per_key(run: &mut Run) {
     let mut load = Load::new(server.address);
     load.connect((0..listeners).map(|_| Request::topic("latest")));
     load.expect_latest(KEYS);
-    // So many POSTs on their way.
+    // For this target the window counts POSTs without a response.
     let pace = Pace::Window(8);
     let phase = load.run(&server, To::Keys(KEYS, BATCH), pace, run.scale.time);
     run.phase("latest per key: a fast producer", pace, &phase);
-    run.note(
+    run.record(
         "latest per key: a fast producer",
         vec![
             ("events_per_s", phase.events as f64 / phase.elapsed.as_secs_f64()),

@@ -1,4 +1,5 @@
-//! The load generator: one thread, thousands of connections, no allocation for an event. Verifies while it measures.
+//! The load generator: one thread with thousands of connections. It verifies every event, without
+//! an allocation for each.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -14,31 +15,33 @@ use crate::process::{Server, own_cpu};
 use crate::publisher::Publisher;
 use crate::stats::{Histogram, Spread};
 
-/// The token of the connection that publishes.
+/// The token of the publisher's connection.
 const PUBLISHER: Token = Token(usize::MAX);
-/// More events than are ever on their way.
+/// The number of counters for events in flight, which is more than are ever in flight.
 const WINDOW: usize = 1 << 14;
-/// How many connections wait for their head at the same time, and how many are opened before the others are read again.
+/// The maximum number of connections that wait for their response head at the same time.
 const CONNECTING: usize = 256;
+/// The number of connections that are opened before other connections are read again.
 const OPENED_IN_A_TURN: usize = 8;
-/// How long a run may take to end.
+/// The time after which events, heads and responses that have not arrived count as lost.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How many POSTs wait for their answer at most.
+/// The maximum number of POSTs that wait for their response.
 const UNANSWERED: u64 = 256;
-/// What Linux says of a connection that is being made.
+/// The error of Linux for a nonblocking connect.
 const EINPROGRESS: i32 = 115;
 
-/// What a connection asks for.
+/// The request of a stream.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Of `GET /events`.
+    /// The query of `GET /events`.
     pub query: String,
     pub last_event_id: Option<String>,
-    /// Of the kernel, for what it does not read.
+    /// The size of the socket's receive buffer, if not the default.
     pub receive_buffer: Option<usize>,
-    /// Each event to it counts, for the window, for latency and for deliveries. Others are only verified.
+    /// Whether the events of this stream count for the window, the latency and the deliveries. The
+    /// events of other streams are only verified.
     pub counts: bool,
-    /// The sequence number that comes first, if it is not the next that is published.
+    /// The sequence number of the first event, if it is not the next one to be published.
     pub first: Option<u64>,
 }
 
@@ -61,63 +64,63 @@ impl Request {
 struct Connection {
     socket: TcpStream,
     parser: Parser,
-    /// What comes next.
+    /// The expected sequence number of the next event.
     next: u64,
-    /// Of those to it alone: the last that was published.
+    /// The number of events that were published to this connection alone.
     published: u64,
     counts: bool,
-    /// The rest of its request.
+    /// The rest of the request.
     unsent: Vec<u8>,
-    /// For `latest_per_key`: the last sequence number of each key. Then numbers may be left out.
+    /// With `latest_per_key`: the last sequence number of each key. Such a stream may skip numbers.
     latest: Option<Vec<u64>>,
 }
 
-/// To whom events go.
+/// The target of the published events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
-    /// All of them are on this one.
+    /// One topic, to which all connections are subscribed.
     Topic,
-    /// The same, with so many events in one POST.
+    /// One topic, with this number of events in one POST.
     TopicBatched(u64),
-    /// One connection is on so many.
+    /// This number of topics, of one connection.
     Topics(u64),
-    /// So many connections, each on one of its own.
+    /// This number of topics, each with one connection.
     TopicEach(u64),
-    /// So many users, each with a connection.
+    /// This number of users, each with one connection.
     UserEach(u64),
-    /// The same, with so many events in one POST.
+    /// This number of users, each with one connection; this number of events in one POST.
     UserEachBatched(u64, u64),
-    /// The topic with so many keys, of which the newest is kept; so many events in one POST.
+    /// One topic with this number of keys and `latest_per_key`; this number of events in one POST.
     Keys(u64, u64),
 }
 
-/// How fast.
+/// The pace of the publisher.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// The next when all have the last.
-    OneAtATime,
-    /// So many ahead of the slowest reader.
+    /// Publishes the next event after all clients have received the last one.
+    Sequential,
+    /// Publishes up to this number of events ahead of the slowest reader.
     Window(u64),
-    /// So many a second, whatever the readers do.
+    /// Publishes this number of events a second, independently of the readers.
     Rate(f64),
 }
 
-/// What was measured while events were published.
+/// The figures of one phase of publishing.
 #[derive(Clone, Debug)]
 pub struct Phase {
     pub events: u64,
     pub deliveries: u64,
     pub bytes: u64,
-    /// How often something was read that the deliveries were in.
+    /// The number of reads by the clients.
     pub reads: u64,
     pub elapsed: Duration,
-    /// Of the server, in nanoseconds.
+    /// The CPU time of the server, in nanoseconds.
     pub cpu: u64,
-    /// The part of the time in which the load generator had a CPU.
+    /// The CPU time of the load generator as a part of the elapsed time.
     pub busy: f64,
     pub p50: Option<f64>,
     pub p99: Option<f64>,
-    /// Of the server's publish call, in nanoseconds.
+    /// The median duration of the server's publish call, in nanoseconds.
     pub publish: Option<f64>,
 }
 
@@ -127,32 +130,35 @@ pub struct Load {
     address: SocketAddr,
     begun: Instant,
     connections: Vec<Connection>,
-    /// That are to be opened, and how many wait for their head.
+    /// The requests of the connections that are not open yet.
     to_connect: VecDeque<Request>,
+    /// The number of connections that wait for their response head.
     connecting: usize,
+    /// The maximum of `connecting`.
     at_once: usize,
     publisher: Publisher,
     buffer: Vec<u8>,
-    /// Of the events to all: the number of the last.
+    /// The number of the last event to all connections.
     sequence: u64,
     tally: Tally,
 }
 
-/// What has come.
+/// Counts of the received events, and the problems found.
 struct Tally {
     now: u64,
     deliveries: u64,
     bytes: u64,
     reads: u64,
     latency: Histogram,
-    /// How many have each event of the window.
+    /// For each event of the window, the number of connections that have received it.
     have: Vec<u32>,
     audience: u32,
-    /// The last event that all have.
+    /// The last event that all connections have received.
     complete: u64,
     heads: usize,
-    /// How many of those that do not count have come to this number.
+    /// The sequence number of the event that `reached` counts.
     goal: u64,
+    /// The number of connections without `counts` that have received the event `goal`.
     reached: usize,
     last_id: Vec<u8>,
     keeps_id: bool,
@@ -210,23 +216,26 @@ impl Load {
         }
     }
 
-    /// What went wrong: losses, duplicates, disorder, ends.
+    /// Returns the number of problems and some of them: losses, duplicates, disorder, ended
+    /// streams.
     pub fn problems(&self) -> (u64, &[String]) {
         (self.tally.problem_count, &self.tally.problems)
     }
 
-    /// The id of the last event that any connection got; from now on, if it was not asked for before.
+    /// Returns the id of the last event that any connection received. Ids are kept only after the
+    /// first call.
     pub fn last_id(&mut self) -> String {
         self.tally.keeps_id = true;
         String::from_utf8_lossy(&self.tally.last_id).into_owned()
     }
 
-    /// The number of the last event to all.
+    /// Returns the number of the last event to all connections.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// Opens connections and waits until all have their head; returns how long that took.
+    /// Opens connections, waits until all have received their response head, and returns the
+    /// duration.
     pub fn connect(&mut self, requests: impl IntoIterator<Item = Request>) -> Duration {
         let begun = Instant::now();
         self.enqueue(requests, CONNECTING);
@@ -234,20 +243,20 @@ impl Load {
             self.turn(Some(Duration::from_millis(100)));
             if begun.elapsed() > self.patience() {
                 let without = self.to_connect.len() + self.connecting;
-                self.tally.problem(format!("{without} connections have no head after {PATIENCE:?}"));
+                self.tally.problem(format!("{without} connections have no response head after {PATIENCE:?}"));
                 break;
             }
         }
         begun.elapsed()
     }
 
-    /// Opens connections while events are published.
+    /// Queues connections, which are opened while events are published.
     pub fn enqueue(&mut self, requests: impl IntoIterator<Item = Request>, at_once: usize) {
         self.to_connect.extend(requests);
         self.at_once = at_once;
     }
 
-    /// After this much longer than it was to take, what has not come is lost. What is broken already is not waited for.
+    /// Returns the time to wait for missing events. After a problem, there is no reason to wait.
     fn patience(&self) -> Duration {
         if self.tally.problem_count > 0 { Duration::ZERO } else { PATIENCE }
     }
@@ -256,23 +265,25 @@ impl Load {
         !self.to_connect.is_empty() || self.connecting > 0
     }
 
-    /// From now on: how many of those that do not count have got the event with this number.
+    /// Sets the event that [`reached`](Self::reached) counts, and resets the count.
     pub fn set_goal(&mut self, goal: u64) {
         (self.tally.goal, self.tally.reached) = (goal, 0);
     }
 
+    /// Returns the number of connections without `counts` that have received the goal.
     pub fn reached(&self) -> usize {
         self.tally.reached
     }
 
-    /// Makes connections expect `latest_per_key`.
+    /// Makes the open connections expect `latest_per_key`.
     pub fn expect_latest(&mut self, keys: u64) {
         for connection in &mut self.connections {
             connection.latest = Some(vec![0; keys as usize]);
         }
     }
 
-    /// How many connections do not have the newest value of each key after so many events. Waits a while for them.
+    /// Waits until all connections have the newest value of each key. Returns the number of those
+    /// that lack one when the time is over.
     pub fn without_newest(&mut self, keys: u64, patience: Duration) -> usize {
         let begun = Instant::now();
         loop {
@@ -289,27 +300,27 @@ impl Load {
         }
     }
 
-    /// Never reads from the last so many connections again.
+    /// Stops reading from the last `count` connections.
     pub fn stall(&mut self, count: usize) {
         let from = self.connections.len() - count;
         for connection in &mut self.connections[from..] {
-            assert!(!connection.counts, "those that stall are not waited for");
+            assert!(!connection.counts, "a stalled connection must not count");
             self.poll.registry().deregister(&mut connection.socket).unwrap();
         }
     }
 
-    /// Publishes for a while and until all have all of it.
+    /// Publishes for a duration, and waits until all connections have received all events.
     pub fn run(&mut self, server: &Server, to: To, pace: Pace, duration: Duration) -> Phase {
         self.run_until(server, to, pace, duration, |_| true)
     }
 
-    /// Publishes a number of events, and waits until all have them.
+    /// Publishes a number of events, and waits until all connections have received them.
     pub fn run_count(&mut self, to: To, pace: Pace, count: u64) {
         let last = self.publisher.posts() + count;
-        self.go(to, pace, move |load, _| load.publisher.posts() < last);
+        self.publish_while(to, pace, move |load, _| load.publisher.posts() < last);
     }
 
-    /// Publishes for a while, and longer if something is not done by then.
+    /// Publishes for a duration, and longer until `done` returns true.
     pub fn run_until(
         &mut self,
         server: &Server,
@@ -323,7 +334,7 @@ impl Load {
         self.tally.latency.clear();
         let (deliveries, bytes, reads) = (self.tally.deliveries, self.tally.bytes, self.tally.reads);
         let (cpu, begun) = (own_cpu(), Instant::now());
-        let events = self.go(to, pace, move |load, elapsed| {
+        let events = self.publish_while(to, pace, move |load, elapsed| {
             elapsed < duration || (!done(load) && elapsed < duration + load.patience())
         });
         let elapsed = begun.elapsed();
@@ -342,8 +353,9 @@ impl Load {
         }
     }
 
-    /// Publishes as long as it goes on, and waits until all have all of it; returns how many events that were.
-    fn go(&mut self, to: To, pace: Pace, goes_on: impl Fn(&Self, Duration) -> bool) -> u64 {
+    /// Publishes as long as `continues` returns true, and waits until all connections have received
+    /// all events. Returns the number of events.
+    fn publish_while(&mut self, to: To, pace: Pace, continues: impl Fn(&Self, Duration) -> bool) -> u64 {
         let counting = self.connections.iter().filter(|connection| connection.counts).count();
         self.tally.audience = match to {
             To::Topic | To::TopicBatched(_) => counting as u32,
@@ -351,21 +363,21 @@ impl Load {
         };
         self.tally.complete = self.sequence;
         let begun = Instant::now();
-        let mut mine = Mine { to, published: 0, deliveries: self.tally.deliveries, first: self.now(), turn: 0 };
-        let mut over = None;
+        let mut progress = Progress { to, published: 0, deliveries: self.tally.deliveries, first: self.now(), turn: 0 };
+        let mut ended = None;
         loop {
-            let timeout = if over.is_none() && goes_on(self, begun.elapsed()) {
-                self.publish(pace, &mut mine)
+            let timeout = if ended.is_none() && continues(self, begun.elapsed()) {
+                self.publish(pace, &mut progress)
             } else {
-                let over = over.get_or_insert_with(Instant::now);
-                let waits_for = if matches!(to, To::Keys(..)) { 0 } else { self.outstanding(&mine) };
-                if waits_for == 0 && self.publisher.is_answered() && !self.is_connecting() {
+                let ended = ended.get_or_insert_with(Instant::now);
+                let missing = if matches!(to, To::Keys(..)) { 0 } else { self.outstanding(&progress) };
+                if missing == 0 && self.publisher.is_answered() && !self.is_connecting() {
                     break;
                 }
-                if over.elapsed() > self.patience() {
+                if ended.elapsed() > self.patience() {
                     let unanswered = self.publisher.unanswered();
                     self.tally
-                        .problem(format!("lost: {waits_for} events did not come, {unanswered} POSTs have no answer"));
+                        .problem(format!("loss: {missing} events are missing, {unanswered} POSTs have no response"));
                     break;
                 }
                 Some(Duration::from_millis(100))
@@ -373,56 +385,56 @@ impl Load {
             self.publisher.flush();
             self.turn(timeout);
         }
-        mine.published
+        progress.published
     }
 
-    /// Publishes what may be published now; returns how long to wait for what comes.
-    fn publish(&mut self, pace: Pace, mine: &mut Mine) -> Option<Duration> {
-        let whenever = Some(Duration::from_millis(100));
+    /// Publishes the events that the pace permits now. Returns the time to wait for I/O.
+    fn publish(&mut self, pace: Pace, progress: &mut Progress) -> Option<Duration> {
+        let timeout = Some(Duration::from_millis(100));
         match pace {
-            Pace::OneAtATime => {
-                if self.outstanding(mine) == 0 && self.publisher.is_answered() {
-                    self.post(mine, self.now());
+            Pace::Sequential => {
+                if self.outstanding(progress) == 0 && self.publisher.is_answered() {
+                    self.post(progress, self.now());
                 }
-                whenever
+                timeout
             }
             Pace::Window(window) => {
-                let counted = !matches!(mine.to, To::Keys(..));
+                let counted = !matches!(progress.to, To::Keys(..));
                 while self.publisher.unanswered() < UNANSWERED.min(window)
-                    && !(counted && self.outstanding(mine) + mine.batch() > window)
+                    && !(counted && self.outstanding(progress) + progress.batch() > window)
                 {
-                    self.post(mine, self.now());
+                    self.post(progress, self.now());
                 }
-                whenever
+                timeout
             }
             Pace::Rate(rate) => {
-                let due = |published: u64| mine.first + (published as f64 * 1e9 / rate) as u64;
-                let mut next = due(mine.published);
+                let due = |published: u64| progress.first + (published as f64 * 1e9 / rate) as u64;
+                let mut next = due(progress.published);
                 if next <= self.now() {
-                    self.post(mine, next);
+                    self.post(progress, next);
                     next += (1e9 / rate) as u64;
                 }
-                // The kernel sleeps up to a millisecond longer.
+                // The kernel may sleep a millisecond longer than the timeout.
                 let left = Duration::from_nanos(next.saturating_sub(self.now()));
                 Some(left.saturating_sub(Duration::from_millis(1)).min(Duration::from_millis(100)))
             }
         }
     }
 
-    /// How many events or deliveries are on their way.
-    fn outstanding(&self, mine: &Mine) -> u64 {
-        match mine.to {
+    /// Returns the number of events or deliveries in flight.
+    fn outstanding(&self, progress: &Progress) -> u64 {
+        match progress.to {
             To::Topic | To::TopicBatched(_) | To::Topics(_) => self.sequence - self.tally.complete,
             To::TopicEach(_) | To::UserEach(_) | To::UserEachBatched(..) => {
-                (mine.published + mine.deliveries).saturating_sub(self.tally.deliveries)
+                (progress.published + progress.deliveries).saturating_sub(self.tally.deliveries)
             }
             To::Keys(..) => 0,
         }
     }
 
-    fn post(&mut self, mine: &mut Mine, scheduled: u64) {
-        let batch = mine.batch();
-        match mine.to {
+    fn post(&mut self, progress: &mut Progress, scheduled: u64) {
+        let batch = progress.batch();
+        match progress.to {
             To::Topic => {
                 self.sequence += 1;
                 let stamp = Stamp { sequence: self.sequence, scheduled, key: 0 };
@@ -434,16 +446,16 @@ impl Load {
                 self.publisher.post(format_args!("topic=t{}", self.sequence % count), |body| stamp.write(body));
             }
             To::TopicEach(count) | To::UserEach(count) => {
-                let index = mine.turn % count;
+                let index = progress.turn % count;
                 let stamp = Stamp { sequence: self.connections[index as usize].publish(), scheduled, key: 0 };
-                if matches!(mine.to, To::UserEach(_)) {
+                if matches!(progress.to, To::UserEach(_)) {
                     self.publisher.post(format_args!("user=u{index}"), |body| stamp.write(body));
                 } else {
                     self.publisher.post(format_args!("topic=t{index}"), |body| stamp.write(body));
                 }
             }
             To::UserEachBatched(count, size) => {
-                let (connections, sent) = (&mut self.connections, mine.turn);
+                let (connections, sent) = (&mut self.connections, progress.turn);
                 self.publisher.post(format_args!("user=*&n={size}"), |body| {
                     for index in (sent..sent + size).map(|turn| turn % count) {
                         let sequence = connections[index as usize].publish();
@@ -454,7 +466,7 @@ impl Load {
                 });
             }
             To::TopicBatched(_) | To::Keys(..) => {
-                let (topic, keys) = if let To::Keys(keys, _) = mine.to { ("latest&keyed", keys) } else { ("t", 1) };
+                let (topic, keys) = if let To::Keys(keys, _) = progress.to { ("latest&keyed", keys) } else { ("t", 1) };
                 let numbers = self.sequence + 1..=self.sequence + batch;
                 self.publisher.post(format_args!("topic={topic}&n={batch}"), |body| {
                     for sequence in numbers {
@@ -465,15 +477,15 @@ impl Load {
                 self.sequence += batch;
             }
         }
-        mine.turn += batch;
-        mine.published += batch;
+        progress.turn += batch;
+        progress.published += batch;
     }
 
     fn now(&self) -> u64 {
         self.begun.elapsed().as_nanos() as u64
     }
 
-    /// Waits for what comes, and takes it.
+    /// Opens queued connections, waits for I/O, and handles it.
     fn turn(&mut self, timeout: Option<Duration>) {
         for _ in 0..OPENED_IN_A_TURN.min(self.at_once - self.connecting) {
             let Some(request) = self.to_connect.pop_front() else { break };
@@ -531,19 +543,20 @@ impl Load {
     }
 }
 
-/// Of the events of one phase.
-struct Mine {
+/// The progress of one phase.
+struct Progress {
     to: To,
+    /// The number of events published in this phase.
     published: u64,
-    /// How many had come before.
+    /// The number of deliveries before this phase.
     deliveries: u64,
-    /// When the first was due.
+    /// The time at which the first event was due.
     first: u64,
-    /// Whose turn it is.
+    /// The index of the next connection, where each event is for one connection.
     turn: u64,
 }
 
-impl Mine {
+impl Progress {
     fn batch(&self) -> u64 {
         match self.to {
             To::TopicBatched(size) | To::UserEachBatched(_, size) | To::Keys(_, size) => size,
@@ -553,7 +566,7 @@ impl Mine {
 }
 
 impl Connection {
-    /// The number of the next event to it alone.
+    /// Returns the number of the next event to this connection alone.
     fn publish(&mut self) -> u64 {
         self.published += 1;
         self.published
@@ -565,7 +578,7 @@ impl Connection {
                 Ok(count) if count == self.unsent.len() => self.unsent = Vec::new(),
                 Ok(count) => drop(self.unsent.drain(..count)),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return,
-                Err(error) => return tally.problem(format!("a request was not taken: {error}")),
+                Err(error) => return tally.problem(format!("cannot write a request: {error}")),
             }
         }
     }
@@ -573,7 +586,7 @@ impl Connection {
     fn read(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Result<(), String> {
         loop {
             let count = match self.socket.read(buffer) {
-                Ok(0) => return Err("the connection has ended".into()),
+                Ok(0) => return Err("the server closed the connection".into()),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -594,7 +607,7 @@ impl Connection {
                 }
                 Found::Event(stamp) => deliver(tally, stamp, next, *counts, latest),
             })?;
-            // Less than there was room for: there is no more.
+            // A read that does not fill the buffer has emptied the socket.
             if count < buffer.len() {
                 return Ok(());
             }
@@ -606,12 +619,12 @@ fn deliver(tally: &mut Tally, stamp: Stamp, next: &mut u64, counts: bool, latest
     let sequence = stamp.sequence;
     if let Some(latest) = latest {
         if sequence < *next {
-            tally.problem(format!("{sequence} came again or late: after {}", *next - 1));
+            tally.problem(format!("duplicate or disorder: {sequence} after {}", *next - 1));
         }
         latest[stamp.key as usize] = sequence;
     } else if sequence != *next {
-        let what = if sequence < *next { "duplicate or disorder" } else { "loss" };
-        tally.problem(format!("{what}: {sequence} instead of {next}"));
+        let problem = if sequence < *next { "duplicate or disorder" } else { "loss" };
+        tally.problem(format!("{problem}: {sequence} instead of {next}"));
     }
     *next = sequence + 1;
     if !counts {
@@ -636,7 +649,7 @@ fn open(address: SocketAddr, receive_buffer: Option<usize>) -> TcpStream {
         socket.set_recv_buffer_size(bytes).unwrap();
     }
     socket.set_tcp_nodelay(true).unwrap();
-    // Closed by a reset, so that thousands of ports do not wait for a minute.
+    // Closes the socket by a reset, so that thousands of ports do not stay in TIME_WAIT.
     SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
     match socket.connect(&address.into()) {
         Err(error) if !matches!(error.raw_os_error(), Some(EINPROGRESS)) && error.kind() != ErrorKind::WouldBlock => {
@@ -646,18 +659,19 @@ fn open(address: SocketAddr, receive_buffer: Option<usize>) -> TcpStream {
     }
 }
 
-/// Whether what is wrong is noticed: a benchmark that verifies nothing would print the same.
-pub fn check_itself() {
-    crate::parse::check_itself();
-    let numbers = |numbers: &[u64], latest: bool| {
+/// Asserts that the verification finds loss, duplicates and disorder. The output of a benchmark
+/// whose verification fails to do so would look the same.
+pub fn self_check() {
+    crate::parse::self_check();
+    let has_problem = |numbers: &[u64], latest: bool| {
         let (mut tally, mut next, mut latest) = (Tally::new(), 1, latest.then(|| vec![0; 1]));
         for sequence in numbers {
             deliver(&mut tally, Stamp { sequence: *sequence, scheduled: 0, key: 0 }, &mut next, true, &mut latest);
         }
         tally.problem_count > 0
     };
-    assert!(!numbers(&[1, 2, 3], false) && !numbers(&[1, 3], true), "what is right is right");
-    assert!(numbers(&[1, 3], false) && numbers(&[2], false), "a loss is noticed");
-    assert!(numbers(&[1, 1], false) && numbers(&[1, 1], true), "a duplicate is noticed");
-    assert!(numbers(&[1, 3, 2], false) && numbers(&[1, 3, 2], true), "disorder is noticed");
+    assert!(!has_problem(&[1, 2, 3], false) && !has_problem(&[1, 3], true), "a problem is found in good numbers");
+    assert!(has_problem(&[1, 3], false) && has_problem(&[2], false), "a loss is not found");
+    assert!(has_problem(&[1, 1], false) && has_problem(&[1, 1], true), "a duplicate is not found");
+    assert!(has_problem(&[1, 3, 2], false) && has_problem(&[1, 3, 2], true), "disorder is not found");
 }

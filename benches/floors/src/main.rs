@@ -1,7 +1,9 @@
-//! What a delivery costs, against the floors: `cargo run --release -p floors`. See `docs/performance.md`.
+//! Compares the cost of a delivery with minimal event streams, the *floors*, and with other
+//! servers: `cargo run --release -p floors`. `docs/performance.md` has the results.
 //!
-//! It starts each server in a process of its own, opens thousands of connections to it, verifies what comes, and prints
-//! tables. After `--`: `--smoke`, `--quick`, `--rounds N`, `--case NAME`, `--kind NAME`, `--json FILE`.
+//! The benchmark starts each server in a separate process, opens thousands of connections, verifies
+//! all events, and prints tables. Options follow `--`: `--smoke`, `--quick`, `--rounds N`,
+//! `--case NAME`, `--kind NAME`, `--json FILE`.
 
 #![allow(
     missing_docs,
@@ -33,7 +35,7 @@ use std::time::Instant;
 use cases::{CASES, Case, Run, Sample, Scale};
 use servers::{Kind, Options, nchan};
 
-/// What is asked for after `--`.
+/// The options after `--`.
 struct Arguments {
     smoke: bool,
     rounds: usize,
@@ -43,19 +45,19 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// None: nothing is to be done.
+    /// Parses the arguments. Returns `None` if `cargo test` runs this program for a list of tests,
+    /// or for a test by name.
     fn parse(arguments: &[String]) -> Option<Self> {
         let has = |name: &str| arguments.iter().any(|argument| argument == name);
         let value = |name: &str| {
             let place = arguments.iter().position(|argument| argument == name)?;
-            Some(arguments.get(place + 1).unwrap_or_else(|| panic!("{name} of what?")).clone())
+            Some(arguments.get(place + 1).unwrap_or_else(|| panic!("{name} has no value")).clone())
         };
-        // `cargo test` runs this program too, only to see that it runs. A list of tests, or the name of a test, is
-        // not meant for this program.
-        let is_asked_for_others = |argument: &String| argument == "--list" || !argument.starts_with('-');
-        if cfg!(test) && arguments.iter().any(is_asked_for_others) {
+        let selects_tests = |argument: &String| argument == "--list" || !argument.starts_with('-');
+        if cfg!(test) && arguments.iter().any(selects_tests) {
             return None;
         }
+        // `cargo test` runs this program too, only to check that it works.
         let smoke = cfg!(test) || has("--smoke");
         let rounds = if smoke {
             1
@@ -66,9 +68,9 @@ impl Arguments {
         };
         Some(Self {
             smoke,
-            rounds: value("--rounds").map_or(rounds, |rounds| rounds.parse().expect("a number of rounds")),
+            rounds: value("--rounds").map_or(rounds, |rounds| rounds.parse().expect("--rounds has no number")),
             case: value("--case"),
-            kind: value("--kind").map(|name| Kind::named(&name).unwrap_or_else(|| panic!("{name} is no kind"))),
+            kind: value("--kind").map(|name| Kind::named(&name).unwrap_or_else(|| panic!("unknown kind: {name}"))),
             json: value("--json"),
         })
     }
@@ -77,7 +79,7 @@ impl Arguments {
         let cases: Vec<_> =
             CASES.iter().filter(|case| self.case.as_ref().is_none_or(|name| name == case.name)).collect();
         let names = || CASES.iter().map(|case| case.name).collect::<Vec<_>>().join(", ");
-        assert!(!cases.is_empty(), "the cases are {}", names());
+        assert!(!cases.is_empty(), "unknown case; the cases are {}", names());
         cases
     }
 }
@@ -87,24 +89,25 @@ fn main() -> ExitCode {
     if let [serve, kind, options @ ..] = &arguments[..]
         && serve == "--serve"
     {
-        servers::serve(Kind::named(kind).expect("a kind"), Options::parse(options));
+        servers::serve(Kind::named(kind).expect("unknown kind"), Options::parse(options));
         return ExitCode::SUCCESS;
     }
     let Some(arguments) = Arguments::parse(&arguments) else { return ExitCode::SUCCESS };
-    load::check_itself();
+    load::self_check();
     let begun = Instant::now();
-    // This one has only one CPU from here on.
+    // Counted before `pin` leaves only one CPU to this process.
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let pinned = process::pin(cpus);
-    let has_nchan = nchan::is_there();
+    let has_nchan = nchan::is_installed();
     if !has_nchan {
         skip::not_installed("nchan (Debian's libnginx-mod-nchan)");
     }
     if !pinned {
-        skip::skipped("server and load share a CPU, because there is only one, or no taskset");
+        skip::skipped("a CPU each for server and load generator: the machine has one CPU, or no taskset");
     }
     let scale = if arguments.smoke { Scale::SMOKE } else { Scale::FULL };
-    let mut json = arguments.json.as_ref().map(|path| File::create(path).expect("the file for the figures"));
+    let mut json =
+        arguments.json.as_ref().map(|path| File::create(path).expect("cannot create the file for the figures"));
     let machine = table::machine(cpus, pinned, has_nchan);
     if let Some(json) = &mut json {
         writeln!(json, "{machine}").unwrap();
@@ -116,7 +119,7 @@ fn main() -> ExitCode {
             let mut kinds: Vec<Kind> = case.kinds.to_vec();
             kinds.retain(|kind| has_nchan || *kind != Kind::Nchan);
             kinds.retain(|kind| arguments.kind.is_none_or(|only| only == *kind));
-            // Who is first is another one in each round.
+            // Another kind is first in each round, so that no kind profits from its place.
             let first = round % kinds.len().max(1);
             kinds.rotate_left(first);
             for kind in kinds {
@@ -142,7 +145,7 @@ fn main() -> ExitCode {
         println!("\n{} rounds in {:.0} s.", arguments.rounds, begun.elapsed().as_secs_f64());
     }
     if problems.is_empty() {
-        println!("Nothing was lost, doubled or out of order.");
+        println!("No event was lost, duplicated or out of order.");
         return ExitCode::SUCCESS;
     }
     problems.iter().for_each(|problem| println!("FAILED: {problem}"));
@@ -155,7 +158,7 @@ fn run(case: &Case, kind: Kind, scale: Scale, pinned: bool) -> Run {
     run
 }
 
-/// A sample as a line of JSON.
+/// Returns a sample as a line of JSON.
 fn line(round: usize, sample: &Sample) -> serde_json::Value {
     let figures: serde_json::Map<String, serde_json::Value> =
         sample.figures.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();

@@ -1,23 +1,26 @@
-//! What comes on a stream: an HTTP/1.1 head, mostly chunks, and events in them. Written for the benchmark, and knows nothing of the crate.
+//! A parser for the bytes of a stream: an HTTP/1.1 head, chunks, and events in them. It is
+//! independent of the crate.
 //!
-//! An event of the benchmark is named `tick`, and its data is as long as [`DATA`]: a sequence number, the time at which it was
-//! scheduled, a key, and filling. What a server adds of its own, such as `hub.hello` and comments, is no delivery.
+//! The events of the benchmark have the name `tick` and [`DATA`] bytes of data: a sequence number,
+//! the time at which the event was scheduled, a key, and filling. Other events and comments of a
+//! server, such as `hub.hello`, are not counted as deliveries.
 
 /// The length of the data of an event.
 pub const DATA: usize = 100;
-/// Where the key is in it.
+/// The place of the key in the data.
 pub const KEY: std::ops::Range<usize> = 34..42;
-/// The rest of the data.
+/// The data after the key.
 const FILLING: &[u8; DATA - KEY.end] = b" The quick brown fox jumps over the lazy dog, as ever, and";
 
-/// What an event of the benchmark carries.
+/// The content of an event of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// Counts up by one for each connection, so that loss, duplicates and disorder are seen.
+    /// A number that increases by one on each connection, so that loss, duplicates and disorder are
+    /// found.
     pub sequence: u64,
-    /// When it was due, in nanoseconds of the load generator's clock.
+    /// The time at which the event was due, in nanoseconds of the load generator's clock.
     pub scheduled: u64,
-    /// For `latest_per_key`.
+    /// The key, for `latest_per_key`.
     pub key: u64,
 }
 
@@ -56,17 +59,17 @@ fn hex(digits: &[u8]) -> Option<u64> {
     (!digits.is_empty()).then_some(number)
 }
 
-/// What a parser has found.
+/// A part of the stream that the parser has read.
 #[derive(Clone, Copy, Debug)]
 pub enum Found<'a> {
-    /// The head of a `200`.
+    /// The head of a response with status 200.
     Head,
     Event(Stamp),
-    /// The id of the event that follows, or that was last.
+    /// The id of the current event.
     Id(&'a [u8]),
 }
 
-/// Why a stream is not one.
+/// The reason why the bytes are not a valid stream of the benchmark.
 pub type Problem = String;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,17 +86,17 @@ enum Place {
 enum Name {
     None,
     Tick,
-    /// Of the hub, and nothing to worry about.
+    /// `hub.hello` or `hub.live`, which are expected.
     Quiet,
 }
 
-/// Of one connection.
+/// The parser of one connection.
 #[derive(Debug)]
 pub struct Parser {
     place: Place,
-    /// Of the chunk that is being read.
+    /// The remaining bytes of the current chunk.
     left: usize,
-    /// The beginning of what has not come completely: of the head, of a size or of a line.
+    /// The beginning of a head, a chunk size or a line that is not complete.
     carried: Vec<u8>,
     name: Name,
     has_data: bool,
@@ -105,7 +108,7 @@ impl Parser {
         Self { place: Place::Head, left: 0, carried: Vec::new(), name: Name::None, has_data: false, stamp: None }
     }
 
-    /// Takes what was read.
+    /// Parses the next bytes of the connection.
     pub fn feed(&mut self, mut input: &[u8], found: &mut impl FnMut(Found<'_>)) -> Result<(), Problem> {
         while !input.is_empty() {
             match self.place {
@@ -114,7 +117,7 @@ impl Parser {
                     let Some((line, rest)) = take_line(&mut self.carried, input) else { break };
                     let size = line.as_slice().strip_suffix(b"\r").and_then(hex);
                     self.carried = line.recycle();
-                    self.left = size.ok_or("a chunk without a size")? as usize;
+                    self.left = size.ok_or("a chunk has no size")? as usize;
                     if self.left == 0 {
                         return Err("the stream has ended".into());
                     }
@@ -136,10 +139,9 @@ impl Parser {
                     }
                     self.left -= end.len();
                     if self.left == 0 {
-                        // A size follows; what is carried of a line stays for the next chunk.
                         self.place = Place::Size;
                         if !self.carried.is_empty() {
-                            return Err("an event is cut by the end of a chunk".into());
+                            return Err("a chunk ends within a line".into());
                         }
                     }
                     input = rest;
@@ -160,9 +162,9 @@ impl Parser {
         if !head.contains("text/event-stream") {
             return Err(format!("not an event stream: {head}"));
         }
-        // Small from here on: thousands of these lie in memory.
+        // Frees the memory of the head, since there are thousands of parsers.
         self.carried = Vec::new();
-        // nchan sends no chunks: what follows is one that does not end.
+        // nchan sends no chunks. Its whole body is parsed as one endless chunk.
         (self.place, self.left) =
             if head.contains("transfer-encoding: chunked") { (Place::Size, 0) } else { (Place::Inside, usize::MAX) };
         found(Found::Head);
@@ -189,8 +191,8 @@ impl Parser {
             self.name = match name {
                 b"tick" => Name::Tick,
                 b"hub.hello" | b"hub.live" => Name::Quiet,
-                // A gap, a refusal, an end.
-                other => return Err(format!("the event {}", String::from_utf8_lossy(other))),
+                // For example `hub.gap`, `hub.refused` or `hub.bye`.
+                other => return Err(format!("unexpected event {}", String::from_utf8_lossy(other))),
             };
         } else if let Some(id) = line.strip_prefix(b"id: ") {
             found(Found::Id(id));
@@ -199,16 +201,16 @@ impl Parser {
             match (std::mem::take(&mut self.has_data), name, stamp) {
                 (true, Name::Tick, Some(stamp)) => found(Found::Event(stamp)),
                 (true, Name::Quiet, _) | (false, Name::None, _) => {}
-                _ => return Err("an event that nobody has published".into()),
+                _ => return Err("an event was not published by the benchmark".into()),
             }
         } else if !line.starts_with(b":") && !line.starts_with(b"retry: ") {
-            return Err(format!("the line {}", String::from_utf8_lossy(line)));
+            return Err(format!("unexpected line {}", String::from_utf8_lossy(line)));
         }
         Ok(())
     }
 }
 
-/// A line without its end: in what was read, or put together from what was carried.
+/// A line without its end, from the input alone or joined with the carried beginning.
 enum Line<'a> {
     Read(&'a [u8]),
     Joined(Vec<u8>),
@@ -222,7 +224,7 @@ impl Line<'_> {
         }
     }
 
-    /// The room of what was carried, to be used again.
+    /// Returns the buffer of a joined line, so that it is used again.
     fn recycle(self) -> Vec<u8> {
         match self {
             Self::Read(_) => Vec::new(),
@@ -234,7 +236,7 @@ impl Line<'_> {
     }
 }
 
-/// The next line and what follows it; or carries the beginning of one.
+/// Returns the next line and the rest of the input. Carries an incomplete line, and returns `None`.
 fn take_line<'a>(carried: &mut Vec<u8>, input: &'a [u8]) -> Option<(Line<'a>, &'a [u8])> {
     let Some(end) = memchr::memchr(b'\n', input) else {
         carried.extend_from_slice(input);
@@ -248,8 +250,8 @@ fn take_line<'a>(carried: &mut Vec<u8>, input: &'a [u8]) -> Option<(Line<'a>, &'
     Some((Line::Joined(std::mem::take(carried)), rest))
 }
 
-/// Whether a stream is understood wherever it is cut, and what is wrong in one is noticed.
-pub fn check_itself() {
+/// Asserts that the parser reads a stream that is cut at any byte, and finds errors in bad streams.
+pub fn self_check() {
     const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     let event = |name: &str, sequence| {
         let mut data = Vec::new();
@@ -284,6 +286,6 @@ pub fn check_itself() {
         good.replace("2\r\n:\n", "3\r\n:\n"),
         good.replace("200 OK", "403 Forbidden"),
     ] {
-        assert!(parse(&bad, 10).is_err(), "{bad} is taken for good");
+        assert!(parse(&bad, 10).is_err(), "no problem was found in {bad}");
     }
 }

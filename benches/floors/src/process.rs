@@ -1,4 +1,4 @@
-//! A server in a fresh process on a CPU of its own: started, measured from `/proc`, ended by its id.
+//! A server in a new process on a separate CPU. Its CPU time and memory are read from `/proc`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use crate::servers::{Kind, Options, nchan};
 
-/// Where the servers run, and where the load does.
+/// The CPU of the servers, and the CPU of the load generator.
 const SERVER_CPU: &str = "0";
 const LOAD_CPU: &str = "1";
 
-/// Whether this process and its servers get a CPU each; puts this one on its own.
+/// Pins this process to the CPU of the load generator. Returns whether that succeeded, in which
+/// case servers are pinned too.
 pub fn pin(cpus: usize) -> bool {
     let pid = std::process::id().to_string();
     cpus > 1
@@ -28,9 +29,9 @@ pub fn pin(cpus: usize) -> bool {
 pub struct Server {
     pub address: SocketAddr,
     child: Child,
-    /// What serves: with nginx not the process that was started, but its worker.
+    /// The process that serves. For nginx, this is the worker of the process that was started.
     serving: u32,
-    /// Of a server with a configuration.
+    /// The folder of the configuration, if the server has one.
     folder: Option<PathBuf>,
 }
 
@@ -44,32 +45,33 @@ impl Server {
         }
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.arg("--serve").arg(kind.name()).args(options.arguments());
-        // It ends when its input does, so also when this process is killed.
+        // The server ends at the end of its input, so it also ends if this process is killed.
         let mut child = on_its_cpu(command, pinned)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("the server starts");
+            .expect("the server does not start");
         let mut port = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut port).unwrap();
-        let port = port.trim().parse().unwrap_or_else(|_| panic!("{} says no port but {port:?}", kind.name()));
+        let port =
+            port.trim().parse().unwrap_or_else(|_| panic!("{} printed {port:?} instead of its port", kind.name()));
         let serving = child.id();
         Self { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), child, serving, folder: None }
     }
 
-    /// The CPU time that it has used, in nanoseconds.
+    /// Returns the CPU time of the server, in nanoseconds.
     pub fn cpu(&self) -> u64 {
         cpu(self.serving)
     }
 
-    /// Waits until it does nothing any more; returns the CPU time that it has used.
+    /// Waits until the server is idle, and returns its CPU time.
     pub fn settle(&self) -> u64 {
         let mut before = self.cpu();
         let mut quiet = 0;
         for _ in 0..500 {
             std::thread::sleep(Duration::from_millis(3));
             let now = self.cpu();
-            // Timers may tick.
+            // An idle server still runs timers.
             quiet = if now - before < 100_000 { quiet + 1 } else { 0 };
             before = now;
             if quiet == 3 {
@@ -79,13 +81,13 @@ impl Server {
         before
     }
 
-    /// Its resident memory, in bytes.
+    /// Returns the resident memory of the server, in bytes.
     pub fn resident(&self) -> f64 {
         memory(self.serving, "smaps_rollup", "Rss:").or_else(|| memory(self.serving, "status", "VmRSS:")).unwrap()
     }
 
-    /// The most that it ever was.
-    pub fn resident_at_most(&self) -> f64 {
+    /// Returns the peak of the resident memory, in bytes.
+    pub fn resident_peak(&self) -> f64 {
         memory(self.serving, "status", "VmHWM:").unwrap()
     }
 }
@@ -108,30 +110,30 @@ fn on_its_cpu(command: Command, pinned: bool) -> Command {
     if !pinned {
         return command;
     }
-    // It becomes the server, so that the process's id is the server's.
+    // `taskset` replaces itself by the server, so its process id is that of the server.
     let mut on_cpu = Command::new("taskset");
     on_cpu.args(["-c", SERVER_CPU]).arg(command.get_program()).args(command.get_args());
     on_cpu
 }
 
-/// Of this process.
+/// Returns the CPU time of this process, in nanoseconds.
 pub fn own_cpu() -> u64 {
     cpu(std::process::id())
 }
 
-/// The scheduler's own count of all threads, exact while a process sleeps.
+/// Returns the CPU time of all threads from the scheduler, which is exact while a process sleeps.
 fn cpu(pid: u32) -> u64 {
     let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").flatten() {
+    for task in fs::read_dir(format!("/proc/{pid}/task")).expect("no such process").flatten() {
         let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
         total += text.split(' ').next().and_then(|time| time.parse::<u64>().ok()).unwrap_or_default();
     }
     if total > 0 { total } else { ticks(pid) }
 }
 
-/// Of kernels that do not count so: in hundredths of a second.
+/// Returns the CPU time in steps of 10 ms, for kernels without scheduler statistics.
 fn ticks(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("no such process");
     let fields = text.rsplit(") ").next().unwrap_or_default().split(' ');
     fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10_000_000
 }

@@ -1,4 +1,4 @@
-//! The connection on which the load generator publishes: `POST`s one after the other on one connection, several on their way.
+//! The connection on which the load generator publishes: pipelined `POST`s on one connection.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Read, Write};
@@ -10,11 +10,11 @@ pub struct Publisher {
     out: Vec<u8>,
     written: usize,
     body: Vec<u8>,
-    /// The beginning of an answer that has not come completely.
+    /// The beginning of a response that is not complete.
     carried: Vec<u8>,
     posts: u64,
-    answers: u64,
-    /// What the server says of its publish calls, in nanoseconds.
+    responses: u64,
+    /// The durations of the publish calls, as the server reports them, in nanoseconds.
     times: Vec<f64>,
 }
 
@@ -27,7 +27,7 @@ impl Publisher {
             body: Vec::new(),
             carried: Vec::new(),
             posts: 0,
-            answers: 0,
+            responses: 0,
             times: Vec::new(),
         }
     }
@@ -37,11 +37,11 @@ impl Publisher {
     }
 
     pub fn unanswered(&self) -> u64 {
-        self.posts - self.answers
+        self.posts - self.responses
     }
 
     pub fn is_answered(&self) -> bool {
-        self.posts == self.answers
+        self.posts == self.responses
     }
 
     pub fn forget_times(&mut self) {
@@ -52,11 +52,12 @@ impl Publisher {
         self.times.clone()
     }
 
-    /// Writes a request behind those that are not written yet.
+    /// Appends a request to the bytes that are to be written.
     pub fn post(&mut self, query: Arguments<'_>, body: impl FnOnce(&mut Vec<u8>)) {
         self.body.clear();
         body(&mut self.body);
-        // The name of the event is nchan's affair; the others know it.
+        // nchan takes the name of the event from the header. The other servers have a constant
+        // name.
         write!(
             self.out,
             "POST /publish?{query} HTTP/1.1\r\nHost: bench\r\nContent-Type: text/plain\r\nX-EventSource-Event: tick\r\n\
@@ -73,45 +74,45 @@ impl Publisher {
             match self.socket.write(&self.out[self.written..]) {
                 Ok(count) => self.written += count,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return,
-                Err(error) => panic!("the server does not take POSTs: {error}"),
+                Err(error) => panic!("cannot write a POST: {error}"),
             }
         }
         self.out.clear();
         self.written = 0;
     }
 
-    /// Takes answers, and writes on.
+    /// Continues to write requests, and reads responses.
     pub fn ready(&mut self, buffer: &mut [u8]) -> Result<(), String> {
         self.flush();
         loop {
             match self.socket.read(buffer) {
-                Ok(0) => return Err("the server has ended the connection that publishes".into()),
+                Ok(0) => return Err("the server closed the publisher's connection".into()),
                 Ok(count) => self.carried.extend_from_slice(&buffer[..count]),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => break,
-                Err(error) => return Err(format!("the connection that publishes: {error}")),
+                Err(error) => return Err(format!("the publisher's connection: {error}")),
             }
         }
         let mut taken = 0;
-        while let Some(size) = self.answer(taken)? {
+        while let Some(size) = self.response(taken)? {
             taken += size;
-            self.answers += 1;
+            self.responses += 1;
         }
         self.carried.drain(..taken);
         Ok(())
     }
 
-    /// The size of the answer that begins there, if it is complete.
-    fn answer(&mut self, from: usize) -> Result<Option<usize>, String> {
+    /// Reads the response at this place, and returns its size, or `None` if it is not complete.
+    fn response(&mut self, from: usize) -> Result<Option<usize>, String> {
         let rest = &self.carried[from..];
         let Some(end) = memchr::memmem::find(rest, b"\r\n\r\n") else { return Ok(None) };
         let head = std::str::from_utf8(&rest[..end]).map_err(|error| error.to_string())?;
         if !head.starts_with("HTTP/1.1 2") {
-            return Err(format!("a POST was answered {}", head.lines().next().unwrap_or_default()));
+            return Err(format!("the response to a POST is {}", head.lines().next().unwrap_or_default()));
         }
         let (mut length, mut time) = (0, None::<f64>);
         for (name, value) in head.lines().skip(1).filter_map(|line| line.split_once(": ")) {
             if name.eq_ignore_ascii_case("content-length") {
-                length = value.parse().map_err(|_| "a length that is none")?;
+                length = value.parse().map_err(|_| "the content-length is not a number")?;
             } else if name.eq_ignore_ascii_case("x-publish-ns") {
                 time = value.parse().ok();
             }

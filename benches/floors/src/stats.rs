@@ -1,9 +1,9 @@
-//! Percentiles, medians, spreads.
+//! Percentiles, medians and spreads.
 
-/// How many parts each doubling is divided into: a percentile is right within 1.6 %.
+/// The number of buckets for each power of two. A percentile is exact within 1.6 %.
 const PARTS: u64 = 64;
 
-/// How often each time was seen, in nanoseconds.
+/// A histogram of times in nanoseconds.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     counts: Vec<u32>,
@@ -25,7 +25,7 @@ impl Histogram {
         self.total = 0;
     }
 
-    /// The value that this part of all are not above; none of none.
+    /// Returns the value below or at which this part of all values lies, or `None` without values.
     pub fn percentile(&self, part: f64) -> Option<f64> {
         let wanted = (part * self.total as f64).ceil() as u64;
         let mut seen = 0;
@@ -38,19 +38,19 @@ impl Histogram {
 
     fn place(value: u64) -> usize {
         let value = value.max(PARTS);
-        // At least `PARTS`, so that it has the bits that are kept.
+        // At least `PARTS`, so that the value has all the bits of a bucket's number.
         let shift = u64::from(value.ilog2() - PARTS.ilog2());
         (shift * PARTS + (value >> shift) - PARTS) as usize
     }
 
-    /// The middle of a place.
+    /// Returns the middle of a bucket.
     fn value(place: usize) -> f64 {
         let (shift, part) = (place as u64 / PARTS, place as u64 % PARTS);
         ((PARTS + part) as f64 + 0.5) * (1_u64 << shift) as f64
     }
 }
 
-/// The median of some figures, and between which they lie.
+/// The median, minimum and maximum of some figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,

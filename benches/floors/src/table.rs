@@ -1,4 +1,4 @@
-//! What is printed: the figures, then the targets.
+//! The output: a table for each case, and the targets.
 
 use std::fs;
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::cases::Sample;
 use crate::servers::Kind;
 use crate::stats::Spread;
 
-/// Where, with what and when it was measured.
+/// Returns the machine, the date and the commit of the run.
 pub fn machine(cpus: usize, pinned: bool, has_nchan: bool) -> Value {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -18,35 +18,36 @@ pub fn machine(cpus: usize, pinned: bool, has_nchan: bool) -> Value {
         "cpu": model.map_or("unknown", |(_, model)| model),
         "cpus": cpus,
         "kernel": kernel.trim(),
-        "date": said("date", &["-u", "+%Y-%m-%d"]),
-        "commit": said("git", &["describe", "--always", "--dirty"]),
+        "date": output_of("date", &["-u", "+%Y-%m-%d"]),
+        "commit": output_of("git", &["describe", "--always", "--dirty"]),
         "pinned": pinned,
         "nchan": has_nchan,
     })
 }
 
-fn said(program: &str, arguments: &[&str]) -> String {
+fn output_of(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     output.map_or_else(|_| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A figure of one kind in one case, in one round.
+/// Returns a figure of one kind in one case, in one round.
 fn figure(round: &[Sample], case: &str, kind: Kind, name: &str) -> Option<f64> {
     let mut of_case = round.iter().filter(|sample| sample.case == case && sample.kind == kind);
     of_case.find_map(|sample| sample.figures.iter().find(|figure| figure.0 == name).map(|figure| figure.1))
 }
 
-/// Of each round one value, where there is one.
+/// Returns the spread of a value over the rounds that have it.
 fn over(rounds: &[Vec<Sample>], value: impl Fn(&[Sample]) -> Option<f64>) -> Option<Spread> {
     Spread::of(rounds.iter().filter_map(|round| value(round)).collect())
 }
 
-/// How a figure is shown.
+/// A column of a table.
 struct Column {
     title: &'static str,
     figure: &'static str,
-    /// What it is divided by, and how many digits follow.
+    /// The figure is divided by this.
     unit: f64,
+    /// The number of decimal places.
     digits: usize,
 }
 
@@ -56,23 +57,23 @@ const fn column(title: &'static str, figure: &'static str, unit: f64, digits: us
 
 const COLUMNS: &[Column] = &[
     column("deliveries/s", "deliveries_per_s", 1.0, 0),
-    column("CPU, us", "cpu_ns_per_delivery", 1e3, 2),
+    column("CPU per delivery, us", "cpu_ns_per_delivery", 1e3, 2),
     column("p50, ms", "p50_ns", 1e6, 2),
     column("p99, ms", "p99_ns", 1e6, 2),
-    column("bytes", "bytes_per_delivery", 1.0, 0),
-    column("in a read", "deliveries_per_read", 1.0, 1),
-    column("publish, us", "publish_ns", 1e3, 1),
+    column("bytes per delivery", "bytes_per_delivery", 1.0, 0),
+    column("events per read", "deliveries_per_read", 1.0, 1),
+    column("publish call, us", "publish_ns", 1e3, 1),
     column("connects/s", "connects_per_s", 1.0, 0),
-    column("CPU of a connect, us", "cpu_ns_per_connect", 1e3, 1),
+    column("CPU per connect, us", "cpu_ns_per_connect", 1e3, 1),
     column("resumes/s", "resumes_per_s", 1.0, 0),
-    column("CPU of a resume, us", "cpu_ns_per_resume", 1e3, 1),
-    column("memory of a connection, B", "memory_per_connection", 1.0, 0),
-    column("the same at most, B", "memory_at_most_per_connection", 1.0, 0),
+    column("CPU per resume, us", "cpu_ns_per_resume", 1e3, 1),
+    column("memory per connection, B", "memory_per_connection", 1.0, 0),
+    column("peak memory per connection, B", "memory_at_most_per_connection", 1.0, 0),
     column("events/s", "events_per_s", 1.0, 0),
-    column("delivered of all", "deliveries_per_event_and_listener", 1.0, 3),
+    column("delivered share", "deliveries_per_event_and_listener", 1.0, 3),
 ];
 
-/// What the ratio of a table is of.
+/// The figures of which ratios are printed: in each table, the first of these that it has.
 const MAIN: &[&str] = &["cpu_ns_per_delivery", "cpu_ns_per_connect", "cpu_ns_per_resume", "memory_per_connection"];
 
 pub fn print(machine: &Value, rounds: &[Vec<Sample>]) {
@@ -85,10 +86,10 @@ pub fn print(machine: &Value, rounds: &[Vec<Sample>]) {
         text("date"),
         text("commit"),
         rounds.len(),
-        if machine["pinned"] == true { "server and load on a CPU each" } else { "server and load not pinned" }
+        if machine["pinned"] == true { "server and load generator on separate CPUs" } else { "processes not pinned" }
     );
     if machine["nchan"] == false {
-        println!("Left out: nchan.");
+        println!("Not installed: nchan.");
     }
     let mut cases: Vec<&str> = Vec::new();
     for sample in rounds.iter().flatten() {
@@ -131,9 +132,9 @@ fn print_case(case: &str, rounds: &[Vec<Sample>]) {
         });
         let ratios = references.iter().map(|reference| {
             let ratio = over(rounds, |round| {
-                // A ratio across runtimes would count the runtime.
-                let is_fair = kind.has_threads() == reference.has_threads();
-                is_fair.then_some(figure(round, case, kind, main?)? / figure(round, case, *reference, main?)?)
+                // A ratio across two runtimes would include the difference between the runtimes.
+                let is_comparable = kind.has_threads() == reference.has_threads();
+                is_comparable.then_some(figure(round, case, kind, main?)? / figure(round, case, *reference, main?)?)
             });
             ratio.map_or_else(String::new, |ratio| with_spread(ratio, 2))
         });
@@ -141,7 +142,7 @@ fn print_case(case: &str, rounds: &[Vec<Sample>]) {
     }
 }
 
-/// With commas between thousands.
+/// Formats a number with commas between thousands.
 fn number(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
     let (whole, rest) =
@@ -156,34 +157,34 @@ fn with_spread(spread: Spread, digits: usize) -> String {
     format!("{} ({} to {})", number(spread.median), number(spread.min), number(spread.max))
 }
 
-/// A figure of a kind in a case.
+/// A case, a kind and the name of a figure.
 type Of = (&'static str, Kind, &'static str);
 
 enum Measure {
-    /// The one by the other.
+    /// The first figure divided by the second.
     Ratio(Of, Of),
-    /// The one less the other.
+    /// The first figure minus the second.
     Difference(Of, Of),
     Figure(Of),
 }
 
 struct Target {
-    what: &'static str,
+    title: &'static str,
     measure: Measure,
-    /// None: to compare with.
+    /// The upper limit, or `None` for a figure that is only printed for comparison.
     at_most: Option<f64>,
     digits: usize,
 }
 
 fn ratio(
-    what: &'static str,
+    title: &'static str,
     figure: &'static str,
     (case, kind): (&'static str, Kind),
     to: Kind,
     at_most: f64,
 ) -> Target {
     Target {
-        what,
+        title,
         measure: Measure::Ratio((case, kind, figure), (case, to, figure)),
         at_most: Some(at_most),
         digits: 2,
@@ -196,45 +197,57 @@ fn targets() -> Vec<Target> {
     };
     const CPU: &str = "cpu_ns_per_delivery";
     const MEMORY: &str = "memory_per_connection";
-    let one = ("1,000 listeners: one at a time", Axum);
-    let fast = ("1,000 listeners: as fast as it goes", Axum);
-    let batched = ("1,000 listeners: as fast as it goes, 16 events in a publish", Axum);
+    let sequential = ("1,000 listeners: sequential", Axum);
+    let pipelined = ("1,000 listeners: pipelined", Axum);
+    let batched = ("1,000 listeners: pipelined, 16 events per publish", Axum);
     let rate = ("1,000 listeners: fixed rate", Axum);
-    let unicast = "10,000 users: one event in a publish";
+    let unicast = "10,000 users: one event per publish";
     let idle = "10,000 listeners: connect";
-    let (before, meanwhile) = ("resume: the others before", "resume: the others meanwhile");
+    let (before, meanwhile) = ("resume: other clients before", "resume: other clients meanwhile");
     vec![
-        ratio("CPU, one at a time, to axum floor", CPU, one, AxumFloor, 1.05),
-        ratio("the same, both on several threads", CPU, (one.0, AxumThreads), AxumFloorThreads, 1.05),
-        ratio("CPU, unicast with a request each, to axum floor", CPU, (unicast, Axum), AxumFloor, 1.12),
-        ratio("the same, both on several threads", CPU, (unicast, AxumThreads), AxumFloorThreads, 1.12),
-        ratio("CPU, one at a time, to naive", CPU, one, Naive, 0.80),
-        ratio("CPU, one at a time, to nchan", CPU, one, Nchan, 0.95),
-        ratio("CPU, as fast as it goes, to axum floor", CPU, fast, AxumFloor, 1.0),
-        ratio("CPU, as fast as it goes, to coalescing raw", CPU, fast, RawCoalescing, 1.6),
-        ratio("the same, 16 events in a publish", CPU, batched, RawCoalescing, 1.6),
-        ratio("CPU, as fast as it goes, to naive", CPU, fast, Naive, 0.65),
-        ratio("CPU, as fast as it goes, to nchan", CPU, fast, Nchan, 0.22),
+        ratio("CPU, sequential, to axum-floor", CPU, sequential, AxumFloor, 1.05),
+        ratio(
+            "CPU, sequential, axum-threads to axum-floor-threads",
+            CPU,
+            (sequential.0, AxumThreads),
+            AxumFloorThreads,
+            1.05,
+        ),
+        ratio("CPU, unicast, one request per event, to axum-floor", CPU, (unicast, Axum), AxumFloor, 1.12),
+        ratio(
+            "CPU, unicast, one request per event, axum-threads to axum-floor-threads",
+            CPU,
+            (unicast, AxumThreads),
+            AxumFloorThreads,
+            1.12,
+        ),
+        ratio("CPU, sequential, to naive", CPU, sequential, Naive, 0.80),
+        ratio("CPU, sequential, to nchan", CPU, sequential, Nchan, 0.95),
+        ratio("CPU, pipelined, to axum-floor", CPU, pipelined, AxumFloor, 1.0),
+        ratio("CPU, pipelined, to raw-coalescing", CPU, pipelined, RawCoalescing, 1.6),
+        ratio("CPU, pipelined, 16 events per publish, to raw-coalescing", CPU, batched, RawCoalescing, 1.6),
+        ratio("CPU, pipelined, to naive", CPU, pipelined, Naive, 0.65),
+        ratio("CPU, pipelined, to nchan", CPU, pipelined, Nchan, 0.22),
         Target {
-            what: "memory of an idle connection, more than axum floor, B",
+            title: "memory per idle connection, axum above axum-floor, B",
             measure: Measure::Difference((idle, Axum, MEMORY), (idle, AxumFloor, MEMORY)),
             at_most: Some(400.0),
             digits: 0,
         },
         Target {
-            what: "memory of an idle connection, more than hyper floor, B",
+            title: "memory per idle connection, hyper above hyper-floor, B",
             measure: Measure::Difference((idle, Hyper, MEMORY), (idle, HyperFloor, MEMORY)),
             at_most: Some(400.0),
             digits: 0,
         },
         Target {
-            what: "memory of an extra idle topic with one subscriber, B",
+            title: "memory per additional idle topic with one subscriber, B",
             measure: Measure::Difference(("10,000 topics: connect", Axum, MEMORY), (idle, Axum, MEMORY)),
             at_most: Some(400.0),
             digits: 0,
         },
         Target {
-            what: "publish call, 10,000 listeners against 10",
+            title: "publish call, 10,000 listeners to 10",
             measure: Measure::Ratio(
                 ("10,000 listeners: fixed rate", Axum, "publish_ns"),
                 ("10 listeners: fixed rate", Axum, "publish_ns"),
@@ -242,11 +255,11 @@ fn targets() -> Vec<Target> {
             at_most: Some(1.5),
             digits: 2,
         },
-        ratio("p50 at a fixed rate, to axum floor", "p50_ns", rate, AxumFloor, 1.05),
-        ratio("p99 at a fixed rate, to axum floor", "p99_ns", rate, AxumFloor, 1.2),
-        ratio("CPU of a connect, to axum floor", "cpu_ns_per_connect", (idle, Axum), AxumFloor, 1.10),
+        ratio("p50, fixed rate, to axum-floor", "p50_ns", rate, AxumFloor, 1.05),
+        ratio("p99, fixed rate, to axum-floor", "p99_ns", rate, AxumFloor, 1.2),
+        ratio("CPU per connect, to axum-floor", "cpu_ns_per_connect", (idle, Axum), AxumFloor, 1.10),
         Target {
-            what: "p99 with 1 % stalled, against none",
+            title: "p99 with 1 % stalled clients, to p99 with none",
             measure: Measure::Ratio(
                 ("1,000 listeners: 1 % stalled", Axum, "p99_ns"),
                 ("1,000 listeners: none stalled", Axum, "p99_ns"),
@@ -255,22 +268,28 @@ fn targets() -> Vec<Target> {
             digits: 2,
         },
         Target {
-            what: "p99 of the others while 5,000 resume, against before",
+            title: "p99 of other clients while 5,000 resume, to their p99 before",
             measure: Measure::Ratio((meanwhile, Axum, "p99_ns"), (before, Axum, "p99_ns")),
             at_most: Some(2.0),
             digits: 2,
         },
         Target {
-            what: "the same of axum floor",
+            title: "axum-floor: p99 of other clients while 5,000 resume, to their p99 before",
             measure: Measure::Ratio((meanwhile, AxumFloor, "p99_ns"), (before, AxumFloor, "p99_ns")),
             at_most: None,
             digits: 2,
         },
-        ratio("taken over: CPU, one at a time, to raw", CPU, (one.0, TakenOver), Raw, 1.25),
-        ratio("taken over: CPU, as fast as it goes, to coalescing raw", CPU, (fast.0, TakenOver), RawCoalescing, 1.3),
-        ratio("the same, 16 events in a publish", CPU, (batched.0, TakenOver), RawCoalescing, 1.3),
+        ratio("takeover: CPU, sequential, to raw", CPU, (sequential.0, TakenOver), Raw, 1.25),
+        ratio("takeover: CPU, pipelined, to raw-coalescing", CPU, (pipelined.0, TakenOver), RawCoalescing, 1.3),
+        ratio(
+            "takeover: CPU, pipelined, 16 events per publish, to raw-coalescing",
+            CPU,
+            (batched.0, TakenOver),
+            RawCoalescing,
+            1.3,
+        ),
         Target {
-            what: "taken over: memory of an idle connection, B",
+            title: "takeover: memory per idle connection, B",
             measure: Measure::Figure((idle, TakenOver, MEMORY)),
             at_most: Some(1_000.0),
             digits: 0,
@@ -283,11 +302,11 @@ fn print_targets(rounds: &[Vec<Sample>]) {
     for target in targets() {
         let of = |round: &[Sample], (case, kind, name): Of| figure(round, case, kind, name);
         let measured = over(rounds, |round| match target.measure {
-            Measure::Ratio(of_this, to) => Some(of(round, of_this)? / of(round, to)?),
-            Measure::Figure(of_this) => of(round, of_this),
-            Measure::Difference(of_this, from) => Some(of(round, of_this)? - of(round, from)?),
+            Measure::Ratio(first, second) => Some(of(round, first)? / of(round, second)?),
+            Measure::Figure(figure) => of(round, figure),
+            Measure::Difference(first, second) => Some(of(round, first)? - of(round, second)?),
         });
-        // Of a case or a kind that was left out.
+        // A case or a kind of this target did not run.
         let Some(measured) = measured else { continue };
         if std::mem::take(&mut is_first) {
             println!("\n**Targets**\n\n| figure | target | measured | |\n|---|---:|---:|---|");
@@ -299,7 +318,7 @@ fn print_targets(rounds: &[Vec<Sample>]) {
                 (format!("<= {}", number(at_most, target.digits)), met)
             }
         };
-        println!("| {} | {at_most} | {} | {met} |", target.what, with_spread(measured, target.digits));
+        println!("| {} | {at_most} | {} | {met} |", target.title, with_spread(measured, target.digits));
     }
     println!();
 }

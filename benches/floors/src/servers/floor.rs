@@ -1,4 +1,5 @@
-//! The least that a stream costs under axum and under hyper: a body that is a cursor into a ring of events that are encoded once.
+//! The minimal event stream on axum and on hyper, the *floor*: a body that is a cursor into a ring
+//! of events that are encoded once.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,9 +24,9 @@ use hyper_util::rt::TokioIo;
 
 use super::{Address, EVENT, Order, fields, head, published};
 
-/// How many events a ring has.
+/// The number of events in a ring.
 const RING: u64 = 1024;
-/// As long as the crate's ids.
+/// A prefix with which ids are as long as the crate's.
 const ID: &str = "1.f100a0001000.";
 
 #[derive(Default)]
@@ -34,12 +35,13 @@ struct Channel(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     ring: Vec<Bytes>,
-    /// How many events there were.
+    /// The number of events so far.
     head: u64,
-    /// Who sleeps, and which sleep it is.
+    /// The wakers of the bodies that wait for the next event.
     sleeping: Vec<Waker>,
+    /// The number of times that the bodies were woken.
     sleep: u64,
-    /// The room of the wakers of the last sleep.
+    /// The empty list of the last woken bodies, which keeps its allocation.
     woken: Vec<Waker>,
 }
 
@@ -73,7 +75,7 @@ impl Channel {
 struct Events {
     channel: Arc<Channel>,
     cursor: u64,
-    /// For which sleep its waker is there.
+    /// The value of `sleep` for which this body has registered its waker.
     sleeps: Option<u64>,
 }
 
@@ -156,7 +158,7 @@ pub async fn hyper(listener: TcpListener) {
         let (tcp, _) = listener.accept().await.unwrap();
         tcp.set_nodelay(true).unwrap();
         let floor = floor.clone();
-        let answer = move |request: Request<::hyper::body::Incoming>| {
+        let handle = move |request: Request<::hyper::body::Incoming>| {
             let floor = floor.clone();
             async move {
                 let (parts, body) = request.into_parts();
@@ -169,6 +171,6 @@ pub async fn hyper(listener: TcpListener) {
                 })
             }
         };
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(tcp), service_fn(answer)));
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(tcp), service_fn(handle)));
     }
 }

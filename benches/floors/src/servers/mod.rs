@@ -1,5 +1,5 @@
-//! The servers that are compared. All speak the same: `GET /events?topic=…` or `?user=…` is a stream, `POST /publish` with a
-//! `topic` or a `user` publishes its body.
+//! The servers that are compared. All have the same interface: `GET /events?topic=…` or `?user=…`
+//! is a stream, and `POST /publish` with a `topic` or a `user` publishes the body.
 
 mod floor;
 mod naive;
@@ -14,9 +14,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// What events are called.
+/// The name of all events.
 pub const EVENT: &str = "tick";
-/// More connections come at once than the usual 1,024.
+/// The backlog of the listeners. More clients connect at once than the usual 1,024.
 pub const BACKLOG: i32 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ pub enum Kind {
     Axum,
     /// The crate: its layer around a service, its `io` under hyper's HTTP/1.
     Hyper,
-    /// The same as `Axum`, with a listener whose sockets the hub takes over.
+    /// As `Axum`, with a listener whose sockets the hub takes over.
     TakenOver,
     AxumFloor,
     HyperFloor,
@@ -33,9 +33,9 @@ pub enum Kind {
     RawCoalescing,
     Naive,
     Nchan,
-    /// The same as `Axum`, on a runtime with several threads.
+    /// As `Axum`, on a runtime with several threads.
     AxumThreads,
-    /// The same as `AxumFloor`, on a runtime with several threads.
+    /// As `AxumFloor`, on a runtime with several threads.
     AxumFloorThreads,
 }
 
@@ -70,7 +70,8 @@ impl Kind {
         }
     }
 
-    /// Whether tokio's multi-thread runtime serves. A delivery costs more on it, so it is compared with its like only.
+    /// Whether the server is on tokio's multi-thread runtime. A delivery costs more on it, so these
+    /// kinds are compared only with each other.
     pub fn has_threads(self) -> bool {
         matches!(self, Self::AxumThreads | Self::AxumFloorThreads)
     }
@@ -80,12 +81,12 @@ impl Kind {
     }
 }
 
-/// What a case asks of a server.
+/// The settings of a server for one case.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Keeps what was published for those who come back.
+    /// Whether the server retains events for clients that reconnect.
     pub replay: bool,
-    /// How much the kernel takes of what a reader does not read; else its default.
+    /// The size of the sockets' send buffers, if not the default.
     pub send_buffer: Option<usize>,
 }
 
@@ -104,7 +105,7 @@ impl Options {
     }
 }
 
-/// The process of a server: says its port, and serves until its input ends.
+/// Runs a server in this process: prints the port, and serves until the input ends.
 pub fn serve(kind: Kind, options: Options) {
     std::thread::spawn(|| {
         drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
@@ -123,7 +124,7 @@ pub fn serve(kind: Kind, options: Options) {
         Kind::Naive => on_one_thread(naive::serve(listener)),
         Kind::AxumThreads => on_threads(ours::axum(listener, options, false)),
         Kind::AxumFloorThreads => on_threads(floor::axum(listener)),
-        Kind::Nchan => unreachable!("it is a program of its own"),
+        Kind::Nchan => unreachable!("nchan is another program"),
     }
 }
 
@@ -131,8 +132,8 @@ fn on_one_thread(server: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(server);
 }
 
-/// Two workers, as `#[tokio::main]` has on two CPUs. The accept loop runs on a worker too: the thread that blocks on a
-/// future is none.
+/// Runs a server on two workers, as `#[tokio::main]` has on two CPUs. The server is spawned, so
+/// that the accept loop runs on a worker and not on the blocked main thread.
 fn on_threads(server: impl Future<Output = ()> + Send + 'static) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async { tokio::spawn(server).await.unwrap() });
@@ -141,7 +142,7 @@ fn on_threads(server: impl Future<Output = ()> + Send + 'static) {
 fn listen(options: Options) -> TcpListener {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
     if let Some(bytes) = options.send_buffer {
-        // Those that are accepted have it too.
+        // Accepted sockets inherit the size.
         socket.set_send_buffer_size(bytes).unwrap();
     }
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
@@ -150,12 +151,12 @@ fn listen(options: Options) -> TcpListener {
     socket.into()
 }
 
-/// The fields of a query. What the benchmark sends needs no decoding.
+/// Returns the fields of a query. The benchmark sends no characters that need decoding.
 fn fields(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').map(|field| field.split_once('=').unwrap_or((field, "")))
 }
 
-/// Where an event goes.
+/// The target of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Address<'a> {
     Topic(&'a str),
@@ -163,7 +164,7 @@ enum Address<'a> {
 }
 
 impl Address<'_> {
-    /// For servers that know only one kind of name.
+    /// Returns a key for servers with one namespace for topics and users.
     fn key(self) -> String {
         match self {
             Self::Topic(name) => format!("t:{name}"),
@@ -172,12 +173,12 @@ impl Address<'_> {
     }
 }
 
-/// What a `POST` asks for.
+/// The query of a `POST`.
 struct Order<'a> {
     address: Address<'a>,
-    /// The body has an event in each line; with the user's name in front if the user is `*`.
+    /// Whether the body has an event in each line, after the user's name if the user is `*`.
     many: bool,
-    /// Of each key the newest counts.
+    /// Whether the events have keys, for `latest_per_key`.
     keyed: bool,
 }
 
@@ -196,7 +197,7 @@ impl<'a> Order<'a> {
         order
     }
 
-    /// Each event of a body that has many: to whom, and where its data is.
+    /// Returns the target and the place of the data of each event of a body with many events.
     fn lines(&self, body: &'a [u8]) -> impl Iterator<Item = (Address<'a>, std::ops::Range<usize>)> {
         let mut begin = 0;
         memchr::memchr_iter(b'\n', body).map(move |end| {
@@ -212,14 +213,15 @@ impl<'a> Order<'a> {
     }
 }
 
-/// What a publisher gets: how long the call took.
+/// Returns the response to a `POST`, with the duration of the publish call.
 fn published(begun: Instant) -> Response<Bytes> {
     let mut response = Response::new(Bytes::new());
     response.headers_mut().insert("x-publish-ns", HeaderValue::from(begun.elapsed().as_nanos() as u64));
     response
 }
 
-/// What the crate says in the head of a stream, so that the floors write as many bytes.
+/// Sets the headers that the crate sends for a stream, so that the minimal servers write as many
+/// bytes.
 fn head(headers: &mut HeaderMap) {
     for (name, value) in [
         ("content-type", "text/event-stream"),

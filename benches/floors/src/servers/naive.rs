@@ -1,4 +1,5 @@
-//! As one would write it with what axum and tokio have: a broadcast channel, and each connection formats each event.
+//! An application without this crate: axum's `Sse` and tokio's broadcast channel. Each connection
+//! formats each event.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -19,9 +20,10 @@ use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{Address, EVENT, Order, fields, published};
 
-/// How many events a reader may be behind: on a topic, and of its own.
-const TOPIC_ROOM: usize = 128;
-const USER_ROOM: usize = 16;
+/// The number of events that a reader of a topic may be behind.
+const TOPIC_CAPACITY: usize = 128;
+/// The number of events that a reader of user events may be behind.
+const USER_CAPACITY: usize = 16;
 
 #[derive(Clone)]
 struct Message {
@@ -44,15 +46,15 @@ impl Channels {
         inner.last += 1;
         let message = Message { id: inner.last, data: data.into() };
         if let Some(channel) = inner.channels.get(&address.key()) {
-            // Nobody listens: nobody's loss.
+            // Sending fails only if the channel has no receiver.
             drop(channel.send(message));
         }
     }
 
     fn subscribe(&self, address: Address<'_>) -> broadcast::Receiver<Message> {
-        let room = if matches!(address, Address::User(_)) { USER_ROOM } else { TOPIC_ROOM };
+        let capacity = if matches!(address, Address::User(_)) { USER_CAPACITY } else { TOPIC_CAPACITY };
         let mut inner = self.0.lock().unwrap();
-        inner.channels.entry(address.key()).or_insert_with(|| broadcast::channel(room).0).subscribe()
+        inner.channels.entry(address.key()).or_insert_with(|| broadcast::channel(capacity).0).subscribe()
     }
 }
 

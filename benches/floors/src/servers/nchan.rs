@@ -1,4 +1,4 @@
-//! nginx with nchan, from Debian's `libnginx-mod-nchan`, with a configuration and a folder of its own.
+//! nginx with the module nchan, from Debian's `libnginx-mod-nchan`, with a temporary configuration.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -11,19 +11,20 @@ use super::{BACKLOG, Options};
 
 const MODULE: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 
-/// Whether it is installed.
-pub fn is_there() -> bool {
+/// Whether nginx and nchan are installed.
+pub fn is_installed() -> bool {
     Path::new(MODULE).exists() && program().is_some()
 }
 
-/// Not everybody looks in `sbin`.
+/// Returns the nginx program. The `PATH` of many users lacks `/usr/sbin`.
 fn program() -> Option<&'static str> {
     let starts =
         |program: &&str| Command::new(program).arg("-v").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     ["nginx", "/usr/sbin/nginx"].into_iter().find(starts)
 }
 
-/// What starts it, where it will listen, and its folder. As a single process without a master nchan does not work.
+/// Writes a configuration. Returns the command that starts nginx, its address and its folder. nchan
+/// does not work in a single process without a master.
 pub fn prepare(options: Options) -> (Command, SocketAddr, PathBuf) {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -72,16 +73,16 @@ http {{
     );
     let path = folder.join("nginx.conf");
     fs::write(&path, text).unwrap();
-    let mut command = Command::new(program().expect("nginx is there"));
+    let mut command = Command::new(program().expect("nginx is not installed"));
     command.arg("-e").arg(folder.join("error.log")).arg("-p").arg(&folder).arg("-c").arg(path);
     (command, address, folder)
 }
 
-/// Until it takes connections; returns the process that does.
+/// Waits until nginx accepts connections, and returns its worker process.
 pub fn worker(master: u32, address: SocketAddr) -> u32 {
     let begun = Instant::now();
     loop {
-        assert!(begun.elapsed() < Duration::from_secs(20), "nginx does not take connections");
+        assert!(begun.elapsed() < Duration::from_secs(20), "nginx does not accept connections");
         let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children")).unwrap_or_default();
         let mut children = children.split_whitespace();
         if let (Some(worker), None) = (children.next(), children.next())
@@ -93,7 +94,7 @@ pub fn worker(master: u32, address: SocketAddr) -> u32 {
     }
 }
 
-/// Asks it to end: a master that is killed leaves its worker behind.
+/// Stops nginx by SIGTERM, because the worker of a killed master continues to run.
 pub fn stop(master: u32) {
     drop(Command::new("kill").args(["-TERM", &master.to_string()]).status());
 }

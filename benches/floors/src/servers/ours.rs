@@ -31,7 +31,7 @@ fn hub(options: Options) -> Hub {
         .unwrap()
 }
 
-/// As an application's: who it is, and what is read.
+/// An access hook as in an application: it determines the user and the topics.
 async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
     let subscription = Public::topics(TopicFilter::any()).subscription(&request)?;
     let mut users = request.query_values("user");
@@ -81,7 +81,7 @@ pub async fn axum(listener: TcpListener, options: Options, takeover: bool) {
     ::axum::serve(listener, app).await.unwrap();
 }
 
-async fn answer(hub: Hub, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn handle(hub: Hub, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.method() != Method::POST {
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::NOT_FOUND;
@@ -95,7 +95,7 @@ async fn answer(hub: Hub, request: Request<Incoming>) -> Result<Response<Full<By
 pub async fn hyper(listener: TcpListener, options: Options) {
     let hub = hub(options);
     let inner = hub.clone();
-    let app = hub.layer("/events", access).layer(service_fn(move |request| answer(inner.clone(), request)));
+    let app = hub.layer("/events", access).layer(service_fn(move |request| handle(inner.clone(), request)));
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     loop {
         let (tcp, _) = listener.accept().await.unwrap();

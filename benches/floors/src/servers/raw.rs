@@ -1,7 +1,8 @@
-//! The floor of floors: an epoll loop without any framework, which writes what is encoded once.
+//! A server without a framework: an epoll loop that encodes each event once and writes it to each
+//! connection.
 //!
-//! *Plain* writes each event to each connection as it is published. *Coalescing* writes to each connection what has been
-//! published since, when it has read all there is to read.
+//! The plain kind writes each event when it is published. The coalescing kind first reads all
+//! requests, and then writes all events since the last write to each connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -13,7 +14,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::{Address, EVENT, Order, fields};
 
 const LISTENER: Token = Token(usize::MAX);
-/// How much of a channel is kept at least, for those that are behind.
+/// The minimum number of bytes of a channel that are retained for slow connections.
 const KEPT: usize = 256 * 1024;
 const ID: &str = "1.f100a0001000.";
 const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache, no-store, \
@@ -27,19 +28,19 @@ struct Connection {
     out: Out,
 }
 
-/// What is to be written.
+/// The output of a connection.
 enum Out {
-    /// Answers to POSTs.
-    Answers(Vec<u8>),
-    /// A place in a channel's log; and whether the kernel is full, so that room is waited for.
+    /// Responses to POSTs.
+    Responses(Vec<u8>),
+    /// A place in a channel's log, and whether the socket's send buffer is full.
     Stream { channel: usize, cursor: u64, full: bool },
 }
 
-/// The chunks of one name, one after the other.
+/// The chunks of one topic or user.
 #[derive(Default)]
 struct Channel {
     log: Vec<u8>,
-    /// Where the log begins.
+    /// The place of the first byte of the log.
     begin: u64,
     listeners: Vec<usize>,
     count: u64,
@@ -127,7 +128,7 @@ impl Raw {
             });
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut socket, Token(index), interest).unwrap();
-            let connection = Connection { socket, request: Vec::new(), out: Out::Answers(Vec::new()) };
+            let connection = Connection { socket, request: Vec::new(), out: Out::Responses(Vec::new()) };
             self.connections[index] = Some(connection);
         }
     }
@@ -154,7 +155,7 @@ impl Raw {
         self.write(index);
     }
 
-    /// Carries out the first request, if it is complete; returns its size.
+    /// Handles the first request, and returns its size, or `None` if it is not complete.
     fn request(&mut self, index: usize, input: &[u8]) -> Option<usize> {
         let end = memchr::memmem::find(input, b"\r\n\r\n")? + 4;
         let head = std::str::from_utf8(&input[..end]).unwrap();
@@ -173,8 +174,8 @@ impl Raw {
         } else {
             self.publish(order.address, body);
         }
-        if let Some(Connection { out: Out::Answers(answers), .. }) = &mut self.connections[index] {
-            answers.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        if let Some(Connection { out: Out::Responses(responses), .. }) = &mut self.connections[index] {
+            responses.extend_from_slice(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
         }
         Some(size)
     }
@@ -193,7 +194,7 @@ impl Raw {
         let cursor = self.channels[channel].end();
         let connection = self.connections[index].as_mut().unwrap();
         connection.out = Out::Stream { channel, cursor, full: false };
-        // The kernel has room for a head on a new connection.
+        // The send buffer of a new connection has room for the head.
         if connection.socket.write(HEAD).ok() != Some(HEAD.len()) {
             self.close(index);
         }
@@ -221,17 +222,18 @@ impl Raw {
     fn write(&mut self, index: usize) {
         let Some(connection) = &mut self.connections[index] else { return };
         let written = match &mut connection.out {
-            Out::Answers(answers) if answers.is_empty() => return,
-            Out::Answers(answers) => match connection.socket.write(answers) {
+            Out::Responses(responses) if responses.is_empty() => return,
+            Out::Responses(responses) => match connection.socket.write(responses) {
                 Ok(count) => {
-                    answers.drain(..count);
+                    responses.drain(..count);
                     Ok(())
                 }
                 Err(error) => Err(error),
             },
             Out::Stream { channel, cursor, full } => {
                 let channel = &self.channels[*channel];
-                // Who is further behind than the log goes lost something, in the middle of a chunk even: it is cut.
+                // The log no longer has the bytes at the cursor, which may be within a chunk, so
+                // the connection is closed.
                 let Some(from) = cursor.checked_sub(channel.begin) else { return self.close(index) };
                 let pending = &channel.log[from as usize..];
                 if pending.is_empty() {
