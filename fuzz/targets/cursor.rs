@@ -1,4 +1,4 @@
-//! Whatever a client says of its place: it is taken back as it was printed, or not taken.
+//! A cursor of a client, any bytes: a position is parsed only from the exact bytes that it prints.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

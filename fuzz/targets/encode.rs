@@ -1,5 +1,5 @@
-//! Whatever is published: refused without using a position, or read back as what it was; on the wire by a parser that
-//! is not ours.
+//! Any published event: it is rejected and uses no position, or an in-process stream and an
+//! independent parser of the wire read it back, with normalized line breaks.
 #![no_main]
 
 use eventsource_stream::Eventsource;
@@ -21,7 +21,7 @@ fuzz_target!(|input: (&str, &str, Option<&str>)| {
     let request = http::Request::get("/").body(()).unwrap();
     let body = hub.respond(StreamRequest::from_request(&request), subscription()).into_response().into_body();
     if hub.topic("t").publish_now(event).is_err() {
-        assert!(hub.position().to_string().ends_with(".0"), "a refused event used a position");
+        assert!(hub.position().to_string().ends_with(".0"), "a rejected event used a position");
         return;
     }
     let read = data.replace("\r\n", "\n").replace('\r', "\n");
@@ -32,7 +32,7 @@ fuzz_target!(|input: (&str, &str, Option<&str>)| {
     let bytes = runtime.block_on(async {
         let mut body = std::pin::pin!(body);
         let mut bytes = Vec::new();
-        // Hello, the event, live.
+        // `hub.hello`, the event and `hub.live`.
         for _ in 0..3 {
             bytes.extend(body.frame().await.unwrap().unwrap().into_data().unwrap());
         }

@@ -1,4 +1,5 @@
-//! Whatever is asked for: an answer, no panic, and nothing but what the rules allow.
+//! Any query, id and `Accept` header: the hub responds without a panic, and permits only topics
+//! that the filter matches.
 #![no_main]
 
 use http::{HeaderValue, Request, Uri};
