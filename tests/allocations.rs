@@ -1,8 +1,9 @@
-//! What the hub asks the allocator for: nothing for a delivery, little for a publish, and so many bytes for what is open
-//! and idle. Counted in the thread that does it all, so the figures are the same in every run; bytes are those asked for,
-//! without what an allocator adds.
+//! Allocations of the hub: none for a delivery, a bounded number for a publish, and a bounded
+//! number of bytes for idle streams and topics. All work runs in the thread that counts, so the
+//! numbers are the same in every run. The bytes are those requested, without the overhead of the
+//! allocator.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests and their helpers may panic")]
 
 #[path = "kit/bodies.rs"]
 mod bodies;
@@ -24,7 +25,7 @@ fn event() -> Event {
     Event::new("tick", "0123456789")
 }
 
-/// Lets what is woken in a task be woken.
+/// Runs the tasks that wake the streams.
 fn wake_all(runtime: &tokio::runtime::Runtime) {
     runtime.block_on(async {
         for _ in 0..50 {
@@ -37,7 +38,7 @@ fn read_all(sleepers: &mut [Sleeper]) -> usize {
     sleepers.iter_mut().map(|sleeper| drain(&mut sleeper.body, &sleeper.waker)).sum()
 }
 
-/// What the work asked for and holds on to.
+/// Returns the bytes that are still allocated after the work.
 fn left(work: impl FnOnce()) -> i64 {
     measure(work).bytes_current
 }
@@ -51,15 +52,15 @@ fn a_delivery_allocates_nothing() {
     for _ in 0..100 {
         hub.topic("t").publish_now(event()).unwrap();
         wake_all(&runtime);
-        let mut pieces = 0;
-        let read = measure(|| pieces = read_all(&mut sleepers));
-        assert_eq!((pieces, read.count_total), (1_000, 0));
+        let mut chunks = 0;
+        let read = measure(|| chunks = read_all(&mut sleepers));
+        assert_eq!((chunks, read.count_total), (1_000, 0));
     }
 }
 
-/// A piece of several events is made once, for all who read it.
+/// The hub joins several events into one chunk once, for all readers.
 #[test]
-fn several_events_in_one_piece_allocate_for_the_piece_and_not_for_each_reader() {
+fn several_events_in_one_chunk_allocate_once_for_all_readers() {
     let runtime = runtime();
     let _entered = runtime.enter();
     let hub = Hub::builder().build().unwrap();
@@ -70,19 +71,19 @@ fn several_events_in_one_piece_allocate_for_the_piece_and_not_for_each_reader() 
                 hub.topic("t").publish_now(event()).unwrap();
             }
             wake_all(&runtime);
-            let mut pieces = 0;
-            let read = measure(|| pieces = read_all(&mut sleepers));
-            assert_eq!(pieces, 100);
+            let mut chunks = 0;
+            let read = measure(|| chunks = read_all(&mut sleepers));
+            assert_eq!(chunks, 100);
             assert!(read.count_total <= 2, "{events} events: {} allocations", read.count_total);
         }
     }
 }
 
-/// The buffer of the frame, what shares it, and the record; with more than 32 listeners, whom the publisher does not wake
-/// itself, the task that wakes them. Tables grow now and then, so what is usual is looked at and not each. A name that is
-/// no `Topic` yet is one more.
+/// A publish allocates the buffer of the frame, the handle that shares it, and the record. Above 32
+/// listeners it also allocates the task that wakes them. A name that is not yet a `Topic` would be
+/// one more allocation. The test compares the median, because tables grow now and then.
 #[test]
-fn a_publish_allocates_about_as_often_however_many_listen() {
+fn a_publish_allocates_about_as_often_with_many_listeners_as_with_few() {
     let runtime = runtime();
     let _entered = runtime.enter();
     let topic = Topic::try_from("t").unwrap();
@@ -126,7 +127,7 @@ fn an_idle_topic_with_a_subscriber_of_its_own_is_small() {
 }
 
 #[test]
-fn a_topic_that_has_had_traffic_and_keeps_nothing_is_as_small_as_before() {
+fn a_topic_is_as_small_as_before_when_its_events_have_expired() {
     const TOPICS: usize = 2_000;
     let runtime = runtime();
     let _entered = runtime.enter();
@@ -144,18 +145,18 @@ fn a_topic_that_has_had_traffic_and_keeps_nothing_is_as_small_as_before() {
         }
         read_all(&mut sleepers);
         assert!(hub.stats().retained_bytes > 0);
-        // The clock is at rest but for this.
+        // The clock is paused, and moves only here.
         runtime.block_on(tokio::time::sleep(Duration::from_secs(40)));
         assert_eq!(hub.stats().retained_bytes, 0);
     };
-    // What the first uses of everything need. Tables still grow in the second one.
+    // Initialization allocates in the first round, and tables still grow in the second one.
     round();
     round();
     let left = left(round);
     assert!(left < TOPICS as i64, "{left} bytes are left of {TOPICS} topics");
 }
 
-/// Beside what the least body needs.
+/// Compared with the smallest possible body.
 #[test]
 fn an_idle_connection_is_small() {
     let runtime = runtime();
@@ -173,20 +174,21 @@ fn an_idle_connection_is_small() {
     });
     let floor = Arc::new(Floor::default());
     let mut floors = Vec::with_capacity(MANY);
-    let of_floor = left(|| {
+    let of_smallest_body = left(|| {
         for _ in 0..MANY {
             let mut body = Box::pin(floor.body());
             drain(&mut body, waker);
             floors.push(body);
         }
     });
-    let each = (of_hub - of_floor) as f64 / MANY as f64;
+    let each = (of_hub - of_smallest_body) as f64 / MANY as f64;
     assert!(each <= 400.0, "{each} bytes for a connection");
 }
 
-/// However much they missed, nobody has a copy of its own: who reads at the same place shares what is joined for all.
+/// Clients that resume at the same position share one chunk, so the memory does not grow with their
+/// number.
 #[test]
-fn who_comes_back_shares_what_is_read_with_the_others() {
+fn resuming_clients_share_the_chunks_that_they_read() {
     const CLIENTS: usize = 100;
     const RECORDS: usize = 500;
     let runtime = runtime();
@@ -203,27 +205,27 @@ fn who_comes_back_shares_what_is_read_with_the_others() {
         (0..CLIENTS).map(|_| Box::pin(open(&mut endpoint, request("topic=t", Some(&from))))).collect();
     let mut read = 0;
     let resumed = measure(|| {
-        // All that a server holds: of each the piece that it is writing.
-        let mut pieces: Vec<_>;
+        // The chunk of each body that a server would be writing.
+        let mut chunks: Vec<_>;
         loop {
-            pieces = bodies.iter_mut().filter_map(|body| take(body, waker)).collect();
-            if pieces.is_empty() {
+            chunks = bodies.iter_mut().filter_map(|body| take(body, waker)).collect();
+            if chunks.is_empty() {
                 break;
             }
-            read += pieces.iter().map(Bytes::len).sum::<usize>();
+            read += chunks.iter().map(Bytes::len).sum::<usize>();
         }
     });
     assert!(read > CLIENTS * RECORDS * 1_000);
-    // All of it once, however many read it, and the lists of the test.
+    // Every record once, for all clients together, and the lists of the test.
     let most = RECORDS as u64 * 1_100 + CLIENTS as u64 * 64;
-    assert!(resumed.bytes_max < most, "{} bytes at the most", resumed.bytes_max);
+    assert!(resumed.bytes_max < most, "at most {} bytes were allocated", resumed.bytes_max);
 }
 
 const NAMES: usize = 200_000;
 
 /// Publishes to many topics that have no listener, and returns the bytes that stay allocated.
 fn held_of_topics(hub: &Hub, event: impl Fn() -> Event) -> f64 {
-    // The first use of everything allocates too.
+    // Initialization allocates with the first publish.
     hub.topic("first").publish_now(event()).unwrap();
     let held = left(|| {
         for n in 0..NAMES {
@@ -235,7 +237,10 @@ fn held_of_topics(hub: &Hub, event: impl Fn() -> Event) -> f64 {
 
 fn assert_is_near(counted: usize, held: f64) {
     let ratio = counted as f64 / held;
-    assert!((0.8..=1.2).contains(&ratio), "{counted} bytes are counted and {held} are held, for {NAMES}: {ratio:.2}");
+    assert!(
+        (0.8..=1.2).contains(&ratio),
+        "{counted} bytes are counted and {held} are allocated, for {NAMES}: {ratio:.2}"
+    );
 }
 
 #[test]
@@ -277,14 +282,14 @@ fn keyed_bytes_of_many_keys_are_within_a_fifth_of_the_memory_held() {
     assert_is_near(hub.stats().keyed_bytes, held as f64);
 }
 
-/// Topics whose event the budget has dropped hold nothing but their name and a number. They count as well.
+/// A topic whose events the budget has dropped still holds its name and a number, which also count.
 #[test]
 fn topics_without_listeners_hold_no_more_memory_than_the_budget() {
     const BUDGET: usize = 16 << 20;
     let hub = Hub::builder().topic_retention(Retention::replay()).retention_budget(BUDGET).build().unwrap();
     let held = held_of_topics(&hub, || Event::unnamed("01234567890123456789"));
     assert!(hub.stats().retained_bytes <= BUDGET);
-    // A forgotten topic leaves some bytes, and the number of those is bounded.
+    // A forgotten topic leaves a mark of some bytes, and the number of marks is bounded.
     let most = (BUDGET as f64) * 1.2 + f64::from(7 << 20);
-    assert!(held <= most, "{held} bytes are held");
+    assert!(held <= most, "{held} bytes are allocated");
 }

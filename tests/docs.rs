@@ -1,5 +1,5 @@
-//! The documents: links and anchors lead somewhere, every Rust block is compiled, JavaScript is JavaScript, and the tests
-//! that `docs/guarantees.md` names are there.
+//! The documents: links and anchors exist, Rust blocks are compiled, JavaScript blocks parse, the
+//! tests that `docs/guarantees.md` names exist, and texts avoid the old idiom.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
@@ -20,15 +20,15 @@ use tower_sse::{Disconnect, Event, Hub, Refusal, StreamRequest, Subscription};
 // Reading Markdown
 
 struct Document {
-    /// From the root of the repository.
+    /// The path from the root of the repository.
     path: String,
     text: String,
 }
 
 struct Block {
-    /// Of its first line.
+    /// The number of the block's first line.
     line: usize,
-    /// What stands behind the fence: the language, and what else is said of it.
+    /// The text after the opening fence: the language and its attributes.
     info: String,
     code: String,
 }
@@ -65,7 +65,7 @@ fn documents() -> Vec<Document> {
 }
 
 impl Document {
-    /// Lines with their numbers, and whether they are in a block of code.
+    /// Returns the lines with their numbers, and whether each is in a block of code.
     fn lines(&self) -> impl Iterator<Item = (usize, &str, bool)> {
         let mut inside = false;
         self.text.lines().enumerate().map(move |(index, line)| {
@@ -98,7 +98,7 @@ impl Document {
         blocks
     }
 
-    /// The anchors that its headings make, as GitHub and most others make them.
+    /// Returns the anchors of the headings, as GitHub and most others generate them.
     fn anchors(&self) -> BTreeSet<String> {
         let mut times: BTreeMap<String, usize> = BTreeMap::new();
         let mut anchors = BTreeSet::new();
@@ -115,7 +115,7 @@ impl Document {
         anchors
     }
 
-    /// Where its links lead, with the numbers of their lines.
+    /// Returns the targets of the links, with the numbers of their lines.
     fn links(&self) -> Vec<(usize, String)> {
         let mut links = Vec::new();
         for (number, line, in_code) in self.lines() {
@@ -125,7 +125,7 @@ impl Document {
             let line = without_code(line);
             let mut rest = line.as_str();
             while let Some((_, after)) = rest.split_once("](") {
-                let (target, after) = after.split_once(')').expect("a link ends on its line");
+                let (target, after) = after.split_once(')').expect("a link does not end on its line");
                 links.push((number, target.to_owned()));
                 rest = after;
             }
@@ -141,12 +141,12 @@ impl Document {
     }
 }
 
-/// A line without its `code`.
+/// Returns a line without its `code`.
 fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("`")
 }
 
-/// A title without what its links lead to.
+/// Returns a title without the targets of its links.
 fn without_targets(title: &str) -> String {
     let mut parts = title.split("](");
     let mut text = parts.next().unwrap_or_default().to_owned();
@@ -162,7 +162,7 @@ fn slug(title: &str) -> String {
 }
 
 #[test]
-fn what_is_read_of_a_document_is_what_stands_there() {
+fn document_has_the_anchors_links_and_blocks_of_its_text() {
     let text = "# A `b`: c's\n[x](y.md#z) `[no](no.md)` ![i](p.png)\n```js\n[n](o)\n# no\n```\n## [T](u.md)\n## T\n[r]: s.md\n";
     let document = Document { path: "a.md".into(), text: text.into() };
     assert_eq!(document.anchors(), ["a-b-cs", "t", "t-1"].map(str::to_owned).into());
@@ -176,7 +176,7 @@ fn what_is_read_of_a_document_is_what_stands_there() {
 // Links
 
 #[test]
-fn every_link_leads_to_something_that_is_there() {
+fn every_link_leads_to_an_existing_file_and_heading() {
     let documents = documents();
     let mut broken = Vec::new();
     for document in &documents {
@@ -191,8 +191,8 @@ fn every_link_leads_to_something_that_is_there() {
                 broken.push(format!("{}:{line}: no such file: {link}", document.path));
                 continue;
             };
-            let of = documents.iter().find(|other| root().join(&other.path).canonicalize().unwrap() == path);
-            if !anchor.is_empty() && !of.is_some_and(|document| document.anchors().contains(anchor)) {
+            let linked = documents.iter().find(|other| root().join(&other.path).canonicalize().unwrap() == path);
+            if !anchor.is_empty() && !linked.is_some_and(|document| document.anchors().contains(anchor)) {
                 broken.push(format!("{}:{line}: no such heading: {link}", document.path));
             }
         }
@@ -200,12 +200,11 @@ fn every_link_leads_to_something_that_is_there() {
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
 }
 
-/// So that nothing is written that nobody finds.
 #[test]
 fn every_document_is_linked_from_the_readme_or_the_guide() {
     let documents = documents();
     let mut linked = BTreeSet::new();
-    for from in ["README.md", "docs/guide.md"] {
+    for from in ["README.md", "docs/README.md"] {
         let document = documents.iter().find(|document| document.path == from).unwrap();
         for (_, link) in document.links() {
             let target = link.split('#').next().unwrap_or_default();
@@ -214,20 +213,20 @@ fn every_document_is_linked_from_the_readme_or_the_guide() {
     }
     for document in documents.iter().filter(|document| document.path.starts_with("docs/")) {
         let path = root().join(&document.path).canonicalize().unwrap();
-        assert!(linked.contains(&path), "{} is linked from neither README.md nor docs/guide.md", document.path);
+        assert!(linked.contains(&path), "{} is linked from neither README.md nor docs/README.md", document.path);
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Rust
 
-/// `src/lib.rs` includes a document, which makes its blocks doctests. So a document that is not included is not compiled,
-/// and neither is a block that is ignored.
+/// `src/lib.rs` includes documents, so that their blocks are doctests. Blocks of other documents
+/// and ignored blocks are not compiled.
 #[test]
-fn every_rust_block_is_compiled_or_says_why_not() {
+fn every_rust_block_is_compiled_or_gives_a_reason() {
     let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    // Sketches that leave out what the reader has.
-    let sketches = ["docs/mounting.md", "docs/scaling.md"];
+    // Sketches without the parts that the reader's application has.
+    let sketches = ["docs/mounting.md"];
     for document in documents() {
         let is_included = library.contains(&format!("include_str!(\"../{}\")", document.path));
         for block in document.blocks() {
@@ -237,8 +236,9 @@ fn every_rust_block_is_compiled_or_says_why_not() {
             }
             let at = format!("{}:{}", document.path, block.line);
             if info.any(|word| word == "ignore") {
-                let says_why = block.code.contains("// Not compiled: ");
-                assert!(says_why || sketches.contains(&document.path.as_str()), "{at}: say why: `// Not compiled: …`");
+                let has_reason = block.code.contains("// Not compiled: ");
+                let is_sketch = sketches.contains(&document.path.as_str());
+                assert!(has_reason || is_sketch, "{at}: give the reason: `// Not compiled: …`");
             } else {
                 assert!(is_included, "{at} is not compiled: include the document at the end of src/lib.rs");
             }
@@ -249,7 +249,7 @@ fn every_rust_block_is_compiled_or_says_why_not() {
 // ---------------------------------------------------------------------------------------------------------------------
 // JavaScript
 
-/// A folder of a test's own that goes with it.
+/// A temporary folder of one test, which is deleted at the end of the test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -275,7 +275,7 @@ impl Drop for Folder {
 }
 
 #[test]
-fn every_javascript_block_is_javascript() {
+fn every_javascript_block_parses() {
     if !skip::has("node", "--version") {
         return;
     }
@@ -287,7 +287,7 @@ fn every_javascript_block_is_javascript() {
     {
         if block.info == "js" {
             count += 1;
-            // A module, as pages have it: `await` may stand at the top.
+            // A module, in which `await` is permitted at the top level.
             let path = folder.write(&format!("{count}.mjs"), &block.code);
             let Output { status, stderr, .. } = Command::new("node").arg("--check").arg(path).output().unwrap();
             assert!(status.success(), "{}:{}\n{}", document.path, block.line, String::from_utf8_lossy(&stderr));
@@ -296,9 +296,9 @@ fn every_javascript_block_is_javascript() {
     assert!(count > 20, "{count} blocks were found");
 }
 
-/// The pages of the examples: their scripts, and what stands between `<script>` and its end.
+/// The script files of the examples, and the scripts in their pages.
 #[test]
-fn the_scripts_of_the_examples_are_javascript() {
+fn scripts_of_the_examples_parse() {
     if !skip::has("node", "--version") {
         return;
     }
@@ -333,23 +333,17 @@ fn the_scripts_of_the_examples_are_javascript() {
     assert!(count > 10, "{count} scripts were found");
 }
 
-/// The block of a document that stands under a heading.
+/// Returns the first block of this language under a heading of a document.
 fn block_under(path: &str, heading: &str, info: &str) -> String {
     let document = documents().into_iter().find(|document| document.path == path).unwrap();
-    let at =
-        document.lines().find(|(_, line, in_code)| !in_code && *line == heading).expect("there is such a heading").0;
-    document
-        .blocks()
-        .into_iter()
-        .find(|block| block.line > at && block.info == info)
-        .expect("there is such a block")
-        .code
+    let at = document.lines().find(|(_, line, in_code)| !in_code && *line == heading).expect("no such heading").0;
+    document.blocks().into_iter().find(|block| block.line > at && block.info == info).expect("no such block").code
 }
 
-/// `follow` of the recipes against a hub: it reads what `EventSource` would, goes on after a break, and gives up where that
-/// does.
+/// The function `follow` of the recipes reads the events that an `EventSource` would read, resumes
+/// after a disconnect, and stops at the responses at which an `EventSource` stops.
 #[tokio::test]
-async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
+async fn reader_without_event_source_reads_resumes_and_stops_when_it_is_forbidden() {
     if !skip::has("node", "--version") {
         return;
     }
@@ -387,21 +381,21 @@ async fn the_reader_without_an_event_source_reads_resumes_and_gives_up() {
     hub.topic("t").publish(Event::new("note", "")).await.unwrap();
     until(|| hub.connections().iter().any(|connection| connection.delivered == 2)).await;
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
-    // Whether it is still away or back already: it gets this once.
-    hub.topic("t").publish(Event::new("note", "while it was away")).await.unwrap();
+    // The client receives this event once, whether it has already reconnected or not.
+    hub.topic("t").publish(Event::new("note", "after the disconnect")).await.unwrap();
     until(|| hub.connections().iter().any(|connection| connection.resumed && connection.delivered == 1)).await;
     hub.topic("t").publish(Event::new("end", "{}")).await.unwrap();
     let output = soon(tokio::task::spawn_blocking(|| reader.wait_with_output().unwrap())).await.unwrap();
-    let expected = "message \"one\\ntwo ✓\"\nnote \"\"\nnote \"while it was away\"\nend \"{}\"\nundefined\n";
+    let expected = "message \"one\\ntwo ✓\"\nnote \"\"\nnote \"after the disconnect\"\nend \"{}\"\nundefined\n";
     assert_eq!(text(output), expected);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Promises
+// Guarantees
 
-/// What `docs/guarantees.md` says is shown by a test is shown by one that is there.
+/// Every test that `docs/guarantees.md` names as evidence exists.
 #[test]
-fn the_tests_that_the_guarantees_name_are_there() {
+fn tests_that_the_guarantees_name_exist() {
     let sources: Vec<String> = ["src", "tests", "benches"]
         .iter()
         .flat_map(|folder| files(folder, ".rs"))
@@ -415,19 +409,97 @@ fn the_tests_that_the_guarantees_name_are_there() {
     let mut count = 0;
     for (number, line, in_code) in document.lines() {
         for name in line.split('`').skip(1).step_by(2).filter(|_| !in_code) {
-            assert!(!name.starts_with('…'), "docs/guarantees.md:{number}: {name} is no whole name");
+            assert!(!name.starts_with('…'), "docs/guarantees.md:{number}: {name} is not a complete name");
             if name.starts_with("tests/") || name.starts_with("benches/") {
-                assert!(root().join(name).exists(), "docs/guarantees.md:{number}: {name} is not there");
+                assert!(root().join(name).exists(), "docs/guarantees.md:{number}: {name} does not exist");
                 count += 1;
             } else if ["log::", "hub::", "mount::", "net::"].iter().any(|at| name.starts_with(at)) {
-                let is_there = root().join(format!("src/{}.rs", name.replace("::", "/"))).exists();
-                assert!(is_there, "docs/guarantees.md:{number}: {name} is not there");
+                let exists = root().join(format!("src/{}.rs", name.replace("::", "/"))).exists();
+                assert!(exists, "docs/guarantees.md:{number}: {name} does not exist");
                 count += 1;
             } else if name.matches('_').count() > 2 && name.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_')) {
-                assert!(is_function(name), "docs/guarantees.md:{number}: no test is called {name}");
+                assert!(is_function(name), "docs/guarantees.md:{number}: no test has the name {name}");
                 count += 1;
             }
         }
     }
     assert!(count > 40, "{count} names were found");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The language
+
+/// Phrases of the old idiom. The rules are in `CONTRIBUTING.md`, the terms in `docs/glossary.md`.
+const AVOIDED: [&str; 11] = [
+    "nobody in particular",
+    "to be had",
+    "whoever",
+    "somebody",
+    "nobody",
+    "for ever",
+    "tidings",
+    "barred",
+    "refused softly",
+    "told of a gap",
+    "one sees",
+];
+
+/// The maximum width of prose and comments, in columns. Tables and links are exempt.
+const WIDTH: usize = 100;
+
+/// Returns the files whose words are checked, with their texts.
+fn prose() -> Vec<(PathBuf, String)> {
+    let mut paths = vec![root().join("README.md")];
+    for folder in ["src", "docs", "examples"] {
+        paths.extend([".rs", ".md", ".html", ".js"].iter().flat_map(|ending| files(folder, ending)));
+    }
+    paths.retain(|path| !path.ends_with("docs/glossary.md"));
+    paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap())).collect()
+}
+
+#[test]
+fn texts_avoid_phrases_that_readers_do_not_know() {
+    let mut found = Vec::new();
+    for (path, text) in prose() {
+        // A phrase can continue on the next line, also in a comment.
+        let words = text.replace("///", "").replace("//!", "").replace("//", "").to_lowercase();
+        let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+        let aliases: Vec<&str> = text.lines().filter(|line| line.contains("doc(alias")).collect();
+        for phrase in AVOIDED {
+            let in_aliases = aliases.iter().filter(|line| line.to_lowercase().contains(phrase)).count();
+            let times = words.match_indices(phrase).filter(|(at, _)| is_whole(&words, *at, phrase.len())).count();
+            if times > in_aliases {
+                found.push(format!("{}: {phrase:?}, {times} times", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "name the actor and its action instead of these phrases:\n{}", found.join("\n"));
+}
+
+/// Whether a phrase is not only a part of a word, as "barred" is a part of "disbarred".
+fn is_whole(text: &str, at: usize, len: usize) -> bool {
+    let is_letter = |character: char| character.is_alphanumeric();
+    !text[..at].ends_with(is_letter) && !text[at + len..].starts_with(is_letter)
+}
+
+#[test]
+fn prose_and_comments_are_narrow_enough_to_read() {
+    let mut found = Vec::new();
+    for (path, text) in prose() {
+        let is_markdown = path.extension().is_some_and(|extension| extension == "md");
+        let is_rust = path.extension().is_some_and(|extension| extension == "rs");
+        let mut in_code = false;
+        for (index, line) in text.lines().enumerate() {
+            let start = line.trim_start();
+            let is_comment = is_rust && start.starts_with("//");
+            let start = start.trim_start_matches(['/', '!']).trim_start();
+            let is_fence = start.starts_with("```");
+            in_code ^= is_fence && (is_markdown || is_comment);
+            let is_exempt = in_code || start.starts_with('|') || line.contains("](") || line.contains("://");
+            if (is_markdown || is_comment) && !is_exempt && line.chars().count() > WIDTH {
+                found.push(format!("{}:{}", path.display(), index + 1));
+            }
+        }
+    }
+    assert!(found.is_empty(), "wider than {WIDTH} columns:\n{}", found.join("\n"));
 }

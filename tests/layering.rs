@@ -468,7 +468,7 @@ fn a_file_imports_and_calls_only_what_ranks_below_it() {
 /// The table of `docs/architecture.md`: each module of the top level, and the modules that it may import.
 fn table_of_modules() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let document = include_str!("../docs/architecture.md");
-    let rows = document.lines().skip_while(|line| *line != "| module | what | may import |").skip(2);
+    let rows = document.lines().skip_while(|line| *line != "| module | purpose | may import |").skip(2);
     let cells = rows.map_while(|row| row.strip_prefix("| `")?.strip_suffix('|')?.split_once('`'));
     cells
         .map(|(module, rest)| {

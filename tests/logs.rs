@@ -1,6 +1,6 @@
-//! What the hub says of itself: log lines that name nobody and do not flood, and counts that are exact.
+//! Log lines, which contain no user data and are rate-limited, and the counts of `Hub::stats`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests and their helpers may panic")]
 
 mod kit;
 
@@ -24,54 +24,54 @@ use tracing::field::{Field, Visit};
 use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-// ---------------------------------------------------------------------------------------------------------------------
-// A subscriber that keeps what it hears
+// -------------------------------------------------------------------------------------------------
+// A subscriber that collects log lines
 
 #[derive(Clone, Debug)]
-struct Line {
+struct LogLine {
     level: Level,
     /// The message and every field.
     text: String,
 }
 
-/// The lines of this crate, of any level. Tests run on one thread each, and so does everything in them.
+/// The log lines of this crate, of every level. Each test and all of its tasks run on one thread.
 #[derive(Clone, Debug, Default)]
-struct Lines(Arc<Mutex<Vec<Line>>>);
+struct LogLines(Arc<Mutex<Vec<LogLine>>>);
 
-struct Text<'a>(&'a mut String);
+struct TextVisitor<'a>(&'a mut String);
 
-impl Visit for Text<'_> {
+impl Visit for TextVisitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         write!(self.0, " {field}={value:?}").unwrap();
     }
 }
 
-impl<S: tracing::Subscriber> Layer<S> for Lines {
+impl<S: tracing::Subscriber> Layer<S> for LogLines {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         if event.metadata().target().starts_with("tower_sse") {
             let mut text = String::new();
-            event.record(&mut Text(&mut text));
-            self.0.lock().unwrap().push(Line { level: *event.metadata().level(), text });
+            event.record(&mut TextVisitor(&mut text));
+            self.0.lock().unwrap().push(LogLine { level: *event.metadata().level(), text });
         }
     }
 
     fn on_new_span(&self, span: &tracing::span::Attributes<'_>, _: &tracing::Id, _: Context<'_, S>) {
         if span.metadata().target().starts_with("tower_sse") {
             let mut text = span.metadata().name().to_owned();
-            span.record(&mut Text(&mut text));
-            self.0.lock().unwrap().push(Line { level: *span.metadata().level(), text });
+            span.record(&mut TextVisitor(&mut text));
+            self.0.lock().unwrap().push(LogLine { level: *span.metadata().level(), text });
         }
     }
 }
 
-impl Lines {
+impl LogLines {
     fn capture() -> (Self, DefaultGuard) {
         let lines = Self::default();
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
         (lines, guard)
     }
 
-    fn all(&self) -> Vec<Line> {
+    fn all(&self) -> Vec<LogLine> {
         self.0.lock().unwrap().clone()
     }
 
@@ -79,33 +79,33 @@ impl Lines {
         self.all().into_iter().filter(|line| line.level == level).map(|line| line.text).collect()
     }
 
-    /// Those about streams, at debug.
+    /// The lines about streams, at debug.
     fn of_streams(&self) -> Vec<String> {
         self.at(Level::DEBUG).into_iter().filter(|line| line.contains("event stream")).collect()
     }
 
-    /// Warnings, but that the hub does not watch the sockets: here are none.
+    /// The warnings, without the one about the missing hub listener: these tests use no sockets.
     fn warnings(&self) -> Vec<String> {
         self.at(Level::WARN).into_iter().filter(|line| !line.contains("does not watch")).collect()
     }
 
-    fn above_debug(&self) -> Vec<Line> {
+    fn above_debug(&self) -> Vec<LogLine> {
         self.all().into_iter().filter(|line| line.level < Level::DEBUG).collect()
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Requests without sockets, since paused time and sockets do not go together
+// -------------------------------------------------------------------------------------------------
+// Requests without sockets, because sockets do not work under a paused clock
 
 type Body = Pin<Box<EventBody>>;
 
-/// A request through the service, and the body of its answer.
+/// Sends a request to the endpoint, and returns the body of the response.
 async fn request<M, A: IntoAccess<M>>(hub: &Hub, access: A, request: http::request::Builder) -> Body {
     let response = soon(hub.endpoint(access).oneshot(request.body(()).unwrap())).await.unwrap();
     Box::pin(response.into_body())
 }
 
-/// The frames that are there without waiting.
+/// Reads every frame that is ready.
 fn ready(body: &mut Body) -> String {
     let mut text = Vec::new();
     while let Some(Some(Ok(frame))) = body.frame().now_or_never() {
@@ -114,7 +114,7 @@ fn ready(body: &mut Body) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// A stream of this topic that has read everything that is there.
+/// Opens a stream of a topic and reads until it has caught up.
 async fn open(hub: &Hub, topic: &str) -> Body {
     let access = Public::topics(TopicFilter::any());
     let mut body = request(hub, access, Request::get(format!("/?topic={topic}"))).await;
@@ -122,7 +122,7 @@ async fn open(hub: &Hub, topic: &str) -> Body {
     body
 }
 
-/// A client that comes back with something that is no position.
+/// Opens a stream with an invalid event id, which causes a gap.
 async fn gap(hub: &Hub) {
     let access = Public::topics(TopicFilter::any());
     let mut body = request(hub, access, Request::get("/").header("last-event-id", "nonsense")).await;
@@ -139,12 +139,12 @@ fn build(builder: HubBuilder) -> Hub {
     builder.build().unwrap()
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Lines
+// -------------------------------------------------------------------------------------------------
+// Log lines
 
 #[tokio::test]
-async fn a_stream_is_a_line_at_debug_when_it_opens_and_when_it_ends() {
-    let (lines, _guard) = Lines::capture();
+async fn a_stream_logs_a_line_at_debug_when_it_opens_and_when_it_ends() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
     let server = Server::start(&hub, app).await;
@@ -162,40 +162,40 @@ async fn a_stream_is_a_line_at_debug_when_it_opens_and_when_it_ends() {
     assert!(lines_so_far[1].contains("ended") && lines_so_far[1].contains("reason=client"), "{lines_so_far:?}");
     resume(server.addr, "/events?topic=t", &id).await.caught_up().await;
     assert!(lines.of_streams()[2].contains("resuming=true"));
-    assert_eq!(lines.above_debug().len(), 1, "only the line of the start: {:?}", lines.above_debug());
+    assert_eq!(lines.above_debug().len(), 1, "only the line about the start: {:?}", lines.above_debug());
 }
 
 #[tokio::test]
-async fn a_start_is_one_line_with_the_log_the_name_and_the_mounts() {
-    let (lines, _guard) = Lines::capture();
+async fn a_start_logs_one_line_with_the_log_the_name_and_the_mounts() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder().instance_name("blue"));
     let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
-    assert_eq!(lines.at(Level::INFO), Vec::<String>::new(), "it is not mounted yet");
+    assert_eq!(lines.at(Level::INFO), Vec::<String>::new(), "the hub is not mounted yet");
     let server = Server::start(&hub, app).await;
     subscribe(server.addr, "/events?topic=t").await;
-    let said = lines.at(Level::INFO);
-    assert_eq!(said.len(), 1, "{said:?}");
+    let logged = lines.at(Level::INFO);
+    assert_eq!(logged.len(), 1, "{logged:?}");
     for part in ["this process", "instance=\"blue\"", "/events"] {
-        assert!(said[0].contains(part), "{said:?}");
+        assert!(logged[0].contains(part), "{logged:?}");
     }
 }
 
 #[tokio::test]
-async fn a_publish_is_one_line_at_debug_that_names_no_user() {
-    let (lines, _guard) = Lines::capture();
+async fn a_publish_logs_one_line_at_debug_without_the_user() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     let receipt = hub.user("ada").publish(Event::unnamed("x")).await.unwrap();
-    let said = lines.at(Level::DEBUG);
-    assert_eq!(said.len(), 1, "{said:?}");
+    let logged = lines.at(Level::DEBUG);
+    assert_eq!(logged.len(), 1, "{logged:?}");
     for part in ["published", "user", "receivers=0", &receipt.position.to_string()] {
-        assert!(said[0].contains(part), "{said:?}");
+        assert!(logged[0].contains(part), "{logged:?}");
     }
-    assert!(!said[0].contains("ada"), "{said:?}");
+    assert!(!logged[0].contains("ada"), "{logged:?}");
 }
 
 #[tokio::test]
-async fn a_key_that_no_rule_keeps_is_one_warning_and_a_flag() {
-    let (lines, _guard) = Lines::capture();
+async fn a_key_without_a_retention_rule_logs_one_warning_and_sets_a_flag() {
+    let (lines, _guard) = LogLines::capture();
     let latest = Retention::latest_per_key();
     let hub = build(Hub::builder().retention_for(TopicFilter::prefix("latest/"), latest));
     let publish = async |topic: &str, event: Event| hub.topic(topic).publish(event).await.unwrap().key_ignored;
@@ -204,27 +204,27 @@ async fn a_key_that_no_rule_keeps_is_one_warning_and_a_flag() {
     assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
     assert!(publish("t", Event::unnamed("x").key("k")).await);
     assert!(publish("t", Event::removal("k")).await);
-    let said = lines.at(Level::WARN);
-    assert!(said.len() == 1 && said[0].contains("latest_per_key"), "{said:?}");
-    // One target that keeps it is enough.
+    let logged = lines.at(Level::WARN);
+    assert!(logged.len() == 1 && logged[0].contains("latest_per_key"), "{logged:?}");
+    // It is enough that one topic of the union keeps values.
     let both = hub.topic("t").and(hub.topic("latest/a"));
     assert!(!both.publish(Event::unnamed("x").key("k")).await.unwrap().key_ignored);
 }
 
 #[tokio::test]
-async fn a_publisher_warns_of_a_key_that_no_rule_keeps() {
-    let (lines, _guard) = Lines::capture();
+async fn a_publisher_warns_of_a_key_without_a_retention_rule() {
+    let (lines, _guard) = LogLines::capture();
     let publisher = tower_sse::Publisher::new(tower_sse::backplane::Memory::new()).unwrap();
     for _ in 0..2 {
         assert!(publisher.topic("t").publish(Event::unnamed("x").key("k")).await.unwrap().key_ignored);
     }
-    let said = lines.at(Level::WARN);
-    assert!(said.len() == 1 && said[0].contains("latest_per_key"), "{said:?}");
+    let logged = lines.at(Level::WARN);
+    assert!(logged.len() == 1 && logged[0].contains("latest_per_key"), "{logged:?}");
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_one_warning_that_names_the_origin() {
-    let (lines, _guard) = Lines::capture();
+async fn a_page_of_another_origin_logs_one_warning_with_the_origin() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     for _ in 0..2 {
         let foreign = Request::get("/").header("host", "api.example").header("origin", "http://localhost:5173");
@@ -232,35 +232,35 @@ async fn a_page_of_another_origin_is_one_warning_that_names_the_origin() {
         let body = request(&hub, access, foreign).await;
         assert_eq!(body.collect().await.unwrap().to_bytes(), "the origin of this page is not allowed\n");
     }
-    let said = lines.at(Level::WARN);
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].contains("http://localhost:5173") && said[0].contains("allow_cross_origin"), "{said:?}");
+    let logged = lines.at(Level::WARN);
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert!(logged[0].contains("http://localhost:5173") && logged[0].contains("allow_cross_origin"), "{logged:?}");
 }
 
 #[tokio::test]
-async fn an_invalid_subscription_is_one_warning_that_says_why() {
-    let (lines, _guard) = Lines::capture();
+async fn an_invalid_subscription_logs_one_warning_with_the_cause() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     for _ in 0..2 {
         let access = async |_: StreamRequest| Ok(Subscription::anonymous().topic("a\nb"));
         request(&hub, access, Request::get("/")).await;
     }
-    let said = lines.at(Level::WARN);
-    assert!(said.len() == 1 && said[0].contains("400") && said[0].contains("control character"), "{said:?}");
+    let logged = lines.at(Level::WARN);
+    assert!(logged.len() == 1 && logged[0].contains("400") && logged[0].contains("control character"), "{logged:?}");
 }
 
 #[tokio::test]
-async fn a_socket_that_the_hub_does_not_watch_is_one_warning() {
-    let (lines, _guard) = Lines::capture();
+async fn streams_without_the_hub_listener_log_one_warning() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     let _streams = [open(&hub, "t").await, open(&hub, "t").await];
-    let said = lines.at(Level::WARN);
-    assert!(said.len() == 1 && said[0].contains("hub.listener"), "{said:?}");
+    let logged = lines.at(Level::WARN);
+    assert!(logged.len() == 1 && logged[0].contains("hub.listener"), "{logged:?}");
 }
 
 #[tokio::test]
-async fn a_hook_that_blocks_its_thread_is_one_warning() {
-    let (lines, _guard) = Lines::capture();
+async fn a_hook_that_blocks_its_thread_logs_one_warning() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     for _ in 0..2 {
         let access = async |_: StreamRequest| {
@@ -269,63 +269,63 @@ async fn a_hook_that_blocks_its_thread_is_one_warning() {
         };
         request(&hub, access, Request::get("/")).await;
     }
-    let said = lines.warnings();
-    assert!(said.len() == 1 && said[0].contains("blocked its thread"), "{said:?}");
+    let logged = lines.warnings();
+    assert!(logged.len() == 1 && logged[0].contains("blocked its thread"), "{logged:?}");
 }
 
 #[test]
-fn a_layer_path_with_a_parameter_is_a_warning() {
-    let (lines, _guard) = Lines::capture();
+fn a_layer_path_with_a_parameter_logs_a_warning() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     let _ = hub.layer("/rooms/{id}/events", Public::topics(TopicFilter::any()));
-    let said = lines.at(Level::WARN);
-    assert!(said.len() == 1 && said[0].contains("no parameters"), "{said:?}");
+    let logged = lines.at(Level::WARN);
+    assert!(logged.len() == 1 && logged[0].contains("no parameters"), "{logged:?}");
 }
 
 #[tokio::test]
-async fn a_drain_is_said_with_its_counts() {
-    let (lines, _guard) = Lines::capture();
+async fn a_drain_logs_its_counts() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     let mut stream = hub.subscribe(Subscription::for_user("ada"), Cursor::Absent).unwrap();
     let draining = hub.clone();
     let (drained, _) = tokio::join!(draining.drain(Duration::ZERO), async { while stream.next().await.is_some() {} });
     assert_eq!((drained.ended, drained.cut), (1, 0));
-    let said = lines.at(Level::INFO);
-    assert!(said.iter().any(|line| line.contains("drained") && line.contains("ended=1")), "{said:?}");
+    let logged = lines.at(Level::INFO);
+    assert!(logged.iter().any(|line| line.contains("drained") && line.contains("ended=1")), "{logged:?}");
     assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
     assert!(lines.at(Level::DEBUG).iter().any(|line| line.contains("reason=draining")));
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_gaps_are_one_warning_that_later_says_how_many() {
-    let (lines, _guard) = Lines::capture();
+async fn many_gaps_log_one_warning_and_later_the_number_suppressed() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     for _ in 0..50 {
         gap(&hub).await;
     }
-    let said = lines.warnings();
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].contains("gap") && said[0].contains("reason=invalid"), "{said:?}");
+    let logged = lines.warnings();
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert!(logged[0].contains("gap") && logged[0].contains("reason=invalid"), "{logged:?}");
     tokio::time::advance(Duration::from_secs(60)).await;
     gap(&hub).await;
-    let said = lines.warnings();
-    assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said[1].contains("suppressed=49"), "{said:?}");
+    let logged = lines.warnings();
+    assert_eq!(logged.len(), 2, "{logged:?}");
+    assert!(logged[1].contains("suppressed=49"), "{logged:?}");
     let every_one = lines.at(Level::DEBUG).iter().filter(|line| line.contains("gap")).count();
     assert_eq!(every_one, 51);
     assert_eq!(hub.stats().gaps(GapReason::Invalid), 51);
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_refusals_are_one_warning_that_later_says_how_many() {
-    let (lines, _guard) = Lines::capture();
+async fn many_refusals_log_one_warning_and_later_the_number_suppressed() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     for _ in 0..50 {
         refused(&hub).await;
     }
-    let said = lines.at(Level::WARN);
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].contains("refused") && said[0].contains("reason=busy"), "{said:?}");
+    let logged = lines.at(Level::WARN);
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert!(logged[0].contains("refused") && logged[0].contains("reason=busy"), "{logged:?}");
     tokio::time::advance(Duration::from_secs(60)).await;
     refused(&hub).await;
     assert!(lines.at(Level::WARN)[1].contains("suppressed=49"));
@@ -333,21 +333,21 @@ async fn many_refusals_are_one_warning_that_later_says_how_many() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_kind_of_trouble_does_not_silence_another() {
-    let (lines, _guard) = Lines::capture();
+async fn warnings_of_one_kind_do_not_suppress_another_kind() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     for _ in 0..3 {
         gap(&hub).await;
         refused(&hub).await;
     }
-    let said = lines.warnings();
-    assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said[0].contains("gap") && said[1].contains("refused"), "{said:?}");
+    let logged = lines.warnings();
+    assert_eq!(logged.len(), 2, "{logged:?}");
+    assert!(logged[0].contains("gap") && logged[1].contains("refused"), "{logged:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn evictions_by_the_byte_budget_are_one_warning() {
-    let (lines, _guard) = Lines::capture();
+async fn evictions_by_the_byte_budget_log_one_warning() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder().max_payload(1000).retention_budget(3000));
     let publish = async |topics| {
         for n in 0..topics {
@@ -357,11 +357,11 @@ async fn evictions_by_the_byte_budget_are_one_warning() {
     publish(30).await;
     until(|| !lines.at(Level::WARN).is_empty()).await;
     publish(30).await;
-    // The hub looks every few seconds.
+    // The hub checks its counters every few seconds.
     tokio::time::sleep(Duration::from_secs(9)).await;
-    let said = lines.at(Level::WARN);
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].contains("budget"), "{said:?}");
+    let logged = lines.at(Level::WARN);
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert!(logged[0].contains("budget"), "{logged:?}");
     tokio::time::sleep(Duration::from_secs(60)).await;
     publish(30).await;
     until(|| lines.at(Level::WARN).len() == 2).await;
@@ -369,8 +369,8 @@ async fn evictions_by_the_byte_budget_are_one_warning() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bounds_of_a_channel_are_no_eviction() {
-    let (lines, _guard) = Lines::capture();
+async fn events_dropped_by_the_limits_of_a_topic_do_not_count_as_evicted() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder().topic_retention(Retention::replay().count(1)));
     for _ in 0..50 {
         hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
@@ -381,42 +381,42 @@ async fn the_bounds_of_a_channel_are_no_eviction() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_are_given_up_are_one_warning() {
-    let (lines, _guard) = Lines::capture();
+async fn stalled_streams_log_one_warning() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder().write_deadline(Duration::from_secs(4)));
     let mut bodies = Vec::new();
     for _ in 0..20 {
         bodies.push(open(&hub, "t").await);
     }
-    hub.topic("t").publish(Event::unnamed("nobody reads")).await.unwrap();
+    hub.topic("t").publish(Event::unnamed("no client reads")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(hub.stats().stalled, 20);
     assert_eq!(lines.warnings(), Vec::<String>::new(), "not yet");
     until(|| hub.stats().ended(EndReason::Stalled) == 20).await;
-    let said = lines.warnings();
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].contains("stalled"), "{said:?}");
+    let logged = lines.warnings();
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert!(logged[0].contains("stalled"), "{logged:?}");
     assert_eq!(hub.stats().connections, 0);
     drop(bodies);
-    assert_eq!(hub.stats().ended(EndReason::Client), 0, "each ends for one reason");
+    assert_eq!(hub.stats().ended(EndReason::Client), 0, "each stream ends with one reason");
 }
 
 #[tokio::test]
-async fn a_payload_that_a_well_used_client_cannot_read_is_warned_of_once() {
-    let (lines, _guard) = Lines::capture();
+async fn a_payload_too_large_for_some_clients_logs_one_warning() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     hub.topic("t").publish(Event::unnamed("x".repeat(60 << 10))).await.unwrap();
     assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
     for _ in 0..5 {
         hub.topic("t").publish(Event::unnamed("x".repeat(65 << 10))).await.unwrap();
     }
-    let said = lines.at(Level::WARN);
-    assert_eq!(said.len(), 1, "a warning once above 64 KiB (wire.md, defaults and limits): {said:?}");
+    let logged = lines.at(Level::WARN);
+    assert_eq!(logged.len(), 1, "a warning once above 64 KiB (wire.md, defaults and limits): {logged:?}");
 }
 
 #[tokio::test]
-async fn a_path_that_is_never_requested_is_warned_of() {
-    let (lines, _guard) = Lines::capture();
+async fn a_layer_path_without_a_leading_slash_logs_a_warning() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     drop(hub.layer("events", Public::topics(TopicFilter::any())));
     assert_eq!(lines.at(Level::WARN).len(), 1);
@@ -424,18 +424,18 @@ async fn a_path_that_is_never_requested_is_warned_of() {
     assert_eq!(lines.at(Level::WARN).len(), 1);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// What is in no line
+// -------------------------------------------------------------------------------------------------
+// Secrets
 
-/// Everything that could give somebody away has this in it.
+/// Part of every value that a log line must not contain.
 const SECRET: &str = "s3cr3t";
 
-async fn secretive(request: StreamRequest) -> Result<Subscription, Refusal> {
+async fn secret_access(request: StreamRequest) -> Result<Subscription, Refusal> {
     let subscription = Subscription::for_user("s3cr3t-user").topic("s3cr3t-topic").data("s3cr3t-data");
-    // An application may well log this; it must not give away more than it has to.
+    // Applications may log the request, so its `Debug` output must not contain the query.
     tracing::trace!(target: "application", ?request);
     match request.query_values("ticket").next().as_deref() {
-        Some("s3cr3t-panic") => panic!("s3cr3t-panic, as asked for"),
+        Some("s3cr3t-panic") => panic!("s3cr3t-panic"),
         Some("s3cr3t-slow") => std::future::pending().await,
         Some("s3cr3t-login") => Err(Refusal::unauthorized()),
         Some("s3cr3t-later") => Err(Refusal::retry_later(RefusalReason::Busy)),
@@ -450,15 +450,15 @@ async fn handler(
     axum::extract::State(hub): axum::extract::State<Hub>,
     request: StreamRequest,
 ) -> tower_sse::EventStream {
-    match secretive(request.clone()).await {
+    match secret_access(request.clone()).await {
         Ok(subscription) => hub.respond(request, subscription),
         Err(refusal) => hub.refuse(refusal),
     }
 }
 
 #[tokio::test]
-async fn no_line_says_who_reads_what_or_with_which_ticket() {
-    let (lines, _guard) = Lines::capture();
+async fn log_lines_contain_no_users_topics_data_or_tickets() {
+    let (lines, _guard) = LogLines::capture();
     let retention = Retention::replay().count(1).on_lag(LagPolicy::Disconnect);
     let hub = build(
         Hub::builder()
@@ -470,10 +470,10 @@ async fn no_line_says_who_reads_what_or_with_which_ticket() {
             .retention_budget(1000),
     );
     let app = Router::new()
-        .route_service("/endpoint", hub.endpoint(secretive))
+        .route_service("/endpoint", hub.endpoint(secret_access))
         .route("/handler", axum::routing::get(handler))
         .with_state(hub.clone())
-        .layer(hub.layer("/layer", secretive));
+        .layer(hub.layer("/layer", secret_access));
     let server = Server::start(&hub, app).await;
     let first = hub.topic("s3cr3t-topic").publish(Event::unnamed("s3cr3t-data")).await.unwrap().position.to_string();
 
@@ -511,11 +511,11 @@ async fn no_line_says_who_reads_what_or_with_which_ticket() {
             resume(server.addr, &path("fine"), id).await.caught_up().await;
             get(server.addr, &format!("{}&last_event_id={id}", path("fine"))).await.events().caught_up().await;
         }
-        // One that sends rubbish behind its request, and one that leaves in the middle of it.
-        for rubbish in [&b"GET /layer?ticket=s3cr3t-half"[..], b"s3cr3t s3cr3t s3cr3t\r\n\r\n"] {
+        // A client that disconnects within its request, and a client that sends an invalid request.
+        for bytes in [&b"GET /layer?ticket=s3cr3t-half"[..], b"s3cr3t s3cr3t s3cr3t\r\n\r\n"] {
             use tokio::io::{AsyncReadExt, AsyncWriteExt};
             let mut tcp = tokio::net::TcpStream::connect(server.addr).await.unwrap();
-            tcp.write_all(rubbish).await.unwrap();
+            tcp.write_all(bytes).await.unwrap();
             tcp.shutdown().await.unwrap();
             drop(soon(tcp.read_to_end(&mut Vec::new())).await);
         }
@@ -530,20 +530,20 @@ async fn no_line_says_who_reads_what_or_with_which_ticket() {
         assert!(!line.text.contains(SECRET), "{line:?}");
     }
     for line in lines.all() {
-        assert!(!line.text.contains("ticket"), "no query at any level: {line:?}");
-        for what in
+        assert!(!line.text.contains("ticket"), "a line contains the query: {line:?}");
+        for value in
             ["fine", "login", "later", "bad", "many", "brief", "panic", "slow", "cookie", "cursor", "data", "half"]
         {
-            assert!(!line.text.contains(&format!("{SECRET}-{what}")), "{line:?}");
+            assert!(!line.text.contains(&format!("{SECRET}-{value}")), "{line:?}");
         }
     }
-    // There was something to hear.
+    // The test has caused lines of these levels.
     let count = |level| lines.at(level).len();
     assert!(count(Level::ERROR) > 0 && count(Level::WARN) > 1 && count(Level::DEBUG) > 20, "{:?}", lines.above_debug());
 }
 
 #[tokio::test]
-async fn nothing_that_can_be_formatted_gives_the_query_away() {
+async fn debug_output_contains_no_query_and_no_data() {
     let request = Request::get("/events?ticket=s3cr3t").header("cookie", "s3cr3t").header("last-event-id", "s3cr3t");
     let stream_request = StreamRequest::from_request(&request.body(()).unwrap());
     assert!(!format!("{stream_request:?}").contains(SECRET), "{stream_request:?}");
@@ -563,11 +563,11 @@ async fn nothing_that_can_be_formatted_gives_the_query_away() {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Counts
 
 #[tokio::test(start_paused = true)]
-async fn everything_is_counted_exactly() {
+async fn stats_are_exact() {
     let hub = build(
         Hub::builder()
             .write_deadline(Duration::from_secs(4))
@@ -640,11 +640,11 @@ async fn everything_is_counted_exactly() {
     let ahead = Cursor::parse(format!("{}0", hub.position()).as_bytes());
     let mut stream = hub.subscribe(Subscription::anonymous(), ahead).unwrap();
     assert!(matches!(stream.next().await, Some(SubscriberItem::Gap { reason: GapReason::Ahead, .. })));
-    // All but `lost`, which only a broker can be.
+    // Every reason except `lost`, which only a broker can cause.
     let all = GapReason::ALL.iter().map(|&reason| (reason, hub.stats().gaps(reason))).collect::<Vec<_>>();
     assert!(all.iter().all(|(reason, count)| *count == u64::from(*reason != GapReason::Lost)), "{all:?}");
 
-    // Refusals, of each reason that comes by itself.
+    // Refusals.
     refused(&hub).await;
     let slow = |_: StreamRequest| std::future::pending();
     assert!(ready(&mut request(&hub, slow, Request::get("/")).await).contains("timeout"));
@@ -652,8 +652,8 @@ async fn everything_is_counted_exactly() {
     assert_eq!(hub.stats().refused(RefusalReason::Timeout), 1);
     assert_eq!(hub.stats().refused(RefusalReason::Limit), 0);
 
-    // Evictions: the budget holds four records of this size, each with a topic of its own. Eight small ones are in their way:
-    // four of `a`, two each of `short` and `strict`.
+    // Evictions. The budget holds four records of this size, each in its own topic. Before them it
+    // holds eight small records: four of `a`, two of `short` and two of `strict`.
     assert_eq!(hub.stats().evicted, 0);
     for n in 0..20 {
         hub.topic(n).publish(Event::unnamed("x".repeat(800))).await.unwrap();
@@ -683,7 +683,7 @@ async fn everything_is_counted_exactly() {
 }
 
 #[tokio::test]
-async fn current_values_have_their_own_bytes() {
+async fn current_values_count_as_keyed_bytes_and_not_as_retained_bytes() {
     let hub = build(Hub::builder().topic_retention(Retention::latest_per_key()));
     for n in 0..10 {
         hub.topic("t").publish(Event::unnamed(n.to_string()).key("k")).await.unwrap();
@@ -696,7 +696,7 @@ async fn current_values_have_their_own_bytes() {
 }
 
 #[tokio::test]
-async fn an_event_that_a_connection_is_excepted_from_is_not_delivered_to_it() {
+async fn an_excluded_connection_does_not_count_as_a_delivery() {
     let hub = build(Hub::builder());
     let mut me = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let mut you = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
@@ -708,8 +708,8 @@ async fn an_event_that_a_connection_is_excepted_from_is_not_delivered_to_it() {
 }
 
 #[tokio::test]
-async fn both_of_two_instances_with_other_settings_log_it() {
-    let (lines, _guard) = Lines::capture();
+async fn both_of_two_instances_with_different_settings_log_a_warning() {
+    let (lines, _guard) = LogLines::capture();
     let log = tower_sse::backplane::Memory::new();
     let build =
         |grace| Hub::builder().presence_grace(Duration::from_secs(grace)).backplane(log.clone()).build().unwrap();
@@ -721,10 +721,10 @@ async fn both_of_two_instances_with_other_settings_log_it() {
     drop(newer);
 }
 
-/// Instances that were built differently serve all the same; each says so once, and names what differs.
+/// Instances with different settings work together. Each logs one warning that names the settings.
 #[tokio::test]
-async fn another_instance_with_other_settings_is_warned_of_once() {
-    let (lines, _guard) = Lines::capture();
+async fn each_instance_logs_different_settings_of_other_instances_once() {
+    let (lines, _guard) = LogLines::capture();
     let log = tower_sse::backplane::Memory::new();
     let build =
         |builder: HubBuilder| builder.backplane(log.clone()).peer_timeout(Duration::from_millis(900)).build().unwrap();
@@ -738,7 +738,7 @@ async fn another_instance_with_other_settings_is_warned_of_once() {
     for hub in [&one, &two, &other, &another] {
         until(|| hub.stats().others == 3).await;
     }
-    // One line of each instance, the newest too.
+    // One line from each instance, also from the newest.
     until(|| lines.at(Level::WARN).len() >= 4).await;
     let mut page = another.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     one.topic("t").publish(Event::unnamed("x")).await.unwrap();
@@ -750,8 +750,8 @@ async fn another_instance_with_other_settings_is_warned_of_once() {
 }
 
 #[tokio::test]
-async fn a_ticket_shows_in_no_log_and_in_no_debug() {
-    let (lines, _guard) = Lines::capture();
+async fn log_lines_and_debug_output_contain_no_ticket() {
+    let (lines, _guard) = LogLines::capture();
     let hub = build(Hub::builder());
     let ticket = hub.ticket(Subscription::for_user("ada").topic("t"), Duration::from_secs(60)).await.unwrap();
     let path = format!("/?ticket={}", ticket.as_str());

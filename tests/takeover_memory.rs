@@ -1,7 +1,7 @@
-//! What an idle stream costs in memory, taken over and not, and what one costs whose client reads nothing. Alone in
-//! its process, since it looks at all of it.
+//! Memory of an idle stream with and without takeover, and of a stream whose client does not read.
+//! These tests are a binary of their own, because they measure the memory of the whole process.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests and their helpers may panic")]
 
 mod kit;
 
@@ -14,7 +14,7 @@ use tower_sse::{Event, Hub, Public, Retention, TopicFilter};
 
 const STREAMS: usize = 1000;
 
-/// One test after the other.
+/// Makes the tests run one after the other.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn resident_bytes() -> usize {
@@ -22,7 +22,7 @@ fn resident_bytes() -> usize {
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-/// Both ends are in this process.
+/// Opens `count` streams. Client and server are both in this process.
 async fn open(hub: &Hub, takeover: bool, count: usize) -> Vec<TcpStream> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -54,9 +54,9 @@ async fn open(hub: &Hub, takeover: bool, count: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_taken_over_costs_a_fraction_and_what_its_client_sends_costs_nothing() {
+async fn a_taken_over_stream_needs_a_fraction_of_the_memory_also_when_its_client_sends() {
     let _alone = ALONE.lock().await;
-    // What the first use of everything needs.
+    // Allocates what initialization needs before the measurement.
     let first = Hub::builder().build().unwrap();
     drop((open(&first, true, 20).await, open(&Hub::builder().build().unwrap(), false, 20).await));
     until(|| first.stats().connections == 0).await;
@@ -66,7 +66,7 @@ async fn a_stream_that_is_taken_over_costs_a_fraction_and_what_its_client_sends_
     let mut streams = open(&hub, true, STREAMS).await;
     let taken_over = resident_bytes().saturating_sub(before) / STREAMS;
 
-    // Much more than the kernel's buffers hold.
+    // Much more than the buffers of the kernel hold.
     let talker = &mut streams[0];
     let before = resident_bytes();
     let piece = [b'x'; 64 * 1024];
@@ -74,7 +74,7 @@ async fn a_stream_that_is_taken_over_costs_a_fraction_and_what_its_client_sends_
         soon(talker.write_all(&piece)).await.unwrap();
     }
     let grown = resident_bytes().saturating_sub(before);
-    assert!(grown < 8 << 20, "{} kB more", grown >> 10);
+    assert!(grown < 8 << 20, "the process grew by {} KiB", grown >> 10);
     let published = hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     assert_eq!(published.connections, STREAMS);
     let mut event = [0; 64];
@@ -85,24 +85,24 @@ async fn a_stream_that_is_taken_over_costs_a_fraction_and_what_its_client_sends_
     let before = resident_bytes();
     let by_body = open(&other, false, STREAMS).await;
     let as_body = resident_bytes().saturating_sub(before) / STREAMS;
-    assert!(as_body > 4 * taken_over, "{taken_over} bytes taken over, {as_body} not");
-    assert!(taken_over < 3000, "{taken_over} bytes, the client's end included");
+    assert!(as_body > 4 * taken_over, "{taken_over} bytes with takeover, {as_body} without");
+    assert!(taken_over < 3000, "{taken_over} bytes for each stream, with the memory of its client");
 
     drop((streams, by_body));
     until(|| hub.stats().connections + other.stats().connections == 0).await;
 }
 
-/// The kernel's buffers are not in it.
+/// The buffers of the kernel do not count as memory of the process.
 #[tokio::test]
-async fn a_client_that_reads_nothing_costs_little_memory() {
+async fn a_client_that_does_not_read_needs_little_memory() {
     const CLIENTS: usize = 200;
     let _alone = ALONE.lock().await;
     let hub = Hub::builder().topic_retention(Retention::replay().bytes(1 << 20)).build().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
-    let watched = kit::watched(&hub, listener);
-    tokio::spawn(async move { axum::serve(watched, app).await.unwrap() });
+    let listener = kit::hub_listener(&hub, listener);
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let socket = TcpSocket::new_v4().unwrap();
@@ -114,7 +114,8 @@ async fn a_client_that_reads_nothing_costs_little_memory() {
     until(|| hub.stats().connections == CLIENTS).await;
     let before = resident_bytes();
     for n in 0..400 {
-        // Two audiences, so that each client has bytes of its own.
+        // Two topics in turn: the hub shares chunks only between readers of one channel, so each
+        // client needs its own bytes.
         let event = Event::unnamed("x".repeat(10_000));
         hub.topic(if n % 2 == 0 { "a" } else { "b" }).publish(event).await.unwrap();
         tokio::task::yield_now().await;

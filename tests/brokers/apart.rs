@@ -63,12 +63,12 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
 
 /// Of a value that was set for two topics and has ended in one of them, an instance that starts later knows only the other.
 async fn a_value_of_a_union_ends_where_it_was_removed<B: BrokerServer>(broker: B) {
-    let log = B::short(broker.log("union"), 500);
+    let log = B::with_max_records(broker.log("union"), 500);
     let one = start(log.clone()).await;
     let both = one.topic("latest/a").and(one.topic("latest/b"));
     both.publish(Event::new("v", "1").key("k")).await.unwrap();
     one.topic("latest/a").publish(Event::removal("k")).await.unwrap();
-    broker.has_copied("union", 2).await;
+    broker.wait_until_copied("union", 2).await;
     busy(&one).await;
     let two = start(log).await;
     for (topic, expected) in [("latest/a", 0), ("latest/b", 1)] {

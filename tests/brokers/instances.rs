@@ -509,7 +509,7 @@ for_each_broker!(
 
 /// Every instance is started anew while the log is trimmed ten times over.
 async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap<B: BrokerServer>(server: B) {
-    let log = || B::short(server.log("roll"), 500);
+    let log = || B::with_max_records(server.log("roll"), 500);
     let mut one = Instance::start(log()).await.ready().await;
     for n in 0..20 {
         let event = Event::new("v", n.to_string()).key(format!("k{n}"));

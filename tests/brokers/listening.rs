@@ -11,7 +11,7 @@ use tower_sse::{
     TopicFilter,
 };
 
-use crate::kit::access::asked_for;
+use crate::kit::access::from_query;
 use crate::kit::broker::for_each_broker;
 use crate::kit::page::Page;
 use crate::kit::{Server, get, parsed, send, soon, until};
@@ -24,7 +24,7 @@ struct Instance {
 /// Believes the query. Each user has data, and a page may join what is open.
 async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
     let user = request.query_values("user");
-    let subscription = asked_for(&request).may_join(TopicFilter::prefix("open/"));
+    let subscription = from_query(&request).may_join(TopicFilter::prefix("open/"));
     Ok(user.fold(subscription, |subscription, user| subscription.data(&json!({ "name": user }))))
 }
 

@@ -36,7 +36,7 @@ async fn trims_by_length_and_by_age_and_says_what_is_left() {
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "length").unwrap().limits(LogLimits::new().max_records(1_000).max_values(10));
     append(&log, vec![value("kept apart", "id")]).await;
-    server.copied("length", 1).await;
+    server.wait_until_copied("length", 1).await;
     append(&log, (0..4_999).map(|n| record(&n.to_string())).collect()).await;
     let state = soon(log.state(None)).await.unwrap();
     assert_eq!((state.first, state.last), (4_001, 5_000));
@@ -75,15 +75,15 @@ async fn values_outlive_the_log_each_on_its_own() {
         outgoing
     };
     append(&log, vec![both("both", false)]).await;
-    server.copied("n", 1).await;
+    server.wait_until_copied("n", 1).await;
     append(&log, vec![value("only x", "x")]).await;
-    server.copied("n", 2).await;
+    server.wait_until_copied("n", 2).await;
     append(&log, vec![record("plain")]).await;
     assert_eq!(values(&log).await, BTreeMap::from([(1, "both".to_owned()), (2, "only x".to_owned())]));
     append(&log, vec![value("z", "z")]).await;
-    server.copied("n", 3).await;
+    server.wait_until_copied("n", 3).await;
     append(&log, vec![both("gone", true)]).await;
-    server.copied("n", 4).await;
+    server.wait_until_copied("n", 4).await;
     append(&log, vec![record("plain")]).await;
     assert_eq!(values(&log).await, BTreeMap::from([(4, "z".to_owned())]));
 }
@@ -170,7 +170,7 @@ async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_its_values_go_on() {
     let seen = append(&one, vec![record("4")]).await[0];
     assert_eq!((seen.epoch, soon(two.state(None)).await.unwrap().last), (before[0].epoch, seen.sequence));
     server.kill();
-    server.bring_back(&saved);
+    server.restore(&saved);
     server.restart();
     // Who comes first has not seen more; the other has.
     let place = soon(async {

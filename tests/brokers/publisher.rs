@@ -131,7 +131,7 @@ async fn the_log_of_one_process_refuses_an_idempotency_key() {
         hub.topic("t").check(&event()).unwrap_err(),
     ] {
         assert!(error.is_invalid() && !error.is_unavailable(), "{error}");
-        assert_eq!(error.to_string(), "only a shared log remembers an idempotency key");
+        assert_eq!(error.to_string(), "an idempotency key requires a shared log");
     }
     assert_eq!(hub.stats().published, 0);
 }

@@ -17,7 +17,7 @@ use tower_sse::{
     Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
-use crate::kit::access::asked_for;
+use crate::kit::access::from_query;
 use crate::kit::broker::{Broker, for_each_broker};
 use crate::kit::{soon, until};
 
@@ -104,7 +104,7 @@ struct Hook(Arc<Counted>);
 
 impl Access for Hook {
     async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
-        Ok(asked_for(&request))
+        Ok(from_query(&request))
     }
 
     async fn recheck(&self, subscription: Subscription) -> Recheck {

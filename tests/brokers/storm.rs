@@ -17,9 +17,9 @@ fn subscription(instance: usize, n: usize) -> Subscription {
 }
 
 async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
-    let log = B::short(broker.log("storm"), 1_000);
+    let log = B::with_max_records(broker.log("storm"), 1_000);
     let hubs: [Hub; 2] = std::array::from_fn(|_| {
-        let own = B::short(broker.log("storm"), 1_000);
+        let own = B::with_max_records(broker.log("storm"), 1_000);
         builder().backplane(own).build().unwrap()
     });
     until(|| hubs.iter().all(|hub| hub.is_ready() && hub.stats().others == 1)).await;

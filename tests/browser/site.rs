@@ -81,11 +81,12 @@ impl Site {
         let record = Record::default();
         let (stop, stopped) = oneshot::channel::<()>();
         let leaving = hub.clone();
-        let serve =
-            axum::serve(crate::kit::watched(hub, listener), record.around(routes)).with_graceful_shutdown(async move {
+        let serve = axum::serve(crate::kit::hub_listener(hub, listener), record.around(routes)).with_graceful_shutdown(
+            async move {
                 drop(stopped.await);
                 leaving.drain(WINDOW).await;
-            });
+            },
+        );
         let task = tokio::spawn(async move { serve.await.unwrap() });
         Self { addr, hub: hub.clone(), record, stop, task }
     }

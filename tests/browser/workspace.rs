@@ -217,7 +217,7 @@ async fn a_restart_is_one_gap_and_the_page_fetches_everything_anew_and_says_so()
     let addr = workspace.leave().await;
     let _workspace = Workspace::start_at(addr, &[]).await;
     tab.shows("refreshed").await;
-    tab.reads("#banner", "Something was missed, so this page was fetched anew.").await;
+    tab.reads("#banner", "Events were lost, so this page loaded its state again.").await;
     assert_eq!(tab.news().await, json!([]));
     assert_eq!(tab.heard("hub.gap").await, 1);
     assert_eq!(tab.heard("hub.bye").await, 1);

@@ -1,6 +1,7 @@
-//! The examples themselves.
+//! The source of the examples, as modules.
 
-#![allow(dead_code, unreachable_pub, reason = "nobody calls their `main`")]
+#![allow(dead_code, unreachable_pub, reason = "no test calls their `main`")]
+#![allow(clippy::duplicate_mod, reason = "each example includes `examples/shared/shutdown.rs`")]
 
 #[path = "../../examples/hyper/src/main.rs"]
 pub mod hyper;

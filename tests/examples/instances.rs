@@ -1,4 +1,5 @@
-//! Two standalone hubs over a real Redis: what one takes the other delivers, and clients move between them.
+//! Two standalone hubs with a real broker: each delivers the events of the other, and clients move
+//! between them.
 #![cfg(unix)]
 
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use crate::nats_server::NatsServer;
 use crate::process::{Process, start_in, start_with};
 use crate::redis_server::{DURABLE, FORGETFUL, RedisServer};
 
-/// Waits until it takes streams.
+/// Waits until the instance is ready.
 pub async fn ready(addr: SocketAddr) {
     soon(async {
         while get(addr, "/readyz").await.status != 200 {
@@ -50,7 +51,7 @@ async fn numbers(events: &mut Events, numbers: std::ops::Range<u64>) {
 }
 
 #[tokio::test]
-async fn a_client_goes_on_at_either_and_at_the_other_when_one_is_killed() {
+async fn client_resumes_at_either_instance_also_when_one_is_killed() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let (one, at_one) = start(&server, "n").await;
     let (_two, at_two) = start(&server, "n").await;
@@ -61,7 +62,7 @@ async fn a_client_goes_on_at_either_and_at_the_other_when_one_is_killed() {
     for round in 0..10 {
         let (there, from) = if round % 2 == 0 { (at_one, at_two) } else { (at_two, at_one) };
         let first = round * 5;
-        // Some while nobody listens, some while it does.
+        // Two events before the client resumes, and three after.
         assert_eq!((post(from, first).await, post(there, first + 1).await), (202, 202));
         let mut events = resume(there, "/events?topic=t", &last_id).await;
         for number in first + 2..first + 5 {
@@ -71,7 +72,7 @@ async fn a_client_goes_on_at_either_and_at_the_other_when_one_is_killed() {
         last_id = events.last_id;
     }
 
-    // -9 in the middle of a stream.
+    // The instance is killed in the middle of a stream.
     let mut events = resume(at_one, "/events?topic=t", &last_id).await;
     for number in 50..60 {
         assert_eq!(post(at_two, number).await, 202);
@@ -95,7 +96,7 @@ async fn a_client_goes_on_at_either_and_at_the_other_when_one_is_killed() {
 }
 
 #[tokio::test]
-async fn without_its_broker_it_is_well_not_ready_and_refuses_softly() {
+async fn instance_without_its_broker_is_healthy_but_not_ready() {
     let Some(mut server) = RedisServer::start(DURABLE) else { return };
     let (_one, addr) = start(&server, "n").await;
     let mut events = subscribe(addr, "/events?topic=t").await;
@@ -112,8 +113,8 @@ async fn without_its_broker_it_is_well_not_ready_and_refuses_softly() {
     assert_eq!(stats["gaps"]["epoch"], 0);
 }
 
-/// What a process takes for trustworthy it is told by its environment.
-async fn only_who_trusts_it_speaks_to_it(url: &str, certificate: String) {
+/// Asserts that an instance connects to the broker only if the environment trusts its certificate.
+async fn only_a_trusted_certificate_is_accepted(url: &str, certificate: String) {
     let args = || ["--listen", "127.0.0.1:0", "--backplane", url].map(str::to_owned).to_vec();
     let trusting: &[_] = vec![("SSL_CERT_FILE", certificate)].leak();
     let (one, addr) = start_in(args(), trusting).await;
@@ -123,17 +124,16 @@ async fn only_who_trusts_it_speaks_to_it(url: &str, certificate: String) {
     let (code, _, log) = one.output().await;
     assert!(code == Some(0) && !log.contains("s3cret"), "{log}");
 
-    // Who does not know the certificate does not speak to its owner.
-    let (stranger, addr) = start_with(args()).await;
+    let (distrusting, addr) = start_with(args()).await;
     assert_eq!(post(addr, 1).await, 503);
     assert_eq!(get(addr, "/readyz").await.status, 503);
-    stranger.signal("-TERM");
-    let (_, _, log) = stranger.output().await;
+    distrusting.signal("-TERM");
+    let (_, _, log) = distrusting.output().await;
     assert!(log.contains("certificate") && !log.contains("s3cret"), "{log}");
 }
 
 #[tokio::test]
-async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
+async fn redis_works_over_tls_with_a_password_that_no_log_contains() {
     let Some(made) = Certificate::make() else { return };
     let (key, certificate) = (made.key(), made.certificate());
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
@@ -157,15 +157,15 @@ async fn redis_over_tls_and_with_a_password_that_nobody_prints() {
     let arguments: Vec<&'static str> = arguments.concat().into_iter().map(|text| &*text.to_owned().leak()).collect();
     let Some(_server) = RedisServer::start(arguments.leak()) else { return };
     let url = format!("rediss://hub:s3cret@127.0.0.1:{port}");
-    only_who_trusts_it_speaks_to_it(&url, certificate).await;
+    only_a_trusted_certificate_is_accepted(&url, certificate).await;
 }
 
 #[tokio::test]
-async fn nats_over_tls_and_with_a_password_that_nobody_prints() {
+async fn nats_works_over_tls_with_a_password_that_no_log_contains() {
     let Some(made) = Certificate::make() else { return };
     let (key, certificate) = (made.key(), made.certificate());
     let arguments = ["--tls", "--tlscert", &certificate, "--tlskey", &key, "--user", "hub", "--pass", "s3cret"];
     let Some(server) = NatsServer::start_with(&arguments) else { return };
     let url = format!("tls://hub:s3cret@127.0.0.1:{}", server.port);
-    only_who_trusts_it_speaks_to_it(&url, certificate).await;
+    only_a_trusted_certificate_is_accepted(&url, certificate).await;
 }

@@ -1,4 +1,4 @@
-//! The examples do what they say: their applications over real sockets, and the standalone hub as a process.
+//! The examples behave as documented: their applications over real sockets, and some as processes.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,13 +23,11 @@ mod two_instances;
 mod worker;
 mod workspace;
 
-/// The files of these examples are empty on systems without Unix signals.
+/// Takes the place of the modules that need Unix signals.
 #[cfg(not(unix))]
 #[test]
-fn the_examples_as_processes() {
-    kit::skip::skipped(
-        "this system has no signals that end a process: `instances`, `process`, `small`, `worker`, `workspace`",
-    );
+fn examples_run_as_processes() {
+    kit::skip::skipped("`instances`, `process`, `small`, `worker` and `workspace` need Unix signals");
 }
 
 use kit::{example as program, nats as nats_server, redis as redis_server};

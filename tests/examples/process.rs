@@ -1,4 +1,4 @@
-//! The standalone hub as a process: it leaves when it is told to, whatever its clients do.
+//! The standalone hub as a process: it exits on a signal, whatever its clients do.
 #![cfg(unix)]
 
 use std::io::{BufRead, BufReader, Read};
@@ -14,8 +14,9 @@ use tokio::task::spawn_blocking;
 
 use crate::kit::{get, send, soon, subscribe};
 
-/// Far above what a tidy end takes, far below what clients that do not read could make of it.
-const IN_TIME: Duration = Duration::from_secs(12);
+/// The time limit of an exit: far above the time of a normal exit, and far below the time for which
+/// clients that do not read could delay one.
+const EXIT_LIMIT: Duration = Duration::from_secs(12);
 
 pub use crate::program::{example, standalone};
 
@@ -24,7 +25,7 @@ fn program() -> &'static Path {
     PROGRAM.get_or_init(standalone)
 }
 
-/// A child that does not outlive its test.
+/// A process that is killed at the end of its test.
 pub struct Process(Child);
 
 impl Process {
@@ -44,14 +45,14 @@ impl Process {
         assert!(sent.success());
     }
 
-    /// Waits for its end, though not for ever.
+    /// Waits for the exit of the process. Returns its exit code, its output and its errors.
     pub async fn output(mut self) -> (Option<i32>, String, String) {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.0.try_wait().unwrap() {
                 break status;
             }
-            assert!(begun.elapsed() < IN_TIME, "it does not leave");
+            assert!(begun.elapsed() < EXIT_LIMIT, "the process does not exit");
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         let mut read = [String::new(), String::new()];
@@ -71,7 +72,7 @@ impl Drop for Process {
     }
 }
 
-/// The hub, and where it says that it listens.
+/// Starts the standalone hub. Returns its process and the address that it prints.
 async fn start(args: &'static [&'static str]) -> (Process, SocketAddr) {
     start_with(args.iter().map(ToString::to_string).collect()).await
 }
@@ -80,7 +81,7 @@ pub async fn start_with(args: Vec<String>) -> (Process, SocketAddr) {
     start_in(args, &[]).await
 }
 
-/// In an environment.
+/// Starts the standalone hub with environment variables.
 pub async fn start_in(args: Vec<String>, environment: &'static [(&'static str, String)]) -> (Process, SocketAddr) {
     spawn_blocking(move || {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -99,7 +100,7 @@ async fn stats(addr: SocketAddr) -> Value {
 }
 
 #[tokio::test]
-async fn told_to_leave_it_says_goodbye_to_every_stream_and_exits_with_0() {
+async fn signal_makes_standalone_send_every_stream_a_bye_and_exit_with_0() {
     let args: &[&str] = &["--listen", "127.0.0.1:0", "--drain-window", "3s"];
     let with_takeover: &[&str] = &["--listen", "127.0.0.1:0", "--drain-window", "3s", "--takeover"];
     for (signal, args) in [("-TERM", args), ("-INT", args), ("-TERM", with_takeover)] {
@@ -117,7 +118,7 @@ async fn told_to_leave_it_says_goodbye_to_every_stream_and_exits_with_0() {
     }
 }
 
-/// One that listens to the topic `a` and keeps nothing. Returns when it is connected, as the `nth`.
+/// Starts a `curl` that reads the topic `a`, and waits until it is the `nth` connection.
 async fn reader(addr: SocketAddr, version: &'static str, nth: u64) -> Process {
     let url = format!("http://{addr}/events?topic=a");
     let curl =
@@ -126,13 +127,13 @@ async fn reader(addr: SocketAddr, version: &'static str, nth: u64) -> Process {
     curl
 }
 
-async fn a_stopped_reader(version: &'static str) {
+async fn stopped_reader_delays_nothing(version: &'static str) {
     let (hub, addr) = start(&["--listen", "127.0.0.1:0", "--drain-window", "1s"]).await;
     let mut others = [subscribe(addr, "/events?topic=a").await, subscribe(addr, "/events?topic=a").await];
     let stopped = reader(addr, version, 3).await;
     stopped.signal("-STOP");
 
-    // Until the buffers between are full, and for a while longer.
+    // Publishes until the buffers of the stopped reader are full, and at least 50 events.
     let large: &str = "x".repeat(400 * 1024).leak();
     let mut published = 0_u64;
     while stats(addr).await["stalled"] == 0 || published < 50 {
@@ -144,14 +145,14 @@ async fn a_stopped_reader(version: &'static str) {
             assert_eq!(event.data.len(), large.len());
         }
         published += 1;
-        assert!(published < 5_000, "it takes everything");
+        assert!(published < 5_000, "the stopped reader does not stall");
     }
 
     hub.signal("-TERM");
     for other in others {
         assert_eq!(other.rest().await.pop().unwrap().event, "hub.bye");
     }
-    // It still waits for the one that is stopped.
+    // The drain still waits for the stopped reader.
     let ready = get(addr, "/readyz").await;
     assert_eq!((ready.status.as_u16(), ready.text().await), (503, "not ready\n".to_owned()));
     let (code, _, log) = hub.output().await;
@@ -160,17 +161,17 @@ async fn a_stopped_reader(version: &'static str) {
 }
 
 #[tokio::test]
-async fn a_reader_that_is_stopped_holds_up_neither_the_others_nor_the_end() {
-    a_stopped_reader("--http1.1").await;
+async fn stopped_reader_delays_neither_other_readers_nor_the_exit() {
+    stopped_reader_delays_nothing("--http1.1").await;
 }
 
 #[tokio::test]
-async fn nor_does_one_over_http_2() {
-    a_stopped_reader("--http2-prior-knowledge").await;
+async fn stopped_reader_over_http_2_delays_neither_other_readers_nor_the_exit() {
+    stopped_reader_delays_nothing("--http2-prior-knowledge").await;
 }
 
 #[tokio::test]
-async fn one_that_is_stopped_while_nothing_waits_for_it_does_not_hold_up_the_end_either() {
+async fn stopped_reader_without_pending_events_does_not_delay_the_exit() {
     for version in ["--http1.1", "--http2-prior-knowledge"] {
         let (hub, addr) = start(&["--listen", "127.0.0.1:0"]).await;
         let stopped = reader(addr, version, 1).await;
@@ -181,17 +182,17 @@ async fn one_that_is_stopped_while_nothing_waits_for_it_does_not_hold_up_the_end
 }
 
 #[tokio::test]
-async fn a_request_that_never_ends_does_not_hold_up_the_end() {
+async fn request_that_never_ends_does_not_delay_the_exit() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (hub, addr) = start(&["--listen", "127.0.0.1:0"]).await;
     let mut tcp = tokio::net::TcpStream::connect(addr).await.unwrap();
     tcp.write_all(b"POST /publish HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n")
         .await
         .unwrap();
-    // It is waiting for the body now.
-    let mut waiting = [0; 25];
-    soon(tcp.read_exact(&mut waiting)).await.unwrap();
-    assert_eq!(&waiting, b"HTTP/1.1 100 Continue\r\n\r\n");
+    // `100 Continue` shows that the hub waits for the body.
+    let mut head = [0; 25];
+    soon(tcp.read_exact(&mut head)).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 100 Continue\r\n\r\n");
     hub.signal("-TERM");
     assert_eq!(hub.output().await.0, Some(0));
 }
@@ -201,33 +202,33 @@ fn run(args: &[&str]) -> Output {
 }
 
 #[test]
-fn help_is_an_answer_and_an_unknown_option_an_error() {
+fn help_exits_with_0_and_an_invalid_option_with_2() {
     let help = run(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
     assert!(String::from_utf8(help.stdout).unwrap().contains("Usage: standalone [--listen ADDRESS]"));
     let bad = run(&["--backplane", "nats://ada:s3cret@"]);
     assert_eq!(bad.status.code(), Some(2));
-    let said = String::from_utf8(bad.stderr).unwrap();
-    assert!(said.starts_with("--backplane: ") && !said.contains("s3cret"), "{said}");
+    let error = String::from_utf8(bad.stderr).unwrap();
+    assert!(error.starts_with("--backplane: ") && !error.contains("s3cret"), "{error}");
     let unknown = run(&["--token", "s3cret", "--verbose"]);
     assert_eq!(unknown.status.code(), Some(2));
-    let said = String::from_utf8(unknown.stderr).unwrap();
-    assert!(said.starts_with("unknown option --verbose\n\n") && said.contains("Usage:"), "{said}");
+    let error = String::from_utf8(unknown.stderr).unwrap();
+    assert!(error.starts_with("unknown option --verbose\n\n") && error.contains("Usage:"), "{error}");
     assert!(unknown.stdout.is_empty());
-    assert!(!said.contains("s3cret"));
+    assert!(!error.contains("s3cret"));
 }
 
 #[test]
-fn an_argument_that_is_not_utf_8_is_an_error_and_no_panic() {
+fn argument_that_is_not_utf_8_is_an_error_and_no_panic() {
     use std::os::unix::ffi::OsStrExt;
     let output = Command::new(program()).arg(std::ffi::OsStr::from_bytes(b"--token=\xff")).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
 
 #[tokio::test]
-async fn an_address_that_is_taken_is_said_in_one_line() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
-    let listener = std::net::TcpListener::bind(taken.unwrap()).unwrap();
+async fn address_in_use_is_reported_in_one_line() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+    let listener = std::net::TcpListener::bind(free.unwrap()).unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let output = spawn_blocking(move || run(&["--listen", &address])).await.unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -235,21 +236,21 @@ async fn an_address_that_is_taken_is_said_in_one_line() {
 }
 
 #[tokio::test]
-async fn open_to_others_it_warns_loudly_and_never_prints_the_token() {
+async fn public_address_prints_a_warning_and_never_the_token() {
     let (open, _) = start(&["--listen", "0.0.0.0:0"]).await;
     open.signal("-TERM");
-    let (_, _, said) = open.output().await;
-    assert!(said.starts_with("WARNING: 0.0.0.0:"), "{said}");
-    assert!(said.contains("taken at its word") && said.contains("Without --token"), "{said}");
+    let (_, _, log) = open.output().await;
+    assert!(log.starts_with("WARNING: 0.0.0.0:"), "{log}");
+    assert!(log.contains("is not authenticated") && log.contains("Without --token"), "{log}");
 
     let (guarded, addr) = start(&["--listen", "0.0.0.0:0", "--token", "s3cret"]).await;
     let request = Request::post("/topics/a").header("authorization", "Bearer wrong").body("").unwrap();
     let addr = SocketAddr::from(([127, 0, 0, 1], addr.port()));
     assert_eq!(send(addr, request).await.status, 401);
     guarded.signal("-TERM");
-    let (_, _, said) = guarded.output().await;
-    assert!(said.contains("taken at its word") && !said.contains("Without --token"), "{said}");
-    assert!(!said.contains("s3cret") && !said.contains("wrong"), "{said}");
+    let (_, _, log) = guarded.output().await;
+    assert!(log.contains("is not authenticated") && !log.contains("Without --token"), "{log}");
+    assert!(!log.contains("s3cret") && !log.contains("wrong"), "{log}");
 
     let (private, _) = start(&["--listen", "127.0.0.1:0"]).await;
     private.signal("-TERM");

@@ -1,4 +1,4 @@
-//! The small examples as processes: each shows its one idea to a real request.
+//! The small examples, as processes with real requests.
 #![cfg(unix)]
 
 use std::collections::BTreeMap;
@@ -15,15 +15,16 @@ use crate::kit::port;
 use crate::kit::{Events, get, resume, send, soon, subscribe};
 use crate::process::{Process, example};
 
-/// A program on ports of its own, once it answers on all of them.
+/// An example that runs on free ports.
 struct Program {
     process: Process,
     at: Vec<SocketAddr>,
 }
 
 impl Program {
+    /// Starts an example, and waits until it accepts connections on all ports.
     async fn start(name: &'static str, ports: usize) -> Self {
-        // It may have to be built, and a port is soon to be used.
+        // The build comes first, because another process could take a free port during it.
         let program = spawn_blocking(move || example(name)).await.unwrap();
         let free = std::iter::repeat_with(port::free_port).take(ports);
         let at: Vec<_> = free.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
@@ -41,7 +42,7 @@ impl Program {
         Self { process, at }
     }
 
-    /// Its page is there, and opens a stream.
+    /// Asserts that the page opens a stream and loads no foreign resource, and returns it.
     async fn page(&self) -> String {
         let page = get(self.at[0], "/").await;
         assert_eq!((page.status.as_u16(), page.header("content-type")), (200, "text/html; charset=utf-8"));
@@ -60,7 +61,7 @@ async fn post(addr: SocketAddr, path: &str, body: &'static str) -> (u16, String)
 }
 
 #[tokio::test]
-async fn progress_is_shown_from_where_it_is_and_the_result_stays() {
+async fn progress_example_sends_the_current_percentage_and_retains_the_result() {
     let program = Program::start("progress", 1).await;
     program.page().await;
     let addr = program.at[0];
@@ -88,7 +89,7 @@ async fn progress_is_shown_from_where_it_is_and_the_result_stays() {
     assert_eq!(get(addr, "/events?topic=other").await.status, 403);
 }
 
-/// The figures that come until one has the value that is waited for.
+/// Reads figures until one of them has the expected value, and returns all that were read.
 async fn figures(events: &mut Events, until: (&str, &str)) -> BTreeMap<String, String> {
     let mut figures = BTreeMap::new();
     while figures.get(until.0).map(String::as_str) != Some(until.1) {
@@ -100,7 +101,7 @@ async fn figures(events: &mut Events, until: (&str, &str)) -> BTreeMap<String, S
 }
 
 #[tokio::test]
-async fn a_dashboard_that_opens_late_has_every_figure_also_those_that_did_not_change() {
+async fn dashboard_that_opens_late_receives_all_current_figures() {
     let program = Program::start("dashboard", 1).await;
     program.page().await;
     let addr = program.at[0];
@@ -109,15 +110,15 @@ async fn a_dashboard_that_opens_late_has_every_figure_also_those_that_did_not_ch
     assert!(seen["process"].parse::<u32>().unwrap() > 0);
     let mut second = get(addr, "/events").await.events();
     let all = figures(&mut second, ("pages open", "2")).await;
-    assert_eq!(all["process"], seen["process"], "said once, before this page was there");
+    assert_eq!(all["process"], seen["process"], "the figure was sent once, before the second page");
     let changed = figures(&mut first, ("pages open", "2")).await;
-    assert!(!changed.contains_key("process"), "only what changes is said: {changed:?}");
+    assert!(!changed.contains_key("process"), "a figure was sent without a change: {changed:?}");
     drop(second);
     figures(&mut first, ("pages open", "1")).await;
 }
 
 #[tokio::test]
-async fn a_feed_gives_the_newest_to_a_new_page_and_what_was_missed_to_one_that_was_away() {
+async fn feed_sends_the_newest_entries_to_a_new_page_and_missed_ones_to_a_resuming_page() {
     let program = Program::start("feed", 1).await;
     program.page().await;
     let addr = program.at[0];
@@ -140,21 +141,21 @@ async fn a_feed_gives_the_newest_to_a_new_page_and_what_was_missed_to_one_that_w
 }
 
 #[tokio::test]
-async fn a_handler_decides_by_its_extractor_and_its_path() {
+async fn handler_authorizes_by_its_extractor_and_its_path() {
     let program = Program::start("handler", 1).await;
     program.page().await;
     let addr = program.at[0];
-    let ask = async |user: &str, room: &str| {
+    let open = async |user: &str, room: &str| {
         let request = Request::get(format!("/rooms/{room}/events")).header("cookie", format!("user={user}"));
         send(addr, request.body("").unwrap()).await
     };
     let signed_in = get(addr, "/as/ada").await;
     assert!(signed_in.header("set-cookie").starts_with("user=ada;"));
-    assert_eq!(get(addr, "/as/nobody").await.status, 404);
+    assert_eq!(get(addr, "/as/stranger").await.status, 404);
     assert_eq!(get(addr, "/rooms/lobby/events").await.status, 401);
-    assert_eq!(ask("ben", "office").await.status, 403);
-    let mut office = ask("ada", "office").await.events();
-    let mut lobby = ask("ben", "lobby").await.events();
+    assert_eq!(open("ben", "office").await.status, 403);
+    let mut office = open("ada", "office").await.events();
+    let mut lobby = open("ben", "lobby").await.events();
     office.caught_up().await;
     lobby.caught_up().await;
     for (user, room, status) in [("ada", "office", 202), ("ada", "lobby", 202), ("ben", "office", 403)] {
@@ -166,7 +167,7 @@ async fn a_handler_decides_by_its_extractor_and_its_path() {
 }
 
 #[tokio::test]
-async fn a_shutdown_says_goodbye_and_waits_neither_for_streams_nor_for_requests_that_never_end() {
+async fn shutdown_sends_a_bye_and_waits_a_limited_time_for_requests() {
     let program = Program::start("shutdown", 1).await;
     program.page().await;
     let addr = program.at[0];
@@ -174,19 +175,19 @@ async fn a_shutdown_says_goodbye_and_waits_neither_for_streams_nor_for_requests_
     let mut slow = TcpStream::connect(addr).await.unwrap();
     slow.write_all(b"GET /slow HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
     let events = subscribe(addr, "/events").await;
-    let told = Instant::now();
+    let signalled = Instant::now();
     program.process.signal("-TERM");
     let bye = events.rest().await.pop().unwrap();
     assert!(bye.event == "hub.bye" && bye.data.contains(r#""reason":"draining""#), "{bye:?}");
     assert!(bye.retry.unwrap() <= Duration::from_secs(5));
-    let (code, said, _) = program.process.output().await;
-    assert_eq!((code, said.lines().last()), (Some(0), Some("1 streams have ended, 0 were cut")));
-    assert!(told.elapsed() >= Duration::from_secs(2), "it did wait for the request");
+    let (code, out, _) = program.process.output().await;
+    assert_eq!((code, out.lines().last()), (Some(0), Some("1 streams ended, 0 were cut")));
+    assert!(signalled.elapsed() >= Duration::from_secs(2), "the shutdown did not wait for the request");
     drop(slow);
 }
 
 #[tokio::test]
-async fn a_ticket_opens_one_stream_for_a_page_of_another_origin() {
+async fn ticket_opens_one_stream_for_a_page_of_another_origin() {
     let program = Program::start("tickets", 2).await;
     let (front_end, api) = (program.at[0], program.at[1]);
     let page = program.page().await;
@@ -217,7 +218,7 @@ async fn a_ticket_opens_one_stream_for_a_page_of_another_origin() {
     assert_eq!(reply.header("access-control-allow-origin"), origin);
     let mut events = reply.events();
     events.caught_up().await;
-    assert_eq!(send(api, from_page(Request::get(&path), &origin)).await.status, 401, "it is spent");
+    assert_eq!(send(api, from_page(Request::get(&path), &origin)).await.status, 401, "a ticket is valid once");
     assert_eq!(get(api, "/events").await.status, 401);
     assert_eq!(send(api, from_page(authorized("/greet"), &origin)).await.status, 202);
     assert_eq!(events.next_own().await.data, "Hello, ada!");

@@ -1,4 +1,4 @@
-//! Every endpoint of the standalone hub, and everything that it refuses.
+//! The example `standalone`: every endpoint, and every refusal.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -34,13 +34,13 @@ async fn accepted(addr: SocketAddr, path: &str, body: impl Into<String>) -> Valu
     serde_json::from_str(&text).unwrap()
 }
 
-/// A refusal is one line of plain text.
+/// Asserts that the response is one line of plain text. Returns the status and the line.
 async fn refused(addr: SocketAddr, path: &str, body: impl Into<String>) -> (u16, String) {
     let reply = send(addr, Request::post(path).body(&*body.into().leak()).unwrap()).await;
     let (status, kind) = (reply.status.as_u16(), reply.header("content-type").to_owned());
     let text = reply.text().await;
     assert_eq!(kind, "text/plain; charset=utf-8", "{text}");
-    let line = text.strip_suffix('\n').expect("a whole line");
+    let line = text.strip_suffix('\n').expect("no end of the line");
     assert!(!line.is_empty() && !line.contains(char::is_control), "{text:?}");
     (status, line.to_owned())
 }
@@ -55,19 +55,19 @@ fn pair(event: &str, data: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn an_event_reaches_its_topic_its_user_or_everyone_and_the_answer_counts_them() {
+async fn event_reaches_its_target_and_the_response_counts_the_receivers() {
     let (_hub, server) = start("").await;
     let mut a = subscribe(server.addr, "/events?topic=a&topic=b").await;
     let mut ada = subscribe(server.addr, "/events?topic=b&user=ada").await;
-    let answer = accepted(server.addr, "/topics/a?event=name", "to a").await;
-    assert_eq!(answer["receivers"], 1);
+    let response = accepted(server.addr, "/topics/a?event=name", "to a").await;
+    assert_eq!(response["receivers"], 1);
     assert_eq!(accepted(server.addr, "/topics/b", "to b").await["receivers"], 2);
     assert_eq!(accepted(server.addr, "/users/ada", "to ada").await["receivers"], 1);
     assert_eq!(accepted(server.addr, "/everyone?event=all", "").await["receivers"], 2);
-    assert_eq!(accepted(server.addr, "/topics/nobody", "x").await["receivers"], 0);
+    assert_eq!(accepted(server.addr, "/topics/empty", "x").await["receivers"], 0);
     let first = a.next_own().await;
     assert_eq!((first.event.as_str(), first.data.as_str()), ("name", "to a"));
-    assert_eq!(first.id, answer["id"]);
+    assert_eq!(first.id, response["id"]);
     assert_eq!(read(&mut a).await, pair("message", "to b"));
     assert_eq!(read(&mut a).await, pair("all", ""));
     assert_eq!(read(&mut ada).await, pair("message", "to b"));
@@ -76,7 +76,7 @@ async fn an_event_reaches_its_topic_its_user_or_everyone_and_the_answer_counts_t
 }
 
 #[tokio::test]
-async fn it_is_the_same_over_http_2() {
+async fn event_arrives_over_http_2() {
     let (_hub, server) = start("").await;
     let mut sender = http2(server.addr).await;
     let request = Request::get("http://test/events?topic=a").body(Default::default()).unwrap();
@@ -87,7 +87,7 @@ async fn it_is_the_same_over_http_2() {
 }
 
 #[tokio::test]
-async fn a_name_in_the_path_may_hold_any_character() {
+async fn name_in_the_path_may_contain_any_character() {
     let (_hub, server) = start("").await;
     for name in ["a/b", "a//b/", "/", "..", "%2F", "a b+c", "?x=1#y", "*", "{topic}", "тема", "🦀", "a&topic=b"] {
         let query = form_urlencoded::byte_serialize(name.as_bytes()).collect::<String>();
@@ -98,13 +98,13 @@ async fn a_name_in_the_path_may_hold_any_character() {
         assert_eq!(read(&mut events).await.1, "t");
         assert_eq!(read(&mut events).await.1, "u");
     }
-    // A slash may also stand as it is.
+    // A slash needs no encoding.
     let mut events = subscribe(server.addr, "/events?topic=sensors/boiler").await;
     accepted(server.addr, "/topics/sensors/boiler", "21.5").await;
     assert_eq!(read(&mut events).await.1, "21.5");
 }
 
-async fn ask(addr: SocketAddr, method: &str, path: &str) -> (u16, Value) {
+async fn request(addr: SocketAddr, method: &str, path: &str) -> (u16, Value) {
     let reply = send(addr, Request::builder().method(method).uri(path).body("").unwrap()).await;
     let status = reply.status.as_u16();
     let text = reply.text().await;
@@ -112,17 +112,17 @@ async fn ask(addr: SocketAddr, method: &str, path: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn a_user_is_disconnected_and_comes_back_when_it_may() {
+async fn disconnected_user_reconnects_when_permitted() {
     let (_hub, server) = start("").await;
     let addr = server.addr;
     for (query, reconnect) in
         [("", "now"), ("?reconnect=later&time=2s", "later"), ("?reconnect=never&time=1s&note=out", "never")]
     {
-        // A slash in the name, as it is and encoded.
+        // The user has a slash in the name, which the paths have plain and encoded.
         let tabs = [subscribe(addr, "/events?user=a/da").await, subscribe(addr, "/events?user=a/da").await];
         let mut other = subscribe(addr, "/events?user=ben").await;
         let path = if reconnect == "now" { "/users/a/da/connections" } else { "/users/a%2Fda/connections" };
-        assert_eq!(ask(addr, "DELETE", &format!("{path}{query}")).await, (200, json!({ "disconnected": 2 })));
+        assert_eq!(request(addr, "DELETE", &format!("{path}{query}")).await, (200, json!({ "disconnected": 2 })));
         for tab in tabs {
             let bye = tab.rest().await.pop().unwrap();
             let data: Value = serde_json::from_str(&bye.data).unwrap();
@@ -145,26 +145,26 @@ async fn a_user_is_disconnected_and_comes_back_when_it_may() {
         ("/users/%00/connections", 400, "user contains the control character U+0000"),
         ("/users/ada", 404, "no such path"),
     ] {
-        assert_eq!(ask(addr, "DELETE", path).await, (status, json!(line)), "{path}");
+        assert_eq!(request(addr, "DELETE", path).await, (status, json!(line)), "{path}");
     }
-    assert_eq!(ask(addr, "DELETE", "/users/nobody/connections").await, (200, json!({ "disconnected": 0 })));
+    assert_eq!(request(addr, "DELETE", "/users/stranger/connections").await, (200, json!({ "disconnected": 0 })));
 }
 
 #[tokio::test]
-async fn who_is_in_a_topic_is_said_each_user_once() {
+async fn presence_of_a_topic_lists_each_user_once() {
     let (_hub, server) = start("--presence rooms/").await;
     let addr = server.addr;
     let mut ada = subscribe(addr, "/events?user=ada&topic=rooms/1").await;
     let _second_tab = subscribe(addr, "/events?user=ada&topic=rooms/1").await;
     let _ben = subscribe(addr, "/events?user=ben&topic=rooms/1").await;
-    let _somebody = subscribe(addr, "/events?topic=rooms/1").await;
+    let _anonymous = subscribe(addr, "/events?topic=rooms/1").await;
     for path in ["/topics/rooms/1/presence", "/topics/rooms%2F1/presence"] {
-        let (status, presence) = ask(addr, "GET", path).await;
+        let (status, presence) = request(addr, "GET", path).await;
         let members = json!([{ "user": "ada", "connections": 2 }, { "user": "ben", "connections": 1 }]);
         assert_eq!((status, &presence["members"], &presence["anonymous"]), (200, &members, &json!(1)));
         assert!(presence["position"].is_string());
     }
-    // Its own joining came before it had caught up, or after.
+    // Skips ada's own `hub.joined`, which may arrive before or after `hub.live`.
     loop {
         let event = ada.next().await;
         if event.event == "hub.joined" && event.data.contains("ben") {
@@ -175,27 +175,27 @@ async fn who_is_in_a_topic_is_said_each_user_once() {
             break;
         }
     }
-    assert_eq!(ask(addr, "GET", "/topics/empty/presence").await.1["members"], json!([]));
-    assert_eq!(ask(addr, "GET", "/topics/%00/presence").await.0, 400);
-    assert_eq!(ask(addr, "GET", "/topics/rooms/1").await, (405, json!("not with this method")));
+    assert_eq!(request(addr, "GET", "/topics/empty/presence").await.1["members"], json!([]));
+    assert_eq!(request(addr, "GET", "/topics/%00/presence").await.0, 400);
+    assert_eq!(request(addr, "GET", "/topics/rooms/1").await, (405, json!("method not allowed")));
 }
 
 #[tokio::test]
-async fn a_page_changes_its_topics_without_reconnecting() {
+async fn page_changes_its_topics_without_reconnecting() {
     let (_hub, server) = start("").await;
     let addr = server.addr;
     let mut page = get(addr, "/events?user=ada&topic=a").await.events();
     let hello: Value = serde_json::from_str(&page.next().await.data).unwrap();
     let path = format!("/events/{}/topics?join=b&leave=a", hello["connection"].as_str().unwrap());
-    assert_eq!(ask(addr, "POST", &path).await.0, 404, "nobody in particular is not ada");
-    assert_eq!(ask(addr, "POST", &format!("{path}&user=ada")).await, (200, json!({ "topics": ["b"] })));
+    assert_eq!(request(addr, "POST", &path).await.0, 404, "an anonymous request must not change a stream of ada");
+    assert_eq!(request(addr, "POST", &format!("{path}&user=ada")).await, (200, json!({ "topics": ["b"] })));
     assert_eq!(accepted(addr, "/topics/a", "x").await["receivers"], 0);
     accepted(addr, "/topics/b", "y").await;
     assert_eq!(read(&mut page).await.1, "y");
 }
 
 #[tokio::test]
-async fn with_a_token_only_who_knows_it_disconnects_or_asks_who_is_there() {
+async fn disconnect_and_presence_require_the_token() {
     let (_hub, server) = start("--token s3cret").await;
     for (method, path) in [("DELETE", "/users/ada/connections"), ("GET", "/topics/a/presence")] {
         let request = || Request::builder().method(method).uri(path);
@@ -206,7 +206,7 @@ async fn with_a_token_only_who_knows_it_disconnects_or_asks_who_is_there() {
 }
 
 #[tokio::test]
-async fn a_bad_event_is_refused_in_one_line_and_takes_no_position() {
+async fn invalid_event_is_refused_in_one_line_and_uses_no_position() {
     let (hub, server) = start("").await;
     let long = "x".repeat(256);
     for (path, line) in [
@@ -239,7 +239,7 @@ async fn data_that_is_not_utf_8_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_too_long_is_refused_with_413() {
+async fn oversized_event_or_batch_is_refused_with_413() {
     let (hub, server) = start("").await;
     let event = refused(server.addr, "/topics/a", "x".repeat(512 * 1024 + 1)).await;
     assert_eq!(event.0, 413);
@@ -256,7 +256,7 @@ async fn unknown_paths_and_methods_are_refused_in_one_line() {
         assert_eq!(refused(server.addr, path, "").await, (404, "no such path".to_owned()), "{path}");
     }
     for path in ["/", "/stats", "/healthz"] {
-        assert_eq!(refused(server.addr, path, "").await, (405, "not with this method".to_owned()), "{path}");
+        assert_eq!(refused(server.addr, path, "").await, (405, "method not allowed".to_owned()), "{path}");
     }
     assert_eq!(refused(server.addr, "/events?topic=a", "").await, (405, "use GET".to_owned()));
     let reply = get(server.addr, "/topics/a").await;
@@ -267,7 +267,7 @@ async fn unknown_paths_and_methods_are_refused_in_one_line() {
 }
 
 #[tokio::test]
-async fn a_batch_is_published_whole_and_in_order() {
+async fn batch_is_published_whole_and_in_order() {
     let (hub, server) = start("").await;
     let mut events = subscribe(server.addr, "/events?topic=a&topic=b&user=ada").await;
     let batch = r#"
@@ -276,10 +276,10 @@ async fn a_batch_is_published_whole_and_in_order() {
         {"topic":"b","event":"json","data":{"n":1.5,"list":[null,true]}}
         {"user":"ada","event":"number","data":42}
         {"topic":"a","key":"k","data":null}
-        {"topic":"nobody","data":"\"quoted\""}
+        {"topic":"empty","data":"\"quoted\""}
         {"topic":"b","data":"last"}"#;
-    let answer = accepted(server.addr, "/publish", batch.replace('\n', "\r\n")).await;
-    assert_eq!(answer, json!({ "published": 6, "last": hub.position().to_string() }));
+    let response = accepted(server.addr, "/publish", batch.replace('\n', "\r\n")).await;
+    assert_eq!(response, json!({ "published": 6, "last": hub.position().to_string() }));
     assert_eq!(read(&mut events).await, pair("message", "text\nof two lines"));
     let (name, data) = read(&mut events).await;
     assert_eq!(name, "json");
@@ -291,18 +291,18 @@ async fn a_batch_is_published_whole_and_in_order() {
 }
 
 #[tokio::test]
-async fn one_bad_line_publishes_nothing_and_is_named() {
+async fn batch_with_an_invalid_line_publishes_nothing_and_names_the_line() {
     let (hub, server) = start("").await;
     let good = r#"{"topic":"a","data":"good"}"#;
     let large = format!(r#"{{"topic":"a","data":"{}"}}"#, "x".repeat(512 * 1024));
-    for (bad, why) in [
+    for (invalid, reason) in [
         ("{", "column 1: EOF while parsing an object"),
         ("[]", "invalid length 0"),
         ("{} {}", "missing field `data`"),
         (r#"{"topic":"a","data":1} x"#, "trailing characters"),
         (r#"{"topic":"a"}"#, "column 13: missing field `data`"),
-        (r#"{"data":1}"#, "exactly one of `topic` and `user` is needed"),
-        (r#"{"topic":"a","user":"b","data":1}"#, "exactly one of `topic` and `user` is needed"),
+        (r#"{"data":1}"#, "exactly one of `topic` and `user` is required"),
+        (r#"{"topic":"a","user":"b","data":1}"#, "exactly one of `topic` and `user` is required"),
         (r#"{"topic":"a","data":1,"more":1}"#, "unknown field `more`"),
         (r#"{"topic":"a","data":1,"a\nb":1}"#, "unknown field `a b`"),
         (r#"{"topic":"a","topic":"a","data":1}"#, "duplicate field `topic`"),
@@ -313,22 +313,23 @@ async fn one_bad_line_publishes_nothing_and_is_named() {
         (r#"{"topic":"a","key":"","data":1}"#, "key is empty"),
         (&large, "payload of"),
     ] {
-        // Blank lines are counted.
-        let batch = format!("{good}\n\n  \n{bad}\n{good}\n");
+        // Blank lines count for the number of the line.
+        let batch = format!("{good}\n\n  \n{invalid}\n{good}\n");
         let (status, line) = refused(server.addr, "/publish", batch).await;
         assert_eq!(status, 400, "{line}");
-        assert!(line.starts_with("line 4: ") && line.contains(why), "{line}");
+        assert!(line.starts_with("line 4: ") && line.contains(reason), "{line}");
     }
     assert_eq!(hub.stats().published, 0);
     assert!(hub.position().to_string().ends_with(".0"));
 }
 
-/// A visitor's browser reaches hubs that the page's author does not reach.
+/// A page of another site could otherwise publish through the browser of a visitor whose network
+/// reaches the hub.
 #[tokio::test]
-async fn a_page_of_another_origin_neither_publishes_nor_disconnects() {
+async fn page_of_another_origin_neither_publishes_nor_disconnects() {
     let (hub, server) = start("").await;
     let _ada = subscribe(server.addr, "/events?user=ada").await;
-    let ask = async |method: &'static str, path: &'static str, headers: &[(&'static str, &'static str)]| {
+    let status_of = async |method: &'static str, path: &'static str, headers: &[(&'static str, &'static str)]| {
         let mut request = Request::builder().method(method).uri(path).header("host", "hub.test:8080");
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -350,7 +351,7 @@ async fn a_page_of_another_origin_neither_publishes_nor_disconnects() {
             &[("sec-fetch-site", "cross-site"), ("origin", "http://hub.test:8080")],
             &[("sec-fetch-site", "same-site")],
         ] {
-            assert_eq!(ask(method, path, headers).await, 403, "{method} {path} {headers:?}");
+            assert_eq!(status_of(method, path, headers).await, 403, "{method} {path} {headers:?}");
         }
     }
     assert_eq!((hub.stats().published, hub.stats().connections), (0, 1));
@@ -361,17 +362,18 @@ async fn a_page_of_another_origin_neither_publishes_nor_disconnects() {
         &[("sec-fetch-site", "same-origin"), ("origin", "https://in.front.test")],
     ] {
         for (method, path) in writes {
-            let status = ask(method, path, headers).await;
+            let status = status_of(method, path, headers).await;
             assert!(status == 200 || status == 202, "{method} {path} {headers:?}: {status}");
         }
     }
 }
 
-/// A page can point its own host at the hub. To the browser it then asks its own site.
+/// By DNS rebinding, a page can point the name of its own host at the hub. The browser then takes
+/// requests to the hub for requests to the page's own site.
 #[tokio::test]
-async fn a_request_that_names_another_host_than_the_allowed_ones_is_refused() {
+async fn request_for_a_host_that_is_not_allowed_is_refused() {
     let (hub, server) = start("--allow-host hub.test --allow-host=localhost:3000").await;
-    let ask = async |method: &str, path: &str, host: &'static str| {
+    let status_of = async |method: &str, path: &str, host: &'static str| {
         let request = Request::builder().method(method).uri(path).header("host", host);
         let request = request.header("sec-fetch-site", "same-origin").body(r#"{"topic":"a","data":1}"#).unwrap();
         send(server.addr, request).await.status.as_u16()
@@ -388,21 +390,22 @@ async fn a_request_that_names_another_host_than_the_allowed_ones_is_refused() {
     ];
     for (method, path, _) in guarded {
         for host in ["evil.test", "evil.test:3000", "localhost", "localhost:3001", "hub.test.evil.test", "a@hub.test"] {
-            assert_eq!(ask(method, path, host).await, 403, "{method} {path} {host}");
+            assert_eq!(status_of(method, path, host).await, 403, "{method} {path} {host}");
         }
     }
     assert_eq!((hub.stats().published, hub.stats().connections), (0, 0));
     for (method, path, status) in guarded {
         for host in ["hub.test", "HUB.test:8080", "localhost:3000"] {
-            assert_eq!(ask(method, path, host).await, status, "{method} {path} {host}");
+            assert_eq!(status_of(method, path, host).await, status, "{method} {path} {host}");
         }
     }
-    assert_eq!(ask("GET", "/healthz", "evil.test").await, 200);
+    assert_eq!(status_of("GET", "/healthz", "evil.test").await, 200);
 }
 
-/// What a broker refuses is found out after what it took, so a batch may be published in part.
+/// The broker may reject one event of a batch and accept the others, so a batch may be published in
+/// part.
 #[tokio::test]
-async fn a_batch_that_the_broker_takes_in_part_says_how_many_were_published() {
+async fn batch_that_the_broker_accepts_in_part_reports_the_published_count() {
     let folder = std::env::temp_dir().join(format!("tower-sse-standalone-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let config = folder.join("nats.conf");
@@ -422,14 +425,14 @@ async fn a_batch_that_the_broker_takes_in_part_says_how_many_were_published() {
 }
 
 #[tokio::test]
-async fn a_disconnect_while_the_broker_is_away_is_503() {
+async fn disconnect_without_the_broker_is_503() {
     let (_hub, server) = start("--backplane redis://127.0.0.1:1").await;
-    assert_eq!(ask(server.addr, "DELETE", "/users/ada/connections").await.0, 503);
-    assert_eq!(ask(server.addr, "DELETE", "/users/%00/connections").await.0, 400);
+    assert_eq!(request(server.addr, "DELETE", "/users/ada/connections").await.0, 503);
+    assert_eq!(request(server.addr, "DELETE", "/users/%00/connections").await.0, 400);
 }
 
 #[tokio::test]
-async fn the_token_guards_everything_that_writes_and_nothing_that_reads() {
+async fn token_is_required_for_every_write_and_no_read() {
     let (hub, server) = start("--token s3cret").await;
     let mut events = subscribe(server.addr, "/events?topic=a").await;
     for path in ["/topics/a", "/users/a", "/everyone", "/publish"] {
@@ -453,14 +456,14 @@ async fn the_token_guards_everything_that_writes_and_nothing_that_reads() {
 }
 
 #[tokio::test]
-async fn a_new_page_gets_every_current_value_and_no_old_one() {
+async fn new_page_receives_every_current_value_and_no_old_value() {
     let (_hub, server) = start("--latest sensors/ --latest rooms/").await;
     for (path, data) in
         [("sensors/a?key=k", "1"), ("sensors/a?key=l", "2"), ("sensors/a?key=k", "3"), ("rooms/b?key=k", "4")]
     {
         accepted(server.addr, &format!("/topics/{path}"), data).await;
     }
-    accepted(server.addr, "/topics/news?key=k", "not kept as a value").await;
+    accepted(server.addr, "/topics/news?key=k", "not a current value").await;
     let topics = "/events?topic=sensors/a&topic=rooms/b&topic=news";
     let mut events = get(server.addr, topics).await.events();
     assert_eq!(events.next().await.event, "hub.hello");
@@ -470,7 +473,7 @@ async fn a_new_page_gets_every_current_value_and_no_old_one() {
 }
 
 #[tokio::test]
-async fn a_page_that_comes_back_gets_as_many_events_as_are_kept_and_is_told_of_the_others() {
+async fn resuming_page_receives_the_retained_events_and_a_gap_for_the_others() {
     let (_hub, server) = start("--replay-events 3").await;
     let id = subscribe(server.addr, "/events?topic=a").await.last_id;
     let path = format!("/events?topic=a&last_event_id={id}");
@@ -491,7 +494,7 @@ async fn a_page_that_comes_back_gets_as_many_events_as_are_kept_and_is_told_of_t
 }
 
 #[tokio::test]
-async fn stats_count() {
+async fn stats_endpoint_returns_the_counts() {
     let (hub, server) = start("").await;
     let mut events = subscribe(server.addr, "/events?topic=a").await;
     accepted(server.addr, "/topics/a", "x").await;
@@ -507,7 +510,7 @@ async fn stats_count() {
 }
 
 #[tokio::test]
-async fn while_it_drains_it_is_well_but_not_ready_and_takes_no_stream() {
+async fn drained_hub_is_healthy_but_not_ready_and_refuses_streams() {
     let (hub, server) = start("").await;
     let ready = get(server.addr, "/readyz").await;
     assert_eq!((ready.status.as_u16(), ready.text().await), (200, "ready\n".to_owned()));
@@ -522,7 +525,7 @@ async fn while_it_drains_it_is_well_but_not_ready_and_takes_no_stream() {
 }
 
 #[tokio::test]
-async fn the_page_is_whole_by_itself_and_shows_data_as_text() {
+async fn page_loads_no_foreign_resource_and_shows_data_as_text() {
     let (_hub, server) = start("").await;
     let reply = get(server.addr, "/").await;
     assert_eq!(reply.header("content-type"), "text/html; charset=utf-8");
@@ -534,7 +537,7 @@ async fn the_page_is_whole_by_itself_and_shows_data_as_text() {
 }
 
 #[test]
-fn the_command_line_is_read_as_it_is_documented() {
+fn command_line_is_parsed_as_documented() {
     let defaults = options("");
     assert_eq!(defaults.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(defaults.drain_window, Duration::from_secs(5));
@@ -548,8 +551,8 @@ fn the_command_line_is_read_as_it_is_documented() {
     assert_eq!(all.drain_window, Duration::from_millis(500));
     assert_eq!(options("--drain-window 2m").drain_window, Duration::from_secs(120));
     assert!(options("--takeover --drain-window 2m").takeover && !defaults.takeover);
-    assert!(options("--help --whatever").help);
-    assert!(!format!("{all:?}").contains("a=b"), "the token is printed");
+    assert!(options("--help --unknown").help);
+    assert!(!format!("{all:?}").contains("a=b"), "`Debug` contains the token");
     assert!(defaults.shared.is_none());
     for args in ["--backplane redis://ada:s3cret@h:1", "--namespace n --backplane=rediss://ada:s3cret@h/2"] {
         let shared = format!("{:?}", options(args));
@@ -558,7 +561,7 @@ fn the_command_line_is_read_as_it_is_documented() {
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_refused_without_repeating_a_value() {
+fn error_of_an_invalid_command_line_repeats_no_value() {
     for (args, problem) in [
         ("--verbose", "unknown option --verbose"),
         ("--backplane s3cret", "--backplane: not a URL like redis://127.0.0.1:6379 or nats://127.0.0.1:4222"),

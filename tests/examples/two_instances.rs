@@ -1,4 +1,5 @@
-//! A page at either instance hears what is said at both, and says which one serves it.
+//! The example `two_instances`: a page at either instance receives the messages of both, and shows
+//! the instance that serves it.
 
 use http::Request;
 use tower_sse::Hub;
@@ -16,36 +17,36 @@ async fn start(name: &str, log: &Memory) -> (Hub, Server) {
     (hub, server)
 }
 
-async fn say(server: &Server, text: &'static str) {
-    assert_eq!(send(server.addr, Request::post("/say").body(text).unwrap()).await.status, 200);
+async fn post_message(server: &Server, text: &'static str) {
+    assert_eq!(send(server.addr, Request::post("/messages").body(text).unwrap()).await.status, 200);
 }
 
 #[tokio::test]
-async fn what_is_said_at_one_is_heard_at_both_and_a_page_moves_between_them() {
+async fn message_to_one_instance_reaches_both_and_a_page_moves_between_them() {
     let log = Memory::new();
     let ((_a, at_a), (b, at_b)) = (start("A", &log).await, start("B", &log).await);
     let mut page = get(at_b.addr, "/events?topic=talk").await.events();
     let hello = page.next().await;
     assert!(hello.event == "hub.hello" && hello.data.contains(r#""instance":"B""#), "{}", hello.data);
     page.caught_up().await;
-    say(&at_a, "one").await;
-    say(&at_b, "two").await;
-    assert_eq!(page.next_own().await.data, r#"{"text":"one","through":"A"}"#);
-    assert_eq!(page.next_own().await.data, r#"{"text":"two","through":"B"}"#);
+    post_message(&at_a, "one").await;
+    post_message(&at_b, "two").await;
+    assert_eq!(page.next_own().await.data, r#"{"text":"one","instance":"A"}"#);
+    assert_eq!(page.next_own().await.data, r#"{"text":"two","instance":"B"}"#);
 
     soon(b.drain(std::time::Duration::ZERO)).await;
     assert_eq!(get(at_b.addr, "/ready").await.status, 503);
-    say(&at_a, "while it moves").await;
+    post_message(&at_a, "during the move").await;
     let id = page.last_id.clone();
     assert_eq!(page.rest().await.pop().unwrap().event, "hub.bye");
     let mut page = resume(at_a.addr, "/events?topic=talk", &id).await;
     let hello = page.next().await;
     assert!(hello.data.contains(r#""instance":"A""#) && hello.data.contains("resuming"), "{}", hello.data);
-    assert_eq!(page.next().await.data, r#"{"text":"while it moves","through":"A"}"#);
+    assert_eq!(page.next().await.data, r#"{"text":"during the move","instance":"A"}"#);
 }
 
 #[tokio::test]
-async fn a_page_of_one_may_listen_at_the_other_and_no_other_site_may() {
+async fn page_of_one_instance_may_read_from_the_other_and_other_sites_may_not() {
     let (_hub, server) = start("A", &Memory::new()).await;
     for (origin, status) in [("http://127.0.0.1:3002", 200), ("http://evil.example", 403)] {
         let request = Request::get("/events?topic=talk").header("origin", origin).header("host", "127.0.0.1:3001");

@@ -1,4 +1,4 @@
-//! The worker as a process, heard at an instance that is another.
+//! The example `worker` as a process, and a standalone hub that delivers its events.
 #![cfg(unix)]
 
 use tokio::task::spawn_blocking;
@@ -8,7 +8,7 @@ use crate::process::{Process, example, start_with};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
 #[tokio::test]
-async fn a_worker_is_heard_and_who_comes_late_gets_the_newest() {
+async fn events_of_a_worker_reach_open_pages_and_a_late_page_gets_the_newest() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let url = server.url();
     let args = ["--listen", "127.0.0.1:0", "--latest", "reports/", "--backplane", &url];
@@ -30,10 +30,10 @@ async fn a_worker_is_heard_and_who_comes_late_gets_the_newest() {
 }
 
 #[tokio::test]
-async fn a_worker_without_a_broker_says_so() {
+async fn worker_without_a_broker_requires_its_url() {
     for args in [&[][..], &["http://ada:s3cret@h"]] {
         let worker = spawn_blocking(move || Process::spawn(example("worker"), args)).await.unwrap();
-        let (code, _, said) = worker.output().await;
-        assert!(code == Some(2) && said.contains("where is the broker?") && !said.contains("s3cret"), "{said}");
+        let (code, _, error) = worker.output().await;
+        assert!(code == Some(2) && error.contains("a broker URL is required") && !error.contains("s3cret"), "{error}");
     }
 }

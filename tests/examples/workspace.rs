@@ -1,4 +1,5 @@
-//! The workspace as a process: what one person does, the others see, on whatever page and at whichever instance.
+//! The example `workspace` as a process: a change by one user reaches the others, on every page and
+//! at every instance.
 #![cfg(unix)]
 
 use std::net::SocketAddr;
@@ -15,7 +16,6 @@ use crate::kit::{Events, Reply, Sse, get, http2, send, soon};
 use crate::process::{Process, example};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
-#[allow(clippy::duplicate_mod, reason = "what it is loaded with elsewhere is private there")]
 const SECRET: &str = "a secret of the tests";
 
 struct Workspace {
@@ -28,13 +28,14 @@ impl Workspace {
         Self::start_with(Self::free_address(), &["--secret", SECRET]).await
     }
 
-    /// Redis servers of this program take the even ports.
+    /// Returns an address with an odd port, because the Redis servers of these tests take even
+    /// ports.
     fn free_address() -> SocketAddr {
         let port = std::iter::repeat_with(port::free_port).find(|port| port % 2 == 1).unwrap();
         SocketAddr::from(([127, 0, 0, 1], port))
     }
 
-    /// Returns when it has read its log, and the first documents are there.
+    /// Starts an instance, and waits until it has read its log and has the first documents.
     async fn start_with(addr: SocketAddr, args: &[&str]) -> Self {
         let mut args: Vec<String> = args.iter().map(ToString::to_string).collect();
         args.extend(["--listen".to_owned(), addr.to_string()]);
@@ -66,7 +67,7 @@ impl Workspace {
         Browser { addr: self.addr, cookie: cookie.split(';').next().unwrap().to_owned() }
     }
 
-    /// Tells it to leave, and waits for that.
+    /// Stops the instance by SIGTERM, and returns its log.
     async fn stop(self) -> String {
         self.process.signal("-TERM");
         let (code, _, log) = self.process.output().await;
@@ -80,7 +81,7 @@ async fn form(addr: SocketAddr, path: &str, body: String) -> Reply {
     send(addr, request.body(&*body.leak()).unwrap()).await
 }
 
-/// Somebody who is signed in.
+/// A client that is signed in.
 #[derive(Clone)]
 struct Browser {
     addr: SocketAddr,
@@ -96,7 +97,7 @@ impl Browser {
         serde_json::from_str(&self.get(&format!("/state/{page}")).await.text().await).unwrap()
     }
 
-    /// A page: its state, and its stream from there on.
+    /// Loads the state of a page, and opens its stream from that position.
     async fn open(&self, page: &str, topic: &str) -> (Value, Events) {
         let state = self.state(page).await;
         let from = state["position"].as_str().unwrap();
@@ -112,7 +113,7 @@ impl Browser {
         send(self.addr, request.body(&*body.leak()).unwrap()).await.status.as_u16()
     }
 
-    /// The id of a document.
+    /// Returns the id of the document with this title.
     async fn id_of(&self, title: &str) -> String {
         let state = self.state("documents").await;
         let documents = state["content"].as_array().unwrap();
@@ -120,7 +121,7 @@ impl Browser {
     }
 }
 
-/// The next event of this name, with its data.
+/// Reads until the next event of this name, and returns its data.
 async fn next(events: &mut Events, name: &str) -> Value {
     loop {
         let Sse { event, data, .. } = events.next().await;
@@ -131,7 +132,7 @@ async fn next(events: &mut Events, name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn whose_document_is_deleted_hears_of_it_on_every_page() {
+async fn owner_of_a_deleted_document_is_notified_on_every_page() {
     let workspace = Workspace::start().await;
     let (ada, ben) = (workspace.sign_in("ada").await, workspace.sign_in("ben").await);
     assert_eq!(ada.send("POST", "/documents", Some(json!({ "text": " Plans " }))).await, 201);
@@ -139,17 +140,17 @@ async fn whose_document_is_deleted_hears_of_it_on_every_page() {
 
     let (_, mut dashboard) = ada.open("dashboard", "metrics").await;
     let (_, mut feed) = ada.open("feed", "feed").await;
-    let (_, mut of_ben) = ben.open("documents", "documents").await;
+    let (_, mut documents) = ben.open("documents", "documents").await;
     assert_eq!(ben.send("DELETE", &format!("/documents/{id}"), None).await, 204);
     for page in [&mut dashboard, &mut feed] {
         let notification = next(page, "notification").await;
         assert_eq!(notification["text"], "Ben deleted your document “Plans”");
         assert_eq!(notification["read"], false);
     }
-    assert_eq!(next(&mut of_ben, "document.deleted").await, json!({ "id": id }));
+    assert_eq!(next(&mut documents, "document.deleted").await, json!({ "id": id }));
     assert_eq!(ben.send("DELETE", &format!("/documents/{id}"), None).await, 404);
 
-    // What is read in one tab is read in the others, and in those to come.
+    // A notification that is read in one tab is read in the other tabs and on later pages.
     assert_eq!(ada.send("POST", "/notifications/read", None).await, 204);
     for page in [&mut dashboard, &mut feed] {
         assert_eq!(next(page, "notification").await["read"], true);
@@ -157,14 +158,14 @@ async fn whose_document_is_deleted_hears_of_it_on_every_page() {
     assert_eq!(ada.state("reports").await["notifications"][0]["read"], true);
     assert_eq!(ben.state("reports").await["notifications"], json!([]));
 
-    // Nobody is told of what they did themselves.
+    // A user gets no notification of their own change.
     let id = ada.id_of("A document of Ada").await;
     assert_eq!(ada.send("DELETE", &format!("/documents/{id}"), None).await, 204);
     assert_eq!(ada.state("feed").await["notifications"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_report_says_how_far_it_is_and_comes_to_the_right_result() {
+async fn report_sends_its_progress_and_the_right_result() {
     let workspace = Workspace::start().await;
     let (ada, ben) = (workspace.sign_in("ada").await, workspace.sign_in("ben").await);
     let (_, mut page) = ada.open("reports", "reports/ada").await;
@@ -183,7 +184,7 @@ async fn a_report_says_how_far_it_is_and_comes_to_the_right_result() {
     let notification = next(&mut page, "notification").await;
     assert_eq!(notification["text"], "Your report is ready: 348,513 primes below 5,000,000");
 
-    // A page without a position gets the newest word at once. Others get none.
+    // A page without a position receives the newest report at once. Other users receive none.
     let mut late = ada.get("/events?topic=reports/ada").await.events();
     assert_eq!(next(&mut late, "report").await, done);
     assert_eq!(ben.get("/events?topic=reports/ada").await.status, 403);
@@ -203,7 +204,7 @@ async fn metrics_are_those_of_this_process_and_this_machine() {
     let workspace = Workspace::start().await;
     let ada = workspace.sign_in("ada").await;
     let (_, mut page) = ada.open("dashboard", "metrics").await;
-    // The first sample has nothing to compare with.
+    // The first sample has no CPU figures, because they are differences between two samples.
     let sample = loop {
         let sample = next(&mut page, "sample").await;
         if sample["connections"] == 1 && !sample["machine_cpu"].is_null() {
@@ -220,7 +221,7 @@ async fn metrics_are_those_of_this_process_and_this_machine() {
 }
 
 #[tokio::test]
-async fn what_was_posted_while_a_page_was_away_arrives_in_order() {
+async fn posts_during_a_disconnect_arrive_in_order() {
     let workspace = Workspace::start().await;
     let (ada, ben) = (workspace.sign_in("ada").await, workspace.sign_in("ben").await);
     let (_, mut page) = ada.open("feed", "feed").await;
@@ -241,7 +242,7 @@ async fn what_was_posted_while_a_page_was_away_arrives_in_order() {
 }
 
 #[tokio::test]
-async fn it_is_started_again_and_a_page_goes_on_with_one_gap() {
+async fn page_continues_with_one_gap_after_a_restart() {
     let workspace = Workspace::start().await;
     let addr = workspace.addr;
     let ada = workspace.sign_in("ada").await;
@@ -258,7 +259,7 @@ async fn it_is_started_again_and_a_page_goes_on_with_one_gap() {
     workspace.stop().await;
 
     let workspace = Workspace::start_with(addr, &["--secret", SECRET]).await;
-    // What it takes beside the tests of others; 0.3 s where nothing else runs.
+    // A generous limit for a busy machine. A restart takes 0.3 s on an idle one.
     assert!(begun.elapsed().as_secs() < 10);
     let again = Request::get("/events?topic=documents").header("cookie", &ada.cookie).header("last-event-id", id);
     let mut page = send(addr, again.body("").unwrap()).await.events();
@@ -268,7 +269,7 @@ async fn it_is_started_again_and_a_page_goes_on_with_one_gap() {
     assert!(page.caught_up().await.is_empty());
     workspace.stop().await;
 
-    // Without the secret it does not know who this is, and says so.
+    // An instance without the same secret rejects the cookie.
     let _workspace = Workspace::start_with(addr, &[]).await;
     assert_eq!(ada.get("/events?topic=documents").await.status, 401);
     assert_eq!(ada.get("/state/documents").await.status, 401);
@@ -277,7 +278,7 @@ async fn it_is_started_again_and_a_page_goes_on_with_one_gap() {
 }
 
 #[tokio::test]
-async fn who_signs_out_does_so_in_every_tab_of_that_session_and_no_other() {
+async fn sign_out_ends_every_tab_of_its_session_and_of_no_other() {
     let workspace = Workspace::start().await;
     let (here, there) = (workspace.sign_in("ada").await, workspace.sign_in("ada").await);
     let (_, first) = here.open("feed", "feed").await;
@@ -296,7 +297,7 @@ async fn who_signs_out_does_so_in_every_tab_of_that_session_and_no_other() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_and_nothing_falls_over() {
+async fn invalid_requests_are_refused_without_a_panic() {
     let workspace = Workspace::start().await;
     let addr = workspace.addr;
     let ada = workspace.sign_in("ada").await;
@@ -319,7 +320,7 @@ async fn what_makes_no_sense_is_refused_and_nothing_falls_over() {
         assert_eq!(ada.get(path).await.status, 403, "{path}");
     }
 
-    // Cookies that nobody here signed.
+    // Cookies with a forged signature.
     let (claim, signature) = ada.cookie.rsplit_once('.').unwrap();
     let forged = claim.replace("=ada.", "=ben.");
     let signatures = [signature, "", "zz", "é", &signature[..10]];
@@ -333,7 +334,7 @@ async fn what_makes_no_sense_is_refused_and_nothing_falls_over() {
     let elsewhere = form(addr, "/sign-in", "user=ada&next=//evil.example".into()).await;
     assert_eq!(elsewhere.header("location"), "/documents");
 
-    // The page of another site.
+    // Requests from pages of other sites.
     for (name, value, status) in [
         ("origin", "http://evil.example", 403),
         ("sec-fetch-site", "cross-site", 403),
@@ -345,7 +346,7 @@ async fn what_makes_no_sense_is_refused_and_nothing_falls_over() {
         let request = Request::post("/notifications/read").header("cookie", &ada.cookie).header(name, value);
         assert_eq!(send(addr, request.body("").unwrap()).await.status, status, "{value}");
     }
-    // HTTP/2 has no `Host`.
+    // HTTP/2 requests have no `Host` header.
     let mut connection = http2(addr).await;
     for (origin, status) in [("http://test", 204), ("http://evil.example", 403), ("null", 403)] {
         let request = Request::post("http://test/notifications/read").header("cookie", &ada.cookie);
@@ -357,7 +358,7 @@ async fn what_makes_no_sense_is_refused_and_nothing_falls_over() {
 }
 
 #[tokio::test]
-async fn pages_hold_nothing_from_elsewhere_and_never_take_text_for_html() {
+async fn pages_load_no_foreign_resource_and_never_insert_text_as_html() {
     let workspace = Workspace::start().await;
     let ada = workspace.sign_in("ada").await;
     let mut assets = vec!["/assets/events.js".to_owned(), "/assets/shell.js".to_owned()];
@@ -380,22 +381,22 @@ async fn pages_hold_nothing_from_elsewhere_and_never_take_text_for_html() {
 }
 
 #[tokio::test]
-async fn a_bad_command_line_is_said_without_repeating_secrets() {
+async fn error_of_an_invalid_command_line_contains_no_secret() {
     for args in
         [&["--secret", "s3cret"][..], &["--backplane", "http://ada:s3cret@h"], &["--s3cret", "x"], &["--listen"]]
     {
         let process = spawn_blocking(move || Process::spawn(example("workspace"), args)).await.unwrap();
-        let (code, _, said) = process.output().await;
-        assert!(code == Some(2) && !said.contains("s3cret") && said.contains("workspace [--listen"), "{said}");
+        let (code, _, error) = process.output().await;
+        assert!(code == Some(2) && !error.contains("s3cret") && error.contains("workspace [--listen"), "{error}");
     }
     let environment = [("WORKSPACE_SECRET", "s3cret".to_owned())];
     let spawn = move || Process::spawn_in(example("workspace"), &[], &environment);
-    let (code, _, said) = spawn_blocking(spawn).await.unwrap().output().await;
-    assert!(code == Some(2) && !said.contains("s3cret") && said.contains("shorter than 16"), "{said}");
+    let (code, _, error) = spawn_blocking(spawn).await.unwrap().output().await;
+    assert!(code == Some(2) && !error.contains("s3cret") && error.contains("shorter than 16"), "{error}");
 }
 
 #[tokio::test]
-async fn two_that_share_a_log_are_one() {
+async fn two_instances_with_a_shared_log_act_as_one() {
     let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let url = redis.url();
     let args = ["--secret", SECRET, "--backplane", &url];
@@ -404,7 +405,7 @@ async fn two_that_share_a_log_are_one() {
     assert_eq!(at_a.send("POST", "/documents", Some(json!({ "text": "Plans" }))).await, 201);
     assert_eq!(at_a.send("POST", "/feed", Some(json!({ "text": "Hello" }))).await, 201);
 
-    // One that starts later has all of it, and knows who is signed in.
+    // An instance that starts later has all of the content, and accepts the session.
     let b = Workspace::start_with(Workspace::free_address(), &args).await;
     let at_b = Browser { addr: b.addr, ..at_a.clone() };
     let ben = b.sign_in("ben").await;
@@ -415,7 +416,7 @@ async fn two_that_share_a_log_are_one() {
     assert_eq!(ben.send("DELETE", &format!("/documents/{id}"), None).await, 204);
     assert_eq!(next(&mut page_a, "notification").await["text"], "Ben deleted your document “Plans”");
 
-    // A page that comes back meets the other one, and goes on where it was.
+    // A page that reconnects to the other instance resumes.
     let last = page_a.last_id.clone();
     assert_eq!(ben.send("POST", "/feed", Some(json!({ "text": "Bye" }))).await, 201);
     let again = Request::get("/events?topic=feed").header("cookie", &at_b.cookie).header("last-event-id", last);
@@ -423,7 +424,7 @@ async fn two_that_share_a_log_are_one() {
     let before: Vec<_> = moved.caught_up().await.into_iter().map(|event| event.event).collect();
     assert_eq!(before, ["hub.hello", "post"]);
 
-    // Who signs out at one does so at both.
+    // A sign-out at one instance ends the session at both.
     let reply = send(a.addr, Request::post("/sign-out").header("cookie", &at_a.cookie).body("").unwrap()).await;
     assert_eq!(reply.status, 303);
     for page in [page_a, page_b, moved] {
@@ -438,7 +439,7 @@ async fn two_that_share_a_log_are_one() {
 }
 
 #[tokio::test]
-async fn who_cannot_be_signed_out_everywhere_is_told_and_can_try_again() {
+async fn sign_out_fails_while_the_broker_is_down_and_can_be_repeated() {
     let Some(mut redis) = RedisServer::start(FORGETFUL) else { return };
     let args = ["--secret", SECRET, "--backplane", &redis.url()];
     let a = Workspace::start_with(Workspace::free_address(), &args).await;
@@ -450,7 +451,7 @@ async fn who_cannot_be_signed_out_everywhere_is_told_and_can_try_again() {
     redis.kill();
     let reply = sign_out().await;
     assert!(reply.status == 503 && !reply.headers.contains_key("set-cookie"));
-    assert_eq!(reply.text().await, "Not now: the shared log is away.");
+    assert_eq!(reply.text().await, "The shared log is unavailable. Try again in a moment.");
     assert_eq!(at_a.get("/state/feed").await.status, 200);
 
     redis.restart();
@@ -468,7 +469,7 @@ async fn who_cannot_be_signed_out_everywhere_is_told_and_can_try_again() {
 }
 
 #[tokio::test]
-async fn a_log_that_comes_back_empty_empties_the_services_too() {
+async fn services_are_emptied_when_the_log_restarts_empty() {
     let Some(mut redis) = RedisServer::start(FORGETFUL) else { return };
     let args = ["--secret", SECRET, "--backplane", &redis.url()];
     let workspace = Workspace::start_with(Workspace::free_address(), &args).await;
@@ -477,7 +478,7 @@ async fn a_log_that_comes_back_empty_empties_the_services_too() {
     redis.kill();
     next(&mut page, "hub.stale").await;
     assert_eq!(ada.send("POST", "/documents", Some(json!({ "text": "Not now" }))).await, 503);
-    // What it has read it still shows, and from there a page can be opened.
+    // The instance still serves the content that it has read, and a page can be opened from there.
     let (state, mut meanwhile) = ada.open("documents", "documents").await;
     assert_eq!(state["content"].as_array().unwrap().len(), 3);
     next(&mut meanwhile, "hub.stale").await;

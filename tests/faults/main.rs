@@ -1,7 +1,7 @@
-//! The faults that one process can meet, each with what must still hold. Judged by payload: publishers number their
-//! records, and "contiguous" means that a client received what it was permitted, in order, once.
+//! Faults of one process, and the guarantees that still hold. Publishers number their events, so
+//! that a test can check that a client received every permitted event in order and once.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests and their helpers may panic")]
 
 #[path = "../kit/mod.rs"]
 mod kit;
@@ -39,7 +39,7 @@ async fn start(builder: HubBuilder) -> (Hub, Server) {
     (hub, server)
 }
 
-/// A request on a bare socket, for clients that misbehave.
+/// Sends a request over a bare socket, for clients that violate the protocol.
 async fn bare(server: &Server, path: &str) -> TcpStream {
     let mut tcp = TcpStream::connect(server.addr).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
@@ -47,7 +47,7 @@ async fn bare(server: &Server, path: &str) -> TcpStream {
     tcp
 }
 
-/// The same, with a small window, and after the stream has begun.
+/// Opens a stream over a bare socket with a small receive buffer, and reads only its first bytes.
 async fn stalled(addr: SocketAddr, path: &str) -> TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -62,13 +62,13 @@ async fn stalled(addr: SocketAddr, path: &str) -> TcpStream {
 fn numbers(events: impl IntoIterator<Item = SubscriberItem>) -> Vec<u64> {
     let number = |item| match item {
         SubscriberItem::Event(event) => Some(event.data.parse().unwrap()),
-        SubscriberItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
+        SubscriberItem::Gap { reason, .. } => panic!("a gap without loss: {reason}"),
         _ => None,
     };
     events.into_iter().filter_map(number).collect()
 }
 
-/// A small generator with a seed, so that a failure can be run again.
+/// A small random generator with a seed, so that a failure can be reproduced.
 struct Seeded(u64);
 
 impl Seeded {
@@ -81,7 +81,7 @@ impl Seeded {
 }
 
 #[test]
-fn replay_meets_live_in_ten_thousand_interleavings() {
+fn a_resumed_stream_receives_every_event_once_in_ten_thousand_interleavings() {
     for seed in 1..=10_000_u64 {
         let mut random = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let hub = Hub::builder().build().unwrap();
@@ -132,7 +132,7 @@ fn replay_meets_live_in_ten_thousand_interleavings() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_listener_sees_one_order_and_each_publisher_in_its_own() {
+async fn all_listeners_receive_one_order_that_keeps_the_order_of_each_publisher() {
     const PUBLISHERS: usize = 8;
     const EACH: usize = 500;
     let hub = Hub::builder().topic_retention(Retention::replay().count(PUBLISHERS * EACH)).build().unwrap();
@@ -167,7 +167,7 @@ async fn every_listener_sees_one_order_and_each_publisher_in_its_own() {
     for reader in readers {
         orders.push(soon(reader).await.unwrap());
     }
-    assert!(orders.iter().all(|order| *order == orders[0]), "one order for all");
+    assert!(orders.iter().all(|order| *order == orders[0]), "the order differs between readers");
     let mut next = BTreeMap::new();
     for line in &orders[0] {
         let (publisher, n) = line.split_once(' ').unwrap();
@@ -178,9 +178,9 @@ async fn every_listener_sees_one_order_and_each_publisher_in_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn subscribed_means_live_as_soon_as_the_head_is_there() {
+async fn a_stream_receives_every_event_published_after_its_response_head() {
     let (hub, server) = start(Hub::builder().topic_retention(Retention::live())).await;
-    // Over one HTTP/2 connection, so that ten thousand do not need ten thousand sockets.
+    // One HTTP/2 connection, because 10,000 streams over HTTP/1.1 would need 10,000 sockets.
     let sender = http2(server.addr).await;
     for n in 0..10_000 {
         let mut sender = sender.clone();
@@ -198,7 +198,7 @@ async fn subscribed_means_live_as_soon_as_the_head_is_there() {
 }
 
 #[test]
-fn quick_reconnects_on_a_quiet_topic_beside_a_busy_one_meet_no_gap() {
+fn quick_reconnects_on_a_quiet_topic_beside_a_busy_one_get_no_gap() {
     let hub = Hub::builder().build().unwrap();
     let waker = futures::task::noop_waker();
     let mut cx = std::task::Context::from_waker(&waker);
@@ -218,25 +218,27 @@ fn quick_reconnects_on_a_quiet_topic_beside_a_busy_one_meet_no_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_percent_of_stalled_readers_hurts_nobody_else() {
+async fn one_percent_of_stalled_readers_does_not_affect_the_others() {
     const READERS: usize = 2_000;
     const STALLED: usize = 20;
     const EVENTS: usize = 100;
-    // Far above the time in which a busy machine polls all streams once: a stream that is not polled counts as stalled.
+    // Far above the time that a busy machine needs to poll all streams once. Otherwise the hub
+    // would count unpolled streams as stalled.
     let deadline = Duration::from_secs(10);
     let builder = Hub::builder().write_deadline(deadline).heartbeat(Duration::from_secs(5));
     let (hub, server) = start(builder.topic_retention(Retention::replay().count(100).bytes(8 << 20))).await;
 
-    // Half of the stalled on HTTP/1.1, where the socket fills up, half on HTTP/2, where the stream's window does.
-    let mut asleep = Vec::new();
+    // Half of the stalled readers use HTTP/1.1, where the socket fills up. The other half use
+    // HTTP/2, where the window of the stream fills up.
+    let mut stalled_sockets = Vec::new();
     for _ in 0..STALLED / 2 {
-        asleep.push(stalled(server.addr, "/events?topic=small&topic=big").await);
+        stalled_sockets.push(stalled(server.addr, "/events?topic=small&topic=big").await);
     }
     let mut windows = Vec::new();
     for _ in 0..STALLED / 2 {
         let mut sender = http2(server.addr).await;
         let request = Request::get("http://test/events?topic=small&topic=big").body(Full::new(Bytes::new())).unwrap();
-        // Its body is never polled, so that its window is never opened again.
+        // The client never polls the body, so the window stays closed.
         windows.push((soon(sender.send_request(request)).await.unwrap(), sender));
     }
     let (ready, complete) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -271,14 +273,14 @@ async fn one_percent_of_stalled_readers_hurts_nobody_else() {
     assert!(grown < 150 << 20, "{} MiB more than before", grown >> 20);
     assert!(hub.stats().retained_bytes < 20 << 20);
 
-    // The stalled are out of the counts within their deadline, the healthy are all there.
+    // Stalled streams are no longer counted after the write deadline. The others stay.
     until(|| hub.stats().connections == READERS - STALLED).await;
     let mut all = Vec::new();
     for reader in readers {
         all.push(soon(reader).await.unwrap());
     }
     assert_eq!(hub.stats().connections, READERS - STALLED);
-    drop((asleep, windows));
+    drop((stalled_sockets, windows));
 }
 
 fn resident_bytes() -> usize {
@@ -286,10 +288,10 @@ fn resident_bytes() -> usize {
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-/// The kernel has a deadline of its own, for what it has taken and cannot send; it comes first where its buffers fill up
-/// slowly.
+/// The kernel has a time-out for bytes that it cannot send. It expires before the write deadline
+/// when the buffers fill up slowly.
 #[tokio::test]
-async fn a_reader_that_the_kernel_gives_up_has_stalled_too() {
+async fn a_reader_that_the_kernel_times_out_counts_as_stalled() {
     let (hub, server) = start(Hub::builder().write_deadline(Duration::from_millis(500))).await;
     let _tcp = stalled(server.addr, "/events?topic=t").await;
     while hub.stats().connections == 1 {
@@ -300,10 +302,11 @@ async fn a_reader_that_the_kernel_gives_up_has_stalled_too() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_forgotten_without_a_publish() {
+async fn a_disconnected_client_is_removed_without_a_publish() {
     let (hub, server) = start(Hub::builder()).await;
-    let limit = Duration::from_secs(1); // the promise is 100 ms
-    let gone = async |hub: &Hub| {
+    // The guarantee is 100 ms. A busy machine may take longer.
+    let limit = Duration::from_secs(1);
+    let wait_until_removed = async |hub: &Hub| {
         let since = Instant::now();
         until(|| hub.stats().connections == 0).await;
         assert!(since.elapsed() < limit, "after {:?}", since.elapsed());
@@ -313,36 +316,37 @@ async fn a_client_that_leaves_is_forgotten_without_a_publish() {
     let tcp = bare(&server, "/events?topic=t").await;
     until(|| hub.stats().connections == 1).await;
     drop(tcp);
-    gone(&hub).await;
+    wait_until_removed(&hub).await;
 
     // RST.
     let tcp = bare(&server, "/events?topic=t").await;
     until(|| hub.stats().connections == 1).await;
     socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
     drop(tcp);
-    gone(&hub).await;
+    wait_until_removed(&hub).await;
 
-    // FIN behind stray bytes, which no server reads while it writes: together with the request, and later.
+    // FIN after stray bytes, which a server does not read while it writes a response. First the
+    // bytes come with the request, then later.
     let mut tcp = bare(&server, "/events?topic=t").await;
     tcp.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
     until(|| hub.stats().connections == 1).await;
     drop(tcp);
-    gone(&hub).await;
+    wait_until_removed(&hub).await;
     let mut tcp = bare(&server, "/events?topic=t").await;
     until(|| hub.stats().connections == 1).await;
     let mut head = [0; 64];
     tcp.read_exact(&mut head).await.unwrap();
-    tcp.write_all(b"what is this?").await.unwrap();
+    tcp.write_all(b"stray bytes").await.unwrap();
     tcp.shutdown().await.unwrap();
-    gone(&hub).await;
+    wait_until_removed(&hub).await;
 
-    // An HTTP/2 stream that is reset while its connection lives on.
+    // An HTTP/2 stream that is reset while its connection stays open.
     let mut sender = http2(server.addr).await;
     let request = || Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
     let response = soon(sender.send_request(request())).await.unwrap();
     until(|| hub.stats().connections == 1).await;
     drop(response);
-    gone(&hub).await;
+    wait_until_removed(&hub).await;
     let again = reply(soon(sender.send_request(request())).await.unwrap());
     assert_eq!(again.events().next().await.event, "hub.hello");
 
@@ -350,7 +354,7 @@ async fn a_client_that_leaves_is_forgotten_without_a_publish() {
 }
 
 #[tokio::test]
-async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_ended() {
+async fn a_pipelined_request_is_answered_when_the_stream_has_ended() {
     let (hub, server) = start(Hub::builder().drain_limit(Duration::from_secs(5))).await;
     let mut tcp = bare(&server, "/events?topic=t").await;
     until(|| hub.stats().connections == 1).await;
@@ -362,14 +366,14 @@ async fn what_a_client_sends_behind_its_request_is_answered_when_the_stream_has_
     let (stream, second) = all.split_once("0\r\n\r\n").unwrap();
     assert!(stream.contains("data: x\n") && stream.contains("event: hub.bye\n"), "{stream}");
     if kit::takeover() {
-        assert_eq!(second, "", "the head has said that nothing else is answered");
+        assert_eq!(second, "", "the response head contains `connection: close`");
         return;
     }
     assert!(second.starts_with("HTTP/1.1 200 OK") && second.ends_with("hello"), "{second}");
 }
 
 #[tokio::test]
-async fn churn_leaves_nothing_behind() {
+async fn churn_of_connections_leaves_no_state_behind() {
     let hub = Hub::builder().build().unwrap();
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let subscription = |n: usize| Subscription::for_user(n % 1000).topic(format!("t{}", n % 77));
@@ -394,18 +398,19 @@ async fn churn_leaves_nothing_behind() {
         drop(open);
         until(|| hub.stats().connections == 0).await;
     }
-    // The writer of taken-over sockets stays, with the one descriptor that it waits on.
+    // The writer of taken-over sockets stays, with the one descriptor of its selector.
     let writers = usize::from(kit::takeover());
     until(|| descriptors() <= before + writers).await;
     until(|| tokio::runtime::Handle::current().metrics().num_alive_tasks() <= tasks + 1 + writers).await;
-    // Topics and users without anything kept, and the one channel that stays, are all that is remembered.
+    // The hub may remember the empty channels of topics and users, and keeps the channel of
+    // everyone.
     assert!(hub.stats().channels <= 1 + 1000 + 77);
     assert_eq!(hub.stats().retained_bytes, 0);
 }
 
-/// The same for what connections have beside their channels: users, members, joined topics, disconnects, tickets.
+/// Checks the state beside the channels: users, members, joined topics, disconnects and tickets.
 #[tokio::test]
-async fn churn_of_users_and_members_leaves_nothing_behind() {
+async fn churn_of_users_and_members_leaves_no_state_behind() {
     let brief = Duration::from_millis(50);
     let hub = Hub::builder()
         .presence_for(TopicFilter::any())
@@ -443,7 +448,7 @@ async fn churn_of_users_and_members_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_million_topics_come_and_go_and_give_their_memory_back() {
+fn a_million_expired_topics_release_their_memory() {
     const TOPICS: usize = 1_000_000;
     let hub = Hub::builder()
         .heartbeat(Duration::from_millis(10))
@@ -453,7 +458,7 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
         .unwrap();
     let counted = |work: &mut dyn FnMut()| allocation_counter::measure(work);
     let publish = |n: usize| assert_eq!(hub.topic(n).publish_now(Event::unnamed("x")).unwrap().connections, 0);
-    // What the first use of everything needs is not what a million topics need.
+    // Initialization allocates before the measurement.
     (0..1000).for_each(publish);
     let mut peak = 0;
     let all = counted(&mut || {
@@ -461,7 +466,7 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
             publish(n);
             peak = peak.max(hub.stats().channels);
         }
-        // Publishers keep house where there is no runtime.
+        // Without a runtime, publishers do the housekeeping.
         let since = Instant::now();
         while hub.stats().channels > 10 {
             assert!(since.elapsed() < kit::PATIENCE, "{} channels are left", hub.stats().channels);
@@ -473,11 +478,11 @@ fn a_million_topics_come_and_go_and_give_their_memory_back() {
     let left = all.bytes_current.max(0) as u64;
     // The marks of forgotten topics are bounded in number.
     let marks = 7 << 20;
-    assert!(left < all.bytes_max / 20 + marks, "{left} of {} bytes are still held", all.bytes_max);
+    assert!(left < all.bytes_max / 20 + marks, "{left} of {} bytes are still allocated", all.bytes_max);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
+async fn a_drain_under_load_ends_every_stream_cleanly_and_spreads_the_reconnects() {
     const READERS: usize = 2_000;
     const STALLED: usize = 20;
     let window = Duration::from_secs(20);
@@ -486,21 +491,22 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let (begin, begun) = tokio::sync::oneshot::channel::<()>();
-    // As in the README, but that a channel takes the place of the signal. Without `ConnectInfo`.
+    // Like a typical application, with a channel in the place of the signal, and without
+    // `ConnectInfo`.
     let serve = {
         let hub = hub.clone();
         let service = app(&hub);
         tokio::spawn(async move {
             let mut drained = None;
-            axum::serve(kit::watched(&hub, listener), service)
+            axum::serve(kit::hub_listener(&hub, listener), service)
                 .with_graceful_shutdown({
                     let drained = &mut drained;
-                    let (tell, told) = tokio::sync::oneshot::channel();
-                    *drained = Some(told);
+                    let (sender, receiver) = tokio::sync::oneshot::channel();
+                    *drained = Some(receiver);
                     async move {
                         begun.await.unwrap();
                         assert!(hub.is_ready());
-                        let _ = tell.send(hub.drain(window).await);
+                        let _ = sender.send(hub.drain(window).await);
                     }
                 })
                 .await
@@ -508,9 +514,9 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
             drained.unwrap().await.unwrap()
         })
     };
-    let mut asleep = Vec::new();
+    let mut stalled_sockets = Vec::new();
     for _ in 0..STALLED / 2 {
-        asleep.push(stalled(addr, "/events?topic=t&topic=big").await);
+        stalled_sockets.push(stalled(addr, "/events?topic=t&topic=big").await);
     }
     let mut windows = Vec::new();
     for _ in 0..STALLED / 2 {
@@ -522,7 +528,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
     let ready = Arc::new(AtomicUsize::new(0));
     let shared: Vec<_> = futures::future::join_all((0..4).map(|_| http2(addr))).await;
     for n in 0..READERS - STALLED {
-        // A tenth on HTTP/2.
+        // A tenth of the readers use HTTP/2.
         let mut sender = (n % 10 == 0).then(|| shared[n % 4].clone());
         let ready = Arc::clone(&ready);
         readers.push(tokio::spawn(async move {
@@ -536,11 +542,11 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
             events.caught_up().await;
             ready.fetch_add(1, Ordering::AcqRel);
             let rest = events.rest().await;
-            let (bye, before) = rest.split_last().expect("an end without a word");
+            let (bye, before) = rest.split_last().expect("the stream ended without `hub.bye`");
             assert_eq!(bye.event, "hub.bye");
             assert_eq!(bye.data, r#"{"reason":"draining","reconnect":"now"}"#);
             let seen: Vec<u64> = before.iter().map(|event| event.data.parse().unwrap()).collect();
-            assert!(seen.iter().copied().eq(0..seen.len() as u64), "contiguous to the end");
+            assert!(seen.iter().copied().eq(0..seen.len() as u64), "{seen:?}");
             bye.retry.unwrap()
         }));
     }
@@ -570,7 +576,7 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
     assert_eq!(refused[0].event, "hub.refused");
     assert!(refused[0].data.contains("draining") && refused[0].retry.is_some());
     let drained = soon(serve).await.unwrap();
-    assert!(since.elapsed() < Duration::from_secs(10), "it took {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(10), "the drain took {:?}", since.elapsed());
     assert_eq!(drained.ended, READERS - STALLED);
     assert_eq!(drained.cut, STALLED);
     soon(publisher).await.unwrap();
@@ -579,19 +585,19 @@ async fn a_drain_under_load_ends_every_stream_whole_and_spreads_their_return() {
     for reader in readers {
         retries.push(soon(reader).await.unwrap());
     }
-    // Spread over the window: every tenth of it has about a tenth of them.
+    // Each tenth of the window has about a tenth of the reconnects.
     for tenth in 0..10 {
         let share = window / 10;
-        let there = retries.iter().filter(|retry| **retry >= share * tenth && **retry < share * (tenth + 1)).count();
-        assert!(there > READERS / 40, "{there} of {READERS} come back in tenth {tenth}");
+        let count = retries.iter().filter(|retry| **retry >= share * tenth && **retry < share * (tenth + 1)).count();
+        assert!(count > READERS / 40, "{count} of {READERS} reconnect in tenth {tenth}");
     }
     assert_eq!(hub.stats().connections, 0);
-    drop((asleep, windows));
+    drop((stalled_sockets, windows));
 }
 
-/// An HTTP/2 server answers a shutdown by GOAWAY and waits for the peer, who may be frozen with nothing left to read.
+/// At a shutdown, an HTTP/2 server sends GOAWAY and waits for the peer, which may be frozen.
 #[test]
-fn a_frozen_http2_client_does_not_keep_the_process() {
+fn a_frozen_http2_client_does_not_keep_the_process_running() {
     let ours = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let theirs = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let hub = Hub::builder().build().unwrap();
@@ -604,9 +610,10 @@ fn a_frozen_http2_client_does_not_keep_the_process() {
             until(|| hub.stats().connections == 2).await;
             assert_eq!(hub.drain(Duration::ZERO).await.ended, 2);
         };
-        axum::serve(kit::watched(&hub, listener), app).with_graceful_shutdown(draining).into_future()
+        axum::serve(kit::hub_listener(&hub, listener), app).with_graceful_shutdown(draining).into_future()
     });
-    // Its runtime runs only here: afterwards the client reads nothing and answers nothing, but its sockets stay open.
+    // The runtime of the client runs only here. Afterwards the client neither reads nor writes, and
+    // its sockets stay open.
     let frozen = theirs.block_on(async {
         let mut sender = http2(addr).await;
         let request = Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
@@ -618,14 +625,14 @@ fn a_frozen_http2_client_does_not_keep_the_process() {
 }
 
 #[tokio::test]
-async fn an_aborted_end_is_an_error_after_a_whole_frame() {
+async fn an_aborted_stream_ends_with_an_error_after_a_complete_frame() {
     let (hub, server) = start(Hub::builder().stream_end(tower_sse::StreamEnd::Abort)).await;
     let mut body = get(server.addr, "/events?topic=t").await.body;
     until(|| hub.stats().connections == 1).await;
     hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
     hub.drain(Duration::ZERO).await;
     let mut text = String::new();
-    while let Ok(frame) = soon(body.frame()).await.expect("it must not end properly") {
+    while let Ok(frame) = soon(body.frame()).await.expect("the body ended cleanly") {
         text.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
     }
     assert!(text.ends_with("\n\n"), "{text:?}");
@@ -633,17 +640,17 @@ async fn an_aborted_end_is_an_error_after_a_whole_frame() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_asks_to_come_back_ends_like_the_hubs_streams() {
+async fn a_retryable_refusal_ends_like_a_stream() {
     let (hub, server) = start(Hub::builder().stream_end(tower_sse::StreamEnd::Abort)).await;
     hub.drain(Duration::ZERO).await;
     let mut body = get(server.addr, "/events?topic=t").await.body;
     let frame = soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
     assert!(frame.starts_with(b"event: hub.refused\n") && frame.ends_with(b"\n\n"), "{frame:?}");
-    soon(body.frame()).await.expect("it must not end properly").unwrap_err();
+    soon(body.frame()).await.expect("the body ended cleanly").unwrap_err();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_ends_by_the_expiry_of_its_subscription() {
+async fn a_stream_ends_at_the_expiry_of_its_subscription() {
     let hub = Hub::builder().build().unwrap();
     let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(600));
     let since = tokio::time::Instant::now();
@@ -655,7 +662,7 @@ async fn a_stream_ends_by_the_expiry_of_its_subscription() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_subscription_does_not_end_hours_before_its_time() {
+async fn a_long_subscription_ends_at_most_a_minute_before_its_expiry() {
     let hub = Hub::builder().build().unwrap();
     let day = Duration::from_secs(86_400);
     for _ in 0..20 {
@@ -667,12 +674,12 @@ async fn a_long_subscription_does_not_end_hours_before_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_never_runs_dry_ends_by_its_expiry_too() {
+async fn a_stream_that_always_has_more_to_read_ends_at_its_expiry() {
     let hub = Hub::builder().build().unwrap();
     let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(60));
     let mut stream = hub.subscribe(subscription, Cursor::Absent).unwrap();
     for _ in 0..=60 {
-        // Twice as much as it reads.
+        // Twice as many events as the stream reads.
         for _ in 0..200 {
             hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
         }
@@ -683,11 +690,11 @@ async fn a_stream_that_never_runs_dry_ends_by_its_expiry_too() {
         }
         tokio::time::advance(Duration::from_secs(1)).await;
     }
-    panic!("it is still open after its time");
+    panic!("the stream is open after its expiry");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expiring_stream_says_so_in_time_and_beats_until_then() {
+async fn an_expiring_stream_sends_a_notice_and_heartbeats() {
     let hub = Hub::builder().build().unwrap();
     let access = async |_| Ok(Subscription::anonymous().expires_in(Duration::from_secs(300)));
     let response = tower::ServiceExt::oneshot(hub.endpoint(access), Request::get("/").body(()).unwrap()).await.unwrap();
@@ -704,7 +711,7 @@ async fn an_expiring_stream_says_so_in_time_and_beats_until_then() {
     let ended = since.elapsed();
     let notice = ended - noticed.unwrap();
     assert!(notice >= Duration::from_secs(29) && notice <= Duration::from_secs(31), "{notice:?}");
-    // A comment without a blank line after it, every 13.5 to 15 s of silence; none directly behind another event.
+    // A heartbeat is a comment without a blank line. It comes after 13.5 to 15 s without an event.
     let beats = text.matches("\n:\n").count() + text.matches(":\n:\n").count();
     assert!((14..=24).contains(&beats), "{beats} heartbeats in {ended:?}");
     assert!(!text.contains(":\n\n"), "{text:?}");
@@ -712,7 +719,7 @@ async fn an_expiring_stream_says_so_in_time_and_beats_until_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
+async fn a_silent_stream_receives_a_new_id_regularly() {
     let hub = Hub::builder().build().unwrap();
     let access = async |_| Ok(Subscription::anonymous().topic("silent"));
     let response = tower::ServiceExt::oneshot(hub.endpoint(access), Request::get("/").body(()).unwrap()).await.unwrap();
@@ -724,7 +731,8 @@ async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
     for n in 1..=100 {
         hub.topic("busy").publish(Event::unnamed("x")).await.unwrap();
         let since = tokio::time::Instant::now();
-        // Heartbeats every 15 s, and within 165 s an id that stands for what happened elsewhere.
+        // Heartbeats come every 15 s, and within 165 s an id that covers the events of other
+        // topics.
         while read().await == ":\n" {}
         assert!(since.elapsed() <= Duration::from_secs(166), "round {n}");
     }
@@ -733,7 +741,7 @@ async fn a_silent_stream_gets_a_fresh_id_before_its_old_one_is_too_old() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap() {
+async fn a_quiet_client_that_reconnects_after_other_topics_were_forgotten_gets_no_gap() {
     let hub = Hub::builder()
         .heartbeat(Duration::from_secs(3))
         .topic_retention(Retention::replay().age(Duration::from_secs(10)))
@@ -745,19 +753,19 @@ async fn a_quiet_client_that_comes_back_after_others_were_forgotten_meets_no_gap
         hub.topic("busy").publish(Event::unnamed("x")).await.unwrap();
     }
     let cursor = hub.position();
-    // Long enough for `busy` to be dropped, forgotten, and its floor merged into the hub's.
+    // In this time the hub drops the events of `busy` and forgets the topic.
     tokio::time::sleep(Duration::from_secs(300)).await;
     let mut back = hub.subscribe(Subscription::anonymous().topic("new"), cursor).unwrap();
     assert!(matches!(back.next().await, Some(SubscriberItem::Live(_))));
-    // But whoever is older than that learns that something may be missing.
+    // A client with an older position gets a gap for `busy`.
     let old = cursor.to_string().replace(".10", ".3").parse::<tower_sse::Position>().unwrap();
     let mut back = hub.subscribe(Subscription::anonymous().topic("busy"), old).unwrap();
     assert!(matches!(back.next().await, Some(SubscriberItem::Gap { .. })));
 }
 
-/// A peer that vanishes without a word: its network is cut, so that no FIN and no RST can come.
+/// The network of the peer is cut, so the server receives neither FIN nor RST.
 #[tokio::test]
-async fn a_peer_that_vanishes_is_removed() {
+async fn a_peer_that_disappears_without_fin_or_rst_is_removed() {
     if !(skip::has("ip", "-V") && skip::has("curl", "-V")) {
         return;
     }
@@ -769,7 +777,7 @@ async fn a_peer_that_vanishes_is_removed() {
     let listener = tokio::net::TcpListener::bind((network.server.as_str(), 0)).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let serve = tokio::spawn({
-        let (listener, app) = (kit::watched(&hub, listener), app(&hub));
+        let (listener, app) = (kit::hub_listener(&hub, listener), app(&hub));
         async move { axum::serve(listener, app).await }
     });
     let mut curl = tokio::process::Command::new("ip")
@@ -785,14 +793,14 @@ async fn a_peer_that_vanishes_is_removed() {
     serve.abort();
 }
 
-/// Two hosts on this machine: this one, and a network namespace behind a pair of virtual cables.
+/// A second host: a network namespace that is connected by a pair of virtual interfaces.
 struct Network {
     name: String,
     server: String,
 }
 
 impl Network {
-    /// What an earlier run left behind under one number does not hinder the next.
+    /// Tries several numbers, because an earlier run may have left a namespace behind.
     fn new() -> Option<Self> {
         (0..3).find_map(|attempt| Self::numbered((std::process::id() + 77 * attempt) % 250 + 1))
     }
@@ -835,7 +843,7 @@ fn ip(arguments: &[&str]) -> bool {
 }
 
 #[tokio::test]
-async fn a_resumed_backlog_comes_in_few_pieces() {
+async fn a_resumed_stream_receives_its_backlog_in_few_chunks() {
     let (hub, server) = start(Hub::builder()).await;
     let start = hub.position().to_string();
     for n in 0..500 {
@@ -845,12 +853,12 @@ async fn a_resumed_backlog_comes_in_few_pieces() {
     assert_eq!(events.caught_up().await.len(), 501);
     let request = Request::get("/events?topic=t").header("last-event-id", &start).body("").unwrap();
     let mut body = kit::send(server.addr, request).await.body;
-    let (mut pieces, mut text) = (0, String::new());
+    let (mut chunks, mut text) = (0, String::new());
     while !text.contains("event: hub.live") {
-        let piece = soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
-        text.push_str(std::str::from_utf8(&piece).unwrap());
-        pieces += 1;
+        let chunk = soon(body.frame()).await.unwrap().unwrap().into_data().unwrap();
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+        chunks += 1;
     }
     assert!(text.contains("\ndata: 499\n"));
-    assert!(pieces <= 16, "500 events in {pieces} pieces");
+    assert!(chunks <= 16, "500 events in {chunks} chunks");
 }

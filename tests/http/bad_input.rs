@@ -1,4 +1,5 @@
-//! Bad input gets a clear answer, and nothing is lost: the rows of `bad-inputs.md` that one process can meet.
+//! Bad input gets a clear answer, and no event is lost: ids, queries, subscriptions, events,
+//! settings and runtimes, in one process.
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -22,13 +23,13 @@ async fn serve(builder: HubBuilder) -> (Hub, Server) {
     (hub, server)
 }
 
-/// Everybody gets this subscription, whatever they ask for.
+/// Serves this subscription to every request.
 async fn serve_all(hub: &Hub, subscription: Subscription) -> Server {
     let access = move |_: StreamRequest| std::future::ready(Ok(subscription.clone()));
     Server::start(hub, Router::new().route_service("/events", hub.endpoint(access))).await
 }
 
-/// A query with these topics, whatever is in their names.
+/// Returns a path with a query for these topics, percent-encoded.
 fn path<'a>(topics: impl IntoIterator<Item = &'a str>) -> String {
     let mut query = form_urlencoded::Serializer::new(String::from("/events?"));
     topics.into_iter().for_each(|topic| {
@@ -37,7 +38,7 @@ fn path<'a>(topics: impl IntoIterator<Item = &'a str>) -> String {
     query.finish()
 }
 
-/// Publishes numbers to a topic; returns the ids.
+/// Publishes numbers to a topic, and returns the ids.
 async fn publish(hub: &Hub, topic: &str, data: impl IntoIterator<Item = u32>) -> Vec<String> {
     let mut ids = Vec::new();
     for n in data {
@@ -47,14 +48,14 @@ async fn publish(hub: &Hub, topic: &str, data: impl IntoIterator<Item = u32>) ->
     ids
 }
 
-/// Where a position would be that is `by` from the hub's.
+/// Returns the hub's position, moved by `by` numbers.
 fn position(hub: &Hub, by: i64) -> String {
     let now = hub.position().to_string();
     let (epoch, sequence) = now.rsplit_once('.').unwrap();
     format!("{epoch}.{}", sequence.parse::<i64>().unwrap() + by)
 }
 
-/// Reads what a stream with a cursor that cannot be honoured must begin with; returns the gap.
+/// Asserts that the stream begins with `hub.hello` and `hub.gap`, and returns the gap.
 async fn one_gap(events: &mut Events, cursor: &str) -> Sse {
     let hello = events.next().await;
     assert_eq!((hello.event.as_str(), parsed(&hello)["cursor"].as_str()), ("hub.hello", Some(cursor)));
@@ -67,7 +68,7 @@ async fn one_gap(events: &mut Events, cursor: &str) -> Sse {
 // Cursors
 
 #[tokio::test]
-async fn a_cursor_that_cannot_be_honoured_gets_one_gap_with_its_reason_then_live() {
+async fn refused_cursor_gets_one_gap_with_its_reason_and_then_live() {
     let (hub, server) = serve(Hub::builder()).await;
     publish(&hub, "t", 0..3).await;
     let epoch = hub.position().to_string();
@@ -108,7 +109,7 @@ async fn a_cursor_that_cannot_be_honoured_gets_one_gap_with_its_reason_then_live
 }
 
 #[tokio::test]
-async fn an_id_of_the_query_is_judged_like_that_of_the_header() {
+async fn id_in_the_query_is_validated_like_the_header() {
     let (_hub, server) = serve(Hub::builder()).await;
     for (id, reason) in [("1.0.0", "epoch"), ("%FF%FE", "invalid"), ("%0d%0aid:%209", "invalid"), ("-1", "invalid")] {
         let mut events = get(server.addr, &format!("/events?topic=t&last_event_id={id}")).await.events();
@@ -119,7 +120,7 @@ async fn an_id_of_the_query_is_judged_like_that_of_the_header() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_text_are_no_position() {
+async fn cursor_that_is_not_utf_8_is_invalid() {
     let (_hub, server) = serve(Hub::builder()).await;
     let value = http::HeaderValue::from_bytes(b"1.\xff\xfe.3").unwrap();
     let request = Request::get("/events").header("last-event-id", value).body("").unwrap();
@@ -128,7 +129,7 @@ async fn bytes_that_are_no_text_are_no_position() {
 }
 
 #[tokio::test]
-async fn an_empty_cursor_is_none() {
+async fn empty_cursor_counts_as_absent() {
     let (hub, server) = serve(Hub::builder()).await;
     publish(&hub, "t", 0..3).await;
     for path in ["/events?topic=t", "/events?topic=t&last_event_id=", "/events?topic=t&last_event_id"] {
@@ -139,7 +140,7 @@ async fn an_empty_cursor_is_none() {
 }
 
 #[tokio::test]
-async fn a_refused_cursor_gets_the_current_values_before_it_goes_live() {
+async fn refused_cursor_gets_the_current_values_before_live() {
     let (hub, server) = serve(Hub::builder().topic_retention(Retention::latest_per_key())).await;
     for (key, data) in [("a", "old"), ("b", "2"), ("a", "1")] {
         hub.topic("t").publish(Event::unnamed(data).key(key)).await.unwrap();
@@ -148,17 +149,25 @@ async fn a_refused_cursor_gets_the_current_values_before_it_goes_live() {
     one_gap(&mut events, "refused").await;
     let values = events.caught_up().await;
     let values: Vec<_> = values.iter().map(|event| (event.data.as_str(), event.id.as_str())).collect();
-    assert_eq!(values, [("2", ""), ("1", "")], "without ids, since they are out of the order of the cursor");
+    assert_eq!(
+        values,
+        [("2", ""), ("1", "")],
+        "current values have no ids, because they are not in the order of the log"
+    );
 }
 
 #[tokio::test]
-async fn below_the_floor_is_one_gap_and_then_what_is_still_kept() {
+async fn cursor_of_a_dropped_event_gets_one_gap_and_then_the_retained_events() {
     let (hub, server) = serve(Hub::builder().topic_retention(Retention::replay().count(3))).await;
     let ids = publish(&hub, "t", 0..10).await;
     publish(&hub, "quiet", [100]).await;
     let mut events = resume(server.addr, "/events?topic=t&topic=quiet", &ids[2]).await;
     let gap = one_gap(&mut events, "resuming").await;
-    assert_eq!(parsed(&gap), serde_json::json!({ "reason": "trimmed", "topics": ["t"] }), "only the topic with a hole");
+    assert_eq!(
+        parsed(&gap),
+        serde_json::json!({ "reason": "trimmed", "topics": ["t"] }),
+        "only the topic that lost events"
+    );
     let kept: Vec<_> = events.caught_up().await.into_iter().map(|event| (event.event, event.data)).collect();
     assert_eq!(kept, ["7", "8", "9", "100"].map(|data| (String::from("message"), data.into())));
     publish(&hub, "t", [10]).await;
@@ -167,7 +176,7 @@ async fn below_the_floor_is_one_gap_and_then_what_is_still_kept() {
 }
 
 #[tokio::test]
-async fn at_the_floor_is_no_gap() {
+async fn cursor_just_before_the_oldest_retained_event_gets_no_gap() {
     let (hub, server) = serve(Hub::builder().topic_retention(Retention::replay().count(3))).await;
     let ids = publish(&hub, "t", 0..10).await;
     let mut events = resume(server.addr, "/events?topic=t", &ids[6]).await;
@@ -177,8 +186,9 @@ async fn at_the_floor_is_no_gap() {
 }
 
 #[tokio::test]
-async fn a_gap_below_the_floor_comes_also_where_slow_readers_are_disconnected() {
-    // `Disconnect` is for streams that fall behind; one that comes back must not be sent away for ever.
+async fn resuming_client_gets_a_gap_when_slow_readers_are_disconnected() {
+    // `Disconnect` is for streams that fall behind. A client that reconnects with an old id would
+    // otherwise be disconnected on every attempt.
     let retention = Retention::replay().count(1).on_lag(LagPolicy::Disconnect);
     let (hub, server) = serve(Hub::builder().topic_retention(retention)).await;
     let ids = publish(&hub, "t", 0..3).await;
@@ -189,7 +199,7 @@ async fn a_gap_below_the_floor_comes_also_where_slow_readers_are_disconnected() 
 }
 
 #[tokio::test]
-async fn a_forged_cursor_yields_only_what_is_permitted() {
+async fn forged_cursor_yields_only_permitted_events() {
     let hub = Hub::builder().build().unwrap();
     let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::prefix("mine/"))));
     let server = Server::start(&hub, app).await;
@@ -198,9 +208,9 @@ async fn a_forged_cursor_yields_only_what_is_permitted() {
     for n in 0..20 {
         publish(&hub, "mine/a", [n]).await;
         foreign.extend(publish(&hub, "theirs", [1000 + n]).await);
-        hub.user("somebody").publish(Event::unnamed("2000")).await.unwrap();
+        hub.user("bob").publish(Event::unnamed("2000")).await.unwrap();
     }
-    // Ids that it never received, of records that it may not read; and the very beginning.
+    // The start of the log, and ids of records that the client is not permitted to read.
     for (cursor, from) in [(begin, 0), (foreign[4].clone(), 5), (foreign[19].clone(), 20)] {
         let mut events = resume(server.addr, "/events?topic=mine/a", &cursor).await;
         let all = events.caught_up().await;
@@ -211,7 +221,7 @@ async fn a_forged_cursor_yields_only_what_is_permitted() {
 }
 
 #[tokio::test]
-async fn what_the_client_sent_is_never_echoed() {
+async fn input_of_a_client_is_never_echoed() {
     let (_hub, server) = serve(Hub::builder()).await;
     let marker = "EcHoEd";
     let mut events = resume(server.addr, &format!("/events?topic=t&x={marker}"), marker).await;
@@ -224,12 +234,12 @@ async fn what_the_client_sent_is_never_echoed() {
 }
 
 #[tokio::test]
-async fn a_query_that_is_no_query_is_a_request_for_no_topic() {
+async fn malformed_query_requests_no_topic() {
     let (_hub, server) = serve(Hub::builder()).await;
     for query in ["&&&", "=", "topic", "%", "%zz=%", "a=b=c", "&=&topic&"] {
         let reply = get(server.addr, &format!("/events?{query}")).await;
         if query.contains("topic") {
-            assert_eq!(reply.status, 403, "{query}: an empty topic is none");
+            assert_eq!(reply.status, 403, "{query}: an empty topic is not permitted");
         } else {
             assert_eq!(parsed(&reply.events().next().await)["topics"], serde_json::json!([]), "{query}");
         }
@@ -237,7 +247,7 @@ async fn a_query_that_is_no_query_is_a_request_for_no_topic() {
 }
 
 #[tokio::test]
-async fn as_many_topics_as_fit_into_a_request_are_refused() {
+async fn request_for_thousands_of_topics_is_a_bad_request() {
     let (_hub, server) = serve(Hub::builder()).await;
     let topics: Vec<String> = (0..6000).map(|n| format!("{n:x}")).collect();
     let reply = get(server.addr, &path(topics.iter().map(String::as_str))).await;
@@ -245,7 +255,7 @@ async fn as_many_topics_as_fit_into_a_request_are_refused() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Subscriptions that the application got wrong
+// Invalid subscriptions of the application
 
 async fn status_of(builder: HubBuilder, subscription: Subscription) -> (Hub, u16) {
     let hub = builder.build().unwrap();
@@ -255,7 +265,7 @@ async fn status_of(builder: HubBuilder, subscription: Subscription) -> (Hub, u16
 }
 
 #[tokio::test]
-async fn a_subscription_that_no_hub_takes_is_a_bad_request() {
+async fn invalid_subscription_is_a_bad_request() {
     let long = "x".repeat(256);
     for bad in [
         Subscription::for_user(""),
@@ -281,10 +291,10 @@ async fn a_subscription_that_no_hub_takes_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn credentials_that_are_over_already_end_the_stream_at_once() {
+async fn stream_ends_at_once_when_its_credentials_have_expired() {
     let hub = Hub::builder().build().unwrap();
-    let over = SystemTime::now() - Duration::from_secs(3600);
-    let server = serve_all(&hub, Subscription::for_user("ada").expires_at(over)).await;
+    let expired = SystemTime::now() - Duration::from_secs(3600);
+    let server = serve_all(&hub, Subscription::for_user("ada").expires_at(expired)).await;
     let events = get(server.addr, "/events").await.events().rest().await;
     let bye = events.last().unwrap();
     assert_eq!((bye.event.as_str(), parsed(bye)["reason"].as_str()), ("hub.bye", Some("expired")));
@@ -292,7 +302,7 @@ async fn credentials_that_are_over_already_end_the_stream_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expiry_beyond_all_times_is_never() {
+async fn expiry_in_the_far_future_never_ends_the_stream() {
     for far in [
         Duration::MAX,
         Duration::from_millis(u64::MAX),
@@ -301,12 +311,12 @@ async fn an_expiry_beyond_all_times_is_never() {
         Duration::from_secs(u64::MAX / 4000),
     ] {
         let hub = Hub::builder().build().unwrap();
-        // It overflows only when the hub is no longer new.
+        // The sum of the hub's age and the expiry overflows only when the hub has some age.
         tokio::time::advance(Duration::from_secs(3600)).await;
         let subscription = Subscription::anonymous().topic("t").expires_in(far);
         let mut stream = ManuallyDrop::new(hub.subscribe(subscription, Cursor::Absent).unwrap());
         assert!(matches!(stream.next().await, Some(SubscriberItem::Live(_))));
-        assert!(stream.next().now_or_never().is_none(), "{far:?}: it rests");
+        assert!(stream.next().now_or_never().is_none(), "{far:?}: the stream stays open");
         publish(&hub, "t", [1]).await;
         let Some(SubscriberItem::Event(event)) = stream.next().await else { panic!("{far:?}") };
         assert_eq!(event.data, "1", "{far:?}");
@@ -314,7 +324,7 @@ async fn an_expiry_beyond_all_times_is_never() {
 }
 
 #[tokio::test]
-async fn more_history_than_there_is_is_all_there_is() {
+async fn start_beyond_the_history_replays_all_of_it() {
     for start in [Start::Last(usize::MAX), Start::Last(3), Start::Oldest] {
         let hub = Hub::builder().build().unwrap();
         publish(&hub, "t", 0..3).await;
@@ -329,14 +339,14 @@ async fn more_history_than_there_is_is_all_there_is() {
 // Publishing
 
 #[tokio::test]
-async fn what_is_refused_uses_no_position_and_reaches_nobody() {
+async fn rejected_event_uses_no_position_and_reaches_no_stream() {
     let (hub, server) = serve(Hub::builder().max_payload(100)).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let before = hub.position();
     let long = "x".repeat(256);
     let id = |n: u8| format!("{n:032x}");
     let many = (0..129).map(|n| hub.topic(n)).reduce(Target::and).unwrap();
-    let many_left_out = (0..129).fold(hub.topic("t"), |target, n| target.except(id(n)));
+    let many_excluded = (0..129).fold(hub.topic("t"), |target, n| target.except(id(n)));
     let other = Hub::builder().build().unwrap();
     let failures: Vec<(&str, Result<_, PublishError>)> = vec![
         ("event name", hub.topic("t").publish(Event::new("a\nb", "x")).await),
@@ -360,7 +370,7 @@ async fn what_is_refused_uses_no_position_and_reaches_nobody() {
         ("topic", hub.topic("t").and(hub.topic("")).publish(Event::unnamed("x")).await),
         ("topic", hub.topic("").and(hub.topic("t")).publish(Event::unnamed("x")).await),
         ("targets", many.publish(Event::unnamed("x")).await),
-        ("targets", many_left_out.publish(Event::unnamed("x")).await),
+        ("targets", many_excluded.publish(Event::unnamed("x")).await),
         ("another hub", hub.topic("t").and(other.topic("t")).publish(Event::unnamed("x")).await),
         ("payload", hub.topic("t").publish(Event::unnamed("x".repeat(100))).await),
     ];
@@ -368,7 +378,7 @@ async fn what_is_refused_uses_no_position_and_reaches_nobody() {
         let error = failure.expect_err(field);
         assert!(error.is_invalid() && !error.is_closed() && !error.is_unknown(), "{error}");
         assert!(error.to_string().contains(field), "{field}: {error}");
-        assert!(!error.to_string().contains("injected"), "values are not repeated: {error}");
+        assert!(!error.to_string().contains("injected"), "the error repeats a value: {error}");
     }
     assert_eq!(hub.position(), before);
     assert_eq!(hub.stats().published, 0);
@@ -383,7 +393,7 @@ fn position_after(position: &str) -> String {
 }
 
 #[tokio::test]
-async fn one_bad_event_of_a_batch_does_not_stop_the_others() {
+async fn invalid_event_does_not_stop_the_other_events_of_its_batch() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let outcomes = hub
@@ -401,8 +411,8 @@ async fn one_bad_event_of_a_batch_does_not_stop_the_others() {
 }
 
 #[tokio::test]
-async fn a_payload_at_the_limit_arrives_and_one_byte_more_does_not_leave() {
-    // `data: ` and a line break for each line.
+async fn payload_at_the_limit_arrives_and_one_more_byte_is_rejected() {
+    // Framing adds `data: ` and a line break, 7 bytes, to each line.
     for (limit, largest) in [(64, "x".repeat(64 - 7)), (64, format!("{}\n{}", "x".repeat(20), "y".repeat(64 - 34)))] {
         let (hub, server) = serve(Hub::builder().max_payload(limit)).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
@@ -414,7 +424,7 @@ async fn a_payload_at_the_limit_arrives_and_one_byte_more_does_not_leave() {
 }
 
 #[tokio::test]
-async fn the_largest_payload_by_default_arrives_whole() {
+async fn largest_payload_by_default_arrives_whole() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let largest = "x".repeat((512 << 10) - 7);
@@ -427,7 +437,7 @@ async fn the_largest_payload_by_default_arrives_whole() {
 }
 
 #[tokio::test]
-async fn data_is_one_message_whatever_is_in_it() {
+async fn data_is_one_message_whatever_it_contains() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     for (data, read) in [
@@ -517,7 +527,7 @@ async fn names_are_literal_from_end_to_end() {
     }
     for name in names {
         assert_eq!(hub.topic(name).publish(Event::unnamed(name)).await.unwrap().connections, 1, "{name}");
-        // The same name as a user meets nobody.
+        // A user of the same name has no connection.
         assert_eq!(hub.user(name).publish(Event::unnamed("not for topics")).await.unwrap().connections, 0, "{name}");
     }
     hub.everyone().publish(Event::unnamed("the end")).await.unwrap();
@@ -527,7 +537,7 @@ async fn names_are_literal_from_end_to_end() {
 }
 
 #[tokio::test]
-async fn a_rule_with_special_characters_is_literal_too() {
+async fn topic_filter_with_special_characters_is_literal() {
     let hub = Hub::builder().build().unwrap();
     let access = Public::topics(TopicFilter::prefix("a.*/")).or(TopicFilter::exact(".*"));
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
@@ -539,7 +549,7 @@ async fn a_rule_with_special_characters_is_literal_too() {
 }
 
 #[tokio::test]
-async fn a_user_named_like_a_topic_never_meets_it() {
+async fn user_with_the_name_of_a_topic_does_not_receive_its_events() {
     let hub = Hub::builder().build().unwrap();
     let access = |request: StreamRequest| async move {
         Ok(match request.query() {
@@ -555,7 +565,7 @@ async fn a_user_named_like_a_topic_never_meets_it() {
     hub.everyone().publish(Event::unnamed("for all")).await.unwrap();
     assert_eq!([user.next().await.data, user.next().await.data], ["for the user", "for all"]);
     assert_eq!([topic.next().await.data, topic.next().await.data], ["for the topic", "for all"]);
-    // Nor when it is replayed.
+    // A replay keeps users and topics apart too.
     let mut user = resume(server.addr, "/events?user", &begin).await;
     let read: Vec<_> = user.caught_up().await.into_iter().skip(1).map(|event| event.data).collect();
     assert_eq!(read, ["for the user", "for all"]);
@@ -568,15 +578,15 @@ async fn every_retry_on_the_wire_is_within_the_range() {
     let mut events = get(server.addr, "/events?topic=t").await.events();
     assert_eq!(events.next().await.retry, Some(seconds(3)));
     events.caught_up().await;
-    for (asked, got) in [
+    for (requested, sent) in [
         (Duration::ZERO, Duration::from_millis(100)),
         (Duration::from_millis(2500), Duration::from_millis(2500)),
         (Duration::MAX, seconds(3_600)),
     ] {
-        hub.topic("t").publish(Event::unnamed("").retry(asked)).await.unwrap();
-        assert_eq!(events.next().await.retry, Some(got), "{asked:?}");
+        hub.topic("t").publish(Event::unnamed("").retry(requested)).await.unwrap();
+        assert_eq!(events.next().await.retry, Some(sent), "{requested:?}");
     }
-    // Those of a drain as well, however absurd its window.
+    // A drain with an absurd window stays within the range too.
     let draining = hub.clone();
     let draining = tokio::spawn(async move { draining.drain(Duration::MAX).await });
     let bye = events.next().await;
@@ -592,17 +602,17 @@ async fn every_retry_on_the_wire_is_within_the_range() {
 }
 
 #[tokio::test]
-async fn a_refusal_with_an_absurd_retry_is_within_the_range_too() {
-    for (asked, from, to) in [(Duration::ZERO, 100, 100), (Duration::MAX, 3_600_000, 3_600_000)] {
+async fn retry_of_a_refusal_is_within_the_range() {
+    for (requested, from, to) in [(Duration::ZERO, 100, 100), (Duration::MAX, 3_600_000, 3_600_000)] {
         let hub = Hub::builder().build().unwrap();
         let access = move |_: StreamRequest| {
-            let refusal = tower_sse::Refusal::retry_later(tower_sse::RefusalReason::Busy).retry(asked);
+            let refusal = tower_sse::Refusal::retry_later(tower_sse::RefusalReason::Busy).retry(requested);
             std::future::ready(Err::<Subscription, _>(refusal))
         };
         let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
         let refused = get(server.addr, "/events").await.events().rest().await.remove(0);
         let retry = refused.retry.unwrap().as_millis();
-        assert!((from..=to).contains(&retry), "{asked:?}: {retry}");
+        assert!((from..=to).contains(&retry), "{requested:?}: {retry}");
     }
 }
 
@@ -612,9 +622,9 @@ async fn a_refusal_with_an_absurd_retry_is_within_the_range_too() {
 #[tokio::test]
 async fn publishing_from_inside_the_access_hook_does_not_deadlock() {
     let hub = Hub::builder().build().unwrap();
-    let from_inside = hub.clone();
+    let in_hook = hub.clone();
     let access = move |request: StreamRequest| {
-        let hub = from_inside.clone();
+        let hub = in_hook.clone();
         async move {
             hub.topic("visits").publish_now(Event::unnamed("now")).unwrap();
             hub.topic("visits").publish(Event::unnamed(request.uri().path().to_owned())).await.unwrap();
@@ -626,14 +636,14 @@ async fn publishing_from_inside_the_access_hook_does_not_deadlock() {
     let mut first = subscribe(server.addr, "/events").await;
     let _second = subscribe(server.addr, "/events").await;
     assert_eq!([first.next().await.data, first.next().await.data], ["now", "/events"]);
-    // From many at once.
+    // Many requests at once, whose hooks all publish.
     let many = (0..50).map(|_| subscribe(server.addr, "/events"));
     futures::future::join_all(many).await;
     assert_eq!(hub.stats().published, 104);
 }
 
 #[tokio::test]
-async fn publishing_to_oneself_while_reading_does_not_deadlock() {
+async fn publishing_to_a_stream_while_reading_it_does_not_deadlock() {
     let hub = Hub::builder().build().unwrap();
     let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     let id = stream.connection();
@@ -650,7 +660,7 @@ async fn publishing_to_oneself_while_reading_does_not_deadlock() {
 }
 
 #[tokio::test]
-async fn after_a_drain_everything_that_publishes_says_closed() {
+async fn every_publish_after_a_drain_returns_closed() {
     let (hub, server) = serve(Hub::builder()).await;
     publish(&hub, "t", [1]).await;
     let position = hub.position();
@@ -666,12 +676,12 @@ async fn after_a_drain_everything_that_publishes_says_closed() {
     assert!(hub.subscribe(Subscription::anonymous(), Cursor::Absent).unwrap_err().is_closed());
     let refused = get(server.addr, "/events").await.events().rest().await;
     assert_eq!(parsed(&refused[0])["reason"], "draining");
-    // Once more changes nothing.
+    // A second drain has no effect.
     assert_eq!(soon(hub.drain(Duration::ZERO)).await, soon(hub.drain(Duration::ZERO)).await);
 }
 
 #[tokio::test]
-async fn what_was_published_before_a_drain_comes_before_the_bye() {
+async fn event_published_before_a_drain_arrives_before_the_bye() {
     let (hub, server) = serve(Hub::builder()).await;
     let events = subscribe(server.addr, "/events?topic=t").await;
     hub.everyone().publish(Event::new("maintenance", "back in a minute")).await.unwrap();
@@ -682,7 +692,7 @@ async fn what_was_published_before_a_drain_comes_before_the_bye() {
 }
 
 #[tokio::test]
-async fn a_publish_that_is_never_polled_publishes_nothing() {
+async fn publish_that_is_never_polled_publishes_nothing() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     drop(hub.topic("t").publish(Event::unnamed("never")));
@@ -693,18 +703,18 @@ async fn a_publish_that_is_never_polled_publishes_nothing() {
 }
 
 #[tokio::test]
-async fn a_publish_that_is_dropped_after_its_first_poll_is_done() {
+async fn publish_is_complete_after_its_first_poll() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     {
         let publish = hub.topic("t").publish(Event::unnamed("done"));
-        assert!(publish.now_or_never().is_some(), "it never waits");
+        assert!(publish.now_or_never().is_some(), "the publish waits");
     }
     assert_eq!(events.next().await.data, "done");
 }
 
 #[tokio::test]
-async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
+async fn response_that_is_dropped_at_any_moment_leaves_no_connection() {
     use tower::ServiceExt;
     let hub = Hub::builder().build().unwrap();
     let endpoint = hub.endpoint(|_: StreamRequest| async {
@@ -712,7 +722,8 @@ async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
         Ok(Subscription::anonymous().topic("t"))
     });
     let request = || Request::get("/").body(()).unwrap();
-    // Never polled; polled once; answered, but its body never polled; polled once.
+    // The response is dropped before its first poll, after one poll, with an unpolled body, and
+    // with a body that was polled once.
     drop(endpoint.clone().oneshot(request()));
     assert!(endpoint.clone().oneshot(request()).now_or_never().is_none());
     assert_eq!(hub.stats().connected, 0);
@@ -732,18 +743,18 @@ async fn an_answer_that_is_dropped_at_any_moment_leaves_nothing_behind() {
 // Runtimes
 
 #[test]
-fn a_stream_that_is_asked_for_before_the_broker_was_read_is_told_so() {
+fn subscribe_before_the_broker_was_read_is_unavailable() {
     let hub = Hub::builder().backplane(tower_sse::backplane::Memory::new()).build().unwrap();
-    // Outside of a runtime, so that nothing of the log is read.
+    // Outside of a runtime, so that the hub has not read the shared log.
     let error = hub.subscribe(Subscription::anonymous(), None).unwrap_err();
     assert!(error.is_unavailable());
     assert!(!error.to_string().contains("drained"), "{error}");
 }
 
 #[test]
-fn a_hub_built_outside_a_runtime_works_inside_one() {
+fn hub_that_was_built_outside_a_runtime_works_inside_one() {
     let hub = Hub::builder().build().unwrap();
-    let before = hub.topic("t").publish_now(Event::unnamed("before there was a runtime")).unwrap();
+    let before = hub.topic("t").publish_now(Event::unnamed("before the runtime")).unwrap();
     let begin = position_before(&before.position.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let serving = hub.clone();
@@ -752,19 +763,21 @@ fn a_hub_built_outside_a_runtime_works_inside_one() {
         let server = Server::start(&serving, app).await;
         let mut events = resume(server.addr, "/events?topic=t", &begin).await;
         let read = events.caught_up().await;
-        assert_eq!(read[1].data, "before there was a runtime");
+        assert_eq!(read[1].data, "before the runtime");
         publish(&serving, "t", [1]).await;
         assert_eq!(events.next().await.data, "1");
     });
     drop(runtime);
-    // Its streams died with the runtime; the hub did not.
+    // The runtime's streams ended with it, and the hub still works.
     assert_eq!(hub.stats().connections, 0);
     hub.topic("t").publish_now(Event::unnamed("after")).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async move {
         let mut stream =
             hub.subscribe(Subscription::anonymous().topic("t").start(Start::Last(1)), Cursor::Absent).unwrap();
-        let Some(SubscriberItem::Event(event)) = soon(stream.next()).await else { panic!("the newest is kept") };
+        let Some(SubscriberItem::Event(event)) = soon(stream.next()).await else {
+            panic!("the newest event is not retained")
+        };
         assert_eq!(event.data, "after");
     });
 }
@@ -774,9 +787,9 @@ fn position_before(position: &str) -> String {
     format!("{epoch}.{}", sequence.parse::<u64>().unwrap() - 1)
 }
 
-/// Far more listeners than a publisher wakes itself.
+/// More than the 32 listeners that a publisher wakes itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thread_without_a_runtime_reaches_every_listener() {
+async fn publish_from_a_thread_without_a_runtime_reaches_every_listener() {
     const LISTENERS: usize = 100;
     let (hub, server) = serve(Hub::builder()).await;
     let mut streams = Vec::new();
@@ -787,7 +800,7 @@ async fn a_thread_without_a_runtime_reaches_every_listener() {
     let thread = std::thread::spawn(move || {
         assert!(tokio::runtime::Handle::try_current().is_err());
         let published = publisher.topic("t").publish_now(Event::unnamed("from a thread")).unwrap();
-        // The other one, by an executor that knows nothing of tokio.
+        // `publish` works on an executor other than tokio's, too.
         futures::executor::block_on(publisher.topic("t").publish(Event::unnamed("and again"))).unwrap();
         published.connections
     });
@@ -798,7 +811,7 @@ async fn a_thread_without_a_runtime_reaches_every_listener() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_dies_does_not_take_the_hubs_work_with_it() {
+async fn every_listener_is_woken_when_the_publishers_runtime_is_dropped() {
     let (hub, server) = serve(Hub::builder()).await;
     let mut streams = Vec::new();
     for _ in 0..100 {
@@ -806,12 +819,13 @@ async fn a_runtime_that_dies_does_not_take_the_hubs_work_with_it() {
     }
     let publisher = hub.clone();
     let thread = std::thread::spawn(move || {
-        // The work that is left to a task goes to this runtime, which is gone before it was polled.
+        // The runtime is dropped before it polls another task. The publisher queues most of the
+        // wake-ups, and the queue must not depend on this runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { publisher.topic("t").publish_now(Event::unnamed("from a short life")).unwrap() });
+        runtime.block_on(async { publisher.topic("t").publish_now(Event::unnamed("before the end")).unwrap() });
     });
     for events in &mut streams {
-        assert_eq!(events.next().await.data, "from a short life");
+        assert_eq!(events.next().await.data, "before the end");
     }
     thread.join().unwrap();
     publish(&hub, "t", [1]).await;
@@ -821,7 +835,7 @@ async fn a_runtime_that_dies_does_not_take_the_hubs_work_with_it() {
 }
 
 #[tokio::test]
-async fn an_application_outlives_the_handles_it_was_made_with() {
+async fn application_serves_streams_after_its_hub_handle_is_dropped() {
     let hub = Hub::builder().build().unwrap();
     let app = Router::new().layer(hub.layer("/events", Public::topics(TopicFilter::any())));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -834,7 +848,7 @@ async fn an_application_outlives_the_handles_it_was_made_with() {
 }
 
 #[tokio::test]
-async fn nothing_holds_the_hook_when_its_server_is_gone() {
+async fn access_hook_is_dropped_with_its_server() {
     struct Canary(Arc<AtomicUsize>);
     impl Drop for Canary {
         fn drop(&mut self) {
@@ -862,14 +876,14 @@ async fn nothing_holds_the_hook_when_its_server_is_gone() {
 // Configuration
 
 #[test]
-fn a_setting_that_makes_no_sense_is_refused_by_its_name() {
+fn invalid_setting_is_rejected_by_its_name() {
     let error = Hub::builder().heartbeat(Duration::ZERO).build().unwrap_err();
     assert_eq!(error.setting(), "heartbeat");
     assert!(error.to_string().starts_with("heartbeat: "), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_setting_that_is_absurdly_large_is_refused_or_works() {
+async fn absurdly_large_setting_is_rejected_or_works() {
     let far = [Duration::MAX, Duration::from_millis(u64::MAX), Duration::from_secs(u64::MAX / 1000)];
     for far in far {
         for builder in [
@@ -881,12 +895,12 @@ async fn a_setting_that_is_absurdly_large_is_refused_or_works() {
         ] {
             let Ok(hub) = builder.build() else { continue };
             tokio::time::advance(Duration::from_secs(1)).await;
-            // An idle channel, an old record, a subscription that expires, and time that passes.
+            // An idle channel, an old record and a subscription that expires, while time passes.
             let subscription = Subscription::anonymous().topic("t").expires_in(Duration::from_secs(86_400));
-            // Not dropped, so that what fails here does not fail again in a destructor and abort.
+            // Not dropped, because a panic in the destructor during a panic here would abort.
             let mut stream = ManuallyDrop::new(hub.subscribe(subscription, Cursor::Absent).unwrap());
             drop(hub.subscribe(Subscription::for_user("idle"), Cursor::Absent).unwrap());
-            // The day is not over.
+            // Three hours, in which the subscription of a day does not expire.
             for round in 0..3 {
                 hub.topic("t").publish(Event::unnamed("x").key("k").retry(far)).await.unwrap();
                 while !matches!(soon(stream.next()).await, Some(SubscriberItem::Event(_))) {}
@@ -898,7 +912,7 @@ async fn a_setting_that_is_absurdly_large_is_refused_or_works() {
 }
 
 #[tokio::test]
-async fn a_topic_rule_that_matches_nothing_refuses_everything_but_no_topic() {
+async fn topic_filter_that_matches_nothing_permits_only_streams_without_topics() {
     let hub = Hub::builder().build().unwrap();
     let access = Public::topics(TopicFilter::exact(""));
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;

@@ -1,4 +1,5 @@
-//! The layers that applications have outside: a stream opens, events arrive at once, other routes work.
+//! Layers around the hub: under each of them a stream opens, events arrive at once, and other
+//! routes work.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -26,27 +27,27 @@ use tower_sse::{
 
 use crate::kit::{self, Reply, Server, http2, send, soon, subscribe, until};
 
-/// Larger than what compressors leave alone.
+/// A text above the minimum size at which the compression layer compresses.
 const LARGE: &str = concat!(
     "a text that compresses well, a text that compresses well, a text that compresses well, ",
     "a text that compresses well, a text that compresses well, a text that compresses well"
 );
 
-/// The rest of the application.
+/// Returns the other routes of the application.
 fn routes() -> Router {
     Router::new()
         .route("/other", get(async || LARGE))
         .route("/upload", post(async |body: String| body.len().to_string()))
         .route("/slow", get(async || -> &'static str { std::future::pending().await }))
-        .route("/panics", get(async || -> &'static str { panic!("as asked for") }))
+        .route("/panics", get(async || -> &'static str { panic!("panic on request") }))
 }
 
 async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
     hub.respond(request, Subscription::anonymous().topic("t"))
 }
 
-/// The three mountings, without anything outside.
-fn mountings(hub: &Hub) -> [(&'static str, Router); 3] {
+/// Returns an application for each way to mount a hub, without layers around it.
+fn mounts(hub: &Hub) -> [(&'static str, Router); 3] {
     let access = Public::topics(TopicFilter::any());
     let handled = Router::new().route("/events", get(handler)).with_state(hub.clone());
     [
@@ -56,13 +57,13 @@ fn mountings(hub: &Hub) -> [(&'static str, Router); 3] {
     ]
 }
 
-/// Under each mounting, with `outside` around it: a stream opens, events arrive one at a time, each before the next is
-/// published, and another route answers.
+/// Asserts for each mount that streams work under the layers that `outside` adds: each event
+/// arrives before the next is published, and other routes answer.
 async fn works_with(outside: impl Fn(Router) -> Router) {
-    for (name, app) in mountings(&Hub::builder().build().unwrap()) {
+    for (name, app) in mounts(&Hub::builder().build().unwrap()) {
         drop(app);
         let hub = Hub::builder().build().unwrap();
-        let (_, app) = mountings(&hub).into_iter().find(|(other, _)| *other == name).unwrap();
+        let (_, app) = mounts(&hub).into_iter().find(|(other, _)| *other == name).unwrap();
         let server = Server::start(&hub, outside(app)).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
         for n in 0..3 {
@@ -91,18 +92,18 @@ async fn get_with(server: &Server, path: &str, headers: &[(HeaderName, &str)]) -
 // Compression
 
 #[tokio::test]
-async fn compression() {
+async fn streams_work_under_a_compression_layer() {
     works_with(|app| app.layer(CompressionLayer::new())).await;
 }
 
 #[tokio::test]
-async fn a_compressor_leaves_streams_alone_and_compresses_the_rest() {
+async fn compression_layer_compresses_other_responses_and_no_stream() {
     let hub = Hub::builder().build().unwrap();
-    for (name, app) in mountings(&hub) {
+    for (name, app) in mounts(&hub) {
         let server = Server::start(&hub, app.layer(CompressionLayer::new())).await;
         let gzip = [(header::ACCEPT_ENCODING, "gzip")];
         let reply = get_with(&server, "/other", &gzip).await;
-        assert_eq!(reply.header("content-encoding"), "gzip", "{name}: it does compress");
+        assert_eq!(reply.header("content-encoding"), "gzip", "{name}: other responses are compressed");
         let reply = get_with(&server, "/events?topic=t", &gzip).await;
         assert_eq!(reply.header("content-encoding"), "", "{name}");
         let mut events = reply.events();
@@ -122,17 +123,17 @@ fn timeout(time: Duration) -> TimeoutLayer {
 }
 
 #[tokio::test]
-async fn a_timeout() {
+async fn streams_work_under_a_timeout_layer() {
     works_with(|app| app.layer(timeout(Duration::from_secs(10)))).await;
 }
 
 #[tokio::test]
-async fn a_stream_outlives_the_timeout_of_requests() {
+async fn stream_outlives_the_timeout_of_requests() {
     let hub = Hub::builder().build().unwrap();
-    for (name, app) in mountings(&hub) {
+    for (name, app) in mounts(&hub) {
         let server = Server::start(&hub, app.layer(timeout(Duration::from_millis(50)))).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
-        // Begun later and over by it.
+        // A request that began after the stream has timed out before the event.
         assert_eq!(kit::get(server.addr, "/slow").await.status, 408, "{name}");
         hub.topic("t").publish(Event::unnamed("still here")).await.unwrap();
         assert_eq!(events.next().await.data, "still here", "{name}");
@@ -140,7 +141,7 @@ async fn a_stream_outlives_the_timeout_of_requests() {
 }
 
 #[tokio::test]
-async fn a_timeout_shorter_than_that_of_the_hook_cuts_in_with_a_status() {
+async fn timeout_layer_answers_with_its_status_when_the_hook_is_slower() {
     let hub = Hub::builder().build().unwrap();
     let app = routes().layer(hub.layer("/events", |_: StreamRequest| std::future::pending()));
     let server = Server::start(&hub, app.layer(timeout(Duration::from_millis(50)))).await;
@@ -152,15 +153,15 @@ async fn a_timeout_shorter_than_that_of_the_hook_cuts_in_with_a_status() {
 // Tracing, panics, limits
 
 #[tokio::test]
-async fn tracing() {
+async fn streams_work_under_a_trace_layer() {
     works_with(|app| app.layer(TraceLayer::new_for_http())).await;
 }
 
 #[tokio::test]
-async fn a_layer_that_catches_panics() {
+async fn streams_survive_a_panic_under_a_catch_panic_layer() {
     works_with(|app| app.layer(CatchPanicLayer::new())).await;
     let hub = Hub::builder().build().unwrap();
-    for (name, app) in mountings(&hub) {
+    for (name, app) in mounts(&hub) {
         let server = Server::start(&hub, app.layer(CatchPanicLayer::new())).await;
         let mut events = subscribe(server.addr, "/events?topic=t").await;
         assert_eq!(kit::get(server.addr, "/panics").await.status, 500, "{name}");
@@ -170,13 +171,13 @@ async fn a_layer_that_catches_panics() {
 }
 
 #[tokio::test]
-async fn a_limit_on_request_bodies() {
+async fn streams_work_under_a_limit_on_request_bodies() {
     works_with(|app| app.layer(RequestBodyLimitLayer::new(10))).await;
     let hub = Hub::builder().build().unwrap();
-    for (name, app) in mountings(&hub) {
+    for (name, app) in mounts(&hub) {
         let server = Server::start(&hub, app.layer(RequestBodyLimitLayer::new(10))).await;
         let reply = send(server.addr, Request::post("/upload").body(LARGE).unwrap()).await;
-        assert_eq!(reply.status, 413, "{name}: it does limit");
+        assert_eq!(reply.status, 413, "{name}: the limit is in effect");
     }
 }
 
@@ -194,14 +195,14 @@ fn cors() -> CorsLayer {
 }
 
 #[tokio::test]
-async fn cors_rules() {
+async fn streams_work_under_a_cors_layer() {
     works_with(|app| app.layer(cors())).await;
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_may_read_the_stream_with_its_credentials() {
+async fn page_of_another_origin_reads_the_stream_with_its_credentials() {
     let hub = Hub::builder().allow_cross_origin(PAGE).build().unwrap();
-    for (name, app) in mountings(&hub) {
+    for (name, app) in mounts(&hub) {
         let server = Server::start(&hub, app.layer(cors())).await;
         let headers = [(header::ORIGIN, PAGE), (header::COOKIE, "session=1")];
         let reply = get_with(&server, "/events?topic=t", &headers).await;
@@ -209,15 +210,15 @@ async fn a_page_of_another_origin_may_read_the_stream_with_its_credentials() {
         assert_eq!(reply.header("access-control-allow-credentials"), "true", "{name}");
         let mut events = reply.events();
         events.caught_up().await;
-        hub.topic("t").publish(Event::unnamed("across")).await.unwrap();
-        assert_eq!(events.next().await.data, "across", "{name}");
+        hub.topic("t").publish(Event::unnamed("Bridge closed")).await.unwrap();
+        assert_eq!(events.next().await.data, "Bridge closed", "{name}");
     }
 }
 
 #[tokio::test]
-async fn a_preflight_is_answered_by_the_cors_layer() {
+async fn preflight_is_answered_by_the_cors_layer() {
     let hub = Hub::builder().build().unwrap();
-    for (name, app) in mountings(&hub) {
+    for (name, app) in mounts(&hub) {
         let server = Server::start(&hub, app.layer(cors())).await;
         let request = Request::options("/events?topic=t")
             .header(header::ORIGIN, PAGE)
@@ -233,8 +234,8 @@ async fn a_preflight_is_answered_by_the_cors_layer() {
 }
 
 #[tokio::test]
-async fn a_preflight_is_answered_by_a_cors_layer_inside_of_the_layer_too() {
-    // The stream itself is without its headers then: it belongs outside.
+async fn preflight_is_answered_by_a_cors_layer_inside_the_hubs_layer() {
+    // The stream lacks the CORS headers in this order, so the CORS layer has to be outside.
     let hub = Hub::builder().allow_any_origin().build().unwrap();
     let app = routes().layer(cors()).layer(hub.layer("/events", Public::topics(TopicFilter::any())));
     let server = Server::start(&hub, app).await;
@@ -256,7 +257,7 @@ async fn user_of(session: Option<&Session>) -> Result<String, Refusal> {
     session.get(USER).await.ok().flatten().ok_or(Refusal::unauthorized())
 }
 
-/// From the extension that the session layer outside has attached.
+/// Takes the session from the extension that a session layer outside the hub's layer sets.
 async fn by_session(request: StreamRequest) -> Result<Subscription, Refusal> {
     Ok(Subscription::for_user(user_of(request.extensions().get()).await?))
 }
@@ -276,9 +277,9 @@ async fn log_out(session: Session) {
     session.flush().await.unwrap();
 }
 
-fn with_sessions(hub: &Hub, mounting: &str) -> Router {
+fn with_sessions(hub: &Hub, mount: &str) -> Router {
     let routes = Router::new().route("/login", post(log_in)).route("/logout", post(log_out));
-    let app = match mounting {
+    let app = match mount {
         "layer" => routes.layer(hub.layer("/events", by_session)),
         "endpoint" => routes.route_service("/events", hub.endpoint(by_session)),
         _ => routes.merge(Router::new().route("/events", get(by_extractor)).with_state(hub.clone())),
@@ -286,7 +287,7 @@ fn with_sessions(hub: &Hub, mounting: &str) -> Router {
     app.layer(SessionManagerLayer::new(MemoryStore::default()).with_secure(false))
 }
 
-/// The cookie that a browser would send from now on.
+/// Returns the cookie of a new session.
 async fn sign_in(server: &Server, user: &'static str) -> String {
     let reply = send(server.addr, Request::post("/login").body(user).unwrap()).await;
     assert_eq!(reply.status, 200);
@@ -294,11 +295,11 @@ async fn sign_in(server: &Server, user: &'static str) -> String {
 }
 
 #[tokio::test]
-async fn the_user_of_a_session_gets_what_is_sent_to_the_user() {
-    for mounting in ["layer", "endpoint", "handler"] {
+async fn session_receives_the_events_of_its_user_until_the_logout() {
+    for mount in ["layer", "endpoint", "handler"] {
         let hub = Hub::builder().build().unwrap();
-        let server = Server::start(&hub, with_sessions(&hub, mounting)).await;
-        assert_eq!(kit::get(server.addr, "/events").await.status, 401, "{mounting}");
+        let server = Server::start(&hub, with_sessions(&hub, mount)).await;
+        assert_eq!(kit::get(server.addr, "/events").await.status, 401, "{mount}");
 
         let (ada, bob) = (sign_in(&server, "ada").await, sign_in(&server, "bob").await);
         let mut tabs = Vec::new();
@@ -308,36 +309,36 @@ async fn the_user_of_a_session_gets_what_is_sent_to_the_user() {
             tabs.push(events);
         }
         let published = hub.user("ada").publish(Event::unnamed("for ada")).await.unwrap();
-        assert_eq!(published.connections, 2, "{mounting}");
+        assert_eq!(published.connections, 2, "{mount}");
         hub.user("bob").publish(Event::unnamed("for bob")).await.unwrap();
         for (events, data) in tabs.iter_mut().zip(["for ada", "for ada", "for bob"]) {
-            assert_eq!(events.next().await.data, data, "{mounting}");
+            assert_eq!(events.next().await.data, data, "{mount}");
         }
 
-        // Coming back after the session is over: what was right before does not matter.
+        // A reconnect after the logout is refused, although its id belongs to a permitted stream.
         let request = Request::post("/logout").header(header::COOKIE, &ada).body("").unwrap();
         assert_eq!(send(server.addr, request).await.status, 200);
         let id = tabs[0].last_id.clone();
         let headers = [(header::COOKIE, ada.as_str()), (HeaderName::from_static("last-event-id"), &id)];
-        assert_eq!(get_with(&server, "/events", &headers).await.status, 401, "{mounting}");
+        assert_eq!(get_with(&server, "/events", &headers).await.status, 401, "{mount}");
     }
 }
 
 #[tokio::test]
-async fn a_session_layer_inside_is_not_seen_by_the_hook() {
+async fn hook_does_not_see_a_session_layer_inside_the_hubs_layer() {
     let hub = Hub::builder().build().unwrap();
     let app = routes()
         .layer(SessionManagerLayer::new(MemoryStore::default()).with_secure(false))
         .layer(hub.layer("/events", by_session));
     let server = Server::start(&hub, app).await;
-    assert_eq!(kit::get(server.addr, "/events").await.status, 403, "no session at all");
+    assert_eq!(kit::get(server.addr, "/events").await.status, 403, "the hook has no session");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // All of them
 
 #[tokio::test]
-async fn everything_at_once() {
+async fn streams_work_under_all_layers_together() {
     works_with(|app| {
         app.layer(SessionManagerLayer::new(MemoryStore::default()))
             .layer(CatchPanicLayer::new())
@@ -350,9 +351,9 @@ async fn everything_at_once() {
     .await;
 }
 
-/// Without axum, whose `Router` boxes every body in between.
+/// Without axum, because its `Router` boxes every body.
 #[tokio::test]
-async fn a_stack_of_plain_tower_services() {
+async fn streams_work_in_a_stack_of_tower_services_without_axum() {
     let hub = Hub::builder().build().unwrap();
     let inner = service_fn(async |_: Request<_>| Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(LARGE)))));
     let service = ServiceBuilder::new()
@@ -374,29 +375,30 @@ async fn a_stack_of_plain_tower_services() {
     assert_eq!(next().await, format!("data: x\nid: {}\n\n", published.position));
 }
 
-/// Below a router the server calls the endpoint in another task than the one that polls the socket.
+/// Below a router, the endpoint is called in another task than the one that polls the socket. So
+/// the hub finds the socket only through the `SseConnectInfo` of the request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests_carry_it() {
+async fn stalled_http2_stream_is_closed_with_its_socket_when_requests_carry_connect_info() {
     let deadline = Duration::from_millis(500);
     let wide = Retention::replay().bytes(64 << 20);
     let hub = Hub::builder().write_deadline(deadline).topic_retention(wide).build().unwrap();
     let ip = async |ConnectInfo(peer): ConnectInfo<SocketAddr>, Extension(info): Extension<SseConnectInfo>| {
         assert_eq!(info.peer_addr(), Some(peer));
-        "known"
+        "same peer"
     };
     let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     let app = Router::new().route_service("/events", endpoint).route("/ip", get(ip));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let serve = axum::serve(kit::watched(&hub, listener), SseMakeService::new(app));
+    let serve = axum::serve(kit::hub_listener(&hub, listener), SseMakeService::new(app));
     tokio::spawn(async move { serve.await.unwrap() });
-    assert_eq!(kit::get(addr, "/ip").await.text().await, "known");
+    assert_eq!(kit::get(addr, "/ip").await.text().await, "same peer");
 
     let mut sender = http2(addr).await;
     let request = Request::get("http://test/events?topic=t").body(Full::default()).unwrap();
     let _unread = soon(sender.send_request(request)).await.unwrap();
     until(|| hub.stats().connections == 1).await;
-    // More than all the windows on the way hold.
+    // More bytes than the HTTP/2 windows and the socket buffers hold.
     for _ in 0..50 {
         hub.topic("t").publish(Event::unnamed("x".repeat(400_000))).await.unwrap();
     }
@@ -404,9 +406,9 @@ async fn an_http2_stream_below_a_router_is_cut_with_its_socket_when_its_requests
     until(|| sender.is_closed()).await;
 }
 
-/// Two hubs in one process: the listener of one serves the streams of the other.
+/// Two hubs in one process, where the listener of one serves the streams of the other.
 #[tokio::test]
-async fn a_socket_that_another_hub_watches_does_not_carry_the_streams_of_a_hub() {
+async fn socket_of_another_hubs_listener_is_not_taken_over() {
     let watching = Hub::builder().build().unwrap();
     let hub = Hub::builder().build().unwrap();
     let app = Router::new().route_service("/events", hub.endpoint(Public::topics(TopicFilter::any())));
@@ -415,7 +417,7 @@ async fn a_socket_that_another_hub_watches_does_not_carry_the_streams_of_a_hub()
     let serve = axum::serve(watching.listener_with_takeover(listener), SseMakeService::new(app));
     tokio::spawn(async move { serve.await.unwrap() });
     let reply = kit::get(addr, "/events?topic=t").await;
-    // The head of a stream whose socket is taken over says "close".
+    // The head of a stream whose socket is taken over has `connection: close`.
     assert!(!reply.headers.contains_key("connection"), "{:?}", reply.headers);
     let mut events = reply.events();
     events.caught_up().await;

@@ -1,4 +1,5 @@
-//! A hub inside somebody's process: runtimes that come and go, ordinary requests beside streams, a process that is held up.
+//! A hub in the process of an application: several runtimes, other requests beside streams, and a
+//! process that is blocked for a while.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -37,10 +38,10 @@ async fn start(builder: HubBuilder) -> (Hub, Server) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_publisher_on_a_runtime_that_nobody_drives_wakes_everybody() {
+async fn publish_on_an_idle_runtime_wakes_every_listener() {
     let (hub, server) = start(Hub::builder()).await;
     let mut readers = Vec::new();
-    // More than a publisher wakes itself.
+    // More than the 32 listeners that a publisher wakes itself.
     for _ in 0..40 {
         readers.push(subscribe(server.addr, "/events?topic=t").await);
     }
@@ -49,7 +50,7 @@ async fn a_publisher_on_a_runtime_that_nobody_drives_wakes_everybody() {
         move || {
             let side = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             side.block_on(hub.topic("t").publish(Event::unnamed("from the side"))).unwrap();
-            // It lives on, and runs nothing.
+            // Kept, so that its tasks are not dropped. Without a driver they do not run either.
             side
         }
     });
@@ -65,7 +66,7 @@ async fn a_publisher_on_a_runtime_that_nobody_drives_wakes_everybody() {
 }
 
 #[test]
-fn streams_whose_runtime_is_gone_hinder_nobody_on_another() {
+fn streams_of_a_dropped_runtime_do_not_hinder_streams_of_another() {
     let hub = Hub::builder().build().unwrap();
     let first = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let open = || hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
@@ -87,7 +88,7 @@ fn streams_whose_runtime_is_gone_hinder_nobody_on_another() {
 }
 
 #[tokio::test]
-async fn a_drain_lets_ordinary_requests_finish() {
+async fn drain_lets_ordinary_requests_finish() {
     let (hub, server) = start(Hub::builder().drain_limit(Duration::from_secs(1))).await;
     let mut sender = http2(server.addr).await;
     let request = Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
@@ -97,54 +98,54 @@ async fn a_drain_lets_ordinary_requests_finish() {
     until(|| hub.stats().connections == 1).await;
     let since = Instant::now();
     let drained = hub.drain(Duration::ZERO).await;
-    assert!(since.elapsed() < Duration::from_secs(1), "it waited for {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(1), "the drain took {:?}", since.elapsed());
     assert_eq!((drained.ended, drained.cut), (1, 0));
-    // It takes longer than any patience with sockets that carried streams.
+    // The request takes longer than any timeout for sockets that carried streams.
     assert_eq!(soon(slow).await.unwrap(), "done");
     drop(stream);
 }
 
 #[tokio::test]
-async fn publishing_fails_as_soon_as_a_drain_has_told_the_last_stream() {
+async fn publish_fails_once_a_drain_waits_for_its_last_streams() {
     let hub = Hub::builder().build().unwrap();
     let request = Request::get("/?topic=t").body(()).unwrap();
     let open = hub.endpoint(Public::topics(TopicFilter::any())).oneshot(request).await.unwrap();
-    // The drain waits for the stream.
+    // Nothing reads the stream, so the drain has to wait for it.
     assert!(hub.drain(Duration::ZERO).now_or_never().is_none());
     assert!(hub.topic("t").publish_now(Event::unnamed("late")).unwrap_err().is_closed());
     drop(open);
 }
 
-/// A read of many topics takes a while. The event and the end of the stream come during one.
+/// A read of many topics takes long enough for the event and the drain to arrive during it.
 #[tokio::test]
-async fn a_drain_delivers_an_event_that_was_published_during_a_read() {
+async fn drain_delivers_an_event_that_was_published_during_a_read() {
     const TOPICS: usize = 2_000;
     for round in 0..10 {
         let hub = Hub::builder().max_topics(TOPICS).build().unwrap();
         let topics = (0..TOPICS).map(|n| format!("topic/{n}"));
         let mut stream = hub.subscribe(Subscription::anonymous().with_topics(topics), Cursor::Absent).unwrap();
-        let over = Arc::new(AtomicUsize::new(0));
+        let stop = Arc::new(AtomicUsize::new(0));
         let noise = std::thread::spawn({
-            let (hub, over) = (hub.clone(), Arc::clone(&over));
-            // Each event of another topic makes the stream look at all of its own.
+            let (hub, stop) = (hub.clone(), Arc::clone(&stop));
+            // Each event of another topic makes the stream read all of its own topics.
             move || {
-                while over.load(Ordering::SeqCst) == 0 {
+                while stop.load(Ordering::SeqCst) == 0 {
                     hub.topic("noise").publish_now(Event::unnamed("x")).unwrap();
                 }
             }
         });
         let reader = std::thread::spawn(move || {
-            let (mut came, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
+            let (mut received, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));
             loop {
                 match Pin::new(&mut stream).poll_next(&mut cx) {
-                    Poll::Ready(None) => return came,
-                    Poll::Ready(Some(SubscriberItem::Event(event))) => came.push(event.data),
+                    Poll::Ready(None) => return received,
+                    Poll::Ready(Some(SubscriberItem::Event(event))) => received.push(event.data),
                     Poll::Ready(_) | Poll::Pending => {}
                 }
             }
         });
         tokio::time::sleep(Duration::from_millis(1)).await;
-        over.store(1, Ordering::SeqCst);
+        stop.store(1, Ordering::SeqCst);
         noise.join().unwrap();
         hub.topic("noise").publish_now(Event::unnamed("x")).unwrap();
         hub.topic("topic/0").publish_now(Event::unnamed("last")).unwrap();
@@ -154,7 +155,7 @@ async fn a_drain_delivers_an_event_that_was_published_during_a_read() {
 }
 
 #[tokio::test]
-async fn a_stream_in_this_process_that_is_not_read_does_not_hold_up_a_drain() {
+async fn unread_in_process_stream_does_not_delay_a_drain() {
     let (hub, _server) = start(Hub::builder()).await;
     let mut stream = hub.subscribe(Subscription::anonymous().topic("t"), Cursor::Absent).unwrap();
     hub.topic("t").publish(Event::unnamed("x")).await.unwrap();
@@ -170,7 +171,7 @@ async fn a_stream_in_this_process_that_is_not_read_does_not_hold_up_a_drain() {
 }
 
 #[test]
-fn a_process_that_was_held_up_gives_up_nobody_who_is_well() {
+fn healthy_streams_stay_open_when_the_process_was_blocked() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let builder = Hub::builder().write_deadline(Duration::from_millis(400)).heartbeat(Duration::from_millis(100));
@@ -180,7 +181,7 @@ fn a_process_that_was_held_up_gives_up_nobody_who_is_well() {
             readers.push(subscribe(server.addr, "/events?topic=t").await);
         }
         for _ in 0..3 {
-            // The one thread of the runtime is blocked, as by a debugger or a paused container; that is the point.
+            // Blocks the only thread of the runtime, as a debugger or a paused container does.
             std::thread::sleep(Duration::from_millis(1_500));
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -192,8 +193,8 @@ fn a_process_that_was_held_up_gives_up_nobody_who_is_well() {
     });
 }
 
-/// A socket with small buffers.
-async fn small(addr: SocketAddr) -> tokio::net::TcpStream {
+/// Requests a stream on a socket with small buffers.
+async fn open_with_small_buffers(addr: SocketAddr) -> tokio::net::TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut tcp = socket.connect(addr).await.unwrap();
@@ -202,23 +203,23 @@ async fn small(addr: SocketAddr) -> tokio::net::TcpStream {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_not_taken_for_one_that_reads_nothing_and_the_other_is_counted_as_stalled() {
+async fn slow_reader_stays_connected_while_a_stalled_reader_is_disconnected() {
     let deadline = Duration::from_secs(2);
     let builder = Hub::builder().write_deadline(deadline).topic_retention(Retention::replay().bytes(32 << 20));
     let (hub, server) = start(builder).await;
-    let mut slow = small(server.addr).await;
-    let stalled = small(server.addr).await;
+    let mut slow = open_with_small_buffers(server.addr).await;
+    let stalled = open_with_small_buffers(server.addr).await;
     until(|| hub.stats().connections == 2).await;
     for _ in 0..80 {
         hub.topic("t").publish(Event::unnamed("x".repeat(100_000))).await.unwrap();
     }
-    // A few hundred kilobytes in each deadline: far less than what waits.
+    // The slow reader reads at most 1 MB in each deadline, of the 8 MB that are published.
     let since = Instant::now();
     let mut read = 0;
     let mut space = vec![0; 20_000];
     while since.elapsed() < deadline * 4 {
         let count = soon(slow.read(&mut space)).await.unwrap();
-        assert!(count > 0, "cut after {:?} and {read} bytes", since.elapsed());
+        assert!(count > 0, "closed after {:?} and {read} bytes", since.elapsed());
         read += count;
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
@@ -227,7 +228,7 @@ async fn a_slow_reader_is_not_taken_for_one_that_reads_nothing_and_the_other_is_
     drop((slow, stalled));
 }
 
-/// Counts how often it is woken.
+/// A waker that counts its wake-ups.
 #[derive(Default)]
 struct Woken(AtomicUsize);
 
@@ -237,9 +238,9 @@ impl Wake for Woken {
     }
 }
 
-/// The hub's own tasks panic there, as tokio's timers do; that costs no more than the heartbeats.
+/// The hub's tasks panic on such a runtime, as tokio's timers do. Only heartbeats may be missing.
 #[test]
-fn on_a_runtime_without_time_streams_are_not_woken_again_and_again() {
+fn stream_is_not_woken_repeatedly_on_a_runtime_without_timers() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let hub = Hub::builder().build().unwrap();
@@ -247,15 +248,15 @@ fn on_a_runtime_without_time_streams_are_not_woken_again_and_again() {
         let mut body = hub.respond(request, Subscription::anonymous().topic("t")).into_response().into_body();
         let woken = Arc::<Woken>::default();
         let waker = Waker::from(Arc::clone(&woken));
-        let mut look = || {
+        let mut poll_until_pending = || {
             let mut cx = Context::from_waker(&waker);
             while http_body::Body::poll_frame(Pin::new(&mut body), &mut cx).is_ready() {}
         };
-        look();
+        poll_until_pending();
         for _ in 0..100 {
             tokio::task::yield_now().await;
             if woken.0.load(Ordering::SeqCst) > 0 {
-                look();
+                poll_until_pending();
             }
         }
         assert!(woken.0.load(Ordering::SeqCst) < 10, "woken {} times", woken.0.load(Ordering::SeqCst));
@@ -263,7 +264,7 @@ fn on_a_runtime_without_time_streams_are_not_woken_again_and_again() {
 }
 
 #[tokio::test]
-async fn lag_counts_what_a_stalled_stream_has_not_read() {
+async fn lag_counts_the_events_that_a_stalled_stream_has_not_read() {
     let hub = Hub::builder().build().unwrap();
     let request = Request::get("/?topic=t").body(()).unwrap();
     let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));

@@ -12,7 +12,7 @@ use tower_sse::{CommandError, ConnectionId, Disconnect, Event, Hub, PublishError
 use crate::kit::page::Page;
 use crate::kit::{Server, send};
 
-async fn rename(State(hub): State<Hub>, page: Option<ConnectionId>) -> Result<(), PublishError> {
+async fn rename_document(State(hub): State<Hub>, page: Option<ConnectionId>) -> Result<(), PublishError> {
     let mut readers = hub.topic("t");
     if let Some(page) = page {
         readers = readers.except(page);
@@ -20,7 +20,7 @@ async fn rename(State(hub): State<Hub>, page: Option<ConnectionId>) -> Result<()
     readers.publish(Event::unnamed("renamed")).await.map(drop)
 }
 
-async fn close(State(hub): State<Hub>, page: ConnectionId) -> Result<String, CommandError> {
+async fn close_page(State(hub): State<Hub>, page: ConnectionId) -> Result<String, CommandError> {
     let Receipt { connections, .. } = hub.connection(page).disconnect(Disconnect::now()).await?;
     Ok(connections.to_string())
 }
@@ -28,7 +28,7 @@ async fn close(State(hub): State<Hub>, page: ConnectionId) -> Result<String, Com
 async fn start() -> (Hub, Server) {
     let hub = Hub::builder().build().unwrap();
     let access = async |_| Ok(Subscription::anonymous().topic("t"));
-    let app = Router::new().route("/rename", post(rename)).route("/close", post(close));
+    let app = Router::new().route("/rename", post(rename_document)).route("/close", post(close_page));
     let server = Server::start(&hub, app.with_state(hub.clone()).layer(hub.layer("/events", access))).await;
     (hub, server)
 }
@@ -43,7 +43,7 @@ async fn post_as(server: &Server, path: &str, page: Option<&str>) -> (StatusCode
 }
 
 #[tokio::test]
-async fn a_request_names_the_connection_of_its_page() {
+async fn request_names_the_connection_of_its_page() {
     let (hub, server) = start().await;
     let (mut author, mut reader) = (Page::open(server.addr, "/events").await, Page::open(server.addr, "/events").await);
     assert_eq!(post_as(&server, "/rename", Some(&author.connection)).await.0, StatusCode::OK);
@@ -55,7 +55,7 @@ async fn a_request_names_the_connection_of_its_page() {
 }
 
 #[tokio::test]
-async fn a_request_whose_connection_is_missing_or_malformed_is_a_bad_request() {
+async fn request_whose_connection_is_missing_or_malformed_is_a_bad_request() {
     let (_hub, server) = start().await;
     let malformed = (StatusCode::BAD_REQUEST, "connection is malformed".to_owned());
     assert_eq!(post_as(&server, "/close", None).await, malformed);
@@ -65,7 +65,7 @@ async fn a_request_whose_connection_is_missing_or_malformed_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn an_error_is_a_response_with_its_status() {
+async fn error_becomes_a_response_with_its_status() {
     let hub = Hub::builder().max_payload(100).build().unwrap();
     let publish = async |topic: &str, event: Event| hub.topic(topic).publish(event).await.unwrap_err().into_response();
     let invalid = publish("", Event::unnamed("x")).await;

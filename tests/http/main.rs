@@ -1,5 +1,5 @@
-//! A hub inside an application: how it is mounted, which layers lie outside, what its bytes look like on the wire, and what
-//! bad input gets. `tests/run` runs it with sockets that the hub takes over, too.
+//! A hub in an application: its mounts, the layers around it, its bytes on the wire, and its
+//! answers to bad input. `tests/run` runs this suite with socket takeover too.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
@@ -12,4 +12,5 @@ mod embedding;
 mod extract;
 mod mounting;
 mod pass_through;
+mod sessions;
 mod wire;

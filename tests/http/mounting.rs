@@ -1,4 +1,4 @@
-//! Every way to mount a hub obeys the same rules, over every version of HTTP.
+//! The mounts of a hub: all of them follow the same rules, over every version of HTTP.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -34,15 +34,15 @@ use tower_sse::{
 use crate::kit::{self, Events, Reply, Server, http2, reply, send, soon, subscribe, until};
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The mountings
+// The mounts
 
-/// What all mountings here decide by: `?as=…` for the refusals, else `Public`.
+/// The decision of all mounts in this file: `?as=…` selects a refusal, otherwise `Public` decides.
 fn decide(request: &StreamRequest) -> Result<Subscription, Refusal> {
     match request.query_values("as").next().as_deref() {
-        Some("nobody") => Err(Refusal::unauthorized()),
+        Some("anonymous") => Err(Refusal::unauthorized()),
         Some("stranger") => Err(Refusal::forbidden()),
-        Some("early") => Err(Refusal::retry_later(RefusalReason::Busy)),
-        Some("patient") => Err(Refusal::retry_later(RefusalReason::Busy).retry(Duration::from_secs(10))),
+        Some("busy") => Err(Refusal::retry_later(RefusalReason::Busy)),
+        Some("busy-10s") => Err(Refusal::retry_later(RefusalReason::Busy).retry(Duration::from_secs(10))),
         Some("banned") => Err(Refusal::gone()),
         _ => Public::topics(TopicFilter::prefix("public/")).subscription(request),
     }
@@ -59,7 +59,8 @@ async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream 
     }
 }
 
-/// A hub that serves `/events` in one of the ways, and `/other` where there is room for it.
+/// A hub that serves `/events` by one of the mounts, and its server. All mounts but the endpoint on
+/// hyper have `/other` too.
 struct Mounted {
     name: &'static str,
     hub: Hub,
@@ -141,7 +142,7 @@ async fn mount<M, A: IntoAccess<M>>(name: &'static str, hub: Hub, access: A) -> 
             let server = Server::start(&hub, other.merge(events)).await;
             (server.addr, Box::new(server))
         }
-        unknown => panic!("no such mounting: {unknown}"),
+        unknown => panic!("no such mount: {unknown}"),
     };
     Mounted { name, hub, addr, _server: server }
 }
@@ -168,19 +169,20 @@ impl Mounted {
     }
 }
 
-/// The headers but those that depend on the moment or on the framing of the connection.
+/// Returns the headers without those that depend on the time or on the framing of the connection.
 fn headers(reply: &Reply) -> BTreeMap<String, String> {
-    let of_the_connection = ["date", "transfer-encoding", "content-length", "connection"];
+    let excluded = ["date", "transfer-encoding", "content-length", "connection"];
     let pairs = reply.headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
-    pairs.filter(|(name, _)| !of_the_connection.contains(&name.as_str())).collect()
+    pairs.filter(|(name, _)| !excluded.contains(&name.as_str())).collect()
 }
 
 fn json(data: &str) -> serde_json::Value {
     serde_json::from_str(data).unwrap()
 }
 
-/// The answer is one `hub.refused`, with a `retry`, and a proper end. Returns when to come back.
-async fn refused_softly(reply: Reply, reason: &str, name: &str) -> Duration {
+/// Asserts that the response is one `hub.refused` with a `retry`, and ends properly. Returns the
+/// `retry`.
+async fn retryable_refusal(reply: Reply, reason: &str, name: &str) -> Duration {
     assert_eq!(reply.status, 200, "{name}");
     let events = reply.events().rest().await;
     let [refused] = &events[..] else { panic!("{name}: {events:?}") };
@@ -188,7 +190,7 @@ async fn refused_softly(reply: Reply, reason: &str, name: &str) -> Duration {
     assert_eq!(refused.id, "", "{name}");
     let data = json(&refused.data);
     assert_eq!(data["reason"], reason, "{name}");
-    let retry = refused.retry.expect("browsers need a retry");
+    let retry = refused.retry.expect("no retry for browsers");
     assert_eq!(u128::from(data["retry_ms"].as_u64().unwrap()), retry.as_millis(), "{name}");
     retry
 }
@@ -197,7 +199,7 @@ async fn refused_softly(reply: Reply, reason: &str, name: &str) -> Duration {
 // The rules
 
 #[tokio::test]
-async fn a_stream_opens_and_an_event_arrives() {
+async fn stream_opens_and_an_event_arrives() {
     for mounted in everywhere(Hub::builder()).await {
         let name = mounted.name;
         let mut events = mounted.get("?topic=public/a").await.events();
@@ -205,10 +207,10 @@ async fn a_stream_opens_and_an_event_arrives() {
         assert_eq!(hello.event, "hub.hello", "{name}");
         assert_eq!(json(&hello.data)["topics"], serde_json::json!(["public/a"]), "{name}");
         events.caught_up().await;
-        let published = mounted.hub.topic("public/a").publish(Event::new("news", "it rains")).await.unwrap();
+        let published = mounted.hub.topic("public/a").publish(Event::new("news", "Bridge closed")).await.unwrap();
         assert_eq!(published.connections, 1, "{name}");
         let event = events.next().await;
-        assert_eq!((event.event.as_str(), event.data.as_str()), ("news", "it rains"), "{name}");
+        assert_eq!((event.event.as_str(), event.data.as_str()), ("news", "Bridge closed"), "{name}");
         assert_eq!(event.id, published.position.to_string(), "{name}");
         drop(events);
         until(|| mounted.hub.stats().connections == 0).await;
@@ -217,7 +219,7 @@ async fn a_stream_opens_and_an_event_arrives() {
 }
 
 #[tokio::test]
-async fn the_rest_of_the_application_is_reached_beside_it() {
+async fn other_routes_answer_beside_the_stream() {
     for mounted in everywhere(Hub::builder()).await {
         if mounted.name != "endpoint on hyper" {
             let reply = kit::get(mounted.addr, "/other").await;
@@ -227,7 +229,7 @@ async fn the_rest_of_the_application_is_reached_beside_it() {
 }
 
 #[tokio::test]
-async fn every_mounting_has_the_same_head() {
+async fn every_mount_sends_the_same_head() {
     let mut heads = Vec::new();
     for mounted in everywhere(Hub::builder()).await {
         heads.push((mounted.name, headers(&mounted.get("").await)));
@@ -238,7 +240,7 @@ async fn every_mounting_has_the_same_head() {
 }
 
 #[tokio::test]
-async fn head_gets_the_head_of_a_stream_and_subscribes_to_nothing() {
+async fn head_request_gets_the_head_of_a_stream_and_opens_none() {
     for mounted in everywhere(Hub::builder()).await {
         let name = mounted.name;
         let head = mounted.send("HEAD", "?topic=public/a", &[]).await;
@@ -253,9 +255,10 @@ async fn head_gets_the_head_of_a_stream_and_subscribes_to_nothing() {
 }
 
 #[tokio::test]
-async fn head_is_refused_like_get() {
+async fn head_request_is_refused_like_get() {
     for mounted in everywhere(Hub::builder()).await {
-        for (query, status) in [("?as=nobody", 401), ("?as=stranger", 403), ("?as=banned", 204), ("?topic=secret", 403)]
+        for (query, status) in
+            [("?as=anonymous", 401), ("?as=stranger", 403), ("?as=banned", 204), ("?topic=secret", 403)]
         {
             assert_eq!(mounted.send("HEAD", query, &[]).await.status, status, "{}: {query}", mounted.name);
         }
@@ -263,7 +266,7 @@ async fn head_is_refused_like_get() {
 }
 
 #[tokio::test]
-async fn other_methods_get_405_and_are_told_which_will_do_where_the_path_is_the_hubs_alone() {
+async fn endpoint_and_handler_answer_other_methods_with_405_and_allow() {
     for mounted in everywhere(Hub::builder()).await.iter().filter(|mounted| !LAYERS.contains(&mounted.name)) {
         for method in ["POST", "PUT", "DELETE", "PATCH"] {
             let reply = mounted.send(method, "?topic=public/a", &[]).await;
@@ -277,19 +280,19 @@ async fn other_methods_get_405_and_are_told_which_will_do_where_the_path_is_the_
     }
 }
 
-/// An application that has `POST /events` of its own, for example to publish.
+/// An application that handles `POST /events` itself, for example to publish.
 #[tokio::test]
-async fn the_layer_leaves_other_methods_on_its_path_to_the_inner_service() {
+async fn layer_passes_other_methods_on_its_path_to_the_inner_service() {
     let hub = Hub::builder().build().unwrap();
     let inner = Router::new()
         .route("/events", post(async |body: String| format!("posted {body}")))
         .route("/other", get(async || "other"));
     for layer in [events_layer(&hub), events_layer(&hub).allow_topic_changes()] {
         let server = Server::start(&hub, inner.clone().layer(layer)).await;
-        let posted = send(server.addr, Request::post("/events").body("it rains").unwrap()).await;
-        assert_eq!((posted.status.as_u16(), posted.text().await.as_str()), (200, "posted it rains"));
+        let posted = send(server.addr, Request::post("/events").body("Bridge closed").unwrap()).await;
+        assert_eq!((posted.status.as_u16(), posted.text().await.as_str()), (200, "posted Bridge closed"));
         let put = send(server.addr, Request::put("/events").body("").unwrap()).await;
-        assert_eq!((put.status.as_u16(), put.header("allow")), (405, "POST"), "the application's answer");
+        assert_eq!((put.status.as_u16(), put.header("allow")), (405, "POST"), "the application's response");
         subscribe(server.addr, "/events").await;
         let head = send(server.addr, Request::head("/events").body("").unwrap()).await;
         assert_eq!(head.header("content-type"), "text/event-stream");
@@ -297,7 +300,7 @@ async fn the_layer_leaves_other_methods_on_its_path_to_the_inner_service() {
 }
 
 #[tokio::test]
-async fn the_layer_leaves_options_to_the_inner_service() {
+async fn layer_passes_options_to_the_inner_service() {
     for mounted in everywhere(Hub::builder()).await {
         let reply = mounted.send("OPTIONS", "", &[]).await;
         if LAYERS.contains(&mounted.name) {
@@ -310,7 +313,7 @@ async fn the_layer_leaves_options_to_the_inner_service() {
 }
 
 #[tokio::test]
-async fn what_excludes_event_streams_gets_406() {
+async fn accept_header_that_excludes_event_streams_gets_406() {
     for mounted in everywhere(Hub::builder()).await {
         for accept in ["application/json", "text/html, application/xml", "text/event-stream;q=0"] {
             for method in ["GET", "HEAD"] {
@@ -326,7 +329,7 @@ async fn what_excludes_event_streams_gets_406() {
 }
 
 #[tokio::test]
-async fn several_accept_lines_are_one_list() {
+async fn several_accept_headers_are_one_list() {
     for mounted in everywhere(Hub::builder()).await {
         let both = [("accept", "application/json"), ("accept", "text/event-stream")];
         mounted.send("GET", "", &both).await.events().caught_up().await;
@@ -336,9 +339,9 @@ async fn several_accept_lines_are_one_list() {
 }
 
 #[tokio::test]
-async fn credentials_that_do_not_do_get_a_status_that_browsers_do_not_retry() {
+async fn rejected_credentials_get_a_status_that_browsers_do_not_retry() {
     for mounted in everywhere(Hub::builder()).await {
-        for (query, status) in [("?as=nobody", 401), ("?as=stranger", 403), ("?as=banned", 204)] {
+        for (query, status) in [("?as=anonymous", 401), ("?as=stranger", 403), ("?as=banned", 204)] {
             let reply = mounted.get(query).await;
             assert_eq!(reply.status, status, "{}: {query}", mounted.name);
             assert_ne!(reply.header("content-type"), "text/event-stream", "{}: {query}", mounted.name);
@@ -349,65 +352,65 @@ async fn credentials_that_do_not_do_get_a_status_that_browsers_do_not_retry() {
 }
 
 #[tokio::test]
-async fn later_is_a_stream_of_one_event_that_ends_properly() {
+async fn retryable_refusal_is_a_stream_of_one_event_that_ends_properly() {
     for mounted in everywhere(Hub::builder().retry(Duration::from_secs(4))).await {
         let seconds = |from, to| Duration::from_secs(from)..=Duration::from_secs(to);
-        let retry = refused_softly(mounted.get("?as=early").await, "busy", mounted.name).await;
-        assert!(seconds(4, 12).contains(&retry), "one to three times the hub's: {retry:?}");
-        let retry = refused_softly(mounted.get("?as=patient").await, "busy", mounted.name).await;
-        assert!(seconds(10, 15).contains(&retry), "what was asked for and up to half more: {retry:?}");
+        let retry = retryable_refusal(mounted.get("?as=busy").await, "busy", mounted.name).await;
+        assert!(seconds(4, 12).contains(&retry), "not one to three times the hub's retry: {retry:?}");
+        let retry = retryable_refusal(mounted.get("?as=busy-10s").await, "busy", mounted.name).await;
+        assert!(seconds(10, 15).contains(&retry), "not 1 to 1.5 times the refusal's retry: {retry:?}");
         assert_eq!(mounted.hub.stats().refused(RefusalReason::Busy), 2, "{}", mounted.name);
         assert_eq!(mounted.hub.stats().connected, 0, "{}", mounted.name);
     }
 }
 
 #[tokio::test]
-async fn those_who_are_told_to_come_back_do_not_come_back_together() {
+async fn retryable_refusals_spread_their_retries() {
     let mounted = mount("layer on axum", Hub::builder().build().unwrap(), access).await;
     let mut retries = std::collections::HashSet::new();
     for _ in 0..8 {
-        retries.insert(refused_softly(mounted.get("?as=early").await, "busy", mounted.name).await);
+        retries.insert(retryable_refusal(mounted.get("?as=busy").await, "busy", mounted.name).await);
     }
     assert!(retries.len() > 1, "{retries:?}");
 }
 
 #[tokio::test]
-async fn a_hub_that_was_drained_refuses_softly() {
+async fn drained_hub_answers_with_a_retryable_refusal() {
     for mounted in everywhere(Hub::builder()).await {
         soon(mounted.hub.drain(Duration::ZERO)).await;
         assert!(!mounted.hub.is_ready());
-        refused_softly(mounted.get("?topic=public/a").await, "draining", mounted.name).await;
+        retryable_refusal(mounted.get("?topic=public/a").await, "draining", mounted.name).await;
         assert_eq!(mounted.hub.stats().refused(RefusalReason::Draining), 1, "{}", mounted.name);
         let is_layer = LAYERS.contains(&mounted.name);
-        assert_eq!(mounted.send("POST", "", &[]).await.status == 405, !is_layer, "{}: still", mounted.name);
+        assert_eq!(mounted.send("POST", "", &[]).await.status == 405, !is_layer, "{}: POST", mounted.name);
     }
 }
 
 #[tokio::test]
 async fn forbidden_and_unknown_topics_look_the_same() {
     for mounted in everywhere(Hub::builder()).await {
-        mounted.hub.topic("secret/known").publish(Event::unnamed("there is such a topic")).await.unwrap();
-        let mut answers = Vec::new();
+        mounted.hub.topic("secret/known").publish(Event::unnamed("x")).await.unwrap();
+        let mut responses = Vec::new();
         for topic in ["secret/known", "no-such-topic", "%00", "x%0Ay", &"x".repeat(256), "public/a&topic=secret/known"]
         {
             let reply = mounted.get(&format!("?topic={topic}")).await;
-            answers.push((reply.status, headers(&reply), reply.text().await));
+            responses.push((reply.status, headers(&reply), reply.text().await));
         }
-        for answer in &answers {
-            assert_eq!(*answer, answers[0], "{}", mounted.name);
+        for response in &responses {
+            assert_eq!(*response, responses[0], "{}", mounted.name);
         }
-        assert_eq!(answers[0].0, 403, "{}", mounted.name);
+        assert_eq!(responses[0].0, 403, "{}", mounted.name);
         assert_eq!(mounted.hub.stats().connected, 0, "{}: refused as a whole", mounted.name);
     }
 }
 
 #[tokio::test]
-async fn too_many_topics_are_refused_and_not_narrowed() {
+async fn request_for_too_many_topics_is_refused_as_a_whole() {
     for mounted in everywhere(Hub::builder().max_topics(2)).await {
         let reply = mounted.get("?topic=public/a&topic=public/b&topic=public/c").await;
         assert_eq!(reply.status, 400, "{}", mounted.name);
         assert_eq!(mounted.hub.stats().connected, 0, "{}", mounted.name);
-        // One that is named twice is one.
+        // A topic that is named twice counts once.
         let mut events = mounted.get("?topic=public/a&topic=public/b&topic=public/a").await.events();
         let topics = json(&events.next().await.data)["topics"].clone();
         assert_eq!(topics, serde_json::json!(["public/a", "public/b"]), "{}", mounted.name);
@@ -420,19 +423,19 @@ async fn too_many_topics_are_refused_and_not_narrowed() {
 }
 
 #[tokio::test]
-async fn no_topic_is_a_stream_of_what_everyone_gets() {
+async fn stream_without_topics_receives_the_events_for_everyone() {
     for mounted in everywhere(Hub::builder()).await {
         let mut events = mounted.get("").await.events();
         assert_eq!(json(&events.next().await.data)["topics"], serde_json::json!([]), "{}", mounted.name);
         events.caught_up().await;
-        mounted.hub.topic("public/a").publish(Event::unnamed("not asked for")).await.unwrap();
+        mounted.hub.topic("public/a").publish(Event::unnamed("not subscribed")).await.unwrap();
         mounted.hub.everyone().publish(Event::unnamed("to all")).await.unwrap();
         assert_eq!(events.next().await.data, "to all", "{}", mounted.name);
     }
 }
 
 #[tokio::test]
-async fn the_query_resumes_where_the_header_is_absent_or_empty() {
+async fn id_in_the_query_resumes_when_the_header_is_absent_or_empty() {
     for mounted in everywhere(Hub::builder()).await {
         let before = mounted.hub.position();
         for data in ["one", "two"] {
@@ -444,7 +447,7 @@ async fn the_query_resumes_where_the_header_is_absent_or_empty() {
             assert_eq!(json(&events.next().await.data)["cursor"], "resuming", "{}", mounted.name);
             assert_eq!([events.next().await.data, events.next().await.data], ["one", "two"], "{}", mounted.name);
         }
-        // A browser that reconnects keeps the address: what it has seen since wins.
+        // A browser reconnects to the same URL, so the newer id in the header takes precedence.
         let seen = mounted.hub.position().to_string();
         let mut events = mounted.send("GET", &query, &[("last-event-id", &seen)]).await.events();
         assert_eq!(events.next().await.event, "hub.hello", "{}", mounted.name);
@@ -455,25 +458,25 @@ async fn the_query_resumes_where_the_header_is_absent_or_empty() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The access hook
 
-/// Panics where the query says so.
+/// Panics if the query is `late` or `now`.
 async fn panicking(request: StreamRequest) -> Result<Subscription, Refusal> {
     if request.query() == Some("late") {
         tokio::task::yield_now().await;
-        panic!("as asked for, after an await");
+        panic!("panic on request, after an await");
     }
-    assert_ne!(request.query(), Some("now"), "as asked for");
+    assert_ne!(request.query(), Some("now"), "panic on request");
     Ok(Subscription::anonymous())
 }
 
 #[tokio::test]
-async fn a_hook_that_panics_fails_its_request_alone() {
+async fn hook_that_panics_fails_only_its_request() {
     for name in WITH_HOOK {
         let mounted = mount(name, Hub::builder().build().unwrap(), panicking).await;
         let mut events = subscribe(mounted.addr, "/events").await;
         for query in ["?now", "?late"] {
             let reply = mounted.get(query).await;
             assert_eq!(reply.status, 500, "{name}: {query}");
-            assert!(!reply.text().await.contains("as asked for"), "{name}: what the panic said stays here");
+            assert!(!reply.text().await.contains("on request"), "{name}: the response has the panic's message");
         }
         assert_eq!(mounted.hub.stats().connections, 1, "{name}");
         mounted.hub.everyone().publish(Event::unnamed("still here")).await.unwrap();
@@ -483,13 +486,13 @@ async fn a_hook_that_panics_fails_its_request_alone() {
 }
 
 #[tokio::test]
-async fn a_hook_that_panics_before_it_returns_its_future_is_contained_too() {
+async fn hook_that_panics_before_it_returns_its_future_fails_only_its_request() {
     let panics = |request: StreamRequest| {
-        assert!(request.query().is_none(), "before there is a future");
+        assert!(request.query().is_none(), "panic on request, before the future");
         std::future::ready(Ok(Subscription::anonymous()))
     };
     let mounted = mount("endpoint on hyper", Hub::builder().build().unwrap(), panics).await;
-    // On one connection, which is fit for use afterwards.
+    // Both requests use one connection, so the panic must not break it.
     let tcp = TokioIo::new(TcpStream::connect(mounted.addr).await.unwrap());
     let (mut sender, connection) = hyper::client::conn::http1::handshake(tcp).await.unwrap();
     tokio::spawn(connection);
@@ -513,20 +516,20 @@ impl Drop for Guard {
 }
 
 #[tokio::test]
-async fn a_hook_that_takes_too_long_is_dropped_and_the_client_told_to_come_back() {
+async fn hook_that_times_out_is_dropped_with_a_retryable_refusal() {
     for name in WITH_HOOK {
         let hub = Hub::builder().access_timeout(Duration::from_millis(30)).build().unwrap();
         let dropped = Arc::new(AtomicBool::new(false));
         let flag = dropped.clone();
-        let stuck = move |_: StreamRequest| {
+        let pending = move |_: StreamRequest| {
             let guard = Guard(flag.clone());
             async move {
                 let _guard = guard;
                 std::future::pending().await
             }
         };
-        let mounted = mount(name, hub, stuck).await;
-        refused_softly(mounted.get("").await, "timeout", name).await;
+        let mounted = mount(name, hub, pending).await;
+        retryable_refusal(mounted.get("").await, "timeout", name).await;
         assert!(dropped.load(Ordering::SeqCst), "{name}");
         assert_eq!(mounted.hub.stats().refused(RefusalReason::Timeout), 1, "{name}");
         assert_eq!(mounted.hub.stats().connected, 0, "{name}");
@@ -534,22 +537,22 @@ async fn a_hook_that_takes_too_long_is_dropped_and_the_client_told_to_come_back(
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_the_hook_thinks_takes_the_hook_with_it() {
+async fn hook_is_dropped_when_its_client_disconnects() {
     for name in WITH_HOOK {
-        let (asked, dropped) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
-        let (asking, flag) = (asked.clone(), dropped.clone());
-        let thinking = move |_: StreamRequest| {
-            let (guard, asking) = (Guard(flag.clone()), asking.clone());
+        let (called, dropped) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+        let (calls, flag) = (called.clone(), dropped.clone());
+        let pending = move |_: StreamRequest| {
+            let (guard, calls) = (Guard(flag.clone()), calls.clone());
             async move {
                 let _guard = guard;
-                asking.notify_one();
+                calls.notify_one();
                 std::future::pending().await
             }
         };
-        let mounted = mount(name, Hub::builder().build().unwrap(), thinking).await;
+        let mounted = mount(name, Hub::builder().build().unwrap(), pending).await;
         let mut tcp = TcpStream::connect(mounted.addr).await.unwrap();
         tcp.write_all(b"GET /events HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
-        soon(asked.notified()).await;
+        soon(called.notified()).await;
         assert!(!dropped.load(Ordering::SeqCst), "{name}");
         drop(tcp);
         until(|| dropped.load(Ordering::SeqCst)).await;
@@ -557,7 +560,7 @@ async fn a_client_that_leaves_while_the_hook_thinks_takes_the_hook_with_it() {
     }
 }
 
-/// A hook with something to hold, as an application's pool.
+/// A hook with state, for example the database pool of an application.
 struct Tokens(BTreeMap<&'static str, &'static str>);
 
 impl Access for Tokens {
@@ -569,22 +572,22 @@ impl Access for Tokens {
 }
 
 #[tokio::test]
-async fn hooks_are_closures_of_both_kinds_functions_and_structs() {
-    fn who(request: &StreamRequest) -> Result<Subscription, Refusal> {
+async fn hook_is_a_closure_an_async_closure_a_function_or_a_struct() {
+    fn authenticate(request: &StreamRequest) -> Result<Subscription, Refusal> {
         match request.headers().get("authorization") {
             Some(value) if value == "sesame" => Ok(Subscription::for_user("ada")),
             _ => Err(Refusal::unauthorized()),
         }
     }
-    async fn whoever(request: StreamRequest) -> Result<Subscription, Refusal> {
-        who(&request)
+    async fn hook(request: StreamRequest) -> Result<Subscription, Refusal> {
+        authenticate(&request)
     }
     let hub = || Hub::builder().build().unwrap();
     for name in WITH_HOOK {
         for mounted in [
-            mount(name, hub(), move |request: StreamRequest| async move { who(&request) }).await,
-            mount(name, hub(), async |request: StreamRequest| who(&request)).await,
-            mount(name, hub(), whoever).await,
+            mount(name, hub(), move |request: StreamRequest| async move { authenticate(&request) }).await,
+            mount(name, hub(), async |request: StreamRequest| authenticate(&request)).await,
+            mount(name, hub(), hook).await,
             mount(name, hub(), Tokens(BTreeMap::from([("sesame", "ada")]))).await,
         ] {
             assert_eq!(mounted.get("").await.status, 401, "{name}");
@@ -597,7 +600,7 @@ async fn hooks_are_closures_of_both_kinds_functions_and_structs() {
 }
 
 #[tokio::test]
-async fn the_hook_is_asked_again_when_a_client_comes_back() {
+async fn hook_runs_again_when_a_client_reconnects() {
     let allowed = Arc::new(AtomicBool::new(true));
     let allows = allowed.clone();
     let hook = move |_: StreamRequest| {
@@ -612,7 +615,7 @@ async fn the_hook_is_asked_again_when_a_client_comes_back() {
 }
 
 #[tokio::test]
-async fn the_hook_sees_who_is_at_the_other_end() {
+async fn hook_sees_the_address_of_the_peer() {
     for name in WITH_HOOK {
         let seen = Arc::new(std::sync::Mutex::new(None));
         let sees = seen.clone();
@@ -622,37 +625,37 @@ async fn the_hook_sees_who_is_at_the_other_end() {
         };
         let mounted = mount(name, Hub::builder().build().unwrap(), hook).await;
         let mut tcp = TcpStream::connect(mounted.addr).await.unwrap();
-        let me = tcp.local_addr().unwrap();
+        let local = tcp.local_addr().unwrap();
         tcp.write_all(b"GET /events HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
         until(|| mounted.hub.stats().connections == 1).await;
-        assert_eq!(*seen.lock().unwrap(), Some(me), "{name}");
+        assert_eq!(*seen.lock().unwrap(), Some(local), "{name}");
     }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// What axum's router operations do to a layer: pinned for the table in docs/mounting.md (axum 0.8.9)
+// The effect of axum's router operations on a layer, for the table in docs/mounting.md (axum 0.8.9)
 
 fn events_layer(hub: &Hub) -> SseLayer {
     hub.layer("/events", Public::topics(TopicFilter::any()))
 }
 
-/// Some other part of the application.
+/// Returns an application without a stream.
 fn plain() -> Router {
     Router::new().route("/plain", get(async || "plain"))
 }
 
-/// An application with a layer on the outside.
+/// Returns an application with the hub's layer on the outside.
 fn layered(hub: &Hub) -> Router {
     Router::new().route("/other", get(async || "other")).layer(events_layer(hub))
 }
 
-/// The same with a route instead of a layer.
+/// Returns an application with the hub's endpoint as a route.
 fn routed(hub: &Hub) -> Router {
     let endpoint = hub.endpoint(Public::topics(TopicFilter::any()));
     Router::new().route("/other", get(async || "other")).route_service("/events", endpoint)
 }
 
-/// Over a real socket, what it is: `events`, or a status.
+/// Requests a path over a real socket. Returns `events` for a stream, otherwise the status.
 async fn answer(hub: &Hub, app: Router, path: &str) -> String {
     let server = Server::start(hub, app).await;
     let reply = kit::get(server.addr, path).await;
@@ -675,7 +678,7 @@ async fn operations_that_hide_a_layer() {
     assert_eq!(answer(hub, Router::new().nest("/api", layered(hub)), "/events").await, "404");
     assert_eq!(answer(hub, plain().route_layer(events_layer(hub)), "/events").await, "404");
     assert_eq!(answer(hub, layered(hub).fallback(teapot), "/events").await, "418");
-    // The layer is on the routes that were there, so one of the same path that comes later is its own.
+    // A layer is added to the routes that exist. A later route of the same path is not layered.
     assert_eq!(answer(hub, layered(hub).route("/events", get(teapot)), "/events").await, "418");
 }
 
@@ -738,7 +741,7 @@ async fn announce(hub: Hub) -> String {
 }
 
 #[tokio::test]
-async fn a_layer_that_provides_gives_handlers_the_hub() {
+async fn layer_with_provide_gives_handlers_the_hub() {
     let hub = Hub::builder().build().unwrap();
     let app = Router::new().route("/announce", post(announce)).layer(events_layer(&hub).provide());
     let server = Server::start(&hub, app).await;
@@ -749,7 +752,7 @@ async fn a_layer_that_provides_gives_handlers_the_hub() {
 }
 
 #[tokio::test]
-async fn without_one_the_answer_names_what_is_missing() {
+async fn handler_without_a_hub_answers_with_an_error_that_names_provide() {
     let hub = Hub::builder().build().unwrap();
     for app in [
         Router::new().route("/announce", post(announce)),
@@ -771,7 +774,7 @@ struct AppState {
 }
 
 #[tokio::test]
-async fn a_state_of_ones_own_gives_handlers_the_hub_without_a_layer() {
+async fn application_state_gives_handlers_the_hub_without_a_layer() {
     let hub = Hub::builder().build().unwrap();
     let app = Router::new()
         .route("/announce", post(|State(hub): State<Hub>| announce(hub)))
@@ -784,7 +787,7 @@ async fn a_state_of_ones_own_gives_handlers_the_hub_without_a_layer() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The layer as a tower citizen
+// The contract of tower services
 
 #[tokio::test]
 async fn a_layer_applied_twice_answers_once() {
@@ -820,7 +823,7 @@ async fn two_layers_on_two_paths_both_answer() {
     assert_eq!(public.next().await.data, "for all");
 }
 
-/// Insists on tower's contract: it is called on the very value that said it was ready, and a clone has said nothing.
+/// Asserts tower's contract: each call is on the same value that was ready. A clone is not ready.
 #[derive(Debug, Default)]
 struct Strict {
     ready: bool,
@@ -846,12 +849,12 @@ impl<B> Service<Request<B>> for Strict {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        assert!(std::mem::take(&mut self.ready), "called without having been ready");
+        assert!(std::mem::take(&mut self.ready), "called before it was ready");
         std::future::ready(if request.uri().path() == "/err" { Err(StrictError) } else { Ok(Response::default()) })
     }
 }
 
-/// Compiles only if the error is the inner service's.
+/// Calls the service. Compiles only if its error is that of the inner service.
 async fn call<S, B>(service: &mut S, path: &str) -> Result<StatusCode, StrictError>
 where
     S: Service<Request<()>, Response = Response<B>, Error = StrictError>,
@@ -861,7 +864,7 @@ where
 }
 
 #[tokio::test]
-async fn the_inner_service_that_was_ready_is_the_one_that_is_called() {
+async fn layer_calls_the_same_inner_service_that_was_ready() {
     let hub = Hub::builder().build().unwrap();
     let mut service = events_layer(&hub).provide().layer(events_layer(&hub).layer(Strict::default()));
     for _ in 0..3 {
@@ -872,7 +875,7 @@ async fn the_inner_service_that_was_ready_is_the_one_that_is_called() {
     assert_eq!(call(&mut clone, "/err").await, Err(StrictError));
 }
 
-/// Never ready.
+/// A service that is never ready.
 #[derive(Clone, Debug)]
 struct Busy;
 
@@ -891,7 +894,7 @@ impl<B> Service<Request<B>> for Busy {
 }
 
 #[tokio::test]
-async fn the_layer_is_as_ready_as_the_inner_service_and_the_endpoint_always() {
+async fn layer_is_ready_with_its_inner_service_and_the_endpoint_always() {
     let hub = Hub::builder().build().unwrap();
     let mut layered = events_layer(&hub).layer(Busy);
     let ready = <_ as ServiceExt<Request<()>>>::ready(&mut layered);
@@ -902,7 +905,7 @@ async fn the_layer_is_as_ready_as_the_inner_service_and_the_endpoint_always() {
 }
 
 #[tokio::test]
-async fn what_passes_through_keeps_its_body_its_size_and_its_trailers() {
+async fn response_of_the_inner_service_keeps_its_body_size_and_trailers() {
     use http_body::Body as _;
     let hub = Hub::builder().build().unwrap();
     let inner =
@@ -925,8 +928,8 @@ async fn what_passes_through_keeps_its_body_its_size_and_its_trailers() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The versions of HTTP
 
-/// The head of the answer to a request by hand, and the events behind it.
-async fn by_hand(addr: SocketAddr, request: &str) -> (Vec<String>, Events) {
+/// Sends the text of a request. Returns the lines of the response's head, and the events.
+async fn send_text(addr: SocketAddr, request: &str) -> (Vec<String>, Events) {
     let mut tcp = TcpStream::connect(addr).await.unwrap();
     tcp.write_all(request.as_bytes()).await.unwrap();
     let mut tcp = BufReader::new(tcp);
@@ -941,7 +944,7 @@ async fn by_hand(addr: SocketAddr, request: &str) -> (Vec<String>, Events) {
     }
 }
 
-/// The names of the first events and one that is published; `hello` must be the same but for the connection.
+/// Returns `hub.hello` without its connection, `hub.live`, and an event that it publishes.
 async fn first_events(hub: &Hub, mut events: Events) -> Vec<(String, String, String)> {
     let mut seen = Vec::new();
     for n in 0..3 {
@@ -974,15 +977,15 @@ async fn every_version_of_http_gets_the_same_head_and_the_same_events() {
 
         let one = kit::get(mounted.addr, path).await;
         let head = headers(&one);
-        assert_eq!(head, common, "{name}: without `vary` and others of the router");
+        assert_eq!(head, common, "{name}: the router adds headers, for example `vary`");
         assert_eq!(one.header("transfer-encoding"), "chunked", "{name}");
         assert_eq!(one.header("connection"), if kit::takeover() { "close" } else { "" }, "{name}");
         let expected = first_events(&mounted.hub, one.events()).await;
         assert_eq!(expected[0].0, "hub.hello");
         assert_eq!(expected[2].1, r#""a\nb""#);
 
-        // HTTP/1.0 knows no chunks: the end of the connection is the end of the stream.
-        let (lines, events) = by_hand(mounted.addr, &format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        // HTTP/1.0 has no chunks, so the end of the connection is the end of the stream.
+        let (lines, events) = send_text(mounted.addr, &format!("GET {path} HTTP/1.0\r\n\r\n")).await;
         assert_eq!(lines[0], "http/1.0 200 ok", "{name}");
         for (field, value) in &common {
             assert!(lines.contains(&format!("{field}: {value}")), "{name}: {field}: {lines:?}");
@@ -994,8 +997,8 @@ async fn every_version_of_http_gets_the_same_head_and_the_same_events() {
         let uri = format!("http://test{path}");
         let response = soon(sender.send_request(Request::get(uri).body(Full::default()).unwrap())).await.unwrap();
         let two = reply(response);
-        for of_http1 in ["connection", "keep-alive", "transfer-encoding", "upgrade", "content-encoding"] {
-            assert!(two.headers.get(of_http1).is_none(), "{name}, HTTP/2: {of_http1}");
+        for field in ["connection", "keep-alive", "transfer-encoding", "upgrade", "content-encoding"] {
+            assert!(two.headers.get(field).is_none(), "{name}, HTTP/2: {field}");
         }
         assert_eq!(headers(&two), common, "{name}, HTTP/2");
         assert_eq!(first_events(&mounted.hub, two.events()).await, expected, "{name}, HTTP/2");
@@ -1003,16 +1006,16 @@ async fn every_version_of_http_gets_the_same_head_and_the_same_events() {
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_that_wants_to_keep_the_connection_gets_its_events_too() {
+async fn http_1_0_client_with_keep_alive_receives_its_events() {
     let mounted = mount("layer on axum", Hub::builder().build().unwrap(), access).await;
     let request = "GET /events?topic=public/a HTTP/1.0\r\nhost: test\r\nconnection: keep-alive\r\n\r\n";
-    let (lines, mut events) = by_hand(mounted.addr, request).await;
+    let (lines, mut events) = send_text(mounted.addr, request).await;
     assert_eq!(lines[0], "http/1.0 200 ok");
     mounted.hub.topic("public/a").publish(Event::new("news", "")).await.unwrap();
     assert_eq!(events.next_own().await.event, "news");
     let ending = mounted.hub.clone();
     let ending = tokio::spawn(async move { ending.drain(Duration::ZERO).await });
-    // The end of the connection is that of the stream, whatever the head says of keeping it.
+    // The connection ends with the stream, although the client requested keep-alive.
     assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
     soon(ending).await.unwrap();
 }
@@ -1034,7 +1037,7 @@ async fn many_streams_share_one_http2_connection() {
         for (n, events) in streams.iter_mut().enumerate() {
             assert_eq!(events.next().await.data, n.to_string(), "{}", mounted.name);
         }
-        // One that is reset is forgotten; the others go on.
+        // A reset stream is removed, and the other streams of the connection stay open.
         streams.remove(0);
         until(|| mounted.hub.stats().connections == 19).await;
         mounted.hub.everyone().publish(Event::unnamed("to all")).await.unwrap();
@@ -1044,7 +1047,7 @@ async fn many_streams_share_one_http2_connection() {
     }
 }
 
-/// The size of the body, read to its end.
+/// Reads a body to its end, and returns its size.
 async fn measure<B>(body: B) -> usize
 where
     B: http_body::Body<Data = Bytes>,
@@ -1076,7 +1079,7 @@ async fn an_upload_beside_a_stream_on_one_http2_connection_arrives_whole() {
             let server = Plain::start(&hub, TowerToHyperService::new(on_hyper(&hub))).await;
             (server.addr, Box::new(server))
         } else {
-            // The hub knows the socket then.
+            // Without a task between, the hub finds the socket of the stream by itself.
             let service = on_hyper(&hub);
             let called = hyper::service::service_fn(move |request| service.clone().call(request));
             let server = Plain::start(&hub, called).await;
@@ -1086,7 +1089,7 @@ async fn an_upload_beside_a_stream_on_one_http2_connection_arrives_whole() {
         let request = Request::get("http://test/events").body(Full::default()).unwrap();
         let mut events = reply(soon(sender.send_request(request)).await.unwrap()).events();
         events.caught_up().await;
-        // Something is written on the stream all the while.
+        // The stream writes during the whole upload.
         let publisher = hub.clone();
         let publishing = tokio::spawn(async move {
             loop {
@@ -1095,10 +1098,10 @@ async fn an_upload_beside_a_stream_on_one_http2_connection_arrives_whole() {
             }
         });
         let request = Request::post("http://test/upload").body(Full::new(Bytes::from(vec![b'x'; SIZE]))).unwrap();
-        let mut answer = std::pin::pin!(soon(sender.send_request(request)));
+        let mut uploading = std::pin::pin!(soon(sender.send_request(request)));
         let response = loop {
             tokio::select! {
-                response = &mut answer => break response.unwrap_or_else(|error| panic!("{name}: {error:?}")),
+                response = &mut uploading => break response.unwrap_or_else(|error| panic!("{name}: {error:?}")),
                 event = events.next() => assert!(event.data == "meanwhile" || event.event == "hub.gap", "{name}: {event:?}"),
             }
         };
@@ -1110,15 +1113,15 @@ async fn an_upload_beside_a_stream_on_one_http2_connection_arrives_whole() {
 
 #[tokio::test]
 async fn a_request_with_a_body_gets_its_stream() {
-    // Odd, but allowed; the body is not looked at.
+    // HTTP allows a GET with a body. The hub ignores the body.
     let mounted = mount("layer on axum", Hub::builder().build().unwrap(), access).await;
     let request = Request::get("/events?topic=public/a").header("content-type", "text/plain").body("a body").unwrap();
     let events = send(mounted.addr, request).await.events();
     assert_eq!(first_events(&mounted.hub, events).await[2].0, "news");
 }
 
-/// Not used as a value: the futures of the mountings can be sent between threads.
-#[allow(dead_code, reason = "it is enough that it compiles")]
+/// Compiles only if the futures of the mounts are `Send` and `'static`.
+#[allow(dead_code, reason = "a check at compile time")]
 fn everything_is_send_and_static(hub: &Hub) {
     fn check<T: Send + 'static>(_: T) {}
     let mut layered = events_layer(hub).layer(Strict::default());

@@ -1,4 +1,4 @@
-//! What is not for the hub passes through the layer for one comparison: no allocation, no boxed future.
+//! Requests for other paths pass through the layer without an allocation or a boxed future.
 
 use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
@@ -12,13 +12,13 @@ use http_body::{Body, Frame};
 use tower::{Layer, Service};
 use tower_sse::{Hub, Public, TopicFilter};
 
-/// A trivial service, and one whose answer allocates what the test knows of.
+/// An inner service that allocates a given number of times for each request.
 #[derive(Clone, Copy, Debug)]
 struct Inner {
     allocates: usize,
 }
 
-/// A body of one frame that is there already.
+/// A body of one frame that is ready.
 struct Once(Option<&'static [u8]>);
 
 impl Body for Once {
@@ -47,7 +47,7 @@ impl Service<Request<()>> for Inner {
     }
 }
 
-/// Everything that a server does with a request, and how often it allocated meanwhile.
+/// Does with a request everything that a server does, and returns the number of allocations.
 fn allocations<S, B>(service: &mut S, method: Method, path: &'static str) -> u64
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
@@ -61,9 +61,9 @@ where
         let mut request = request.take().unwrap();
         (*request.method_mut(), *request.uri_mut()) = (method, uri);
         assert!(service.poll_ready(&mut cx).is_ready());
-        let Some(Ok(response)) = service.call(request).now_or_never() else { panic!("it was ready") };
+        let Some(Ok(response)) = service.call(request).now_or_never() else { panic!("the response is not ready") };
         let mut body = std::pin::pin!(response.into_body());
-        let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) else { panic!("the frame was ready") };
+        let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) else { panic!("the frame is not ready") };
         assert_eq!(frame.into_data().unwrap(), "inner");
         assert!(matches!(body.as_mut().poll_frame(&mut cx), Poll::Ready(None)));
     });
@@ -82,13 +82,13 @@ where
 }
 
 #[test]
-fn the_counter_counts() {
+fn allocation_counter_counts_the_allocations_of_the_inner_service() {
     assert_eq!(allocations(&mut Inner { allocates: 0 }, Method::GET, "/other"), 0);
     assert_eq!(allocations(&mut Inner { allocates: 3 }, Method::GET, "/other"), 3);
 }
 
 #[test]
-fn passing_through_allocates_nothing() {
+fn request_that_passes_through_the_layer_allocates_nothing() {
     let hub = Hub::builder().build().unwrap();
     for allocates in [0, 3] {
         let inner = Inner { allocates };
@@ -110,7 +110,7 @@ fn passing_through_allocates_nothing() {
 }
 
 #[test]
-fn two_layers_allocate_nothing_either() {
+fn two_layers_allocate_nothing() {
     let hub = Hub::builder().build().unwrap();
     let access = Public::topics(TopicFilter::any());
     let mut twice = hub.layer("/a", access.clone()).layer(hub.layer("/b", access).layer(Inner { allocates: 0 }));
@@ -118,7 +118,7 @@ fn two_layers_allocate_nothing_either() {
 }
 
 #[test]
-fn a_clone_for_each_request_allocates_nothing() {
+fn clone_of_a_layered_service_allocates_nothing() {
     let hub = Hub::builder().build().unwrap();
     let layered = layered(&hub, Inner { allocates: 0 });
     let measured = allocation_counter::measure(|| drop(std::hint::black_box(layered.clone())));
@@ -126,7 +126,7 @@ fn a_clone_for_each_request_allocates_nothing() {
 }
 
 #[test]
-fn streams_that_are_open_change_nothing() {
+fn request_allocates_nothing_while_streams_are_open() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _guard = runtime.enter();
     let hub = Hub::builder().build().unwrap();
@@ -138,7 +138,7 @@ fn streams_that_are_open_change_nothing() {
 }
 
 #[test]
-fn to_provide_the_hub_costs_what_extensions_cost() {
+fn providing_the_hub_allocates_only_the_extension() {
     let hub = Hub::builder().build().unwrap();
     let mut providing =
         hub.layer("/events", Public::topics(TopicFilter::any())).provide().layer(Inner { allocates: 0 });
@@ -148,7 +148,7 @@ fn to_provide_the_hub_costs_what_extensions_cost() {
     assert_eq!(allocations(&mut providing, Method::GET, "/other"), cost);
 }
 
-/// Only what is boxed is smaller than what is in it.
+/// A future that is so large that the layer's future would be smaller if it boxed this one.
 struct Large([u8; 4096]);
 
 impl Future for Large {
@@ -177,7 +177,7 @@ impl Service<Request<()>> for Slow {
 }
 
 #[test]
-fn the_inner_future_and_body_are_held_as_they_are() {
+fn inner_future_is_not_boxed() {
     let hub = Hub::builder().build().unwrap();
     let mut layered = hub.layer("/events", Public::topics(TopicFilter::any())).layer(Slow);
     let measured = allocation_counter::measure(|| {

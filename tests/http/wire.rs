@@ -1,4 +1,4 @@
-//! What an independent parser reads is what was published.
+//! An independent parser reads the published events from the bytes on the wire.
 
 use axum::Router;
 use bytes::Bytes;
@@ -8,12 +8,12 @@ use tower_sse::{Event, Hub, Public, TopicFilter};
 
 use crate::kit::{self, Events, Server, get, resume, send, subscribe};
 
-/// What the standard's parser makes of data: every CRLF, CR and LF is one line break.
+/// Returns data as a client reads it: each CRLF, CR and LF is one line break.
 fn as_read(data: &str) -> String {
     data.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// The body of a real response, read through the tower service.
+/// Publishes an event to a stream of the tower service, and returns the stream's bytes.
 async fn body_of(hub: &Hub, publish: Event) -> Vec<u8> {
     use http_body_util::BodyExt;
     use tower::ServiceExt;
@@ -32,7 +32,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn parse_of_encode_in_single_bytes_is_the_event(
+    fn event_that_is_parsed_byte_by_byte_is_the_published_event(
         name in "[^\u{0}-\u{1f}\u{7f}-\u{9f}\u{202a}-\u{202e}\u{2066}-\u{2069}]{0,30}",
         data in prop_oneof!["[\\PC\r\n:]{0,80}", any::<String>()],
     ) {
@@ -61,7 +61,7 @@ async fn start() -> (Hub, Server) {
 }
 
 #[tokio::test]
-async fn the_head_is_as_proxies_need_it() {
+async fn response_head_has_the_headers_that_proxies_need() {
     let (_hub, server) = start().await;
     let reply = get(server.addr, "/events?topic=silent").await;
     assert_eq!(reply.status, 200);
@@ -76,7 +76,7 @@ async fn the_head_is_as_proxies_need_it() {
 }
 
 #[tokio::test]
-async fn a_stream_begins_with_hello_and_a_first_id() {
+async fn stream_begins_with_hello_and_a_first_id() {
     let (hub, server) = start().await;
     let mut events = get(server.addr, "/events?topic=a&topic=b&topic=a").await.events();
     let hello = events.next().await;
@@ -92,14 +92,14 @@ async fn a_stream_begins_with_hello_and_a_first_id() {
 }
 
 #[tokio::test]
-async fn a_client_that_comes_back_has_every_event_in_order_once() {
+async fn reconnecting_client_receives_every_event_once_and_in_order() {
     let (hub, server) = start().await;
     let mut events = subscribe(server.addr, "/events?topic=t").await;
     let id = events.last_id.clone();
     let mut received = Vec::new();
     for n in 0..50 {
         hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
-        hub.topic("other").publish(Event::unnamed("not for it")).await.unwrap();
+        hub.topic("other").publish(Event::unnamed("not subscribed")).await.unwrap();
         if n % 7 == 3 {
             let id = events.last_id.clone();
             drop(events);
@@ -113,7 +113,7 @@ async fn a_client_that_comes_back_has_every_event_in_order_once() {
         received.push(events.next_own().await.data);
     }
     assert_eq!(received, (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
-    // The same with the id in the query, from the very beginning.
+    // The id can be in the query too. This one is that of the first stream's start.
     let mut again = get(server.addr, &format!("/events?topic=t&last_event_id={id}")).await.events();
     let hello = again.next().await;
     assert!(hello.data.contains(r#""cursor":"resuming""#), "{}", hello.data);
@@ -124,7 +124,7 @@ async fn a_client_that_comes_back_has_every_event_in_order_once() {
 }
 
 #[tokio::test]
-async fn head_gets_the_head_and_subscribes_nothing() {
+async fn head_request_opens_no_stream() {
     let (hub, server) = start().await;
     let reply = send(server.addr, http::Request::head("/events?topic=t").body("").unwrap()).await;
     assert_eq!(reply.status, 200);

@@ -1,5 +1,5 @@
-//! Who may read is looked at again while a stream is open, when it comes back, and when a ticket is redeemed; and whose
-//! pages may ask at all.
+//! Authorization of open streams, of reconnects and of tickets, and the check of the origin of a
+//! page.
 
 use std::collections::BTreeSet;
 use std::future::{Future, ready};
@@ -18,37 +18,37 @@ use tower_sse::{
     SubscriberItem, Subscription, Ticket, TopicFilter,
 };
 
-use crate::kit::access::asked_for;
+use crate::kit::access::from_query;
 use crate::kit::{Events, Reply, Server, Sse, get, parsed, resume, send, soon, subscribe, until};
 
-/// How often open streams are asked about.
+/// The interval of rechecks.
 const EVERY: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
-/// How many tickets of one user may wait.
+/// The limit of unredeemed tickets of one user.
 const TICKETS_OF_A_USER: usize = 64;
 
-// ---------------------------------------------------------------------------------------------------------------------
-// A hook that lets in whoever says who they are, and says of open streams what a test has it say
+// -------------------------------------------------------------------------------------------------
+// An access hook that grants what the query asks for, with rechecks that a test decides
 
-struct Door<F> {
+struct QueryAccess<F> {
     hub: Hub,
     verdict: F,
 }
 
-/// What the hook attaches beside the data.
+/// An extension of the subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Session(u32);
 
-/// What the query says, with data and an extension.
+/// Builds the subscription that the query names, with data and an extension.
 fn with_session(request: &StreamRequest) -> Subscription {
-    let mut subscription = asked_for(request);
+    let mut subscription = from_query(request);
     for user in request.query_values("user") {
         subscription = subscription.data(&json!({ "name": user }));
     }
     subscription.extension(Session(7))
 }
 
-impl<F, Fut> Access for Door<F>
+impl<F, Fut> Access for QueryAccess<F>
 where
     F: Fn(Subscription) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Recheck> + Send + 'static,
@@ -62,7 +62,7 @@ where
     }
 }
 
-fn hurried() -> HubBuilder {
+fn frequent_rechecks() -> HubBuilder {
     Hub::builder().recheck_every(EVERY).retry(Duration::from_millis(100))
 }
 
@@ -78,47 +78,47 @@ where
     Fut: Future<Output = Recheck> + Send + 'static,
 {
     serve_access(builder, |hub| {
-        let door = Door { hub: hub.clone(), verdict };
-        Router::new().route_service("/events", hub.endpoint(door))
+        let access = QueryAccess { hub: hub.clone(), verdict };
+        Router::new().route_service("/events", hub.endpoint(access))
     })
     .await
 }
 
-/// A hook that keeps everything, until a test has it say something else.
+/// A hook whose rechecks return `Keep` until a test sets another verdict.
 #[derive(Clone)]
-struct Says {
+struct Verdicts {
     verdict: Arc<Mutex<Recheck>>,
-    asked: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
 }
 
-impl Default for Says {
+impl Default for Verdicts {
     fn default() -> Self {
-        Self { verdict: Arc::new(Mutex::new(Recheck::Keep)), asked: Arc::default() }
+        Self { verdict: Arc::new(Mutex::new(Recheck::Keep)), calls: Arc::default() }
     }
 }
 
-impl Says {
+impl Verdicts {
     fn now(&self, verdict: Recheck) {
         *self.verdict.lock().unwrap() = verdict;
     }
 
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
     }
 
     async fn serve(&self, builder: HubBuilder) -> (Hub, Server) {
-        let says = self.clone();
+        let verdicts = self.clone();
         serve(builder, move |_| {
-            says.asked.fetch_add(1, Ordering::SeqCst);
-            ready(says.verdict.lock().unwrap().clone())
+            verdicts.calls.fetch_add(1, Ordering::SeqCst);
+            ready(verdicts.verdict.lock().unwrap().clone())
         })
         .await
     }
 }
 
-/// Reads on to the goodbye, which is the last.
+/// Reads to the end and returns the last event, which has to be `hub.bye`.
 async fn bye(events: Events) -> Sse {
-    let last = events.rest().await.pop().expect("no goodbye");
+    let last = events.rest().await.pop().expect("the stream has no events");
     assert_eq!(last.event, "hub.bye");
     last
 }
@@ -127,31 +127,30 @@ async fn publish(hub: &Hub, topic: &str, data: &str) {
     hub.topic(topic).publish(Event::unnamed(data.to_owned())).await.unwrap();
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Verdicts
 
 #[tokio::test]
-async fn a_revoked_stream_ends_within_an_interval_and_may_come_back_to_be_decided_anew() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn a_revoked_stream_ends_within_a_recheck_interval_and_may_reconnect() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     let events = subscribe(server.addr, "/events?user=ada&topic=t").await;
     let last_id = events.last_id.clone();
-    until(|| says.asked() > 0).await;
+    until(|| verdicts.calls() > 0).await;
     let since = Instant::now();
-    says.now(Recheck::End(Refusal::unauthorized()));
+    verdicts.now(Recheck::End(Refusal::unauthorized()));
     let bye = bye(events).await;
     assert!(since.elapsed() < EVERY * 10, "{:?}", since.elapsed());
     assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "now" }));
-    // It goes on from where it was.
-    assert_eq!(bye.id, last_id);
+    assert_eq!(bye.id, last_id, "the client resumes after its last event");
     assert!(bye.retry.is_some());
     assert_eq!((hub.topic("t").count(), hub.user("ada").count()), (0, 0));
 }
 
 #[tokio::test]
-async fn a_stream_that_is_refused_for_later_is_told_when() {
+async fn a_recheck_that_refuses_for_now_ends_the_stream_with_its_retry_time() {
     let later = Refusal::retry_later(RefusalReason::Busy).retry(5 * SECOND);
-    let (_hub, server) = serve(hurried(), move |_| ready(Recheck::End(later.clone()))).await;
+    let (_hub, server) = serve(frequent_rechecks(), move |_| ready(Recheck::End(later.clone()))).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t").await).await;
     assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "later" }));
     let retry = bye.retry.unwrap();
@@ -159,23 +158,23 @@ async fn a_stream_that_is_refused_for_later_is_told_when() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_refused_for_ever_is_answered_204_when_it_returns_with_the_id_of_the_goodbye() {
-    let (_hub, server) = serve(hurried(), |_| ready(Recheck::End(Refusal::gone()))).await;
+async fn a_recheck_that_refuses_permanently_ends_the_stream_and_its_reconnect_gets_204() {
+    let (_hub, server) = serve(frequent_rechecks(), |_| ready(Recheck::End(Refusal::gone()))).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t").await).await;
     assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "never" }));
     let again = Request::get("/events?topic=t").header("last-event-id", &bye.id).body("").unwrap();
     assert_eq!(send(server.addr, again).await.status, StatusCode::NO_CONTENT);
-    // A new page of the same person is let in, and looked at again.
+    // A new page of the same user gets a stream, and a recheck of its own.
     assert_eq!(get(server.addr, "/events?topic=t").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_narrowed_stream_loses_topics_keeps_the_others_and_hears_which() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn a_narrowed_stream_keeps_the_common_topics_and_lists_them_in_hub_live() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     let mut events = subscribe(server.addr, "/events?user=ada&topic=a&topic=b&topic=c").await;
-    // What is in it beyond what the stream has is not added.
-    says.now(Recheck::Narrow(Subscription::for_user("ada").with_topics(["b", "d"])));
+    // The stream does not have the topic `d`, so the hub does not add it.
+    verdicts.now(Recheck::Narrow(Subscription::for_user("ada").with_topics(["b", "d"])));
     until(|| hub.topic("a").count() == 0 && hub.topic("c").count() == 0).await;
     for topic in ["a", "c", "d", "b"] {
         publish(&hub, topic, topic).await;
@@ -193,20 +192,20 @@ async fn a_narrowed_stream_loses_topics_keeps_the_others_and_hears_which() {
 }
 
 #[tokio::test]
-async fn what_waits_of_a_topic_that_was_taken_away_is_not_written() {
+async fn a_removed_topic_is_no_longer_delivered_even_if_its_events_are_pending() {
     const RECORDS: usize = 200;
-    let says = Says::default();
+    let verdicts = Verdicts::default();
     let wide = Retention::replay().count(2 * RECORDS).bytes(64 << 20);
-    let (hub, server) = says.serve(hurried().topic_retention(wide)).await;
+    let (hub, server) = verdicts.serve(frequent_rechecks().topic_retention(wide)).await;
     let mut events = subscribe(server.addr, "/events?topic=secret&topic=open").await;
-    // Far more than the buffers between us and a client that does not read.
+    // Far more than the buffers of the sockets hold.
     let large = "x".repeat(200_000);
     for _ in 0..RECORDS {
         hub.topic("secret").publish(Event::new("secret", large.clone())).await.unwrap();
     }
-    says.now(Recheck::Narrow(Subscription::anonymous().topic("open")));
+    verdicts.now(Recheck::Narrow(Subscription::anonymous().topic("open")));
     until(|| hub.topic("secret").count() == 0).await;
-    hub.topic("open").publish(Event::unnamed("still here")).await.unwrap();
+    hub.topic("open").publish(Event::unnamed("headline")).await.unwrap();
     let mut secrets = 0;
     let open = loop {
         let event = events.next_own().await;
@@ -215,19 +214,20 @@ async fn what_waits_of_a_topic_that_was_taken_away_is_not_written() {
             _ => break event,
         }
     };
-    assert_eq!(open.data, "still here");
-    assert!(secrets < RECORDS / 2, "{secrets} of {RECORDS} were written");
+    assert_eq!(open.data, "headline");
+    assert!(secrets < RECORDS / 2, "{secrets} of {RECORDS} events of the removed topic were written");
 }
 
 #[tokio::test]
-async fn who_loses_a_topic_that_tells_who_comes_and_goes_has_left_it() {
-    let says = Says::default();
-    let builder = hurried().presence_for(TopicFilter::exact("room")).presence_grace(EVERY);
-    let (hub, server) = says.serve(builder).await;
+async fn a_user_whose_stream_loses_a_presence_topic_leaves_it() {
+    let verdicts = Verdicts::default();
+    let builder = frequent_rechecks().presence_for(TopicFilter::exact("room")).presence_grace(EVERY);
+    let (hub, server) = verdicts.serve(builder).await;
     let _ada = subscribe(server.addr, "/events?user=ada&topic=room&topic=other").await;
-    // What is said of ada suits nobody else, so it is somebody in this process who watches.
+    // The verdict names ada, so it would end the stream of any other user. A `Subscriber` has no
+    // rechecks.
     let mut watcher = hub.subscribe(Subscription::anonymous().topic("room"), None).unwrap();
-    says.now(Recheck::Narrow(Subscription::for_user("ada").topic("other")));
+    verdicts.now(Recheck::Narrow(Subscription::for_user("ada").topic("other")));
     let left = loop {
         match soon(watcher.next()).await.unwrap() {
             SubscriberItem::Event(event) => break event,
@@ -239,12 +239,12 @@ async fn who_loses_a_topic_that_tells_who_comes_and_goes_has_left_it() {
 }
 
 #[tokio::test]
-async fn a_narrowed_stream_may_be_given_more_time() {
+async fn a_narrowed_stream_can_get_a_later_expiry() {
     let renewed = |subscription: Subscription| {
         let topics = subscription.topics().to_vec();
         ready(Recheck::Narrow(Subscription::anonymous().with_topics(topics).expires_in(60 * SECOND)))
     };
-    let (hub, server) = serve(hurried(), renewed).await;
+    let (hub, server) = serve(frequent_rechecks(), renewed).await;
     let since = Instant::now();
     let mut events = subscribe(server.addr, "/events?topic=t&expires_ms=600").await;
     tokio::time::sleep_until((since + Duration::from_millis(900)).into()).await;
@@ -253,42 +253,42 @@ async fn a_narrowed_stream_may_be_given_more_time() {
 }
 
 #[tokio::test]
-async fn a_narrowed_stream_may_be_given_less_time() {
+async fn a_narrowed_stream_can_get_an_earlier_expiry() {
     let shortened = |_| ready(Recheck::Narrow(Subscription::anonymous().topic("t").expires_in(Duration::ZERO)));
-    let (_hub, server) = serve(hurried(), shortened).await;
+    let (_hub, server) = serve(frequent_rechecks(), shortened).await;
     let bye = bye(subscribe(server.addr, "/events?topic=t&expires_ms=3600000").await).await;
     assert_eq!(parsed(&bye), json!({ "reason": "expired", "reconnect": "now" }));
 }
 
 #[tokio::test]
-async fn a_verdict_that_hands_back_the_same_time_is_no_news() {
-    // Asked about twenty times in its last two seconds.
-    let (_hub, server) = serve(hurried(), |subscription| ready(Recheck::Narrow(subscription))).await;
+async fn a_recheck_that_returns_the_same_expiry_repeats_no_notice() {
+    // About twenty rechecks within the two seconds of the stream.
+    let (_hub, server) = serve(frequent_rechecks(), |subscription| ready(Recheck::Narrow(subscription))).await;
     let events = subscribe(server.addr, "/events?topic=t&expires_ms=2000").await.rest().await;
     let notices = events.iter().filter(|event| event.event == "hub.expiring").count();
     assert_eq!((notices, parsed(events.last().unwrap())["reason"].as_str()), (1, Some("expired")), "{events:?}");
 }
 
 #[tokio::test]
-async fn a_stream_that_turns_out_to_be_somebody_elses_ends() {
+async fn a_stream_ends_when_its_recheck_returns_another_user() {
     for other in [Subscription::for_user("ben").topic("t"), Subscription::anonymous().topic("t")] {
-        let (_hub, server) = serve(hurried(), move |_| ready(Recheck::Narrow(other.clone()))).await;
+        let (_hub, server) = serve(frequent_rechecks(), move |_| ready(Recheck::Narrow(other.clone()))).await;
         let bye = bye(subscribe(server.addr, "/events?user=ada&topic=t").await).await;
         assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "now" }));
     }
 }
 
 #[tokio::test]
-async fn what_is_settled_is_not_asked_about_again_and_what_is_kept_is() {
-    let asked = Arc::new(Mutex::new(Vec::new()));
-    let notes = Arc::clone(&asked);
-    let (_hub, server) = serve(hurried(), move |subscription| {
+async fn a_settled_stream_is_not_rechecked_again_and_a_kept_stream_is() {
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&calls);
+    let (_hub, server) = serve(frequent_rechecks(), move |subscription| {
         let user = subscription.user().unwrap().to_string();
         notes.lock().unwrap().push(user.clone());
         ready(if user == "settled" { Recheck::Settled } else { Recheck::Keep })
     })
     .await;
-    let count = |user: &str| asked.lock().unwrap().iter().filter(|asked| *asked == user).count();
+    let count = |user: &str| calls.lock().unwrap().iter().filter(|calls| *calls == user).count();
     let _settled = subscribe(server.addr, "/events?user=settled").await;
     let _kept = subscribe(server.addr, "/events?user=kept").await;
     until(|| count("kept") >= 8).await;
@@ -296,34 +296,34 @@ async fn what_is_settled_is_not_asked_about_again_and_what_is_kept_is() {
 }
 
 #[tokio::test]
-async fn a_closure_is_asked_once_for_each_request() {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let says = Says::default();
-    let (_hub, server) = serve_access(hurried(), |hub| {
-        let (asked, says) = (Arc::clone(&asked), says.clone());
+async fn a_closure_is_called_once_for_each_request() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let verdicts = Verdicts::default();
+    let (_hub, server) = serve_access(frequent_rechecks(), |hub| {
+        let (calls, verdicts) = (Arc::clone(&calls), verdicts.clone());
         let closure = move |request: StreamRequest| {
-            asked.fetch_add(1, Ordering::SeqCst);
+            calls.fetch_add(1, Ordering::SeqCst);
             ready(Ok(with_session(&request)))
         };
-        let clock = move |_| {
-            says.asked.fetch_add(1, Ordering::SeqCst);
+        let recheck = move |_| {
+            verdicts.calls.fetch_add(1, Ordering::SeqCst);
             ready(Recheck::Keep)
         };
-        let door = Door { hub: hub.clone(), verdict: clock };
-        Router::new().route_service("/closure", hub.endpoint(closure)).route_service("/door", hub.endpoint(door))
+        let access = QueryAccess { hub: hub.clone(), verdict: recheck };
+        Router::new().route_service("/closure", hub.endpoint(closure)).route_service("/access", hub.endpoint(access))
     })
     .await;
     let _closure = subscribe(server.addr, "/closure?topic=t").await;
-    let _door = subscribe(server.addr, "/door?topic=t").await;
-    until(|| says.asked() >= 5).await;
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    let _access = subscribe(server.addr, "/access?topic=t").await;
+    until(|| verdicts.calls() >= 5).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
-async fn the_hook_sees_what_the_stream_has_now() {
+async fn a_recheck_receives_the_current_subscription_of_the_stream() {
     let seen = Arc::new(Mutex::new(None));
     let last = Arc::clone(&seen);
-    let (hub, server) = serve(hurried(), move |subscription| {
+    let (hub, server) = serve(frequent_rechecks(), move |subscription| {
         *last.lock().unwrap() = Some(subscription);
         ready(Recheck::Keep)
     })
@@ -343,30 +343,30 @@ async fn the_hook_sees_what_the_stream_has_now() {
     assert_eq!(seen.extensions().get::<Session>(), Some(&Session(7)));
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // A hook that fails
 
 #[derive(Clone, Copy)]
 enum Failure {
     Panic,
-    Silence,
+    Hang,
 }
 
 impl Failure {
     async fn happen(self) -> Recheck {
         match self {
-            Self::Panic => panic!("the hook's own"),
-            Self::Silence => futures::future::pending().await,
+            Self::Panic => panic!("panic of the hook"),
+            Self::Hang => futures::future::pending().await,
         }
     }
 }
 
-/// A hook that fails of the streams of `bad` whenever `fails` says so of the number of the question; how often it was
-/// asked about them.
+/// Serves a hook whose rechecks of the user `bad` fail if `fails` is true for the number of the
+/// recheck. Also returns the number of rechecks of this user.
 async fn failing(failure: Failure, fails: fn(usize) -> bool) -> (Hub, Server, Arc<AtomicUsize>) {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let number = Arc::clone(&asked);
-    let builder = hurried().access_timeout(Duration::from_millis(50));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let number = Arc::clone(&calls);
+    let builder = frequent_rechecks().access_timeout(Duration::from_millis(50));
     let (hub, server) = serve(builder, move |subscription| {
         let is_bad = subscription.user().is_some_and(|user| user.as_str() == "bad");
         let number = is_bad.then(|| number.fetch_add(1, Ordering::SeqCst));
@@ -378,35 +378,35 @@ async fn failing(failure: Failure, fails: fn(usize) -> bool) -> (Hub, Server, Ar
         }
     })
     .await;
-    (hub, server, asked)
+    (hub, server, calls)
 }
 
 #[tokio::test]
-async fn a_hook_that_fails_now_and_then_leaves_the_stream_open() {
-    for failure in [Failure::Panic, Failure::Silence] {
-        let (hub, server, asked) = failing(failure, |number| number % 2 == 0).await;
+async fn a_recheck_that_fails_once_leaves_the_stream_open() {
+    for failure in [Failure::Panic, Failure::Hang] {
+        let (hub, server, calls) = failing(failure, |number| number % 2 == 0).await;
         let mut events = subscribe(server.addr, "/events?user=bad&topic=t").await;
-        until(|| asked.load(Ordering::SeqCst) >= 6).await;
-        publish(&hub, "t", "still here").await;
-        assert_eq!(events.next_own().await.data, "still here");
+        until(|| calls.load(Ordering::SeqCst) >= 6).await;
+        publish(&hub, "t", "headline").await;
+        assert_eq!(events.next_own().await.data, "headline");
     }
 }
 
 #[tokio::test]
-async fn a_hook_that_fails_twice_in_a_row_ends_the_stream_and_no_other() {
-    for failure in [Failure::Panic, Failure::Silence] {
-        let (hub, server, asked) = failing(failure, |_| true).await;
+async fn a_recheck_that_fails_twice_in_a_row_ends_this_stream_only() {
+    for failure in [Failure::Panic, Failure::Hang] {
+        let (hub, server, calls) = failing(failure, |_| true).await;
         let mut other = subscribe(server.addr, "/events?user=good&topic=t").await;
         let bye = bye(subscribe(server.addr, "/events?user=bad&topic=t").await).await;
         assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "now" }));
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
-        publish(&hub, "t", "still here").await;
-        assert_eq!(other.next_own().await.data, "still here");
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        publish(&hub, "t", "headline").await;
+        assert_eq!(other.next_own().await.data, "headline");
     }
 }
 
 #[tokio::test]
-async fn sixty_four_streams_are_asked_about_at_once_and_all_get_their_turn() {
+async fn rechecks_run_64_at_a_time_and_reach_every_stream() {
     const AT_ONCE: usize = 64;
     const STREAMS: usize = 80;
     #[derive(Default)]
@@ -418,7 +418,7 @@ async fn sixty_four_streams_are_asked_about_at_once_and_all_get_their_turn() {
     let desk = Arc::new(Mutex::new(Desk::default()));
     let database = Arc::new(tokio::sync::Semaphore::new(0));
     let (shared, slow) = (Arc::clone(&desk), Arc::clone(&database));
-    let (_hub, server) = serve(hurried(), move |subscription| {
+    let (_hub, server) = serve(frequent_rechecks(), move |subscription| {
         let (desk, database) = (Arc::clone(&shared), Arc::clone(&slow));
         async move {
             {
@@ -442,14 +442,14 @@ async fn sixty_four_streams_are_asked_about_at_once_and_all_get_their_turn() {
     assert_eq!(desk.lock().unwrap().most, AT_ONCE);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Coming back
+// -------------------------------------------------------------------------------------------------
+// Reconnects
 
 #[tokio::test]
-async fn a_resume_yields_only_what_may_be_read_now() {
+async fn a_resume_delivers_only_topics_that_are_permitted_now() {
     let is_revoked = Arc::new(AtomicBool::new(false));
     let revoked = Arc::clone(&is_revoked);
-    let (hub, server) = serve_access(hurried(), |hub| {
+    let (hub, server) = serve_access(frequent_rechecks(), |hub| {
         let access = move |_: StreamRequest| {
             let rest = ["open", "also-open"];
             let subscription = Subscription::for_user("ada").with_topics(rest);
@@ -480,8 +480,8 @@ async fn a_resume_yields_only_what_may_be_read_now() {
 }
 
 #[tokio::test]
-async fn a_busy_stream_is_told_of_its_end_and_ends_by_its_time() {
-    let (hub, server) = serve(hurried(), |_| ready(Recheck::Settled)).await;
+async fn a_busy_stream_receives_a_notice_and_ends_at_its_expiry() {
+    let (hub, server) = serve(frequent_rechecks(), |_| ready(Recheck::Settled)).await;
     let publisher = tokio::spawn(async move {
         loop {
             publish(&hub, "t", "x").await;
@@ -497,11 +497,11 @@ async fn a_busy_stream_is_told_of_its_end_and_ends_by_its_time() {
     let expiring = at("hub.expiring");
     let in_ms = parsed(&events[expiring])["in_ms"].as_u64().unwrap();
     assert!((1..=1000).contains(&in_ms), "{in_ms}");
-    assert!(expiring + 1 < at("hub.bye"), "nothing came between");
+    assert!(expiring + 1 < at("hub.bye"), "no event was delivered after the notice");
     assert_eq!(parsed(events.last().unwrap()), json!({ "reason": "expired", "reconnect": "now" }));
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Tickets
 
 async fn ticket(hub: &Hub, subscription: Subscription) -> Ticket {
@@ -512,17 +512,17 @@ fn with_ticket(ticket: &Ticket) -> String {
     format!("/events?ticket={}", ticket.as_str())
 }
 
-/// All that a client can tell one answer from another by.
-async fn face(reply: Reply) -> (StatusCode, HeaderMap, String) {
+/// Everything that a client can see of a response, without its date.
+async fn visible(reply: Reply) -> (StatusCode, HeaderMap, String) {
     let (status, mut headers) = (reply.status, reply.headers.clone());
     headers.remove("date");
     (status, headers, reply.text().await)
 }
 
 #[tokio::test]
-async fn a_ticket_opens_the_stream_that_it_was_made_for() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn a_ticket_opens_a_stream_with_its_subscription() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     let subscription = Subscription::for_user("ada").with_topics(["a", "b"]).data("hi");
     let mut events = get(server.addr, &with_ticket(&ticket(&hub, subscription).await)).await.events();
     assert_eq!(parsed(&events.next().await)["topics"], json!(["a", "b"]));
@@ -534,9 +534,9 @@ async fn a_ticket_opens_the_stream_that_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn a_ticket_that_is_spent_unknown_malformed_void_or_over_is_answered_all_the_same() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn tickets_that_are_spent_unknown_malformed_void_or_expired_get_the_same_response() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     let over = hub.ticket(Subscription::for_user("ben"), 3 * SECOND).await.unwrap();
     let expired = hub.ticket(Subscription::for_user("ben").expires_in(SECOND / 10), 60 * SECOND).await.unwrap();
     let spent = ticket(&hub, Subscription::for_user("ben")).await;
@@ -546,22 +546,22 @@ async fn a_ticket_that_is_spent_unknown_malformed_void_or_over_is_answered_all_t
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     hub.topic("closed").disconnect(Disconnect::now()).await.unwrap();
     tokio::time::sleep(3 * SECOND + SECOND / 10).await;
-    let expected = face(get(server.addr, "/events?ticket=").await).await;
+    let expected = visible(get(server.addr, "/events?ticket=").await).await;
     assert_eq!(expected.0, StatusCode::UNAUTHORIZED);
     let malformed = ["0", "x", "%00", "%FF", "-0000000000000000000000000000001", "+0000000000000000000000000000001"]
         .map(String::from);
     let unknown = ["0".repeat(32), "f".repeat(32), "F".repeat(32), "0".repeat(33), "0".repeat(5000)];
     let made = [over, expired, spent, void, void_by_topic].map(|ticket| ticket.as_str().to_owned());
     for ticket in malformed.into_iter().chain(unknown).chain(made) {
-        let answer = face(get(server.addr, &format!("/events?ticket={ticket}")).await).await;
+        let answer = visible(get(server.addr, &format!("/events?ticket={ticket}")).await).await;
         assert_eq!(answer, expected, "{ticket}");
     }
 }
 
 #[tokio::test]
-async fn of_simultaneous_redemptions_one_wins() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn a_ticket_opens_one_stream_when_it_is_redeemed_simultaneously() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     for _ in 0..20 {
         let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
         let replies = join_all((0..4).map(|_| get(server.addr, &path))).await;
@@ -571,12 +571,12 @@ async fn of_simultaneous_redemptions_one_wins() {
 }
 
 #[tokio::test]
-async fn a_ticket_is_looked_at_again_when_it_is_redeemed() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn a_ticket_is_rechecked_when_it_is_redeemed() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     let redeemed = async |verdict| {
         let ticket = ticket(&hub, Subscription::for_user("ada").with_topics(["a", "b", "c"])).await;
-        says.now(verdict);
+        verdicts.now(verdict);
         get(server.addr, &with_ticket(&ticket)).await
     };
     assert_eq!(redeemed(Recheck::End(Refusal::forbidden())).await.status, StatusCode::FORBIDDEN);
@@ -593,20 +593,20 @@ async fn a_ticket_is_looked_at_again_when_it_is_redeemed() {
 }
 
 #[tokio::test]
-async fn the_time_of_a_tickets_subscription_counts_from_the_issue() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn the_expiry_of_a_ticket_subscription_counts_from_the_issue() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     let since = Instant::now();
     let ticket = ticket(&hub, Subscription::for_user("ada").expires_in(3 * SECOND)).await;
     tokio::time::sleep_until((since + 5 * SECOND / 2).into()).await;
     let bye = bye(get(server.addr, &with_ticket(&ticket)).await.events()).await;
     assert_eq!(parsed(&bye)["reason"], "expired");
-    // Counted from the redemption, the stream would not end before 2.5 and nine tenths of 3 seconds.
+    // If the expiry counted from the redemption, the stream would end after 5.2 s or later.
     assert!(since.elapsed() < 5 * SECOND, "{:?}", since.elapsed());
 }
 
 #[tokio::test]
-async fn a_ticket_lives_between_a_second_and_an_hour() {
+async fn a_ticket_lifetime_is_one_second_to_one_hour() {
     let hub = Hub::builder().build().unwrap();
     let issued = async |ttl| hub.ticket(Subscription::for_user("ada"), ttl).await.map(|_| ());
     for ttl in [Duration::ZERO, Duration::from_millis(999), Duration::from_secs(3601), Duration::MAX] {
@@ -620,7 +620,7 @@ async fn a_ticket_lives_between_a_second_and_an_hour() {
 }
 
 #[tokio::test]
-async fn a_ticket_carries_what_can_travel_to_another_instance() {
+async fn a_ticket_carries_data_and_no_extensions() {
     let hub = Hub::builder().build().unwrap();
     let subscription = Subscription::for_user("ada").data("ada").extension(Session(7));
     let ticket = hub.ticket(subscription, SECOND).await.unwrap();
@@ -631,9 +631,9 @@ async fn a_ticket_carries_what_can_travel_to_another_instance() {
 }
 
 #[tokio::test]
-async fn too_many_tickets_are_refused_until_one_is_redeemed_or_over() {
-    let says = Says::default();
-    let (hub, server) = says.serve(hurried()).await;
+async fn too_many_tickets_are_refused_until_one_is_redeemed_or_expires() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = verdicts.serve(frequent_rechecks()).await;
     let issued = async |ttl| hub.ticket(Subscription::for_user("ada"), ttl).await;
     for _ in 0..TICKETS_OF_A_USER - 2 {
         issued(60 * SECOND).await.unwrap();
@@ -644,10 +644,10 @@ async fn too_many_tickets_are_refused_until_one_is_redeemed_or_over() {
     let _third = issued(60 * SECOND).await.unwrap();
     assert!(issued(SECOND).await.unwrap_err().is_over_limit());
     tokio::time::sleep(3 * SECOND + SECOND / 10).await;
-    let _fourth = issued(60 * SECOND).await.expect("the second one is over");
+    let _fourth = issued(60 * SECOND).await.expect("the second ticket has expired");
 }
 
-/// Redeems the ticket of a request. Then it does what the test says.
+/// A hook that redeems the ticket of a request, and then behaves as the test has set it.
 #[derive(Clone)]
 struct Redeems {
     hub: Hub,
@@ -657,13 +657,13 @@ struct Redeems {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Then {
-    LetsIn,
-    SaysLater,
+    Grants,
+    RefusesForNow,
     Forbids,
     Hangs,
     HangsInRecheck,
     Panics,
-    BuildsAnother,
+    BuildsNewSubscription,
 }
 
 impl Redeems {
@@ -678,12 +678,12 @@ impl Access for Redeems {
         self.redeemed.notify_one();
         let then = *self.then.lock().unwrap();
         match then {
-            Then::LetsIn | Then::HangsInRecheck => Ok(subscription),
-            Then::SaysLater => Err(Refusal::retry_later(RefusalReason::Busy)),
+            Then::Grants | Then::HangsInRecheck => Ok(subscription),
+            Then::RefusesForNow => Err(Refusal::retry_later(RefusalReason::Busy)),
             Then::Forbids => Err(Refusal::forbidden()),
             Then::Hangs => futures::future::pending().await,
-            Then::Panics => panic!("the hook's own"),
-            Then::BuildsAnother => Ok(Subscription::for_user(subscription.user().unwrap())),
+            Then::Panics => panic!("panic of the hook"),
+            Then::BuildsNewSubscription => Ok(Subscription::for_user(subscription.user().unwrap())),
         }
     }
 
@@ -695,17 +695,17 @@ impl Access for Redeems {
 
 async fn serve_redeeming(builder: HubBuilder) -> (Hub, Server, Redeems) {
     let hub = builder.build().unwrap();
-    let hook = Redeems { hub: hub.clone(), then: Arc::new(Mutex::new(Then::LetsIn)), redeemed: Arc::default() };
+    let hook = Redeems { hub: hub.clone(), then: Arc::new(Mutex::new(Then::Grants)), redeemed: Arc::default() };
     let layer = hub.layer("/events", hook.clone()).allow_topic_changes();
     let server = Server::start(&hub, Router::new().route("/", axum_get(async || "")).layer(layer)).await;
     (hub, server, hook)
 }
 
 #[tokio::test]
-async fn a_ticket_is_good_again_when_its_request_gets_no_stream() {
-    let (hub, server, hook) = serve_redeeming(hurried().access_timeout(SECOND / 10)).await;
+async fn a_ticket_is_valid_again_when_its_request_gets_no_stream() {
+    let (hub, server, hook) = serve_redeeming(frequent_rechecks().access_timeout(SECOND / 10)).await;
     for (then, expected) in [
-        (Then::SaysLater, StatusCode::OK),
+        (Then::RefusesForNow, StatusCode::OK),
         (Then::Hangs, StatusCode::OK),
         (Then::HangsInRecheck, StatusCode::OK),
         (Then::Forbids, StatusCode::FORBIDDEN),
@@ -713,7 +713,7 @@ async fn a_ticket_is_good_again_when_its_request_gets_no_stream() {
     ] {
         let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
         hook.now(then);
-        // Browsers come back with the same URL after a retryable refusal.
+        // Browsers reconnect to the same URL after a retryable refusal.
         for _ in 0..2 {
             let refused = get(server.addr, &path).await;
             assert_eq!(refused.status, expected);
@@ -721,7 +721,7 @@ async fn a_ticket_is_good_again_when_its_request_gets_no_stream() {
                 assert_eq!(refused.events().next().await.event, "hub.refused");
             }
         }
-        hook.now(Then::LetsIn);
+        hook.now(Then::Grants);
         let opened = get(server.addr, &path).await;
         assert_eq!(opened.status, StatusCode::OK);
         assert_eq!(opened.events().next().await.event, "hub.hello");
@@ -730,8 +730,8 @@ async fn a_ticket_is_good_again_when_its_request_gets_no_stream() {
 }
 
 #[tokio::test]
-async fn a_ticket_is_good_again_when_its_client_leaves_before_the_hook_decides() {
-    let (hub, server, hook) = serve_redeeming(hurried()).await;
+async fn a_ticket_is_valid_again_when_its_client_disconnects_before_the_hook_decides() {
+    let (hub, server, hook) = serve_redeeming(frequent_rechecks()).await;
     let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
     hook.now(Then::Hangs);
     let request = Request::get(path.as_str()).body(()).unwrap();
@@ -740,13 +740,13 @@ async fn a_ticket_is_good_again_when_its_client_leaves_before_the_hook_decides()
     soon(hook.redeemed.notified()).await;
     asking.abort();
     assert!(soon(asking).await.is_err());
-    hook.now(Then::LetsIn);
+    hook.now(Then::Grants);
     assert_eq!(get(server.addr, &path).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_ticket_is_good_again_when_a_change_of_topics_is_refused() {
-    let (hub, server, hook) = serve_redeeming(hurried()).await;
+async fn a_ticket_is_valid_again_when_a_change_of_topics_is_refused() {
+    let (hub, server, hook) = serve_redeeming(frequent_rechecks()).await;
     let subscription = || Subscription::for_user("ada").may_join(TopicFilter::prefix("open/"));
     let _page = subscribe(server.addr, &with_ticket(&ticket(&hub, subscription()).await)).await;
     let id = hub.connections()[0].id;
@@ -755,48 +755,48 @@ async fn a_ticket_is_good_again_when_a_change_of_topics_is_refused() {
         let path = format!("/events/{id}/topics?join={topic}&ticket={}", ticket.as_str());
         send(server.addr, Request::post(path).body("").unwrap())
     };
-    hook.now(Then::SaysLater);
+    hook.now(Then::RefusesForNow);
     assert_eq!(change("open/1").await.status, StatusCode::SERVICE_UNAVAILABLE);
-    hook.now(Then::LetsIn);
+    hook.now(Then::Grants);
     assert_eq!(change("secret").await.status, StatusCode::FORBIDDEN);
     assert_eq!(change("open/1").await.status, StatusCode::OK);
-    assert_eq!(change("open/2").await.status, StatusCode::UNAUTHORIZED, "a ticket is good for one change");
+    assert_eq!(change("open/2").await.status, StatusCode::UNAUTHORIZED, "a ticket is valid for one change");
 }
 
 #[tokio::test]
-async fn a_ticket_is_spent_when_the_hook_builds_a_subscription_of_its_own_from_it() {
-    let (hub, server, hook) = serve_redeeming(hurried()).await;
-    hook.now(Then::BuildsAnother);
+async fn a_ticket_is_spent_when_the_hook_returns_another_subscription() {
+    let (hub, server, hook) = serve_redeeming(frequent_rechecks()).await;
+    hook.now(Then::BuildsNewSubscription);
     let path = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
     assert_eq!(get(server.addr, &path).await.status, StatusCode::OK);
     assert_eq!(get(server.addr, &path).await.status, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
-async fn a_ticket_that_was_given_back_is_void_after_a_disconnect_and_over_in_its_time() {
-    let (hub, server, hook) = serve_redeeming(hurried()).await;
+async fn a_ticket_that_became_valid_again_ends_with_a_disconnect_and_with_its_lifetime() {
+    let (hub, server, hook) = serve_redeeming(frequent_rechecks()).await;
     let void = with_ticket(&ticket(&hub, Subscription::for_user("ada")).await);
     let over = with_ticket(&hub.ticket(Subscription::for_user("ben"), 3 * SECOND).await.unwrap());
-    hook.now(Then::SaysLater);
+    hook.now(Then::RefusesForNow);
     for path in [&void, &over] {
         assert_eq!(get(server.addr, path).await.events().next().await.event, "hub.refused");
     }
-    hook.now(Then::LetsIn);
+    hook.now(Then::Grants);
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     assert_eq!(get(server.addr, &void).await.status, StatusCode::UNAUTHORIZED);
     tokio::time::sleep(3 * SECOND + SECOND / 10).await;
     assert_eq!(get(server.addr, &over).await.status, StatusCode::UNAUTHORIZED);
 }
 
-/// A user who was demoted after the ticket was made.
+/// The role of the user has changed since the ticket was issued.
 #[tokio::test]
-async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
-    let says = Says::default();
-    let (hub, server) = serve_access(hurried().recheck_every(3600 * SECOND), |hub| {
-        let verdicts = says.clone();
+async fn a_narrowed_ticket_permits_topics_that_both_it_and_the_hook_permit() {
+    let verdicts = Verdicts::default();
+    let (hub, server) = serve_access(frequent_rechecks().recheck_every(3600 * SECOND), |hub| {
+        let verdicts = verdicts.clone();
         let verdict = move |_| ready(verdicts.verdict.lock().unwrap().clone());
-        let door = Door { hub: hub.clone(), verdict };
-        Router::new().route("/", axum_get(async || "")).layer(hub.layer("/events", door).allow_topic_changes())
+        let access = QueryAccess { hub: hub.clone(), verdict };
+        Router::new().route("/", axum_get(async || "")).layer(hub.layer("/events", access).allow_topic_changes())
     })
     .await;
     let _page = subscribe(server.addr, "/events?user=ada").await;
@@ -805,7 +805,7 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
         let rules = ["rooms/", "documents/a/", "wide"].map(TopicFilter::prefix);
         rules.into_iter().fold(subscription, Subscription::may_join).may_join(TopicFilter::exact("exact/1"))
     };
-    says.now(Recheck::Narrow(
+    verdicts.now(Recheck::Narrow(
         Subscription::for_user("ada")
             .topic("rooms/listed")
             .may_join(TopicFilter::prefix("documents/"))
@@ -833,14 +833,14 @@ async fn a_narrowed_ticket_lets_a_page_join_what_both_it_and_the_hook_allow() {
 }
 
 #[tokio::test]
-async fn one_user_cannot_take_all_tickets() {
+async fn one_user_cannot_use_up_all_tickets() {
     let hub = Hub::builder().build().unwrap();
     let issued = async |user: &str| hub.ticket(Subscription::for_user(user), 60 * SECOND).await;
     for _ in 0..TICKETS_OF_A_USER {
         issued("ada").await.unwrap();
     }
     assert!(issued("ada").await.unwrap_err().is_over_limit());
-    issued("ben").await.expect("the tickets of another user are no reason");
+    issued("ben").await.expect("the tickets of ada do not count for ben");
 }
 
 #[tokio::test]
@@ -853,17 +853,17 @@ async fn the_tickets_of_all_users_together_are_bounded() {
     assert!(issued(65_536).await.unwrap_err().is_over_limit());
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Whose pages may ask
+// -------------------------------------------------------------------------------------------------
+// Origins
 
 async fn handler(State(hub): State<Hub>, request: StreamRequest) -> EventStream {
     hub.respond(request, Subscription::anonymous().topic("t"))
 }
 
-/// All three mountings, and how often a hook was asked.
+/// Serves all three mounts, and counts the calls of the hook.
 async fn mounted(builder: HubBuilder) -> (Server, Arc<AtomicUsize>) {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&asked);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
     let (_, server) = serve_access(builder, |hub| {
         let access = move |_: StreamRequest| {
             counted.fetch_add(1, Ordering::SeqCst);
@@ -876,7 +876,7 @@ async fn mounted(builder: HubBuilder) -> (Server, Arc<AtomicUsize>) {
             .layer(hub.layer("/layer", access))
     })
     .await;
-    (server, asked)
+    (server, calls)
 }
 
 const MOUNTINGS: [&str; 3] = ["/layer", "/endpoint", "/handler"];
@@ -898,15 +898,15 @@ const OWN: [&[(&str, &str)]; 6] = [
     &[("sec-fetch-site", "cross-site"), ("origin", LISTED)],
 ];
 
-/// The answer to a page that sends these headers.
+/// Sends the request of a page with these headers.
 async fn as_page(server: &Server, path: &str, headers: &[(&str, &str)]) -> Reply {
     let request = headers.iter().fold(Request::get(path), |request, (name, value)| request.header(*name, *value));
     send(server.addr, request.body("").unwrap()).await
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_forbidden_before_anybody_is_asked() {
-    let (server, asked) = mounted(Hub::builder().allow_cross_origin(LISTED)).await;
+async fn a_page_of_another_origin_is_refused_without_a_call_of_the_hook() {
+    let (server, calls) = mounted(Hub::builder().allow_cross_origin(LISTED)).await;
     for path in MOUNTINGS {
         for headers in FOREIGN {
             let reply = as_page(&server, path, headers).await;
@@ -914,11 +914,11 @@ async fn a_page_of_another_origin_is_forbidden_before_anybody_is_asked() {
             assert_eq!(reply.text().await, "the origin of this page is not allowed\n", "{path} {headers:?}");
         }
     }
-    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
-async fn the_sites_own_pages_those_that_are_listed_and_clients_that_are_no_browsers_may() {
+async fn pages_of_the_same_site_listed_origins_and_other_clients_are_accepted() {
     let (server, _) = mounted(Hub::builder().allow_cross_origin(LISTED)).await;
     for path in MOUNTINGS {
         for headers in OWN {
@@ -928,7 +928,7 @@ async fn the_sites_own_pages_those_that_are_listed_and_clients_that_are_no_brows
 }
 
 #[tokio::test]
-async fn pages_of_application_shells_and_extensions_may_when_they_are_listed() {
+async fn pages_of_application_shells_and_extensions_are_accepted_when_listed() {
     for origin in [
         "capacitor://localhost",
         "ionic://localhost",
@@ -949,7 +949,7 @@ async fn pages_of_application_shells_and_extensions_may_when_they_are_listed() {
 }
 
 #[tokio::test]
-async fn where_any_origin_is_allowed_every_page_may() {
+async fn every_page_is_accepted_when_any_origin_is_allowed() {
     let (server, _) = mounted(Hub::builder().allow_any_origin()).await;
     for path in MOUNTINGS {
         for headers in FOREIGN.into_iter().chain(OWN) {
@@ -959,7 +959,7 @@ async fn where_any_origin_is_allowed_every_page_may() {
 }
 
 #[tokio::test]
-async fn a_narrowing_leaves_what_a_page_may_join() {
+async fn a_narrowed_stream_keeps_joined_topics_that_the_hook_permits() {
     struct Documents(Arc<AtomicUsize>);
     fn granted() -> Subscription {
         Subscription::for_user("ada").topic("news").may_join(TopicFilter::prefix("documents/"))
@@ -973,24 +973,26 @@ async fn a_narrowing_leaves_what_a_page_may_join() {
             Recheck::Narrow(granted())
         }
     }
-    let asked = Arc::new(AtomicUsize::new(0));
-    let hook = Documents(Arc::clone(&asked));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let hook = Documents(Arc::clone(&calls));
     let (hub, server) =
-        serve_access(hurried(), |hub| Router::new().layer(hub.layer("/events", hook).allow_topic_changes())).await;
+        serve_access(frequent_rechecks(), |hub| Router::new().layer(hub.layer("/events", hook).allow_topic_changes()))
+            .await;
     let _page = subscribe(server.addr, "/events").await;
     let id = hub.connections()[0].id;
     let join = |topic| Request::post(format!("/events/{id}/topics?join={topic}")).body("").unwrap();
     assert_eq!(send(server.addr, join("documents/7")).await.status, StatusCode::OK);
     hub.connection(id).join("given/8").await.unwrap();
-    let before = asked.load(Ordering::SeqCst);
-    until(|| asked.load(Ordering::SeqCst) > before + 1).await;
+    let before = calls.load(Ordering::SeqCst);
+    until(|| calls.load(Ordering::SeqCst) > before + 1).await;
     let topics = || hub.connections()[0].topics.iter().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(topics(), ["news", "documents/7"], "what the hook knows nothing of is taken away");
+    assert_eq!(topics(), ["news", "documents/7"], "the recheck removes a topic that the hook does not grant");
 }
 
-/// The hub's work goes on where streams are, also when the runtime that it was on is gone and nobody publishes.
+/// The background tasks move to a runtime with streams when their runtime ends, also without a
+/// publish.
 #[test]
-fn rechecks_go_on_when_a_runtime_dies() {
+fn rechecks_continue_when_a_runtime_ends() {
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     struct Counts;
     impl Access for Counts {
@@ -1012,7 +1014,7 @@ fn rechecks_go_on_when_a_runtime_dies() {
         tokio::spawn(async move { while http_body_util::BodyExt::frame(&mut body).await.is_some() {} });
     };
     let (stays, dies) = (runtime(), runtime());
-    // The work is where streams were opened last.
+    // The background tasks run on the runtime on which a stream was opened last.
     dies.block_on(open(hub.clone()));
     stays.block_on(open(hub.clone()));
     dies.block_on(open(hub.clone()));

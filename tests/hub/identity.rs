@@ -1,4 +1,4 @@
-//! Who gets what, who is sent away, and that nobody is taken for somebody else.
+//! Targets, disconnects, bans and tickets, and the isolation of users and topics from each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -17,17 +17,17 @@ use tower_sse::{
     StreamRequest, Subscriber, SubscriberItem, Subscription, Target, TopicFilter, UserId,
 };
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::page::Page;
 use crate::kit::{Reply, Server, get, http2, parsed, reply, send, soon};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
-/// Of the hub's clock.
+/// The resolution of the hub's clock.
 const A_TICK: Duration = Duration::from_millis(1);
 
 async fn start() -> (Hub, Server) {
-    start_as(Hub::builder(), |_| as_asked).await
+    start_as(Hub::builder(), |_| by_query).await
 }
 
 async fn start_as<M, A: IntoAccess<M>>(builder: HubBuilder, access: impl FnOnce(&Hub) -> A) -> (Hub, Server) {
@@ -38,13 +38,13 @@ async fn start_as<M, A: IntoAccess<M>>(builder: HubBuilder, access: impl FnOnce(
 }
 
 impl Page {
-    /// [`open`](Self::open) over HTTP/2.
+    /// Opens a stream over HTTP/2, and reads until it has caught up.
     async fn open_2(addr: SocketAddr, path: &str) -> Self {
         let request = Request::get(format!("http://test{path}")).body(http_body_util::Full::default()).unwrap();
-        Self::of(reply(soon(http2(addr).await.send_request(request)).await.unwrap())).await
+        Self::caught_up(reply(soon(http2(addr).await.send_request(request)).await.unwrap())).await
     }
 
-    /// Over both versions of HTTP.
+    /// Opens one stream over HTTP/1.1 and one over HTTP/2.
     async fn tabs(addr: SocketAddr, path: &str) -> [Self; 2] {
         [Self::open(addr, path).await, Self::open_2(addr, path).await]
     }
@@ -54,15 +54,15 @@ async fn publish(target: Target<'_>, data: &str) {
     target.publish(Event::unnamed(data.to_owned())).await.unwrap();
 }
 
-async fn come_back(addr: SocketAddr, path: &str, id: &str) -> Reply {
+async fn reconnect(addr: SocketAddr, path: &str, id: &str) -> Reply {
     send(addr, Request::get(path).header("last-event-id", id).body("").unwrap()).await
 }
 
-/// Asks until it is told to stay away no more.
-async fn when_let_in(addr: SocketAddr, path: &str, id: &str) -> Reply {
+/// Repeats the request until the response is not 204.
+async fn reconnect_after_ban(addr: SocketAddr, path: &str, id: &str) -> Reply {
     soon(async {
         loop {
-            let reply = come_back(addr, path, id).await;
+            let reply = reconnect(addr, path, id).await;
             if reply.status != StatusCode::NO_CONTENT {
                 return reply;
             }
@@ -72,10 +72,10 @@ async fn when_let_in(addr: SocketAddr, path: &str, id: &str) -> Reply {
     .await
 }
 
-// Addressing.
+// Targets.
 
 #[tokio::test]
-async fn every_tab_of_a_user_gets_what_is_sent_to_the_user() {
+async fn every_tab_of_a_user_receives_events_for_the_user() {
     let (hub, server) = start().await;
     let [one, two] = Page::tabs(server.addr, "/events?user=ada").await;
     let [three, four] = Page::tabs(server.addr, "/events?user=ada&topic=a").await;
@@ -110,7 +110,7 @@ async fn a_union_reaches_each_connection_once() {
 }
 
 #[tokio::test]
-async fn a_tab_that_caused_an_event_is_left_out() {
+async fn an_excluded_connection_does_not_receive_the_event() {
     let (hub, server) = start().await;
     let [mut author, mut other] = Page::tabs(server.addr, "/events?user=ada&topic=a").await;
     publish(hub.user("ada").and(hub.topic("a")).except(&author.connection), "news").await;
@@ -122,10 +122,10 @@ async fn a_tab_that_caused_an_event_is_left_out() {
 // Disconnects.
 
 #[tokio::test]
-async fn a_disconnected_user_is_told_why_and_others_stay() {
+async fn a_disconnect_ends_the_streams_of_the_user_with_a_reason_and_a_note() {
     let (hub, server) = start().await;
     let tabs = Page::tabs(server.addr, "/events?user=ada").await;
-    let [mut ben, mut nobody] =
+    let [mut ben, mut anonymous] =
         [Page::open(server.addr, "/events?user=ben").await, Page::open(server.addr, "/events").await];
     assert_eq!(hub.stats().connections, 4);
 
@@ -137,54 +137,54 @@ async fn a_disconnected_user_is_told_why_and_others_stay() {
         let id = tab.events.last_id.clone();
         let (bye, id_then) = tab.bye().await;
         assert_eq!(parsed(&bye), json!({"reason": "disconnected", "reconnect": "now", "note": "renew \"it\""}));
-        assert_eq!(id_then, id, "it goes on from where it was");
+        assert_eq!(id_then, id, "the client resumes after its last event");
     }
     assert_eq!(hub.stats().ended(EndReason::Disconnected), 2);
     publish(hub.everyone(), "after").await;
     assert_eq!(ben.reads().await, "after");
-    assert_eq!(nobody.reads().await, "after");
+    assert_eq!(anonymous.reads().await, "after");
 }
 
 #[tokio::test]
-async fn the_retry_says_when_to_come_back() {
+async fn a_disconnect_sets_the_retry_time() {
     const TEN: Duration = Duration::from_secs(10);
     for (disconnect, word, retry) in [
-        // One to two times the hub's.
+        // One to two times the retry time of the hub.
         (Disconnect::now(), "now", Some(SECOND * 2..=SECOND * 4)),
         (Disconnect::reconnect_after(TEN), "later", Some(TEN..=TEN * 3 / 2)),
-        // Within the hub's range.
+        // The hub limits the time to 0.1 s to 1 h.
         (Disconnect::reconnect_after(HOUR * 24), "later", Some(HOUR..=HOUR)),
         (Disconnect::reconnect_after(Duration::ZERO), "later", Some(SECOND / 10..=SECOND / 10)),
         (Disconnect::block_for(HOUR), "never", None),
     ] {
-        let (hub, server) = start_as(Hub::builder(), |_| as_asked).await;
+        let (hub, server) = start_as(Hub::builder(), |_| by_query).await;
         for page in Page::tabs(server.addr, "/events?user=ada").await {
             assert_eq!(hub.connection(&page.connection).disconnect(disconnect.clone()).await.unwrap().connections, 1);
             let (bye, _) = page.bye().await;
             assert_eq!(parsed(&bye), json!({"reason": "disconnected", "reconnect": word}));
-            let fits = |range: &RangeInclusive<Duration>| bye.retry.is_some_and(|retry| range.contains(&retry));
-            assert!(retry.as_ref().map_or(bye.retry.is_none(), fits), "{disconnect:?}: {:?}", bye.retry);
+            let is_in = |range: &RangeInclusive<Duration>| bye.retry.is_some_and(|retry| range.contains(&retry));
+            assert!(retry.as_ref().map_or(bye.retry.is_none(), is_in), "{disconnect:?}: {:?}", bye.retry);
         }
     }
 }
 
 #[tokio::test]
-async fn a_disconnect_reaches_its_target_and_nobody_else() {
-    type Aim = for<'a> fn(&'a Hub, &str) -> Target<'a>;
-    let aims: [(Aim, &[usize]); 5] = [
+async fn a_disconnect_reaches_only_its_target() {
+    type ToTarget = for<'a> fn(&'a Hub, &str) -> Target<'a>;
+    let targets: [(ToTarget, &[usize]); 5] = [
         (|hub, _| hub.user("ada"), &[0, 1]),
         (|hub, first| hub.connection(first), &[0]),
         (|hub, _| hub.topic("a"), &[1, 2]),
         (|hub, first| hub.user("ben").and(hub.connection(first)), &[0, 3]),
         (|hub, _| hub.everyone(), &[0, 1, 2, 3]),
     ];
-    for (aim, disconnected) in aims {
+    for (to_target, disconnected) in targets {
         let (hub, server) = start().await;
         let mut pages = Vec::new();
         for path in ["?user=ada", "?user=ada&topic=a", "?topic=a", "?user=ben&topic=ada"] {
             pages.push(Page::open(server.addr, &format!("/events{path}")).await);
         }
-        let target = aim(&hub, &pages[0].connection);
+        let target = to_target(&hub, &pages[0].connection);
         assert_eq!(target.disconnect(Disconnect::now()).await.unwrap().connections, disconnected.len());
         assert_eq!(hub.stats().connections, pages.len() - disconnected.len());
         publish(hub.everyone(), "after").await;
@@ -199,7 +199,7 @@ async fn a_disconnect_reaches_its_target_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn nobody_is_there_to_be_disconnected() {
+async fn a_disconnect_counts_zero_connections_when_its_target_is_not_connected() {
     let (hub, server) = start().await;
     let page = Page::open(server.addr, "/events?user=ada").await;
     let connection = page.connection.clone();
@@ -207,12 +207,16 @@ async fn nobody_is_there_to_be_disconnected() {
         assert_eq!(target.disconnect(Disconnect::now()).await.unwrap().connections, 0);
     }
     assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap().connections, 1);
-    assert_eq!(hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap().connections, 0, "it has gone");
+    assert_eq!(
+        hub.connection(&connection).disconnect(Disconnect::now()).await.unwrap().connections,
+        0,
+        "the connection has ended"
+    );
     page.bye().await;
 }
 
 #[tokio::test]
-async fn a_disconnect_that_cannot_be_told_is_refused() {
+async fn a_disconnect_with_an_invalid_name_or_note_is_refused() {
     let (hub, server) = start().await;
     let mut page = Page::open(server.addr, "/events?user=ada").await;
     let refused = |outcome: Result<Receipt, CommandError>| outcome.unwrap_err().to_string();
@@ -220,72 +224,76 @@ async fn a_disconnect_that_cannot_be_told_is_refused() {
     assert!(refused(hub.user("ada").disconnect(Disconnect::now().note(note)).await).contains("note"));
     assert!(refused(hub.user("").disconnect(Disconnect::now()).await).contains("user"));
     assert!(refused(hub.user("ada").and(hub.topic("a\n")).disconnect(Disconnect::now()).await).contains("topic"));
-    publish(hub.user("ada"), "still here").await;
-    assert_eq!(page.reads().await, "still here");
+    publish(hub.user("ada"), "headline").await;
+    assert_eq!(page.reads().await, "headline");
 }
 
 #[tokio::test]
-async fn the_excepted_connection_stays() {
+async fn an_excluded_connection_is_not_disconnected() {
     let (hub, server) = start().await;
-    let [mut here, there] = Page::tabs(server.addr, "/events?user=ada&topic=a").await;
-    let target = hub.user("ada").and(hub.topic("a")).except(&here.connection);
+    let [mut excluded, target_tab] = Page::tabs(server.addr, "/events?user=ada&topic=a").await;
+    let target = hub.user("ada").and(hub.topic("a")).except(&excluded.connection);
     assert_eq!(target.disconnect(Disconnect::now()).await.unwrap().connections, 1);
-    there.bye().await;
-    publish(hub.user("ada"), "only here").await;
-    assert_eq!(here.reads().await, "only here");
+    target_tab.bye().await;
+    publish(hub.user("ada"), "headline").await;
+    assert_eq!(excluded.reads().await, "headline");
 }
 
 #[tokio::test]
-async fn what_waits_when_the_disconnect_comes_is_for_the_next_connection() {
+async fn events_that_are_pending_at_a_disconnect_are_delivered_after_the_reconnect() {
     let (hub, server) = start().await;
-    let [old, young] = Page::tabs(server.addr, "/events?user=ada").await;
-    // The server has no chance to write in between: nothing here waits.
-    let waits = ["1", "2", "3"];
-    for n in waits {
+    let [first, second] = Page::tabs(server.addr, "/events?user=ada").await;
+    // Nothing awaits from here to the disconnect, so the server cannot write the events before it.
+    let pending = ["1", "2", "3"];
+    for n in pending {
         hub.user("ada").publish_now(Event::unnamed(n)).unwrap();
     }
-    hub.user("ada").disconnect(Disconnect::now()).now_or_never().expect("it never waits").unwrap();
-    for page in [old, young] {
+    hub.user("ada")
+        .disconnect(Disconnect::now())
+        .now_or_never()
+        .expect("a command on one instance is ready at once")
+        .unwrap();
+    for page in [first, second] {
         let (_, id) = page.bye().await;
-        let mut events = come_back(server.addr, "/events?user=ada", &id).await.events();
+        let mut events = reconnect(server.addr, "/events?user=ada", &id).await.events();
         assert_eq!(events.next().await.event, "hub.hello");
-        for n in waits {
+        for n in pending {
             assert_eq!(events.next().await.data, n);
         }
         assert_eq!(events.next().await.event, "hub.live");
     }
 }
 
-// Staying away.
+// Bans.
 
 #[tokio::test]
-async fn a_disconnected_user_comes_back_when_the_time_is_over() {
+async fn a_banned_user_gets_204_until_the_ban_ends() {
     let (hub, server) = start().await;
     let [page, other] = Page::tabs(server.addr, "/events?user=ada").await;
     let before = page.events.last_id.clone();
     let since = Instant::now();
     // Long enough for the requests below on a busy machine.
-    let away = 4 * SECOND;
-    hub.user("ada").disconnect(Disconnect::block_for(away)).await.unwrap();
-    let (_, barred) = page.bye().await;
+    let ban = 4 * SECOND;
+    hub.user("ada").disconnect(Disconnect::block_for(ban)).await.unwrap();
+    let (_, banned) = page.bye().await;
     other.bye().await;
-    for id in ["", &before, &barred, "nonsense"] {
-        let reply = come_back(server.addr, "/events?user=ada&topic=a", id).await;
+    for id in ["", &before, &banned, "nonsense"] {
+        let reply = reconnect(server.addr, "/events?user=ada&topic=a", id).await;
         assert_eq!(reply.status, StatusCode::NO_CONTENT, "{id:?}");
         assert_eq!(reply.text().await, "");
     }
     assert!(hub.subscribe(Subscription::for_user("ada"), None).unwrap_err().is_banned());
     Page::open(server.addr, "/events?user=ben&topic=ada").await;
-    assert!(since.elapsed() < away, "this machine is too slow for the test");
+    assert!(since.elapsed() < ban, "the requests took longer than the ban");
 
-    let mut again = Page::of(when_let_in(server.addr, "/events?user=ada", "").await).await;
-    assert!(since.elapsed() >= away - A_TICK);
+    let mut again = Page::caught_up(reconnect_after_ban(server.addr, "/events?user=ada", "").await).await;
+    assert!(since.elapsed() >= ban - A_TICK);
     publish(hub.user("ada"), "welcome").await;
     assert_eq!(again.reads().await, "welcome");
 }
 
 #[tokio::test]
-async fn a_disconnected_connection_stays_away_and_a_new_page_does_not() {
+async fn a_banned_connection_gets_204_and_a_new_page_gets_a_stream() {
     for path in ["/events?user=ada", "/events", "/events?topic=a"] {
         let (hub, server) = start().await;
         for page in Page::tabs(server.addr, path).await {
@@ -294,10 +302,11 @@ async fn a_disconnected_connection_stays_away_and_a_new_page_does_not() {
                 hub.connection(&connection).disconnect(Disconnect::block_for(HOUR)).await.unwrap().connections,
                 1
             );
-            let (_, barred) = page.bye().await;
-            assert_eq!(come_back(server.addr, path, &barred).await.status, StatusCode::NO_CONTENT);
-            // The id says it, whoever brings it and wherever to, also in the query.
-            let elsewhere = format!("/events?user=ben&last_event_id={barred}");
+            let (_, banned) = page.bye().await;
+            assert_eq!(reconnect(server.addr, path, &banned).await.status, StatusCode::NO_CONTENT);
+            // The id contains the ban, so it applies to every user and topic, also when it is in
+            // the query.
+            let elsewhere = format!("/events?user=ben&last_event_id={banned}");
             assert_eq!(get(server.addr, &elsewhere).await.status, StatusCode::NO_CONTENT);
             Page::open(server.addr, path).await;
         }
@@ -305,32 +314,36 @@ async fn a_disconnected_connection_stays_away_and_a_new_page_does_not() {
 }
 
 #[tokio::test]
-async fn the_id_that_a_bye_leaves_holds_for_the_whole_time() {
+async fn the_id_of_a_banned_client_covers_the_whole_ban() {
     let (hub, server) = start().await;
     for within in [Duration::from_millis(300), Duration::from_millis(700), SECOND * 3 / 2] {
         let page = Page::open(server.addr, "/events").await;
         let at_least = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap() + within;
         hub.connection(&page.connection).disconnect(Disconnect::block_for(within)).await.unwrap();
-        let (_, barred) = page.bye().await;
-        let until = Duration::from_secs(barred.strip_prefix("0.").unwrap().parse().unwrap());
-        assert!(until >= at_least, "{barred} is {:?} short of {within:?}", at_least - until);
+        let (_, banned) = page.bye().await;
+        let until = Duration::from_secs(banned.strip_prefix("0.").unwrap().parse().unwrap());
+        assert!(until >= at_least, "{banned} ends {:?} before {within:?} have passed", at_least - until);
     }
 }
 
 #[tokio::test]
-async fn the_id_that_a_bye_leaves_is_worth_nothing_when_the_time_is_over() {
+async fn the_id_of_a_banned_client_leads_to_a_gap_when_the_ban_is_over() {
     let (hub, server) = start().await;
     let page = Page::open(server.addr, "/events").await;
     hub.connection(&page.connection).disconnect(Disconnect::block_for(SECOND)).await.unwrap();
-    let (_, barred) = page.bye().await;
-    let mut events = when_let_in(server.addr, "/events", &barred).await.events();
+    let (_, banned) = page.bye().await;
+    let mut events = reconnect_after_ban(server.addr, "/events", &banned).await.events();
     assert_eq!(parsed(&events.next().await)["cursor"], "refused");
-    assert_eq!(events.next().await.event, "hub.gap", "nobody knows what it has missed");
+    assert_eq!(
+        events.next().await.event,
+        "hub.gap",
+        "the id of a banned client has no position, so the loss is unknown"
+    );
     assert_eq!(events.next().await.event, "hub.live");
 }
 
 #[tokio::test]
-async fn whoever_asks_for_a_closed_topic_or_hub_stays_away() {
+async fn a_request_for_a_banned_topic_or_a_banned_hub_gets_204() {
     let (hub, server) = start().await;
     let addr = server.addr;
     let page = Page::open(addr, "/events?topic=a").await;
@@ -346,17 +359,17 @@ async fn whoever_asks_for_a_closed_topic_or_hub_stays_away() {
 }
 
 #[tokio::test]
-async fn a_user_is_kept_out_before_there_is_a_connection() {
+async fn a_user_is_banned_without_an_open_connection() {
     let (hub, server) = start().await;
     assert_eq!(hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap().connections, 0);
     assert_eq!(get(server.addr, "/events?user=ada").await.status, StatusCode::NO_CONTENT);
-    // A milder one does not shorten it.
+    // A later disconnect without a ban does not shorten the ban.
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     assert_eq!(get(server.addr, "/events?user=ada").await.status, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]
-async fn a_head_says_of_who_is_to_stay_away_what_a_stream_would() {
+async fn a_head_request_of_a_banned_user_gets_204_like_a_stream() {
     let (hub, server) = start().await;
     hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap();
     for (path, status) in [("/events?user=ada", StatusCode::NO_CONTENT), ("/events?user=ben", StatusCode::OK)] {
@@ -364,18 +377,19 @@ async fn a_head_says_of_who_is_to_stay_away_what_a_stream_would() {
     }
 }
 
-// Requests that are being decided.
+// Disconnects while a request is being authorized.
 
-/// Decides at once, and says so only when it is let.
+/// An access hook that decides at once, and returns its decision when the test opens the gate.
 #[derive(Clone, Default)]
 struct Gate {
     decided: Arc<Notify>,
-    open: Arc<Gauge>,
+    open: Arc<Closed>,
 }
 
-struct Gauge(Semaphore);
+/// A semaphore without permits.
+struct Closed(Semaphore);
 
-impl Default for Gauge {
+impl Default for Closed {
     fn default() -> Self {
         Self(Semaphore::new(0))
     }
@@ -383,15 +397,18 @@ impl Default for Gauge {
 
 impl Access for Gate {
     async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
-        let decided = as_asked(request).await;
+        let decided = by_query(request).await;
         self.decided.notify_one();
         drop(self.open.0.acquire().await);
         decided
     }
 }
 
-/// Begins a request, disconnects while it is being decided, and returns the answer.
-async fn disconnected_meanwhile(path: &'static str, disconnect: impl AsyncFnOnce(&Hub)) -> (Hub, Server, Reply) {
+/// Sends a request, runs `disconnect` while the hook decides, and returns the response.
+async fn disconnect_during_authorization(
+    path: &'static str,
+    disconnect: impl AsyncFnOnce(&Hub),
+) -> (Hub, Server, Reply) {
     let gate = Gate::default();
     let (hub, server) = start_as(Hub::builder(), |_| gate.clone()).await;
     let addr = server.addr;
@@ -404,7 +421,7 @@ async fn disconnected_meanwhile(path: &'static str, disconnect: impl AsyncFnOnce
 }
 
 #[tokio::test]
-async fn who_was_let_in_by_what_was_true_before_the_disconnect_asks_anew() {
+async fn a_request_that_was_authorized_before_a_disconnect_is_refused_for_now() {
     async fn of_user(hub: &Hub) {
         hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     }
@@ -416,9 +433,9 @@ async fn who_was_let_in_by_what_was_true_before_the_disconnect_asks_anew() {
     }
     const PATH: &str = "/events?user=ada&topic=a";
     for (hub, server, reply) in [
-        disconnected_meanwhile(PATH, of_user).await,
-        disconnected_meanwhile(PATH, of_topic).await,
-        disconnected_meanwhile(PATH, of_everyone).await,
+        disconnect_during_authorization(PATH, of_user).await,
+        disconnect_during_authorization(PATH, of_topic).await,
+        disconnect_during_authorization(PATH, of_everyone).await,
     ] {
         let refused = reply.events().rest().await;
         assert_eq!(refused.len(), 1);
@@ -435,19 +452,19 @@ async fn who_was_let_in_by_what_was_true_before_the_disconnect_asks_anew() {
 }
 
 #[tokio::test]
-async fn who_is_told_to_stay_away_while_being_let_in_does() {
+async fn a_request_gets_204_when_its_user_is_banned_during_authorization() {
     let disconnect = async |hub: &Hub| assert!(hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.is_ok());
-    let (_hub, _server, reply) = disconnected_meanwhile("/events?user=ada", disconnect).await;
+    let (_hub, _server, reply) = disconnect_during_authorization("/events?user=ada", disconnect).await;
     assert_eq!(reply.status, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]
-async fn a_disconnect_of_somebody_else_holds_nobody_up() {
+async fn a_disconnect_of_another_target_does_not_refuse_a_request() {
     let disconnect = async |hub: &Hub| {
         hub.user("a").and(hub.topic("ada")).and(hub.user("ad")).disconnect(Disconnect::now()).await.unwrap();
     };
-    let (_hub, _server, reply) = disconnected_meanwhile("/events?user=ada&topic=a", disconnect).await;
-    Page::of(reply).await;
+    let (_hub, _server, reply) = disconnect_during_authorization("/events?user=ada&topic=a", disconnect).await;
+    Page::caught_up(reply).await;
 }
 
 // Tickets.
@@ -479,7 +496,7 @@ async fn a_ticket_opens_one_stream() {
 }
 
 #[tokio::test]
-async fn a_disconnect_takes_the_tickets_of_its_target_away() {
+async fn a_disconnect_revokes_the_tickets_of_its_target() {
     let (hub, server) = start_as(Hub::builder(), |hub| Redeems(hub.clone())).await;
     let addr = server.addr;
     let ada = || Subscription::for_user("ada").topic("a");
@@ -497,13 +514,13 @@ async fn a_disconnect_takes_the_tickets_of_its_target_away() {
     let before = ticket(&hub, ada()).await;
     hub.user("ada").disconnect(Disconnect::block_for(HOUR)).await.unwrap();
     for path in [before, ticket(&hub, ada()).await] {
-        assert_eq!(get(addr, &path).await.status, StatusCode::NO_CONTENT, "a new one does not help");
+        assert_eq!(get(addr, &path).await.status, StatusCode::NO_CONTENT, "a ticket does not bypass a ban");
     }
 }
 
 // Isolation.
 
-/// What a joined string, a pattern or a careless comparison would confuse.
+/// Names that a joined string, a pattern or a careless comparison would confuse.
 const NAMES: [&str; 24] = [
     "a",
     "a:b",
@@ -532,7 +549,7 @@ const NAMES: [&str; 24] = [
 ];
 
 #[tokio::test]
-async fn no_name_is_taken_for_another_over_sockets() {
+async fn events_reach_only_their_exact_user_or_topic_over_sockets() {
     let (hub, server) = start().await;
     let mut pages = Vec::new();
     for name in NAMES {
@@ -555,8 +572,8 @@ async fn no_name_is_taken_for_another_over_sockets() {
 }
 
 #[tokio::test]
-async fn who_comes_and_goes_is_told_to_the_own_topic_alone() {
-    let (hub, server) = start_as(Hub::builder().presence_for(TopicFilter::any()), |_| as_asked).await;
+async fn presence_events_reach_only_their_own_topic() {
+    let (hub, server) = start_as(Hub::builder().presence_for(TopicFilter::any()), |_| by_query).await;
     let mut watching = Page::open(server.addr, "/events?topic=a").await;
     let mut elsewhere = Page::open(server.addr, "/events?topic=a%3Ab").await;
     let _one = Page::open(server.addr, "/events?user=b%3Ac&topic=a").await;
@@ -600,7 +617,8 @@ impl Name {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Names that are close to each other are next to each other; a few are enough to meet often.
+    // Similar names are next to each other in the list. Most steps use the first four, so that
+    // steps often meet on the same name.
     let index = 0..NAMES.len();
     let near = prop_oneof![3 => 0..4usize, 1 => index];
     let name = prop_oneof![near.clone().prop_map(Name::User), near.clone().prop_map(Name::Topic)];
@@ -619,8 +637,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A connection as it should be, beside the one that is.
-struct Modelled {
+/// A connection, with the state that the model expects of it.
+struct ModelConnection {
     stream: Subscriber,
     user: Option<usize>,
     topics: BTreeSet<usize>,
@@ -628,7 +646,7 @@ struct Modelled {
     received: Vec<String>,
 }
 
-impl Modelled {
+impl ModelConnection {
     fn is(&self, name: Name) -> bool {
         match name {
             Name::User(user) => self.user == Some(user),
@@ -636,7 +654,7 @@ impl Modelled {
         }
     }
 
-    /// Takes what is there.
+    /// Reads every item that is ready.
     fn drain(&mut self) {
         while let Some(Some(item)) = self.stream.next().now_or_never() {
             match item {
@@ -649,34 +667,34 @@ impl Modelled {
     }
 }
 
-/// The hub, and in the same words what should come of it.
-struct World {
+/// The hub, and a model of it.
+struct Model {
     hub: Hub,
-    open: Vec<Modelled>,
+    open: Vec<ModelConnection>,
     user_topics: BTreeMap<usize, BTreeSet<usize>>,
     published: usize,
 }
 
-impl World {
+impl Model {
     fn new() -> Self {
         Self { hub: Hub::builder().build().unwrap(), open: Vec::new(), user_topics: BTreeMap::new(), published: 0 }
     }
 
-    fn of_user(&mut self, user: usize) -> impl Iterator<Item = &mut Modelled> {
+    fn of_user(&mut self, user: usize) -> impl Iterator<Item = &mut ModelConnection> {
         self.open.iter_mut().filter(move |page| page.is(Name::User(user)))
     }
 
     fn take(&mut self, step: Step) {
         let hub = self.hub.clone();
         match step {
-            Step::Open(user, topics) => self.come(user, topics),
+            Step::Open(user, topics) => self.open_stream(user, topics),
             Step::Publish(names) => {
                 self.published += 1;
                 let data = self.published.to_string();
                 let targets = names.iter().map(|name| name.target(&hub));
                 at_once(targets.reduce(Target::and).unwrap().publish(Event::unnamed(data.clone()))).unwrap();
-                let hears = |page: &&mut Modelled| names.iter().any(|name| page.is(*name));
-                self.open.iter_mut().filter(hears).for_each(|page| page.expected.push(data.clone()));
+                let is_receiver = |page: &&mut ModelConnection| names.iter().any(|name| page.is(*name));
+                self.open.iter_mut().filter(is_receiver).for_each(|page| page.expected.push(data.clone()));
             }
             Step::Join(connection, topic) => {
                 let Some(page) = self.open.get_mut(connection) else { return };
@@ -709,19 +727,19 @@ impl World {
         }
     }
 
-    fn come(&mut self, user: Option<usize>, mut topics: BTreeSet<usize>) {
+    fn open_stream(&mut self, user: Option<usize>, mut topics: BTreeSet<usize>) {
         let mut subscription = Subscription::anonymous().with_topics(topics.iter().map(|topic| NAMES[*topic]));
         if let Some(user) = user {
             subscription = subscription.with_user(NAMES[user]);
             topics.extend(self.user_topics.get(&user).into_iter().flatten());
         }
         let stream = self.hub.subscribe(subscription, None).unwrap();
-        self.open.push(Modelled { stream, user, topics, expected: Vec::new(), received: Vec::new() });
+        self.open.push(ModelConnection { stream, user, topics, expected: Vec::new(), received: Vec::new() });
     }
 
-    fn disconnect(&mut self, target: Target<'_>, is_meant: impl Fn(&Modelled) -> bool) {
+    fn disconnect(&mut self, target: Target<'_>, is_targeted: impl Fn(&ModelConnection) -> bool) {
         let disconnected = at_once(target.disconnect(Disconnect::now()));
-        let (gone, stay) = std::mem::take(&mut self.open).into_iter().partition::<Vec<_>, _>(is_meant);
+        let (gone, stay) = std::mem::take(&mut self.open).into_iter().partition::<Vec<_>, _>(is_targeted);
         assert_eq!(disconnected.unwrap().connections, gone.len());
         self.open = stay;
         for mut page in gone {
@@ -731,7 +749,7 @@ impl World {
         }
     }
 
-    /// What everybody has, and who is seen where.
+    /// Compares the events, counts and presence of the hub with the model.
     fn check(&mut self) {
         for page in &mut self.open {
             page.drain();
@@ -754,24 +772,24 @@ impl World {
 }
 
 fn at_once<F: Future>(command: F) -> F::Output {
-    command.now_or_never().expect("on one instance it never waits")
+    command.now_or_never().expect("a command on one instance is ready at once")
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_happens_to_one_name_happens_to_no_other(steps in proptest::collection::vec(step(), 1..60)) {
-        let mut world = World::new();
+    fn commands_and_events_affect_only_their_exact_user_or_topic(steps in proptest::collection::vec(step(), 1..60)) {
+        let mut model = Model::new();
         for step in steps {
-            world.take(step);
-            world.check();
+            model.take(step);
+            model.check();
         }
     }
 }
 
 #[test]
-fn no_stream_slips_past_a_topic_that_is_closed_while_it_opens() {
+fn a_ban_of_a_topic_also_ends_a_stream_that_opens_at_the_same_time() {
     let hub = Hub::builder().build().unwrap();
     for round in 0..5_000 {
         let topic = format!("t{round}");
@@ -790,11 +808,11 @@ fn no_stream_slips_past_a_topic_that_is_closed_while_it_opens() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_ending_already_is_kept_away_by_a_disconnect_that_is_stricter() {
+async fn a_stream_that_is_ending_ends_as_disconnected_when_it_is_banned() {
     let hub = Hub::builder().build().unwrap();
     let ending = async |disconnect: Option<Disconnect>| {
         let mut page = hub.subscribe(Subscription::for_user("ada"), None).unwrap();
-        // It is told to end, and has not looked yet.
+        // The drain ends the stream, which has not been polled since.
         hub.drain(Duration::ZERO).await;
         if let Some(disconnect) = disconnect {
             assert_eq!(hub.connection(page.connection()).disconnect(disconnect).await.unwrap().connections, 1);

@@ -1,4 +1,4 @@
-//! How many connections there may be, how fast they may come, and how old they may get.
+//! Limits of connections, of connection attempts, of connection age and of topics.
 
 use std::future::ready;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,24 +15,24 @@ use tower_sse::{
     TopicFilter,
 };
 
-use crate::kit::access::asked_for;
+use crate::kit::access::from_query;
 use crate::kit::{self, Events, Server, get, parsed, resume, send, soon, subscribe, until};
 
 const RETRY: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Everybody is who the query says and reads the topic `t`.
+/// Serves streams of the user in the query and of the topic `t`.
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.retry(RETRY).build().unwrap();
-    let access = async |request: StreamRequest| Ok(asked_for(&request).topic("t"));
+    let access = async |request: StreamRequest| Ok(from_query(&request).topic("t"));
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     (hub, server)
 }
 
-/// What came of a request for a stream.
+/// The outcome of a request for a stream.
 enum Outcome {
-    LetIn(Events),
-    /// With the time after which to try again.
+    Opened(Events),
+    /// The time after which to try again.
     Refused(Duration),
 }
 
@@ -40,45 +40,46 @@ async fn attempt(server: &Server, path: &str) -> Outcome {
     let mut events = get(server.addr, path).await.events();
     let first = events.next().await;
     if first.event == "hub.hello" {
-        return Outcome::LetIn(events);
+        return Outcome::Opened(events);
     }
     assert_eq!((first.event.as_str(), parsed(&first)["reason"].as_str()), ("hub.refused", Some("limit")));
-    let retry = first.retry.expect("a refusal says when to come back");
+    let retry = first.retry.expect("a refusal has a retry time");
     assert_eq!(parsed(&first)["retry_ms"], u64::try_from(retry.as_millis()).unwrap());
     let rest = events.rest().await;
     assert!(rest.is_empty(), "{rest:?}");
     Outcome::Refused(retry)
 }
 
-async fn is_let_in(server: &Server, path: &str) -> bool {
-    matches!(attempt(server, path).await, Outcome::LetIn(_))
+async fn is_opened(server: &Server, path: &str) -> bool {
+    matches!(attempt(server, path).await, Outcome::Opened(_))
 }
 
-/// So many at the same time; those that were let in, and when the others are to come back.
+/// Sends `count` requests at the same time. Returns the open streams, and the retry times of the
+/// refusals.
 async fn rush(server: &Server, path: &str, count: usize) -> (Vec<Events>, Vec<Duration>) {
-    let (mut let_in, mut refused) = (Vec::new(), Vec::new());
+    let (mut opened, mut refused) = (Vec::new(), Vec::new());
     for outcome in join_all((0..count).map(|_| attempt(server, path))).await {
         match outcome {
-            Outcome::LetIn(events) => let_in.push(events),
+            Outcome::Opened(events) => opened.push(events),
             Outcome::Refused(retry) => refused.push(retry),
         }
     }
-    (let_in, refused)
+    (opened, refused)
 }
 
-/// Looks, on a thread of its own, for the most connections that are ever open at once.
-struct Watch {
+/// Polls the number of connections on a thread, and keeps the maximum.
+struct ConnectionMonitor {
     stop: Arc<AtomicBool>,
-    most: Arc<AtomicUsize>,
+    max: Arc<AtomicUsize>,
     thread: std::thread::JoinHandle<()>,
 }
 
-impl Watch {
+impl ConnectionMonitor {
     fn over(hub: &Hub) -> Self {
-        let (stop, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (hub, stopped, seen) = (hub.clone(), Arc::clone(&stop), Arc::clone(&most));
+        let (stop, max) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (hub, stopped, seen) = (hub.clone(), Arc::clone(&stop), Arc::clone(&max));
         let thread = std::thread::spawn(move || {
-            // The last look is after the end.
+            // Reads the number once more after `stop` was set.
             loop {
                 let is_last = stopped.load(Ordering::SeqCst);
                 seen.fetch_max(hub.stats().connections, Ordering::SeqCst);
@@ -88,17 +89,17 @@ impl Watch {
                 std::thread::yield_now();
             }
         });
-        Self { stop, most, thread }
+        Self { stop, max, thread }
     }
 
-    fn most(self) -> usize {
+    fn max(self) -> usize {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap();
-        self.most.load(Ordering::SeqCst)
+        self.max.load(Ordering::SeqCst)
     }
 }
 
-/// Reads to the end, which has to be the one that makes room for another.
+/// Reads to the end, which has to be that of a stream that was displaced by a newer one.
 async fn displaced(events: Events) {
     let bye = events.rest().await.pop().unwrap();
     assert_eq!(bye.event, "hub.bye");
@@ -111,72 +112,72 @@ fn spread(times: &[Duration]) -> Duration {
     *times.iter().max().unwrap() - *times.iter().min().unwrap()
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// How many
+// -------------------------------------------------------------------------------------------------
+// Number of connections
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_at_once_as_many_as_fit_are_let_in_and_the_others_come_back_spread_out() {
+async fn simultaneous_requests_are_refused_above_the_limit_with_spread_retry_times() {
     let (hub, server) = serve(Hub::builder().max_connections(10, OverLimit::Refuse)).await;
-    let watch = Watch::over(&hub);
-    let (let_in, refused) = rush(&server, "/events", 50).await;
-    assert_eq!((let_in.len(), refused.len(), watch.most()), (10, 40, 10));
+    let watch = ConnectionMonitor::over(&hub);
+    let (opened, refused) = rush(&server, "/events", 50).await;
+    assert_eq!((opened.len(), refused.len(), watch.max()), (10, 40, 10));
     assert!(refused.iter().all(|retry| (RETRY..=3 * RETRY).contains(retry)), "{refused:?}");
     assert!(spread(&refused) > RETRY / 4, "{refused:?}");
     assert_eq!(hub.stats().refused(RefusalReason::Limit), 40);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_at_once_the_oldest_make_room() {
+async fn simultaneous_requests_displace_the_oldest_connections() {
     let (hub, server) = serve(Hub::builder().max_connections(10, OverLimit::CloseOldest)).await;
-    let watch = Watch::over(&hub);
-    let (let_in, _) = rush(&server, "/events", 50).await;
-    assert_eq!((let_in.len(), watch.most(), hub.stats().connections), (50, 10, 10));
+    let watch = ConnectionMonitor::over(&hub);
+    let (opened, _) = rush(&server, "/events", 50).await;
+    assert_eq!((opened.len(), watch.max(), hub.stats().connections), (50, 10, 10));
     assert_eq!(hub.stats().ended(EndReason::Limit), 40);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_tabs_of_a_user_at_once_as_many_as_fit_are_let_in() {
+async fn simultaneous_tabs_of_a_user_are_refused_above_the_limit() {
     let (hub, server) = serve(Hub::builder().max_connections_per_user(3, OverLimit::Refuse)).await;
-    let watch = Watch::over(&hub);
+    let watch = ConnectionMonitor::over(&hub);
     let (ada, ben) = tokio::join!(rush(&server, "/events?user=ada", 25), rush(&server, "/events?user=ben", 25));
-    assert_eq!((ada.0.len(), ben.0.len(), watch.most()), (3, 3, 6));
+    assert_eq!((ada.0.len(), ben.0.len(), watch.max()), (3, 3, 6));
     assert_eq!((hub.user("ada").count(), hub.user("ben").count()), (3, 3));
     assert!(spread(&ada.1) > RETRY / 4, "{:?}", ada.1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_tabs_of_a_user_at_once_the_oldest_make_room() {
+async fn simultaneous_tabs_of_a_user_displace_the_oldest() {
     let (hub, server) = serve(Hub::builder().max_connections_per_user(3, OverLimit::CloseOldest)).await;
-    let watch = Watch::over(&hub);
-    let (let_in, _) = rush(&server, "/events?user=ada", 50).await;
-    assert_eq!((let_in.len(), watch.most(), hub.user("ada").count()), (50, 3, 3));
+    let watch = ConnectionMonitor::over(&hub);
+    let (opened, _) = rush(&server, "/events?user=ada", 50).await;
+    assert_eq!((opened.len(), watch.max(), hub.user("ada").count()), (50, 3, 3));
 }
 
 #[tokio::test]
-async fn pages_of_nobody_in_particular_count_for_no_user() {
+async fn anonymous_connections_do_not_count_for_the_limit_of_a_user() {
     let (_hub, server) = serve(Hub::builder().max_connections_per_user(1, OverLimit::Refuse)).await;
-    let (let_in, _) = rush(&server, "/events", 5).await;
-    assert_eq!(let_in.len(), 5);
+    let (opened, _) = rush(&server, "/events", 5).await;
+    assert_eq!(opened.len(), 5);
     let _first = subscribe(server.addr, "/events?user=ada").await;
-    assert!(!is_let_in(&server, "/events?user=ada").await);
-    assert!(is_let_in(&server, "/events?user=ben").await);
+    assert!(!is_opened(&server, "/events?user=ada").await);
+    assert!(is_opened(&server, "/events?user=ben").await);
 }
 
 #[tokio::test]
-async fn both_limits_hold_and_a_tab_that_makes_room_for_its_user_makes_room_for_all() {
+async fn both_limits_hold_and_a_displaced_tab_frees_a_place_in_both() {
     let builder =
         Hub::builder().max_connections(2, OverLimit::Refuse).max_connections_per_user(1, OverLimit::CloseOldest);
     let (hub, server) = serve(builder).await;
     let ada = subscribe(server.addr, "/events?user=ada").await;
     let _ben = subscribe(server.addr, "/events?user=ben").await;
-    assert!(!is_let_in(&server, "/events?user=eve").await);
+    assert!(!is_opened(&server, "/events?user=eve").await);
     let _ada = subscribe(server.addr, "/events?user=ada").await;
     displaced(ada).await;
     assert_eq!((hub.stats().connections, hub.user("ada").count(), hub.user("ben").count()), (2, 1, 1));
 }
 
 #[tokio::test]
-async fn the_oldest_is_the_one_that_goes_and_it_misses_nothing() {
+async fn the_oldest_connection_is_displaced_and_resumes_without_loss() {
     for builder in [
         Hub::builder().max_connections(2, OverLimit::CloseOldest),
         Hub::builder().max_connections_per_user(2, OverLimit::CloseOldest),
@@ -195,28 +196,28 @@ async fn the_oldest_is_the_one_that_goes_and_it_misses_nothing() {
         let before: Vec<_> = back.caught_up().await.into_iter().map(|event| (event.event, event.data)).collect();
         assert_eq!(before[0].0, "hub.hello");
         assert_eq!(before[1..], [("message".to_owned(), "meanwhile".to_owned())]);
-        // In its turn.
+        // `back` displaced the second stream, which was the oldest then.
         displaced(second).await;
     }
 }
 
 #[tokio::test]
-async fn who_leaves_makes_room() {
+async fn a_closed_connection_frees_its_place() {
     for builder in [
         Hub::builder().max_connections(1, OverLimit::Refuse),
         Hub::builder().max_connections_per_user(1, OverLimit::Refuse),
     ] {
         let (hub, server) = serve(builder).await;
         let first = subscribe(server.addr, "/events?user=ada").await;
-        assert!(!is_let_in(&server, "/events?user=ada").await);
+        assert!(!is_opened(&server, "/events?user=ada").await);
         drop(first);
         until(|| hub.stats().connections == 0).await;
-        assert!(is_let_in(&server, "/events?user=ada").await);
+        assert!(is_opened(&server, "/events?user=ada").await);
     }
 }
 
 #[tokio::test]
-async fn a_head_takes_no_place() {
+async fn a_head_request_does_not_count_as_a_connection() {
     let (hub, server) = serve(Hub::builder().max_connections(1, OverLimit::Refuse)).await;
     let head = async || send(server.addr, Request::head("/events").body("").unwrap()).await;
     for _ in 0..5 {
@@ -229,33 +230,33 @@ async fn a_head_takes_no_place() {
 }
 
 #[tokio::test]
-async fn a_stream_in_this_process_takes_a_place_and_finds_none_left() {
+async fn a_subscriber_in_the_process_counts_as_a_connection() {
     let (hub, server) = serve(Hub::builder().max_connections(1, OverLimit::Refuse)).await;
     let inside = hub.subscribe(Subscription::anonymous(), None).unwrap();
-    assert!(!is_let_in(&server, "/events").await);
+    assert!(!is_opened(&server, "/events").await);
     assert!(hub.subscribe(Subscription::anonymous(), None).unwrap_err().is_over_limit());
     drop(inside);
-    assert!(is_let_in(&server, "/events").await);
+    assert!(is_opened(&server, "/events").await);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// How fast
+// -------------------------------------------------------------------------------------------------
+// Connection rate
 
 #[tokio::test]
-async fn who_comes_too_fast_waits_in_line() {
+async fn requests_above_the_rate_get_retry_times_in_order() {
     let (_hub, server) = serve(Hub::builder().max_connects_per_second(10)).await;
-    let (mut let_in, mut refused) = (Vec::new(), Vec::new());
+    let (mut opened, mut refused) = (Vec::new(), Vec::new());
     let since = Instant::now();
     for _ in 0..40 {
         match attempt(&server, "/events").await {
-            Outcome::LetIn(events) => let_in.push(events),
+            Outcome::Opened(events) => opened.push(events),
             Outcome::Refused(retry) => refused.push(retry),
         }
     }
-    // As many as a second allows, and those whose time came meanwhile.
-    let came = since.elapsed().as_millis() / 100;
-    assert!((10..=11 + came).contains(&(let_in.len() as u128)), "{} in {came} tenths", let_in.len());
-    // The others need about three seconds, in the order in which they came.
+    // The requests of one second, and those that the rate permits during the test.
+    let tenths = since.elapsed().as_millis() / 100;
+    assert!((10..=11 + tenths).contains(&(opened.len() as u128)), "{} in {tenths} tenths of a second", opened.len());
+    // The retry times of the others spread over about three seconds, in the order of the requests.
     let (soonest, latest) = (&refused[..5], &refused[refused.len() - 5..]);
     assert!(soonest.iter().max() < latest.iter().min(), "{refused:?}");
     assert!(spread(&refused) > SECOND, "{refused:?}");
@@ -263,26 +264,26 @@ async fn who_comes_too_fast_waits_in_line() {
 }
 
 #[tokio::test]
-async fn who_came_too_fast_is_let_in_when_it_comes_back_in_its_time() {
+async fn a_request_above_the_rate_gets_a_stream_after_its_retry_time() {
     let (hub, server) = serve(Hub::builder().max_connects_per_second(10)).await;
-    let (mut let_in, mut waiting) = rush(&server, "/events", 20).await;
+    let (mut opened, mut waiting) = rush(&server, "/events", 20).await;
     waiting.sort();
     let since = Instant::now();
     for retry in waiting {
         tokio::time::sleep_until((since + retry).into()).await;
         match attempt(&server, "/events").await {
-            Outcome::LetIn(events) => let_in.push(events),
-            Outcome::Refused(_) => panic!("its time had come"),
+            Outcome::Opened(events) => opened.push(events),
+            Outcome::Refused(_) => panic!("refused after the retry time"),
         }
     }
-    assert_eq!((let_in.len(), hub.stats().connections), (20, 20));
+    assert_eq!((opened.len(), hub.stats().connections), (20, 20));
 }
 
-/// A hub whose hook counts how often it is asked.
+/// Serves a hub with a hook that counts its calls.
 async fn serve_counting(builder: HubBuilder) -> (Hub, Server, Arc<AtomicUsize>) {
     let hub = builder.retry(RETRY).build().unwrap();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&asked);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
     let access = move |_: StreamRequest| {
         counted.fetch_add(1, Ordering::SeqCst);
         ready(Ok(Subscription::anonymous().may_join(TopicFilter::any())))
@@ -291,17 +292,17 @@ async fn serve_counting(builder: HubBuilder) -> (Hub, Server, Arc<AtomicUsize>) 
         .route("/", axum::routing::get(async || ""))
         .layer(hub.layer("/events", access).allow_topic_changes());
     let server = Server::start(&hub, app).await;
-    (hub, server, asked)
+    (hub, server, calls)
 }
 
 #[tokio::test]
-async fn head_requests_and_changes_of_topics_ask_the_hook_no_faster_than_streams() {
+async fn head_requests_and_changes_of_topics_call_the_hook_within_the_connection_rate() {
     let rate = 5;
-    let (hub, server, asked) = serve_counting(Hub::builder().max_connects_per_second(rate)).await;
+    let (hub, server, calls) = serve_counting(Hub::builder().max_connects_per_second(rate)).await;
     let _page = subscribe(server.addr, "/events").await;
     let change = format!("http://test/events/{}/topics?join=t", hub.connections()[0].id);
     for (method, target) in [("HEAD", "http://test/events"), ("POST", change.as_str())] {
-        let (since, before) = (Instant::now(), asked.load(Ordering::SeqCst));
+        let (since, before) = (Instant::now(), calls.load(Ordering::SeqCst));
         let mut sender = kit::http2(server.addr).await;
         let mut refused = 0;
         for _ in 0..200 {
@@ -313,39 +314,39 @@ async fn head_requests_and_changes_of_topics_ask_the_hook_no_faster_than_streams
                 refused += 1;
             }
         }
-        let times = asked.load(Ordering::SeqCst) - before;
+        let times = calls.load(Ordering::SeqCst) - before;
         let allowed = rate as usize + 1 + (since.elapsed().as_secs_f64() * f64::from(rate)) as usize;
-        assert!(times <= allowed, "{method}: asked {times} times where {allowed} are allowed");
-        assert!(method == "HEAD" || refused == 200 - times, "{refused} refused, asked {times} times");
+        assert!(times <= allowed, "{method}: {times} calls of the hook where {allowed} are allowed");
+        assert!(method == "HEAD" || refused == 200 - times, "{refused} refused, {times} calls of the hook");
     }
 }
 
 #[tokio::test]
-async fn a_change_of_topics_of_an_unknown_connection_does_not_ask_the_hook() {
-    let (hub, server, asked) = serve_counting(Hub::builder()).await;
+async fn a_change_of_topics_of_an_unknown_connection_does_not_call_the_hook() {
+    let (hub, server, calls) = serve_counting(Hub::builder()).await;
     let page = subscribe(server.addr, "/events").await;
     let id = hub.connections()[0].id;
     drop(page);
     until(|| hub.stats().connections == 0).await;
-    let before = asked.load(Ordering::SeqCst);
+    let before = calls.load(Ordering::SeqCst);
     for id in [id.to_string(), "f".repeat(32), "x".to_owned()] {
         let request = Request::post(format!("/events/{id}/topics?join=t")).body("").unwrap();
         assert_eq!(send(server.addr, request).await.status, StatusCode::NOT_FOUND, "{id}");
     }
-    assert_eq!(asked.load(Ordering::SeqCst), before);
+    assert_eq!(calls.load(Ordering::SeqCst), before);
 }
 
 #[tokio::test]
-async fn streams_in_this_process_are_not_opened_faster_either() {
+async fn subscribers_in_the_process_count_for_the_connection_rate() {
     let hub = Hub::builder().max_connects_per_second(1).build().unwrap();
     let _first = hub.subscribe(Subscription::anonymous(), None).unwrap();
     assert!(hub.subscribe(Subscription::anonymous(), None).unwrap_err().is_over_limit());
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// How old
+// -------------------------------------------------------------------------------------------------
+// Connection age
 
-/// Publishes numbers from 0 on, a thousand a second, until it is dropped.
+/// Publishes the numbers from 0, one each millisecond, until it is dropped.
 struct Publisher(JoinHandle<()>);
 
 impl Publisher {
@@ -366,8 +367,8 @@ impl Drop for Publisher {
     }
 }
 
-/// Reads to the end, which has to be that of age; returns the numbers that came.
-async fn grows_old(events: &mut Events) -> Vec<u64> {
+/// Reads to the end, which has to be that of age. Returns the received numbers.
+async fn read_until_age(events: &mut Events) -> Vec<u64> {
     let mut numbers = Vec::new();
     loop {
         let event = events.next().await;
@@ -386,14 +387,14 @@ async fn grows_old(events: &mut Events) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn a_stream_ends_at_its_age_and_comes_back_without_a_gap_while_a_publisher_runs() {
+async fn a_stream_ends_at_its_age_and_resumes_without_loss_while_a_publisher_runs() {
     let (hub, server) = serve(Hub::builder().max_connection_age(SECOND)).await;
     let mut since = Instant::now();
     let mut events = subscribe(server.addr, "/events").await;
     let _publisher = Publisher::start(&hub);
     let mut numbers = Vec::new();
     for _ in 0..3 {
-        numbers.extend(grows_old(&mut events).await);
+        numbers.extend(read_until_age(&mut events).await);
         let lived = since.elapsed();
         assert!(lived >= SECOND * 4 / 5 && lived < 3 * SECOND, "{lived:?}");
         since = Instant::now();
@@ -406,12 +407,13 @@ async fn a_stream_ends_at_its_age_and_comes_back_without_a_gap_while_a_publisher
 }
 
 #[tokio::test]
-async fn what_waits_when_a_stream_is_old_is_written_before_it_ends() {
+async fn pending_events_are_delivered_before_a_stream_ends_of_age() {
     const RECORDS: u64 = 100;
     let wide = Retention::replay().bytes(64 << 20);
     let (hub, server) = serve(Hub::builder().max_connection_age(SECOND).topic_retention(wide)).await;
     let mut events = subscribe(server.addr, "/events").await;
-    // Far more than the buffers between us and a client that does not read until its stream is old.
+    // Far more than the buffers of the sockets hold: the client reads nothing before the age is
+    // reached.
     let large = "x".repeat(200_000);
     for _ in 0..RECORDS {
         hub.topic("t").publish(Event::new("large", large.clone())).await.unwrap();
@@ -435,7 +437,7 @@ async fn events_until_bye(events: &mut Events) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn streams_that_came_together_do_not_end_together_nor_come_back_together() {
+async fn streams_that_opened_together_end_and_reconnect_at_different_times() {
     let (_hub, server) = serve(Hub::builder().max_connection_age(SECOND)).await;
     let since = Instant::now();
     let streams = join_all((0..40).map(|_| subscribe(server.addr, "/events"))).await;
@@ -451,7 +453,7 @@ async fn streams_that_came_together_do_not_end_together_nor_come_back_together()
 }
 
 #[tokio::test]
-async fn one_client_that_comes_again_and_again_keeps_nobody_away_for_long() {
+async fn one_client_with_many_requests_delays_others_by_a_bounded_time() {
     let (_hub, server) = serve(Hub::builder().max_connects_per_second(10)).await;
     let mut sender = kit::http2(server.addr).await;
     for _ in 0..2_000 {
@@ -459,13 +461,13 @@ async fn one_client_that_comes_again_and_again_keeps_nobody_away_for_long() {
         drop(soon(sender.send_request(request)).await.unwrap());
     }
     let refused = get(server.addr, "/events").await.events().next().await;
-    // Thirty seconds, the usual two, and half of it at random.
+    // 30 s in the queue and the default of 2 s, plus half of the sum at random.
     assert!(refused.retry.unwrap() <= Duration::from_secs(48), "{:?}", refused.retry);
 }
 
-/// Two pages' worth of topics at the same moment, again and again.
+/// Two requests, each for as many topics as the limit permits, at the same moment.
 #[test]
-fn simultaneous_changes_of_topics_pass_no_limit() {
+fn simultaneous_changes_of_topics_do_not_exceed_the_limit() {
     const LIMIT: usize = 64;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _entered = runtime.enter();
@@ -493,7 +495,7 @@ fn simultaneous_changes_of_topics_pass_no_limit() {
 }
 
 #[tokio::test]
-async fn topics_that_a_user_was_made_to_join_pass_no_limit() {
+async fn topics_joined_by_user_do_not_exceed_the_limit() {
     let hub = Hub::builder().max_topics(2).build().unwrap();
     for topic in ["a", "b"] {
         hub.user("ada").join(topic).await.unwrap();
@@ -506,8 +508,8 @@ async fn topics_that_a_user_was_made_to_join_pass_no_limit() {
     }
 }
 
-/// The shortest time of some runs that so many calls in a row take. What is compared must take about as long, because a
-/// busy machine interrupts long work more often than short work.
+/// Measures `calls` calls of `work` 15 times, and returns the shortest time. Compare only work that
+/// takes about as long: a busy machine interrupts long work more often than short work.
 fn shortest(calls: usize, mut work: impl FnMut()) -> Duration {
     let mut run = || {
         let begun = Instant::now();
@@ -521,8 +523,8 @@ fn names(count: usize) -> impl Iterator<Item = String> {
     (0..count).map(|n| format!("a topic with a name {n}"))
 }
 
-/// Eight streams with 1,000 topics take as long as one with 8,000. If each topic were compared with each, the one would take
-/// eight times as long.
+/// 8 streams with 1,000 topics take as long as one with 8,000. If each topic were compared with
+/// each other topic, the one stream would take 8 times as long.
 #[test]
 fn opening_a_stream_takes_time_in_proportion_to_its_topics() {
     let hub = Hub::builder().max_topics(10_000).build().unwrap();
@@ -534,8 +536,8 @@ fn opening_a_stream_takes_time_in_proportion_to_its_topics() {
     assert!(many < few * 5, "{few:?} for 8 times 1,000 topics, {many:?} for 8,000");
 }
 
-/// 16 subscriptions with 1,000 topics take as long as one with 16,000. If each topic were compared with each, the one would
-/// take 16 times as long.
+/// 16 subscriptions with 1,000 topics take as long as one with 16,000. If each topic were compared
+/// with each other topic, the one subscription would take 16 times as long.
 #[test]
 fn a_subscription_takes_time_in_proportion_to_its_topics() {
     let build = |subscriptions: usize, topics: usize| {
@@ -548,9 +550,9 @@ fn a_subscription_takes_time_in_proportion_to_its_topics() {
     assert!(many < few * 8, "{few:?} for 16 times 1,000 topics, {many:?} for 16,000");
 }
 
-/// The events that a page starts with are found and put in order while others publish.
+/// The hub collects and sorts the events of a new stream while publishers continue.
 #[test]
-fn a_start_with_many_events_does_not_stop_publishers() {
+fn opening_a_stream_with_many_events_does_not_block_publishers() {
     const TOPICS: usize = 100;
     let hub = Hub::builder().retention_budget(256 << 20).build().unwrap();
     for n in 0..TOPICS * 1_000 {
@@ -586,7 +588,8 @@ fn a_start_with_many_events_does_not_stop_publishers() {
         };
         opened.into_iter().map(share).collect::<Vec<_>>()
     });
-    // A publisher that is stopped waits for as long as the opening takes, each time.
+    // A blocked publish would take as long as the opening, each time. So the smallest share
+    // decides.
     let least = shares.iter().copied().fold(f64::INFINITY, f64::min);
-    assert!(least < 0.4, "the longest publish in shares of the opening: {shares:?}");
+    assert!(least < 0.4, "longest publish, as shares of the time to open: {shares:?}");
 }

@@ -1,7 +1,7 @@
-//! What a hub promises to its clients and its application: who gets what, who may read, how long events are kept, how many
-//! connections there may be, and who is present. `tests/run` runs it with sockets that the hub takes over, too.
+//! The guarantees of one hub: targets, authorization, retention, limits and presence. `tests/run`
+//! runs these tests with and without takeover.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests and their helpers may panic")]
 
 #[path = "../kit/mod.rs"]
 mod kit;

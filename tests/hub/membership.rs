@@ -1,4 +1,4 @@
-//! Topics that change while a stream is open: by the application, and by the page itself.
+//! Topic changes on an open stream, by the application and by the page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,7 +26,8 @@ use crate::kit::{self, Reply, Server, Sse, http2, parsed, reply, send, soon, top
 const HOUR: Duration = Duration::from_secs(3600);
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
-/// Who asks is in a header, as a cookie would be. A page may join what is open, and what the hook gives it when it asks.
+/// Reads the user from a header, in the place of a cookie. Permits topics below `open/`, and grants
+/// the other topics of the query except `ignored/`. Refuses `secret/`.
 async fn access(request: StreamRequest) -> Result<Subscription, Refusal> {
     let mut subscription = Subscription::anonymous().may_join(TopicFilter::prefix("open/"));
     for topic in request.query_values("topic") {
@@ -59,7 +60,7 @@ impl Mounting {
 
     async fn start_with<M, A: IntoAccess<M>>(self, builder: HubBuilder, access: A) -> (Hub, Server) {
         let hub = builder.build().unwrap();
-        let app = Router::new().fallback(async || "the application");
+        let app = Router::new().fallback(async || "application");
         let app = match self {
             Self::Layer => app.layer(hub.layer("/events", access).allow_topic_changes()),
             Self::Endpoint => {
@@ -76,7 +77,7 @@ async fn start() -> (Hub, Server) {
     Mounting::Layer.start(Hub::builder()).await
 }
 
-/// Somebody with a client.
+/// A client of a user, or an anonymous client.
 #[derive(Clone, Copy)]
 struct Client {
     addr: SocketAddr,
@@ -94,10 +95,10 @@ impl Client {
     }
 
     async fn open(self, path: &str) -> Page {
-        self.come_back(path, "").await
+        self.reconnect(path, "").await
     }
 
-    async fn come_back(self, path: &str, id: &str) -> Page {
+    async fn reconnect(self, path: &str, id: &str) -> Page {
         Page::caught_up_at_once(
             send(self.addr, self.request(Method::GET, path).header("last-event-id", id).body("").unwrap()).await,
         )
@@ -116,7 +117,7 @@ impl Client {
         reply(soon(http2(self.addr).await.send_request(request)).await.unwrap())
     }
 
-    /// Both ways.
+    /// Opens one stream over HTTP/1.1 and one over HTTP/2.
     async fn tabs(self, path: &str) -> [Page; 2] {
         [self.open(path).await, self.open_over(Version::HTTP_2, path).await]
     }
@@ -135,7 +136,7 @@ impl Client {
 impl Page {
     /// Reads until the stream has caught up. No event comes before that.
     async fn caught_up_at_once(reply: Reply) -> Self {
-        let mut page = Self::greeted(reply).await;
+        let mut page = Self::after_hello(reply).await;
         let live = page.events.next().await;
         assert_eq!(live.event, "hub.live", "{live:?}");
         page
@@ -149,14 +150,14 @@ impl Page {
         format!("/events/{}/topics?{query}", self.connection)
     }
 
-    /// The data of the next event, which is the application's.
+    /// Returns the data of the next event, which has to be one of the application.
     async fn reads_next(&mut self) -> String {
         let event = self.events.next().await;
         assert_eq!(event.event, "message", "{event:?}");
         event.data
     }
 
-    /// The next event, which is out of the order of the log: without an id.
+    /// Returns the data of the next event, which has to be replayed: it has no id.
     async fn replays(&mut self) -> String {
         let before = self.events.last_id.clone();
         let data = self.reads_next().await;
@@ -164,23 +165,23 @@ impl Page {
         data
     }
 
-    /// The next event tells of these topics, and has an id.
-    async fn is_told(&mut self, topics: &[&str]) {
+    /// Reads the next event, which has to be a `hub.live` with these topics and an id.
+    async fn reads_live(&mut self, topics: &[&str]) {
         let before = sequence(&self.events.last_id);
         let live = self.events.next().await;
         assert_eq!(live.event, "hub.live", "{live:?}");
         assert_eq!(topics_of(&live), topics);
-        assert!(sequence(&live.id) >= before, "ids never go back");
+        assert!(sequence(&live.id) >= before, "ids never decrease");
     }
 
-    async fn meets_gap(&mut self, reason: &str, topics: &[&str]) {
+    async fn reads_gap(&mut self, reason: &str, topics: &[&str]) {
         let gap = self.events.next().await;
         assert_eq!(gap.event, "hub.gap", "{gap:?}");
         assert_eq!(parsed(&gap), json!({"reason": reason, "topics": topics}));
     }
 }
 
-/// The number in an id.
+/// Returns the sequence number in an id.
 fn sequence(id: &str) -> u64 {
     id.rsplit_once('.').and_then(|(_, sequence)| sequence.parse().ok()).unwrap()
 }
@@ -189,7 +190,7 @@ async fn publish(target: Target<'_>, data: impl ToString) -> Position {
     target.publish(Event::unnamed(data.to_string())).await.unwrap().position
 }
 
-/// Publishes the numbers, and returns where each is.
+/// Publishes the numbers, and returns their positions.
 async fn publish_numbers(hub: &Hub, topic: &str, numbers: std::ops::RangeInclusive<usize>) -> Vec<Position> {
     let mut positions = Vec::new();
     for n in numbers {
@@ -201,19 +202,19 @@ async fn publish_numbers(hub: &Hub, topic: &str, numbers: std::ops::RangeInclusi
 // Connections.
 
 #[tokio::test]
-async fn a_connection_gets_a_topic_from_join_to_leave() {
+async fn a_connection_receives_a_topic_from_join_to_leave() {
     let (hub, server) = start().await;
     for version in VERSIONS {
         let mut page = Client::new(&server, Some("ada")).open_over(version, "/events?topic=a").await;
         publish(hub.topic("t"), "before").await;
         assert_eq!(page.target(&hub).join("t").await.unwrap().connections, 1);
-        page.is_told(&["a", "t"]).await;
+        page.reads_live(&["a", "t"]).await;
         let position = publish(hub.topic("t"), "in").await;
         assert_eq!(page.reads_next().await, "in");
         assert_eq!(page.events.last_id, position.to_string());
 
         assert_eq!(page.target(&hub).leave("t").await.unwrap().connections, 1);
-        page.is_told(&["a"]).await;
+        page.reads_live(&["a"]).await;
         publish(hub.topic("t"), "out").await;
         publish(hub.topic("a"), "still").await;
         assert_eq!(page.reads_next().await, "still");
@@ -233,7 +234,7 @@ async fn a_topic_that_a_page_has_is_not_joined_again() {
 }
 
 #[tokio::test]
-async fn what_a_connection_joined_ends_with_it() {
+async fn topics_joined_by_a_connection_end_with_it() {
     let (hub, server) = start().await;
     let client = Client::new(&server, Some("ada"));
     let page = client.open("/events?topic=a").await;
@@ -241,24 +242,32 @@ async fn what_a_connection_joined_ends_with_it() {
     let id = page.events.last_id.clone();
     drop(page);
     until(|| hub.stats().connections == 0).await;
-    let mut page = client.come_back("/events?topic=a", &id).await;
+    let mut page = client.reconnect("/events?topic=a", &id).await;
     assert_eq!(page.topics, ["a"]);
-    publish(hub.topic("t"), "not any more").await;
+    publish(hub.topic("t"), "after the end").await;
     publish(hub.topic("a"), "still").await;
     assert_eq!(page.reads_next().await, "still");
 }
 
 #[tokio::test]
-async fn what_waits_of_a_left_topic_is_not_written() {
+async fn pending_events_of_a_left_topic_are_not_delivered() {
     let (hub, server) = start().await;
     for version in VERSIONS {
         let mut page = Client::new(&server, None).open_over(version, "/events?topic=t&topic=a").await;
-        // The server has no chance to write in between: nothing here waits.
+        // Nothing awaits from here to `leave`, so the server cannot write the events before it.
         for n in 0..10 {
             hub.topic("t").publish_now(Event::unnamed(n.to_string())).unwrap();
         }
         hub.topic("a").publish_now(Event::unnamed("kept")).unwrap();
-        assert_eq!(page.target(&hub).leave("t").now_or_never().expect("it never waits").unwrap().connections, 1);
+        assert_eq!(
+            page.target(&hub)
+                .leave("t")
+                .now_or_never()
+                .expect("a command on one instance is ready at once")
+                .unwrap()
+                .connections,
+            1
+        );
         let rest = [page.events.next().await, page.events.next().await];
         let kept: Vec<_> = rest.iter().filter(|event| event.event == "message").map(|event| &event.data).collect();
         assert_eq!(kept, ["kept"]);
@@ -268,7 +277,7 @@ async fn what_waits_of_a_left_topic_is_not_written() {
 }
 
 #[tokio::test]
-async fn a_topic_s_listeners_join_another_together() {
+async fn the_listeners_of_a_topic_join_another_topic() {
     let (hub, server) = start().await;
     let client = Client::new(&server, None);
     let (a, mut b) = (client.tabs("/events?topic=a").await, client.open("/events?topic=b").await);
@@ -280,7 +289,7 @@ async fn a_topic_s_listeners_join_another_together() {
         assert_eq!(page.reads_next().await, "in");
     }
     assert_eq!(b.reads_next().await, "after");
-    assert!(client.open("/events?topic=a").await.topics == ["a"], "it was about those who were there");
+    assert!(client.open("/events?topic=a").await.topics == ["a"], "`join` applies only to connections that were open");
 }
 
 #[tokio::test]
@@ -299,7 +308,7 @@ async fn a_connection_has_no_more_topics_than_allowed() {
 // Users.
 
 #[tokio::test]
-async fn a_user_joins_with_all_tabs_and_those_to_come() {
+async fn a_user_joins_with_open_and_future_tabs() {
     let (hub, server) = start().await;
     let ada = Client::new(&server, Some("ada"));
     let tabs = ada.tabs("/events?topic=a").await;
@@ -308,7 +317,7 @@ async fn a_user_joins_with_all_tabs_and_those_to_come() {
     let mut all = Vec::from(ada.tabs("/events?topic=a").await);
     assert!(all.iter().all(|tab| tab.topics == ["a", "t"]));
     for mut tab in tabs {
-        tab.is_told(&["a", "t"]).await;
+        tab.reads_live(&["a", "t"]).await;
         all.push(tab);
     }
     publish(hub.topic("t"), "in").await;
@@ -323,7 +332,7 @@ async fn a_user_joins_with_all_tabs_and_those_to_come() {
     publish(hub.everyone(), "after").await;
     for (index, tab) in all.iter_mut().enumerate() {
         if index < 4 {
-            tab.is_told(&["a"]).await;
+            tab.reads_live(&["a"]).await;
         }
         assert_eq!(tab.reads_next().await, "after");
     }
@@ -331,12 +340,12 @@ async fn a_user_joins_with_all_tabs_and_those_to_come() {
 }
 
 #[tokio::test]
-async fn a_user_who_is_back_within_the_grace_has_lost_nothing() {
+async fn a_user_who_reconnects_within_the_grace_period_keeps_topics_and_events() {
     let (hub, server) = start().await;
     let ada = Client::new(&server, Some("ada"));
     let mut page = ada.open("/events").await;
     hub.user("ada").join("t").await.unwrap();
-    page.is_told(&["t"]).await;
+    page.reads_live(&["t"]).await;
     publish(hub.topic("t"), 1).await;
     assert_eq!(page.reads_next().await, "1");
     let id = page.events.last_id.clone();
@@ -344,14 +353,14 @@ async fn a_user_who_is_back_within_the_grace_has_lost_nothing() {
     until(|| hub.user("ada").count() == 0).await;
     publish(hub.topic("t"), 2).await;
     let request = ada.request(Method::GET, "/events").header("last-event-id", &id).body("").unwrap();
-    let mut page = Page::greeted(send(server.addr, request).await).await;
+    let mut page = Page::after_hello(send(server.addr, request).await).await;
     assert_eq!(page.topics, ["t"]);
     assert_eq!(page.reads_next().await, "2");
     assert_eq!(hub.user("ada").leave("t").await.unwrap().connections, 1);
 }
 
 #[tokio::test]
-async fn a_user_who_stays_away_for_the_grace_has_left() {
+async fn a_user_loses_joined_topics_when_the_grace_period_ends() {
     let (hub, server) = Mounting::Layer.start(Hub::builder().presence_grace(Duration::from_millis(300))).await;
     let ada = Client::new(&server, Some("ada"));
     let page = ada.open("/events").await;
@@ -360,9 +369,9 @@ async fn a_user_who_stays_away_for_the_grace_has_left() {
     drop(page);
     until(|| hub.stats().users == 0).await;
     assert!(!hub.user("ada").is_online());
-    assert_eq!(ada.come_back("/events", &id).await.topics, Vec::<String>::new());
+    assert_eq!(ada.reconnect("/events", &id).await.topics, Vec::<String>::new());
 
-    // The same for a user who was never there.
+    // The same for a user without an earlier connection.
     hub.user("ben").join("t").await.unwrap();
     assert_eq!(Client::new(&server, Some("ben")).open("/events").await.topics, ["t"]);
     until(|| hub.stats().users == 0).await;
@@ -370,10 +379,10 @@ async fn a_user_who_stays_away_for_the_grace_has_left() {
 }
 
 #[tokio::test]
-async fn the_grace_of_many_users_is_over_when_it_is_over() {
+async fn the_grace_periods_of_several_users_end_in_time() {
     let (hub, server) = Mounting::Layer.start(Hub::builder().presence_grace(Duration::from_millis(100))).await;
-    // Whoever keeps house has nothing to do for a while.
-    let _somebody = Client::new(&server, None).open("/events").await;
+    // With an open connection and no work, housekeeping pauses for its longest time.
+    let _anonymous = Client::new(&server, None).open("/events").await;
     let mut pages = Vec::new();
     for user in ["cem", "dan", "eva", "fay", "ada"] {
         pages.push(Client::new(&server, Some(user)).open("/events").await);
@@ -384,7 +393,7 @@ async fn the_grace_of_many_users_is_over_when_it_is_over() {
     assert_eq!(Client::new(&server, Some("ada")).open("/events").await.topics, Vec::<String>::new());
 }
 
-/// Ends the stream; returns the id that the browser has then.
+/// Drops the stream, waits until the hub has removed it, and returns the last event id.
 async fn lose(hub: &Hub, page: Page) -> String {
     let id = page.events.last_id.clone();
     drop(page);
@@ -393,38 +402,38 @@ async fn lose(hub: &Hub, page: Page) -> String {
 }
 
 #[tokio::test]
-async fn a_user_who_was_made_to_join_while_away_gets_the_current_values() {
+async fn a_user_joined_while_disconnected_receives_the_current_values() {
     let (hub, server) = Mounting::Layer.start(keyed()).await;
     let ada = Client::new(&server, Some("ada"));
     hub.topic("cells").publish(Event::unnamed("1").key("x")).await.unwrap();
     let id = lose(&hub, ada.open("/events").await).await;
     hub.user("ada").join("cells").await.unwrap();
     let request = ada.request(Method::GET, "/events").header("last-event-id", &id).body("").unwrap();
-    let mut page = Page::greeted(send(server.addr, request).await).await;
+    let mut page = Page::after_hello(send(server.addr, request).await).await;
     assert_eq!(page.topics, ["cells"]);
     publish(hub.everyone(), "after").await;
     assert_eq!(page.events.next_own().await.data, "1");
 }
 
 #[tokio::test]
-async fn a_user_who_was_made_to_join_while_away_gets_what_came_since() {
+async fn a_user_joined_while_disconnected_receives_the_events_since_the_position() {
     let (hub, server) = start().await;
     let ada = Client::new(&server, Some("ada"));
     let positions = publish_numbers(&hub, "t", 1..=3).await;
     let id = lose(&hub, ada.open("/events").await).await;
     hub.user("ada").join("t").since(positions[0]).await.unwrap();
     let request = ada.request(Method::GET, "/events").header("last-event-id", &id).body("").unwrap();
-    let mut page = Page::greeted(send(server.addr, request).await).await;
+    let mut page = Page::after_hello(send(server.addr, request).await).await;
     assert_eq!(page.topics, ["t"]);
     publish(hub.everyone(), "after").await;
     assert_eq!(page.events.next_own().await.data, "2");
     assert_eq!(page.events.next_own().await.data, "3");
 }
 
-// Since.
+// Joins since a position.
 
 #[tokio::test]
-async fn what_came_since_is_replayed_in_order_and_then_accounted_for() {
+async fn events_since_a_position_are_replayed_in_order_before_hub_live() {
     for version in VERSIONS {
         let (hub, server) = start().await;
         let positions = publish_numbers(&hub, "t", 1..=50).await;
@@ -433,14 +442,14 @@ async fn what_came_since_is_replayed_in_order_and_then_accounted_for() {
         for n in 11..=50 {
             assert_eq!(page.replays().await, n.to_string());
         }
-        page.is_told(&["a", "t"]).await;
+        page.reads_live(&["a", "t"]).await;
         publish(hub.topic("t").and(hub.topic("a")), "next").await;
         assert_eq!(page.reads_next().await, "next");
     }
 }
 
 #[tokio::test]
-async fn what_a_page_has_read_by_another_topic_does_not_come_again() {
+async fn a_replay_skips_events_that_arrived_through_another_topic() {
     let (hub, server) = start().await;
     let since = hub.position();
     let mut page = Client::new(&server, None).open("/events?topic=a").await;
@@ -450,20 +459,20 @@ async fn what_a_page_has_read_by_another_topic_does_not_come_again() {
     assert_eq!(page.reads_next().await, "of both");
     page.target(&hub).join("t").since(since).await.unwrap();
     assert_eq!([page.replays().await, page.replays().await], ["of t", "of t again"]);
-    page.is_told(&["a", "t"]).await;
+    page.reads_live(&["a", "t"]).await;
 }
 
 #[tokio::test]
-async fn from_the_newest_position_on_nothing_is_replayed() {
+async fn a_join_since_the_newest_position_replays_no_events() {
     let (hub, server) = start().await;
     let mut page = Client::new(&server, None).open("/events").await;
     publish_numbers(&hub, "t", 1..=3).await;
     page.target(&hub).join("t").since(hub.position()).await.unwrap();
-    page.is_told(&["t"]).await;
+    page.reads_live(&["t"]).await;
 }
 
 #[tokio::test]
-async fn a_since_that_is_not_to_be_had_is_one_gap() {
+async fn a_join_since_an_unknown_position_reports_one_gap() {
     let (hub, server) = start().await;
     publish_numbers(&hub, "t", 1..=3).await;
     let ahead = hub.position().to_string() + "0";
@@ -471,8 +480,8 @@ async fn a_since_that_is_not_to_be_had_is_one_gap() {
         for version in VERSIONS {
             let mut page = Client::new(&server, None).open_over(version, "/events?topic=a").await;
             page.target(&hub).join("t").since(Cursor::parse(since.as_bytes())).await.unwrap();
-            page.meets_gap(reason, &["t"]).await;
-            page.is_told(&["a", "t"]).await;
+            page.reads_gap(reason, &["t"]).await;
+            page.reads_live(&["a", "t"]).await;
             publish(hub.topic("t"), "next").await;
             assert_eq!(page.reads_next().await, "next");
         }
@@ -480,7 +489,7 @@ async fn a_since_that_is_not_to_be_had_is_one_gap() {
 }
 
 #[tokio::test]
-async fn a_since_from_before_what_is_kept_is_one_gap_and_what_is_kept() {
+async fn a_join_since_a_trimmed_position_reports_one_gap_and_replays_retained_events() {
     let (hub, server) = Mounting::Layer.start(Hub::builder().topic_retention(Retention::replay().count(3))).await;
     let positions = publish_numbers(&hub, "t", 1..=10).await;
     let client = Client::new(&server, None);
@@ -488,25 +497,25 @@ async fn a_since_from_before_what_is_kept_is_one_gap_and_what_is_kept() {
         for version in VERSIONS {
             let mut page = client.open_over(version, "/events?topic=a").await;
             page.target(&hub).join("t").since(positions[since]).await.unwrap();
-            page.meets_gap("trimmed", &["t"]).await;
+            page.reads_gap("trimmed", &["t"]).await;
             assert_eq!([page.replays().await, page.replays().await, page.replays().await], ["8", "9", "10"]);
-            page.is_told(&["a", "t"]).await;
+            page.reads_live(&["a", "t"]).await;
         }
     }
     let mut page = client.open("/events").await;
     page.target(&hub).join("t").since(positions[6]).await.unwrap();
-    assert_eq!(page.replays().await, "8", "all of it is kept");
+    assert_eq!(page.replays().await, "8", "all events after the position are retained");
 }
 
 #[tokio::test]
-async fn the_gap_of_a_joined_topic_is_no_gap_of_the_others() {
+async fn a_gap_of_a_joined_topic_does_not_affect_the_other_topics() {
     let (hub, server) = start().await;
     let mut page = Client::new(&server, None).open("/events?topic=a").await;
     hub.topic("a").publish_now(Event::unnamed("1")).unwrap();
     let join = page.target(&hub).join("t").since(Cursor::Invalid).into_future();
-    join.now_or_never().expect("it never waits").unwrap();
+    join.now_or_never().expect("a command on one instance is ready at once").unwrap();
     hub.topic("a").publish_now(Event::unnamed("2")).unwrap();
-    page.meets_gap("invalid", &["t"]).await;
+    page.reads_gap("invalid", &["t"]).await;
     let mut rest = Vec::new();
     while rest.len() < 2 {
         rest.push(page.events.next_own().await.data);
@@ -515,19 +524,19 @@ async fn the_gap_of_a_joined_topic_is_no_gap_of_the_others() {
 }
 
 #[tokio::test]
-async fn a_page_that_joined_a_busy_topic_and_lost_its_connection_meets_no_gap() {
+async fn a_page_that_joins_a_busy_topic_again_after_a_reconnect_gets_no_gap() {
     let (hub, server) = Mounting::Layer.start(Hub::builder().topic_retention(Retention::replay().count(3))).await;
     let client = Client::new(&server, None);
     let mut page = client.open("/events?topic=quiet").await;
     publish_numbers(&hub, "open/busy", 1..=10).await;
     assert_eq!(client.post(&page.path("join=open/busy")).await.status, StatusCode::OK);
-    page.is_told(&["open/busy", "quiet"]).await;
+    page.reads_live(&["open/busy", "quiet"]).await;
     let id = lose(&hub, page).await;
-    let mut page = client.come_back("/events?topic=quiet", &id).await;
+    let mut page = client.reconnect("/events?topic=quiet", &id).await;
     assert_eq!(client.post(&page.path(&format!("join=open/busy&since={id}"))).await.status, StatusCode::OK);
     publish(hub.topic("open/busy"), 11).await;
     let first = page.events.next().await;
-    assert_ne!(first.event, "hub.gap", "nothing was published that it should have had");
+    assert_ne!(first.event, "hub.gap", "no event was published between the two connections");
 }
 
 // Current values.
@@ -537,7 +546,7 @@ fn keyed() -> HubBuilder {
 }
 
 #[tokio::test]
-async fn who_joins_a_topic_of_current_values_gets_them() {
+async fn a_join_of_a_keyed_topic_delivers_the_current_values() {
     let (hub, server) = Mounting::Layer.start(keyed()).await;
     for (key, value) in [("x", "x1"), ("y", "y1"), ("x", "x2"), ("z", "z1")] {
         hub.topic("cells").publish(Event::unnamed(value).key(key)).await.unwrap();
@@ -547,12 +556,12 @@ async fn who_joins_a_topic_of_current_values_gets_them() {
         let mut page = Client::new(&server, None).open_over(version, "/events?topic=a").await;
         page.target(&hub).join("cells").await.unwrap();
         assert_eq!([page.replays().await, page.replays().await], ["y1", "x2"]);
-        page.is_told(&["a", "cells"]).await;
+        page.reads_live(&["a", "cells"]).await;
     }
 }
 
 #[tokio::test]
-async fn with_a_since_only_the_values_that_changed_come() {
+async fn a_join_since_a_position_delivers_only_changed_values() {
     let (hub, server) = Mounting::Layer.start(keyed()).await;
     let value = |key: &'static str, value: &'static str| hub.topic("cells").publish(Event::unnamed(value).key(key));
     value("x", "x1").await.unwrap();
@@ -561,13 +570,13 @@ async fn with_a_since_only_the_values_that_changed_come() {
     let mut page = Client::new(&server, None).open("/events").await;
     page.target(&hub).join("cells").since(since).await.unwrap();
     assert_eq!(page.replays().await, "x2");
-    page.is_told(&["cells"]).await;
+    page.reads_live(&["cells"]).await;
 }
 
-// The control endpoint.
+// The topics endpoint.
 
 #[tokio::test]
-async fn a_page_joins_and_leaves() {
+async fn a_page_joins_and_leaves_topics() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         for user in [Some("ada"), None] {
@@ -594,19 +603,19 @@ async fn a_page_joins_and_leaves() {
 }
 
 #[tokio::test]
-async fn a_page_joins_over_http_2() {
+async fn a_page_joins_a_topic_over_http_2() {
     for mounting in MOUNTINGS {
         let (_hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, Some("ada"));
         let mut page = client.open_over(Version::HTTP_2, "/events").await;
         let reply = client.send_2(Method::POST, &page.path("join=open/1")).await;
         assert_eq!((reply.status, reply.text().await.as_str()), (StatusCode::OK, r#"{"topics":["open/1"]}"#));
-        page.is_told(&["open/1"]).await;
+        page.reads_live(&["open/1"]).await;
     }
 }
 
 #[tokio::test]
-async fn a_page_gets_what_came_since() {
+async fn a_page_receives_the_events_since_its_position() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, Some("ada"));
@@ -614,48 +623,48 @@ async fn a_page_gets_what_came_since() {
         let mut page = client.open("/events").await;
         assert_eq!(client.post(&page.path(&format!("since={}&join=open/1", positions[0]))).await.status, 200);
         assert_eq!([page.replays().await, page.replays().await], ["2", "3"]);
-        page.is_told(&["open/1"]).await;
+        page.reads_live(&["open/1"]).await;
 
         let mut page = client.open("/events").await;
         assert_eq!(client.post(&page.path("join=open/1&since=1.abc.1")).await.status, 200);
-        page.meets_gap("epoch", &["open/1"]).await;
+        page.reads_gap("epoch", &["open/1"]).await;
         let mut page = client.open("/events").await;
         assert_eq!(client.post(&page.path("join=open/1&since=")).await.status, 200);
-        page.is_told(&["open/1"]).await;
+        page.reads_live(&["open/1"]).await;
     }
 }
 
-/// All of an answer but for the time of day.
-async fn whole(reply: Reply) -> (StatusCode, HeaderMap, String) {
+/// Everything that a client can see of a response, without its date.
+async fn visible(reply: Reply) -> (StatusCode, HeaderMap, String) {
     let mut headers = reply.headers.clone();
     headers.remove("date");
     (reply.status, headers, reply.text().await)
 }
 
 #[tokio::test]
-async fn somebody_else_s_connection_looks_like_one_that_is_not_there() {
+async fn a_connection_of_another_user_gets_the_response_of_an_unknown_one() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
-        let [ada, ben, nobody] = [Some("ada"), Some("ben"), None].map(|user| Client::new(&server, user));
+        let [ada, ben, anonymous] = [Some("ada"), Some("ben"), None].map(|user| Client::new(&server, user));
         let of_ada = ada.open("/events").await.connection;
-        let (bens, nobodys) = (ben.open("/events").await, nobody.open("/events").await);
+        let (of_ben, of_anonymous) = (ben.open("/events").await, anonymous.open("/events").await);
         until(|| hub.stats().connections == 2).await;
         let unknown = "0".repeat(32);
-        let expected = whole(ada.post(&format!("/events/{unknown}/topics?join=open/1")).await).await;
+        let expected = visible(ada.post(&format!("/events/{unknown}/topics?join=open/1")).await).await;
         assert_eq!((expected.0, expected.2.as_str()), (StatusCode::NOT_FOUND, "no such connection\n"));
-        let upper = bens.connection.to_uppercase();
+        let upper = of_ben.connection.to_uppercase();
         for (client, connection) in [
-            (ada, bens.connection.as_str()),
-            (ada, &nobodys.connection),
-            (nobody, &bens.connection),
+            (ada, of_ben.connection.as_str()),
+            (ada, &of_anonymous.connection),
+            (anonymous, &of_ben.connection),
             (ben, &of_ada),
-            (ben, if upper == bens.connection { "x" } else { &upper }),
+            (ben, if upper == of_ben.connection { "x" } else { &upper }),
             (ben, "x"),
             (ben, "%20"),
         ] {
             let path = |query| format!("/events/{connection}/topics?{query}");
             for query in ["join=open/1", "leave=a", "", "join=ignored/1"] {
-                assert_eq!(whole(client.post(&path(query)).await).await, expected, "{connection} {query}");
+                assert_eq!(visible(client.post(&path(query)).await).await, expected, "{connection} {query}");
             }
         }
         assert_eq!(hub.topic("open/1").count(), 0);
@@ -663,7 +672,7 @@ async fn somebody_else_s_connection_looks_like_one_that_is_not_there() {
 }
 
 #[tokio::test]
-async fn one_topic_that_is_not_granted_refuses_all() {
+async fn one_topic_that_is_not_permitted_refuses_the_whole_request() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, Some("ada"));
@@ -680,21 +689,21 @@ async fn one_topic_that_is_not_granted_refuses_all() {
 }
 
 #[tokio::test]
-async fn a_page_may_always_leave() {
+async fn a_page_may_always_leave_a_topic() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, Some("ada"));
         let mut page = client.open("/events").await;
         page.target(&hub).join("secret/1").await.unwrap();
-        page.is_told(&["secret/1"]).await;
+        page.reads_live(&["secret/1"]).await;
         let reply = client.post(&page.path("leave=secret/1")).await;
         assert_eq!((reply.status, reply.text().await.as_str()), (StatusCode::OK, r#"{"topics":[]}"#));
-        page.is_told(&[]).await;
+        page.reads_live(&[]).await;
     }
 }
 
 #[tokio::test]
-async fn who_is_not_signed_in_changes_nothing() {
+async fn an_unauthorized_request_changes_no_topics() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let page = Client::new(&server, Some("ada")).open("/events").await;
@@ -705,7 +714,7 @@ async fn who_is_not_signed_in_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_changes_nothing() {
+async fn a_page_of_another_site_changes_no_topics() {
     let foreign = [("origin", "https://evil.test"), ("sec-fetch-site", "cross-site")];
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder().allow_cross_origin("https://app.example")).await;
@@ -733,7 +742,7 @@ async fn a_page_of_another_site_changes_nothing() {
 }
 
 #[tokio::test]
-async fn other_methods_are_told_which_it_is() {
+async fn other_methods_get_405_with_the_allowed_method() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, None);
@@ -745,7 +754,7 @@ async fn other_methods_are_told_which_it_is() {
         }
         let posted = client.post("/events").await;
         match mounting {
-            Mounting::Layer => assert_eq!(posted.text().await, "the application"),
+            Mounting::Layer => assert_eq!(posted.text().await, "application"),
             Mounting::Endpoint => assert_eq!(posted.header("allow"), "GET, HEAD"),
         }
         assert_eq!(hub.topic("open/1").count(), 0);
@@ -753,25 +762,25 @@ async fn other_methods_are_told_which_it_is() {
 }
 
 #[tokio::test]
-async fn what_the_layer_does_not_answer_is_the_application_s() {
+async fn the_layer_passes_other_requests_to_the_application() {
     let (_hub, server) = start().await;
     let client = Client::new(&server, None);
     let page = client.open("/events").await;
     let options = client.request(Method::OPTIONS, &page.path("")).body("").unwrap();
-    assert_eq!(send(server.addr, options).await.text().await, "the application");
+    assert_eq!(send(server.addr, options).await.text().await, "application");
     for path in ["/events/topics", "/events/a/b/topics", "/events/a/topics/", "/eventsa/topics", "/x/events/a/topics"] {
-        assert_eq!(client.post(path).await.text().await, "the application", "{path}");
+        assert_eq!(client.post(path).await.text().await, "application", "{path}");
     }
 }
 
 #[tokio::test]
-async fn topics_do_not_change_where_nobody_said_they_may() {
+async fn topics_cannot_change_without_allow_topic_changes() {
     let hub = Hub::builder().build().unwrap();
-    let app = Router::new().route("/", get(|| async {})).fallback(async || "the application");
+    let app = Router::new().route("/", get(|| async {})).fallback(async || "application");
     let server = Server::start(&hub, app.layer(hub.layer("/events", access))).await;
     let client = Client::new(&server, None);
     let page = client.open("/events").await;
-    assert_eq!(client.post(&page.path("join=open/1")).await.text().await, "the application");
+    assert_eq!(client.post(&page.path("join=open/1")).await.text().await, "application");
 
     let endpoint = hub.endpoint(access);
     let app = Router::new().route_service("/events/{connection}/topics", endpoint);
@@ -781,7 +790,7 @@ async fn topics_do_not_change_where_nobody_said_they_may() {
 }
 
 #[tokio::test]
-async fn a_request_for_too_many_topics_changes_nothing() {
+async fn a_request_for_too_many_topics_changes_no_topics() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder().max_topics(2)).await;
         let client = Client::new(&server, Some("ada"));
@@ -793,7 +802,7 @@ async fn a_request_for_too_many_topics_changes_nothing() {
 }
 
 #[tokio::test]
-async fn there_is_room_for_what_is_joined_in_place_of_what_is_left() {
+async fn a_request_at_the_limit_can_join_a_topic_and_leave_another() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder().max_topics(2)).await;
         let client = Client::new(&server, Some("ada"));
@@ -805,7 +814,7 @@ async fn there_is_room_for_what_is_joined_in_place_of_what_is_left() {
 }
 
 #[tokio::test]
-async fn while_the_hub_is_drained_a_page_is_told_to_ask_later() {
+async fn a_change_of_topics_during_a_drain_gets_a_retry_time() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, Some("ada"));
@@ -819,11 +828,11 @@ async fn while_the_hub_is_drained_a_page_is_told_to_ask_later() {
 }
 
 #[tokio::test]
-async fn a_hook_that_says_later_is_heard() {
+async fn a_refusal_of_the_hook_sets_the_response_of_a_change_of_topics() {
     for mounting in MOUNTINGS {
         let busy = async |request: StreamRequest| match request.query_values("topic").next() {
             None => Ok(Subscription::anonymous()),
-            Some(topic) if topic == "panic" => panic!("of a hook"),
+            Some(topic) if topic == "panic" => panic!("panic of the hook"),
             Some(topic) if topic == "never" => Err(Refusal::gone()),
             Some(_) => Err(Refusal::retry_later(tower_sse::RefusalReason::Busy).retry(Duration::from_secs(7))),
         };
@@ -837,7 +846,8 @@ async fn a_hook_that_says_later_is_heard() {
     }
 }
 
-/// Lets streams in at once, and holds back what it has decided about topics that a page wants to join.
+/// A hook that grants streams at once, and returns its decision about a join when the test opens
+/// the gate.
 #[derive(Clone)]
 struct Gate {
     decided: Arc<Notify>,
@@ -846,9 +856,9 @@ struct Gate {
 
 impl Access for Gate {
     async fn authorize(&self, request: StreamRequest) -> Result<Subscription, Refusal> {
-        let holds = request.query_values("topic").any(|topic| topic.starts_with("open/"));
+        let is_join = request.query_values("topic").any(|topic| topic.starts_with("open/"));
         let decided = access(request).await;
-        if holds {
+        if is_join {
             self.decided.notify_one();
             drop(self.open.acquire().await);
         }
@@ -856,8 +866,12 @@ impl Access for Gate {
     }
 }
 
-/// A page asks for `open/1`, this happens while it is being decided, and then the answer comes.
-async fn changed_meanwhile(mounting: Mounting, meanwhile: impl AsyncFnOnce(&Hub)) -> (Hub, Server, Page, StatusCode) {
+/// Opens a page, requests a join of `open/1`, runs `meanwhile` while the hook decides, and returns
+/// the status of the response.
+async fn change_during_authorization(
+    mounting: Mounting,
+    meanwhile: impl AsyncFnOnce(&Hub),
+) -> (Hub, Server, Page, StatusCode) {
     let gate = Gate { decided: Arc::default(), open: Arc::new(Semaphore::new(0)) };
     let (hub, server) = mounting.start_with(Hub::builder(), gate.clone()).await;
     let client = Client::new(&server, Some("ada"));
@@ -872,25 +886,25 @@ async fn changed_meanwhile(mounting: Mounting, meanwhile: impl AsyncFnOnce(&Hub)
 }
 
 #[tokio::test]
-async fn a_connection_that_ended_while_its_request_was_decided_is_not_there() {
+async fn a_change_of_topics_gets_404_when_its_connection_ends_during_authorization() {
     for mounting in MOUNTINGS {
         let disconnect = async |hub: &Hub| assert!(hub.user("ada").disconnect(Disconnect::now()).await.is_ok());
-        let (_hub, _server, _page, status) = changed_meanwhile(mounting, disconnect).await;
+        let (_hub, _server, _page, status) = change_during_authorization(mounting, disconnect).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
     }
 }
 
 #[tokio::test]
-async fn a_topic_is_not_joined_by_what_was_decided_before_its_disconnect() {
+async fn a_topic_that_is_disconnected_during_authorization_is_not_joined() {
     for mounting in MOUNTINGS {
         let disconnect = async |hub: &Hub| assert!(hub.topic("open/1").disconnect(Disconnect::now()).await.is_ok());
-        let (hub, _server, _page, status) = changed_meanwhile(mounting, disconnect).await;
+        let (hub, _server, _page, status) = change_during_authorization(mounting, disconnect).await;
         assert_eq!((status, hub.topic("open/1").count()), (StatusCode::SERVICE_UNAVAILABLE, 0));
     }
 }
 
 #[tokio::test]
-async fn a_topic_that_is_closed_for_a_time_is_not_joined_within_it() {
+async fn a_banned_topic_is_not_joined() {
     for mounting in MOUNTINGS {
         let (hub, server) = mounting.start(Hub::builder()).await;
         let client = Client::new(&server, Some("ada"));
@@ -902,25 +916,26 @@ async fn a_topic_that_is_closed_for_a_time_is_not_joined_within_it() {
     }
 }
 
-// A page that joins topics and loses its connection.
+// A page that joins topics and reconnects.
 
-/// The page of `docs/guide/identity.md`, in Rust.
-struct Wanting {
+/// The page script of `docs/guide/identity.md`, in Rust.
+struct PageScript {
     client: Client,
-    /// From which id on a topic is not accounted for; none if it is.
+    /// For each joined topic, the id from which its events may be missing, or `None` once
+    /// `hub.live` has listed the topic.
     wanted: BTreeMap<&'static str, Option<String>>,
     last_id: String,
     received: BTreeSet<u32>,
     asked: JoinSet<StatusCode>,
 }
 
-/// What it knows of one connection.
+/// The state of one connection of the page.
 struct Visit {
     page: Page,
     received: BTreeSet<u32>,
 }
 
-impl Wanting {
+impl PageScript {
     fn new(client: Client) -> Self {
         Self {
             client,
@@ -938,7 +953,7 @@ impl Wanting {
         } else {
             send(self.client.addr, self.client.request(Method::GET, &path).body("").unwrap()).await
         };
-        let page = Page::greeted(reply).await;
+        let page = Page::after_hello(reply).await;
         let missing = self.wanted.keys().copied().filter(|topic| !page.topics.iter().any(|has| has == topic));
         for topic in missing.collect::<Vec<_>>() {
             let since = self.wanted[topic].clone().unwrap_or_else(|| self.last_id.clone());
@@ -958,14 +973,15 @@ impl Wanting {
     }
 
     fn see(&mut self, visit: &mut Visit, event: &Sse) {
-        // What was asked for may come before the first id of a connection; a page keeps that of the one before until then.
+        // Replayed events can arrive before the first id of a connection. Until then the page keeps
+        // the last id of the connection before.
         if !visit.page.events.last_id.is_empty() {
             self.last_id.clone_from(&visit.page.events.last_id);
         }
         match event.event.as_str() {
             "message" => {
                 let n = event.data.parse().unwrap();
-                assert!(visit.received.insert(n), "{n} came twice");
+                assert!(visit.received.insert(n), "{n} was received twice");
                 self.received.insert(n);
             }
             "hub.live" if event.data != "{}" => {
@@ -986,8 +1002,8 @@ impl Wanting {
         }
     }
 
-    async fn see_while(&mut self, visit: &mut Visit, goes_on: impl Fn(&Self) -> bool) {
-        while goes_on(self) {
+    async fn see_while(&mut self, visit: &mut Visit, condition: impl Fn(&Self) -> bool) {
+        while condition(self) {
             let event = visit.page.events.next().await;
             self.see(visit, &event);
         }
@@ -997,8 +1013,14 @@ impl Wanting {
 const ROOM: &str = "open/room";
 const HALL: &str = "open/hall";
 
-/// Publishes as many numbers as it is told to, to the one topic, the other, both, or one that the page always has.
-async fn number(hub: Hub, mut permits: mpsc::Receiver<u32>, published: Arc<AtomicU32>, mut random: fastrand::Rng) {
+/// Publishes numbers while it receives permits, at random to `open/room`, `open/hall`, both, or
+/// `base`, which the page always has.
+async fn publish_at_random(
+    hub: Hub,
+    mut permits: mpsc::Receiver<u32>,
+    published: Arc<AtomicU32>,
+    mut random: fastrand::Rng,
+) {
     while let Some(count) = permits.recv().await {
         for _ in 0..count {
             let n = published.fetch_add(1, Ordering::AcqRel);
@@ -1009,7 +1031,7 @@ async fn number(hub: Hub, mut permits: mpsc::Receiver<u32>, published: Arc<Atomi
                 3 => hub.topic(HALL),
                 _ => hub.topic(ROOM),
             };
-            let target = if random.bool() { target.and(hub.topic("nobody's")) } else { target };
+            let target = if random.bool() { target.and(hub.topic("unread")) } else { target };
             publish(target, n).await;
             if random.bool() {
                 tokio::task::yield_now().await;
@@ -1018,11 +1040,11 @@ async fn number(hub: Hub, mut permits: mpsc::Receiver<u32>, published: Arc<Atomi
     }
 }
 
-async fn loses_nothing(mounting: Mounting, seed: u64, rounds: u32) {
+async fn receives_every_event(mounting: Mounting, seed: u64, rounds: u32) {
     let mut random = fastrand::Rng::with_seed(seed);
     let keeps_all = Retention::replay().count(1 << 20).bytes(1 << 24);
     let (hub, server) = mounting.start(Hub::builder().topic_retention(keeps_all)).await;
-    let mut page = Wanting::new(Client::new(&server, Some("ada")));
+    let mut page = PageScript::new(Client::new(&server, Some("ada")));
 
     let mut visit = page.visit(false).await;
     page.see_while(&mut visit, |page| page.last_id.is_empty()).await;
@@ -1031,7 +1053,7 @@ async fn loses_nothing(mounting: Mounting, seed: u64, rounds: u32) {
 
     let published = Arc::new(AtomicU32::new(0));
     let (permits, permitted) = mpsc::channel(1024);
-    let publisher = tokio::spawn(number(hub.clone(), permitted, Arc::clone(&published), random.fork()));
+    let publisher = tokio::spawn(publish_at_random(hub.clone(), permitted, Arc::clone(&published), random.fork()));
     for _ in 0..rounds {
         permits.send(random.u32(..16)).await.unwrap();
         let deadline = Instant::now() + Duration::from_micros(random.u64(..8_000));
@@ -1043,11 +1065,11 @@ async fn loses_nothing(mounting: Mounting, seed: u64, rounds: u32) {
     drop(permits);
     publisher.await.unwrap();
     let count = published.load(Ordering::Acquire);
-    let all = |page: &Wanting| page.received.len() == count as usize;
+    let all = |page: &PageScript| page.received.len() == count as usize;
     let rest = page.see_while(&mut visit, |page| !all(page));
     if tokio::time::timeout(kit::PATIENCE / 2, rest).await.is_err() {
         let missing: Vec<_> = (0..count).filter(|n| !page.received.contains(n)).collect();
-        panic!("of {count}, {missing:?} never came");
+        panic!("of {count} events, {missing:?} were not received");
     }
     while let Some(status) = page.asked.join_next().await {
         let status = status.unwrap();
@@ -1056,14 +1078,14 @@ async fn loses_nothing(mounting: Mounting, seed: u64, rounds: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_page_that_joins_again_after_every_loss_of_its_connection_loses_nothing() {
+async fn a_page_that_joins_again_after_each_reconnect_receives_every_event() {
     let seed = std::env::var("SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     let mut runs = JoinSet::new();
     for (n, mounting) in (0..4).zip(MOUNTINGS.into_iter().cycle()) {
         runs.spawn(async move {
-            std::panic::AssertUnwindSafe(loses_nothing(mounting, seed + n, 100)).catch_unwind().await.is_ok()
+            std::panic::AssertUnwindSafe(receives_every_event(mounting, seed + n, 100)).catch_unwind().await.is_ok()
         });
     }
-    let went_well = runs.join_all().await;
-    assert!(went_well.into_iter().all(|well| well), "SEED={seed}");
+    let succeeded = runs.join_all().await;
+    assert!(succeeded.into_iter().all(|succeeded| succeeded), "SEED={seed}");
 }

@@ -1,4 +1,4 @@
-//! When a body counts as one that nobody reads, by a clock that the tests move.
+//! Streams without a known socket that are no longer polled, under a paused clock.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ async fn open(hub: &Hub) -> tower_sse::EventBody {
     for _ in 0..2 {
         body.frame().await.unwrap().unwrap();
     }
-    // It sleeps.
+    // The next poll registers the waker.
     assert!(futures::poll!(std::pin::pin!(body.frame())).is_pending());
     body
 }
 
-/// It looks every 20 s, within the deadline of 30 s.
+/// The reader polls every 20 s, within the write deadline of 30 s.
 #[tokio::test(start_paused = true)]
-async fn a_slow_reader_that_looks_in_time_stays() {
+async fn a_slow_reader_that_polls_within_the_write_deadline_stays() {
     let hub = Hub::builder().build().unwrap();
     let mut body = open(&hub).await;
     for round in 0..4 {
@@ -32,16 +32,16 @@ async fn a_slow_reader_that_looks_in_time_stays() {
     }
 }
 
-/// Given up, it says so when it is polled again.
+/// A stalled body returns its end at the next poll, instead of waiting for a wake that never comes.
 #[tokio::test(start_paused = true)]
-async fn who_was_given_up_is_told_at_its_next_look() {
+async fn a_stalled_stream_ends_at_its_next_poll() {
     let hub = Hub::builder().write_deadline(Duration::from_secs(4)).heartbeat(Duration::from_secs(60)).build().unwrap();
     let mut body = open(&hub).await;
     hub.topic("a").publish(Event::unnamed("x")).await.unwrap();
     body.frame().await.unwrap().unwrap();
-    // The peer does not take it.
+    // The body is not polled, as if the peer took no more bytes.
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(hub.stats().connections, 0);
     let bye = futures::poll!(std::pin::pin!(body.frame()));
-    assert!(bye.is_ready(), "it sleeps on its end");
+    assert!(bye.is_ready(), "the body is pending although its stream has ended");
 }

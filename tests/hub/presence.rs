@@ -1,4 +1,4 @@
-//! Who is there, who comes and goes, and what becomes of connections.
+//! Presence, presence events and the lifecycle of connections.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::ready;
@@ -13,41 +13,41 @@ use tower_sse::{
     Position, Presence, Retention, StreamRequest, Subscription, Topic, TopicFilter,
 };
 
-use crate::kit::access::asked_for;
+use crate::kit::access::from_query;
 use crate::kit::{self, Events, Server, Sse, get, parsed, resume, soon, subscribe, until};
 
-/// How long one who left is taken for present.
+/// The grace period of presence.
 const GRACE: Duration = Duration::from_millis(300);
-/// Time is counted in whole milliseconds.
+/// The resolution of the hub's clock.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Everybody is who the query says, with data if it says so, and reads the topics that it names.
+/// Serves streams of the user, the topics and the data in the query.
 async fn serve(builder: HubBuilder) -> (Hub, Server) {
     let hub = builder.build().unwrap();
     let access = |request: StreamRequest| {
         let data = request.query_values("data");
-        ready(Ok(data.fold(asked_for(&request), |subscription, data| subscription.data(&*data))))
+        ready(Ok(data.fold(from_query(&request), |subscription, data| subscription.data(&*data))))
     };
     let server = Server::start(&hub, Router::new().route_service("/events", hub.endpoint(access))).await;
     (hub, server)
 }
 
-fn patient() -> HubBuilder {
+fn with_grace() -> HubBuilder {
     Hub::builder().presence_grace(GRACE)
 }
 
-/// The topic `room` tells who comes and goes.
-fn telling() -> HubBuilder {
-    patient().presence_for(TopicFilter::exact("room"))
+/// A hub whose topic `room` publishes presence events.
+fn with_presence_events() -> HubBuilder {
+    with_grace().presence_for(TopicFilter::exact("room"))
 }
 
-/// A page of a user in the room.
+/// Opens a stream of a user on the topic `room`.
 async fn enter(server: &Server, user: &str) -> Events {
     subscribe(server.addr, &format!("/events?topic=room&user={user}")).await
 }
 
-/// The next that somebody came or went: the name of the event, the user.
-async fn news(events: &mut Events) -> (String, String) {
+/// Returns the name and the user of the next presence event.
+async fn next_presence_event(events: &mut Events) -> (String, String) {
     loop {
         let event = events.next().await;
         if let "hub.joined" | "hub.left" = &*event.event {
@@ -65,34 +65,34 @@ fn left(user: &str) -> (String, String) {
     ("hub.left".into(), user.into())
 }
 
-/// Each member and how many connections.
+/// The members, with the number of their connections.
 fn members(presence: &Presence) -> BTreeMap<&str, usize> {
     presence.members.iter().map(|member| (member.user.as_str(), member.connections)).collect()
 }
 
-/// Which connection a page has.
+/// Reads `hub.hello` and returns the id of the connection.
 async fn connection(events: &mut Events) -> ConnectionId {
     let hello = events.next().await;
     parsed(&hello)["connection"].as_str().unwrap().parse().unwrap()
 }
 
-/// Until the hub knows of so many.
+/// Waits until the hub has this number of connections.
 async fn connections(hub: &Hub, count: usize) {
     until(|| hub.stats().connections == count).await;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Who is there
+// -------------------------------------------------------------------------------------------------
+// Presence
 
 #[tokio::test]
-async fn the_tabs_of_a_user_are_one_member_with_the_data_of_the_newest() {
-    for builder in [patient(), telling()] {
+async fn the_tabs_of_a_user_are_one_member_with_the_data_of_the_newest_tab() {
+    for builder in [with_grace(), with_presence_events()] {
         let (hub, server) = serve(builder).await;
         let _old = subscribe(server.addr, "/events?topic=room&user=ada&data=old").await;
         let _ben = subscribe(server.addr, "/events?topic=room&user=ben").await;
         let _new = subscribe(server.addr, "/events?topic=room&user=ada&data=new").await;
         let _elsewhere = subscribe(server.addr, "/events?topic=elsewhere&user=ada&data=elsewhere").await;
-        let _nobody = join_all((0..2).map(|_| subscribe(server.addr, "/events?topic=room"))).await;
+        let _anonymous = join_all((0..2).map(|_| subscribe(server.addr, "/events?topic=room"))).await;
         let presence = hub.topic("room").presence();
         assert_eq!(members(&presence), BTreeMap::from([("ada", 2), ("ben", 1)]));
         assert_eq!(presence.members[0].data_json(), Some(r#""new""#));
@@ -113,8 +113,8 @@ async fn the_tabs_of_a_user_are_one_member_with_the_data_of_the_newest() {
 }
 
 #[tokio::test]
-async fn a_union_counts_a_connection_once_and_leaves_out_what_is_excepted() {
-    for builder in [patient(), patient().presence_for(TopicFilter::any())] {
+async fn a_union_counts_a_connection_once_and_omits_excluded_connections() {
+    for builder in [with_grace(), with_grace().presence_for(TopicFilter::any())] {
         let (hub, server) = serve(builder).await;
         let mut both = get(server.addr, "/events?topic=a&topic=b&user=ada").await.events();
         let both = connection(&mut both).await;
@@ -134,21 +134,21 @@ async fn a_union_counts_a_connection_once_and_leaves_out_what_is_excepted() {
 }
 
 #[tokio::test]
-async fn nobody_is_there_of_a_name_that_is_none() {
-    let (hub, server) = serve(telling()).await;
+async fn presence_of_an_invalid_name_is_empty() {
+    let (hub, server) = serve(with_presence_events()).await;
     let _ada = enter(&server, "ada").await;
     for target in [hub.topic(""), hub.user("\n"), hub.connection("x"), hub.topic("room").and(hub.user(""))] {
         let presence = target.presence();
         assert!(presence.members.is_empty() && presence.anonymous == 0);
         assert_eq!((target.count(), target.has_subscribers(), target.is_online()), (0, false, false));
     }
-    let nobody = hub.topic("no-such-room");
-    assert_eq!((nobody.count(), nobody.has_subscribers(), nobody.is_online()), (0, false, false));
+    let unknown = hub.topic("no-such-room");
+    assert_eq!((unknown.count(), unknown.has_subscribers(), unknown.is_online()), (0, false, false));
 }
 
 #[tokio::test]
-async fn a_user_is_online_until_the_grace_after_the_last_tab_is_over() {
-    let (hub, server) = serve(patient()).await;
+async fn a_user_is_online_until_the_grace_period_after_the_last_tab_ends() {
+    let (hub, server) = serve(with_grace()).await;
     assert!(!hub.user("ada").is_online());
     let first = enter(&server, "ada").await;
     let second = enter(&server, "ada").await;
@@ -167,8 +167,8 @@ async fn a_user_is_online_until_the_grace_after_the_last_tab_is_over() {
 }
 
 #[tokio::test]
-async fn the_open_connections_are_listed_as_they_are() {
-    let (hub, server) = serve(patient()).await;
+async fn connections_lists_every_open_connection_with_its_state() {
+    let (hub, server) = serve(with_grace()).await;
     let mut fresh = get(server.addr, "/events?topic=a&topic=b&user=ada&data=x").await.events();
     let id = connection(&mut fresh).await;
     fresh.caught_up().await;
@@ -189,18 +189,18 @@ async fn the_open_connections_are_listed_as_they_are() {
     assert!(!format!("{:?}", fresh[0]).contains("\"x\""));
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Who comes and goes
+// -------------------------------------------------------------------------------------------------
+// Presence events
 
 #[tokio::test]
-async fn who_comes_is_told_at_once_with_its_data_and_who_goes_after_the_grace() {
-    let (hub, server) = serve(telling()).await;
+async fn hub_joined_is_published_at_once_and_hub_left_after_the_grace_period() {
+    let (hub, server) = serve(with_presence_events()).await;
     let mut watcher = subscribe(server.addr, "/events?topic=room").await;
     let ada = subscribe(server.addr, "/events?topic=room&user=ada&data=hi").await;
     let event = watcher.next().await;
     assert_eq!(event.event, "hub.joined");
     assert_eq!(parsed(&event), json!({ "topic": "room", "user": "ada", "data": "hi" }));
-    // An event of the topic like any other: it has a place in the log.
+    // Like every event of the topic, the presence event has a position in the log.
     assert_eq!(event.id, hub.position().to_string());
     let since = Instant::now();
     drop(ada);
@@ -211,8 +211,8 @@ async fn who_comes_is_told_at_once_with_its_data_and_who_goes_after_the_grace() 
 }
 
 #[tokio::test]
-async fn a_reload_within_the_grace_is_no_leave_and_no_join() {
-    let (hub, server) = serve(telling()).await;
+async fn a_reload_within_the_grace_period_publishes_no_presence_events() {
+    let (hub, server) = serve(with_presence_events()).await;
     let mut watcher = subscribe(server.addr, "/events?topic=room").await;
     let ada = enter(&server, "ada").await;
     drop(ada);
@@ -222,15 +222,15 @@ async fn a_reload_within_the_grace_is_no_leave_and_no_join() {
     assert_eq!(members(&hub.topic("room").presence()), BTreeMap::from([("ada", 1)]));
     let ben = enter(&server, "ben").await;
     drop(ben);
-    // Had ada left, it would have been told before.
-    assert_eq!(news(&mut watcher).await, joined("ada"));
-    assert_eq!(news(&mut watcher).await, joined("ben"));
-    assert_eq!(news(&mut watcher).await, left("ben"));
+    // If ada had left, her `hub.left` would come before the `hub.joined` of ben.
+    assert_eq!(next_presence_event(&mut watcher).await, joined("ada"));
+    assert_eq!(next_presence_event(&mut watcher).await, joined("ben"));
+    assert_eq!(next_presence_event(&mut watcher).await, left("ben"));
 }
 
 #[tokio::test]
-async fn several_tabs_are_one_member_who_leaves_with_the_last() {
-    let (hub, server) = serve(telling()).await;
+async fn a_user_with_several_tabs_leaves_with_the_last_tab() {
+    let (hub, server) = serve(with_presence_events()).await;
     let mut watcher = subscribe(server.addr, "/events?topic=room").await;
     let first = enter(&server, "ada").await;
     let second = enter(&server, "ada").await;
@@ -239,39 +239,39 @@ async fn several_tabs_are_one_member_who_leaves_with_the_last() {
     let ben = enter(&server, "ben").await;
     drop(ben);
     for expected in [joined("ada"), joined("ben"), left("ben")] {
-        assert_eq!(news(&mut watcher).await, expected);
+        assert_eq!(next_presence_event(&mut watcher).await, expected);
     }
     drop(second);
-    assert_eq!(news(&mut watcher).await, left("ada"));
+    assert_eq!(next_presence_event(&mut watcher).await, left("ada"));
 }
 
 #[tokio::test]
-async fn whoever_is_made_to_join_is_told_of_and_so_is_whoever_is_made_to_leave_or_disconnected() {
-    let (hub, server) = serve(telling()).await;
+async fn presence_events_are_published_for_join_leave_and_disconnect() {
+    let (hub, server) = serve(with_presence_events()).await;
     let mut watcher = subscribe(server.addr, "/events?topic=room").await;
     let _ada = subscribe(server.addr, "/events?topic=elsewhere&user=ada").await;
     hub.user("ada").join("room").await.unwrap();
-    assert_eq!(news(&mut watcher).await, joined("ada"));
+    assert_eq!(next_presence_event(&mut watcher).await, joined("ada"));
     hub.user("ada").leave("room").await.unwrap();
-    assert_eq!(news(&mut watcher).await, left("ada"));
-    assert_eq!(hub.user("ada").count(), 1, "it is still connected");
+    assert_eq!(next_presence_event(&mut watcher).await, left("ada"));
+    assert_eq!(hub.user("ada").count(), 1, "the connection stays open");
     let ben = enter(&server, "ben").await;
-    assert_eq!(news(&mut watcher).await, joined("ben"));
+    assert_eq!(next_presence_event(&mut watcher).await, joined("ben"));
     let since = Instant::now();
     hub.user("ben").disconnect(Disconnect::block_for(Duration::from_secs(60))).await.unwrap();
     assert_eq!(parsed(ben.rest().await.last().unwrap())["reason"], "disconnected");
-    assert_eq!(news(&mut watcher).await, left("ben"));
+    assert_eq!(next_presence_event(&mut watcher).await, left("ben"));
     assert!(since.elapsed() >= GRACE - TICK && since.elapsed() < 10 * GRACE, "{:?}", since.elapsed());
     assert!(hub.topic("room").presence().members.is_empty());
 }
 
 #[tokio::test]
-async fn a_topic_without_the_rule_tells_nothing() {
-    let (hub, server) = serve(telling()).await;
+async fn a_topic_without_a_presence_rule_publishes_no_presence_events() {
+    let (hub, server) = serve(with_presence_events()).await;
     let before = hub.position();
     let mut watcher = subscribe(server.addr, "/events?topic=elsewhere").await;
     drop(subscribe(server.addr, "/events?topic=elsewhere&user=ada").await);
-    // Nor do pages of nobody in particular, anywhere.
+    // Anonymous connections have no presence events, on any topic.
     drop(subscribe(server.addr, "/events?topic=room").await);
     until(|| hub.stats().users == 0 && hub.stats().connections == 1).await;
     assert_eq!(hub.position(), before);
@@ -280,15 +280,15 @@ async fn a_topic_without_the_rule_tells_nothing() {
 }
 
 #[tokio::test]
-async fn a_page_is_told_of_itself_like_of_others_and_can_go_on_from_a_snapshot() {
-    let (hub, server) = serve(telling()).await;
+async fn a_page_receives_its_own_join_and_the_joins_since_a_snapshot() {
+    let (hub, server) = serve(with_presence_events()).await;
     let _ada = enter(&server, "ada").await;
     let snapshot = hub.topic("room").presence();
     let _ben = enter(&server, "ben").await;
     let path = format!("/events?topic=room&user=eve&last_event_id={}", snapshot.position);
     let mut eve = get(server.addr, &path).await.events();
-    assert_eq!(news(&mut eve).await, joined("ben"));
-    assert_eq!(news(&mut eve).await, joined("eve"));
+    assert_eq!(next_presence_event(&mut eve).await, joined("ben"));
+    assert_eq!(next_presence_event(&mut eve).await, joined("eve"));
 }
 
 fn sequence(position: &str) -> u64 {
@@ -299,20 +299,20 @@ fn users(presence: &Presence) -> BTreeSet<String> {
     presence.members.iter().map(|member| member.user.to_string()).collect()
 }
 
-/// Who is there after what was told up to this position.
-fn fold(start: &Presence, news: &[Sse], until: Position) -> BTreeSet<String> {
-    let mut there = users(start);
+/// Applies the presence events up to a position to a snapshot.
+fn apply(start: &Presence, changes: &[Sse], until: Position) -> BTreeSet<String> {
+    let mut members = users(start);
     let until = sequence(&until.to_string());
-    for event in news.iter().take_while(|event| sequence(&event.id) <= until) {
+    for event in changes.iter().take_while(|event| sequence(&event.id) <= until) {
         let user = parsed(event)["user"].as_str().unwrap().to_owned();
-        let is_change = if event.event == "hub.joined" { there.insert(user) } else { there.remove(&user) };
-        assert!(is_change, "told twice: {event:?}");
+        let is_change = if event.event == "hub.joined" { members.insert(user) } else { members.remove(&user) };
+        assert!(is_change, "the event changes nothing: {event:?}");
     }
-    there
+    members
 }
 
-/// Comes and goes, as a user of many tabs does, in steps of about the grace.
-async fn restless(server: &Server, user: usize, until: Instant) {
+/// Opens and closes tabs of a user at random, in steps of about the grace period.
+async fn open_and_close_tabs(server: &Server, user: usize, until: Instant) {
     let path = format!("/events?topic=room&user=u{user}");
     let mut tabs = Vec::new();
     while Instant::now() < until {
@@ -326,13 +326,14 @@ async fn restless(server: &Server, user: usize, until: Instant) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_and_the_events_after_it_make_every_later_snapshot() {
-    let builder =
-        telling().presence_grace(Duration::from_millis(20)).topic_retention(Retention::replay().count(100_000));
+async fn a_snapshot_and_the_events_after_it_yield_every_later_snapshot() {
+    let builder = with_presence_events()
+        .presence_grace(Duration::from_millis(20))
+        .topic_retention(Retention::replay().count(100_000));
     let (hub, server) = serve(builder).await;
     let until = Instant::now() + Duration::from_secs(3);
-    let churn = join_all((0..8).map(|user| restless(&server, user, until)));
-    let look = async {
+    let churn = join_all((0..8).map(|user| open_and_close_tabs(&server, user, until)));
+    let take_snapshots = async {
         let mut snapshots = Vec::new();
         while Instant::now() < until {
             snapshots.push(hub.topic("room").presence());
@@ -340,7 +341,7 @@ async fn a_snapshot_and_the_events_after_it_make_every_later_snapshot() {
         }
         snapshots
     };
-    // A page that comes in the middle of it with a snapshot from before.
+    // A page that opens after half a second with a snapshot from 100 ms before.
     let page = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let start = hub.topic("room").presence();
@@ -348,34 +349,34 @@ async fn a_snapshot_and_the_events_after_it_make_every_later_snapshot() {
         let events = resume(server.addr, "/events?topic=room", &start.position.to_string()).await;
         (start, events)
     };
-    let (_, snapshots, (start, mut events)) = tokio::join!(churn, look, page);
+    let (_, snapshots, (start, mut events)) = tokio::join!(churn, take_snapshots, page);
     kit::until(|| hub.topic("room").presence().members.is_empty()).await;
     hub.topic("room").publish(Event::unnamed("end")).await.unwrap();
-    let mut news = Vec::new();
+    let mut changes = Vec::new();
     loop {
         let event = events.next().await;
         match event.event.as_str() {
-            "hub.joined" | "hub.left" => news.push(event),
+            "hub.joined" | "hub.left" => changes.push(event),
             "hub.hello" | "hub.live" => {}
             "message" => break,
             other => panic!("{other}: {}", event.data),
         }
     }
-    assert!(news.len() > 20, "{} changes", news.len());
+    assert!(changes.len() > 20, "{} changes", changes.len());
     let later = snapshots
         .iter()
         .filter(|snapshot| sequence(&snapshot.position.to_string()) >= sequence(&start.position.to_string()));
     for snapshot in later {
-        assert_eq!(fold(&start, &news, snapshot.position), users(snapshot), "at {}", snapshot.position);
+        assert_eq!(apply(&start, &changes, snapshot.position), users(snapshot), "at {}", snapshot.position);
     }
-    assert_eq!(fold(&start, &news, hub.position()), BTreeSet::new());
+    assert_eq!(apply(&start, &changes, hub.position()), BTreeSet::new());
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// What becomes of connections
+// -------------------------------------------------------------------------------------------------
+// Lifecycle
 
 async fn next(lifecycle: &mut Lifecycle) -> LifecycleEvent {
-    soon(lifecycle.next()).await.expect("the hub is there")
+    soon(lifecycle.next()).await.expect("the hub still exists")
 }
 
 fn names(connection: &ConnectionInfo) -> Vec<&str> {
@@ -383,8 +384,8 @@ fn names(connection: &ConnectionInfo) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn the_life_of_a_connection_is_told_from_beginning_to_end() {
-    let (hub, server) = serve(patient()).await;
+async fn lifecycle_reports_the_beginning_and_the_end_of_a_connection() {
+    let (hub, server) = serve(with_grace()).await;
     let mut lifecycle = hub.lifecycle();
     let mut events = subscribe(server.addr, "/events?topic=t&user=ada&data=x").await;
     let LifecycleEvent::Connected(beginning) = next(&mut lifecycle).await else { panic!() };
@@ -406,8 +407,8 @@ async fn the_life_of_a_connection_is_told_from_beginning_to_end() {
 }
 
 #[tokio::test]
-async fn the_reason_of_an_end_is_told() {
-    let (hub, server) = serve(patient()).await;
+async fn lifecycle_reports_the_reason_of_an_end() {
+    let (hub, server) = serve(with_grace()).await;
     let mut lifecycle = hub.lifecycle();
     let disconnected = subscribe(server.addr, "/events?user=ada").await;
     let drained = subscribe(server.addr, "/events?user=ben").await;
@@ -425,8 +426,8 @@ async fn the_reason_of_an_end_is_told() {
 }
 
 #[tokio::test]
-async fn who_comes_back_is_told_of_with_the_reason_of_its_gap() {
-    let (hub, server) = serve(patient()).await;
+async fn lifecycle_reports_a_resume_with_the_reason_of_its_gap() {
+    let (hub, server) = serve(with_grace()).await;
     let mut lifecycle = hub.lifecycle();
     let here = hub.topic("t").publish(Event::unnamed("x")).await.unwrap().position;
     let cases = [
@@ -452,13 +453,13 @@ async fn who_comes_back_is_told_of_with_the_reason_of_its_gap() {
 }
 
 #[tokio::test]
-async fn who_lags_is_told_of() {
+async fn lifecycle_reports_a_lagging_connection() {
     let small = Retention::replay().count(8).bytes(64 << 20);
-    let (hub, server) = serve(patient().topic_retention(small)).await;
+    let (hub, server) = serve(with_grace().topic_retention(small)).await;
     let mut lifecycle = hub.lifecycle();
     let mut events = subscribe(server.addr, "/events?topic=t&user=slow").await;
     let large = "x".repeat(200_000);
-    // Far more than the buffers between us and a client that does not read, and with time for it to be written.
+    // Far more than the buffers of the sockets hold, with pauses in which the server can write.
     for _ in 0..100 {
         hub.topic("t").publish(Event::unnamed(large.clone())).await.unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -471,13 +472,13 @@ async fn who_lags_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_slow_listener_hears_how_much_it_missed_and_others_hear_everything() {
+async fn lifecycle_reports_missed_events_to_a_slow_consumer_only() {
     const KEPT: usize = 1_024;
-    let hub = patient().build().unwrap();
+    let hub = with_grace().build().unwrap();
     let (mut slow, mut quick) = (hub.lifecycle(), hub.lifecycle());
     let mut streams = Vec::new();
     for _ in 0..KEPT + 6 {
-        // The hub waits for no consumer.
+        // The hub does not wait for the slow consumer.
         streams.push(hub.subscribe(Subscription::anonymous(), None).unwrap());
         assert!(matches!(next(&mut quick).await, LifecycleEvent::Connected(_)));
     }
@@ -492,21 +493,22 @@ async fn a_slow_listener_hears_how_much_it_missed_and_others_hear_everything() {
 }
 
 #[tokio::test]
-async fn the_story_ends_with_the_hub() {
-    let (hub, server) = serve(patient()).await;
+async fn lifecycle_ends_with_the_hub() {
+    let (hub, server) = serve(with_grace()).await;
     let lifecycle = hub.lifecycle();
     drop(subscribe(server.addr, "/events?user=ada").await);
     connections(&hub, 0).await;
     server.stop().await;
     drop(hub);
-    let story: Vec<_> = soon(lifecycle.collect()).await;
-    assert!(matches!(story[..], [LifecycleEvent::Connected(_), LifecycleEvent::Disconnected { .. }]), "{story:?}");
+    let events: Vec<_> = soon(lifecycle.collect()).await;
+    assert!(matches!(events[..], [LifecycleEvent::Connected(_), LifecycleEvent::Disconnected { .. }]), "{events:?}");
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Many
+// -------------------------------------------------------------------------------------------------
+// Load
 
-/// One that comes and goes: the client leaves before it has read anything, or after, or is thrown out.
+/// Opens a stream and ends it: the client disconnects before or after it has read, or the hub
+/// disconnects it.
 async fn visit(hub: &Hub, server: &Server, number: usize) {
     let path = format!("/events?topic=room&topic=t{}&user=u{}", number % 7, number % 20);
     match number % 4 {
@@ -523,10 +525,10 @@ async fn visit(hub: &Hub, server: &Server, number: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_thousand_visits_each_has_begun_and_ended_once_and_nothing_is_left() {
+async fn a_thousand_connections_begin_and_end_once_and_leave_no_state() {
     const VISITS: usize = 1000;
-    const AT_ONCE: usize = 40;
-    let builder = telling()
+    const CONCURRENT: usize = 40;
+    let builder = with_presence_events()
         .presence_grace(Duration::from_millis(50))
         .topic_retention(Retention::replay().age(Duration::from_millis(100)))
         .heartbeat(Duration::from_millis(10))
@@ -535,20 +537,20 @@ async fn after_a_thousand_visits_each_has_begun_and_ended_once_and_nothing_is_le
     let start = hub.stats();
     let mut lifecycle = hub.lifecycle();
     let visits = futures::stream::iter(0..VISITS);
-    let visits = visits.for_each_concurrent(AT_ONCE, |number| visit(&hub, &server, number));
+    let visits = visits.for_each_concurrent(CONCURRENT, |number| visit(&hub, &server, number));
     let (mut open, mut ended) = (HashSet::new(), HashSet::new());
     let consumer = async {
         while ended.len() < VISITS {
             match next(&mut lifecycle).await {
                 LifecycleEvent::Connected(connection) | LifecycleEvent::Resumed { connection, .. } => {
-                    assert!(open.insert(connection.id), "it began twice");
+                    assert!(open.insert(connection.id), "the connection began twice");
                 }
                 LifecycleEvent::Disconnected { connection, .. } => {
-                    assert!(open.remove(&connection.id), "it ended before it began");
-                    assert!(ended.insert(connection.id), "it ended twice");
+                    assert!(open.remove(&connection.id), "the connection ended before it began");
+                    assert!(ended.insert(connection.id), "the connection ended twice");
                     assert!(connection.user.is_some() && names(&connection).contains(&"room"), "{connection:?}");
                 }
-                // On a busy machine a stream may wait for longer than events are retained here.
+                // On a busy machine a stream may wait longer than the retention of this test.
                 LifecycleEvent::Lagged { .. } => {}
                 other => panic!("{other:?}"),
             }
@@ -567,23 +569,23 @@ async fn after_a_thousand_visits_each_has_begun_and_ended_once_and_nothing_is_le
 }
 
 #[tokio::test]
-async fn a_user_who_was_only_made_to_join_was_never_there() {
+async fn a_user_without_connections_is_offline_after_a_join() {
     let hub = Hub::builder().build().unwrap();
     hub.user("ghost").join("t").await.unwrap();
     assert!(!hub.user("ghost").is_online());
 }
 
-/// Connections that open and end while their user is made to join and to leave: every joining is left once.
+/// Connections open and end while `join` and `leave` run for their user. Every join has to end.
 #[test]
-fn joins_that_meet_an_opening_leave_nobody_behind() {
+fn joins_during_an_opening_leave_no_members_behind() {
     let grace = Duration::from_millis(10);
     let hub = Hub::builder().presence_for(TopicFilter::any()).presence_grace(grace).build().unwrap();
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let going = || !stop.load(std::sync::atomic::Ordering::Relaxed);
+    let is_running = || !stop.load(std::sync::atomic::Ordering::Relaxed);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while going() {
+                while is_running() {
                     drop(hub.subscribe(Subscription::for_user("ada").topic("a"), None).unwrap());
                 }
             });
@@ -605,7 +607,7 @@ fn joins_that_meet_an_opening_leave_nobody_behind() {
     for topic in ["a", "t"] {
         assert_eq!(hub.topic(topic).count(), 0);
         while !hub.topic(topic).presence().members.is_empty() {
-            assert!(begun.elapsed() < Duration::from_secs(20), "somebody was left behind in {topic}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{topic} still has a member");
             std::thread::yield_now();
         }
     }

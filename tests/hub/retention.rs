@@ -1,4 +1,4 @@
-//! What is kept, for whom, and what becomes of those who fall out of it; read in this process, as a browser would.
+//! Retention, current values, backfill and lag, read by subscribers in the process.
 
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tower_sse::{
     TopicFilter,
 };
 
-/// What can be read without waiting, in short.
+/// Reads every item that is ready, as short texts.
 fn read(stream: &mut Subscriber) -> Vec<String> {
     let mut cx = Context::from_waker(futures::task::noop_waker_ref());
     let mut read = Vec::new();
@@ -42,11 +42,11 @@ fn with(retention: Retention) -> Hub {
 }
 
 #[test]
-fn a_new_page_gets_every_current_value_at_once_and_then_what_changes() {
+fn a_new_page_receives_every_current_value_and_then_the_changes() {
     let hub = with(Retention::latest_per_key());
     set(&hub, "boiler", "boiler 1");
     set(&hub, "pump", "pump 1");
-    publish(&hub, "nobody was there");
+    publish(&hub, "no stream is open");
     set(&hub, "boiler", "boiler 2");
     let mut page = open(&hub, Cursor::Absent);
     assert_eq!(read(&mut page), ["pump 1", "boiler 2", "live"]);
@@ -56,7 +56,7 @@ fn a_new_page_gets_every_current_value_at_once_and_then_what_changes() {
 }
 
 #[test]
-fn a_slow_page_skips_what_is_outdated_and_gets_the_last_without_a_gap() {
+fn a_slow_page_receives_the_newest_value_without_a_gap() {
     let hub = with(Retention::latest_per_key());
     let mut page = open(&hub, Cursor::Absent);
     assert_eq!(read(&mut page), ["live"]);
@@ -83,7 +83,7 @@ fn a_removal_is_delivered_and_drops_the_value() {
 }
 
 #[test]
-fn more_keys_than_fit_push_the_oldest_out_and_who_missed_it_is_told() {
+fn keys_above_the_limit_drop_the_oldest_and_cause_a_gap() {
     let hub = with(Retention::latest_per_key().count(2));
     let start = hub.position();
     for key in ["a", "b", "c"] {
@@ -94,7 +94,7 @@ fn more_keys_than_fit_push_the_oldest_out_and_who_missed_it_is_told() {
 }
 
 #[test]
-fn keyed_values_outlive_every_burst_of_others() {
+fn current_values_survive_a_burst_of_other_events() {
     let hub = Hub::builder()
         .retention_for(TopicFilter::exact("t"), Retention::latest_per_key())
         .retention_budget(600 << 10)
@@ -109,7 +109,7 @@ fn keyed_values_outlive_every_burst_of_others() {
 }
 
 #[test]
-fn the_budget_pushes_out_the_oldest_of_all_topics_first() {
+fn the_budget_drops_the_oldest_events_of_all_topics_first() {
     let hub = Hub::builder().max_payload(4_000).retention_budget(10_000).build().unwrap();
     let start = hub.position();
     publish(&hub, "old");
@@ -117,11 +117,11 @@ fn the_budget_pushes_out_the_oldest_of_all_topics_first() {
         hub.user("u").publish_now(Event::unnamed("x".repeat(3_500))).unwrap();
     }
     assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "live"]);
-    assert_eq!(hub.stats().evicted, 2, "the old one and one of the user's");
+    assert_eq!(hub.stats().evicted, 2, "`old` and one event of the user");
 }
 
 #[test]
-fn history_comes_with_the_ids_of_its_place_and_can_be_resumed_in_the_middle() {
+fn backfilled_events_have_ids_that_can_be_resumed_from() {
     let hub = with(Retention::replay());
     (0..200).for_each(|n| publish(&hub, n));
     let all: Vec<String> = (0..200).map(|n| n.to_string()).collect();
@@ -154,9 +154,13 @@ fn a_stream_from_the_oldest_event_begins_with_a_gap_when_events_were_trimmed() {
 fn a_stream_of_the_last_events_begins_with_a_gap_when_fewer_are_left_than_asked_for() {
     let hub = with(Retention::replay().count(3));
     publish(&hub, 0);
-    assert_eq!(start(&hub, Start::Last(5)), ["0", "live"], "no more were ever published");
+    assert_eq!(start(&hub, Start::Last(5)), ["0", "live"], "no event was trimmed");
     (1..6).for_each(|n| publish(&hub, n));
-    assert_eq!(start(&hub, Start::Last(3)), ["3", "4", "5", "live"], "all that it asked for");
+    assert_eq!(
+        start(&hub, Start::Last(3)),
+        ["3", "4", "5", "live"],
+        "three events were requested and three are retained"
+    );
     assert_eq!(start(&hub, Start::Last(4)), ["gap trimmed", "3", "4", "5", "live"]);
     assert_eq!(start(&hub, Start::Live), ["live"]);
 }
@@ -178,18 +182,19 @@ fn the_gap_at_the_start_names_the_topics_that_were_trimmed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_whose_events_have_all_aged_is_a_gap_at_the_start() {
+async fn a_backfill_of_a_topic_whose_events_have_all_expired_is_a_gap() {
     let hub = with(Retention::replay().age(Duration::from_secs(60)));
     publish(&hub, "old");
     tokio::time::sleep(Duration::from_secs(61)).await;
-    // Drops what is past its age.
+    // A publish drops expired events.
     hub.topic("other").publish_now(Event::unnamed("x")).unwrap();
     assert_eq!(start(&hub, Start::Oldest), ["gap trimmed", "live"]);
     assert_eq!(start(&hub, Start::Last(1)), ["gap trimmed", "live"]);
     assert_eq!(start(&hub, Start::Last(0)), ["live"]);
 }
 
-/// Neither promises a history: `live` keeps a window for reconnects, `latest_per_key` the newest value.
+/// Both policies keep no history: `live` keeps events for reconnects, `latest_per_key` keeps
+/// current values.
 #[test]
 fn topics_without_a_history_report_no_gap_at_the_start() {
     for retention in [Retention::live().count(2), Retention::latest_per_key().count(2)] {
@@ -203,7 +208,7 @@ fn topics_without_a_history_report_no_gap_at_the_start() {
     }
 }
 
-/// The refused cursor is the gap, and it is about all topics.
+/// The gap of the refused cursor covers all topics, so the trimmed start needs no gap of its own.
 #[test]
 fn a_refused_cursor_and_a_trimmed_start_are_one_gap() {
     let hub = with(Retention::replay().count(2));
@@ -214,7 +219,7 @@ fn a_refused_cursor_and_a_trimmed_start_are_one_gap() {
 }
 
 #[test]
-fn a_reader_that_falls_out_of_the_ring_is_told_once_or_ended_as_the_policy_says() {
+fn a_lagging_reader_gets_one_gap_or_is_ended_by_the_lag_policy() {
     let gap = with(Retention::replay().count(10));
     let mut page = open(&gap, Cursor::Absent);
     assert_eq!(read(&mut page), ["live"]);
@@ -232,25 +237,26 @@ fn a_reader_that_falls_out_of_the_ring_is_told_once_or_ended_as_the_policy_says(
     (0..100).for_each(|n| publish(&strict, n));
     assert_eq!(read(&mut page), ["end lagged"]);
     assert_eq!(strict.stats().ended(EndReason::Lagged), 1);
-    // It comes back, and learns what it missed then; else it would be sent away for ever.
+    // The reconnecting client gets a gap and the retained events. If lag ended this stream too, the
+    // client could never catch up.
     assert_eq!(read(&mut open(&strict, before))[..2], ["gap trimmed", "90"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_past_its_age_is_dropped_without_a_publish() {
+async fn expired_events_are_dropped_without_a_publish() {
     let hub = with(Retention::replay().age(Duration::from_secs(60)));
     let start = hub.position();
     publish(&hub, "old");
     tokio::time::sleep(Duration::from_secs(59)).await;
     assert_eq!(read(&mut open(&hub, start)), ["old", "live"]);
     tokio::time::sleep(Duration::from_secs(7)).await;
-    // The empty topic is remembered for the grace.
+    // The hub remembers the empty topic for the grace period.
     assert!(hub.stats().retained_bytes < 500);
     assert_eq!(read(&mut open(&hub, start)), ["gap trimmed", "live"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn live_keeps_a_moment_for_who_reconnects_at_once() {
+async fn live_retention_keeps_events_for_a_quick_reconnect() {
     let hub = with(Retention::live());
     let start = hub.position();
     publish(&hub, "just now");
@@ -273,7 +279,7 @@ fn the_first_matching_rule_wins() {
 }
 
 #[test]
-fn a_uuid_names_a_user_and_a_topic() {
+fn a_uuid_is_a_name_of_a_user_and_of_a_topic() {
     let id = uuid::Uuid::from_u128(7);
     let hub = Hub::builder().build().unwrap();
     let mut page = hub.subscribe(Subscription::for_user(id).topic(id), Cursor::Absent).unwrap();
@@ -283,7 +289,7 @@ fn a_uuid_names_a_user_and_a_topic() {
 }
 
 #[test]
-fn a_stream_that_never_runs_dry_catches_up_all_the_same() {
+fn a_stream_that_always_has_more_to_read_catches_up() {
     let hub = with(Retention::replay().count(2).on_lag(LagPolicy::Disconnect));
     let start = hub.position();
     (0..9).for_each(|n| publish(&hub, n));
@@ -291,7 +297,7 @@ fn a_stream_that_never_runs_dry_catches_up_all_the_same() {
     let mut cx = Context::from_waker(futures::task::noop_waker_ref());
     let mut next = || match page.poll_next_unpin(&mut cx) {
         Poll::Ready(Some(item)) => {
-            // There is always more than it has read.
+            // After each item, more events are published than the stream can read.
             (0..9).for_each(|n| publish(&hub, n));
             item
         }
@@ -305,7 +311,7 @@ fn a_stream_that_never_runs_dry_catches_up_all_the_same() {
 }
 
 #[test]
-fn the_largest_event_reaches_who_is_there_whatever_the_budget() {
+fn the_largest_event_reaches_open_streams_at_the_smallest_budget() {
     let hub = Hub::builder().max_payload(10_000).retention_budget(10_000).build().unwrap();
     let mut page = open(&hub, Cursor::Absent);
     assert_eq!(read(&mut page), ["live"]);
@@ -317,7 +323,7 @@ fn the_largest_event_reaches_who_is_there_whatever_the_budget() {
 }
 
 #[test]
-fn topics_that_only_had_values_leave_nothing_behind() {
+fn topics_whose_values_were_removed_leave_no_memory_behind() {
     let hub = Hub::builder()
         .topic_retention(Retention::latest_per_key())
         .write_deadline(Duration::from_millis(10))
@@ -342,7 +348,7 @@ fn topics_that_only_had_values_leave_nothing_behind() {
 }
 
 #[test]
-fn names_that_somebody_asked_for_once_are_not_remembered() {
+fn topics_without_events_are_forgotten_when_their_streams_end() {
     let hub = Hub::builder().build().unwrap();
     for n in 0..100 {
         let topics = (0..100).map(|topic| format!("{n}/{topic}"));
@@ -351,12 +357,13 @@ fn names_that_somebody_asked_for_once_are_not_remembered() {
     assert_eq!(hub.stats().channels, 1);
 }
 
-/// What one publisher drops of what is past its age is bounded in events, however few the topics are.
+/// The number of expired events that one publish drops is bounded, also if few topics have all of
+/// them.
 #[test]
-fn one_publish_drops_a_bounded_number_of_aged_events() {
+fn one_publish_drops_a_bounded_number_of_expired_events() {
     const AGE: Duration = Duration::from_secs(2);
     const EVENTS: usize = 8_000;
-    // Without a runtime nothing drops them but publishers.
+    // Without a runtime, only publishers drop expired events.
     let hub = Hub::builder().topic_retention(Retention::replay().age(AGE)).build().unwrap();
     for n in 0..EVENTS {
         hub.topic(n % 10).publish_now(Event::unnamed("x")).unwrap();
@@ -369,7 +376,7 @@ fn one_publish_drops_a_bounded_number_of_aged_events() {
     hub.topic("t").publish_now(Event::unnamed("x")).unwrap();
     let dropped = before.saturating_sub(hub.stats().retained_bytes) / each;
     assert!((100..300).contains(&dropped), "{dropped} of {EVENTS} events");
-    // And it goes on until all are gone.
+    // Later publishes drop the rest.
     for _ in 0..EVENTS / 200 {
         hub.topic("t").publish_now(Event::unnamed("x")).unwrap();
     }
@@ -386,7 +393,7 @@ fn eviction_by_the_budget_takes_as_long_with_many_rules_as_with_few() {
         let hub = (0..rules).fold(builder, |hub, n| hub.retention_for(rule(n), retention(n))).build().unwrap();
         (0..100).for_each(|_| publish(&hub, "x".repeat(1_000)));
         let evicted = hub.stats().evicted;
-        // The fastest of several rounds is without the pauses of a busy machine.
+        // The fastest round is the one that a busy machine interrupts least.
         let round = || {
             let start = std::time::Instant::now();
             (0..100).for_each(|_| publish(&hub, "x".repeat(1_000)));
@@ -401,12 +408,12 @@ fn eviction_by_the_budget_takes_as_long_with_many_rules_as_with_few() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forgetting_a_topic_reports_no_gap_of_the_others() {
+async fn forgetting_a_topic_causes_no_gap_for_other_topics() {
     let hub = with(Retention::replay().age(Duration::from_secs(60)));
     let before = hub.position();
     publish(&hub, "old");
     tokio::time::sleep(Duration::from_secs(3_600)).await;
-    assert_eq!(hub.stats().channels, 1, "it was forgotten");
+    assert_eq!(hub.stats().channels, 1, "the topic was forgotten");
     let other = || Subscription::anonymous().topic("other");
     assert_eq!(read(&mut hub.subscribe(other(), before).unwrap()), ["live"]);
     assert_eq!(read(&mut hub.subscribe(other().start(Start::Oldest), None).unwrap()), ["live"]);

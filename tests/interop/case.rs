@@ -85,24 +85,26 @@ impl Case {
         match self {
             Self::Hello => "`hub.hello` comes first, then `hub.live` with an id",
             Self::Names => "events with and without a name",
-            Self::Lines => "data of several lines, empty ones at either end too; CR and CRLF come as LF",
+            Self::Lines => "data of several lines, also with empty lines at both ends; CR and CRLF arrive as LF",
             Self::Spaces => "spaces and tabs at both ends, and data that looks like a field",
             Self::Empty => "empty data, with and without a name",
-            Self::Unicode => "beyond the basic plane, combining, right to left, in names too",
-            Self::Separators => "U+2028, U+2029, U+0085, VT, FF and FS, which some languages split lines at",
-            Self::Bom => "data that begins with U+FEFF",
+            Self::Unicode => "characters beyond the basic plane, combining and right-to-left characters, also in names",
+            Self::Separators => "U+2028, U+2029, U+0085, VT, FF and FS, at which some languages split lines",
+            Self::Bom => "data that starts with U+FEFF",
             Self::Large => "an event of 200 kB, and one after it",
-            Self::Heartbeats => "comments are no events, and what comes after them is whole",
-            Self::Ids => "an event without an id has that of the one before it, as in a browser",
+            Self::Heartbeats => "a comment is no event, and the event after it is complete",
+            Self::Ids => "an event without an id has the id of the event before it, as in a browser",
             Self::Resume => {
-                "cut off within a frame, it comes back with `Last-Event-ID` and gets exactly the rest; no half frame is seen"
+                "after a break within a frame, the client reconnects with `Last-Event-ID`, receives exactly the rest, and delivers no half frame"
             }
-            Self::Retry => "it waits for as long as `retry` says, not less and not nearly twice as long",
-            Self::Clean => "disconnected and asked to come back, it does, and gets the rest",
-            Self::Aborted => "the same where the stream ends with an error (`StreamEnd::Abort`)",
-            Self::Busy => "`hub.refused` is seen, and it comes back",
-            Self::Unauthorized => "after `401` it does not ask again",
-            Self::Never => "disconnected for good it comes back once at most, and after `204` not again",
+            Self::Retry => "the client waits for the time of `retry`, not less and not nearly twice as long",
+            Self::Clean => "after a disconnect with `reconnect: now`, the client reconnects and receives the rest",
+            Self::Aborted => "the same when the stream ends with an error (`StreamEnd::Abort`)",
+            Self::Busy => "the client delivers `hub.refused`, and reconnects",
+            Self::Unauthorized => "after `401` the client sends no further request",
+            Self::Never => {
+                "after a disconnect with `reconnect: never`, the client reconnects at most once, and not after `204`"
+            }
         }
     }
 }

@@ -66,7 +66,7 @@ pub const CLIENTS: &[Client] = &[
         script: "eventsource-parser.mjs",
         reconnects: Reconnects::Caller,
         end: StreamEnd::Clean,
-        usage: "a parser, fed from `fetch` in a loop that keeps the last id and `retry`",
+        usage: "a parser for the bytes of `fetch`, in a loop that keeps the last id and `retry`",
     },
     Client {
         name: "@microsoft/fetch-event-source",
@@ -75,7 +75,7 @@ pub const CLIENTS: &[Client] = &[
         script: "fetch-event-source.mjs",
         reconnects: Reconnects::Itself,
         end: StreamEnd::Abort,
-        usage: "with `onmessage`, and an `onerror` that only logs; the hub has `StreamEnd::Abort`; in Node, with stand-ins for \
+        usage: "`onmessage`, and an `onerror` that only logs; the hub has `StreamEnd::Abort`; in Node, with stand-ins for \
                 `window` and `document`",
     },
     Client {
@@ -85,7 +85,7 @@ pub const CLIENTS: &[Client] = &[
         script: "fetch-event-source-callbacks.mjs",
         reconnects: Reconnects::Itself,
         end: StreamEnd::Clean,
-        usage: "`onopen` throws at any status but 200, `onclose` throws, and `onerror` throws what `onopen` threw again",
+        usage: "`onopen` throws at any status other than 200, `onclose` throws, and `onerror` rethrows the error of `onopen`",
     },
     Client {
         name: "httpx-sse",
@@ -94,8 +94,8 @@ pub const CLIENTS: &[Client] = &[
         script: "httpx_sse_client.py",
         reconnects: Reconnects::Caller,
         end: StreamEnd::Clean,
-        usage: "`connect_sse` in the loop of its documentation, but for any end and not only for `ReadError`; and without httpx's \
-                limit of 5 s for silence, which is shorter than the hub's 15 s between heartbeats",
+        usage: "`connect_sse` in the loop of its documentation, but for every end and not only for `ReadError`; without httpx's \
+                read timeout of 5 s, which is shorter than the hub's 15 s between heartbeats",
     },
     Client {
         name: "sseclient-py",
@@ -122,8 +122,8 @@ pub const CLIENTS: &[Client] = &[
         script: "aiohttp_sse_loop.py",
         reconnects: Reconnects::Either,
         end: StreamEnd::Clean,
-        usage: "the same in a loop that keeps the last id, for ends that raise `ClientPayloadError`; and without aiohttp's limit of \
-                5 minutes for any request",
+        usage: "the same in a loop that keeps the last id, for ends that raise `ClientPayloadError`; without aiohttp's limit of \
+                5 minutes for a request",
     },
     Client {
         name: "eventsource-client",
@@ -132,16 +132,16 @@ pub const CLIENTS: &[Client] = &[
         script: "eventsource-client",
         reconnects: Reconnects::Itself,
         end: StreamEnd::Clean,
-        usage: "its own transport and defaults; read on after an `Err`, which is not the end",
+        usage: "its own transport and defaults; reading continues after an `Err`, which is not the end",
     },
     Client {
         name: "eventsource-client",
-        variant: "minding the status",
+        variant: "checking the status",
         origin: Origin::Rust,
         script: "eventsource-client-status",
         reconnects: Reconnects::Itself,
         end: StreamEnd::Clean,
-        usage: "the same, and given up at `SSE::Connected` with a status but 200, and at `Error::UnexpectedResponse`",
+        usage: "the same; reading stops at `SSE::Connected` with a status other than 200, and at `Error::UnexpectedResponse`",
     },
     Client {
         name: "reqwest-eventsource",
@@ -150,7 +150,7 @@ pub const CLIENTS: &[Client] = &[
         script: "reqwest-eventsource",
         reconnects: Reconnects::Itself,
         end: StreamEnd::Clean,
-        usage: "`EventSource::get(url)`; read on after an `Err`, which is not the end",
+        usage: "`EventSource::get(url)`; reading continues after an `Err`, which is not the end",
     },
     Client {
         name: "curl",

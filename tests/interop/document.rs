@@ -8,38 +8,44 @@ use crate::deviation;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/compatibility.md");
 
-/// That the file is what follows from the expectations; or makes it so.
+/// Checks that the file matches the expectations. With `UPDATE_DOCS` set, writes the file first.
 pub fn check() {
     let text = write();
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(PATH, &text).unwrap();
     }
     let file = std::fs::read_to_string(PATH).unwrap_or_default();
-    assert!(file == text, "docs/compatibility.md is old: `UPDATE_DOCS=1 cargo test --test interop` writes it anew");
+    assert!(
+        file == text,
+        "docs/compatibility.md is outdated: `UPDATE_DOCS=1 cargo test --test interop` writes it again"
+    );
 }
 
 const HEAD: &str = "\
 # Compatibility
 
-Clients that people use, against a real server with a hub. This file is written by `tests/interop`, which runs each of them
-through the same scenes and compares what it gives out with what was published; it fails when one of them does anything else than
-is said here.
+This page lists the behavior of common clients against a real server with a hub. The test
+`tests/interop` writes this page. It runs each client through the same scenes, and compares the
+events that the client delivers with the events that were published. The test fails when a client
+behaves differently from this page.
 
-Browsers' own `EventSource` needs nothing of this. `docs/wire.md` says what a client in any language may rely on.
+A browser's own `EventSource` needs none of these hints. [Wire format](wire.md) lists what a
+client in any language may rely on.
 ";
 
 const COLUMNS: &str = "
-`ok` means what the list below each table says. Where it is *by the caller*, the client reads one stream only. The loop around it
-keeps the last id and `retry`, waits, and sends `Last-Event-ID`; it is in `tests/interop`, to be copied. Anything else is explained
-under the client's name.
+`ok` means that the client meets the condition in the list below the table. *by the caller* means
+that the client reads one stream only. Then a loop around the client keeps the last id and
+`retry`, waits, and sends `Last-Event-ID`. `tests/interop` has such loops to copy. The section of
+the client explains every other cell.
 ";
 
 fn write() -> String {
     let mut out = String::from(HEAD);
     out.push_str(COLUMNS);
-    table(&mut out, "What they read", Case::READING);
-    table(&mut out, "What they do at the end", Case::RETURNING);
-    out.push_str("\n## The clients\n");
+    table(&mut out, "Reading", Case::READING);
+    table(&mut out, "Reconnecting", Case::RETURNING);
+    out.push_str("\n## Clients\n");
     for client in CLIENTS {
         describe(&mut out, client);
     }
@@ -61,7 +67,7 @@ fn table(out: &mut String, title: &str, cases: &[Case]) {
     }
     out.push('\n');
     for case in cases {
-        writeln!(out, "- *{}*: {}", case.title(), case.meaning()).unwrap();
+        out.push_str(&wrapped(&format!("- *{}*: {}", case.title(), case.meaning()), "  "));
     }
 }
 
@@ -88,15 +94,42 @@ fn describe(out: &mut String, client: &Client) {
         Origin::Npm => "npm",
         Origin::Python => "Python",
         Origin::Rust => "Rust",
-        Origin::System => "As the system has it",
+        Origin::System => "The version of the system",
     };
     let from = client.version().map_or_else(|| from.to_owned(), |version| format!("{from}, {version}"));
-    writeln!(out, "\n### {}\n\n{from}. Used here: {}.", name(client), client.usage).unwrap();
+    writeln!(out, "\n### {}\n", name(client)).unwrap();
+    out.push_str(&wrapped(&format!("{from}. Usage in the test: {}.", client.usage), ""));
     let mut deviations = Case::ALL.into_iter().filter_map(|case| deviation::of(client, case)).peekable();
     if deviations.peek().is_some() {
         out.push('\n');
     }
     for deviation in deviations {
-        writeln!(out, "- *{}*: {}", deviation.case.title(), deviation.text).unwrap();
+        out.push_str(&wrapped(&format!("- *{}*: {}", deviation.case.title(), deviation.text), "  "));
     }
+}
+
+/// The text in lines of at most 100 columns. `indent` starts every line but the first. A line does not end within
+/// `code`.
+fn wrapped(text: &str, indent: &str) -> String {
+    // A blank within code is no place to break a line.
+    let mut in_code = false;
+    let words = text.split(|character| {
+        in_code ^= character == '`';
+        character == ' ' && !in_code
+    });
+    let (mut out, mut width) = (String::new(), 0);
+    for word in words {
+        let length = word.chars().count();
+        if width > 0 && width + 1 + length > 100 {
+            write!(out, "\n{indent}").unwrap();
+            width = indent.len();
+        } else if width > 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += length;
+    }
+    out.push('\n');
+    out
 }

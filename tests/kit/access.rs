@@ -1,4 +1,4 @@
-//! An access hook that believes the query.
+//! An access hook that grants each request what its query asks for.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tower_sse::{Refusal, StreamRequest, Subscription};
 
-/// The subscription that the query names: `?user=ada&topic=a&topic=b&expires_ms=500`.
-pub fn asked_for(request: &StreamRequest) -> Subscription {
+/// Builds the subscription that the query names: `?user=ada&topic=a&topic=b&expires_ms=500`.
+pub fn from_query(request: &StreamRequest) -> Subscription {
     let mut subscription = Subscription::anonymous().with_topics(request.query_values("topic"));
     if let Some(user) = request.query_values("user").next() {
         subscription = subscription.with_user(user);
@@ -18,7 +18,7 @@ pub fn asked_for(request: &StreamRequest) -> Subscription {
     subscription
 }
 
-/// Gives each request the subscription that its query names.
-pub async fn as_asked(request: StreamRequest) -> Result<Subscription, Refusal> {
-    Ok(asked_for(&request))
+/// Grants each request the subscription that its query names.
+pub async fn by_query(request: StreamRequest) -> Result<Subscription, Refusal> {
+    Ok(from_query(&request))
 }

@@ -1,5 +1,5 @@
-//! Streams as a server holds them, without a server: bodies that the endpoint answers requests with, polled by hand. And
-//! the smallest body that does the same, to compare with.
+//! Bodies of open streams without a server, polled by hand, and a minimal body that delivers the
+//! same chunks, as the baseline of comparisons.
 
 #![allow(dead_code, unreachable_pub, reason = "each test and benchmark uses a part of it")]
 
@@ -16,7 +16,8 @@ use http_body::{Body, Frame};
 use tower::Service;
 use tower_sse::{EventBody, Hub, Public, SseEndpoint, TopicFilter};
 
-/// A waker as a task has one, shared and counted; it only counts.
+/// A waker that only counts how often it is woken. It is reference-counted like the waker of a
+/// task.
 #[derive(Debug, Default)]
 pub struct Woken(pub AtomicUsize);
 
@@ -52,27 +53,31 @@ pub fn endpoint(hub: &Hub) -> SseEndpoint {
     hub.endpoint(Public::topics(TopicFilter::any()))
 }
 
-/// The body of the answer. The hook answers at once.
+/// Sends the request and returns the body of the response. The access hook is ready at once.
 pub fn open(endpoint: &mut SseEndpoint, request: Request<()>) -> EventBody {
-    let response = endpoint.call(request).now_or_never().expect("the hook is ready").expect("it is infallible");
+    let response = endpoint
+        .call(request)
+        .now_or_never()
+        .expect("the access hook is ready at once")
+        .expect("the endpoint never fails");
     response.into_body()
 }
 
-/// What a body has now, if anything.
+/// Polls a body once and returns its bytes, or `None` if it is pending.
 pub fn take<B: Body<Data = Bytes> + Unpin>(body: &mut B, waker: &Waker) -> Option<Bytes> {
     match Pin::new(body).poll_frame(&mut Context::from_waker(waker)) {
         Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
-        Poll::Ready(_) => panic!("it ended"),
+        Poll::Ready(_) => panic!("the stream ended"),
         Poll::Pending => None,
     }
 }
 
-/// Reads until nothing is there; returns how many pieces there were.
+/// Reads until the body is pending. Returns the number of chunks.
 pub fn drain<B: Body<Data = Bytes> + Unpin>(body: &mut B, waker: &Waker) -> usize {
     std::iter::from_fn(|| take(body, waker)).count()
 }
 
-/// One stream that sleeps, as on a quiet connection, boxed as servers have it.
+/// One stream that has read everything and waits, boxed like the bodies in a server.
 pub struct Sleeper {
     pub body: Pin<Box<EventBody>>,
     pub waker: Waker,
@@ -90,14 +95,14 @@ pub fn sleepers(hub: &Hub, count: usize) -> Vec<Sleeper> {
     (0..count).map(|_| sleeper(&mut endpoint, request("topic=t", None))).collect()
 }
 
-/// Encoded chunks that all bodies of one topic share, and who is to be woken.
+/// The baseline: encoded chunks that all bodies of one topic share, and the wakers of these bodies.
 #[derive(Debug, Default)]
 pub struct Floor {
     ring: Mutex<(u64, VecDeque<Bytes>)>,
     wakers: Mutex<Vec<Waker>>,
 }
 
-/// The least that such a body can be: a cursor.
+/// The smallest possible body: a cursor into the shared chunks.
 #[derive(Debug)]
 pub struct FloorBody {
     floor: Arc<Floor>,
@@ -105,7 +110,7 @@ pub struct FloorBody {
 }
 
 impl Floor {
-    /// Keeps the newest few, and wakes who sleeps.
+    /// Adds a chunk, drops the oldest above 64, and wakes every waiting body.
     pub fn publish(&self, chunk: Bytes) {
         {
             let mut ring = self.ring.lock().unwrap();

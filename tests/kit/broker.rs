@@ -1,4 +1,5 @@
-//! The brokers that instances can share a log through, and one form for a test that runs against each of them.
+//! The brokers that can hold a shared log, and a macro that runs one test body against each of
+//! them.
 
 #![allow(dead_code, unreachable_pub, unused_imports, unused_macros, reason = "each test binary uses a part of it")]
 
@@ -12,14 +13,16 @@ use tower_sse::backplane::{Backplane, LogLimits, Memory, Nats, Redis};
 use super::nats::NatsServer;
 use super::redis::{DURABLE, FORGETFUL, RedisServer};
 
-/// Makes a test of one body for each broker. The tests are called `body::memory`, `body::redis` and `body::nats`, so that
-/// a failure names the broker. The test of a broker that is not installed is reported as skipped.
+/// Generates a test of one body for each broker. The tests are called `body::memory`, `body::redis`
+/// and `body::nats`, so that a failure names the broker. The test of a broker that is not installed
+/// is reported as skipped.
 ///
-/// - `for_each_broker!(body(log): memory, redis, nats)` passes a log at a fresh broker.
-/// - `for_each_broker!(body(broker): redis, nats)` passes the broker. After a kill it comes back empty.
-/// - `for_each_broker!(body(durable): redis, nats)` passes a broker that comes back with everything it had.
+/// - `for_each_broker!(body(log): memory, redis, nats)` passes a log on a new broker.
+/// - `for_each_broker!(body(broker): redis, nats)` passes the broker. It is empty after a restart.
+/// - `for_each_broker!(body(durable): redis, nats)` passes a broker that keeps its data across a
+///   restart.
 ///
-/// An attribute in front replaces `#[tokio::test]`.
+/// An attribute before the body replaces `#[tokio::test]`.
 macro_rules! for_each_broker {
     (@is_durable durable) => { true };
     (@is_durable $passed:ident) => { false };
@@ -57,32 +60,32 @@ pub fn nats(durable: bool) -> Option<NatsBroker> {
     Some(NatsBroker { server: NatsServer::start()?, durable })
 }
 
-/// A broker of a test's own.
+/// A broker that serves one test.
 pub trait Broker {
     type Log: Backplane + Clone;
 
-    /// The log of a namespace.
+    /// Returns the log of a namespace.
     fn log(&self, namespace: &str) -> Self::Log;
 }
 
-/// A broker that is a process.
+/// A broker that runs as a separate process.
 pub trait BrokerServer: Broker {
     fn port(&self) -> u16;
-    /// Over this port, which may be a proxy's.
+    /// Returns the log of a namespace on a port, which may be the port of a proxy.
     fn log_at(port: u16, namespace: &str, timeout: Duration) -> Self::Log;
-    /// With so many records at most.
-    fn short(log: Self::Log, records: usize) -> Self::Log;
-    /// Waits until the values of so many records are kept apart from the log.
-    fn has_copied(&self, namespace: &str, count: u64) -> impl Future<Output = ()>;
+    /// Limits the log to this number of records.
+    fn with_max_records(log: Self::Log, records: usize) -> Self::Log;
+    /// Waits until the broker has copied the values of `count` records out of the log.
+    fn wait_until_copied(&self, namespace: &str, count: u64) -> impl Future<Output = ()>;
     fn kill(&mut self);
     fn restart(&mut self);
-    /// A copy of what it keeps. It may have to stop for a moment.
+    /// Copies the data of the broker. This may restart the broker.
     fn save(&mut self) -> PathBuf;
-    /// What it keeps is what was saved. It has to have been killed.
+    /// Replaces the data of the killed broker with a saved copy.
     fn roll_back(&mut self, saved: &Path);
 }
 
-/// The logs of this process.
+/// The logs of this process, by namespace.
 #[derive(Default)]
 pub struct InMemory(Mutex<HashMap<String, Memory>>);
 
@@ -111,12 +114,12 @@ impl BrokerServer for RedisServer {
         Redis::new(&format!("redis://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
     }
 
-    fn short(log: Redis, records: usize) -> Redis {
+    fn with_max_records(log: Redis, records: usize) -> Redis {
         log.limits(LogLimits::new().max_records(records))
     }
 
-    /// The script that appends a record copies its value.
-    async fn has_copied(&self, _: &str, _: u64) {}
+    /// Returns at once: on Redis, the script that appends a record also copies its value.
+    async fn wait_until_copied(&self, _: &str, _: u64) {}
 
     fn kill(&mut self) {
         self.kill();
@@ -157,12 +160,12 @@ impl BrokerServer for NatsBroker {
         Nats::new(&format!("nats://127.0.0.1:{port}"), namespace).unwrap().timeout(timeout)
     }
 
-    fn short(log: Nats, records: usize) -> Nats {
+    fn with_max_records(log: Nats, records: usize) -> Nats {
         log.limits(LogLimits::new().max_records(records))
     }
 
-    async fn has_copied(&self, namespace: &str, count: u64) {
-        self.server.copied(namespace, count).await;
+    async fn wait_until_copied(&self, namespace: &str, count: u64) {
+        self.server.wait_until_copied(namespace, count).await;
     }
 
     fn kill(&mut self) {
@@ -171,7 +174,7 @@ impl BrokerServer for NatsBroker {
 
     fn restart(&mut self) {
         if !self.durable {
-            self.server.empty();
+            self.server.delete_data();
         }
         self.server.restart();
     }
@@ -184,6 +187,6 @@ impl BrokerServer for NatsBroker {
     }
 
     fn roll_back(&mut self, saved: &Path) {
-        self.server.bring_back(saved);
+        self.server.restore(saved);
     }
 }

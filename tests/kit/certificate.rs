@@ -1,4 +1,4 @@
-//! A key and a certificate for a server of a test. No authority has signed it.
+//! A self-signed certificate for the server of a test.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -15,11 +15,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::skip;
 
-/// A folder with a key and a certificate for 127.0.0.1. Both are deleted when it is dropped.
+/// A folder with a key and a certificate for 127.0.0.1. Dropping this value deletes the folder.
 pub struct Certificate(PathBuf);
 
 impl Certificate {
-    /// Makes a certificate. Without openssl, reports the test as skipped and returns `None`.
+    /// Creates a certificate. Without openssl, reports the test as skipped and returns `None`.
     pub fn make() -> Option<Self> {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         if !skip::has("openssl", "version") {
@@ -40,12 +40,12 @@ impl Certificate {
         Some(this)
     }
 
-    /// The path of the key.
+    /// Returns the path of the key.
     pub fn key(&self) -> String {
         self.file("key.pem")
     }
 
-    /// The path of the certificate.
+    /// Returns the path of the certificate.
     pub fn certificate(&self) -> String {
         self.file("certificate.pem")
     }
@@ -54,7 +54,7 @@ impl Certificate {
         self.0.join(name).to_str().unwrap().to_owned()
     }
 
-    /// Accepts TLS for a server that speaks these protocols; none stands for no negotiation.
+    /// Returns an acceptor that offers these ALPN protocols. An empty list disables ALPN.
     pub fn acceptor(&self, protocols: &[&str]) -> TlsAcceptor {
         let key = PrivateKeyDer::from_pem_file(self.key()).unwrap();
         let certificate = CertificateDer::from_pem_file(self.certificate()).unwrap();

@@ -1,4 +1,4 @@
-//! The examples as programs.
+//! The compiled programs of the examples.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -7,18 +7,20 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-/// An example, which `cargo test` builds beside this test.
+/// Returns the path of an example, which `cargo test` builds together with this test.
 pub fn example(name: &str) -> PathBuf {
     built(&format!("examples/{name}"), &["--example", name])
 }
 
-/// The standalone hub, which `tests/run` builds before the tests. With an example, cargo gives the dependencies the
-/// features that they have in tests, and so builds none of them twice.
+/// Returns the path of the standalone hub, which `tests/run` builds before the tests. The example
+/// in the command makes cargo use the dependency features of the tests, so that it builds no
+/// dependency twice.
 pub fn standalone() -> PathBuf {
     built("standalone", &["--workspace", "--bin", "standalone", "--example", "worker"])
 }
 
-/// A program below the folder of the profile. After `cargo test --test …` it may be missing or old, so this builds it.
+/// Returns the path of a program in the folder of the profile. Builds the program first if it is
+/// missing or older than its sources, as after `cargo test --test …`.
 fn built(program: &str, targets: &[&str]) -> PathBuf {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock().unwrap();
@@ -36,7 +38,8 @@ fn built(program: &str, targets: &[&str]) -> PathBuf {
     program
 }
 
-/// Younger than everything that cargo noted it is made of, and made of this: checkouts may share a target folder.
+/// Whether the program is newer than all of its sources, and was built from this checkout.
+/// Checkouts may share a target folder.
 fn is_fresh(program: &Path) -> bool {
     let time = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     let Ok(sources) = std::fs::read_to_string(program.with_extension("d")) else { return false };

@@ -1,6 +1,8 @@
-//! What the tests share: a server on a free loopback port, and a client whose parser is not ours.
+//! Shared helpers of the tests: a server on a free loopback port, and a client with an independent
+//! event-stream parser.
 //!
-//! Everything that waits has a time limit far above what it waits for, so that a broken promise fails instead of hangs.
+//! Every wait has a time limit far above the expected time, so that a regression fails the test
+//! instead of blocking it.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -34,10 +36,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower_sse::Hub;
 
-/// Far above anything that is waited for.
+/// The time limit of every wait, far above the expected time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits, but not for ever.
+/// Waits for a future, and panics with the place of the caller after [`PATIENCE`].
 #[track_caller]
 pub fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let caller = std::panic::Location::caller();
@@ -49,7 +51,8 @@ pub fn soon<F: Future>(future: F) -> impl Future<Output = F::Output> {
     }
 }
 
-/// Looks again and again until it holds; for what cannot be awaited, such as a counter of somebody else's.
+/// Polls a condition every millisecond until it holds, for state that cannot be awaited, such as a
+/// counter of the hub.
 #[track_caller]
 pub fn until(mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
     soon(async move {
@@ -59,20 +62,21 @@ pub fn until(mut holds: impl FnMut() -> bool) -> impl Future<Output = ()> {
     })
 }
 
-/// Whether the hub takes the sockets of servers over. `tests/run` runs what uses sockets in both ways.
+/// Whether the hub takes over the sockets of servers. `tests/run` runs the suites that use sockets
+/// with and without takeover.
 pub fn takeover() -> bool {
     std::env::var_os("TOWER_SSE_TAKEOVER").is_some()
 }
 
-/// The hub's listener.
-pub fn watched(
+/// Wraps a listener in the listener of the hub, with or without takeover.
+pub fn hub_listener(
     hub: &Hub,
     listener: TcpListener,
 ) -> axum::serve::TapIo<tower_sse::SseListener<TcpListener>, fn(&mut tower_sse::SseIo<TcpStream>)> {
     if takeover() { hub.listener_with_takeover(listener) } else { hub.listener(listener) }
 }
 
-/// An axum application on the hub's listener.
+/// An axum application that is served through the listener of the hub.
 pub struct Server {
     pub addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -80,18 +84,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// With `ConnectInfo`, as applications have it.
+    /// Starts a server with `ConnectInfo`, as most applications do.
     pub async fn start(hub: &Hub, app: Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let serve = axum::serve(watched(hub, listener), app.into_make_service_with_connect_info::<SocketAddr>())
+        let serve = axum::serve(hub_listener(hub, listener), app.into_make_service_with_connect_info::<SocketAddr>())
             .with_graceful_shutdown(async { drop(stopped.await) });
         let task = tokio::spawn(async move { serve.await.unwrap() });
         Self { addr, stop: Some(stop), task }
     }
 
-    /// Begins the graceful shutdown and waits for its end.
+    /// Shuts the server down gracefully and waits for its end.
     pub async fn stop(mut self) {
         drop(self.stop.take());
         soon(&mut self.task).await.unwrap();
@@ -104,15 +108,15 @@ impl Drop for Server {
     }
 }
 
-/// One event as an independent parser read it.
+/// One event, as parsed by the `eventsource-stream` crate.
 pub type Sse = eventsource_stream::Event;
 
-/// The data of an event, which is JSON.
+/// Parses the data of an event as JSON.
 pub fn parsed(event: &Sse) -> Value {
     serde_json::from_str(&event.data).unwrap()
 }
 
-/// The topics in the data of an event, sorted.
+/// Returns the topics in the data of an event, sorted.
 pub fn topics_of(event: &Sse) -> Vec<String> {
     let mut topics: Vec<String> = serde_json::from_value(parsed(event)["topics"].take()).unwrap();
     topics.sort_unstable();
@@ -131,7 +135,7 @@ impl Reply {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// The whole of a body that ends.
+    /// Reads the body to its end.
     pub async fn text(self) -> String {
         let bytes = soon(self.body.collect()).await.unwrap().to_bytes();
         String::from_utf8(bytes.to_vec()).unwrap()
@@ -144,10 +148,10 @@ impl Reply {
     }
 }
 
-/// A stream of events, parsed.
+/// A stream of parsed events.
 pub struct Events {
     inner: Pin<Box<dyn Stream<Item = Result<Sse, String>> + Send>>,
-    /// The last id that was seen: what a browser would send back.
+    /// The last event id, which a browser would send when it reconnects.
     pub last_id: String,
 }
 
@@ -161,7 +165,8 @@ impl Events {
         Self { inner, last_id: String::new() }
     }
 
-    /// The next event of any kind; `None` at a clean end, an error at another one.
+    /// Returns the next event of any kind, `None` at a clean end, or the error that ended the
+    /// stream.
     #[track_caller]
     pub fn try_next(&mut self) -> impl Future<Output = Option<Result<Sse, String>>> {
         soon(async {
@@ -175,14 +180,14 @@ impl Events {
         })
     }
 
-    /// The next event of any kind.
+    /// Returns the next event of any kind.
     #[track_caller]
     pub fn next(&mut self) -> impl Future<Output = Sse> {
         let next = self.try_next();
         async { next.await.expect("the stream ended").expect("the stream broke") }
     }
 
-    /// The next event that is not the hub's own.
+    /// Returns the next event of the application. Skips the control events of the hub.
     pub async fn next_own(&mut self) -> Sse {
         loop {
             let event = self.next().await;
@@ -192,7 +197,7 @@ impl Events {
         }
     }
 
-    /// Reads on until it has caught up; returns what came before.
+    /// Reads up to the next `hub.live` and returns the events before it.
     pub async fn caught_up(&mut self) -> Vec<Sse> {
         let mut before = Vec::new();
         loop {
@@ -204,7 +209,7 @@ impl Events {
         }
     }
 
-    /// Reads to the clean end.
+    /// Reads to the end, which has to be clean, and returns the events.
     pub async fn rest(mut self) -> Vec<Sse> {
         let mut rest = Vec::new();
         while let Some(event) = self.try_next().await {
@@ -220,7 +225,7 @@ async fn connect(addr: SocketAddr) -> TcpStream {
     tcp
 }
 
-/// A request on a connection of its own, HTTP/1.1.
+/// Sends a request over a new HTTP/1.1 connection.
 pub async fn send(addr: SocketAddr, request: Request<&'static str>) -> Reply {
     let tcp = connect(addr).await;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.unwrap();
@@ -241,12 +246,12 @@ pub async fn subscribe(addr: SocketAddr, path: &str) -> Events {
     events
 }
 
-/// Comes back with an id, as a browser does.
+/// Opens a stream with the last event id of an earlier one, as a browser does when it reconnects.
 pub async fn resume(addr: SocketAddr, path: &str, id: &str) -> Events {
     send(addr, Request::get(path).header("last-event-id", id).body("").unwrap()).await.events()
 }
 
-/// A connection that speaks HTTP/2 from the first byte.
+/// Opens an HTTP/2 connection with prior knowledge.
 pub async fn http2(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let io = TokioIo::new(connect(addr).await);
     let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();

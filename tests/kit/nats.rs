@@ -1,4 +1,4 @@
-//! A NATS server of a test's own: on a free port, with its own folder, ended by its process id.
+//! A NATS server for one test, on a free port and with a temporary folder.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -18,14 +18,14 @@ pub struct NatsServer {
     child: Option<Child>,
 }
 
-/// The server to run: the program that `TOWER_SSE_NATS_SERVER` names, otherwise `nats-server` of the `PATH`.
+/// The server to run: the program in `TOWER_SSE_NATS_SERVER`, or `nats-server` from the `PATH`.
 fn program() -> Command {
     Command::new(std::env::var_os("TOWER_SSE_NATS_SERVER").unwrap_or_else(|| "nats-server".into()))
 }
 
-/// Whether there is a server to run. If not, reports the test as skipped. A missing server that `TOWER_SSE_NATS_SERVER`
-/// names is a failure.
-fn is_there() -> bool {
+/// Whether a server is installed. If not, reports the test as skipped. Panics if the program in
+/// `TOWER_SSE_NATS_SERVER` does not run.
+fn is_installed() -> bool {
     let found = program().arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let named = std::env::var_os("TOWER_SSE_NATS_SERVER");
     assert!(found || named.is_none(), "TOWER_SSE_NATS_SERVER names {named:?}, which does not run");
@@ -36,7 +36,7 @@ fn is_there() -> bool {
 }
 
 impl NatsServer {
-    /// Returns `None` where no server is installed, and reports the test as skipped.
+    /// Starts a server. If none is installed, reports the test as skipped and returns `None`.
     pub fn start() -> Option<Self> {
         Self::start_with(&[])
     }
@@ -45,13 +45,13 @@ impl NatsServer {
         Self::start_as(arguments, true)
     }
 
-    /// As most are started that only pass messages on.
+    /// Starts a server without JetStream, which cannot hold a log.
     pub fn start_without_jetstream() -> Option<Self> {
         Self::start_as(&[], false)
     }
 
     fn start_as(arguments: &[&str], has_jetstream: bool) -> Option<Self> {
-        if !is_there() {
+        if !is_installed() {
             return None;
         }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -69,7 +69,7 @@ impl NatsServer {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// On the port and in the folder that it had.
+    /// Starts the server again, on the same port and in the same folder.
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
         let mut command = program();
@@ -93,7 +93,7 @@ impl NatsServer {
         tcp.read_exact(&mut info).is_ok() && &info == b"INFO "
     }
 
-    /// As a power cut would, but that what was written is on the disk.
+    /// Kills the process. Data that it has written stays on the disk.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             drop(child.kill());
@@ -101,14 +101,14 @@ impl NatsServer {
         }
     }
 
-    /// Throws away what it kept.
-    pub fn empty(&self) {
+    /// Deletes the data of the stopped server.
+    pub fn delete_data(&self) {
         assert!(self.child.is_none());
         std::fs::remove_dir_all(&self.folder).unwrap();
         std::fs::create_dir_all(&self.folder).unwrap();
     }
 
-    /// What it keeps now, to be brought back.
+    /// Copies the data of the stopped server.
     pub fn save(&self) -> PathBuf {
         assert!(self.child.is_none());
         let saved = self.folder.with_extension("saved");
@@ -116,25 +116,25 @@ impl NatsServer {
         saved
     }
 
-    /// Rolls it back to what was saved.
-    pub fn bring_back(&self, saved: &Path) {
-        self.empty();
+    /// Replaces the data of the stopped server with a saved copy.
+    pub fn restore(&self, saved: &Path) {
+        self.delete_data();
         copy(saved, &self.folder);
         std::fs::remove_dir_all(saved).unwrap();
     }
 
-    /// Asks JetStream's API: what an administrator might do.
-    pub async fn api(&self, what: &str, with: &str) -> serde_json::Value {
+    /// Sends a request to the JetStream API, as an administrator could.
+    pub async fn api(&self, request: &str, body: &str) -> serde_json::Value {
         let client = async_nats::connect(self.url()).await.unwrap();
-        let answer = client.request(format!("$JS.API.{what}"), with.to_owned().into()).await.unwrap();
+        let answer = client.request(format!("$JS.API.{request}"), body.to_owned().into()).await.unwrap();
         serde_json::from_slice(&answer.payload).unwrap()
     }
 
-    /// Waits until so many records were copied out of the log since it was made.
-    pub async fn copied(&self, namespace: &str, count: u64) {
+    /// Waits until the values of `count` records in total have been copied out of the log.
+    pub async fn wait_until_copied(&self, namespace: &str, count: u64) {
         let begun = Instant::now();
         while self.api(&format!("STREAM.INFO.tower-sse-values_{namespace}"), "").await["state"]["last_seq"] != count {
-            assert!(begun.elapsed() < Duration::from_secs(20), "values are not copied");
+            assert!(begun.elapsed() < Duration::from_secs(20), "the values have not been copied");
         }
     }
 }

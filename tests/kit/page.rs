@@ -1,4 +1,4 @@
-//! A client with an open stream, as a page in a browser has it.
+//! A client with one open stream, like a page in a browser.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use super::{Events, Reply, Sse, get, parsed, topics_of};
 
-/// An open stream whose `hub.hello` has been read.
+/// An open stream, after its `hub.hello`.
 pub struct Page {
     pub events: Events,
     pub connection: String,
@@ -15,8 +15,8 @@ pub struct Page {
 }
 
 impl Page {
-    /// Reads `hub.hello`, and nothing after it.
-    pub async fn greeted(reply: Reply) -> Self {
+    /// Reads `hub.hello` only.
+    pub async fn after_hello(reply: Reply) -> Self {
         let mut events = reply.events();
         let hello = events.next().await;
         assert_eq!(hello.event, "hub.hello", "{hello:?}");
@@ -25,23 +25,24 @@ impl Page {
     }
 
     /// Reads until the stream has caught up.
-    pub async fn of(reply: Reply) -> Self {
-        let mut page = Self::greeted(reply).await;
+    pub async fn caught_up(reply: Reply) -> Self {
+        let mut page = Self::after_hello(reply).await;
         page.events.caught_up().await;
         page
     }
 
     /// Opens a stream and reads until it has caught up.
     pub async fn open(addr: SocketAddr, path: &str) -> Self {
-        Self::of(get(addr, path).await).await
+        Self::caught_up(get(addr, path).await).await
     }
 
-    /// The data of the next event of the application.
+    /// Returns the data of the next event of the application.
     pub async fn reads(&mut self) -> String {
         self.events.next_own().await.data
     }
 
-    /// The next event, which is the goodbye and the last one, and the id that a browser has then.
+    /// Reads `hub.bye`, which has to be the next and last event. Returns it, and the last event id
+    /// that a browser has then.
     pub async fn bye(mut self) -> (Sse, String) {
         let bye = self.events.next().await;
         assert_eq!(bye.event, "hub.bye", "{bye:?}");

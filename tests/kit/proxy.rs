@@ -1,4 +1,4 @@
-//! A proxy between an instance and its broker that can go wrong.
+//! A proxy between an instance and its broker that injects network faults.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -15,13 +15,13 @@ use tokio::task::JoinHandle;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Passes,
-    /// Each piece is this much later.
+    /// Every chunk is delayed by this time.
     Delays(Duration),
-    /// What the broker answers does not come; nothing breaks.
+    /// Bytes from the broker are held back. The connections stay open.
     StallsAnswers,
-    /// What is asked does not arrive; nothing breaks.
+    /// Bytes to the broker are held back. The connections stay open.
     StallsRequests,
-    /// Connections break, and new ones too.
+    /// All connections are closed, also new ones.
     Resets,
 }
 
@@ -45,7 +45,7 @@ impl Proxy {
                     let (from, _) = listener.accept().await.unwrap();
                     let to =
                         TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], target.load(Ordering::SeqCst)))).await;
-                    // The broker may be away.
+                    // The broker may be down.
                     let Ok(to) = to else { continue };
                     let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
                     tokio::spawn(pump(from_read, to_write, mode.subscribe(), Mode::StallsRequests));
@@ -60,8 +60,8 @@ impl Proxy {
         self.mode.send_replace(mode);
     }
 
-    /// Leads new connections to another broker. Open connections stay where they are.
-    pub fn lead_to(&self, target: u16) {
+    /// Sends new connections to another broker. Open connections do not change.
+    pub fn set_target(&self, target: u16) {
         self.target.store(target, Ordering::SeqCst);
     }
 }
@@ -86,7 +86,7 @@ async fn pump(
                 let Ok(count @ 1..) = read else { return };
                 count
             }
-            // Both directions do so, and the socket is gone.
+            // The pumps of both directions return, which closes both sockets.
             _ = breaks.wait_for(|mode| *mode == Mode::Resets) => return,
         };
         let delay = *mode.borrow_and_update();

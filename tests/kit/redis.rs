@@ -1,4 +1,4 @@
-//! A Redis server of a test's own: on a free port, with its own folder, ended by its process id.
+//! A Redis server for one test, on a free port and with a temporary folder.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
@@ -17,13 +17,14 @@ pub struct RedisServer {
     child: Option<Child>,
 }
 
-/// Comes back empty.
+/// Stores nothing on disk: the server is empty after a restart.
 pub const FORGETFUL: &[&str] = &["--save", "", "--appendonly", "no"];
-/// Loses nothing that was acknowledged.
+/// Writes every command to disk before it is acknowledged.
 pub const DURABLE: &[&str] = &["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
 
 impl RedisServer {
-    /// Returns `None` where `redis-server` is not installed, and reports the test as skipped.
+    /// Starts a server. If `redis-server` is not installed, reports the test as skipped and returns
+    /// `None`.
     pub fn start(arguments: &'static [&'static str]) -> Option<Self> {
         if !skip::has("redis-server", "--version") {
             return None;
@@ -42,7 +43,7 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// On the port and in the folder that it had.
+    /// Starts the server again, on the same port and in the same folder.
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
         let mut command = Command::new("redis-server");
@@ -63,7 +64,7 @@ impl RedisServer {
         tcp.write_all(b"PING\r\n").is_ok() && tcp.read_exact(&mut pong).is_ok() && &pong == b"+PONG"
     }
 
-    /// As a power cut would.
+    /// Kills the process, like a power cut.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             drop(child.kill());
@@ -71,32 +72,33 @@ impl RedisServer {
         }
     }
 
-    /// What it has on its disk now.
+    /// Copies the files of the server.
     pub fn copy(&self) -> PathBuf {
         let copy = self.folder.with_extension("copy");
         assert!(Command::new("cp").arg("-r").args([&self.folder, &copy]).status().unwrap().success());
         copy
     }
 
-    /// Of a server that was killed: its disk is as it was then.
+    /// Replaces the files of the killed server with a copy.
     pub fn restore(&mut self, copy: &Path) {
         assert!(self.child.is_none());
         std::fs::remove_dir_all(&self.folder).unwrap();
         std::fs::rename(copy, &self.folder).unwrap();
     }
 
-    /// Becomes the replica of a primary, reached over a port that may be a proxy's. Returns when it has everything.
+    /// Makes this server a replica of `primary`, which it reaches through `port` (which may be the
+    /// port of a proxy). Returns when the replica has caught up.
     pub async fn follow(&self, primary: &Self, port: u16) {
         for server in [primary, self] {
             server.cli(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
         }
         self.cli(&["REPLICAOF", "127.0.0.1", &port.to_string()]);
         wait_until(|| self.cli(&["INFO", "replication"]).contains("master_link_status:up")).await;
-        primary.is_caught_up_with().await;
+        primary.wait_for_replica().await;
     }
 
-    /// Waits until the newest replica has everything.
-    pub async fn is_caught_up_with(&self) {
+    /// Waits until the newest replica has caught up with this server.
+    pub async fn wait_for_replica(&self) {
         wait_until(|| {
             let info = self.cli(&["INFO", "replication"]);
             let of =

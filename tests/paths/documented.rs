@@ -1,4 +1,4 @@
-//! The configurations that `docs/deployment.md` shows, with the addresses of a test in the place of theirs.
+//! The configurations in `docs/deployment.md`, with their addresses replaced by those of a test.
 
 use std::net::SocketAddr;
 
@@ -9,13 +9,13 @@ fn block(language: &str) -> &'static str {
     block.split_once("```").unwrap().0
 }
 
-/// What is not there cannot be replaced in silence.
+/// Replaces `from` by `to`. Panics unless `text` contains `from` exactly `times` times.
 pub fn replaced(text: &str, times: usize, from: &str, to: &str) -> String {
     assert_eq!(text.matches(from).count(), times, "{from}");
     text.replace(from, to)
 }
 
-/// In the place of `/etc/nginx/conf.d/app.conf`.
+/// Returns the content of `/etc/nginx/conf.d/app.conf`.
 pub fn nginx(listen: SocketAddr, application: SocketAddr) -> String {
     let site = replaced(block("nginx"), 1, "listen 80;", &format!("listen {listen};"));
     replaced(&site, 1, "127.0.0.1:3000", &application.to_string())
@@ -28,6 +28,6 @@ pub fn haproxy(listen: SocketAddr, application: SocketAddr) -> String {
 
 pub fn caddy(listen: SocketAddr, application: SocketAddr) -> String {
     let site = replaced(block("caddyfile"), 1, "http://app.example", &format!("http://:{}", listen.port()));
-    // Its administration is on a port that others may have.
+    // The admin endpoint has a fixed port, which another process may use.
     format!("{{\n\tadmin off\n}}\n{}", replaced(&site, 1, "127.0.0.1:3000", &application.to_string()))
 }

@@ -1,11 +1,11 @@
-//! The way through real proxies: what is promised holds behind it, and where it cannot, what happens instead.
+//! The guarantees behind real proxies, and the limits that a proxy sets to them.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
     unreachable_pub,
-    reason = "these are tests, helpers and all"
+    reason = "tests and their helpers may panic"
 )]
 
 mod documented;
@@ -30,19 +30,19 @@ use tower_http::compression::CompressionLayer;
 use tower_sse::backplane::Memory;
 use tower_sse::{Disconnect, EndReason, Event, Hub, Public, TopicFilter};
 
-/// Until the first byte, and from a publish to its event at the client.
+/// The time to the first byte, and from a publish to the event at the client.
 const PROMPT: Duration = Duration::from_secs(1);
-/// Until a client that has left is forgotten.
-const FORGOTTEN: Duration = Duration::from_millis(100);
+/// The time until the hub removes a disconnected client.
+const REMOVED: Duration = Duration::from_millis(100);
 const PATH: &str = "/events?topic=t";
 
-/// Machines are shared, so ten times as long is allowed.
-async fn within<F: Future>(promise: Duration, what: &str, future: F) -> F::Output {
+/// Waits for a future, which may take up to ten times `expected`, because test machines are shared.
+async fn within<F: Future>(expected: Duration, step: &str, future: F) -> F::Output {
     let begun = Instant::now();
     let output = soon(future).await;
     let took = begun.elapsed();
-    eprintln!("{what}: {took:?}");
-    assert!(took < promise * 10, "{what}: {took:?}");
+    eprintln!("{step}: {took:?}");
+    assert!(took < expected * 10, "{step}: {took:?}");
     output
 }
 
@@ -57,11 +57,11 @@ fn app(hub: &Hub) -> Router {
         .route("/seen", axum::routing::get(seen))
 }
 
-async fn say(hub: &Hub, text: impl Into<String>) {
+async fn publish(hub: &Hub, text: impl Into<String>) {
     hub.topic("t").publish(Event::unnamed(text.into())).await.unwrap();
 }
 
-/// How it reached the application: the version, the host, the socket.
+/// Returns the HTTP version, the host and the peer address that the application sees.
 async fn seen(nginx: &Nginx) -> [String; 3] {
     let text = get(nginx.addr, "/seen").await.text().await;
     text.split(' ').map(str::to_owned).collect::<Vec<_>>().try_into().unwrap()
@@ -84,22 +84,17 @@ impl Behind {
         Self { hub, server, nginx }
     }
 
-    async fn left(&self) {
+    async fn wait_until_removed(&self) {
         until(|| self.hub.stats().connections == 0).await;
     }
 
-    async fn keeps_every_promise(self, open: impl AsyncFn(SocketAddr, &str) -> Reply) {
-        keeps_every_promise(&self.hub, self.server, self.nginx.addr, open).await;
+    async fn check_guarantees(self, open: impl AsyncFn(SocketAddr, &str) -> Reply) {
+        check_guarantees(&self.hub, self.server, self.nginx.addr, open).await;
     }
 }
 
-/// Everything that is promised of a stream, from its first byte to its end.
-async fn keeps_every_promise(
-    hub: &Hub,
-    server: Server,
-    addr: SocketAddr,
-    open: impl AsyncFn(SocketAddr, &str) -> Reply,
-) {
+/// Checks the guarantees of a stream, from its first byte to its end.
+async fn check_guarantees(hub: &Hub, server: Server, addr: SocketAddr, open: impl AsyncFn(SocketAddr, &str) -> Reply) {
     let mut events = within(PROMPT, "first byte", async {
         let mut events = open(addr, "").await.events();
         let hello = events.next().await;
@@ -109,16 +104,16 @@ async fn keeps_every_promise(
     .await;
     events.caught_up().await;
     for text in ["one", "two", "three", &"large".repeat(40_000)] {
-        say(hub, text).await;
+        publish(hub, text).await;
         let event = within(PROMPT, &format!("an event of {} bytes", text.len()), events.next()).await;
         assert!(event.data == text);
     }
 
     let id = events.last_id.clone();
     drop(events);
-    within(FORGOTTEN, "forgotten", until(|| hub.stats().connections == 0)).await;
-    say(hub, "while away").await;
-    let mut events = within(PROMPT, "back", open(addr, &id)).await.events();
+    within(REMOVED, "removed", until(|| hub.stats().connections == 0)).await;
+    publish(hub, "while away").await;
+    let mut events = within(PROMPT, "reconnected", open(addr, &id)).await.events();
     let hello = events.next().await;
     assert!(hello.event == "hub.hello" && hello.data.contains("resuming"), "{hello:?}");
     assert_eq!(events.next().await.data, "while away");
@@ -131,7 +126,7 @@ async fn keeps_every_promise(
     let bye = within(PROMPT, "end", events.rest()).await.pop().unwrap();
     assert!(bye.event == "hub.bye" && bye.retry.is_some(), "{bye:?}");
     assert_eq!(soon(drained).await.unwrap().cut, 0);
-    within(PROMPT, "the application leaves", server.stop()).await;
+    within(PROMPT, "the application stops", server.stop()).await;
 }
 
 async fn over_http_1(addr: SocketAddr, id: &str) -> Reply {
@@ -145,56 +140,56 @@ async fn over_http_2(addr: SocketAddr, id: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn every_promise_is_kept_with_the_default_configuration() {
-    if !nginx::is_there() {
+async fn guarantees_hold_with_the_default_configuration() {
+    if !nginx::is_installed() {
         return;
     }
     let behind = Behind::start(|listen, to| plain(listen, to, "")).await;
     let [version, host, _] = seen(&behind.nginx).await;
-    eprintln!("the default speaks {version} to the application");
-    assert_eq!(host, behind.server.addr.to_string(), "the application's own name, not what the client asked for");
-    behind.keeps_every_promise(over_http_1).await;
+    eprintln!("default version to the application: {version}");
+    assert_eq!(host, behind.server.addr.to_string(), "the default passes the address of the application as host");
+    behind.check_guarantees(over_http_1).await;
 }
 
 #[tokio::test]
-async fn every_promise_is_kept_over_http_1_0_to_the_application() {
-    if !nginx::is_there() {
+async fn guarantees_hold_over_http_1_0_to_the_application() {
+    if !nginx::is_installed() {
         return;
     }
     let behind = Behind::start(|listen, to| plain(listen, to, "proxy_http_version 1.0;")).await;
     assert_eq!(seen(&behind.nginx).await[0], "HTTP/1.0");
-    behind.keeps_every_promise(over_http_1).await;
+    behind.check_guarantees(over_http_1).await;
 }
 
 #[tokio::test]
-async fn every_promise_is_kept_with_the_configuration_of_the_documents() {
-    if !nginx::is_there() {
+async fn guarantees_hold_with_the_documented_configuration() {
+    if !nginx::is_installed() {
         return;
     }
     let behind = Behind::start(documented::nginx).await;
     let [first, second] = [seen(&behind.nginx).await, seen(&behind.nginx).await];
     assert_eq!([&first[0], &first[1]], ["HTTP/1.1", "test"]);
-    assert_eq!(first[2], second[2], "the connection is kept");
-    behind.keeps_every_promise(over_http_1).await;
+    assert_eq!(first[2], second[2], "nginx keeps the connection to the application open");
+    behind.check_guarantees(over_http_1).await;
 }
 
 #[tokio::test]
-async fn every_promise_is_kept_over_http_2_from_the_client() {
-    if !nginx::is_there() {
+async fn guarantees_hold_over_http_2_from_the_client() {
+    if !nginx::is_installed() {
         return;
     }
     let site = |listen, to| {
         replaced(&documented::nginx(listen, to), 1, &format!("listen {listen}"), &format!("listen {listen} http2"))
     };
-    Behind::start(site).await.keeps_every_promise(over_http_2).await;
+    Behind::start(site).await.check_guarantees(over_http_2).await;
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Silence
+// -------------------------------------------------------------------------------------------------
+// Idle streams
 
 #[tokio::test]
-async fn an_idle_stream_survives_by_heartbeats_that_are_shorter_than_the_timeout() {
-    if !nginx::is_there() {
+async fn an_idle_stream_stays_open_when_heartbeats_are_shorter_than_the_timeout() {
+    if !nginx::is_installed() {
         return;
     }
     let hub = Hub::builder().heartbeat(Duration::from_millis(200)).build().unwrap();
@@ -213,32 +208,32 @@ async fn an_idle_stream_survives_by_heartbeats_that_are_shorter_than_the_timeout
     }
     let beats = read.lines().filter(|line| *line == ":").count();
     assert!(beats >= 3, "{read}");
-    say(&behind.hub, "still here").await;
-    while !next().await.contains("data: still here\n") {}
+    publish(&behind.hub, "headline").await;
+    while !next().await.contains("data: headline\n") {}
 }
 
 #[tokio::test]
-async fn without_heartbeats_the_proxy_cuts_an_idle_stream_and_it_resumes() {
-    if !nginx::is_there() {
+async fn an_idle_stream_without_heartbeats_is_cut_by_the_proxy_and_resumes() {
+    if !nginx::is_installed() {
         return;
     }
     let hub = Hub::builder().heartbeat(Duration::from_secs(100)).build().unwrap();
     let behind = Behind::of(hub, |listen, to| plain(listen, to, "proxy_read_timeout 1s;")).await;
     let mut events = subscribe(behind.nginx.addr, PATH).await;
     let cut = within(Duration::from_secs(1), "cut", events.try_next()).await;
-    assert!(matches!(cut, Some(Err(_))), "an end by error: {cut:?}");
-    within(FORGOTTEN, "forgotten", behind.left()).await;
-    say(&behind.hub, "meanwhile").await;
+    assert!(matches!(cut, Some(Err(_))), "the stream has to end with an error: {cut:?}");
+    within(REMOVED, "removed", behind.wait_until_removed()).await;
+    publish(&behind.hub, "meanwhile").await;
     let mut events = resume(behind.nginx.addr, PATH, &events.last_id).await;
     assert_eq!(events.next().await.event, "hub.hello");
     assert_eq!(events.next().await.data, "meanwhile");
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 // Compression and buffering
 
-/// A client that unpacks; a process of its own.
-fn unpacking(addr: SocketAddr) -> (tokio::process::Child, Events) {
+/// Starts curl, which decompresses the stream.
+fn decompressing(addr: SocketAddr) -> (tokio::process::Child, Events) {
     let mut curl = tokio::process::Command::new("curl");
     curl.args(["-sN", "--compressed", &format!("http://{addr}{PATH}")]).stdout(std::process::Stdio::piped());
     let mut child = curl.kill_on_drop(true).spawn().unwrap();
@@ -247,32 +242,32 @@ fn unpacking(addr: SocketAddr) -> (tokio::process::Child, Events) {
 }
 
 #[tokio::test]
-async fn a_stream_that_nginx_compresses_is_prompt() {
-    if !nginx::is_there() {
+async fn a_stream_that_nginx_compresses_is_delivered_promptly() {
+    if !nginx::is_installed() {
         return;
     }
     let hub = Hub::builder().build().unwrap();
-    // The application compresses too, but not streams.
+    // The compression layer of the application does not compress streams.
     let server = Server::start(&hub, app(&hub).layer(CompressionLayer::new())).await;
     let nginx = Nginx::start(|listen| {
         format!("gzip on; gzip_types text/event-stream; gzip_min_length 0; {}", documented::nginx(listen, server.addr))
     });
     let request = http::Request::get(PATH).header(header::ACCEPT_ENCODING, "gzip").body("").unwrap();
-    assert_eq!(send(nginx.addr, request).await.header("content-encoding"), "gzip", "it does compress");
-    let (curl, mut events) = unpacking(nginx.addr);
+    assert_eq!(send(nginx.addr, request).await.header("content-encoding"), "gzip", "nginx has to compress the stream");
+    let (curl, mut events) = decompressing(nginx.addr);
     assert_eq!(within(PROMPT, "first byte", events.next()).await.event, "hub.hello");
     events.caught_up().await;
     for text in ["one", "two", &"large".repeat(40_000)] {
-        say(&hub, text).await;
+        publish(&hub, text).await;
         assert!(within(PROMPT, "event", events.next()).await.data == text);
     }
     drop((events, curl));
-    within(FORGOTTEN, "forgotten", until(|| hub.stats().connections == 0)).await;
+    within(REMOVED, "removed", until(|| hub.stats().connections == 0)).await;
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_told_to_buffer_all_the_same_holds_back_even_the_head() {
-    if !nginx::is_there() {
+async fn a_proxy_that_buffers_by_configuration_holds_back_even_the_response_head() {
+    if !nginx::is_installed() {
         return;
     }
     let buffers = "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;";
@@ -280,22 +275,22 @@ async fn a_proxy_that_is_told_to_buffer_all_the_same_holds_back_even_the_head() 
     let mut tcp = tokio::net::TcpStream::connect(behind.nginx.addr).await.unwrap();
     tcp.write_all(format!("GET {PATH} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
     until(|| behind.hub.stats().connections == 1).await;
-    say(&behind.hub, "small").await;
+    publish(&behind.hub, "small").await;
     let mut byte = [0];
     let nothing = tokio::time::timeout(Duration::from_secs(2), tcp.read_exact(&mut byte)).await;
     assert!(nothing.is_err(), "{byte:?}");
-    // Only what fills its buffers makes it send.
-    say(&behind.hub, "x".repeat(100_000)).await;
+    // nginx sends only when its buffers are full.
+    publish(&behind.hub, "x".repeat(100_000)).await;
     soon(tcp.read_exact(&mut byte)).await.unwrap();
     assert_eq!(&byte, b"H");
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Readers that stall, and ends
+// -------------------------------------------------------------------------------------------------
+// Stalled readers and ends of streams
 
 #[tokio::test]
-async fn a_reader_that_stalls_behind_nginx_is_cut_and_costs_others_nothing() {
-    if !nginx::is_there() {
+async fn a_stalled_reader_behind_nginx_is_cut_and_does_not_delay_others() {
+    if !nginx::is_installed() {
         return;
     }
     let hub = Hub::builder().write_deadline(Duration::from_millis(500)).build().unwrap();
@@ -311,18 +306,18 @@ async fn a_reader_that_stalls_behind_nginx_is_cut_and_costs_others_nothing() {
     let large = "x".repeat(100_000);
     let mut published = 0;
     while behind.hub.stats().ended(EndReason::Stalled) == 0 {
-        say(&behind.hub, large.as_str()).await;
+        publish(&behind.hub, large.as_str()).await;
         published += large.len();
         assert!(other.next().await.data == large);
-        assert!(published < 500_000_000, "it takes everything");
+        assert!(published < 500_000_000, "the stalled reader was not cut");
     }
     eprintln!("cut after {} kB", published / 1000);
     assert_eq!(behind.hub.stats().connections, 1);
 }
 
 #[tokio::test]
-async fn an_abort_arrives_as_one_over_http_1_1_and_as_a_proper_end_over_http_1_0() {
-    if !nginx::is_there() {
+async fn an_abort_arrives_as_an_error_over_http_1_1_and_as_a_clean_end_over_http_1_0() {
+    if !nginx::is_installed() {
         return;
     }
     for (version, is_error) in [("1.0", false), ("1.1", true)] {
@@ -339,8 +334,8 @@ async fn an_abort_arrives_as_one_over_http_1_1_and_as_a_proper_end_over_http_1_0
 }
 
 #[tokio::test]
-async fn a_crash_of_nginx_is_an_end_by_error_and_the_client_resumes() {
-    if !nginx::is_there() {
+async fn a_crash_of_nginx_ends_the_stream_with_an_error_and_the_client_resumes() {
+    if !nginx::is_installed() {
         return;
     }
     let mut behind = Behind::start(documented::nginx).await;
@@ -349,10 +344,10 @@ async fn a_crash_of_nginx_is_an_end_by_error_and_the_client_resumes() {
     behind.nginx.kill_workers();
     let end = events.try_next().await;
     assert!(matches!(end, Some(Err(_))), "{end:?}");
-    within(FORGOTTEN, "forgotten", behind.left()).await;
-    say(&behind.hub, "one").await;
-    // Its socket is open meanwhile, so the client waits for the next worker.
-    let mut events = within(PROMPT, "back", resume(addr, PATH, &events.last_id)).await;
+    within(REMOVED, "removed", behind.wait_until_removed()).await;
+    publish(&behind.hub, "one").await;
+    // The listening socket stays open, so the client waits for the next worker.
+    let mut events = within(PROMPT, "reconnected", resume(addr, PATH, &events.last_id)).await;
     assert_eq!(events.next().await.event, "hub.hello");
     assert_eq!(events.next().await.data, "one");
     events.caught_up().await;
@@ -360,8 +355,8 @@ async fn a_crash_of_nginx_is_an_end_by_error_and_the_client_resumes() {
     behind.nginx.stop();
     let end = events.try_next().await;
     assert!(matches!(end, Some(Err(_))), "{end:?}");
-    within(FORGOTTEN, "forgotten", behind.left()).await;
-    say(&behind.hub, "two").await;
+    within(REMOVED, "removed", behind.wait_until_removed()).await;
+    publish(&behind.hub, "two").await;
     behind.nginx.restart();
     let mut events = resume(addr, PATH, &events.last_id).await;
     assert_eq!(events.next().await.event, "hub.hello");
@@ -369,8 +364,8 @@ async fn a_crash_of_nginx_is_an_end_by_error_and_the_client_resumes() {
 }
 
 #[tokio::test]
-async fn a_reload_keeps_streams_until_the_shutdown_timeout_and_then_they_resume() {
-    if !nginx::is_there() {
+async fn a_reload_of_nginx_keeps_streams_until_the_shutdown_timeout() {
+    if !nginx::is_installed() {
         return;
     }
     let hub = Hub::builder().build().unwrap();
@@ -380,27 +375,27 @@ async fn a_reload_keeps_streams_until_the_shutdown_timeout_and_then_they_resume(
     let before = nginx.workers();
     nginx.reload();
     until(|| nginx.workers().iter().any(|worker| !before.contains(worker))).await;
-    say(&hub, "after the reload").await;
+    publish(&hub, "after the reload").await;
     assert_eq!(events.next().await.data, "after the reload");
-    let end = within(Duration::from_secs(2), "the old worker leaves", events.try_next()).await;
+    let end = within(Duration::from_secs(2), "the old worker exits", events.try_next()).await;
     assert!(matches!(end, Some(Err(_))), "{end:?}");
-    say(&hub, "meanwhile").await;
+    publish(&hub, "meanwhile").await;
     let mut events = resume(nginx.addr, PATH, &events.last_id).await;
     assert_eq!(events.next().await.event, "hub.hello");
     assert_eq!(events.next().await.data, "meanwhile");
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// The application is away
+// -------------------------------------------------------------------------------------------------
+// The application is down
 
 #[tokio::test]
-async fn while_the_application_is_away_a_page_is_told_when_to_come_back() {
-    if !nginx::is_there() {
+async fn nginx_refuses_streams_with_a_retry_time_while_the_application_is_down() {
+    if !nginx::is_installed() {
         return;
     }
     let application = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let default = Nginx::start(|listen| plain(listen, application, ""));
-    assert_eq!(get(default.addr, PATH).await.status, 502, "after which a browser does not come back");
+    assert_eq!(get(default.addr, PATH).await.status, 502, "a browser does not reconnect after a 502");
     let nginx = Nginx::start(|listen| documented::nginx(listen, application));
     let refused = get(nginx.addr, PATH).await.events().rest().await;
     let [refused] = &refused[..] else { panic!("{refused:?}") };
@@ -408,19 +403,19 @@ async fn while_the_application_is_away_a_page_is_told_when_to_come_back() {
     assert!((Duration::from_secs(1)..=Duration::from_secs(4)).contains(&retry));
     let data = format!(r#"{{"reason":"busy","retry_ms":{}}}"#, retry.as_millis());
     assert_eq!((refused.event.as_str(), &refused.data), ("hub.refused", &data));
-    assert_eq!(get(nginx.addr, "/other").await.status, 502, "only a stream is answered like this");
+    assert_eq!(get(nginx.addr, "/other").await.status, 502, "only requests for a stream get the refusal");
 
     let hub = Hub::builder().build().unwrap();
     let listener = tokio::net::TcpListener::bind(application).await.unwrap();
     let service = app(&hub).into_make_service_with_connect_info::<SocketAddr>();
-    let task = tokio::spawn(axum::serve(kit::watched(&hub, listener), service).into_future());
+    let task = tokio::spawn(axum::serve(kit::hub_listener(&hub, listener), service).into_future());
     assert_eq!(get(nginx.addr, PATH).await.events().next().await.event, "hub.hello");
     task.abort();
 }
 
 #[tokio::test]
-async fn when_one_of_two_instances_leaves_its_streams_go_on_at_the_other() {
-    if !nginx::is_there() {
+async fn streams_of_a_drained_instance_resume_on_the_other() {
+    if !nginx::is_installed() {
         return;
     }
     let log = Memory::new();
@@ -440,17 +435,17 @@ async fn when_one_of_two_instances_leaves_its_streams_go_on_at_the_other() {
     let hello = events.next().await;
     events.caught_up().await;
     let here = instances.iter().position(|(name, ..)| hello.data.contains(&format!(r#""instance":"{name}""#))).unwrap();
-    let (_, leaving, its_server) = instances.remove(here);
+    let (_, draining, draining_server) = instances.remove(here);
     let (other, remaining, _server) = &instances[0];
 
-    say(remaining, "one").await;
+    publish(remaining, "one").await;
     assert_eq!(events.next().await.data, "one");
-    soon(leaving.drain(Duration::from_millis(200))).await;
+    soon(draining.drain(Duration::from_millis(200))).await;
     let id = events.last_id.clone();
     assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
-    its_server.stop().await;
-    say(remaining, "two").await;
-    // Whichever nginx asks first: one that is gone passes the request on to the other.
+    draining_server.stop().await;
+    publish(remaining, "two").await;
+    // nginx may try the stopped instance first, and then passes the request on to the other.
     for _ in 0..4 {
         let mut events = resume(nginx.addr, PATH, &id).await;
         let hello = events.next().await;
@@ -459,12 +454,12 @@ async fn when_one_of_two_instances_leaves_its_streams_go_on_at_the_other() {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Whose page it is
+// -------------------------------------------------------------------------------------------------
+// Origins
 
 #[tokio::test]
-async fn pages_of_browsers_that_do_not_say_same_origin_need_the_host_to_be_handed_on() {
-    if !nginx::is_there() {
+async fn browsers_without_fetch_metadata_need_the_host_header_from_the_proxy() {
+    if !nginx::is_installed() {
         return;
     }
     let old = [("origin", "http://app.example")];

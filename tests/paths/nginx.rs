@@ -1,4 +1,4 @@
-//! An nginx of a test's own: on a free port, with its own folder, in the foreground, ended by its process id.
+//! An nginx for one test, on a free port and with a temporary folder.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::kit::skip;
 
 pub use port::free_port;
 
-/// What somebody writes who knows one directive; and `more` in the same location.
+/// Returns a minimal site with one `proxy_pass`, and `more` directives in its location.
 pub fn plain(listen: SocketAddr, application: SocketAddr, more: &str) -> String {
     format!("server {{ listen {listen}; location / {{ proxy_pass http://{application}; {more} }} }}")
 }
@@ -23,17 +23,18 @@ pub struct Nginx {
 }
 
 /// Whether `nginx` is installed. If not, reports the test as skipped.
-pub fn is_there() -> bool {
+pub fn is_installed() -> bool {
     skip::has("nginx", "-v")
 }
 
 impl Nginx {
-    /// `site` gets the address to listen on, and is what stands inside of `http`.
+    /// Starts nginx. `site` receives the address to listen on, and returns the content of the
+    /// `http` block.
     pub fn start(site: impl FnOnce(SocketAddr) -> String) -> Self {
         Self::start_with("", site)
     }
 
-    /// `main` is what stands outside of it.
+    /// Starts nginx with additional directives of the main context.
     pub fn start_with(main: &str, site: impl FnOnce(SocketAddr) -> String) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -56,7 +57,7 @@ impl Nginx {
         nginx
     }
 
-    /// On the port and with the configuration that it had.
+    /// Starts nginx again, with the same port and configuration.
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
         let mut command = Command::new("nginx");
@@ -70,7 +71,7 @@ impl Nginx {
         }
     }
 
-    /// Ends at once, as when its machine is shut down.
+    /// Stops nginx at once, as when its machine is shut down.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             signal("-TERM", child.id());
@@ -78,19 +79,19 @@ impl Nginx {
         }
     }
 
-    /// As `nginx -s reload` does.
+    /// Reloads the configuration, like `nginx -s reload`.
     pub fn reload(&self) {
         signal("-HUP", self.child.as_ref().unwrap().id());
     }
 
-    /// The processes that carry connections.
+    /// Returns the process ids of the workers, which carry the connections.
     pub fn workers(&self) -> Vec<u32> {
         let parent = self.child.as_ref().unwrap().id().to_string();
         let output = Command::new("pgrep").args(["-P", &parent]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().lines().map(|pid| pid.parse().unwrap()).collect()
     }
 
-    /// As a crash of what carries the connections would; nginx starts another one.
+    /// Kills the workers, as a crash would. nginx starts new ones.
     pub fn kill_workers(&self) {
         self.workers().into_iter().for_each(|pid| signal("-KILL", pid));
     }

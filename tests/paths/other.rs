@@ -1,4 +1,4 @@
-//! Other proxies, with the configurations that the documents show.
+//! The proxies `haproxy` and `caddy`, with the configurations in `docs/deployment.md`.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use tower_sse::Hub;
 
 use crate::kit::{Server, get, skip};
 use crate::nginx::free_port;
-use crate::{PATH, app, documented, keeps_every_promise, over_http_1};
+use crate::{PATH, app, check_guarantees, documented, over_http_1};
 
 #[derive(Clone, Copy)]
 struct Kind {
@@ -23,12 +23,12 @@ const CADDY: Kind =
     Kind { program: "caddy", arguments: &["run", "--adapter", "caddyfile", "--config"], site: documented::caddy };
 
 impl Kind {
-    fn is_there(self) -> bool {
+    fn is_installed(self) -> bool {
         skip::has(self.program, "version")
     }
 }
 
-/// On a free port, with a folder of its own, in the foreground, ended by its process id.
+/// A proxy on a free port, with a temporary folder.
 struct Proxy {
     addr: SocketAddr,
     folder: PathBuf,
@@ -63,34 +63,34 @@ impl Drop for Proxy {
     }
 }
 
-async fn every_promise_is_kept(kind: Kind) {
-    if !kind.is_there() {
+async fn check_guarantees_through(kind: Kind) {
+    if !kind.is_installed() {
         return;
     }
     let hub = Hub::builder().build().unwrap();
     let server = Server::start(&hub, app(&hub)).await;
     let proxy = Proxy::start(kind, server.addr);
-    keeps_every_promise(&hub, server, proxy.addr, over_http_1).await;
+    check_guarantees(&hub, server, proxy.addr, over_http_1).await;
 }
 
 #[tokio::test]
-async fn every_promise_is_kept_through_haproxy() {
-    every_promise_is_kept(HAPROXY).await;
+async fn guarantees_hold_through_haproxy() {
+    check_guarantees_through(HAPROXY).await;
 }
 
 #[tokio::test]
-async fn every_promise_is_kept_through_caddy() {
-    every_promise_is_kept(CADDY).await;
+async fn guarantees_hold_through_caddy() {
+    check_guarantees_through(CADDY).await;
 }
 
-async fn tells_a_page_to_come_back(kind: Kind) {
-    if !kind.is_there() {
+async fn check_refusal_while_application_is_down(kind: Kind) {
+    if !kind.is_installed() {
         return;
     }
     let proxy = Proxy::start(kind, SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
-    // Both wait for the application for a while.
+    // Both proxies wait some time for the application.
     let (stream, other) = tokio::join!(get(proxy.addr, PATH), get(proxy.addr, "/other"));
-    assert!(other.status.is_server_error(), "only a stream is answered like this");
+    assert!(other.status.is_server_error(), "only requests for a stream get the refusal");
     let refused = stream.events().rest().await;
     let [refused] = &refused[..] else { panic!("{refused:?}") };
     let retry = refused.retry.unwrap();
@@ -100,11 +100,11 @@ async fn tells_a_page_to_come_back(kind: Kind) {
 }
 
 #[tokio::test]
-async fn while_the_application_is_away_haproxy_tells_a_page_when_to_come_back() {
-    tells_a_page_to_come_back(HAPROXY).await;
+async fn haproxy_refuses_streams_with_a_retry_time_while_the_application_is_down() {
+    check_refusal_while_application_is_down(HAPROXY).await;
 }
 
 #[tokio::test]
-async fn and_so_does_caddy() {
-    tells_a_page_to_come_back(CADDY).await;
+async fn caddy_refuses_streams_with_a_retry_time_while_the_application_is_down() {
+    check_refusal_while_application_is_down(CADDY).await;
 }

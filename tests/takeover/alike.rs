@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tokio::net::TcpListener;
 use tower_sse::{Disconnect, Event, Hub, Retention};
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::{Sse, soon, until};
 use crate::peer::Peer;
 use crate::site::Site;
@@ -153,7 +153,7 @@ async fn by_body(narrow: bool, acts: &[Act], last: Last) -> (Vec<Sse>, Vec<Strin
     let hub = hub();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let app = axum::Router::new().route_service("/events", hub.endpoint(as_asked));
+    let app = axum::Router::new().route_service("/events", hub.endpoint(by_query));
     let serve = axum::serve(hub.listener(listener), app);
     let serve = tokio::spawn(async move { serve.await.unwrap() });
     let played = play(addr, &hub, narrow, acts, last).await;

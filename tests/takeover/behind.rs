@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tower_sse::{EndReason, Hub};
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::{soon, until};
 use crate::peer::{Peer, request};
 use crate::site::{Bare, Site};
@@ -53,7 +53,7 @@ async fn a_body_that_never_comes_holds_nobody_up() {
         "GET /events?topic=t HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n",
     ] {
         let hub = Hub::builder().build().unwrap();
-        let server = Bare::start(&hub, hub.endpoint(as_asked)).await;
+        let server = Bare::start(&hub, hub.endpoint(by_query)).await;
         let mut peer = Peer::connect(server.addr).await;
         peer.send(head).await;
         assert_eq!(peer.reader.head().await.header("connection"), "close", "{head}");

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tower::ServiceExt;
 use tower_sse::{Event, Hub};
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::{Events, soon};
 use crate::peer::Peer;
 
@@ -34,7 +34,7 @@ async fn serve(hub: &Hub, how: How) -> (Peer, JoinHandle<bool>) {
         let mut io = hub.io(listener.accept().await.unwrap().0).take_over();
         assert!(io.read(&mut [0; 1024]).await.unwrap() > 0);
         let request = Request::get("/events?topic=t").body(()).unwrap();
-        let mut body = std::pin::pin!(hub.endpoint(as_asked).oneshot(request).await.unwrap().into_body());
+        let mut body = std::pin::pin!(hub.endpoint(by_query).oneshot(request).await.unwrap().into_body());
         let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
         let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n";
         let padding = "v".repeat(PADDING);

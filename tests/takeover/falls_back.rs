@@ -14,7 +14,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 use tower_sse::{EndReason, Hub, RefusalReason};
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::{Events, http2, reply, send, soon, until};
 use crate::layers::{How, between, driven_elsewhere};
 use crate::peer::Peer;
@@ -78,7 +78,7 @@ async fn http_2() {
 #[tokio::test]
 async fn many_streams_on_one_http_2_connection() {
     let hub = builder().build().unwrap();
-    let server = Bare::start(&hub, hub.endpoint(as_asked)).await;
+    let server = Bare::start(&hub, hub.endpoint(by_query)).await;
     let mut sender = http2(server.addr).await;
     let mut streams = Vec::new();
     for n in 0..5 {
@@ -104,7 +104,7 @@ async fn a_socket_that_is_not_tcp() {
     let hub = builder().build().unwrap();
     let path = std::env::temp_dir().join(format!("tower-sse-takeover-{}", std::process::id()));
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    let app = Router::new().route_service("/events", hub.endpoint(as_asked));
+    let app = Router::new().route_service("/events", hub.endpoint(by_query));
     let serve = axum::serve(hub.listener_with_takeover(listener), app);
     let serve = tokio::spawn(async move { serve.await.unwrap() });
     let io = TokioIo::new(tokio::net::UnixStream::connect(&path).await.unwrap());

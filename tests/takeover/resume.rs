@@ -5,7 +5,7 @@ use tokio::net::TcpListener;
 use tower_sse::{Event, Hub, Retention};
 
 use crate::deadline::Seeded;
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::{Events, resume, send, soon};
 use crate::peer::Peer;
 use crate::site::Site;
@@ -48,7 +48,7 @@ async fn back_and_forth_between_a_server_with_takeover_and_one_without() {
     let site = Site::start(Hub::builder().topic_retention(wide)).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let other = listener.local_addr().unwrap();
-    let app = axum::Router::new().route_service("/events", site.hub.endpoint(as_asked));
+    let app = axum::Router::new().route_service("/events", site.hub.endpoint(by_query));
     let serve = axum::serve(site.hub.listener(listener), app);
     let serve = tokio::spawn(async move { serve.await.unwrap() });
     let publisher = tokio::spawn({

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tower::util::MapResponseLayer;
 use tower_sse::{Drained, Event, Hub, HubBuilder};
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::{Events, soon, until};
 use crate::layers::watch;
 
@@ -139,7 +139,7 @@ impl Drop for Site {
 fn app(hub: &Hub, passed: &Arc<Passed>, counted: &Arc<AtomicUsize>) -> Router {
     let (passed, counted) = (Arc::clone(passed), Arc::clone(counted));
     let streams = Router::new()
-        .route_service("/events", hub.endpoint(as_asked))
+        .route_service("/events", hub.endpoint(by_query))
         .layer(MapResponseLayer::new(move |response| watch(response, &passed)));
     let count = async move || {
         counted.fetch_add(1, Ordering::SeqCst);

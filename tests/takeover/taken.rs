@@ -20,7 +20,7 @@ use tower_http::classify::ServerErrorsFailureClass;
 use tower_http::trace::TraceLayer;
 use tower_sse::{EndReason, Event, EventStream, Hub, StreamRequest, Subscription};
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::{Events, soon, until};
 use crate::peer::Peer;
 use crate::site::{Bare, Site};
@@ -88,7 +88,7 @@ async fn goes_on(hub: &Hub, events: &mut Events) {
 #[tokio::test]
 async fn hyper_is_done_with_the_connection() {
     let hub = Hub::builder().build().unwrap();
-    let server = Bare::start(&hub, hub.endpoint(as_asked)).await;
+    let server = Bare::start(&hub, hub.endpoint(by_query)).await;
     let (mut events, _writer) = Peer::connect(server.addr).await.open("/events?topic=t").await;
     until(|| server.serving() == 0).await;
     goes_on(&hub, &mut events).await;
@@ -101,12 +101,12 @@ async fn under_every_mounting() {
     let hub = Hub::builder().build().unwrap();
     let inner =
         service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("inner")))));
-    let layered = Bare::start(&hub, hub.layer("/events", as_asked).layer(inner)).await;
+    let layered = Bare::start(&hub, hub.layer("/events", by_query).layer(inner)).await;
     let handler = async |State(hub): State<Hub>, request: StreamRequest| -> EventStream {
         hub.respond(request, Subscription::anonymous().topic("t"))
     };
     let handled = Bare::start(&hub, Router::<Hub>::new().route("/events", get(handler)).with_state(hub.clone())).await;
-    let routed = Bare::start(&hub, Router::new().route_service("/events", hub.endpoint(as_asked))).await;
+    let routed = Bare::start(&hub, Router::new().route_service("/events", hub.endpoint(by_query))).await;
     for server in [layered, handled, routed] {
         let (mut events, _writer) = Peer::connect(server.addr).await.open("/events?topic=t").await;
         until(|| server.serving() == 0).await;
@@ -125,7 +125,7 @@ async fn however_hyper_writes() {
             let hub = hub.clone();
             async move {
                 let io = TokioIo::new(hub.io(listener.accept().await.unwrap().0).take_over());
-                let service = TowerToHyperService::new(hub.endpoint(as_asked));
+                let service = TowerToHyperService::new(hub.endpoint(by_query));
                 let mut builder = hyper::server::conn::http1::Builder::new();
                 builder.writev(vectored).title_case_headers(title_case).serve_connection(io, service).await.unwrap();
             }

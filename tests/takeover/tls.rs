@@ -19,7 +19,7 @@ use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, Signature
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tower_sse::{Event, Hub};
 
-use crate::kit::access::as_asked;
+use crate::kit::access::by_query;
 use crate::kit::certificate::Certificate;
 use crate::kit::{Events, reply, soon};
 
@@ -88,7 +88,7 @@ impl Secure {
                     let (hub, acceptor, serving) = (hub.clone(), acceptor.clone(), Arc::clone(&serving));
                     serving.fetch_add(1, Ordering::SeqCst);
                     tokio::spawn(async move {
-                        let service = TowerToHyperService::new(hub.endpoint(as_asked));
+                        let service = TowerToHyperService::new(hub.endpoint(by_query));
                         let builder = auto::Builder::new(TokioExecutor::new());
                         match place {
                             Place::Below => {
