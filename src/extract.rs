@@ -11,7 +11,7 @@ use http::request::Parts;
 
 use crate::hub::Hub;
 use crate::mount::{EventStream, StreamRequest};
-use crate::types::{CommandError, ConnectionId, InvalidName, PublishError, SubscriptionError};
+use crate::types::{CommandError, ConnectionId, InvalidName, NameProblem, PublishError, SubscriptionError};
 
 impl<S: Sync> FromRequestParts<S> for StreamRequest {
     type Rejection = Infallible;
@@ -72,8 +72,10 @@ impl<S: Sync> FromRequestParts<S> for ConnectionId {
     type Rejection = InvalidName;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, InvalidName> {
-        let id = parts.headers.get(Self::HEADER).and_then(|id| id.to_str().ok()).unwrap_or_default();
-        id.parse()
+        const FIELD: &str = "header sse-connection";
+        let id = parts.headers.get(Self::HEADER).ok_or(InvalidName::new(FIELD, NameProblem::Missing))?;
+        let id = id.to_str().ok().and_then(|id| id.parse().ok());
+        id.ok_or(InvalidName::new(FIELD, NameProblem::Malformed))
     }
 }
 
@@ -103,6 +105,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for ConnectionId {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct MissingHub;
 
 impl std::fmt::Display for MissingHub {

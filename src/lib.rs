@@ -18,7 +18,7 @@
 //!
 //! async fn post_headline(State(hub): State<Hub>, text: String) -> Result<(), PublishError> {
 //!     hub.topic("news").publish(Event::new("headline", text)).await?;
-//!     Ok(()) // an error becomes a response: 400, 413 or 503
+//!     Ok(()) // an error becomes a response: 400, 413, 500 or 503
 //! }
 //!
 //! #[tokio::main]

@@ -194,6 +194,37 @@ async fn a_publish_logs_one_line_at_debug_without_the_user() {
 }
 
 #[tokio::test]
+async fn a_publish_of_a_publisher_logs_one_line_at_debug() {
+    let (lines, _guard) = LogLines::capture();
+    let publisher = tower_sse::Publisher::new(tower_sse::backplane::Memory::new()).unwrap();
+    let receipt = publisher.topic("t").publish(Event::unnamed("x")).await.unwrap();
+    let logged = lines.at(Level::DEBUG);
+    assert!(logged.len() == 1 && logged[0].contains(&receipt.position.to_string()), "{logged:?}");
+}
+
+#[tokio::test]
+async fn a_ticket_for_a_subscription_with_extensions_logs_one_warning() {
+    let (lines, _guard) = LogLines::capture();
+    let hub = build(Hub::builder());
+    let issue = |subscription| hub.ticket(subscription, Duration::from_secs(30));
+    issue(Subscription::for_user("ada")).await.unwrap();
+    assert_eq!(lines.at(Level::WARN), Vec::<String>::new());
+    issue(Subscription::for_user("ada").extension(7)).await.unwrap();
+    let logged = lines.at(Level::WARN);
+    assert!(logged.len() == 1 && logged[0].contains("recheck"), "{logged:?}");
+}
+
+#[tokio::test]
+async fn a_layer_that_is_created_again_and_again_warns_once_of_its_path() {
+    let (lines, _guard) = LogLines::capture();
+    let hub = build(Hub::builder());
+    for _ in 0..100 {
+        let _ = hub.layer("/events/{id}", Public::topics(TopicFilter::any()));
+    }
+    assert_eq!(lines.at(Level::WARN).len(), 1);
+}
+
+#[tokio::test]
 async fn a_key_without_a_retention_rule_logs_one_warning_and_sets_a_flag() {
     let (lines, _guard) = LogLines::capture();
     let latest = Retention::latest_per_key();

@@ -140,8 +140,8 @@ impl Access for Sessions {
     /// every 15 seconds.
     async fn recheck(&self, subscription: Subscription) -> Recheck {
         match subscription.extensions().get::<Session>() {
-            Some(session) if !self.is_valid(session) => Recheck::End(Refusal::unauthorized()),
-            _ => Recheck::Keep,
+            Some(session) if self.is_valid(session) => Recheck::Keep,
+            _ => Recheck::End(Refusal::unauthorized()),
         }
     }
 }

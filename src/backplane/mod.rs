@@ -75,8 +75,9 @@ pub(crate) type Answer<T> = Result<T, BackplaneError>;
 
 /// A log that several instances share. The [module](self) lists its guarantees.
 ///
-/// The trait is sealed, because its methods may still change. Other crates can call it but not
-/// implement it.
+/// The trait is sealed, because its methods may still change. Other crates can call it. An
+/// implementation elsewhere would have to use a hidden trait, which is not covered by semantic
+/// versioning.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -207,6 +208,7 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
 
     /// Returns the limits of the log as text. Instances whose texts differ log a warning. The
     /// default implementation returns an empty text.
+    #[doc(alias = "limits")]
     fn describe_limits(&self) -> String {
         String::new()
     }

@@ -82,6 +82,7 @@ impl HubBuilder {
     setters! {
         /// Sets the retention of topics that no rule matches, and of events to everyone. Defaults
         /// to [`Retention::replay`].
+        #[doc(alias = "everyone_retention")]
         pub fn topic_retention(retention: Retention) => topics = retention;
 
         /// Sets the retention of the events to each user. Defaults to a [`Retention::replay`] of
@@ -280,6 +281,11 @@ impl HubBuilder {
         /// A heartbeat is a comment, which page scripts do not receive. Each connection uses a time
         /// that is up to a tenth shorter, so that the heartbeats of many connections do not
         /// coincide.
+        ///
+        /// Two times follow from the heartbeat. The hub remembers a topic or user without events
+        /// and listeners for forty heartbeats, 10 minutes by default. A quiet stream gets a fresh
+        /// id after ten heartbeats.
+        #[doc(alias = "channel_grace")]
         pub fn heartbeat(silence: Duration) => settings.heartbeat = silence;
 
         /// Sends heartbeats as `hub.live` events instead of comments, for pages that monitor their
@@ -293,6 +299,7 @@ impl HubBuilder {
         /// With the hub's listener, the deadline applies to every response of the server, also to a
         /// download that its reader has paused. The streams of one HTTP/2 connection share the
         /// deadline.
+        #[doc(alias = "live_window")]
         pub fn write_deadline(deadline: Duration) => settings.write_deadline = deadline;
 
         /// Sets how long the [`Access`](crate::Access) hook may take. After that the hub drops the

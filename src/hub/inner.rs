@@ -138,8 +138,9 @@ impl Hub {
     }
 
     /// Adds a path of a mount to the line that [`log_start`](Self::log_start) logs.
-    pub(crate) fn note_mount(&self, path: &str) {
-        self.inner.start.note_mount(path);
+    /// Returns whether it is a new one.
+    pub(crate) fn note_mount(&self, path: &str) -> bool {
+        self.inner.start.note_mount(path)
     }
 
     /// Logs the location of the log, the name of the instance and the mounts, once.

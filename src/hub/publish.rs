@@ -222,7 +222,7 @@ impl Target<'_> {
     }
 }
 
-fn log(target: &'static str, receipt: &Receipt) {
+pub(super) fn log(target: &'static str, receipt: &Receipt) {
     tracing::debug!(target_kind = target, receivers = receipt.connections, position = %receipt.position, "published");
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::builder::{HubBuilder, Shared};
-use super::publish::{join, split};
+use super::publish::{join, log, split};
 use super::target::{Source, aim, targets};
 use super::{Receipt, Target};
 use crate::backplane::{Backplane, LogPosition};
@@ -125,6 +125,7 @@ impl Publisher {
     ///
     /// # Errors
     /// Under the same conditions as [`HubBuilder::publisher`].
+    #[doc(alias = "publisher")]
     pub fn new(backplane: impl Backplane) -> Result<Self, BuildError> {
         HubBuilder::default().backplane(backplane).publisher()
     }
@@ -156,19 +157,23 @@ impl Publisher {
     where
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
     {
-        let mut ignored_keys = Vec::new();
+        let mut about = Vec::new();
         let (records, errors) = split(events.into_iter().map(|(target, event)| {
             let audience = self.checked(target.checked_for(self), &event)?;
             let record = append::record(&audience, &event, |address| self.inner.policies.keeps_values(address));
-            ignored_keys.push(event.key.is_some() && record.values.is_empty());
+            about.push((audience.kind(), event.key.is_some() && record.values.is_empty()));
             Ok(record)
         }));
-        if ignored_keys.contains(&true) && !self.inner.is_key_ignored_logged.swap(true, Ordering::Relaxed) {
+        if about.iter().any(|(_, key_ignored)| *key_ignored)
+            && !self.inner.is_key_ignored_logged.swap(true, Ordering::Relaxed)
+        {
             tracing::warn!("{KEY_IGNORED} (logged once)");
         }
-        let positions = self.append(records).await.into_iter().zip(ignored_keys);
-        let receipt = |(position, key_ignored): (Result<Position, _>, bool)| {
-            position.map(|position| Receipt { position, connections: 0, key_ignored })
+        let positions = self.append(records).await.into_iter().zip(about);
+        let receipt = |(position, (kind, key_ignored)): (Result<Position, PublishError>, _)| {
+            let receipt = Receipt { position: position?, connections: 0, key_ignored };
+            log(kind, &receipt);
+            Ok(receipt)
         };
         join(errors, positions.map(receipt))
     }

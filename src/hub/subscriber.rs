@@ -14,8 +14,8 @@ use crate::log::Batch;
 use crate::macros::opaque_debug;
 use crate::types::refusal::Kind;
 use crate::types::{
-    Address, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, Position, RefusalReason, Subscription,
-    SubscriptionError, Topic,
+    Address, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, Position, Refusal, RefusalReason,
+    Subscription, SubscriptionError, Topic,
 };
 
 /// An item of an in-process stream, which [`Hub::subscribe`] returns.
@@ -127,8 +127,16 @@ impl Hub {
         subscription: Subscription,
         cursor: impl Into<Cursor>,
     ) -> Result<Subscriber, SubscriptionError> {
-        let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
-        let opened = self.check_rate().and_then(|()| self.open(&subscription, cursor.into(), request));
+        let cursor = cursor.into();
+        let open = || {
+            let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
+            self.open(&subscription, cursor, request)
+        };
+        // A disconnect that came in between refuses the subscription. It does not ban the client,
+        // so the hub decides once more.
+        let opened = self.check_rate().and_then(|()| {
+            open().or_else(|refusal| if refusal == Refusal::outdated() { open() } else { Err(refusal) })
+        });
         let connection = opened.map_err(|refusal| match refusal.0 {
             Kind::Invalid(invalid) => invalid,
             Kind::RetryLater { reason: RefusalReason::Limit, .. } => SubscriptionError::LIMIT,

@@ -61,6 +61,7 @@ pub(super) use targets;
 /// ```
 ///
 /// The method that uses the target, for example `publish`, reports an invalid name.
+#[doc(alias = "Recipients")]
 #[derive(Debug)]
 #[must_use = "a target does nothing by itself"]
 pub struct Target<'a, S = Hub> {

@@ -73,16 +73,17 @@ impl SseLayer {
     /// Creates the layer of a hub, like [`Hub::layer`], which has the description.
     #[must_use]
     pub fn new<M, A: IntoAccess<M>>(hub: &Hub, path: &str, access: A) -> Self {
-        if !path.starts_with('/') {
+        // Once for each path, because a program may create a layer for each connection.
+        let is_new = hub.note_mount(path);
+        if is_new && !path.starts_with('/') {
             tracing::warn!(path, "the path of a layer must start with a slash: no request matches this path");
         }
-        if path.contains('{') {
+        if is_new && path.contains('{') {
             tracing::warn!(
                 path,
                 "the path of a layer has no parameters: use `Hub::endpoint` or `Hub::respond` in a route"
             );
         }
-        hub.note_mount(path);
         Self { endpoint: hub.endpoint(access), path: path.into(), provides: false }
     }
 

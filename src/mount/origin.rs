@@ -18,7 +18,9 @@ impl Hub {
     pub(super) fn check_host_and_origin(&self, request: &StreamRequest) -> Result<(), &'static str> {
         let (settings, uri, headers) = (self.settings(), request.uri(), request.headers());
         if !names_allowed_host(&settings.hosts, uri, headers) {
-            self.counters().host_refused(headers.get(HOST), self.now());
+            let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+            let host = host.or(uri.authority().map(http::uri::Authority::as_str));
+            self.counters().host_refused(host, self.now());
             return Err("this host is not allowed\n");
         }
         if !is_allowed(&settings.origins, uri, headers) {

@@ -73,6 +73,7 @@ impl Hub {
     #[doc(alias = "connect")]
     #[expect(clippy::needless_pass_by_value, reason = "a request is used for one stream")]
     pub fn respond(&self, request: StreamRequest, subscription: Subscription) -> EventStream {
+        self.log_start();
         let ticket = Taken::of(self, &subscription);
         let spend = || drop(ticket.and_then(Taken::spend));
         let response = self.early_refusal(&request).unwrap_or_else(|| {
@@ -154,7 +155,7 @@ impl Hub {
         // apply here.
         let carried = head.transport.clone().filter(|transport| self.transports().contains(transport));
         let Some(transport) = carried.or_else(by_task) else {
-            self.counters().unwatched(!self.transports().is_empty());
+            self.counters().unwatched(head.version == Version::HTTP_2 && !self.transports().is_empty());
             return Ok(stream(EventBody::events(connection)));
         };
         let offers_takeover = transport.offers_takeover();

@@ -286,6 +286,7 @@ pub struct InvalidName {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NameProblem {
+    Missing,
     Empty,
     TooLong { limit: usize },
     Control(char),
@@ -300,7 +301,7 @@ impl InvalidName {
     }
 
     /// Returns the kind of the invalid value: `topic`, `user`, `connection`, `event name`, `key`,
-    /// `idempotency key`, `note` or `target`.
+    /// `idempotency key`, `note`, `target` or `header sse-connection`.
     #[must_use]
     pub fn field(&self) -> &'static str {
         self.field
@@ -311,6 +312,7 @@ impl fmt::Display for InvalidName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.field;
         match self.problem {
+            NameProblem::Missing => write!(f, "{field} is missing"),
             NameProblem::Empty => write!(f, "{field} is empty"),
             NameProblem::TooLong { limit } => write!(f, "{field} is longer than {limit} bytes"),
             NameProblem::Control(c) => {

@@ -223,9 +223,11 @@ impl fmt::Display for ConnectionId {
     }
 }
 
+/// Only the first digits, because the whole id authorizes changes of the topics of an anonymous
+/// connection, and logs should not contain it.
 impl fmt::Debug for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        write!(f, "{}…", self.brief())
     }
 }
 

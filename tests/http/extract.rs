@@ -57,10 +57,10 @@ async fn request_names_the_connection_of_its_page() {
 #[tokio::test]
 async fn request_whose_connection_is_missing_or_malformed_is_a_bad_request() {
     let (_hub, server) = start().await;
-    let malformed = (StatusCode::BAD_REQUEST, "connection is malformed".to_owned());
-    assert_eq!(post_as(&server, "/close", None).await, malformed);
+    let rejected = |text: &str| (StatusCode::BAD_REQUEST, text.to_owned());
+    assert_eq!(post_as(&server, "/close", None).await, rejected("header sse-connection is missing"));
     for path in ["/close", "/rename"] {
-        assert_eq!(post_as(&server, path, Some("nonsense")).await, malformed, "{path}");
+        assert_eq!(post_as(&server, path, Some("nonsense")).await, rejected("header sse-connection is malformed"), "{path}");
     }
 }
 

@@ -66,9 +66,9 @@ async fn post_headline(hub: &Hub, body: Incoming) -> Result<usize, (StatusCode, 
         let is_too_large = error.is::<LengthLimitError>();
         (if is_too_large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST }, error.to_string())
     })?;
-    let invalid = |error: tower_sse::PublishError| (StatusCode::BAD_REQUEST, error.to_string());
-    let event = Event::from_utf8("headline", body.to_bytes()).map_err(invalid)?;
-    Ok(hub.topic("news").publish(event).await.map_err(invalid)?.connections)
+    let failed = |error: tower_sse::PublishError| (error.status_code(), error.to_string());
+    let event = Event::from_utf8("headline", body.to_bytes()).map_err(failed)?;
+    Ok(hub.topic("news").publish(event).await.map_err(failed)?.connections)
 }
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

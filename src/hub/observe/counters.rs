@@ -51,6 +51,7 @@ pub(crate) struct Counters {
     host_lines: Throttle,
     invalid_lines: Throttle,
     blocked_lines: Throttle,
+    ticket_lines: Throttle,
     is_large_payload_logged: AtomicBool,
     is_unwatched_logged: AtomicBool,
 }
@@ -193,13 +194,22 @@ impl Counters {
         }
     }
 
-    pub(crate) fn host_refused(&self, host: Option<&HeaderValue>, now: Millis) {
+    pub(crate) fn host_refused(&self, host: Option<&str>, now: Millis) {
         if let Some(suppressed) = self.host_lines.admit(now) {
-            let host = host.and_then(|host| host.to_str().ok());
             tracing::warn!(
                 host,
                 suppressed,
                 "a request for another host was rejected: allow the host with `HubBuilder::allow_host`"
+            );
+        }
+    }
+
+    /// Logs that a ticket was issued for a subscription with extensions.
+    pub(in crate::hub) fn ticket_without_extensions(&self, now: Millis) {
+        if let Some(suppressed) = self.ticket_lines.admit(now) {
+            tracing::warn!(
+                suppressed,
+                "a ticket carries no extensions: `recheck` does not see those of its subscription"
             );
         }
     }
@@ -220,13 +230,13 @@ impl Counters {
         }
     }
 
-    /// Logs that a stream has an unknown socket. `has_sockets` is whether the hub watches any
-    /// socket.
-    pub(crate) fn unwatched(&self, has_sockets: bool) {
+    /// Logs that a stream has an unknown socket. `is_http2` is whether the socket may be one that
+    /// the hub watches, below a router.
+    pub(crate) fn unwatched(&self, is_http2: bool) {
         if self.is_unwatched_logged.swap(true, Ordering::Relaxed) {
             return;
         }
-        if has_sockets {
+        if is_http2 {
             tracing::warn!(
                 "the socket of an HTTP/2 stream is unknown, and the hub cannot cut it if the client stalls: serve an `SseMakeService` (logged once)"
             );

@@ -22,9 +22,9 @@ use crate::types::{EndReason, GapReason, Topic};
 ///
 /// fn log_change(event: &LifecycleEvent) {
 ///     match event {
-///         LifecycleEvent::Connected(connection) => println!("{} connected", connection.id),
+///         LifecycleEvent::Connected(connection) => println!("{:?} connected", connection.id),
 ///         LifecycleEvent::Disconnected { connection, reason } => {
-///             println!("{} disconnected after {:?}: {reason}", connection.id, connection.open_for);
+///             println!("{:?} disconnected after {:?}: {reason}", connection.id, connection.open_for);
 ///         }
 ///         event => println!("{event:?}"),
 ///     }

@@ -9,9 +9,19 @@ pub(in crate::hub) struct Start {
     is_logged: AtomicBool,
 }
 
+/// The maximum number of paths that are noted. A program may create layers without end, for example
+/// one for each connection.
+const MAX_MOUNTS: usize = 64;
+
 impl Start {
-    pub(in crate::hub) fn note_mount(&self, path: &str) {
-        self.mounts.lock().push(path.into());
+    /// Notes the path of a layer. Returns whether it is a new one.
+    pub(in crate::hub) fn note_mount(&self, path: &str) -> bool {
+        let mut mounts = self.mounts.lock();
+        let is_new = mounts.len() < MAX_MOUNTS && mounts.iter().all(|noted| **noted != *path);
+        if is_new {
+            mounts.push(path.into());
+        }
+        is_new
     }
 
     /// Logs the line once. `log` returns the location of the log.
@@ -19,7 +29,7 @@ impl Start {
         if self.is_logged.load(Ordering::Relaxed) || self.is_logged.swap(true, Ordering::AcqRel) {
             return;
         }
-        let mounts = self.mounts.lock();
-        tracing::info!(log = log(), instance, layers = ?*mounts, "the hub has started");
+        let mounts = self.mounts.lock().clone();
+        tracing::info!(log = log(), instance, layers = ?mounts, "the hub has started");
     }
 }

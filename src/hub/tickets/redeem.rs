@@ -113,7 +113,10 @@ impl Hub {
         if !(SHORTEST..=LONGEST).contains(&ttl) {
             return Err(SubscriptionError::TICKET_TIME);
         }
-        subscription.extensions = http::Extensions::new();
+        if !subscription.extensions.is_empty() {
+            self.counters().ticket_without_extensions(self.now());
+            subscription.extensions = http::Extensions::new();
+        }
         if let Some(Expiry::In(time)) = subscription.expiry {
             subscription.expiry = SystemTime::now().checked_add(time).map(Expiry::At);
         }
