@@ -110,7 +110,7 @@ pub struct MissingHub;
 
 impl std::fmt::Display for MissingHub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("no Hub in the request: is `hub.layer(…).provide()` outside of this route?")
+        f.write_str("no Hub in the request: wrap this route in `hub.layer(…).provide()`")
     }
 }
 

@@ -4,8 +4,8 @@
 //! the streams. The browser reads them with its own `EventSource`. The hub stores events in one
 //! ordered log, so that a client that reconnects receives the events that it missed.
 //!
-//! The repository has a guide (`docs/README.md`), recipes (`docs/recipes.md`) and every guarantee
-//! with its test (`docs/guarantees.md`).
+//! The repository has a guide (`docs/README.md`), recipes (`docs/recipes.md`), a glossary
+//! (`docs/glossary.md`) and every guarantee with its test (`docs/guarantees.md`).
 //!
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 //! [tower]: https://github.com/tower-rs/tower
@@ -89,12 +89,12 @@
 //! - [`Subscription::expires_in`] limits the lifetime of a stream.
 //! - [`Target::disconnect`] ends streams at once, and [`Disconnect`] sets when clients may
 //!   reconnect.
-//! - The hub rejects pages of other sites that [`HubBuilder::allow_cross_origin`] does not list.
+//! - The hub rejects pages of other origins that [`HubBuilder::allow_cross_origin`] does not list.
 //! - [Tickets](Hub::ticket) authorize clients that cannot send cookies or headers.
 //!
 //! # Mounting
 //!
-//! | mount | use it when |
+//! | Mount | Use it when |
 //! |---|---|
 //! | [`Hub::layer`] | one path is a stream, and every other request passes through unchanged |
 //! | [`Hub::endpoint`] | the stream is a route like any other |
@@ -110,7 +110,7 @@
 //! retains. If an event is no longer retained, the stream reports the loss with one
 //! [`hub.gap`](#control-events). [`Retention`] sets what the log retains for each audience: a
 //! short window, the newest events, or the newest event of each [key](Event::key). The default for
-//! topics is 1,024 events of the last 5 minutes.
+//! topics is 1,024 events and 1 MiB of the last 5 minutes.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -136,23 +136,23 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A page that shows data takes [`Hub::position`] first, then queries the data, and then opens the
-//! stream with `?last_event_id=` and that position. A new page may [start](Subscription::start)
-//! with the newest retained events.
+//! For a page that shows data, the server takes [`Hub::position`] first, and then queries the data.
+//! The page opens the stream with `?last_event_id=` and that position. A new page may
+//! [start](Subscription::start) with the newest retained events.
 //!
-//! The retention bounds the memory, because the hub keeps no queue for each reader. A reader that
-//! is too slow receives a gap or is disconnected ([`LagPolicy`]). With
-//! [`Retention::latest_per_key`] it skips outdated values and always receives the last one.
+//! The retention bounds the memory, because a reader has no queue. A reader that is too slow
+//! receives a gap or is disconnected ([`LagPolicy`]). With [`Retention::latest_per_key`] it skips
+//! outdated values and always receives the last one.
 //!
 //! # Control events
 //!
 //! The hub sends control events, whose names start with `hub.`. Their data is JSON, to which fields
 //! may be added later.
 //!
-//! | event | data | sent |
+//! | Event | Data | Sent |
 //! |---|---|---|
 //! | `hub.hello` | `connection`, `cursor` (`fresh`, `resuming`, `refused`), `topics`, `instance` if named | first, with `retry` |
-//! | `hub.live` | `{}`, or `topics` after they have changed | when the stream has caught up. Its id covers all events before it |
+//! | `hub.live` | `{}`, or `topics` after they have changed | when the stream has caught up. Its id stands for all events before it |
 //! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | when events are no longer retained: fetch the state again |
 //! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: reconnect after `retry_ms` |
 //! | `hub.stale` | `{}` | when the hub cannot follow the shared log. `hub.live` follows when it can again |
@@ -205,9 +205,9 @@
 //! ```
 //!
 //! `Hub::listener` and [`Hub::io`] watch the sockets below the server. They close the connection of
-//! a peer that does not read within [`HubBuilder::write_deadline`], and they let [`Hub::drain`] cut
-//! connections that do not end, so that no stream keeps the process running. [`Hub::is_ready`] is
-//! for a readiness probe, and [`Hub::stats`] is for metrics.
+//! a peer that takes no bytes for [`HubBuilder::write_deadline`] while bytes wait, and they let
+//! [`Hub::drain`] cut connections that do not end, so that no stream keeps the process running.
+//! [`Hub::is_ready`] is for a readiness probe, and [`Hub::stats`] is for metrics.
 //!
 //! # Several instances
 //!
@@ -235,7 +235,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! `docs/guide/scaling.md` has topology, settings, costs and limits.
+//! `docs/guide/scaling.md` has settings, costs and limits.
 //!
 //! # Testing
 //!
@@ -245,11 +245,11 @@
 //!
 //! # Features
 //!
-//! All features are additive. The last column counts the crates that an application gains which
-//! already depends on axum, serde, tokio (`full`) and tracing, 59 crates in all. The crate itself
-//! counts. Without any feature it is 9 too.
+//! All features are additive. The last column is the number of crates that tower-sse with this
+//! feature adds, including itself, to an application that already depends on axum, serde, tokio
+//! (`full`) and tracing (59 crates). Without any feature the number is 9 too.
 //!
-//! | feature | default | adds | crates |
+//! | Feature | Default | Adds | Crates |
 //! |---|---|---|---|
 //! | `axum` | yes | `StreamRequest`, `Hub` and `ConnectionId` as extractors; `EventStream` and errors as responses. Depends on axum-core only | 9 |
 //! | `axum-listener` | yes | `Hub::listener` and `SseMakeService` for `axum::serve` | 9 |

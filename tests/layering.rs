@@ -1,12 +1,15 @@
-//! Which file may import which.
+//! The order of the source files.
 //!
-//! 1. A file imports what ranks below it, or its own room ([`RANKS`]). Re-exports count as what they lead to.
-//! 2. A module of the top level imports only the modules that the table in `docs/architecture.md` lists for it.
-//! 3. No circle of files, in imports and calls of methods of `Hub`, `Inner` and `Target` together.
-//! 4. `impl Hub`, `impl Inner` and `impl Target` stand in the listed files only ([`WORK`]): in any other file, a circle
-//!    could move from the imports into the methods.
+//! 1. A file imports only files of a lower rank, or of its own row of [`RANKS`]. A re-export counts
+//!    as the file that it leads to.
+//! 2. A module of the top level imports only the modules that the table in `docs/architecture.md`
+//!    lists for it.
+//! 3. Imports and calls of methods of `Hub`, `Inner` and `Target` together contain no cycle of
+//!    files.
+//! 4. Only the files of [`METHOD_FILES`] have an `impl Hub`, `impl Inner` or `impl Target`.
+//!    Otherwise a cycle could move from the imports into the methods.
 //!
-//! The ranks are law; `docs/architecture.md` says why. Code of tests does not count.
+//! `docs/architecture.md` explains the order. Code of tests does not count.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests, helpers and all")]
 
@@ -19,8 +22,8 @@ use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::{Attribute, ImplItem, Item, UseTree};
 
-/// Folders and files, lower to upper. The longest prefix of a file counts. Equal ranks import each other only within one
-/// row.
+/// Folders and files, from the lowest to the highest. The longest prefix of a file counts. Files of
+/// equal rank import each other only within one row.
 const RANKS: &[(u8, &str)] = &[
     (0, "macros"),
     (0, "types"),
@@ -44,14 +47,14 @@ const RANKS: &[(u8, &str)] = &[
     (13, "hub/cluster/settings_digest"),
     (14, "hub/cluster/history"),
     (15, "hub/cluster/shared_log"),
-    // All of the state in one place, then the work on it.
+    // All of the state in one file, and then the operations on it.
     (20, "hub/inner"),
     (21, "hub/membership"),
     (22, "hub/stream"),
     (23, "hub/upkeep"),
     (23, "hub/cluster"),
     (23, "hub/tickets"),
-    // What an application calls.
+    // The methods that an application calls.
     (30, "hub"),
     (40, "net"),
     (41, "mount"),
@@ -59,9 +62,8 @@ const RANKS: &[(u8, &str)] = &[
     (50, "lib"),
 ];
 
-/// The files that work on [`Hub`, `Inner` and `Target`]: the verbs, the rooms above `Inner`, and the entry points of
-/// `mount` and `net`.
-const WORK: &[&str] = &[
+/// The files that implement methods of `Hub`, `Inner` or `Target`.
+const METHOD_FILES: &[&str] = &[
     "hub/builder",
     "hub/cluster/append",
     "hub/cluster/apply",
@@ -97,7 +99,7 @@ const WORK: &[&str] = &[
     "net/io",
     "net/listener",
 ];
-const WORKED_ON: &[&str] = &["Hub", "Inner", "Target"];
+const METHOD_TYPES: &[&str] = &["Hub", "Inner", "Target"];
 
 /// A path in the source: `crate::hub::Hub` is `["crate", "hub", "Hub"]`.
 type Segments = Vec<String>;
@@ -105,24 +107,26 @@ type Segments = Vec<String>;
 /// One file, without the code of its tests.
 #[derive(Default)]
 struct Source {
-    /// What it defines.
+    /// The items that it defines.
     items: BTreeSet<String>,
-    /// What its `use` items import, by the name that it has here. `*` stands for all.
+    /// The imports of its `use` items, by their name in this file. `*` stands for a glob.
     uses: Vec<(String, Segments)>,
-    /// What else of paths it has.
+    /// All other paths.
     paths: BTreeSet<Segments>,
-    /// `.name(` behind `hub` or `inner`.
+    /// The methods that it calls on `hub` or `inner`.
     calls: BTreeSet<String>,
+    /// The methods that it calls on `self`.
     calls_of_self: BTreeSet<String>,
     /// The types that it implements methods for.
     implemented: BTreeSet<String>,
-    /// The methods of the types in [`WORKED_ON`].
+    /// The methods of the types in [`METHOD_TYPES`].
     methods: BTreeSet<String>,
     /// The methods of all other types, and of traits.
     other_methods: BTreeSet<String>,
     /// The macros that it defines, with the functions in them.
     macros: BTreeMap<String, Vec<String>>,
-    /// The macros that make methods, and whether those are of the types in [`WORKED_ON`].
+    /// The macros that define methods, and whether these are methods of the types in
+    /// [`METHOD_TYPES`].
     made_by: Vec<(String, bool)>,
 }
 
@@ -151,13 +155,13 @@ impl Source {
                 }
                 Item::Impl(item) => {
                     let of = last_name(&item.self_ty.to_token_stream());
-                    let is_worked_on = item.trait_.is_none() && WORKED_ON.contains(&of.as_str());
-                    let methods = if is_worked_on { &mut self.methods } else { &mut self.other_methods };
+                    let is_method_type = item.trait_.is_none() && METHOD_TYPES.contains(&of.as_str());
+                    let methods = if is_method_type { &mut self.methods } else { &mut self.other_methods };
                     for item in &item.items {
                         match item {
                             ImplItem::Fn(method) => _ = methods.insert(method.sig.ident.to_string()),
                             ImplItem::Macro(item) => {
-                                self.made_by.push((last_name(&item.mac.path.to_token_stream()), is_worked_on));
+                                self.made_by.push((last_name(&item.mac.path.to_token_stream()), is_method_type));
                             }
                             _ => {}
                         }
@@ -179,7 +183,7 @@ impl Source {
             };
             self.items.extend(name.map(ToString::to_string));
             if let Item::Macro(item) = &item {
-                // `pin_project!` defines what is in it.
+                // `pin_project!` contains the definition of a type.
                 self.items.extend(defined(&item.mac.tokens));
                 if let Some(name) = &item.ident {
                     self.macros.insert(name.to_string(), all_defined(&item.mac.tokens));
@@ -268,14 +272,14 @@ fn is_visibility(tokens: &TokenStream) -> bool {
     matches!(tokens.clone().into_iter().next(), Some(TokenTree::Ident(first)) if first == "in")
 }
 
-/// The last name of a type, without its parameters.
+/// Returns the last name of a type, without its parameters.
 fn last_name(tokens: &TokenStream) -> String {
     let text = tokens.to_string();
     let text = text.split('<').next().unwrap_or_default();
     text.rsplit("::").next().unwrap_or_default().trim().to_owned()
 }
 
-/// What stands behind `struct`, `enum` or `fn`.
+/// Returns the names after `struct`, `enum` or `fn`.
 fn defined(tokens: &TokenStream) -> Vec<String> {
     let names: Vec<String> = tokens.clone().into_iter().map(|token| token.to_string()).collect();
     names
@@ -285,7 +289,7 @@ fn defined(tokens: &TokenStream) -> Vec<String> {
         .collect()
 }
 
-/// The same, also in groups such as the arms of a macro.
+/// Like `defined`, but also in groups such as the arms of a macro.
 fn all_defined(tokens: &TokenStream) -> Vec<String> {
     let inside = tokens.clone().into_iter().filter_map(|token| match token {
         TokenTree::Group(group) => Some(all_defined(&group.stream())),
@@ -312,15 +316,15 @@ impl Tree {
             files.into_iter().map(|(name, text)| (name, Source::read(&text))).collect();
         let macros: BTreeMap<String, Vec<String>> = sources.values().flat_map(|source| source.macros.clone()).collect();
         for source in sources.values_mut() {
-            for (name, is_worked_on) in &source.made_by {
-                let methods = if *is_worked_on { &mut source.methods } else { &mut source.other_methods };
+            for (name, is_method_type) in &source.made_by {
+                let methods = if *is_method_type { &mut source.methods } else { &mut source.other_methods };
                 methods.extend(macros.get(name).into_iter().flatten().cloned());
             }
         }
         Self(sources)
     }
 
-    /// The file that a path leads to, seen from a file, through all re-exports.
+    /// Returns the file that a path of another file leads to, through all re-exports.
     fn target(&self, from: &str, path: &[String], depth: usize) -> Option<String> {
         let (first, rest) = path.split_first()?;
         match first.as_str() {
@@ -330,7 +334,7 @@ impl Tree {
             _ if self.child(from, first).is_some() => self.walk(from, path, depth),
             _ => {
                 let (_, used) = self.0[from].uses.iter().find(|(name, _)| name == first)?;
-                // A module that was imported, and what is named in it.
+                // The path starts with an imported name.
                 let whole: Segments = used.iter().chain(rest).cloned().collect();
                 if whole == path { None } else { self.target(from, &whole, depth.checked_sub(1)?) }
             }
@@ -363,14 +367,14 @@ impl Tree {
         self.0.contains_key(&child).then_some(child)
     }
 
-    /// From each file to those that it imports, with what for.
+    /// Returns each import as the importing file, the imported file, and the path.
     fn imports(&self) -> Vec<(String, String, String)> {
         let mut arrows = Vec::new();
         for (file, source) in &self.0 {
             let uses = source.uses.iter().map(|(_, path)| path);
-            let is_map = self.0.keys().any(|other| parent(other) == Some(file) && other != file);
+            let has_children = self.0.keys().any(|other| parent(other) == Some(file) && other != file);
             // A re-export of a folder's own files is no import.
-            let uses: Vec<&Segments> = if is_map { Vec::new() } else { uses.collect() };
+            let uses: Vec<&Segments> = if has_children { Vec::new() } else { uses.collect() };
             for path in uses.into_iter().chain(&source.paths) {
                 if let Some(to) = self.target(file, path, 8)
                     && to != *file
@@ -382,8 +386,9 @@ impl Tree {
         arrows
     }
 
-    /// From each file to those that define the methods of `Hub`, `Inner` and `Target` that it calls. A call on `self` counts
-    /// only if no other type has a method of this name.
+    /// Returns each call of a method of `Hub`, `Inner` or `Target` as the calling file, the
+    /// defining file, and the method. A call on `self` counts only if no other type has a method of
+    /// this name.
     fn calls(&self) -> Vec<(String, String, String)> {
         let mut defined: BTreeMap<&String, BTreeSet<&String>> = BTreeMap::new();
         for (file, source) in &self.0 {
@@ -392,11 +397,11 @@ impl Tree {
         let others: BTreeSet<&String> = self.0.values().flat_map(|source| &source.other_methods).collect();
         let mut arrows = Vec::new();
         for (file, source) in &self.0 {
-            // `self` is one of the three only where they are worked on.
-            let of_self = source.calls_of_self.iter().filter(|_| WORK.contains(&file.as_str()));
+            // `self` can be one of the three types only in the listed files.
+            let of_self = source.calls_of_self.iter().filter(|_| METHOD_FILES.contains(&file.as_str()));
             let of_self = of_self.filter(|call| !others.contains(call));
             for call in source.calls.iter().chain(of_self) {
-                // A file that defines the method means its own.
+                // A file that defines the method calls its own.
                 let files = defined.get(call).filter(|files| !files.contains(file));
                 for to in files.into_iter().flatten() {
                     arrows.push((file.clone(), (*to).clone(), format!(".{call}()")));
@@ -407,7 +412,7 @@ impl Tree {
     }
 }
 
-/// The module above. `lib` is above the top.
+/// Returns the parent of a module. The parent of a top-level module is `lib`.
 fn parent(file: &str) -> Option<&str> {
     match file.rsplit_once('/') {
         Some((parent, _)) => Some(parent),
@@ -428,7 +433,7 @@ fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The files that a file declares as modules of its tests.
+/// Returns the files that a file declares as modules of its tests.
 fn modules_of_tests(text: &str) -> Vec<String> {
     let items = syn::parse_file(text).unwrap().items;
     let modules = items.into_iter().filter(is_of_tests).filter_map(|item| match item {
@@ -438,14 +443,14 @@ fn modules_of_tests(text: &str) -> Vec<String> {
     modules.collect()
 }
 
-/// The rank of a file and the row that gives it.
+/// Returns the rank of a file, and the row of [`RANKS`] that sets it.
 fn rank(file: &str) -> Option<(u8, &'static str)> {
     let is_in = |row: &str| file == row || file.starts_with(&format!("{row}/"));
     RANKS.iter().filter(|(_, row)| is_in(row)).max_by_key(|(_, row)| row.len()).copied()
 }
 
 #[test]
-fn a_file_imports_and_calls_only_what_ranks_below_it() {
+fn a_file_imports_and_calls_only_files_of_lower_rank() {
     let tree = &*TREE;
     let (imports, calls) = (tree.imports(), tree.calls());
     assert!(imports.len() > 500, "only {} imports were found", imports.len());
@@ -465,10 +470,11 @@ fn a_file_imports_and_calls_only_what_ranks_below_it() {
     assert!(wrong.is_empty(), "\n{}", wrong.into_iter().collect::<Vec<_>>().join("\n"));
 }
 
-/// The table of `docs/architecture.md`: each module of the top level, and the modules that it may import.
+/// The table of `docs/architecture.md`: each module of the top level, and the modules that it may
+/// import.
 fn table_of_modules() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
     let document = include_str!("../docs/architecture.md");
-    let rows = document.lines().skip_while(|line| *line != "| module | purpose | may import |").skip(2);
+    let rows = document.lines().skip_while(|line| *line != "| Module | Purpose | May import |").skip(2);
     let cells = rows.map_while(|row| row.strip_prefix("| `")?.strip_suffix('|')?.split_once('`'));
     cells
         .map(|(module, rest)| {
@@ -479,7 +485,7 @@ fn table_of_modules() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
 }
 
 #[test]
-fn a_module_imports_and_calls_only_what_the_document_lists() {
+fn a_module_imports_and_calls_only_the_modules_in_the_document() {
     let (tree, table) = (&*TREE, table_of_modules());
     assert!(table.len() > 8, "only {} modules were found", table.len());
     assert_eq!(table["log"], BTreeSet::from(["types", "wire", "sync"]));
@@ -498,13 +504,14 @@ fn a_module_imports_and_calls_only_what_the_document_lists() {
 }
 
 #[test]
-fn no_files_import_or_call_each_other_in_a_circle() {
+fn imports_and_calls_contain_no_cycle() {
     let tree = &*TREE;
     let mut after: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for (from, to, what) in tree.imports().into_iter().chain(tree.calls()) {
         after.entry(from).or_default().insert(to, what);
     }
-    // A file that imports none of those that are left is in no circle, and neither is one that none of them imports.
+    // Remove files that import no remaining file, and files that no remaining file imports: they
+    // are in no cycle.
     loop {
         let left: BTreeSet<String> = after.keys().cloned().collect();
         after.values_mut().for_each(|to| to.retain(|file, _| left.contains(file)));
@@ -522,20 +529,20 @@ fn no_files_import_or_call_each_other_in_a_circle() {
 }
 
 #[test]
-fn the_hub_is_worked_on_in_the_listed_files_only() {
+fn methods_of_the_hub_are_in_the_listed_files_only() {
     let tree = &*TREE;
-    let works = |source: &Source| WORKED_ON.iter().any(|name| source.implemented.contains(*name));
-    let working: BTreeSet<&str> =
-        tree.0.iter().filter(|(_, source)| works(source)).map(|(file, _)| file.as_str()).collect();
-    let listed: BTreeSet<&str> = WORK.iter().copied().collect();
-    let unlisted: Vec<_> = working.difference(&listed).collect();
-    let idle: Vec<_> = listed.difference(&working).collect();
+    let has_methods = |source: &Source| METHOD_TYPES.iter().any(|name| source.implemented.contains(*name));
+    let found: BTreeSet<&str> =
+        tree.0.iter().filter(|(_, source)| has_methods(source)).map(|(file, _)| file.as_str()).collect();
+    let listed: BTreeSet<&str> = METHOD_FILES.iter().copied().collect();
+    let unlisted: Vec<_> = found.difference(&listed).collect();
+    let idle: Vec<_> = listed.difference(&found).collect();
     assert!(unlisted.is_empty(), "not listed: {unlisted:?}");
-    assert!(idle.is_empty(), "listed, but nothing of the hub is implemented there: {idle:?}");
+    assert!(idle.is_empty(), "listed, but without methods of the hub: {idle:?}");
 }
 
 #[test]
-fn the_check_sees_what_it_should() {
+fn the_parser_finds_imports_calls_and_methods() {
     let source = Source::read(
         "use crate::a::{self, b::C as D, e::*};
          #[cfg(test)] use crate::tests::Only;
@@ -564,9 +571,9 @@ fn the_check_sees_what_it_should() {
     assert_eq!(target("hub/publish", "std::sync::Arc"), None);
 }
 
-/// The median file is short and none is about two things; a long one is a reason to look.
+/// A longer median would show that files get more than one purpose.
 #[test]
-fn files_stay_readable() {
+fn the_median_file_is_short() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = BTreeMap::new();
     collect(&root, &root, &mut files);

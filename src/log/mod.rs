@@ -344,8 +344,8 @@ impl Log {
     }
 
     /// Subscribes to one more address. Returns false, and changes nothing, if the subscriber is
-    /// already subscribed to it or is not open. If it returns true, the caller wakes the
-    /// subscriber.
+    /// already subscribed to it or is not open. If it returns true, the subscriber may have records
+    /// to read. This function does not wake it.
     ///
     /// # Errors
     ///

@@ -81,7 +81,7 @@ impl SseLayer {
         if is_new && path.contains('{') {
             tracing::warn!(
                 path,
-                "the path of a layer has no parameters: use `Hub::endpoint` or `Hub::respond` in a route"
+                "the path of a layer cannot have parameters: use `Hub::endpoint` or `Hub::respond` in a route"
             );
         }
         Self { endpoint: hub.endpoint(access), path: path.into(), provides: false }

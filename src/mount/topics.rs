@@ -159,7 +159,8 @@ mod tests {
         };
         assert_eq!(uri_of("/events/ab/topics?join=a%26b&tenant=7&leave=c&since=1.2.3"), "/events?topic=a%26b&tenant=7");
         assert_eq!(uri_of("/events/ab/topics"), "/events");
-        // Fields of a stream request that a page must not add.
+        // Only `join` becomes `topic`. A page cannot pass its own `topic` or `last_event_id` to the
+        // access hook.
         assert_eq!(uri_of("/events/ab/topics?topic=x&join=y&last_event_id=z"), "/events?topic=y");
         assert_eq!(uri_of("https://host/a/events/ab/topics?join=a"), "https://host/a/events?topic=a");
         assert_eq!(uri_of("/ab/topics?join=a"), "/?topic=a");

@@ -45,6 +45,7 @@ pub(crate) struct Change {
     pub(crate) join: Vec<Topic>,
     /// The cursor after which the page wants the events of the joined topics.
     pub(crate) since: Cursor,
-    /// Positions up to which the page may not read events of the joined topics.
+    /// Joined topics with the positions after which the page may read them. If a topic has several,
+    /// the latest counts.
     pub(crate) bounds: Vec<(Topic, Position)>,
 }

@@ -36,7 +36,7 @@ pub struct Retention {
     pub(crate) kind: Kind,
     /// The bounds of the records in the ring.
     pub(crate) ring: Bounds,
-    /// The bounds of the current values. `count` is the number of keys.
+    /// The bounds of the current values. `count` is the maximum number of keys.
     pub(crate) keyed: Bounds,
     pub(crate) lag: LagPolicy,
 }

@@ -128,7 +128,7 @@ impl fmt::Display for SubscriptionError {
             Kind::Limit => "a limit on connections is reached",
             Kind::Banned => "the user or a topic is banned",
             Kind::TooManyTickets => "too many unredeemed tickets",
-            Kind::Unavailable => "the broker is unavailable",
+            Kind::Unavailable => "the broker is unavailable, or the hub has not read its log yet",
             Kind::NoRuntime => "no tokio runtime: cannot reach the broker",
             Kind::NoRandomBytes => "the operating system returned no random bytes",
         })

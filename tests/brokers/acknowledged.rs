@@ -44,22 +44,22 @@ async fn a_publish_waits_until_a_replica_has_the_record() {
 #[tokio::test]
 async fn a_publish_that_waits_for_a_replica_fails_when_there_is_none() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    // Half of it is for the server's answer, also on a busy machine.
+    // Half of the timeout is for the server's answer. A busy machine needs that much.
     let log = log_at(server.port).timeout(Duration::from_secs(4));
     let record = NewRecord::new(Bytes::from_static(b"x"));
     let error = soon(log.append(vec![record], None)).await.pop().unwrap().unwrap_err();
     assert!(error.is_unknown(), "{error}");
     assert!(error.to_string().ends_with("0 of 1 replicas acknowledged the records in time"), "{error}");
-    // The primary has it, so the outcome is unknown.
+    // The primary has stored the record, so the outcome is unknown.
     assert_eq!(server.cli(&["XLEN", LOG]), "1");
     let publisher = Hub::builder().backplane(log).publisher().unwrap();
     let error = soon(publisher.topic("t").publish(Event::unnamed("x"))).await.unwrap_err();
     assert!(error.is_unknown(), "{error}");
 }
 
-/// The user may do everything but wait.
+/// The Redis user has every permission except that for `WAIT`.
 #[tokio::test]
-async fn a_publish_whose_wait_is_refused_is_an_unknown_outcome() {
+async fn a_publish_whose_wait_is_rejected_has_an_unknown_outcome() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     server.cli(&["ACL", "SETUSER", "writer", "on", ">secret", "~*", "&*", "+@all", "-wait"]);
     let log = Redis::new(&format!("redis://writer:secret@127.0.0.1:{}", server.port), "n").unwrap().acknowledged_by(1);

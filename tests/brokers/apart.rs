@@ -1,4 +1,5 @@
-//! What happens while an instance and its broker are apart is not missed afterwards.
+//! An instance that was cut off from its broker catches up with records, values and control
+//! messages.
 
 use std::time::Duration;
 
@@ -19,9 +20,10 @@ async fn start(log: impl Backplane) -> Hub {
     hub
 }
 
-/// The log comes back younger, and who had not seen what is lost appends more than that before an instance looks again.
+/// The broker restarts from an older copy of the log. Before the instance reads the log again, a
+/// worker that never saw the lost records appends more records than were lost.
 #[tokio::test]
-async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
+async fn a_log_that_was_rolled_back_and_has_grown_since_is_detected() {
     let Some(mut server) = RedisServer::start(DURABLE) else { return };
     let proxy = Proxy::start(server.port).await;
     let log = |port: u16| Redis::new(&format!("redis://127.0.0.1:{port}"), "grown").unwrap().timeout(TIMEOUT);
@@ -35,16 +37,16 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
     publish(&hub, 0..10).await;
     let copy = server.copy();
     publish(&hub, 10..20).await;
-    let mut came = 0;
-    while came < 20 {
-        came += u32::from(matches!(soon(page.next()).await.unwrap(), SubscriberItem::Event(_)));
+    let mut received = 0;
+    while received < 20 {
+        received += u32::from(matches!(soon(page.next()).await.unwrap(), SubscriberItem::Event(_)));
     }
     proxy.set(Mode::Resets);
     until(|| !hub.is_ready()).await;
     server.kill();
     server.restore(&copy);
     server.restart();
-    // It knows nothing of the ten that are lost.
+    // This worker has not seen the ten lost records.
     let worker = builder().backplane(log(server.port)).publisher().unwrap();
     for n in 100..130 {
         worker.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
@@ -61,8 +63,9 @@ async fn a_log_that_was_rolled_back_and_has_grown_since_is_noticed() {
     assert_eq!(gaps, ["epoch"]);
 }
 
-/// Of a value that was set for two topics and has ended in one of them, an instance that starts later knows only the other.
-async fn a_value_of_a_union_ends_where_it_was_removed<B: BrokerServer>(broker: B) {
+/// One record is the value of two topics, and is then removed in one of them. An instance that
+/// starts later has the value in the other topic only.
+async fn a_value_of_a_union_ends_only_in_the_topic_that_removed_it<B: BrokerServer>(broker: B) {
     let log = B::with_max_records(broker.log("union"), 500);
     let one = start(log.clone()).await;
     let both = one.topic("latest/a").and(one.topic("latest/b"));
@@ -90,12 +93,12 @@ async fn busy(hub: &Hub) {
     assert!(hub.publish_many(events.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
 }
 
-for_each_broker!(a_value_of_a_union_ends_where_it_was_removed(broker): redis, nats);
+for_each_broker!(a_value_of_a_union_ends_only_in_the_topic_that_removed_it(broker): redis, nats);
 
-/// A disconnect that was sent while an instance did not listen.
-async fn a_disconnect_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
+/// The disconnect is broadcast while one instance is cut off from the broker.
+async fn a_disconnect_arrives_after_a_short_interruption<B: BrokerServer>(broker: B) {
     let proxy = Proxy::start(broker.port()).await;
-    let log = |port| B::log_at(port, "blip", TIMEOUT);
+    let log = |port| B::log_at(port, "cut-off", TIMEOUT);
     let (near, far) = (start(log(broker.port())).await, start(log(proxy.port)).await);
     until(|| near.stats().others == 1 && far.stats().others == 1).await;
     for (round, mode) in [Mode::Resets, Mode::StallsAnswers, Mode::Resets].into_iter().enumerate() {
@@ -115,9 +118,9 @@ async fn a_disconnect_is_heard_after_a_blip<B: BrokerServer>(broker: B) {
     }
 }
 
-for_each_broker!(a_disconnect_is_heard_after_a_blip(broker): redis, nats);
+for_each_broker!(a_disconnect_arrives_after_a_short_interruption(broker): redis, nats);
 
-/// More current values than one page of them.
+/// There are more current values than one page of the read holds.
 #[tokio::test]
 async fn many_and_large_values_are_read_in_pages() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
@@ -148,9 +151,9 @@ async fn many_and_large_values_are_read_in_pages() {
     assert_eq!(values, 5_000);
 }
 
-/// The log was trimmed over while an instance was cut off, and current values changed in what it did not see.
+/// While an instance is cut off, current values change, and the log is trimmed past these changes.
 #[tokio::test]
-async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
+async fn values_are_current_after_a_cut_during_which_the_log_was_trimmed() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let proxy = Proxy::start(server.port).await;
     let log = |port: u16| {
@@ -165,10 +168,10 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     set("changes", "1").await;
     set("ends", "1").await;
     let mut page = far.subscribe(Subscription::anonymous().topic("latest/a"), Cursor::Absent).unwrap();
-    let mut came = Vec::new();
-    while came.len() < 3 {
+    let mut received = Vec::new();
+    while received.len() < 3 {
         if let SubscriberItem::Event(event) = soon(page.next()).await.unwrap() {
-            came.push(event.data);
+            received.push(event.data);
         }
     }
     proxy.set(Mode::Resets);
@@ -189,12 +192,12 @@ async fn values_are_current_after_a_cut_that_the_log_was_trimmed_over() {
     }
     values.sort_unstable();
     assert_eq!(values, ["1", "2"]);
-    // Who was there is told that something was missed, and has what is current.
-    let (mut gaps, mut news) = (0, Vec::new());
-    while news.last().is_none_or(|last| last != "2") {
+    // The stream that stayed open receives one gap and then the current values.
+    let (mut gaps, mut updates) = (0, Vec::new());
+    while updates.last().is_none_or(|last| last != "2") {
         match soon(page.next()).await.unwrap() {
             SubscriberItem::Gap { .. } => gaps += 1,
-            SubscriberItem::Event(event) => news.push(event.data),
+            SubscriberItem::Event(event) => updates.push(event.data),
             _ => {}
         }
     }

@@ -1,4 +1,4 @@
-//! What every adapter promises: one suite for all of them.
+//! The guarantees of an adapter, as one suite that runs against every adapter.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,7 @@ async fn numbers_are_contiguous_and_ordered(log: &dyn Backplane) {
     assert!(soon(log.range(700, 5)).await.unwrap().is_empty());
 }
 
-async fn writers_at_once_get_each_number_once(log: &dyn Backplane) {
+async fn simultaneous_writers_get_each_number_once(log: &dyn Backplane) {
     let before = soon(log.state(None)).await.unwrap().last;
     let writer = |name: usize| async move {
         let mut mine = Vec::new();
@@ -49,28 +49,34 @@ async fn writers_at_once_get_each_number_once(log: &dyn Backplane) {
         mine
     };
     let all = futures::future::join_all((0..8).map(writer)).await;
-    assert!(all.iter().all(|mine| mine.is_sorted_by_key(|place| place.sequence)), "a writer's own order is kept");
+    assert!(
+        all.iter().all(|mine| mine.is_sorted_by_key(|place| place.sequence)),
+        "the records of a writer are out of order"
+    );
     let mut numbers: Vec<u64> = all.into_iter().flatten().map(|place| place.sequence).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (before + 1..=before + 400).collect::<Vec<_>>());
 }
 
-async fn a_tail_has_what_is_there_and_what_comes(log: &dyn Backplane) {
+async fn a_tail_has_the_stored_and_the_new_records(log: &dyn Backplane) {
     let before = append(log, vec![record("a"), record("b")], None).await;
     let mut tail = log.tail(before[0].sequence);
-    let mut came = Vec::new();
+    let mut received = Vec::new();
     let mut publish = (0..5).map(|n| n.to_string());
-    while came.len() < 6 {
+    while received.len() < 6 {
         if let Some(next) = publish.next() {
             append(log, vec![record(&next)], None).await;
         }
         let batch = soon(tail.next()).await.unwrap().unwrap();
         assert!(!batch.is_empty());
-        came.extend(batch.iter().map(|stored| (stored.sequence, text(&stored.payload).to_owned())));
+        received.extend(batch.iter().map(|stored| (stored.sequence, text(&stored.payload).to_owned())));
     }
     let expected = ["b", "0", "1", "2", "3", "4"].map(str::to_owned);
     let first = before[1].sequence;
-    assert_eq!(came, expected.into_iter().enumerate().map(|(n, text)| (first + n as u64, text)).collect::<Vec<_>>());
+    assert_eq!(
+        received,
+        expected.into_iter().enumerate().map(|(n, text)| (first + n as u64, text)).collect::<Vec<_>>()
+    );
 }
 
 async fn current_values_are_the_newest_of_each_id(log: &dyn Backplane) {
@@ -79,12 +85,12 @@ async fn current_values_are_the_newest_of_each_id(log: &dyn Backplane) {
         outgoing.values = vec![Value::new(id, removes)];
         outgoing
     };
-    let nasty = "[\"topic\",\"a:b{}\\u0000\",\"k\"]";
+    let special = "[\"topic\",\"a:b{}\\u0000\",\"k\"]";
     let places = append(
         log,
         vec![
             set("1", "x", false),
-            set("2", nasty, false),
+            set("2", special, false),
             set("3", "x", false),
             set("4", "y", false),
             set("5", "y", true),
@@ -98,7 +104,7 @@ async fn current_values_are_the_newest_of_each_id(log: &dyn Backplane) {
     assert_eq!(values, BTreeMap::from([(places[1].sequence, "2"), (places[2].sequence, "3")]));
 }
 
-/// A record may be the value of several ids at once, and each of them goes its own way afterwards.
+/// Later records replace or remove the value of each id independently.
 async fn a_record_may_be_the_value_of_several_ids(log: &dyn Backplane) {
     let set = |text: &str, ids: &[&str], removes| {
         let mut outgoing = record(text);
@@ -129,7 +135,7 @@ async fn a_record_may_be_the_value_of_several_ids(log: &dyn Backplane) {
     assert_eq!(current().await, BTreeMap::from([is("x", "only x")]));
 }
 
-async fn a_repeated_key_is_appended_once(log: &dyn Backplane) {
+async fn a_repeated_idempotency_key_is_appended_once(log: &dyn Backplane) {
     let mut once = record("once");
     once.idempotency_key = Some("key".into());
     let first = append(log, vec![once.clone()], None).await;
@@ -138,12 +144,12 @@ async fn a_repeated_key_is_appended_once(log: &dyn Backplane) {
     assert_eq!(again[1].sequence, first[0].sequence + 1);
 }
 
-async fn a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(log: &dyn Backplane) {
+async fn a_log_that_ends_below_the_seen_position_begins_a_new_epoch(log: &dyn Backplane) {
     let place = append(log, vec![record("x")], None).await[0];
     let seen = LogPosition { sequence: place.sequence + 10, ..place };
     let state = soon(log.state(Some(seen))).await.unwrap();
     assert!(state.epoch != place.epoch && state.last == place.sequence);
-    // Once: who has seen the new one, or another, changes nothing.
+    // The epoch changes only once: no later request with or without a position changes it again.
     for seen in [None, Some(seen), Some(LogPosition { epoch: state.epoch, sequence: state.last })] {
         assert_eq!(soon(log.state(seen)).await.unwrap().epoch, state.epoch);
     }
@@ -152,75 +158,76 @@ async fn a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(log: &dyn B
     assert!(next.epoch != state.epoch && next.sequence == state.last + 1);
 }
 
-async fn a_listener_gets_control_messages_from_then_on(log: &dyn Backplane) {
+async fn a_listener_without_a_mark_gets_new_control_messages(log: &dyn Backplane) {
     soon(log.broadcast(Bytes::from_static(b"before"))).await.unwrap();
     let (mut one, mut two) = (log.listen(None), log.listen(None));
-    // They listen when they are first polled.
+    // A listener connects at its first poll.
     assert!(futures::poll!(one.next()).is_pending() && futures::poll!(two.next()).is_pending());
-    let heard = async {
-        let mut heard = Vec::new();
+    let received = async {
+        let mut messages = Vec::new();
         for listener in [&mut one, &mut two] {
-            heard.push(soon(listener.next()).await.unwrap().unwrap());
+            messages.push(soon(listener.next()).await.unwrap().unwrap());
         }
-        heard
+        messages
     };
-    let told = async {
+    let broadcasts = async {
         loop {
             soon(log.broadcast(Bytes::from_static(b"now"))).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let heard = match futures::future::select(std::pin::pin!(heard), std::pin::pin!(told)).await {
-        futures::future::Either::Left((heard, _)) => heard,
+    let messages = match futures::future::select(std::pin::pin!(received), std::pin::pin!(broadcasts)).await {
+        futures::future::Either::Left((messages, _)) => messages,
         futures::future::Either::Right(((), _)) => unreachable!(),
     };
-    assert!(heard.iter().all(|told| told.message == "now"));
+    assert!(messages.iter().all(|control| control.message == "now"));
 }
 
-/// Who was cut off for a moment goes on where it was.
-async fn a_listener_with_a_mark_gets_what_was_broadcast_meanwhile(log: &dyn Backplane) {
+/// A listener that reconnects continues after the last message that it received.
+async fn a_listener_with_a_mark_gets_the_messages_after_the_mark(log: &dyn Backplane) {
     let mut listener = log.listen(None);
     assert!(futures::poll!(listener.next()).is_pending());
-    let first = async {
+    let broadcasts = async {
         loop {
             soon(log.broadcast(Bytes::from_static(b"first"))).await.unwrap();
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let heard = match futures::future::select(std::pin::pin!(soon(listener.next())), std::pin::pin!(first)).await {
-        futures::future::Either::Left((heard, _)) => heard.unwrap().unwrap(),
+    let next = soon(listener.next());
+    let last = match futures::future::select(std::pin::pin!(next), std::pin::pin!(broadcasts)).await {
+        futures::future::Either::Left((message, _)) => message.unwrap().unwrap(),
         futures::future::Either::Right(((), _)) => unreachable!(),
     };
     drop(listener);
     for n in 0..100 {
         soon(log.broadcast(Bytes::from(n.to_string()))).await.unwrap();
     }
-    let (mut listener, mut came) = (log.listen(Some(heard.mark)), Vec::new());
-    while came.last().is_none_or(|last| last != "99") {
-        let told = soon(listener.next()).await.unwrap().unwrap();
-        came.extend(Some(text(&told.message).to_owned()).filter(|text| text != "first"));
+    let (mut listener, mut received) = (log.listen(Some(last.mark)), Vec::new());
+    while received.last().is_none_or(|last| last != "99") {
+        let control = soon(listener.next()).await.unwrap().unwrap();
+        received.extend(Some(text(&control.message).to_owned()).filter(|text| text != "first"));
     }
-    assert_eq!(came, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
-    // A mark of a life that is over, or nonsense, is no reason to hear nothing.
+    assert_eq!(received, (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+    // A listener with a mark that the broker does not have still receives messages.
     let mut listener = log.listen(Some("7".into()));
     assert!(!soon(listener.next()).await.unwrap().unwrap().message.is_empty());
 }
 
-async fn what_is_put_once_is_taken_once(log: &dyn Backplane) {
+async fn a_value_that_is_put_once_is_taken_once(log: &dyn Backplane) {
     let minute = std::time::Duration::from_secs(60);
     soon(log.put_once("a", Bytes::from_static(b"1"), minute)).await.unwrap();
     soon(log.put_once("a", Bytes::from_static(b"2"), minute)).await.unwrap();
-    let asked = futures::future::join_all((0..10).map(|_| log.take("a"))).await;
-    let got: Vec<_> = asked.into_iter().filter_map(Result::unwrap).collect();
+    let taken = futures::future::join_all((0..10).map(|_| log.take("a"))).await;
+    let got: Vec<_> = taken.into_iter().filter_map(Result::unwrap).collect();
     assert_eq!(got, [Bytes::from_static(b"2")]);
     assert_eq!(soon(log.take("b")).await.unwrap(), None);
     soon(log.put_once("c", Bytes::from_static(b"3"), std::time::Duration::from_millis(1_000))).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
-    assert_eq!(soon(log.take("c")).await.unwrap(), None, "its time is over");
+    assert_eq!(soon(log.take("c")).await.unwrap(), None, "the deposit did not expire");
 }
 
-/// Polled once, while it may be connecting, and then left alone.
-async fn a_stream_that_is_not_polled_holds_nobody_up(log: &dyn Backplane) {
+/// Both streams are polled once, while they may be connecting, and then not for a while.
+async fn a_stream_that_is_not_polled_delays_no_other_call(log: &dyn Backplane) {
     let (mut tail, mut listener) = (log.tail(0), log.listen(None));
     assert!(futures::poll!(tail.next()).is_pending() && futures::poll!(listener.next()).is_pending());
     soon(log.state(None)).await.unwrap();
@@ -229,23 +236,24 @@ async fn a_stream_that_is_not_polled_holds_nobody_up(log: &dyn Backplane) {
     assert_eq!(text(&soon(tail.next()).await.unwrap().unwrap()[0].payload), "x");
 }
 
-async fn keeps_its_promises(broker: impl Broker) {
-    a_stream_that_is_not_polled_holds_nobody_up(&broker.log("0")).await;
+async fn adapter_keeps_the_contract(broker: impl Broker) {
+    a_stream_that_is_not_polled_delays_no_other_call(&broker.log("0")).await;
     numbers_are_contiguous_and_ordered(&broker.log("a")).await;
-    writers_at_once_get_each_number_once(&broker.log("b")).await;
-    a_tail_has_what_is_there_and_what_comes(&broker.log("c")).await;
+    simultaneous_writers_get_each_number_once(&broker.log("b")).await;
+    a_tail_has_the_stored_and_the_new_records(&broker.log("c")).await;
     current_values_are_the_newest_of_each_id(&broker.log("d")).await;
     a_record_may_be_the_value_of_several_ids(&broker.log("union")).await;
-    a_repeated_key_is_appended_once(&broker.log("e")).await;
-    a_log_that_is_younger_than_what_was_seen_begins_a_new_epoch(&broker.log("f")).await;
-    a_listener_gets_control_messages_from_then_on(&broker.log("g")).await;
-    a_listener_with_a_mark_gets_what_was_broadcast_meanwhile(&broker.log("mark")).await;
-    what_is_put_once_is_taken_once(&broker.log("h")).await;
+    a_repeated_idempotency_key_is_appended_once(&broker.log("e")).await;
+    a_log_that_ends_below_the_seen_position_begins_a_new_epoch(&broker.log("f")).await;
+    a_listener_without_a_mark_gets_new_control_messages(&broker.log("g")).await;
+    a_listener_with_a_mark_gets_the_messages_after_the_mark(&broker.log("mark")).await;
+    a_value_that_is_put_once_is_taken_once(&broker.log("h")).await;
 }
 
-for_each_broker!(keeps_its_promises(broker): memory, redis, nats);
+for_each_broker!(adapter_keeps_the_contract(broker): memory, redis, nats);
 
-/// More calls of the script than wait on a connection at once, on a server that does not know it yet.
+/// The batch needs more calls of the script than may be pending on a connection, and the server has
+/// not loaded the script yet.
 #[tokio::test]
 async fn a_large_batch_keeps_its_order_on_a_fresh_server() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
@@ -254,11 +262,14 @@ async fn a_large_batch_keeps_its_order_on_a_fresh_server() {
         server.cli(&["SCRIPT", "FLUSH"]);
         let places = append(&log, (0..40_000).map(|n| record(&n.to_string())).collect(), None).await;
         let expected = round * 40_000 + 1..;
-        assert!(places.iter().map(|place| place.sequence).zip(expected).all(|(is, should)| is == should), "{round}");
+        assert!(
+            places.iter().map(|place| place.sequence).zip(expected).all(|(actual, expected)| actual == expected),
+            "{round}"
+        );
     }
 }
 
-async fn namespaces_of_a_broker_never_meet(broker: impl Broker) {
+async fn namespaces_of_a_broker_are_isolated(broker: impl Broker) {
     let names = ["a", "A", "a}:log", "{a}", "a:log", "%61", "", "_", "ä", "a b", "a.b", "a.*", "*", ">"];
     let logs: Vec<_> = names.iter().map(|name| broker.log(name)).collect();
     for (log, name) in logs.iter().zip(names) {
@@ -274,10 +285,10 @@ async fn namespaces_of_a_broker_never_meet(broker: impl Broker) {
     }
 }
 
-for_each_broker!(namespaces_of_a_broker_never_meet(broker): redis, nats);
+for_each_broker!(namespaces_of_a_broker_are_isolated(broker): redis, nats);
 
 #[tokio::test]
-async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
+async fn redis_trims_by_length_and_by_age_and_reports_its_first_record() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = Redis::new(&server.url(), "length").unwrap().limits(LogLimits::new().max_records(1_000));
     append(&log, (0..5_000).map(|n| record(&n.to_string())).collect(), None).await;
@@ -293,17 +304,17 @@ async fn redis_trims_by_length_and_by_age_and_says_what_is_left() {
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     append(&log, vec![record("new")], None).await;
     assert_eq!(soon(log.state(None)).await.unwrap().first, 3);
-    // What is old goes at least as fast as what is new comes.
+    // An append trims at least as many expired records as it adds.
     append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
     tokio::time::sleep(std::time::Duration::from_millis(60)).await;
     append(&log, (0..1_000).map(|n| record(&n.to_string())).collect(), None).await;
-    // On a busy machine even the later batch is older than the limit before it is complete.
+    // On a busy machine, the first records of the later batch expire before the batch is complete.
     let first = soon(log.state(None)).await.unwrap().first;
     assert!((1_004..=2_004).contains(&first), "{first}");
 }
 
 #[tokio::test]
-async fn what_redis_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
+async fn redis_errors_distinguish_rejected_from_unreachable_and_contain_no_password() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = Redis::new(&server.url(), "n").unwrap();
     append(&log, vec![record("x")], None).await;
@@ -311,14 +322,14 @@ async fn what_redis_refuses_and_where_it_is_not_are_told_apart_and_no_password_s
     let wrong = Redis::new(&server.url(), "wrong").unwrap();
     let refused = soon(wrong.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
     assert!(refused.is_rejected() && refused.to_string().contains("WRONGTYPE"), "{refused}");
-    // Without scripts it knows no script: they are loaded again.
+    // The adapter loads its scripts again after the server has dropped them.
     server.cli(&["SCRIPT", "FLUSH"]);
     append(&log, vec![record("y")], None).await;
 
-    let nobody = Redis::new("redis://ada:s3cret@127.0.0.1:1/", "n").unwrap();
-    let gone = soon(nobody.state(None)).await.unwrap_err();
-    assert!(!gone.is_unknown() && !gone.is_rejected());
-    for text in [format!("{gone} {gone:?}"), nobody.describe(), format!("{nobody:?}")] {
+    let unreachable = Redis::new("redis://ada:s3cret@127.0.0.1:1/", "n").unwrap();
+    let error = soon(unreachable.state(None)).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected());
+    for text in [format!("{error} {error:?}"), unreachable.describe(), format!("{unreachable:?}")] {
         assert!(!text.contains("s3cret"), "{text}");
     }
     let bad = Redis::new("http://ada:s3cret@host", "n").unwrap_err();

@@ -1,4 +1,4 @@
-//! What instances send each other beside the log, over a log whose parts a test can cut or slow down.
+//! Control messages between instances, over a log that a test can cut off or slow down.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -41,12 +41,12 @@ async fn until_ended(stream: &mut Subscriber) -> EndReason {
 }
 
 #[tokio::test]
-async fn commands_are_heard_while_sending_is_slow() {
+async fn commands_arrive_while_sending_is_slow() {
     let log = Memory::new();
     let slow = Reached::new(&log);
     let (one, two) = (start(builder(), slow.clone()).await, start(builder(), log).await);
     slow.way.broadcast_takes.store(60, Ordering::SeqCst);
-    // There is something to send in every turn.
+    // The instance has presence updates to send all the time.
     let churn = tokio::spawn({
         let one = one.clone();
         async move {
@@ -75,10 +75,10 @@ async fn a_disconnect_and_a_leave_do_not_wait_for_a_log_that_cannot_be_read() {
     let left = listen(&one, "bea", "news");
     until(|| two.topic("news").count() == 2).await;
     behind.way.log_is_away.store(true, Ordering::SeqCst);
-    // From here on the commands are given at positions that `one` cannot reach.
+    // From here on, commands have positions that `one` cannot reach.
     two.topic("other").publish(Event::unnamed("x")).await.unwrap();
     until(|| !one.is_ready()).await;
-    // A join waits for the log, and the others are behind it.
+    // The join waits for the log. The disconnect and the leave follow it.
     two.user("cyd").join("other").await.unwrap();
     two.user("ada").disconnect(Disconnect::now()).await.unwrap();
     two.user("bea").leave("news").await.unwrap();
@@ -104,7 +104,7 @@ async fn a_join_waits_for_the_log_no_longer_than_the_publish_timeout() {
 }
 
 #[tokio::test]
-async fn a_leave_has_the_last_word_after_a_join_that_waits() {
+async fn a_leave_takes_effect_after_a_waiting_join() {
     let log = Memory::new();
     let behind = Reached::new(&log);
     let (one, two) = (start(builder(), behind.clone()).await, start(builder(), log).await);
@@ -123,18 +123,19 @@ async fn a_leave_has_the_last_word_after_a_join_that_waits() {
     drop(page);
 }
 
-/// The key of the control stream holds something else, so the log works and the control stream does not.
+/// The key of the control stream holds something else, so the log works and the control stream does
+/// not.
 #[tokio::test]
-async fn an_instance_that_cannot_hear_the_others_is_not_ready() {
+async fn an_instance_that_receives_no_control_messages_is_not_ready() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
-    let first = start(builder(), Redis::new(&server.url(), "deaf").unwrap()).await;
+    let first = start(builder(), Redis::new(&server.url(), "n").unwrap()).await;
     drop(first);
     let keys = server.cli(&["KEYS", "*"]);
     let control = keys.lines().find(|key| key.ends_with("control")).unwrap().to_owned();
     server.cli(&["DEL", &control]);
     server.cli(&["SET", &control, "not a stream"]);
-    let hub = builder().backplane(Redis::new(&server.url(), "deaf").unwrap()).build().unwrap();
-    // The log was read, so streams are opened.
+    let hub = builder().backplane(Redis::new(&server.url(), "n").unwrap()).build().unwrap();
+    // The hub has read the log, so it opens streams.
     until(|| hub.subscribe(Subscription::anonymous().topic("news"), Cursor::Absent).is_ok()).await;
     assert!(!hub.is_ready());
     server.cli(&["DEL", &control]);
@@ -142,7 +143,7 @@ async fn an_instance_that_cannot_hear_the_others_is_not_ready() {
 }
 
 #[tokio::test]
-async fn an_instance_that_is_heard_no_more_is_not_ready_after_its_lease() {
+async fn an_instance_whose_messages_no_longer_arrive_is_not_ready_after_its_lease() {
     let log = Memory::new();
     let one = Reached::new(&log);
     let hub = start(builder(), one.clone()).await;
@@ -150,9 +151,10 @@ async fn an_instance_that_is_heard_no_more_is_not_ready_after_its_lease() {
     until(|| !hub.is_ready()).await;
 }
 
-/// One message of a broker takes 1 MiB. A connection with more names than that must not stop what is sent of others.
+/// NATS limits a message to 1 MiB. A connection with longer names must not block the presence
+/// updates of other connections.
 #[tokio::test]
-async fn a_connection_with_very_many_topics_does_not_hide_the_others_with_nats() {
+async fn a_connection_with_very_many_topics_does_not_hide_other_connections_with_nats() {
     const TOPICS: usize = 6_000;
     let Some(server) = NatsServer::start() else { return };
     let log = || Nats::new(&server.url(), "wide").unwrap();
@@ -166,7 +168,7 @@ async fn a_connection_with_very_many_topics_does_not_hide_the_others_with_nats()
     drop((wide, narrow));
 }
 
-/// The broker takes `hub.left` and not the `hub.joined` before it.
+/// The broker accepts `hub.left` and rejects the `hub.joined` before it.
 #[tokio::test]
 async fn a_failed_presence_event_is_not_published_after_a_later_one_of_the_same_member() {
     let log = Memory::new();
@@ -175,37 +177,38 @@ async fn a_failed_presence_event_is_not_published_after_a_later_one_of_the_same_
     let mut watcher = hub.subscribe(Subscription::anonymous().topic("room/1"), Cursor::Absent).unwrap();
     reached.way.log_is_away.store(true, Ordering::SeqCst);
     drop(listen(&hub, "ada", "room/1"));
-    // Both wait for the log.
+    // Both presence events wait for the log.
     until(|| hub.topic("room/1").presence().members.is_empty()).await;
     *reached.way.fails_once.lock().unwrap() = Some("hub.joined");
     reached.way.log_is_away.store(false, Ordering::SeqCst);
     until(|| reached.way.fails_once.lock().unwrap().is_none() && hub.is_ready()).await;
-    // What comes after the presence events of that turn.
+    // These presence events follow those of ada.
     drop(listen(&hub, "bea", "room/1"));
-    let mut came = Vec::new();
-    while !came.iter().any(|event: &String| event.contains("hub.left") && event.contains("bea")) {
+    let mut received = Vec::new();
+    while !received.iter().any(|event: &String| event.contains("hub.left") && event.contains("bea")) {
         if let SubscriberItem::Event(event) = soon(watcher.next()).await.unwrap() {
-            came.push(format!("{} {}", event.name, event.data));
+            received.push(format!("{} {}", event.name, event.data));
         }
     }
-    let of_ada: Vec<_> = came.iter().filter(|event| event.contains("ada")).collect();
-    assert!(of_ada.last().unwrap().starts_with("hub.left"), "{came:?}");
+    let of_ada: Vec<_> = received.iter().filter(|event| event.contains("ada")).collect();
+    assert!(of_ada.last().unwrap().starts_with("hub.left"), "{received:?}");
 }
 
-/// An entry that this version cannot read is missing again after each answer.
+/// Each message shows that an update is missing, as if the answers could not be read.
 #[tokio::test]
-async fn an_instance_whose_list_cannot_be_read_is_asked_less_and_less() {
+async fn the_list_of_an_instance_is_requested_less_often_when_it_cannot_be_read() {
     let log = Memory::new();
     let reached = Reached::new(&log);
     let hub = start(builder(), reached.clone()).await;
-    let stranger = |body: &str| Bytes::from(format!("{{\"v\":1,\"from\":\"7\",{body}}}"));
+    let message = |body: &str| Bytes::from(format!("{{\"v\":1,\"from\":\"7\",{body}}}"));
     let before = reached.way.broadcasts.load(Ordering::SeqCst);
     for _ in 0..200 {
-        log.broadcast(stranger("\"lease\":{\"number\":3}")).await.unwrap();
+        log.broadcast(message("\"lease\":{\"number\":3}")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // A lease three times a lease, what it tells when it is asked, and few questions: not one for each message.
-    let told = reached.way.broadcasts.load(Ordering::SeqCst) - before;
-    assert!(told < 50, "{told} messages in a second");
+    // The heartbeats of the hub, its own list on request, and few requests: not one request for
+    // each message.
+    let sent = reached.way.broadcasts.load(Ordering::SeqCst) - before;
+    assert!(sent < 50, "{sent} messages in a second");
     drop(hub);
 }

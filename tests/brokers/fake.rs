@@ -1,5 +1,5 @@
-//! A log in this process whose faults a test stages one by one: records that cannot be read yet or at all, a history that is
-//! exchanged under open connections, a broker that is away. It counts how often it is asked.
+//! A log in memory whose faults a test sets one by one: records that cannot be read yet or at all,
+//! a history that is replaced under open connections, a broker that is away. It counts the reads.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,14 +37,14 @@ struct Log {
     last: u64,
     records: VecDeque<Stored>,
     values: HashMap<Box<str>, Stored>,
-    /// The numbers that `range` leaves out.
+    /// The numbers that `range` and `tail` leave out.
     hidden: BTreeSet<u64>,
 }
 
 impl Log {
-    fn look(&mut self, seen: Option<Seen>) -> LogState {
+    fn state(&mut self, seen: Option<Seen>) -> LogState {
         if seen.is_some_and(|seen| seen.epoch == self.epoch && seen.sequence > self.last) {
-            self.epoch = fastrand();
+            self.epoch = random_epoch();
         }
         let first = self.records.front().map_or(self.last + 1, |record| record.sequence);
         LogState { epoch: self.epoch, first, last: self.last }
@@ -65,8 +65,8 @@ impl Log {
     }
 }
 
-/// Not zero, and another for each call.
-fn fastrand() -> u64 {
+/// Returns a random number that is not zero.
+fn random_epoch() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0) | 1
 }
@@ -74,7 +74,7 @@ fn fastrand() -> u64 {
 impl FakeLog {
     pub(crate) fn new() -> Self {
         let empty = Log {
-            epoch: fastrand(),
+            epoch: random_epoch(),
             last: 0,
             records: VecDeque::new(),
             values: HashMap::new(),
@@ -102,7 +102,7 @@ impl FakeLog {
         done
     }
 
-    /// Another log with the same history up to a number.
+    /// Returns another log with the same history up to a number.
     pub(crate) fn fork(&self, upto: u64) -> Self {
         let mut log = self.shared.log.lock().unwrap().clone();
         log.records.retain(|record| record.sequence <= upto);
@@ -111,13 +111,14 @@ impl FakeLog {
         Self::of(log)
     }
 
-    /// Has another log's history from now on. Open tails go on after the number that they have reached.
+    /// Replaces the history with that of another log. Open tails continue after the number that
+    /// they have reached.
     pub(crate) fn exchange(&self, other: &Self) {
         let other = other.shared.log.lock().unwrap().clone();
         self.with(|log| *log = other);
     }
 
-    /// Drops all records and goes on after a number.
+    /// Drops all records, and continues after a number.
     pub(crate) fn trim_to(&self, number: u64) {
         self.with(|log| {
             log.records.clear();
@@ -125,7 +126,7 @@ impl FakeLog {
         });
     }
 
-    /// `range` leaves these numbers out.
+    /// Hides these numbers from `range` and `tail`.
     pub(crate) fn hide(&self, numbers: impl IntoIterator<Item = u64>) {
         self.with(|log| log.hidden.extend(numbers));
     }
@@ -134,12 +135,12 @@ impl FakeLog {
         self.with(|log| log.hidden.clear());
     }
 
-    /// Ends every tail that is open, with an error.
+    /// Ends every open tail.
     pub(crate) fn cut(&self) {
         self.shared.cuts.send_modify(|count| *count += 1);
     }
 
-    /// While it is away it answers nothing but errors.
+    /// Sets whether the broker is away. While it is away, requests return an error.
     pub(crate) fn set_away(&self, away: bool) {
         self.shared.away.store(away, Ordering::SeqCst);
         if away {
@@ -147,12 +148,12 @@ impl FakeLog {
         }
     }
 
-    /// How often `range` was called.
+    /// Returns the number of calls of `range`.
     pub(crate) fn ranges(&self) -> u64 {
         self.shared.ranges.load(Ordering::SeqCst)
     }
 
-    /// How often `state` was called.
+    /// Returns the number of calls of `state`.
     pub(crate) fn states(&self) -> u64 {
         self.shared.states.load(Ordering::SeqCst)
     }
@@ -162,7 +163,7 @@ impl FakeLog {
     }
 
     async fn pass(&self) -> Result<(), BackplaneError> {
-        // As a network would.
+        // A request over a network is never ready at once.
         tokio::task::yield_now().await;
         if self.shared.away.load(Ordering::SeqCst) { Err(BackplaneError::unavailable("away")) } else { Ok(()) }
     }
@@ -181,7 +182,7 @@ impl Backplane for FakeLog {
                 return records.iter().map(|_| Err(BackplaneError::unavailable("away"))).collect();
             }
             self.with(|log| {
-                log.look(seen);
+                log.state(seen);
                 records.into_iter().map(|record| Ok(log.append(record))).collect()
             })
         }
@@ -192,7 +193,7 @@ impl Backplane for FakeLog {
         self.shared.states.fetch_add(1, Ordering::SeqCst);
         async move {
             self.pass().await?;
-            Ok(self.shared.log.lock().unwrap().look(seen))
+            Ok(self.shared.log.lock().unwrap().state(seen))
         }
         .boxed()
     }
@@ -202,8 +203,8 @@ impl Backplane for FakeLog {
         async move {
             self.pass().await?;
             let log = self.shared.log.lock().unwrap();
-            let is_there = |record: &&Stored| record.sequence > after && !log.hidden.contains(&record.sequence);
-            Ok(log.records.iter().filter(is_there).take(limit).cloned().collect())
+            let is_visible = |record: &&Stored| record.sequence > after && !log.hidden.contains(&record.sequence);
+            Ok(log.records.iter().filter(is_visible).take(limit).cloned().collect())
         }
         .boxed()
     }
@@ -216,8 +217,8 @@ impl Backplane for FakeLog {
             loop {
                 let batch: Vec<_> = {
                     let log = this.shared.log.lock().unwrap();
-                    let is_there = |record: &&Stored| record.sequence > after && !log.hidden.contains(&record.sequence);
-                    log.records.iter().filter(is_there).cloned().collect()
+                    let is_visible = |record: &&Stored| record.sequence > after && !log.hidden.contains(&record.sequence);
+                    log.records.iter().filter(is_visible).cloned().collect()
                 };
                 if let Some(newest) = batch.last() {
                     after = newest.sequence;
@@ -261,6 +262,6 @@ impl Backplane for FakeLog {
     }
 
     fn describe(&self) -> String {
-        "a fake".into()
+        "a fake log".into()
     }
 }

@@ -1,5 +1,6 @@
-//! A broker that does everything that may go wrong short of losing what it acknowledged: late, twice, out of order, with
-//! holes, not at all, done but not answered. By a seed, so that a failure can be run again.
+//! A broker with random faults. Requests are late, fail, or succeed without an answer; tails
+//! deliver records late, twice, out of order, with holes, or not at all. It loses no acknowledged
+//! record. A seed makes a failure repeatable.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,11 +19,11 @@ use tower_sse::backplane::{
 pub(crate) struct Faulty {
     inner: Memory,
     random: Arc<AtomicU64>,
-    /// Of a thousand calls so many go wrong.
+    /// The number of faults in a thousand calls.
     faults: u64,
-    /// While it is away nothing is answered.
+    /// While the broker is away, requests return an error.
     away: Arc<AtomicBool>,
-    /// Tails that are open when something comes say nothing of it, nor ever again.
+    /// While set, an open tail that has a record to deliver stalls for good.
     mute: Arc<AtomicBool>,
 }
 
@@ -50,7 +51,7 @@ impl Faulty {
         step(before).unwrap() % limit
     }
 
-    fn goes_wrong(&self) -> bool {
+    fn has_fault(&self) -> bool {
         self.below(1000) < self.faults
     }
 
@@ -58,10 +59,10 @@ impl Faulty {
         if self.away.load(Ordering::SeqCst) {
             return Err(BackplaneError::unavailable("away"));
         }
-        if self.goes_wrong() {
+        if self.has_fault() {
             tokio::time::sleep(Duration::from_millis(self.below(20))).await;
         }
-        if self.goes_wrong() { Err(BackplaneError::unavailable("a fault")) } else { Ok(()) }
+        if self.has_fault() { Err(BackplaneError::unavailable("a fault")) } else { Ok(()) }
     }
 }
 
@@ -79,8 +80,8 @@ impl Backplane for Faulty {
                 return (0..count).map(|_| Err(BackplaneError::unavailable("a fault"))).collect();
             }
             let places = self.inner.append(records, seen).await;
-            if self.goes_wrong() {
-                return (0..count).map(|_| Err(BackplaneError::unknown("done, and not said"))).collect();
+            if self.has_fault() {
+                return (0..count).map(|_| Err(BackplaneError::unknown("appended without an answer"))).collect();
             }
             places
         }
@@ -98,7 +99,7 @@ impl Backplane for Faulty {
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
         async move {
             self.pass().await?;
-            // Fewer than were asked for are no end.
+            // Fewer records than `limit` do not mean that the log ends there.
             self.inner.range(after, limit.min(1 + self.below(64) as usize)).await
         }
         .boxed()
@@ -119,7 +120,7 @@ impl Backplane for Faulty {
                     n if n < this.faults => batch.reverse(),
                     n if n < 2 * this.faults => drop(batch.remove(this.below(batch.len() as u64) as usize)),
                     n if n < 3 * this.faults => batch.extend(batch.clone()),
-                    // Mute: what comes is swallowed, and nothing breaks.
+                    // The tail stalls without an error.
                     n if n < 3 * this.faults + this.faults / 4 => loop {
                         tokio::time::sleep(Duration::from_secs(3600)).await;
                     },
@@ -150,10 +151,10 @@ impl Backplane for Faulty {
     }
 
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>> {
-        let (this, mut heard) = (self.clone(), self.inner.listen(after));
+        let (this, mut messages) = (self.clone(), self.inner.listen(after));
         async_stream::stream! {
-            while let Some(message) = heard.next().await {
-                if this.goes_wrong() {
+            while let Some(message) = messages.next().await {
+                if this.has_fault() {
                     yield Err(BackplaneError::unknown("a fault"));
                     return;
                 }

@@ -1,5 +1,5 @@
-//! Records that are not there when an instance reads the log: late ones are waited for, lost ones are one gap, and a broker
-//! that cannot deliver one is not asked without a pause.
+//! Records that are missing when an instance reads the log. The instance waits for late records,
+//! reports lost records as one gap, and pauses between its requests for a missing record.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn number(position: Position) -> u64 {
     position.to_string().rsplit('.').next().unwrap().parse().unwrap()
 }
 
-/// What comes before, and with, this event: the events, and the reasons of the gaps.
+/// Reads through this event. Returns the events, and the reasons of the gaps.
 async fn read_to(page: &mut Subscriber, last: &str) -> (Vec<String>, Vec<String>) {
     let (mut events, mut gaps) = (Vec::new(), Vec::new());
     while events.last().is_none_or(|event| event != last) {
@@ -55,13 +55,14 @@ fn texts(numbers: std::ops::Range<u64>) -> Vec<String> {
     numbers.map(|n| n.to_string()).collect()
 }
 
-/// The newest record was deleted. The instance loads the rest, and asks little until it gives the record up.
+/// The newest record cannot be read. The instance loads the others, and sends few requests until it
+/// gives the record up.
 async fn a_log_without_its_newest_record_is_loaded(log: impl Backplane + Clone, requests: impl Fn() -> u64) {
     let begun = std::time::Instant::now();
     let before = requests();
     let hub = start(log).await;
-    let (asked, time) = (requests() - before, begun.elapsed());
-    assert!(asked < 100 + 20 * time.as_secs(), "{asked} requests in {time:?}");
+    let (count, time) = (requests() - before, begun.elapsed());
+    assert!(count < 100 + 20 * time.as_secs(), "{count} requests in {time:?}");
     publish(&hub, 4..5).await;
     let mut page = open(&hub, Cursor::Absent);
     publish(&hub, 5..6).await;
@@ -69,7 +70,7 @@ async fn a_log_without_its_newest_record_is_loaded(log: impl Backplane + Clone, 
 }
 
 #[tokio::test]
-async fn a_log_whose_newest_record_was_deleted_is_loaded_without_a_storm_of_requests_with_redis() {
+async fn redis_log_is_loaded_with_few_requests_when_its_newest_record_was_deleted() {
     use tower_sse::backplane::Redis;
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let log = || Redis::new(&server.url(), "n").unwrap();
@@ -86,7 +87,7 @@ async fn a_log_whose_newest_record_was_deleted_is_loaded_without_a_storm_of_requ
 }
 
 #[tokio::test]
-async fn a_log_whose_newest_record_cannot_be_read_is_loaded_without_a_storm_of_requests() {
+async fn log_is_loaded_with_few_requests_when_its_newest_record_cannot_be_read() {
     let log = FakeLog::new();
     let first = start(log.clone()).await;
     publish(&first, 0..4).await;
@@ -95,9 +96,10 @@ async fn a_log_whose_newest_record_cannot_be_read_is_loaded_without_a_storm_of_r
     a_log_without_its_newest_record_is_loaded(log.clone(), || log.ranges() + log.states()).await;
 }
 
-/// A replica that is behind answers without the newest records. The instance was cut off and catches up.
+/// An instance that was cut off catches up, and a replica that is behind answers without the newest
+/// records.
 #[tokio::test]
-async fn records_that_a_broker_delivers_late_are_no_loss_after_a_cut() {
+async fn late_records_are_no_gap_for_an_instance_that_was_cut_off() {
     let log = FakeLog::new();
     let (near, far) = (start(log.clone()).await, start(log.clone()).await);
     let mut page = open(&far, Cursor::Absent);
@@ -116,9 +118,9 @@ async fn records_that_a_broker_delivers_late_are_no_loss_after_a_cut() {
     }
 }
 
-/// The same for a client that comes back from before what the instance has in memory.
+/// The cursor of the client is older than the records that the instance has in memory.
 #[tokio::test]
-async fn records_that_a_broker_delivers_late_are_no_loss_for_a_returning_client() {
+async fn late_records_are_no_gap_for_a_reconnecting_client() {
     for hidden in [vec![1, 2, 3], vec![50], (1..=100).collect()] {
         let log = FakeLog::new();
         let hub = start(log.clone()).await;
@@ -127,7 +129,7 @@ async fn records_that_a_broker_delivers_late_are_no_loss_for_a_returning_client(
         until(|| number(hub.position()) == 100).await;
         log.hide(hidden);
         let mut page = open(&hub, begin);
-        // It asks, and cannot have the answer yet.
+        // The instance requests the records before the broker can deliver them.
         let ranges = log.ranges();
         let reads = async {
             until(|| log.ranges() > ranges + 2).await;
@@ -138,7 +140,7 @@ async fn records_that_a_broker_delivers_late_are_no_loss_for_a_returning_client(
     }
 }
 
-/// A record in the middle of the log that never comes is one gap in the end.
+/// The missing record is in the middle of the log.
 #[tokio::test]
 async fn a_record_that_a_broker_never_delivers_is_one_gap() {
     let log = FakeLog::new();
@@ -157,7 +159,7 @@ async fn a_record_that_a_broker_never_delivers_is_one_gap() {
     assert_eq!((events.len(), gaps.len()), (99, 1), "{gaps:?}");
 }
 
-/// What the log has dropped is lost at once: there is nothing to wait for.
+/// Trimmed records cannot arrive later, so the instance does not wait for them.
 #[tokio::test]
 async fn trimmed_records_are_one_gap_at_once() {
     let log = FakeLog::new();
@@ -171,7 +173,7 @@ async fn trimmed_records_are_one_gap_at_once() {
     assert_eq!((events, gaps), (texts(500..501), vec!["lost".to_owned()]));
 }
 
-/// An instance that is behind by more than it would believe of a client knows that it is behind.
+/// An instance that is cut off accepts a cursor that is far ahead of its own position.
 #[tokio::test]
 async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
     let log = FakeLog::new();
@@ -189,14 +191,14 @@ async fn a_client_far_ahead_of_an_instance_that_is_cut_off_gets_no_gap() {
     until(|| hub.is_ready()).await;
     publish(&hub, 7..8).await;
     assert_eq!(read_to(&mut page, "7").await, (texts(7..8), Vec::new()));
-    // An instance that follows the log knows that such a client makes it up.
+    // An instance that follows the log treats such a cursor as invalid.
     let cursor = Cursor::parse(format!("1.{epoch}.999999999").as_bytes());
     let mut page = hub.subscribe(Subscription::anonymous().topic("t"), cursor).unwrap();
     publish(&hub, 8..9).await;
     assert_eq!(read_to(&mut page, "8").await.1, ["ahead"]);
 }
 
-/// A value is current for its age from when it was published, not from when an instance read it.
+/// The age of a value counts from its publication, not from the time at which an instance read it.
 #[tokio::test]
 async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
     let log = FakeLog::new();
@@ -211,7 +213,7 @@ async fn an_expired_value_is_not_current_on_an_instance_that_starts() {
     };
     let one = hub(log.clone()).await;
     one.topic("latest/a").publish(Event::unnamed("old").key("old")).await.unwrap();
-    // A value that the log still has, and one that only the values beside it have.
+    // In the first round the log still has the value. In the second only the stored values have it.
     for trims in [false, true] {
         tokio::time::sleep(Duration::from_millis(2_100)).await;
         one.topic("latest/a").publish(Event::unnamed("young").key("young")).await.unwrap();

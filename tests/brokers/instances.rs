@@ -1,4 +1,5 @@
-//! Hubs that share a log: what one publishes the other delivers, and a client goes on at whichever it meets.
+//! Hubs that share a log: each instance delivers the events of the others, and a client can resume
+//! at any instance.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -43,7 +44,8 @@ impl Instance {
     }
 }
 
-/// Publishes numbers to `t`, and goes on where it failed, since an error may have been an append.
+/// Publishes a number to `t`. Returns whether the publish succeeded; a failed publish may still
+/// have been appended.
 async fn publish(hub: &Hub, number: u64) -> bool {
     hub.topic("t").publish(Event::unnamed(number.to_string())).await.is_ok()
 }
@@ -52,7 +54,7 @@ async fn numbers(events: &mut Events, count: usize) -> Vec<u64> {
     let mut numbers = Vec::new();
     while numbers.len() < count {
         let event = events.next().await;
-        assert!(event.event != "hub.gap", "a gap that was not owed: {}", event.data);
+        assert!(event.event != "hub.gap", "a gap without loss: {}", event.data);
         if event.event == "message" {
             numbers.push(event.data.parse().unwrap());
         }
@@ -60,7 +62,7 @@ async fn numbers(events: &mut Events, count: usize) -> Vec<u64> {
     numbers
 }
 
-async fn what_one_publishes_the_other_delivers(log: impl Backplane + Clone) {
+async fn each_instance_delivers_the_events_of_the_other(log: impl Backplane + Clone) {
     let (one, two) = (Instance::start(log.clone()).await.ready().await, Instance::start(log).await.ready().await);
     let mut at_one = subscribe(one.server.addr, "/events?topic=t").await;
     let mut at_two = subscribe(two.server.addr, "/events?topic=t").await;
@@ -71,17 +73,17 @@ async fn what_one_publishes_the_other_delivers(log: impl Backplane + Clone) {
         assert_eq!((&a.data, &b.data), (&n.to_string(), &n.to_string()));
         assert_eq!((a.id, b.id), (published.position.to_string(), published.position.to_string()));
     }
-    // A batch is one step.
+    // A batch arrives as a whole and in order.
     let batch = (0..500).map(|n| (one.hub.topic("t"), Event::unnamed(n.to_string())));
     assert!(one.hub.publish_many(batch).await.iter().all(Result::is_ok));
     assert_eq!(numbers(&mut at_two, 500).await, (0..500).collect::<Vec<_>>());
 
-    // A client that moves, back and forth, while somebody publishes.
+    // A client reconnects to the two instances in turn while both publish.
     let mut last = at_two.last_id.clone();
     let mut expected = 0;
     for round in 0..50 {
-        let there = if round % 2 == 0 { &one } else { &two };
-        let mut events = resume(there.server.addr, "/events?topic=t", &last).await;
+        let instance = if round % 2 == 0 { &one } else { &two };
+        let mut events = resume(instance.server.addr, "/events?topic=t", &last).await;
         for n in expected..expected + 20 {
             let hub = if n % 3 == 0 { &one.hub } else { &two.hub };
             assert!(publish(hub, n).await);
@@ -92,10 +94,11 @@ async fn what_one_publishes_the_other_delivers(log: impl Backplane + Clone) {
     }
 }
 
-for_each_broker!(what_one_publishes_the_other_delivers(log): memory, redis, nats);
+for_each_broker!(each_instance_delivers_the_events_of_the_other(log): memory, redis, nats);
 
-/// An instance that starts later has what the log keeps, and every current value, before it is ready.
-async fn a_late_instance_knows_what_the_log_keeps(log: impl Backplane + Clone) {
+/// An instance that starts later loads the records of the log and every current value before it is
+/// ready.
+async fn a_late_instance_has_the_records_of_the_log(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
     let begin = one.hub.position().to_string();
     one.hub.topic("latest/a").publish(Event::new("v", "1").key("k")).await.unwrap();
@@ -113,9 +116,11 @@ async fn a_late_instance_knows_what_the_log_keeps(log: impl Backplane + Clone) {
     assert_eq!(before.iter().map(|event| event.data.as_str()).collect::<Vec<_>>(), ["2"]);
 }
 
-for_each_broker!(a_late_instance_knows_what_the_log_keeps(log): memory, redis, nats);
+for_each_broker!(a_late_instance_has_the_records_of_the_log(log): memory, redis, nats);
 
-async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: BrokerServer>(mut server: B) {
+async fn an_instance_that_starts_without_its_broker_sends_retryable_refusals_and_recovers<B: BrokerServer>(
+    mut server: B,
+) {
     server.kill();
     let one = Instance::start(server.log("n")).await;
     assert!(!one.hub.is_ready());
@@ -130,10 +135,11 @@ async fn an_instance_starts_without_its_broker_refuses_softly_and_recovers<B: Br
     assert_eq!(events.next_own().await.data, "1");
 }
 
-for_each_broker!(an_instance_starts_without_its_broker_refuses_softly_and_recovers(durable): redis, nats);
+for_each_broker!(an_instance_that_starts_without_its_broker_sends_retryable_refusals_and_recovers(durable): redis, nats);
 
-/// Killed under load and back: what was acknowledged arrives, and no gap is said.
-async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: BrokerServer>(mut server: B) {
+/// The broker is killed under load and restarted. Clients receive every acknowledged event and no
+/// gap.
+async fn a_durable_broker_that_is_killed_loses_no_acknowledged_event<B: BrokerServer>(mut server: B) {
     let log = || B::log_at(server.port(), "durable", Duration::from_millis(500));
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams =
@@ -148,8 +154,8 @@ async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: 
                     acknowledged.push(n);
                 } else {
                     failed += 1;
-                    // The limit is four seconds, and a busy machine adds to it.
-                    assert!(begun.elapsed() < Duration::from_secs(10), "publish errs within its time limit");
+                    // The timeout is four seconds, and a busy machine adds to it.
+                    assert!(begun.elapsed() < Duration::from_secs(10), "the publish failed too late");
                 }
                 if failed > 0 && acknowledged.last() == Some(&n) && acknowledged.len() > 2_000 {
                     break;
@@ -166,31 +172,31 @@ async fn a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged<B: 
     let (acknowledged, failed) = soon(publisher).await.unwrap();
     assert!(failed > 0);
     for stream in &mut streams {
-        let (mut came, mut stale, mut back) = (Vec::new(), 0, 0);
-        while came.last() != acknowledged.last() || back == 0 {
+        let (mut received, mut stale, mut live) = (Vec::new(), 0, 0);
+        while received.last() != acknowledged.last() || live == 0 {
             let event = stream.next().await;
             match event.event.as_str() {
-                "hub.gap" => panic!("a gap that was not owed: {}", event.data),
+                "hub.gap" => panic!("a gap without loss: {}", event.data),
                 "hub.stale" => stale += 1,
-                "hub.live" => back += 1,
-                "message" => came.push(event.data.parse::<u64>().unwrap()),
+                "hub.live" => live += 1,
+                "message" => received.push(event.data.parse::<u64>().unwrap()),
                 _ => {}
             }
         }
-        assert!(came.is_sorted_by(|a, b| a < b), "in order, once");
-        let came: BTreeSet<_> = came.into_iter().collect();
-        assert!(acknowledged.iter().all(|n| came.contains(n)), "something acknowledged is missing");
-        assert!(stale >= 1 && back >= 1, "told of {stale} stale times and {back} times of being back");
+        assert!(received.is_sorted_by(|a, b| a < b), "events are out of order or repeated");
+        let received: BTreeSet<_> = received.into_iter().collect();
+        assert!(acknowledged.iter().all(|n| received.contains(n)), "an acknowledged event is missing");
+        assert!(stale >= 1 && live >= 1, "{stale} `hub.stale` and {live} `hub.live`");
     }
 }
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    a_durable_broker_that_is_killed_loses_nothing_that_was_acknowledged(durable): redis, nats
+    a_durable_broker_that_is_killed_loses_no_acknowledged_event(durable): redis, nats
 );
 
-/// It comes back empty: exactly one gap for each cursor, with the reason; then live.
-async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: BrokerServer>(mut server: B) {
+/// Each cursor gets exactly one gap with its reason, and then live events.
+async fn a_broker_that_returns_empty_is_one_gap_for_every_stream<B: BrokerServer>(mut server: B) {
     let log = || server.log("empty");
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
     let mut streams = [
@@ -225,7 +231,7 @@ async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: BrokerSer
         assert_eq!(gaps.len(), 1, "{gaps:?}");
         assert!(gaps[0].contains("\"epoch\"") && gaps[0].contains("latest/a"), "{}", gaps[0]);
     }
-    // Who comes back later with an id from before: the same.
+    // A client that reconnects later with an id of the old epoch also receives one gap.
     until(|| one.hub.is_ready() && two.hub.is_ready()).await;
     for instance in [&one, &two] {
         let mut late = resume(instance.server.addr, "/events?topic=t", &old).await;
@@ -238,22 +244,22 @@ async fn a_broker_that_comes_back_empty_is_one_gap_for_every_stream<B: BrokerSer
     }
 }
 
-for_each_broker!(a_broker_that_comes_back_empty_is_one_gap_for_every_stream(broker): redis, nats);
+for_each_broker!(a_broker_that_returns_empty_is_one_gap_for_every_stream(broker): redis, nats);
 
-async fn a_poison_record_is_skipped_and_a_gap_for_its_audience(log: impl Backplane + Clone) {
+async fn an_unreadable_record_is_skipped_and_is_a_gap_for_its_audience(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
     let mut a = subscribe(one.server.addr, "/events?topic=a").await;
     let mut b = subscribe(one.server.addr, "/events?topic=b").await;
-    let poison =
+    let unreadable =
         |bytes: &'static str| vec![tower_sse::backplane::NewRecord::new(bytes::Bytes::from_static(bytes.as_bytes()))];
-    // A later version; a name that no hub takes.
+    // A record of a later version, and a record with a reserved event name.
     for bytes in [r#"{"v":2,"to":{"topics":["a"]}}"#, r#"{"v":1,"to":{"topics":["a"]},"event":"hub.live","data":""}"#] {
-        soon(log.append(poison(bytes), None)).await;
+        soon(log.append(unreadable(bytes), None)).await;
         let gap = a.next().await;
         assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\"") && gap.data.contains("\"a\""), "{}", gap.data);
     }
-    // Whose it was cannot be said: everybody's.
-    soon(log.append(poison("?"), None)).await;
+    // The audience cannot be read either, so every stream receives a gap.
+    soon(log.append(unreadable("?"), None)).await;
     for stream in [&mut a, &mut b] {
         let gap = stream.next().await;
         assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\""), "{}", gap.data);
@@ -263,11 +269,11 @@ async fn a_poison_record_is_skipped_and_a_gap_for_its_audience(log: impl Backpla
     assert_eq!(one.hub.stats().skipped, 3);
 }
 
-for_each_broker!(a_poison_record_is_skipped_and_a_gap_for_its_audience(log): memory, redis, nats);
+for_each_broker!(an_unreadable_record_is_skipped_and_is_a_gap_for_its_audience(log): memory, redis, nats);
 
-/// The names that only hubs may use are no way around the rules.
+/// The hub also validates records that have a reserved name.
 #[tokio::test]
-async fn what_no_hub_says_of_who_comes_and_goes_is_skipped_and_a_gap_for_its_audience() {
+async fn presence_records_that_no_hub_wrote_are_skipped_and_are_a_gap_for_their_audience() {
     let log = Memory::new();
     let one = Instance::start(log.clone()).await.ready().await;
     let mut a = subscribe(one.server.addr, "/events?topic=a").await;
@@ -277,22 +283,22 @@ async fn what_no_hub_says_of_who_comes_and_goes_is_skipped_and_a_gap_for_its_aud
         let record = format!(r#"{{"v":1,"to":{to},"event":"hub.joined","data":{data}}}"#);
         soon(log.append(vec![tower_sse::backplane::NewRecord::new(record.into())], None)).await;
     };
-    let good = r#"{"topic":"a","user":"ada"}"#;
+    let valid = r#"{"topic":"a","user":"ada"}"#;
     let long = format!(r#"{{"topic":"a","user":"ada","data":"{}"}}"#, "x".repeat(9_000));
     for data in [&*long, "{", r#"{"topic":"b","user":"ada"}"#] {
         append(r#"{"topics":["a"]}"#, data).await;
         let gap = a.next().await;
         assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\"") && gap.data.contains("\"a\""), "{gap:?}");
     }
-    append(r#"{"topics":["a","b"]}"#, good).await;
+    append(r#"{"topics":["a","b"]}"#, valid).await;
     for stream in [&mut a, &mut b] {
         let gap = stream.next().await;
         assert!(gap.event == "hub.gap" && gap.data.contains("\"lost\""), "{gap:?}");
     }
     assert_eq!(one.hub.stats().skipped, 4);
-    append(r#"{"topics":["a"]}"#, good).await;
+    append(r#"{"topics":["a"]}"#, valid).await;
     let joined = a.next().await;
-    assert_eq!((&*joined.event, &*joined.data), ("hub.joined", good));
+    assert_eq!((&*joined.event, &*joined.data), ("hub.joined", valid));
     assert_eq!(one.hub.stats().skipped, 4);
 }
 
@@ -312,15 +318,15 @@ async fn a_script_in_another_language_publishes() {
 }
 
 #[tokio::test]
-async fn publishing_now_is_not_for_a_shared_log() {
+async fn publish_now_is_an_error_with_a_shared_log() {
     let one = Instance::start(Memory::new()).await.ready().await;
     let error = one.hub.topic("t").publish_now(Event::unnamed("x")).unwrap_err();
     assert!(error.is_unavailable() && !error.is_unknown());
 }
 
-/// The way between an instance and its broker goes wrong; the other instance goes on. Noticed within two probe intervals,
-/// resumed, contiguous.
-async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards<B: BrokerServer>(
+/// The network between one instance and the broker fails, and the other instance is not affected.
+/// After the network has recovered, the stream continues without a missing event.
+async fn a_cut_between_an_instance_and_its_broker_is_detected_and_no_event_is_missing_afterwards<B: BrokerServer>(
     server: B,
 ) {
     let proxy = Proxy::start(server.port()).await;
@@ -333,7 +339,7 @@ async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_miss
         proxy.set(mode);
         if !matches!(mode, Mode::Delays(_)) {
             until(|| !far.hub.is_ready()).await;
-            // Its own publishers hear of it.
+            // A publish on this instance fails.
             assert!(!publish(&far.hub, 1_000_000).await, "{mode:?}");
         }
         assert!(near.hub.is_ready());
@@ -341,16 +347,16 @@ async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_miss
             assert!(publish(&near.hub, n).await);
         }
         proxy.set(Mode::Passes);
-        let mut came = Vec::new();
-        while came.last() != Some(&(expected + 49)) {
+        let mut received = Vec::new();
+        while received.last() != Some(&(expected + 49)) {
             let event = stream.next().await;
             assert!(event.event != "hub.gap", "{mode:?}: {}", event.data);
-            // What was asked before the cut may have been done after it.
+            // The failed publish may still be appended after the cut.
             if event.event == "message" && event.data != "1000000" {
-                came.push(event.data.parse::<u64>().unwrap());
+                received.push(event.data.parse::<u64>().unwrap());
             }
         }
-        assert_eq!(came, (expected..expected + 50).collect::<Vec<_>>(), "{mode:?}");
+        assert_eq!(received, (expected..expected + 50).collect::<Vec<_>>(), "{mode:?}");
         expected += 50;
         until(|| far.hub.is_ready()).await;
     }
@@ -358,10 +364,11 @@ async fn a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_miss
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    a_cut_between_an_instance_and_its_broker_is_noticed_and_nothing_is_missing_afterwards(broker): redis, nats
+    a_cut_between_an_instance_and_its_broker_is_detected_and_no_event_is_missing_afterwards(broker): redis, nats
 );
 
-/// A log of ten records as it is kept. Saving may be a restart, which instances that come later do not see.
+/// Publishes ten records, and returns a copy of the stored log. Saving may restart the broker, so
+/// it happens before the instances of the test start.
 async fn saved_after_ten<B: BrokerServer>(server: &mut B, namespace: &str) -> PathBuf {
     let one = Instance::start(server.log(namespace)).await.ready().await;
     for n in 0..10 {
@@ -371,8 +378,9 @@ async fn saved_after_ten<B: BrokerServer>(server: &mut B, namespace: &str) -> Pa
     server.save()
 }
 
-/// A broker that comes back from a copy is some records younger: noticed, one gap, and no number means two records.
-async fn a_broker_that_was_rolled_back_is_noticed_and_told_of<B: BrokerServer>(mut server: B) {
+/// The broker restarts from a copy without the newest records. Each stream receives one gap, and a
+/// new epoch begins, so that no position means two records.
+async fn a_broker_that_was_rolled_back_is_one_reported_gap<B: BrokerServer>(mut server: B) {
     let copy = saved_after_ten(&mut server, "back").await;
     let log = || server.log("back");
     let (one, two) = (Instance::start(log()).await.ready().await, Instance::start(log()).await.ready().await);
@@ -404,7 +412,7 @@ async fn a_broker_that_was_rolled_back_is_noticed_and_told_of<B: BrokerServer>(m
     for stream in &mut streams {
         loop {
             let event = stream.next().await;
-            assert!(event.event != "hub.gap", "one gap is enough");
+            assert!(event.event != "hub.gap", "a second gap");
             if event.data == "20" {
                 break;
             }
@@ -415,15 +423,16 @@ async fn a_broker_that_was_rolled_back_is_noticed_and_told_of<B: BrokerServer>(m
     assert_eq!(gaps, 1);
 }
 
-for_each_broker!(a_broker_that_was_rolled_back_is_noticed_and_told_of(durable): redis, nats);
+for_each_broker!(a_broker_that_was_rolled_back_is_one_reported_gap(durable): redis, nats);
 
-/// The epoch and the number in it that an id names.
+/// Returns the epoch and the number of an id.
 fn parts(id: &str) -> (String, u64) {
     let mut parts = id.split('.').skip(1);
     (parts.next().unwrap().to_owned(), parts.next().unwrap().parse().unwrap())
 }
 
-/// While both instances publish: one gap each, then all that was acknowledged since, and no number means two records.
+/// Both instances publish during the rollback. Each stream receives one gap, and then every event
+/// that was acknowledged in the new epoch. No position means two records.
 async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing<B: BrokerServer>(mut server: B) {
     let copy = saved_after_ten(&mut server, "load").await;
     let log = || B::log_at(server.port(), "load", Duration::from_millis(500));
@@ -464,34 +473,34 @@ async fn a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missin
         let mine = soon(publisher).await.unwrap();
         assert!(mine.is_sorted_by(|((a, m), _), ((b, n), _)| if a == b { m < n } else { *b == new }), "in order");
         for (place, n) in mine {
-            assert!(meanings.insert(place.clone(), n).is_none(), "{place:?} was given twice");
+            assert!(meanings.insert(place.clone(), n).is_none(), "{place:?} was assigned twice");
             acknowledged.insert(place);
         }
     }
     soon(one.hub.topic("t").publish(Event::unnamed("end"))).await.unwrap();
     for stream in &mut streams {
-        let mut lives = vec![Vec::new()];
+        let mut epochs = vec![Vec::new()];
         loop {
             let event = stream.next().await;
             match event.event.as_str() {
                 "hub.gap" => {
                     assert!(event.data.contains("\"epoch\""), "{}", event.data);
-                    lives.push(Vec::new());
+                    epochs.push(Vec::new());
                 }
                 "message" if event.data == "end" => break,
                 "message" => {
                     let place = parts(&event.id);
                     let meaning = meanings.entry(place.clone()).or_insert_with(|| event.data.clone());
-                    assert_eq!(*meaning, event.data, "{place:?} are two");
-                    lives.last_mut().unwrap().push(place);
+                    assert_eq!(*meaning, event.data, "{place:?} means two records");
+                    epochs.last_mut().unwrap().push(place);
                 }
                 _ => {}
             }
         }
-        let [before, after] = <[_; 2]>::try_from(lives).expect("one gap");
+        let [before, after] = <[_; 2]>::try_from(epochs).expect("one gap");
         assert!(before.iter().all(|place| place.0 != new) && before.is_sorted_by(|a, b| a.1 < b.1));
         assert!(after.iter().all(|place| place.0 == new) && after.is_sorted_by(|a, b| a.1 < b.1));
-        // Before the gap up to where it came, after it all.
+        // Every event up to the last one before the gap, and every event after the gap.
         let until = before.last().map_or(0, |place| place.1);
         let (before, after): (BTreeSet<_>, BTreeSet<_>) = (before.into_iter().collect(), after.into_iter().collect());
         for place in &acknowledged {
@@ -507,8 +516,8 @@ for_each_broker!(
     a_rollback_under_load_is_one_gap_and_nothing_of_the_new_epoch_is_missing(durable): redis, nats
 );
 
-/// Every instance is started anew while the log is trimmed ten times over.
-async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap<B: BrokerServer>(server: B) {
+/// Every instance restarts while the log is trimmed many times over.
+async fn a_rolling_restart_with_a_busy_log_keeps_current_values_and_reports_one_gap<B: BrokerServer>(server: B) {
     let log = || B::with_max_records(server.log("roll"), 500);
     let mut one = Instance::start(log()).await.ready().await;
     for n in 0..20 {
@@ -533,10 +542,9 @@ async fn a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_g
     assert_eq!(numbers(&mut late, 1).await, [2]);
 }
 
-for_each_broker!(a_rolling_restart_beside_a_busy_log_keeps_current_values_and_says_one_gap(broker): redis, nats);
+for_each_broker!(a_rolling_restart_with_a_busy_log_keeps_current_values_and_reports_one_gap(broker): redis, nats);
 
-/// One that joins while publishing goes on, again and again.
-async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous(log: impl Backplane + Clone) {
+async fn an_instance_that_starts_during_publishes_delivers_every_event_in_order(log: impl Backplane + Clone) {
     let one = Instance::start(log.clone()).await.ready().await;
     let begin = one.hub.position().to_string();
     let publisher = tokio::spawn({
@@ -558,5 +566,5 @@ async fn an_instance_that_joins_while_publishing_goes_on_is_contiguous(log: impl
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    an_instance_that_joins_while_publishing_goes_on_is_contiguous(log): memory, redis, nats
+    an_instance_that_starts_during_publishes_delivers_every_event_in_order(log): memory, redis, nats
 );

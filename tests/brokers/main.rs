@@ -1,4 +1,4 @@
-//! Several instances, one hub: the adapters against one contract, and hubs through real brokers.
+//! Several instances over a shared log: the contract of the adapters, and hubs with real brokers.
 
 #![allow(
     clippy::unwrap_used,

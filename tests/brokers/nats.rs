@@ -1,4 +1,4 @@
-//! What is NATS' own: limits, refusals, and a log that comes back younger.
+//! Behavior that is specific to NATS: limits, rejections, and a log that was rolled back.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,26 +32,27 @@ async fn values(log: &Nats) -> BTreeMap<u64, String> {
 }
 
 #[tokio::test]
-async fn trims_by_length_and_by_age_and_says_what_is_left() {
+async fn nats_trims_by_length_and_by_age_and_reports_its_first_record() {
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "length").unwrap().limits(LogLimits::new().max_records(1_000).max_values(10));
-    append(&log, vec![value("kept apart", "id")]).await;
+    append(&log, vec![value("copied", "id")]).await;
     server.wait_until_copied("length", 1).await;
     append(&log, (0..4_999).map(|n| record(&n.to_string())).collect()).await;
     let state = soon(log.state(None)).await.unwrap();
     assert_eq!((state.first, state.last), (4_001, 5_000));
     assert_eq!(soon(log.range(0, 1)).await.unwrap()[0].sequence, 4_001);
-    assert_eq!(values(&log).await, BTreeMap::from([(1, "kept apart".to_owned())]));
-    // A tail from what is gone says so.
+    assert_eq!(values(&log).await, BTreeMap::from([(1, "copied".to_owned())]));
+    // A tail that starts at a trimmed record returns an error.
     let trimmed = soon(log.tail(10).next()).await.unwrap().unwrap_err();
     assert!(!trimmed.is_rejected(), "{trimmed}");
-    // The oldest values go first.
+    // The oldest values are dropped first.
     append(&log, (0..20).map(|n| value(&n.to_string(), &n.to_string())).collect()).await;
     soon(async {
         while values(&log).await.values().cloned().collect::<Vec<_>>()
             != (10..20).map(|n| n.to_string()).collect::<Vec<_>>()
         {
-            // What the copy has dropped is still in the log until the copy has come so far.
+            // A value that the copy has dropped is still read from the log until the copy has
+            // caught up.
             append(&log, vec![record("x")]).await;
         }
     })
@@ -64,9 +65,10 @@ async fn trims_by_length_and_by_age_and_says_what_is_left() {
     assert_eq!(soon(log.state(None)).await.unwrap().last, 3);
 }
 
-/// What overrules a value does so in the copy too, where nothing of the log is left.
+/// A later record replaces or removes a value in the copy too, when the log no longer has either
+/// record.
 #[tokio::test]
-async fn values_outlive_the_log_each_on_its_own() {
+async fn values_outlive_the_log_independently_of_each_other() {
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap().limits(LogLimits::new().max_records(1));
     let both = |text: &str, removes| {
@@ -88,10 +90,11 @@ async fn values_outlive_the_log_each_on_its_own() {
     assert_eq!(values(&log).await, BTreeMap::from([(4, "z".to_owned())]));
 }
 
-/// A server copies values out of the log a moment after they were published, and a busy log throws its oldest records out.
-/// Since version 2.10 the first copy takes up to 200 ms, after the streams are made and after each start of the server.
+/// A server copies values out of the log a moment after they were published, and a busy log drops
+/// its oldest records. Since version 2.10 the first copy takes up to 200 ms, after the streams are
+/// made and after each start of the server.
 #[tokio::test]
-async fn acknowledged_values_outlive_a_busy_log_on_a_fresh_and_on_a_restarted_server() {
+async fn acknowledged_values_survive_a_busy_log_on_a_fresh_and_on_a_restarted_server() {
     let Some(mut server) = NatsServer::start() else { return };
     for start in ["fresh", "restarted"] {
         if start == "restarted" {
@@ -107,12 +110,12 @@ async fn acknowledged_values_outlive_a_busy_log_on_a_fresh_and_on_a_restarted_se
 }
 
 #[tokio::test]
-async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_shows() {
+async fn nats_errors_distinguish_rejected_from_unreachable_and_contain_no_password() {
     let Some(server) = NatsServer::start_with(&["--user", "ada", "--pass", "s3c+ret"]) else { return };
-    let known = server.url().replace("nats://", "nats://ada:s3c%2Bret@");
-    let log = Nats::new(&known, "n").unwrap();
+    let url = server.url().replace("nats://", "nats://ada:s3c%2Bret@");
+    let log = Nats::new(&url, "n").unwrap();
     append(&log, vec![record("x")]).await;
-    // Headers count.
+    // Headers count towards the limit.
     let large = "x".repeat(1 << 20);
     let large = vec![record(&large), record(&format!("{large}x")), value(&large, "id"), record("y")];
     let places = soon(log.append(large, None)).await;
@@ -125,12 +128,13 @@ async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_show
     let wrong = Nats::new(&server.url().replace("nats://", "nats://ada:wr0ng@"), "n").unwrap();
     let refused = soon(wrong.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
     assert!(refused.is_rejected(), "{refused}");
-    let nobody = Nats::new("nats://ada:s3cret@127.0.0.1:1", "n").unwrap();
-    let gone = soon(nobody.state(None)).await.unwrap_err();
-    assert!(!gone.is_unknown() && !gone.is_rejected(), "{gone}");
-    let not_appended = soon(nobody.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
+    let unreachable = Nats::new("nats://ada:s3cret@127.0.0.1:1", "n").unwrap();
+    let error = soon(unreachable.state(None)).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    let not_appended = soon(unreachable.append(vec![record("x")], None)).await.pop().unwrap().unwrap_err();
     assert!(!not_appended.is_unknown());
-    for text in [format!("{gone} {gone:?} {refused} {refused:?}"), nobody.describe(), format!("{nobody:?}")] {
+    for text in [format!("{error} {error:?} {refused} {refused:?}"), unreachable.describe(), format!("{unreachable:?}")]
+    {
         assert!(!text.contains("s3cret") && !text.contains("wr0ng"), "{text}");
     }
     for bad in ["http://ada:s3cret@host", "ws://ada:s3cret@host", ""] {
@@ -139,9 +143,9 @@ async fn what_it_refuses_and_where_it_is_not_are_told_apart_and_no_password_show
     }
 }
 
-/// Where a stream of that name is not what is needed, it is refused, not used.
+/// The broker already has a stream of that name, with settings that would lose records.
 #[tokio::test]
-async fn a_stream_that_would_lose_records_is_refused() {
+async fn a_broker_stream_that_would_lose_records_is_rejected() {
     let Some(server) = NatsServer::start() else { return };
     for (name, setting) in
         [("a", "\"retention\":\"interest\""), ("b", "\"max_msgs_per_subject\":1"), ("c", "\"discard\":\"new\"")]
@@ -155,10 +159,10 @@ async fn a_stream_that_would_lose_records_is_refused() {
     }
 }
 
-/// Younger than what was seen, whoever notices: numbers never mean two records of one epoch, and values are those of the
-/// log that is there.
+/// Any instance may detect the rollback. A position never means two records, and the values are
+/// those of the restored log.
 #[tokio::test]
-async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_its_values_go_on() {
+async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_keeps_its_values() {
     let Some(mut server) = NatsServer::start() else { return };
     let log = || Nats::new(&server.url(), "n").unwrap();
     let (one, two) = (log(), log());
@@ -172,7 +176,7 @@ async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_its_values_go_on() {
     server.kill();
     server.restore(&saved);
     server.restart();
-    // Who comes first has not seen more; the other has.
+    // The first append has no seen position, and the later query of the state has one.
     let place = soon(async {
         loop {
             if let Ok(place) = one.append(vec![value("new", "kept"), value("newer", "other")], None).await.remove(1) {
@@ -183,14 +187,14 @@ async fn a_log_that_was_rolled_back_begins_a_new_epoch_and_its_values_go_on() {
     .await;
     assert_ne!(place.epoch, seen.epoch);
     let state = soon(two.state(Some(seen))).await.unwrap();
-    assert_eq!(state.epoch, place.epoch, "one of them named it");
+    assert_eq!(state.epoch, place.epoch, "one of them has set the epoch");
     let values = values(&two).await;
     assert_eq!(values.values().collect::<Vec<_>>(), ["new", "newer"]);
 }
 
-/// Whoever deletes the stream while all is connected.
+/// An administrator deletes the stream while clients are connected.
 #[tokio::test]
-async fn a_stream_that_is_deleted_is_made_anew_in_a_new_epoch() {
+async fn a_deleted_stream_is_created_again_in_a_new_epoch() {
     let Some(server) = NatsServer::start() else { return };
     let (one, two) = (Nats::new(&server.url(), "n").unwrap(), Nats::new(&server.url(), "n").unwrap());
     let before = append(&one, vec![value("1", "a"), record("2")]).await;
@@ -200,16 +204,16 @@ async fn a_stream_that_is_deleted_is_made_anew_in_a_new_epoch() {
     server.api("STREAM.DELETE.tower-sse-log_n", "").await;
     let place = append(&one, vec![record("new")]).await[0];
     assert!(place.epoch != before[0].epoch && place.sequence == 1, "{place:?}");
-    // The other believes in the old one, and is put right by its first append.
+    // The other client still has the old epoch, and learns the new one from its first append.
     assert_eq!(append(&two, vec![record("newer")]).await, [LogPosition { epoch: place.epoch, sequence: 2 }]);
     assert_eq!(soon(two.state(None)).await.unwrap(), LogState { epoch: place.epoch, first: 1, last: 2 });
     assert!(values(&two).await.is_empty());
     assert!(soon(tail.next()).await.unwrap().is_err());
 }
 
-/// Two that notice at once agree.
+/// Clients that start at the same time agree on one epoch.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_several_that_begin_at_once_one_names_the_epoch() {
+async fn one_of_several_simultaneous_starts_sets_the_epoch() {
     let Some(server) = NatsServer::start() else { return };
     for round in 0..10 {
         let logs: Vec<_> = (0..8).map(|_| Nats::new(&server.url(), &format!("n{round}")).unwrap()).collect();
@@ -221,9 +225,9 @@ async fn of_several_that_begin_at_once_one_names_the_epoch() {
     }
 }
 
-/// It says so, and is ready when JetStream is there; until then nobody believes that anything was published.
+/// The hub is not ready, and a publish fails with a known outcome.
 #[tokio::test]
-async fn a_server_without_jetstream_is_told_of() {
+async fn a_server_without_jetstream_is_an_error_that_names_jetstream() {
     let Some(server) = NatsServer::start_without_jetstream() else { return };
     let log = Nats::new(&server.url(), "n").unwrap().timeout(Duration::from_millis(500));
     let error = soon(log.state(None)).await.unwrap_err();
@@ -234,8 +238,8 @@ async fn a_server_without_jetstream_is_told_of() {
     assert!(!hub.is_ready());
 }
 
-/// A proxy in front of a server: replaces a number in the server's answers, as a member of a cluster may give it. Returns the
-/// URL.
+/// Starts a proxy in front of a server, and returns its URL. The proxy replaces a number in the
+/// server's answers, because a member of a cluster may send such a number.
 async fn answers_with(server: &NatsServer, field: &'static str, number: u64) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (url, port) = (format!("nats://{}", listener.local_addr().unwrap()), server.port);
@@ -255,7 +259,8 @@ async fn answers_with(server: &NatsServer, field: &'static str, number: u64) -> 
     url
 }
 
-/// The next line of the server and, if it is `MSG … LENGTH`, the message, with the number replaced.
+/// Reads the next line of the server. If the line is `MSG … LENGTH`, reads the message too, and
+/// replaces the number in it.
 async fn answer(server: &mut BufReader<impl AsyncReadExt + Unpin>, field: &str, number: u64) -> Option<Vec<u8>> {
     let mut line = String::new();
     server.read_line(&mut line).await.ok().filter(|&count| count > 0)?;
@@ -278,7 +283,7 @@ async fn answer(server: &mut BufReader<impl AsyncReadExt + Unpin>, field: &str, 
     Some([line.into_bytes(), message].concat())
 }
 
-/// A reader may lie on a replica that does not have yet what the log has.
+/// The server may read from a replica that does not have the newest records yet.
 #[tokio::test]
 async fn a_read_of_a_replica_that_is_behind_is_an_error() {
     let Some(server) = NatsServer::start() else { return };
@@ -292,7 +297,7 @@ async fn a_read_of_a_replica_that_is_behind_is_an_error() {
 
 /// An administrator deletes single records.
 #[tokio::test]
-async fn a_read_ends_before_a_deleted_record_and_the_next_read_goes_on_after_it() {
+async fn a_read_ends_before_a_deleted_record_and_the_next_read_continues_after_it() {
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap();
     append(&log, ["1", "2", "3", "4", "5"].map(record).into()).await;
@@ -307,7 +312,8 @@ async fn a_read_ends_before_a_deleted_record_and_the_next_read_goes_on_after_it(
     assert_eq!((read(0).await, read(1).await, read(4).await), (vec![1], vec![3, 4], vec![]));
 }
 
-/// In a cluster, a repeated key may be answered before the first record with it has its number.
+/// In a cluster, the answer to a repeated key may come before the first record with the key has its
+/// number.
 #[tokio::test]
 async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
     let Some(server) = NatsServer::start() else { return };
@@ -319,9 +325,9 @@ async fn a_repeated_key_without_a_number_is_an_unknown_outcome() {
     assert!(error.is_unknown(), "{error}");
 }
 
-/// The clocks of the instance that deposits and of the one that withdraws may differ.
+/// The clocks of two instances may differ, so an end time would be wrong on one of them.
 #[tokio::test]
-async fn what_is_put_once_says_how_long_it_may_wait_and_not_until_when() {
+async fn a_value_that_is_put_once_has_a_lifetime_and_no_end_time() {
     let Some(server) = NatsServer::start() else { return };
     let log = Nats::new(&server.url(), "n").unwrap();
     let mut stored = Vec::new();

@@ -1,5 +1,5 @@
-//! Runtimes that end while others go on, and a log that fails in single places: nobody waits for ever, and nothing is said that is
-//! not so.
+//! Runtimes that end while others continue, and a log that fails for some requests. No stream waits
+//! without end, and no stream receives a wrong state.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,15 +23,15 @@ use tower_sse::{
 
 use crate::kit::{soon, until};
 
-/// A log that can be another all of a sudden, does not answer, or fails in single places.
+/// A log that a test can replace, stall, or make fail for some numbers.
 #[derive(Clone)]
 struct Odd {
     log: Arc<Mutex<Memory>>,
-    /// How often older records were asked for.
-    asked: Arc<AtomicU64>,
-    /// Reading older records waits.
+    /// The number of reads of older records.
+    reads: Arc<AtomicU64>,
+    /// While set, a read of older records waits.
     hangs: Arc<AtomicBool>,
-    /// It fails from numbers below this on.
+    /// A read that starts below this number fails.
     fails_below: Arc<AtomicU64>,
     away: Arc<AtomicBool>,
     cut: tokio::sync::watch::Sender<u64>,
@@ -41,7 +41,7 @@ impl Odd {
     fn new() -> Self {
         Self {
             log: Arc::new(Mutex::new(Memory::new())),
-            asked: Arc::default(),
+            reads: Arc::default(),
             hangs: Arc::default(),
             fails_below: Arc::default(),
             away: Arc::default(),
@@ -77,12 +77,12 @@ impl Backplane for Odd {
     }
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>> {
         async move {
-            self.asked.fetch_add(1, Ordering::SeqCst);
+            self.reads.fetch_add(1, Ordering::SeqCst);
             while self.hangs.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             if after < self.fails_below.load(Ordering::SeqCst) {
-                return Err(BackplaneError::unavailable("this one fails"));
+                return Err(BackplaneError::unavailable("failed by the test"));
             }
             self.inner().range(after, limit).await
         }
@@ -115,7 +115,7 @@ impl Backplane for Odd {
         async move { self.inner().take(&key).await }.boxed()
     }
     fn describe(&self) -> String {
-        "odd".into()
+        "an odd log".into()
     }
 }
 
@@ -146,14 +146,14 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// In a thread of its own, since it may hang.
-fn within(limit: Duration, what: impl FnOnce() + Send + 'static) {
+/// Runs a test in a separate thread, since it may hang.
+fn within(limit: Duration, test: impl FnOnce() + Send + 'static) {
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        what();
+        test();
         let _ = done.send(());
     });
-    is_done.recv_timeout(limit).expect("it hangs (or panicked)");
+    is_done.recv_timeout(limit).expect("the test hangs or has panicked");
 }
 
 async fn count_events(stream: &mut Subscriber, expected: usize) {
@@ -163,9 +163,9 @@ async fn count_events(stream: &mut Subscriber, expected: usize) {
     }
 }
 
-/// The newest stream's runtime is gone; another stream looks back.
+/// The runtime of the newest stream has ended, and another stream needs older records.
 #[test]
-fn looking_back_when_the_last_streams_runtime_is_gone() {
+fn backfill_continues_when_the_runtime_of_the_newest_stream_has_ended() {
     within(Duration::from_secs(20), || {
         let b = runtime();
         let (hub, mut stream) = b.block_on(async {
@@ -183,9 +183,10 @@ fn looking_back_when_the_last_streams_runtime_is_gone() {
     });
 }
 
-/// The task that reads dies with its runtime while somebody waits elsewhere.
+/// The runtime of the task that reads the log ends while a stream on another runtime waits for the
+/// records.
 #[test]
-fn the_reading_task_dies_with_its_runtime() {
+fn records_arrive_after_the_runtime_of_the_reading_task_is_gone() {
     within(Duration::from_secs(30), || {
         let b = runtime();
         let odd = Odd::new();
@@ -199,13 +200,14 @@ fn the_reading_task_dies_with_its_runtime() {
         });
         let a = runtime();
         odd.hangs.store(true, Ordering::SeqCst);
-        let before = odd.asked.load(Ordering::SeqCst);
-        // It is polled here first, so this is where the log is read.
+        let before = odd.reads.load(Ordering::SeqCst);
+        // The first poll is on this runtime, so this runtime reads the log.
         a.block_on(async {
             assert!(futures::poll!(StreamExt::next(&mut stream)).is_pending());
-            until(|| odd.asked.load(Ordering::SeqCst) > before).await;
+            until(|| odd.reads.load(Ordering::SeqCst) > before).await;
         });
-        // It waits elsewhere when that ends, and is not polled again unless it is woken.
+        // The stream waits on the other runtime when this one ends, and is polled again only if it
+        // is woken.
         let (waits, is_waiting) = std::sync::mpsc::channel();
         let task = b.spawn(async move {
             std::future::poll_fn(|cx| {
@@ -224,43 +226,44 @@ fn the_reading_task_dies_with_its_runtime() {
     });
 }
 
-/// A disconnect while the task that hears is between two runtimes.
+/// The disconnect is broadcast after the runtime of the control task has ended, and before the task
+/// starts on the other runtime.
 #[test]
-fn a_disconnect_between_two_runtimes_is_heard() {
+fn a_disconnect_arrives_after_the_runtime_of_the_control_task_has_ended() {
     within(Duration::from_secs(30), || {
         let (a, b) = (runtime(), runtime());
         let log = Memory::new();
         let two = b.block_on(start(log.clone()));
         let one = a.block_on(start(log));
-        // It has heard something.
+        // The instance has received a control message.
         a.block_on(until(|| one.stats().others == 1));
         let mut stream = b.block_on(async { one.subscribe(Subscription::for_user("ada"), None).unwrap() });
         a.shutdown_timeout(Duration::from_secs(1));
         b.block_on(async {
             two.user("ada").disconnect(Disconnect::default()).await.unwrap();
-            // Life goes on: whoever uses it starts what has ended with its runtime.
+            // The next use of the hub restarts the tasks that have ended with their runtime.
             publish(&one, "a", 1).await;
             while !matches!(soon(stream.next()).await.unwrap(), SubscriberItem::End(_)) {}
         });
     });
 }
 
-/// A new life that was empty when it was noticed.
+/// The new epoch was empty when the hub detected it.
 #[tokio::test]
-async fn the_newest_of_an_old_life_is_no_reason_for_another() {
+async fn the_newest_record_of_an_old_epoch_causes_no_further_epoch() {
     let odd = Odd::new();
     let hub = start(odd.clone()).await;
     publish(&hub, "a", 10).await;
     caught_up(&hub, 10).await;
     let first = hub.position();
-    // The broker comes back empty.
+    // The broker restarts empty.
     *odd.log.lock().unwrap() = Memory::new();
     odd.cut();
     let epoch = |position: Position| position.to_string().split('.').nth(1).unwrap().to_owned();
     until(|| epoch(hub.position()) != epoch(first)).await;
     until(|| hub.is_ready()).await;
     let second = epoch(hub.position());
-    // Cut off while others publish.
+    // The instance is cut off while another instance publishes.
     odd.away.store(true, Ordering::SeqCst);
     odd.cut();
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -268,12 +271,12 @@ async fn the_newest_of_an_old_life_is_no_reason_for_another() {
     publish(&other, "b", 20).await;
     odd.away.store(false, Ordering::SeqCst);
     caught_up(&hub, 20).await;
-    assert_eq!(epoch(hub.position()), second, "the log is the same");
+    assert_eq!(epoch(hub.position()), second, "the epoch has changed although the log is the same");
 }
 
-/// One place that cannot be read, and somebody who wants another.
+/// One block of the log cannot be read, and another stream needs another block.
 #[tokio::test]
-async fn a_block_that_fails_holds_up_nobody_else() {
+async fn a_failed_block_delays_no_other_block() {
     let odd = Odd::new();
     let hub = start(odd.clone()).await;
     let begin = hub.position();
@@ -290,7 +293,7 @@ async fn a_block_that_fails_holds_up_nobody_else() {
     count_events(&mut high, 100).await;
 }
 
-/// A heartbeat of a stream that waits for a block.
+/// A visible heartbeat would report that the waiting stream is live.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_waits_for_older_records_is_not_live() {
     let odd = Odd::new();
@@ -315,7 +318,7 @@ async fn a_stream_that_waits_for_older_records_is_not_live() {
 
 /// The broker is away, and the stream waits for a block.
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_waits_for_a_broker_that_is_away_is_told() {
+async fn a_stream_that_waits_for_an_unavailable_broker_receives_stale() {
     let odd = Odd::new();
     let hub = builder().heartbeat(Duration::from_secs(5)).backplane(odd.clone()).build().unwrap();
     until(|| hub.is_ready()).await;
@@ -338,10 +341,11 @@ async fn a_stream_that_waits_for_a_broker_that_is_away_is_told() {
     assert!(text.contains("hub.stale"), "{text}");
 }
 
-/// Whatever a page was told last is so: who comes while the broker is away is live at first, since it has all there is here,
-/// and then stale, and no heartbeat takes that back.
+/// The last state that a page receives is its true state. A page that connects while the broker is
+/// away is live at first, since it has every event of the instance. Then it is stale, and no
+/// heartbeat makes it live again before the broker is back.
 #[tokio::test(start_paused = true)]
-async fn who_comes_while_the_broker_is_away_is_told_last_that_it_is() {
+async fn a_page_that_connects_without_a_broker_receives_stale_after_live() {
     let odd = Odd::new();
     let hub = builder().heartbeat(Duration::from_secs(5)).visible_heartbeat().backplane(odd.clone()).build().unwrap();
     until(|| hub.is_ready()).await;

@@ -1,5 +1,5 @@
-//! Who comes back from before what an instance keeps in memory gets the rest out of the broker's log, and many who do share
-//! one read.
+//! Backfill: a client whose cursor is older than the memory of an instance receives the missing
+//! records from the broker's log. Clients that need the same records share one read.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::kit::{soon, until};
 use crate::reached::Reached;
 use crate::redis_server::{FORGETFUL, RedisServer};
 
-/// Memory for hardly anything.
+/// A hub that keeps few records in memory.
 fn builder() -> HubBuilder {
     Hub::builder()
         .topic_retention(Retention::replay().count(8))
@@ -32,7 +32,7 @@ fn open(hub: &Hub, topics: &[&str], cursor: Position) -> Subscriber {
     hub.subscribe(Subscription::anonymous().with_topics(topics.iter().copied()), cursor).unwrap()
 }
 
-/// What comes until it has caught up: events, and gaps with their topics.
+/// Reads until the stream has caught up. Returns the events, and the gaps with their topics.
 async fn read(stream: &mut Subscriber) -> (Vec<(String, Position)>, Vec<String>) {
     let (mut events, mut gaps) = (Vec::new(), Vec::new());
     loop {
@@ -68,7 +68,7 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     until(|| two.position() == one.position()).await;
     let expected: Vec<_> = (0..2_000).collect();
     let before = reached.way.reads.load(Ordering::SeqCst);
-    // Many at once, on topics of their own.
+    // Many clients at once, on two topics.
     let clients = (0..40).map(|n| {
         let two = two.clone();
         async move {
@@ -85,53 +85,52 @@ async fn older_records_come_from_the_broker(log: impl Backplane + Clone) {
     let reads_for_all = reached.way.reads.load(Ordering::SeqCst) - before;
     assert!((1..=40).contains(&reads_for_all), "{reads_for_all} reads of 6,000 records for 40 clients");
 
-    // From the middle, interrupted and resumed, beside what memory answers for alone.
+    // A stream that is interrupted and resumed, beside a topic that is kept in memory only.
     let mut stream = open(&one, &["b", "live/c"], begin);
-    let (mut came, mut gaps, mut cursor) = (Vec::new(), Vec::new(), begin);
-    while came.len() < 500 {
+    let (mut received, mut gaps, mut cursor) = (Vec::new(), Vec::new(), begin);
+    while received.len() < 500 {
         match soon(stream.next()).await.unwrap() {
             SubscriberItem::Event(event) if event.topic.as_ref().is_some_and(|topic| topic.as_str() == "b") => {
                 cursor = event.position;
-                came.push((event.data, event.position));
+                received.push((event.data, event.position));
             }
             SubscriberItem::Gap { reason, topics } => gaps.push(format!("{reason} {topics:?}")),
             _ => {}
         }
     }
-    assert_eq!(gaps.len(), 1, "of the topic that keeps only a window: {gaps:?}");
+    assert_eq!(gaps.len(), 1, "only of the topic without history: {gaps:?}");
     assert!(gaps[0].contains("live/c") && !gaps[0].contains("\"b\""), "{gaps:?}");
     let mut stream = open(&two, &["b"], cursor);
     let (rest, gaps) = read(&mut stream).await;
     assert!(gaps.is_empty(), "{gaps:?}");
-    came.extend(rest);
-    assert_eq!(numbers(&came), expected);
-    // And on, live.
+    received.extend(rest);
+    assert_eq!(numbers(&received), expected);
+    // Live events follow.
     publish(&one, &["b"], 2_000..2_005).await;
     for n in 2_000..2_005 {
         let SubscriberItem::Event(event) = soon(stream.next()).await.unwrap() else { panic!("not an event") };
         assert_eq!(event.data, n.to_string());
     }
 
-    // A topic that is joined from long ago.
+    // A topic that is joined from an old position.
     let mut page = open(&two, &["b"], one.position());
     read(&mut page).await;
     two.connection(page.connection()).join("a").since(begin).await.unwrap();
-    let mut came = Vec::new();
-    while came.len() < 2_000 {
+    let mut received = Vec::new();
+    while received.len() < 2_000 {
         match soon(page.next()).await.unwrap() {
-            SubscriberItem::Event(event) => came.push((event.data, event.position)),
-            SubscriberItem::Gap { reason, .. } => panic!("a gap that was not owed: {reason}"),
+            SubscriberItem::Event(event) => received.push((event.data, event.position)),
+            SubscriberItem::Gap { reason, .. } => panic!("a gap without loss: {reason}"),
             _ => {}
         }
     }
-    assert_eq!(numbers(&came), expected);
+    assert_eq!(numbers(&received), expected);
 }
 
 for_each_broker!(older_records_come_from_the_broker(log): memory, redis, nats);
 
-/// What the broker has lost too is one gap, and what it still has comes.
 #[tokio::test]
-async fn what_the_broker_has_trimmed_is_one_gap_and_the_rest_comes() {
+async fn trimmed_records_of_the_broker_are_one_gap_and_the_rest_arrives() {
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
     let one = start(Redis::new(&server.url(), "trimmed").unwrap().limits(LogLimits::new().max_records(1_000))).await;
     let begin = one.position();
@@ -143,12 +142,15 @@ async fn what_the_broker_has_trimmed_is_one_gap_and_the_rest_comes() {
     assert!(gaps[0].contains("trimmed") && gaps[0].contains("\"a\"") && gaps[0].contains("\"b\""), "{gaps:?}");
     let numbers = numbers(&events);
     assert!(numbers.len() >= 1_000 && numbers.last() == Some(&1_999), "{}", numbers.len());
-    assert!(events.windows(2).all(|pair| number(pair[1].1) == number(pair[0].1) + 1), "no hole in what is left");
+    assert!(
+        events.windows(2).all(|pair| number(pair[1].1) == number(pair[0].1) + 1),
+        "a hole in the remaining records"
+    );
 }
 
-/// A broker that is away while somebody reads what is older: it waits, and nothing is missing.
+/// The broker is away during a backfill. The stream waits, and then receives every record.
 #[tokio::test]
-async fn a_broker_that_is_away_meanwhile_is_waited_for() {
+async fn backfill_waits_for_a_broker_that_is_away() {
     let log = crate::faulty::Faulty::new(7, 0);
     let one = start(log.clone()).await;
     let begin = one.position();
@@ -156,21 +158,21 @@ async fn a_broker_that_is_away_meanwhile_is_waited_for() {
     until(|| number(one.position()) == number(begin) + 3_000).await;
     let mut stream = open(&one, &["a"], begin);
     log.set_away(true);
-    let mut came = Vec::new();
-    while came.len() < 3_000 {
+    let mut received = Vec::new();
+    while received.len() < 3_000 {
         let next = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
         match next {
             Err(_) => log.set_away(false),
-            Ok(Some(SubscriberItem::Event(event))) => came.push((event.data, event.position)),
-            Ok(Some(SubscriberItem::Gap { reason, .. })) => panic!("a gap that was not owed: {reason}"),
+            Ok(Some(SubscriberItem::Event(event))) => received.push((event.data, event.position)),
+            Ok(Some(SubscriberItem::Gap { reason, .. })) => panic!("a gap without loss: {reason}"),
             Ok(_) => {}
         }
     }
-    assert_eq!(numbers(&came), (0..3_000).collect::<Vec<_>>());
+    assert_eq!(numbers(&received), (0..3_000).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn a_cursor_of_another_epoch_is_not_looked_for() {
+async fn a_cursor_of_another_epoch_causes_no_backfill() {
     let one = start(Memory::new()).await;
     publish(&one, &["a"], 0..100).await;
     let mut stream = one.subscribe(Subscription::anonymous().topic("a"), Cursor::parse(b"1.77.3")).unwrap();
@@ -178,28 +180,29 @@ async fn a_cursor_of_another_epoch_is_not_looked_for() {
     assert!(events.len() <= 8 && gaps.len() == 1 && gaps[0].contains("epoch"), "{gaps:?}");
 }
 
-/// Blocks without a record for the stream are read without a word, and only some of them in one turn.
+/// The hub reads blocks without a record for the stream silently, and only some of them in one
+/// turn.
 #[tokio::test]
 async fn a_drained_stream_gets_the_records_behind_many_blocks_of_other_topics() {
     const BLOCKS: u32 = 40;
     let hub = start(Memory::new()).await;
     let before = hub.position();
     publish(&hub, &["other"], 0..BLOCKS * 512).await;
-    // More than memory keeps.
+    // More records than memory keeps.
     publish(&hub, &["a"], 0..20).await;
     let last = number(before) + u64::from(BLOCKS * 512 + 20);
     until(|| number(hub.position()) >= last).await;
     let expected: Vec<String> = (0..20).map(|n| n.to_string()).collect();
-    // The first reader has all blocks read, so that the second waits for none.
+    // The first stream loads all blocks, so that the second waits for none.
     let (events, gaps) = read(&mut open(&hub, &["a"], before)).await;
     assert_eq!((events.into_iter().map(|event| event.0).collect::<Vec<_>>(), gaps), (expected.clone(), vec![]));
     let mut late = open(&hub, &["a"], before);
     soon(hub.drain(Duration::ZERO)).await;
-    let mut came = Vec::new();
+    let mut received = Vec::new();
     while let Some(item) = soon(late.next()).await {
         if let SubscriberItem::Event(event) = item {
-            came.push(event.data);
+            received.push(event.data);
         }
     }
-    assert_eq!(came, expected);
+    assert_eq!(received, expected);
 }

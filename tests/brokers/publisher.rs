@@ -1,4 +1,4 @@
-//! Who only publishes: by the same rules as an instance, through a log that others read.
+//! A `Publisher`: it validates events like an instance, and writes to a log that instances read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ async fn last(log: &impl Backplane) -> u64 {
     log.state(None).await.unwrap().last
 }
 
-async fn what_a_worker_publishes_is_heard_at_an_instance(log: impl Backplane + Clone) {
+async fn events_of_a_worker_arrive_at_an_instance(log: impl Backplane + Clone) {
     let (one, worker) = (instance(&log).await, worker(log.clone()));
     let mut t = subscribe(one.server.addr, "/events?topic=t").await;
     let mut u = subscribe(one.server.addr, "/events?topic=u").await;
@@ -36,7 +36,7 @@ async fn what_a_worker_publishes_is_heard_at_an_instance(log: impl Backplane + C
     for stream in [&mut t, &mut u] {
         assert_eq!([stream.next_own().await.data, stream.next_own().await.data], ["both", "all"]);
     }
-    // By many, in order, numbered as they are given.
+    // A batch arrives in order, and the ids are the returned positions.
     let batch = (0..1_000).map(|n| (worker.topic("t"), Event::unnamed(n.to_string())));
     for (n, published) in soon(worker.publish_many(batch)).await.into_iter().enumerate() {
         let event = t.next_own().await;
@@ -44,7 +44,7 @@ async fn what_a_worker_publishes_is_heard_at_an_instance(log: impl Backplane + C
     }
 }
 
-for_each_broker!(what_a_worker_publishes_is_heard_at_an_instance(log): memory, redis, nats);
+for_each_broker!(events_of_a_worker_arrive_at_an_instance(log): memory, redis, nats);
 
 async fn values_of_a_worker_are_current_at_an_instance_that_starts_later(log: impl Backplane + Clone) {
     let worker = worker(log.clone());
@@ -60,41 +60,41 @@ async fn values_of_a_worker_are_current_at_an_instance_that_starts_later(log: im
 
 for_each_broker!(values_of_a_worker_are_current_at_an_instance_that_starts_later(log): memory, redis, nats);
 
-async fn what_no_hub_takes_is_refused_and_nothing_is_appended(log: impl Backplane + Clone) {
+async fn a_publisher_rejects_invalid_events_and_appends_none(log: impl Backplane + Clone) {
     let (worker, other) = (worker(log.clone()), worker(log.clone()));
-    let good = || Event::unnamed("x");
+    let valid = || Event::unnamed("x");
     let many = (0..200).fold(worker.topic("t"), |all, n| all.and(worker.topic(n)));
-    for (recipients, event, why) in [
-        (worker.topic(""), good(), "topic is empty"),
-        (worker.user("a\n"), good(), "user contains the control character U+000A"),
-        (worker.connection("x"), good(), "connection is malformed"),
-        (worker.topic("t").except("x"), good(), "connection is malformed"),
-        (worker.topic("t").and(worker.user("")), good(), "user is empty"),
-        (worker.topic("t").and(other.topic("t")), good(), "target belongs to another hub"),
-        (many, good(), "too many targets"),
-        (worker.topic("t"), good().name("hub.live"), "event name is reserved"),
-        (worker.topic("t"), good().key(""), "key is empty"),
-        (worker.topic("t"), good().idempotency_key("k".repeat(256)), "idempotency key is longer than 255 bytes"),
+    for (recipients, event, message) in [
+        (worker.topic(""), valid(), "topic is empty"),
+        (worker.user("a\n"), valid(), "user contains the control character U+000A"),
+        (worker.connection("x"), valid(), "connection is malformed"),
+        (worker.topic("t").except("x"), valid(), "connection is malformed"),
+        (worker.topic("t").and(worker.user("")), valid(), "user is empty"),
+        (worker.topic("t").and(other.topic("t")), valid(), "target belongs to another hub"),
+        (many, valid(), "too many targets"),
+        (worker.topic("t"), valid().name("hub.live"), "event name is reserved"),
+        (worker.topic("t"), valid().key(""), "key is empty"),
+        (worker.topic("t"), valid().idempotency_key("k".repeat(256)), "idempotency key is longer than 255 bytes"),
         (worker.topic("t"), Event::unnamed("x".repeat(1 << 20)), "payload of"),
     ] {
         let checked = recipients.check(&event).unwrap_err();
         let error = recipients.publish(event).await.unwrap_err();
-        assert!(error.is_invalid() && error.to_string().starts_with(why), "{error}");
+        assert!(error.is_invalid() && error.to_string().starts_with(message), "{error}");
         assert_eq!(checked.to_string(), error.to_string());
     }
-    let foreign = worker.publish_many([(other.topic("t"), good())]).await;
+    let foreign = worker.publish_many([(other.topic("t"), valid())]).await;
     assert!(foreign[0].as_ref().unwrap_err().is_invalid());
     assert_eq!(last(&log).await, 0);
-    // In a batch the good ones are appended.
-    let batch = [(worker.topic("t"), good()), (worker.topic(""), good()), (worker.topic("t"), good())];
+    // The valid events of a batch are appended.
+    let batch = [(worker.topic("t"), valid()), (worker.topic(""), valid()), (worker.topic("t"), valid())];
     let outcomes = worker.publish_many(batch).await;
     assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
     assert_eq!(last(&log).await, 2);
 }
 
-for_each_broker!(what_no_hub_takes_is_refused_and_nothing_is_appended(log): memory, redis, nats);
+for_each_broker!(a_publisher_rejects_invalid_events_and_appends_none(log): memory, redis, nats);
 
-async fn a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log: impl Backplane + Clone) {
+async fn a_repeated_idempotency_key_is_one_event_at_every_instance(log: impl Backplane + Clone) {
     let (one, worker) = (instance(&log).await, worker(log.clone()));
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
     let event = |data: &'static str| Event::unnamed(data).idempotency_key("order 7: a/b {c}");
@@ -108,7 +108,7 @@ async fn a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log: impl Ba
     assert_eq!(last(&log).await, 2);
 }
 
-for_each_broker!(a_repeated_idempotency_key_is_one_event_whoever_repeats_it(log): memory, redis, nats);
+for_each_broker!(a_repeated_idempotency_key_is_one_event_at_every_instance(log): memory, redis, nats);
 
 #[tokio::test(start_paused = true)]
 async fn a_log_in_memory_forgets_idempotency_keys_after_ten_minutes() {
@@ -122,7 +122,7 @@ async fn a_log_in_memory_forgets_idempotency_keys_after_ten_minutes() {
 }
 
 #[tokio::test]
-async fn the_log_of_one_process_refuses_an_idempotency_key() {
+async fn the_log_of_one_process_rejects_an_idempotency_key() {
     let hub = Hub::builder().build().unwrap();
     let event = || Event::unnamed("x").idempotency_key("k");
     for error in [
@@ -137,7 +137,7 @@ async fn the_log_of_one_process_refuses_an_idempotency_key() {
 }
 
 #[tokio::test]
-async fn a_pointer_to_a_log_is_a_log() {
+async fn a_pointer_to_a_log_passes_every_call_on() {
     let log = Memory::new();
     let shared: Arc<dyn Backplane> = Arc::new(log.clone());
     let boxed: Box<dyn Backplane> = Box::new(log);
@@ -155,18 +155,18 @@ async fn a_publisher_needs_a_backplane() {
 }
 
 #[tokio::test]
-async fn a_broker_that_is_away_is_an_error_in_time() {
+async fn a_publish_without_a_broker_fails_within_its_timeout() {
     let limit = Duration::from_millis(300);
     let publisher = |url: &str| {
         let log = Redis::new(url, "n").unwrap().timeout(Duration::from_secs(60));
         builder().publish_timeout(limit).backplane(log).publisher().unwrap()
     };
-    // Nobody listens.
+    // No server listens on this port.
     let refused = soon(publisher("redis://ada:s3cret@127.0.0.1:1").topic("t").publish(Event::unnamed("x"))).await;
     let refused = refused.unwrap_err();
     assert!(refused.is_unavailable() && !refused.is_unknown() && !refused.is_invalid(), "{refused}");
     assert!(!format!("{refused} {refused:?}").contains("s3cret"));
-    // Somebody does, and never answers.
+    // This server accepts connections and never answers.
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     for scheme in ["redis", "rediss"] {
         let begun = Instant::now();
@@ -177,9 +177,10 @@ async fn a_broker_that_is_away_is_an_error_in_time() {
     }
 }
 
-/// Nobody can wait for a broker there. It is said, and nothing is sent.
+/// Without a runtime, a future cannot wait for the broker. Each method returns an error, and sends
+/// nothing.
 #[test]
-fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
+fn a_shared_log_outside_of_a_runtime_is_an_error_and_no_panic() {
     use futures::executor::block_on;
     use tower_sse::{Disconnect, StreamRequest, Subscription};
 
@@ -214,9 +215,9 @@ fn outside_of_a_runtime_a_shared_log_is_an_error_and_no_panic() {
     assert_eq!(block_on(log.state(None)).unwrap().last, 0);
 }
 
-/// The log came back empty: what the publisher was told before is never a second record's place.
+/// The broker restarts empty. A position from before never means a second record.
 #[tokio::test]
-async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
+async fn a_log_that_lost_records_of_a_publisher_begins_a_new_epoch() {
     let Some(mut server) = RedisServer::start(FORGETFUL) else { return };
     let worker = worker(Redis::new(&server.url(), "n").unwrap());
     let publish = async || worker.topic("t").publish(Event::unnamed("x")).await;
@@ -235,9 +236,10 @@ async fn a_log_that_lost_what_a_publisher_wrote_has_another_epoch() {
     assert_ne!(before.position.to_string(), after.position.to_string());
 }
 
-/// The commands that the document gives a user are enough, for an instance and for a worker, and it sees nothing else.
+/// The documented permissions are enough for an instance and for a worker, and they allow no other
+/// namespace.
 #[tokio::test]
-async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
+async fn a_redis_user_with_the_documented_rights_is_enough() {
     let document = include_str!("../../docs/guide/scaling.md");
     let rights = document.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER hub ")).unwrap();
     let Some(server) = RedisServer::start(FORGETFUL) else { return };
@@ -255,16 +257,16 @@ async fn a_user_with_the_documented_rights_can_do_all_that_is_needed() {
     worker.topic("latest/a").publish(Event::removal("299")).await.unwrap();
     let one = Instance::start(log("default")).await.ready().await;
     let mut page = subscribe(one.server.addr, "/events?topic=t").await;
-    worker.topic("t").publish(Event::unnamed("heard")).await.unwrap();
-    assert_eq!(page.next_own().await.data, "heard");
+    worker.topic("t").publish(Event::unnamed("headline")).await.unwrap();
+    assert_eq!(page.next_own().await.data, "headline");
     soon(log("default").broadcast(bytes::Bytes::from_static(b"x"))).await.unwrap();
-    // It is asked for what is newest, and hears the instance: no error.
+    // The listener requests the newest message, and receives those of the instance, without an
+    // error.
     let mut listener = log("default").listen(None);
-    let heard = tokio::time::timeout(Duration::from_millis(300), futures::StreamExt::next(&mut listener)).await;
-    assert!(!matches!(heard, Ok(None | Some(Err(_)))), "{heard:?}");
-    // A ticket.
+    let next = tokio::time::timeout(Duration::from_millis(300), futures::StreamExt::next(&mut listener)).await;
+    assert!(!matches!(next, Ok(None | Some(Err(_)))), "{next:?}");
     let ticket = one.hub.ticket(tower_sse::Subscription::for_user("ada"), Duration::from_secs(9)).await.unwrap();
-    // A reader of the broker's keys has no ticket by that.
+    // A reader of the broker's keys does not learn the ticket.
     let keys = server.cli(&["KEYS", "*:deposit:*"]);
     assert!(keys.contains(":deposit:") && !keys.contains(ticket.as_str()), "{keys}");
     let redeemed = tower_sse::StreamRequest::from_request(

@@ -1,4 +1,5 @@
-//! A log that a test can cut or slow down for one instance, and that counts what the instance does.
+//! A log that a test can cut off or slow down for one instance, and that counts the requests of the
+//! instance.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,13 +25,13 @@ pub(crate) struct Reached<B> {
 pub(crate) struct Way {
     /// The log cannot be read or written; the control stream works.
     pub(crate) log_is_away: AtomicBool,
-    /// How many times a range was read.
+    /// The number of reads of a range.
     pub(crate) reads: AtomicU64,
-    /// How many milliseconds a control message takes.
+    /// The time that a control message takes, in milliseconds.
     pub(crate) broadcast_takes: AtomicU64,
-    /// How many control messages were sent.
+    /// The number of control messages.
     pub(crate) broadcasts: AtomicU64,
-    /// A marker: the next append that has this text in it fails for its record alone.
+    /// If set, the next append of a record that contains this text fails for this record only.
     pub(crate) fails_once: Mutex<Option<&'static str>>,
 }
 

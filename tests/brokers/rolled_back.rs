@@ -1,5 +1,6 @@
-//! A log that fell back: by a backup, by a failover to a replica that was behind, or by a resync of a demoted primary.
-//! Each loss is one gap, also where the events that were lost and those that took their places are equal.
+//! A log that was rolled back: by a backup, by a failover to a replica that was behind, or by a
+//! resync of a demoted primary. Each loss is one gap, even if the lost events and their
+//! replacements are equal.
 
 use std::time::{Duration, Instant};
 
@@ -40,10 +41,10 @@ async fn publish_ticks(worker: &Publisher, count: usize) {
 }
 
 async fn read_events(page: &mut Subscriber, count: usize) {
-    let mut came = 0;
-    while came < count {
+    let mut received = 0;
+    while received < count {
         match soon(page.next()).await.unwrap() {
-            SubscriberItem::Event(_) => came += 1,
+            SubscriberItem::Event(_) => received += 1,
             SubscriberItem::Gap { reason, .. } => panic!("a gap without loss: {reason}"),
             _ => {}
         }
@@ -56,13 +57,14 @@ async fn gaps_before(page: &mut Subscriber, event: &str) -> Vec<String> {
     loop {
         match soon(page.next()).await.unwrap() {
             SubscriberItem::Gap { reason, .. } => gaps.push(reason.as_str().to_owned()),
-            SubscriberItem::Event(came) if came.data == event => return gaps,
+            SubscriberItem::Event(received) if received.data == event => return gaps,
             _ => {}
         }
     }
 }
 
-/// The log comes back from a backup and grows past the instance's place while the instance is cut off.
+/// The broker restores a backup, and the log grows past the position of the instance while the
+/// instance is cut off.
 async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     let proxy = Proxy::start(server.port()).await;
     let hub = start(B::log_at(proxy.port, "n", TIMEOUT)).await;
@@ -81,7 +83,7 @@ async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
     server.kill();
     server.roll_back(&saved);
     server.restart();
-    // This worker knows nothing of the ten lost events.
+    // This worker has not seen the ten lost events.
     let late = worker(B::log_at(server.port(), "n", TIMEOUT));
     publish_ticks(&late, 30).await;
     proxy.set(Mode::Passes);
@@ -92,14 +94,14 @@ async fn equal_events_do_not_hide_a_roll_back<B: BrokerServer>(mut server: B) {
 
 for_each_broker!(equal_events_do_not_hide_a_roll_back(durable): redis, nats);
 
-/// A primary and its replica, which has all that the primary has.
+/// Starts a primary and a replica that is in sync with it.
 async fn replicated() -> Option<(RedisServer, RedisServer)> {
     let (primary, replica) = (RedisServer::start(FORGETFUL)?, RedisServer::start(FORGETFUL)?);
     follow(&replica, &primary).await;
     Some((primary, replica))
 }
 
-/// Makes a server the replica of another, and waits until it has everything.
+/// Makes a server the replica of another, and waits until it is in sync.
 async fn follow(replica: &RedisServer, primary: &RedisServer) {
     replica.follow(primary, primary.port).await;
 }
@@ -108,9 +110,9 @@ fn promote(server: &RedisServer) {
     assert_eq!(server.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
 }
 
-/// An address leads to the new primary, and connections to the old one stay open.
+/// The proxy switches to the new primary, and connections to the old one stay open.
 #[tokio::test]
-async fn an_instance_of_a_demoted_primary_is_not_ready_and_goes_on_at_the_new_primary() {
+async fn an_instance_of_a_demoted_primary_is_not_ready_until_it_reaches_the_new_primary() {
     let Some((old, new)) = replicated().await else { return };
     let proxy = Proxy::start(old.port).await;
     let hub = start(log_at(proxy.port)).await;
@@ -129,8 +131,8 @@ async fn an_instance_of_a_demoted_primary_is_not_ready_and_goes_on_at_the_new_pr
     assert_eq!(gaps_before(&mut page, "3").await, [""; 0]);
 }
 
-/// What a demoted primary had acknowledged and its successor has not is gone when it copies its successor's data, under
-/// connections that stay open.
+/// A demoted primary copies the data of its successor. That removes the records that only the
+/// demoted primary had, while connections to it stay open.
 #[tokio::test]
 async fn a_resync_of_a_demoted_primary_under_open_connections_is_one_gap() {
     let Some((primary, replica)) = replicated().await else { return };
@@ -151,7 +153,7 @@ async fn a_resync_of_a_demoted_primary_under_open_connections_is_one_gap() {
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }
 
-/// The replica that takes over has less than the primary had acknowledged.
+/// The promoted replica does not have all records that the primary had acknowledged.
 #[tokio::test]
 async fn a_promotion_of_a_replica_with_fewer_records_is_one_gap() {
     let Some((primary, replica)) = replicated().await else { return };
@@ -219,7 +221,7 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
 
 /// An instance has published a record and not read it yet.
 #[tokio::test]
-async fn a_look_begins_a_new_epoch_when_an_acknowledged_record_was_replaced() {
+async fn a_state_query_begins_a_new_epoch_when_an_acknowledged_record_was_replaced() {
     let Some((old, new)) = replicated().await else { return };
     let proxy = Proxy::start(old.port).await;
     let (log, other) = (log_at(proxy.port), log_at(new.port));
@@ -234,20 +236,20 @@ async fn a_look_begins_a_new_epoch_when_an_acknowledged_record_was_replaced() {
     for _ in 0..3 {
         append(&other, "other", None).await.unwrap();
     }
-    let look = async || {
+    let query_state = async || {
         loop {
             if let Ok(state) = log.state(Some(read)).await {
                 return state;
             }
         }
     };
-    let state = soon(look()).await;
+    let state = soon(query_state()).await;
     assert!(lost.epoch == read.epoch && state.epoch != read.epoch, "{read:?} {lost:?} {state:?}");
-    // It is not replaced once more.
-    assert_eq!(soon(look()).await.epoch, state.epoch);
+    // The epoch does not change again.
+    assert_eq!(soon(query_state()).await.epoch, state.epoch);
 }
 
-/// The pages of an application would otherwise all fetch their state at one moment.
+/// Otherwise all pages of an application would load their state at the same moment.
 #[tokio::test]
 async fn open_streams_get_the_gap_of_a_new_epoch_at_different_times() {
     let log = FakeLog::new();
@@ -269,33 +271,37 @@ async fn open_streams_get_the_gap_of_a_new_epoch_at_different_times() {
     }
     let each = pages.into_iter().map(|mut page| async move {
         let mut gap_at = None;
-        let mut came = Vec::new();
-        while came.last().is_none_or(|last| last != "4") {
+        let mut received = Vec::new();
+        while received.last().is_none_or(|last| last != "4") {
             let event = page.next().await;
             match event.event.as_str() {
                 "hub.gap" => {
-                    assert!(came.is_empty() && gap_at.is_none() && event.data.contains("\"epoch\""), "{}", event.data);
+                    assert!(
+                        received.is_empty() && gap_at.is_none() && event.data.contains("\"epoch\""),
+                        "{}",
+                        event.data
+                    );
                     gap_at = Some(Instant::now());
                 }
-                "message" => came.push(event.data),
-                // An id of the new epoch says that what was before is accounted for.
+                "message" => received.push(event.data),
+                // An id of the new epoch before the gap would hide the loss.
                 _ => assert!(event.id.is_empty() || gap_at.is_some(), "{}", event.event),
             }
         }
-        // What the new epoch has, from its beginning.
-        assert_eq!(came[..10], ["tick"; 10]);
-        assert_eq!(came[10..], ["0", "1", "2", "3", "4"]);
+        // Every record of the new epoch, from its beginning.
+        assert_eq!(received[..10], ["tick"; 10]);
+        assert_eq!(received[10..], ["0", "1", "2", "3", "4"]);
         gap_at.unwrap()
     });
     let mut gaps = futures::future::join_all(each).await;
     gaps.sort();
     let spread = gaps[gaps.len() - 1] - gaps[0];
-    // At random within `retry`, 2 s.
+    // The delay is random within `retry`, 2 s.
     assert!(spread > Duration::from_millis(500), "{spread:?}");
     assert!(spread < Duration::from_secs(20), "{spread:?}");
 }
 
-/// Connections that the server closes cost nothing.
+/// The Redis server closes the connections of the hub and of the worker.
 #[tokio::test]
 async fn killed_connections_lose_nothing_and_report_no_gap() {
     let Some(server) = RedisServer::start(DURABLE) else { return };
@@ -311,7 +317,8 @@ async fn killed_connections_lose_nothing_and_report_no_gap() {
     until(|| hub.is_ready()).await;
 }
 
-/// The log falls back and grows past the instance's place between two reads of one open connection.
+/// The log is rolled back and grows past the position of the instance between two reads of one open
+/// connection.
 #[tokio::test]
 async fn a_roll_back_between_two_reads_of_a_connection_is_one_gap() {
     let log = FakeLog::new();
@@ -319,14 +326,14 @@ async fn a_roll_back_between_two_reads_of_a_connection_is_one_gap() {
     let mut page = open(&hub);
     publish_ticks(&worker(log.clone()), 20).await;
     read_events(&mut page, 20).await;
-    let looks = log.states();
-    until(|| log.states() > looks + 2).await;
+    let queries = log.states();
+    until(|| log.states() > queries + 2).await;
     let other = log.fork(10);
     publish_ticks(&worker(other.clone()), 30).await;
     log.exchange(&other);
     until(|| number(hub.position()) == 40).await;
-    let looks = log.states();
-    until(|| log.states() > looks + 1).await;
+    let queries = log.states();
+    until(|| log.states() > queries + 1).await;
     log_end(&log).await;
     assert_eq!(gaps_before(&mut page, "end").await, ["epoch"]);
 }

@@ -1,5 +1,5 @@
-//! A hub whose streams live on several runtimes. One of them is not driven, is blocked, or is gone, and streams on a
-//! healthy runtime notice nothing of it.
+//! A hub whose streams live on several runtimes. One runtime is not driven, is blocked or has
+//! ended, and streams on a healthy runtime are not affected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ const MANY: usize = 40;
 const MOMENT: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Ailment {
+enum Failure {
     /// The runtime lives, and no thread runs it.
     Undriven,
     /// A task blocks the only thread of the runtime until the test is over.
@@ -34,23 +34,23 @@ enum Ailment {
     Dropped,
 }
 
-const AILMENTS: [Ailment; 3] = [Ailment::Undriven, Ailment::Blocked, Ailment::Dropped];
+const FAILURES: [Failure; 3] = [Failure::Undriven, Failure::Blocked, Failure::Dropped];
 
-/// A runtime on which streams were opened before it fell ill.
-struct Ill {
+/// A runtime on which streams were opened before it failed.
+struct FailedRuntime {
     /// The blocked thread and the sender that releases it.
     thread: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
     undriven: Option<Runtime>,
     bodies: Vec<EventBody>,
 }
 
-impl Ill {
+impl FailedRuntime {
     fn runtime() -> Runtime {
         Builder::new_current_thread().enable_all().build().unwrap()
     }
 
-    /// Opens a stream on a runtime of its own once the hub is ready there, and makes the runtime ill.
-    async fn after_a_stream(hub: &Hub, ailment: Ailment) -> Self {
+    /// Opens a stream on a new runtime once the hub is ready there, and makes the runtime fail.
+    async fn after_a_stream(hub: &Hub, failure: Failure) -> Self {
         let (opened, is_open) = tokio::sync::oneshot::channel();
         let (release, released) = mpsc::channel();
         let hub = hub.clone();
@@ -65,15 +65,15 @@ impl Ill {
                 }
                 body
             });
-            match ailment {
-                Ailment::Undriven => drop(opened.send((Some(runtime), body))),
-                Ailment::Dropped => {
+            match failure {
+                Failure::Undriven => drop(opened.send((Some(runtime), body))),
+                Failure::Dropped => {
                     drop(runtime);
                     drop(opened.send((None, body)));
                 }
-                Ailment::Blocked => runtime.block_on(async move {
+                Failure::Blocked => runtime.block_on(async move {
                     drop(opened.send((None, body)));
-                    // The runtime is blocked; that is the point.
+                    // This blocks the runtime on purpose.
                     let _ = released.recv();
                 }),
             }
@@ -83,7 +83,7 @@ impl Ill {
     }
 }
 
-impl Drop for Ill {
+impl Drop for FailedRuntime {
     fn drop(&mut self) {
         if let Some((release, thread)) = self.thread.take() {
             drop(release);
@@ -96,7 +96,7 @@ impl Drop for Ill {
     }
 }
 
-/// Counts how often it is asked about streams of `ada`.
+/// Counts the rechecks of streams of `ada`.
 #[derive(Default)]
 struct Counted(AtomicUsize);
 
@@ -120,7 +120,7 @@ fn counted() -> &'static Arc<Counted> {
     &COUNTED
 }
 
-/// Through the endpoint, as a server would.
+/// Opens a stream through the endpoint, as a server would.
 async fn open(hub: &Hub, uri: &str) -> EventBody {
     let endpoint = hub.endpoint(Hook(Arc::clone(counted())));
     let request = Request::get(uri).body(Full::<Bytes>::default()).unwrap();
@@ -156,12 +156,12 @@ async fn live(stream: &mut Subscriber) {
     while !matches!(soon(stream.next()).await.unwrap(), SubscriberItem::Live(_)) {}
 }
 
-/// `case` runs on the healthy runtime. Streams were opened on the other before and after those of the case.
-async fn with_each_ailment(build: impl Fn() -> Hub, mut case: impl AsyncFnMut(&Hub, Ailment)) {
-    for ailment in AILMENTS {
+/// Runs `case` on the healthy runtime, once for each failure of another runtime that has a stream.
+async fn with_each_failure(build: impl Fn() -> Hub, mut case: impl AsyncFnMut(&Hub, Failure)) {
+    for failure in FAILURES {
         let hub = build();
-        let first = Ill::after_a_stream(&hub, ailment).await;
-        case(&hub, ailment).await;
+        let first = FailedRuntime::after_a_stream(&hub, failure).await;
+        case(&hub, failure).await;
         drop(first);
     }
 }
@@ -172,19 +172,19 @@ fn alone() -> Hub {
 
 #[tokio::test]
 async fn a_publish_to_many_listeners_reaches_them() {
-    with_each_ailment(alone, async |hub, ailment| {
+    with_each_failure(alone, async |hub, failure| {
         let mut streams: Vec<_> = (0..MANY).map(|_| listen(hub, "news")).collect();
         for stream in &mut streams {
             live(stream).await;
         }
-        // The runtime of the last stream is the one that falls ill.
-        let _last = Ill::after_a_stream(hub, ailment).await;
+        // The runtime of the last stream is the one that fails.
+        let _last = FailedRuntime::after_a_stream(hub, failure).await;
         let readers = streams.into_iter().map(|mut stream| tokio::spawn(async move { next_event(&mut stream).await }));
         let readers: Vec<_> = readers.collect();
         tokio::task::yield_now().await;
         hub.topic("news").publish(Event::unnamed("headline")).await.unwrap();
         for reader in readers {
-            assert_eq!(soon(reader).await.unwrap(), "headline", "{ailment:?}");
+            assert_eq!(soon(reader).await.unwrap(), "headline", "{failure:?}");
         }
     })
     .await;
@@ -192,7 +192,7 @@ async fn a_publish_to_many_listeners_reaches_them() {
 
 #[tokio::test]
 async fn a_stream_is_rechecked() {
-    with_each_ailment(alone, async |hub, _| {
+    with_each_failure(alone, async |hub, _| {
         let mut body = open(hub, "/events?user=ada&topic=news").await;
         let reader = tokio::spawn(async move { while body.frame().await.is_some() {} });
         let before = counted().0.load(Ordering::SeqCst);
@@ -204,7 +204,7 @@ async fn a_stream_is_rechecked() {
 
 #[tokio::test]
 async fn a_stream_that_is_not_read_counts_as_stalled() {
-    with_each_ailment(alone, async |hub, _| {
+    with_each_failure(alone, async |hub, _| {
         let mut body = open(hub, "/events?user=stalled&topic=news").await;
         soon(body.frame()).await.unwrap().unwrap();
         hub.topic("news").publish(Event::unnamed("headline")).await.unwrap();
@@ -214,79 +214,80 @@ async fn a_stream_that_is_not_read_counts_as_stalled() {
 }
 
 #[tokio::test]
-async fn a_member_that_leaves_is_announced() {
-    with_each_ailment(alone, async |hub, ailment| {
+async fn a_member_that_leaves_is_published() {
+    with_each_failure(alone, async |hub, failure| {
         let mut watcher = hub.subscribe(Subscription::for_user("bea").topic("room/1"), Cursor::Absent).unwrap();
         assert_eq!(next_event(&mut watcher).await, "hub.joined");
         live(&mut watcher).await;
         drop(listen(hub, "room/1"));
-        assert_eq!(next_event(&mut watcher).await, "hub.joined", "{ailment:?}");
-        assert_eq!(next_event(&mut watcher).await, "hub.left", "{ailment:?}");
+        assert_eq!(next_event(&mut watcher).await, "hub.joined", "{failure:?}");
+        assert_eq!(next_event(&mut watcher).await, "hub.left", "{failure:?}");
     })
     .await;
 }
 
-/// Two instances on one log. The first has streams on an ill runtime.
-async fn with_a_shared_log(broker: impl Broker, mut case: impl AsyncFnMut(&Hub, &Hub, Ailment)) {
-    for ailment in AILMENTS {
+/// Two instances on one log. The first has streams on a failed runtime.
+async fn with_a_shared_log(broker: impl Broker, mut case: impl AsyncFnMut(&Hub, &Hub, Failure)) {
+    for failure in FAILURES {
         let other = builder().backplane(broker.log("n")).build().unwrap();
         until(|| other.is_ready()).await;
         // Built without a runtime, so that the first stream decides where its tasks run.
         let log = broker.log("n");
         let hub = std::thread::spawn(move || builder().backplane(log).build().unwrap()).join().unwrap();
-        let ill = Ill::after_a_stream(&hub, ailment).await;
-        case(&hub, &other, ailment).await;
-        drop(ill);
+        let failed = FailedRuntime::after_a_stream(&hub, failure).await;
+        case(&hub, &other, failure).await;
+        drop(failed);
     }
 }
 
 async fn an_event_of_another_instance_arrives(broker: impl Broker) {
-    with_a_shared_log(broker, async |hub, other, ailment| {
+    with_a_shared_log(broker, async |hub, other, failure| {
         let mut stream = listen(hub, "news");
         other.topic("news").publish(Event::unnamed("from elsewhere")).await.unwrap();
-        assert_eq!(next_event(&mut stream).await, "from elsewhere", "{ailment:?}");
+        assert_eq!(next_event(&mut stream).await, "from elsewhere", "{failure:?}");
         until(|| hub.is_ready()).await;
     })
     .await;
 }
 
 async fn an_event_of_this_instance_arrives(broker: impl Broker) {
-    with_a_shared_log(broker, async |hub, _, ailment| {
+    with_a_shared_log(broker, async |hub, _, failure| {
         let mut stream = listen(hub, "news");
         hub.topic("news").publish(Event::unnamed("from here")).await.unwrap();
-        assert_eq!(next_event(&mut stream).await, "from here", "{ailment:?}");
+        assert_eq!(next_event(&mut stream).await, "from here", "{failure:?}");
     })
     .await;
 }
 
 async fn a_disconnect_by_another_instance_arrives(broker: impl Broker) {
-    with_a_shared_log(broker, async |hub, other, ailment| {
+    with_a_shared_log(broker, async |hub, other, failure| {
         let mut stream = listen(hub, "news");
         other.user("ada").disconnect(Disconnect::now()).await.unwrap();
-        assert_eq!(next_event(&mut stream).await, "end: Disconnected", "{ailment:?}");
+        assert_eq!(next_event(&mut stream).await, "end: Disconnected", "{failure:?}");
     })
     .await;
 }
 
 async fn an_instance_is_not_ready_while_its_tasks_do_not_run(broker: impl Broker) {
-    for ailment in AILMENTS {
+    for failure in FAILURES {
         let log = broker.log("n");
         let hub = std::thread::spawn(move || builder().backplane(log).build().unwrap()).join().unwrap();
-        let ill = Ill::after_a_stream(&hub, ailment).await;
-        // A thread outside of any runtime asks, so that no caller can take the tasks over.
-        let asked = hub.clone();
+        let failed = FailedRuntime::after_a_stream(&hub, failure).await;
+        // A thread outside of any runtime calls `is_ready`, so that no caller can take the tasks
+        // over.
+        let observed = hub.clone();
         let not_ready = tokio::task::spawn_blocking(move || {
             std::thread::spawn(move || {
                 let begun = std::time::Instant::now();
-                while asked.is_ready() {
-                    assert!(begun.elapsed() < Duration::from_secs(10), "{ailment:?}: still ready");
+                while observed.is_ready() {
+                    assert!(begun.elapsed() < Duration::from_secs(10), "{failure:?}: still ready");
                     std::thread::yield_now();
                 }
             })
             .join()
         });
         soon(not_ready).await.unwrap().unwrap();
-        drop(ill);
+        drop(failed);
     }
 }
 

@@ -1,6 +1,7 @@
-//! Random faults, by a seed that is printed: three instances, publishers at each, clients that move between them with their
-//! cursor. What was received and what a gap was told of is what was permitted, no more and no less.
-//! `SOAK_SECONDS=3600 SEED=7 cargo test --test brokers soak` for longer, or again.
+//! Random faults with a printed seed: three instances, a publisher on each, and clients that move
+//! between them with their cursor. Each client receives every permitted event or a gap, and no
+//! other event. `SOAK_SECONDS=3600 SEED=7 cargo test --test brokers soak` runs longer, or repeats a
+//! run.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -19,22 +20,22 @@ use crate::kit::{soon, until};
 use crate::proxy::{Mode, Proxy};
 
 const INSTANCES: usize = 3;
-/// Topics and users, a bit each.
+/// Topics and users. Each has one bit in a set of names.
 const NAMES: [&str; 5] = ["t0", "t1", "t2", "u0", "u1"];
-/// For whom records are: one topic, a union of two, a user, both.
+/// The audiences of records: a topic, a union of two topics, a user, and a topic with a user.
 const AUDIENCES: [u8; 9] = [0b00001, 0b00010, 0b00100, 0b00011, 0b00110, 0b01000, 0b10000, 0b01001, 0b10100];
-/// What clients subscribe to, one user at most.
+/// The subscriptions of clients, with at most one user each.
 const CLIENTS: [u8; 8] = [0b00001, 0b00010, 0b00100, 0b00011, 0b01110, 0b01000, 0b10001, 0b10111];
-/// The last event of all.
+/// The data of the last event.
 const END: &str = "end";
 
-/// The number in an environment variable. Anything else there is a mistake of the caller.
+/// Returns the number in an environment variable. Panics if the text is not a number.
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
 }
 
-/// `SOAK_SECONDS`, or this.
+/// Returns `SOAK_SECONDS`, or `usual`.
 fn seconds(usual: u64) -> Duration {
     Duration::from_secs(number("SOAK_SECONDS").unwrap_or(usual))
 }
@@ -84,32 +85,34 @@ fn target(hub: &Hub, names: u8) -> Target<'_> {
     targets.reduce(Target::and).unwrap()
 }
 
-/// What the instances share, and how it goes wrong.
-trait Ground {
+/// The broker that the instances share, and its faults.
+trait TestBroker {
     type Log: Backplane;
-    /// Whether an instance can be built anew beside it in reasonable time.
-    const RENEWS: bool;
-    /// Between two publishes of one publisher.
+    /// Whether a new instance becomes ready in reasonable time.
+    const CAN_REPLACE_INSTANCES: bool;
+    /// The pause between two publishes of one publisher.
     const PACE: Duration;
 
     fn log(&self, instance: usize) -> Self::Log;
-    /// One fault, until it is over. Whether what was acknowledged is gone.
-    async fn go_wrong(&mut self, random: &mut Rng) -> bool;
+    /// Injects one fault, and returns when it is over. Returns whether acknowledged records were
+    /// lost.
+    async fn inject_fault(&mut self, random: &mut Rng) -> bool;
 }
 
-/// It goes wrong by itself; now and then it is away altogether.
-impl Ground for Faulty {
+/// This broker has faults by itself. From time to time it is away as well.
+impl TestBroker for Faulty {
     type Log = Self;
-    /// It reads in small pieces, and one of the many that a long log has always fails.
-    const RENEWS: bool = false;
-    /// An instance whose following fails all the time still gets on faster than this.
+    /// A new instance reads the log in small pieces, and one of the many pieces of a long log
+    /// always fails.
+    const CAN_REPLACE_INSTANCES: bool = false;
+    /// An instance keeps up with this pace although its reads of the log fail all the time.
     const PACE: Duration = Duration::from_millis(20);
 
     fn log(&self, _: usize) -> Self {
         self.clone()
     }
 
-    async fn go_wrong(&mut self, random: &mut Rng) -> bool {
+    async fn inject_fault(&mut self, random: &mut Rng) -> bool {
         self.set_away(true);
         sleep(millis(random, 50..300)).await;
         self.set_away(false);
@@ -117,7 +120,7 @@ impl Ground for Faulty {
     }
 }
 
-/// A server, and between it and each instance a proxy.
+/// A broker process, with a proxy in front of it for each instance.
 struct Real<B> {
     broker: B,
     proxies: Vec<Proxy>,
@@ -134,16 +137,16 @@ impl<B: BrokerServer> Real<B> {
     }
 }
 
-impl<B: BrokerServer> Ground for Real<B> {
+impl<B: BrokerServer> TestBroker for Real<B> {
     type Log = B::Log;
-    const RENEWS: bool = true;
+    const CAN_REPLACE_INSTANCES: bool = true;
     const PACE: Duration = Duration::from_millis(3);
 
     fn log(&self, instance: usize) -> B::Log {
         B::log_at(self.proxies[instance].port, "soak", Duration::from_millis(400))
     }
 
-    async fn go_wrong(&mut self, random: &mut Rng) -> bool {
+    async fn inject_fault(&mut self, random: &mut Rng) -> bool {
         let is_killed = random.u8(..10) < if self.durable { 3 } else { 7 };
         if !is_killed || random.bool() {
             for proxy in &self.proxies {
@@ -169,12 +172,12 @@ impl<B: BrokerServer> Ground for Real<B> {
     }
 }
 
-/// What all tasks of a soak see.
+/// The state that all tasks of a soak test share.
 struct Fleet {
     hubs: [Mutex<Hub>; INSTANCES],
-    /// Nothing more is published.
+    /// Whether the publishers should stop.
     over: AtomicBool,
-    /// The epoch in which each client is.
+    /// The current epoch of each client.
     epochs: [AtomicU64; CLIENTS.len()],
     may_lose: bool,
 }
@@ -184,22 +187,22 @@ impl Fleet {
         self.hubs[instance].lock().unwrap().clone()
     }
 
-    /// Every client has left this epoch, and all are in one.
+    /// Whether every client has left this epoch and all are in the same one.
     fn are_past(&self, epoch: u64) -> bool {
         let now = self.epochs[0].load(Ordering::SeqCst);
         now != epoch && self.epochs.iter().all(|epoch| epoch.load(Ordering::SeqCst) == now)
     }
 
-    /// Another in the place of one, after its farewell or without.
-    async fn renew(&self, instance: usize, new: Hub, says_bye: bool) {
+    /// Replaces an instance, with or without a drain of the old one.
+    async fn replace(&self, instance: usize, new: Hub, drains: bool) {
         let old = std::mem::replace(&mut *self.hubs[instance].lock().unwrap(), new);
-        if says_bye {
+        if drains {
             soon(old.drain(Duration::ZERO)).await;
         }
     }
 }
 
-/// What one publisher knows of its records, each with a number of its own.
+/// The records of one publisher, each with a unique number.
 #[derive(Default)]
 struct Written {
     acknowledged: Vec<(LogPosition, u64, u8)>,
@@ -216,7 +219,8 @@ impl Written {
     }
 }
 
-/// One after the other, batches, and such as are repeated elsewhere until they are acknowledged.
+/// Publishes single events, batches, and events that are repeated on other instances until they are
+/// acknowledged.
 async fn publish(fleet: Arc<Fleet>, instance: usize, pace: Duration, mut random: Rng) -> Written {
     let mut written = Written::default();
     let mut next = (instance as u64) << 40;
@@ -241,7 +245,8 @@ async fn publish(fleet: Arc<Fleet>, instance: usize, pace: Duration, mut random:
                 Err(error) => assert!(error.is_unavailable() || error.is_closed(), "{error}"),
             }
         }
-        // It stays unknown, for a broker that forgets may have had it in each of two lives.
+        // The record also stays unknown, because a broker that loses its data may have had it in
+        // two epochs.
         let again = next - 1;
         let mut repeats = written.unknown.get(&again).copied().filter(|_| repeats);
         while let Some(audience) = repeats.filter(|_| !fleet.over.load(Ordering::SeqCst)) {
@@ -257,20 +262,20 @@ async fn publish(fleet: Arc<Fleet>, instance: usize, pace: Duration, mut random:
     written
 }
 
-/// One client, and what it was told in each life of the log.
+/// One client, and its events in each epoch of the log.
 struct Client {
     fleet: Arc<Fleet>,
     number: usize,
     names: u8,
     cursor: Cursor,
-    lives: Vec<Life>,
-    /// It was told of a gap and has had no place since.
+    history: Vec<Epoch>,
+    /// The gap after which the client has not received a position yet.
     gap: Option<Gap>,
 }
 
-struct Life {
+struct Epoch {
     epoch: u64,
-    /// What comes up to here it was not promised: it was told of a gap.
+    /// The gap covers the records of this epoch up to this number.
     begins: u64,
     at: u64,
     received: Vec<(u64, u64)>,
@@ -278,38 +283,38 @@ struct Life {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Gap {
-    /// The cursor was refused, so the stream began where the log was.
+    /// The cursor was invalid, so the stream began at the end of the log.
     OfTheCursor,
-    /// The log began anew under the stream, which has all of it.
+    /// The epoch changed under the open stream, which receives all of the new epoch.
     OfTheStream,
 }
 
 impl Client {
     fn new(fleet: Arc<Fleet>, number: usize, begin: Position) -> Self {
         let (epoch, at) = place(begin);
-        let lives = vec![Life { epoch, begins: at, at, received: Vec::new() }];
-        Self { fleet, number, names: CLIENTS[number], cursor: Cursor::At(begin), lives, gap: None }
+        let history = vec![Epoch { epoch, begins: at, at, received: Vec::new() }];
+        Self { fleet, number, names: CLIENTS[number], cursor: Cursor::At(begin), history, gap: None }
     }
 
-    fn now(&mut self) -> &mut Life {
-        self.lives.last_mut().unwrap()
+    fn now(&mut self) -> &mut Epoch {
+        self.history.last_mut().unwrap()
     }
 
     fn is_past(&self, epoch: u64) -> bool {
-        self.lives.iter().rev().skip(1).any(|life| life.epoch == epoch)
+        self.history.iter().rev().skip(1).any(|entry| entry.epoch == epoch)
     }
 
-    /// It has a place: of the life that it was in, or of the next after exactly one gap.
-    fn moves(&mut self, position: Position, is_event: bool) {
+    /// Moves to a position of the current epoch, or of the next epoch after exactly one gap.
+    fn move_to(&mut self, position: Position, is_event: bool) {
         let (epoch, at) = place(position);
         let gap = self.gap.take();
         if self.now().epoch == epoch {
-            assert!(gap.is_none(), "a gap, and nothing was lost");
+            assert!(gap.is_none(), "a gap without loss");
         } else {
             assert!(gap.is_some(), "from {:?} to {position} without a gap", self.cursor);
             assert!(!self.is_past(epoch), "back to {position}");
             let begins = if gap == Some(Gap::OfTheStream) { 0 } else { at - u64::from(is_event) };
-            self.lives.push(Life { epoch, begins, at: begins, received: Vec::new() });
+            self.history.push(Epoch { epoch, begins, at: begins, received: Vec::new() });
             self.fleet.epochs[self.number].store(epoch, Ordering::SeqCst);
         }
         let now = self.now();
@@ -318,12 +323,13 @@ impl Client {
         self.cursor = Cursor::At(position);
     }
 
-    /// Reads from an instance for a while. Whether the end has come.
+    /// Reads from an instance for a while. Returns whether the last event has arrived.
     async fn read(&mut self, stream: &mut Subscriber, time: Duration) -> bool {
         let until = tokio::time::Instant::now() + time;
         let mut is_first = true;
         loop {
-            // After a gap it stays until it has a cursor: with the old one it would be told again.
+            // After a gap the client reads on until it has a new cursor: with the old one it would
+            // receive the gap again.
             let next = match self.gap {
                 None => tokio::time::timeout_at(until, stream.next()).await,
                 Some(_) => Ok(soon(stream.next()).await),
@@ -331,17 +337,18 @@ impl Client {
             let Ok(Some(item)) = next else { return false };
             match item {
                 SubscriberItem::Event(event) => {
-                    self.moves(event.position, true);
+                    self.move_to(event.position, true);
                     if event.data == END {
                         return true;
                     }
                     let at = self.now().at;
                     self.now().received.push((at, event.data.parse().unwrap()));
                 }
-                SubscriberItem::Live(position) => self.moves(position, false),
+                SubscriberItem::Live(position) => self.move_to(position, false),
                 SubscriberItem::Gap { reason, .. } => {
-                    assert!(self.fleet.may_lose && reason == GapReason::Epoch, "a gap that was not owed: {reason}");
-                    // Unless its stream ended, and it came again with the same cursor.
+                    assert!(self.fleet.may_lose && reason == GapReason::Epoch, "a gap without loss: {reason}");
+                    // A second gap is right only if the stream ended and the client reconnected
+                    // with the same cursor.
                     assert!(is_first || self.gap.is_none(), "a second gap for one loss");
                     self.gap = Some(if is_first { Gap::OfTheCursor } else { Gap::OfTheStream });
                 }
@@ -351,14 +358,15 @@ impl Client {
         }
     }
 
-    async fn live(mut self, mut random: Rng) -> Self {
+    async fn run(mut self, mut random: Rng) -> Self {
         loop {
             let hub = self.fleet.hub(random.usize(..INSTANCES));
             let is_behind = self.is_past(place(hub.position()).0);
             let stream = hub.subscribe(subscription(self.names), self.cursor);
             drop(hub);
-            // An instance lets nobody in whose log was not read yet, or which is leaving. One that has not noticed yet that the
-            // log began anew would take the client back.
+            // An instance that has not read the log yet, or that drains, refuses clients. An
+            // instance that has not detected the new epoch yet would take the client back to the
+            // old one.
             let (false, Ok(mut stream)) = (is_behind, stream) else {
                 sleep(Duration::from_millis(1)).await;
                 continue;
@@ -371,7 +379,7 @@ impl Client {
     }
 }
 
-/// What is known of the log: from who wrote it, and from who read it.
+/// The records of the log, from the results of publishers and the events of clients.
 struct Ledger(BTreeMap<LogPosition, (u64, u8)>);
 
 impl Ledger {
@@ -382,48 +390,49 @@ impl Ledger {
             assert!(other.is_none(), "{place:?} means {number} and {other:?}");
         }
         let unknown: HashMap<u64, u8> = written.iter().flat_map(|written| written.unknown.clone()).collect();
-        for life in clients.iter().flat_map(|client| &client.lives) {
-            for &(at, number) in &life.received {
-                let (known, _) = *records.entry((life.epoch, at)).or_insert_with(|| {
+        for entry in clients.iter().flat_map(|client| &client.history) {
+            for &(at, number) in &entry.received {
+                let (known, _) = *records.entry((entry.epoch, at)).or_insert_with(|| {
                     let audience = unknown.get(&number);
-                    (number, *audience.unwrap_or_else(|| panic!("{number} was received and had failed")))
+                    (number, *audience.unwrap_or_else(|| panic!("{number} was received although its publish failed")))
                 });
-                assert_eq!(known, number, "at {at} of {:x} are two", life.epoch);
+                assert_eq!(known, number, "number {at} of epoch {:x} means two records", entry.epoch);
             }
         }
         let mut once = HashSet::new();
         for ((epoch, _), (number, _)) in &records {
-            assert!(once.insert((epoch, number)), "{number} is there twice");
+            assert!(once.insert((epoch, number)), "{number} was appended twice");
         }
         Self(records)
     }
 
-    /// It has each record that it was promised, and none that is not its own.
+    /// Checks that the client received each permitted record that no gap covers, and no record of
+    /// others.
     fn settle(&self, client: &Client) {
-        let last = client.lives.last().unwrap().epoch;
+        let last = client.history.last().unwrap().epoch;
         let mut received = HashSet::new();
-        for life in &client.lives {
-            for (at, number) in &life.received {
-                let (_, audience) = self.0[&(life.epoch, *at)];
+        for entry in &client.history {
+            for (at, number) in &entry.received {
+                let (_, audience) = self.0[&(entry.epoch, *at)];
                 assert!(audience & client.names != 0, "{number} was for others");
-                received.insert((life.epoch, *at));
+                received.insert((entry.epoch, *at));
             }
         }
         for (place, (number, audience)) in &self.0 {
             if audience & client.names == 0 || received.contains(place) {
                 continue;
             }
-            let life = client.lives.iter().find(|life| life.epoch == place.0).expect("no gap told of this life");
-            // Before the gap that brought it into this life, or before the one that brought it out of it.
-            let is_told = place.1 <= life.begins || life.epoch != last && place.1 > life.at;
-            assert!(is_told, "{number} at {place:?} is missing; read up to {} from {}", life.at, life.begins);
+            let entry = client.history.iter().find(|entry| entry.epoch == place.0).expect("no gap covers this epoch");
+            // Covered by the gap at the start of this epoch, or by the gap at its end.
+            let is_covered = place.1 <= entry.begins || entry.epoch != last && place.1 > entry.at;
+            assert!(is_covered, "{number} at {place:?} is missing; read up to {} from {}", entry.at, entry.begins);
         }
     }
 }
 
-async fn soak<G: Ground>(mut ground: G, seed: u64, time: Duration, may_lose: bool) {
+async fn soak<G: TestBroker>(mut broker: G, seed: u64, time: Duration, may_lose: bool) {
     let mut random = Rng::with_seed(seed);
-    let hubs: Vec<Hub> = (0..INSTANCES).map(|n| instance(ground.log(n))).collect();
+    let hubs: Vec<Hub> = (0..INSTANCES).map(|n| instance(broker.log(n))).collect();
     until(|| hubs.iter().all(Hub::is_ready)).await;
     let begin = hubs[0].position();
     let mut hubs = hubs.into_iter().map(Mutex::new);
@@ -434,34 +443,34 @@ async fn soak<G: Ground>(mut ground: G, seed: u64, time: Duration, may_lose: boo
         may_lose,
     });
     let clients: Vec<_> = (0..CLIENTS.len())
-        .map(|n| tokio::spawn(Client::new(Arc::clone(&fleet), n, begin).live(random.fork())))
+        .map(|n| tokio::spawn(Client::new(Arc::clone(&fleet), n, begin).run(random.fork())))
         .collect();
     let publishers: Vec<_> =
         (0..INSTANCES).map(|n| tokio::spawn(publish(Arc::clone(&fleet), n, G::PACE, random.fork()))).collect();
 
     let (begun, mut faults, mut losses) = (Instant::now(), 0, 0);
-    // Who ends before the end has failed.
+    // A client that stops before the last event has failed.
     let has_failed = || clients.iter().any(tokio::task::JoinHandle::is_finished);
     while (begun.elapsed() < time || may_lose && losses < 3) && !has_failed() {
         sleep(millis(&mut random, 50..700)).await;
         faults += 1;
-        // Another instance in the place of one, perhaps while all goes wrong.
-        let mut of_renewal = random.fork();
-        let renewal = (G::RENEWS && random.u8(..4) == 0).then(|| {
-            let n = of_renewal.usize(..INSTANCES);
-            (n, instance(ground.log(n)))
+        // Replace an instance, perhaps during the fault.
+        let mut replacement_random = random.fork();
+        let replacement = (G::CAN_REPLACE_INSTANCES && random.u8(..4) == 0).then(|| {
+            let n = replacement_random.usize(..INSTANCES);
+            (n, instance(broker.log(n)))
         });
-        let renew = async {
-            if let Some((n, new)) = renewal {
-                sleep(millis(&mut of_renewal, 1..800)).await;
-                fleet.renew(n, new, of_renewal.bool()).await;
+        let replace = async {
+            if let Some((n, new)) = replacement {
+                sleep(millis(&mut replacement_random, 1..800)).await;
+                fleet.replace(n, new, replacement_random.bool()).await;
             }
         };
         let epoch = fleet.epochs[0].load(Ordering::SeqCst);
-        let (loses, ()) = tokio::join!(ground.go_wrong(&mut random), renew);
+        let (loses, ()) = tokio::join!(broker.inject_fault(&mut random), replace);
         if loses {
             losses += 1;
-            // So that each loss is a gap of its own.
+            // Wait for every client, so that two losses do not become one gap.
             until(|| fleet.are_past(epoch) || has_failed()).await;
         }
     }
@@ -483,42 +492,42 @@ async fn soak<G: Ground>(mut ground: G, seed: u64, time: Duration, may_lose: boo
     }
     let ledger = Ledger::new(&written, &ended);
     for client in &ended {
-        assert_eq!(client.lives.len(), losses + 1, "one gap for each loss");
+        assert_eq!(client.history.len(), losses + 1, "one gap for each loss");
         ledger.settle(client);
     }
     let acknowledged: usize = written.iter().map(|written| written.acknowledged.len()).sum();
     let unknown: usize = written.iter().map(|written| written.unknown.len()).sum();
     eprintln!("SEED={seed}: {faults} faults, {losses} losses, {acknowledged} acknowledged, {unknown} unknown");
-    assert!(acknowledged > 500, "hardly anything was published");
+    assert!(acknowledged > 500, "too few events were published");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_faults_lose_nothing_that_was_acknowledged_and_say_no_gap() {
+async fn random_faults_lose_no_acknowledged_event_and_cause_no_gap() {
     let seed = seed("a faulty memory");
     soak(Faulty::new(seed, 15), seed, seconds(10), false).await;
 }
 
-/// Its proxies and the server itself.
-async fn random_faults_of_a_broker_lose_nothing_that_was_acknowledged_and_say_no_gap(broker: impl BrokerServer + Sync) {
+/// The proxies and the broker process fail.
+async fn random_faults_of_a_broker_lose_no_acknowledged_event_and_cause_no_gap(broker: impl BrokerServer + Sync) {
     soak(Real::start(broker, true).await, seed("a broker"), seconds(30), false).await;
 }
 
 for_each_broker!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    random_faults_of_a_broker_lose_nothing_that_was_acknowledged_and_say_no_gap(durable): redis, nats
+    random_faults_of_a_broker_lose_no_acknowledged_event_and_cause_no_gap(durable): redis, nats
 );
 
-/// It comes back empty: what is missing lies before a gap, one for each cursor and loss.
+/// The broker restarts empty. Each cursor gets one gap for each loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_faults_of_a_redis_that_forgets_are_one_gap_for_each_loss() {
+async fn random_faults_of_a_redis_without_persistence_are_one_gap_for_each_loss() {
     if let Some(broker) = broker::redis(false) {
-        soak(Real::start(broker, false).await, seed("a Redis that forgets"), seconds(10), true).await;
+        soak(Real::start(broker, false).await, seed("a Redis without persistence"), seconds(10), true).await;
     }
 }
 
-/// A connection on which nothing comes although nothing broke.
+/// The connection stays open and delivers nothing.
 #[tokio::test]
-async fn a_mute_connection_is_noticed_ready_goes_red_and_nothing_is_lost() {
+async fn a_silent_broker_connection_makes_the_instance_unready_and_loses_no_event() {
     let log = Faulty::new(1, 0);
     let hub = instance(log.clone());
     until(|| hub.is_ready()).await;
@@ -529,7 +538,7 @@ async fn a_mute_connection_is_noticed_ready_goes_red_and_nothing_is_lost() {
         let is_mute = number % 5 == 4;
         if is_mute {
             until(|| !hub.is_ready()).await;
-            // Who reads in this process is told too.
+            // An in-process subscriber receives `Stale` too.
             while soon(stream.next()).await.unwrap() != SubscriberItem::Stale {}
             log.set_mute(false);
         }

@@ -1,4 +1,4 @@
-//! Who comes and goes is told beside the log, not in it.
+//! Presence updates are control messages and use no space in the log.
 
 use tower_sse::backplane::Backplane;
 use tower_sse::{Cursor, Event, Hub, SubscriberItem, Subscription};
@@ -8,7 +8,7 @@ use crate::kit::broker::{BrokerServer, for_each_broker};
 use crate::kit::{soon, until};
 
 const RECORDS: u64 = 300;
-/// At each of two instances.
+/// The number of connections on each of two instances.
 const CONNECTS: usize = 5_000;
 const STAY: usize = 50;
 
@@ -36,7 +36,7 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
         for (instance, hub) in hubs.iter().enumerate() {
             streams.push(hub.subscribe(subscription(instance, n), Cursor::Absent).unwrap());
         }
-        // As they come in reality: what is told is told meanwhile.
+        // Let the hub send presence updates in between, as with real connections.
         if n % 50 == 0 {
             tokio::task::yield_now().await;
         }
@@ -45,18 +45,18 @@ async fn a_storm_of_connects_evicts_no_record<B: BrokerServer>(broker: B) {
         until(|| hub.everyone().count() == 2 * CONNECTS).await;
     }
     streams.truncate(2 * STAY);
-    // And some are gone before they were told of.
+    // These connections end before the hub has sent an update about them.
     for n in 0..CONNECTS {
         for (instance, hub) in hubs.iter().enumerate() {
             drop(hub.subscribe(subscription(instance, n), Cursor::Absent).unwrap());
         }
     }
     for (instance, hub) in hubs.iter().enumerate() {
-        let there = 1 - instance;
+        let other = 1 - instance;
         until(|| hub.everyone().count() == 2 * STAY).await;
         assert_eq!((hub.topic("all").count(), hub.user("user 7").count()), (2 * STAY, 2));
-        assert!(hub.topic(format!("{there}/{}", STAY - 1)).has_subscribers());
-        assert!(!hub.topic(format!("{there}/{STAY}")).has_subscribers());
+        assert!(hub.topic(format!("{other}/{}", STAY - 1)).has_subscribers());
+        assert!(!hub.topic(format!("{other}/{STAY}")).has_subscribers());
     }
 
     assert_eq!(soon(log.state(None)).await.unwrap(), before);

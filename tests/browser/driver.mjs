@@ -2,8 +2,8 @@
 //
 //   { "id": 7, "on": 2, "call": "newPage", "args": [], "as": 3 }
 //
-// The browser is number 0, and what a call returns is number `as` from then on. The answer is a line with `id` and `value`
-// or `error`. When the input ends, so does the browser.
+// The browser has the number 0, and the object that a call returns gets the number `as`. The answer
+// is a line with `id` and `value` or `error`. The browser ends with the input.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { setTimeout } from "node:timers/promises";
@@ -13,7 +13,7 @@ const { chromium } = createRequire(`${packages}/`)("playwright-core");
 
 const browser = await chromium.launch({
   executablePath: program,
-  // Playwright turns off what browsers do when somebody goes back.
+  // Playwright disables the back/forward cache, which the tests need.
   ignoreDefaultArgs: ["--disable-back-forward-cache"],
   args: ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
 });
@@ -27,7 +27,7 @@ async function act({ on, call, args, as }) {
   return null;
 }
 
-// What can be written as JSON; handles and responses cannot.
+// Whether a value can be written as JSON. Handles and responses cannot.
 function isPlain(value) {
   return value === null || typeof value !== "object" || Array.isArray(value) || Object.getPrototypeOf(value) === Object.prototype;
 }
@@ -38,14 +38,15 @@ function equip(page) {
   page.on("pageerror", error => errors.push(error.message));
   page.errors = () => errors;
 
-  // Playwright's own way to wait evaluates a string inside of the page, which the policy of a page may forbid.
+  // Playwright's own `waitForFunction` evaluates a string inside of the page, which the content
+  // security policy of a page may forbid.
   page.until = async (expression, milliseconds) => {
     const end = Date.now() + milliseconds;
     for (let problem = "";;) {
       try {
         if (await page.evaluate(expression)) return;
       } catch (error) {
-        problem = `: ${error.message}`; // it goes to another page, perhaps
+        problem = `: ${error.message}`; // the page may be navigating
       }
       if (Date.now() > end) throw new Error(`not within ${milliseconds} ms${problem}`);
       await setTimeout(20);
@@ -53,12 +54,12 @@ function equip(page) {
   };
 }
 
-// Nobody may be there any more.
+// The test process may have ended.
 process.stdout.on("error", () => {});
 
 for await (const line of createInterface({ input: process.stdin })) {
   const command = JSON.parse(line);
-  // Not awaited: commands of several tests go on at once.
+  // Not awaited, so that commands of several tests run at the same time.
   act(command)
     .then(value => ({ value }), error => ({ error: error.message }))
     .then(answer => console.log(JSON.stringify({ id: command.id, ...answer })));

@@ -1,4 +1,4 @@
-//! One Chromium for all tests, driven through Playwright: `driver.mjs` says how.
+//! One Chromium for all tests. `driver.mjs` controls it through Playwright.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -15,14 +15,14 @@ use tokio::sync::oneshot;
 use crate::kit::skip;
 
 const CHROMIUM: &str = "/usr/bin/chromium";
-/// Far above anything that a page is waited for, also where builds run beside.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Much longer than any wait for a page, also on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(40);
 
-fn patience() -> u64 {
-    u64::try_from(PATIENCE.as_millis()).unwrap()
+fn timeout_millis() -> u64 {
+    u64::try_from(TIMEOUT.as_millis()).unwrap()
 }
 
-/// Where `tests/run` installs Playwright, and where pictures go.
+/// The folder in which `tests/run` installs Playwright, and which gets the screenshots.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/browser")
 }
@@ -51,7 +51,7 @@ fn missing() -> Option<&'static str> {
 
 type Answer = Result<Value, String>;
 
-/// A process that ends when its input does: with this one, however that ends.
+/// The process of the driver. It ends when its input is closed, so it ends with the test process.
 pub struct Browser {
     input: Mutex<ChildStdin>,
     waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>,
@@ -80,7 +80,7 @@ impl Browser {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Writes at once; only the answer is waited for, by whoever wants it.
+    /// Sends a command at once, and returns the receiver of its answer.
     fn send(&self, on: u64, call: &str, args: &Value, as_number: Option<u64>) -> oneshot::Receiver<Answer> {
         let id = self.next_number();
         let mut line = json!({ "id": id, "on": on, "call": call, "args": args });
@@ -90,7 +90,7 @@ impl Browser {
         let (sender, answer) = oneshot::channel();
         self.waiting.lock().unwrap().insert(id, sender);
         if writeln!(self.input.lock().unwrap(), "{line}").is_err() {
-            // It is gone, and nothing answers any more.
+            // The driver has ended, so no answer will arrive.
             self.waiting.lock().unwrap().remove(&id);
         }
         answer
@@ -98,19 +98,20 @@ impl Browser {
 
     async fn call(&self, on: u64, call: &str, args: Value, as_number: Option<u64>) -> Answer {
         let answer = self.send(on, call, &args, as_number);
-        match tokio::time::timeout(PATIENCE * 2, answer).await {
+        match tokio::time::timeout(TIMEOUT * 2, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err("the driver ended: see what it wrote above".into()),
+            Ok(Err(_)) => Err("the driver ended: see its output above".into()),
             Err(_) => Err("the driver does not answer".into()),
         }
     }
 
-    /// A person's browser: cookies, cache and connections of its own.
+    /// Opens a browser context with separate cookies, cache and connections, like a person's
+    /// browser.
     pub async fn context(&'static self, options: Value) -> Context {
         let number = self.next_number();
         self.call(0, "newContext", json!([options]), Some(number)).await.unwrap();
         let context = Context { browser: self, number };
-        self.call(number, "setDefaultTimeout", json!([patience()]), None).await.unwrap();
+        self.call(number, "setDefaultTimeout", json!([timeout_millis()]), None).await.unwrap();
         context
     }
 }
@@ -123,21 +124,21 @@ fn read_answers(output: ChildStdout, waiting: &Mutex<HashMap<u64, oneshot::Sende
             Value::String(error) => Err(error),
             _ => Ok(answer["value"].take()),
         };
-        // Nobody waits for a context to be closed.
+        // The receiver may be gone: no test waits until a context is closed.
         drop(sender.unwrap().send(answer));
     }
-    // Whoever still waits is told by that.
+    // Dropping the senders ends the calls that still wait.
     waiting.lock().unwrap().clear();
 }
 
-/// Closed when it is dropped, with its pages.
+/// A browser context. Dropping it closes it and its pages.
 pub struct Context {
     browser: &'static Browser,
     number: u64,
 }
 
 impl Context {
-    /// Runs in each page before its own scripts.
+    /// Adds a script that runs in each page before the scripts of the page.
     pub async fn before_scripts(&self, script: &str) {
         self.browser.call(self.number, "addInitScript", json!([{ "content": script }]), None).await.unwrap();
     }
@@ -164,20 +165,21 @@ pub struct Page {
 }
 
 impl Page {
-    /// A method of Playwright's `Page`.
+    /// Calls a method of Playwright's `Page`.
     #[track_caller]
     pub fn call<'a>(&'a self, method: &str, args: Value) -> impl Future<Output = Value> + use<'a> {
         let (caller, method) = (Location::caller(), method.to_owned());
         async move {
-            let said = args.to_string();
+            let text = args.to_string();
             match self.browser.call(self.number, &method, args, None).await {
                 Ok(value) => value,
-                Err(error) => panic!("{caller}: {method} {said}: {error}\n{}", self.describe().await),
+                Err(error) => panic!("{caller}: {method} {text}: {error}\n{}", self.describe().await),
             }
         }
     }
 
-    /// The value of an expression in the page; if it is a promise, what that resolves to.
+    /// Returns the value of an expression in the page. Waits for the result if the value is a
+    /// promise.
     #[track_caller]
     pub fn eval<'a>(&'a self, expression: &str) -> impl Future<Output = Value> + use<'a> {
         self.call("evaluate", json!([expression]))
@@ -186,34 +188,34 @@ impl Page {
     /// Waits until an expression holds in the page.
     #[track_caller]
     pub fn until<'a>(&'a self, expression: &str) -> impl Future<Output = ()> + use<'a> {
-        let waited = self.call("until", json!([expression, patience()]));
+        let waited = self.call("until", json!([expression, timeout_millis()]));
         async { drop(waited.await) }
     }
 
-    /// Waits until something is seen, and clicks on it.
+    /// Waits until an element is visible, and clicks on it.
     #[track_caller]
     pub fn click<'a>(&'a self, selector: &str) -> impl Future<Output = ()> + use<'a> {
         let clicked = self.call("click", json!([selector]));
         async { drop(clicked.await) }
     }
 
-    /// Waits until something is seen.
+    /// Waits until an element is visible.
     #[track_caller]
     pub fn sees<'a>(&'a self, selector: &str) -> impl Future<Output = ()> + use<'a> {
         let seen = self.call("waitForSelector", json!([selector]));
         async { drop(seen.await) }
     }
 
-    /// Errors of its scripts that nobody caught.
+    /// Returns the uncaught errors of the scripts of the page.
     pub async fn errors(&self) -> Value {
         self.call("errors", json!([])).await
     }
 
-    /// For the message of a failure.
+    /// Describes the page for the message of a failure.
     async fn describe(&self) -> String {
         let script = "JSON.stringify({ url: location.href, text: document.body?.innerText, \
             streams: globalThis.streams?.map(({ source, log }) => ({ state: source.readyState, log })) }, null, 1)";
-        let said = self.browser.call(self.number, "evaluate", json!([script]), None).await;
-        said.map_or_else(|error| error, |said| said.as_str().unwrap_or_default().to_owned())
+        let description = self.browser.call(self.number, "evaluate", json!([script]), None).await;
+        description.map_or_else(|error| error, |text| text.as_str().unwrap_or_default().to_owned())
     }
 }

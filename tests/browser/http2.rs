@@ -1,4 +1,5 @@
-//! Many tabs: over HTTP/1.1 a browser has six connections for a site, over HTTP/2 one for all of its streams.
+//! Many tabs: over HTTP/1.1 a browser opens at most six connections to a site, over HTTP/2 one for
+//! all streams.
 
 use std::net::SocketAddr;
 
@@ -14,11 +15,11 @@ use tower_sse::{Event, Hub};
 use crate::driver::{Context, Page, browser};
 use crate::kit::certificate::Certificate;
 use crate::kit::until;
-use crate::site::{Record, everybody};
+use crate::site::{Record, public_stream};
 use crate::source::{CONNECTING, Source};
 
 const TABS: usize = 8;
-/// What browsers open to a site, at most.
+/// The maximum number of connections of a browser to a site.
 const CONNECTIONS: usize = 6;
 
 struct SecureSite {
@@ -35,14 +36,14 @@ impl SecureSite {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let record = Record::default();
-        let (hub, app) = (hub.clone(), TowerToHyperService::new(record.around(everybody(hub))));
+        let (hub, app) = (hub.clone(), TowerToHyperService::new(record.around(public_stream(hub))));
         let task = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
-                // Below TLS, as docs/mounting.md says.
+                // `hub.io` is below TLS, as in docs/mounting.md.
                 let (tls, app) = (acceptor.accept(hub.io(tcp)), app.clone());
                 tokio::spawn(async move {
-                    // A browser opens more than it needs, and breaks some off.
+                    // A browser opens more connections than it needs, and drops some of them.
                     let Ok(tls) = tls.await else { return };
                     let server = auto::Builder::new(TokioExecutor::new());
                     drop(server.serve_connection(TokioIo::new(tls), app).await);
@@ -52,7 +53,8 @@ impl SecureSite {
         Some(Self { addr, record, task, _certificate: certificate })
     }
 
-    /// Tabs without a stream yet: where each stream has a connection, a page could not even be loaded after six.
+    /// Opens the tabs before any stream. If each stream has a connection, a browser cannot even
+    /// load a page after six streams.
     async fn tabs(&self, context: &Context) -> Vec<Page> {
         let mut tabs = Vec::new();
         for _ in 0..TABS {
@@ -91,11 +93,11 @@ async fn over_http_2_eight_tabs_are_all_live() {
         source.saw("news", 1).await;
     }
     assert_eq!(hub.user("ada").count(), TABS);
-    assert!(site.record.of("/events").iter().all(|asked| asked.version == Version::HTTP_2));
+    assert!(site.record.of("/events").iter().all(|request| request.version == Version::HTTP_2));
 }
 
 #[tokio::test]
-async fn over_http_1_1_six_are_and_the_seventh_waits_until_one_is_closed() {
+async fn over_http_1_1_the_seventh_stream_waits_until_another_is_closed() {
     let Some(browser) = browser() else { return };
     let hub = Hub::builder().build().unwrap();
     let Some(site) = SecureSite::start(&hub, "http/1.1").await else { return };
@@ -117,7 +119,7 @@ async fn over_http_1_1_six_are_and_the_seventh_waits_until_one_is_closed() {
         assert!(source.log().await.is_empty());
     }
 
-    // Each that is closed lets one in, whichever, and not more.
+    // Each closed stream lets exactly one waiting stream open.
     for served in CONNECTIONS..TABS {
         assert_eq!(site.record.of("/events").len(), served);
         sources.pop().unwrap().close().await;
@@ -126,6 +128,6 @@ async fn over_http_1_1_six_are_and_the_seventh_waits_until_one_is_closed() {
     seventh.saw("hub.live", 1).await;
     eighth.saw("hub.live", 1).await;
     until(|| hub.user("ada").count() == CONNECTIONS).await;
-    let asked = site.record.of("/events");
-    assert!(asked.len() == TABS && asked.iter().all(|asked| asked.version == Version::HTTP_11));
+    let requests = site.record.of("/events");
+    assert!(requests.len() == TABS && requests.iter().all(|request| request.version == Version::HTTP_11));
 }

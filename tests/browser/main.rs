@@ -1,7 +1,8 @@
-//! Pages in a real browser: Chromium, without a window, against the workspace example and against small sites of our own.
+//! Pages in headless Chromium, against the workspace example and against small test sites.
 //!
-//! `tests/run` installs Chromium, node and the Playwright that `package.json` names. What a page does is asked here, in Rust,
-//! where the servers are too; a failure says where, and what the page had seen.
+//! `tests/run` installs Chromium, node and the version of Playwright in `package.json`. The tests
+//! control the pages from Rust, where the servers also run. A failure reports its place in the test
+//! and the events of the page.
 
 #![allow(
     clippy::unwrap_used,

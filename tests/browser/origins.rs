@@ -1,4 +1,5 @@
-//! Pages of other origins: with the person's cookies where they are listed, without a preflight, and else nothing.
+//! Pages of other origins: a listed origin sends its cookies without a preflight, and any other
+//! origin receives no stream.
 
 use std::time::Duration;
 
@@ -9,11 +10,12 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_sse::{Disconnect, Event, Hub, Refusal, StreamRequest, Subscription};
 
 use crate::driver::browser;
-use crate::site::{Site, everybody};
+use crate::site::{Site, public_stream};
 use crate::source::{CLOSED, CONNECTING};
 
-/// As generous as can be: whoever asks may, with credentials. So what is refused is refused by the hub.
-fn generous() -> CorsLayer {
+/// A CORS layer that allows every origin with credentials. So every refusal is a refusal of the
+/// hub.
+fn permissive() -> CorsLayer {
     CorsLayer::new().allow_origin(AllowOrigin::mirror_request()).allow_credentials(true)
 }
 
@@ -27,10 +29,10 @@ fn quick(origin: &str) -> Hub {
     Hub::builder().retry(Duration::from_millis(100)).allow_cross_origin(origin).build().unwrap()
 }
 
-/// Where pages come from, with nothing else.
+/// A site that only serves the page.
 async fn front_end() -> Site {
     let hub = Hub::builder().build().unwrap();
-    Site::start(&hub, everybody(&hub)).await
+    Site::start(&hub, public_stream(&hub)).await
 }
 
 fn origin(site: &Site) -> String {
@@ -38,15 +40,15 @@ fn origin(site: &Site) -> String {
 }
 
 #[tokio::test]
-async fn a_listed_origin_has_the_cookies_of_its_visitor_and_comes_back_without_a_preflight() {
+async fn a_page_of_a_listed_origin_sends_cookies_and_reconnects_without_a_preflight() {
     let Some(browser) = browser() else { return };
     let pages = front_end().await;
     let hub = quick(&origin(&pages));
-    let app = Router::new().route_service("/events", hub.endpoint(by_cookie)).layer(generous());
+    let app = Router::new().route_service("/events", hub.endpoint(by_cookie)).layer(permissive());
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&pages.url()).await;
-    // Cookies know hosts and no ports.
+    // Cookies apply to a host on every port.
     page.eval("document.cookie = 'user=ada'").await;
     let url = format!("{}events", site.url());
 
@@ -62,48 +64,48 @@ async fn a_listed_origin_has_the_cookies_of_its_visitor_and_comes_back_without_a
     assert!(source.all("hub.gap").await.is_empty());
     assert_eq!(source.all("news").await[0].origin.as_deref(), Some(&*origin(&site)));
 
-    let asked = site.asked();
-    assert!(asked.iter().all(|asked| asked.method == Method::GET), "a preflight");
-    assert_eq!(asked.len(), 2);
-    assert_eq!(asked[1].header("origin"), Some(&*origin(&pages)));
-    assert_eq!(asked[1].header("sec-fetch-site"), Some("same-site"));
-    assert_eq!(asked[1].header("cookie"), Some("user=ada"));
+    let requests = site.requests();
+    assert!(requests.iter().all(|request| request.method == Method::GET), "a preflight");
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[1].header("origin"), Some(&*origin(&pages)));
+    assert_eq!(requests[1].header("sec-fetch-site"), Some("same-site"));
+    assert_eq!(requests[1].header("cookie"), Some("user=ada"));
     let last = source.all("news").await[0].id.clone();
-    assert_eq!(asked[1].header("last-event-id"), last.as_deref());
+    assert_eq!(requests[1].header("last-event-id"), last.as_deref());
 
-    // Without credentials it is nobody.
+    // Without credentials the request has no cookie.
     let source = page.listen(&url, &[]).await;
-    source.comes_to(CLOSED).await;
+    source.reaches(CLOSED).await;
     assert_eq!(source.names().await, ["error"]);
-    assert_eq!(site.asked()[2].header("cookie"), None);
+    assert_eq!(site.requests()[2].header("cookie"), None);
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_comes_back_without_a_preflight_too() {
+async fn a_page_of_another_site_reconnects_without_a_preflight() {
     let Some(browser) = browser() else { return };
     let pages = front_end().await;
     let elsewhere = format!("http://localhost:{}", pages.addr.port());
     let hub = quick(&elsewhere);
-    let site = Site::start(&hub, everybody(&hub).layer(generous())).await;
+    let site = Site::start(&hub, public_stream(&hub).layer(permissive())).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&format!("{elsewhere}/")).await;
     let source = page.listen(&format!("{}events", site.url()), &["news"]).await;
     source.saw("hub.live", 1).await;
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("hub.live", 2).await;
-    let asked = site.asked();
-    assert!(asked.len() == 2 && asked.iter().all(|asked| asked.method == Method::GET), "a preflight");
-    assert_eq!(asked[1].header("sec-fetch-site"), Some("cross-site"));
-    assert!(asked[1].header("last-event-id").is_some());
+    let requests = site.requests();
+    assert!(requests.len() == 2 && requests.iter().all(|request| request.method == Method::GET), "a preflight");
+    assert_eq!(requests[1].header("sec-fetch-site"), Some("cross-site"));
+    assert!(requests[1].header("last-event-id").is_some());
     assert_eq!(source.all("error").await[0].state, CONNECTING);
 }
 
 #[tokio::test]
-async fn an_origin_that_is_not_listed_gets_nothing_however_generous_the_cors_layer_is() {
+async fn an_origin_that_is_not_listed_receives_no_event_with_a_permissive_cors_layer() {
     let Some(browser) = browser() else { return };
     let (pages, listed) = (front_end().await, front_end().await);
     let hub = quick(&origin(&listed));
-    let app = Router::new().route_service("/events", hub.endpoint(by_cookie)).layer(generous());
+    let app = Router::new().route_service("/events", hub.endpoint(by_cookie)).layer(permissive());
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&pages.url()).await;
@@ -111,10 +113,10 @@ async fn an_origin_that_is_not_listed_gets_nothing_however_generous_the_cors_lay
     let url = format!("{}events", site.url());
 
     let source = page.listen_as(&url, &["news"], json!({ "withCredentials": true })).await;
-    source.comes_to(CLOSED).await;
+    source.reaches(CLOSED).await;
     assert_eq!(source.names().await, ["error"]);
-    // It was her, and it was refused all the same.
-    assert_eq!(site.asked()[0].header("cookie"), Some("user=ada"));
+    // The request had the cookie of the user, and the hub refused it.
+    assert_eq!(site.requests()[0].header("cookie"), Some("user=ada"));
     let fetched = format!(
         "fetch({}, {{ credentials: 'include' }}).then(async reply => [reply.status, await reply.text()])",
         json!(url)
@@ -124,25 +126,25 @@ async fn an_origin_that_is_not_listed_gets_nothing_however_generous_the_cors_lay
 }
 
 #[tokio::test]
-async fn where_script_sends_the_id_itself_the_header_needs_a_preflight_and_the_query_does_not() {
+async fn an_id_in_a_header_of_a_script_needs_a_preflight_and_an_id_in_the_query_none() {
     let Some(browser) = browser() else { return };
     let pages = front_end().await;
     let hub = quick(&origin(&pages));
-    let site = Site::start(&hub, everybody(&hub).layer(generous())).await;
+    let site = Site::start(&hub, public_stream(&hub).layer(permissive())).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&pages.url()).await;
     let url = format!("{}events", site.url());
     let id = hub.position().to_string();
     hub.user("ada").publish(Event::new("news", "missed")).await.unwrap();
 
-    // Which this CORS layer does not allow: it lists no headers.
+    // This CORS layer allows no headers, so the preflight fails.
     let with_header = format!(
         "fetch({}, {{ headers: {{ 'last-event-id': {} }} }}).then(() => 'read', error => error.name)",
         json!(url),
         json!(id)
     );
     assert_eq!(page.eval(&with_header).await, "TypeError");
-    let methods = || site.asked().into_iter().map(|asked| asked.method).collect::<Vec<_>>();
+    let methods = || site.requests().into_iter().map(|request| request.method).collect::<Vec<_>>();
     assert_eq!(methods(), [Method::OPTIONS]);
 
     let source = page.listen(&format!("{url}?last_event_id={id}"), &["news"]).await;

@@ -1,4 +1,4 @@
-//! The browser's own `EventSource` comes back by itself, or stays away where it is told to.
+//! The browser's own `EventSource` reconnects by itself, except where the server stops it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::driver::browser;
 use crate::kit::until;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{FORGETFUL, RedisServer};
-use crate::site::{Site, everybody};
+use crate::site::{Site, public_stream};
 use crate::source::{CLOSED, CONNECTING};
 
 fn quick() -> HubBuilder {
@@ -25,10 +25,10 @@ async fn publish(hub: &Hub, data: impl ToString) {
 }
 
 #[tokio::test]
-async fn after_a_restart_a_log_in_memory_is_gone_and_the_page_hears_so_once() {
+async fn after_a_restart_without_a_broker_the_page_receives_one_gap() {
     let Some(browser) = browser() else { return };
     let hub = quick().build().unwrap();
-    let site = Site::start(&hub, everybody(&hub)).await;
+    let site = Site::start(&hub, public_stream(&hub)).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&site.url()).await;
     let source = page.listen("/events", &["news"]).await;
@@ -36,18 +36,18 @@ async fn after_a_restart_a_log_in_memory_is_gone_and_the_page_hears_so_once() {
     publish(&hub, "before").await;
     source.saw("news", 1).await;
     let last = source.all("news").await.pop().unwrap().id.unwrap();
-    let addr = site.leave().await;
+    let addr = site.shut_down().await;
 
     let hub = quick().build().unwrap();
-    let site = Site::start_at(addr, &hub, everybody(&hub)).await;
+    let site = Site::start_at(addr, &hub, public_stream(&hub)).await;
     source.saw("hub.live", 2).await;
     publish(&hub, "after").await;
     source.saw("news", 2).await;
     assert_eq!(source.data("news").await, ["before", "after"]);
-    assert_eq!(site.asked()[0].header("last-event-id"), Some(&*last));
+    assert_eq!(site.requests()[0].header("last-event-id"), Some(&*last));
     let gaps = source.all("hub.gap").await;
     assert_eq!((gaps.len(), &gaps[0].json()["reason"]), (1, &json!("epoch")));
-    // In this order, for one that shows its state to a person.
+    // A page that shows the state of its stream relies on this order.
     let names = source.names().await;
     let own: Vec<_> = names.iter().filter(|name| !["open", "error"].contains(&name.as_str())).collect();
     assert_eq!(
@@ -56,14 +56,14 @@ async fn after_a_restart_a_log_in_memory_is_gone_and_the_page_hears_so_once() {
         "{names:?}"
     );
 
-    // The next break is no restart.
+    // A disconnect without a restart is no gap.
     hub.user("ada").disconnect(Disconnect::now()).await.unwrap();
     source.saw("hub.live", 3).await;
     assert_eq!(source.all("hub.gap").await.len(), 1);
 }
 
 #[tokio::test]
-async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_breaks() {
+async fn with_redis_each_event_arrives_once_and_in_order_across_restarts_and_breaks() {
     let Some(browser) = browser() else { return };
     let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let shared = || quick().backplane(Redis::new(&redis.url(), "browser").unwrap());
@@ -73,14 +73,14 @@ async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_bre
         hub
     };
     let hub = start().await;
-    let mut site = Site::start(&hub, everybody(&hub)).await;
+    let mut site = Site::start(&hub, public_stream(&hub)).await;
     let network = Proxy::start(site.addr.port()).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&format!("http://127.0.0.1:{}/", network.port)).await;
     let source = page.listen("/events", &["news"]).await;
     source.saw("hub.live", 1).await;
 
-    // A worker that does not care who is there to listen.
+    // The worker publishes whether or not a page is connected.
     let publisher = shared().publisher().unwrap();
     let count = Arc::new(AtomicUsize::new(0));
     let worker = tokio::spawn({
@@ -100,10 +100,10 @@ async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_bre
     };
     for round in 1..=2 {
         more().await;
-        let addr = site.leave().await;
+        let addr = site.shut_down().await;
         more().await;
         let hub = start().await;
-        site = Site::start_at(addr, &hub, everybody(&hub)).await;
+        site = Site::start_at(addr, &hub, public_stream(&hub)).await;
         source.saw("hub.live", 2 * round).await;
         more().await;
         network.set(Mode::Resets);
@@ -112,7 +112,7 @@ async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_bre
         source.saw("hub.live", 2 * round + 1).await;
     }
     worker.abort();
-    // An append that was on its way may have gone through.
+    // The aborted publish may still have been appended.
     shared().publisher().unwrap().topic("news").publish(Event::new("news", "last")).await.unwrap();
     page.until(r#"streams[0].log.at(-1).data === "last""#).await;
     let numbers = source.data("news").await;
@@ -123,16 +123,16 @@ async fn with_redis_each_number_comes_once_and_in_order_through_restarts_and_bre
     assert!(source.all("hub.gap").await.is_empty());
 }
 
-/// What Chromium waits where nobody says anything, in milliseconds.
-const BY_ITSELF: f64 = 3000.0;
-/// Its timer begins before script hears of the error.
-const EARLIER: f64 = 20.0;
+/// Chromium's own reconnect delay, in milliseconds.
+const DEFAULT_DELAY: f64 = 3000.0;
+/// The timer starts up to this many milliseconds before the `error` event.
+const TIMER_LEAD: f64 = 20.0;
 
 #[tokio::test]
-async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_itself() {
+async fn an_event_source_waits_for_the_time_of_retry() {
     let Some(browser) = browser() else { return };
     let hub = quick().build().unwrap();
-    let site = Site::start(&hub, everybody(&hub)).await;
+    let site = Site::start(&hub, public_stream(&hub)).await;
     let network = Proxy::start(site.addr.port()).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&format!("http://127.0.0.1:{}/", network.port)).await;
@@ -148,54 +148,55 @@ async fn the_page_waits_as_long_as_it_is_told_and_not_as_long_as_it_would_by_its
         let (errors, opens) = (source.all("error").await, source.all("open").await);
         assert_eq!(opens.len(), nth + 1);
         assert!(errors[before..].iter().all(|error| error.state == CONNECTING));
-        // On a busy machine it may have tried once more while the network was away: each wait counts from the error before it.
+        // On a busy machine the page may have tried once more during the break, so the wait counts
+        // from the last error.
         opens[nth].at - errors.last().unwrap().at
     };
-    // By the first event of the stream: shorter than by itself, and all that follows is longer than that.
+    // `hub.hello` sets a delay that is shorter than the default of the browser.
     let waited = waits_after_break(1).await;
-    assert!((150.0 - EARLIER..BY_ITSELF).contains(&waited), "{waited}");
-    // By an event of the application, until a stream says something else.
+    assert!((150.0 - TIMER_LEAD..DEFAULT_DELAY).contains(&waited), "{waited}");
+    // An event of the application sets another delay, which holds until a stream sets a new one.
     hub.topic("news").publish(Event::new("news", "wait").retry(Duration::from_millis(900))).await.unwrap();
     source.saw("news", 1).await;
     let waited = waits_after_break(2).await;
-    assert!(waited > 900.0 - EARLIER, "{waited}");
-    // By the last event of a stream.
+    assert!(waited > 900.0 - TIMER_LEAD, "{waited}");
+    // `hub.bye` sets the delay.
     hub.user("ada").disconnect(Disconnect::reconnect_after(Duration::from_millis(700))).await.unwrap();
     source.saw("hub.live", 4).await;
     let waited = source.all("open").await[3].at - source.all("error").await.last().unwrap().at;
-    assert!(waited > 700.0 - EARLIER, "{waited}");
+    assert!(waited > 700.0 - TIMER_LEAD, "{waited}");
 }
 
 #[tokio::test]
-async fn a_204_stops_it_for_good() {
+async fn status_204_stops_an_event_source_for_good() {
     let Some(browser) = browser() else { return };
     let hub = quick().build().unwrap();
-    let app = everybody(&hub).route_service("/never", hub.endpoint(async |_: StreamRequest| Err(Refusal::gone())));
+    let app = public_stream(&hub).route_service("/never", hub.endpoint(async |_: StreamRequest| Err(Refusal::gone())));
     let site = Site::start(&hub, app).await;
     let context = browser.context(json!({})).await;
     let page = context.page(&site.url()).await;
 
     let never = page.listen("/never", &[]).await;
-    never.comes_to(CLOSED).await;
+    never.reaches(CLOSED).await;
     assert_eq!(never.names().await, ["error"]);
 
-    // A page that does not heed `hub.bye` comes back with the id that this left, and is told again.
+    // A page that ignores `hub.bye` reconnects with its id, and gets `204`.
     let source = page.listen("/events", &[]).await;
     source.saw("hub.live", 1).await;
     hub.user("ada").disconnect(Disconnect::block_for(Duration::from_secs(60)).note("signed out")).await.unwrap();
-    source.comes_to(CLOSED).await;
+    source.reaches(CLOSED).await;
     assert_eq!(source.names().await, ["open", "hub.hello", "hub.live", "hub.bye", "error", "error"]);
-    let bye = source.all("hub.bye").await.pop().unwrap();
-    assert_eq!(bye.json(), json!({ "reason": "disconnected", "reconnect": "never", "note": "signed out" }));
+    let goodbye = source.all("hub.bye").await.pop().unwrap();
+    assert_eq!(goodbye.json(), json!({ "reason": "disconnected", "reconnect": "never", "note": "signed out" }));
     let states: Vec<u64> = source.all("error").await.iter().map(|error| error.state).collect();
     assert_eq!(states, [CONNECTING, CLOSED]);
-    let asked = site.asked();
-    assert_eq!((asked.len(), asked[1].header("last-event-id")), (2, bye.id.as_deref()));
-    assert!(bye.id.unwrap().starts_with("0."));
+    let requests = site.requests();
+    assert_eq!((requests.len(), requests[1].header("last-event-id")), (2, goodbye.id.as_deref()));
+    assert!(goodbye.id.unwrap().starts_with("0."));
 }
 
 #[tokio::test]
-async fn a_soft_refusal_keeps_it_alive_and_a_status_does_not() {
+async fn a_retryable_refusal_keeps_an_event_source_alive_and_a_status_does_not() {
     let Some(browser) = browser() else { return };
     let hub = quick().build().unwrap();
     let turns = Arc::new(AtomicUsize::new(0));
@@ -233,7 +234,7 @@ async fn a_soft_refusal_keeps_it_alive_and_a_status_does_not() {
 
     for status in ["/401", "/403", "/400", "/500", "/404"] {
         let source = page.listen(status, &[]).await;
-        source.comes_to(CLOSED).await;
+        source.reaches(CLOSED).await;
         assert_eq!(source.names().await, ["error"], "{status}");
         assert_eq!(site.record.of(status).len(), 1, "{status}");
     }

@@ -1,4 +1,4 @@
-//! A site with a page of ours and whatever streams a test wants, that notes what it was asked.
+//! A site with `page.html` and the streams of a test, which records its requests.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use tower_sse::{Hub, StreamRequest, Subscription};
 
 use crate::kit::soon;
 
-/// How long the streams of one that leaves are told to stay away, at most.
+/// The window over which a drain spreads the reconnects.
 const WINDOW: Duration = Duration::from_millis(200);
 
 pub struct Site {
@@ -29,44 +29,44 @@ pub struct Site {
 }
 
 #[derive(Clone)]
-pub struct Asked {
+pub struct Recorded {
     pub method: Method,
     pub path: String,
     pub headers: HeaderMap,
     pub version: Version,
 }
 
-impl Asked {
+impl Recorded {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 }
 
-/// What was asked so far.
+/// The requests so far.
 #[derive(Clone, Default)]
-pub struct Record(Arc<Mutex<Vec<Asked>>>);
+pub struct Record(Arc<Mutex<Vec<Recorded>>>);
 
 impl Record {
     /// The requests for a path.
-    pub fn of(&self, path: &str) -> Vec<Asked> {
-        self.0.lock().unwrap().iter().filter(|asked| asked.path == path).cloned().collect()
+    pub fn of(&self, path: &str) -> Vec<Recorded> {
+        self.0.lock().unwrap().iter().filter(|request| request.path == path).cloned().collect()
     }
 
-    /// `routes`, the page at `/`, and the notes.
+    /// Adds the page at `/` to `routes`, and records every request.
     pub fn around(&self, routes: Router) -> Router {
         let page = async || Html(include_str!("page.html"));
-        routes.route("/", get(page)).route("/other", get(page)).layer(from_fn_with_state(self.clone(), note))
+        routes.route("/", get(page)).route("/other", get(page)).layer(from_fn_with_state(self.clone(), record_request))
     }
 }
 
-async fn note(State(record): State<Record>, request: Request, next: Next) -> Response {
-    let asked = Asked {
+async fn record_request(State(record): State<Record>, request: Request, next: Next) -> Response {
+    let recorded = Recorded {
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
         headers: request.headers().clone(),
         version: request.version(),
     };
-    record.0.lock().unwrap().push(asked);
+    record.0.lock().unwrap().push(recorded);
     next.run(request).await
 }
 
@@ -80,11 +80,11 @@ impl Site {
         let addr = listener.local_addr().unwrap();
         let record = Record::default();
         let (stop, stopped) = oneshot::channel::<()>();
-        let leaving = hub.clone();
+        let draining = hub.clone();
         let serve = axum::serve(crate::kit::hub_listener(hub, listener), record.around(routes)).with_graceful_shutdown(
             async move {
                 drop(stopped.await);
-                leaving.drain(WINDOW).await;
+                draining.drain(WINDOW).await;
             },
         );
         let task = tokio::spawn(async move { serve.await.unwrap() });
@@ -96,12 +96,12 @@ impl Site {
     }
 
     /// The requests for `/events`.
-    pub fn asked(&self) -> Vec<Asked> {
+    pub fn requests(&self) -> Vec<Recorded> {
         self.record.of("/events")
     }
 
-    /// As a deploy does: streams are told, and end. What connections are idle are closed.
-    pub async fn leave(self) -> SocketAddr {
+    /// Shuts the site down as a deploy does: drains the hub, and closes idle connections.
+    pub async fn shut_down(self) -> SocketAddr {
         drop(self.stop);
         soon(self.task).await.unwrap();
         assert_eq!(self.hub.stats().connections, 0);
@@ -109,8 +109,8 @@ impl Site {
     }
 }
 
-/// A stream for everybody: the topic `news`, as the user `ada`.
-pub fn everybody(hub: &Hub) -> Router {
+/// Routes with a stream for every request: the topic `news`, as the user `ada`.
+pub fn public_stream(hub: &Hub) -> Router {
     Router::new().route_service(
         "/events",
         hub.endpoint(async |_: StreamRequest| Ok(Subscription::for_user("ada").topic("news"))),

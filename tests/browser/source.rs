@@ -1,11 +1,11 @@
-//! An `EventSource` in a page of ours (`page.html`), and what it brought.
+//! An `EventSource` in `page.html`, and its events.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::driver::Page;
 
-/// The hub's own events; a page hears only what it asks for by name.
+/// The control events of the hub. A page receives only events for whose names it has a listener.
 const HUB_EVENTS: [&str; 7] =
     ["hub.hello", "hub.live", "hub.gap", "hub.refused", "hub.stale", "hub.expiring", "hub.bye"];
 
@@ -18,7 +18,7 @@ pub struct Source<'a> {
     index: u64,
 }
 
-/// What script was called with. `open` and `error` are in the same order as events, and have no data.
+/// A call of a listener. `open` and `error` are in one order with the events, and have no data.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Seen {
     #[serde(rename = "type")]
@@ -26,7 +26,7 @@ pub struct Seen {
     pub data: Option<String>,
     pub id: Option<String>,
     pub origin: Option<String>,
-    /// The `readyState` then.
+    /// The `readyState` at that time.
     pub state: u64,
     /// In milliseconds, by the page's own clock.
     pub at: f64,
@@ -39,12 +39,12 @@ impl Seen {
 }
 
 impl Page {
-    /// Opens a stream that hears the hub's events and these.
+    /// Opens a stream with listeners for the control events and for `names`.
     pub async fn listen(&self, url: &str, names: &[&str]) -> Source<'_> {
         self.listen_as(url, names, json!({})).await
     }
 
-    /// With the options that `EventSource` takes.
+    /// Opens a stream with options of `EventSource`.
     pub async fn listen_as(&self, url: &str, names: &[&str], options: Value) -> Source<'_> {
         let names: Vec<&str> = HUB_EVENTS.iter().chain(names).copied().collect();
         let index = self.eval(&format!("listen({}, {}, {options})", json!(url), json!(names))).await;
@@ -61,7 +61,7 @@ impl<'a> Source<'a> {
     }
 
     #[track_caller]
-    pub fn comes_to(&self, state: u64) -> impl Future<Output = ()> + use<'a> {
+    pub fn reaches(&self, state: u64) -> impl Future<Output = ()> + use<'a> {
         self.page.until(&format!("streams[{}].source.readyState === {state}", self.index))
     }
 
@@ -73,17 +73,17 @@ impl<'a> Source<'a> {
         serde_json::from_value(self.page.eval(&format!("streams[{}].log", self.index)).await).unwrap()
     }
 
-    /// The events of a name.
+    /// Returns the events of a name.
     pub async fn all(&self, name: &str) -> Vec<Seen> {
         self.log().await.into_iter().filter(|event| event.name == name).collect()
     }
 
-    /// The data of the events of a name.
+    /// Returns the data of the events of a name.
     pub async fn data(&self, name: &str) -> Vec<String> {
         self.all(name).await.into_iter().map(|event| event.data.unwrap()).collect()
     }
 
-    /// The names of all that came, in order.
+    /// Returns the names of all events, in order.
     pub async fn names(&self) -> Vec<String> {
         self.log().await.into_iter().map(|event| event.name).collect()
     }

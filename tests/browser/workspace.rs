@@ -1,4 +1,4 @@
-//! The workspace example, as two people use it in several tabs.
+//! The workspace example with two users in several tabs.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -15,17 +15,17 @@ use crate::kit::soon;
 use crate::proxy::{Mode, Proxy};
 use crate::redis_server::{FORGETFUL, RedisServer};
 
-/// With the same one people stay signed in across restarts.
+/// The secret of the sessions. With the same secret, users stay signed in across restarts.
 const SECRET: &str = "a secret of the tests";
 
-/// Keeps what the hub says to a page, and what the page shows of it.
+/// Records the control events of a page, and the states that the page shows.
 const WATCH: &str = r##"
-  globalThis.heard = [];
+  globalThis.received = [];
   globalThis.shown = [];
   globalThis.EventSource = class extends EventSource {
     constructor(...args) {
       super(...args);
-      for (const name of ["hub.gap", "hub.bye", "hub.live"]) this.addEventListener(name, () => heard.push(name));
+      for (const name of ["hub.gap", "hub.bye", "hub.live"]) this.addEventListener(name, () => received.push(name));
     }
   };
   new MutationObserver(changes => {
@@ -45,20 +45,20 @@ impl Workspace {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], port)), more).await
     }
 
-    /// Returns when it listens.
+    /// Starts the program, and returns when it listens.
     async fn start_at(addr: SocketAddr, more: &[&str]) -> Self {
         let program = spawn_blocking(|| example("workspace")).await.unwrap();
         let mut command = Command::new(program);
         command.args(["--listen", &addr.to_string(), "--secret", SECRET]).args(more);
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let said = soon(lines.next_line()).await.unwrap();
-        assert_eq!(said, Some(format!("open http://{addr}")));
+        let line = soon(lines.next_line()).await.unwrap();
+        assert_eq!(line, Some(format!("open http://{addr}")));
         Self { addr, process }
     }
 
-    /// As service managers do it, and people with Ctrl-C.
-    async fn leave(mut self) -> SocketAddr {
+    /// Stops the program with SIGTERM, as service managers do.
+    async fn shut_down(mut self) -> SocketAddr {
         let id = self.process.id().unwrap().to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
         assert!(soon(self.process.wait()).await.unwrap().success());
@@ -69,7 +69,7 @@ impl Workspace {
         format!("http://{}/{path}", self.addr)
     }
 
-    /// Somebody's browser, and their first tab.
+    /// Opens a browser context, signs a user in, and returns the first tab.
     async fn sign_in(&self, browser: &'static Browser, user: &str, page: &str, options: Value) -> (Context, Page) {
         let context = browser.context(options).await;
         context.before_scripts(WATCH).await;
@@ -79,7 +79,7 @@ impl Workspace {
         (context, tab)
     }
 
-    /// Another tab.
+    /// Opens another tab.
     async fn open(&self, context: &Context, page: &str) -> Page {
         let tab = context.page(&self.url(page)).await;
         tab.shows("live").await;
@@ -88,7 +88,7 @@ impl Workspace {
 }
 
 impl Page {
-    /// Waits until it shows this state of its stream.
+    /// Waits until the page shows this state of its stream.
     #[track_caller]
     fn shows<'a>(&'a self, state: &str) -> impl Future<Output = ()> + use<'a> {
         self.sees(&format!("#status[data-state={state}]"))
@@ -117,41 +117,41 @@ impl Page {
         self.until("document.querySelector('#title').value === ''").await;
     }
 
-    /// Into `target/browser`, to be looked at.
-    async fn picture(&self, page: &str, size: &str) {
+    /// Saves a screenshot in `target/browser`, for review by a person.
+    async fn screenshot(&self, page: &str, size: &str) {
         let path = folder().join(format!("workspace-{page}-{size}.png"));
         self.call("screenshot", json!([{ "path": path, "type": "png" }])).await;
         let overhang = self.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth").await;
         assert_eq!(overhang, 0, "{page} on a {size}");
     }
 
-    /// The newest first.
-    async fn news(&self) -> Value {
+    /// Returns the posts, newest first.
+    async fn posts(&self) -> Value {
         self.eval("[...document.querySelectorAll('.post p')].map(post => post.textContent)").await
     }
 
-    async fn heard(&self, name: &str) -> usize {
-        let count = self.eval(&format!("heard.filter(name => name === '{name}').length")).await;
+    async fn received(&self, name: &str) -> usize {
+        let count = self.eval(&format!("received.filter(name => name === '{name}').length")).await;
         usize::try_from(count.as_u64().unwrap()).unwrap()
     }
 
-    /// No script of it failed.
-    async fn is_well(&self) {
+    /// Checks that no script of the page has failed.
+    async fn has_no_errors(&self) {
         assert_eq!(self.errors().await, json!([]));
     }
 }
 
 #[tokio::test]
-async fn whose_document_is_deleted_is_told_in_each_tab_on_whatever_page() {
+async fn the_owner_of_a_deleted_document_is_notified_in_each_tab_and_on_each_page() {
     let Some(browser) = browser() else { return };
     let workspace = Workspace::start(&[]).await;
     let (ada, ada_reports) = workspace.sign_in(browser, "ada", "reports", json!({})).await;
     let ada_feed = workspace.open(&ada, "feed").await;
     let (ben, ben_documents) = workspace.sign_in(browser, "ben", "documents", json!({})).await;
-    let ben_too = workspace.open(&ben, "documents").await;
+    let ben_second = workspace.open(&ben, "documents").await;
 
     let hers = "Delete “A document of Ada” of Ada";
-    for tab in [&ben_documents, &ben_too] {
+    for tab in [&ben_documents, &ben_second] {
         tab.sees(&format!("[aria-label='{hers}']")).await;
     }
     ben_documents.click(&format!("[aria-label='{hers}']")).await;
@@ -159,24 +159,24 @@ async fn whose_document_is_deleted_is_told_in_each_tab_on_whatever_page() {
         tab.reads("#toasts .toast", "Ben deleted your document “A document of Ada”").await;
         tab.reads("#unread", "1").await;
     }
-    for tab in [&ben_documents, &ben_too] {
+    for tab in [&ben_documents, &ben_second] {
         tab.until(&format!("!document.querySelector(\"[aria-label='{hers}']\")")).await;
         assert_eq!(tab.eval("document.querySelector('#unread').hidden").await, true);
     }
 
-    // What is read in one is read in the other.
+    // A notification that is read in one tab is read in the other.
     ada_feed.click("#bell").await;
     ada_feed.click("#read").await;
     for tab in [&ada_feed, &ada_reports] {
         tab.until("document.querySelector('#unread').hidden").await;
     }
-    for tab in [&ada_reports, &ada_feed, &ben_documents, &ben_too] {
-        tab.is_well().await;
+    for tab in [&ada_reports, &ada_feed, &ben_documents, &ben_second] {
+        tab.has_no_errors().await;
     }
 }
 
 #[tokio::test]
-async fn a_report_goes_to_100_percent_in_each_tab_and_through_a_reload() {
+async fn a_report_reaches_100_percent_in_each_tab_and_across_a_reload() {
     let Some(browser) = browser() else { return };
     let workspace = Workspace::start(&[]).await;
     let (ada, first) = workspace.sign_in(browser, "ada", "reports", json!({})).await;
@@ -201,38 +201,38 @@ async fn a_report_goes_to_100_percent_in_each_tab_and_through_a_reload() {
     let percents: Vec<u64> = serde_json::from_value(second.eval("percents").await).unwrap();
     assert!(percents.is_sorted() && percents.first() == Some(&0) && percents.last() == Some(&100), "{percents:?}");
     assert!(percents.len() > 3, "{percents:?}");
-    first.is_well().await;
-    second.is_well().await;
+    first.has_no_errors().await;
+    second.has_no_errors().await;
 }
 
 #[tokio::test]
-async fn a_restart_is_one_gap_and_the_page_fetches_everything_anew_and_says_so() {
+async fn a_restart_is_one_gap_and_the_page_loads_everything_again_and_shows_it() {
     let Some(browser) = browser() else { return };
     let workspace = Workspace::start(&[]).await;
     let (_ada, tab) = workspace.sign_in(browser, "ada", "feed", json!({})).await;
-    tab.post_news("This was in memory.").await;
-    assert_eq!(tab.news().await, json!(["This was in memory."]));
+    tab.post_news("The winter plan is out.").await;
+    assert_eq!(tab.posts().await, json!(["The winter plan is out."]));
     tab.eval("shown.length = 0").await;
 
-    let addr = workspace.leave().await;
+    let addr = workspace.shut_down().await;
     let _workspace = Workspace::start_at(addr, &[]).await;
     tab.shows("refreshed").await;
     tab.reads("#banner", "Events were lost, so this page loaded its state again.").await;
-    assert_eq!(tab.news().await, json!([]));
-    assert_eq!(tab.heard("hub.gap").await, 1);
-    assert_eq!(tab.heard("hub.bye").await, 1);
+    assert_eq!(tab.posts().await, json!([]));
+    assert_eq!(tab.received("hub.gap").await, 1);
+    assert_eq!(tab.received("hub.bye").await, 1);
     let shown = tab.eval("shown").await;
     let shown: Vec<&str> = shown.as_array().unwrap().iter().map(|state| state.as_str().unwrap()).collect();
     assert!(matches!(shown[..], ["restarting", .., "missed", "refreshed"]), "{shown:?}");
 
-    // It is live: nobody had to reload it, or to sign in.
-    tab.post_news("And this is after.").await;
-    assert_eq!(tab.news().await, json!(["And this is after."]));
-    tab.is_well().await;
+    // The page is live without a reload and without a new sign-in.
+    tab.post_news("The bridge is closed.").await;
+    assert_eq!(tab.posts().await, json!(["The bridge is closed."]));
+    tab.has_no_errors().await;
 }
 
 #[tokio::test]
-async fn with_a_shared_log_a_restart_is_no_gap_and_the_page_has_what_it_missed() {
+async fn with_a_shared_log_a_restart_is_no_gap_and_the_page_receives_what_it_missed() {
     let Some(browser) = browser() else { return };
     let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let url = redis.url();
@@ -244,26 +244,26 @@ async fn with_a_shared_log_a_restart_is_no_gap_and_the_page_has_what_it_missed()
     ada.until("document.querySelector('.post')").await;
     ada.eval("shown.length = 0").await;
 
-    let addr = one.leave().await;
+    let addr = one.shut_down().await;
     ben.post_news("Second").await;
     ben.post_news("Third").await;
     let _one = Workspace::start_at(addr, &shared).await;
     ada.shows("resumed").await;
     ben.post_news("Fourth").await;
     ada.until("document.querySelectorAll('.post').length === 4").await;
-    assert_eq!(ada.news().await, json!(["Fourth", "Third", "Second", "First"]));
-    assert_eq!((ada.heard("hub.gap").await, ada.heard("hub.bye").await), (0, 1));
+    assert_eq!(ada.posts().await, json!(["Fourth", "Third", "Second", "First"]));
+    assert_eq!((ada.received("hub.gap").await, ada.received("hub.bye").await), (0, 1));
     let shown = ada.eval("shown").await;
     let shown: Vec<&str> = shown.as_array().unwrap().iter().map(|state| state.as_str().unwrap()).collect();
-    // Perhaps it was busy for a moment: while it read the log.
+    // The instance may be busy for a moment, while it reads the log.
     assert!(matches!(shown[..], ["restarting", "resumed"] | ["restarting", "busy", "resumed"]), "{shown:?}");
-    assert_eq!(ben.heard("hub.bye").await, 0);
-    ada.is_well().await;
-    ben.is_well().await;
+    assert_eq!(ben.received("hub.bye").await, 0);
+    ada.has_no_errors().await;
+    ben.has_no_errors().await;
 }
 
 #[tokio::test]
-async fn who_comes_back_to_an_instance_that_has_not_read_the_log_is_told_busy_and_then_resumed() {
+async fn a_page_that_reconnects_to_a_starting_instance_gets_a_retryable_refusal_and_then_resumes() {
     let Some(browser) = browser() else { return };
     let Some(redis) = RedisServer::start(FORGETFUL) else { return };
     let between = Proxy::start(redis.port).await;
@@ -272,19 +272,19 @@ async fn who_comes_back_to_an_instance_that_has_not_read_the_log_is_told_busy_an
     let workspace = Workspace::start(&shared).await;
     let (_ada, tab) = workspace.sign_in(browser, "ada", "feed", json!({})).await;
     tab.eval("shown.length = 0").await;
-    let addr = workspace.leave().await;
+    let addr = workspace.shut_down().await;
     between.set(Mode::StallsAnswers);
     let _workspace = Workspace::start_at(addr, &shared).await;
     tab.shows("busy").await;
     between.set(Mode::Passes);
     tab.shows("resumed").await;
     assert_eq!(tab.eval("shown").await, json!(["restarting", "busy", "resumed"]));
-    assert_eq!(tab.heard("hub.gap").await, 0);
-    tab.is_well().await;
+    assert_eq!(tab.received("hub.gap").await, 0);
+    tab.has_no_errors().await;
 }
 
 #[tokio::test]
-async fn going_back_finds_the_page_as_it_was_and_its_stream_goes_on() {
+async fn a_page_from_the_back_forward_cache_continues_its_stream() {
     let Some(browser) = browser() else { return };
     let workspace = Workspace::start(&[]).await;
     let (_ada, tab) = workspace.sign_in(browser, "ada", "documents", json!({})).await;
@@ -292,22 +292,22 @@ async fn going_back_finds_the_page_as_it_was_and_its_stream_goes_on() {
     tab.eval("addEventListener('pageshow', event => { globalThis.persisted = event.persisted; })").await;
     tab.click("nav a[href='/feed']").await;
     tab.until("location.pathname === '/feed' && document.querySelector('#status').dataset.state === 'live'").await;
-    ben.create("While she is away").await;
+    ben.create("Plan for the bridge").await;
     tab.eval("void setTimeout(() => history.back())").await;
-    // The same page, not another one of that address.
+    // The page comes from the cache and is not a new load of that address.
     tab.until("globalThis.persisted !== undefined").await;
     assert_eq!(tab.eval("[location.pathname, persisted]").await, json!(["/documents", true]));
-    tab.until("document.body.innerText.includes('While she is away')").await;
+    tab.until("document.body.innerText.includes('Plan for the bridge')").await;
     tab.until("['live', 'resumed'].includes(document.querySelector('#status').dataset.state)").await;
-    ben.create("And now").await;
-    tab.until("document.body.innerText.includes('And now')").await;
-    tab.is_well().await;
+    ben.create("Plan for the harbor").await;
+    tab.until("document.body.innerText.includes('Plan for the harbor')").await;
+    tab.has_no_errors().await;
 }
 
 const SIZES: [(&str, u32, u32, bool); 2] = [("laptop", 1280, 800, false), ("phone", 390, 844, true)];
 
 #[tokio::test]
-async fn pictures_of_each_page_are_taken_and_nothing_is_wider_than_the_screen() {
+async fn no_page_is_wider_than_the_screen_and_each_has_a_screenshot() {
     let Some(browser) = browser() else { return };
     let workspace = Workspace::start(&[]).await;
     let (_ben, ben) = workspace.sign_in(browser, "ben", "documents", json!({})).await;
@@ -328,7 +328,7 @@ async fn pictures_of_each_page_are_taken_and_nothing_is_wider_than_the_screen() 
         tab.sees(".report.done").await;
         tab.click("#bell").await;
         tab.sees("#notifications .unread").await;
-        tab.picture("tray", size).await;
+        tab.screenshot("tray", size).await;
         for (page, content) in [
             ("documents", "#documents li"),
             ("reports", ".report.done"),
@@ -338,9 +338,9 @@ async fn pictures_of_each_page_are_taken_and_nothing_is_wider_than_the_screen() 
             tab.call("goto", json!([workspace.url(page)])).await;
             tab.shows("live").await;
             tab.sees(content).await;
-            tab.picture(page, size).await;
+            tab.screenshot(page, size).await;
         }
-        tab.is_well().await;
-        context.page(&workspace.url("sign-in")).await.picture("sign-in", size).await;
+        tab.has_no_errors().await;
+        context.page(&workspace.url("sign-in")).await.screenshot("sign-in", size).await;
     }
 }

@@ -60,7 +60,11 @@ async fn request_whose_connection_is_missing_or_malformed_is_a_bad_request() {
     let rejected = |text: &str| (StatusCode::BAD_REQUEST, text.to_owned());
     assert_eq!(post_as(&server, "/close", None).await, rejected("header sse-connection is missing"));
     for path in ["/close", "/rename"] {
-        assert_eq!(post_as(&server, path, Some("nonsense")).await, rejected("header sse-connection is malformed"), "{path}");
+        assert_eq!(
+            post_as(&server, path, Some("nonsense")).await,
+            rejected("header sse-connection is malformed"),
+            "{path}"
+        );
     }
 }
 

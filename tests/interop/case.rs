@@ -1,4 +1,4 @@
-//! What is looked at.
+//! The cases of the interop test.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Case {
@@ -23,7 +23,7 @@ pub enum Case {
 }
 
 impl Case {
-    /// What a client makes of bytes.
+    /// The cases about the bytes of a stream.
     pub const READING: &[Self] = &[
         Self::Hello,
         Self::Names,
@@ -38,7 +38,7 @@ impl Case {
         Self::Ids,
     ];
 
-    /// What it does when a stream ends or does not begin.
+    /// The cases about the end of a stream, and about refusals.
     pub const RETURNING: &[Self] =
         &[Self::Resume, Self::Retry, Self::Clean, Self::Aborted, Self::Busy, Self::Unauthorized, Self::Never];
 
@@ -56,31 +56,31 @@ impl Case {
         all
     };
 
-    /// The head of its column.
+    /// Returns the head of the column of the case.
     pub fn title(self) -> &'static str {
         match self {
-            Self::Hello => "hello",
-            Self::Names => "names",
-            Self::Lines => "lines",
-            Self::Spaces => "spaces",
-            Self::Empty => "empty",
+            Self::Hello => "Hello",
+            Self::Names => "Names",
+            Self::Lines => "Lines",
+            Self::Spaces => "Spaces",
+            Self::Empty => "Empty",
             Self::Unicode => "Unicode",
-            Self::Separators => "separators",
+            Self::Separators => "Separators",
             Self::Bom => "BOM",
             Self::Large => "200 kB",
-            Self::Heartbeats => "heartbeats",
-            Self::Ids => "ids",
-            Self::Resume => "resume",
-            Self::Retry => "retry",
-            Self::Clean => "clean end",
-            Self::Aborted => "aborted end",
-            Self::Busy => "refused",
+            Self::Heartbeats => "Heartbeats",
+            Self::Ids => "Ids",
+            Self::Resume => "Resume",
+            Self::Retry => "Retry",
+            Self::Clean => "Clean end",
+            Self::Aborted => "Aborted end",
+            Self::Busy => "Refused",
             Self::Unauthorized => "401",
             Self::Never => "204",
         }
     }
 
-    /// What must be so for an `ok`.
+    /// Returns the condition for an `ok`.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Hello => "`hub.hello` comes first, then `hub.live` with an id",

@@ -1,4 +1,4 @@
-//! The clients, and how each is run.
+//! The clients, and the command of each.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,16 @@ use crate::kit::skip;
 #[derive(Debug)]
 pub struct Client {
     pub name: &'static str,
-    /// How it is used, where that is not as its documentation begins. Makes it another client here.
+    /// The way of use, if it differs from the start of the documentation. Each variant is a
+    /// separate client here.
     pub variant: &'static str,
     pub origin: Origin,
-    /// The file that drives it, in the folder of its origin.
+    /// The script that runs the client, in the folder of its origin.
     script: &'static str,
     pub reconnects: Reconnects,
-    /// How the hub is told to end streams for it.
+    /// The setting `stream_end` of the hub for this client.
     pub end: StreamEnd,
-    /// How the script uses it.
+    /// The usage in the script, for the document.
     pub usage: &'static str,
 }
 
@@ -31,7 +32,7 @@ pub enum Origin {
     System,
 }
 
-/// Who opens the next stream.
+/// Whether the client or its caller opens the next stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reconnects {
     Itself,
@@ -166,7 +167,7 @@ pub const CLIENTS: &[Client] = &[
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
 const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop");
 
-/// That the clients are there, in the versions that are written down.
+/// Proof that the clients are installed, in the listed versions.
 pub struct Installed(());
 
 /// Looks for the clients. If one is missing, reports the test as skipped.
@@ -175,7 +176,8 @@ pub fn installed() -> Option<Installed> {
         skip::not_installed(&missing);
         return None;
     }
-    // Node looks for packages from the script's own folder upwards.
+    // Node searches packages in the folder of the script and above, so the scripts are copied
+    // there.
     for script in std::fs::read_dir(Path::new(SOURCES).join("node")).unwrap() {
         let script = script.unwrap().path();
         if script.extension().is_some_and(|extension| extension == "mjs") {
@@ -188,7 +190,7 @@ pub fn installed() -> Option<Installed> {
 fn look() -> Result<(), String> {
     for (folder, list) in [("node", "package-lock.json"), ("python", "requirements.txt")] {
         let wanted = std::fs::read_to_string(Path::new(SOURCES).join(folder).join(list)).unwrap();
-        // A copy of the list, made after everything on it was there.
+        // `tests/run` copies the list after it has installed everything on it.
         if std::fs::read_to_string(Path::new(INSTALLED).join(folder).join("installed")).ok() != Some(wanted) {
             return Err(format!("a client of tests/interop/{folder}/{list}"));
         }
@@ -213,13 +215,13 @@ fn binary(name: &str) -> PathBuf {
 }
 
 impl Client {
-    /// The name and the variant.
+    /// Returns the name and the variant.
     pub fn title(&self) -> String {
         let Self { name, variant, .. } = self;
         if variant.is_empty() { (*name).to_owned() } else { format!("{name}, {variant}") }
     }
 
-    /// The program and what comes before its own arguments.
+    /// Returns the program and its first arguments.
     pub fn command(&self, _: &Installed) -> Vec<OsString> {
         let (sources, installed) = (Path::new(SOURCES), Path::new(INSTALLED));
         let command = match self.origin {
@@ -233,7 +235,7 @@ impl Client {
         command.into_iter().map(PathBuf::into_os_string).collect()
     }
 
-    /// As it is written down in the list that it is installed from. A tool of the system has none.
+    /// Returns the version in the list of packages, or `None` for a tool of the system.
     pub fn version(&self) -> Option<String> {
         let (list, before) = match self.origin {
             Origin::Npm => ("node/package.json", format!("\"{}\": \"", self.name)),

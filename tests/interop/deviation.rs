@@ -1,17 +1,18 @@
-//! Deviations of clients, and the fix for each. The tests check the facts; the texts go into the document.
+//! Deviations of clients, and the fix for each. The tests check the facts; the texts go into the
+//! document.
 
 use crate::case::Case;
 use crate::client::Client;
 
 pub struct Deviation {
-    /// A client, and those of its variants that do it too.
+    /// The titles of the client, and of its variants with the same deviation.
     pub clients: &'static [&'static str],
     pub case: Case,
-    /// What the test must see, instead of `ok`.
+    /// The outcome that the test expects instead of `ok`.
     pub seen: &'static str,
-    /// In the table.
+    /// The cell in the table.
     pub cell: &'static str,
-    /// In the text: what it is, and what to do.
+    /// The explanation and the fix, for the section of the client.
     pub text: &'static str,
 }
 
@@ -32,7 +33,7 @@ pub const DEVIATIONS: &[Deviation] = &[
         clients: &["undici"],
         case: Case::Unauthorized,
         seen: "asks twice",
-        cell: "asks twice",
+        cell: "repeats once",
         text: "The client repeats the request once before it gives up. No action is needed. The access hook is called twice.",
     },
     Deviation {
@@ -77,14 +78,14 @@ pub const DEVIATIONS: &[Deviation] = &[
         clients: &[FETCH],
         case: Case::Unauthorized,
         seen: "asks again and again",
-        cell: "keeps asking",
+        cell: "keeps retrying",
         text: "The client repeats the request without end. Throw in `onopen`, and rethrow the error in `onerror`.",
     },
     Deviation {
         clients: &[FETCH],
         case: Case::Never,
         seen: "asks again",
-        cell: "keeps asking",
+        cell: "keeps retrying",
         text: "The client repeats the request after `retry`. The fix is the same as for `401`. `response.ok` is true for `204`, so \
                compare the status with 200.",
     },
@@ -153,7 +154,7 @@ pub const DEVIATIONS: &[Deviation] = &[
         clients: &[LAUNCHDARKLY],
         case: Case::Never,
         seen: "asks again",
-        cell: "keeps asking",
+        cell: "keeps retrying",
         text: "The client treats `204` as a stream that ended. Check the status in `SSE::Connected`, and drop the stream if it is not \
                200.",
     },

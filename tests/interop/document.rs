@@ -1,4 +1,4 @@
-//! `docs/compatibility.md`.
+//! Writes and checks `docs/compatibility.md`.
 
 use std::fmt::Write;
 
@@ -29,13 +29,13 @@ This page lists the behavior of common clients against a real server with a hub.
 events that the client delivers with the events that were published. The test fails when a client
 behaves differently from this page.
 
-A browser's own `EventSource` needs none of these hints. [Wire format](wire.md) lists what a
-client in any language may rely on.
+A browser's own `EventSource` needs none of these hints. [Wire format](wire.md) is the
+specification for clients in any language.
 ";
 
 const COLUMNS: &str = "
 `ok` means that the client meets the condition in the list below the table. *by the caller* means
-that the client reads one stream only. Then a loop around the client keeps the last id and
+that the client reads only one stream. Then a loop around the client keeps the last id and
 `retry`, waits, and sends `Last-Event-ID`. `tests/interop` has such loops to copy. The section of
 the client explains every other cell.
 ";
@@ -59,7 +59,7 @@ fn table(out: &mut String, title: &str, cases: &[Case]) {
     };
     writeln!(out, "\n## {title}\n").unwrap();
     let heads = cases.iter().map(|case| case.title().to_owned());
-    out.push_str(&row(&mut std::iter::once("client".to_owned()).chain(heads)));
+    out.push_str(&row(&mut std::iter::once("Client".to_owned()).chain(heads)));
     writeln!(out, "|{}", "---|".repeat(cases.len() + 1)).unwrap();
     for client in CLIENTS {
         let cells = cases.iter().map(|case| cell(client, *case));
@@ -108,10 +108,10 @@ fn describe(out: &mut String, client: &Client) {
     }
 }
 
-/// The text in lines of at most 100 columns. `indent` starts every line but the first. A line does not end within
-/// `code`.
+/// The text in lines of at most 100 columns. `indent` starts every line but the first. A line does
+/// not end within `code`.
 fn wrapped(text: &str, indent: &str) -> String {
-    // A blank within code is no place to break a line.
+    // A line does not break at a space within code.
     let mut in_code = false;
     let words = text.split(|character| {
         in_code ^= character == '`';

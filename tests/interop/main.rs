@@ -1,10 +1,12 @@
-//! The hub against clients that people use: every client goes through the same scenes, on a real server, and what it saw is
-//! compared with what was sent. `docs/compatibility.md` is written from the outcome.
+//! Common clients against a real server with a hub. Every client goes through the same scenes, and
+//! the test compares the events that the client delivers with the published events.
+//! `docs/compatibility.md` lists the expected outcome.
 //!
-//! What a client does otherwise is expected in `deviations.rs`, beside its explanation: the test fails when a deviation
-//! appears, changes or is gone, and when the document is not what follows from it.
+//! `deviation.rs` has the expected deviations of clients with their explanations. The test fails
+//! when a deviation appears, changes or disappears, and when the document does not match the
+//! expectations.
 //!
-//! `INTEROP_CLIENT=undici cargo test --test interop` runs one client, and shows what it writes to its standard error.
+//! `INTEROP_CLIENT=undici cargo test --test interop` runs one client, and shows its standard error.
 
 #![allow(
     clippy::unwrap_used,
@@ -35,11 +37,11 @@ use client::{CLIENTS, Client};
 use deviation::DEVIATIONS;
 use futures::future::join_all;
 
-/// What a client did in each case: `ok`, or what else.
+/// The outcome of each case: `ok`, or a description of the deviation.
 pub type Outcome = BTreeMap<Case, String>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_do_what_the_document_says() {
+async fn clients_behave_as_documented() {
     let Some(installed) = client::installed() else { return };
     let installed = Arc::new(installed);
     let mut clients: Vec<&Client> = CLIENTS.iter().collect();
@@ -48,7 +50,7 @@ async fn clients_do_what_the_document_says() {
         assert!(!clients.is_empty(), "INTEROP_CLIENT: no client is called {only}");
         kit::skip::skipped(&format!("INTEROP_CLIENT leaves out all clients but {only}"));
     }
-    // Side by side, each on a task of its own.
+    // The clients run at the same time, each in a separate task.
     let outcomes =
         join_all(clients.iter().map(|client| tokio::spawn(scenes::all(client, Arc::clone(&installed))))).await;
 
@@ -63,14 +65,14 @@ async fn clients_do_what_the_document_says() {
             }
         }
     }
-    assert!(surprises.is_empty(), "clients do other things than tests/interop/deviation.rs expects:\n{surprises}");
+    assert!(surprises.is_empty(), "clients behave differently from tests/interop/deviation.rs:\n{surprises}");
 }
 
 #[test]
-fn the_document_is_what_follows_from_the_expectations() {
+fn the_document_matches_the_expected_deviations() {
     for deviation in DEVIATIONS {
         let known = deviation.clients.iter().all(|title| CLIENTS.iter().any(|client| client.title() == *title));
-        assert!(known, "{:?}: one of them is no client", deviation.clients);
+        assert!(known, "{:?}: one of them is not in CLIENTS", deviation.clients);
     }
     document::check();
 }

@@ -1,4 +1,4 @@
-//! One client, one server of its own, and a record of what either did.
+//! One client with a separate server, and a record of both.
 
 use std::pin::Pin;
 use std::process::{Command, Stdio};
@@ -27,12 +27,13 @@ use crate::client::{Client, Installed};
 use crate::kit::Server;
 use crate::sent::NAMES;
 
-/// For an interpreter to start on a machine that has much else to do.
+/// The limit for the start of an interpreter on a busy machine.
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
-/// For whatever a client does by itself: twice the longest wait of any of them.
+/// The limit for any action of a client: twice the longest delay of all clients.
 const ACTS_WITHIN: Duration = Duration::from_secs(10);
 
-/// How requests are answered: the nth by the nth, and all others by the last.
+/// The answers to the requests: the nth answer to the nth request, and the last answer to all later
+/// ones.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer {
     Stream,
@@ -40,14 +41,14 @@ pub enum Answer {
     Login,
 }
 
-/// What happened so far.
+/// The record of a run so far.
 #[derive(Default)]
 pub struct Record {
     pub requests: Vec<Asked>,
-    /// Of streams that the server ended, whatever way.
+    /// The streams that the server has ended, in any way.
     pub ends: Vec<Ended>,
     pub heartbeats: usize,
-    /// What the client said, see `node/report.mjs`.
+    /// The reports of the client, see `node/report.mjs`.
     pub lines: Vec<Value>,
     pub exited: bool,
 }
@@ -61,11 +62,11 @@ pub struct Asked {
 #[derive(Clone, Copy)]
 pub struct Ended {
     pub at: Instant,
-    /// The last `retry` that was written to it.
+    /// The last `retry` of the stream.
     pub retry: Option<Duration>,
 }
 
-/// An event as a client gave it out.
+/// An event as a client delivered it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub name: String,
@@ -88,7 +89,8 @@ struct Shared {
 }
 
 impl Run {
-    /// Starts both, and waits for the first request. The client leaves after an event with the name `last`.
+    /// Starts the server and the client, and waits for the first request. The client ends after an
+    /// event with the name `last`.
     pub async fn start(
         client: &Client,
         installed: &Installed,
@@ -106,12 +108,12 @@ impl Run {
         let [program, arguments @ ..] = &client.command(installed)[..] else { panic!("no program") };
         let mut command = tokio::process::Command::new(program);
         command.args(arguments).arg(format!("http://{}/events", server.addr)).arg(last).args(NAMES);
-        // With a group of its own: what a script starts ends with it.
+        // A separate process group, so that the processes of a script end with it.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).env("PYTHONDONTWRITEBYTECODE", "1");
         #[cfg(unix)]
         command.process_group(0);
         if std::env::var_os("INTEROP_CLIENT").is_none() {
-            // Warnings of its own kind. Who looks at one client sees them.
+            // Hide the warnings of the client, unless the test runs only this client.
             command.stderr(Stdio::null());
         }
         let mut client = command.spawn().unwrap();
@@ -127,14 +129,12 @@ impl Run {
             }
         });
         let run = Self { hub, shared, _server: server, client };
-        assert!(
-            run.within(STARTS_WITHIN, |record| !record.requests.is_empty()).await,
-            "the client does not ask at all"
-        );
+        assert!(run.within(STARTS_WITHIN, |record| !record.requests.is_empty()).await, "the client sends no request");
         run
     }
 
-    /// Waits until it is so. Returns whether it is: not if the client exits first, or takes too long.
+    /// Waits until the condition holds. Returns `false` if the client exits first, or takes too
+    /// long.
     pub async fn until(&self, holds: impl FnMut(&Record) -> bool) -> bool {
         self.within(ACTS_WITHIN, holds).await
     }
@@ -150,7 +150,7 @@ impl Run {
         look(&self.shared.record.borrow())
     }
 
-    /// Returns its id.
+    /// Publishes an event, and returns its id.
     pub async fn publish(&self, name: &'static str, data: &'static str) -> String {
         self.hub.topic("t").publish(Event::new(name, data)).await.unwrap().position.to_string()
     }
@@ -161,12 +161,12 @@ impl Run {
         assert!(self.until(|record| record.heartbeats > before || record.exited).await, "no heartbeat");
     }
 
-    /// Waits until the client gave out an event with this data.
+    /// Waits until the client has delivered an event with this data.
     pub async fn sees(&self, data: &str) -> bool {
         self.until(|record| record.lines.iter().any(|line| line["data"] == data)).await
     }
 
-    /// The next frame that contains this is written up to its end, and then the connection breaks.
+    /// Breaks the connection after these bytes of the next frame that contains them.
     pub fn cut_at(&self, end: &'static [u8]) {
         *self.shared.cut.lock().unwrap() = Some(end);
     }
@@ -175,17 +175,17 @@ impl Run {
         self.hub.topic("t").disconnect(disconnect).await.unwrap();
     }
 
-    /// What the client gave out.
+    /// Returns the events that the client has delivered.
     pub fn seen(&self) -> Vec<Seen> {
         self.look(|record| record.lines.iter().filter_map(seen).collect())
     }
 
-    /// How it ended, in its own words.
+    /// Returns the reason that the client reported at its end.
     pub fn closed(&self) -> Option<String> {
         self.look(|record| record.lines.iter().find_map(|line| Some(line["closed"].as_str()?.to_owned())))
     }
 
-    /// How often the script, not the client, opened a stream again.
+    /// Returns how often the script around the client opened the next stream.
     pub fn by_the_caller(&self) -> usize {
         self.look(|record| record.lines.iter().filter(|line| line["again"] == true).count())
     }
@@ -193,7 +193,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // No id: it was waited for.
+        // Without an id, the process has ended already.
         if let Some(group) = self.client.id() {
             drop(Command::new("kill").args(["-KILL", "--", &format!("-{group}")]).stderr(Stdio::null()).status());
             drop(self.client.start_kill());
@@ -204,7 +204,7 @@ impl Drop for Run {
 fn seen(line: &Value) -> Option<Seen> {
     let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
     line.get("event")?;
-    // What an unnamed event is called differs, and is nobody's fault.
+    // Clients report unnamed events with different names, which is no deviation.
     let name = Some(text("event")).filter(|name| !name.is_empty()).unwrap_or_else(|| "message".to_owned());
     Some(Seen { name, data: text("data"), id: text("id") })
 }
@@ -219,17 +219,17 @@ async fn events(State(shared): State<Arc<Shared>>, request: StreamRequest) -> Re
     };
     let response = response.into_response();
     let asked = Asked { at: Instant::now(), last_event_id, status: response.status().as_u16() };
-    // Told after the hub has subscribed it.
+    // Recorded after the hub has subscribed the client.
     shared.record.send_modify(|record| record.requests.push(asked));
     response.map(|body| AnyBody::new(Watched { body: Box::pin(body), shared, retry: None, breaks: None }))
 }
 
-/// The hub's body, watched, and cut where the test says so.
+/// The body of the hub, which records its end and which a test can cut.
 struct Watched {
     body: Pin<Box<EventBody>>,
     shared: Arc<Shared>,
     retry: Option<Duration>,
-    /// It breaks then: when the server has written what comes before.
+    /// The time of the break, after the server has written the bytes before it.
     breaks: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,4 +1,4 @@
-//! The scenes that every client goes through, and what is made of what it did.
+//! The scenes that every client goes through, and the outcome of each case.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,10 @@ use crate::deviation;
 use crate::run::{Answer, Run, Seen};
 use crate::sent::SAMPLES;
 
-/// Between what clients wait for by themselves: some a second and less, some three and more.
+/// A `retry` between the default delays of the clients: some wait at most a second, others at least
+/// three.
 const RETRY: Duration = Duration::from_millis(1500);
-/// Where little is learnt from the wait.
+/// A `retry` for scenes in which the delay matters little.
 const SHORT: Duration = Duration::from_millis(300);
 
 /// A client in a scene.
@@ -23,7 +24,7 @@ struct Scene<'a> {
     client: &'a Client,
     installed: &'a Installed,
     outcome: Outcome,
-    /// How long it stayed away, and for how long it was told to.
+    /// The delay of each reconnect, and the `retry` that the client received.
     waits: Vec<(Duration, Duration)>,
 }
 
@@ -48,8 +49,8 @@ pub async fn all(client: &'static Client, installed: Arc<Installed>) -> Outcome 
     scene.outcome
 }
 
-/// Whether the client stayed away much longer than it was told to. Only long waits tell: a busy machine makes short ones
-/// look late.
+/// Whether the client waited much longer than `retry`. Only long waits count, because a busy
+/// machine makes short ones look late.
 fn is_late((waited, retry): &(Duration, Duration)) -> bool {
     *retry >= RETRY && *waited > retry.mul_f64(1.8)
 }
@@ -59,7 +60,7 @@ impl Scene<'_> {
         Run::start(self.client, self.installed, hub, end, answers, last).await
     }
 
-    /// Notes an outcome. The first that is not `ok` stands for the case.
+    /// Records an outcome. The first outcome of a case that is not `ok` counts.
     fn note(&mut self, case: Case, outcome: impl Into<String>) {
         let noted = self.outcome.entry(case).or_insert_with(|| "ok".to_owned());
         if noted == "ok" {
@@ -67,7 +68,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Everything that is about bytes, with heartbeats in between.
+    /// All cases about bytes, with heartbeats in between.
     async fn reading(&mut self) {
         let hub = Hub::builder().retry(SHORT).heartbeat(SHORT);
         let run = self.start(hub, self.client.end, &[Answer::Stream], "hub.bye").await;
@@ -143,7 +144,7 @@ impl Scene<'_> {
         );
     }
 
-    /// Cut off within a frame, with something published while it is away.
+    /// The connection breaks within a frame, and events are published before the client reconnects.
     async fn cut(&mut self) {
         let run = self.start(Hub::builder().retry(RETRY), StreamEnd::Clean, &[Answer::Stream], "end").await;
         run.publish("", "a").await;
@@ -154,7 +155,7 @@ impl Scene<'_> {
         run.publish("", "c").await;
         let back = run.until(|record| record.requests.len() == 2).await;
         if !back {
-            self.note(Case::Resume, gone(&run));
+            self.note(Case::Resume, without_reconnect(&run));
             return;
         }
         run.publish("", "d").await;
@@ -170,11 +171,11 @@ impl Scene<'_> {
             },
         );
         self.waited(&run);
-        self.who(&run);
+        self.check_reconnects(&run);
     }
 
     async fn ends(&mut self, case: Case, end: StreamEnd) {
-        // Told to return after one to two times this.
+        // The hub tells the client to reconnect after one to two times this.
         let retry = if end == self.client.end { RETRY } else { SHORT };
         let run = self.start(Hub::builder().retry(retry), end, &[Answer::Stream], "end").await;
         run.publish("", "a").await;
@@ -184,7 +185,7 @@ impl Scene<'_> {
         run.publish("", "b").await;
         let back = run.until(|record| record.requests.len() == 2).await;
         if !back {
-            self.note(case, gone(&run));
+            self.note(case, without_reconnect(&run));
             return;
         }
         run.publish("end", "c").await;
@@ -192,7 +193,7 @@ impl Scene<'_> {
         let bye = run.seen().iter().any(|seen| seen.name == "hub.bye" && seen.data.contains(r#""reconnect":"now""#));
         self.note(case, if bye { in_order(&run, &["a", "b", "c"]) } else { "does not see `hub.bye`".to_owned() });
         self.waited(&run);
-        self.who(&run);
+        self.check_reconnects(&run);
     }
 
     async fn busy(&mut self) {
@@ -200,7 +201,7 @@ impl Scene<'_> {
         let run = self.start(Hub::builder(), self.client.end, &answers, "end").await;
         let back = run.until(|record| record.requests.len() == 2).await;
         if !back {
-            self.note(Case::Busy, gone(&run));
+            self.note(Case::Busy, without_reconnect(&run));
             return;
         }
         run.publish("end", "").await;
@@ -209,7 +210,7 @@ impl Scene<'_> {
             run.seen().iter().any(|seen| seen.name == "hub.refused" && seen.data.contains(r#""reason":"busy""#));
         self.note(Case::Busy, if refused { in_order(&run, &[""]) } else { "does not see `hub.refused`".to_owned() });
         self.waited(&run);
-        self.who(&run);
+        self.check_reconnects(&run);
     }
 
     async fn unauthorized(&mut self) {
@@ -238,7 +239,7 @@ impl Scene<'_> {
         self.note(Case::Never, if again { "asks again" } else { "ok" });
     }
 
-    /// Looks at how long it stayed away.
+    /// Records the delay of the reconnect.
     fn waited(&mut self, run: &Run) {
         self.waits.push(run.look(|record| {
             let ended = record.ends[0];
@@ -262,8 +263,8 @@ impl Scene<'_> {
         );
     }
 
-    /// That the document says truly who reconnects.
-    fn who(&self, run: &Run) {
+    /// Checks the documented way to reconnect: by the client or by the caller.
+    fn check_reconnects(&self, run: &Run) {
         let returns = run.look(|record| record.requests.len()) - 1;
         let by_caller = run.by_the_caller();
         let is_so = match self.client.reconnects {
@@ -271,7 +272,7 @@ impl Scene<'_> {
             Reconnects::Caller => by_caller == returns,
             Reconnects::Either => by_caller <= returns,
         };
-        assert!(is_so, "{}: {by_caller} of {returns} times it is the caller who reconnects", self.client.title());
+        assert!(is_so, "{}: {by_caller} of {returns} times the caller reconnects", self.client.title());
     }
 }
 
@@ -284,7 +285,7 @@ fn in_order(run: &Run, expected: &[&str]) -> String {
     if seen == expected { "ok".to_owned() } else { format!("{seen:?}") }
 }
 
-/// It does not come back: what it says of that.
-fn gone(run: &Run) -> String {
-    run.closed().map_or_else(|| "waits for ever".to_owned(), |why| format!("gives up: {why}"))
+/// Describes a client that does not reconnect.
+fn without_reconnect(run: &Run) -> String {
+    run.closed().map_or_else(|| "does not reconnect".to_owned(), |why| format!("gives up: {why}"))
 }

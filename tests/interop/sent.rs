@@ -1,14 +1,15 @@
-//! What is published, and what of it a client must see. The expectation is the standard's, not our encoder's.
+//! The published events, and the events that a client must deliver. The expectations follow the
+//! standard and not the encoder of the hub.
 
 use crate::case::Case;
 
-/// An event, and the case that it is about.
+/// An event and its case.
 pub struct Sample {
     pub case: Case,
-    /// Empty for none.
+    /// The name, or empty for an unnamed event.
     pub name: &'static str,
     pub data: &'static str,
-    /// What a client gives out.
+    /// The data that a client must deliver.
     pub seen: &'static str,
 }
 
@@ -40,6 +41,6 @@ pub const SAMPLES: &[Sample] = &[
     same(Case::Bom, "", "\u{feff}marked"),
 ];
 
-/// Every name that has to be listened for.
+/// Every name for which a client needs a listener.
 pub const NAMES: &[&str] =
     &["note", "note: of 1st", "größe", "end", "hub.hello", "hub.live", "hub.gap", "hub.refused", "hub.bye"];

@@ -1,4 +1,5 @@
-//! Whatever publishers, the application and a client do, in whatever order: who reads gets the same in both ways.
+//! For any sequence of actions of publishers, the application and a client, readers receive the
+//! same events with and without takeover.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,23 +25,24 @@ enum Act {
     Join {
         topic: u8,
     },
-    /// After everything has been read: what waits in a topic that is left may be dropped.
+    /// Waits until everything has been read, because pending events of a topic that is left may be
+    /// dropped.
     Leave {
         topic: u8,
     },
     Read {
         bytes: usize,
     },
-    Talk {
+    Input {
         bytes: usize,
     },
-    Rest,
+    Pause,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Last {
     Disconnect,
-    Never,
+    Ban,
     Drain,
 }
 
@@ -52,16 +54,16 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..3_u8).prop_map(|topic| Act::Join { topic }),
         1 => (0..3_u8).prop_map(|topic| Act::Leave { topic }),
         5 => (1..40_000_usize).prop_map(|bytes| Act::Read { bytes }),
-        2 => (1..20_000_usize).prop_map(|bytes| Act::Talk { bytes }),
-        1 => Just(Act::Rest),
+        2 => (1..20_000_usize).prop_map(|bytes| Act::Input { bytes }),
+        1 => Just(Act::Pause),
     ]
 }
 
 fn last() -> impl Strategy<Value = Last> {
-    prop_oneof![Just(Last::Disconnect), Just(Last::Never), Just(Last::Drain)]
+    prop_oneof![Just(Last::Disconnect), Just(Last::Ban), Just(Last::Drain)]
 }
 
-/// What came, but for what is of the moment: the connection, times, ids.
+/// The events without what differs between two runs: the connection, times, and ids.
 fn essence(events: &[Sse]) -> Vec<(String, String)> {
     let own = events.iter().filter(|event| !["hub.hello", "hub.live"].contains(&event.event.as_str()));
     own.map(|event| (event.event.clone(), event.data.clone())).collect()
@@ -93,7 +95,7 @@ async fn play(addr: SocketAddr, hub: &Hub, narrow: bool, acts: &[Act], last: Las
                 topics.push(*topic);
             }
             Act::Leave { topic } => {
-                // Not `Stats::lag`, which does not count a stream that is just reading.
+                // Not `Stats::lag`, which does not count a stream that is reading at the moment.
                 while hub.connections()[0].delivered < expected.len() as u64 {
                     assert!(peer.reader.more_within(Duration::from_millis(5), 1_000_000).await.unwrap());
                 }
@@ -101,9 +103,10 @@ async fn play(addr: SocketAddr, hub: &Hub, narrow: bool, acts: &[Act], last: Las
                 topics.retain(|other| other != topic);
             }
             Act::Read { bytes } => assert!(peer.reader.more_within(Duration::from_millis(2), *bytes).await.unwrap()),
-            // What it can without waiting: a server that does not read while it writes need not take more.
-            Act::Talk { bytes } => drop(peer.writer.try_write(&vec![b'x'; *bytes])),
-            Act::Rest => tokio::time::sleep(Duration::from_millis(2)).await,
+            // As much as the socket takes at once: a server that does not read while it writes may
+            // take no more.
+            Act::Input { bytes } => drop(peer.writer.try_write(&vec![b'x'; *bytes])),
+            Act::Pause => tokio::time::sleep(Duration::from_millis(2)).await,
         }
     }
     let end = async {
@@ -111,14 +114,14 @@ async fn play(addr: SocketAddr, hub: &Hub, narrow: bool, acts: &[Act], last: Las
             Last::Disconnect => {
                 assert_eq!(hub.connection(connection).disconnect(Disconnect::now()).await.unwrap().connections, 1);
             }
-            Last::Never => {
+            Last::Ban => {
                 let disconnect = Disconnect::block_for(Duration::from_secs(60));
                 assert_eq!(hub.connection(connection).disconnect(disconnect).await.unwrap().connections, 1);
             }
             Last::Drain => assert_eq!(hub.drain(Duration::ZERO).await.cut, 0),
         }
     };
-    // A disconnect does not wait for what was published before.
+    // A disconnect does not wait for earlier events.
     let mut events = Vec::new();
     let mut reader = peer.reader.events();
     if !matches!(last, Last::Drain) {
@@ -165,7 +168,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_ways_give_the_same(
+    fn readers_receive_the_same_events_with_and_without_takeover(
         acts in proptest::collection::vec(act(), 1..60),
         last in last(),
         narrow in any::<bool>(),

@@ -1,4 +1,4 @@
-//! What a client sends behind its request, and how the server comes to an end nevertheless.
+//! Bytes that a client sends after its request, and the shutdown of a server with such connections.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::peer::{Peer, request};
 use crate::site::{Bare, Site};
 
 #[tokio::test]
-async fn a_request_that_came_with_the_streams_is_not_executed() {
+async fn a_request_pipelined_behind_a_stream_is_not_executed() {
     for second in [request("/count"), "POST /count HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\nhi".to_owned()] {
         let site = Site::start(Hub::builder()).await;
         let mut peer = Peer::connect(site.addr).await;
@@ -23,7 +23,7 @@ async fn a_request_that_came_with_the_streams_is_not_executed() {
         site.delivers_as_taken(&mut events).await;
         let counted = site.counted.clone();
         let since = Instant::now();
-        let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+        let (drained, rest) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), events.rest());
         assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
         assert_eq!((drained.ended, drained.cut, rest.len()), (1, 0, 1));
         assert_eq!(counted.load(Ordering::SeqCst), 0);
@@ -31,7 +31,7 @@ async fn a_request_that_came_with_the_streams_is_not_executed() {
 }
 
 #[tokio::test]
-async fn a_request_that_comes_later_is_not_executed() {
+async fn a_request_sent_on_an_open_stream_is_not_executed() {
     let site = Site::start(Hub::builder()).await;
     let (mut events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
@@ -40,13 +40,13 @@ async fn a_request_that_comes_later_is_not_executed() {
         site.delivers_as_taken(&mut events).await;
     }
     let counted = site.counted.clone();
-    let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+    let (drained, rest) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), events.rest());
     assert_eq!((drained.ended, drained.cut, rest.len()), (1, 0, 1));
     assert_eq!(counted.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test]
-async fn a_body_that_never_comes_holds_nobody_up() {
+async fn an_incomplete_request_body_does_not_delay_the_takeover() {
     for head in [
         "GET /events?topic=t HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n0123456789",
         "GET /events?topic=t HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n64\r\n0123456789",
@@ -60,7 +60,7 @@ async fn a_body_that_never_comes_holds_nobody_up() {
         let mut events = peer.reader.events();
         assert_eq!(events.next().await.event, "hub.hello", "{head}");
         until(|| server.serving() == 0).await;
-        // The rest of it is stray input like any.
+        // The rest of the body is stray input like any other.
         soon(tokio::io::AsyncWriteExt::write_all(&mut peer.writer, &[b'x'; 200_000])).await.unwrap();
         for n in 0..3 {
             hub.topic("t").publish(tower_sse::Event::unnamed(n.to_string())).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_body_that_never_comes_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn without_a_stream_the_server_leaves_at_once() {
+async fn without_a_stream_the_server_shuts_down_at_once() {
     let mut site = Site::start(Hub::builder()).await;
     let (events, writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
@@ -83,9 +83,10 @@ async fn without_a_stream_the_server_leaves_at_once() {
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
 }
 
-/// The server takes the response for finished. So whoever does not drain leaves its streams to themselves.
+/// For the server, the response is finished. So an application that does not drain leaves its
+/// streams open.
 #[tokio::test]
-async fn the_servers_shutdown_alone_waits_for_no_stream_and_ends_none() {
+async fn shutdown_of_the_server_without_a_drain_waits_for_no_stream_and_ends_none() {
     let mut site = Site::start(Hub::builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.send(request("/events?topic=t") + &request("/count")).await;
@@ -99,7 +100,7 @@ async fn the_servers_shutdown_alone_waits_for_no_stream_and_ends_none() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_with_requests_behind_them_leave_together() {
+async fn a_drain_ends_many_streams_with_pipelined_requests_at_once() {
     const STREAMS: usize = 100;
     let site = Site::start(Hub::builder()).await;
     let mut streams = Vec::new();
@@ -111,7 +112,7 @@ async fn many_with_requests_behind_them_leave_together() {
     }
     site.taken(STREAMS).await;
     let since = Instant::now();
-    let drained = site.leave(Duration::from_secs(10)).await;
+    let drained = site.drain_and_shut_down(Duration::from_secs(10)).await;
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     assert_eq!((drained.ended, drained.cut), (STREAMS, 0));
     for (events, _writer) in streams {

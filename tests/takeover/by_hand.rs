@@ -1,4 +1,5 @@
-//! A server of somebody's own, which writes and flushes when it likes. Hyper never flushes before everything is written.
+//! A hand-written server, which can flush at any time. Hyper never flushes before everything is
+//! written.
 
 use http::Request;
 use http_body_util::BodyExt;
@@ -13,7 +14,7 @@ use crate::kit::access::by_query;
 use crate::kit::{Events, soon};
 use crate::peer::Peer;
 
-/// A head of this length is not written in one piece.
+/// A response head with this much padding needs several writes.
 const PADDING: usize = 15_000;
 
 #[derive(Clone, Copy)]
@@ -49,7 +50,7 @@ async fn serve(hub: &Hub, how: How) -> (Peer, JoinHandle<bool>) {
                 io.flush().await.unwrap();
             }
         }
-        assert!(writes > 1, "it was written in one piece");
+        assert!(writes > 1, "the server wrote everything at once");
         if matches!(how, How::WritesMoreBeforeItFlushes) {
             io.write_all(b"5\r\n:own\n\r\n").await.unwrap();
             io.flush().await.unwrap();
@@ -69,7 +70,7 @@ async fn serve(hub: &Hub, how: How) -> (Peer, JoinHandle<bool>) {
     (peer, task)
 }
 
-async fn begins(mut peer: Peer) -> (Events, OwnedWriteHalf) {
+async fn read_hello(mut peer: Peer) -> (Events, OwnedWriteHalf) {
     let head = peer.reader.head_slowly(200).await;
     assert_eq!(head.header("x-padding").len(), PADDING);
     let mut events = peer.reader.events();
@@ -78,11 +79,11 @@ async fn begins(mut peer: Peer) -> (Events, OwnedWriteHalf) {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_before_all_of_it_is_out() {
+async fn the_socket_is_taken_over_only_after_the_whole_frame_is_written() {
     let hub = Hub::builder().build().unwrap();
     let (peer, task) = serve(&hub, How::FlushesAfterEveryWrite).await;
-    let (mut events, _writer) = begins(peer).await;
-    assert!(soon(task).await.unwrap(), "it is taken in the end");
+    let (mut events, _writer) = read_hello(peer).await;
+    assert!(soon(task).await.unwrap(), "the socket was not taken over");
     for n in 0..3 {
         hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(events.next_own().await.data, n.to_string());
@@ -90,13 +91,13 @@ async fn nothing_is_taken_before_all_of_it_is_out() {
 }
 
 #[tokio::test]
-async fn nothing_is_taken_behind_which_the_server_has_written_more() {
+async fn the_socket_is_not_taken_over_when_the_server_has_written_more() {
     let hub = Hub::builder().build().unwrap();
     let (peer, task) = serve(&hub, How::WritesMoreBeforeItFlushes).await;
-    let (mut events, _writer) = begins(peer).await;
+    let (mut events, _writer) = read_hello(peer).await;
     for data in ["first", "last"] {
         hub.topic("t").publish(Event::unnamed(data)).await.unwrap();
         assert_eq!(events.next_own().await.data, data);
     }
-    assert!(!soon(task).await.unwrap(), "it was taken");
+    assert!(!soon(task).await.unwrap(), "the socket was taken over");
 }

@@ -1,4 +1,4 @@
-//! Taken over or not, a stream counts.
+//! Counts, limits and topics of streams whose sockets were taken over.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::peer::Peer;
 use crate::site::Site;
 
 #[tokio::test]
-async fn stats_presence_and_lists_have_it_for_as_long_as_it_lasts() {
+async fn stats_presence_and_lists_include_a_stream_that_was_taken_over_until_it_ends() {
     let brief = Duration::from_millis(50);
     let site = Site::start(Hub::builder().presence_for(TopicFilter::any()).presence_grace(brief)).await;
     let hub = &site.hub;
@@ -45,7 +45,7 @@ async fn stats_presence_and_lists_have_it_for_as_long_as_it_lasts() {
 }
 
 #[tokio::test]
-async fn there_are_no_more_than_there_may_be() {
+async fn limits_on_connections_hold_for_streams_that_were_taken_over() {
     let site = Site::start(Hub::builder().max_connections(3, OverLimit::Refuse)).await;
     let mut open = Vec::new();
     for _ in 0..3 {
@@ -62,21 +62,21 @@ async fn there_are_no_more_than_there_may_be() {
 }
 
 #[tokio::test]
-async fn the_oldest_makes_room() {
+async fn the_oldest_stream_of_a_user_ends_when_a_new_one_exceeds_the_limit() {
     let site = Site::start(Hub::builder().max_connections_per_user(1, OverLimit::CloseOldest)).await;
     let mut before = Peer::connect(site.addr).await.open("/events?topic=t&user=ada").await;
     for n in 1..4 {
         site.taken(n).await;
         let after = Peer::connect(site.addr).await.open("/events?topic=t&user=ada").await;
         let (events, _writer) = std::mem::replace(&mut before, after);
-        let bye = events.rest().await.pop().unwrap();
-        assert!(bye.event == "hub.bye" && bye.data.contains("limit"), "{bye:?}");
+        let goodbye = events.rest().await.pop().unwrap();
+        assert!(goodbye.event == "hub.bye" && goodbye.data.contains("limit"), "{goodbye:?}");
         assert_eq!((site.hub.stats().connections, site.hub.user("ada").count()), (1, 1));
     }
 }
 
 #[tokio::test]
-async fn topics_are_joined_and_left() {
+async fn a_stream_that_was_taken_over_joins_and_leaves_topics() {
     let site = Site::start(Hub::builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.get("/events?topic=a").await;

@@ -1,4 +1,4 @@
-//! Peers that take little, or nothing.
+//! Clients that read slowly, or not at all.
 
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,12 @@ use crate::kit::until;
 use crate::peer::Peer;
 use crate::site::Site;
 
-/// Room for everything that is published here.
+/// Retention for everything that these tests publish.
 fn wide() -> HubBuilder {
     Hub::builder().topic_retention(Retention::replay().count(10_000).bytes(256 << 20)).retention_budget(256 << 20)
 }
 
-/// More than the buffers on the way hold.
+/// Publishes more than all buffers between the hub and the client hold.
 async fn publish_much(site: &Site) {
     for n in 0..40 {
         site.publish("t", format!("{n} {}", "x".repeat(200_000))).await;
@@ -31,7 +31,7 @@ async fn stuck(site: &Site) -> Peer {
     peer
 }
 
-/// Until nothing is handed to any stream any more although there is something.
+/// Waits until no stream takes any more events although events are pending.
 pub async fn takes_no_more(hub: &Hub) {
     loop {
         let before = hub.stats().delivered;
@@ -44,7 +44,7 @@ pub async fn takes_no_more(hub: &Hub) {
 }
 
 #[tokio::test]
-async fn who_takes_nothing_is_given_up() {
+async fn a_client_that_takes_no_bytes_is_cut() {
     let deadline = Duration::from_secs(1);
     let site = Site::start(wide().write_deadline(deadline)).await;
     let since = Instant::now();
@@ -56,7 +56,7 @@ async fn who_takes_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn who_has_nothing_to_take_is_not() {
+async fn a_client_without_pending_bytes_is_not_cut() {
     let site = Site::start(Hub::builder().write_deadline(Duration::from_millis(100))).await;
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
@@ -66,7 +66,7 @@ async fn who_has_nothing_to_take_is_not() {
 }
 
 #[tokio::test]
-async fn who_is_slow_but_steady_is_not() {
+async fn a_slow_but_steady_client_is_not_cut() {
     let deadline = Duration::from_millis(600);
     let site = Site::start(wide().write_deadline(deadline)).await;
     let mut peer = stuck(&site).await;
@@ -74,10 +74,10 @@ async fn who_is_slow_but_steady_is_not() {
     while since.elapsed() < 5 * deadline {
         assert!(peer.reader.more_at_most(32 * 1024).await.unwrap());
         tokio::time::sleep(Duration::from_millis(30)).await;
-        assert!(site.hub.stats().lag > 0, "it would have to be slower");
+        assert!(site.hub.stats().lag > 0, "the client is too fast for this test");
     }
-    // The rest is read without a parser: a busy machine may parse megabytes for longer than the deadline, and a client
-    // that parses on the only thread takes nothing meanwhile.
+    // The rest is read without a parser: a busy machine may parse megabytes for longer than the
+    // deadline, and a client that parses on the only thread reads nothing meanwhile.
     while !peer.reader.has_read_through("data: 39 ") {
         assert!(peer.reader.more_at_most(32 * 1024).await.unwrap());
     }
@@ -86,13 +86,12 @@ async fn who_is_slow_but_steady_is_not() {
         assert!(events.next_own().await.data.starts_with(&format!("{n} ")));
     }
     assert_eq!(site.hub.stats().connections, 1);
-    // And then as anybody.
     site.delivers_as_taken(&mut events).await;
 }
 
-/// The deadline is for each time that it takes nothing.
+/// The deadline starts again each time that the client stops reading.
 #[tokio::test]
-async fn who_stops_again_is_given_up_again() {
+async fn a_client_that_stops_reading_again_is_cut_again() {
     let deadline = Duration::from_millis(500);
     let site = Site::start(wide().write_deadline(deadline)).await;
     let mut peer = Peer::narrow(site.addr).await;
@@ -115,14 +114,14 @@ async fn who_stops_again_is_given_up_again() {
 }
 
 #[tokio::test]
-async fn a_drain_cuts_who_takes_nothing() {
+async fn a_drain_cuts_a_client_that_takes_no_bytes() {
     let limit = Duration::from_secs(1);
     let site = Site::start(wide().write_deadline(Duration::from_secs(600)).drain_limit(limit)).await;
     let _peers = [stuck(&site).await, stuck(&site).await];
     let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=other").await;
     let hub = site.hub.clone();
     let since = Instant::now();
-    let drained = site.leave(Duration::ZERO).await;
+    let drained = site.drain_and_shut_down(Duration::ZERO).await;
     let took = since.elapsed();
     assert!(took >= limit / 2 && took < 10 * limit, "{took:?}");
     assert_eq!((drained.ended, drained.cut), (1, 2));
@@ -131,30 +130,30 @@ async fn a_drain_cuts_who_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_drain_cuts_who_was_to_end_before_and_takes_nothing() {
+async fn a_drain_cuts_an_ending_stream_whose_client_takes_no_bytes() {
     let limit = Duration::from_secs(1);
     let site = Site::start(wide().write_deadline(Duration::from_secs(600)).drain_limit(limit)).await;
     let _peer = stuck(&site).await;
     let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
     site.hub.connection(connection.id).disconnect(Disconnect::now()).await.unwrap();
     let hub = site.hub.clone();
-    let drained = site.leave(Duration::ZERO).await;
+    let drained = site.drain_and_shut_down(Duration::ZERO).await;
     assert_eq!((drained.ended, drained.cut, hub.stats().ended(EndReason::Disconnected)), (0, 1, 1));
 }
 
-/// Who begins to read while the hub leaves gets everything.
+/// A client that starts to read during the drain receives everything.
 #[tokio::test]
-async fn a_drain_waits_for_who_is_slow() {
+async fn a_drain_waits_for_a_slow_client() {
     let site = Site::start(wide().drain_limit(Duration::from_secs(10))).await;
     let peer = stuck(&site).await;
-    let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), peer.reader.events().rest());
+    let (drained, rest) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), peer.reader.events().rest());
     assert_eq!((drained.ended, drained.cut), (1, 0));
     let own: Vec<_> = rest.iter().filter(|event| event.event == "message").collect();
     assert!(own.iter().enumerate().all(|(n, event)| event.data.starts_with(&format!("{n} "))) && own.len() == 40);
     assert_eq!(rest.last().unwrap().event, "hub.bye");
 }
 
-/// A small generator with a seed, so that a failure can be run again.
+/// A small random generator with a seed, so that a failure can be repeated.
 pub struct Seeded(pub u64);
 
 impl Seeded {
@@ -167,7 +166,7 @@ impl Seeded {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_frame_is_torn_however_little_is_taken_at_a_time() {
+async fn no_frame_is_torn_when_the_client_takes_few_bytes_at_a_time() {
     for seed in [1, 77, 4711] {
         let mut random = Seeded(seed);
         let site = Site::narrow(wide(), |app| app).await;
@@ -194,10 +193,10 @@ async fn no_frame_is_torn_however_little_is_taken_at_a_time() {
     }
 }
 
-/// The kernel has a deadline of its own, for what it has taken and cannot send; it comes first where its buffers fill up
-/// slowly.
+/// The kernel also has a timeout, for bytes that it has buffered and cannot send. It fires first if
+/// the buffers fill slowly.
 #[tokio::test]
-async fn who_takes_nothing_is_given_up_alike_when_the_kernel_says_so() {
+async fn a_client_that_takes_no_bytes_is_cut_also_by_the_timeout_of_the_kernel() {
     let deadline = Duration::from_millis(500);
     let site = Site::start(wide().write_deadline(deadline)).await;
     let mut peer = Peer::narrow(site.addr).await;

@@ -1,4 +1,5 @@
-//! How a stream ends that the hub writes itself: everything arrives, the last chunk and the end of the connection too.
+//! The end of a stream that was taken over: the client receives every event, the last chunk, and
+//! the end of the connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ fn goodbye(event: &Sse) -> Value {
 }
 
 #[tokio::test]
-async fn disconnected_in_each_way() {
+async fn each_kind_of_disconnect_arrives_with_its_goodbye() {
     let second = Duration::from_secs(1);
     for (disconnect, word) in [
         (Disconnect::now(), "now"),
@@ -29,17 +30,17 @@ async fn disconnected_in_each_way() {
         let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&user=ada").await;
         site.taken(1).await;
         site.delivers_as_taken(&mut events).await;
-        assert_eq!(site.hub.user("ada").disconnect(disconnect.note("so it is")).await.unwrap().connections, 1);
+        assert_eq!(site.hub.user("ada").disconnect(disconnect.note("signed out")).await.unwrap().connections, 1);
         let rest = events.rest().await;
         let [bye] = &rest[..] else { panic!("{rest:?}") };
-        assert_eq!(goodbye(bye), json!({ "reason": "disconnected", "reconnect": word, "note": "so it is" }));
+        assert_eq!(goodbye(bye), json!({ "reason": "disconnected", "reconnect": word, "note": "signed out" }));
         assert_eq!((bye.retry.is_some(), bye.id.starts_with("0.")), (word != "never", word == "never"), "{bye:?}");
         assert_eq!((site.hub.stats().connections, site.hub.stats().ended(EndReason::Disconnected)), (0, 1));
     }
 }
 
 #[tokio::test]
-async fn a_drain_spreads_the_return_over_its_window() {
+async fn a_drain_spreads_the_reconnects_over_its_window() {
     const STREAMS: usize = 40;
     let window = Duration::from_secs(20);
     let site = Site::start(Hub::builder()).await;
@@ -49,7 +50,7 @@ async fn a_drain_spreads_the_return_over_its_window() {
     }
     site.taken(STREAMS).await;
     site.publish("t", "before").await;
-    let drained = site.leave(window).await;
+    let drained = site.drain_and_shut_down(window).await;
     assert_eq!((drained.ended, drained.cut), (STREAMS, 0));
     let mut retries = Vec::new();
     for (events, _writer) in streams {
@@ -63,16 +64,16 @@ async fn a_drain_spreads_the_return_over_its_window() {
     assert!(*retries.iter().max().unwrap() - *retries.iter().min().unwrap() > window / 3, "{retries:?}");
 }
 
-/// A socket that is closed while something waits to be read sends a reset, and that throws away what the peer has not
-/// read.
+/// A socket that is closed with unread input sends a reset. The reset discards bytes that the peer
+/// has not read yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_word_arrives_although_the_client_talks_all_the_time() {
+async fn the_last_frame_arrives_although_the_client_keeps_sending() {
     for round in 0..10 {
         let site = Site::start(Hub::builder()).await;
         let (events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
         site.taken(1).await;
         let over = Arc::new(AtomicBool::new(false));
-        let talk = tokio::spawn({
+        let sender = tokio::spawn({
             let over = Arc::clone(&over);
             async move {
                 while !over.load(Ordering::SeqCst) {
@@ -84,12 +85,12 @@ async fn the_last_word_arrives_although_the_client_talks_all_the_time() {
         for n in 0..10 {
             site.publish("t", format!("{n} {}", "y".repeat(5000))).await;
         }
-        let drained = site.leave(Duration::ZERO).await;
+        let drained = site.drain_and_shut_down(Duration::ZERO).await;
         assert_eq!((drained.ended, drained.cut), (1, 0));
-        // It goes on to talk for a while after the end, and only then begins to read.
+        // The client sends for a while after the end, and only then begins to read.
         tokio::time::sleep(Duration::from_millis(100)).await;
         over.store(true, Ordering::SeqCst);
-        let _writer = talk.await.unwrap();
+        let _writer = sender.await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
         let rest = events.rest().await;
         assert_eq!(rest.last().map(|event| event.event.as_str()), Some("hub.bye"), "round {round}: {rest:?}");
@@ -97,20 +98,20 @@ async fn the_last_word_arrives_although_the_client_talks_all_the_time() {
     }
 }
 
-/// All that was sent before the drain lies unread in the server's kernel, since nothing has woken the stream.
+/// The input is unread in the server's kernel at the drain, because nothing has woken the stream.
 #[tokio::test]
-async fn the_last_word_arrives_behind_unread_input() {
+async fn the_last_frame_arrives_with_unread_input() {
     let site = Site::start(Hub::builder()).await;
     let mut streams = Vec::new();
     for _ in 0..20 {
         streams.push(Peer::connect(site.addr).await.open("/events?topic=t").await);
     }
     site.taken(20).await;
-    // In one go, on one thread: nobody reads between.
+    // Without an `await`, so that this single thread reads nothing in between.
     for (_, writer) in &streams {
         assert_eq!(writer.try_write(&[b'x'; 10_000]).unwrap(), 10_000);
     }
-    let drained = site.leave(Duration::ZERO).await;
+    let drained = site.drain_and_shut_down(Duration::ZERO).await;
     assert_eq!((drained.ended, drained.cut), (20, 0));
     tokio::time::sleep(Duration::from_millis(1200)).await;
     for (events, _writer) in streams {
@@ -118,10 +119,11 @@ async fn the_last_word_arrives_behind_unread_input() {
     }
 }
 
-/// The stream is over for the writer, but much of it is still in the server's kernel, for a client that talks and does not
-/// read yet. A socket that was closed would answer with a reset, and throw away the rest.
+/// The writer has written the whole stream, but much of it is still in the server's kernel, for a
+/// client that sends and does not read yet. A closed socket would answer with a reset, which
+/// discards the rest.
 #[tokio::test]
-async fn the_last_word_arrives_when_it_is_long_in_the_kernel() {
+async fn the_last_frame_arrives_when_the_kernel_holds_it_for_long() {
     let site = Site::start(Hub::builder()).await;
     let mut peer = Peer::narrow(site.addr).await;
     peer.get("/events?topic=t").await;
@@ -130,10 +132,10 @@ async fn the_last_word_arrives_when_it_is_long_in_the_kernel() {
     for n in 0..20 {
         site.publish("t", format!("{n} {}", "y".repeat(5000))).await;
     }
-    let drained = site.leave(Duration::ZERO).await;
+    let drained = site.drain_and_shut_down(Duration::ZERO).await;
     assert_eq!((drained.ended, drained.cut), (1, 0));
     for _ in 0..30 {
-        peer.send("and what about this?").await;
+        peer.send("stray input").await;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let rest = peer.reader.events().rest().await;
@@ -141,9 +143,9 @@ async fn the_last_word_arrives_when_it_is_long_in_the_kernel() {
     assert_eq!(goodbye(rest.last().unwrap())["reason"], "draining");
 }
 
-/// A client that has seen the end and does not close keeps nothing open.
+/// A client that does not close its connection after the end keeps no socket open.
 #[tokio::test]
-async fn who_does_not_close_is_closed() {
+async fn an_idle_client_is_closed_after_the_end() {
     let site = Site::start(Hub::builder()).await;
     let (events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
@@ -152,7 +154,7 @@ async fn who_does_not_close_is_closed() {
     let since = Instant::now();
     // A socket that is closed answers with a reset.
     soon(async {
-        while writer.write_all(b"still here").await.is_ok() {
+        while writer.write_all(b"stray input").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -169,14 +171,14 @@ async fn an_aborted_end_has_no_last_chunk() {
     peer.reader.head().await;
     site.taken(1).await;
     site.publish("t", "x").await;
-    let (drained, (text, is_proper)) = tokio::join!(site.leave(Duration::ZERO), peer.reader.text());
+    let (drained, (text, is_proper)) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), peer.reader.text());
     assert_eq!((drained.ended, drained.cut), (1, 0));
     assert!(!is_proper);
     assert!(text.contains("data: x\n") && text.contains("event: hub.bye\n") && text.ends_with("\n\n"), "{text}");
 }
 
 #[tokio::test]
-async fn a_subscription_that_expires_says_so_and_ends() {
+async fn an_expiring_subscription_receives_a_notice_and_ends() {
     let site = Site::start(Hub::builder()).await;
     let since = Instant::now();
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t&expires_ms=2000").await;
@@ -190,7 +192,7 @@ async fn a_subscription_that_expires_says_so_and_ends() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_old_ends() {
+async fn a_stream_ends_at_its_maximum_age() {
     let second = Duration::from_secs(1);
     let site = Site::start(Hub::builder().max_connection_age(second)).await;
     let since = Instant::now();
@@ -203,7 +205,7 @@ async fn a_stream_that_is_old_ends() {
 }
 
 #[tokio::test]
-async fn who_lags_is_ended_where_that_is_the_rule() {
+async fn a_lagging_stream_ends_with_the_policy_disconnect() {
     let brief = Retention::live().count(4).on_lag(LagPolicy::Disconnect);
     let site = Site::narrow(Hub::builder().topic_retention(brief), |app| app).await;
     let mut peer = Peer::narrow(site.addr).await;

@@ -1,4 +1,4 @@
-//! Where the socket cannot be taken the body goes on by itself, and nothing is lost.
+//! If the socket cannot be taken over, the body continues, and no event is lost.
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ use tower_sse::{EndReason, Hub, RefusalReason};
 
 use crate::kit::access::by_query;
 use crate::kit::{Events, http2, reply, send, soon, until};
-use crate::layers::{How, between, driven_elsewhere};
+use crate::layers::{How, between, polled_in_another_task};
 use crate::peer::Peer;
 use crate::site::{Bare, Site};
 
-/// How long an offer stands, as the hub has it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time after which the hub withdraws its offer.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn builder() -> tower_sse::HubBuilder {
     Hub::builder().heartbeat(Duration::from_millis(100)).visible_heartbeat()
@@ -31,40 +31,40 @@ fn with(how: How) -> impl FnOnce(Router) -> Router {
     move |app: Router| app.layer(MapResponseLayer::new(move |response| between(response, how)))
 }
 
-/// Everything that a stream does, to its end.
-async fn is_whole(site: Site, mut events: Events) {
+/// Checks a stream that continues by its body, to its end.
+async fn works_by_body(site: Site, mut events: Events) {
     site.delivers_by_body(&mut events).await;
     while events.next().await.event != "hub.live" {}
     site.delivers_by_body(&mut events).await;
     assert_eq!((site.hub.stats().connections, site.passed.ended()), (1, 0));
     let hub = site.hub.clone();
-    let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+    let (drained, rest) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), events.rest());
     assert_eq!((drained.ended, drained.cut), (1, 0));
     assert_eq!(rest.last().unwrap().event, "hub.bye");
     assert_eq!(hub.stats().ended(EndReason::Draining), 1);
 }
 
 #[tokio::test]
-async fn http_1_0() {
+async fn an_http_1_0_stream_falls_back() {
     let site = Site::start(builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.send("GET /events?topic=t HTTP/1.0\r\n\r\n").await;
     let head = peer.reader.head().await;
     assert_eq!((head.status.as_str(), head.header("transfer-encoding")), ("HTTP/1.0 200 OK", ""));
-    is_whole(site, peer.reader.events_to_the_end()).await;
+    works_by_body(site, peer.reader.events_to_the_end()).await;
 }
 
 #[tokio::test]
-async fn http_1_0_that_would_be_kept_alive() {
+async fn an_http_1_0_stream_with_keep_alive_falls_back() {
     let site = Site::start(builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.send("GET /events?topic=t HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await;
     peer.reader.head().await;
-    is_whole(site, peer.reader.events_to_the_end()).await;
+    works_by_body(site, peer.reader.events_to_the_end()).await;
 }
 
 #[tokio::test]
-async fn http_2() {
+async fn an_http_2_stream_falls_back() {
     let site = Site::start(builder()).await;
     let mut sender = http2(site.addr).await;
     let request = Request::get("http://test/events?topic=t").body(Full::new(Bytes::new())).unwrap();
@@ -72,11 +72,11 @@ async fn http_2() {
     assert_eq!(reply.header("connection"), "");
     let mut events = reply.events();
     assert_eq!(events.next().await.event, "hub.hello");
-    is_whole(site, events).await;
+    works_by_body(site, events).await;
 }
 
 #[tokio::test]
-async fn many_streams_on_one_http_2_connection() {
+async fn many_streams_on_one_http_2_connection_fall_back() {
     let hub = builder().build().unwrap();
     let server = Bare::start(&hub, hub.endpoint(by_query)).await;
     let mut sender = http2(server.addr).await;
@@ -94,13 +94,13 @@ async fn many_streams_on_one_http_2_connection() {
 
 #[cfg(not(unix))]
 #[test]
-fn a_socket_that_is_not_tcp() {
+fn a_stream_on_a_unix_socket_falls_back() {
     crate::kit::skip::skipped("this system has no Unix sockets");
 }
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_socket_that_is_not_tcp() {
+async fn a_stream_on_a_unix_socket_falls_back() {
     let hub = builder().build().unwrap();
     let path = std::env::temp_dir().join(format!("tower-sse-takeover-{}", std::process::id()));
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -113,7 +113,7 @@ async fn a_socket_that_is_not_tcp() {
     tokio::spawn(connection);
     let request = Request::get("/events?topic=t").header("host", "test").body(Full::<Bytes>::default()).unwrap();
     let reply = reply(soon(sender.send_request(request)).await.unwrap());
-    // Nothing of it is said there.
+    // The response has no `connection: close` on such a socket.
     assert_eq!(reply.header("connection"), "");
     let mut events = reply.events();
     assert_eq!(events.next().await.event, "hub.hello");
@@ -127,7 +127,7 @@ async fn a_socket_that_is_not_tcp() {
 }
 
 #[tokio::test]
-async fn a_compressor_that_compresses_streams_too() {
+async fn a_compressed_stream_falls_back() {
     let compressor = CompressionLayer::new().compress_when(SizeAbove::new(0));
     let site = Site::with(builder(), |app| app.layer(compressor)).await;
     let request = Request::get("/events?topic=t").header("accept-encoding", "gzip").body("").unwrap();
@@ -142,22 +142,22 @@ async fn a_compressor_that_compresses_streams_too() {
     });
     let mut events = Events::parse(bytes);
     assert_eq!(events.next().await.event, "hub.hello");
-    is_whole(site, events).await;
+    works_by_body(site, events).await;
 }
 
 async fn falls_back_with(how: How) {
     let site = Site::with(builder(), with(how)).await;
     let (events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
-    is_whole(site, events).await;
+    works_by_body(site, events).await;
 }
 
-/// Where it is plain from the first bytes, the stream does not wait for the patience of the offer. A
+/// If the first bytes show the change, the stream does not wait until the offer is withdrawn. A
 /// busy machine can be late as well, but not at every try.
 #[tokio::test]
-async fn that_a_body_was_changed_is_seen_at_once() {
+async fn a_changed_body_is_detected_at_once() {
     for how in [How::Prefix(": before\n\n"), How::Change, How::Split, How::HeadFirst, How::LookAhead] {
         let mut took = Vec::new();
-        while took.last().is_none_or(|last| *last >= PATIENCE * 3 / 4) {
+        while took.last().is_none_or(|last| *last >= OFFER_TIMEOUT * 3 / 4) {
             assert!(took.len() < 5, "{how:?}: {took:?}");
             let site = Site::with(builder(), with(how)).await;
             let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
@@ -169,22 +169,22 @@ async fn that_a_body_was_changed_is_seen_at_once() {
 }
 
 #[tokio::test]
-async fn a_layer_that_puts_something_before() {
+async fn a_stream_with_a_prefix_falls_back() {
     falls_back_with(How::Prefix(": before\n\n")).await;
     falls_back_with(How::PrefixAlone(": before\n\n")).await;
 }
 
-/// What looks like the blank line that ends a head.
+/// The text looks like the blank line that ends a head.
 #[tokio::test]
-async fn a_layer_that_puts_an_empty_line_before() {
+async fn a_stream_with_an_empty_line_before_it_falls_back() {
     falls_back_with(How::Prefix(":\r\n")).await;
     falls_back_with(How::Prefix(":\r\n\r\n")).await;
     falls_back_with(How::PrefixAlone(":\r\n\r\n")).await;
 }
 
-/// What looks like a head of its own.
+/// The text looks like a response head.
 #[tokio::test]
-async fn a_layer_that_puts_a_head_before() {
+async fn a_stream_with_a_second_head_falls_back() {
     let head = ": HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n";
     falls_back_with(How::Prefix(head)).await;
     let alone = "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n";
@@ -192,18 +192,18 @@ async fn a_layer_that_puts_a_head_before() {
 }
 
 #[tokio::test]
-async fn a_layer_that_puts_something_behind() {
+async fn a_stream_with_a_suffix_falls_back() {
     falls_back_with(How::Suffix(": behind\n\n")).await;
 }
 
 #[tokio::test]
-async fn a_layer_that_changes_the_first_frame() {
+async fn a_stream_with_a_changed_first_frame_falls_back() {
     falls_back_with(How::Change).await;
 }
 
-/// What goes out is what would be taken, but for the head.
+/// The bytes after the head equal those of a stream that can be taken over.
 #[tokio::test]
-async fn a_layer_that_frames_the_body_itself() {
+async fn a_stream_that_a_layer_frames_falls_back() {
     let site = Site::with(builder(), |app| {
         app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
             response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("1000000"));
@@ -220,28 +220,28 @@ async fn a_layer_that_frames_the_body_itself() {
 }
 
 #[tokio::test]
-async fn a_layer_that_splits_the_first_frame() {
+async fn a_stream_with_a_split_first_frame_falls_back() {
     falls_back_with(How::Split).await;
 }
 
 #[tokio::test]
-async fn a_layer_that_has_the_head_written_first() {
+async fn a_stream_whose_head_is_written_first_falls_back() {
     falls_back_with(How::HeadFirst).await;
 }
 
 #[tokio::test]
-async fn a_layer_that_wants_the_next_frame_before_it_gives_one() {
+async fn a_stream_with_a_layer_that_reads_ahead_falls_back() {
     falls_back_with(How::LookAhead).await;
 }
 
 #[tokio::test]
-async fn a_layer_that_collects_before_it_writes() {
+async fn a_stream_with_a_layer_that_buffers_falls_back() {
     let site = Site::with(builder(), with(How::HoldBytes(1024))).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.get("/events?topic=t").await;
     peer.reader.head().await;
     let mut events = peer.reader.events();
-    // Heartbeats fill it up, once the body goes on by itself.
+    // Heartbeats fill the buffer, once the body continues.
     assert_eq!(events.next().await.event, "hub.hello");
     for n in 0..2 {
         site.publish("t", format!("{n}{}", "x".repeat(1024))).await;
@@ -252,17 +252,17 @@ async fn a_layer_that_collects_before_it_writes() {
 }
 
 #[tokio::test]
-async fn a_layer_that_holds_the_first_frame_back_for_long() {
-    falls_back_with(How::HoldFor(3 * PATIENCE)).await;
+async fn a_stream_whose_first_frame_is_delayed_past_the_offer_falls_back() {
+    falls_back_with(How::HoldFor(3 * OFFER_TIMEOUT)).await;
 }
 
 #[tokio::test]
-async fn a_layer_that_holds_the_first_frame_back_for_a_moment() {
-    falls_back_with(How::HoldFor(PATIENCE / 10)).await;
+async fn a_stream_whose_first_frame_is_delayed_briefly_falls_back() {
+    falls_back_with(How::HoldFor(OFFER_TIMEOUT / 10)).await;
 }
 
 #[tokio::test]
-async fn a_layer_that_removes_connection_close() {
+async fn a_stream_without_connection_close_falls_back() {
     let site = Site::with(builder(), |app| {
         app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
             response.headers_mut().remove(header::CONNECTION);
@@ -298,7 +298,7 @@ async fn a_layer_that_removes_connection_close() {
 }
 
 #[tokio::test]
-async fn a_layer_that_says_another_connection() {
+async fn a_stream_with_another_connection_header_falls_back() {
     let site = Site::with(builder(), |app| {
         app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("keep-alive"));
@@ -316,7 +316,7 @@ async fn a_layer_that_says_another_connection() {
 }
 
 #[tokio::test]
-async fn a_layer_that_changes_the_status() {
+async fn a_stream_with_a_changed_status_falls_back() {
     let site = Site::with(builder(), |app| {
         app.layer(MapResponseLayer::new(|mut response: Response<Body>| {
             *response.status_mut() = http::StatusCode::ACCEPTED;
@@ -329,14 +329,15 @@ async fn a_layer_that_changes_the_status() {
     assert_eq!(peer.reader.head().await.status, "HTTP/1.1 202 Accepted");
     let mut events = peer.reader.events();
     assert_eq!(events.next().await.event, "hub.hello");
-    is_whole(site, events).await;
+    works_by_body(site, events).await;
 }
 
-/// Whether it is taken depends on what comes first to the server. Nothing is lost.
+/// Whether the socket is taken over depends on the order of the two tasks. No event is lost in
+/// either case.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_another_task_drives() {
+async fn a_body_that_another_task_polls_loses_no_event() {
     for _ in 0..50 {
-        let site = Site::with(Hub::builder(), |app| app.layer(MapResponseLayer::new(driven_elsewhere))).await;
+        let site = Site::with(Hub::builder(), |app| app.layer(MapResponseLayer::new(polled_in_another_task))).await;
         let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
         for n in 0..20 {
             site.publish("t", n.to_string()).await;
@@ -344,12 +345,12 @@ async fn a_body_that_another_task_drives() {
         for n in 0..20 {
             assert_eq!(events.next_own().await.data, n.to_string());
         }
-        let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+        let (drained, rest) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), events.rest());
         assert_eq!((drained.ended, rest.last().unwrap().event.as_str()), (1, "hub.bye"));
     }
 }
 
-/// A head with so many more lines, of about a hundred bytes each.
+/// Adds header lines of about a hundred bytes each.
 fn with_lines(lines: usize) -> impl FnOnce(Router) -> Router {
     move |app| {
         app.layer(MapResponseLayer::new(move |mut response: Response<Body>| {
@@ -364,7 +365,7 @@ fn with_lines(lines: usize) -> impl FnOnce(Router) -> Router {
 
 /// The head and the first frame go out in many pieces.
 #[tokio::test]
-async fn a_head_that_no_write_takes_whole() {
+async fn a_head_that_needs_many_writes_loses_no_event() {
     for (lines, is_short) in [(1, true), (150, true), (400, false)] {
         let site = Site::narrow(Hub::builder(), with_lines(lines)).await;
         let mut peer = Peer::narrow(site.addr).await;
@@ -386,14 +387,14 @@ async fn a_head_that_no_write_takes_whole() {
         for n in 0..20 {
             assert_eq!(events.next_own().await.data, format!("{n} {}", "x".repeat(10_000)));
         }
-        let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+        let (drained, rest) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), events.rest());
         assert_eq!((drained.ended, drained.cut, rest.len()), (1, 0, 1));
     }
 }
 
-/// The offer has been withdrawn when the rest of the head goes out at last.
+/// The hub withdraws the offer before the rest of the head is written.
 #[tokio::test]
-async fn a_head_that_is_read_after_the_patience_of_the_offer() {
+async fn a_head_that_is_read_after_the_offer_loses_no_event() {
     let site = Site::narrow(Hub::builder(), with_lines(150)).await;
     let mut peer = Peer::narrow(site.addr).await;
     peer.get("/events?topic=t").await;
@@ -401,7 +402,7 @@ async fn a_head_that_is_read_after_the_patience_of_the_offer() {
     for n in 0..3 {
         site.publish("t", n.to_string()).await;
     }
-    tokio::time::sleep(PATIENCE * 3 / 2).await;
+    tokio::time::sleep(OFFER_TIMEOUT * 3 / 2).await;
     peer.reader.head().await;
     let mut events = peer.reader.events();
     assert_eq!(events.next().await.event, "hub.hello");
@@ -409,13 +410,14 @@ async fn a_head_that_is_read_after_the_patience_of_the_offer() {
         assert_eq!(events.next_own().await.data, n.to_string());
     }
     site.delivers(&mut events).await;
-    let (drained, rest) = tokio::join!(site.leave(Duration::ZERO), events.rest());
+    let (drained, rest) = tokio::join!(site.drain_and_shut_down(Duration::ZERO), events.rest());
     assert_eq!((drained.ended, drained.cut, rest.len()), (1, 0, 1));
 }
 
-/// Somebody sends the server bytes that it once wrote, and gets them back behind a head like a stream's.
+/// A client sends the server a first frame that the server once wrote. The server echoes it with a
+/// head like that of a stream.
 #[tokio::test]
-async fn an_echo_of_a_first_frame_is_no_stream() {
+async fn an_echo_of_a_first_frame_is_not_taken_over() {
     let site = Site::start(builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.get("/events?topic=t").await;
@@ -436,7 +438,7 @@ async fn an_echo_of_a_first_frame_is_no_stream() {
 }
 
 #[tokio::test]
-async fn head_requests_and_refusals_are_answered_as_ever() {
+async fn head_requests_and_refusals_are_not_affected() {
     let site = Site::start(builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     for _ in 0..2 {
@@ -463,7 +465,7 @@ async fn head_requests_and_refusals_are_answered_as_ever() {
 }
 
 #[tokio::test]
-async fn other_methods_of_other_routes_are_untouched() {
+async fn other_routes_are_not_affected() {
     let site = Site::start(builder()).await;
     for method in [Method::GET, Method::POST] {
         let request = Request::builder().method(method).uri("/count").body("").unwrap();

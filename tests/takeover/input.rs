@@ -1,4 +1,5 @@
-//! What a client sends while its stream lasts is read away, and its leaving is noticed.
+//! The hub discards the input of a client on an open stream, and detects that the client
+//! disconnects.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use crate::kit::{soon, until};
 use crate::peer::Peer;
 use crate::site::Site;
 
-async fn is_forgotten(site: &Site, count: u64) {
+async fn ends_soon(site: &Site, count: u64) {
     let since = Instant::now();
     until(|| site.hub.stats().connections == 0).await;
     assert!(since.elapsed() < Duration::from_secs(1), "after {:?}", since.elapsed());
@@ -18,73 +19,73 @@ async fn is_forgotten(site: &Site, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_never_stops_talking_is_served_like_others() {
+async fn a_client_that_keeps_sending_is_served_like_others() {
     let site = Site::start(Hub::builder()).await;
     let (mut events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     let (mut quiet, _quiet) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(2).await;
-    let talk = tokio::spawn(async move {
+    let sender = tokio::spawn(async move {
         let piece = [b'x'; 64 * 1024];
-        // More than any buffer on the way holds, so it is read.
+        // More than all buffers hold, so the server has to read it.
         for _ in 0..1000 {
             soon(writer.write_all(&piece)).await.unwrap();
         }
         writer
     });
     let mut n = 0;
-    while !talk.is_finished() || n < 10 {
+    while !sender.is_finished() || n < 10 {
         site.publish("t", n.to_string()).await;
         assert_eq!(events.next_own().await.data, n.to_string());
         assert_eq!(quiet.next_own().await.data, n.to_string());
         n += 1;
     }
-    let _writer = talk.await.unwrap();
+    let _writer = sender.await.unwrap();
     assert_eq!(site.hub.stats().connections, 2);
 }
 
 #[tokio::test]
-async fn an_end_is_noticed() {
+async fn an_end_of_the_connection_ends_the_stream() {
     let site = Site::start(Hub::builder()).await;
     let (events, writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
     drop((events, writer));
-    is_forgotten(&site, 1).await;
+    ends_soon(&site, 1).await;
 }
 
 #[tokio::test]
-async fn half_an_end_is_one() {
+async fn a_half_closed_connection_ends_the_stream() {
     let site = Site::start(Hub::builder()).await;
     let (_events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
     writer.shutdown().await.unwrap();
-    is_forgotten(&site, 1).await;
+    ends_soon(&site, 1).await;
 }
 
 #[tokio::test]
-async fn an_end_behind_stray_input_is_noticed() {
+async fn an_end_after_stray_input_ends_the_stream() {
     let site = Site::start(Hub::builder()).await;
     for (count, bytes) in [1, 1000, 1024, 100_000, 1 << 20].into_iter().enumerate() {
         let (_events, mut writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
         site.taken(count + 1).await;
         soon(writer.write_all(&vec![b'x'; bytes])).await.unwrap();
         writer.shutdown().await.unwrap();
-        is_forgotten(&site, count as u64 + 1).await;
+        ends_soon(&site, count as u64 + 1).await;
     }
 }
 
-/// It has left before the socket is taken.
+/// The client closes the connection before the socket is taken over.
 #[tokio::test]
-async fn an_end_together_with_the_request_is_noticed() {
+async fn an_end_together_with_the_request_ends_the_stream() {
     let site = Site::start(Hub::builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.send("GET /events?topic=t HTTP/1.1\r\nhost: test\r\n\r\nstray").await;
     peer.writer.shutdown().await.unwrap();
     until(|| site.hub.stats().connected == 1).await;
-    is_forgotten(&site, 1).await;
+    ends_soon(&site, 1).await;
 }
 
 #[tokio::test]
-async fn a_reset_is_noticed() {
+async fn a_reset_ends_the_stream() {
     let site = Site::start(Hub::builder()).await;
     for count in 1..=3 {
         let mut peer = Peer::connect(site.addr).await;
@@ -92,13 +93,13 @@ async fn a_reset_is_noticed() {
         peer.reader.head().await;
         site.taken(count).await;
         peer.reset();
-        is_forgotten(&site, count as u64).await;
+        ends_soon(&site, count as u64).await;
     }
 }
 
-/// While bytes wait that it does not take.
+/// The client closes the connection while bytes wait that it does not read.
 #[tokio::test]
-async fn a_stuck_client_that_leaves_is_noticed() {
+async fn a_stuck_client_that_disconnects_ends_its_stream() {
     for resets in [false, true] {
         let wide = Retention::replay().bytes(16 << 20);
         let site = Site::start(Hub::builder().topic_retention(wide)).await;
@@ -116,6 +117,6 @@ async fn a_stuck_client_that_leaves_is_noticed() {
             peer.send("stray").await;
             peer.writer.shutdown().await.unwrap();
         }
-        is_forgotten(&site, 1).await;
+        ends_soon(&site, 1).await;
     }
 }

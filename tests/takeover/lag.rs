@@ -1,4 +1,4 @@
-//! Readers that are slower than what is kept.
+//! Readers that fall behind the retained events.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::peer::Peer;
 use crate::site::Site;
 
 #[tokio::test]
-async fn a_reader_that_is_too_slow_is_told_once_and_goes_on() {
+async fn a_slow_reader_receives_one_gap_and_continues() {
     const EVENTS: usize = 300;
     let brief = Retention::replay().count(20).bytes(64 << 20);
     let site = Site::narrow(Hub::builder().topic_retention(brief), |app| app).await;
@@ -23,7 +23,7 @@ async fn a_reader_that_is_too_slow_is_told_once_and_goes_on() {
         tokio::task::yield_now().await;
     }
     takes_no_more(&site.hub).await;
-    // In one go, on one thread: nothing is read between.
+    // Without an `await`, so that this single thread reads nothing in between.
     for n in 20..EVENTS {
         site.hub.topic("t").publish_now(event(n)).unwrap();
     }
@@ -36,7 +36,7 @@ async fn a_reader_that_is_too_slow_is_told_once_and_goes_on() {
             "hub.gap" => {
                 assert!(event.data.contains("lagged") && event.data.contains("\"t\""), "{}", event.data);
                 gaps += 1;
-                // What follows is everything that is kept.
+                // The retained events follow.
                 numbers.push(events.next().await.data.split_once(' ').unwrap().0.parse().unwrap());
                 assert!(*numbers.last().unwrap() <= EVENTS - 20);
             }
@@ -49,9 +49,9 @@ async fn a_reader_that_is_too_slow_is_told_once_and_goes_on() {
     site.delivers_as_taken(&mut events).await;
 }
 
-/// Heartbeats do not pile up where bytes wait anyway.
+/// Heartbeats do not pile up while other bytes wait.
 #[tokio::test]
-async fn a_reader_that_is_stuck_gets_no_heartbeats_meanwhile() {
+async fn a_stuck_reader_gets_no_heartbeats_until_it_reads_again() {
     let beat = Duration::from_millis(20);
     let wide = Retention::replay().bytes(64 << 20);
     let site = Site::start(Hub::builder().heartbeat(beat).visible_heartbeat().topic_retention(wide)).await;
@@ -77,6 +77,6 @@ async fn a_reader_that_is_stuck_gets_no_heartbeats_meanwhile() {
         }
     }
     assert!(beats < 5, "{beats}");
-    // And then again.
+    // Heartbeats continue.
     while events.next().await.event != "hub.live" {}
 }

@@ -1,4 +1,4 @@
-//! What layers of an application may do to a body.
+//! Layers that change or delay a body, as an application may have them.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 
 use crate::site::Passed;
 
-/// Counts what passes.
+/// Counts the frames and the end of a body.
 pub fn watch(response: Response<Body>, passed: &Arc<Passed>) -> Response<Body> {
     response.map(|inner| Body::new(Watched { inner, passed: Arc::clone(passed), has_ended: false }))
 }
@@ -60,7 +60,7 @@ impl Drop for Watched {
     }
 }
 
-/// A body between the hub's and the server.
+/// A body of a layer, between the body of the hub and the server.
 pub struct Between {
     inner: Body,
     how: How,
@@ -68,30 +68,30 @@ pub struct Between {
     out: VecDeque<Bytes>,
     kept: Vec<u8>,
     sleep: Option<Pin<Box<Sleep>>>,
-    rests: bool,
+    is_pending: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum How {
-    /// Something of its own comes first, in one go with what follows.
+    /// A text before the first frame, which the server may write together with it.
     Prefix(&'static str),
-    /// The same, but it goes out before anything else does.
+    /// A text before the first frame, which the server writes alone.
     PrefixAlone(&'static str),
-    /// Something of its own comes right behind the first frame, in one go with it.
+    /// A text after the first frame, which the server may write together with it.
     Suffix(&'static str),
     /// Another first frame of the same length.
     Change,
-    /// The first frame as a server would frame it.
+    /// The first frame as an HTTP/1.1 chunk.
     Chunk,
-    /// The first frame in two.
+    /// The first frame in two parts.
     Split,
-    /// Nothing before there are so many bytes.
+    /// No frame before this many bytes are buffered.
     HoldBytes(usize),
     /// The first frame only after this time.
     HoldFor(Duration),
-    /// A frame only when the next is there.
+    /// A frame only when the next one is ready.
     LookAhead,
-    /// The server is asked to write the head before there is a frame.
+    /// The first poll is pending, so that the server writes the head alone.
     HeadFirst,
 }
 
@@ -104,7 +104,7 @@ pub fn between(response: Response<Body>, how: How) -> Response<Body> {
             out: VecDeque::new(),
             kept: Vec::new(),
             sleep: None,
-            rests: matches!(how, How::HeadFirst),
+            is_pending: matches!(how, How::HeadFirst),
         })
     })
 }
@@ -151,7 +151,7 @@ impl Between {
         }
     }
 
-    fn rest(&mut self) {
+    fn release(&mut self) {
         let kept = std::mem::take(&mut self.kept);
         if !kept.is_empty() {
             self.out.push_back(kept.into());
@@ -165,35 +165,35 @@ impl http_body::Body for Between {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         loop {
-            if std::mem::take(&mut self.rests) {
+            if std::mem::take(&mut self.is_pending) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             if let Some(bytes) = self.out.pop_front() {
-                self.rests = matches!(self.how, How::PrefixAlone(_)) && !self.kept.is_empty();
+                self.is_pending = matches!(self.how, How::PrefixAlone(_)) && !self.kept.is_empty();
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             if matches!(self.how, How::PrefixAlone(_)) && !self.kept.is_empty() {
-                self.rest();
+                self.release();
                 continue;
             }
             if let Some(sleep) = &mut self.sleep {
                 ready!(sleep.as_mut().poll(cx));
                 self.sleep = None;
-                self.rest();
+                self.release();
                 continue;
             }
             match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
                 Some(frame) => self.take(frame?.into_data().unwrap()),
                 None if self.kept.is_empty() => return Poll::Ready(None),
-                None => self.rest(),
+                None => self.release(),
             }
         }
     }
 }
 
-/// Another task drives the body, and hands its frames on.
-pub fn driven_elsewhere(response: Response<Body>) -> Response<Body> {
+/// Polls the body in another task, which forwards its frames.
+pub fn polled_in_another_task(response: Response<Body>) -> Response<Body> {
     response.map(|mut inner| {
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         tokio::spawn(async move {

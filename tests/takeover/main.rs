@@ -1,7 +1,8 @@
-//! Streams whose sockets the hub takes over: taken where that may be, left alone where not, and the same to their readers.
+//! Socket takeover: the hub takes a socket over if it may, leaves it to the server otherwise, and
+//! readers receive the same events in both cases.
 //!
-//! The hub always takes sockets over here, whatever the environment says. What other suites say of streams holds with it too:
-//! `tests/run` runs them in both ways.
+//! These tests take sockets over independently of the environment. `tests/run` runs the other
+//! suites with and without takeover.
 
 #![allow(
     clippy::unwrap_used,

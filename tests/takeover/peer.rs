@@ -1,5 +1,5 @@
-//! A client on a bare socket. It reads HTTP/1.1 strictly, so that nothing that a forgiving client would pass over stays
-//! hidden, and leaves the events to a parser that is not ours.
+//! A client on a plain socket. It reads HTTP/1.1 strictly, so that it fails on errors that a
+//! tolerant client ignores. An independent parser reads the events.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::kit::{Events, soon};
 
-/// What a narrow peer lets wait in its own kernel. With less than this, TCP itself is what is slow.
+/// The receive buffer of a narrow peer. With a smaller buffer, TCP itself would be slow.
 const NARROW: u32 = 16 * 1024;
 
 pub struct Peer {
@@ -23,9 +23,9 @@ pub struct Peer {
 /// The other half of a [`Peer`].
 pub struct Reader {
     half: OwnedReadHalf,
-    /// Read and not yet looked at.
+    /// Bytes that were read and not parsed yet.
     buffer: Vec<u8>,
-    /// The head has said that the connection ends with the response.
+    /// Whether the head has `connection: close`.
     closes: bool,
 }
 
@@ -48,7 +48,7 @@ impl Peer {
         Self::over(tcp)
     }
 
-    /// With a receive window that is soon full.
+    /// Connects with a small receive window.
     pub async fn narrow(addr: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(NARROW).unwrap();
@@ -68,7 +68,7 @@ impl Peer {
         self.send(request(path)).await;
     }
 
-    /// Asks for a stream, and reads its head and its `hub.hello`.
+    /// Opens a stream, and reads its head and its `hub.hello`.
     pub async fn open(mut self, path: &str) -> (Events, OwnedWriteHalf) {
         self.get(path).await;
         let head = self.reader.head().await;
@@ -91,7 +91,7 @@ pub fn request(path: &str) -> String {
 }
 
 impl Reader {
-    /// False at the end.
+    /// Reads more bytes. Returns `false` at the end of the connection.
     async fn more(&mut self) -> Result<bool, String> {
         self.more_at_most(16 * 1024).await
     }
@@ -103,13 +103,14 @@ impl Reader {
         Ok(count > 0)
     }
 
-    /// Whether what was read last is a whole chunk of events, and the end of it has this text in it.
+    /// Whether the bytes end with a whole chunk of events, and the last of them contain this text.
     pub fn has_read_through(&self, text: &str) -> bool {
         let rest = &self.buffer[self.buffer.len().saturating_sub(256 * 1024)..];
         rest.ends_with(b"\n\n\r\n") && memchr::memmem::find(rest, text.as_bytes()).is_some()
     }
 
-    /// The same, if anything comes within this time.
+    /// Reads more bytes if any arrive within this time. Returns `false` at the end of the
+    /// connection.
     pub async fn more_within(&mut self, time: Duration, count: usize) -> Result<bool, String> {
         tokio::time::timeout(time, self.more_at_most(count)).await.unwrap_or(Ok(true))
     }
@@ -118,7 +119,7 @@ impl Reader {
         while self.buffer.len() < count {
             if !self.more().await? {
                 return Err(format!(
-                    "the end, {count} bytes were to come: {:?}",
+                    "the connection ended before {count} bytes: {:?}",
                     String::from_utf8_lossy(&self.buffer)
                 ));
             }
@@ -126,7 +127,7 @@ impl Reader {
         Ok(self.buffer.drain(..count).collect())
     }
 
-    /// Through `end`, which is left out.
+    /// Reads through `end`, and returns the text before it.
     async fn up_to(&mut self, end: &[u8]) -> Result<String, String> {
         loop {
             if let Some(at) = self.buffer.windows(end.len()).position(|window| window == end) {
@@ -134,7 +135,7 @@ impl Reader {
                 return String::from_utf8(bytes[..at].to_vec()).map_err(|error| error.to_string());
             }
             if !self.more().await? {
-                return Err("the end".into());
+                return Err("the connection ended".into());
             }
         }
     }
@@ -152,7 +153,7 @@ impl Reader {
         head
     }
 
-    /// The next chunk; none is the last.
+    /// Reads the next chunk. Returns `None` for the last chunk.
     pub async fn chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
         let size = self.up_to(b"\r\n").await?;
         let size = usize::from_str_radix(&size, 16).map_err(|error| format!("{error}: {size:?}"))?;
@@ -164,16 +165,16 @@ impl Reader {
         Ok((size > 0).then_some(bytes))
     }
 
-    /// The next chunk. Behind the last the connection has to end, if it was to.
+    /// Reads the next chunk. After the last chunk, a connection with `connection: close` must end.
     async fn last_or_chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
         let chunk = self.chunk().await?;
         if chunk.is_none() && self.closes && (self.more().await? || !self.buffer.is_empty()) {
-            return Err(format!("behind the last chunk: {:?}", String::from_utf8_lossy(&self.buffer)));
+            return Err(format!("bytes after the last chunk: {:?}", String::from_utf8_lossy(&self.buffer)));
         }
         Ok(chunk)
     }
 
-    /// The body as events. It ends properly only with the last chunk.
+    /// Returns the body as events. An end without the last chunk is an error.
     pub fn events(self) -> Events {
         Events::parse(Box::pin(unfold(Some(self), async |reader| {
             let mut reader = reader?;
@@ -185,7 +186,7 @@ impl Reader {
         })))
     }
 
-    /// The body to its end, as text, and whether the end was a proper one.
+    /// Reads the body to its end. Returns its text, and whether the last chunk arrived.
     pub async fn text(mut self) -> (String, bool) {
         let mut text = Vec::new();
         let is_proper = loop {
@@ -200,12 +201,12 @@ impl Reader {
 }
 
 impl Reader {
-    /// A body of this length.
+    /// Reads a body of this length.
     pub async fn take(&mut self, count: usize) -> Vec<u8> {
         self.exactly(count).await.unwrap()
     }
 
-    /// The head, read in portions of so many bytes, with a little rest after each.
+    /// Reads the head in small portions, with a short pause after each.
     pub async fn head_slowly(&mut self, portion: usize) -> Head {
         while !self.buffer.windows(4).any(|window| window == b"\r\n\r\n") {
             assert!(self.more_at_most(portion).await.unwrap());
@@ -214,7 +215,7 @@ impl Reader {
         self.head().await
     }
 
-    /// The body of a response that has no framing of its own.
+    /// Returns the events of a body without framing, which ends with the connection.
     pub fn events_to_the_end(self) -> Events {
         Events::parse(Box::pin(unfold(self, async |mut reader| {
             if reader.buffer.is_empty() {

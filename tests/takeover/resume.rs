@@ -1,4 +1,4 @@
-//! Coming back, wherever.
+//! Reconnects with an id, with and without takeover.
 
 use http::Request;
 use tokio::net::TcpListener;
@@ -11,7 +11,7 @@ use crate::peer::Peer;
 use crate::site::Site;
 
 #[tokio::test]
-async fn who_comes_back_gets_what_it_missed_and_then_what_comes() {
+async fn a_client_that_reconnects_receives_missed_and_then_new_events() {
     let site = Site::start(Hub::builder()).await;
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
@@ -31,7 +31,7 @@ async fn who_comes_back_gets_what_it_missed_and_then_what_comes() {
 }
 
 #[tokio::test]
-async fn an_id_that_is_none_is_a_gap() {
+async fn an_invalid_id_is_a_gap() {
     let site = Site::start(Hub::builder()).await;
     let mut events = resume(site.addr, "/events?topic=t", "nonsense").await;
     let before = events.caught_up().await;
@@ -40,9 +40,9 @@ async fn an_id_that_is_none_is_a_gap() {
     site.delivers_as_taken(&mut events).await;
 }
 
-/// One hub behind two servers, one with takeover and one without. A reader goes from one to the other all the time.
+/// One hub behind two servers, one with takeover and one without. A reader alternates between them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn back_and_forth_between_a_server_with_takeover_and_one_without() {
+async fn a_reader_that_alternates_between_servers_with_and_without_takeover_misses_nothing() {
     const EVENTS: usize = 2000;
     let wide = Retention::replay().count(EVENTS).bytes(64 << 20);
     let site = Site::start(Hub::builder().topic_retention(wide)).await;
@@ -77,7 +77,7 @@ async fn back_and_forth_between_a_server_with_takeover_and_one_without() {
             let event = events.next().await;
             assert_ne!(event.event, "hub.gap");
             if event.event == "message" {
-                // The first stream begins with what is published after it.
+                // The first stream begins with the first event after its start.
                 let number: usize = event.data.parse().unwrap();
                 assert!(number == next || std::mem::take(&mut is_first), "{number} instead of {next}");
                 is_first = false;

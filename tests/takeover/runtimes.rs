@@ -1,4 +1,4 @@
-//! Streams and servers whose runtime or task goes away.
+//! Streams and servers whose runtime or task ends.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -26,10 +26,10 @@ fn site_on(runtime: &Runtime, hub: &Hub) -> Site {
 }
 
 #[test]
-fn a_runtime_that_goes_away_takes_its_own_streams_and_no_others() {
+fn a_runtime_that_shuts_down_ends_its_own_streams_and_no_others() {
     let (ours, theirs, clients) = (runtime(), runtime(), runtime());
     let hub = Hub::builder().drain_limit(Duration::from_secs(10)).build().unwrap();
-    // That of `theirs` is the one that does the hub's work at first.
+    // The background tasks of the hub run on `theirs` at first.
     let (gone, stays) = (site_on(&theirs, &hub), site_on(&ours, &hub));
     let (mut lost, _lost) = clients.block_on(open(gone.addr));
     let (mut kept, _kept) = clients.block_on(open(stays.addr));
@@ -40,7 +40,7 @@ fn a_runtime_that_goes_away_takes_its_own_streams_and_no_others() {
     drop(theirs);
     clients.block_on(async {
         until(|| hub.stats().connections == 1).await;
-        // Cut, without a word.
+        // The stream is cut without `hub.bye`.
         while let Some(Ok(event)) = lost.try_next().await {
             assert_ne!(event.event, "hub.bye");
         }
@@ -50,16 +50,16 @@ fn a_runtime_that_goes_away_takes_its_own_streams_and_no_others() {
         }
     });
     let since = Instant::now();
-    let drained = ours.block_on(soon(stays.leave(Duration::ZERO)));
+    let drained = ours.block_on(soon(stays.drain_and_shut_down(Duration::ZERO)));
     assert_eq!((drained.ended, drained.cut), (1, 0));
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     assert_eq!(clients.block_on(kept.rest()).pop().unwrap().event, "hub.bye");
     drop(gone);
 }
 
-/// Also those that are stuck, which the hub keeps in a table.
+/// The stream is stuck, so the hub keeps it in a table.
 #[test]
-fn a_stuck_stream_of_a_runtime_that_is_gone_does_not_hold_a_drain_up() {
+fn a_stuck_stream_of_a_runtime_that_is_gone_does_not_delay_a_drain() {
     let (ours, theirs, clients) = (runtime(), runtime(), runtime());
     let wide = Retention::replay().bytes(64 << 20);
     let hub = Hub::builder().drain_limit(Duration::from_secs(10)).topic_retention(wide).build().unwrap();
@@ -82,9 +82,9 @@ fn a_stuck_stream_of_a_runtime_that_is_gone_does_not_hold_a_drain_up() {
     assert_eq!((drained.cut, hub.stats().connections), (0, 0));
 }
 
-/// A current-thread runtime is only polled while somebody blocks on it.
+/// A current-thread runtime runs its tasks only during `block_on`.
 #[test]
-fn a_runtime_that_stands_still_hinders_nobody() {
+fn a_runtime_that_is_not_driven_delays_no_stream_of_another_runtime() {
     let (ours, clients) = (runtime(), runtime());
     let still = Builder::new_current_thread().enable_all().build().unwrap();
     let hub = Hub::builder().drain_limit(Duration::from_secs(1)).build().unwrap();
@@ -103,14 +103,14 @@ fn a_runtime_that_stands_still_hinders_nobody() {
         }
     });
     let since = Instant::now();
-    let drained = ours.block_on(soon(stays.leave(Duration::ZERO)));
+    let drained = ours.block_on(soon(stays.drain_and_shut_down(Duration::ZERO)));
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
     assert_eq!((drained.ended, drained.cut), (1, 1));
     assert_eq!(clients.block_on(kept.rest()).pop().unwrap().event, "hub.bye");
 }
 
 #[tokio::test]
-async fn a_server_that_is_aborted_leaves_its_streams_to_the_hub() {
+async fn the_streams_of_an_aborted_server_continue() {
     let site = Site::start(Hub::builder()).await;
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     site.taken(1).await;
@@ -122,9 +122,9 @@ async fn a_server_that_is_aborted_leaves_its_streams_to_the_hub() {
     assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
 }
 
-/// The process is free to go when the server has come to its end: nothing is left in the writers' hands.
+/// The process may exit when the server has shut down: the writers have no unwritten bytes.
 #[test]
-fn when_the_server_has_left_every_last_word_is_out() {
+fn when_the_server_has_shut_down_every_last_frame_is_written() {
     const STREAMS: usize = 500;
     for _ in 0..5 {
         let (server, clients) =
@@ -145,8 +145,8 @@ fn when_the_server_has_left_every_last_word_is_out() {
             }
             streams
         });
-        let drained = server.block_on(site.leave(Duration::ZERO));
-        // As the end of `main` does it.
+        let drained = server.block_on(site.drain_and_shut_down(Duration::ZERO));
+        // The end of `main` drops the runtime in the same way.
         drop(server);
         assert_eq!((drained.ended, drained.cut), (STREAMS, 0));
         clients.block_on(async {
@@ -159,9 +159,9 @@ fn when_the_server_has_left_every_last_word_is_out() {
     }
 }
 
-/// The same, while the clients talk: what they send may come when nobody reads any more.
+/// The clients keep sending, and their input may arrive when the server does not read any more.
 #[test]
-fn when_the_server_has_left_every_last_word_is_out_for_those_who_talk_too() {
+fn when_the_server_has_shut_down_every_last_frame_is_written_to_clients_that_send_too() {
     const STREAMS: usize = 100;
     let (server, clients) = (Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(), runtime());
     let hub = Hub::builder().build().unwrap();
@@ -175,20 +175,20 @@ fn when_the_server_has_left_every_last_word_is_out_for_those_who_talk_too() {
         streams
     });
     let (events, writers): (Vec<_>, Vec<_>) = streams.into_iter().unzip();
-    let talk = clients.spawn(async move {
+    let sender = clients.spawn(async move {
         for _ in 0..200 {
             for writer in &writers {
-                drop(writer.try_write(b"and what about this?"));
+                drop(writer.try_write(b"stray input"));
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         writers
     });
-    let drained = server.block_on(site.leave(Duration::ZERO));
+    let drained = server.block_on(site.drain_and_shut_down(Duration::ZERO));
     drop(server);
     assert_eq!((drained.ended, drained.cut), (STREAMS, 0));
     clients.block_on(async {
-        let _writers = talk.await.unwrap();
+        let _writers = sender.await.unwrap();
         for events in events {
             assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
         }

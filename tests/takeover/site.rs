@@ -1,4 +1,4 @@
-//! Servers whose sockets the hub takes over, and what can be seen of that from outside.
+//! Servers with socket takeover, and counters that show whether a socket was taken over.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -23,7 +23,8 @@ use crate::kit::access::by_query;
 use crate::kit::{Events, soon, until};
 use crate::layers::watch;
 
-/// What went through the bodies of streams: the first frame only, and an end, if the socket was taken.
+/// The frames and the ends of the bodies of streams. The body of a socket that was taken over has
+/// only its first frame, and an end.
 #[derive(Debug, Default)]
 pub struct Passed {
     pub frames: AtomicUsize,
@@ -41,12 +42,12 @@ impl Passed {
     }
 }
 
-/// The application on axum, with `/events`, and other routes beside it.
+/// An axum application with `/events` and other routes.
 pub struct Site {
     pub hub: Hub,
     pub addr: SocketAddr,
     pub passed: Arc<Passed>,
-    /// How often `/count` was asked.
+    /// The number of requests for `/count`.
     pub counted: Arc<AtomicUsize>,
     stop: Option<oneshot::Sender<()>>,
     pub task: JoinHandle<()>,
@@ -57,19 +58,19 @@ impl Site {
         Self::with(builder, |app| app).await
     }
 
-    /// With this around the application.
+    /// Starts a site whose application is wrapped by `outside`.
     pub async fn with(builder: HubBuilder, outside: impl FnOnce(Router) -> Router) -> Self {
         Self::on(builder.build().unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap(), outside).await
     }
 
-    /// The server's kernel lets so little wait that nothing goes out in one piece.
+    /// Starts a site with a send buffer so small that a response needs several writes.
     pub async fn narrow(builder: HubBuilder, outside: impl FnOnce(Router) -> Router) -> Self {
         Self::narrow_on(builder.build().unwrap(), outside).await
     }
 
     pub async fn narrow_on(hub: Hub, outside: impl FnOnce(Router) -> Router) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
-        // Sockets that are accepted inherit it.
+        // Accepted sockets inherit the size.
         socket.set_send_buffer_size(1).unwrap();
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
         Self::on(hub, socket.listen(64).unwrap(), outside).await
@@ -86,14 +87,14 @@ impl Site {
         Self { hub, addr, passed, counted, stop: Some(stop), task }
     }
 
-    /// The server's shutdown alone, to its end.
+    /// Shuts the server down without a drain, and waits for it.
     pub async fn shut_down(&mut self) {
         drop(self.stop.take());
         soon(&mut self.task).await.unwrap();
     }
 
-    /// As applications leave.
-    pub async fn leave(mut self, window: Duration) -> Drained {
+    /// Drains the hub and shuts the server down, as an application does.
+    pub async fn drain_and_shut_down(mut self, window: Duration) -> Drained {
         let drained = soon(self.hub.drain(window)).await;
         self.shut_down().await;
         drained
@@ -103,23 +104,23 @@ impl Site {
         self.hub.topic(topic).publish(Event::unnamed(data.into())).await.unwrap();
     }
 
-    /// Until so many bodies have ended although nobody has ended their streams.
+    /// Waits until this many bodies have ended, although their streams have not.
     pub async fn taken(&self, count: usize) {
         until(|| self.passed.ended() == count).await;
     }
 
-    /// Events come, and none of them through the body.
+    /// Checks that events arrive, and none through the body.
     pub async fn delivers_as_taken(&self, events: &mut Events) {
         let before = self.passed.frames();
         self.delivers(events).await;
-        assert_eq!(self.passed.frames(), before, "the socket was not taken");
+        assert_eq!(self.passed.frames(), before, "the socket was not taken over");
     }
 
-    /// Events come, each before the next is published, and all through the body.
+    /// Checks that events arrive, each before the next is published, and all through the body.
     pub async fn delivers_by_body(&self, events: &mut Events) {
         let before = self.passed.frames();
         self.delivers(events).await;
-        assert!(self.passed.frames() >= before + 3, "the socket was taken");
+        assert!(self.passed.frames() >= before + 3, "the socket was taken over");
     }
 
     pub async fn delivers(&self, events: &mut Events) {
@@ -152,13 +153,13 @@ fn app(hub: &Hub, passed: &Arc<Passed>, counted: &Arc<AtomicUsize>) -> Router {
         .merge(streams)
 }
 
-/// What was sent comes back, framed like a stream.
+/// Returns the body of the request, framed like a stream.
 async fn echo(body: Bytes) -> Response<Body> {
     let body = Body::from_stream(futures::stream::iter([Ok::<_, Infallible>(body)]));
     Response::builder().header(header::CONNECTION, "close").body(body).unwrap()
 }
 
-/// A tower service on hyper alone, which counts the tasks that serve connections.
+/// A tower service on plain hyper. It counts the tasks that serve connections.
 pub struct Bare {
     pub addr: SocketAddr,
     pub serving: Arc<AtomicUsize>,

@@ -1,4 +1,4 @@
-//! The server is done with a stream that goes on.
+//! The server finishes with a response whose stream continues.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::peer::Peer;
 use crate::site::{Bare, Site};
 
 #[tokio::test]
-async fn the_body_has_ended_and_events_come() {
+async fn events_arrive_after_the_body_has_ended() {
     let site = Site::start(Hub::builder()).await;
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
     events.caught_up().await;
@@ -37,10 +37,10 @@ async fn the_body_has_ended_and_events_come() {
 }
 
 #[tokio::test]
-async fn it_is_taken_before_anything_is_published() {
+async fn a_silent_stream_is_taken_over() {
     let site = Site::start(Hub::builder()).await;
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
-    // Not by the patience of the offer.
+    // Earlier than the hub would withdraw its offer.
     let since = Instant::now();
     site.taken(1).await;
     assert!(since.elapsed() < Duration::from_millis(900), "{:?}", since.elapsed());
@@ -48,7 +48,7 @@ async fn it_is_taken_before_anything_is_published() {
 }
 
 #[tokio::test]
-async fn silence_is_broken_by_heartbeats() {
+async fn a_stream_that_was_taken_over_sends_heartbeats() {
     let beat = Duration::from_millis(50);
     let site = Site::start(Hub::builder().heartbeat(beat)).await;
     let mut peer = Peer::connect(site.addr).await;
@@ -65,7 +65,7 @@ async fn silence_is_broken_by_heartbeats() {
 }
 
 #[tokio::test]
-async fn heartbeats_are_seen_where_they_are_to_be_seen() {
+async fn a_stream_that_was_taken_over_sends_visible_heartbeats() {
     let beat = Duration::from_millis(50);
     let site = Site::start(Hub::builder().heartbeat(beat).visible_heartbeat()).await;
     let (mut events, _writer) = Peer::connect(site.addr).await.open("/events?topic=t").await;
@@ -77,27 +77,27 @@ async fn heartbeats_are_seen_where_they_are_to_be_seen() {
     assert_eq!(site.passed.frames(), 1);
 }
 
-async fn goes_on(hub: &Hub, events: &mut Events) {
+async fn delivers(hub: &Hub, events: &mut Events) {
     for n in 0..3 {
         hub.topic("t").publish(Event::unnamed(n.to_string())).await.unwrap();
         assert_eq!(events.next_own().await.data, n.to_string());
     }
 }
 
-/// The task that served the connection is over.
+/// The task that served the connection has ended.
 #[tokio::test]
-async fn hyper_is_done_with_the_connection() {
+async fn hyper_ends_its_task_after_the_takeover() {
     let hub = Hub::builder().build().unwrap();
     let server = Bare::start(&hub, hub.endpoint(by_query)).await;
     let (mut events, _writer) = Peer::connect(server.addr).await.open("/events?topic=t").await;
     until(|| server.serving() == 0).await;
-    goes_on(&hub, &mut events).await;
+    delivers(&hub, &mut events).await;
     soon(hub.drain(Duration::ZERO)).await;
     assert_eq!(events.rest().await.pop().unwrap().event, "hub.bye");
 }
 
 #[tokio::test]
-async fn under_every_mounting() {
+async fn the_takeover_works_with_every_mount() {
     let hub = Hub::builder().build().unwrap();
     let inner =
         service_fn(async |_: Request<Incoming>| Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("inner")))));
@@ -110,13 +110,13 @@ async fn under_every_mounting() {
     for server in [layered, handled, routed] {
         let (mut events, _writer) = Peer::connect(server.addr).await.open("/events?topic=t").await;
         until(|| server.serving() == 0).await;
-        goes_on(&hub, &mut events).await;
+        delivers(&hub, &mut events).await;
     }
 }
 
-/// In one piece or in several, and with other letters.
+/// With and without vectored writes, and with and without title-case headers.
 #[tokio::test]
-async fn however_hyper_writes() {
+async fn the_takeover_works_for_each_way_in_which_hyper_writes() {
     let hub = Hub::builder().build().unwrap();
     for (vectored, title_case) in [(false, false), (true, false), (false, true), (true, true)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -132,7 +132,7 @@ async fn however_hyper_writes() {
         });
         let (mut events, _writer) = Peer::connect(addr).await.open("/events?topic=t").await;
         soon(serve).await.unwrap();
-        goes_on(&hub, &mut events).await;
+        delivers(&hub, &mut events).await;
     }
 }
 
@@ -162,9 +162,8 @@ async fn other_layers_see_a_response_that_ends_without_an_error() {
     assert_eq!(failed.load(Ordering::SeqCst), 0);
 }
 
-/// Ordinary requests before, on the same connection.
 #[tokio::test]
-async fn behind_other_responses_on_the_same_connection() {
+async fn the_takeover_works_after_other_responses_on_the_connection() {
     let site = Site::start(Hub::builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     for _ in 0..3 {
@@ -179,9 +178,9 @@ async fn behind_other_responses_on_the_same_connection() {
     site.delivers_as_taken(&mut events).await;
 }
 
-/// The requests come together, and so may the responses.
+/// The server may write the responses together.
 #[tokio::test]
-async fn behind_responses_to_pipelined_requests() {
+async fn a_stream_behind_pipelined_requests_loses_no_event() {
     let site = Site::start(Hub::builder()).await;
     let mut peer = Peer::connect(site.addr).await;
     peer.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n".repeat(3)).await;
@@ -193,13 +192,12 @@ async fn behind_responses_to_pipelined_requests() {
     assert_eq!(peer.reader.head().await.header("connection"), "close");
     let mut events = peer.reader.events();
     assert_eq!(events.next().await.event, "hub.hello");
-    // By whichever of both, depending on what was written together.
+    // With or without takeover, depending on what the server wrote together.
     site.delivers(&mut events).await;
 }
 
-/// Many at once, on several threads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_at_once() {
+async fn many_streams_are_taken_over_at_once() {
     const STREAMS: usize = 300;
     let site = Arc::new(Site::start(Hub::builder()).await);
     let mut streams = Vec::new();

@@ -1,4 +1,5 @@
-//! TLS above the hub's part and below it: what goes out is nothing that it knows, or the socket is none that it has.
+//! TLS above and below `SseIo`. With TLS above it, the hub sees only encrypted bytes. With TLS
+//! below it, the hub has no TCP socket. So no stream is taken over.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,11 +24,11 @@ use crate::kit::access::by_query;
 use crate::kit::certificate::Certificate;
 use crate::kit::{Events, reply, soon};
 
-/// Whoever the server is.
+/// A verifier that accepts every certificate.
 #[derive(Debug)]
-struct Anybody;
+struct AcceptsAll;
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AcceptsAll {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -62,7 +63,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// Where the hub's part is.
+/// The position of `SseIo` relative to TLS.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Below,
@@ -111,7 +112,7 @@ impl Secure {
     async fn events(&self) -> Events {
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
         let config = config.with_safe_default_protocol_versions().unwrap().dangerous();
-        let config = config.with_custom_certificate_verifier(Arc::new(Anybody)).with_no_client_auth();
+        let config = config.with_custom_certificate_verifier(Arc::new(AcceptsAll)).with_no_client_auth();
         let tcp = TcpStream::connect(self.addr).await.unwrap();
         let name = ServerName::from(self.addr.ip());
         let tls = soon(TlsConnector::from(Arc::new(config)).connect(name, tcp)).await.unwrap();
@@ -129,7 +130,7 @@ impl Drop for Secure {
 }
 
 #[tokio::test]
-async fn the_server_goes_on_with_it() {
+async fn a_stream_over_tls_continues_by_its_body() {
     let Some(certificate) = Certificate::make() else { return };
     for place in [Place::Below, Place::Above] {
         let hub = Hub::builder().heartbeat(Duration::from_millis(100)).visible_heartbeat().build().unwrap();

@@ -139,7 +139,8 @@ fn is_new_enough(version: &str) -> bool {
 }
 
 impl Connection {
-    /// Returns whether the connection is open and was never interrupted.
+    /// Returns whether the connection is open, was never interrupted, and has lost no message
+    /// because this process read too slowly.
     pub(super) fn is_intact(&self) -> bool {
         !*self.broken.borrow() && self.client.connection_state() == State::Connected
     }

@@ -85,8 +85,9 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
             let claim = Record { epoch: candidate, last: 0, created: CLAIM.to_owned() };
             if write(&connection, &claim, revision).await? {
                 own_claim = Some(candidate);
-                // An existing stream of values copied from the deleted log, and may not copy from
-                // the new one at once. So it is created again.
+                // If a stream of values exists, its source was the deleted log. NATS may take a
+                // while to copy from the new log of this name, so delete the stream and create it
+                // again.
                 streams::delete(&connection, &connection.names.values).await?;
                 streams::make_log(&connection, candidate).await?;
                 streams::values(&connection).await?;
@@ -98,8 +99,8 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
             let seen = seen.filter(|seen| seen.epoch == record.epoch).map_or(0, |seen| seen.sequence);
             record.created == log.created && log.last >= record.last.max(seen) && ended != Some(record.epoch)
         };
-        // The values are ahead of the log, so they are of lost records. The server would not copy
-        // the new records with the same numbers.
+        // The newest value has a higher number than the newest record, so the log has lost records.
+        // NATS would not copy new records with these numbers into the stream of values.
         if values_end > log.last {
             streams::delete(&connection, &connection.names.values).await?;
         }

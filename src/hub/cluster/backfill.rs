@@ -43,7 +43,7 @@ impl Hub {
         if !is_late {
             shared.history.found(expected);
         } else if expected <= state.last && shared.history.missing_for(expected) < limit {
-            return Err(BackplaneError::unknown("the log has records but does not return them"));
+            return Err(BackplaneError::unknown(format!("the log has record {expected} but does not return it")));
         }
         let records = records.into_iter().map(|stored| (stored.sequence, self.read(&stored.payload, Age::New)));
         let block = self.log().block(epoch, after, known, records, self.now()).ok_or_else(changed)?;

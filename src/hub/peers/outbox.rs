@@ -110,9 +110,10 @@ impl Outbox {
         }
     }
 
-    /// Returns the newest noted position that is at least [`SETTLE`] old, or the oldest one. Other
-    /// instances have reported all changes from before it. So a client that reads from there misses
-    /// no presence event.
+    /// Returns the newest noted position that is at least [`SETTLE`] old. Other instances have
+    /// reported all changes from before it, so a client that reads from there misses no presence
+    /// event. If no position is that old yet, because the instance has just started, returns the
+    /// oldest one.
     pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
         self.positions.front().map(|(_, position)| *position)
     }

@@ -97,7 +97,7 @@ impl Hub {
             let max_topics = self.settings().max_topics;
             self.registry().join_user(user, joined, max_topics, self.now()).map_err(too_many)?;
         }
-        // The housekeeping forgets users who have no connection.
+        // The housekeeping forgets users who have no connection, so make sure that it runs.
         self.inner.tasks.sweep.ensure(&self.inner);
         self.inner.tasks.sweep.rouse();
         let mut joined = 0;

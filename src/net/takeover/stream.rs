@@ -28,7 +28,7 @@ const READ_PAUSE: Duration = Duration::from_millis(10);
 /// The time that a stream waits for the client to close after the last frame. If the hub closed the
 /// socket while the client still sends, the kernel would discard that frame.
 const LINGER: Duration = Duration::from_secs(1);
-/// The maximum capacity of the scratch buffer that is kept between polls.
+/// The capacity to which a larger scratch buffer shrinks before its next use.
 const MAX_SCRATCH: usize = 256 * 1024;
 
 thread_local! {

@@ -1,4 +1,4 @@
-// A parser only: the requests are this script's.
+// The package is only a parser. This script sends the requests.
 
 import { setTimeout } from "node:timers/promises";
 import { createParser } from "eventsource-parser";
@@ -27,7 +27,7 @@ for (;;) {
     } catch (e) {
         error(e);
     }
-    // What is left of a frame that did not end belongs to no other stream.
+    // Drop an incomplete frame, so that it does not become a part of the next stream.
     parser.reset();
     again();
     await setTimeout(retry);

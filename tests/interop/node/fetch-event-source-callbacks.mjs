@@ -1,4 +1,4 @@
-// With the callbacks that its documentation has for errors, strict as a browser.
+// With the documented callbacks for errors, as strict as a browser.
 
 import "./stand-ins.mjs";
 import { fetchEventSource } from "@microsoft/fetch-event-source";

@@ -1,4 +1,4 @@
-// As its documentation begins, without callbacks for errors.
+// As at the start of its documentation, without callbacks that handle errors.
 
 import "./stand-ins.mjs";
 import { fetchEventSource } from "@microsoft/fetch-event-source";

@@ -1,10 +1,10 @@
-// Drives a class that is made like the browser's `EventSource`.
+// Runs a class with the interface of the browser's `EventSource`.
 
 import { closed, error, event, last, names, url } from "./report.mjs";
 
 export function follow(EventSource) {
     const events = new EventSource(url);
-    // Its timers alone do not keep every client's process alive.
+    // Keeps the process alive, because the timers of some clients do not.
     setInterval(() => {}, 1000);
     for (const name of ["message", ...names]) {
         events.addEventListener(name, e => {

@@ -1,22 +1,22 @@
-// What a client saw, one line of JSON each, for the test to read.
+// Reports to the test, each as one line of JSON.
 
 const [url, last, ...names] = process.argv.slice(2);
 
-/** The stream; the event after which the client leaves; every name that an event of this run may have. */
+/** The URL of the stream, the name of the last event, and the names of all events of this run. */
 export { url, last, names };
 
 const say = line => process.stdout.write(`${JSON.stringify(line)}\n`);
 
-/** An event as the client gave it out: `null` for what it did not give. */
+/** An event as the client delivered it. A field that the client does not deliver is `null`. */
 export const event = (name, data, id) => say({ event: name ?? null, data: data ?? null, id: id ?? null });
 
-/** The client told of trouble, and goes on or not. */
+/** The client reported an error. It may continue. */
 export const error = text => say({ error: String(text) });
 
-/** This script reconnects, since the client does not. */
+/** This script opens the next stream, because the client does not. */
 export const again = () => say({ again: true });
 
-/** The client is done: it gave up, or was told to leave. */
+/** The client has ended: it gave up, or the last event has arrived. */
 export function closed(why) {
     process.stdout.write(`${JSON.stringify({ closed: String(why) })}\n`, () => process.exit(0));
 }

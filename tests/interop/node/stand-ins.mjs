@@ -1,4 +1,4 @@
-// fetch-event-source is made for browsers: what it touches of one.
+// fetch-event-source is made for browsers. These are the globals of a browser that it uses.
 
 globalThis.window = globalThis;
 globalThis.document = { hidden: false, addEventListener() {}, removeEventListener() {} };

@@ -1,4 +1,4 @@
-"""aiohttp-sse-client, as its documentation begins."""
+"""aiohttp-sse-client, as at the start of its documentation."""
 
 import asyncio
 

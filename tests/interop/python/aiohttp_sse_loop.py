@@ -7,7 +7,7 @@ from aiohttp_sse_client.client import EventSource
 
 import report
 
-# Its own limit is 5 minutes, for the whole of a request.
+# The default is a limit of 5 minutes for a whole request.
 ENDLESS = ClientTimeout(total=None)
 
 
@@ -24,7 +24,7 @@ async def main():
                         report.closed("left")
         except ClientError as e:
             report.error(e)
-        # It does not tell what `retry` is.
+        # The client does not expose `retry`.
         report.again()
         await asyncio.sleep(3)
 

@@ -10,7 +10,7 @@ import report
 last_id = ""
 delay = 3.0
 
-# Its own limit is 5 s of silence, less than between two heartbeats.
+# The default read timeout is 5 s, which is shorter than the time between two heartbeats.
 with httpx.Client(timeout=httpx.Timeout(10, read=None)) as client:
     while True:
         headers = {"Last-Event-ID": last_id} if last_id else {}

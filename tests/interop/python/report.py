@@ -1,9 +1,9 @@
-"""What a client saw, one line of JSON each, for the test to read."""
+"""Reports to the test, each as one line of JSON."""
 
 import json
 import sys
 
-# The stream, and the event after which the client leaves.
+# The URL of the stream, and the name of the last event.
 url, last = sys.argv[1:3]
 
 
@@ -12,22 +12,22 @@ def say(**line):
 
 
 def event(name, data, id):
-    """An event as the client gave it out: `None` for what it did not give."""
+    """An event as the client delivered it. A field that the client does not deliver is `None`."""
     say(event=name, data=data, id=id)
 
 
 def error(what):
-    """The client told of trouble, and goes on or not."""
+    """The client reported an error. It may continue."""
     say(error=describe(what))
 
 
 def again():
-    """This script reconnects, since the client does not."""
+    """This script opens the next stream, because the client does not."""
     say(again=True)
 
 
 def closed(why):
-    """The client is done: it gave up, or was told to leave."""
+    """The client has ended: it gave up, or the last event has arrived."""
     say(closed=why if isinstance(why, str) else describe(why))
     sys.exit(0)
 

@@ -1,4 +1,4 @@
-"""sseclient-py over requests: it reads one response; the loop around it is this script's."""
+"""sseclient-py over requests: it reads one response, and this script has the loop around it."""
 
 import time
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# curl -N in a loop: what it prints is the stream itself, and the shell is the parser.
+# curl -N in a loop. curl prints the stream, and this script parses it.
 set -euo pipefail
 export LC_ALL=C.UTF-8
 url=$1 last=$2 id="" retry=3000
@@ -38,7 +38,7 @@ while :; do
         name="" data=""
         ;;
     esac
-    # The status comes last, as a comment; `end` keeps what was cut off from looking whole.
+    # The status is the last line. Without `end`, an incomplete frame could look complete.
   done < <(exec curl -sN "${headers[@]}" -w 'end\n:status %{http_code}\n' "$url")
   case $status in
     200 | 000) ;;

@@ -1,24 +1,24 @@
-//! What a client saw, one line of JSON each, for the test to read.
+//! Reports to the test, each as one line of JSON.
 
 use serde_json::{Value, json};
 
-/// The stream, and the event after which the client leaves.
+/// Returns the URL of the stream, and the name of the last event.
 pub fn arguments() -> (String, String) {
     let mut arguments = std::env::args().skip(1);
     (arguments.next().expect("the address of a stream"), arguments.next().expect("the name of the last event"))
 }
 
-/// An event as the client gave it out: `None` for what it did not give.
+/// Reports an event as the client delivered it. An id that the client does not deliver is `None`.
 pub fn event(name: &str, data: &str, id: Option<&str>) {
     say(&json!({ "event": name, "data": data, "id": id }));
 }
 
-/// The client told of trouble, and goes on or not.
+/// Reports an error of the client, which may continue.
 pub fn error(what: &dyn std::fmt::Display) {
     say(&json!({ "error": what.to_string() }));
 }
 
-/// The client is done: it gave up, or was told to leave.
+/// Reports the end of the client: it gave up, or the last event has arrived.
 pub fn closed(why: &str) {
     say(&json!({ "closed": why }));
 }

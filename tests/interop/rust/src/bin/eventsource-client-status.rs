@@ -1,4 +1,4 @@
-//! eventsource-client, given up where the server answers with a status instead of a stream.
+//! eventsource-client, which stops when the server answers with a status instead of a stream.
 
 use eventsource_client::{Client, ClientBuilder, Error, SSE};
 use futures::StreamExt;
@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                     return Ok(());
                 }
             }
-            // `204` has a body to it, an empty one.
+            // The client treats `204` as a stream with an empty body.
             Ok(SSE::Connected(connection)) if connection.response().status() != 200 => {
                 closed(&format!("status {}", connection.response().status()));
                 return Ok(());

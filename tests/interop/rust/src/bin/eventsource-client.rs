@@ -1,4 +1,4 @@
-//! eventsource-client with its own transport and its own defaults.
+//! eventsource-client with its default transport and settings.
 
 use eventsource_client::{Client, ClientBuilder, SSE};
 use futures::StreamExt;
@@ -10,7 +10,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (url, last) = arguments();
     let client = ClientBuilder::for_url(&url)?.build_with_transport(HyperTransport::new()?);
     let mut stream = client.stream();
-    // An error is not the end: it is an item after which the client reconnects.
+    // An error is not the end: the client reconnects after it.
     while let Some(item) = stream.next().await {
         match item {
             Ok(SSE::Event(seen)) => {

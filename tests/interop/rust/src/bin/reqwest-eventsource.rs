@@ -1,4 +1,4 @@
-//! reqwest-eventsource with its own defaults.
+//! reqwest-eventsource with its default settings.
 
 use futures::StreamExt;
 use reqwest_eventsource::{Event, EventSource};
@@ -8,7 +8,7 @@ use tower_sse_interop::{arguments, closed, error, event};
 async fn main() {
     let (url, last) = arguments();
     let mut events = EventSource::get(url);
-    // An error is not the end: it is an item after which the client reconnects.
+    // An error is not the end: the client reconnects after it.
     while let Some(item) = events.next().await {
         match item {
             Ok(Event::Message(seen)) => {
