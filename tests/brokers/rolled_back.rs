@@ -210,7 +210,7 @@ async fn a_worker_whose_records_were_replaced_begins_a_new_epoch_with_its_next_p
     })
     .await;
     assert_ne!(epoch(after), epoch(before), "{before} {after}");
-    // The instance notices it at the next probe.
+    // The instance detects the new epoch at the next probe.
     until(|| epoch(hub.position()) == epoch(after)).await;
     // Neither worker begins another epoch.
     let next = early.topic("t").publish(Event::unnamed("next")).await.unwrap().position;

@@ -23,7 +23,7 @@ enum How {
     WritesMoreBeforeItFlushes,
 }
 
-/// Answers one request, and returns whether its socket was taken.
+/// Answers one request, and returns whether its socket was taken over.
 async fn serve(hub: &Hub, how: How) -> (Peer, JoinHandle<bool>) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_send_buffer_size(1).unwrap();

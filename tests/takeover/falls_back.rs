@@ -286,7 +286,7 @@ async fn a_stream_without_connection_close_falls_back() {
     let [connection] = &site.hub.connections()[..] else { panic!("one stream") };
     site.hub.connection(connection.id).disconnect(tower_sse::Disconnect::now()).await.unwrap();
     while peer.reader.chunk().await.unwrap().is_some() {}
-    // The connection is an ordinary one, and the next stream on it falls back too.
+    // The connection stays open, and the next stream on it falls back too.
     peer.get("/").await;
     assert_eq!(peer.reader.head().await.header("content-length"), "5");
     assert_eq!(peer.reader.take(5).await, b"hello");
