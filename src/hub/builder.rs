@@ -262,9 +262,9 @@ impl HubBuilder {
         /// intervals. Defaults to 2 s.
         pub fn probe_interval(interval: Duration) => settings.probe_interval = interval;
 
-        /// Sets how long another instance may be silent before the hub takes it for dead. The
-        /// connections of a dead instance no longer count. Instances send a heartbeat every third
-        /// of this time. Defaults to 15 s.
+        /// Sets how long another instance may send no control message before the hub treats it as
+        /// dead. The connections of a dead instance no longer count. Each instance sends a control
+        /// message every third of this time. Defaults to 15 s.
         #[doc(alias = "lease")]
         pub fn peer_timeout(timeout: Duration) => settings.peer_timeout = timeout;
 

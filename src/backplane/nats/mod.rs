@@ -21,8 +21,8 @@
 //!   that was disconnected for a moment receives them too.
 //!
 //! A server may lose acknowledged records in a power failure, unless it syncs every write
-//! (`sync_interval: always`) or the streams have replicas. The adapter creates streams with one
-//! replica. The tools of NATS can add more.
+//! (`sync_interval: always`). The adapter creates streams with one replica. Clusters with more
+//! replicas are not supported.
 
 mod append;
 mod connection;
