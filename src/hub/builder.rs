@@ -258,8 +258,9 @@ impl HubBuilder {
         pub fn publish_timeout(timeout: Duration) => settings.publish_timeout = timeout;
 
         /// Sets the interval at which the hub checks that a shared log is still the one that it
-        /// follows, and that new records arrive. The hub notices a silent failure within two
-        /// intervals. Defaults to 2 s.
+        /// follows, and that new records arrive. The hub detects a silent failure within two
+        /// intervals, or within one interval and a second if the interval is shorter than that.
+        /// Defaults to 2 s.
         pub fn probe_interval(interval: Duration) => settings.probe_interval = interval;
 
         /// Sets how long another instance may send no control message before the hub treats it as

@@ -158,8 +158,8 @@ impl StreamRequest {
 }
 
 impl StreamRequest {
-    /// Returns whether the query may have a field of this name. Most queries have none, and the
-    /// check avoids decoding them.
+    /// Returns false if the query surely has no field of this name. This saves decoding, because
+    /// most queries do not have the field.
     fn may_have_field(&self, name: &[u8]) -> bool {
         let query = self.query().unwrap_or_default().as_bytes();
         memchr::memchr(b'%', query).is_some() || memchr::memmem::find(query, name).is_some()

@@ -139,8 +139,8 @@ fn is_new_enough(version: &str) -> bool {
 }
 
 impl Connection {
-    /// Returns whether the connection is open, was never interrupted, and has lost no message
-    /// because this process read too slowly.
+    /// Returns whether the connection is open, was never interrupted, and never dropped messages.
+    /// The client drops them when this process reads too slowly.
     pub(super) fn is_intact(&self) -> bool {
         !*self.broken.borrow() && self.client.connection_state() == State::Connected
     }

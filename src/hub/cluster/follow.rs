@@ -85,8 +85,9 @@ async fn listen(inner: &Weak<Inner>, mut tail: BoxStream<'static, Answer<Vec<Sto
             }
             None => {
                 next_probe = Instant::now() + probe;
-                // The time limit is about one interval, so a broker that stops answering is
-                // detected within two intervals.
+                // The time limit is one interval, but at least `MIN_PROBE_TIMEOUT`. So a broker
+                // that stops answering is detected within two intervals, or one interval and that
+                // minimum.
                 let state = shared.query_state(hub.log().epoch(), probe.max(MIN_PROBE_TIMEOUT)).await?;
                 if state.epoch != hub.log().epoch().0 {
                     return Ok(());

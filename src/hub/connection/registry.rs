@@ -236,8 +236,8 @@ impl Registry {
         now: Millis,
     ) -> Result<Handles, Full> {
         let table = &mut *self.table.lock();
-        // Each new connection forgets up to two users. So the table does not grow without bound
-        // where no housekeeping runs.
+        // Each insert removes up to two idle users, so that the table stays bounded even if no
+        // housekeeping runs.
         table.forget_users(now, 2);
         let mut displaced = Handles::new();
         if let Some((limit, policy)) = self.limits.per_user {
