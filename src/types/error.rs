@@ -286,9 +286,12 @@ pub struct InvalidName {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NameProblem {
+    #[cfg(feature = "axum")]
     Missing,
     Empty,
-    TooLong { limit: usize },
+    TooLong {
+        limit: usize,
+    },
     Control(char),
     Reserved,
     Malformed,
@@ -312,6 +315,7 @@ impl fmt::Display for InvalidName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = self.field;
         match self.problem {
+            #[cfg(feature = "axum")]
             NameProblem::Missing => write!(f, "{field} is missing"),
             NameProblem::Empty => write!(f, "{field} is empty"),
             NameProblem::TooLong { limit } => write!(f, "{field} is longer than {limit} bytes"),
