@@ -287,6 +287,8 @@ mod documents {
     struct FromSocketioxide;
     #[doc = include_str!("../docs/leaving.md")]
     struct Leaving;
+    #[doc = include_str!("../docs/mounting.md")]
+    struct Mounting;
     #[doc = include_str!("../docs/recipes.md")]
     struct Recipes;
 

@@ -225,8 +225,6 @@ fn every_document_is_linked_from_the_readme_or_the_guide() {
 #[test]
 fn every_rust_block_is_compiled_or_gives_a_reason() {
     let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    // Sketches without the parts that the reader's application has.
-    let sketches = ["docs/mounting.md"];
     for document in documents() {
         let is_included = library.contains(&format!("include_str!(\"../{}\")", document.path));
         for block in document.blocks() {
@@ -237,8 +235,7 @@ fn every_rust_block_is_compiled_or_gives_a_reason() {
             let at = format!("{}:{}", document.path, block.line);
             if info.any(|word| word == "ignore") {
                 let has_reason = block.code.contains("// Not compiled: ");
-                let is_sketch = sketches.contains(&document.path.as_str());
-                assert!(has_reason || is_sketch, "{at}: give the reason: `// Not compiled: …`");
+                assert!(has_reason, "{at}: give the reason: `// Not compiled: …`");
             } else {
                 assert!(is_included, "{at} is not compiled: include the document at the end of src/lib.rs");
             }
