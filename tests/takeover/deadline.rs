@@ -21,11 +21,7 @@ async fn publish_much(site: &Site) {
 }
 
 async fn stuck(site: &Site) -> Peer {
-    let before = site.passed.ended();
-    let mut peer = Peer::narrow(site.addr).await;
-    peer.get("/events?topic=t").await;
-    peer.reader.head().await;
-    site.taken(before + 1).await;
+    let peer = site.narrow_stream().await;
     publish_much(site).await;
     takes_no_more(&site.hub).await;
     peer
@@ -94,10 +90,7 @@ async fn a_slow_but_steady_client_is_not_cut() {
 async fn a_client_that_stops_reading_again_is_cut_again() {
     let deadline = Duration::from_millis(500);
     let site = Site::start(wide().write_deadline(deadline)).await;
-    let mut peer = Peer::narrow(site.addr).await;
-    peer.get("/events?topic=t").await;
-    peer.reader.head().await;
-    site.taken(1).await;
+    let mut peer = site.narrow_stream().await;
     for _ in 0..2 {
         publish_much(&site).await;
         let mut text = String::new();
@@ -170,10 +163,7 @@ async fn no_frame_is_torn_when_the_client_takes_few_bytes_at_a_time() {
     for seed in [1, 77, 4711] {
         let mut random = Seeded(seed);
         let site = Site::narrow(wide(), |app| app).await;
-        let mut peer = Peer::narrow(site.addr).await;
-        peer.get("/events?topic=t").await;
-        peer.reader.head().await;
-        site.taken(1).await;
+        let mut peer = site.narrow_stream().await;
         let mut published = Vec::new();
         for n in 0..150 {
             let size = if random.below(4) == 0 { random.below(60_000) } else { random.below(2_000) };
@@ -199,10 +189,7 @@ async fn no_frame_is_torn_when_the_client_takes_few_bytes_at_a_time() {
 async fn a_client_that_takes_no_bytes_is_cut_also_by_the_timeout_of_the_kernel() {
     let deadline = Duration::from_millis(500);
     let site = Site::start(wide().write_deadline(deadline)).await;
-    let mut peer = Peer::narrow(site.addr).await;
-    peer.get("/events?topic=t").await;
-    peer.reader.head().await;
-    site.taken(1).await;
+    let _peer = site.narrow_stream().await;
     while site.hub.stats().connections == 1 {
         site.publish("t", "x".repeat(300)).await;
         tokio::time::sleep(Duration::from_millis(4)).await;

@@ -125,10 +125,7 @@ async fn the_last_frame_arrives_with_unread_input() {
 #[tokio::test]
 async fn the_last_frame_arrives_when_the_kernel_holds_it_for_long() {
     let site = Site::start(Hub::builder()).await;
-    let mut peer = Peer::narrow(site.addr).await;
-    peer.get("/events?topic=t").await;
-    peer.reader.head().await;
-    site.taken(1).await;
+    let mut peer = site.narrow_stream().await;
     for n in 0..20 {
         site.publish("t", format!("{n} {}", "y".repeat(5000))).await;
     }
@@ -208,10 +205,7 @@ async fn a_stream_ends_at_its_maximum_age() {
 async fn a_lagging_stream_ends_with_the_policy_disconnect() {
     let brief = Retention::live().count(4).on_lag(LagPolicy::Disconnect);
     let site = Site::narrow(Hub::builder().topic_retention(brief), |app| app).await;
-    let mut peer = Peer::narrow(site.addr).await;
-    peer.get("/events?topic=t").await;
-    peer.reader.head().await;
-    site.taken(1).await;
+    let peer = site.narrow_stream().await;
     for n in 0..100 {
         site.publish("t", format!("{n} {}", "x".repeat(20_000))).await;
         tokio::task::yield_now().await;

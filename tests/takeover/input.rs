@@ -103,10 +103,7 @@ async fn a_stuck_client_that_disconnects_ends_its_stream() {
     for resets in [false, true] {
         let wide = Retention::replay().bytes(16 << 20);
         let site = Site::start(Hub::builder().topic_retention(wide)).await;
-        let mut peer = Peer::narrow(site.addr).await;
-        peer.get("/events?topic=t").await;
-        peer.reader.head().await;
-        site.taken(1).await;
+        let mut peer = site.narrow_stream().await;
         for _ in 0..40 {
             site.publish("t", "x".repeat(200_000)).await;
         }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tower_sse::{Event, GapReason, Hub, Retention};
 
 use crate::deadline::takes_no_more;
-use crate::peer::Peer;
 use crate::site::Site;
 
 #[tokio::test]
@@ -13,10 +12,7 @@ async fn a_slow_reader_receives_one_gap_and_continues() {
     const EVENTS: usize = 300;
     let brief = Retention::replay().count(20).bytes(64 << 20);
     let site = Site::narrow(Hub::builder().topic_retention(brief), |app| app).await;
-    let mut peer = Peer::narrow(site.addr).await;
-    peer.get("/events?topic=t").await;
-    peer.reader.head().await;
-    site.taken(1).await;
+    let peer = site.narrow_stream().await;
     let event = |n| Event::unnamed(format!("{n} {}", "x".repeat(10_000)));
     for n in 0..20 {
         site.hub.topic("t").publish(event(n)).await.unwrap();
@@ -55,10 +51,7 @@ async fn a_stuck_reader_gets_no_heartbeats_until_it_reads_again() {
     let beat = Duration::from_millis(20);
     let wide = Retention::replay().bytes(64 << 20);
     let site = Site::start(Hub::builder().heartbeat(beat).visible_heartbeat().topic_retention(wide)).await;
-    let mut peer = Peer::narrow(site.addr).await;
-    peer.get("/events?topic=t").await;
-    peer.reader.head().await;
-    site.taken(1).await;
+    let peer = site.narrow_stream().await;
     for n in 0..40 {
         site.publish("t", format!("{n} {}", "x".repeat(200_000))).await;
     }

@@ -22,6 +22,7 @@ use tower_sse::{Drained, Event, Hub, HubBuilder};
 use crate::kit::access::by_query;
 use crate::kit::{Events, soon, until};
 use crate::layers::watch;
+use crate::peer::Peer;
 
 /// The frames and the ends of the bodies of streams. The body of a socket that was taken over has
 /// only its first frame, and an end.
@@ -107,6 +108,16 @@ impl Site {
     /// Waits until this many bodies have ended, although their streams have not.
     pub async fn taken(&self, count: usize) {
         until(|| self.passed.ended() == count).await;
+    }
+
+    /// Opens a stream with a small receive window, and waits until the hub has taken it over.
+    pub async fn narrow_stream(&self) -> Peer {
+        let before = self.passed.ended();
+        let mut peer = Peer::narrow(self.addr).await;
+        peer.get("/events?topic=t").await;
+        peer.reader.head().await;
+        self.taken(before + 1).await;
+        peer
     }
 
     /// Checks that events arrive, and none through the body.
