@@ -283,4 +283,10 @@ mod tests {
             assert!(bad.parse::<ConnectionId>().is_err(), "{bad}");
         }
     }
+
+    #[test]
+    fn debug_of_a_connection_id_has_only_its_first_digits() {
+        let id = ConnectionId::from_bits(0x0123_4567_89ab_cdef << 64);
+        assert_eq!(format!("{id:?}"), "01234567…");
+    }
 }
