@@ -40,7 +40,8 @@ impl<S: Sync> FromRequestParts<S> for StreamRequest {
 /// # let _ = app;
 /// ```
 ///
-/// With a router state, `State<Hub>` and `FromRef` need no layer.
+/// A handler can also extract `State<Hub>` if the router state contains the hub. This needs no
+/// `provide`.
 impl<S: Sync> FromRequestParts<S> for Hub {
     type Rejection = MissingHub;
 
@@ -51,8 +52,8 @@ impl<S: Sync> FromRequestParts<S> for Hub {
 
 /// Extracts the id of the page's connection from the header [`ConnectionId::HEADER`].
 ///
-/// A request without the header, or with an invalid id, receives `400`. A handler that programs
-/// call too takes `Option<ConnectionId>`.
+/// A request without the header, or with an invalid id, receives `400`. If clients without a stream
+/// also call the handler, it takes `Option<ConnectionId>`.
 ///
 /// ```
 /// use axum::extract::State;
@@ -92,7 +93,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for ConnectionId {
     }
 }
 
-/// The rejection of a request that did not pass through a layer that provides the `Hub`: `500`.
+/// The rejection, with the status `500`, of a request without a `Hub` in its extensions.
 ///
 /// ```
 /// use axum::extract::FromRequestParts;
@@ -122,18 +123,18 @@ impl IntoResponse for MissingHub {
     }
 }
 
-/// Responds with `400`: a name that came from a request is an error of the client.
+/// Responds with `400`, because an invalid name in a request is an error of the client.
 impl IntoResponse for InvalidName {
     fn into_response(self) -> Response {
         (StatusCode::BAD_REQUEST, self.to_string()).into_response()
     }
 }
 
-/// Implements `IntoResponse` for errors whose text is safe to send: it contains no value of the
-/// application and no cause.
+/// Implements `IntoResponse` for errors whose text is safe to send to a client: it contains no
+/// name, no data and no cause.
 macro_rules! into_response {
     ($($error:ident),*) => {$(
-        /// Responds with the [status](Self::status_code) of the error, and its text.
+        /// Responds with the [status](Self::status_code) and the text of the error.
         impl IntoResponse for $error {
             fn into_response(self) -> Response {
                 (self.status_code(), self.to_string()).into_response()

@@ -1,11 +1,11 @@
 //! Push events from your Rust services to browsers over [Server-Sent Events].
 //!
 //! A [`Hub`] is a handle that you clone into your services. A [tower] [layer](Hub::layer) serves
-//! the streams. The browser reads them with its own `EventSource`. The hub stores events in one
-//! ordered log, so that a client that reconnects receives the events that it missed.
+//! the streams. The browser reads them with its own `EventSource`. The hub retains recent events in
+//! one ordered log, so that a client that reconnects receives the events that it missed.
 //!
 //! The repository has a guide (`docs/README.md`), recipes (`docs/recipes.md`), a glossary
-//! (`docs/glossary.md`) and every guarantee with its test (`docs/guarantees.md`).
+//! (`docs/glossary.md`), and a list of the guarantees with their tests (`docs/guarantees.md`).
 //!
 //! [Server-Sent Events]: https://html.spec.whatwg.org/multipage/server-sent-events.html
 //! [tower]: https://github.com/tower-rs/tower
@@ -48,14 +48,14 @@
 //!
 //! [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] return a [`Target`].
 //! [`Target::and`] unites targets, and each connection receives one copy. [`Target::except`]
-//! excludes a connection, for example the page that caused the event.
+//! excludes a connection, for example the connection of the page that caused the event.
 //!
 //! [`Target::publish`] returns when the log has the event. It never waits for a reader, and its
 //! cost does not grow with the number of connections. Its [`Receipt`] has the event's position and
 //! counts the listening connections of this instance. [`Target::publish_now`] is for code that
-//! cannot await, and [`Hub::publish_many`] publishes several events in one step.
-//! [`PublishError::is_invalid`] separates an event that can never be accepted from a temporary
-//! failure.
+//! cannot await, and needs the log of this process. [`Hub::publish_many`] publishes several events
+//! in order. [`PublishError::is_invalid`] is true if the hub can never accept the event, so that a
+//! retry is useless.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -84,12 +84,14 @@
 //! # let _ = tower_sse::Hub::builder().build().unwrap().endpoint(access);
 //! ```
 //!
-//! - The hub calls the hook for every request, also for one that resumes.
+//! - The hub calls the hook for every request for a stream that it does not refuse itself, also
+//!   when a client reconnects.
 //! - [`Access::recheck`] re-authorizes open streams periodically.
 //! - [`Subscription::expires_in`] limits the lifetime of a stream.
 //! - [`Target::disconnect`] ends streams at once, and [`Disconnect`] sets when clients may
 //!   reconnect.
-//! - The hub rejects pages of other origins that [`HubBuilder::allow_cross_origin`] does not list.
+//! - By default, the hub rejects requests from pages of other origins.
+//!   [`HubBuilder::allow_cross_origin`] allows an origin.
 //! - [Tickets](Hub::ticket) authorize clients that cannot send cookies or headers.
 //!
 //! # Mounting
@@ -100,17 +102,18 @@
 //! | [`Hub::endpoint`] | the stream is a route like any other |
 //! | [`Hub::respond`] | a handler creates the response, because its extractors authenticate the user |
 //!
-//! All three apply the same rules. `docs/mounting.md` lists the operations of an axum router that
-//! hide a layer.
+//! All three make the same checks of the request. A stream of [`Hub::respond`] has no
+//! [recheck](Access::recheck). `docs/mounting.md` lists the operations of an axum router after
+//! which a layer does not receive all requests.
 //!
 //! # Resume and loss
 //!
-//! The `id` of an event is its [`Position`] in the log. A browser sends the last one as
-//! `Last-Event-ID` when it reconnects, and receives every permitted event after it that the log
-//! retains. If an event is no longer retained, the stream reports the loss with one
-//! [`hub.gap`](#control-events). [`Retention`] sets what the log retains for each audience: a
-//! short window, the newest events, or the newest event of each [key](Event::key). The default for
-//! topics is 1,024 events and 1 MiB of the last 5 minutes.
+//! The `id` of an event is its [`Position`] in the log. When a browser reconnects, it sends the
+//! last id that it received as `Last-Event-ID`. It then receives every permitted event after that
+//! position that the log retains. If an event is no longer retained, the stream reports the loss
+//! with [`hub.gap`](#control-events). [`Retention`] sets what the log retains for each audience: a
+//! short window, the newest events, or the newest event of each [key](Event::key). By default, the
+//! log retains for each topic at most 1,024 events and 1 MiB, none older than 5 minutes.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -136,13 +139,13 @@
 //! # Ok(()) }
 //! ```
 //!
-//! For a page that shows data, the server takes [`Hub::position`] first, and then queries the data.
-//! The page opens the stream with `?last_event_id=` and that position. A new page may
-//! [start](Subscription::start) with the newest retained events.
+//! To render a page without missing an event, the server first takes [`Hub::position`] and then
+//! queries the data. The page opens its stream with that position in `?last_event_id=`. A stream
+//! without a position can [start](Subscription::start) with the newest retained events.
 //!
-//! The retention bounds the memory, because a reader has no queue. A reader that is too slow
-//! receives a gap or is disconnected ([`LagPolicy`]). With [`Retention::latest_per_key`] it skips
-//! outdated values and always receives the last one.
+//! The hub has no queue for each reader, so the retention bounds its memory. A reader that is too
+//! slow receives a gap or is disconnected ([`LagPolicy`]). With [`Retention::latest_per_key`], a
+//! slow reader skips outdated values and receives the last value of each key.
 //!
 //! # Control events
 //!
@@ -152,21 +155,22 @@
 //! | Event | Data | Sent |
 //! |---|---|---|
 //! | `hub.hello` | `connection`, `cursor` (`fresh`, `resuming`, `refused`), `topics`, `instance` if named | first, with `retry` |
-//! | `hub.live` | `{}`, or `topics` after they have changed | when the stream has caught up. Its id stands for all events before it |
+//! | `hub.live` | `{}`, or the `topics` after a change | when the stream has caught up, after a change of its topics, after `hub.stale`, and on a long quiet stream. Its id stands for all earlier events |
 //! | `hub.gap` | `reason` (see [`GapReason`]), `topics` | when events are no longer retained: fetch the state again |
 //! | `hub.refused` | `reason` (see [`RefusalReason`]), `retry_ms` | instead of a stream: reconnect after `retry_ms` |
-//! | `hub.stale` | `{}` | when the hub cannot follow the shared log. `hub.live` follows when it can again |
+//! | `hub.stale` | `{}` | when the hub cannot follow the shared log. `hub.live` follows when the hub can follow the log again |
 //! | `hub.expiring` | `in_ms` | shortly before the subscription expires |
 //! | `hub.joined`, `hub.left` | `topic`, `user`, `data` if attached | in topics with [presence events](HubBuilder::presence_for) |
-//! | `hub.bye` | `reason` (see [`EndReason`]), `reconnect`: `now`, `later`, `never`, and a `note` | last, when the hub ends the stream |
+//! | `hub.bye` | `reason` (see [`EndReason`]), `reconnect`: `now`, `later`, `never`; `note` if set | last, when the hub ends the stream |
 //!
 //! # Presence
 //!
 //! [`Target::presence`] returns the connected users, and [`Target::count`] counts connections.
-//! [`Target::is_online`] includes a grace period after the last connection of a user.
-//! [`Hub::connections`] lists the connections of this instance, and [`Hub::lifecycle`] reports
-//! their changes. [`Target::join`] and [`Target::leave`] change the topics of an open stream. A
-//! page may change its own topics with [`SseLayer::allow_topic_changes`].
+//! [`Target::is_online`] is also true for a grace period after the last connection of a user has
+//! ended. [`Hub::connections`] lists the connections of this instance, and [`Hub::lifecycle`]
+//! reports when they start and end. [`Target::join`] and [`Target::leave`] change the topics of
+//! open streams. With [`SseLayer::allow_topic_changes`], a page can change the topics of its own
+//! stream.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -188,8 +192,8 @@
 //! # Graceful shutdown
 //!
 //! A server waits for its open requests, and event streams do not end by themselves. [`Hub::drain`]
-//! ends them, and gives each client a random time within the window to reconnect. Await it inside
-//! the future of `with_graceful_shutdown`.
+//! ends the streams. It tells each client to reconnect after a random time within the window. Await
+//! `drain` inside the future of `with_graceful_shutdown`.
 //!
 //! ```
 //! # use tower_sse::Hub;
@@ -197,23 +201,23 @@
 //! # let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 //! axum::serve(hub.listener(listener), app)
 //!     .with_graceful_shutdown(async move {
-//!         tokio::signal::ctrl_c().await.ok(); // and SIGTERM on Unix
+//!         tokio::signal::ctrl_c().await.ok(); // also wait for SIGTERM on Unix
 //!         hub.drain(std::time::Duration::from_secs(5)).await;
 //!     })
 //!     .await
 //! # }
 //! ```
 //!
-//! `Hub::listener` and [`Hub::io`] watch the sockets below the server. They close the connection of
-//! a peer that takes no bytes for [`HubBuilder::write_deadline`] while bytes wait, and they let
+//! `Hub::listener` and [`Hub::io`] watch the sockets below the server. They close the socket of a
+//! client that takes no bytes for [`HubBuilder::write_deadline`] while bytes wait. They also let
 //! [`Hub::drain`] cut connections that do not end, so that no stream keeps the process running.
 //! [`Hub::is_ready`] is for a readiness probe, and [`Hub::stats`] is for metrics.
 //!
 //! # Several instances
 //!
-//! A [`Backplane`](backplane::Backplane) is a log that instances share: [`HubBuilder::backplane`].
-//! Every instance delivers the events of all instances, and a client can resume on any instance. A
-//! [`Publisher`] is for programs that only publish, for example a worker.
+//! A [`Backplane`](backplane::Backplane) gives a hub a log that several instances share:
+//! [`HubBuilder::backplane`]. Every instance delivers the events of all instances, and a client can
+//! resume on any instance. A [`Publisher`] is for programs that only publish, for example a worker.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -239,15 +243,15 @@
 //!
 //! # Testing
 //!
-//! [`Hub::subscribe`] opens a stream within the process, as in the examples above. The layer and
-//! the endpoint are tower services, so a test of a request needs no socket. `docs/guide/testing.md`
-//! has examples.
+//! [`Hub::subscribe`] opens a stream within the process, as in the examples above. The endpoint and
+//! the service of the layer are tower services, so a test can call them without a socket.
+//! `docs/guide/testing.md` has examples.
 //!
 //! # Features
 //!
 //! All features are additive. The last column is the number of crates that tower-sse with this
 //! feature adds, including itself, to an application that already depends on axum, serde, tokio
-//! (`full`) and tracing (59 crates). Without any feature the number is 9 too.
+//! (`full`) and tracing (59 crates). Without any feature, the number is also 9.
 //!
 //! | Feature | Default | Adds | Crates |
 //! |---|---|---|---|
@@ -256,12 +260,12 @@
 //! | `nats` | no | `backplane::Nats`: several instances through a NATS server with JetStream | 74 |
 //! | `redis` | no | `backplane::Redis`: several instances through a Redis server | 59 |
 //! | `takeover` | no | `SseIo::take_over` and `Hub::listener_with_takeover`: less memory for idle streams, on Unix | 9 |
-//! | `uuid` | no | topics and users from `Uuid` | 10 |
+//! | `uuid` | no | conversions from `Uuid` to `Topic` and `UserId` | 10 |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(all(unix, feature = "takeover")),
-    allow(dead_code, reason = "bodies always offer their streams, and only `takeover` on Unix accepts offers")
+    allow(dead_code, reason = "a body always has the code to offer its stream, which only `takeover` on Unix uses")
 )]
 
 /// Compiles the code in the README as doctests.

@@ -2,7 +2,7 @@
 
 /// Shrinks a collection whose length is less than an eighth of its capacity, for example after a
 /// peak of load. The new capacity is twice the length, so that the next entries do not allocate. A
-/// capacity of up to 1,024 entries stays.
+/// capacity of at most 1,024 entries stays.
 macro_rules! shrink_if_sparse {
     ($collection:expr) => {
         if $collection.capacity() > 1024 && $collection.len() < $collection.capacity() / 8 {
@@ -14,7 +14,8 @@ macro_rules! shrink_if_sparse {
 
 /// Implements `Debug` with only the listed fields, because the other fields are secret, large or of
 /// no use in a log: `opaque_debug!(|hub: Hub| { position: hub.position() })`. Type parameters come
-/// first: `opaque_debug!(<S: Debug, A> |service: SseService| { inner: service.inner })`.
+/// before the argument: `opaque_debug!(<S: Debug, A> |service: SseService| { inner: service.inner
+/// })`.
 macro_rules! opaque_debug {
     ($(<$($parameter:ident $(: $bound:path)?),+>)? |$this:ident: $type:ident| { $($field:ident: $value:expr),* $(,)? }) => {
         impl $(<$($parameter $(: $bound)?),+>)? ::std::fmt::Debug for $type $(<$($parameter),+>)? {

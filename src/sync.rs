@@ -1,4 +1,4 @@
-//! The locks and atomics of the concurrent core. In the model tests they are those of loom.
+//! The locks and atomics of the concurrent core. In the model tests they are the types of loom.
 //!
 //! The locks ignore poison, so that a panic in a callback of the application does not disable the
 //! hub. This is safe because the guarded data is consistent wherever a statement can panic.

@@ -6,9 +6,9 @@ use std::time::Duration;
 /// The limits of the records and current values that a broker retains, for `Redis::limits` and
 /// `Nats::limits`.
 ///
-/// When a limit is reached, the broker removes the oldest records first. Set the same limits on all
-/// instances of a namespace: Redis applies the limits of the instance that appends, and NATS the
-/// limits of the instance that connected last.
+/// Above a limit, the broker removes the oldest records or values first. Set the same limits on all
+/// instances and publishers of a namespace: Redis applies the limits of the adapter that appends,
+/// and NATS applies the limits of the adapter that connected last.
 ///
 /// ```
 /// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,8 +27,8 @@ pub struct LogLimits {
     pub(super) max_bytes: u64,
     pub(super) max_age: Duration,
     pub(super) max_values: usize,
-    /// The time limit for connecting, and for each answer. A setting of the adapter, not a limit of
-    /// the log.
+    /// The time limit for connecting, and for each answer. This is a setting of the adapter, not a
+    /// limit of the log.
     pub(super) timeout: Duration,
 }
 
@@ -38,38 +38,40 @@ impl LogLimits {
         Self::default()
     }
 
-    /// Sets the maximum number of retained records. At least 1. Defaults to 100,000. On Redis the
-    /// number is approximate.
+    /// Sets the maximum number of retained records. Defaults to 100,000. A value of 0 counts as 1.
+    /// Redis may retain somewhat more records.
     pub fn max_records(mut self, records: usize) -> Self {
         self.max_records = records.max(1);
         self
     }
 
     /// Sets the maximum size of the retained records in bytes, without current values. Defaults to
-    /// 256 MiB.
+    /// 256 MiB. A value of 0 counts as 1.
     ///
-    /// Redis always retains the newest record, and needs about 100 bytes more for each record.
+    /// Redis always retains the newest record. It needs about 100 bytes of memory for each record
+    /// in addition to this size.
     ///
     /// NATS also counts the subject, the headers and about 30 bytes of each record. The NATS server
-    /// reserves the bytes on its disk. If the disk has no room for them, every call fails with an
-    /// error that names the reason. The server rejects a record that is larger than this limit.
+    /// reserves this size of its storage. If the server has not enough storage for a new log, every
+    /// call fails with an error that names the reason. The NATS server rejects a record that is
+    /// larger than this limit.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes.max(1);
         self
     }
 
     /// Sets the maximum age of a retained record. Defaults to one hour. Redis removes old records
-    /// when a record is appended. On NATS the age is at least 100 ms.
+    /// only when a record is appended. On NATS, an age below 100 ms counts as 100 ms.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.max_age = age;
         self
     }
 
-    /// Sets the maximum number of current values. At least 1. Defaults to 100,000. The broker
-    /// removes the oldest values first.
+    /// Sets the maximum number of current values. Defaults to 100,000. A value of 0 counts as 1.
+    /// The broker removes the oldest values first.
     ///
-    /// On NATS a removed value counts too. An event that sets the value of several topics at once
-    /// counts separately: once for each set of topics.
+    /// On NATS, a removed value also counts. An event with a key that goes to several topics counts
+    /// separately, once for each key and combination of topics.
     pub fn max_values(mut self, values: usize) -> Self {
         self.max_values = values.max(1);
         self
@@ -88,7 +90,7 @@ impl Default for LogLimits {
     }
 }
 
-/// Writes the text that instances compare. It omits the timeout, which may differ between
+/// Writes the text that instances compare. The text omits the timeout, which may differ between
 /// instances.
 impl fmt::Display for LogLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,8 +17,8 @@ use super::{
 use crate::macros::opaque_debug;
 use crate::sync::Mutex;
 
-/// A shared log in the memory of this process, for tests. Hubs that are built with clones of it are
-/// instances that share one log.
+/// A shared log in the memory of this process, for tests. Hubs that are built with clones of one
+/// `Memory` are instances that share one log.
 ///
 /// The log retains the newest 65,536 records. It is lost when the process ends.
 ///
@@ -59,9 +59,9 @@ struct Log {
     last: u64,
     records: VecDeque<Stored>,
     values: HashMap<Box<str>, Stored>,
-    /// The positions of the records with an idempotency key.
+    /// The positions of the records whose idempotency keys are remembered.
     by_key: HashMap<Box<str>, LogPosition>,
-    /// The values of [`Backplane::put_once`], with the time at which each expires.
+    /// The values of [`Backplane::put_once`] by key, each with the time at which it expires.
     deposits: HashMap<Box<str>, (Instant, Bytes)>,
     /// The idempotency keys in `by_key` with the time of their append, oldest first.
     keys: VecDeque<(Instant, Box<str>)>,
@@ -75,7 +75,7 @@ struct Log {
 const MAX_RECORDS: usize = 65_536;
 /// The maximum number of records in one batch of a tail.
 const BATCH: usize = 512;
-/// The number of control messages that are retained for listeners that are behind.
+/// The maximum number of retained control messages.
 const CONTROL_MESSAGES: usize = 10_000;
 /// The time for which an idempotency key is remembered.
 const KEY_LIFETIME: Duration = Duration::from_secs(600);
@@ -116,7 +116,8 @@ impl Default for Memory {
 }
 
 impl Log {
-    /// Begins a new epoch if the log ends below `seen`, and returns the state of the log.
+    /// Begins a new epoch if the log is in the epoch of `seen` and ends below `seen`. Returns the
+    /// state of the log.
     fn state(&mut self, seen: Option<Seen>) -> LogState {
         if seen.is_some_and(|seen| seen.epoch == self.epoch && seen.sequence > self.last) {
             self.epoch = fastrand::u64(1..);
@@ -161,7 +162,7 @@ impl Log {
     }
 
     /// Returns the oldest retained message after the first `count` messages, with the number of
-    /// messages up to and including it. Returns `None` if there is no later message.
+    /// messages up to and including this message. Returns `None` if there is no later message.
     fn control_after(&self, count: usize) -> Option<(usize, Bytes)> {
         let at = count.max(self.count - self.control.len());
         Some((at + 1, self.control.get(at + self.control.len() - self.count)?.clone()))

@@ -1,35 +1,35 @@
-//! The port to a log that several instances share, and its adapters.
+//! The interface to a log that several instances share, and the adapters that implement it.
 //!
-//! A broker stores the log. Every hub appends records to it and reads records from it. An adapter
-//! implements [`Backplane`] for one kind of broker: [`Memory`] for tests and for several hubs in
-//! one process, `Redis` and `Nats` (features `redis` and `nats`) for production. An adapter stores
-//! bytes. It has no access to the hub's connections.
+//! A broker stores the log. Every hub appends records to the log and reads records from the log. An
+//! adapter implements [`Backplane`] for one kind of broker: `Redis` and `Nats` (features `redis`
+//! and `nats`) for production. [`Memory`] needs no broker. It is for tests and for several hubs in
+//! one process. An adapter stores records as bytes. It has no access to the hub's connections.
 //!
 //! # Guarantees of an adapter
 //!
 //! - **Order.** The log numbers its records 1, 2, 3 and so on, without holes. All writers and
 //!   readers see the same order. The records of one [`append`](Backplane::append) keep their order.
-//! - **Durability.** A record whose append returned `Ok` is in the log for as long as the broker
-//!   has it. The guarantee is as strong as the broker's persistence.
+//! - **Durability.** A record whose append returned `Ok` is in the log until a limit of the log
+//!   removes it. This guarantee is only as strong as the broker's persistence.
 //! - **Detection of loss.** A log has an *epoch*, a random number. Every call of
 //!   [`append`](Backplane::append) and [`state`](Backplane::state) passes the highest position that
-//!   the caller has seen. If the log is in the same epoch and ends below this position, it has lost
-//!   records, for example because the broker was restored from a backup. Then the log begins a new
-//!   epoch in the same step, before it appends the records. So a position, which is an epoch and a
+//!   the caller has seen, if any. If the log is in the same epoch and ends below this position, the
+//!   log has lost records, for example because the broker was restored from a backup. Then the log
+//!   begins a new epoch before it appends the records. So a position, which is an epoch and a
 //!   number, identifies one record.
 //!
 //!   `Nats` has one exception: if the log loses records while the adapter's connection stays open,
-//!   the next append adds its record first and begins the new epoch directly afterwards. Until
-//!   then, a reader may take this record for one of the old epoch. The returned position is in the
-//!   new epoch.
+//!   the next append may add its records before it begins the new epoch. Until the new epoch
+//!   begins, a reader can mistake these records for records of the old epoch. The returned
+//!   positions are in the new epoch.
 //!
-//!   A log that has lost records and has since grown past the seen position is detected by its
-//!   contents. The hub compares records that it has read with the records that the log has now. An
-//!   adapter may also compare the newest record that it appended. `Redis` does so in every `append`
-//!   and `state`.
+//!   If a log has lost records and has since grown past the seen position, its end does not reveal
+//!   the loss. So the hub compares records that it has read with the records that the log has now.
+//!   An adapter may also compare the newest record that it appended. `Redis` compares this record
+//!   in every `append` and `state` that passes a position.
 //! - **Trimming at the old end only.** Records that are no longer retained are below
 //!   [`LogState::first`]. A response of [`range`](Backplane::range) may be out of date, so a record
-//!   that is missing there is not necessarily lost.
+//!   that is missing in the response is not necessarily lost.
 //! - **Current values** are stored apart from the records, so that the records of a busy topic
 //!   cannot displace them.
 //! - **Errors** state whether the request may have had an effect: [`BackplaneError::is_unknown`].
@@ -75,8 +75,8 @@ pub(crate) type Answer<T> = Result<T, BackplaneError>;
 
 /// A log that several instances share. The [module](self) lists its guarantees.
 ///
-/// The trait is sealed, because its methods may still change. Other crates can call it. An
-/// implementation elsewhere would have to use a hidden trait, which is not covered by semantic
+/// The trait is sealed, because its methods may still change. Other crates can call the methods.
+/// They cannot implement the trait without a hidden trait, which is not covered by semantic
 /// versioning.
 ///
 /// ```
@@ -98,37 +98,38 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     /// Returns one result for each record, in order. If one record fails, later records may have
     /// been appended.
     ///
-    /// `seen` is the highest position that the caller has seen, or `None` if it has seen none. If
-    /// the log is in the same epoch and ends below `seen`, the log begins a new epoch before it
-    /// appends the records. The [module](self) describes this detection of loss, and the exception
-    /// for `Nats`.
+    /// `seen` is the highest position that the caller has seen, or `None` if the caller has seen no
+    /// position. If the log is in the same epoch and ends below `seen`, the log begins a new epoch
+    /// before it appends the records. The [module](self) describes this detection of loss, and the
+    /// exception for `Nats`.
     fn append(
         &self,
         records: Vec<NewRecord>,
         seen: Option<Seen>,
     ) -> BoxFuture<'_, Vec<Result<LogPosition, BackplaneError>>>;
 
-    /// Returns the epoch and the ends of the log. [`LogState`] has an example.
+    /// Returns the epoch, the first number and the last number of the log. [`LogState`] has an
+    /// example.
     ///
-    /// As in [`append`](Self::append), the log begins a new epoch first if it is in the epoch of
-    /// `seen` and ends below `seen`.
+    /// As in [`append`](Self::append), the log first begins a new epoch if the log is in the epoch
+    /// of `seen` and ends below `seen`.
     fn state(&self, seen: Option<Seen>) -> BoxFuture<'_, Result<LogState, BackplaneError>>;
 
     /// Returns the records with numbers above `after`, in order, starting with the oldest.
     ///
-    /// Returns at most `limit` records. It may return fewer for any reason, for example because
-    /// records are large.
+    /// Returns at most `limit` records. An adapter may return fewer records for any reason, for
+    /// example because records are large.
     ///
     /// The response may be out of date: a replica that is behind omits records that the log has. So
-    /// an empty response, or one that begins above `after + 1`, does not prove a loss. Only
-    /// [`LogState::first`] proves it: records below it are no longer retained. The hub reads
-    /// missing records again. It reports them as lost after
-    /// [`publish_timeout`](crate::HubBuilder::publish_timeout), so that one deleted record does not
-    /// stop an instance.
+    /// an empty response, or a response that begins above `after + 1`, does not prove a loss. Only
+    /// [`LogState::first`] proves a loss: records below this number are no longer retained. The hub
+    /// tries to read missing records again. If they are still missing after
+    /// [`publish_timeout`](crate::HubBuilder::publish_timeout), the hub reports them as lost, so
+    /// that one deleted record does not stop an instance.
     fn range(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>, BackplaneError>>;
 
-    /// Streams the records with numbers above `after`: first the stored ones, then new ones as they
-    /// are appended.
+    /// Streams the records with numbers above `after`: first the stored records, then new records
+    /// as they are appended.
     ///
     /// No batch is empty. If records above `after` are no longer retained, the stream begins at a
     /// later record or ends with an error. The stream ends only with an error, for example when its
@@ -155,7 +156,7 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     /// call.
     fn values(&self) -> BoxFuture<'_, Result<Vec<CurrentValue>, BackplaneError>>;
 
-    /// Sends a control message to all instances, including this one. [`ControlMessage`] has an
+    /// Sends a control message to all instances, including the sender. [`ControlMessage`] has an
     /// example.
     ///
     /// Messages are small, and adapters retain them only for a short time.
@@ -164,20 +165,22 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
 
     /// Streams the control messages of all instances. [`ControlMessage`] has an example.
     ///
-    /// With the [`mark`](ControlMessage::mark) of a message, the stream begins after this message,
-    /// so that an instance that was disconnected for a moment misses no message. If the message is
-    /// no longer retained, the stream begins with the oldest retained message. Adapters retain
-    /// about the newest 10,000 messages, and may remove messages that are older than one minute.
+    /// If `after` is the [`mark`](ControlMessage::mark) of a message, the stream begins after this
+    /// message, so that an instance that was disconnected for a moment misses no message. If the
+    /// message is no longer retained, the stream begins with the oldest retained message. Adapters
+    /// retain about the newest 10,000 messages, and may remove messages that are older than one
+    /// minute.
     ///
-    /// Without a mark, the stream begins with the first message that is sent after it has
-    /// connected. A stream of a broker adapter connects when it is first polled.
+    /// If `after` is `None`, the stream begins with the first message that is sent after the stream
+    /// has connected. A stream of `Redis` or `Nats` connects when it is first polled. A stream of
+    /// `Memory` is connected at once.
     ///
     /// The stream ends only with an error.
     #[doc(alias = "hear")]
     fn listen(&self, after: Option<Box<str>>) -> BoxStream<'static, Result<ControlMessage, BackplaneError>>;
 
-    /// Stores a small value for the first caller of [`take`](Self::take), and removes it after
-    /// `time`. A stored value of the same key is overwritten.
+    /// Stores a small value that [`take`](Self::take) returns once. The value expires after `time`.
+    /// It replaces a stored value of the same key.
     ///
     /// The key is a secret, for example the text of a ticket. An adapter for a broker stores a hash
     /// of the key, not the key. `Nats` stores a value for at most one hour.
@@ -199,26 +202,28 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
     /// Removes a stored value and returns it. [`put_once`](Self::put_once) has an example.
     ///
     /// Returns `None` if the key has no value, or if the value was taken or has expired. If several
-    /// callers, on any instances, take the same value at once, one of them receives it.
+    /// callers, on any instances, take the same value at once, at most one of them receives the
+    /// value.
     #[doc(alias = "withdraw")]
     fn take(&self, key: &str) -> BoxFuture<'_, Result<Option<Bytes>, BackplaneError>>;
 
     /// Returns a short description of the log, for log lines. The text contains no secret.
     fn describe(&self) -> String;
 
-    /// Returns the limits of the log as text. Instances whose texts differ log a warning. The
-    /// default implementation returns an empty text.
+    /// Returns the limits of the log as text. Instances compare these texts, and log a warning if
+    /// the texts differ. The default implementation returns an empty text.
     #[doc(alias = "limits")]
     fn describe_limits(&self) -> String {
         String::new()
     }
 }
 
-/// Prevents other crates from implementing [`Backplane`]. Public but hidden, because the tests of
-/// this crate implement it.
+/// Prevents other crates from implementing [`Backplane`]. The module is public but hidden, because
+/// the integration tests of this crate implement [`Backplane`].
 #[doc(hidden)]
 pub mod sealed {
-    /// The supertrait of [`Backplane`](super::Backplane), which only this crate implements.
+    /// The supertrait of [`Backplane`](super::Backplane). Only this crate and its tests implement
+    /// it.
     pub trait Sealed {}
 }
 
@@ -300,8 +305,8 @@ pub struct NewRecord {
     pub values: Vec<Value>,
     /// The key that prevents a second append. If a record with this key was appended within the
     /// last ten minutes and in this epoch, the log does not append this record, and returns the
-    /// position of the earlier one. `Nats` remembers a key for a shorter time if the log's maximum
-    /// age is below ten minutes.
+    /// position of the earlier record. `Nats` remembers a key for a shorter time if the log's
+    /// maximum age is below ten minutes.
     pub idempotency_key: Option<Box<str>>,
 }
 
@@ -361,10 +366,10 @@ pub struct LogPosition {
     pub sequence: u64,
 }
 
-/// The highest position that an instance has seen.
+/// The highest position that a caller has seen.
 pub type Seen = LogPosition;
 
-/// The state of a log: its epoch and its ends.
+/// The state of a log: its epoch, its first number and its last number.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -382,7 +387,8 @@ pub struct LogState {
     pub epoch: u64,
     /// The number of the oldest retained record, or `last + 1` if the log retains no record.
     pub first: u64,
-    /// The number of the newest record that was ever appended, or 0 if there was none.
+    /// The number of the newest record, even if the log no longer retains this record. 0 if no
+    /// record was appended.
     pub last: u64,
 }
 
@@ -406,7 +412,7 @@ pub struct Stored {
     pub payload: Bytes,
 }
 
-/// A current value: the newest record that set it.
+/// A current value: its id and the newest record that set it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -450,7 +456,7 @@ pub struct CurrentValue {
 #[allow(clippy::exhaustive_structs, reason = "adapters make them")]
 pub struct ControlMessage {
     /// The position of the message in the control stream, in the adapter's own format.
-    /// [`Backplane::listen`] can continue after it.
+    /// [`Backplane::listen`] can continue after this position.
     pub mark: Box<str>,
     /// The bytes of the message.
     pub message: Bytes,
@@ -480,31 +486,32 @@ enum Kind {
 }
 
 impl BackplaneError {
-    /// Creates the error of a broker that cannot be reached, or cannot process requests now. The
-    /// request had no effect. The text is for logs, and must not contain secrets.
+    /// Creates the error of a request that had no effect, because the broker cannot be reached or
+    /// cannot process requests now. The text is for logs, and must not contain secrets.
     pub fn unavailable(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Unavailable, text: text.into() }
     }
 
     /// Creates the error of a request that the broker did not confirm, for example because no
-    /// answer came in time. The broker may have processed the request.
+    /// answer arrived in time. The broker may have processed the request.
     pub fn unknown(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Unknown, text: text.into() }
     }
 
     /// Creates the error of a request that was rejected, for example because the broker is out of
-    /// memory, denies permission, or is not the expected broker.
+    /// memory, denies permission, or is too old.
     pub fn rejected(text: impl Into<Box<str>>) -> Self {
         Self { kind: Kind::Rejected, text: text.into() }
     }
 
-    /// Returns the same error, for another record of the same call.
+    /// Returns a copy of the error, for another record or another caller.
     #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn duplicate(&self) -> Self {
         Self { kind: self.kind, text: self.text.clone() }
     }
 
-    /// Turns an unknown error into an unavailable one, for a caller whose request was not sent yet.
+    /// Turns an unknown error into an unavailable error, for a caller whose request was not sent
+    /// yet.
     #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn before_request(self) -> Self {
         if self.is_unknown() { Self::unavailable(self.text) } else { self }
@@ -536,17 +543,17 @@ impl fmt::Display for BackplaneError {
 
 impl Error for BackplaneError {}
 
-/// Waits for the answer of a broker, at most for `limit`. Afterwards it returns an error that
-/// [is unknown](BackplaneError::is_unknown).
+/// Waits for the answer of a broker. Returns an [unknown](BackplaneError::is_unknown) error after
+/// `limit`.
 pub(crate) async fn in_time<T>(limit: Duration, answer: impl Future<Output = Answer<T>>) -> Answer<T> {
     let answer = tokio::time::timeout(limit, answer).await;
     answer.unwrap_or_else(|_| Err(BackplaneError::unknown("no answer in time")))
 }
 
-/// Returns the next item of a stream, or `None` once `time` has come.
+/// Returns the next item of a stream, or `None` when `time` is reached first.
 ///
-/// The time is checked first. Otherwise a stream that always has an item would keep its reader from
-/// periodic work.
+/// The function checks the time first. Otherwise a stream that always has an item would keep the
+/// caller from its periodic work.
 pub(crate) async fn next_until<T>(time: Instant, stream: &mut BoxStream<'static, Answer<T>>) -> Answer<Option<T>> {
     match select(std::pin::pin!(sleep_until(time)), stream.next()).await {
         Either::Left(_) => Ok(None),

@@ -1,9 +1,10 @@
-//! Hashes of keys that are secrets. A client with the key of a ticket can redeem the ticket.
+//! Hashes of secret keys. The key of a ticket contains the secret with which a client can redeem
+//! the ticket.
 
 use ring::digest::{SHA256, digest};
 
-/// Returns the key under which a broker stores the value of `key`: its SHA-256 in hexadecimal. Read
-/// access to the broker's keys does not reveal the secret.
+/// Returns the SHA-256 of a key in hexadecimal. An adapter stores this hash on the broker instead
+/// of the key, so that read access to the broker does not reveal the key.
 pub(super) fn hashed(key: &str) -> String {
     digest(&SHA256, key.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -31,7 +31,7 @@ macro_rules! setters {
 /// A builder with one method for each setting of a [`Hub`].
 ///
 /// [`Hub::builder`] returns a builder, and [`build`](Self::build) checks the settings. Every
-/// duration is between 10 ms and one day, and every number is at least 1, unless its method says
+/// duration is from 10 ms to one day, and every number is at least 1, unless its method says
 /// otherwise. The error for an invalid setting names the setting.
 ///
 /// ```
@@ -72,52 +72,55 @@ impl Hub {
 }
 
 impl HubBuilder {
-    /// Adds a rule that sets the retention of the topics that it matches. The first matching rule
-    /// applies, and a topic has the same retention as long as the hub lives. Defaults to no rules.
+    /// Sets the retention of the topics that the filter matches. If the filters of several calls
+    /// match a topic, the first of these calls counts. Without this call,
+    /// [`topic_retention`](Self::topic_retention) applies to every topic.
     pub fn retention_for(mut self, rule: TopicFilter, retention: Retention) -> Self {
         self.configuration.rules.push((rule, retention));
         self
     }
 
     setters! {
-        /// Sets the retention of topics that no rule matches, and of events to everyone. Defaults
-        /// to [`Retention::replay`].
+        /// Sets the retention of the topics that no [`retention_for`](Self::retention_for) matches,
+        /// and of the events to everyone. Defaults to [`Retention::replay`].
         #[doc(alias = "everyone_retention")]
         pub fn topic_retention(retention: Retention) => topics = retention;
 
-        /// Sets the retention of the events to each user. Defaults to a [`Retention::replay`] of
-        /// 256 events and 256 KiB.
+        /// Sets the retention of the events to each user. Defaults to [`Retention::replay`] with at
+        /// most 256 events and 256 KiB for each user.
         pub fn user_retention(retention: Retention) => users = retention;
 
-        /// Limits the memory of the retained events of all topics and users together, in bytes. At
+        /// Limits the memory of all retained events together, without current values, in bytes. At
         /// least [`max_payload`](Self::max_payload). Defaults to 64 MiB.
         ///
         /// The hub counts an event as its bytes on the wire plus 200, for each topic and user that
         /// it is sent to. A topic or user counts as its name plus 440 while the hub retains events
-        /// for it. It still counts while the hub remembers it without events: for forty
+        /// for it. A topic or user without events and without connections may still count for forty
         /// [heartbeats](Self::heartbeat), 10 minutes by default.
         ///
         /// Over the budget, the hub first forgets topics and users without retained events and
-        /// without listeners. Then it drops the oldest events. It never drops the newest event.
+        /// without connections. Then it drops the oldest events. It never drops the newest event of
+        /// the log.
         ///
-        /// The hub holds up to 7 MiB beside this budget. For forgotten topics and users, it
-        /// remembers the position up to which events were dropped. Topics and users that have
-        /// listeners and no retained events do not count.
+        /// Beside this budget, the hub uses up to 7 MiB to remember, for forgotten topics and
+        /// users, the position up to which it has dropped events. A topic or user with connections
+        /// and without retained events does not count.
         pub fn retention_budget(bytes: usize) => ring_bytes = bytes;
 
         /// Limits the memory of all current values together, in bytes. At least
         /// [`max_payload`](Self::max_payload). Defaults to 64 MiB.
         ///
         /// A current value is the newest event of a key, where [`Retention::latest_per_key`]
-        /// applies. Over the budget, the hub drops the oldest values.
+        /// applies. Over the budget, the hub drops the oldest values, but never the newest event of
+        /// the log.
         ///
         /// The hub counts a value as its key and its bytes on the wire plus 290. A topic or user
         /// with values counts as 330 more, and as its name plus 440 unless the
         /// [`retention_budget`](Self::retention_budget) counts it.
         pub fn keyed_budget(bytes: usize) => keyed_bytes = bytes;
 
-        /// Limits the size of an event, in bytes on the wire without its id. Between 16 bytes and
-        /// 16 MiB. Defaults to 512 KiB.
+        /// Limits the size of an event, in bytes on the wire without its id. From 16 bytes to 16
+        /// MiB. Defaults to 512 KiB.
         ///
         /// Publishing a larger event fails
         /// ([`PublishError::is_too_large`](crate::PublishError::is_too_large)).
@@ -125,24 +128,24 @@ impl HubBuilder {
 
         /// Limits the number of topics of one connection. Defaults to 128.
         ///
-        /// The hub rejects a subscription with more topics as a whole. Topics that the user of a
-        /// new connection was made to join ([`Target::join`](crate::Target::join)) fill the places
-        /// that its subscription leaves. The connection does not get the topics beyond the limit,
-        /// and the hub logs a warning.
+        /// The hub rejects the request for a stream if its subscription has more topics. A new
+        /// connection also gets the topics that the application made its user join
+        /// ([`Target::join`](crate::Target::join)), as far as the limit allows. If it cannot get
+        /// all of them, the hub logs a warning.
         pub fn max_topics(topics: usize) => settings.max_topics = topics;
 
-        /// Limits the number of open connections of this instance, and sets the action for one
-        /// connection too many. Streams [in this process](Hub::subscribe) count too. Defaults to
-        /// no limit.
+        /// Limits the number of open connections of this instance, and sets the action when a new
+        /// connection would exceed the limit. Streams [in this process](Hub::subscribe) count too.
+        /// Defaults to no limit.
         pub fn max_connections(connections: usize, over: OverLimit) => settings.limits.total = Some((connections, over));
 
-        /// Limits the number of open connections of each user, and sets the action for one
-        /// connection too many. Defaults to no limit.
+        /// Limits the number of open connections of each user, and sets the action when a new
+        /// connection would exceed the limit. Defaults to no limit.
         ///
         /// With several instances, the hub also counts the user's connections on other instances.
         /// Other instances report connections a moment late, so connections that open at the same
-        /// time may exceed the limit. Only a connection of the same instance is closed to make
-        /// room.
+        /// time may exceed the limit. [`OverLimit::CloseOldest`] closes only a connection of the
+        /// instance on which the new connection opens.
         ///
         /// The limit applies to anonymous connections only where
         /// [`Subscription::counted_as`](crate::Subscription::counted_as) gives them a key.
@@ -151,42 +154,46 @@ impl HubBuilder {
         /// Limits the number of requests per second that reach the access hook. Defaults to no
         /// limit.
         ///
-        /// Requests for a stream, `HEAD` requests for its head, and requests to
-        /// [change topics](crate::SseLayer::allow_topic_changes) count. So do streams
-        /// [in this process](Hub::subscribe) and in handlers ([`Hub::respond`]), which have no
-        /// hook. The hub answers excess requests itself:
+        /// The limit counts requests for a stream, `HEAD` requests for the path of a stream, and
+        /// requests to [change topics](crate::SseLayer::allow_topic_changes). It also counts
+        /// streams [in this process](Hub::subscribe) and in handlers ([`Hub::respond`]), which have
+        /// no hook. The hub answers excess requests itself:
         ///
         /// - A request for a stream gets a retryable refusal. Its `retry` grows with the number of
-        ///   waiting requests, to at most 48 s by default.
-        /// - A request to change topics gets `503` with a `Retry-After` of that time.
+        ///   requests that are already waiting to retry, to at most 48 s by default.
+        /// - A request to change topics gets `503`. Its `Retry-After` grows in the same way, to at
+        ///   most 32 s by default.
         /// - [`Hub::subscribe`] returns an error.
         ///
-        /// With a shared log, a request to change the topics of an unknown connection counts too,
-        /// because the hub waits up to 500 ms for another instance to report that connection.
+        /// Without a shared log, a request to change the topics of an unknown connection does not
+        /// count. With a shared log it counts, because the hub waits up to 500 ms for another
+        /// instance to report that connection.
         pub fn max_connects_per_second(connects: u32) => settings.limits.per_second = Some(connects);
 
         /// Limits the age of a stream. The hub ends each stream at this age or up to a fifth
-        /// earlier, at random. At least 1 s. Defaults to no limit.
+        /// earlier, at random. At least 1 s, with no maximum. Defaults to no limit.
         ///
-        /// The stream delivers the events that were published before its end. The client then
-        /// reconnects and misses no event. Thus connections spread over new instances, and the
-        /// access hook authorizes every client again.
+        /// The stream first delivers the events that were published before its end. The client then
+        /// reconnects and resumes. So connections spread over new instances, and the access hook
+        /// authorizes every client again.
         pub fn max_connection_age(age: Duration) => settings.max_age = Some(age);
     }
 
-    /// Adds a rule for topics with presence events. In the topics that it matches, the hub
-    /// publishes `hub.joined` and `hub.left` when users come and go, like any other event of the
-    /// topic. Defaults to no rules.
+    /// Turns on presence events for the topics that the filter matches. In such a topic, the hub
+    /// publishes `hub.joined` when a user gets a first connection with the topic. It publishes
+    /// `hub.left` when the [`presence_grace`](Self::presence_grace) after the user's last such
+    /// connection is over. Clients receive these events like any other event of the topic. Several
+    /// calls add up. Defaults to no topics.
     pub fn presence_for(mut self, rule: TopicFilter) -> Self {
         self.configuration.settings.presence_rules.push(rule);
         self
     }
 
     setters! {
-        /// Sets how long a user still counts as present after the last connection has ended. A user
-        /// who reconnects within this time does not leave. Defaults to 10 s.
+        /// Sets how long a user still counts as present after the user's last connection has ended.
+        /// A user who reconnects within this time does not leave. Defaults to 10 s.
         ///
-        /// Set it longer than [`retry`](Self::retry) and than the window of a
+        /// Set this time longer than [`retry`](Self::retry) and than the window of a
         /// [drain](Hub::drain). Otherwise users appear to leave during a reload or a deploy.
         ///
         /// For the same time, the hub remembers the topics that an offline user was made to
@@ -194,22 +201,24 @@ impl HubBuilder {
         pub fn presence_grace(grace: Duration) => settings.presence_grace = grace;
 
         /// Sets the interval at which the hub calls [`Access::recheck`](crate::Access::recheck) for
-        /// each open stream. Each call comes up to a tenth of the interval earlier, at random.
-        /// Defaults to the [`heartbeat`](Self::heartbeat).
+        /// each open stream. The hub shortens each interval by up to a tenth, at random. Defaults
+        /// to the [`heartbeat`](Self::heartbeat).
         pub fn recheck_every(interval: Duration) => settings.recheck_every = Some(interval);
     }
 
     /// Allows pages of another origin, for example `https://app.example`, to open streams with the
-    /// cookies of their visitors. Call it once for each origin. Defaults to no other origin.
+    /// cookies of their visitors. Call this method once for each origin. Defaults to no other
+    /// origin.
     ///
     /// Write the origin as browsers do: the scheme, the host in lower case, and the port unless it
     /// is the default of the scheme. The scheme may also be that of an application's web view or of
     /// a browser extension: `capacitor://localhost`, `tauri://localhost`, `chrome-extension://…`.
-    /// `null` is invalid, because every sandboxed page of any site sends it.
+    /// `null` is invalid, because the sandboxed pages of every site send it.
     ///
-    /// The hub rejects pages of all other origins with `403`. It does not reject pages of its own
-    /// origin. Clients other than browsers send no origin, and are not rejected either. A CORS
-    /// layer must allow the origin too.
+    /// The hub rejects requests from pages of all other origins with `403`. It accepts requests
+    /// from pages of its own origin, and requests without an origin, which clients other than
+    /// browsers send. The page can read the stream only if a CORS layer of the application allows
+    /// the origin too.
     #[doc(alias = "allow_origin")]
     pub fn allow_cross_origin(mut self, origin: impl Into<Box<str>>) -> Self {
         if let Origins::Listed(origins) = &mut self.configuration.settings.origins {
@@ -218,26 +227,26 @@ impl HubBuilder {
         self
     }
 
-    /// Allows requests that name this host, for example `app.example` or `localhost:3000`, and
-    /// rejects requests for other hosts with `403` before the access hook is called. Defaults to
-    /// any host.
+    /// Allows requests that name this host, for example `app.example` or `localhost:3000`. The hub
+    /// then rejects requests for hosts that are not on the list with `403`, before it calls the
+    /// access hook. Defaults to any host.
     ///
-    /// Call it once for each name by which clients reach the hub. A name without a port allows
-    /// every port. The hub checks both the `Host` header and the `:authority` of HTTP/2. A proxy in
-    /// front must forward the client's `Host`, or the list must have the proxy's own.
+    /// Call this method once for each host name by which clients reach the hub. A name without a
+    /// port allows every port. The hub checks both the `Host` header and the authority of the URI
+    /// (`:authority` in HTTP/2). Behind a proxy, list the host name that the proxy sends.
     ///
-    /// The list protects against DNS rebinding. A page of another site can point its own host name
-    /// at this machine. The browser then takes the hub for that page's own site, which
-    /// [`allow_cross_origin`](Self::allow_cross_origin) does not reject. Set the list where streams
-    /// are open to clients that are not authenticated, above all in a private network or on
-    /// `localhost`.
+    /// The list protects against DNS rebinding: a page of another site lets its own host name point
+    /// to this machine. The browser then treats the hub as the page's own origin, so the check of
+    /// the origin does not reject the page. Set the list where clients that are not authenticated
+    /// can open streams, above all in a private network or on `localhost`.
     pub fn allow_host(mut self, host: impl Into<Box<str>>) -> Self {
         self.configuration.settings.hosts.add(host.into());
         self
     }
 
-    /// Allows pages of every origin to open streams. Use it only for streams that need no cookie:
-    /// otherwise any site that a user visits can read the user's events. Not allowed by default.
+    /// Allows pages of every origin to open streams. Use it only for streams that need no cookie.
+    /// Otherwise any site that a user visits can read the user's events. By default, only pages of
+    /// the hub's own origin are allowed.
     pub fn allow_any_origin(mut self) -> Self {
         self.configuration.settings.origins = Origins::Any;
         self
@@ -245,7 +254,7 @@ impl HubBuilder {
 
     /// Shares the log with other instances, through a broker. Defaults to a log in this process.
     ///
-    /// [`build`](Self::build) does not connect to the broker. An instance that starts while the
+    /// [`build`](Self::build) does not wait for the broker. An instance that starts while the
     /// broker is unavailable is not [ready](Hub::is_ready), and answers requests for a stream with
     /// a retryable refusal. It recovers when the broker is available.
     pub fn backplane(mut self, backplane: impl Backplane) -> Self {
@@ -257,24 +266,23 @@ impl HubBuilder {
         /// Sets the timeout for publishing to a shared log, and for queries to it. Defaults to 5 s.
         pub fn publish_timeout(timeout: Duration) => settings.publish_timeout = timeout;
 
-        /// Sets the interval at which the hub checks that a shared log is still the one that it
-        /// follows, and that new records arrive. The hub detects a silent failure within two
-        /// intervals, or within one interval and a second if the interval is shorter than that.
-        /// Defaults to 2 s.
+        /// Sets the interval at which the hub checks that the shared log is still the log that it
+        /// follows, and that new records arrive. The hub detects a broker that stops answering
+        /// within two intervals, or within one interval and one second if the interval is shorter
+        /// than one second. Defaults to 2 s.
         pub fn probe_interval(interval: Duration) => settings.probe_interval = interval;
 
-        /// Sets how long another instance may send no control message before the hub treats it as
-        /// dead. The connections of a dead instance no longer count. Each instance sends a control
-        /// message every third of this time. Defaults to 15 s.
+        /// Sets the time after which the hub treats another instance as dead if it receives no
+        /// control message from that instance. The connections of a dead instance no longer count.
+        /// Each instance sends a control message every third of this time. Defaults to 15 s.
         #[doc(alias = "lease")]
         pub fn peer_timeout(timeout: Duration) => settings.peer_timeout = timeout;
 
-        /// Sets how long browsers wait before they reconnect. Between 0.1 s and 1 h.
-        /// Defaults to 2 s.
+        /// Sets how long browsers wait before they reconnect. From 0.1 s to 1 h. Defaults to 2 s.
         ///
         /// When a shared log begins a new epoch, each open stream waits a random time before it
-        /// reports the gap, at most this long and at most 5 s. Otherwise all pages would fetch
-        /// their state at the same moment.
+        /// reports the gap: at most this time, and never more than 5 s. Otherwise all pages would
+        /// fetch their state at the same moment.
         pub fn retry(retry: Duration) => settings.retry = retry;
 
         /// Sets how long a stream is silent before the hub sends a heartbeat. Defaults to 15 s.
@@ -283,9 +291,9 @@ impl HubBuilder {
         /// that is up to a tenth shorter, so that the heartbeats of many connections do not
         /// coincide.
         ///
-        /// Two times follow from the heartbeat. The hub remembers a topic or user without events
-        /// and listeners for forty heartbeats, 10 minutes by default. A quiet stream gets a fresh
-        /// id after ten heartbeats.
+        /// Two times follow from the heartbeat. The hub remembers a topic or user without retained
+        /// events and without connections for at most forty heartbeats, 10 minutes by default. A
+        /// quiet stream gets a fresh id after about ten heartbeats.
         #[doc(alias = "channel_grace")]
         pub fn heartbeat(silence: Duration) => settings.heartbeat = silence;
 
@@ -293,29 +301,31 @@ impl HubBuilder {
         /// stream. Defaults to comments.
         pub fn visible_heartbeat() => settings.visible_heartbeat = true;
 
-        /// Sets how long bytes may wait for a client without any of them moving. After that the hub
-        /// ends the stream, no longer counts the connection, and cuts its socket if the hub's
-        /// listener ([`Hub::io`]) carries it. Defaults to 30 s.
+        /// Sets how long a client may take no bytes while bytes wait for it. After this time, the
+        /// hub ends the stream and no longer counts the connection. It also closes the socket, if
+        /// it knows the socket from its listener or from [`Hub::io`]. Defaults to 30 s. This time
+        /// is also the window of [`Retention::live`].
         ///
-        /// With the hub's listener, the deadline applies to every response of the server, also to a
-        /// download that its reader has paused. The streams of one HTTP/2 connection share the
-        /// deadline.
+        /// With the hub's listener or [`Hub::io`], the deadline applies to every response of the
+        /// server, for example also to a download that a client has paused. The streams of one
+        /// HTTP/2 connection share the deadline.
         #[doc(alias = "live_window")]
         pub fn write_deadline(deadline: Duration) => settings.write_deadline = deadline;
 
-        /// Sets how long the [`Access`](crate::Access) hook may take. After that the hub drops the
-        /// hook's future, and the client gets a retryable refusal. A recheck that takes longer has
-        /// failed. Defaults to 10 s.
+        /// Sets how long the [`Access`](crate::Access) hook may take. After this time, the hub
+        /// drops the hook's future, and the client gets a retryable refusal. A recheck that takes
+        /// longer fails. Defaults to 10 s.
         pub fn access_timeout(timeout: Duration) => settings.access_timeout = timeout;
 
-        /// Sets how long [`Hub::drain`] waits for streams to end before it cuts them.
+        /// Sets how long [`Hub::drain`] waits for streams to end before it cuts their sockets.
         /// Defaults to 5 s.
         pub fn drain_limit(limit: Duration) => settings.drain_limit = limit;
 
-        /// Sets how the hub ends streams whose subscription does not set it
-        /// ([`Subscription::stream_end`](crate::Subscription::stream_end)), and retryable refusals
-        /// ([`Refusal::retry_later`](crate::Refusal::retry_later)), which have no subscription.
-        /// Defaults to [`StreamEnd::Clean`].
+        /// Sets whether the hub ends a stream cleanly or with an error. A subscription can set its
+        /// own end ([`Subscription::stream_end`](crate::Subscription::stream_end)). The setting
+        /// also applies to retryable refusals
+        /// ([`Refusal::retry_later`](crate::Refusal::retry_later)). Defaults to
+        /// [`StreamEnd::Clean`].
         #[doc(alias = "end")]
         pub fn stream_end(end: StreamEnd) => settings.end = end;
 
@@ -324,16 +334,16 @@ impl HubBuilder {
         pub fn instance_name(name: impl Into<Arc<str>>) => settings.instance_name = Some(name.into());
     }
 
-    /// Builds the hub. It needs no runtime, and does not connect to a broker.
+    /// Builds the hub. This method needs no runtime, and does not wait for a broker.
     ///
     /// # Errors
-    /// When a setting is invalid, alone or together with another one: the error names the setting.
-    /// Also when the operating system returns no random bytes.
+    /// Returns an error if a setting is invalid, alone or together with another setting. The error
+    /// names the setting. Also returns an error if the operating system returns no random bytes.
     pub fn build(self) -> Result<Hub, BuildError> {
         let Configuration { settings, .. } = &self.configuration;
         self.configuration.check()?;
         if !settings.presence_rules.is_empty() && settings.presence_grace < settings.retry {
-            tracing::warn!("presence_grace is shorter than retry: every reconnect publishes hub.left and hub.joined");
+            tracing::warn!("presence_grace is shorter than retry: a user leaves before a browser reconnects");
         }
         let policies = self.configuration.policies();
         let shared_log = self.backplane.map(|Shared(backplane)| SharedLog::new(backplane, settings, &policies));
@@ -347,7 +357,8 @@ impl HubBuilder {
         let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));
         let tasks = Tasks { sweep, recheck, of_shared_log };
         let inner = Arc::new(Inner::new(log, self.configuration.settings, tasks, shared_log));
-        // Without a runtime here, the first caller in a runtime starts the tasks.
+        // If no runtime is running here, the first later call of the hub in a runtime starts the
+        // tasks.
         inner.ensure_shared_log();
         Ok(Hub { inner })
     }

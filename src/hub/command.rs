@@ -27,15 +27,17 @@ impl Target<'_> {
     /// ```
     ///
     /// The stream drops events that were published before the disconnect and are not written yet. A
-    /// client that reconnects with a cursor receives them then, if it may still read them.
+    /// client that reconnects with its cursor receives these events, if they are still retained and
+    /// its new subscription includes them.
     ///
-    /// Delete the session first, then disconnect. If the access hook is deciding about a request at
-    /// the moment of the disconnect, its decision opens no stream. The request receives a retryable
-    /// refusal, and the hook decides the next request anew. A banned client receives `204` instead.
-    /// Tickets for a user or a topic of the target become void.
+    /// Delete the session first, then disconnect. If the access hook is deciding about a request
+    /// for a user or a topic of the target at the moment of the disconnect, its decision opens no
+    /// stream. The request receives a retryable refusal, and the hook decides the next request
+    /// anew. A banned client receives `204` instead. Tickets for a user or a topic of the target
+    /// become void.
     ///
-    /// Cancel safety: this instance carries the command out when the future is first polled. With
-    /// several instances, a dropped future may not have broadcast the command to the others.
+    /// Cancel safety: this instance carries the command out when the future is first polled. If the
+    /// future is dropped before it completes, other instances might not receive the command.
     ///
     /// # Errors
     /// When a name of the target is invalid, the target has too many addresses, or the note is too
@@ -47,8 +49,9 @@ impl Target<'_> {
     }
 
     /// Makes the connections of the target join a topic, as if their subscriptions contained it.
-    /// Await the returned [`Join`], with [`since`](Join::since) to replay earlier events, or
-    /// without. The hub does not call the access hook, so the caller checks the read permission.
+    /// The hub does nothing until the returned [`Join`] is awaited. Call [`Join::since`] before
+    /// that to replay earlier events. The hub does not call the access hook, so the caller checks
+    /// the read permission.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -65,8 +68,9 @@ impl Target<'_> {
     /// - For a [`connection`](Hub::connection), the membership ends with the connection. A client
     ///   that reconnects has the topics of its subscription.
     /// - For a [`user`](Hub::user), the membership holds for all current and future connections. It
-    ///   ends with [`leave`](Self::leave), or when the user has been offline for
-    ///   [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace).
+    ///   ends with [`leave`](Self::leave), or when the user has had no connection for
+    ///   [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace). With several instances,
+    ///   each instance counts only its own connections of the user.
     /// - For a topic or everyone, the command applies to the connections that are open now.
     ///
     /// A connection never has more topics than
@@ -74,7 +78,8 @@ impl Target<'_> {
     /// first gets the topics of its subscription. Then it gets the topics that the user was made to
     /// join, in the order of the calls, up to that limit.
     ///
-    /// Each client receives a `hub.live` with the topics in force, after the replayed events.
+    /// Each connection that gets the topic receives a `hub.live` with its topics, after the
+    /// replayed events.
     pub fn join<T: TryInto<Topic, Error: Into<InvalidName>>>(self, topic: T) -> Join {
         let hub = self.source.clone();
         let audience = self.checked();
@@ -82,8 +87,8 @@ impl Target<'_> {
     }
 
     /// Makes the connections of the target leave a topic, also a topic of their subscriptions. The
-    /// hub writes no more events of the topic to these connections, not even those that are already
-    /// waiting to be written.
+    /// streams of these connections read no more events of the topic, not even events that were
+    /// published before the call. Events that the hub has already encoded may still arrive.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -100,10 +105,10 @@ impl Target<'_> {
     ///
     /// For a user, this also ends the effect of an earlier [`join`](Self::join) on future
     /// connections. A client that reconnects has the topics of its subscription again, so change
-    /// the answer of the access hook too.
+    /// the subscription that the access hook returns too.
     ///
-    /// Cancel safety: this instance carries the command out when the future is first polled. With
-    /// several instances, a dropped future may not have broadcast the command to the others.
+    /// Cancel safety: this instance carries the command out when the future is first polled. If the
+    /// future is dropped before it completes, other instances might not receive the command.
     ///
     /// # Errors
     /// When a name is invalid, or the target has too many addresses. Also when the command could
@@ -126,7 +131,7 @@ impl Target<'_> {
     }
 }
 
-/// A pending [`Target::join`]. Await it to carry it out; it resolves to a [`Receipt`].
+/// A pending [`Target::join`]. Awaiting it carries the join out and returns a [`Receipt`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -138,8 +143,8 @@ impl Target<'_> {
 /// ```
 ///
 /// Cancel safety: this instance carries the command out when the future is first polled, and never
-/// before. With several instances, a dropped future may not have broadcast the command to the
-/// others.
+/// before. If the future is dropped before it completes, other instances might not receive the
+/// command.
 ///
 /// # Errors
 /// - A name is invalid, or the target has too many addresses.
@@ -159,13 +164,13 @@ pub struct Join {
 
 impl Join {
     /// Replays the retained events of the topic after this position. If an event is no longer
-    /// retained, a `hub.gap` reports the loss. The replay leaves out events that the connection has
+    /// retained, a `hub.gap` reports the loss. The replay omits events that the connection has
     /// already received through another topic. Without `since`, the topic begins now, with its
     /// current values where [`Retention::latest_per_key`](crate::Retention::latest_per_key)
     /// applies.
     ///
-    /// Use it for a page that joined a topic, lost its connection and has reconnected. Pass the
-    /// last event id that the page received.
+    /// Use this method for a page that had joined a topic and has reconnected. Pass the last event
+    /// id that the page received.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

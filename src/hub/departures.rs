@@ -1,4 +1,5 @@
-//! The grace period after a user or a member has left. Pure: the time is passed in.
+//! The grace period after a user has left, or a member has left a topic. The caller passes the
+//! time.
 //!
 //! 1. A departure is over when the grace period has passed ([`Departures::is_over`]). A key that
 //!    returns before that has not left.
@@ -13,15 +14,15 @@ use std::collections::vec_deque::VecDeque;
 use crate::log::Millis;
 use crate::macros::shrink_if_sparse;
 
-/// A queue of keys that have left, for example users.
+/// A queue of keys that have left, for example of users.
 #[derive(Debug)]
 pub(in crate::hub) struct Departures<K> {
-    /// Oldest first.
+    /// The departures with their times, oldest first.
     queue: VecDeque<(Millis, K)>,
     pub(in crate::hub) grace: Millis,
 }
 
-/// Departures without a grace period.
+/// Creates a queue without a grace period.
 impl<K> Default for Departures<K> {
     fn default() -> Self {
         Self::new(0)
@@ -33,7 +34,7 @@ impl<K> Departures<K> {
         Self { queue: VecDeque::new(), grace }
     }
 
-    /// Whether the grace period of a key that left at `since` has passed.
+    /// Returns whether the grace period of a key that left at `since` has passed at `now`.
     pub(in crate::hub) fn is_over(&self, since: Millis, now: Millis) -> bool {
         since.saturating_add(self.grace) <= now
     }
@@ -42,12 +43,12 @@ impl<K> Departures<K> {
         self.queue.push_back((since, key));
     }
 
-    /// Returns the time at which the next departure is over.
+    /// Returns the time at which the oldest departure is over, or `None` if the queue is empty.
     pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
         self.queue.front().map(|(since, _)| since.saturating_add(self.grace))
     }
 
-    /// Removes the next departure that is over, and returns it with the time at which it began.
+    /// Removes the oldest departure if it is over. Returns its time and its key.
     pub(in crate::hub) fn pop_due(&mut self, now: Millis) -> Option<(Millis, K)> {
         self.queue.front().filter(|(since, _)| self.is_over(*since, now))?;
         shrink_if_sparse!(self.queue);

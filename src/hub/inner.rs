@@ -1,9 +1,9 @@
 //! The handle of a hub, and the state behind it.
 //!
-//! 1. Each field of [`Inner`] is a part of the state that uses its own data only. No part refers to
-//!    `Inner`.
-//! 2. Work on several parts is done in the other folders below `hub`, and in the files of this
-//!    folder that contain the public methods.
+//! 1. Each field of [`Inner`] is a part of the state that uses its own data only. No part has a
+//!    reference to `Inner`.
+//! 2. The functions that work on several parts are in the other folders below `hub`, and in the
+//!    files of this folder that contain the public methods.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -33,14 +33,14 @@ use crate::wire::RETRY_RANGE;
 
 /// A handle to the hub, to clone into every service that publishes events.
 ///
-/// A clone costs one reference count, and all clones are the same hub. Building a hub and
+/// A clone costs one reference count, and all clones refer to the same hub. Building a hub and
 /// publishing to the log of this process need no runtime.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use tower_sse::{Event, Hub};
 ///
-/// /// A service that knows nothing of HTTP.
+/// /// A service without HTTP.
 /// struct Documents {
 ///     hub: Hub,
 /// }
@@ -88,22 +88,24 @@ pub(crate) struct Inner {
 pub(crate) struct Tasks {
     pub(super) sweep: Background<Inner>,
     pub(super) recheck: Background<Inner>,
-    /// Empty if no log is shared.
+    /// The tasks of the shared log. Empty without a shared log.
     pub(super) of_shared_log: Vec<Background<Inner>>,
 }
 
-/// Returns 128 random bits of the operating system, for ids and secrets that cannot be guessed.
+/// Returns 128 random bits from the operating system, for ids and secrets that cannot be guessed.
 pub(super) fn random_bits() -> Result<u128, getrandom::Error> {
     Ok(u128::from(getrandom::u64()?) << 64 | u128::from(getrandom::u64()?))
 }
 
 impl Hub {
-    /// Returns the newest position in the log: every event that was published so far is at or
-    /// before it. With a shared log it is the newest position that this instance has read.
+    /// Returns the newest position in the log. Without a shared log, every event that was published
+    /// so far is at or before this position. With a shared log, it is the newest position that this
+    /// instance has read.
     ///
     /// To render a page without missing an event, take the position first, then query the data, and
-    /// then open the stream with `?last_event_id=` and the position. Events that are published in
-    /// between may arrive twice, and none is missing.
+    /// then open the stream with `?last_event_id=` and the position. The stream then delivers the
+    /// events after the position, or reports a gap. The data may already contain some of these
+    /// events.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -137,13 +139,14 @@ impl Hub {
         &self.inner.counters
     }
 
-    /// Adds a path of a mount to the line that [`log_start`](Self::log_start) logs.
-    /// Returns whether it is a new one.
+    /// Adds the path of a layer to the line that [`log_start`](Self::log_start) logs. Returns
+    /// whether the path was added: it is new, and the list is not full.
     pub(crate) fn note_mount(&self, path: &str) -> bool {
         self.inner.start.note_mount(path)
     }
 
-    /// Logs the location of the log, the name of the instance and the mounts, once.
+    /// Logs the location of the log, the name of the instance and the paths of the layers, at the
+    /// first call.
     pub(crate) fn log_start(&self) {
         let log =
             || self.inner.shared_log.as_ref().map_or("this process".to_owned(), |shared| shared.backplane.describe());
@@ -158,39 +161,41 @@ impl Hub {
         self.inner.now()
     }
 
-    /// Whether the hub has stopped accepting streams.
+    /// Returns whether the hub has stopped accepting streams.
     pub(crate) fn is_draining(&self) -> bool {
         self.inner.draining.load(Ordering::Acquire)
     }
 
-    /// Whether the hub has stopped accepting events.
+    /// Returns whether the hub has stopped accepting events.
     pub(crate) fn is_closed(&self) -> bool {
         self.inner.closed.load(Ordering::Acquire)
     }
 
-    /// Opens the channels of the connections that this audience names and that this instance has.
-    /// Before the first event to a connection alone, the connection has no channel.
+    /// Adds each connection that this audience names by its id, and that is on this instance, to
+    /// the channel of that id. A connection does not listen to this channel before the first event
+    /// that names the id.
     pub(super) fn attach_connections(&self, audience: &Audience) {
         for address in audience.addresses() {
             if let Address::Connection(id) = address
                 && let Some(handle) = self.registry().find(*id)
             {
-                // This cannot exceed `max_topics`: the channel is no topic.
+                // The join cannot exceed `max_topics`, because the channel is no topic.
                 let joined = Joined { address: address.clone(), since: Since::Now, at: None };
                 let _ = self.log().join(&handle, &joined, 0, self.now());
             }
         }
     }
 
-    /// Completes an append: counts the events, has the remaining listeners woken, and ensures that
-    /// housekeeping runs.
+    /// Completes an append: counts the events, and makes sure that the remaining listeners are
+    /// woken and that the housekeeping runs.
     pub(super) fn published(&self, count: usize) {
         self.counters().published(count);
         wake_rest(&*self.inner);
         self.inner.tasks.sweep.ensure(&self.inner);
     }
 
-    /// Returns a random `retry` between these multiples of a time, within [`RETRY_RANGE`].
+    /// Returns a random multiple of `time` as a `retry`, clamped to [`RETRY_RANGE`]. `between` has
+    /// the smallest and the largest factor.
     pub(crate) fn jittered_retry(&self, time: Duration, between: RangeInclusive<f64>) -> Duration {
         let factor = between.start() + (between.end() - between.start()) * fastrand::f64();
         let retry = Duration::try_from_secs_f64(time.as_secs_f64() * factor).unwrap_or(time);
@@ -198,8 +203,8 @@ impl Hub {
     }
 }
 
-/// The time on a hub's clock at its start. It is one year, so that records from before the start
-/// have a time too.
+/// The time on a hub's clock at its start, in milliseconds. It is one year, so that the clock also
+/// has times for records from before the start.
 const STARTED: Millis = 365 * 24 * 60 * 60 * 1000;
 
 impl Inner {

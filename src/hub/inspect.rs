@@ -32,14 +32,14 @@ impl Hub {
         self.registry().all().iter().map(of).collect()
     }
 
-    /// Returns a stream of the lifecycle events of this instance's connections, from now on and in
-    /// order. Each event has the connection's user, topics, times, counts and the application's
-    /// data.
+    /// Returns a stream of the lifecycle events of this instance's connections, from now on. The
+    /// start of a connection comes before its end. Each event about a connection has its user, its
+    /// topics, its age, the number of its events and the application's data.
     ///
     /// The hub waits for no consumer, and buffers 1,024 events. A consumer that falls further
     /// behind receives one [`LifecycleEvent::Missed`](crate::LifecycleEvent::Missed) in place of
-    /// the dropped events, and continues with the oldest event in the buffer. The method may be
-    /// called several times, and each consumer receives every event.
+    /// the dropped events, and continues with the oldest event in the buffer. Each call returns a
+    /// separate stream, so that several consumers receive all events.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -57,7 +57,7 @@ impl Hub {
         self.inner.lifecycles.listen()
     }
 
-    /// Returns the counts and sizes of this instance. It reads a few words of every open
+    /// Returns the counts and sizes of this instance. The call reads a few words of every open
     /// connection, and holds no lock longer than it takes to copy the list of connections.
     ///
     /// ```

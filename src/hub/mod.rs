@@ -3,7 +3,7 @@
 //! The files of this folder contain the methods that an application calls. Each subfolder has one
 //! responsibility. Its `mod.rs` lists its rules, and the file that implements each rule:
 //!
-//! | folder | responsibility |
+//! | Folder | Responsibility |
 //! |---|---|
 //! | `config` | settings, their defaults and their validation |
 //! | `tasks` | background tasks that survive the end of a runtime, and workers |

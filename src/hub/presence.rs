@@ -30,9 +30,9 @@ use crate::types::{Address, Position, UserId};
 #[non_exhaustive]
 pub struct Presence {
     /// The position of the snapshot in the log. In topics with presence events, the `hub.joined`
-    /// and `hub.left` events after this position report the later changes.
+    /// and `hub.left` events after this position report every later change.
     pub position: Position,
-    /// The users, sorted by name. A user with several pages and tabs appears once.
+    /// The users, sorted by name. A user with several connections appears once.
     pub members: Vec<Member>,
     /// The number of anonymous connections.
     pub anonymous: usize,
@@ -58,16 +58,18 @@ pub struct Presence {
 pub struct Member {
     /// The user.
     pub user: UserId,
-    /// The number of connections of this user. It is zero after the last connection has ended and
-    /// before `hub.left` is published, for example during a reload.
+    /// The number of the user's connections that belong to the target. In a topic with presence
+    /// events, it is zero between the end of the last connection and `hub.left`, for example during
+    /// a reload.
     pub connections: usize,
     #[serde(serialize_with = "raw", skip_serializing_if = "Option::is_none")]
     data: Option<Arc<str>>,
 }
 
 impl Member {
-    /// Returns the value that [`Subscription::data`](crate::Subscription::data) attached to the
-    /// newest connection of this user, as JSON, or `None` if there is none.
+    /// Returns the value that [`Subscription::data`](crate::Subscription::data) attached to a
+    /// connection of this user, as JSON, or `None` if there is none. If several connections of this
+    /// instance belong to the target, the newest of them counts.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
@@ -85,11 +87,12 @@ impl Target<'_> {
     ///
     /// In a topic with presence events
     /// ([`HubBuilder::presence_for`](crate::HubBuilder::presence_for)), a user stays a member until
-    /// `hub.left` is published. So the snapshot and the events after its position never contradict
-    /// each other. For other targets, the members are the users with an open stream at this moment.
+    /// `hub.left` is published. So a page that shows the snapshot, and then applies the presence
+    /// events after the snapshot's position, shows the right members. In other targets, the members
+    /// are the users with an open stream at this moment.
     ///
-    /// The snapshot of a target with an invalid name is empty. The method visits each connection of
-    /// the target.
+    /// The snapshot of a target with an invalid name is empty. The cost of this method grows with
+    /// the number of connections of the target.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -110,8 +113,8 @@ impl Target<'_> {
         let presences = &hub.inner.presences;
         let empty = || Presence { position: hub.position(), members: Vec::new(), anonymous: 0 };
         let Ok(audience) = &self.audience else { return empty() };
-        // Changes of presence wait for the roster's lock, so it is taken only for topics with
-        // presence events.
+        // Changes of presence wait for the roster's lock, so this method takes the lock only for
+        // topics with presence events.
         let has_events = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.tells(topic));
         if has_events {
             hub.inner.sweep_roster();
@@ -159,8 +162,8 @@ impl Target<'_> {
             members.entry(user.clone()).or_insert_with(empty).connections += 1;
         }
         if let Some(shared) = hub.inner.shared_log.as_ref().filter(|_| has_events) {
-            // An older position, so that changes which other instances have not reported yet come
-            // after it. A client may receive a change twice, but misses none.
+            // Use an older position, so that changes that other instances have not reported yet
+            // come after it. A client may receive a change twice, but misses none.
             presence.position = shared.settled_position().unwrap_or(presence.position);
             for topic in audience.addresses().iter().filter_map(Address::topic) {
                 for user in shared.leaving(topic, hub.now()) {
@@ -173,8 +176,8 @@ impl Target<'_> {
         presence
     }
 
-    /// Returns the number of open connections of the target. A connection counts once, also in a
-    /// union of targets.
+    /// Returns the number of open connections of the target, on all instances. A connection counts
+    /// once, also in a union of targets.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -198,8 +201,8 @@ impl Target<'_> {
         }
     }
 
-    /// Returns whether the target has an open connection. Use it to avoid work without readers, for
-    /// example the computation of a dashboard. It costs one look-up for each address of the target.
+    /// Returns whether the target has an open connection on any instance. Use it to skip work that
+    /// no client would see, for example the computation of a dashboard.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -224,15 +227,15 @@ impl Target<'_> {
         }
     }
 
-    /// Returns whether an event can reach the target. If not, an application may fall back to mail
-    /// or web push.
+    /// Returns whether the target has an open connection, or has a user who was connected a short
+    /// time ago. If not, an application may fall back to mail or web push.
     ///
-    /// A user is online while a stream is open, and for
+    /// A user is online while a stream of the user is open, and for
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last stream has
     /// ended. A user who reloads a page or reconnects after a deploy receives the event from the
     /// log, and needs no mail. By contrast, [`count`](Self::count) includes only open streams. For
-    /// other targets, and where a connection is [excluded](Self::except), this method equals
-    /// [`has_subscribers`](Self::has_subscribers).
+    /// a target without a user, and for a target that [excludes](Self::except) a connection, this
+    /// method equals [`has_subscribers`](Self::has_subscribers).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -9,12 +9,12 @@ use crate::log::{Effect, Entry};
 use crate::types::{Audience, Event, InvalidName, PublishError};
 
 impl Hub {
-    /// Publishes several events in one step, in this order and without other events between them.
-    /// It returns one result for each event, and an invalid event does not stop the others. The
-    /// errors are those of [`Target::publish`].
+    /// Publishes several events in this order, and returns one result for each event. An invalid
+    /// event does not stop the others. The errors are those of [`Target::publish`].
     ///
-    /// Streams hardly read in between. If a batch is larger than the retention of its audience,
-    /// open streams may receive a `hub.gap`.
+    /// The log of this process appends all events in one step, without other events between them.
+    /// Streams hardly read during this step. So if a batch is larger than the retention of its
+    /// audience, open streams may receive a `hub.gap`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -28,16 +28,16 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// With a shared log, the hub pipelines the events in groups of a few hundred, which is many
-    /// times as fast as one after the other. Events of other publishers may come between two
-    /// groups. The [`publish_timeout`](crate::HubBuilder::publish_timeout) applies to the whole
+    /// With a shared log, the hub sends the events without waiting for each answer, which is many
+    /// times as fast as one `publish` after the other. Events of other publishers may come between
+    /// them. The [`publish_timeout`](crate::HubBuilder::publish_timeout) applies to the whole
     /// batch.
     ///
     /// Cancel safety: with the log of this process, the future completes when it is first polled.
-    /// With a shared log, a dropped future may or may not have published.
+    /// With a shared log, a dropped future may have published none, some or all of the events.
     ///
     /// # Panics
-    /// Under the same conditions as [`Target::publish`].
+    /// Panics under the same conditions as [`Target::publish`].
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Receipt, PublishError>>
     where
         I: IntoIterator<Item = (Target<'a>, Event)>,
@@ -85,7 +85,7 @@ impl Hub {
         Ok(entry)
     }
 
-    /// Returns the event and its audience, if they are valid and the hub is not closed.
+    /// Returns the event and its audience, if both are valid and the hub is not closed.
     fn checked_event(
         &self,
         audience: Result<Audience, InvalidName>,
@@ -95,7 +95,8 @@ impl Hub {
         if self.is_closed() { Err(PublishError::CLOSED) } else { Ok((entry.audience, event)) }
     }
 
-    /// Appends entries to the log of this process. Returns no receipt if the hub is closed.
+    /// Appends entries to the log of this process, and returns one receipt for each. Appends
+    /// nothing and returns no receipts if the hub is closed.
     fn append(&self, entries: impl IntoIterator<Item = Entry> + AsRef<[Entry]>) -> SmallVec<[Receipt; 1]> {
         if self.is_closed() {
             return SmallVec::new();
@@ -116,7 +117,8 @@ impl Hub {
         receipts
     }
 
-    /// Whether no address of an audience keeps the newest event of each key. If so, logs a warning.
+    /// Returns whether a key has no effect for this audience, because no address of the audience
+    /// keeps the newest event of each key. If so, also logs a warning.
     fn ignores_key(&self, audience: &Audience) -> bool {
         let is_kept = audience.addresses().iter().any(|address| self.log().keeps_values(address));
         if !is_kept {
@@ -133,8 +135,8 @@ impl Source for Hub {
 }
 
 impl Target<'_> {
-    /// Publishes an event. `Ok` means that the log has the event, and says nothing about delivery:
-    /// the method does not wait for readers.
+    /// Publishes an event. `Ok` means that the log has the event. It says nothing about delivery,
+    /// because the method does not wait for readers.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -149,25 +151,28 @@ impl Target<'_> {
     /// ```
     ///
     /// Cancel safety: with the log of this process, the future completes when it is first polled.
-    /// With a shared log, a dropped future may or may not have published.
+    /// With a shared log, a dropped future may or may not have published the event.
     ///
     /// # Errors
-    /// In these cases nothing is appended, and no position is used:
+    /// In these cases the hub appends nothing, and uses no position:
     ///
-    /// - A name is invalid, or the target has too many addresses.
+    /// - A name or a key is invalid, or the target belongs to another hub.
+    /// - The target has more than 128 addresses, or excludes more than 128 connections.
     /// - The payload is over [`HubBuilder::max_payload`](crate::HubBuilder::max_payload).
     /// - The event has an idempotency key, and the log is not shared.
     /// - The hub was drained.
     ///
     /// With a shared log, publishing also fails when the broker is unavailable, rejects the event,
     /// or does not answer within
-    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). After a timeout, the
-    /// event may have been published ([`PublishError::is_unknown`]). Outside of a tokio runtime the
-    /// hub cannot wait for the broker: the method returns an error and sends nothing.
+    /// [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). If
+    /// [`PublishError::is_unknown`] is true, for example after a timeout, the event may have been
+    /// published. Outside of a tokio runtime the hub cannot wait for the broker. The method then
+    /// returns an error and sends nothing.
     ///
     /// # Panics
-    /// With a shared log, in a tokio runtime whose time or I/O driver is disabled: build it with
-    /// `enable_all`. The same applies to [`Hub::publish_many`], commands and [`Hub::ticket`].
+    /// Panics with a shared log in a tokio runtime whose time or I/O driver is disabled. Build the
+    /// runtime with `enable_all`. The same applies to [`Hub::publish_many`], commands and
+    /// [`Hub::ticket`].
     pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
         let Some(shared) = &hub.inner.shared_log else { return self.publish_now(event) };
@@ -176,7 +181,7 @@ impl Target<'_> {
     }
 
     /// Publishes an event from code that cannot await, for example a `Drop`, a callback or a thread
-    /// without a runtime. It works with the log of this process only, because publishing to a
+    /// without a runtime. It works only with the log of this process, because publishing to a
     /// shared log has to wait for the broker.
     ///
     /// ```
@@ -189,7 +194,8 @@ impl Target<'_> {
     /// ```
     ///
     /// # Errors
-    /// Under the same conditions as [`publish`](Self::publish), and always with a shared log.
+    /// Returns an error under the same conditions as [`publish`](Self::publish), and always with a
+    /// shared log.
     #[expect(clippy::needless_pass_by_value, reason = "the same signature as `publish`")]
     pub fn publish_now(self, event: Event) -> Result<Receipt, PublishError> {
         let hub = self.source;
@@ -216,7 +222,8 @@ impl Target<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`publish`](Self::publish), except for a drained hub and for errors of the broker.
+    /// Returns the errors of [`publish`](Self::publish), except those of a drained hub and of the
+    /// broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.entry(self.audience.clone(), event).map(drop)
     }
@@ -226,7 +233,8 @@ pub(super) fn log(target: &'static str, receipt: &Receipt) {
     tracing::debug!(target_kind = target, receivers = receipt.connections, position = %receipt.position, "published");
 }
 
-/// Splits checked events into the valid ones, and a list with the error or `None` for each event.
+/// Splits checked events into two lists: the valid events, and for each event its error, or `None`
+/// if it is valid.
 pub(super) fn split<T>(
     checked: impl IntoIterator<Item = Result<T, PublishError>>,
 ) -> (Vec<T>, Vec<Option<PublishError>>) {
@@ -243,7 +251,7 @@ pub(super) fn join<T>(
     let mut outcomes = outcomes.into_iter();
     let outcome = |error: Option<PublishError>| match error {
         Some(error) => Err(error),
-        // Every valid event has an outcome, unless the hub was closed meanwhile.
+        // Every valid event has an outcome, unless the hub was closed before the append.
         None => outcomes.next().unwrap_or(Err(PublishError::CLOSED)),
     };
     errors.into_iter().map(outcome).collect()

@@ -20,18 +20,19 @@ use crate::types::{
 
 /// A publisher to a log that instances share, for workers, command-line tools and cron jobs.
 ///
-/// It has no HTTP, no streams, no memory for subscribers and no background tasks. A clone costs one
-/// reference count.
+/// A publisher has no HTTP, no streams, no memory for subscribers and no background tasks. A clone
+/// costs one reference count.
 ///
-/// Keep one publisher for the life of the process. A publisher remembers the place of its newest
-/// record, and passes it to the log with the next publish. If the log ends below that place, it has
-/// lost records: it begins a new epoch, and every stream gets a gap. Redis also begins a new epoch
-/// if another record has that place, which happens after a failover to a replica that was behind. A
-/// new publisher remembers no place.
+/// Keep one publisher for the life of the process. A publisher remembers the position of its newest
+/// record, and passes this position to the log with the next publish. If the log ends before this
+/// position, the log has lost records. It then begins a new epoch, and every stream gets a gap. A
+/// log on Redis also begins a new epoch if it has a different record at this position, which
+/// happens after a failover to a replica that was behind. A new publisher remembers no position, so
+/// its first publish detects no loss.
 ///
-/// A publisher checks events as [`Hub`](crate::Hub) does. It needs the same rules as the instances
-/// for the topics that keep the newest event of each [key](Event::key). Therefore, create both from
-/// one function that returns the settings.
+/// A publisher checks events as [`Hub`](crate::Hub) does. It needs the same retention rules as the
+/// instances, because they set which topics keep the newest event of each [key](Event::key).
+/// Therefore, create hubs and publishers from one function that returns the settings.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -61,21 +62,21 @@ struct Inner {
     backplane: Arc<dyn Backplane>,
     policies: Policies,
     settings: Settings,
-    /// The highest place of a record of this publisher. A log that ends below it begins a new epoch
-    /// with the next append. Adapters that compare records, such as Redis, also notice when another
-    /// record has this number.
+    /// The position of this publisher's newest record. A log that ends before this position begins
+    /// a new epoch with the next append. Adapters that compare records, such as Redis, also do so
+    /// if the log has a different record at this position.
     seen: Mutex<Option<LogPosition>>,
     is_key_ignored_logged: AtomicBool,
 }
 
 impl HubBuilder {
-    /// Builds a [`Publisher`], for workers, command-line tools and cron jobs. It needs no runtime
-    /// and no broker.
+    /// Builds a [`Publisher`], for workers, command-line tools and cron jobs. This method needs no
+    /// runtime and no broker.
     ///
     /// A publisher uses these settings: the [`backplane`](Self::backplane), which is required, the
-    /// retention rules, [`max_payload`](Self::max_payload) and
+    /// retention of topics and users, [`max_payload`](Self::max_payload) and
     /// [`publish_timeout`](Self::publish_timeout). Create instances and workers from one function
-    /// that returns the settings, so that they agree.
+    /// that returns the settings, so that these are equal.
     ///
     /// ```
     /// use tower_sse::{Hub, backplane::Memory};
@@ -88,7 +89,8 @@ impl HubBuilder {
     /// ```
     ///
     /// # Errors
-    /// When a setting is invalid, as for [`build`](Self::build), or when there is no backplane.
+    /// Returns an error if a setting is invalid, as for [`build`](Self::build), or if there is no
+    /// backplane.
     pub fn publisher(self) -> Result<Publisher, BuildError> {
         self.configuration.check()?;
         let policies = self.configuration.policies();
@@ -111,7 +113,7 @@ impl HubBuilder {
 impl Publisher {
     /// Creates a publisher with the default settings, like
     /// `Hub::builder().backplane(backplane).publisher()`. With these settings, no topic keeps the
-    /// newest event of each key. If the instances have retention rules, use
+    /// newest event of each key. If the instances have other settings, use
     /// [`HubBuilder::publisher`].
     ///
     /// ```
@@ -124,18 +126,19 @@ impl Publisher {
     /// ```
     ///
     /// # Errors
-    /// Under the same conditions as [`HubBuilder::publisher`].
+    /// Returns an error under the same conditions as [`HubBuilder::publisher`].
     #[doc(alias = "publisher")]
     pub fn new(backplane: impl Backplane) -> Result<Self, BuildError> {
         HubBuilder::default().backplane(backplane).publisher()
     }
 
-    /// Publishes several events in this order. It pipelines them, which is many times as fast as
-    /// one after the other. It returns one result for each event, and an invalid event does not
-    /// stop the others. The errors are those of [`Target::publish`](Target::<Publisher>::publish).
+    /// Publishes several events in this order, and returns one result for each event. An invalid
+    /// event does not stop the others. The errors are those of
+    /// [`Target::publish`](Target::<Publisher>::publish).
     ///
-    /// The [`publish_timeout`](HubBuilder::publish_timeout) applies to the whole batch, so publish
-    /// thousands of events in a batch, not millions.
+    /// The publisher sends the events without waiting for each answer, which is many times as fast
+    /// as one `publish` after the other. The [`publish_timeout`](HubBuilder::publish_timeout)
+    /// applies to the whole batch, so publish thousands of events in a batch, not millions.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -149,10 +152,10 @@ impl Publisher {
     /// # Ok(()) }
     /// ```
     ///
-    /// Cancel safety: a dropped future may or may not have published.
+    /// Cancel safety: a dropped future may have published none, some or all of the events.
     ///
     /// # Panics
-    /// Under the same conditions as [`Target::publish`](Target::<Publisher>::publish).
+    /// Panics under the same conditions as [`Target::publish`](Target::<Publisher>::publish).
     pub async fn publish_many<'a, I>(&self, events: I) -> Vec<Result<Receipt, PublishError>>
     where
         I: IntoIterator<Item = (Target<'a, Self>, Event)>,
@@ -211,7 +214,7 @@ impl Source for Publisher {
 }
 
 impl Target<'_, Publisher> {
-    /// Publishes an event. `Ok` means that the log has the event, and says nothing about delivery.
+    /// Publishes an event. `Ok` means that the log has the event. It says nothing about delivery.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -223,19 +226,22 @@ impl Target<'_, Publisher> {
     /// # Ok(()) }
     /// ```
     ///
-    /// Cancel safety: a dropped future may or may not have published.
+    /// Cancel safety: a dropped future may or may not have published the event.
     ///
     /// # Errors
-    /// When a name is invalid, the target has too many addresses, or the payload is over
-    /// [`HubBuilder::max_payload`](crate::HubBuilder::max_payload), nothing is appended.
+    /// The publisher appends nothing if a name or a key is invalid, the target belongs to another
+    /// publisher or is too large (128 addresses, 128 excluded connections), or the payload is over
+    /// [`HubBuilder::max_payload`](crate::HubBuilder::max_payload).
     ///
     /// Publishing also fails when the broker is unavailable, rejects the event, or does not answer
-    /// within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). After a timeout,
-    /// the event may have been published ([`PublishError::is_unknown`]). Outside of a tokio runtime
-    /// the publisher cannot wait for the broker: the method returns an error and sends nothing.
+    /// within [`HubBuilder::publish_timeout`](crate::HubBuilder::publish_timeout). If
+    /// [`PublishError::is_unknown`] is true, for example after a timeout, the event may have been
+    /// published. Outside of a tokio runtime the publisher cannot wait for the broker. The method
+    /// then returns an error and sends nothing.
     ///
     /// # Panics
-    /// In a tokio runtime whose time or I/O driver is disabled: build it with `enable_all`.
+    /// Panics in a tokio runtime whose time or I/O driver is disabled. Build the runtime with
+    /// `enable_all`.
     pub async fn publish(self, event: Event) -> Result<Receipt, PublishError> {
         // `publish_many` returns one result for each event.
         self.source.publish_many([(self, event)]).await.pop().unwrap_or(Err(PublishError::CLOSED))
@@ -257,7 +263,7 @@ impl Target<'_, Publisher> {
     /// ```
     ///
     /// # Errors
-    /// As [`publish`](Self::publish), except for errors of the broker.
+    /// Returns the errors of [`publish`](Self::publish), except those of the broker.
     pub fn check(&self, event: &Event) -> Result<(), PublishError> {
         self.source.checked(self.audience.clone(), event).map(drop)
     }

@@ -20,23 +20,23 @@ use crate::types::Position;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Receipt {
-    /// The position of the event in the log, which is also the `id` that browsers receive with the
-    /// event. For a command it is the position at which the command was issued.
+    /// The position of the event in the log, which is also its `id` on the wire. For a command, the
+    /// newest position of the log when the command was issued.
     pub position: Position,
     /// The number of affected connections of this instance. It does not include the connections of
     /// other instances, and is zero for a [`Publisher`](crate::Publisher), which has no
     /// connections.
     ///
-    /// - After a publish: the connections that listen to the target. The hub adds up one count for
-    ///   each address of the target. The number is exact for a single address. It is an upper bound
-    ///   for several addresses, because a connection that listens to two of them counts twice, and
-    ///   with [`Target::except`](crate::Target::except). Zero is always exact.
+    /// - After a publish: the connections that listen to the target. The number is exact for a
+    ///   topic, a user or everyone. For a target of several addresses it is an upper bound, because
+    ///   a connection that listens to two of them counts twice.
+    ///   [`Target::except`](crate::Target::except) does not reduce the number.
     /// - After a join or a leave: the connections whose topics have changed.
     /// - After a disconnect: the connections that end.
     #[doc(alias = "receivers")]
     pub connections: usize,
     /// Whether the [key](crate::Event::key) of the event had no effect, because the retention of
-    /// none of its targets keeps the newest event of each key. The hub also logs a warning. Always
-    /// false for commands.
+    /// none of its targets keeps the newest event of each key. The hub or the publisher also logs a
+    /// warning. Always false for commands.
     pub key_ignored: bool,
 }

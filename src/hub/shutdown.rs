@@ -14,10 +14,10 @@ use crate::types::EndReason;
 
 /// The number of streams that a drain ends before it yields to other tasks.
 const BATCH: usize = 256;
-/// How long the drain waits for the streams of cut sockets to end.
+/// The maximum time for which the drain waits for streams to end after it has cut their sockets.
 const AFTER_CUT: Duration = Duration::from_secs(1);
-/// How long a socket may stay open without progress after its streams have ended. An HTTP/2 server
-/// waits for an answer of the peer, which may be frozen.
+/// The minimum time without progress after which [`cut_lingering`] cuts a socket whose streams have
+/// ended. An HTTP/2 server waits for an answer of the client, which may be frozen.
 const LINGER: Duration = Duration::from_secs(2);
 /// The maximum number of rounds of [`cut_lingering`].
 const ROUNDS: usize = 5;
@@ -35,16 +35,18 @@ const ROUNDS: usize = 5;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// The number of streams that ended with `hub.bye`.
+    /// The number of streams that were open at the start of the drain and did not have to be cut.
     pub ended: usize,
-    /// The number of streams and sockets that were cut, because their peers took no more bytes.
+    /// The number of streams that had not ended within
+    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), and of other sockets whose
+    /// client had not taken the last bytes. The hub cut them.
     pub cut: usize,
 }
 
 impl Hub {
     /// Returns whether this instance should receive requests, for a readiness probe such as
-    /// `/readyz`. False from the first moment of a [drain](Self::drain), and while the hub cannot
-    /// follow a shared log. A liveness probe needs no hub.
+    /// `/readyz`. Returns false from the first moment of a [drain](Self::drain), and while the hub
+    /// cannot follow a shared log. A liveness probe does not need this method.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -63,7 +65,7 @@ impl Hub {
         follows && !self.is_draining()
     }
 
-    /// Ends every stream, so that the process can exit soon although streams were open.
+    /// Ends every stream, so that the server can shut down although streams were open.
     ///
     /// 1. From the first moment of the drain, the hub is not [ready](Self::is_ready), and new
     ///    requests for a stream get a retryable refusal.
@@ -71,10 +73,10 @@ impl Hub {
     ///    `hub.bye` and a random `retry` between zero and `window` (at least 0.1 s, at most 1 h).
     ///    So the clients spread their reconnects over the window, and reach another instance or the
     ///    next process.
-    /// 3. The method waits until all streams have ended, at most for
-    ///    [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), by default 5 s.
-    /// 4. It cuts the sockets of the streams that have not ended, where the hub's listener carries
-    ///    them.
+    /// 3. The method waits until all streams have ended and their last bytes are sent, but at most
+    ///    for [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit), 5 s by default.
+    /// 4. It cuts the sockets of the streams that have not ended, if it knows the sockets from its
+    ///    listener or from [`Hub::io`].
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -90,30 +92,31 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// Await it inside the future of `with_graceful_shutdown`. After `serve` has returned, it is
-    /// too late, because `serve` does not return while streams are open.
+    /// Await `drain` inside the future of `with_graceful_shutdown`. A call after `serve` is too
+    /// late, because `serve` does not return while streams are open.
     ///
-    /// A drained hub is closed, and publishing fails
+    /// A drained hub is closed: publishing fails
     /// ([`PublishError::is_closed`](crate::PublishError::is_closed)). Without a backplane, the hub
     /// closes just before it ends the last streams, because no stream reads later events and the
     /// log ends with the process. With a backplane, the hub closes after the wait.
     ///
-    /// A socket that carried a stream may stay open after the stream has ended. The hub cuts it if
-    /// it makes no progress for another 2 s.
+    /// A socket that carried a stream may stay open after the stream has ended. The hub cuts such a
+    /// socket if it makes no progress for another 2 s.
     ///
-    /// Streams in this process ([`Hub::subscribe`]) end when they are polled next. The drain does
-    /// not wait for them.
+    /// A stream in this process ([`Hub::subscribe`]) ends when it is polled next. The drain does
+    /// not wait for such streams.
     ///
     /// Cancel safety: if the future is dropped, the streams that the drain has already reached
-    /// still end, and the hub stays not ready. The method may be called again.
+    /// still end, and the hub stays not ready. The method can be called again.
     ///
     /// # Panics
-    /// When polled outside of a tokio runtime with time enabled.
+    /// Panics when polled outside of a tokio runtime, or in a runtime whose time driver is
+    /// disabled.
     pub async fn drain(&self, window: Duration) -> Drained {
         self.inner.draining.store(true, Ordering::Release);
         let handles = self.registry().all();
         let moves = self.transports().leave();
-        tracing::info!(streams = handles.len(), "draining");
+        tracing::info!(streams = handles.len(), "the hub is draining");
         let mut batches = handles.chunks(BATCH);
         let last = batches.next_back().unwrap_or_default();
         for batch in batches {
@@ -140,18 +143,20 @@ impl Hub {
             for transport in left.iter().filter_map(|handle| handle.transport()) {
                 transport.cut();
             }
-            // Also sockets whose streams have ended, but whose peers have not taken the last bytes.
+            // Also cut sockets whose streams have ended, but whose clients have not taken the last
+            // bytes.
             drained.cut += self.transports().cut_stuck();
             if left.iter().any(|handle| !handle.is_transport_known()) {
-                // HTTP/2 below a router that hides the sockets. A socket without progress since the
-                // start of the drain is taken for the socket of a stalled stream.
+                // The hub may not know the socket of an HTTP/2 stream below a router. So it cuts
+                // every socket that may carry such a stream and has made no progress since the
+                // start of the drain.
                 self.transports().cut_unmoved(&moves);
             }
-            // Without the hub's listener no socket can be cut. Such a stream ends when it is polled
-            // next.
+            // Without the hub's listener or `Hub::io`, no socket can be cut. Such a stream ends
+            // when it is polled next.
             let _ = timeout(AFTER_CUT, self.registry().emptied()).await;
             left.iter().for_each(|handle| self.inner.give_up(handle));
-            tracing::warn!(cut = drained.cut, "streams and sockets were cut: their peers took no more bytes");
+            tracing::warn!(cut = drained.cut, "the drain cut streams and sockets that did not end within drain_limit");
         }
         self.inner.closed.store(true, Ordering::Release);
         if let Some(shared) = &self.inner.shared_log {
@@ -159,14 +164,15 @@ impl Hub {
         }
         let any_hidden = handles.iter().any(|handle| handle.to_network && !handle.is_transport_known());
         tokio::spawn(cut_lingering(Arc::downgrade(&self.inner), any_hidden));
-        tracing::info!(ended = drained.ended, cut = drained.cut, "drained");
+        tracing::info!(ended = drained.ended, cut = drained.cut, "the hub was drained");
         drained
     }
 
-    /// Lets a stream deliver the events published so far, and then end.
+    /// Lets a stream deliver the events that were published so far, and then ends it.
     fn end_for_drain(&self, handle: &ConnectionHandle, window: Duration) {
         let retry = self.jittered_retry(window, 0.0..=1.0);
-        // The next process may have another log, where the client could not resume from here.
+        // Deliver these events first: the next process may have another log, where the client could
+        // not resume from its position.
         let after = self.log().last();
         handle.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
         handle.wake(self.now());
@@ -174,8 +180,9 @@ impl Hub {
 }
 
 /// Cuts sockets that carried streams and stay open without progress. It works in rounds, because
-/// the server's own last write to a frozen peer counts as progress too. If the sockets of some
-/// streams are unknown, every socket may be one of them, and gets the same time as the streams had.
+/// the server's own last write to a frozen client counts as progress too. If `any_hidden`, the hub
+/// does not know the sockets of some streams. Then it cuts every socket that may have carried a
+/// stream, and waits at least `drain_limit` in each round.
 async fn cut_lingering(hub: Weak<Inner>, any_hidden: bool) {
     for _ in 0..ROUNDS {
         let Some(hub) = hub.upgrade().filter(|hub| !hub.transports.is_empty()) else { return };

@@ -1,4 +1,4 @@
-//! Streams in this process: the same reads as a browser's stream, without HTTP.
+//! Streams in this process: they read the log as a browser's stream does, without HTTP.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -39,18 +39,20 @@ use crate::types::{
 pub enum SubscriberItem {
     /// An event.
     Event(ReceivedEvent),
-    /// Events were lost, because they are no longer retained. Fetch the state again.
+    /// Events were lost, for example because they are no longer retained. Fetch the state again.
     Gap {
         /// The reason of the gap.
         reason: GapReason,
-        /// The affected topics of the subscription. It may be empty if events to the user or to
-        /// everyone were lost.
+        /// The topics whose events were lost. It may be empty if events to the user, to the
+        /// connection or to everyone were lost.
         topics: Vec<Topic>,
     },
-    /// The stream has caught up: every event up to this position has been yielded.
+    /// The stream has caught up: it has yielded every event of its subscription up to this
+    /// position. The stream also yields `Live` after its topics have changed, and after
+    /// [`Stale`](Self::Stale).
     Live(Position),
-    /// The hub cannot follow the shared log. [`Live`](Self::Live) comes when it can again. The
-    /// stream then has every event that the broker has retained.
+    /// The hub cannot follow the shared log. [`Live`](Self::Live) follows when the hub can follow
+    /// the log again.
     Stale,
     /// The hub ended the stream. This is the last item.
     End(EndReason),
@@ -77,19 +79,19 @@ pub enum SubscriberItem {
 pub struct ReceivedEvent {
     /// The position of the event in the log.
     pub position: Position,
-    /// The topic through which the event arrived. `None` if it was sent to the user, the connection
-    /// or everyone.
+    /// The topic through which the stream received the event. `None` if the event was sent to the
+    /// user, the connection or everyone.
     pub topic: Option<Topic>,
-    /// The name of the event, empty if it has none.
+    /// The name of the event, or an empty text if the event has none.
     pub name: String,
     /// The data of the event, with every line break as LF, as a browser would read it.
     pub data: String,
 }
 
 impl Hub {
-    /// Subscribes in this process, without HTTP: for tests, and for bridges to WebSocket or gRPC.
-    /// The stream yields the events that a browser with this subscription would receive. `cursor`
-    /// is the [`Position`] to resume from, or `None`.
+    /// Opens a stream in this process, without HTTP: for tests, and for bridges to WebSocket or
+    /// gRPC. The stream yields the events that a browser with this subscription would receive.
+    /// `cursor` is the [`Position`] after which the stream resumes, or `None`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -102,24 +104,25 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// [`SubscriberItem::Live`] comes when the stream has yielded every earlier event. That
-    /// includes events that were published before the first item was taken. With
-    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key), a late reader skips
-    /// outdated values, like a slow page.
+    /// The stream yields [`SubscriberItem::Live`] after every event that was published before this
+    /// call. Events that were published after this call may come before or after it. With
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key), a slow reader skips
+    /// outdated values, as a slow browser does.
     ///
     /// The subscription exists when this method returns, before the stream is first polled.
     /// Dropping the stream ends the subscription. If the subscription expires, or if
     /// [`max_connection_age`](HubBuilder::max_connection_age) is set, poll the stream in a tokio
-    /// runtime.
+    /// runtime. Otherwise it may not be woken when its time is over.
     ///
     /// # Errors
-    /// - The subscription is invalid, for example a name or the number of topics.
-    /// - A limit on connections is reached.
-    /// - The user or a topic is banned.
+    /// - The subscription is invalid: a name is invalid, there are too many topics, or the attached
+    ///   data is too long or cannot be serialized.
+    /// - A limit on connections or on requests per second is reached.
+    /// - The user, a topic, everyone or the cursor is banned.
     /// - The hub is draining, or was drained.
     /// - The operating system returns no random bytes.
-    /// - With a shared log: the hub has not read the log yet, because the broker is unavailable
-    ///   ([`SubscriptionError::is_unavailable`]).
+    /// - With a shared log: the hub has not read the log yet, for example because the broker is
+    ///   unavailable ([`SubscriptionError::is_unavailable`]).
     #[doc(alias = "stream")]
     #[expect(clippy::needless_pass_by_value, reason = "a subscription is for one stream")]
     pub fn subscribe(
@@ -132,8 +135,8 @@ impl Hub {
             let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
             self.open(&subscription, cursor, request)
         };
-        // A disconnect that came in between refuses the subscription. It does not ban the client,
-        // so the hub decides once more.
+        // A disconnect during the call makes the hub refuse the subscription as outdated. This is
+        // no ban, so the hub decides once more.
         let opened = self.check_rate().and_then(|()| {
             open().or_else(|refusal| if refusal == Refusal::outdated() { open() } else { Err(refusal) })
         });
@@ -195,8 +198,8 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// Returns the next item, or `None` after the hub has ended the stream. [`Hub::subscribe`] has
-    /// an example. The subscriber is also a `futures` `Stream`.
+    /// Returns the next item, or `None` after the stream has ended. [`Hub::subscribe`] has an
+    /// example. The subscriber is also a `futures` `Stream`.
     ///
     /// Cancel safety: a dropped future loses no item.
     pub async fn next(&mut self) -> Option<SubscriberItem> {

@@ -14,14 +14,14 @@ macro_rules! targets {
                 Target { source: self, audience: aim(topic, Address::Topic) }
             }
 
-            /// Returns a target of every page and tab that this user has open, on any instance.
-            /// [`Target`] has an example.
+            /// Returns a target of every connection of this user, on any instance. [`Target`] has
+            /// an example.
             pub fn user<U: TryInto<UserId, Error: Into<InvalidName>>>(&self, user: U) -> Target<'_, Self> {
                 Target { source: self, audience: aim(user, Address::User) }
             }
 
-            /// Returns a target of one connection. The log retains no events for a connection that
-            /// has ended. [`Target::except`] and [`Target::join`] have examples.
+            /// Returns a target of one connection. An event to a connection that has ended reaches
+            /// no client. [`Target::except`] and [`Target::join`] have examples.
             pub fn connection<C>(&self, connection: C) -> Target<'_, Self>
             where
                 C: TryInto<ConnectionId, Error: Into<InvalidName>>,
@@ -29,7 +29,7 @@ macro_rules! targets {
                 Target { source: self, audience: aim(connection, Address::Connection) }
             }
 
-            /// Returns a target of every connection of every instance. [`Target::except`] has an
+            /// Returns a target of all connections of all instances. [`Target::except`] has an
             /// example.
             pub fn everyone(&self) -> Target<'_, Self> {
                 Target { source: self, audience: Ok(Address::Everyone.into()) }
@@ -48,7 +48,7 @@ pub(super) use targets;
 /// [`Hub::topic`], [`Hub::user`], [`Hub::connection`] and [`Hub::everyone`] return a target. A
 /// target of a hub [publishes](Self::publish), returns the [presence](Self::presence), and commands
 /// connections to [join](Self::join), [leave](Self::leave) or [disconnect](Self::disconnect). A
-/// target of a [`Publisher`](crate::Publisher) publishes.
+/// target of a [`Publisher`](crate::Publisher) only publishes.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -60,7 +60,8 @@ pub(super) use targets;
 /// # Ok(()) }
 /// ```
 ///
-/// The method that uses the target, for example `publish`, reports an invalid name.
+/// A target may contain an invalid name. Publishing to it and commands to it return an error, and
+/// it has no connections.
 #[doc(alias = "Recipients")]
 #[derive(Debug)]
 #[must_use = "a target does nothing by itself"]
@@ -71,15 +72,16 @@ pub struct Target<'a, S = Hub> {
 
 /// The source of a target: a hub or a publisher.
 pub(super) trait Source {
-    /// Whether both are handles to the same hub or publisher.
+    /// Returns whether both are handles to the same hub or publisher.
     fn is(&self, other: &Self) -> bool;
 }
 
 #[expect(private_bounds, reason = "only hubs and publishers have targets")]
 impl<S: Source> Target<'_, S> {
-    /// Adds another target. A connection that belongs to both targets receives one copy. A target
-    /// has at most 128 addresses in all. The method that uses the target reports a target of
-    /// another hub as an error.
+    /// Adds another target. A connection that belongs to both targets receives one copy. A
+    /// connection that one of them [excludes](Self::except) is excluded from the union. A target
+    /// has at most 128 addresses in all. A union with a target of another hub is invalid:
+    /// publishing to it returns an error.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -105,7 +107,7 @@ impl<S: Source> Target<'_, S> {
     }
 
     /// Excludes one connection, for example the connection that caused the event and already has
-    /// its result. A connection that reconnects has a new id and is not excluded.
+    /// its result. A client that reconnects has a new connection id and is not excluded.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -10,15 +10,15 @@ use crate::hub::connection::handle::ConnectionHandle;
 use crate::log::TooManyTopics;
 use crate::types::{Action, Address, Change, ConnectionId, DisconnectClock, Refusal, Topic, UserId, each_once};
 
-/// How long a request waits for another instance to report an unknown connection.
+/// The maximum time for which a request waits until another instance reports an unknown connection.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// The time between two look-ups of an unknown connection.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// The maximum length of the names in a change for another instance, in bytes of the message. A
-/// change is sent in one message, so that it is never carried out in part, and brokers limit the
-/// size of a message. A request of 64 KiB hardly has more names.
+/// The maximum size of a change for a connection of another instance, in bytes of the message.
+/// Brokers limit the size of a message. A change is not split into several messages, so that it is
+/// never carried out in part.
 const MAX_BYTES: usize = 64 * 1024;
-/// The length of an id in a message, with its quotes and brackets.
+/// The maximum length of a position in a message, with its quotes and brackets, in bytes.
 const MAX_ID_BYTES: usize = 68;
 
 /// A connection whose page may change its topics.
@@ -28,30 +28,31 @@ pub(crate) struct Changeable<'a> {
     place: Place,
 }
 
-/// The instance of a connection.
+/// The instance on which a connection is open.
 enum Place {
-    /// This instance.
+    /// The connection is open on this instance.
     PeerConnection(Arc<ConnectionHandle>),
-    /// Another instance, which has reported these topics.
+    /// The connection is open on another instance, which has reported these topics.
     Elsewhere(Vec<Topic>),
 }
 
 impl Hub {
-    /// Returns a connection of any instance, if it belongs to this user, or is anonymous for
-    /// `None`.
+    /// Returns the connection with this id on any instance, if it belongs to `user`. `None` stands
+    /// for an anonymous connection. With a shared log this may wait, as in
+    /// [`look_for`](Self::look_for).
     pub(crate) async fn connection_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Changeable<'_>> {
         let place = self.look_for(|| self.place_of(id, user)).await?;
         Some(Changeable { hub: self, id, place })
     }
 
-    /// Whether a connection of any user may have this id. With a shared log this is always true,
-    /// because another instance may not have reported its connection yet.
+    /// Returns whether a connection with this id may be open. With a shared log it always returns
+    /// true, because another instance may not have reported its connection yet.
     pub(crate) fn may_have_connection(&self, id: ConnectionId) -> bool {
         self.inner.shared_log.is_some() || self.registry().find(id).is_some()
     }
 
-    /// Whether any instance has a connection with this id, of any user. With a shared log it waits
-    /// for another instance to report the connection.
+    /// Returns whether a connection with this id is open on any instance, for any user. With a
+    /// shared log this may wait, as in [`look_for`](Self::look_for).
     pub(crate) async fn has_connection(&self, id: ConnectionId) -> bool {
         let is_open = || {
             let is_elsewhere = || self.inner.shared_log.as_ref().is_some_and(|shared| shared.find(id).is_some());
@@ -60,8 +61,9 @@ impl Hub {
         self.look_for(is_open).await.is_some()
     }
 
-    /// Looks once. With a shared log it repeats the look-up for [`PATIENCE`], because another
-    /// instance may not have reported its connection yet.
+    /// Returns the result of `look`. With a shared log it repeats `look` for up to [`PATIENCE`]
+    /// while the result is `None`, because another instance may not have reported its connection
+    /// yet.
     async fn look_for<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -83,11 +85,11 @@ impl Hub {
 }
 
 impl Changeable<'_> {
-    /// Leaves topics, then joins topics, and returns the topics in force. It makes the whole change
-    /// or none of it. `asked_at` is the time of the page's request.
+    /// Makes the connection leave topics and then join topics, and returns the topics in force. It
+    /// makes the whole change or none of it. `asked_at` is the time of the page's request.
     ///
-    /// For a connection of another instance, it computes the topics from that instance's last
-    /// report. If that instance finds the change invalid, the topics of the connection stay
+    /// For a connection of another instance, it computes the returned topics from that instance's
+    /// last report. If that instance then refuses the change, the topics of the connection stay
     /// unchanged.
     pub(crate) async fn change(&self, change: Change, asked_at: DisconnectClock) -> Result<Vec<Topic>, Refusal> {
         let hub = self.hub;
@@ -111,7 +113,7 @@ impl Change {
     /// Returns the topics of a connection after the change, unless there are more than `limit`.
     fn topics(&self, had: &[Topic], limit: usize) -> Result<Vec<Topic>, TooManyTopics> {
         let Self { leave, join, .. } = self;
-        // First, because the rest takes time that grows with the number of topics.
+        // Check this first, because the rest takes time that grows with the number of topics.
         if join.len() > limit || leave.len() > limit {
             return Err(TooManyTopics);
         }
@@ -121,7 +123,7 @@ impl Change {
         if topics.len() > limit { Err(TooManyTopics) } else { Ok(topics) }
     }
 
-    /// Returns about the number of bytes of the change in a message.
+    /// Returns the approximate size of the change in a message, in bytes.
     fn size(&self) -> usize {
         let escaped = |topic: &Topic| topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
         let bounded = self.bounds.iter().map(|(topic, _)| topic);

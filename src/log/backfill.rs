@@ -1,5 +1,5 @@
-//! Blocks of a shared log: records that the channels of this process have dropped and that the
-//! shared log still has. Each block is read once for all clients that need it.
+//! Blocks: records that were read from the shared log, because the channels of this process have
+//! dropped some of them. Clients that need the same block share it.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -12,21 +12,22 @@ use super::store::Record;
 use super::time::Millis;
 use crate::types::{Address, Audience};
 
-/// The size of a block. A block ends after the record with which it exceeds this number of bytes.
+/// The size of a block in bytes. A block ends after the record with which it exceeds this size.
 const BLOCK_BYTES: usize = 1 << 20;
-/// The bytes that an address of a record takes: an entry in a table that may be new.
+/// The number of bytes that each address of a record takes: an entry in a table that may be new.
 const ADDRESS_OVERHEAD: usize = 100;
-/// The bytes that a block without records takes.
+/// The number of bytes that a block without records takes.
 const BLOCK_OVERHEAD: usize = 500;
 
-/// All records with the numbers `after < number <= upto`.
+/// The records of the shared log with the numbers `after < number <= upto`.
 #[derive(Debug)]
 pub(crate) struct Block {
     /// The base of the block's epoch. The block is useless for other epochs.
     pub(crate) base: u64,
     pub(crate) after: u64,
     pub(crate) upto: u64,
-    /// Records up to this number are no longer available, also not in the shared log.
+    /// The records of the block up to and including this number are no longer in the shared log.
+    /// Equal to `after` if the block has all records.
     trimmed_through: u64,
     by_address: HashMap<Address, Vec<Arc<Record>>>,
     /// The numbers of the records with more than one address.
@@ -37,16 +38,18 @@ pub(crate) struct Block {
     pub(crate) bytes: usize,
 }
 
-/// A record of the shared log, or for an unreadable record its audience if that is known.
+/// A record of the shared log. An error stands for an unreadable record, with its audience if that
+/// is known.
 pub(crate) type Read = Result<Entry, Option<Box<Audience>>>;
 
 impl Block {
     /// Builds a block from the records of an epoch after the sequence `after`, in order and each
-    /// with its sequence. The block ends before a missing record, or when it is large enough.
+    /// with its sequence. Records that are missing at the start count as no longer available. The
+    /// block ends before any later missing record, or when it is large enough.
     ///
-    /// If the iterator is empty, all records up to `known` are no longer available. `known` is
-    /// where this log was before the records were read: the empty result says nothing about later
-    /// records.
+    /// If the iterator has no record after `after`, all records up to and including `known` count
+    /// as no longer available. `known` is the newest number of this log before the shared log was
+    /// read, because the empty result is not valid for later records.
     pub(super) fn new(
         epoch: &LogEpoch,
         after: u64,
@@ -108,19 +111,18 @@ impl Block {
         block
     }
 
-    /// Returns whether the block has ended because of its size.
+    /// Returns whether the block exceeds [`BLOCK_BYTES`].
     pub(crate) fn is_large(&self) -> bool {
         self.bytes > BLOCK_BYTES
     }
 
-    /// Returns whether the block has the record after this number, in the epoch that begins at
-    /// `base`.
+    /// Returns whether the block covers the number `number + 1` of the epoch that begins at `base`.
     pub(crate) fn covers(&self, base: u64, number: u64) -> bool {
         self.base == base && (self.after..self.upto).contains(&number)
     }
 
-    /// Returns the number up to which the block has no records for a channel. `lost` is the lost
-    /// record at the start of the read, if any.
+    /// Returns the number up to and including which the records of a channel are missing in the
+    /// block. `lost` is the lost record at the start of the read, if any.
     pub(super) fn missing(&self, channel: &Channel, lost: Option<u64>) -> u64 {
         let is_its = |lost: &u64| self.first_lost(*lost - 1, |address| *address == channel.address) == Some(*lost);
         self.trimmed_through.max(lost.filter(is_its).unwrap_or(0))

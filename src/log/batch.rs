@@ -1,5 +1,5 @@
-//! The result of one read, within bounds that keep a read short. A caller uses one batch for all of
-//! its reads.
+//! The result of one read, within bounds that keep a read short. A caller reuses its batch for the
+//! next read.
 
 use std::sync::Arc;
 
@@ -17,38 +17,41 @@ pub(super) const MAX_RECORDS: usize = 64;
 /// The maximum number of bytes in one batch of more than one record.
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
-/// The options and the result of one read. The gap comes before the records.
+/// The options and the result of one read. The gap is to be reported before the records.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     /// Option: return the address by which each record was read.
     pub(crate) wants_addresses: bool,
-    /// Option: report changed topics, which takes precedence over reading on.
+    /// Option: report changed topics. If a change is due, the ordered read reports it and reads no
+    /// records.
     pub(crate) wants_changes: bool,
     /// Option: the caller can provide blocks of records that the channels have dropped.
     pub(crate) can_backfill: bool,
-    /// The block that the last read asked for with `needs_block_after`.
+    /// The block that the last read requested with `needs_block_after`, set by the caller.
     pub(crate) block: Option<Arc<Block>>,
-    /// Set if nothing was read, because a block with the records after this number is needed first.
+    /// Set if the read returned nothing because it needs a block with the records after this
+    /// number.
     pub(crate) needs_block_after: Option<u64>,
     /// Whether more records may be due, also if this batch has none.
     pub(crate) has_more: bool,
-    /// Whether everything was read. Until the connection is woken, no record is due, no gap and no
-    /// change of topics is to be reported.
+    /// Whether everything was read. Until the connection is woken, there is no record to read, and
+    /// no gap or change of topics to report.
     pub(crate) settled: bool,
     /// Option: return records joined into one piece where possible.
     pub(crate) allows_pieces: bool,
     /// Records in the order of the cursor, in place of `records`.
     pub(crate) piece: Option<Piece>,
-    /// The addresses of which records were dropped unread.
+    /// The addresses for which this read reports a gap.
     pub(crate) gap: SmallVec<[Address; 1]>,
-    /// The reason of the gap. `None` if the reader was too slow.
+    /// The reason of the gap. `None` if there is no gap, or if the bounds of a channel dropped the
+    /// records before the reader had read them.
     pub(crate) gap_reason: Option<GapReason>,
-    /// Whether the policy of one of these addresses disconnects slow readers.
+    /// Whether the policy of an address in `gap` disconnects slow readers.
     pub(crate) disconnects: bool,
     pub(crate) records: SmallVec<[Picked; 1]>,
     /// Whether the records come in the order of the cursor, so that their ids may be sent.
     pub(crate) ordered: bool,
-    /// Whether changed topics are to be reported now. Nothing was read then.
+    /// Whether changed topics are to be reported now. The batch then has no records and no gap.
     pub(crate) changed: bool,
 }
 
@@ -58,7 +61,7 @@ impl Batch {
         self.records.len() + self.piece.as_ref().map_or(0, |piece| piece.count)
     }
 
-    /// Returns the numbers of its records, for a piece from the ids in its bytes.
+    /// Returns the numbers of the records. The numbers of a piece come from the ids in its bytes.
     #[cfg(test)]
     pub(super) fn numbers(&self) -> Vec<u64> {
         let piece =
@@ -86,7 +89,8 @@ impl Batch {
         } = self;
         (*needs_block_after, *piece, *gap_reason) = (None, None, None);
         (*has_more, *settled, *disconnects, *ordered, *changed) = (false, false, false, false, false);
-        // Most batches are new. `SmallVec::clear` costs 25 instructions for an empty one.
+        // Most batches are new. `SmallVec::clear` costs 25 instructions even if the vector is
+        // empty.
         if !gap.is_empty() {
             gap.clear();
         }
@@ -114,6 +118,6 @@ impl Picked {
 pub(crate) struct Piece {
     pub(crate) chunk: Chunk,
     pub(crate) count: usize,
-    /// The piece has all records of the channel up to this number.
+    /// The piece ends with the last record of the channel up to and including this number.
     pub(super) upto: u64,
 }

@@ -1,7 +1,7 @@
 //! The handle by which publishers wake a connection, with the connection's cursor.
 //!
-//! 1. `woken_at` changes from [`NOT_WOKEN`] to a time exactly once for each sleep. The publisher
-//!    that makes this change calls the waker.
+//! 1. Between two calls of `listen`, `woken_at` changes from [`NOT_WOKEN`] to a time at most once.
+//!    The publisher that makes this change takes the waker and calls it.
 //! 2. The connection registers its waker, then resets `woken_at` to [`NOT_WOKEN`], then reads. A
 //!    publisher makes its record visible, then sets `woken_at`. So either the read sees the record,
 //!    or the publisher finds the waker.
@@ -43,7 +43,7 @@ impl<T: AsRef<CursorHandle> + Send + Sync> Listener for T {
     }
 }
 
-// Without the reader: its channels refer back to the handle.
+// Omits the reader, because its channels refer back to the handle.
 opaque_debug!(|handle: CursorHandle| { woken_since: handle.woken_since() });
 
 impl CursorHandle {
@@ -62,8 +62,8 @@ impl CursorHandle {
     }
 
     /// Returns whether a connection that had read everything may sleep without another read,
-    /// because it was not woken since. If so, `waker` is registered, also if a publisher has just
-    /// taken the previous one.
+    /// because it was not woken since that read. If so, `waker` is registered, even if a publisher
+    /// has just taken the previous waker.
     pub(crate) fn may_sleep(&self, waker: &Waker) -> bool {
         if self.was_woken() {
             return false;
@@ -87,7 +87,8 @@ impl CursorHandle {
         (before == NOT_WOKEN).then(|| self.waker.take()).flatten()
     }
 
-    /// Returns the time since which the connection has been woken without a read, or `None`.
+    /// Returns the time at which the connection was woken, or `None` if it was not woken after the
+    /// last call of `listen`.
     pub(crate) fn woken_since(&self) -> Option<Millis> {
         Some(self.woken_at.load(Ordering::Acquire)).filter(|&at| at != NOT_WOKEN)
     }

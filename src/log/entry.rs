@@ -12,13 +12,13 @@ pub(crate) struct Entry {
     pub(crate) audience: Audience,
     pub(crate) effect: Effect,
     pub(crate) draft: Draft,
-    /// The time at which the event was published, if that is before the time of the append. The age
-    /// of the record counts from then.
+    /// The time at which the event was published, or `None` for the time of the append. The age of
+    /// the record counts from this time, or from the append if that is earlier.
     pub(crate) published: Option<Millis>,
 }
 
 impl Entry {
-    /// Checks and encodes an event. An error returns the audience too.
+    /// Checks and encodes an event. Returns the audience together with an error.
     pub(crate) fn new(
         audience: Audience,
         event: &Event,

@@ -11,7 +11,7 @@ use crate::sync::RwLock;
 use crate::types::{Epoch, GapReason, Position};
 use crate::wire::IdPrefix;
 
-/// The number of breaks that are stored with their reason.
+/// The maximum number of breaks that are stored with their reason.
 const MAX_BREAKS: usize = 64;
 
 #[derive(Debug)]
@@ -20,14 +20,14 @@ pub(super) struct Epochs(RwLock<State>);
 #[derive(Debug)]
 struct State {
     current: LogEpoch,
-    /// The previous epoch, for readers that have not yet read to the base of the current one.
+    /// The previous epoch, for readers that have not yet read up to the base of the current epoch.
     previous: Option<LogEpoch>,
     /// The breaks in the log, oldest first.
     breaks: VecDeque<Break>,
 }
 
-/// A break in the log: records up to the number `at` are missing. The reason is for readers whose
-/// cursor is below `below`.
+/// A break in the log: the record with the number `at`, and possibly records before it, are
+/// missing. The reason applies to readers whose cursor is below `below`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Break {
     pub(super) at: u64,
@@ -102,8 +102,8 @@ impl Epochs {
     }
 
     /// Returns the reason for which a reader with this cursor misses the records up to
-    /// `trimmed_through`. Returns `None` if no break explains it: then the bounds of the channel
-    /// have dropped the records.
+    /// `trimmed_through`. Returns `None` if no stored break explains the loss. Then the bounds of
+    /// the channel have usually dropped the records.
     pub(super) fn reason(&self, trimmed_through: u64, cursor: u64) -> Option<GapReason> {
         let state = self.0.read();
         let known = state.breaks.iter().rev().find(|known| known.at == trimmed_through)?;

@@ -1,5 +1,5 @@
 //! The latest number of every channel in one dense table, so that a connection with a thousand
-//! topics compares a thousand words and locks only the channels that have something new.
+//! topics compares a thousand words, and locks only the channels with a number above its cursor.
 //!
 //! 1. The table grows and shrinks, and its words are written, only under the sequencer's lock. So
 //!    no write is lost to a table that is being replaced.
@@ -36,7 +36,8 @@ impl Latest {
         self.0.read()[number].fetch_max(sequence, Ordering::AcqRel);
     }
 
-    /// Calls `look` with a function that loads words, all under one lock.
+    /// Calls `look` with a function that loads the word of a channel. The table is locked once for
+    /// the whole call.
     pub(super) fn with<R>(&self, look: impl FnOnce(&dyn Fn(usize) -> u64) -> R) -> R {
         let words = self.0.read();
         look(&|number| words[number].load(Ordering::Acquire))

@@ -1,5 +1,5 @@
-//! The interface of a connection that a channel uses. It has no cursor, so that channels do not
-//! depend on the reader.
+//! The interface through which a channel wakes a connection. The interface has no cursor, so that
+//! channels do not depend on the reader.
 
 use std::task::Waker;
 

@@ -1,10 +1,10 @@
 //! Marks of removed channels: a hash of the address, and the channel's `trimmed_through`. When the
-//! channel is created again, it starts at its own `trimmed_through`, and new channels of other
+//! channel is created again, it starts at the `trimmed_through` of its mark. New channels of other
 //! addresses are not affected.
 //!
-//! At most [`MAX_MARKS`] marks are kept. Beyond that the lowest ones merge into one number, at
-//! which every new channel without a mark starts. A client whose cursor is below that number may
-//! get a gap although nothing was dropped.
+//! At most [`MAX_MARKS`] marks are kept. Beyond this limit, the lowest marks merge into one number,
+//! and every new channel starts at least at this number. A client of such a channel whose cursor is
+//! below this number may receive a gap although nothing was dropped.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
@@ -13,7 +13,7 @@ use std::hash::BuildHasher;
 
 use crate::types::Address;
 
-/// The maximum number of marks. They take about 6 MB.
+/// The maximum number of marks. This number of marks takes about 6 MB.
 const MAX_MARKS: usize = if cfg!(test) { 64 } else { 114_688 };
 
 #[derive(Debug, Default)]
@@ -28,7 +28,8 @@ pub(super) struct Marks {
 
 impl Marks {
     /// Leaves a mark for a channel that is being removed. Returns the highest `trimmed_through` of
-    /// the marks that were merged to make room, or 0. New channels start at least there.
+    /// the marks that were merged to make room, or 0. New channels must start at least at this
+    /// number.
     pub(super) fn leave(&mut self, address: &Address, trimmed_through: u64) -> u64 {
         let hash = self.hasher.hash_one(address);
         let known = self.by_hash.entry(hash).or_default();
@@ -56,7 +57,8 @@ impl Marks {
         if self.by_hash.is_empty() { 0 } else { self.by_hash.remove(&self.hasher.hash_one(address)).unwrap_or(0) }
     }
 
-    /// Removes all marks, because every new channel starts above them.
+    /// Removes all marks. The caller has raised the number at which new channels start to at least
+    /// the highest mark.
     pub(super) fn clear(&mut self) {
         (self.by_hash, self.lowest) = (HashMap::new(), BinaryHeap::new());
     }

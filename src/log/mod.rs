@@ -3,32 +3,36 @@
 //! The log is pure. It uses no runtime and no I/O. Callers pass the time as an argument, in
 //! milliseconds since any fixed moment.
 //!
-//! Records are numbered. Each address (a topic, a user, a connection, everyone) has a [`channel`],
-//! which stores its records and lists its listeners. Each log has one `visible_through`: readers
-//! may read up to this number. Each channel has a `trimmed_through`: the number of the newest
-//! record that the channel has dropped without a replacement.
+//! Records are numbered. Each address in use (a topic, a user, a connection, everyone) has a
+//! [`channel`], which stores its records and lists its listeners. The log has one
+//! `visible_through`: readers may read records up to and including this number. Each channel has a
+//! `trimmed_through`: the number of the newest record that the channel has dropped without a
+//! replacement.
 //!
-//! Invariants, and the file that keeps each of them:
+//! Invariants, and the file that implements each of them:
 //!
-//! 1. One critical section assigns a record's number, stores the record in every channel of its
-//!    audience, and raises the latest number of these channels and `visible_through`, in the order
-//!    of the numbers ([`sequencer`]). So a reader that loads `visible_through` finds every record
-//!    up to it.
-//! 2. A read loads `visible_through` first, then reads the channels up to it, and only then moves
-//!    the cursor there ([`reader`]). So one number is a complete cursor over any set of channels,
-//!    and replay and live delivery are the same read.
-//! 3. A read reports a gap where a channel's `trimmed_through` is above the cursor, and nowhere
-//!    else ([`store`]).
-//! 4. Where several instances share a log, a client whose cursor is below `trimmed_through` reads
-//!    blocks of the shared log ([`backfill`]): the same numbers in the same order, until memory has
-//!    the rest. Only records that the block lacks too are a gap.
-//! 5. A listener is woken only after `visible_through` covers the record, and it reads once more
-//!    after it has registered its waker ([`cursor_handle`]). So no listener sleeps on a visible
-//!    record.
+//! 1. One critical section numbers a record, stores it in the channels of its audience, and raises
+//!    the latest number of these channels and then `visible_through`, in the order of the numbers
+//!    ([`sequencer`]). So a reader that has loaded `visible_through` finds every retained record up
+//!    to this number.
+//! 2. A read loads `visible_through` first, then reads the channels, and only then moves the
+//!    cursor, at most to the number that it has loaded ([`reader`]). So one number is a complete
+//!    cursor over any set of channels, and replay and live delivery are the same read.
+//! 3. A read reports a gap for a channel if the channel's `trimmed_through` is above the number
+//!    after which the connection has to read the channel ([`store`]), or if the requested position
+//!    cannot be used.
+//! 4. Where several instances share a log, a client that reconnects or joins a topic with a number
+//!    below `trimmed_through` reads blocks of the shared log ([`backfill`]), until memory has the
+//!    rest. The blocks have the same numbers in the same order. Only records that the block lacks
+//!    too are a gap.
+//! 5. A listener is woken only after `visible_through` covers the record. After a listener has
+//!    registered its waker, and before it sleeps, it reads once more or checks that it was not
+//!    woken ([`cursor_handle`]). So no listener sleeps on a visible record.
 //!
-//! Lock order: a subscriber's reader; the sequencer; a channel's store or its listeners; the table
-//! of latest numbers, the epochs or a shared piece. Reads never take the sequencer's lock: all that
-//! they need beside the channels is in [`readable`]. No waker is called under a lock.
+//! Locks are taken in this order: a subscriber's reader; the sequencer; a channel's store or its
+//! listeners; the table of latest numbers, the epochs or a shared piece. Reads never take the
+//! sequencer's lock, because [`readable`] has everything that they need besides the channels. The
+//! log calls no waker under one of these locks.
 
 mod backfill;
 mod batch;
@@ -77,16 +81,16 @@ pub(crate) use subscribe::{Begin, Changed, Joined, Joining, Since, TooManyTopics
 pub(crate) use time::{Millis, millis};
 pub(crate) use waking::PendingWakes;
 
-/// The number of channels that are entered or left under one hold of the sequencer's lock.
-/// Publishers get the lock in between.
+/// The maximum number of channels to which a listener is added, or from which it is removed, under
+/// one hold of the sequencer's lock. Publishers get the lock in between.
 const CHANNELS_PER_LOCK: usize = if cfg!(tower_sse_loom) { 1 } else { 128 };
 
 #[derive(Debug)]
 pub(crate) struct Log {
     readable: Arc<Readable>,
-    /// The highest number that any client has sent as a cursor. A new epoch begins above it, so
-    /// that a record of the new epoch never has a number that a client has already claimed to have
-    /// read.
+    /// The highest number from which a stream was resumed or a topic was joined. A new epoch begins
+    /// above this number, so that no record of the new epoch has a number that a client has already
+    /// claimed to have read.
     claimed: AtomicU64,
     sequencer: Mutex<Sequencer>,
     deferred: Deferred,
@@ -146,9 +150,9 @@ impl Log {
         (current.id == epoch).then(|| Block::new(&current, after, known, records, now))
     }
 
-    /// Numbers and stores the entries, and wakes their listeners. If
-    /// [`has_deferred`](Self::has_deferred) is true afterwards, some listeners are left to
-    /// [`wake_deferred`](Self::wake_deferred).
+    /// Numbers and stores the entries. Wakes their listeners, or queues them if they are many. If
+    /// [`has_deferred`](Self::has_deferred) returns true afterwards, the caller ensures that
+    /// [`wake_deferred`](Self::wake_deferred) is called.
     pub(crate) fn append(&self, entries: impl IntoIterator<Item = Entry>, now: Millis) -> SmallVec<[Appended; 1]> {
         let (appended, asleep) = self.append_asleep(entries, now);
         self.wake(asleep, now);
@@ -188,11 +192,12 @@ impl Log {
         result
     }
 
-    /// Stores an entry that the shared log has numbered. Calls are in the order of the numbers.
-    /// Returns false, and stores nothing, if the log already contains or has passed this number.
+    /// Stores an entry that the shared log has numbered. The caller applies entries in the order of
+    /// their numbers. Returns false, and stores nothing, if the number is not above the newest
+    /// number of the log.
     pub(crate) fn apply(&self, sequence: u64, entry: Entry, now: Millis) -> bool {
         let mut asleep = PendingWakes::default();
-        // A rejected entry leaves the closure, so that it is freed after the lock is released.
+        // The closure returns a rejected entry, so that it is freed after the lock is released.
         let rejected = self.locked(|sequencer| {
             let epoch = self.readable.epochs.current();
             if epoch.number(sequence) <= sequencer.last() {
@@ -206,8 +211,8 @@ impl Log {
         rejected.is_none()
     }
 
-    /// Marks the record with this number as lost. Readers of its audience report a gap, and all
-    /// readers if the audience is unknown.
+    /// Marks the record with this number as lost, unless the log already covers the number. The
+    /// readers of `audience` report a gap, or all readers if `audience` is `None`.
     pub(crate) fn mark_lost(&self, sequence: u64, audience: Option<&Audience>, now: Millis) {
         self.interrupt(audience, now, |sequencer, epoch| {
             let at = epoch.number(sequence);
@@ -215,9 +220,10 @@ impl Log {
         });
     }
 
-    /// Marks all records up to this number as lost, and replaces the current values by `values`,
-    /// each with its number. The values in memory may be older than the loss. All readers report a
-    /// gap.
+    /// Marks all records after the newest number of the log, up to and including this number, as
+    /// lost. Replaces the current values by `values`, each with its number, because the lost
+    /// records may have changed them. All readers report a gap. Does nothing if the log already
+    /// covers this number.
     pub(crate) fn mark_all_lost(&self, sequence: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, epoch| {
             let at = epoch.number(sequence);
@@ -230,23 +236,25 @@ impl Log {
         });
     }
 
-    /// Begins a new epoch, because the shared log has begun anew. Drops all records of the old
-    /// epoch. Of the new epoch, records up to `trimmed_through` are unavailable, except the current
-    /// `values`, each with its number. Every open stream reports a gap.
+    /// Begins a new epoch, because the shared log has begun anew. Drops all records and current
+    /// values of the old epoch. The records of the new epoch up to and including `trimmed_through`
+    /// are unavailable, except the current `values`, each with its number. Every open stream
+    /// reports a gap.
     pub(crate) fn begin_epoch(&self, epoch: Epoch, trimmed_through: u64, values: Vec<(u64, Entry)>, now: Millis) {
         self.interrupt(None, now, |sequencer, _| {
             let base = sequencer.last().max(self.claimed.load(Ordering::Acquire)).saturating_add(1);
             let epoch = self.readable.epochs.begin(epoch, base);
             sequencer.forget_all();
             sequencer.set_values(&epoch, values, now);
-            // A client with a position of the new epoch has missed only what that epoch has
-            // dropped: the gap with the reason `epoch` is for cursors below its base.
+            // The gap has the reason `epoch` only for cursors below the base of the new epoch. A
+            // client with a cursor in the new epoch has missed only records that this epoch has
+            // dropped.
             Some(Break { at: epoch.number(trimmed_through), below: base, reason: GapReason::Epoch })
         });
     }
 
-    /// Raises `visible_through` to this number of the shared log. All of its records up to there
-    /// are applied.
+    /// Raises `visible_through` to this number of the shared log, and wakes all listeners. The
+    /// caller has applied all retained records up to and including this number.
     pub(crate) fn advance(&self, sequence: u64, now: Millis) {
         let asleep = self.locked(|sequencer| {
             sequencer.advance(self.readable.epochs.current().number(sequence));
@@ -260,8 +268,8 @@ impl Log {
         self.readable.policies.keeps_values(address)
     }
 
-    /// Records a break in the log under the sequencer's lock, unless `break_at` returns `None`.
-    /// Then wakes the readers that have to report the gap.
+    /// Records the break that `break_at` returns, if any, under the sequencer's lock. Wakes the
+    /// readers that have to report the gap after the lock is released.
     fn interrupt(
         &self,
         audience: Option<&Audience>,
@@ -281,9 +289,9 @@ impl Log {
         self.deferred.mark(asleep.0, now);
     }
 
-    /// Subscribes to these addresses and sets the cursor. Returns `visible_through` at that moment:
-    /// the stream has caught up when it has read to there. Changes nothing if the subscriber is
-    /// closed.
+    /// Subscribes to these addresses and sets the cursor. Returns `visible_through` after the
+    /// subscription: the stream has caught up when it has read up to this number. Changes nothing
+    /// if the subscriber is closed.
     pub(crate) fn open<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
@@ -333,7 +341,8 @@ impl Log {
         (entered, visible_through)
     }
 
-    /// Removes the listener from these channels, and also releases the lock in between.
+    /// Removes listeners, given as channel and slot. Releases the sequencer's lock after every
+    /// [`CHANNELS_PER_LOCK`] channels.
     fn exit(&self, entered: &[(Arc<Channel>, u32)], now: Millis) {
         for some in entered.chunks(CHANNELS_PER_LOCK) {
             self.locked(|sequencer| {
@@ -344,12 +353,13 @@ impl Log {
     }
 
     /// Subscribes to one more address. Returns false, and changes nothing, if the subscriber is
-    /// already subscribed to it or is not open. If it returns true, the subscriber may have records
-    /// to read. This function does not wake it.
+    /// already subscribed to it or is not open. If this function returns true, the subscriber may
+    /// have records to read. The caller then wakes the subscriber if it may be asleep.
     ///
     /// # Errors
     ///
-    /// If the subscriber has `max_topics` topics and the address is another topic.
+    /// Returns [`TooManyTopics`] if the subscriber has at least `max_topics` topics and the address
+    /// is another topic.
     pub(crate) fn join<L: Listener + AsRef<CursorHandle> + 'static>(
         &self,
         listener: &Arc<L>,
@@ -372,17 +382,19 @@ impl Log {
         Ok(true)
     }
 
-    /// Leaves topics and joins others in one step. A topic in both lists is joined anew. The caller
-    /// wakes the subscriber if anything has changed.
+    /// Leaves topics and joins others in one step. A topic in both lists is joined anew. Returns an
+    /// empty result if the subscriber is not open. The caller wakes the subscriber if
+    /// [`Changed::is_any`] returns true.
     ///
     /// Calls `confirm` after the subscriber has been added to the listeners of all joined topics,
     /// and before it leaves any topic. So a command that takes a topic away either finds this
-    /// subscriber among the topic's listeners, or was noted before `confirm` checks.
+    /// subscriber among the topic's listeners, or was recorded before `confirm` checks for such
+    /// commands.
     ///
     /// # Errors
     ///
-    /// Changes nothing if the subscriber would have more than `max_topics` topics, or if `confirm`
-    /// returns an error.
+    /// Returns an error, and changes nothing, if the subscriber would have more than `max_topics`
+    /// topics, or if `confirm` returns an error.
     pub(crate) fn change<L: Listener + AsRef<CursorHandle> + 'static, E: From<TooManyTopics>>(
         &self,
         listener: &Arc<L>,
@@ -422,15 +434,16 @@ impl Log {
         })
     }
 
-    /// Notes the number that a client has sent as a cursor: see the field `claimed`.
+    /// Raises `claimed` to the number after which a topic is joined.
     fn claim(&self, since: Since) {
         if let Since::After(cursor) = since {
             self.claimed.fetch_max(cursor, Ordering::AcqRel);
         }
     }
 
-    /// Ends the subscription to one address. The subscriber reads no further record of it, also
-    /// none that is already due. Returns whether the subscriber was subscribed to the address.
+    /// Ends the subscription to one address. The subscriber reads no further record through this
+    /// address, not even records that are already due. Returns whether the subscriber was
+    /// subscribed to the address.
     pub(crate) fn leave(&self, subscriber: &CursorHandle, address: &Address, now: Millis) -> bool {
         let mut reader = subscriber.reader.lock();
         let left = reader.leave(|other| other == address, self.last());
@@ -449,13 +462,14 @@ impl Log {
     }
 
     /// Reads the records that are due for `subscriber` into `batch`, within the bounds of one
-    /// batch, and moves the cursor.
+    /// batch. Moves the cursor, except during a replay.
     pub(crate) fn read(&self, subscriber: &CursorHandle, batch: &mut Batch) {
         subscriber.reader.lock().read(&self.readable, subscriber.id, batch);
     }
 
-    /// Returns the cursor as an id that may be sent now, and the topics if they have changed since
-    /// the last call. Returns `None` while records from before the cursor are still to be replayed.
+    /// Returns the cursor as a position whose id may be sent now, and the topics if they have
+    /// changed and the change was not returned before. Returns `None` while records up to the
+    /// cursor are still to be replayed.
     pub(crate) fn settled(&self, subscriber: &CursorHandle) -> Option<(Position, Option<Vec<Topic>>)> {
         let mut reader = subscriber.reader.lock();
         if reader.is_replaying() {
@@ -481,19 +495,20 @@ impl Log {
         self.sequencer.lock().find_channel(address).map_or(0, |channel| channel.listening())
     }
 
-    /// Returns the cursor: [`read`](Self::read) has returned every due record up to this number.
+    /// Returns the cursor. [`read`](Self::read) has returned every due record up to and including
+    /// this number, except those that are still to be replayed.
     pub(crate) fn cursor(&self, subscriber: &CursorHandle) -> u64 {
         subscriber.reader.lock().cursor()
     }
 
-    /// Returns the distance of the subscriber's cursor from `visible_through`, in records of all
-    /// audiences.
+    /// Returns the difference between `visible_through` and the subscriber's cursor, or zero if the
+    /// cursor is higher.
     pub(crate) fn lag(&self, subscriber: &CursorHandle) -> u64 {
         self.last().saturating_sub(subscriber.reader.lock().cursor())
     }
 
-    /// Drops a bounded number of records and channels that are past their age. Returns whether more
-    /// are due, now or later.
+    /// Drops records that are past their age, and removes channels that have been idle for the
+    /// grace period, up to a fixed number of both. Returns whether more are due, now or later.
     pub(crate) fn sweep(&self, now: Millis) -> Swept {
         self.locked(|sequencer| sequencer.sweep(now))
     }
@@ -503,8 +518,8 @@ impl Log {
         self.deferred.is_waiting()
     }
 
-    /// Wakes one batch of the listeners that publishers have left in the queue. Returns false when
-    /// the queue is empty.
+    /// Wakes one batch of the listeners that publishers have left in the queue. Returns whether the
+    /// queue has more.
     pub(crate) fn wake_deferred(&self, now: Millis) -> bool {
         self.deferred.wake_batch(now)
     }
@@ -514,5 +529,5 @@ impl Log {
     }
 }
 
-/// Channels with the subscriber's slot among the listeners of each.
+/// Channels, each with the subscriber's slot among its listeners.
 type Entered = SmallVec<[(Arc<Channel>, u32); 4]>;

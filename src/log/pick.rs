@@ -10,7 +10,7 @@ use super::channel::Channel;
 use super::store::Record;
 use crate::types::ConnectionId;
 
-/// The oldest of the records that were offered so far, each once.
+/// The records of one read, collected from several channels. Only the oldest are kept, each once.
 pub(super) struct Pick {
     me: ConnectionId,
     wants_addresses: bool,
@@ -26,8 +26,8 @@ impl Pick {
         Self { me, wants_addresses, picked: SmallVec::new(), cap: u64::MAX, cut: false }
     }
 
-    /// Offers the records of one channel, in order. Only the first [`MAX_RECORDS`] of them can be
-    /// among the oldest.
+    /// Offers the records of one channel, in the order of their numbers. Only the first
+    /// [`MAX_RECORDS`] of them can be among the oldest.
     pub(super) fn offer<'a>(&mut self, channel: &Arc<Channel>, records: impl Iterator<Item = &'a Arc<Record>>) {
         let mut taken = 0;
         for record in records {
@@ -61,8 +61,8 @@ impl Pick {
         }
     }
 
-    /// Moves the records that fit into the batch. Returns the number up to which the batch is
-    /// complete: `upto`, unless a record was left out.
+    /// Moves the records into the batch, within its bounds. Returns the number up to which the
+    /// batch is complete: `upto`, or the number of the last record if a record was left out.
     pub(super) fn finish(mut self, upto: u64, batch: &mut Batch) -> u64 {
         self.settle();
         let mut bytes = 0;

@@ -1,10 +1,10 @@
-//! The retention of each audience.
+//! The retention of each address.
 
 use crate::types::retention::{Kind, Retention};
 use crate::types::{Address, TopicFilter};
 
-/// The retention rules and the defaults. The first matching rule applies. The policy of an audience
-/// never changes.
+/// The retention rules and the defaults. The first matching rule applies, or else a default. The
+/// policy of an address never changes.
 #[derive(Clone, Debug)]
 pub(crate) struct Policies {
     rules: Vec<TopicFilter>,

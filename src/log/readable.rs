@@ -1,7 +1,7 @@
-//! The part of the log that all reads share: everything that a read needs beside its cursor and its
-//! channels.
+//! The part of the log that all reads share: everything that a read needs besides its cursor and
+//! its channels.
 //!
-//! Publishers write it under the sequencer's lock. Reads never take that lock.
+//! Publishers write this part under the sequencer's lock. Reads never take that lock.
 
 use super::channel::Channel;
 use super::epochs::Epochs;
@@ -37,14 +37,15 @@ impl Readable {
         self.visible_through.load(Ordering::Acquire)
     }
 
-    /// Makes all records up to this number readable. Called under the sequencer's lock, when every
-    /// channel has them.
+    /// Makes all records up to and including this number readable. The caller holds the sequencer's
+    /// lock, and has stored the records in their channels.
     pub(super) fn raise_visible_through(&self, number: u64) {
         self.visible_through.store(number, Ordering::Release);
     }
 
     /// Returns whether the shared log may still contain the records after this number that a
-    /// channel has dropped: the channel keeps a history, and the number is of the current epoch.
+    /// channel has dropped. True if the channel keeps a history and the number is in the current
+    /// epoch.
     pub(super) fn may_backfill(&self, channel: &Channel, after: u64) -> bool {
         self.keeps_history(channel) && after >= self.base()
     }

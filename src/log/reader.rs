@@ -1,10 +1,10 @@
 //! A cursor over several channels, and the read that moves it.
 //!
 //! A read has two stages. A *replay* reads records up to the cursor, without ids: the current
-//! values for a new stream, and the history of a topic that was joined later. Then the *ordered*
-//! read continues after the cursor and moves it. During a replay the cursor does not move and no id
-//! is sent, because a client that reconnected with a later id would never receive the rest of the
-//! replay.
+//! values, for a new stream or a joined topic, and the records after the position from which a
+//! topic was joined. Then the *ordered* read continues after the cursor and moves it. During a
+//! replay the cursor does not move and no id is sent, because a client that reconnected with such
+//! an id would never receive the rest of the replay.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -21,12 +21,12 @@ use super::store::Record;
 use super::subscribe::{Begin, Joining, Since, TooManyTopics};
 use crate::types::{Address, ConnectionId, GapReason, LagPolicy, Start, Topic};
 
-/// The largest number of channels whose latest numbers are compared one by one. For more channels
-/// the dense table is used.
+/// The maximum number of memberships for which a read loads the latest numbers from the channels.
+/// With more memberships, the read loads them from the dense table.
 const LINEAR_SEARCH_MAX: usize = if cfg!(tower_sse_loom) { 1 } else { 8 };
 
-/// An optional number in 8 bytes. `Option<u64>` takes 16, and the two of a [`Reader`] would add 16
-/// bytes to the 400 of each idle connection.
+/// An optional number in 8 bytes. `Option<u64>` takes 16 bytes, so the two fields of a [`Reader`]
+/// would add 16 bytes to each idle connection.
 #[derive(Clone, Copy, Debug)]
 struct Number(u64);
 
@@ -46,24 +46,24 @@ impl Default for Number {
     }
 }
 
-/// The reading state of a connection. All records of its channels up to `cursor` have been read,
-/// except those that are still to be replayed.
+/// The reading state of a connection. Every due record up to and including `cursor` has been read
+/// or reported as a gap, except those that are still to be replayed.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     cursor: u64,
     memberships: Vec<Membership>,
-    /// Whether some membership has a `replay`. Until all replays are done the cursor does not move
-    /// and no id may be sent, otherwise a client that reconnects with a later id would miss the
-    /// rest.
+    /// Whether some membership has a `replay`. Until all replays are done, the cursor does not move
+    /// and no id may be sent. Otherwise a client that reconnects with this id would miss the rest
+    /// of the replay.
     replaying: bool,
-    /// The position of the log when the topics last changed, until the stream has reported the new
-    /// topics. The stream reports them when the cursor has reached this number, so that the id that
-    /// goes with the report covers the change.
+    /// The number that the cursor must reach before the stream reports its changed topics, so that
+    /// the id of the report covers the change. Unset if there is no change to report.
     changed_at: Number,
     stage: Stage,
-    /// The cursor with which the client reconnected.
+    /// The cursor with which the client reconnected. Unset for a new stream.
     resumed_at: Number,
-    /// Whether the client has reconnected and has not caught up with the log since.
+    /// Whether the client has reconnected with a cursor and has not caught up with the log since
+    /// then.
     is_returning: bool,
 }
 
@@ -80,9 +80,10 @@ enum Stage {
 struct Membership {
     channel: Arc<Channel>,
     slot: u32,
-    /// The connection does not read records up to this number from this channel.
+    /// Ordered reads of this channel start after this number. A replay may read earlier records.
     since: u64,
-    /// The connection has reported the gap up to this number.
+    /// The connection reports no more gaps for records up to this number: the gap was reported, or
+    /// the records were dropped before the connection began to read the channel.
     reported_through: u64,
     replay: Option<Box<Replay>>,
 }
@@ -93,7 +94,7 @@ struct Membership {
 struct Replay {
     values_after: u64,
     records_after: u64,
-    /// The gap to report before the replay.
+    /// The reason of the gap to report before the replay, if any.
     pending_gap: Option<GapReason>,
 }
 
@@ -114,8 +115,9 @@ pub(super) struct Plan<'a> {
 }
 
 impl Membership {
-    /// Returns the due records of this channel as a shared piece, if no record is missing and the
-    /// bytes are the same for all readers. Only for a read to which no other channel contributes.
+    /// Returns the due records of this channel as a shared piece. Returns `None` if a record is
+    /// missing, if the channel has current values, or if a record excludes a connection. The caller
+    /// uses the piece only if no other channel has due records.
     fn piece(&self, log: &Readable, cursor: u64, upto: u64) -> Option<Piece> {
         let after = cursor.max(self.since);
         let store = self.channel.store.lock();
@@ -177,13 +179,15 @@ impl Reader {
         self.memberships.reserve_exact(count);
     }
 
-    /// Adds a channel that the connection has from its start. `slot` is its place among the
-    /// listeners.
+    /// Adds a channel without a replay. `slot` is the connection's place among the channel's
+    /// listeners. Ordered reads of the channel start after `since`.
     pub(super) fn enter(&mut self, channel: Arc<Channel>, slot: u32, since: u64) {
         self.memberships.push(Membership { channel, slot, since, reported_through: 0, replay: None });
     }
 
-    /// Returns whether the address may be joined: the reader is open and does not have it yet.
+    /// Returns whether the address can be joined: the reader is open and does not have the address
+    /// yet. Returns an error if the reader has at least `max_topics` topics and the address is
+    /// another topic.
     pub(super) fn admits(&self, address: &Address, max_topics: usize) -> Result<bool, TooManyTopics> {
         if !self.is_open() || self.listens_to(address) {
             return Ok(false);
@@ -191,14 +195,15 @@ impl Reader {
         if address.topic().is_some() && self.topics().count() >= max_topics { Err(TooManyTopics) } else { Ok(true) }
     }
 
-    /// Adds a channel that the connection joins later. The connection may not read the channel's
-    /// records up to `after`. `visible_through` is its value when the channel was entered.
+    /// Adds a channel that the connection joins after its start. The connection must not read the
+    /// channel's records up to and including `after`. `visible_through` is the number of the log at
+    /// which the join takes effect.
     pub(super) fn join(&mut self, channel: Arc<Channel>, slot: u32, since: Since, after: u64, visible_through: u64) {
         let (at, since, replay, reported_through) = match since {
             Since::After(since) => {
                 let since = since.max(after);
                 let replay = Replay { values_after: since, records_after: since, pending_gap: None };
-                // `since` may come from an instance that has read more of the shared log.
+                // `since` may come from another instance, which has read more of the shared log.
                 (visible_through.max(since), since, (since < self.cursor).then_some(replay), 0)
             }
             Since::Now | Since::Refused(_) => {
@@ -222,10 +227,10 @@ impl Reader {
         self.memberships.push(Membership { channel, slot, since, reported_through, replay: replay.map(Box::new) });
     }
 
-    /// Adds a channel that the user had joined when the log was at `at`, before this connection was
-    /// opened. With a cursor up to `at`, the connection joins the channel as of then. A later
-    /// cursor already covers the channel. A connection without a cursor reads the channel from its
-    /// start.
+    /// Adds a channel that the user joined when the log was at the number `at`, before this
+    /// connection was opened. A connection that resumed with a cursor of at most `at` joins the
+    /// channel as if it had been open at `at`. A higher cursor already covers the join. A new
+    /// connection joins the channel at its start.
     pub(super) fn join_as_of(&mut self, channel: Arc<Channel>, slot: u32, since: Since, at: u64) {
         match self.resumed_at.get() {
             None => self.join(channel, slot, Since::Now, 0, self.cursor),
@@ -253,8 +258,8 @@ impl Reader {
         Plan { count: had.len() - leaving.len() + new.len(), new, again, leaving }
     }
 
-    /// Leaves all addresses for which `matches` returns true. Returns their channels, with the
-    /// slots among the listeners.
+    /// Leaves all addresses for which `matches` returns true. Returns their channels, each with the
+    /// slot among its listeners. The caller removes the listeners.
     pub(super) fn leave(
         &mut self,
         matches: impl Fn(&Address) -> bool,
@@ -288,15 +293,16 @@ impl Reader {
         out
     }
 
-    /// Closes the reader, and returns its channels with the slots among their listeners.
+    /// Closes the reader, and returns its channels, each with the slot among its listeners. The
+    /// caller removes the listeners.
     pub(super) fn leave_all(&mut self) -> Vec<(Arc<Channel>, u32)> {
         self.stage = Stage::Closed;
         self.replaying = false;
         std::mem::take(&mut self.memberships).into_iter().map(|member| (member.channel, member.slot)).collect()
     }
 
-    /// Opens a new reader and sets its cursor. `visible_through` is its value when the channels
-    /// were entered.
+    /// Opens a new reader and sets its cursor. `visible_through` is the value of the log after the
+    /// reader was added to its channels.
     pub(super) fn begin(&mut self, log: &Readable, begin: Begin, visible_through: u64) {
         self.memberships.shrink_to_fit();
         self.stage = Stage::Open;
@@ -310,7 +316,7 @@ impl Reader {
             Begin::Fresh(start) => (start, true),
             Begin::Refused(start) => (start, false),
         };
-        // A new epoch may have begun since then.
+        // A new epoch may have begun after `visible_through` was loaded.
         let base = log.base().min(visible_through);
         let (cursor, wants_more) = match start {
             Start::Live => (visible_through, false),
@@ -340,8 +346,8 @@ impl Reader {
         }
     }
 
-    /// Returns the number before the newest `count` records of all rings together, and whether the
-    /// rings contain fewer.
+    /// Returns the number directly before the oldest of the newest `count` records of all rings
+    /// together, and whether the rings contain fewer records.
     fn before_newest(&self, count: usize, visible_through: u64) -> (u64, bool) {
         let mut numbers: Vec<u64> = Vec::new();
         for membership in &self.memberships {
@@ -355,7 +361,8 @@ impl Reader {
         (numbers.iter().min().map_or(visible_through, |oldest| oldest - 1), numbers.len() < count)
     }
 
-    /// Reads the due records into `batch`, within its bounds: the replay first, then in order.
+    /// Reads the due records into `batch`, within its bounds: first the replay, then the ordered
+    /// records.
     pub(super) fn read(&mut self, log: &Readable, me: ConnectionId, batch: &mut Batch) {
         batch.clear();
         let visible_through = log.visible_through();
@@ -420,7 +427,8 @@ impl Reader {
                 }
                 // The block has nothing that memory does not have.
             } else if is_short && batch.can_backfill && log.may_backfill(channel, replay.records_after) {
-                // The record was dropped after `block_for_replay` had looked: read a block first.
+                // A record was dropped after `block_for_replay` had checked this channel. The
+                // caller must provide a block first.
                 (batch.gap, batch.gap_reason) = (SmallVec::new(), None);
                 batch.needs_block_after = Some(replay.records_after);
                 return;
@@ -452,9 +460,9 @@ impl Reader {
         batch.has_more = done < end;
     }
 
-    /// Returns the block that a replay needs and the number after which it starts, or no block if
-    /// memory has all records. `Err` if the batch does not provide the block: then
-    /// `batch.needs_block_after` is set.
+    /// Returns the block that a replay needs and the number after which the replay reads the block,
+    /// or no block and the cursor if no block is needed or the batch cannot have blocks. If the
+    /// needed block is missing, sets `batch.needs_block_after` and returns an error.
     fn block_for_replay(&self, log: &Readable, batch: &mut Batch) -> Result<(Option<Arc<Block>>, u64), ()> {
         let block = batch.block.take();
         let is_short = |membership: &&Membership| {
@@ -479,9 +487,9 @@ impl Reader {
         }
     }
 
-    /// Returns the number up to which this read may go with the block, and the lost record at its
-    /// start, if any. A read stops before the next lost record of this connection's channels, so
-    /// that the gap for it is reported before the records after it.
+    /// Returns the number up to and including which this read may go with the block, and the lost
+    /// record directly after `after`, if any. A read stops before the next lost record of this
+    /// connection's channels, so that the gap for it is reported before the records after it.
     fn span(&self, block: Option<&Block>, after: u64, upto: u64) -> (u64, Option<u64>) {
         let Some(block) = block else { return (upto, None) };
         let upto = upto.min(block.upto);
@@ -496,7 +504,7 @@ impl Reader {
         }
     }
 
-    /// Returns whether this connection has already read a record of a union by another of its
+    /// Returns whether this connection has already read a record of a union through another of its
     /// channels.
     fn has_read(&self, except: usize, record: &Record, is_also_for: impl Fn(&Record, &Channel) -> bool) -> bool {
         self.memberships.iter().enumerate().any(|(index, membership)| {
@@ -507,7 +515,8 @@ impl Reader {
         })
     }
 
-    /// Returns the memberships whose channels have records after the cursor.
+    /// Returns the indexes of the memberships whose channels may have records or a gap after the
+    /// cursor.
     fn due(&self, log: &Readable) -> SmallVec<[u32; 8]> {
         let mut due = SmallVec::new();
         // The caller locks the due channels afterwards, so that the lock of the table of latest

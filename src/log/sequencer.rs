@@ -1,8 +1,8 @@
 //! The sequencer: numbers records, stores them in channels, and creates and removes channels.
 //!
 //! All of its state is under one lock. In the order of the numbers, and within one hold of the
-//! lock, it stores a record in every channel of its audience, then raises the latest number of
-//! these channels, and raises `visible_through` last.
+//! lock, the sequencer stores a record in every channel of its audience, raises the latest number
+//! of these channels, and raises `visible_through` last.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
@@ -26,9 +26,10 @@ use crate::macros::shrink_if_sparse;
 use crate::types::retention::Kind;
 use crate::types::{Address, Audience};
 
-/// The number of records and channels that one publisher, or one turn of the housekeeping, drops.
+/// The maximum number of records and channels that one sweep drops.
 const MAX_PER_SWEEP: usize = 256;
-/// The interval at which publishers sweep, in milliseconds.
+/// The minimum time between two sweeps by publishers and by changes of subscriptions, in
+/// milliseconds, unless a sweep has left work.
 const SWEEP_INTERVAL: Millis = 100;
 /// The number of the channel of [`Address::Everyone`], which is never removed.
 const EVERYONE: u32 = 0;
@@ -38,18 +39,19 @@ const EVERYONE: u32 = 0;
 pub(crate) struct Budgets {
     pub(crate) ring_bytes: usize,
     pub(crate) keyed_bytes: usize,
-    /// The time after which an empty channel without listeners is removed.
+    /// The time after which a sweep removes an empty channel without listeners, in milliseconds.
+    /// The channel is removed earlier if it has dropped no record, or to save memory.
     pub(crate) grace: Millis,
 }
 
 /// The work that is left after a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Swept {
-    /// More records or channels are due now.
+    /// More records or channels may be due now.
     More,
-    /// Nothing is due now. Retained records will be due when they reach their age.
+    /// Nothing is due now. Retained records or idle channels will be due later.
     Later,
-    /// No retained record or channel will be due.
+    /// No retained record has an age limit, and no channel is idle.
     Nothing,
 }
 
@@ -58,7 +60,8 @@ pub(super) struct Sequencer {
     readable: Arc<Readable>,
     budgets: Budgets,
     last: u64,
-    /// The initial `trimmed_through` of a new channel whose address has no mark.
+    /// The lowest `trimmed_through` with which a new channel starts. The mark of its address may be
+    /// higher.
     trimmed_through: u64,
     marks: Marks,
     channels: HashMap<Address, Arc<Channel>>,
@@ -68,16 +71,17 @@ pub(super) struct Sequencer {
     unique: u64,
     lanes: PerPart<Lanes>,
     retained: PerPart<usize>,
-    /// The number of records that the budgets have dropped before the bounds of their own channel.
+    /// The number of records that were dropped because of a budget, before the bounds of their own
+    /// channel required it.
     evicted: u64,
-    /// Channels that became empty and had no listeners, with the time, the number and the unique
-    /// number. Oldest first.
+    /// Channels that were empty and without listeners when they were added, in the order of adding.
+    /// Each has the time since which it was idle, its number and its unique number.
     idle: VecDeque<(Millis, u32, u64)>,
     next_sweep: Millis,
-    /// Records to be freed after the lock.
+    /// Records to be freed after the lock is released.
     dropped: Dropped,
-    /// Contents of channels to be freed after the lock. A new epoch moves the contents of every
-    /// channel here.
+    /// Contents of channels to be freed after the lock is released. A new epoch moves the contents
+    /// of every channel here.
     forgotten: Vec<Store>,
 }
 
@@ -92,8 +96,8 @@ struct Lanes {
 }
 
 /// The channels of one policy. Each channel whose part is not empty has exactly one entry. The
-/// number of an entry is a lower bound of the channel's oldest record: it was the oldest when the
-/// entry was made.
+/// number in an entry is that of the oldest record when the entry was made. So it is a lower bound
+/// for the current oldest record.
 #[derive(Debug)]
 struct Lane {
     age: Option<Millis>,
@@ -106,7 +110,7 @@ impl Lanes {
         Self { all, firsts: BTreeSet::new() }
     }
 
-    /// Returns the maximum age of this policy.
+    /// Returns the maximum age of a record with this policy, in milliseconds.
     fn age(&self, policy: usize) -> Option<Millis> {
         self.all[policy].age
     }
@@ -115,7 +119,7 @@ impl Lanes {
         self.all[policy].heap.peek().map(|Reverse(waiting)| waiting)
     }
 
-    /// Returns the policy and the number of the first entry of all lanes.
+    /// Returns the policy and the number of the entry with the lowest number of all lanes.
     fn oldest(&self) -> Option<(usize, u64)> {
         self.firsts.first().map(|(sequence, policy)| (*policy, *sequence))
     }
@@ -175,7 +179,7 @@ pub(crate) struct Usage {
     pub(crate) channels: usize,
     pub(crate) ring_bytes: usize,
     pub(crate) keyed_bytes: usize,
-    /// The records that the budgets have dropped since the start.
+    /// The number of records that the budgets have dropped since the start of the log.
     pub(crate) evicted: u64,
 }
 
@@ -219,7 +223,7 @@ impl Sequencer {
     }
 
     /// Returns the records and stores that were dropped under the lock, for the caller to free
-    /// after it. `None` if nothing was dropped, which is the usual case.
+    /// after the lock is released. Returns `None` if nothing was dropped, which is the usual case.
     pub(super) fn take_dropped(&mut self) -> Option<(Dropped, Vec<Store>)> {
         let has_any = !self.dropped.is_empty() || !self.forgotten.is_empty();
         has_any.then(|| (std::mem::take(&mut self.dropped), std::mem::take(&mut self.forgotten)))
@@ -257,16 +261,17 @@ impl Sequencer {
         receivers
     }
 
-    /// Stores current values that were loaded from the shared log. `visible_through` does not cover
-    /// them yet, so that connections that are already open read them too.
+    /// Stores current values that were loaded from the shared log. The caller raises
+    /// `visible_through` afterwards, so that connections that are already open read the new values
+    /// too.
     pub(super) fn set_values(&mut self, epoch: &LogEpoch, values: Vec<(u64, Entry)>, now: Millis) {
         for (sequence, entry) in values {
             let (record, channels) = self.record(epoch, sequence, entry, now);
             for channel in channels {
                 if self.readable.policies.get(channel.policy).kind == Kind::LatestPerKey {
                     self.apply(&channel, Arc::clone(&record), now);
-                    // Raise only: the latest number may already be at the channel's
-                    // `trimmed_through`, and a reader below that must look into the channel to
+                    // Only raise the latest number, because it may already be at the channel's
+                    // `trimmed_through`. A reader below `trimmed_through` must read the channel to
                     // report the gap.
                     channel.raise_latest(&self.readable.latest, record.sequence);
                 }
@@ -275,8 +280,8 @@ impl Sequencer {
         }
     }
 
-    /// Raises the newest number and `visible_through`: no further record gets a number up to this
-    /// one.
+    /// Raises the newest number of the log and `visible_through`, unless they are already higher.
+    /// Records that are appended later have higher numbers.
     pub(super) fn advance(&mut self, number: u64) {
         if number > self.last {
             self.last = number;
@@ -294,8 +299,9 @@ impl Sequencer {
         self.numbers.iter().flatten()
     }
 
-    /// Notes a break at a number above all earlier ones: raises `trimmed_through` of the channels
-    /// of `audience`, or of all channels, so that their readers report a gap.
+    /// Records a break at a number above all earlier numbers. Raises `trimmed_through` of the
+    /// channels of `audience`, or of all channels if `audience` is `None`, so that their readers
+    /// report a gap.
     pub(super) fn interrupt(
         &mut self,
         found: Break,
@@ -315,7 +321,8 @@ impl Sequencer {
         };
         for channel in channels {
             channel.store.lock().raise_trimmed_through(found.at);
-            // Raise only: the channel may contain loaded values with higher numbers.
+            // Only raise the latest number, because the channel may contain loaded values with
+            // higher numbers.
             channel.raise_latest(&self.readable.latest, found.at);
             if channel.listening() > 0 {
                 asleep.0.push(channel);
@@ -385,7 +392,7 @@ impl Sequencer {
         if let Some(channel) = self.channels.get(address) {
             return Arc::clone(channel);
         }
-        // The lowest free number first, so that the tables can be truncated after the highest one
+        // Use the lowest free number, so that the tables can be truncated after the highest number
         // in use.
         let number = self.free.pop().map(|Reverse(number)| number).unwrap_or_else(|| {
             self.numbers.push(None);
@@ -396,7 +403,7 @@ impl Sequencer {
         let trimmed_through = self.trimmed_through.max(self.marks.take(address));
         let channel = Arc::new(Channel::new(address.clone(), number, self.unique, policy, trimmed_through));
         self.readable.latest.cover(number as usize);
-        // A reader whose cursor is below `trimmed_through` must look into the channel, otherwise it
+        // A reader whose cursor is below `trimmed_through` must read the channel. Otherwise it
         // would not report the gap.
         self.readable.latest.set(number as usize, trimmed_through);
         self.numbers[number as usize] = Some(Arc::clone(&channel));
@@ -412,15 +419,16 @@ impl Sequencer {
         (channel, slot)
     }
 
-    /// Removes a listener from a channel, and notes or removes a channel that is no longer in use.
+    /// Removes a listener from a channel. If the channel then has no listeners, removes the channel
+    /// of a connection, and removes another channel or queues it as idle if it is empty.
     pub(super) fn exit(&mut self, channel: &Arc<Channel>, slot: u32, now: Millis) {
         channel.remove_listener(slot);
         if channel.listening() > 0 {
             return;
         }
         if let Address::Connection(_) = channel.address {
-            // A connection never reconnects under its id, so its records can be dropped without a
-            // mark: no later reader has to report a gap for them.
+            // No later connection has the same id. So the records can be dropped without a mark,
+            // because no later reader has to report a gap for them.
             let contents = self.retained.change(&channel.store, Store::clear);
             self.forgotten.extend(Some(contents).filter(|store| !store.is_empty()));
             self.remove(channel);
@@ -430,7 +438,7 @@ impl Sequencer {
     }
 
     /// Sweeps at most once per [`SWEEP_INTERVAL`], as part of publishing and of changes of
-    /// subscriptions, so that age limits also hold where no housekeeping task runs. If work is
+    /// subscriptions, so that old records are also dropped if no housekeeping task runs. If work is
     /// left, the next call sweeps too.
     pub(super) fn sweep_a_little(&mut self, now: Millis) {
         if now >= self.next_sweep {
@@ -498,7 +506,8 @@ impl Sequencer {
 
     /// Drops the oldest current values of all channels until they fit into their budget, and then
     /// the oldest records of all rings. Removes idle channels before it drops a record of a ring.
-    /// The values come first, because a channel that has lost its values counts with the rings.
+    /// The values come first, because a channel that has lost its last value may become idle, and
+    /// then counts with the rings.
     fn fit_budgets(&mut self, now: Millis) {
         for (part, budget) in [(Part::Keyed, self.budgets.keyed_bytes), (Part::Ring, self.budgets.ring_bytes)] {
             while *self.retained.of(part) > budget {
@@ -517,8 +526,8 @@ impl Sequencer {
     }
 
     /// Takes the first channel out of a lane, drops its oldest records while `is_due` returns true,
-    /// and puts the channel back under its new oldest number. Returns the number of dropped
-    /// records, at most `most`.
+    /// and puts the channel back under its new oldest number, if a record is left. Returns the
+    /// number of dropped records, at most `most`.
     fn drop_from(
         &mut self,
         policy: usize,
@@ -554,17 +563,17 @@ impl Sequencer {
             (store.is_empty(), store.trimmed_through())
         };
         if is_empty && trimmed_through <= self.trimmed_through {
-            // A new channel would start at this or a higher `trimmed_through`, so it would report
-            // every gap of this one. No mark is needed.
+            // No mark is needed: a new channel starts at this or a higher `trimmed_through`, so its
+            // readers report every gap of this channel.
             self.remove(channel);
         } else if is_empty && self.retained.change(&channel.store, |store| store.idle_since.replace(now)).is_none() {
             self.idle.push_back((now, channel.number, channel.unique));
         }
     }
 
-    /// Takes the first channel out of the queue of idle channels, and removes it unless it is in
-    /// use again. With a time, only a channel that has been idle for the grace period by then is
-    /// removed.
+    /// Takes the first channel out of the queue of idle channels, and removes the channel unless it
+    /// is in use again. If `now` is given and the channel has not been idle for the whole grace
+    /// period, puts it back into the queue.
     fn forget_oldest_idle(&mut self, now: Option<Millis>) {
         let Some((_, number, unique)) = self.idle.pop_front() else { return };
         let Some(channel) = self.find(number, unique) else { return };

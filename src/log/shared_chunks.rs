@@ -2,8 +2,8 @@
 //! are at this number.
 //!
 //! Readers of one channel at the same number need the same bytes, for example a thousand readers
-//! during a burst, or five thousand that reconnect at once. The log keeps a few pieces of any
-//! channels. A piece may be replaced at any time.
+//! during a burst, or five thousand readers that reconnect at once. The log keeps a few pieces for
+//! all channels together. A newer piece may replace a kept piece at any time.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use super::store::{Record, Store};
 use crate::sync::Mutex;
 use crate::wire::Chunk;
 
-/// The number of pieces that are kept: at most this times the bound of one read, 1 MiB in all.
+/// The maximum number of pieces that are kept. Each has at most [`MAX_BYTES`] of events, so all of
+/// them have at most 1 MiB.
 const MAX_PIECES: usize = if cfg!(tower_sse_loom) { 1 } else { 16 };
 
 #[derive(Debug, Default)]
@@ -58,14 +59,14 @@ impl Pieces {
 }
 
 impl Kept {
-    /// Whether the piece is also the result for this request.
+    /// Returns whether the piece is also the result for this request.
     fn serves(&self, unique: u64, after: u64, upto: u64) -> bool {
         let is_full = self.piece.upto < self.asked;
         self.unique == unique && self.after == after && (self.asked == upto || (is_full && self.piece.upto <= upto))
     }
 }
 
-/// Joins records, within the bounds of one read. Returns `None` if one of them excludes a
+/// Joins records, within the bounds of one read. Returns `None` if a record among them excludes a
 /// connection.
 fn join<'a>(records: impl Iterator<Item = &'a Arc<Record>> + Clone, upto: u64) -> Option<Piece> {
     let (mut count, mut bytes, mut last) = (0, 0, 0);

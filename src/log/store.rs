@@ -19,16 +19,16 @@ use crate::types::ConnectionId;
 use crate::types::retention::{Bounds, Kind, Retention};
 use crate::wire::Frame;
 
-// Measured with 200,000 topics, and with 200,000 events of one topic. Each number includes a share
-// of the tables that grow by doubling, and the overhead of the allocator.
-/// The bytes that a record takes beside its frame.
+// The following sizes were measured with 200,000 topics, and with 200,000 events of one topic. Each
+// size includes a share of the tables that grow by doubling, and the overhead of the allocator.
+/// The number of bytes that a record takes in addition to its frame.
 pub(super) const RECORD_OVERHEAD: usize = 200;
-/// The bytes that a current value takes beside its record and its key.
+/// The number of bytes that a current value takes in addition to its record and its key.
 const VALUE_OVERHEAD: usize = 90;
-/// The bytes that a channel takes beside its name, with its entries in the sequencer's tables and
-/// heaps.
+/// The number of bytes that a channel takes in addition to its name, including its entries in the
+/// sequencer's tables and heaps.
 const CHANNEL_OVERHEAD: usize = 440;
-/// The bytes that a channel takes in addition while it has current values.
+/// The number of additional bytes that a channel takes while it has current values.
 const VALUES_OVERHEAD: usize = 330;
 
 /// One record, shared by all channels of its audience.
@@ -40,11 +40,12 @@ pub(crate) struct Record {
     pub(super) effect: Effect,
     /// The connections that do not receive the record.
     pub(super) except: Box<[ConnectionId]>,
-    /// The unique numbers of the channels of the audience. Empty if the audience has one channel.
+    /// The unique numbers of the channels of the audience. Empty if the audience has at most one
+    /// channel, or if the record belongs to a block.
     pub(super) union: Box<[u64]>,
 }
 
-/// Records that were dropped under a lock, to be freed after it.
+/// Records that were dropped under a lock, to be freed after the lock is released.
 pub(super) type Dropped = SmallVec<[Arc<Record>; 4]>;
 
 impl Record {
@@ -60,9 +61,9 @@ pub(super) struct Store {
     ring: Ring,
     /// The current values. `None` while the channel has none.
     keyed: Option<Box<Keyed>>,
-    /// The length of the channel's name.
+    /// The length of the channel's name in bytes.
     name: u32,
-    /// Whether the sequencer's heaps have an entry for each of the two parts.
+    /// Whether the sequencer's heaps have an entry for the ring, and for the current values.
     pub(super) queued: PerPart<bool>,
     /// The time since which the channel is empty and has no listeners. `Some` while the sequencer's
     /// queue of idle channels has an entry for the channel.
@@ -82,7 +83,7 @@ struct Keyed {
     bytes: usize,
 }
 
-/// The two parts of a store, each with its own bounds.
+/// A part of a store. Each part has its own bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Ring,
@@ -129,20 +130,21 @@ impl Store {
         self.trimmed_through
     }
 
-    /// Notes that records up to this number are missing.
+    /// Raises `trimmed_through` to this number, unless it is already higher.
     pub(super) fn raise_trimmed_through(&mut self, number: u64) {
         self.trimmed_through = self.trimmed_through.max(number);
     }
 
     /// Removes all records and values, and keeps `trimmed_through`. Returns the removed contents,
-    /// to be freed after the sequencer's lock.
+    /// to be freed after the sequencer's lock is released.
     #[must_use]
     pub(super) fn clear(&mut self) -> Self {
         let empty = Self { idle_since: self.idle_since, ..Self::new(self.trimmed_through, self.name as usize) };
         std::mem::replace(self, empty)
     }
 
-    /// Removes the current values. Returns them, to be freed after the sequencer's lock.
+    /// Removes the current values. Returns them, to be freed after the sequencer's lock is
+    /// released.
     #[must_use]
     pub(super) fn clear_values(&mut self) -> Self {
         self.queued.keyed = false;
@@ -157,9 +159,9 @@ impl Store {
         self.ring.records.is_empty() && self.keyed.is_none()
     }
 
-    /// Returns the memory of the store. The channel itself counts while it has records or values,
-    /// or is idle. The memory of an empty channel with listeners counts as that of their
-    /// connections.
+    /// Returns the memory of the store in bytes. The channel itself counts while it has records or
+    /// values, or is queued as idle. An empty channel with listeners does not count, because its
+    /// memory is part of the memory of their connections.
     pub(super) fn bytes(&self) -> PerPart<usize> {
         let keyed = self.keyed.as_ref().map_or(0, |keyed| keyed.bytes + VALUES_OVERHEAD);
         let mut bytes = PerPart { ring: self.ring.bytes, keyed };
@@ -245,8 +247,8 @@ impl Store {
         numbers.skip_while(move |number| *number > upto).take_while(move |number| *number > after).take(count)
     }
 
-    /// Drops the oldest records of a part until it is within its bounds. The newest record stays
-    /// however large it is, otherwise no reader could ever receive it.
+    /// Drops the oldest records of a part until it is within its bounds. The newest record stays,
+    /// however large it is. Otherwise no reader could ever receive it.
     fn fit(&mut self, part: Part, bounds: &Bounds, dropped: &mut Dropped) {
         loop {
             let (count, bytes) = match part {
@@ -287,8 +289,8 @@ impl Ring {
 
 impl Keyed {
     fn set(&mut self, key: Arc<str>, record: Arc<Record>) {
-        // A value that was loaded from the shared log is newer than this record: older records of
-        // the shared log are applied after the values were loaded.
+        // The known value may be newer than this record: values are loaded from the shared log
+        // before the records that precede them are applied.
         if self.by_key.get(&key).is_some_and(|known| *known >= record.sequence) {
             return;
         }

@@ -9,8 +9,8 @@ pub(crate) enum Begin {
     /// As [`Fresh`](Self::Fresh), for a client whose cursor was refused. The stream reports a gap
     /// for the refused cursor, so the start itself reports none.
     Refused(Start),
-    /// After this number. It may be above `visible_through`: the client may come from an instance
-    /// that has read more of the shared log.
+    /// After this number. The number may be above `visible_through`, because the client may come
+    /// from an instance that has read more of the shared log.
     After(u64),
 }
 
@@ -18,7 +18,8 @@ pub(crate) enum Begin {
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) address: Address,
-    /// The connection may not read records up to this number, with any cursor.
+    /// The connection must not read records up to and including this number, whatever its cursor
+    /// is.
     pub(crate) after: u64,
 }
 
@@ -33,7 +34,8 @@ impl From<Address> for Wanted {
 pub(crate) struct Joining {
     pub(crate) topic: Topic,
     pub(crate) since: Since,
-    /// The connection may not read records of the topic up to this number, with any cursor.
+    /// The connection must not read records of the topic up to and including this number, whatever
+    /// its cursor is.
     pub(crate) after: u64,
 }
 
@@ -43,8 +45,8 @@ pub(crate) struct Joining {
 pub(crate) struct Joined {
     pub(crate) address: Address,
     pub(crate) since: Since,
-    /// The log's position at the time of the join, if the user joined before this connection was
-    /// opened. The connection then joins as if it had been open.
+    /// The number of the log at the time of the join, if the user joined before this connection was
+    /// opened. The connection then joins as if it had been open at that time.
     pub(crate) at: Option<u64>,
 }
 
@@ -59,7 +61,7 @@ pub(crate) enum Since {
     Refused(GapReason),
 }
 
-/// The error of a subscriber that would exceed its maximum number of topics.
+/// The error when a subscriber would exceed its maximum number of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyTopics;
 

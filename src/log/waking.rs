@@ -1,9 +1,9 @@
-//! Waking: a publisher wakes a few listeners itself, and leaves more in a queue, from which workers
-//! wake them in batches.
+//! Waking: a publisher wakes a few listeners itself. If a channel has more listeners, the publisher
+//! queues the channel, and workers wake its listeners in batches.
 //!
-//! A channel in the queue has `marked` set. `marked` is reset before the first of its listeners is
-//! visited. So a record that becomes visible during the visit puts the channel into the queue
-//! again.
+//! A channel in the queue has `marked` set. `marked` is reset before the first listener of the
+//! channel is visited. So a record that becomes visible during the visit puts the channel into the
+//! queue again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::channel::Channel;
 use super::time::Millis;
 use crate::sync::{Mutex, Ordering};
 
-/// The number of listeners that a publisher wakes itself. The bound keeps the cost of publishing
-/// independent of the number of listeners.
+/// The maximum number of listeners that a publisher wakes itself. The bound keeps the cost of
+/// publishing independent of the number of listeners.
 const WAKE_AT_ONCE: usize = if cfg!(tower_sse_loom) { 1 } else { 32 };
-/// The number of slots that are visited under one hold of a channel's lock.
+/// The maximum number of slots that are visited under one hold of a channel's lock.
 const BATCH: usize = 256;
 
 #[derive(Debug, Default)]
@@ -44,8 +44,8 @@ struct Visit {
 }
 
 impl Deferred {
-    /// Wakes the listeners of `channels`, or puts the channels into the queue. `visible_through`
-    /// already covers the records.
+    /// Wakes the listeners of `channels`, or puts the channels into the queue. The caller has
+    /// raised `visible_through` to cover the records.
     pub(super) fn mark(&self, channels: impl IntoIterator<Item = Arc<Channel>>, now: Millis) {
         let mut wakers: SmallVec<[Waker; WAKE_AT_ONCE]> = SmallVec::new();
         let mut budget = WAKE_AT_ONCE;
@@ -79,7 +79,8 @@ impl Deferred {
         !self.queue.lock().is_empty()
     }
 
-    /// Wakes the listeners of one batch of slots. Returns whether the queue has more.
+    /// Wakes the listeners in one batch of slots of the first queued channel. Returns whether the
+    /// queue is not empty afterwards.
     pub(super) fn wake_batch(&self, now: Millis) -> bool {
         let Some(Visit { channel, from }) = self.queue.lock().pop_front() else {
             return false;

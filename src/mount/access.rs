@@ -9,8 +9,9 @@ use crate::types::{Recheck, Refusal, Subscription};
 
 /// A hook that turns a request into a [`Subscription`] or a [`Refusal`].
 ///
-/// Each way to mount a hub takes an access hook: an async function or closure, or a type that
-/// implements this trait and holds the data that the decision needs. [`IntoAccess`] accepts both.
+/// [`Hub::layer`](crate::Hub::layer) and [`Hub::endpoint`](crate::Hub::endpoint) take an access
+/// hook: an async function or closure, or a type that implements this trait and holds the data that
+/// the decision needs. [`IntoAccess`] accepts both.
 ///
 /// ```
 /// use tower_sse::{Access, Refusal, StreamRequest, Subscription};
@@ -38,31 +39,32 @@ use crate::types::{Recheck, Refusal, Subscription};
 /// let _ = hub.endpoint(async |_: StreamRequest| Ok(Subscription::anonymous().topic("news")));
 /// ```
 ///
-/// A closure that captures a value clones it for each request: `move |request| { let pool =
-/// pool.clone(); async move { … } }`.
+/// A closure that captures a value and uses it in its future clones the value for each request:
+/// `move |request| { let pool = pool.clone(); async move { … } }`.
 ///
-/// The hub calls the hook for every request, also for one that resumes, because permissions may
-/// have changed. The hook may publish. If the hook takes longer than
-/// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout), the hub drops its future and
-/// sends a retryable refusal. If the hook panics, the hub answers that request with `500`. A
-/// timeout layer outside of the hub with a shorter time answers first, with a status after which
-/// browsers give up.
+/// The hub calls the hook for every request that its own checks do not refuse, even if the client
+/// resumes a stream, because permissions may have changed. The hook may publish events. If the hook
+/// takes longer than [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout), the hub
+/// drops its future and sends a retryable refusal. If the hook panics, the hub answers that request
+/// with `500`. A timeout layer outside of the hub with a shorter time answers first, with a status
+/// after which browsers give up.
 pub trait Access: Send + Sync + 'static {
-    /// Whether the hub calls [`recheck`](Self::recheck). Defaults to true. False for functions,
-    /// closures and [`Public`](crate::Public).
+    /// Whether the hub calls [`recheck`](Self::recheck) for open streams. Defaults to true. False
+    /// for functions, closures and [`Public`](crate::Public).
     const RECHECKS: bool = true;
 
-    /// Decides about a request. The hub drops the future at any await when the client disconnects
-    /// or the time limit is reached.
+    /// Decides about a request. The future is dropped, at any of its awaits, if the client
+    /// disconnects or the time limit is reached.
     #[doc(alias = "connect")]
     fn authorize(&self, request: StreamRequest) -> impl Future<Output = Result<Subscription, Refusal>> + Send;
 
     /// Decides again while a stream is open, for example whether the session and the role are still
     /// valid.
     ///
-    /// The hub calls this method for every stream that this hook has admitted, every
-    /// [`HubBuilder::recheck_every`](crate::HubBuilder::recheck_every), 64 at a time. Defaults to
-    /// [`Recheck::Settled`]: the hub does not ask again. A closure always has this default.
+    /// The hub calls this method for every stream that this hook has admitted, once in each
+    /// interval of [`HubBuilder::recheck_every`](crate::HubBuilder::recheck_every), and runs at
+    /// most 64 calls at a time. The default implementation returns [`Recheck::Settled`]: the hub
+    /// does not recheck the stream again. A function or closure always has this default.
     ///
     /// `subscription` is the current state of the stream: the user, the topics in force (also those
     /// that were joined later), the expiry, and the attached data and extensions, for example the
@@ -99,11 +101,11 @@ pub trait Access: Send + Sync + 'static {
     /// long as the hook keeps up with the number of streams. Otherwise the hub logs a warning.
     ///
     /// A recheck fails if it panics or takes longer than
-    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout). The hub repeats it one
-    /// interval after it began. The second failure in a row ends the stream: at most two intervals
-    /// and one timeout after the revocation, if the timeout is the shorter of the two. Bytes that
-    /// the hub has written before may still arrive. If this takes too long, use
-    /// [`Target::disconnect`](crate::Target::disconnect), which acts at once.
+    /// [`HubBuilder::access_timeout`](crate::HubBuilder::access_timeout). The hub repeats a failed
+    /// recheck one interval after the recheck began. The second failure in a row ends the stream:
+    /// at most two intervals and one timeout after the revocation, if the timeout is shorter than
+    /// the interval. Bytes that the hub has written before may still arrive. If this takes too
+    /// long, use [`Target::disconnect`](crate::Target::disconnect), which acts at once.
     fn recheck(&self, subscription: Subscription) -> impl Future<Output = Recheck> + Send {
         drop(subscription);
         ready(Recheck::Settled)
@@ -175,7 +177,8 @@ where
     }
 }
 
-/// An [`Access`] hook made from a function or a closure by [`IntoAccess`]. It never rechecks.
+/// An [`Access`] hook that [`IntoAccess`] makes from a function or a closure. The hub does not
+/// recheck its streams.
 ///
 /// ```
 /// use tower_sse::{AccessFn, IntoAccess, Refusal, StreamRequest, Subscription};

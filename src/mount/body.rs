@@ -13,7 +13,8 @@ use super::pace::Pace;
 use crate::hub::{Aborted, StreamDriver};
 use crate::net::takeover::body_side::Offered;
 
-/// The body of every response of the hub: a stream of events, or the short text of a refusal.
+/// The body of every response of the hub: a stream of events, or a short text, for example of a
+/// refusal.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -43,13 +44,15 @@ enum Kind {
     Once {
         bytes: Option<Bytes>,
     },
-    /// Bytes, followed by an error once the server has written the bytes.
+    /// Bytes, followed by an error. One pending poll comes before the error, so that the server
+    /// writes the bytes first.
     OnceAborted {
         bytes: Option<Bytes>,
         written: bool,
     },
-    /// The empty body of a response to `HEAD`. It does not report its end in advance, so that the
-    /// head has no `Content-Length`, like the head of a stream.
+    /// An empty body, for the response to `HEAD` and for a stream that the hub has taken over. This
+    /// body does not report its end in advance, so that the head has no `Content-Length`, like the
+    /// head of a stream.
     Inert,
 }
 
@@ -58,8 +61,8 @@ impl EventBody {
         Self { kind: Kind::Events(connection, Pace::default()) }
     }
 
-    /// Creates the body of a stream that offers itself for takeover. The response is HTTP/1.1 with
-    /// `Connection: close`.
+    /// Creates the body of a stream that offers itself for takeover. The caller sends it only in an
+    /// HTTP/1.1 response with `Connection: close`.
     pub(super) fn offered(connection: StreamDriver) -> Self {
         Self { kind: Kind::Offering(connection) }
     }
@@ -142,7 +145,7 @@ impl Body for EventBody {
 }
 
 impl Kind {
-    /// Offers the stream to its socket, after the body has returned the first frame.
+    /// Offers the stream to its socket, when the body returns the first frame.
     fn offer(&mut self, first: &Bytes) {
         if let Self::Offering(connection) = std::mem::replace(self, Self::Inert) {
             *self = match connection.socket() {
@@ -152,8 +155,8 @@ impl Kind {
         }
     }
 
-    /// Ends the body when the hub has taken the stream over. Continues the stream when the offer
-    /// was declined.
+    /// Ends the body if the hub has taken the stream over. Makes the body continue the stream if
+    /// the offer was declined or withdrawn.
     fn settle_offer(&mut self, cx: &mut Context<'_>) {
         if let Self::Offered(offered) = self
             && let Poll::Ready(declined) = offered.poll(cx)
@@ -164,8 +167,8 @@ impl Kind {
 }
 
 pin_project! {
-    /// The body of the responses behind the layer: the body of the inner service, or a stream of
-    /// events.
+    /// The body of the responses of an [`SseService`](crate::SseService): the body of the inner
+    /// service, or a body of the hub.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! The endpoint: a service that answers every request with a stream.
+//! The endpoint: a service that answers every request with a stream or a refusal.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ pub struct SseEndpoint {
 }
 
 impl Hub {
-    /// Returns a service for one route, for example axum's `route_service("/events", …)`. The route
-    /// survives every router operation.
+    /// Returns a service for one route, for example axum's `route_service("/events", …)`. Unlike a
+    /// layer, a route is not hidden by operations on the router, such as `merge` and `fallback`.
     ///
     /// ```
     /// # #[cfg(feature = "axum-listener")] fn main() {
@@ -63,7 +63,7 @@ impl SseEndpoint {
     /// default.
     ///
     /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) describes the
-    /// request. With axum, `.route_service("/events",
+    /// request. With axum, add both routes: `.route_service("/events",
     /// e.clone()).route_service("/events/{connection}/topics", e)`.
     #[doc(alias = "changeable")]
     #[must_use]
@@ -72,8 +72,9 @@ impl SseEndpoint {
         self
     }
 
-    /// Returns whether a request changes the topics of a connection. A `GET` for `/events/topics`
-    /// may be for a stream whose path ends that way.
+    /// Returns whether a request changes the topics of a connection. A stream may have a path that
+    /// ends in `/topics` too. So a request with a method other than `POST` counts only if the
+    /// segment before `topics` is the id of a connection.
     pub(super) fn is_change(&self, method: &Method, path: &str) -> bool {
         self.allow_topic_changes
             && topics::split_path(path)

@@ -14,7 +14,7 @@ use crate::macros::opaque_debug;
 
 pin_project! {
     /// The future of a response of [`SseService`](crate::SseService): the future of the inner
-    /// service, or of a stream.
+    /// service, or of the hub.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -20,8 +20,8 @@ impl Hub {
     /// Calls the access hook for a request.
     ///
     /// A subscription from a ticket is also rechecked, because permissions may have changed since
-    /// the ticket was created. The request is boxed, because otherwise each future on the way would
-    /// reserve space for it.
+    /// the ticket was created. The request is boxed, because otherwise each future that carries the
+    /// request would reserve space for it.
     pub(super) async fn authorize<A: Access>(
         &self,
         access: &A,
@@ -37,7 +37,8 @@ impl Hub {
         // Unwind safe: a panic can leave only the hook's own state inconsistent, and the hub does
         // not depend on that state.
         let mut decision = std::pin::pin!(AssertUnwindSafe(decision).catch_unwind());
-        // Created only if the hook does not answer in its first poll, since most hooks do.
+        // Create the timer only if the hook does not answer in its first poll, because most hooks
+        // do.
         let mut timer = None;
         let timed = poll_fn(|cx| {
             let begun_at = self.now();
@@ -75,7 +76,7 @@ impl Hub {
     }
 }
 
-/// The recheck of an access hook, as `hub` calls it.
+/// Lets the module `hub` recheck streams without the type of their access hook.
 impl<A: Access> Authority for A {
     fn recheck(self: Arc<Self>, subscription: Subscription) -> BoxFuture<'static, Recheck> {
         async move { Access::recheck(&*self, subscription).await }.boxed()

@@ -43,14 +43,14 @@ pub struct SseLayer {
 impl Hub {
     /// Returns a layer that answers `GET` and `HEAD` for exactly `path`, which starts with `/`.
     ///
-    /// Every other request passes through unchanged: the layer costs it one comparison and no
-    /// allocation, and keeps the error and the body of the inner service. Other methods on the path
-    /// also go to the inner service. So an application may have a `POST` of its own there, and a
-    /// CORS layer inside sees its `OPTIONS`.
+    /// Every other request passes through unchanged. Such a request costs a few comparisons and no
+    /// allocation, and the layer keeps the errors and the body of the inner service. Other methods
+    /// on the path also go to the inner service. So an application can handle `POST` on the same
+    /// path, and an inner CORS layer receives the `OPTIONS` requests.
     ///
-    /// In an axum router the layer comes after all routes. The layers that authenticate the user
-    /// come after it, which is outside of it. `docs/mounting.md` lists the router operations that
-    /// hide a layer.
+    /// In an axum router, call `.layer(…)` with this layer after all routes have been added. Add
+    /// the layers that authenticate the user after this layer, so that they run before it.
+    /// `docs/mounting.md` lists the router operations that hide a layer.
     ///
     /// ```
     /// use tower::{ServiceBuilder, service_fn};
@@ -70,10 +70,10 @@ impl Hub {
 }
 
 impl SseLayer {
-    /// Creates the layer of a hub, like [`Hub::layer`], which has the description.
+    /// Creates the layer of a hub. [`Hub::layer`] has the description.
     #[must_use]
     pub fn new<M, A: IntoAccess<M>>(hub: &Hub, path: &str, access: A) -> Self {
-        // Once for each path, because a program may create a layer for each connection.
+        // Warn only once for each path, because a program may create a layer for each connection.
         let is_new = hub.note_mount(path);
         if is_new && !path.starts_with('/') {
             tracing::warn!(path, "the path of a layer must start with a slash: no request matches this path");
@@ -87,20 +87,21 @@ impl SseLayer {
         Self { endpoint: hub.endpoint(access), path: path.into(), provides: false }
     }
 
-    /// Also answers `POST {path}/{connection}/topics`, with which a page changes its topics without
-    /// reconnecting. Off by default.
+    /// Also answers `POST {path}/{connection}/topics`, with which a client changes the topics of
+    /// its stream without reconnecting. Off by default.
     ///
-    /// `connection` is the id in the page's `hub.hello`. The query has any number of `join=` and
-    /// `leave=`, and optionally `since=` with an id, as [`Join::since`](crate::Join::since). The
-    /// response is `{"topics":[…]}`: the topics in force. The stream receives a `hub.live` with
-    /// `topics`, and covers these topics from the id of that event on.
+    /// `connection` is the id in the `hub.hello` of the stream. The query has any number of `join=`
+    /// and `leave=` fields, and optionally `since=` with an id, like
+    /// [`Join::since`](crate::Join::since). The response is `{"topics":[…]}`, with all topics of
+    /// the stream after the change. If topics have changed, the stream delivers a `hub.live` with
+    /// `topics`. The ids of the stream cover the new topics from the id of that event on.
     ///
-    /// The hub calls the access hook as for a stream with each topic to be joined as `topic=` in
-    /// the query, and with the cookies, headers and extensions of this request. The hub grants the
-    /// topics to which the hook would subscribe the page, and those that it lets the page
-    /// [join](crate::Subscription::may_join). If one topic is not granted, the hub refuses the
-    /// whole request with `403`. A connection of another user has the same response as an unknown
-    /// connection: `404`. A page may always leave topics.
+    /// The hub calls the access hook as for a request for a stream: each topic to be joined is a
+    /// `topic=` field in the query, and the headers, cookies and extensions are those of this
+    /// request. The hub grants the topics of the returned subscription, and the topics that it lets
+    /// the client [join](crate::Subscription::may_join). If one topic is not granted, the hub
+    /// refuses the whole request with `403`. A connection of another user gets the same response as
+    /// an unknown connection: `404`. A client needs no grant to leave a topic.
     ///
     /// ```
     /// use tower_sse::{Hub, Refusal, StreamRequest, Subscription, TopicFilter};
@@ -120,8 +121,8 @@ impl SseLayer {
         self
     }
 
-    /// Also puts the `Hub` into the extensions of every request that passes through, for handlers
-    /// that extract it. Off by default. Costs an allocation for each request.
+    /// Also puts the `Hub` into the extensions of every request that passes to the inner service,
+    /// for handlers that extract the hub. Off by default. Costs an allocation for each request.
     #[must_use]
     pub fn provide(mut self) -> Self {
         self.provides = true;
@@ -138,7 +139,7 @@ impl<S> Layer<S> for SseLayer {
 
 opaque_debug!(|layer: SseLayer| { path: layer.path });
 
-/// The service that [`SseLayer`](crate::SseLayer) creates around an inner service.
+/// The service that [`SseLayer`] creates around an inner service.
 ///
 /// ```
 /// use tower::{Layer, service_fn};
@@ -182,10 +183,11 @@ where
 }
 
 impl<S> SseService<S> {
-    /// Returns whether the hub answers a request: it opens a stream, or changes the topics of one.
+    /// Returns whether the hub answers a request, because the request opens a stream or changes the
+    /// topics of a stream.
     ///
-    /// Other methods on the same path belong to the application. So does `OPTIONS`, for CORS
-    /// layers.
+    /// Methods other than `GET` and `HEAD` on the path of the layer go to the inner service.
+    /// `OPTIONS` always does, for CORS layers.
     fn is_for_hub(&self, method: &Method, path: &str) -> bool {
         let layer = &self.layer;
         if path == &*layer.path {

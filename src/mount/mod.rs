@@ -1,16 +1,17 @@
 //! The hub as a tower service: layer, endpoint and handler mount answer requests with event
 //! streams.
 //!
-//! 1. Layer, endpoint and handler mount share one implementation, and so the same rules
+//! 1. Layer, endpoint and handler mount share one implementation, and so have the same rules
 //!    ([`respond`]).
 //! 2. The hub checks the method, the `Accept` header, the host and the origin before it calls the
 //!    access hook ([`negotiate`], [`origin`]).
 //! 3. The access hook has a time limit, and a panic in the hook becomes a `500` ([`hook`]).
-//! 4. A body is at most a fixed number of bytes ahead of its socket ([`pace`]).
+//! 4. A body whose socket the hub knows returns a limited number of bytes before the server has
+//!    flushed ([`pace`]).
 //! 5. A retryable refusal is a stream with one event, after which a browser's `EventSource`
 //!    reconnects ([`respond`]).
-//! 6. A page changes its topics with a separate request, within the grants of the access hook
-//!    ([`topics`]).
+//! 6. A client changes the topics of its stream with a separate request, within the grants of the
+//!    access hook ([`topics`]).
 
 mod access;
 mod body;

@@ -3,8 +3,8 @@
 use http::header::ACCEPT;
 use http::{HeaderMap, Method, StatusCode};
 
-/// Checks whether the response to a request can be an event stream. An error is the status of the
-/// refusal.
+/// Checks whether the response to a request can be an event stream. Returns the status of the
+/// refusal as an error.
 pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), StatusCode> {
     if method != Method::GET && method != Method::HEAD {
         return Err(StatusCode::METHOD_NOT_ALLOWED);
@@ -16,15 +16,15 @@ pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), StatusCo
         Some(b"text/event-stream" | b"*/*") if headers.get_all(ACCEPT).iter().nth(1).is_none() => return Ok(()),
         Some(_) => {}
     }
-    // A value that is not ASCII text excludes no type, so it counts as `*/*`.
+    // A header value that is not ASCII text counts as `*/*`, so that it excludes no type.
     let ranges = values.flat_map(|value| value.to_str().unwrap_or("*/*").split(','));
     if accepts_event_streams(ranges) { Ok(()) } else { Err(StatusCode::NOT_ACCEPTABLE) }
 }
 
 /// Returns whether the ranges of an `Accept` header include event streams.
 ///
-/// The most specific range that matches decides, as in RFC 9110. Among equally specific ranges, one
-/// with a quality above zero wins.
+/// The most specific range that matches decides, as in RFC 9110. Among equally specific ranges, a
+/// range with a quality above zero wins.
 fn accepts_event_streams<'a>(ranges: impl Iterator<Item = &'a str>) -> bool {
     let mut best: Option<(usize, bool)> = None;
     let mut any = false;

@@ -1,6 +1,6 @@
 //! Checks of the host and the origin of a request.
 //!
-//! A browser sends the cookies of a site also with requests from pages of other sites, and a
+//! A browser may send the cookies of a site also with requests from pages of other sites, and a
 //! permissive CORS layer lets these pages read the responses. So the hub checks the origin itself,
 //! before it calls the access hook.
 
@@ -13,8 +13,8 @@ use crate::hub::{Hosts, Hub, Origins};
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 impl Hub {
-    /// Checks that a request names an allowed host and comes from an allowed origin. An error is
-    /// the text of the `403`.
+    /// Checks that a request names an allowed host and comes from an allowed origin. Returns the
+    /// text of the `403` response as an error.
     pub(super) fn check_host_and_origin(&self, request: &StreamRequest) -> Result<(), &'static str> {
         let (settings, uri, headers) = (self.settings(), request.uri(), request.headers());
         if !names_allowed_host(&settings.hosts, uri, headers) {
@@ -31,7 +31,8 @@ impl Hub {
     }
 }
 
-/// Returns whether every host that a request names is on the list. An empty list allows every host.
+/// Returns whether a request names a host, and every host that it names is on the list. An empty
+/// list allows every request.
 fn names_allowed_host(hosts: &Hosts, uri: &Uri, headers: &HeaderMap) -> bool {
     if hosts.is_empty() {
         return true;
@@ -41,8 +42,8 @@ fn names_allowed_host(hosts: &Hosts, uri: &Uri, headers: &HeaderMap) -> bool {
     named.peek().is_some() && named.all(|host| hosts.lists(host))
 }
 
-/// Returns whether a request comes from an allowed origin. Clients other than browsers send neither
-/// header, and are allowed.
+/// Returns whether a request comes from an allowed origin. A request with neither `Origin` nor
+/// `Sec-Fetch-Site` is allowed, because most clients other than browsers send neither header.
 fn is_allowed(origins: &Origins, uri: &Uri, headers: &HeaderMap) -> bool {
     let Origins::Listed(listed) = origins else { return true };
     let origin = headers.get(ORIGIN);
@@ -58,8 +59,8 @@ fn is_allowed(origins: &Origins, uri: &Uri, headers: &HeaderMap) -> bool {
     own || is_listed
 }
 
-/// Returns whether an origin is the host of the request. The scheme may differ, because a proxy may
-/// terminate TLS.
+/// Returns whether an origin has the host and port that the request names. The scheme may differ,
+/// because a proxy may terminate TLS.
 fn is_own(origin: &[u8], uri: &Uri, headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).map(http::HeaderValue::as_bytes);
     let host = host.or_else(|| uri.authority().map(|authority| authority.as_str().as_bytes()));

@@ -1,17 +1,18 @@
 //! The limit on the bytes that a body is ahead of its socket.
 //!
-//! A server polls a body until its own buffers are full: hyper buffers 400 KiB for each HTTP/1.1
-//! connection and each HTTP/2 stream. Streams with different topics cannot share these bytes, so
-//! each slow reader would cost that much memory. If the hub knows the socket, a body returns no
-//! bytes while bytes wait for the peer, and at most [`MAX_AHEAD`] and one more frame before the
-//! server has flushed.
+//! A server polls a body until its own buffers are full: hyper buffers up to 400 KiB for each
+//! HTTP/1.1 connection and each HTTP/2 stream. Streams with different topics cannot share these
+//! bytes, so each slow reader would cost that much memory. If the hub knows the socket, a body
+//! returns no bytes while bytes wait for the peer, and at most [`MAX_AHEAD`] bytes and one more
+//! frame before the server has flushed.
 //!
-//! Another task than the one of the socket may read a body, and a body may outlive its socket. Then
-//! the body stops waiting for that socket, and continues like a body whose socket is unknown.
+//! The bytes of a body may go elsewhere than to the socket that the hub has found, and a body may
+//! outlive its socket. In both cases the body stops waiting for that socket, and continues like a
+//! body whose socket is unknown.
 //!
 //! If the hub does not know the socket, it sees only the polls of the body. So the body splits
-//! large frames into pieces: an HTTP/2 server polls whenever the window of a stream is open, and
-//! with small pieces it polls often also for a slow but steady reader.
+//! large frames into pieces: an HTTP/2 server polls a body whenever the window of the stream is
+//! open, and with small pieces the server also polls often for a slow but steady reader.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -25,11 +26,11 @@ const MAX_AHEAD: u32 = 32 * 1024;
 /// The maximum number of bytes that a body returns at once if its socket is unknown.
 const MAX_PIECE: usize = 16 * 1024;
 /// The number of polls by the task of the socket, without a write or a flush in between, after
-/// which a body stops waiting for the socket. A server flushes in the same poll, but layers in
-/// between may poll the body a few times.
+/// which a body stops waiting for the socket. A server usually flushes in the same poll, but layers
+/// between body and server may poll the body a few times.
 const MAX_IDLE_POLLS: u8 = 8;
 
-/// How a body limits the bytes that it returns.
+/// The limit on the bytes that a body returns.
 #[derive(Debug, Default)]
 pub(super) enum Pace {
     /// Not polled yet.
@@ -37,7 +38,7 @@ pub(super) enum Pace {
     New,
     /// The socket is known.
     Known(Box<Known>),
-    /// The socket is unknown. The field has the rest of a frame that was split.
+    /// The socket is unknown. The field has the rest of a frame that was split, if any.
     Unknown(Option<Box<Bytes>>),
 }
 
@@ -59,13 +60,13 @@ struct Waits {
     flushes: u64,
     written: u64,
     releases: u64,
-    /// The number of polls since then without a write or a flush.
+    /// The number of polls by the task of the socket since then, without a write or a flush.
     idle_polls: u8,
 }
 
 impl Waits {
-    /// Returns whether the server has neither written nor flushed since, although the socket
-    /// accepts bytes.
+    /// Returns whether the server has neither written nor flushed since the body began to wait,
+    /// although no bytes wait for the peer.
     fn is_idle(&self, transport: &Transport) -> bool {
         !transport.has_waiting_bytes() && transport.flushes() == self.flushes && transport.written() == self.written
     }
@@ -75,7 +76,8 @@ impl Waits {
     }
 }
 
-/// The error when the socket does not carry the body.
+/// The error when the body stops waiting for its socket, because the socket is closed or does not
+/// carry the body.
 struct WrittenElsewhere;
 
 impl Pace {
@@ -145,7 +147,7 @@ impl Known {
         });
         let is_new = self.waits.is_none();
         transport.await_move(cx.waker());
-        // After the registration, so that a later close wakes the body.
+        // Checked after the registration, so that a later close wakes the body.
         if transport.is_closed() {
             return Poll::Ready(Err(WrittenElsewhere));
         }
@@ -157,8 +159,9 @@ impl Known {
             }
         }
         if is_new || is_polled_with_socket {
-            // Wakes the task of the server, which then flushes. With HTTP/2 this is another task
-            // than the task of the body, and would not be polled if it has nothing to write.
+            // Wakes the task of the server, which then flushes. With HTTP/2, this is not the task
+            // of the body, and without a wake-up it would not be polled while it has nothing to
+            // write.
             transport.nudge();
         }
         self.waits = Some(waits);
@@ -177,7 +180,8 @@ impl Known {
             return false;
         }
         if self.ahead >= MAX_AHEAD {
-            // Either sign suffices: a layer in between may discard flushes or compress the bytes.
+            // A flush or enough written bytes suffice, because a layer between body and socket may
+            // discard flushes or compress the bytes.
             let is_flushed = self
                 .waits
                 .is_some_and(|waits| waits.flushes != self.transport.flushes() || waits.is_released(&self.transport));

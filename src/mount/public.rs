@@ -7,8 +7,9 @@ use crate::types::{Refusal, Start, Subscription, Topic, TopicFilter};
 /// the filters allow.
 ///
 /// The client selects topics with `?topic=a&topic=b`. If one topic is not allowed or has an invalid
-/// name, the hook refuses the whole request. A stream without topics receives only the events to
-/// everyone. Open access is never a default: an application that wants it names this type.
+/// name, the hook refuses the whole request. A stream without topics receives only the events for
+/// everyone and for its connection. Open access is never a default: an application that wants it
+/// names this type.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -42,7 +43,7 @@ impl Public {
         self
     }
 
-    /// Sets where a page without a cursor starts. Defaults to [`Start::Live`].
+    /// Sets the point from which a client without a cursor reads. Defaults to [`Start::Live`].
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
@@ -67,7 +68,7 @@ impl Public {
     ///
     /// # Errors
     ///
-    /// [`Refusal::forbidden`] when a topic is not allowed.
+    /// Returns [`Refusal::forbidden`] if a topic is not allowed or has an invalid name.
     pub fn subscription(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
         let mut subscription = Subscription::anonymous().start(self.start);
         for topic in request.query_values("topic") {

@@ -12,8 +12,8 @@ use crate::macros::opaque_debug;
 use crate::net::SseConnectInfo;
 use crate::types::{Cursor, DisconnectClock};
 
-/// A request for a stream, without its body. An [`Access`](crate::Access) hook decides about it. As
-/// an extractor, a handler passes it to [`Hub::respond`].
+/// A request for a stream, without its body. An [`Access`](crate::Access) hook receives it and
+/// decides about the stream. A handler extracts it and passes it to [`Hub::respond`].
 ///
 /// ```
 /// use http::Request;
@@ -29,17 +29,17 @@ use crate::types::{Cursor, DisconnectClock};
 #[derive(Clone)]
 pub struct StreamRequest {
     pub(super) head: Parts,
-    /// The time of the request. A disconnect after it applies to this request, also while the
-    /// access hook runs.
+    /// The time at which this value was created. A disconnect after this time applies to the
+    /// request, even while the access hook runs.
     pub(super) asked_at: DisconnectClock,
     pub(super) transport: Option<Arc<Transport>>,
-    /// The list of tickets that the access hook redeems. Set if the hub calls a hook and the query
-    /// may have a ticket.
+    /// The list of tickets that the access hook redeems. Set if the hub calls an access hook and
+    /// the query may have a ticket.
     pub(super) redemptions: Option<Arc<Redemptions>>,
 }
 
 impl StreamRequest {
-    /// Creates a stream request from any request. Its body is not read.
+    /// Creates a stream request from any request, without reading its body.
     pub fn from_request<B>(request: &Request<B>) -> Self {
         let mut head = Request::new(()).into_parts().0;
         head.method = request.method().clone();
@@ -68,7 +68,8 @@ impl StreamRequest {
     }
 
     /// Creates a stream request from a request that the server passes to a service. Finds the
-    /// socket of the request, if the task of that socket calls this function.
+    /// socket of the request by `SseConnectInfo` in the request, or by the current task if this
+    /// task polls the socket.
     pub(super) fn with_socket<B>(hub: &Hub, request: Request<B>) -> Self {
         let mut stream_request = Self::from_parts(request.into_parts().0);
         if !stream_request.transport.as_ref().is_some_and(|transport| hub.transports().contains(transport)) {
@@ -78,8 +79,8 @@ impl StreamRequest {
         stream_request
     }
 
-    /// Starts to record the tickets that the access hook redeems. Dropping the redemption gives
-    /// them back.
+    /// Starts to record the tickets that the access hook redeems. Dropping the returned redemption
+    /// gives the tickets back, unless they were spent. Returns `None` if the query has no ticket.
     pub(super) fn start_redemption(&mut self) -> Option<Redemption> {
         if !self.may_have_field(b"ticket") {
             return None;
@@ -89,8 +90,8 @@ impl StreamRequest {
         Some(redemption)
     }
 
-    /// Returns the method: `GET`, or `HEAD`, which receives only the head of the response and opens
-    /// no stream.
+    /// Returns the method. An access hook receives only `GET` and `HEAD`. A `HEAD` request receives
+    /// only the head of the response and opens no stream.
     #[must_use]
     pub fn method(&self) -> &Method {
         &self.head.method
@@ -102,14 +103,14 @@ impl StreamRequest {
         &self.head.uri
     }
 
-    /// Returns the headers. A browser's `EventSource` sends cookies, but cannot send headers of the
-    /// page.
+    /// Returns the headers. A browser's `EventSource` sends cookies, but a page cannot make it send
+    /// other headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         &self.head.headers
     }
 
-    /// Returns the values that outer layers have attached, for example a session.
+    /// Returns the extensions, with the values that outer layers have added, for example a session.
     #[must_use]
     pub fn extensions(&self) -> &Extensions {
         &self.head.extensions
@@ -121,20 +122,21 @@ impl StreamRequest {
         self.head.uri.query()
     }
 
-    /// Returns the decoded values of one field of the query, in their order.
+    /// Returns the decoded values of all query fields with this name, in the order of the query.
     pub fn query_values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
         let query = self.query().unwrap_or_default();
         form_urlencoded::parse(query.as_bytes()).filter(move |(field, _)| field == name).map(|(_, value)| value)
     }
 
-    /// Returns the address of the peer of the socket. Behind a proxy it is the address of the
-    /// proxy.
+    /// Returns the address of the peer of the socket, if it is known. Behind a proxy, the peer is
+    /// the proxy.
     ///
     /// The address comes from one of these sources, in this order:
     ///
     /// 1. axum's `ConnectInfo<SocketAddr>` in the request, if the feature `axum-listener` is on;
-    /// 2. the hub's listener, if the server calls the layer or the endpoint in the task of the
-    ///    connection, or [`SseConnectInfo`](crate::SseConnectInfo) in the request.
+    /// 2. the socket that the hub has wrapped with [`Hub::io`] or its listener, if the request has
+    ///    an [`SseConnectInfo`], or if the server calls the layer or the
+    ///    endpoint in the task that polls the socket.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         #[cfg(feature = "axum-listener")]
@@ -145,8 +147,8 @@ impl StreamRequest {
     }
 
     /// Returns the point from which the client resumes: the `Last-Event-ID` header, else the
-    /// `last_event_id` field of the query. A browser sends the header when it reconnects. The field
-    /// is for the first request of a page.
+    /// `last_event_id` field of the query. A browser sends the header when it reconnects. The query
+    /// field is for a page that opens a new `EventSource` and wants to resume.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         match self.head.headers.get("last-event-id") {
@@ -158,15 +160,15 @@ impl StreamRequest {
 }
 
 impl StreamRequest {
-    /// Returns false if the query surely has no field of this name. This saves decoding, because
-    /// most queries do not have the field.
+    /// Returns false if the query cannot have a field of this name. This check is faster than
+    /// decoding, and most queries do not have the field.
     fn may_have_field(&self, name: &[u8]) -> bool {
         let query = self.query().unwrap_or_default().as_bytes();
         memchr::memchr(b'%', query).is_some() || memchr::memmem::find(query, name).is_some()
     }
 }
 
-// Without headers and query, since they contain credentials.
+// Omits the headers and the query, because they may contain credentials.
 opaque_debug!(|request: StreamRequest| {
     method: request.head.method,
     path: request.head.uri.path(),

@@ -14,7 +14,8 @@ use crate::wire::hub_events;
 
 /// The response of a handler: a stream, or a refusal.
 ///
-/// With the feature `axum` it is a response. Elsewhere call [`into_response`](Self::into_response).
+/// With the feature `axum`, this type implements axum's `IntoResponse`, so a handler can return it.
+/// Without that feature, call [`into_response`](Self::into_response).
 ///
 /// ```
 /// use http::Request;
@@ -41,13 +42,13 @@ impl EventStream {
 impl Hub {
     /// Opens a stream from within a handler, for applications that authenticate with extractors.
     ///
-    /// The rules are those of the layer. `HEAD` receives a head and no subscription. An `Accept`
-    /// header that excludes event streams receives `406`. A hub that is draining sends a retryable
-    /// refusal.
+    /// The same rules apply as for the layer. A `HEAD` request receives only the head of the
+    /// response and opens no stream. A request whose `Accept` header excludes event streams
+    /// receives `406`. A hub that is draining sends a retryable refusal.
     ///
-    /// Take the [`StreamRequest`] before the extractor that authenticates the user: the request
-    /// records when it arrived. Otherwise a [disconnect](crate::Target::disconnect) during the
-    /// lookup of the user does not stop this request.
+    /// Extract the [`StreamRequest`] before the user, because it records the time at which it was
+    /// extracted. Otherwise a [disconnect](crate::Target::disconnect) during the lookup of the user
+    /// does not stop this request.
     ///
     /// ```
     /// # #[cfg(feature = "axum")] fn main() {
@@ -134,8 +135,8 @@ impl Hub {
         self.check_rate().err().map(|refusal| self.refusal(&refusal))
     }
 
-    /// Opens the stream and creates its response. A stream spends the ticket. A refusal or a `HEAD`
-    /// does not.
+    /// Opens the stream and creates its response. Spends the ticket if a stream opens, and not for
+    /// a refusal or a `HEAD` request.
     fn accept(
         &self,
         head: &RequestHead,
@@ -198,7 +199,7 @@ impl Hub {
     }
 }
 
-/// The parts of a request that the hub needs after the access hook has consumed the request.
+/// The parts of a request that the hub still needs after the access hook has taken the request.
 struct RequestHead {
     method: Method,
     version: Version,
@@ -219,8 +220,8 @@ impl RequestHead {
     }
 }
 
-/// Removes the body of a response to `HEAD`. The head must have no `Content-Length`, like the head
-/// of the stream or of the retryable refusal that `GET` would receive.
+/// Replaces the body of a `200` response to `HEAD` by an empty body of unknown length, so that the
+/// head has no `Content-Length`, like the head of a stream.
 fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Response<EventBody> {
     if method == Method::HEAD && response.status() == StatusCode::OK {
         return response.map(|_| EventBody::inert());
@@ -232,7 +233,7 @@ fn without_body_for_head(method: &Method, response: Response<EventBody>) -> Resp
 ///
 /// `no-transform` prevents compressors from delaying events. `Incremental` (RFC 10036) asks proxies
 /// to forward each part at once, and `X-Accel-Buffering` does the same for nginx. Copying this map
-/// takes a third of the instructions of filling a new one.
+/// takes a third of the instructions of filling a new map.
 static STREAM_HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),

@@ -15,13 +15,14 @@ impl StreamRequest {
 }
 
 impl Hub {
-    /// Redeems the request's `?ticket=` in an access hook, and returns the subscription of the
-    /// ticket. A ticket is valid for one request.
+    /// Redeems the ticket in the query field `ticket` of the request, and returns the subscription
+    /// of the ticket. Call this method in an access hook, or in a handler before [`Hub::respond`].
     ///
-    /// A ticket is older than the request, so later changes apply: the subscription's own expiry,
-    /// [`Target::disconnect`](crate::Target::disconnect), and
-    /// [`Access::recheck`](crate::Access::recheck), which layer and endpoint call before the stream
-    /// opens. A handler that calls this method has to check the permissions itself.
+    /// A ticket is older than the request, so the hub also applies later changes. A ticket whose
+    /// subscription has expired, or that [`Target::disconnect`](crate::Target::disconnect) has
+    /// voided, is refused. Layer and endpoint call [`Access::recheck`](crate::Access::recheck)
+    /// before the stream opens. A handler that calls this method has to check the permissions
+    /// itself.
     ///
     /// ```
     /// use tower_sse::{Access, Hub, Recheck, Refusal, StreamRequest, Subscription};
@@ -41,26 +42,27 @@ impl Hub {
     /// }
     /// ```
     ///
-    /// A ticket opens one stream. If layer or endpoint call the hook and the request receives no
-    /// stream, the hub gives the ticket back: for example because the hook refuses or takes too
-    /// long, a limit is reached, or the client disconnects. So the hub admits a browser that
-    /// reconnects with the same URL after `hub.refused`. In a handler only [`Hub::respond`] gives a
-    /// ticket back, if it refuses. Each request to [change
-    /// topics](crate::SseLayer::allow_topic_changes) needs a separate ticket, which is spent when
-    /// the topics have changed.
+    /// A ticket opens one stream. If layer or endpoint call the hook and the request opens no
+    /// stream, the hub gives the ticket back, so that it can be redeemed again: for example because
+    /// the hook refuses or takes too long, a limit is reached, or the client disconnects. So a
+    /// browser can reconnect with the same URL after `hub.refused`. In a handler, only
+    /// [`Hub::respond`] gives a ticket back, if it opens no stream. If the access hook requires a
+    /// ticket, each request to [change topics](crate::SseLayer::allow_topic_changes) needs a
+    /// separate ticket, which is spent if the request succeeds.
     ///
     /// With several instances, the hub gives a ticket back by storing it at the broker again, for
     /// the rest of its lifetime. If the broker or the process fails at that moment, the ticket is
-    /// lost, and the page has to request another.
+    /// lost, and the client has to request another ticket.
     ///
-    /// Cancel safety: on one instance the future never waits. If the future is dropped while a
-    /// broker answers, the ticket is given back.
+    /// Cancel safety: without a shared log, the future never waits. If the future is dropped before
+    /// the broker has answered, the hub gives the ticket back.
     ///
     /// # Errors
     ///
-    /// [`Refusal::unauthorized`] if the query has no ticket, or if the ticket is unknown, spent,
-    /// void or expired. [`Refusal::retry_later`] with the reason
-    /// [`Starting`](RefusalReason::Starting) if the broker of a shared log does not answer.
+    /// Returns [`Refusal::unauthorized`] if the query has no ticket, or if the ticket is unknown,
+    /// spent, void or expired. With a shared log, returns [`Refusal::retry_later`] with the reason
+    /// [`Starting`](RefusalReason::Starting) if the broker fails or does not answer, or if the
+    /// future is polled outside of a tokio runtime.
     pub async fn redeem(&self, request: &StreamRequest) -> Result<Subscription, Refusal> {
         let ticket = request.query_values("ticket").next().ok_or(Refusal::unauthorized())?;
         let taken = self.take_ticket(&ticket).await?;

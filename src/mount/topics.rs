@@ -45,8 +45,8 @@ impl Hub {
         if let Err(refusal) = self.check_rate() {
             return self.no_change(&refusal);
         }
-        // With other instances, this may wait for one of them. The rate limit bounds the number of
-        // waiting requests.
+        // With other instances, the lookup may wait for another instance. The rate limit bounds the
+        // number of waiting requests.
         if !self.has_connection(id).await {
             return no_such_connection();
         }
@@ -69,7 +69,8 @@ impl Hub {
         }
     }
 
-    /// Returns the change that a page requests, if the grants of the access hook allow it.
+    /// Returns the change that a client requests, if the grants of the access hook allow the
+    /// change.
     fn requested_change(&self, request: &StreamRequest, granted: &Subscription) -> Result<Change, Refusal> {
         let topics = |field| request.query_values(field).map(Topic::try_from).collect::<Result<Vec<_>, _>>();
         // The same refusal for an invalid name as for a topic that is not granted.
@@ -77,7 +78,7 @@ impl Hub {
         if let Some(invalid) = &granted.invalid {
             return Err(Refusal::invalid(invalid.clone()));
         }
-        // Checked first, because the following checks take time for each topic.
+        // Check the count first, because the following checks take time for each topic.
         if join.len() > self.settings().max_topics {
             return Err(Refusal::invalid(SubscriptionError::TOO_MANY_TOPICS));
         }
@@ -94,7 +95,7 @@ impl Hub {
         Ok(Change { leave, join, since, bounds })
     }
 
-    /// Returns the response to a page whose topics did not change.
+    /// Returns the response to a refused change of topics.
     fn no_change(&self, refusal: &Refusal) -> Response<EventBody> {
         match refusal.0 {
             Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
@@ -109,8 +110,8 @@ impl Hub {
     }
 }
 
-/// Creates the request that would open a stream with the joined topics, for the access hook. The
-/// field `join` becomes `topic`.
+/// Creates the request for the access hook: a request that would open a stream with the joined
+/// topics. The field `join` becomes `topic`.
 fn hook_request(request: &StreamRequest) -> Option<StreamRequest> {
     let (path, _) = split_path(request.uri().path())?;
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -138,7 +139,7 @@ fn no_such_connection() -> Response<EventBody> {
 
 fn retry_later(after: Duration) -> Response<EventBody> {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "not now\n");
-    // Rounded up, so that the client does not retry too early.
+    // Round up, so that the client does not retry too early.
     let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
@@ -159,8 +160,8 @@ mod tests {
         };
         assert_eq!(uri_of("/events/ab/topics?join=a%26b&tenant=7&leave=c&since=1.2.3"), "/events?topic=a%26b&tenant=7");
         assert_eq!(uri_of("/events/ab/topics"), "/events");
-        // Only `join` becomes `topic`. A page cannot pass its own `topic` or `last_event_id` to the
-        // access hook.
+        // Only `join` becomes `topic`. A client cannot pass its own `topic` or `last_event_id` to
+        // the access hook.
         assert_eq!(uri_of("/events/ab/topics?topic=x&join=y&last_event_id=z"), "/events?topic=y");
         assert_eq!(uri_of("https://host/a/events/ab/topics?join=a"), "https://host/a/events?topic=a");
         assert_eq!(uri_of("/ab/topics?join=a"), "/?topic=a");

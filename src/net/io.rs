@@ -1,12 +1,12 @@
-//! The wrapper of a socket below the server.
+//! The wrapper of a connection between the server and its socket.
 //!
 //! The wrapper has four tasks that a body cannot do, because a server does not poll the body while
 //! its own buffers are full, and does not read while it writes:
 //!
 //! 1. the write deadline for bytes that the peer does not accept;
 //! 2. cutting the connection for the hub;
-//! 3. detecting a client that disconnects after it has sent bytes behind its request, which no
-//!    server reads at that time;
+//! 3. detecting the disconnect of a client that has sent bytes after its request, which a server
+//!    does not read while it streams a response;
 //! 4. sending small writes without delay, and closing the sockets of peers that vanished.
 //!
 //! With takeover, the hub takes the socket over together with its stream:
@@ -30,16 +30,16 @@ use crate::hub::{Hub, Transport};
 use crate::macros::opaque_debug;
 use crate::net::takeover::socket::Socket;
 
-/// The maximum number of bytes that the hub reads ahead of the server. If a client sends more, the
-/// hub detects its disconnect only at the next write.
+/// The number of bytes after which the hub stops reading ahead of the server. If a client sends
+/// more, the hub detects the client's disconnect only at a later write.
 const MAX_STRAY_BYTES: usize = 16 * 1024;
 
-/// The maximum number of unsent bytes in the kernel.
+/// The number of unsent bytes in the kernel from which the kernel reports a socket as not writable.
 #[cfg(any(target_os = "android", target_os = "linux"))]
 const UNSENT_BYTES: u32 = 128 * 1024;
 
 pin_project! {
-    /// A byte stream below a server that the hub watches: [`Hub::io`].
+    /// A connection that the hub watches below the server. [`Hub::io`] creates it.
     ///
     /// ```no_run
     /// use tokio::net::{TcpListener, TcpStream};
@@ -63,11 +63,11 @@ pin_project! {
 
 /// The identity of the socket of a request, by which the hub finds the socket of a stream.
 ///
-/// With HTTP/2 below a router, a server calls the endpoint in another task than the one that polls
-/// the socket. Then the hub does not know the socket, and cannot cut a client that accepts no
-/// bytes. This type in the extensions of a request identifies the socket. For `axum::serve`,
-/// `SseMakeService` adds it to every request. It also has the address of the
-/// [peer](crate::StreamRequest::peer_addr), which no header can change.
+/// With HTTP/2, the task that calls an endpoint behind a router is not the task that polls the
+/// socket. Then the hub cannot find the socket by its task, and cannot cut the connection of a
+/// client that accepts no bytes. A value of this type in the extensions of a request identifies the
+/// socket. For `axum::serve`, `SseMakeService` adds the value to every request. The value also has
+/// the address of the [peer](crate::StreamRequest::peer_addr), which no header can change.
 ///
 /// ```no_run
 /// # async fn serve(_: impl tokio::io::AsyncRead + tokio::io::AsyncWrite, _: impl Fn(&mut http::Request<()>)) {}
@@ -86,8 +86,8 @@ pub struct SseConnectInfo {
 }
 
 impl SseConnectInfo {
-    /// Returns the address of the peer, for a `TcpStream`. Behind a proxy it is the address of the
-    /// proxy.
+    /// Returns the address of the peer, or `None` if the address is unknown, for example because
+    /// the connection is not a `TcpStream`. Behind a proxy, the peer is the proxy.
     #[must_use]
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.transport.peer()
@@ -97,7 +97,7 @@ impl SseConnectInfo {
 opaque_debug!(|info: SseConnectInfo| { peer: info.peer_addr() });
 
 impl<S> SseIo<S> {
-    /// Returns the identity of this socket, for the extensions of the requests that it carries.
+    /// Returns the identity of this socket, to be added to the extensions of its requests.
     /// [`SseConnectInfo`] has an example.
     #[must_use]
     pub fn connect_info(&self) -> SseConnectInfo {
@@ -116,7 +116,7 @@ struct Entry {
 
 /// The write deadline of waiting bytes.
 struct Deadline {
-    /// Whether a write waits, and not a flush.
+    /// Whether a write waits. False if only a flush or a shutdown waits.
     writes: bool,
     sleep: Pin<Box<Sleep>>,
 }
@@ -133,20 +133,23 @@ struct Watch {
     /// reading, for example because it ignores the rest of a request body, still flushes whenever
     /// it is woken.
     has_polled_read: bool,
-    /// Whether the first bytes were read.
+    /// Whether the first read of the connection was complete.
     begun: bool,
 }
 
 impl Hub {
-    /// Wraps a connection for a server of the application, such as hyper's. For `axum::serve` use
-    /// `Hub::listener`.
+    /// Wraps a connection, for a server that the application runs itself, for example with hyper.
+    /// For `axum::serve`, use `Hub::listener`.
     ///
     /// If bytes wait and the peer accepts none for
     /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline), the connection ends with
-    /// an error. This applies to every response, so also to a download that its reader has paused.
-    /// [`Hub::drain`] can cut the connection. A `TcpStream` also gets `TCP_NODELAY` and, on Linux,
-    /// `TCP_USER_TIMEOUT`. With TLS, wrap the TCP stream and pass the result to the TLS acceptor.
-    /// The connection must be polled in a tokio runtime with time enabled.
+    /// an error. During a drain, the limit is
+    /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit). Both limits apply to every
+    /// response, for example also to a download that the client has paused. [`Hub::drain`] can cut
+    /// the connection. A `TcpStream` also gets `TCP_NODELAY` and, on Linux and Android,
+    /// `TCP_USER_TIMEOUT` and `TCP_NOTSENT_LOWAT`. With TLS, wrap the TCP stream and pass the
+    /// result to the TLS acceptor. The connection must be polled in a tokio runtime with time
+    /// enabled.
     ///
     /// ```no_run
     /// # use tower_sse::Hub;
@@ -179,8 +182,8 @@ impl Hub {
     }
 }
 
-/// Sets the options of a TCP socket. An option that cannot be set is not available for the family
-/// of the socket.
+/// Sets the options of a TCP socket. Only logs an error, because some kinds of sockets do not have
+/// every option.
 fn set_options(tcp: &TcpStream, timeout: Duration) {
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -203,8 +206,8 @@ fn set_options(tcp: &TcpStream, timeout: Duration) {
 }
 
 impl Entry {
-    /// Records the current task and its waker at the start of every poll. Returns an error if the
-    /// hub has cut the connection.
+    /// Records the task and the waker of the current poll, if they have changed. Returns an error
+    /// if the hub has cut the connection.
     fn enter(&mut self, cx: &Context<'_>) -> io::Result<()> {
         // A server polls several times for each event, mostly with the same waker.
         if self.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
@@ -222,7 +225,8 @@ impl Entry {
         Ok(())
     }
 
-    /// Records a timeout of the kernel, for a peer that acknowledges no bytes.
+    /// Marks the transport as timed out if the error is a timeout of the kernel, for a peer that
+    /// acknowledges no bytes.
     fn record_timeout(&self, error: &io::Error) {
         if error.kind() == io::ErrorKind::TimedOut {
             self.transport.time_out();
@@ -245,8 +249,8 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
         operation: impl FnOnce(Pin<&mut Socket<S>>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         let mut this = self.project();
-        // Also after a takeover: the hub must be able to cut a server that waits, for example for a
-        // request body.
+        // Needed also after a takeover, because the hub must be able to cut the connection of a
+        // server that still waits, for example for a request body.
         this.entry.enter(cx)?;
         if this.inner.is_taken_over() {
             return operation(this.inner, cx);
@@ -302,23 +306,23 @@ impl<S: AsyncRead + AsyncWrite> SseIo<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
-    /// Lets the hub take the socket over from the server for as long as a stream lasts.
+    /// Lets the hub take the socket over from the server when it carries a stream.
     ///
     /// A server keeps its buffers and a task for as long as a response lasts. With takeover, the
-    /// server writes the head and the first event of a stream and then sees the response end. The
-    /// hub writes the rest: the same frames with the same deadlines, from one task for thousands of
-    /// sockets.
+    /// server writes the head and the first event of a stream, and then the response ends for the
+    /// server. The hub writes the rest of the stream, with the same frames and the same deadlines,
+    /// and closes the socket at the end. A task of the hub writes to thousands of sockets.
     ///
     /// Takeover works for HTTP/1.1 on a `TcpStream`, on Unix. The hub compares the bytes on the
-    /// socket with the stream. If they differ, because of TLS, HTTP/2, HTTP/1.0 or a layer that
-    /// changes the body, the stream stays with the server. So does every other response. The head
-    /// of a stream has `Connection: close`, and a request that is pipelined behind it is not
-    /// answered.
+    /// socket with the stream. If the bytes differ, for example because of TLS, HTTP/2, HTTP/1.0 or
+    /// a layer that changes the body, the stream stays with the server. All other responses stay
+    /// with the server too. The head of an HTTP/1.1 stream has `Connection: close`, and the server
+    /// does not answer a request that the client pipelines behind the request for the stream.
     ///
     /// For other layers and for the server's graceful shutdown, the response ends at the takeover.
-    /// So use the limits and counts of the hub, and await [`Hub::drain`] before the process ends. A
-    /// stream continues if the task of the server is aborted. It ends with the drain, or with the
-    /// runtime that served it.
+    /// So use the limits and counts of the hub, and await [`Hub::drain`] before the process ends.
+    /// The stream continues even if the task of the server is aborted. The drain, or the end of the
+    /// runtime that served the request, ends the stream.
     ///
     /// ```no_run
     /// # use tower_sse::Hub;
@@ -341,7 +345,7 @@ impl<S: AsyncRead + AsyncWrite + 'static> SseIo<S> {
 
 impl Watch {
     /// Reads ahead while the server does not read, until no bytes are available, the limit is
-    /// reached or the input ends. Returns an error if the input ends.
+    /// reached or the input ends. Returns an error if the input has ended or cannot be read.
     fn read_ahead<S: AsyncRead>(
         &mut self,
         mut inner: Pin<&mut S>,
@@ -371,8 +375,8 @@ impl Watch {
         Ok(())
     }
 
-    /// Returns bytes that were read ahead to the server. The result is false if there are none and
-    /// the input has not ended.
+    /// Copies bytes that were read ahead into the server's buffer. Returns false if no such bytes
+    /// are left and the input has not ended.
     fn replay(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         if self.stray.is_empty() {
             return self.ended;
@@ -388,8 +392,8 @@ impl Watch {
     }
 }
 
-/// Returns whether a connection that begins with these bytes uses HTTP/1: they are a method, and
-/// not the preface of HTTP/2.
+/// Returns whether a connection that begins with these bytes uses HTTP/1: the bytes begin with a
+/// method, and not with the preface of HTTP/2.
 fn is_http1(bytes: &[u8]) -> bool {
     bytes.len() >= 4 && bytes[..3].iter().all(u8::is_ascii_uppercase) && !bytes.starts_with(b"PRI ")
 }

@@ -41,9 +41,9 @@ pub struct SseListener<L> {
 impl Hub {
     /// Wraps a listener for `axum::serve`. [`Hub::io`] wraps each of its connections.
     ///
-    /// The result is inside axum's `TapIo`, so that `ConnectInfo<SocketAddr>` still compiles. The
-    /// closure in it does nothing. With HTTP/2, serve an [`SseMakeService`], so that the hub can
-    /// cut stalled clients.
+    /// The listener is inside axum's `TapIo`, with a closure that does nothing, so that axum's
+    /// `into_make_service_with_connect_info::<SocketAddr>()` still compiles. With HTTP/2, serve an
+    /// [`SseMakeService`], so that the hub can cut the connections of stalled clients.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -64,11 +64,11 @@ impl Hub {
         SseListener { hub: self.clone(), listener, takeover: false }.tap_io(|_| {})
     }
 
-    /// Wraps a listener like [`Hub::listener`]. The hub also [takes the socket](SseIo::take_over)
-    /// of each connection over for as long as a stream lasts.
+    /// Wraps a listener like [`Hub::listener`]. The hub also [takes over the
+    /// socket](SseIo::take_over) of each connection that carries a stream.
     ///
-    /// An idle stream then takes less than a kilobyte. Await [`Hub::drain`] in the shutdown signal:
-    /// axum does not wait for these streams.
+    /// An idle stream then takes less than a kilobyte. Await [`Hub::drain`] in the shutdown signal,
+    /// because axum's graceful shutdown does not wait for these streams.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -112,9 +112,9 @@ impl<L: Listener> Listener for SseListener<L> {
 /// A make service for `axum::serve` on [`Hub::listener`], which adds [`SseConnectInfo`] to each
 /// request.
 ///
-/// Apart from that, it does the same as axum's
-/// `into_make_service_with_connect_info::<SocketAddr>()`. With this make service the hub knows the
-/// socket of every stream, also with HTTP/2.
+/// The make service also adds `ConnectInfo` with the address of the peer, like axum's
+/// `into_make_service_with_connect_info::<SocketAddr>()`. With this make service, the hub knows the
+/// socket of every stream, even with HTTP/2.
 ///
 /// ```no_run
 /// use axum::Router;

@@ -35,8 +35,8 @@ impl Address {
     }
 }
 
-/// The maximum number of addresses of an audience, and of connections that it excludes. A record
-/// lists each of them, so a larger audience needs a topic.
+/// The maximum number of addresses of an audience, and the maximum number of connections that it
+/// excludes. A record lists all of them. For a larger audience, an application uses a topic.
 const MAX_TARGETS: usize = 128;
 
 /// One address or a union of several, without the excluded connections.
@@ -55,7 +55,7 @@ impl Audience {
         &self.except
     }
 
-    /// Returns the kind of its addresses, for logs.
+    /// Returns the kind of the addresses, for logs.
     pub(crate) fn kind(&self) -> &'static str {
         match &*self.addresses {
             [Address::Everyone] => "everyone",
@@ -101,11 +101,11 @@ impl Audience {
     }
 }
 
-/// The largest number of values that are compared with each other. More values are compared by a
-/// hash table.
+/// The maximum number of values that [`each_once`] compares with each other. For more values it
+/// uses a hash table.
 const LINEAR_SEARCH_MAX: usize = 8;
 
-/// Removes duplicates by key and keeps the order. Takes linear time.
+/// Removes values with the same key as an earlier value, and keeps the order. Takes linear time.
 pub(crate) fn each_once<T, K: Clone + Eq + Hash>(all: &mut Vec<T>, key: impl Fn(&T) -> &K) {
     if all.len() <= LINEAR_SEARCH_MAX {
         for index in (1..all.len()).rev() {

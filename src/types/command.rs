@@ -18,7 +18,7 @@ pub(crate) struct Command {
 }
 
 impl Command {
-    /// Returns whether the command joins this topic.
+    /// Returns whether the command makes connections join this topic.
     pub(crate) fn joins(&self, topic: &Topic) -> bool {
         match &self.action {
             Action::Join(joined, _) => joined == topic,
@@ -45,7 +45,7 @@ pub(crate) struct Change {
     pub(crate) join: Vec<Topic>,
     /// The cursor after which the page wants the events of the joined topics.
     pub(crate) since: Cursor,
-    /// Joined topics with the positions after which the page may read them. If a topic has several,
-    /// the latest counts.
+    /// Joined topics with the positions after which the page may read them. If a topic has several
+    /// positions, the latest counts.
     pub(crate) bounds: Vec<(Topic, Position)>,
 }

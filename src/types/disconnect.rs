@@ -41,7 +41,8 @@ pub(crate) enum Reconnect {
 }
 
 impl Reconnect {
-    /// Returns whether this setting delays a client more than the other: a ban is the strictest.
+    /// Returns whether this setting is of a stricter kind than the other. A ban is stricter than a
+    /// delay, and a delay is stricter than none. Durations are not compared.
     pub(crate) fn is_stricter_than(self, other: Self) -> bool {
         let rank = |reconnect| match reconnect {
             Self::Now => 0,
@@ -67,7 +68,7 @@ impl Disconnect {
 
     /// Allows clients to reconnect after one to two times
     /// [`HubBuilder::retry`](crate::HubBuilder::retry), at random, so that they do not all
-    /// reconnect at once. The hub calls the access hook for each new request. The default.
+    /// reconnect at once. The hub calls the access hook for each new request. This is the default.
     #[must_use]
     pub fn now() -> Self {
         Self::default()
@@ -85,12 +86,12 @@ impl Disconnect {
     /// which browsers do not retry.
     ///
     /// The ban applies to the clients of the ended streams: their `hub.bye` has an id, which the
-    /// client sends back when it reconnects. It also applies to the target: a request for a stream
-    /// of this user or this topic gets `204` with any id, and with [`Hub::everyone`] as the target
-    /// every request does.
+    /// client sends back when it reconnects. The ban also applies to the target: a request for a
+    /// stream of this user or this topic gets `204` with any id. If the target is
+    /// [`Hub::everyone`], every request for a stream gets `204`.
     ///
-    /// If the target is a connection, the hub admits a new page of the same user, because the new
-    /// page has a new connection id. The hub also admits new pages if the target excludes a
+    /// If the target is a connection, the hub admits a new page of the same user, because a new
+    /// page does not send that id. The hub also admits new pages if the target excludes a
     /// connection ([`Target::except`](crate::Target::except), for "sign out everywhere else").
     ///
     /// [`Hub::everyone`]: crate::Hub::everyone

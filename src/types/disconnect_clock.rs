@@ -1,9 +1,10 @@
-//! A logical clock: the count of the disconnections of this process.
+//! A logical clock: the count of the disconnects and topic removals of this process.
 //!
-//! A request notes the count when it arrives, and a ticket when it is issued. A disconnection
-//! increments the count. So an authorization with a lower count may be outdated, and must be
-//! repeated. A wall clock could not order events within one tick. The count is global to the
-//! process, because a request has no hub yet when it arrives.
+//! A request stores the count when it arrives, and a ticket when it is issued. A disconnect
+//! increments the count, and so does a command that removes a topic from a connection. So an
+//! authorization with a lower count may be outdated, and must be repeated. A wall clock could not
+//! order two events within one tick. The count is global to the process, because a request has no
+//! hub yet when it arrives.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -8,8 +8,8 @@ use http::StatusCode;
 
 /// The error of publishing an event.
 ///
-/// The hub has appended nothing and used no position, unless [`is_unknown`](Self::is_unknown) is
-/// true.
+/// The log has not appended the event, unless [`is_unknown`](Self::is_unknown) is true: then the
+/// log may have appended it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,18 +64,19 @@ impl PublishError {
     }
 
     /// Returns whether the event or its target is invalid, so that a retry cannot succeed. Causes
-    /// are an invalid name, bytes that are not UTF-8, a value that cannot be serialized, a payload
-    /// or a union of targets over its limit, and an idempotency key without a shared log.
+    /// are an invalid name or key, bytes that are not UTF-8, a value that cannot be serialized, a
+    /// payload or a union of targets over its limit, and an idempotency key without a shared log.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         !self.is_closed() && !self.is_unavailable()
     }
 
-    /// Returns whether the broker was unavailable. The broker could not be reached, rejected the
-    /// event, or did not answer in time ([`is_unknown`](Self::is_unknown)).
+    /// Returns whether the broker could not be reached, rejected the event, or did not confirm it
+    /// ([`is_unknown`](Self::is_unknown)).
     ///
-    /// Also true if [`publish_now`](crate::Target::publish_now) was called with a shared log, or if
-    /// the future was polled outside of a tokio runtime, where the hub cannot reach a broker.
+    /// Also returns true if [`publish_now`](crate::Target::publish_now) was called with a shared
+    /// log, or if the future was polled outside of a tokio runtime, where the hub cannot reach a
+    /// broker.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, PublishErrorKind::Broker { .. } | PublishErrorKind::Shared | PublishErrorKind::NoRuntime)
@@ -83,7 +84,8 @@ impl PublishError {
 
     /// Returns whether the payload is over
     /// [`HubBuilder::max_payload`](crate::HubBuilder::max_payload). The hub counts the bytes that
-    /// the event would have on the wire. Such an error is also [invalid](Self::is_invalid).
+    /// the event would have on the wire without its id. Such an error is also
+    /// [invalid](Self::is_invalid).
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         matches!(self.0, PublishErrorKind::TooLarge { .. })
@@ -97,11 +99,11 @@ impl PublishError {
 
     /// Returns the HTTP status for a client whose request caused the event.
     ///
-    /// | error | status |
+    /// | Error | Status |
     /// |---|---|
     /// | [`is_too_large`](Self::is_too_large) | 413 |
     /// | a value that cannot be serialized, which is a bug of the application | 500 |
-    /// | otherwise [`is_invalid`](Self::is_invalid) | 400 |
+    /// | any other error for which [`is_invalid`](Self::is_invalid) is true | 400 |
     /// | [`is_closed`](Self::is_closed), [`is_unavailable`](Self::is_unavailable) | 503 |
     ///
     /// If [`is_unknown`](Self::is_unknown) is also true, the event may have been published despite
@@ -116,8 +118,9 @@ impl PublishError {
         }
     }
 
-    /// Returns whether the event may have been published: the record was sent to the log, and no
-    /// answer came in time. Never true with the log of this process.
+    /// Returns whether the event may have been published: the record was sent to the shared log,
+    /// and the log did not confirm it, for example within the timeout. Always false with the log of
+    /// this process.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         matches!(self.0, PublishErrorKind::Broker { is_unknown: true, .. })
@@ -136,7 +139,9 @@ impl fmt::Display for PublishError {
             PublishErrorKind::NotJson(_) => f.write_str("data cannot be serialized to JSON"),
             PublishErrorKind::Closed => f.write_str("the hub was drained"),
             PublishErrorKind::Broker { is_unknown: false, .. } => f.write_str("cannot write to the shared log"),
-            PublishErrorKind::Broker { is_unknown: true, .. } => f.write_str("the shared log did not answer in time"),
+            PublishErrorKind::Broker { is_unknown: true, .. } => {
+                f.write_str("the shared log did not confirm the event")
+            }
             PublishErrorKind::Shared => f.write_str("`publish_now` cannot write to a shared log: await `publish`"),
             PublishErrorKind::NoRuntime => f.write_str("no tokio runtime: cannot write to the shared log"),
             PublishErrorKind::Unshared => f.write_str("an idempotency key requires a shared log"),
@@ -163,9 +168,10 @@ impl From<InvalidName> for PublishError {
 
 /// The error of a command that ends connections, or that makes them join or leave a topic.
 ///
-/// The hub has changed nothing, with two exceptions. If [`is_over_limit`](Self::is_over_limit) is
-/// true, other connections of the target may have joined the topic. If
-/// [`is_unavailable`](Self::is_unavailable) is true, this instance has carried out the command.
+/// If the command is [invalid](Self::is_invalid), it changed nothing. If
+/// [`is_over_limit`](Self::is_over_limit) is true, some connections of the target may have joined
+/// the topic. If [`is_unavailable`](Self::is_unavailable) is true, this instance has carried out
+/// the command.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -210,15 +216,15 @@ impl CommandError {
         !self.is_over_limit() && !self.is_unavailable()
     }
 
-    /// Returns whether other instances did not receive the command, although this instance has
-    /// carried it out. The broker was unavailable, or the future was polled outside of a tokio
-    /// runtime, where the hub cannot reach the broker. Retry the command.
+    /// Returns whether other instances may not have received the command, although this instance
+    /// has carried it out. Either the broker was unavailable, or the future was polled outside of a
+    /// tokio runtime, where the hub cannot reach the broker. Retry the command.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, CommandErrorKind::Broker(_) | CommandErrorKind::NoRuntime)
     }
 
-    /// Returns whether the connection, or the user, has as many topics as
+    /// Returns whether a connection or a user of the target already has as many topics as
     /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics) allows.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
@@ -245,7 +251,9 @@ impl fmt::Display for CommandError {
         match &self.0 {
             CommandErrorKind::Invalid(invalid) => invalid.fmt(f),
             CommandErrorKind::TooManyTargets => f.write_str("too many targets"),
-            CommandErrorKind::TooManyTopics { limit } => write!(f, "more than {limit} topics"),
+            CommandErrorKind::TooManyTopics { limit } => {
+                write!(f, "a connection or user would have more than {limit} topics")
+            }
             CommandErrorKind::Broker(_) => f.write_str("cannot send the command to other instances"),
             CommandErrorKind::NoRuntime => f.write_str("no tokio runtime: cannot send the command to other instances"),
         }
@@ -267,7 +275,8 @@ impl From<InvalidName> for CommandError {
     }
 }
 
-/// The error of a name that no hub accepts: a topic, user, connection, event name or key.
+/// The error of a name or a short text that no hub accepts: a topic, user, connection, event name,
+/// key or note.
 ///
 /// The text of the error names the field and the problem. It does not contain the value.
 ///
@@ -325,7 +334,7 @@ impl fmt::Display for InvalidName {
             NameProblem::Reserved => {
                 write!(f, "{field} is reserved: `open`, `error` and names that start with `hub.`")
             }
-            NameProblem::Foreign => write!(f, "{field} belongs to another hub"),
+            NameProblem::Foreign => write!(f, "{field} belongs to another hub or publisher"),
             NameProblem::Malformed => write!(f, "{field} is malformed"),
         }
     }
@@ -339,15 +348,16 @@ impl From<Infallible> for InvalidName {
     }
 }
 
-/// The error of a setting that [`HubBuilder::build`](crate::HubBuilder::build) rejects, or of two
-/// settings that contradict each other.
+/// The error of [`HubBuilder::build`](crate::HubBuilder::build) and
+/// [`HubBuilder::publisher`](crate::HubBuilder::publisher): a setting is invalid, or two settings
+/// contradict each other.
 ///
 /// ```
 /// use tower_sse::Hub;
 ///
 /// let error = Hub::builder().max_payload(0).build().unwrap_err();
 /// assert_eq!(error.setting(), "max_payload");
-/// assert_eq!(error.to_string(), "max_payload: too small for any event");
+/// assert_eq!(error.to_string(), "max_payload: must be at least 16 bytes");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BuildError {
@@ -360,7 +370,8 @@ impl BuildError {
         Self { setting, problem }
     }
 
-    /// Returns the name of the builder method that sets the rejected setting.
+    /// Returns the name of the builder method that sets the rejected setting. It is `build` if the
+    /// operating system returned no random bytes.
     #[must_use]
     pub fn setting(&self) -> &'static str {
         self.setting

@@ -27,8 +27,8 @@ const MAX_EVENT_NAME_BYTES: usize = 128;
 /// # Ok(()) }
 /// ```
 ///
-/// Publishing checks names and keys, so an expression that builds an event needs no error handling.
-/// The error of [`publish`](crate::Target::publish) names the field and the reason.
+/// An `Event` may contain an invalid name or key. [`publish`](crate::Target::publish) checks them,
+/// and its error names the field and the reason.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub(crate) name: Cow<'static, str>,
@@ -39,20 +39,21 @@ pub struct Event {
     pub(crate) idempotency_key: Option<Cow<'static, str>>,
 }
 
-/// UTF-8 text in the buffer that the application passed, so that it is not copied.
+/// UTF-8 text in the buffer that the application passed, so that the text is not copied.
 #[derive(Clone)]
 enum Text {
     Str(Cow<'static, str>),
-    /// Checked by [`Event::from_utf8`].
+    /// Bytes that [`Event::from_utf8`] has checked.
     Bytes(Bytes),
 }
 
 impl Event {
     /// Creates a named event with text as its data.
     ///
-    /// `name` has at most 128 bytes and no control characters. `open`, `error` and names that start
-    /// with `hub.` are reserved for the browser and the hub. An empty name stands for no name. Line
-    /// breaks in `data` may be LF, CR or CRLF; the receiver reads each of them as LF.
+    /// `name` has at most 128 bytes, no control characters, and no characters that change the
+    /// direction of text. `open`, `error` and names that start with `hub.` are reserved for the
+    /// browser and the hub. An empty name stands for no name. Line breaks in `data` may be LF, CR
+    /// or CRLF; the receiver reads each of them as LF.
     #[doc(alias = "text")]
     pub fn new(name: impl Into<Cow<'static, str>>, data: impl Into<Cow<'static, str>>) -> Self {
         Self {
@@ -65,17 +66,17 @@ impl Event {
         }
     }
 
-    /// Creates an event without a name. A browser passes it to `onmessage`.
+    /// Creates an event without a name. A browser passes such an event to `onmessage`.
     #[doc(alias = "message")]
     pub fn unnamed(data: impl Into<Cow<'static, str>>) -> Self {
         Self::new("", data)
     }
 
-    /// Creates a named event with a value as its data, which this call serializes to JSON.
+    /// Creates a named event whose data is `value` as JSON.
     ///
     /// # Errors
     ///
-    /// If `value` cannot be serialized.
+    /// Returns an error if `value` cannot be serialized.
     pub fn json<T>(name: impl Into<Cow<'static, str>>, value: &T) -> Result<Self, PublishError>
     where
         T: serde::Serialize + ?Sized,
@@ -89,7 +90,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// If `data` is not UTF-8. An event stream contains only UTF-8.
+    /// Returns an error if `data` is not UTF-8, because an event stream contains only UTF-8.
     #[doc(alias = "utf8")]
     pub fn from_utf8(name: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Result<Self, PublishError> {
         let data = data.into();
@@ -102,8 +103,8 @@ impl Event {
     /// Creates an event that removes the current value of `key` for audiences with
     /// [`Retention::latest_per_key`](crate::Retention::latest_per_key).
     ///
-    /// The event is also delivered, so that open pages can remove the value too. Its data is the
-    /// key unless [`data`](Self::data) sets other data. The event has no name unless
+    /// The event is also delivered, so that open pages can remove the value too. The data of the
+    /// event is the key, unless [`data`](Self::data) sets other data. The event has no name, unless
     /// [`name`](Self::name) sets one.
     #[doc(alias = "remove")]
     pub fn removal(key: impl Into<Cow<'static, str>>) -> Self {
@@ -126,9 +127,9 @@ impl Event {
     }
 
     /// Makes this event the current value of `key` for audiences with
-    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key), in place of the earlier
-    /// one. With other retentions a key has no effect. A key has 1 to 255 bytes without control
-    /// characters, and is not sent to clients. Defaults to none.
+    /// [`Retention::latest_per_key`](crate::Retention::latest_per_key). It replaces the earlier
+    /// value of the key. With other retentions a key has no effect. A key has 1 to 255 bytes
+    /// without control characters, and is not sent to clients. Defaults to none.
     #[must_use]
     pub fn key(mut self, key: impl Into<Cow<'static, str>>) -> Self {
         self.key = Some(key.into());
@@ -146,9 +147,9 @@ impl Event {
     /// Sets an idempotency key, so that a shared log ([`HubBuilder::backplane`], `Publisher`)
     /// appends the event only once.
     ///
-    /// The shared log appends an event with this key once within ten minutes. A later publish with
-    /// the same key, from any instance, returns the position of the first. Use a key for jobs that
-    /// may run again, and for retries after an error with
+    /// For ten minutes, the shared log appends no second event with the same key. Another publish
+    /// with this key, from any instance, returns the position of the first event. Use a key for
+    /// jobs that may run again, and for retries after an error with
     /// [`is_unknown`](PublishError::is_unknown). The log compares only the key: it drops an event
     /// with a used key, also if the event has other data.
     ///
@@ -198,7 +199,7 @@ impl Text {
     }
 }
 
-/// Omits the text, because it may be secret.
+/// Prints only the length, because the text may be secret.
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.as_bytes().len())

@@ -42,12 +42,13 @@ impl BannedUntil {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cursor {
-    /// The client has sent no id, or an empty one, as a new page does.
+    /// The client has sent no id, or an empty id.
     #[default]
     Absent,
     /// The client has received all events up to this position.
     At(Position),
-    /// The client is banned until this time. The id is from the `hub.bye` that ended its stream.
+    /// The client is banned until this time, which may have passed. The id is from the `hub.bye`
+    /// that ended its stream.
     #[doc(alias = "Barred")]
     Banned(SystemTime),
     /// The client has sent an id that no hub sends.
@@ -55,7 +56,7 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    /// Parses the value of a `Last-Event-ID` header.
+    /// Parses the value of a `Last-Event-ID` header, or of the query field `last_event_id`.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Self {
         if bytes.is_empty() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::as_text::serde_as_text;
 use super::error::{InvalidName, NameProblem};
 
-/// The maximum length of a topic or a user, in bytes.
+/// The maximum length of a topic, a user or a key, in bytes.
 pub(crate) const MAX_NAME_BYTES: usize = 255;
 
 /// Checks the rules of every name: not empty, not longer than `limit` bytes, no control characters.
@@ -149,8 +149,8 @@ name! {
 }
 
 name! {
-    /// A user as the application identifies it. Every page and tab that a user has open is a
-    /// connection of that user.
+    /// A user as the application identifies it. Every stream that a user has open is a connection
+    /// of that user.
     ///
     /// ```
     /// use tower_sse::UserId;
@@ -223,8 +223,8 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// Only the first digits, because the whole id authorizes changes of the topics of an anonymous
-/// connection, and logs should not contain it.
+/// Prints only the first eight digits. The whole id authorizes changes of the topics of an
+/// anonymous connection, so logs should not contain it.
 impl fmt::Debug for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}…", self.brief())

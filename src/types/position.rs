@@ -33,7 +33,7 @@ pub struct Position {
 /// The length of the longest position: `1.`, 16 hexadecimal digits, `.` and 20 digits.
 const MAX_LEN: usize = 39;
 
-/// Orders the positions of one epoch of the log. Positions of two epochs have no order.
+/// Orders the positions of one epoch of the log. Positions of different epochs cannot be compared.
 impl PartialOrd for Position {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         (self.epoch == other.epoch).then(|| self.sequence.cmp(&other.sequence))

@@ -16,7 +16,7 @@ macro_rules! reasons {
         }
 
         impl $name {
-            /// All reasons, in the order of their documentation.
+            /// All reasons, in the order in which the type declares them.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
             /// Returns the word for the reason on the wire.
@@ -65,7 +65,7 @@ impl fmt::Display for UnknownReason {
 impl std::error::Error for UnknownReason {}
 
 reasons! {
-    /// The reason that events are no longer retained: the `reason` of `hub.gap`.
+    /// The reason of a gap: the `reason` of `hub.gap`.
     ///
     /// ```
     /// use tower_sse::GapReason;
@@ -74,12 +74,13 @@ reasons! {
     /// assert_eq!("lagged".parse(), Ok(GapReason::Lagged));
     /// ```
     GapReason {
-        /// The retention had dropped the events before the client reconnected.
+        /// The events were dropped before the stream was opened, or before it joined their topic.
         Trimmed = "trimmed",
-        /// The client's position is from another epoch of the log. Without a broker, every restart
-        /// of the process begins a new epoch.
+        /// The client's position is from another epoch of the log, or the log has begun a new epoch
+        /// while the stream was open. Without a broker, every restart of the process begins a new
+        /// epoch.
         Epoch = "epoch",
-        /// The client's position is above every position that the log ever had.
+        /// The client's position is above the newest position of the log.
         Ahead = "ahead",
         /// The client sent an id that is not a position.
         Invalid = "invalid",
@@ -91,8 +92,8 @@ reasons! {
 }
 
 reasons! {
-    /// The reason that a request received no stream: the `reason` of `hub.refused`. The response is
-    /// then a stream with this one event, which sets when the browser retries.
+    /// The reason for which a request received no stream: the `reason` of `hub.refused`. The
+    /// response is then a stream with only this event, which sets when the browser retries.
     ///
     /// ```
     /// use tower_sse::{Refusal, RefusalReason};
@@ -103,9 +104,9 @@ reasons! {
     /// ```
     RefusalReason {
         /// The application returned [`Refusal::retry_later`](crate::Refusal::retry_later) with this
-        /// reason.
+        /// reason, or the operating system returned no random bytes.
         Busy = "busy",
-        /// A limit on connections is reached.
+        /// A limit on connections or on requests per second is reached.
         Limit = "limit",
         /// The hub is draining. The client should retry, and reaches another instance or the next
         /// process.
@@ -115,16 +116,17 @@ reasons! {
         /// The instance has not read the shared log yet, or cannot look up a ticket because the
         /// broker is unavailable.
         Starting = "starting",
-        /// The user or a topic was disconnected while the hub authorized the request, so the result
-        /// may be outdated. The client should retry, and the hub authorizes the new request.
+        /// The user, a topic or everyone was disconnected while the hub authorized the request, so
+        /// the result may be outdated. The client should retry, and the hub authorizes the new
+        /// request.
         #[doc(alias = "Kicked")]
         Disconnected = "disconnected",
     }
 }
 
 reasons! {
-    /// The reason that a stream ended: the `reason` of `hub.bye` if the hub ended it, and the key
-    /// of [`Stats::ended`](crate::Stats::ended).
+    /// The reason for which a stream ended: the `reason` of `hub.bye` if the hub ended it, and the
+    /// argument of [`Stats::ended`](crate::Stats::ended).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -150,8 +152,8 @@ reasons! {
         /// The stream fell behind the retention of an audience whose policy is
         /// [`LagPolicy::Disconnect`](crate::LagPolicy::Disconnect). The client should reconnect.
         Lagged = "lagged",
-        /// The client read no bytes for the write deadline while bytes were waiting. Such a client
-        /// rarely receives the `hub.bye`, because it does not read. The client may reconnect.
+        /// The client took no bytes for the write deadline while bytes were waiting. Such a client
+        /// rarely receives the `hub.bye`. The client may reconnect.
         Stalled = "stalled",
         /// The application disconnected the client with
         /// [`Target::disconnect`](crate::Target::disconnect). The [`Disconnect`](crate::Disconnect)
@@ -160,8 +162,8 @@ reasons! {
         Disconnected = "disconnected",
         /// [`Access::recheck`](crate::Access::recheck) ended the stream, or failed twice in a row.
         /// The client should reconnect, and the access hook authorizes the new request. After
-        /// [`Refusal::retry_later`](crate::Refusal::retry_later) the client should reconnect later,
-        /// and after [`Refusal::gone`](crate::Refusal::gone) it is banned for a day.
+        /// [`Refusal::retry_later`](crate::Refusal::retry_later) the client should reconnect later.
+        /// After [`Refusal::gone`](crate::Refusal::gone) the client is banned for a day.
         Revoked = "revoked",
         /// The stream was the oldest when a limit was reached whose policy is
         /// [`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest). The client should reconnect
@@ -169,7 +171,7 @@ reasons! {
         Limit = "limit",
         /// The stream reached
         /// [`HubBuilder::max_connection_age`](crate::HubBuilder::max_connection_age). The client
-        /// should reconnect, and resumes without loss.
+        /// should reconnect, and then resumes.
         Age = "age",
     }
 }

@@ -29,10 +29,11 @@ pub enum Recheck {
     /// The stream stays open, with at most the permissions of this subscription.
     ///
     /// The stream leaves at once each topic that the subscription neither has nor allows to
-    /// [join](Subscription::may_join), and the hub drops the waiting events of such a topic. Topics
-    /// that the stream does not have are ignored. An expiry of the subscription replaces that of
-    /// the stream, so an application can renew an open stream. If the subscription is for another
-    /// user, or for none, the stream ends. The hub calls the hook again after the next interval.
+    /// [join](Subscription::may_join), and the hub drops the waiting events of such a topic. The
+    /// hub ignores topics of the subscription that the stream does not have. An expiry of the
+    /// subscription replaces the expiry of the stream, so an application can renew an open stream.
+    /// If the subscription and the stream do not have the same user, the stream ends. The hub calls
+    /// the hook again after the next interval.
     ///
     /// The hub also narrows a [ticket](crate::Hub::ticket) in this way when it is redeemed. The
     /// page may then [join](Subscription::may_join) the topics that both the ticket and this
@@ -40,15 +41,15 @@ pub enum Recheck {
     Narrow(Subscription),
     /// The stream ends at once.
     ///
-    /// After [`Refusal::retry_later`] the client reconnects at that time. [`Refusal::gone`] bans
-    /// the client for a day. After other refusals the client reconnects, and the access hook
-    /// authorizes the request like any other.
+    /// After [`Refusal::retry_later`] the client reconnects after the time of the refusal.
+    /// [`Refusal::gone`] bans the client for a day. After other refusals the client reconnects, and
+    /// the access hook authorizes the request like any other.
     End(Refusal),
     /// The stream stays as it is. The hub does not call the hook for it again.
     Settled,
 }
 
-/// The recheck of one mount's access hook, as the hub calls it for an open stream.
+/// The access hook of one mount, which rechecks open streams.
 pub(crate) trait Authority: Send + Sync {
     fn recheck(self: Arc<Self>, subscription: Subscription) -> BoxFuture<'static, Recheck>;
 }

@@ -9,7 +9,7 @@ use super::subscription_error::SubscriptionError;
 ///
 /// A browser's `EventSource` never retries after any status other than `200`. So a retryable
 /// refusal is a stream with one event, `hub.refused`, which sets when the browser retries. The
-/// other refusals are statuses, after which the browser does not retry.
+/// other refusals are responses with another status, after which the browser does not retry.
 ///
 /// ```
 /// use tower_sse::{Refusal, RefusalReason, StreamRequest, Subscription};
@@ -39,9 +39,9 @@ pub(crate) enum Kind {
         retry: Option<Duration>,
     },
     Gone,
-    /// The same request can never succeed. Only the hub refuses with this.
+    /// The subscription is invalid. Only the hub creates this refusal.
     Invalid(SubscriptionError),
-    /// The access hook panicked. Only the hub refuses with this.
+    /// The access hook panicked. Only the hub creates this refusal.
     Panicked,
 }
 
@@ -80,14 +80,16 @@ impl Refusal {
         Self(Kind::Invalid(invalid))
     }
 
-    /// Refuses a request whose authorization was outdated by a disconnect. The client retries.
+    /// Refuses a request whose authorization may be outdated, or whose topic change could not be
+    /// sent to another instance. The client retries.
     pub(crate) fn outdated() -> Self {
         Self::retry_later(RefusalReason::Disconnected)
     }
 
     /// Sets the time after which the client should retry, for [`retry_later`](Self::retry_later).
     /// The hub adds up to half of this time, at random, so that clients that were refused together
-    /// do not all retry at once. Has no effect on other refusals.
+    /// do not all retry at once. It clamps the sum to 0.1 s to 1 h. Has no effect on other
+    /// refusals.
     #[must_use]
     pub fn retry(mut self, after: Duration) -> Self {
         if let Kind::RetryLater { retry, .. } = &mut self.0 {

@@ -8,11 +8,11 @@ use std::time::Duration;
 /// [`TopicFilter`](crate::TopicFilter), otherwise the default for topics, users or everyone. A rule
 /// has one of three kinds:
 ///
-/// | kind | retains | a page that reconnects receives | a slow page receives |
+/// | Kind | Retains | A client that reconnects receives | A slow client receives |
 /// |---|---|---|---|
-/// | [`live`](Self::live) | a short window, for readers a moment behind | the missed events in the window, or a gap | the same |
+/// | [`live`](Self::live) | a short window, for readers a moment behind | all missed events, or a gap and the events of the window | the same |
 /// | [`replay`](Self::replay) | the newest events; a shared log retains more of them | all missed events, or a gap and the retained events | the same |
-/// | [`latest_per_key`](Self::latest_per_key) | the newest event of each key | the keys that changed | always the last value, without the outdated ones |
+/// | [`latest_per_key`](Self::latest_per_key) | the newest event of each key | the newest event of each key that has changed | the newest event of each key, without the outdated ones |
 ///
 /// All bounds of a rule apply at the same time. The hub's byte budgets
 /// ([`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget),
@@ -73,14 +73,16 @@ pub enum LagPolicy {
     /// still retained.
     #[default]
     Gap,
-    /// The stream ends with `hub.bye` and the reason `lagged`. The browser reconnects, and receives
-    /// a gap for the events that it missed.
+    /// The stream ends with `hub.bye` and the reason `lagged`. The browser reconnects. It then
+    /// receives a gap, unless a shared log still retains the events that it missed.
     Disconnect,
 }
 
 impl Retention {
-    /// Retains a window of the hub's write deadline (30 s by default), at most 256 events and 1
-    /// MiB. The window is enough for a reader that is a moment behind, or that reconnects at once.
+    /// Retains the events of the last
+    /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline) (30 s by default), at most
+    /// 256 events and 1 MiB unless set otherwise. This window is enough for a client that is a
+    /// moment behind, or that reconnects at once.
     #[must_use]
     pub fn live() -> Self {
         // `with_live_window` sets the age of the ring when the hub is built.
@@ -88,12 +90,12 @@ impl Retention {
         Self { kind: Kind::Live, ring, keyed: Bounds { count: 0, bytes: 0, age: None }, lag: LagPolicy::Gap }
     }
 
-    /// Retains the newest 1,024 events, at most 1 MiB of them and none older than 5 minutes, unless
+    /// Retains the newest events: at most 1,024 events and 1 MiB, none older than 5 minutes, unless
     /// set otherwise.
     ///
     /// Where several instances share a log
-    /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)), these are the bounds of each
-    /// instance's memory. A page that reconnects with an older cursor receives the older events
+    /// ([`HubBuilder::backplane`](crate::HubBuilder::backplane)), these bounds apply to the memory
+    /// of each instance. A client that reconnects with an older cursor receives the older events
     /// from the broker's log, as far back as that log goes. If clients must not read old events,
     /// set the limits of the broker's log.
     #[must_use]
@@ -105,14 +107,15 @@ impl Retention {
     /// Retains the newest event of each [`key`](crate::Event::key): at most 1,024 keys and 1 MiB,
     /// of any age, unless set otherwise.
     ///
-    /// A new page receives every current value at once. The hub treats events without a key as
-    /// [`live`](Self::live), and also the event that reports a [removal](crate::Event::removal).
+    /// A new stream first receives every current value. The hub retains events without a key as
+    /// [`live`](Self::live) does, and also the event that reports a
+    /// [removal](crate::Event::removal).
     #[must_use]
     pub fn latest_per_key() -> Self {
         Self { kind: Kind::LatestPerKey, keyed: Bounds { count: 1024, bytes: 1 << 20, age: None }, ..Self::live() }
     }
 
-    /// Limits the number of retained events, or of keys with
+    /// Limits the number of retained events of each audience, or of its keys with
     /// [`latest_per_key`](Self::latest_per_key). At least 1.
     #[must_use]
     pub fn count(mut self, count: usize) -> Self {
@@ -120,9 +123,9 @@ impl Retention {
         self
     }
 
-    /// Limits the number of retained bytes. An event counts as its bytes on the wire plus 200, and
-    /// a current value as its key and 90 in addition. At least 1. The newest event stays even if it
-    /// exceeds the limit.
+    /// Limits the retained bytes of each audience. An event counts as its bytes on the wire plus
+    /// 200. A current value counts as its key and 90 in addition. At least 1. The newest event
+    /// stays even if it exceeds the limit.
     #[must_use]
     pub fn bytes(mut self, bytes: usize) -> Self {
         self.bounds().bytes = bytes;
@@ -130,11 +133,11 @@ impl Retention {
     }
 
     /// Limits the age of retained events. More than zero. In a tokio runtime the hub drops an event
-    /// within a few seconds after it has reached the age. Without one, the hub checks the age when
-    /// an event is published.
+    /// within a few seconds after it has reached this age. Without a runtime, the hub checks the
+    /// age when an event is published.
     ///
-    /// Not for [`live`](Self::live), whose window is the
-    /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline).
+    /// [`HubBuilder::build`](crate::HubBuilder::build) rejects an age for [`live`](Self::live),
+    /// whose window is the [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline).
     #[must_use]
     pub fn age(mut self, age: Duration) -> Self {
         self.bounds().age = Some(age);
@@ -169,7 +172,8 @@ impl Retention {
         }
     }
 
-    /// Sets the age of the ring to the hub's live window, for kinds other than [`Kind::Replay`].
+    /// Sets the age of the ring to the write deadline of the hub, for kinds other than
+    /// [`Kind::Replay`].
     pub(crate) fn with_live_window(mut self, window: Duration) -> Self {
         if self.kind != Kind::Replay {
             self.ring.age = Some(window);

@@ -16,8 +16,8 @@ use super::position::Position;
 use super::subscription_error::SubscriptionError;
 use super::topic_filter::TopicFilter;
 
-/// The read permissions, the start and the end of one connection: the answer of an
-/// [`Access`](crate::Access) hook.
+/// The read permissions, the start and the end of one connection, as an [`Access`](crate::Access)
+/// hook returns them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -35,8 +35,9 @@ use super::topic_filter::TopicFilter;
 ///
 /// Every connection also receives the events that are published to everyone and to itself.
 ///
-/// The methods that take names return no errors. The subscription stores the first error, and the
-/// hub answers the request with `400`.
+/// The methods that take names return no errors. The subscription stores the first error. The hub
+/// then answers the request with `400`, and [`Hub::subscribe`](crate::Hub::subscribe) returns the
+/// error.
 #[derive(Clone)]
 pub struct Subscription {
     pub(crate) user: Option<UserId>,
@@ -50,30 +51,32 @@ pub struct Subscription {
     pub(crate) may_join: Vec<TopicFilter>,
     /// The key under which limits count the connection, in place of its user.
     pub(crate) counted_as: Option<Arc<str>>,
-    /// The ticket from which the subscription was redeemed. The subscription is then older than the
-    /// request.
+    /// The ticket from which the subscription was redeemed, or `None`. The subscription of a ticket
+    /// is older than the request.
     pub(crate) redeemed: Option<Box<Redeemed>>,
     pub(crate) invalid: Option<SubscriptionError>,
 }
 
-/// The largest number of topics that are searched one by one. More topics have a table.
+/// The maximum number of topics in a list that is searched one by one. A longer list also has a
+/// hash set.
 const LINEAR_SEARCH_MAX: usize = 8;
 
 /// Topics in the order in which they were added, each once.
 #[derive(Clone, Default)]
 pub(crate) struct Topics {
     list: Vec<Topic>,
-    /// The topics of a list that is longer than [`LINEAR_SEARCH_MAX`].
+    /// The same topics as a hash set, if `list` is longer than [`LINEAR_SEARCH_MAX`].
     known: Option<Box<Known>>,
-    /// The positions from which topics may be read.
+    /// The positions after which topics may be read.
     bounds: Option<Box<Bounds>>,
 }
 
-/// Boxed, because most subscriptions need none and are moved by value.
+/// A hash set of topics. It is boxed, because most subscriptions need none, and subscriptions are
+/// moved by value.
 #[derive(Clone)]
 struct Known(HashSet<Topic>);
 
-/// Boxed for the same reason as [`Known`].
+/// The positions after which each topic may be read. Boxed for the same reason as [`Known`].
 #[derive(Clone)]
 struct Bounds(HashMap<Topic, SmallVec<[Position; 1]>>);
 
@@ -116,8 +119,8 @@ impl Topics {
         bounds.0.entry(topic).or_default().push(position);
     }
 
-    /// Returns the positions that bound the reads of a topic. All of them apply, so the latest
-    /// counts.
+    /// Returns the positions after which a topic may be read. All of them apply, so the latest
+    /// position counts.
     pub(crate) fn since(&self, topic: &Topic) -> &[Position] {
         self.bounds.as_ref().and_then(|bounds| bounds.0.get(topic)).map_or(&[], |positions| positions)
     }
@@ -155,8 +158,8 @@ impl fmt::Debug for Topics {
 pub(crate) struct Redeemed {
     pub(crate) secret: u128,
     pub(crate) made_at: DisconnectClock,
-    /// The time of issue by the clock of the issuing machine, where other instances may redeem the
-    /// ticket.
+    /// The time of issue, by the wall clock of the instance that issued the ticket. `None` without
+    /// a shared log.
     pub(crate) deposited_at: Option<SystemTime>,
     /// The end of the ticket's lifetime, by the hub's clock.
     pub(crate) over_at: u64,
@@ -178,21 +181,23 @@ impl Expiry {
     }
 }
 
-/// The point at which a connection without a cursor starts. A connection that reconnects with a
-/// cursor continues from that cursor.
+/// The point at which a connection without a cursor starts, or with a cursor that the hub cannot
+/// use. With a usable cursor, a connection continues after the cursor.
 ///
-/// A start does not limit the read permissions. A client may send any cursor. The client then reads
-/// the retained events after it, also events that were published before the client was entitled to
-/// the topic. Use [`Subscription::topic_since`] or [`Subscription::without_history`] as limits.
+/// A start does not limit the read permissions. A client may send any cursor. It then reads the
+/// retained events after that cursor, also events that were published before the client was
+/// entitled to the topic. To limit this, use [`Subscription::topic_since`] or
+/// [`Subscription::without_history`].
 ///
-/// A stream with [`Last`](Self::Last) or [`Oldest`](Self::Oldest) begins with one `hub.gap` event
-/// with the reason `trimmed` if the hub has dropped events that the start asks for. Only topics
-/// with [`Retention::replay`](crate::Retention::replay) have a history. No gap is reported for an
+/// If the hub has dropped events that [`Last`](Self::Last) or [`Oldest`](Self::Oldest) ask for, the
+/// stream reports a `hub.gap` before its first event. Only audiences with
+/// [`Retention::replay`](crate::Retention::replay) have a history. The hub reports no gap for an
 /// event that has left the window of a `live` topic, or that a newer value has replaced.
 ///
-/// Both read the memory of this instance, within its retention. With a shared log they do not read
-/// older events from the broker. An instance that started after the broker had dropped events
-/// reports the gap for every such topic, because it cannot know the topics of these events.
+/// `Last` and `Oldest` read the memory of this instance, within its retention. With a shared log
+/// they do not read older events from the broker. An instance that started after the broker had
+/// dropped events cannot know the topics of these events. So it reports the gap for every topic
+/// with `Retention::replay`.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -212,15 +217,15 @@ impl Expiry {
 #[non_exhaustive]
 pub enum Start {
     /// Starts with the current values of [`latest_per_key`](crate::Retention::latest_per_key)
-    /// topics, and then goes live.
+    /// topics. New events follow.
     #[default]
     Live,
     /// Starts with the current values, as [`Live`](Self::Live) does, and with the newest retained
-    /// events: this many over all topics of the subscription together. Then goes live. Reports the
-    /// gap if fewer events are retained and more were published.
+    /// events: at most this many, over all topics of the subscription together. New events follow.
+    /// The stream reports a gap if fewer events are retained because the hub has dropped others.
     Last(usize),
-    /// Starts with every retained event, in the order of the log. Reports the gap if any event was
-    /// dropped.
+    /// Starts with every retained event, in the order of the log. New events follow. The stream
+    /// reports a gap if the hub has dropped an event.
     Oldest,
 }
 
@@ -249,8 +254,8 @@ impl Subscription {
     /// The maximum length of the [`data`](Self::data), in bytes of JSON.
     pub const MAX_DATA_BYTES: usize = 4096;
 
-    /// Creates a subscription for a page of this user. The page also receives the events that are
-    /// published to the user.
+    /// Creates a subscription for a connection of this user. The connection also receives the
+    /// events that are published to the user.
     #[doc(alias = "user")]
     pub fn for_user<U: TryInto<UserId, Error: Into<InvalidName>>>(user: U) -> Self {
         Self::anonymous().with_user(user)
@@ -301,16 +306,16 @@ impl Subscription {
     /// Adds a topic that the client may read only after a position, for example the position of the
     /// log at which the user was admitted. The application stores that position.
     ///
-    /// The client does not receive the events that were published to the topic up to this position,
-    /// including current values, with any cursor. The hub reports no gap for them. The position
-    /// also limits a page that joins the topic with
-    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes) and `since`.
+    /// With any cursor, the topic delivers no event and no current value that was published at or
+    /// before this position. The hub reports no gap for them. The position also limits a page that
+    /// joins the topic with [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes)
+    /// and `since`.
     ///
-    /// Without this limit a client may read every event of its topics that the hub and a shared log
-    /// retain. An id is no secret, and a client may send an older id than the one it received. A
-    /// position of an earlier log (a process without a broker begins a new log when it restarts)
-    /// limits nothing, because every event of the current log is newer. Of several positions for a
-    /// topic the latest counts.
+    /// Without this limit, a client may read every event of its topics that the hub and a shared
+    /// log retain. An id is no secret, and a client may send an older id than the last id that it
+    /// received. A position of another epoch of the log limits nothing, because every event of the
+    /// current epoch is newer. Without a broker, a restart of the process begins a new epoch. If a
+    /// topic has several positions, the latest counts.
     ///
     /// ```
     /// # fn example(admitted_at: tower_sse::Position) {
@@ -351,9 +356,9 @@ impl Subscription {
     }
 
     /// Allows the page to join the topics that this filter matches, later and without a reconnect:
-    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). Several calls allow
-    /// the topics of every filter. The page may always join the topics to which the hook would
-    /// subscribe it. Defaults to none.
+    /// [`SseLayer::allow_topic_changes`](crate::SseLayer::allow_topic_changes). After several
+    /// calls, the page may join the topics of each filter. Without a filter, the page may join only
+    /// the topics to which the access hook would subscribe it.
     #[must_use]
     pub fn may_join(mut self, rule: TopicFilter) -> Self {
         self.may_join.push(rule);
@@ -365,13 +370,13 @@ impl Subscription {
     /// key may have as many connections as each user. The hub also counts a
     /// [ticket](crate::Hub::ticket) for this subscription under the key.
     ///
-    /// Set a key for anonymous connections, to which the limit per user does not apply. The
+    /// Set a key for anonymous connections, because the limit per user does not apply to them. The
     /// application chooses the key: the client's address, for IPv6 the `/64` of the address, or a
-    /// session. Behind a proxy, take the address from a header that the proxy sets. Clients behind
-    /// one address share its limit.
+    /// session. Behind a proxy, take the address from a header that the proxy sets. All clients
+    /// with the same key share one limit.
     ///
     /// A key has 1 to 255 bytes without control characters. It is unrelated to a user of the same
-    /// name. Each instance counts the keys of its own connections. Defaults to none.
+    /// name. Each instance counts only its own connections with the key. Defaults to none.
     ///
     /// ```
     /// use tower_sse::{Refusal, StreamRequest, Subscription};
@@ -409,7 +414,7 @@ impl Subscription {
         self
     }
 
-    /// Limits the lifetime of the stream like [`expires_in`](Self::expires_in), up to a time of the
+    /// Limits the lifetime of the stream like [`expires_in`](Self::expires_in), to a time of the
     /// system clock, for example the `exp` of a token.
     #[must_use]
     pub fn expires_at(mut self, time: SystemTime) -> Self {
@@ -430,8 +435,8 @@ impl Subscription {
     /// serialized to JSON, so that the hub can send it to other instances.
     ///
     /// The value is available in [`Presence`](crate::Presence), in `hub.joined`, in
-    /// [`ConnectionInfo`](crate::ConnectionInfo), and in the subscription of
-    /// [`Access::recheck`](crate::Access::recheck). The JSON has at most
+    /// [`ConnectionInfo`](crate::ConnectionInfo), and in the subscription that
+    /// [`Access::recheck`](crate::Access::recheck) receives. The JSON has at most
     /// [`MAX_DATA_BYTES`](Self::MAX_DATA_BYTES). A longer value, or a value that cannot be
     /// serialized, makes the subscription invalid. Defaults to none.
     ///
@@ -452,15 +457,15 @@ impl Subscription {
         self
     }
 
-    /// Returns the value of [`data`](Self::data) as JSON.
+    /// Returns the value of [`data`](Self::data) as JSON, or `None` if there is none.
     #[must_use]
     pub fn data_json(&self) -> Option<&str> {
         self.data.as_deref()
     }
 
-    /// Attaches a value of any type that stays on this instance. A second value of a type replaces
-    /// the first. The value is available in [`ConnectionInfo`](crate::ConnectionInfo) and in the
-    /// subscription of [`Access::recheck`](crate::Access::recheck).
+    /// Attaches a value of any type, which stays on this instance. A second value of the same type
+    /// replaces the first. The value is available in [`ConnectionInfo`](crate::ConnectionInfo) and
+    /// in the subscription that [`Access::recheck`](crate::Access::recheck) receives.
     #[must_use]
     pub fn extension<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.extensions.insert(value);
@@ -494,7 +499,8 @@ impl Subscription {
     }
 
     /// Returns a subscription with the permissions that both this subscription and `most` have: the
-    /// topics, and the topics that may be joined. Returns `None` if `most` is for another user.
+    /// topics, the topics that may be joined, and the limits on earlier events. The expiry of
+    /// `most`, if it has one, replaces the expiry. Returns `None` if `most` has another user.
     pub(crate) fn narrowed_to(mut self, most: &Self) -> Option<Self> {
         if self.user != most.user {
             return None;

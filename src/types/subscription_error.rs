@@ -68,16 +68,15 @@ impl SubscriptionError {
         matches!(self.0, Kind::Name(_) | Kind::TooManyTopics | Kind::DataTooLong | Kind::DataNotJson | Kind::TicketTime)
     }
 
-    /// Returns whether a limit on connections or on unredeemed tickets is reached. Tickets have a
-    /// total limit and a limit for each user.
+    /// Returns whether a limit on connections, on requests per second or on unredeemed tickets is
+    /// reached. Tickets have a limit in total, and a limit for each user or key.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         matches!(self.0, Kind::Limit | Kind::TooManyTickets)
     }
 
-    /// Returns whether the user, or a topic, is banned: it was disconnected with
-    /// [`Disconnect::block_for`](crate::Disconnect::block_for), and the time of the ban is not
-    /// over.
+    /// Returns whether the user, a topic, everyone or the cursor is banned, by a disconnect with
+    /// [`Disconnect::block_for`](crate::Disconnect::block_for) whose time is not over.
     #[must_use]
     pub fn is_banned(&self) -> bool {
         self.0 == Kind::Banned
@@ -89,11 +88,11 @@ impl SubscriptionError {
         self.0 == Kind::Closed
     }
 
-    /// Returns whether the broker of a shared log does not answer, or the hub has not read the log
-    /// yet. Retry when [`Hub::is_ready`](crate::Hub::is_ready) returns true.
+    /// Returns whether the broker of a shared log does not answer, or the hub has not read the
+    /// shared log yet. Retry when [`Hub::is_ready`](crate::Hub::is_ready) returns true.
     ///
-    /// Also true outside of a tokio runtime, where the hub cannot reach the broker, and if the
-    /// operating system returned no random bytes.
+    /// Also returns true if a ticket of a shared log was requested outside of a tokio runtime,
+    /// where the hub cannot reach the broker, and if the operating system returned no random bytes.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self.0, Kind::Unavailable | Kind::NoRuntime | Kind::NoRandomBytes)
@@ -124,11 +123,11 @@ impl fmt::Display for SubscriptionError {
             Kind::DataTooLong => "the subscription's data is too long",
             Kind::DataNotJson => "the subscription's data cannot be serialized to JSON",
             Kind::TicketTime => "the lifetime of a ticket must be 1 second to 1 hour",
-            Kind::Closed => "the hub was drained",
-            Kind::Limit => "a limit on connections is reached",
-            Kind::Banned => "the user or a topic is banned",
+            Kind::Closed => "the hub is draining or was drained",
+            Kind::Limit => "a limit on connections or requests is reached",
+            Kind::Banned => "the user, a topic, everyone or the cursor is banned",
             Kind::TooManyTickets => "too many unredeemed tickets",
-            Kind::Unavailable => "the broker is unavailable, or the hub has not read its log yet",
+            Kind::Unavailable => "the broker is unavailable, or the hub has not read the shared log yet",
             Kind::NoRuntime => "no tokio runtime: cannot reach the broker",
             Kind::NoRandomBytes => "the operating system returned no random bytes",
         })

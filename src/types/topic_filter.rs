@@ -1,4 +1,5 @@
-//! A set of topics that is defined without a list: every topic, one topic, or a common prefix.
+//! A set of topics without a list of them: every topic, one topic, or the topics with a common
+//! prefix.
 
 use super::name::Topic;
 
@@ -41,7 +42,7 @@ impl TopicFilter {
         Self(Rule::Exact(topic.into()))
     }
 
-    /// Creates a filter that matches the topics that start with these bytes.
+    /// Creates a filter that matches the topics that start with this text.
     pub fn prefix(prefix: impl Into<Box<str>>) -> Self {
         Self(Rule::Prefix(prefix.into()))
     }

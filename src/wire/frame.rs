@@ -19,12 +19,12 @@ use super::chunk::{CHUNK_HEAD, Chunk, open_chunk};
 use crate::types::{Epoch, Event, Position, PublishError};
 
 const FRAME_END: &[u8] = b"\n";
-/// The capacity for `id: `, a position and the line breaks. It is small, so that a frame allocates
-/// little more than its size. A longer position costs one more allocation.
+/// The capacity for `id: `, a position and the line breaks. The value is small, so that a frame
+/// allocates little more than its size. A longer position costs one more allocation.
 const ID_ROOM: usize = 40;
 
 /// The range of every `retry`. A shorter time would load the server with reconnects, and no user
-/// waits for a page longer than an hour.
+/// waits longer than an hour.
 pub(crate) const RETRY_RANGE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
 
 /// The limits within which events are framed.
@@ -132,8 +132,8 @@ impl Frame {
         self.chunk.inside().len()
     }
 
-    /// Returns the name and the data as a browser would pass them to a page: an event without a
-    /// name has an empty name, and every line break of the data is LF.
+    /// Returns the name, which is empty for an event without a name, and the data. As in a browser,
+    /// every line break of the data is LF.
     pub(crate) fn decode(&self) -> (String, String) {
         let (mut name, mut data, mut first) = (String::new(), String::new(), true);
         for line in String::from_utf8_lossy(self.lines()).lines() {
@@ -161,7 +161,7 @@ impl fmt::Debug for Draft {
     }
 }
 
-/// Appends the line `field: value`, always with the space.
+/// Appends the line `field: value`, with one space after the colon even if the value is empty.
 pub(super) fn line(out: &mut Vec<u8>, field: &[u8], value: &[u8]) {
     for part in [field, b": ", value, b"\n"] {
         out.extend_from_slice(part);

@@ -15,7 +15,7 @@ use crate::types::{
 /// The duration of a ban, if the system's clock cannot represent its real end.
 const FALLBACK_BAN: Duration = Duration::from_secs(365 * 86_400);
 
-/// The start of a stream: the `cursor` of `hub.hello`.
+/// The state of the client's cursor at the start of a stream: the field `cursor` of `hub.hello`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CursorState {
@@ -43,8 +43,8 @@ pub(crate) fn hello(
     frame("hub.hello", Some(retry), &Hello { connection, cursor, topics, instance }, None)
 }
 
-/// Returns `hub.live`: the stream has caught up, and the id covers all events up to it. `topics`
-/// are the current topics, after a change.
+/// Returns `hub.live`: the stream has caught up with `position`, which is the id of the event.
+/// `topics` has the current topics if they have changed.
 pub(crate) fn live(position: Position, topics: Option<&[Topic]>) -> Bytes {
     #[derive(Serialize)]
     struct Live<'a> {
@@ -54,7 +54,8 @@ pub(crate) fn live(position: Position, topics: Option<&[Topic]>) -> Bytes {
     frame("hub.live", None, &Live { topics }, Some(&position))
 }
 
-/// Returns `hub.gap`: events of these topics are no longer retained.
+/// Returns `hub.gap`: the stream has lost events. `topics` has the topics among the affected
+/// addresses.
 pub(crate) fn gap<T: Serialize>(reason: GapReason, topics: &[T]) -> Bytes {
     #[derive(Serialize)]
     struct Gap<'a, T> {
@@ -64,7 +65,7 @@ pub(crate) fn gap<T: Serialize>(reason: GapReason, topics: &[T]) -> Bytes {
     frame("hub.gap", None, &Gap { reason: reason.as_str(), topics }, None)
 }
 
-/// Returns `hub.stale`: the hub cannot follow the shared log, so a page may show an old state.
+/// Returns `hub.stale`: the hub cannot follow the shared log, so a client may have an old state.
 /// `hub.live` follows when the hub can follow the log again.
 pub(crate) fn stale() -> Bytes {
     #[derive(Serialize)]
@@ -92,8 +93,8 @@ pub(crate) fn expiring(remaining: Duration) -> Bytes {
     frame("hub.expiring", None, &Expiring { in_ms: as_millis(remaining) }, None)
 }
 
-/// Returns `hub.bye`, the last frame of a stream that the hub ends. For a banned client its id is
-/// the end of the ban: see [`BannedUntil`].
+/// Returns `hub.bye`, the last frame of a stream that the hub ends. For a banned client, the id of
+/// the event is the end of the ban: see [`BannedUntil`].
 pub(crate) fn bye(
     reason: EndReason,
     reconnect: Reconnect,
@@ -138,7 +139,7 @@ fn presence(topic: &Topic, user: &UserId, attached: Option<&str>) -> String {
     json(&Presence { topic, user, data })
 }
 
-/// Returns the JSON body of the response to a page that has changed its topics: the current topics.
+/// Returns the JSON body of the response to a change of topics, with the current topics.
 pub(crate) fn topics(topics: &[Topic]) -> String {
     #[derive(Serialize)]
     struct Topics<'a> {

@@ -1,5 +1,5 @@
-//! Appends records: publishes all of them and then waits for the acknowledgements, which contain
-//! the sequence numbers.
+//! Appends records. Publishes up to [`WINDOW`] records before it waits for an acknowledgement. An
+//! acknowledgement contains the sequence number of its record.
 
 use std::collections::vec_deque::VecDeque;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord};
 use super::names::{VALUES, escape, write_values};
 use super::session::Session;
 
-/// The maximum number of records of one call whose acknowledgement is pending.
+/// The maximum number of pending acknowledgements of one call.
 const WINDOW: usize = 1024;
 
 /// The outcome of appending one record.
@@ -23,7 +23,8 @@ pub(super) enum Outcome {
     Appended(u64),
     /// The log already had a record with this idempotency key, at this number.
     Duplicate(u64),
-    /// No stream accepts the subject: the log was deleted or is in another epoch.
+    /// No stream accepts the subject, for example because the log was deleted or is in another
+    /// epoch.
     NoStream,
     /// The append failed.
     Failed(BackplaneError),
@@ -33,7 +34,8 @@ pub(super) enum Outcome {
 pub(super) async fn append(session: &Session, records: &[NewRecord]) -> Vec<Outcome> {
     let mut outcomes = Vec::with_capacity(records.len());
     let mut pending = VecDeque::new();
-    // Set to zero by the first wait that exceeds it, so that a call does not wait once per record.
+    // The time limit of each wait. The first wait that exceeds this limit sets it to zero, so that
+    // one call does not wait this long for each record.
     let mut limit = session.connection.limits.timeout;
     for record in records {
         if pending.len() >= WINDOW
@@ -55,14 +57,14 @@ async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> An
     let LogPosition { epoch, .. } = session.seen();
     let mut headers = HeaderMap::new();
     if let Some(key) = &record.idempotency_key {
-        // A key is remembered within an epoch, so the header contains the epoch.
+        // The header contains the epoch, because a key of an earlier epoch does not count.
         headers.insert(NATS_MESSAGE_ID, format!("{epoch:x}.{}", escape(key)));
     }
     let subject = if record.values.is_empty() {
         connection.names.plain(epoch)
     } else {
-        // No `Nats-Expected-Stream` header: the server would copy it into the stream of values,
-        // which would then reject the message.
+        // Send no `Nats-Expected-Stream` header: the server would copy it into the stream of
+        // values, which would then reject the message.
         headers.insert(VALUES, write_values(&record.values));
         connection.names.keyed_by(&record.values)
     };
@@ -83,14 +85,14 @@ async fn send(session: &Session, record: &NewRecord, limit: &mut Duration) -> An
     }
 }
 
-/// Waits for the acknowledgement of a record.
+/// Returns the outcome of a record. Waits for the acknowledgement if the record was sent.
 async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: &mut Duration) -> Outcome {
     let sent = match sent {
         Ok(sent) => sent,
         Err(error) => return Outcome::Failed(error),
     };
     match session.connection.within(*limit, sent.into_future()).await {
-        // The first record with this idempotency key is not on all replicas yet.
+        // The server is still storing the first record with this idempotency key.
         Ok(Ok(PublishAck { sequence: 0, .. })) => {
             Outcome::Failed(BackplaneError::unknown("the number of the record is not known yet"))
         }
@@ -104,7 +106,7 @@ async fn acknowledged(session: &Session, sent: Answer<PublishAckFuture>, limit: 
     }
 }
 
-/// Converts an error of a publish.
+/// Converts an error of a publish to an outcome.
 fn rejected(error: &PublishError) -> Outcome {
     match error.kind() {
         PublishErrorKind::StreamNotFound => Outcome::NoStream,

@@ -1,8 +1,7 @@
 //! A connection to a NATS server, and requests to its JetStream API.
 //!
-//! A connection that broke is replaced, not repaired. Otherwise the client could send a message
-//! after the reconnect although its caller has received an error, and the adapter could rely on an
-//! outdated state of the log.
+//! The adapter replaces a broken connection, and does not use it again even if the NATS client
+//! reconnects. Otherwise the adapter could rely on a state of the log from before the interruption.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use super::super::limits::LogLimits;
 use super::super::{Answer, BackplaneError, in_time};
 use super::names::Names;
 
-/// The minimum version of the server.
+/// The minimum version of the server: the major and the minor number.
 const MIN_VERSION: (u64, u64) = (2, 9);
 /// The error code of JetStream for a stream that does not exist.
 const NO_STREAM: u64 = 10059;
@@ -35,7 +34,7 @@ const NO_MESSAGE: u64 = 10037;
 #[derive(Clone)]
 pub(super) struct Servers {
     addresses: Vec<ServerAddr>,
-    /// A user with a password, or a token without one.
+    /// A user name with a password, or a token without a password.
     user: Option<(String, Option<String>)>,
 }
 
@@ -49,8 +48,9 @@ pub(super) struct Connection {
 }
 
 impl Servers {
-    /// Parses comma-separated URLs. Removes the credentials from the URLs, because the client logs
-    /// URLs.
+    /// Parses comma-separated URLs. Returns `None` if a URL is invalid or has another scheme than
+    /// `nats` or `tls`. Removes the credentials from the addresses, because the client logs
+    /// addresses.
     pub(super) fn parse(urls: &str) -> Option<Self> {
         let mut servers = Self { addresses: Vec::new(), user: None };
         for url in urls.split(',') {
@@ -67,7 +67,7 @@ impl Servers {
         Some(servers)
     }
 
-    /// Connects to the first server that answers.
+    /// Connects to one of the servers. Tries each server at most once, in random order.
     pub(super) async fn connect(&self, names: &Arc<Names>, limits: LogLimits) -> Answer<Connection> {
         let timeout = limits.timeout;
         let (breaks, broken) = watch::channel(false);
@@ -77,10 +77,12 @@ impl Servers {
             .connection_timeout(timeout)
             .request_timeout(Some(timeout))
             .ping_interval(Duration::from_secs(5))
-            // One attempt per server. A broken connection is replaced, see above.
+            // One attempt for each server, so that the client of a broken connection stops
+            // reconnecting soon.
             .max_reconnects(self.addresses.len())
             .event_callback(move |event| {
-                // A slow consumer has lost messages, so its readers must start again.
+                // After `SlowConsumer` the connection counts as broken, because the client has
+                // dropped messages.
                 if matches!(event, Event::Disconnected | Event::Closed | Event::SlowConsumer(_)) {
                     breaks.send_replace(true);
                 }
@@ -140,12 +142,12 @@ fn is_new_enough(version: &str) -> bool {
 
 impl Connection {
     /// Returns whether the connection is open, was never interrupted, and never dropped messages.
-    /// The client drops them when this process reads too slowly.
+    /// The client drops messages when this process reads too slowly.
     pub(super) fn is_intact(&self) -> bool {
         !*self.broken.borrow() && self.client.connection_state() == State::Connected
     }
 
-    /// Waits for a future, at most for `limit` and until the connection breaks.
+    /// Waits for a future. Returns an unknown error after `limit`, or when the connection breaks.
     pub(super) async fn within<T>(&self, limit: Duration, future: impl Future<Output = T>) -> Answer<T> {
         in_time(limit, async {
             let mut broken = self.broken.clone();
@@ -158,7 +160,8 @@ impl Connection {
         .await
     }
 
-    /// Sends a request to the JetStream API. Returns `None` if the stream does not exist.
+    /// Sends a request to the JetStream API. Returns the answer, or `None` if the stream does not
+    /// exist.
     pub(super) async fn ask(&self, method: &str, subject: &str, request: &Json) -> Answer<Option<Json>> {
         self.ask_unless(method, subject, request, &[NO_STREAM]).await
     }
@@ -168,8 +171,9 @@ impl Connection {
         self.ask("STREAM.INFO", name, &json!({})).await
     }
 
-    /// Returns the number of the oldest message of a stream whose number is at least `number`. The
-    /// leader of the stream answers, because a consumer may read from a replica that is behind.
+    /// Returns the lowest message number in a stream that is at least `number`, or `None` if the
+    /// stream has no such message. The leader of the stream answers this request. A consumer might
+    /// read from a replica that is behind.
     pub(super) async fn oldest_from(&self, stream: &str, number: u64) -> Answer<Option<u64>> {
         let request = json!({ "seq": number, "next_by_subj": ">" });
         let answer = self.ask_unless("STREAM.MSG.GET", stream, &request, &[NO_MESSAGE]).await?;
@@ -178,7 +182,8 @@ impl Connection {
         found.map(Some).ok_or_else(|| BackplaneError::rejected("the server returned a message without its number"))
     }
 
-    /// Sends a request to the JetStream API. Returns `None` for an error with one of these codes.
+    /// Sends a request to the JetStream API. Returns the answer, or `None` for an error with a code
+    /// in `missing`.
     async fn ask_unless(&self, method: &str, subject: &str, request: &Json, missing: &[u64]) -> Answer<Option<Json>> {
         let request = self.jetstream.request::<_, _, Json>(format!("{method}.{subject}"), request);
         let answer = self.within(self.limits.timeout, request).await?.map_err(|error| match error.kind() {
@@ -191,7 +196,7 @@ impl Connection {
             return Ok(None);
         }
         let text = format!("{method}: {}", error["description"].as_str().unwrap_or_default());
-        // JetStream is starting, or has no leader at the moment.
+        // With code 503, JetStream is starting, or has no leader at the moment.
         Err(if error["code"] == 503 { BackplaneError::unavailable(text) } else { BackplaneError::rejected(text) })
     }
 
@@ -205,14 +210,15 @@ impl Connection {
         self.within(self.limits.timeout, publish).await
     }
 
-    /// Publishes a message if the newest message of its subject has the number `newest`. Returns
-    /// false if it has another number, because another client was faster.
+    /// Publishes a message if the newest message of its subject has the number `newest`, which is 0
+    /// for a subject without messages. Returns false, without publishing, if the newest message has
+    /// another number or if no stream accepts the subject.
     pub(super) async fn compare_and_set(&self, subject: String, payload: Bytes, newest: u64) -> Answer<bool> {
         let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(newest);
         match self.publish(subject, message).await? {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
-            // Another instance is creating the stream.
+            // Another instance may be creating the stream.
             Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Ok(false)
@@ -221,16 +227,18 @@ impl Connection {
         }
     }
 
-    /// Returns the newest message of a subject from the leader of the stream.
+    /// Returns the newest message of a subject from the leader of the stream, or `None` if the
+    /// subject has no message.
     pub(super) async fn newest_of(&self, stream: &str, subject: &str) -> Answer<Option<StreamMessage>> {
         self.message(stream, &json!({ "last_by_subj": subject })).await
     }
 
-    /// Returns the message that a `STREAM.MSG.GET` request finds, from the leader of the stream.
+    /// Sends a `STREAM.MSG.GET` request to the leader of the stream. Returns the message, or `None`
+    /// if the message or the stream does not exist.
     pub(super) async fn message(&self, stream: &str, request: &Json) -> Answer<Option<StreamMessage>> {
         let answer = self.ask_unless("STREAM.MSG.GET", stream, request, &[NO_STREAM, NO_MESSAGE]).await?;
         let Some(mut answer) = answer else { return Ok(None) };
-        // `get_mut` returns `None` also for an answer that is not an object.
+        // `get_mut` returns `None` for an answer that is not an object. `IndexMut` would panic.
         let message = answer.get_mut("message").map(Json::take).unwrap_or_default();
         let message: Result<RawMessage, _> = serde_json::from_value(message);
         let message = message.ok().and_then(|message| message.try_into().ok());

@@ -1,5 +1,5 @@
-//! Control messages: a small stream, so that an instance that was disconnected for a moment can
-//! read the messages that it missed.
+//! Control messages. A small stream stores them, so that an instance that was disconnected for a
+//! moment can read the messages that it missed.
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
@@ -10,23 +10,23 @@ use super::connection::Connection;
 use super::reader::Reader;
 use super::streams;
 
-/// Sends a control message. Creates the stream if it does not exist.
+/// Sends a control message. Creates the stream of control messages if it does not exist.
 pub(super) async fn broadcast(connection: &Connection, message: Bytes) -> Answer<()> {
     let publish = || connection.publish(connection.names.control(), PublishMessage::build().payload(message.clone()));
     let mut published = publish().await?;
     if published.as_ref().is_err_and(|error| error.kind() == PublishErrorKind::StreamNotFound) {
-        // No instance has created the stream yet.
+        // The stream was not created yet, or was deleted.
         streams::control(connection).await?;
         published = publish().await?;
     }
     published.map(drop).map_err(|error| BackplaneError::unknown(error.to_string()))
 }
 
-/// Opens a reader after a mark, or after the newest message without a mark. Returns it with the
-/// creation time of the stream.
+/// Opens a reader of the control messages after the mark `after`. If `after` is `None`, the reader
+/// begins after the newest message. Also returns the creation time of the stream.
 ///
-/// A mark is the number of a message and the creation time of its stream. If this stream no longer
-/// exists, reading begins with the oldest message.
+/// A mark is the number of a message and the creation time of its stream. If the stream was created
+/// again or no longer has this number, the reader begins with the oldest message.
 pub(super) async fn listen(connection: &Connection, after: Option<Box<str>>) -> Answer<(String, Reader)> {
     let stream = &connection.names.control;
     streams::control(connection).await?;

@@ -1,5 +1,5 @@
-//! Small values that one caller takes, such as tickets: a stream with one message for each value.
-//! An instance takes a value by compare-and-set.
+//! Single-use values, such as tickets. A stream has one message for each value. To take a value, an
+//! instance replaces the message with an empty message by compare-and-set.
 //!
 //! A message begins with the lifetime of its value in milliseconds. Only the server's clock
 //! measures the lifetime, because the clocks of two instances may differ.
@@ -24,10 +24,11 @@ pub(super) async fn put(connection: &Connection, key: &str, payload: &Bytes, tim
     put.map(drop).map_err(|error| BackplaneError::unavailable(error.to_string()))
 }
 
-/// Takes a value. Returns `None` if there is none, or if another caller was faster.
+/// Takes a value. Returns `None` if the value does not exist, has expired, or was taken by another
+/// caller.
 pub(super) async fn take(connection: &Connection, key: &str) -> Answer<Option<Bytes>> {
-    // A server of version 2.9.10 crashes on a request for a message of a stream that is being
-    // created.
+    // Request the description of the stream first: a server of version 2.9.10 crashes on a request
+    // for a message of a stream that is being created.
     let names = &connection.names;
     if connection.stream(&names.deposits).await?.is_none_or(|info| info["state"]["messages"] == 0) {
         return Ok(None);

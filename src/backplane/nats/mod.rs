@@ -1,27 +1,30 @@
-//! A log in a JetStream stream. Needs a NATS server of version 2.9 or newer.
+//! The NATS adapter. It stores the log in a JetStream stream, and needs a NATS server of version
+//! 2.9 or newer.
 //!
-//! The server has no scripts. So the adapter does in several steps what the Redis adapter does in
-//! one:
+//! A NATS server cannot run scripts. So the adapter sends several requests where the Redis adapter
+//! calls one script:
 //!
-//! - **Numbers** are the sequence numbers of the stream. The stream removes only its oldest
-//!   records, by count, size and age.
+//! - **Numbers** are the sequence numbers of the stream. The limits of the stream (count, size and
+//!   age) remove only the oldest records.
 //! - **The epoch** is stored in a key-value bucket and changed by compare-and-set. The stream
-//!   accepts records without values only on a subject that contains the epoch. See `session`.
-//! - **Loss** is detected before a record is appended whenever the adapter connects, reads the
-//!   state, or has a caller that has seen more than the adapter. If the log loses records between
-//!   the last such check and an append, while the connection stays open, the acknowledgement shows
-//!   it: it has a number that the adapter had seen before. The adapter then begins a new epoch at
-//!   once, and returns a position in the new epoch. Until then, a reader may take the record for
-//!   one of the old epoch.
+//!   accepts records that set or remove no current value only on a subject that contains the epoch.
+//!   See `session`.
+//! - **Loss** of records is detected when the adapter connects, when it reads the state, and before
+//!   an append if the caller has seen a higher position than the adapter. If the log loses records
+//!   between the last such check and an append, while the connection stays open, the adapter
+//!   detects the loss after the append, because the acknowledgement contains a number that the
+//!   adapter has seen before. The adapter then begins a new epoch at once, and returns a position
+//!   in the new epoch. Until the new epoch begins, a reader can mistake the new record for a record
+//!   of the old epoch.
 //! - **Current values** are copied by the server into a second stream. See `values`.
-//! - **Records with values** are accepted in any epoch, because the copy needs a constant subject.
-//!   So if another instance has just begun a new epoch, the returned position of such a record may
-//!   be in the old epoch, whose positions are no longer valid.
-//! - **Control messages** are stored in a stream of their own for a minute, so that an instance
-//!   that was disconnected for a moment receives them too.
+//! - **Records with values** are accepted in any epoch: their subject does not contain the epoch,
+//!   so that a new value replaces a value of an earlier epoch. So if another instance has just
+//!   begun a new epoch, the adapter may return a position in the old epoch for such a record.
+//! - **Control messages** are stored in a separate stream for at most one minute, so that an
+//!   instance that was disconnected for a moment can still receive them.
 //!
 //! A server may lose acknowledged records in a power failure, unless it syncs every write
-//! (`sync_interval: always`). The adapter creates streams with one replica. Clusters with more
+//! (`sync_interval: always`). The adapter creates streams with one replica. Streams with more
 //! replicas are not supported.
 
 mod append;
@@ -53,21 +56,22 @@ use super::{
 };
 use crate::macros::opaque_debug;
 
-/// The time for which a request for new messages waits at the server.
+/// The time after which the server ends a request for new messages.
 const BLOCK: Duration = Duration::from_secs(2);
-/// The maximum number of messages of one request.
+/// The maximum number of messages that one request returns.
 const BATCH: usize = 512;
 
 /// A log on a NATS server with JetStream, for
 /// [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
 /// `Nats` needs the feature `nats` and a server of version 2.9 or newer, with JetStream. The log is
-/// as durable as the server's storage. A server that is killed and restarts with its storage
-/// directory has lost no acknowledged record. If a server restarts with fewer records, the log
-/// begins a new epoch, and the hub reports one gap to every client.
+/// as durable as the server's storage. A server process that is killed and restarts with its
+/// storage directory has lost no acknowledged record. If the server restarts without records that
+/// an instance has seen, the log begins a new epoch, and every stream receives one `hub.gap`.
 ///
-/// A record, together with its headers, must fit the server's `max_payload`, by default 1 MiB. The
-/// headers contain the idempotency key and the ids of the values that the record sets or removes.
+/// A record and its headers together must not exceed the server's `max_payload`, by default 1 MiB.
+/// The headers contain the idempotency key and the ids of the values that the record sets or
+/// removes.
 ///
 /// ```no_run
 /// # #[cfg(feature = "nats")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -85,16 +89,19 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Creates a log at `url`, such as `nats://127.0.0.1:4222`, `tls://user:password@host`,
-    /// `nats://token@host`, or several servers of one cluster, separated by commas.
+    /// Creates an adapter for a log on the server at `url`, for example `nats://127.0.0.1:4222`,
+    /// `tls://user:password@host` or `nats://token@host`. The text can contain the URLs of several
+    /// servers of one cluster, separated by commas.
     ///
-    /// Hubs with the same `namespace`, any text, share one log. Hubs with other namespaces on the
-    /// same server are unrelated. The adapter connects when it is first used.
+    /// Hubs that use the same server and the same `namespace` share one log. Hubs with other
+    /// namespaces on the same server are unrelated. The namespace is any text. The adapter connects
+    /// when it is first used.
     ///
     /// # Errors
     ///
-    /// When `url` is not a NATS URL, or the namespace is longer than 200 bytes, where each byte
-    /// outside of `A-Za-z0-9-` counts as three. The error contains neither of them.
+    /// Returns an error if `url` is not a NATS URL, or if the namespace is longer than 200 bytes. A
+    /// byte other than `A` to `Z`, `a` to `z`, `0` to `9` and `-` counts as three bytes. The error
+    /// contains neither the URL nor the namespace.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let servers = Servers::parse(url).ok_or_else(|| BackplaneError::rejected("not a NATS URL"))?;
         let names = Arc::new(Names::new(namespace)?);
@@ -108,7 +115,8 @@ impl Nats {
         self.with(|old| *old = LogLimits { timeout: old.timeout, ..limits })
     }
 
-    /// Sets the time limit for connecting, and for each answer. Defaults to 2 s.
+    /// Sets the time limit for connecting to a server, and for each answer of the server. Defaults
+    /// to 2 s. A call that needs several requests can take longer.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|limits| limits.timeout = timeout)
@@ -150,15 +158,16 @@ impl Backplane for Nats {
             let mut records: Vec<_> = messages.into_iter().map(|message| message.stored).collect();
             let first = records.first().map(|stored| stored.sequence);
             if limit > 0 && first != Some(after + 1) {
-                // The next record was trimmed or deleted, or the replica that was read does not
-                // have it yet. The leader of the stream decides.
+                // The record `after + 1` is missing. It does not exist yet, was removed, or has not
+                // arrived at the replica that answered. Ask the leader of the stream for the next
+                // record that exists.
                 let oldest = connection.oldest_from(log, after.saturating_add(1)).await?;
                 if oldest.is_some_and(|oldest| first.is_none_or(|first| oldest < first)) {
                     return Err(BackplaneError::unavailable("the log has records that cannot be read yet"));
                 }
             }
-            // Return only records without a hole between them. The next call then begins at the
-            // hole and checks it as above.
+            // Return only the records before the first hole. The next call then begins at the hole
+            // and checks the missing record as above.
             let contiguous =
                 records.iter().zip(first.unwrap_or(0)..).take_while(|(stored, number)| stored.sequence == *number);
             records.truncate(contiguous.count());
@@ -174,14 +183,14 @@ impl Backplane for Nats {
             let mut last = after;
             loop {
                 let batch = reader.next(BATCH, BLOCK).await?;
-                // Otherwise these records may be of another epoch than the reader assumes.
+                // The records may be of a new epoch if another session has replaced this session.
                 if !session.is_good() {
-                    Err(BackplaneError::unavailable("the log was opened again"))?;
+                    Err(BackplaneError::unavailable("the connection broke, or the log was opened again"))?;
                 }
                 let batch: Vec<_> = batch.into_iter().map(|message| message.stored).collect();
                 for stored in &batch {
-                    // Records were trimmed, deleted or not delivered. The hub reads the state of
-                    // the log to find out.
+                    // The records between `last` and this record were removed or not delivered.
+                    // After this error, the hub compares its position with the state of the log.
                     if stored.sequence != last + 1 {
                         let next = stored.sequence;
                         Err(BackplaneError::unavailable(format!("record {next} follows record {last}")))?;

@@ -19,13 +19,13 @@ pub(super) struct Names {
     pub(super) log: String,
     /// The stream of current values.
     pub(super) values: String,
-    /// The stream of the key-value bucket that has the epoch.
+    /// The stream of the key-value bucket that stores the epoch.
     pub(super) bucket: String,
-    /// The stream of values that one caller takes.
+    /// The stream of single-use values, such as tickets.
     pub(super) deposits: String,
     /// The stream of control messages.
     pub(super) control: String,
-    /// The subject of the key of the bucket.
+    /// The subject of the key `epoch` in the bucket.
     pub(super) epoch: String,
     /// The prefix of all other subjects of this log.
     prefix: String,
@@ -34,7 +34,8 @@ pub(super) struct Names {
 impl Names {
     pub(super) fn new(namespace: &str) -> Result<Self, BackplaneError> {
         let token = token(namespace);
-        // The server uses the names of streams as names of directories.
+        // The length is limited, because the server uses the names of streams as names of
+        // directories.
         if token.len() > 200 {
             return Err(BackplaneError::rejected("the namespace is too long for the name of a stream"));
         }
@@ -50,26 +51,28 @@ impl Names {
     }
 
     /// Returns the subject of records without values in one epoch. The stream accepts only the
-    /// subject of the current epoch, so it rejects an instance that assumes another epoch.
+    /// subject of the current epoch, so it rejects records from an instance that assumes another
+    /// epoch.
     pub(super) fn plain(&self, epoch: u64) -> String {
         format!("{}.r.{epoch:016x}", self.prefix)
     }
 
-    /// Returns the epoch in a subject of [`plain`](Self::plain).
+    /// Returns the epoch in a subject of [`plain`](Self::plain), or `None` for another subject.
     pub(super) fn epoch_of(&self, subject: &str) -> Option<u64> {
         let epoch = subject.strip_prefix(&*self.prefix)?.strip_prefix(".r.")?;
         u64::from_str_radix(epoch, 16).ok()
     }
 
-    /// Returns the subjects of all records that set or remove values.
+    /// Returns the wildcard for the subjects of all records that set or remove values.
     pub(super) fn keyed(&self) -> String {
         format!("{}.v.*", self.prefix)
     }
 
-    /// Returns the subject of the records that set or remove exactly these values.
+    /// Returns the subject of the records that set or remove values with exactly these ids.
     ///
-    /// The ids are hashed, because they may be longer than a subject. The hash is resistant to
-    /// collisions: of two sets with the same hash, the newer record would replace the older one.
+    /// The ids are hashed, because they can be too long for a subject. The hash is cryptographic,
+    /// so that different sets of ids get different subjects. In the stream of values, a record
+    /// replaces the older record with the same subject.
     pub(super) fn keyed_by(&self, values: &[Value]) -> String {
         let mut ids: Vec<&str> = values.iter().map(|value| &*value.id).collect();
         ids.sort_unstable();
@@ -86,12 +89,12 @@ impl Names {
         subject
     }
 
-    /// Returns the subject of a value that one caller takes. It contains a hash of the key.
+    /// Returns the subject of a single-use value. The subject contains a hash of the key.
     pub(super) fn deposit(&self, key: &str) -> String {
         format!("{}.d.{}", self.prefix, hashed(key))
     }
 
-    /// Returns the subjects of all values that one caller takes.
+    /// Returns the wildcard for the subjects of all single-use values.
     pub(super) fn all_deposits(&self) -> String {
         format!("{}.d.*", self.prefix)
     }
@@ -112,11 +115,12 @@ fn token(text: &str) -> String {
             _ => drop(write!(token, "_{byte:02X}")),
         }
     }
-    // No other token ends with `_`.
+    // An empty text becomes `_`. No other token ends with `_`.
     if token.is_empty() { "_".to_owned() } else { token }
 }
 
-/// Encodes a text as one line of ASCII.
+/// Encodes a text as in a form (`application/x-www-form-urlencoded`): ASCII without spaces and line
+/// breaks.
 pub(super) fn escape(text: &str) -> String {
     byte_serialize(text.as_bytes()).collect()
 }
@@ -127,7 +131,7 @@ pub(super) fn write_values(values: &[Value]) -> String {
     values.iter().map(value).collect::<Vec<_>>().join(" ")
 }
 
-/// Returns the values in the header [`VALUES`].
+/// Returns the values in the header [`VALUES`], or no values without this header.
 pub(super) fn read_values(headers: &HeaderMap) -> Vec<Value> {
     let Some(line) = headers.get(VALUES) else { return Vec::new() };
     let value = |value: &str| {

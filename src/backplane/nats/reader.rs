@@ -1,8 +1,8 @@
-//! Reads a stream from a position on, through a consumer that delivers one requested batch after
-//! the other.
+//! A reader of a stream, from a position on. It creates a consumer on the server and requests one
+//! batch of messages after the other.
 //!
-//! The client drops messages that overflow a subscription. So a reader never has more messages
-//! pending than it has requested.
+//! The client drops messages that overflow the buffer of a subscription. So a reader requests a
+//! batch only after the previous batch has arrived or its request has ended.
 
 use std::time::Duration;
 
@@ -25,9 +25,9 @@ pub(super) struct Reader {
     /// The subject to which the server sends the messages.
     inbox: String,
     messages: Subscriber,
-    /// The number of messages to read at the time of opening.
+    /// The number of messages that the reader had to read at the time of opening.
     pub(super) waiting: u64,
-    /// The number of requested messages that have not arrived.
+    /// The number of messages of the current request that have not arrived.
     requested: usize,
     /// The time after which the server ends the current request.
     expires: Duration,
@@ -37,13 +37,13 @@ pub(super) struct Reader {
 pub(super) struct Message {
     pub(super) stored: Stored,
     pub(super) headers: HeaderMap,
-    /// The number of messages after this one.
+    /// The number of messages that the reader has to read after this message.
     pub(super) pending: u64,
 }
 
 impl Reader {
-    /// Opens a reader of the messages after a number. With a filter, it reads only messages whose
-    /// subject matches.
+    /// Opens a reader of the messages with numbers above `after`. With a filter, it reads only
+    /// messages with a matching subject.
     pub(super) async fn open(connection: &Connection, stream: &str, after: u64, filter: Option<&str>) -> Answer<Self> {
         let consumer = format!("{:016x}", fastrand::u64(..));
         let mut config = json!({
@@ -80,8 +80,8 @@ impl Reader {
         })
     }
 
-    /// Requests `count` messages. The request ends after `expires`. Must not be called before the
-    /// previous request is complete or has ended.
+    /// Requests `count` messages. The server ends the request after `expires`. The caller must wait
+    /// until the previous request is complete or has ended.
     async fn request(&mut self, count: usize, expires: Duration) -> Answer<()> {
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.consumer);
         let request = json!({ "batch": count, "expires": expires.as_nanos() as u64 }).to_string();
@@ -91,13 +91,14 @@ impl Reader {
         Ok(())
     }
 
-    /// Returns the next messages that are available, at most `count`. Returns an empty list if none
-    /// arrived within `expires`.
+    /// Waits for the next message, and returns it with all messages that have arrived, at most
+    /// `count`. Returns an empty list if the server ends the request, which it does after
+    /// `expires`. While an earlier request is pending, its `count` and `expires` apply.
     pub(super) async fn next(&mut self, count: usize, expires: Duration) -> Answer<Vec<Message>> {
         if self.requested == 0 {
             self.request(count, expires).await?;
         }
-        // A consumer that was deleted sends nothing, not even the end of the request.
+        // For a deleted consumer the server may send nothing, not even the end of the request.
         let limit = self.expires + self.connection.limits.timeout;
         let mut next = Some(self.connection.within(limit, self.messages.next()).await?);
         let mut batch = Vec::new();
@@ -110,7 +111,7 @@ impl Reader {
         Ok(batch)
     }
 
-    /// Reads one message. Returns `None` at the end of the current request.
+    /// Reads one message. Returns `None` if the message is the end of the current request.
     fn read(&mut self, message: async_nats::Message) -> Answer<Option<Message>> {
         match message.status {
             None | Some(StatusCode::OK) => {}
@@ -133,17 +134,18 @@ impl Reader {
         Ok(Some(Message { stored, headers: message.headers.unwrap_or_default(), pending }))
     }
 
-    /// Returns the messages that the stream had at the time of opening, at most `limit`, and
-    /// deletes the consumer. Each request is for at most `batch` messages.
+    /// Reads as many messages as the reader had to read at the time of opening, at most `limit`,
+    /// and then deletes the consumer. Returns fewer messages if the stream has no more. Each
+    /// request is for at most `batch` messages.
     pub(super) async fn rest(mut self, limit: usize, batch: usize) -> Answer<Vec<Message>> {
         let count = usize::try_from(self.waiting).unwrap_or(usize::MAX).min(limit);
         let mut all = Vec::new();
         while all.len() < count {
             let messages = self.next((count - all.len()).min(batch), self.connection.limits.timeout).await?;
-            // Either the answer is late, or the messages were removed meanwhile. The hub reads the
-            // state of the log to find out.
+            // Either the answer is late, or the messages were removed meanwhile. The hub tries
+            // again after this error.
             let newest = messages.last().ok_or_else(|| BackplaneError::unknown("no message arrived in time"))?;
-            // True before `count` is reached if some messages were removed meanwhile.
+            // The end comes before `count` is reached if messages were removed meanwhile.
             let is_end = newest.pending == 0;
             all.extend(messages);
             if is_end {
@@ -157,9 +159,10 @@ impl Reader {
     }
 }
 
-/// Returns the number of a message in its stream, and the number of messages after it.
+/// Returns the number of a message in its stream, and the number of messages that the consumer has
+/// after this message.
 ///
-/// Both are part of the reply subject:
+/// Both numbers are part of the reply subject:
 /// `$JS.ACK.stream.consumer.delivered.sequence.consumer_sequence.time.pending`. Newer servers add a
 /// domain and an account before the stream, and more tokens at the end.
 fn numbers(reply: &str) -> Option<(u64, u64)> {

@@ -1,16 +1,15 @@
-//! The state of the log as one connection has seen it, and the check that the log is still the
-//! same.
+//! Opens the log over one connection, and checks later whether it is still the same log.
 //!
-//! 1. A key-value bucket stores the current epoch, the creation time of the log's stream, and a
-//!    recent last number of the log. It is changed by compare-and-set only. So if several instances
-//!    detect a loss, one of them chooses the new epoch.
-//! 2. The bucket and the values are read before the log. So if they are ahead of the log, the log
-//!    has lost records.
-//! 3. If the log does not exist, one instance creates it: the first that writes a claim into the
-//!    bucket.
-//! 4. The stream accepts records without values only on the subject of the current epoch. So it
-//!    rejects an instance that assumes another epoch, and one description of the stream contains
-//!    the epoch and the positions of the same moment.
+//! 1. A key-value bucket stores the current epoch, the creation time of the log's stream, and the
+//!    number of a recent record. Instances change the bucket only by compare-and-set. So if several
+//!    instances detect a loss, only one of them sets the new epoch.
+//! 2. An instance reads the bucket and the stream of values before it reads the log. So if their
+//!    numbers are above the log's last number, the log has lost records.
+//! 3. If the log does not exist, an instance writes a claim into the bucket before it creates the
+//!    log. The other instances wait for the log, up to a time limit.
+//! 4. The stream accepts records without values only on the subject of the current epoch. So the
+//!    stream rejects such records from an instance that assumes another epoch. The server's
+//!    description of the stream contains the epoch and the numbers of the same moment.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,13 +22,13 @@ use super::streams::{self, Log};
 use super::values;
 use crate::sync::Mutex;
 
-/// The number of attempts to open the log while other instances change it.
+/// The maximum number of attempts to open the log while other instances change it.
 const ATTEMPTS: u32 = 16;
-/// Stands for the creation time of the log while an instance is creating it.
+/// The placeholder for the creation time of the log while an instance is creating the log.
 const CLAIM: &str = "-";
 /// The pause between two checks of another instance's claim.
 const CLAIM_PAUSE: Duration = Duration::from_millis(20);
-/// The interval at which an instance writes the last number of the log into the bucket.
+/// The minimum interval at which a session writes the last number of the log into the bucket.
 const NOTE: Duration = Duration::from_secs(10);
 
 /// The log as it was opened over one connection.
@@ -39,12 +38,13 @@ pub(super) struct Session {
     pub(super) opened: LogState,
     /// The creation time of the log's stream.
     created: String,
-    /// The highest number seen. If a later append gets a number up to this one, the log has lost
-    /// records.
+    /// The highest record number that this session has seen. If a later append gets this number or
+    /// a lower number, the log has lost records.
     highest: AtomicU64,
-    /// Whether another session has replaced this one.
+    /// Whether another session has replaced this session.
     over: AtomicBool,
-    /// The time at which the last number was last written into the bucket.
+    /// The time of opening, or of the last attempt to write the last number of the log into the
+    /// bucket.
     noted: Mutex<Instant>,
 }
 
@@ -52,17 +52,19 @@ pub(super) struct Session {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Record {
     epoch: u64,
+    /// The last number of the log when the bucket was written.
     last: u64,
     /// The creation time of the log's stream, or [`CLAIM`].
     created: String,
 }
 
-/// Opens the log. Creates missing streams. Begins a new epoch if the log is not the one in the
-/// bucket, or ends below the bucket's number or `seen`. The epoch `ended` is not continued in any
-/// case.
+/// Opens the log. Creates the log and the stream of values if they do not exist. Begins a new epoch
+/// if the bucket has no epoch or describes another log, if the log ends below the bucket's number,
+/// if the log ends below `seen` in the same epoch, or if the epoch is `ended`.
 pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Option<u64>) -> Answer<Session> {
     let mut own_claim = None;
-    // The revision of another instance's claim, and the time at which this instance first saw it.
+    // The revision of another instance's claim, and the time at which this instance first saw the
+    // claim.
     let mut waiting = (0, Instant::now());
     let mut attempts = 0;
     while attempts < ATTEMPTS {
@@ -85,9 +87,9 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
             let claim = Record { epoch: candidate, last: 0, created: CLAIM.to_owned() };
             if write(&connection, &claim, revision).await? {
                 own_claim = Some(candidate);
-                // If a stream of values exists, its source was the deleted log. NATS may take a
-                // while to copy from the new log of this name, so delete the stream and create it
-                // again.
+                // If a stream of values exists, its source was the deleted log. NATS may need some
+                // time before it copies from the new log of this name. So delete the stream of
+                // values and create it again.
                 streams::delete(&connection, &connection.names.values).await?;
                 streams::make_log(&connection, candidate).await?;
                 streams::values(&connection).await?;
@@ -100,7 +102,8 @@ pub(super) async fn open(connection: Connection, seen: Option<Seen>, ended: Opti
             record.created == log.created && log.last >= record.last.max(seen) && ended != Some(record.epoch)
         };
         // The newest value has a higher number than the newest record, so the log has lost records.
-        // NATS would not copy new records with these numbers into the stream of values.
+        // NATS would not copy new records with numbers that it has copied before. So delete the
+        // stream of values. It is created again below.
         if values_end > log.last {
             streams::delete(&connection, &connection.names.values).await?;
         }
@@ -160,8 +163,9 @@ impl Session {
         !self.over.load(Ordering::Acquire) && self.connection.is_intact()
     }
 
-    /// Returns the state of the log. Returns `None` if the log was replaced, is in another epoch,
-    /// or ends below the highest position that the session or the caller has seen.
+    /// Returns the state of the log. Returns `None` if the log was deleted or created again, is in
+    /// another epoch than the session, or ends below the highest number of this epoch that the
+    /// session or the caller has seen.
     pub(super) async fn state(&self, seen: Option<Seen>) -> Answer<Option<LogState>> {
         let names = &self.connection.names;
         let known = self.seen();
@@ -173,13 +177,15 @@ impl Session {
         }
         self.saw(log.last);
         if self.is_to_note() {
-            // An error is ignored: the note only helps to detect a later loss.
+            // An error is ignored, because the number in the bucket only helps to detect a later
+            // loss.
             drop(self.note(log.last).await);
         }
         Ok(Some(LogState { epoch: known.epoch, first: log.first, last: log.last }))
     }
 
-    /// Returns whether the last number is due to be written into the bucket, once per interval.
+    /// Returns whether the last number must be written into the bucket now. Returns `true` at most
+    /// once per [`NOTE`].
     fn is_to_note(&self) -> bool {
         let mut noted = self.noted.lock();
         let is_due = noted.elapsed() >= NOTE;
@@ -189,7 +195,8 @@ impl Session {
         is_due
     }
 
-    /// Writes the last number of the log into the bucket, unless the bucket has a higher one.
+    /// Writes the last number of the log into the bucket if the bucket has a lower number of the
+    /// same epoch. Returns whether it was written.
     async fn note(&self, last: u64) -> Answer<bool> {
         match read(&self.connection).await? {
             (Some(record), revision) if record.epoch == self.opened.epoch && record.last < last => {
@@ -200,11 +207,12 @@ impl Session {
     }
 }
 
-/// Returns the content of the bucket and its revision. Creates the bucket if it does not exist.
+/// Returns the content of the bucket and its revision, or `None` and 0 if the bucket is empty.
+/// Creates the bucket if it does not exist.
 async fn read(connection: &Connection) -> Answer<(Option<Record>, u64)> {
     let names = &connection.names;
-    // A server of version 2.9.10 crashes on a request for a message of a stream that is being
-    // created.
+    // Request the description of the stream first: a server of version 2.9.10 crashes on a request
+    // for a message of a stream that is being created.
     match connection.stream(&names.bucket).await? {
         Some(info) if info["state"]["messages"] != 0 => {}
         Some(_) => return Ok((None, 0)),
@@ -221,11 +229,12 @@ async fn read(connection: &Connection) -> Answer<(Option<Record>, u64)> {
         let epoch = u64::from_str_radix(parts.next()?, 16).ok()?;
         Some(Record { epoch, last: parts.next()?.parse().ok()?, created: parts.next()?.to_owned() })
     };
-    // A content that cannot be parsed counts as missing, and is replaced.
+    // Content that cannot be parsed counts as missing. The caller replaces it.
     Ok((parse(&message.payload), message.sequence))
 }
 
-/// Writes the bucket. Returns false if another client was faster.
+/// Writes the content of the bucket if the bucket still has this revision. Returns whether it was
+/// written.
 async fn write(connection: &Connection, record: &Record, revision: u64) -> Answer<bool> {
     let Record { epoch, last, created } = record;
     let text = format!("{epoch:016x} {last} {created}");

@@ -1,4 +1,5 @@
-//! The state that clones of an adapter share: the sessions, and appending over them.
+//! The state that clones of an adapter share, and the functions that open sessions and append
+//! records.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,12 +19,13 @@ pub(super) struct Shared {
     pub(super) limits: LogLimits,
     pub(super) names: Arc<Names>,
     /// The newest session of each runtime, with its connection. A session with a broken connection
-    /// only provides the highest position that it has seen.
+    /// is kept only for the highest position that it has seen.
     sessions: PerRuntime<tokio::sync::Mutex<Option<Arc<Session>>>>,
-    /// The session that was opened last, on any runtime. Its position is valid for all runtimes.
+    /// The session that was opened last, on any runtime. Its highest position counts as seen when
+    /// another runtime opens the log.
     newest: Mutex<Option<Arc<Session>>>,
     /// The time and the error of the last failed attempt to connect. Callers that waited for this
-    /// attempt return its error. Otherwise each of them would wait for an attempt of its own.
+    /// attempt return its error. Otherwise each of these callers would wait for its own attempt.
     failed: Mutex<Option<(Instant, BackplaneError)>>,
 }
 
@@ -40,22 +42,22 @@ impl Shared {
         }
     }
 
-    /// Returns a session with an intact connection whose log is not behind `seen`. Opens the log if
-    /// necessary.
+    /// Returns a session with an intact connection. Opens the log if no such session exists, or if
+    /// the log ends below `seen` in the same epoch.
     pub(super) async fn session(&self, seen: Option<Seen>) -> Answer<Arc<Session>> {
         self.in_time(self.find(seen)).await
     }
 
-    /// Like [`session`](Self::session), in a spawned task. Otherwise a stream that is not polled
-    /// would hold the lock of the session, and delay other calls.
+    /// Returns a session like [`session`](Self::session), but opens it in a spawned task. Otherwise
+    /// a stream that is not polled could hold the lock of the session, and delay other calls.
     pub(super) async fn session_of_stream(self: &Arc<Self>) -> Answer<Arc<Session>> {
         let shared = Arc::clone(self);
         let opened = tokio::spawn(async move { shared.session(None).await }).await;
         opened.unwrap_or_else(|_| Err(BackplaneError::unavailable("the runtime has shut down")))
     }
 
-    /// Limits the time for opening the log to four times the time limit of one answer. Opening
-    /// sends several requests, and may wait for another caller that opens the log.
+    /// Waits for the log to be opened, at most for four times the time limit of one answer. Opening
+    /// takes several requests, and may wait for another caller that opens the log.
     pub(super) async fn in_time<T>(&self, opening: impl Future<Output = Answer<T>>) -> Answer<T> {
         let limit = self.limits.timeout.saturating_mul(4);
         let opened = tokio::time::timeout(limit, opening).await;
@@ -78,14 +80,14 @@ impl Shared {
         self.open(&mut current, seen, None).await
     }
 
-    /// Opens the log again, because it is not the log of session `old`. With `is_ended`, the epoch
-    /// of `old` has ended, and is not continued.
+    /// Opens the log again, because it has changed since session `old` was opened. If `is_ended` is
+    /// true, the new session gets another epoch than `old`.
     pub(super) async fn reopen(&self, old: &Arc<Session>, seen: Option<Seen>, is_ended: bool) -> Answer<Arc<Session>> {
         let session = self.sessions.here();
         let mut current = session.lock().await;
         let ended = is_ended.then(|| old.seen().epoch);
         match &*current {
-            // Another caller has opened it again already.
+            // Another caller has already opened the log again.
             Some(session)
                 if !Arc::ptr_eq(session, old)
                     && session.is_good()
@@ -128,8 +130,8 @@ impl Shared {
         Ok(session)
     }
 
-    /// Appends records. If the stream does not accept the subject, opens the log again and repeats
-    /// these records once.
+    /// Appends records. If no stream accepts the last records, opens the log again and sends these
+    /// records once more.
     pub(super) async fn append(
         &self,
         records: &[NewRecord],
@@ -140,7 +142,8 @@ impl Shared {
         for attempt in 0..2 {
             let known = session.seen();
             let mut outcomes = append::append(&session, &records[positions.len()..]).await;
-            // Only the last records are repeated, so that the order stays the same.
+            // Repeat only the records after the last record with another outcome, so that the order
+            // stays the same.
             let accepted =
                 outcomes.iter().rposition(|outcome| !matches!(outcome, Outcome::NoStream)).map_or(0, |last| last + 1);
             let is_repeated = attempt == 0 && accepted < outcomes.len();
@@ -149,7 +152,7 @@ impl Shared {
             }
             let appended =
                 |outcome: &Outcome| if let Outcome::Appended(sequence) = outcome { Some(*sequence) } else { None };
-            // A new record with a number that was seen before: the log has lost records.
+            // A new record has a number that was seen before, so the log has lost records.
             let has_lost = outcomes.iter().filter_map(appended).any(|sequence| sequence <= known.sequence);
             let mut epoch = known.epoch;
             if has_lost {

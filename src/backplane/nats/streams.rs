@@ -2,7 +2,7 @@
 //! settings that would lose records.
 //!
 //! An old server ignores settings that it does not support. So the adapter checks the settings that
-//! the server returns, not those that it has sent.
+//! the server returns, not the settings of its own request.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use super::super::{Answer, BackplaneError};
 use super::connection::Connection;
 use super::names::Names;
 
-/// The time for which an idempotency key is remembered.
+/// The maximum time for which the server remembers an idempotency key.
 const DUPLICATES: Duration = Duration::from_secs(600);
 
-/// The time for which control messages are retained.
+/// The maximum time for which control messages are retained.
 const CONTROL_AGE: Duration = Duration::from_secs(60);
 /// The maximum number of retained control messages.
 const CONTROL_MESSAGES: usize = 10_000;
@@ -25,14 +25,15 @@ const CONTROL_MESSAGES: usize = 10_000;
 /// The pause between two checks whether the server copies values.
 const COPY_PAUSE: Duration = Duration::from_millis(5);
 
-/// The maximum time for which a value that one caller takes is stored.
+/// The maximum time for which a single-use value, such as a ticket, is stored.
 const DEPOSITS: Duration = Duration::from_secs(3600);
 
 /// The log's stream as the server describes it.
 pub(super) struct Log {
     config: Json,
     pub(super) created: String,
-    /// The epoch whose records without values the stream accepts.
+    /// The epoch in the subject on which the stream accepts records without values. `None` if the
+    /// stream has no such subject.
     pub(super) epoch: Option<u64>,
     pub(super) first: u64,
     pub(super) last: u64,
@@ -58,19 +59,20 @@ fn subjects(names: &Names, epoch: u64) -> Json {
     json!([names.plain(epoch), names.keyed()])
 }
 
-/// Converts a number to the range of the server's settings.
+/// Converts a number for the server's settings, which are signed 64-bit integers. A number above
+/// their range becomes the maximum.
 fn number(number: impl TryInto<i64>) -> Json {
     json!(number.try_into().unwrap_or(i64::MAX))
 }
 
-/// Converts a duration to the unit of the server's settings.
+/// Converts a duration to nanoseconds, the unit of durations in the server's settings.
 fn nanos(duration: Duration) -> Json {
     number(duration.as_nanos())
 }
 
-/// Returns the settings of the log that can be changed while it is in use.
+/// Returns the settings of the log that can be changed while the log is in use.
 fn changeable(limits: &LogLimits) -> [(&'static str, Json); 4] {
-    // The server rejects a shorter age, and a window that is longer than the age.
+    // The server rejects an age below 100 ms, and a duplicate window that is longer than the age.
     let age = limits.max_age.max(Duration::from_millis(100));
     [
         ("max_msgs", number(limits.max_records)),
@@ -80,8 +82,8 @@ fn changeable(limits: &LogLimits) -> [(&'static str, Json); 4] {
     ]
 }
 
-/// Returns the log, or `None` if it does not exist. Rejects a stream that would not retain the
-/// newest records.
+/// Returns the log, or `None` if its stream does not exist. Returns an error if the stream has
+/// settings that are not suitable for a log.
 pub(super) async fn log(connection: &Connection) -> Answer<Option<Log>> {
     let names = &connection.names;
     let Some(info) = connection.stream(&names.log).await? else { return Ok(None) };
@@ -95,13 +97,13 @@ pub(super) async fn log(connection: &Connection) -> Answer<Option<Log>> {
     if config["max_msgs_per_subject"].as_i64().unwrap_or(-1) > 0
         || !["no_ack", "sealed", "mirror", "sources"].into_iter().all(is_off)
     {
-        return Err(unsuitable(&names.log, "has settings that would lose records"));
+        return Err(unsuitable(&names.log, "must not have max_msgs_per_subject, no_ack, sealed, mirror or sources"));
     }
     Log::new(names, &info).map(Some)
 }
 
-/// Creates the log with this epoch. Only one instance may do so at a time: if several create the
-/// same stream at once, an old server may store every record more than once.
+/// Creates the log with this epoch. Only one instance at a time may call this function. If several
+/// instances create the same stream at once, an old server can store every record more than once.
 pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<()> {
     let names = &connection.names;
     let mut settings = json!({ "subjects": subjects(names, epoch), "max_msgs_per_subject": -1 });
@@ -111,8 +113,8 @@ pub(super) async fn make_log(connection: &Connection, epoch: u64) -> Answer<()> 
     create(connection, &names.log, settings).await.map(drop)
 }
 
-/// Makes the log accept records without values only in this epoch, and applies the adapter's
-/// limits. Returns `None` if the log was deleted meanwhile.
+/// Changes the log so that it accepts records without values only on the subject of this epoch, and
+/// applies the adapter's limits. Returns `None` if the change fails because the log was deleted.
 pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answer<Option<Log>> {
     let names = &connection.names;
     let mut config = log.config.clone();
@@ -131,7 +133,7 @@ pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answ
         tracing::warn!(
             stream = names.log,
             ?changed,
-            "limits of the log, set by another version or instance, are replaced"
+            "the limits of the log differ from the limits of this instance, and are replaced"
         );
     }
     config["subjects"] = subjects;
@@ -143,9 +145,9 @@ pub(super) async fn fence(connection: &Connection, log: Log, epoch: u64) -> Answ
     Ok(Some(log))
 }
 
-/// Prepares the stream of current values, into which the server copies the newest message of each
-/// subject from the log. Returns false if another instance has deleted the stream, or created it
-/// with other settings, meanwhile.
+/// Creates the stream of current values if it does not exist, applies the adapter's limit, and
+/// waits until the server copies records from the log into this stream. Returns false if another
+/// instance meanwhile deletes the stream, or creates it with other settings.
 pub(super) async fn values(connection: &Connection) -> Answer<bool> {
     let names = &connection.names;
     let source = json!([{ "name": names.log, "filter_subject": names.keyed() }]);
@@ -174,17 +176,17 @@ pub(super) async fn values(connection: &Connection) -> Answer<bool> {
     wait_for_copies(connection).await
 }
 
-/// Waits until the server copies values. Returns false if the stream of values was deleted
-/// meanwhile.
+/// Waits until the server copies values from the log. Returns false if the stream of values does
+/// not exist.
 ///
 /// A server of version 2.10 or newer begins to copy up to 200 ms after the stream was created or
-/// the server was started. Without this wait, a value that is acknowledged earlier would be lost if
-/// a busy log removes its record within this time.
+/// the server was started. Without this wait, a value could be lost: a busy log can remove the
+/// record of the value before the server copies it.
 async fn wait_for_copies(connection: &Connection) -> Answer<bool> {
     let started = Instant::now();
     loop {
         let Some(info) = connection.stream(&connection.names.values).await? else { return Ok(false) };
-        // The time since the server's last contact with the source, or -1 before the first one.
+        // The time since the server's last contact with the source, or -1 before the first contact.
         if info["sources"][0]["active"].as_i64().is_some_and(|active| active >= 0) {
             return Ok(true);
         }
@@ -196,7 +198,7 @@ async fn wait_for_copies(connection: &Connection) -> Answer<bool> {
 }
 
 /// Creates the key-value bucket. Its settings do not allow direct reads from replicas, because a
-/// replica may not have the newest epoch yet.
+/// replica might not have the newest epoch yet.
 pub(super) async fn bucket(connection: &Connection) -> Answer<()> {
     let settings = json!({
         "subjects": [connection.names.epoch.replace(".epoch", ".>")],
@@ -208,7 +210,7 @@ pub(super) async fn bucket(connection: &Connection) -> Answer<()> {
     create(connection, &connection.names.bucket, settings).await.map(drop)
 }
 
-/// Creates the stream of values that one caller takes, if it does not exist.
+/// Creates the stream of single-use values, if it does not exist.
 pub(super) async fn deposits(connection: &Connection) -> Answer<()> {
     let subjects = [connection.names.all_deposits()];
     let settings = json!({ "subjects": subjects, "max_msgs_per_subject": 1, "max_age": nanos(DEPOSITS) });
@@ -254,8 +256,8 @@ async fn create(connection: &Connection, name: &str, settings: Json) -> Answer<O
     match connection.ask("STREAM.CREATE", name, &config).await {
         Ok(info) => Ok(info),
         Err(error) if error.is_rejected() && error.to_string().contains("already in use") => Ok(None),
-        // The error of a server where two instances create the log at the same moment, each for
-        // another epoch.
+        // The server returns this error if two instances create the log at the same moment with
+        // different epochs.
         Err(error)
             if error.is_rejected() && error.to_string().contains("overlap") && exists(connection, name).await? =>
         {
@@ -265,7 +267,7 @@ async fn create(connection: &Connection, name: &str, settings: Json) -> Answer<O
     }
 }
 
-/// Returns whether a stream of this name exists now or within 200 ms.
+/// Returns whether a stream of this name exists, now or within about 200 ms.
 async fn exists(connection: &Connection, name: &str) -> Answer<bool> {
     for _ in 0..10 {
         if connection.stream(name).await?.is_some() {
@@ -276,7 +278,7 @@ async fn exists(connection: &Connection, name: &str) -> Answer<bool> {
     Ok(false)
 }
 
-/// Returns an error if the stream has another value of one of these settings.
+/// Returns an error if the stream has another value in one of these settings.
 fn expect(info: &Json, stream: &str, settings: &[(&str, Json)]) -> Answer<()> {
     match settings.iter().find(|(name, value)| info["config"][*name] != *value) {
         None => Ok(()),

@@ -1,12 +1,13 @@
-//! The current values: a stream into which the server copies the newest record of each set of ids.
+//! The current values. The server copies each record with values from the log into a second stream.
 //!
-//! - The subject of a record is a hash of *all* ids that it sets or removes. A header lists the
-//!   ids. The stream retains the newest record of each subject. So it has the newest record of each
-//!   id: this record is the newest of its own set. Of all records that name an id, the one with the
-//!   highest number counts, also if it removes the value.
-//! - Above its limit the stream removes the oldest records first. So a record is never removed
-//!   before an older record that it replaces.
-//! - The copies are a moment behind. Records that are not copied yet are read from the log.
+//! - The subject of a record contains a hash of *all* ids that the record sets or removes. A header
+//!   lists the ids. The stream retains the newest record of each subject, so it has the newest
+//!   record of each set of ids, and thereby the newest record of each id. Of all records that list
+//!   an id, the record with the highest number sets or removes the value.
+//! - Above its limit the stream removes the oldest records first. So it never removes the newest
+//!   record of an id while it still has an older record of this id.
+//! - The server copies a record shortly after the append. The adapter reads records that are not
+//!   copied yet from the log.
 
 use std::collections::hash_map::HashMap;
 
@@ -18,17 +19,19 @@ use super::connection::Connection;
 use super::names::read_values;
 use super::reader::Reader;
 
-/// The header with the origin of a copied message: the stream and the number. Newer servers append
-/// more fields.
+/// The header with the origin of a copied message: the name of the log's stream and the number in
+/// the log. Newer servers append more fields.
 const SOURCE: &str = "Nats-Stream-Source";
 const BATCH: usize = 512;
 
-/// Returns the number that a copied message has in the log.
+/// Returns the number that a copied message has in the log, or `None` if the message was not
+/// copied.
 fn source(headers: &HeaderMap) -> Option<u64> {
     headers.get(SOURCE)?.as_str().split(' ').nth(1)?.parse().ok()
 }
 
-/// Returns the number of the newest record that was copied, or 0 if there is none.
+/// Returns the number of the newest copied record, or 0 if the stream of values has no copied
+/// record.
 pub(super) async fn end(connection: &Connection) -> Answer<u64> {
     let Some(info) = connection.stream(&connection.names.values).await? else { return Ok(0) };
     let last = info["state"]["last_seq"].as_u64().unwrap_or(0);
@@ -59,7 +62,7 @@ pub(super) async fn read(connection: &Connection) -> Answer<Vec<CurrentValue>> {
     Ok(current.into_iter().filter_map(|(id, record)| Some(CurrentValue { id, record: record? })).collect())
 }
 
-/// Applies a record to the current values. Must be called in the order of the log.
+/// Applies a record to the current values. The caller must apply records in the order of the log.
 fn apply(current: &mut HashMap<Box<str>, Option<Stored>>, headers: &HeaderMap, record: &Stored) {
     for value in read_values(headers) {
         current.insert(value.id, (!value.removes).then(|| record.clone()));

@@ -9,20 +9,22 @@ pub(super) struct Keys {
     pub(super) meta: String,
     /// The hash of current values.
     pub(super) values: String,
-    /// The sorted set of the ids of current values, by the sequence that set them.
+    /// The sorted set of the ids of current values, ordered by the sequence of the record that set
+    /// each value.
     pub(super) order: String,
     /// The stream of control messages.
     pub(super) control: String,
     /// The prefix of the keys that remember idempotency keys.
     pub(super) idempotency: String,
-    /// The prefix of the keys of single-use values.
+    /// The prefix of the keys of single-use values, such as tickets.
     deposits: String,
 }
 
 impl Keys {
     pub(super) fn new(namespace: &str) -> Self {
         use std::fmt::Write;
-        // A brace in the namespace would end the hash tag, and colons separate the parts of a key.
+        // The namespace is encoded, because a brace would end the hash tag, and colons separate the
+        // parts of a key.
         let mut encoded = String::new();
         for byte in namespace.bytes() {
             match byte {
@@ -42,7 +44,7 @@ impl Keys {
         }
     }
 
-    /// Returns the key of a single-use value, which contains a hash of the caller's key.
+    /// Returns the Redis key of a single-use value. The Redis key contains a hash of `key`.
     pub(super) fn deposit(&self, key: &str) -> String {
         format!("{}{}", self.deposits, hashed(key))
     }

@@ -1,13 +1,14 @@
-//! A log in a Redis stream. Needs Redis 7.0 or newer, or a compatible server.
+//! The Redis adapter. It stores the log in a Redis stream, and needs Redis 7.0 or newer, or a
+//! compatible server.
 //!
 //! One script appends records. It compares the log with the position that the caller has seen,
 //! numbers the records from the last id of the stream, writes the current values to a hash and
 //! trims the stream. All keys of a log have the same hash tag.
 //!
-//! 1. A connection that broke, or on which an answer is overdue, is replaced ([`server`]).
-//! 2. The tail of the log and the control stream have one connection each. Every wait on them has a
-//!    time limit ([`stream`]).
-//! 3. The names of all keys are defined in one file ([`keys`]).
+//! 1. The adapter replaces a connection that broke, or on which an answer is overdue ([`server`]).
+//! 2. Each stream of [`tail`](Backplane::tail) and [`listen`](Backplane::listen) has its own
+//!    connection. Every wait on it has a time limit ([`stream`]).
+//! 3. One file defines the names of all keys ([`keys`]).
 
 mod keys;
 mod server;
@@ -35,19 +36,19 @@ use crate::macros::opaque_debug;
 /// The maximum number of records that one call of the script appends. Other clients of the server
 /// wait while a script runs.
 const CHUNK: usize = 256;
-/// The number of control messages that are retained for instances that are behind.
+/// The approximate maximum number of retained control messages.
 const CONTROL_MESSAGES: usize = 10_000;
-/// The time for which control messages are retained. Limited because they contain user ids.
+/// The age from which control messages are removed, because they contain user ids.
 const CONTROL_AGE: Duration = Duration::from_secs(300);
-/// The interval at which old control messages are removed.
+/// The minimum interval between two removals of old control messages by one adapter.
 const TIDY: Duration = Duration::from_secs(10);
 
 /// A log on a Redis server, for [`HubBuilder::backplane`](crate::HubBuilder::backplane).
 ///
 /// `Redis` needs the feature `redis` and a server of version 7.0 or newer. The log is as durable as
-/// the server's persistence. With `appendonly yes` and `appendfsync always`, no acknowledged record
-/// is lost. Without persistence, a restart of the server begins a new epoch, and the hub reports
-/// one gap to every client.
+/// the server's persistence. With `appendonly yes` and `appendfsync always`, a restart of the
+/// server loses no acknowledged record. Without persistence, the log begins a new epoch after a
+/// restart of the server, and every stream receives one `hub.gap`.
 ///
 /// ```no_run
 /// # #[cfg(feature = "redis")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -65,26 +66,28 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Creates a log at `url`, such as `redis://127.0.0.1:6379` or `rediss://user:password@host`.
+    /// Creates an adapter for a log on the server at `url`, for example `redis://127.0.0.1:6379` or
+    /// `rediss://user:password@host`.
     ///
-    /// Hubs with the same `namespace`, any text, share one log. Hubs with other namespaces on the
-    /// same server are unrelated. The adapter connects when it is first used.
+    /// Hubs that use the same server and the same `namespace` share one log. Hubs with other
+    /// namespaces on the same server are unrelated. The namespace is any text. The adapter connects
+    /// when it is first used.
     ///
     /// # Errors
     ///
-    /// When `url` is not a Redis URL. The error does not contain the URL.
+    /// Returns an error if `url` is not a Redis URL. The error does not contain the URL.
     pub fn new(url: &str, namespace: &str) -> Answer<Self> {
         let client = Client::open(url).map_err(|_| BackplaneError::rejected("not a Redis URL"))?;
         Ok(Self { shared: Arc::new(Shared::new(client, namespace.to_owned(), LogLimits::default(), 0)) })
     }
 
-    /// Sets the number of replicas that must acknowledge a record before an append succeeds
-    /// (`WAIT`). Defaults to 0.
+    /// Sets the number of replicas that must acknowledge a record before publishing succeeds.
+    /// Defaults to 0. The adapter waits for the replicas with the command `WAIT`.
     ///
     /// With 0, a failover may lose records that were acknowledged to the publisher. If too few
     /// replicas acknowledge a record within half of the [`timeout`](Self::timeout), publishing
-    /// fails although the primary has the record. The error then [is
-    /// unknown](crate::PublishError::is_unknown).
+    /// fails although the primary has the record.
+    /// [`PublishError::is_unknown`](crate::PublishError::is_unknown) then returns `true`.
     #[must_use]
     pub fn acknowledged_by(self, replicas: u32) -> Self {
         self.with(|shared| shared.replicas = replicas)
@@ -97,15 +100,17 @@ impl Redis {
         self.with(|shared| shared.limits = LogLimits { timeout: shared.limits.timeout, ..limits })
     }
 
-    /// Sets the time limit for connecting, and for each answer. Defaults to 2 s.
+    /// Sets the time limit for connecting, and for each answer of the server. Defaults to 2 s. A
+    /// call that needs several requests can take longer.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|shared| shared.limits.timeout = timeout)
     }
 
-    /// Removes control messages that are too old at `now`, the server's time in milliseconds. Does
-    /// so at most once per [`TIDY`]. Also renews the expiry of the control stream, so that all
-    /// messages expire when no instance sends any more.
+    /// Removes control messages that are older than [`CONTROL_AGE`] at `now`, the server's time in
+    /// milliseconds. Also renews the expiry of the control stream, so that all messages expire when
+    /// no instance sends messages any more. Does nothing if the last attempt was less than [`TIDY`]
+    /// ago.
     async fn tidy(&self, now: u64) {
         {
             let mut tidied = self.shared.tidied.lock();
@@ -139,7 +144,8 @@ impl Backplane for Redis {
         Box::pin(async move {
             let mut chunks = records.chunks(CHUNK).map(|chunk| self.shared.append_chunk(chunk, seen));
             // The first chunk is sent alone. If the server does not have the script yet, the client
-            // loads it and sends the chunk again, and later chunks would overtake it.
+            // loads the script and sends this chunk again. Meanwhile, later chunks could overtake
+            // this chunk.
             let Some(first) = chunks.next() else { return Vec::new() };
             let mut answers = vec![first.await];
             if let [Err(error)] = &answers[..] {

@@ -16,8 +16,8 @@ use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
 use super::keys::Keys;
 use crate::sync::Mutex;
 
-/// The number of bytes of a record that are compared. The random id of a record ends within the
-/// first thirty bytes.
+/// The maximum number of bytes of a record that are compared, from its start. In a record of a hub,
+/// the random id ends within the first thirty bytes.
 const COMPARED: usize = 64;
 /// The maximum number of records or values in one page of a large read.
 const PAGE: usize = 512;
@@ -31,22 +31,24 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) append: Script,
     pub(super) state: Script,
-    /// The connections for small requests, so that these do not wait behind a large append or read.
+    /// The connections for small requests, so that small requests do not wait behind a large append
+    /// or read.
     pub(super) line: PerRuntime<Line>,
     /// The connections for appends.
     pub(super) publish: PerRuntime<Line>,
     /// The connections for large reads.
     pub(super) bulk: PerRuntime<Line>,
-    /// The time of the last removal of old control messages.
+    /// The time of the last attempt to remove old control messages.
     pub(super) tidied: Mutex<Option<Instant>>,
     own: Mutex<Option<Own>>,
-    /// The number of records or values in one page. Reduced after a page did not arrive in time.
+    /// The maximum number of records or values in the next page. Becomes smaller after a page that
+    /// did not arrive, and larger after a page that arrived.
     pub(super) page: AtomicUsize,
 }
 
-/// The newest acknowledged record of this adapter. If the log has another record at its position,
-/// the log was rolled back and has grown since. If no instance has read the record, only its
-/// publisher can detect this.
+/// The newest acknowledged record of this adapter. If the log has another record at the position of
+/// this record, the log was rolled back and has grown since. If no instance has read the record,
+/// only its publisher can detect the rollback.
 #[derive(Clone)]
 struct Own {
     position: LogPosition,
@@ -58,7 +60,7 @@ struct Own {
 #[derive(Default)]
 pub(super) struct Line {
     slot: Mutex<Slot>,
-    /// Held by the caller that connects, while the other callers wait.
+    /// The lock that a caller holds while it connects. Other callers wait for the lock.
     connecting: tokio::sync::Mutex<()>,
 }
 
@@ -69,7 +71,7 @@ struct Slot {
     /// successor.
     number: u64,
     /// The time and the error of the last failed attempt to connect. Callers that waited for this
-    /// attempt return its error. Otherwise each of them would wait for an attempt of its own.
+    /// attempt return its error. Otherwise each of these callers would wait for its own attempt.
     failed: Option<(Instant, BackplaneError)>,
 }
 
@@ -130,9 +132,10 @@ impl Shared {
     /// Returns the arguments with which both scripts detect a log that has lost records.
     ///
     /// The first group is the highest position that the caller has seen or this adapter has
-    /// appended, and a random new epoch. The second group is the newest record of this adapter.
-    /// Records of this adapter count only if they are of the caller's epoch. The groups are
-    /// separate because the append script has other arguments between them.
+    /// appended, and a random new epoch. The second group is the number and the first bytes of the
+    /// newest record of this adapter. Records of this adapter count only if they are of the
+    /// caller's epoch. The groups are separate because the append script has other arguments
+    /// between them.
     pub(super) fn compared(&self, seen: Option<Seen>) -> (impl ToRedisArgs, impl ToRedisArgs) {
         let own = self.own.lock().clone().filter(|own| seen.is_some_and(|seen| seen.epoch == own.position.epoch));
         let (own, start) = own.map_or_else(Default::default, |own| (own.position.sequence, own.start));
@@ -140,7 +143,7 @@ impl Shared {
         ((epoch, seen.max(own), format!("{:x}", fastrand::u64(1..))), (own, start))
     }
 
-    /// Stores a record as the newest of this adapter.
+    /// Stores a record as the newest record of this adapter, unless a newer record is stored.
     fn remember(&self, position: LogPosition, payload: &[u8]) {
         let mut own = self.own.lock();
         // The answers of two simultaneous calls may arrive in reverse order.
@@ -160,11 +163,11 @@ impl Shared {
     }
 
     /// Installs a cryptography provider for rustls if the process has none. The Redis client uses
-    /// the provider of the process and panics without one.
+    /// the provider of the process and panics without a provider.
     pub(super) fn choose_cryptography(&self) {
         let is_encrypted = matches!(self.client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. });
         if is_encrypted && rustls::crypto::CryptoProvider::get_default().is_none() {
-            // An error means that another thread has installed one in the meantime.
+            // An error means that another thread has installed a provider in the meantime.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
     }
@@ -174,8 +177,9 @@ impl Shared {
         self.run_on(&self.line, async |connection| command.query_async(connection).await).await
     }
 
-    /// Runs a command on one of the connections of the current runtime. Drops the connection if the
-    /// command shows that it is broken.
+    /// Runs a command on the connection that the current runtime has in `lines`. Drops the
+    /// connection if the error shows that the connection is broken, that the answer is late, or
+    /// that the server cannot serve the log.
     pub(super) async fn run_on<T>(
         &self,
         lines: &PerRuntime<Line>,
@@ -186,9 +190,10 @@ impl Shared {
         let answer = command(&mut connection).await;
         answer.map_err(|error| {
             if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() || is_elsewhere(&error) {
-                // The same cause has most likely broken the other connections, so they are dropped
-                // too. Otherwise a publish would fail on a broken connection after the instance is
-                // ready again. A late answer to a large read proves nothing about the others.
+                // The same cause has most likely broken the other connections of this runtime, so
+                // they are dropped too. Otherwise a publish would fail on a broken connection after
+                // the instance is ready again. A late answer to a large read proves nothing about
+                // the other connections.
                 let is_late_read = error.is_timeout() && std::ptr::eq(lines, &raw const self.bulk);
                 if line.lose(number) && !is_late_read {
                     for lines in [&self.line, &self.publish, &self.bulk] {
@@ -200,8 +205,8 @@ impl Shared {
         })
     }
 
-    /// Reads one page of a large read. If the page does not arrive in time, reduces the page size
-    /// and tries once more.
+    /// Reads one page of a large read. If the page does not arrive, reduces the page size and tries
+    /// once more. A page of one entry is not tried again.
     pub(super) async fn read_page<T: FromRedisValue>(&self, command: impl Fn(usize) -> Cmd) -> Answer<T> {
         let mut is_retry = false;
         loop {
@@ -222,11 +227,12 @@ impl Shared {
         }
     }
 
-    /// Logs a warning if the server may evict any key, because it could then delete the log.
+    /// Logs a warning if the server may evict any key, because the server could then delete the
+    /// log.
     pub(super) async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
         let answer =
             redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query_async::<Vec<String>>(connection).await;
-        // The Redis user may have no permission for `CONFIG GET`.
+        // Ignore an error: the Redis user may have no permission for `CONFIG GET`.
         if let Ok([_, policy]) = answer.as_deref()
             && policy.starts_with("allkeys")
         {
@@ -260,14 +266,15 @@ impl Shared {
             let appended: (String, Vec<u64>, u64) = call.invoke_async(connection).await?;
             let mut acknowledged = Ok(replicas);
             if replicas > 0 {
-                // On the same connection, because `WAIT` covers the writes of its own connection.
+                // Send `WAIT` on the same connection, because it covers only the writes of its own
+                // connection.
                 let limit = u64::try_from(limits.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
                 acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await;
             }
             Ok((appended, acknowledged))
         };
         let ((epoch, sequences, before), acknowledged) = self.run_on(&self.publish, append).await?;
-        // The records are in the log, so every error of `WAIT` is unknown.
+        // The records are already in the log, so an error of `WAIT` becomes an unknown error.
         let unknown = |error| BackplaneError::unknown(format!("WAIT failed: {error}"));
         let acknowledged = acknowledged.map_err(unknown)?;
         if acknowledged < replicas {
@@ -275,8 +282,8 @@ impl Shared {
             return Err(BackplaneError::unknown(text));
         }
         let epoch = parse_epoch(&epoch)?;
-        // A sequence of at most `before` belongs to a record that was appended earlier with the
-        // same idempotency key.
+        // A sequence up to and including `before` belongs to a record that an earlier call appended
+        // with the same idempotency key.
         if let Some(sequence) = sequences.iter().copied().max().filter(|&newest| newest > before)
             && let Some(record) = sequences.iter().position(|&number| number == sequence).and_then(|at| records.get(at))
         {
@@ -290,8 +297,8 @@ pub(super) fn parse_epoch(text: &str) -> Answer<u64> {
     u64::from_str_radix(text, 16).map_err(|_| BackplaneError::rejected("the epoch of the log is not a number"))
 }
 
-/// Returns whether the server is not the primary of the log, or cannot serve it yet. A new
-/// connection may reach the primary.
+/// Returns whether the error means that the server is not the primary of the log, or cannot serve
+/// the log now. A new connection may reach the primary.
 fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | ClusterDown | Moved | Ask | BusyLoading))
@@ -301,7 +308,7 @@ fn is_elsewhere(error: &RedisError) -> bool {
 pub(super) fn classify(error: &RedisError) -> BackplaneError {
     let text = error.to_string();
     match error.kind() {
-        // The server has executed no command and no part of a script.
+        // The server returns this error before it executes a command or a script.
         ErrorKind::Server(ServerErrorKind::TryAgain) => BackplaneError::unavailable(text),
         _ if is_elsewhere(error) => BackplaneError::unavailable(text),
         ErrorKind::Server(_)

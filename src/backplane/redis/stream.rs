@@ -13,8 +13,8 @@ use redis::{Cmd, FromRedisValue};
 use super::super::{Answer, Stored, in_time};
 use super::server::{Shared, classify};
 
-/// The time for which a blocking read waits for new entries. Between two reads, the stream checks
-/// that the server is still the primary.
+/// The time for which a blocking read waits for new entries, and the minimum time between two
+/// checks that the server is still the primary.
 const BLOCK: Duration = Duration::from_secs(2);
 /// The maximum number of entries of one read.
 const BATCH: usize = 512;
@@ -25,8 +25,8 @@ pub(super) enum From {
     Now,
     /// The record with this number.
     After(u64),
-    /// The entry with this id. If the newest entry has a lower id, because the server's clock was
-    /// set back, reading begins with the oldest entry.
+    /// The entry with this id. If the newest entry has a lower id, for example because the server
+    /// has lost entries, reading begins with the oldest entry.
     Mark(Box<str>),
 }
 
@@ -54,8 +54,8 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
         let mut checked: Option<Instant> = None;
         loop {
             // A demoted primary still answers reads, but new records go to its successor. A server
-            // that is not the primary rejects every write, also one that changes nothing, so this
-            // write detects it.
+            // that is not the primary rejects every write, even a write that changes nothing. So
+            // this write detects a demoted primary.
             if checked.is_none_or(|at| at.elapsed() >= BLOCK) {
                 let _: u64 = ask(&mut connection, &Cmd::hdel(&shared.keys.meta, "-"), timeout).await?;
                 checked = Some(Instant::now());
@@ -63,8 +63,8 @@ pub(super) fn read(shared: Arc<Shared>, key: String, from: From) -> BoxStream<'s
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64);
             command.arg("STREAMS").arg(&key).arg(&id);
-            // The server answers a read that found nothing. Without any answer, the connection is
-            // broken.
+            // The server also answers a read that found no entries. Without an answer, the
+            // connection is broken.
             let reply: Option<StreamReadReply> = ask(&mut connection, &command, BLOCK + timeout).await?;
             let entries = reply.and_then(|reply| reply.keys.into_iter().next()).map_or_else(Vec::new, |key| key.ids);
             if let Some(newest) = entries.last() {

@@ -1,5 +1,5 @@
-//! Appends events to a shared log. Hubs and publishers use the same functions, so they write the
-//! same records.
+//! Appends events to a shared log. `Hub` and `Publisher` use the same functions, so that their
+//! records have the same format.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::hub::Hub;
 use crate::hub::tasks::back_off::can_wait;
 use crate::types::{Address, Audience, Epoch, Event, Position, PublishError};
 
-/// Returns the record of an event that was checked. An event with a key sets or removes one current
-/// value for each address that `keeps_values`.
+/// Returns the record of an event. The record of an event with a key sets or removes one current
+/// value for each address for which `keeps_values` returns `true`.
 pub(in crate::hub) fn record(audience: &Audience, event: &Event, keeps_values: impl Fn(&Address) -> bool) -> NewRecord {
     let mut new_record = NewRecord::new(Bytes::from(record::encode(audience, event, record::Stamp::now())));
     if let Some(key) = event.key.as_deref() {

@@ -4,9 +4,11 @@
 //! 1. Before a record is applied, missing records before it are read. A missing record counts as
 //!    lost if the shared log no longer retains it, or if it is still missing after the publish
 //!    timeout.
-//! 2. A record must follow the rules of the publish API. A record that no hub could have written is
-//!    skipped. Its audience receives a gap, or all streams if the audience cannot be read.
-//! 3. A new epoch and a loss also replace the current values.
+//! 2. A record must follow the rules of the publish API. The hub skips an invalid record, and
+//!    reports a gap to its audience. If the audience cannot be decoded, the hub reports the gap to
+//!    all streams.
+//! 3. When a new epoch begins, or when missing records count as lost, the hub also reads all
+//!    current values again.
 
 use super::presence_records;
 use super::record::{self, Decoded};
@@ -19,7 +21,7 @@ use crate::log::{Effect, Entry};
 use crate::sync::Ordering;
 use crate::types::{Audience, Epoch};
 
-/// The maximum number of records in one read while an instance catches up.
+/// The maximum number of records in one read of the log.
 const BATCH: usize = 1024;
 /// The number of attempts to read a missing record before the instance reconnects.
 const ATTEMPTS: u32 = 3;
@@ -27,26 +29,27 @@ const ATTEMPTS: u32 = 3;
 /// The time from which the age of a record counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
-    /// The age counts from now, because the record has just arrived. The publisher's clock does not
-    /// matter.
+    /// The age counts from the time at which this instance reads the record. The publisher's clock
+    /// does not matter.
     New,
-    /// The age counts from the time of publishing. Used while this instance starts.
+    /// The age counts from the time of publishing, if the record contains it. Used while this
+    /// instance starts, and for current values.
     AsPublished,
 }
 
 /// The content of the log after a number.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Records. The first one has the next number.
+    /// Records in order. The first record has the next number.
     Records(Vec<Stored>),
-    /// Records up to this number are lost.
+    /// The records up to this number, inclusive, are lost.
     Lost(u64),
 }
 
 impl Hub {
-    /// Returns whether the log has other records than the applied ones at the same numbers. Then
-    /// the log was rolled back, and publishers that had not seen the lost records have appended
-    /// since.
+    /// Returns whether the log, in the same epoch, has other records than the applied records at
+    /// the same numbers. Then the log was rolled back, and publishers that had not seen the lost
+    /// records have appended since.
     pub(super) async fn was_rolled_back(&self, shared: &SharedLog, state: LogState) -> Answer<bool> {
         if state.epoch != self.log().epoch().0 {
             return Ok(false);
@@ -67,7 +70,7 @@ impl Hub {
         Ok(false)
     }
 
-    /// Reads the records after `last`. The log must end above `last`.
+    /// Reads the records after `last`. The log must have a record above `last`.
     pub(super) async fn read_after(&self, shared: &SharedLog, last: u64) -> Answer<Next> {
         let next = last + 1;
         let mut back_off = BackOff::new();
@@ -105,25 +108,26 @@ impl Hub {
         Err(BackplaneError::unknown(format!("the log has record {next} but does not return it")))
     }
 
-    /// Switches to a new epoch of the log, which retains no record up to `trimmed_through`, only
-    /// current values.
+    /// Switches to a new epoch, in which the log no longer retains the records up to
+    /// `trimmed_through`, inclusive. Reads the current values.
     pub(super) async fn start_epoch(&self, shared: &SharedLog, epoch: Epoch, trimmed_through: u64) -> Answer<()> {
         let values = self.current_values(shared).await?;
-        // Before the epoch changes: otherwise a publish between the two steps could pass a higher
-        // position of the new epoch as seen than the log has.
+        // Set before the epoch changes. Otherwise a publish between the two steps would pass the
+        // number of the old epoch with the new epoch as the seen position. The log might end below
+        // that position, and would then begin another epoch.
         shared.last.store(trimmed_through, Ordering::Release);
-        // The remembered records are of the old epoch.
+        // The remembered records belong to the old epoch.
         shared.history.clear();
-        // Before the epoch changes, so that a stream that reads the new epoch also reads the new
-        // count.
+        // Count before the epoch changes, so that a stream that reads the new epoch also reads the
+        // new count.
         shared.epochs.fetch_add(1, Ordering::AcqRel);
         self.log().begin_epoch(epoch, trimmed_through, values, self.now());
         wake_rest(&*self.inner);
         Ok(())
     }
 
-    /// Marks the records up to a number as lost. Replaces the current values, because a lost record
-    /// may have changed them.
+    /// Marks the next records up to `upto`, inclusive, as lost. Replaces the current values,
+    /// because a lost record may have changed them.
     pub(super) async fn lose_through(&self, shared: &SharedLog, upto: u64) -> Answer<()> {
         let values = self.current_values(shared).await?;
         self.log().mark_all_lost(upto, values, self.now());
@@ -140,9 +144,9 @@ impl Hub {
         Ok(values)
     }
 
-    /// Returns a current value with its number, for the one address to which its id belongs. Other
-    /// addresses of the record may have a newer value. Returns `None` if no hub could have written
-    /// it.
+    /// Returns the entry of a current value with its number. The entry is only for the address to
+    /// which the id of the value belongs, because other addresses of the record may have a newer
+    /// value. Returns `None` if the value is invalid.
     fn read_value(&self, current: &CurrentValue) -> Option<(u64, Entry)> {
         let Entry { audience, effect, draft, published } = self.read(&current.record.payload, Age::AsPublished).ok()?;
         let Effect::Sets(key) = &effect else { return None };
@@ -153,8 +157,8 @@ impl Hub {
         Some((current.record.sequence, Entry { audience: narrowed, effect, draft, published }))
     }
 
-    /// Applies a batch of records. Reads missing records first, and skips records that were applied
-    /// before.
+    /// Applies a batch of records. Before a record, applies the records that are missing before it.
+    /// Ignores records that were already applied or marked as lost.
     pub(super) async fn apply(&self, shared: &SharedLog, batch: Vec<Stored>, age: Age) -> Answer<()> {
         for stored in batch {
             let last = shared.last();
@@ -174,7 +178,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Reads and applies the records that are missing before a number.
+    /// Reads and applies the missing records below `before`, or marks them as lost.
     async fn apply_missing(&self, shared: &SharedLog, before: u64, age: Age) -> Answer<()> {
         loop {
             let last = shared.last();
@@ -191,7 +195,7 @@ impl Hub {
         }
     }
 
-    /// Applies the next record, or marks it as lost if it cannot be read.
+    /// Applies the next record, or marks it as lost if it is invalid.
     fn apply_one(&self, shared: &SharedLog, stored: &Stored, age: Age) {
         let now = self.now();
         match self.read(&stored.payload, age) {
@@ -209,8 +213,8 @@ impl Hub {
         shared.last.store(stored.sequence, Ordering::Release);
     }
 
-    /// Reads a record by the rules of the publish API. The error is the audience of a record that
-    /// breaks them, if the audience can be read.
+    /// Decodes a record, and validates it by the rules of the publish API. The error is the
+    /// audience of an invalid record, or `None` if the audience cannot be decoded.
     pub(super) fn read(&self, payload: &[u8], age: Age) -> Result<Entry, Option<Box<Audience>>> {
         let Decoded { audience, event, published_at } = record::decode(payload)?;
         let entry = if presence_records::is_presence(&event) {

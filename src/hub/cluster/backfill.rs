@@ -1,12 +1,12 @@
-//! Reads blocks of the shared log, for clients that reconnect with a position that is no longer in
-//! the memory of this instance.
+//! Reads blocks of the shared log, for clients that need records that are no longer in the memory
+//! of this instance.
 //!
-//! 1. One task reads one block after the other, so that the number of reconnecting clients does not
-//!    increase the load of the broker. The task runs while a connection waits, in a
-//!    [task slot](crate::hub::tasks::slot).
-//! 2. A block counts only if the log had the same epoch before and after the read. If records are
-//!    missing at the beginning of a block although the log has them, the task reads again, at most
-//!    for the publish timeout.
+//! 1. One task reads one block after the other, so that many reconnecting clients cause at most one
+//!    read at a time. The task runs while a connection waits, in a [task
+//!    slot](crate::hub::tasks::slot).
+//! 2. A block is kept only if the log is still in the same epoch after the read. If the log has the
+//!    first record of the block and the response does not contain it, the task reads again. The
+//!    task stops reading again when the record has been missing for the publish timeout.
 
 use std::sync::{Arc, Weak};
 
@@ -26,8 +26,8 @@ impl Hub {
         let (epoch, base) = (self.log().epoch(), self.log().base());
         let changed = || BackplaneError::unavailable("the log has begun a new epoch");
         let after = start.checked_sub(base).ok_or_else(changed)?;
-        // Taken before the read: a record that is appended during the read is not missing if the
-        // response does not contain it.
+        // `known` is taken before the read, so that a record that is appended during the read does
+        // not count as lost.
         let (known, count) = (self.log().last(), shared.blocks.lock().count);
         let limit = self.settings().publish_timeout;
         let read = async {
@@ -59,14 +59,15 @@ fn is_wanted(inner: &Arc<Inner>) -> bool {
     inner.shared_log.as_ref().is_some_and(|shared| shared.blocks.lock().is_wanted())
 }
 
-/// Reads blocks until no connection waits for one.
+/// Reads blocks until no connection waits for a block.
 async fn read(inner: Weak<Inner>) {
     let mut back_off = BackOff::new();
     let mut start = 0;
     loop {
         let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
         let Some(shared) = &hub.inner.shared_log else { return };
-        // Connections that wait for a block of an ended epoch are woken without it.
+        // Wake connections that wait for a block of an ended epoch. Their next read reports the
+        // gap.
         let outdated = shared.blocks.lock().take_waiting_below(hub.log().base());
         wake(&hub.inner, outdated);
         let Some(next) = shared.blocks.lock().next_wanted(start) else { return };

@@ -1,8 +1,9 @@
 //! Blocks of the shared log that were read from the broker, and the connections that wait for
 //! blocks.
 //!
-//! 1. Blocks begin at fixed numbers, so that clients that disconnected at about the same time need
-//!    the same block. A block is read once, and kept while there is room.
+//! 1. Blocks begin at multiples of [`RECORDS`] in their epoch, or at the end of a shorter block. So
+//!    clients that disconnected at about the same time need the same block. A block is kept while
+//!    there is room, so that it is normally read only once.
 //! 2. The hub holds a weak reference to each connection that waits for a block, and wakes the
 //!    connection once when the block is available.
 
@@ -16,7 +17,8 @@ use crate::types::ConnectionId;
 
 /// The maximum number of records in a block.
 const RECORDS: u64 = 512;
-/// The maximum size of the kept blocks in bytes. The newest block is kept even if it is larger.
+/// The maximum total size of the kept blocks in bytes. The newest block is kept even if it is
+/// larger.
 const ROOM: usize = 16 << 20;
 
 #[derive(Debug)]
@@ -24,11 +26,12 @@ pub(super) struct Blocks {
     /// The kept blocks, by the number after which each begins.
     kept: BTreeMap<u64, Kept>,
     bytes: usize,
-    /// Increases with every use of a block.
+    /// A counter that increases with every use of a block.
     clock: u64,
     /// The connections that wait for a block, by the number after which it begins.
     wanted: BTreeMap<u64, Waiting>,
-    /// The number of records to read for the next block. Smaller when records are large.
+    /// The maximum number of records to read for the next block. It is below [`RECORDS`] after a
+    /// large block.
     pub(super) count: usize,
 }
 
@@ -47,9 +50,9 @@ struct Kept {
 }
 
 impl Blocks {
-    /// Returns the block with the records after `number`, which must not be below `base`, the
-    /// beginning of the epoch. If the block was not read yet, registers the connection to wait for
-    /// it.
+    /// Returns the kept block with the records directly after `number`, which must not be below
+    /// `base`, the beginning of the epoch. If no such block is kept, registers the connection, so
+    /// that the backfill task reads the block and then wakes the connection.
     pub(super) fn find_or_wait(
         &mut self,
         base: u64,
@@ -68,9 +71,10 @@ impl Blocks {
         !self.wanted.is_empty()
     }
 
-    /// Returns the number after which the next block begins that a connection waits for: the lowest
-    /// number above `before`, or else the lowest of all. So a block that cannot be read does not
-    /// delay the other blocks. Forgets connections that are gone.
+    /// Returns the number after which the next wanted block begins. This is the lowest such number
+    /// above `before`, or the lowest of all if none is above. So a block that cannot be read does
+    /// not delay the other blocks. Forgets connections that have ended, and returns `None` if no
+    /// connection waits.
     pub(super) fn next_wanted(&mut self, before: u64) -> Option<u64> {
         self.wanted.retain(|_, waiting| {
             waiting.retain(|_, handle| handle.upgrade().is_some_and(|handle| !handle.is_gone()));
@@ -80,18 +84,20 @@ impl Blocks {
         next.map(|(start, _)| *start)
     }
 
-    /// Removes and returns the connections that wait for the block after a number.
+    /// Removes and returns the connections that wait for the block that begins after `start`.
     pub(super) fn take_waiting(&mut self, start: u64) -> Waiting {
         self.wanted.remove(&start).unwrap_or_default()
     }
 
-    /// Removes and returns the connections that wait for blocks of ended epochs.
+    /// Removes and returns the connections that wait for blocks of ended epochs. `base` is the
+    /// number at which the current epoch begins.
     pub(super) fn take_waiting_below(&mut self, base: u64) -> Waiting {
         let rest = self.wanted.split_off(&base);
         std::mem::replace(&mut self.wanted, rest).into_values().flatten().collect()
     }
 
-    /// Returns the kept block with the records after `number`, in the epoch that begins at `base`.
+    /// Returns the kept block with the records directly after `number`, in the epoch that begins at
+    /// `base`.
     fn find(&mut self, base: u64, number: u64) -> Option<Arc<Block>> {
         let (_, kept) = self.kept.range_mut(..=number).next_back()?;
         if !kept.block.covers(base, number) {
@@ -102,15 +108,17 @@ impl Blocks {
         Some(Arc::clone(&kept.block))
     }
 
-    /// Returns the number after which the block with the records after `number` would begin.
+    /// Returns the number after which a block with the records directly after `number` has to
+    /// begin.
     fn start(&self, base: u64, number: u64) -> u64 {
         let start = base + (number - base) / RECORDS * RECORDS;
         let before = self.kept.range(..=number).next_back().filter(|(_, kept)| kept.block.base == base);
         before.map_or(start, |(_, kept)| start.max(kept.block.upto.min(number)))
     }
 
-    /// Keeps a block, and removes the least recently used blocks above [`ROOM`]. The next block has
-    /// more records if this one is small, and fewer if it is large.
+    /// Keeps a block, and drops the least recently used blocks while all blocks together exceed
+    /// [`ROOM`]. Halves the maximum number of records of the next block if this block is large.
+    /// Otherwise doubles it, up to [`RECORDS`].
     pub(super) fn keep(&mut self, block: Block) {
         self.count = if block.is_large() { (self.count / 2).max(1) } else { (self.count * 2).min(RECORDS as usize) };
         self.clock += 1;

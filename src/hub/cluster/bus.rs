@@ -1,16 +1,17 @@
 //! Control messages: instances broadcast commands and the changes of their connections.
 //!
-//! 1. One task listens and broadcasts. It runs for the life of the hub, in a [task
-//!    slot](crate::hub::tasks::slot). After an interruption it continues after the last message
-//!    that it received, so that it misses no command, and asks all instances for their connections.
-//! 2. Changes of connections are gathered for a moment and broadcast together
+//! 1. One task receives the control messages, and broadcasts the changes of connections. It runs
+//!    for the life of the hub, in a [task slot](crate::hub::tasks::slot). After an interruption the
+//!    task continues after the last message that it received, so that it misses no command that the
+//!    broker still retains. Then it requests the connections of all instances.
+//! 2. The task gathers changes of connections for [`GATHER`], and broadcasts them together
 //!    ([`outbox`](crate::hub::peers::outbox)).
-//! 3. A disconnect and a leave are carried out when they arrive. If a join was issued at a position
-//!    that this instance's log has not reached, it waits for the log, at most for the publish
-//!    timeout. A leave first carries out the waiting joins of its topic. Otherwise these would take
-//!    effect after it.
-//! 4. An instance that has not received its own messages for the peer timeout is not ready, because
-//!    the other instances regard it as ended ([`table`](crate::hub::peers::table)).
+//! 3. A disconnect and a leave are carried out when they arrive. A join or a change of topics waits
+//!    until this instance's log has reached the position at which the command was issued, at most
+//!    for the publish timeout. Before a leave, the waiting commands that join the same topic are
+//!    carried out. Otherwise these commands would take effect after the leave.
+//! 4. An instance that has received none of its own messages for the peer timeout is not ready,
+//!    because the other instances may count it as gone ([`table`](crate::hub::peers::table)).
 
 use std::collections::hash_set::HashSet;
 use std::sync::Weak;
@@ -31,16 +32,17 @@ use crate::hub::{Hub, Inner};
 use crate::log::{Millis, millis};
 use crate::types::{Action, Address, Audience, Command, ConnectionId, Topic, UserId};
 
-/// The time for which changes are gathered before they are broadcast.
+/// The time for which the task gathers changes before it broadcasts them.
 const GATHER: Duration = Duration::from_millis(50);
-/// The maximum number of connections in one message.
+/// The maximum number of connections in one message, and of presence events in one append.
 const BATCH: usize = 256;
-/// The approximate maximum size of one message in bytes. Brokers accept at least 1 MiB by default.
+/// The approximate size in bytes at which a message is full. The last connection of a message may
+/// exceed it. Brokers accept at least 1 MiB by default.
 const BATCH_SIZE: usize = 64 * 1024;
 /// The interval at which an instance repeats its request for connections, until it receives one of
 /// its own messages.
 const ASK_EVERY: Duration = Duration::from_millis(500);
-/// The maximum number of commands that wait for the log.
+/// The maximum number of commands that wait for the log. Further commands do not wait.
 const MAX_QUEUED: usize = 10_000;
 
 pub(in crate::hub) static JOB: Job<Inner> =
@@ -63,7 +65,8 @@ async fn run(hub: Weak<Inner>) {
     }
 }
 
-/// Processes received messages, and broadcasts in turns, until an error.
+/// Processes received messages, and broadcasts in turns, until an error occurs or the hub is
+/// dropped.
 async fn listen_and_broadcast(
     hub: &Weak<Inner>,
     mut messages: BoxStream<'static, Answer<ControlMessage>>,
@@ -93,8 +96,9 @@ async fn listen_and_broadcast(
                 let is_closed = shared.outbox.lock().is_closed;
                 let receives_own_messages = shared.peers.lock().receives_own_messages();
                 if now >= next_ask && !is_closed && !receives_own_messages {
-                    // Repeat until this instance receives one of its own messages. It also reports
-                    // its own connections, because the others may have missed messages.
+                    // Repeat the request until this instance receives one of its own messages. The
+                    // instance also reports its own connections, because the others may have missed
+                    // messages.
                     next_ask = now + ASK_EVERY;
                     shared.outbox.lock().report_all();
                     hub.broadcast(shared, shared.report_request()).await?;
@@ -119,8 +123,8 @@ async fn listen_and_broadcast(
                 for (topic, user) in orphans {
                     hub.inner.publish_left_of_orphan(&topic, &user);
                 }
-                // Counted from the end of the turn, so that a long turn leaves time for messages
-                // before the next one.
+                // Counted from the end of this turn, so that after a long turn the task has time
+                // for messages before the next turn.
                 next_turn = Instant::now() + GATHER;
             }
         }
@@ -164,8 +168,8 @@ impl Hub {
         in_time(self.settings().publish_timeout, sent).await
     }
 
-    /// Broadcasts the connections that have changed, or all of them if an instance has asked for
-    /// them.
+    /// Broadcasts the connections that have changed, or all connections if the complete list is
+    /// due.
     async fn broadcast_connections(&self, shared: &SharedLog) -> Answer<()> {
         let (due, number) = {
             let mut outbox = shared.outbox.lock();
@@ -187,21 +191,23 @@ impl Hub {
                 closed: if all { Vec::new() } else { closed },
             };
             if let Err(error) = self.broadcast(shared, Body::PresenceUpdate(update)).await {
-                // Other instances may or may not have received it, so report everything later.
+                // Other instances may not have received the update, so report all connections
+                // later.
                 shared.outbox.lock().report_all();
                 return Err(error);
             }
             shared.outbox.lock().number = number;
         }
         if all {
-            // The lease ends the report: the others remove the connections that it did not contain.
+            // The lease message ends the complete list. The other instances then remove the
+            // connections that the list did not contain.
             self.broadcast(shared, Body::Lease(number)).await?;
         }
         Ok(())
     }
 
-    /// Returns the open connections and the ids of the closed ones, in batches that fit into one
-    /// message. Returns at least one batch.
+    /// Returns the open connections and the ids of the closed connections, in batches. Each batch
+    /// fits into one message. Returns at least one batch.
     fn connection_batches(&self, ids: &[ConnectionId]) -> Vec<(Vec<PeerConnection>, Vec<ConnectionId>)> {
         let mut batches = Vec::new();
         let (mut open, mut closed, mut size) = (Vec::new(), Vec::new(), 0);
@@ -230,9 +236,10 @@ impl Hub {
         batches
     }
 
-    /// Appends queued presence events to the log. A failed event is tried again, unless a later
-    /// event about the same member was appended. So the log may contain an event twice, which does
-    /// not change the presence that its readers see.
+    /// Appends queued presence events to the log. An event that fails because of the broker stays
+    /// in the queue, unless a later event about the same member was appended. If the broker had
+    /// appended the event despite the error, the log then contains the event twice. Readers see the
+    /// same presence with the second event as without it.
     async fn append_presence(&self, shared: &SharedLog) {
         let (batch, dropped) = shared.outbox.lock().presence(BATCH);
         if batch.is_empty() {
@@ -258,28 +265,29 @@ impl Hub {
         shared.outbox.lock().announced(batch.len(), dropped, again);
     }
 
-    /// Sends a command to the other instances.
+    /// Broadcasts a command to the other instances.
     pub(in crate::hub) async fn broadcast_command(&self, shared: &SharedLog, command: Command) -> Answer<()> {
         self.inner.ensure_shared_log();
         self.broadcast(shared, Body::Command(command)).await
     }
 
-    /// Broadcasts that this instance ends, so that the others remove its connections at once.
+    /// Broadcasts the goodbye of this instance, so that the other instances remove its connections
+    /// at once.
     pub(in crate::hub) async fn broadcast_goodbye(&self, shared: &SharedLog) {
         shared.outbox.lock().is_closed = true;
         if let Err(error) = self.broadcast(shared, Body::Goodbye).await {
-            tracing::debug!(%error, "no goodbye was sent: other instances remove this one after peer_timeout");
+            tracing::debug!(%error, "the goodbye failed: other instances may remove this instance only after peer_timeout");
         }
     }
 
-    /// Carries out a command of another instance. Queues a join that was issued at a position which
-    /// this instance's log has not reached.
+    /// Carries out a command of another instance. Queues a join or a change of topics if this
+    /// instance's log has not reached the position at which the command was issued.
     fn carry_out_or_queue(&self, shared: &SharedLog, command: Command) {
         match &command.action {
             Action::Disconnect(_) => return self.carry_out_received(&command),
             Action::Leave(topic) => {
-                // Under the lock, so that another thread does not carry out a queued join after the
-                // leave.
+                // Hold the lock until the leave is carried out, so that another thread does not
+                // carry out a queued join after it.
                 let mut queue = shared.commands.lock();
                 queue.retain(|(_, queued)| {
                     let is_join_of_topic = queued.joins(topic);
@@ -304,8 +312,8 @@ impl Hub {
     }
 
     /// Carries out queued commands whose position is reached or whose wait has ended. Stops at the
-    /// first other command, so that the order stays the same. Holds the lock, because the follow
-    /// task and the control task both call this.
+    /// first other command, so that the order stays the same. Holds the lock of the queue, because
+    /// the follow task and the control task both call this method.
     pub(in crate::hub) fn carry_out_queued(&self, shared: &SharedLog) {
         let mut queue = shared.commands.lock();
         let is_due = |(until, command): &(Millis, Command)| *until <= self.now() || !self.is_ahead(command);
@@ -314,11 +322,11 @@ impl Hub {
         }
     }
 
-    /// Carries out a command of another instance. Errors are only logged, because the other
-    /// instance has reported its own errors to the caller of the command.
+    /// Carries out a command of another instance. Logs an error and does not return it, because the
+    /// caller of the command is on the other instance.
     fn carry_out_received(&self, command: &Command) {
         if let Err(error) = self.carry_out(command) {
-            tracing::debug!(%error, "a command of another instance was carried out only in part");
+            tracing::debug!(%error, "a command of another instance was not fully carried out");
         }
     }
 

@@ -1,10 +1,11 @@
-//! The task that follows the shared log, and that marks the hub as stale while it cannot follow.
+//! The task that follows the shared log, and that marks the hub as stale while the task cannot
+//! follow the log.
 //!
 //! 1. Only one task follows the log, and only this task [applies](super::apply) records, in the
 //!    order of the log. It runs for the life of the hub, in a [task slot](crate::hub::tasks::slot):
 //!    another task replaces it if its runtime has shut down or does not poll it.
-//! 2. Before the task follows, it compares the log with the state of this instance: the log may be
-//!    in another epoch, or may no longer retain the next records.
+//! 2. Before the task follows the log, it compares the log with the state of this instance: the log
+//!    may be in another epoch, or may no longer retain the next records.
 //! 3. At every probe interval the task reads the state of the log. So it detects a connection that
 //!    delivers no records although the log has new ones.
 
@@ -23,8 +24,10 @@ use crate::hub::{Hub, Inner};
 use crate::sync::Ordering;
 use crate::types::Epoch;
 
-/// The number of failed probes in a row after which the instance reconnects. A probe fails if the
-/// log has records that did not arrive, or if the records cannot be compared.
+/// The number of successive probes with the same failure after which the instance reconnects. Two
+/// failures are counted separately: new records of the log have not arrived, or the applied records
+/// cannot be compared with the log. If the state of the log cannot be read, the instance reconnects
+/// at once.
 const FAILED_PROBES: u32 = 2;
 /// The minimum time limit of a probe, because a server may be busy for a moment.
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,7 +35,7 @@ const MIN_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(in crate::hub) static JOB: Job<Inner> =
     Job { run: |hub, _| follow(hub).boxed(), has_work: |_| true, has_more: |_| true };
 
-/// Follows the log until the hub is dropped. Reconnects after each error.
+/// Follows the log until the hub is dropped. Reconnects after an error, a new epoch or a rollback.
 async fn follow(inner: Weak<Inner>) {
     let upgrade = || inner.upgrade().map(|inner| Hub { inner });
     let mut back_off = BackOff::new();
@@ -59,7 +62,7 @@ async fn follow(inner: Weak<Inner>) {
             hub.counters().broker_failed(&shared.backplane.describe(), &error, hub.now());
             hub.set_stale(shared, true);
         }
-        // Records were applied, so the next pause is short again.
+        // The task has applied records, so the next pause is short again.
         if shared.last() != last {
             back_off = BackOff::new();
         }
@@ -68,8 +71,9 @@ async fn follow(inner: Weak<Inner>) {
     }
 }
 
-/// Applies the records of a tail until the connection breaks. Returns `Ok` if the log is in another
-/// epoch or was rolled back, so that the caller compares it with this instance.
+/// Applies the records of a tail until an error occurs. Returns `Ok` if the log is in another epoch
+/// or was rolled back, so that the caller compares the log with this instance. Also returns `Ok` if
+/// the hub was dropped.
 async fn listen(inner: &Weak<Inner>, mut tail: BoxStream<'static, Answer<Vec<Stored>>>, probe: Duration) -> Answer<()> {
     let mut next_probe = Instant::now() + probe;
     let (mut silent, mut uncompared) = (0, 0);
@@ -86,8 +90,7 @@ async fn listen(inner: &Weak<Inner>, mut tail: BoxStream<'static, Answer<Vec<Sto
             None => {
                 next_probe = Instant::now() + probe;
                 // The time limit is one interval, but at least `MIN_PROBE_TIMEOUT`. So a broker
-                // that stops answering is detected within two intervals, or one interval and that
-                // minimum.
+                // that stops answering is detected within the interval and this limit.
                 let state = shared.query_state(hub.log().epoch(), probe.max(MIN_PROBE_TIMEOUT)).await?;
                 if state.epoch != hub.log().epoch().0 {
                     return Ok(());
@@ -118,8 +121,9 @@ impl Hub {
     async fn catch_up(&self, shared: &SharedLog) -> Answer<()> {
         let mut state = shared.query_state(self.log().epoch(), self.settings().publish_timeout).await?;
         if self.was_rolled_back(shared, state).await? {
-            // The log has grown past the position of this instance, so it cannot detect the loss by
-            // itself. A position above all others makes it begin a new epoch.
+            // The log has grown past the position of this instance, so the log cannot detect the
+            // loss from that position. A seen position above all others makes the log begin a new
+            // epoch.
             let seen = LogPosition { epoch: state.epoch, sequence: MAX_SEQUENCE };
             state = in_time(self.settings().publish_timeout, shared.backplane.state(Some(seen))).await?;
         }
@@ -132,8 +136,9 @@ impl Hub {
         } else if first > shared.last() + 1 {
             self.lose_through(shared, first - 1).await?;
         }
-        // While the hub starts, records count as old as they are. Later they count as new, so that
-        // open streams receive all records of an interruption, however long it was.
+        // While the hub starts, the age of a record counts from the time of publishing. Later it
+        // counts from now, so that open streams receive the records of an interruption of any
+        // length.
         let age = if shared.is_loaded() { Age::New } else { Age::AsPublished };
         while shared.last() < state.last {
             match self.read_after(shared, shared.last()).await? {
@@ -144,14 +149,16 @@ impl Hub {
                 tokio::task::yield_now().await;
             }
         }
-        // A current value may be newer than every retained record.
+        // A current value may be newer than every retained record, so raise `visible_through` to
+        // the end of the log.
         self.log().advance(state.last.max(shared.last()), self.now());
         shared.loaded.store(true, Ordering::Release);
         self.carry_out_queued(shared);
         Ok(())
     }
 
-    /// Marks the hub as stale, or as following again, and wakes all streams so that they report it.
+    /// Marks the hub as stale, or as following again. If this changes the state, wakes all streams,
+    /// so that they report the change.
     fn set_stale(&self, shared: &SharedLog, stale: bool) {
         if shared.stale.swap(stale, Ordering::AcqRel) != stale {
             self.counters().staleness(stale);

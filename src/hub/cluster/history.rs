@@ -3,8 +3,8 @@
 //!
 //! 1. A log that was rolled back and has grown since has other records at the numbers of the lost
 //!    ones. So the hub remembers the hash of each applied record until the next comparison, up to a
-//!    limit, and compares the hashes with the records that the log has then. Records contain a
-//!    random id, so the records of equal events differ.
+//!    limit, and compares the hashes with the records that the log has then. Hubs write a random id
+//!    into each record, so their records of equal events differ.
 //! 2. A record that is missing in a response may only be late, because a replica may be behind. It
 //!    is lost if the log begins above it, or if it is still missing after the publish timeout.
 
@@ -17,23 +17,24 @@ use tokio::time::{Duration, Instant};
 use crate::backplane::{LogState, Stored};
 use crate::sync::Mutex;
 
-/// The maximum number of records in one comparison, beside the newest. Limits the cost of reading
-/// the records of a busy log a second time.
+/// The maximum number of records in one comparison, beside the newest record. This limits the cost
+/// of reading the records of a busy log a second time.
 const COMPARED: usize = 64;
-/// The maximum number of missing records that are remembered.
+/// The maximum number of missing records whose times are remembered.
 const HOLES: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct History {
     pub(super) known: Mutex<Known>,
-    /// The missing records, each with the time of the first failed read.
+    /// The numbers of the missing records, each with the time of the first failed read.
     holes: Mutex<BTreeMap<u64, Instant>>,
 }
 
 /// Records that were applied, each with its number and hash.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    /// The newest record at the last comparison and the records after it, up to [`COMPARED`].
+    /// The newest record at the last comparison and the records after it, at most [`COMPARED`] in
+    /// total.
     oldest: VecDeque<(u64, u64)>,
     /// The newest applied record.
     pub(super) newest: Option<(u64, u64)>,
@@ -64,13 +65,13 @@ impl History {
         self.holes.lock().clear();
     }
 
-    /// Returns the time since which a record is missing. The first call for a record starts the
-    /// time.
+    /// Returns how long a record has been missing. The time starts with the first call for the
+    /// record.
     pub(super) fn missing_for(&self, number: u64) -> Duration {
         let mut holes = self.holes.lock();
         let since = holes.entry(number).or_insert_with(Instant::now).elapsed();
         if holes.len() > HOLES {
-            // Keep the record of this call. Otherwise its time would start again with every call.
+            // Keep the entry of this record. Otherwise its time would start again with every call.
             let oldest = holes.iter().filter(|(other, _)| **other != number).min_by_key(|(_, since)| **since);
             if let Some(oldest) = oldest.map(|(other, _)| *other) {
                 holes.remove(&oldest);
@@ -86,8 +87,9 @@ impl History {
 }
 
 impl Known {
-    /// Returns the spans of records to compare, each as its first number and its length: the oldest
-    /// remembered records, and the newest one. Omits records that the log does not have.
+    /// Returns the spans of the log to read for a comparison, each as its first number and its
+    /// maximum length. The first span has the oldest remembered records that the log still has. The
+    /// second has the newest record, unless the first contains it.
     pub(super) fn to_compare(&self, state: LogState) -> Vec<(u64, usize)> {
         let has = |number: u64| (state.first..=state.last).contains(&number);
         let mut spans = Vec::new();

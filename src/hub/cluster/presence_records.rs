@@ -1,7 +1,8 @@
-//! `hub.joined` and `hub.left` as records of a shared log. Only hubs publish these events.
+//! `hub.joined` and `hub.left` as records of a shared log. Only hubs publish these events, because
+//! the publish API rejects their names.
 //!
-//! Any program with access to the broker can write such a record. So a hub accepts it only if a hub
-//! could have written it.
+//! Any program with access to the broker can write such a record. So a hub accepts a record only if
+//! a hub could have written it.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -10,8 +11,8 @@ use crate::log::{Effect, Entry};
 use crate::types::{Address, Audience, Event, Subscription, UserId};
 use crate::wire::Draft;
 
-/// The maximum size of the data of a presence record. Two names and the data of a subscription
-/// always fit, whatever limit an application sets for its own events.
+/// The maximum size of the data of a presence record in bytes. Two names and the data of a
+/// subscription always fit. The limit of an application for its own events does not apply.
 const MAX_BYTES: usize = 2 * Subscription::MAX_DATA_BYTES;
 
 #[derive(Deserialize)]

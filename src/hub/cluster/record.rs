@@ -17,15 +17,15 @@ use serde::{Deserialize, Serialize};
 use crate::types::{Address, Audience, Cow, Event, To};
 
 const VERSION: u64 = 1;
-/// The maximum number of addresses, and of excluded connections, of a record whose audience is
-/// read.
+/// The maximum number of addresses of a record, and of its excluded connections. The audience of a
+/// record over this limit is not decoded.
 const MAX_ADDRESSES: usize = 1024;
 
 /// The random id of a record and the time of publishing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// A random number. It distinguishes a record from a record of an equal event that has its
-    /// number after the log was rolled back.
+    /// A random number. If the log is rolled back and a record of an equal event then gets the same
+    /// number in the log, the two records still differ in this id.
     id: u64,
     /// The time of publishing in milliseconds of Unix time, by the publisher's clock.
     at: u64,
@@ -57,7 +57,8 @@ pub(crate) struct Decoded {
 #[derive(Serialize, Deserialize)]
 struct Envelope<'a> {
     v: u64,
-    /// Not read: instances compare the bytes of records, so any value is accepted.
+    /// The id of the stamp in hexadecimal. Decoding ignores the field, because instances compare
+    /// the bytes of whole records. So a publisher may write any value.
     #[serde(skip_deserializing)]
     id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,7 +78,7 @@ struct Envelope<'a> {
     retry_ms: Option<u64>,
 }
 
-/// The fields that are the same in every version.
+/// The fields that have the same meaning in every version.
 #[derive(Deserialize)]
 struct Addressed<'a> {
     #[serde(borrow)]
@@ -86,7 +87,7 @@ struct Addressed<'a> {
     except: Vec<Cow<'a>>,
 }
 
-/// Encodes a record of an event that was checked.
+/// Encodes an event for an audience as a record. Does not validate the event.
 pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8> {
     let name = &*event.name;
     let envelope = Envelope {
@@ -106,11 +107,11 @@ pub(crate) fn encode(audience: &Audience, event: &Event, stamp: Stamp) -> Vec<u8
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// Decodes a record. Checks its names, but not its size and its event.
+/// Decodes a record. Validates the addresses of its audience, but not its event.
 ///
-/// The error is the audience of a record of a later version, or of one with a content that no hub
-/// accepts. It is `None` if the audience cannot be read or has more than [`MAX_ADDRESSES`]
-/// addresses.
+/// The error is the audience of a record that has another version or that cannot be decoded. The
+/// error is `None` if the audience itself cannot be decoded, or if it has more than
+/// [`MAX_ADDRESSES`] addresses or excluded connections.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Option<Box<Audience>>> {
     let audience_of = |to: &To<'_>, except: &[Cow<'_>]| {
         let is_small = to.len().max(except.len()) <= MAX_ADDRESSES;
@@ -155,7 +156,7 @@ mod tests {
     use crate::types::{ConnectionId, Topic, UserId};
     use proptest::prelude::*;
 
-    /// Other implementations start with these vectors.
+    /// Programs in other languages can test their encoders and decoders with these vectors.
     #[test]
     fn test_vectors_of_the_document_decode_and_encode() {
         let document = include_str!("../../../docs/broker.md");

@@ -1,8 +1,9 @@
 //! The comparison of settings that all instances of a namespace should share.
 //!
-//! An instance sends its settings when it requests the connections of all instances. An instance
-//! with other settings replies with its own, so each of the two logs the difference once. Both
-//! continue to work, because a rolling deploy runs instances with both settings for a while.
+//! An instance broadcasts its settings when it requests the connections of all instances. An
+//! instance with other settings logs a warning and broadcasts its own settings, so that the first
+//! instance logs a warning too. Each instance logs at most one warning. Both instances continue to
+//! work, because a rolling deploy runs instances with both settings for a while.
 
 use std::collections::btree_map::BTreeMap;
 use std::fmt::Write as _;
@@ -15,8 +16,8 @@ use crate::types::TopicFilter;
 use crate::types::retention::{Bounds, Kind, LagPolicy, Retention};
 use crate::types::topic_filter::Rule;
 
-/// The names and values of settings. A long value is replaced by its hash. Values are only
-/// compared, never parsed.
+/// The names and values of settings. The value of a setting with several rules is a hash. Values
+/// are only compared, never parsed.
 pub(crate) type Digest = BTreeMap<String, String>;
 
 /// The settings of this instance, for comparison with other instances.
@@ -42,15 +43,15 @@ impl SettingsDigest {
         Self { digest, has_warned: AtomicBool::new(false) }
     }
 
-    /// Returns whether the settings of another instance differ. Logs the first difference. A
-    /// setting that only one of the two versions has does not count.
+    /// Returns whether the settings of another instance differ. Logs a warning the first time that
+    /// settings differ. Ignores a setting that only one of the two instances has.
     pub(in crate::hub) fn differs(&self, other: &Digest) -> bool {
         let differs = |name: &&String| other.get(*name).is_some_and(|value| *value != self.digest[*name]);
         let different: Vec<_> = self.digest.keys().filter(differs).collect();
         if !different.is_empty() && !self.has_warned.swap(true, Ordering::AcqRel) {
             tracing::warn!(
                 ?different,
-                "settings of another instance in this namespace differ: use the same on all instances (logged once)"
+                "settings of another instance in this namespace differ: use the same settings on all instances (logged once)"
             );
         }
         !different.is_empty()
@@ -95,7 +96,7 @@ fn of_bounds(Bounds { count, bytes, age }: Bounds) -> String {
     format!("{count} {bytes} {}", age.map_or_else(|| "-".to_owned(), of_time))
 }
 
-/// Returns the FNV-1a hash of a text, which is the same in every version.
+/// Returns the FNV-1a hash of a text. The hash is the same in every version of the crate.
 fn hash_of(text: &str) -> String {
     let hash = text
         .bytes()

@@ -1,11 +1,11 @@
-//! The state that this instance has of the shared log and of the other instances.
+//! The state of the shared log and of the other instances, as this instance knows it.
 //!
 //! The tasks in [`follow`](super::follow), [`bus`](super::bus) and [`backfill`](super::backfill)
-//! change this state.
+//! share this state with the streams of this instance.
 //!
 //! 1. A client's position may be ahead of this instance, but only up to a limit
 //!    ([`SharedLog::most_ahead`]).
-//! 2. A record number that no hub can have written is an error of the broker ([`check_sequence`]).
+//! 2. A record number above [`MAX_SEQUENCE`] is an error of the broker ([`check_sequence`]).
 
 use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
@@ -25,15 +25,17 @@ use crate::log::{Block, Millis, Policies, millis};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Address, Audience, Command, ConnectionId, Epoch, Event, Position, Topic, UserId};
 
-/// The maximum number of records by which a client may be ahead of this instance. Clients may be
-/// ahead because other instances may read the log faster.
+/// The maximum number of records by which a client's position may be above the newest record that
+/// this instance knows to be in the log. A client can be ahead because it comes from an instance
+/// that has read more of the log.
 const MAX_AHEAD: u64 = 100_000;
-/// The same limit while the log cannot be followed. It is far below [`MAX_SEQUENCE`], because the
-/// numbers of a new epoch begin above all numbers that clients have sent.
+/// The value of [`SharedLog::most_ahead`] while this instance cannot follow the log. The value is
+/// far below [`MAX_SEQUENCE`], because the numbers of a new epoch begin above all numbers that
+/// clients have sent.
 const MAX_AHEAD_WHILE_STALE: u64 = 1 << 40;
 
-/// The highest record number that a hub accepts. Brokers and their scripts count exactly up to
-/// here.
+/// The highest record number that a hub accepts. Brokers and their scripts count exactly up to this
+/// number.
 pub(super) const MAX_SEQUENCE: u64 = 1 << 53;
 
 /// The shared log, and the state of this instance for it.
@@ -41,25 +43,26 @@ pub(in crate::hub) struct SharedLog {
     pub(in crate::hub) backplane: Arc<dyn Backplane>,
     /// Whether this instance has read the whole log once.
     pub(super) loaded: AtomicBool,
-    /// Whether the log cannot be followed now.
+    /// Whether this instance cannot follow the log now.
     pub(super) stale: AtomicBool,
-    /// The number of the newest record that was applied, in the current epoch.
+    /// The number, in the current epoch, of the newest record that was applied or marked as lost.
     pub(super) last: AtomicU64,
-    /// The number of records that were skipped because they could not be read.
+    /// The number of records that were skipped because they were invalid.
     pub(super) skipped: AtomicU64,
-    /// The number of the newest record that the log had at the last query of its state.
+    /// The number of the newest record in the log at the last query of the log's state.
     latest: AtomicU64,
-    /// The number of epochs that have begun while this instance followed the log.
+    /// The number of times that this instance has switched to a new epoch of the log.
     pub(super) epochs: AtomicU64,
     pub(super) history: History,
     pub(super) blocks: Mutex<Blocks>,
     /// The id of this instance.
     pub(super) instance_id: InstanceId,
     pub(super) settings_digest: SettingsDigest,
-    /// The mark of the control message that was received last.
+    /// The mark of the last control message that this instance has received. `None` before the
+    /// first.
     pub(super) mark: Mutex<Option<Box<str>>>,
-    /// Commands that wait for the log, in the order in which they arrived, each with the time at
-    /// which the wait ends.
+    /// Commands of other instances that wait for the log, in the order in which they arrived. Each
+    /// has the time at which its wait ends.
     pub(super) commands: Mutex<VecDeque<(Millis, Command)>>,
     pub(super) peers: Mutex<Peers>,
     pub(super) outbox: Mutex<Outbox>,
@@ -92,17 +95,18 @@ impl SharedLog {
         self.loaded.load(Ordering::Acquire)
     }
 
-    /// Returns the number of the newest record that was applied.
+    /// Returns the number of the newest record that was applied or marked as lost.
     pub(super) fn last(&self) -> u64 {
         self.last.load(Ordering::Acquire)
     }
 
-    /// Returns the highest position that this instance has seen. `epoch` is the current epoch.
+    /// Returns the highest position that this instance has seen, or `None` if the instance has not
+    /// read the whole log once. `epoch` is the current epoch.
     pub(super) fn seen(&self, epoch: Epoch) -> Option<Seen> {
         self.is_loaded().then(|| LogPosition { epoch: epoch.0, sequence: self.last() })
     }
 
-    /// Queries the state of the log.
+    /// Queries the state of the log, and stores the number of its newest record.
     pub(super) async fn query_state(&self, epoch: Epoch, limit: Duration) -> Answer<LogState> {
         let state = in_time(limit, self.backplane.state(self.seen(epoch))).await?;
         if state.last <= MAX_SEQUENCE {
@@ -111,14 +115,14 @@ impl SharedLog {
         Ok(state)
     }
 
-    /// Returns whether the log cannot be followed now.
+    /// Returns whether this instance cannot follow the log now.
     pub(in crate::hub) fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Acquire)
     }
 
-    /// Returns a counter that increases with every new epoch.
+    /// Returns the number of times that this instance has switched to a new epoch, modulo 65,536.
     pub(in crate::hub) fn epochs(&self) -> u16 {
-        // 16 bits are enough, because a value is only compared with a recent one.
+        // 16 bits are enough, because callers only compare a value with a recent one.
         self.epochs.load(Ordering::Acquire) as u16
     }
 
@@ -128,14 +132,17 @@ impl SharedLog {
         self.is_loaded() && !self.is_stale() && self.peers.lock().is_received(now)
     }
 
-    /// Returns the message that asks all instances for their connections.
+    /// Returns the message that requests the connections of all instances.
     pub(super) fn report_request(&self) -> Body {
         Body::Ask(self.settings_digest.digest.clone())
     }
 
-    /// Returns the block with the records after a number. If the block was not read yet, returns
-    /// `None` and wakes the connection when it is available. The caller must then make sure that
-    /// the tasks run.
+    /// Returns the block with the records directly after `number`. `base` is the number at which
+    /// the current epoch begins.
+    ///
+    /// If the block is not in memory, returns `None`, and the backfill task wakes the connection
+    /// when it has read the block. The caller then has to ensure that the task runs. If `number` is
+    /// below `base`, returns `None` and wakes the connection at once.
     pub(in crate::hub) fn find_block(
         &self,
         base: u64,
@@ -145,17 +152,19 @@ impl SharedLog {
     ) -> Option<Arc<Block>> {
         if number < base {
             // The number is of an epoch that has just ended. The next read of the stream reports
-            // it.
+            // the gap.
             handle.wake(now);
             return None;
         }
         self.blocks.lock().find_or_wait(base, number, handle)
     }
 
-    /// Returns the number of records by which a client's position may be ahead of this instance.
+    /// Returns the maximum number of records by which a client's position may be above the newest
+    /// record that this instance has applied.
     ///
-    /// While this instance follows the log, it knows how far it is behind. While it cannot follow
-    /// the log, the log may have grown by any number of records.
+    /// While this instance follows the log, the limit is the instance's own lag at the last query
+    /// of the log's state, plus [`MAX_AHEAD`]. While the instance cannot follow the log, its lag is
+    /// unknown, so the limit is much higher.
     pub(in crate::hub) fn most_ahead(&self) -> u64 {
         if self.is_stale() {
             return MAX_AHEAD_WHILE_STALE;
@@ -169,7 +178,8 @@ impl SharedLog {
         self.outbox.lock().changed(id);
     }
 
-    /// Returns the connections of an audience on other instances, each once.
+    /// Returns the user and the data of each connection of an audience on other instances. A
+    /// connection counts once.
     pub(in crate::hub) fn others(&self, audience: &Audience) -> Vec<Other> {
         let peers = self.peers.lock();
         let mut seen: HashSet<ConnectionId> = audience.excluded().iter().copied().collect();
@@ -193,7 +203,8 @@ impl SharedLog {
         }
     }
 
-    /// Returns the user and the topics of a connection on another instance.
+    /// Returns the user and the topics of a connection on another instance, or `None` if no other
+    /// instance has reported the connection.
     pub(in crate::hub) fn find(&self, id: ConnectionId) -> Option<(Option<UserId>, Vec<Topic>)> {
         self.peers.lock().find(id).map(|peer| (peer.user.clone(), peer.topics.clone()))
     }
@@ -208,34 +219,35 @@ impl SharedLog {
         self.outbox.lock().announce(topic, user, event);
     }
 
-    /// Returns whether a user is a member of a topic on another instance.
+    /// Returns whether a user has a topic on another instance, or had it within the grace period.
     pub(in crate::hub) fn is_member(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
         self.peers.lock().is_member(topic, user, now)
     }
 
-    /// Returns whether another instance is responsible for publishing that a member has left.
+    /// Returns whether another instance, and not this one, has to publish `hub.left` for a member
+    /// that has left this instance.
     pub(in crate::hub) fn publishes_left(&self, topic: &Topic, user: &UserId, now: Millis) -> bool {
         self.peers.lock().publishes_left(topic, user, self.instance_id, now)
     }
 
-    /// Returns the members that have left a topic on other instances, while the grace period lasts
-    /// and `hub.left` is not published yet.
+    /// Returns the members that have left a topic on other instances within the grace period.
     pub(in crate::hub) fn leaving(&self, topic: &Topic, now: Millis) -> Vec<UserId> {
         self.peers.lock().leaving(topic, now).cloned().collect()
     }
 
-    /// Returns a position from before all changes that other instances may not have reported yet. A
-    /// snapshot of presence that names this position misses no later change.
+    /// Returns a recent position of the log for a snapshot of presence. See
+    /// [`Outbox::settled_position`].
     pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
         self.outbox.lock().settled_position()
     }
 
-    /// Returns whether a user is online on another instance, including the grace period.
+    /// Returns whether a user has a connection on another instance, or had one within the grace
+    /// period.
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         self.peers.lock().is_online(user, now)
     }
 
-    /// Returns the number of records that were skipped because they could not be read.
+    /// Returns the number of records that were skipped because they were invalid.
     pub(in crate::hub) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)
     }

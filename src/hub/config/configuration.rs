@@ -30,8 +30,8 @@ impl Default for Configuration {
 
 impl Configuration {
     pub(in crate::hub) fn policies(&self) -> Policies {
-        // The window of `live` is the write deadline: a reader that is slower than that has
-        // stalled.
+        // The window of `Retention::live` is the write deadline, because a reader that is slower
+        // than that has stalled.
         let resolve = |retention: &Retention| retention.clone().with_live_window(self.settings.write_deadline);
         Policies::new(
             self.rules.iter().map(|(rule, retention)| (rule.clone(), resolve(retention))).collect(),

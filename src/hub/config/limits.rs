@@ -21,21 +21,23 @@ use crate::log::Millis;
 #[non_exhaustive]
 pub enum OverLimit {
     /// The new connection gets a retryable refusal: `hub.refused` with the reason `limit` and a
-    /// random `retry`. Browsers reconnect.
+    /// random `retry`. Browsers reconnect. [`Hub::subscribe`](crate::Hub::subscribe) returns an
+    /// error.
     #[default]
     Refuse,
-    /// The new connection is accepted, and the oldest connection ends with the reason `limit`. Its
-    /// client reconnects after ten to twenty times [`HubBuilder::retry`](crate::HubBuilder::retry),
-    /// and displaces another connection. So the clients over the limit take turns, and each
-    /// receives the events that it has missed meanwhile.
+    /// The new connection is accepted, and the oldest connection of this instance that counts for
+    /// the limit ends with the reason `limit`. The client of the ended connection reconnects after
+    /// ten to twenty times [`HubBuilder::retry`](crate::HubBuilder::retry), at most 1 h, and may
+    /// displace another connection. So the clients over the limit take turns, and each receives the
+    /// events that it has missed and that are still retained.
     CloseOldest,
 }
 
-/// The least delay before a displaced client reconnects, as a multiple of
-/// [`HubBuilder::retry`](crate::HubBuilder::retry).
+/// The minimum delay before a displaced client reconnects, as a multiple of
+/// [`HubBuilder::retry`](crate::HubBuilder::retry). The hub limits the delay to 1 h.
 pub(in crate::hub) const AFTER_DISPLACEMENT: u32 = 10;
 
-/// The maximum waiting time of a refused request, in seconds.
+/// The maximum time that [`Rate::take`] returns, in seconds.
 const LONGEST_WAIT: f64 = 30.0;
 
 /// The limits on open connections and on requests per second.
@@ -46,18 +48,18 @@ pub(crate) struct Limits {
     pub(crate) per_second: Option<u32>,
 }
 
-/// A token bucket that holds the tokens of one second. The time is passed in.
+/// A token bucket that holds at most the tokens of one second. The caller passes the time.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Rate {
     tokens: f64,
-    /// The approximate number of refused requests that wait for their turn.
+    /// The approximate number of refused requests whose time to retry has not come.
     waiting: f64,
     at: Option<Millis>,
 }
 
 impl Rate {
-    /// Takes a token. Without one, returns the time after which this caller should retry, behind
-    /// the requests that already wait.
+    /// Takes a token. If none is left, returns the time after which the client should retry: after
+    /// the clients that already wait, and after at most [`LONGEST_WAIT`].
     pub(in crate::hub) fn take(&mut self, per_second: u32, now: Millis) -> Result<(), Duration> {
         let rate = f64::from(per_second);
         let added = match self.at.replace(now) {

@@ -1,4 +1,4 @@
-//! The settings of an application, their defaults and their validation. Pure.
+//! The settings of a hub, their defaults and their validation.
 //!
 //! 1. A setting that is invalid, alone or together with another one, is an error of `build`
 //!    ([`validation`]).
@@ -6,7 +6,8 @@
 //!    [`configuration`]).
 //! 3. A rate limits the requests per second ([`limits`]). The
 //!    [registry](super::connection::registry) enforces the limits on open connections.
-//! 4. Pages of other origins cannot read streams unless the application allows it ([`origins`]).
+//! 4. Pages of other origins cannot read streams unless the application allows their origin
+//!    ([`origins`]).
 
 pub(super) mod configuration;
 pub(super) mod limits;

@@ -10,7 +10,7 @@ pub(crate) enum Origins {
 }
 
 impl Origins {
-    /// Whether every listed origin is one that a browser could send.
+    /// Returns whether a browser could send every listed origin.
     pub(in crate::hub) fn are_origins(&self) -> bool {
         match self {
             Self::Any => true,
@@ -19,9 +19,9 @@ impl Origins {
     }
 }
 
-/// Whether a browser, or an application's web view, could send this text as `Origin`: a scheme and
-/// an authority, in lower case. `null` is rejected, because every sandboxed page of any site sends
-/// it.
+/// Returns whether a browser, or an application's web view, could send this text as `Origin`: a
+/// scheme and an authority, in lower case and without the default port of the scheme. `null` is
+/// rejected, because every sandboxed page of any site sends it.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, authority)) = text.split_once("://") else { return false };
     let is_of_scheme = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
@@ -55,8 +55,8 @@ impl Hosts {
         self.0.is_empty()
     }
 
-    /// Whether the value of a `Host` header or an `:authority` is on the list. A name that is
-    /// listed without a port matches every port.
+    /// Returns whether the value of a `Host` header or an `:authority` is on the list. A name that
+    /// is listed without a port matches every port.
     pub(crate) fn lists(&self, host: &[u8]) -> bool {
         self.0.iter().any(|listed| {
             let listed = listed.as_bytes();

@@ -12,7 +12,8 @@ use crate::wire::Framing;
 pub(in crate::hub) const SECOND: Duration = Duration::from_secs(1);
 pub(in crate::hub) const MIB: usize = 1 << 20;
 
-/// The settings of a running hub. The methods of [`HubBuilder`](crate::HubBuilder) document each.
+/// The settings of a running hub. The methods of [`HubBuilder`](crate::HubBuilder) document each
+/// setting.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) framing: Framing,
@@ -65,19 +66,20 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Returns the interval of rechecks: that of the setting, or else the heartbeat.
+    /// Returns the interval of rechecks: `recheck_every` if it is set, otherwise the heartbeat.
     pub(in crate::hub) fn recheck_interval(&self) -> Duration {
         self.recheck_every.unwrap_or(self.heartbeat)
     }
 
-    /// Returns how long the hub remembers a topic or user without retained events and without
-    /// listeners, so that clients can resume. A quiet stream gets a fresh id at the first heartbeat
-    /// after a quarter of this time, so it must be many heartbeats long.
+    /// Returns the time for which the hub remembers a topic or user without retained events and
+    /// without listeners, so that clients can resume. A quiet stream gets a fresh id at the first
+    /// heartbeat after a quarter of this time, so this time must be many heartbeats long.
     pub(in crate::hub) fn channel_grace(&self) -> Duration {
         self.heartbeat * 40
     }
 
-    /// Returns the age at which a new stream will end, in milliseconds: 80 to 100 % of the setting.
+    /// Returns the age at which a new stream will end, in milliseconds: a random 80 to 100 % of
+    /// `max_age`. `None` if the age is not limited.
     pub(in crate::hub) fn old_age(&self) -> Option<Millis> {
         let age = millis(self.max_age?);
         Some(age - fastrand::u64(0..=age / 5))

@@ -63,7 +63,7 @@ impl Configuration {
         }
         let payload = settings.framing.max_payload;
         if payload < 16 {
-            return invalid("max_payload", "too small for any event");
+            return invalid("max_payload", "must be at least 16 bytes");
         }
         if payload > 16 * MIB {
             return invalid("max_payload", "must be at most 16 MiB");

@@ -2,13 +2,13 @@
 //!
 //! 1. The table is in the memory of this process. Other instances add an entry when they carry the
 //!    command out.
-//! 2. A banned client also has an event id that contains the end of the ban. So an instance without
-//!    an entry, for example after a restart, also rejects the client
-//!    ([`last_event_id`](crate::types::last_event_id)).
+//! 2. A banned client also receives an event id that contains the end of the ban, and sends it when
+//!    it reconnects. So an instance without an entry, for example after a restart, also rejects the
+//!    client ([`last_event_id`](crate::types::last_event_id)).
 //! 3. A later disconnect never makes a ban shorter ([`Table::note_disconnect`]).
-//! 4. The authorization of a request is outdated if a disconnect of its addresses came after the
-//!    request had arrived. The request gets a retryable refusal, and the access hook decides about
-//!    the next request anew ([`disconnect_clock`](crate::types::disconnect_clock)).
+//! 4. The authorization of a request is outdated if a disconnect of one of its addresses came after
+//!    the request had arrived. The request gets a retryable refusal, and the access hook decides
+//!    about the next request anew ([`disconnect_clock`](crate::types::disconnect_clock)).
 
 use std::collections::hash_map::HashMap;
 use std::time::SystemTime;
@@ -24,7 +24,7 @@ const TIDY_AT: usize = 64;
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Bans {
     table: Mutex<Table>,
-    /// The time at which the last entry of a topic is over. Written under the lock of the table,
+    /// The latest time at which an entry of a topic is over. Written under the lock of the table,
     /// and read without it, so that a stream without a possible entry takes no lock and hashes no
     /// name.
     topics_over_at: AtomicU64,
@@ -43,27 +43,28 @@ struct Table {
 #[derive(Clone, Copy, Debug)]
 struct Ban {
     disconnected_at: DisconnectClock,
-    /// The same moment on the wall clock, for tickets of other instances.
+    /// The time of the disconnect by the wall clock, for tickets of other instances.
     disconnected_when: SystemTime,
-    /// The end of the ban.
+    /// The end of the ban, or zero if the address was not banned.
     until: Millis,
     /// The time at which the entry may be dropped: the ban has ended, and no request or ticket from
     /// before the disconnect is left.
     over_at: Millis,
 }
 
-/// The reason for which a connection may not be opened or may not join a topic.
+/// The reason for which a connection cannot be opened or cannot join a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Rejection {
     /// The ban has not ended yet.
     Banned,
-    /// The disconnect came after the request had arrived.
+    /// A disconnect came after the request had arrived.
     Outdated,
 }
 
 impl Bans {
-    /// Records a disconnect. New connections of these addresses are banned until `until`. Requests
-    /// and tickets from before this moment may arrive until `remember`.
+    /// Records a disconnect. New connections of these addresses are banned until `until`, which is
+    /// zero for a disconnect without a ban. Requests and tickets from before this moment may arrive
+    /// until `remember`.
     pub(in crate::hub) fn note_disconnect<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,
@@ -82,7 +83,8 @@ impl Bans {
         if address.topic().is_some() { &self.topics_over_at } else { &self.others_over_at }
     }
 
-    /// Returns whether these addresses are banned, or were disconnected after `asked_at`.
+    /// Returns the reason to reject a request, if there is one: one of these addresses is banned,
+    /// or was disconnected after `asked_at`.
     pub(in crate::hub) fn rejection<'a>(
         &self,
         addresses: impl IntoIterator<Item = &'a Address>,

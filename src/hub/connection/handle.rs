@@ -3,10 +3,10 @@
 //! The registry, the log and the stream share the handle. A field that changes is an atomic, or is
 //! behind the lock of `State`.
 //!
-//! 1. The first ending stands, unless a later one keeps the client away for longer
-//!    ([`ConnectionHandle::end`]). The stream writes it when it is polled next.
-//! 2. A connection leaves the registry once. The caller that makes this step does the rest
-//!    ([`ConnectionHandle::leave_registry`]).
+//! 1. The first ending stands, unless a later ending is stricter ([`ConnectionHandle::end`]). The
+//!    stream writes the ending when it is polled next.
+//! 2. A connection leaves the registry once. The caller that makes this step also does the rest of
+//!    the removal ([`ConnectionHandle::leave_registry`]).
 //! 3. The lifecycle reports the end of a connection once, and after its start
 //!    ([`ConnectionHandle::note_start_reported`]).
 
@@ -26,22 +26,24 @@ use crate::types::{Authority, ConnectionId, EndReason, Reconnect, Subscription, 
 pub(crate) struct ConnectionHandle {
     /// The cursor and the waker, by which the log wakes the stream.
     pub(crate) subscriber: CursorHandle,
-    /// The user, the data and the authority. `None` for an anonymous connection without any of
-    /// them.
+    /// The optional parts of the connection, for example the user and the data. `None` if the
+    /// connection has none of them.
     identity: Option<Box<Identity>>,
     pub(in crate::hub) opened_at: Millis,
     /// The number of the connection among all connections of the hub, in the order of opening. Set
     /// once, under the lock of the registry.
     pub(in crate::hub) opened: AtomicU64,
-    /// Whether the client reconnected with a cursor.
+    /// Whether the stream was opened with a cursor, including one that the hub could not resume
+    /// from.
     pub(in crate::hub) resumed: bool,
     /// The number of events that the stream has read. Only the stream writes it.
     pub(in crate::hub) delivered: AtomicU64,
     /// The time by which the stream must be polled again. Only the stream writes it; housekeeping
     /// reads it to find stalled streams.
     pub(in crate::hub) due: AtomicU64,
-    /// The [`DisconnectClock`](crate::types::disconnect_clock::DisconnectClock) at which the
-    /// application last removed a topic. A request of the page from before that may not add topics.
+    /// The time by the [`DisconnectClock`](crate::types::disconnect_clock::DisconnectClock) at
+    /// which the hub last removed a topic from the connection. An earlier request of the client to
+    /// change its topics cannot add topics.
     pub(in crate::hub) topic_removed_at: AtomicU64,
     state: Mutex<State>,
     /// Whether `state` has an ending. Written under its lock, and read without it.
@@ -49,30 +51,30 @@ pub(crate) struct ConnectionHandle {
     /// Whether the stream goes to a network. A reader in this process has no heartbeat and no write
     /// deadline.
     pub(in crate::hub) to_network: bool,
-    /// Whether the connection has left the registry, or is about to.
+    /// Whether the connection has left the registry, or is being removed from it.
     has_left: AtomicBool,
-    /// The time at which a worker wakes the stream. `Millis::MAX` if no alarm is set: the stream
-    /// sets it, and the worker resets it.
+    /// The time at which a worker wakes the stream. `Millis::MAX` if no alarm is set. The stream
+    /// sets the alarm, and the worker resets it.
     alarm_at: AtomicU64,
     /// Whether the connection has passed all checks of its admission.
     is_admitted: AtomicBool,
     /// The progress of the lifecycle reports: [`NOTHING_REPORTED`], [`START_REPORTED`], or
-    /// [`END_PENDING`] plus the reason of the end.
+    /// [`END_PENDING`] plus the index of the reason of the end.
     reported: AtomicU8,
-    /// Whether the hub knows the transport of the stream. It is then a socket that the hub can cut,
-    /// or the hub's own writer, whose peer takes all bytes. Otherwise a server reads the body of
-    /// the stream and writes it to a socket that the hub does not know. Set before
-    /// `State::transport`.
+    /// Whether the hub knows the transport of the stream. A known transport is a socket that the
+    /// hub can cut, or the hub's own writer while no bytes wait for its peer. Otherwise a server
+    /// reads the body of the stream and writes it to a socket that the hub does not know. Set
+    /// before `State::transport`.
     is_transport_known: AtomicBool,
 }
 
-/// The state that changes once or twice in the life of a connection, under one lock.
+/// The state of a connection that changes rarely, under one lock.
 #[derive(Default)]
 struct State {
     /// Set by the command, the limit or the task that ends the stream. The stream writes it when it
     /// is polled next.
     ending: Option<Box<Ending>>,
-    /// The socket that carries the stream and that the hub can cut, if there is one.
+    /// The socket that carries the stream, if the hub knows it and can cut it.
     transport: Option<Arc<Transport>>,
 }
 
@@ -83,17 +85,16 @@ const START_REPORTED: u8 = 1;
 /// The connection has ended before its start was reported. The index of the reason is added.
 const END_PENDING: u8 = 2;
 
-/// The parts of the subscription that most anonymous connections lack.
+/// The parts of a connection that most anonymous connections lack.
 struct Identity {
     user: Option<UserId>,
     /// The key by which limits count the connection, in place of its user.
     counted_as: Option<Arc<str>>,
     data: Option<Arc<str>>,
     extensions: Extensions,
-    /// The access hook that rechecks the connection, if it can.
+    /// The access hook that rechecks the connection, or `None` if the connection is not rechecked.
     authority: Option<Arc<dyn Authority>>,
-    /// The time at which the subscription expires. A recheck writes it, and the stream reads it at
-    /// each poll.
+    /// The time at which the subscription expires, or `Millis::MAX`. A recheck may change it.
     expires_at: AtomicU64,
 }
 
@@ -104,12 +105,14 @@ pub(crate) struct Ending {
     pub(crate) reconnect: Reconnect,
     pub(crate) retry: Option<Duration>,
     pub(crate) note: Option<Arc<str>>,
-    /// The stream first writes its records up to this number. Zero ends the stream at once.
+    /// The stream first writes its records up to and including this number. Zero ends the stream at
+    /// once.
     pub(crate) after: u64,
 }
 
 impl Ending {
-    /// Ends a stream at once, without the records that it has not read yet.
+    /// Creates an ending that ends a stream at once, without the records that the stream has not
+    /// read yet.
     pub(in crate::hub) fn now(reason: EndReason) -> Self {
         Self { reason, reconnect: Reconnect::Now, retry: None, note: None, after: 0 }
     }
@@ -181,13 +184,13 @@ impl ConnectionHandle {
         self.identity.as_ref().map(|identity| identity.extensions.clone()).unwrap_or_default()
     }
 
-    /// Returns the time at which the subscription expires, or `Millis::MAX`.
+    /// Returns the time at which the subscription expires, or `Millis::MAX` if it does not expire.
     pub(in crate::hub) fn expires_at(&self) -> Millis {
         self.identity.as_ref().map_or(Millis::MAX, |identity| identity.expires_at.load(Ordering::Acquire))
     }
 
     /// Sets the time at which the subscription expires. A connection without an identity ignores
-    /// it, and is never rechecked.
+    /// the time. Only rechecks call this, and they do not apply to such a connection.
     pub(in crate::hub) fn expire_at(&self, at: Millis) {
         if let Some(identity) = &self.identity {
             identity.expires_at.store(at, Ordering::Release);
@@ -205,8 +208,9 @@ impl ConnectionHandle {
         self.state.lock().ending.as_deref().cloned()
     }
 
-    /// Sets the ending of the stream, and returns the ending that stands: the first one, unless a
-    /// later one keeps the client away for longer. The caller then calls [`wake`](Self::wake).
+    /// Sets the ending of the stream, and returns the ending that stands: the first ending, unless
+    /// a later ending is stricter. A delay is stricter than none, and a ban is the strictest. Does
+    /// not wake the stream.
     pub(in crate::hub) fn end(&self, ending: Ending) -> Ending {
         let current = &mut self.state.lock().ending;
         if current.as_ref().is_none_or(|current| ending.reconnect.is_stricter_than(current.reconnect)) {
@@ -216,13 +220,13 @@ impl ConnectionHandle {
         current.as_deref().cloned().unwrap_or(ending)
     }
 
-    /// Marks the connection as having left the registry. Returns whether this was the first call:
-    /// only that caller removes the connection.
+    /// Marks the connection as having left the registry. Returns whether this was the first call.
+    /// Only the caller of the first call removes the connection.
     pub(in crate::hub) fn leave_registry(&self) -> bool {
         !self.has_left.swap(true, Ordering::AcqRel)
     }
 
-    /// Whether the connection has left the registry, or is about to.
+    /// Returns whether the connection has left the registry, or is being removed from it.
     pub(in crate::hub) fn is_gone(&self) -> bool {
         self.has_left.load(Ordering::Acquire)
     }
@@ -241,8 +245,8 @@ impl ConnectionHandle {
         self.reported.compare_exchange(NOTHING_REPORTED, ended, Ordering::AcqRel, Ordering::Acquire).is_err()
     }
 
-    /// Whether the connection has passed all checks of its admission, so that its user counts as
-    /// online.
+    /// Returns whether the connection has passed all checks of its admission. Only the end of such
+    /// a connection starts the time for which its user still counts as online.
     pub(in crate::hub) fn is_admitted(&self) -> bool {
         self.is_admitted.load(Ordering::Acquire)
     }
@@ -251,14 +255,14 @@ impl ConnectionHandle {
         self.is_admitted.store(true, Ordering::Release);
     }
 
-    /// Whether the stream was woken, or has something due, and was not polled since.
+    /// Returns whether the stream was woken, or has something due, and was not polled since.
     pub(in crate::hub) fn needs_poll(&self, now: Millis) -> bool {
         self.subscriber.woken_since().is_some() || self.due.load(Ordering::Acquire) <= now
     }
 
-    /// Returns the earlier of the time at which the stream was woken, if it was not polled since,
-    /// and the time at which it has something due, which may be in the future. `None` for a reader
-    /// in this process, which has no deadline.
+    /// Returns the time since which the stream needs a poll: the time at which it was woken or the
+    /// time at which it is due, whichever is earlier. The time may be in the future. `None` if
+    /// there is no such time, and for a reader in this process, which has no deadline.
     pub(in crate::hub) fn overdue_since(&self) -> Option<Millis> {
         let due = self.due.load(Ordering::Acquire);
         let since = self.subscriber.woken_since().unwrap_or(Millis::MAX).min(due);
@@ -294,7 +298,7 @@ impl ConnectionHandle {
         }
     }
 
-    /// Whether the hub knows the transport of the stream.
+    /// Returns whether the hub knows the transport of the stream.
     pub(in crate::hub) fn is_transport_known(&self) -> bool {
         self.is_transport_known.load(Ordering::Acquire)
     }
@@ -336,5 +340,5 @@ impl AsRef<CursorHandle> for ConnectionHandle {
     }
 }
 
-// Without the user and the data, because logs may contain the output.
+// The debug output omits the user and the data, because logs may contain the output.
 opaque_debug!(|handle: ConnectionHandle| { id: handle.id() });

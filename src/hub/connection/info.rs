@@ -11,7 +11,7 @@ use crate::macros::opaque_debug;
 use crate::sync::Ordering;
 use crate::types::{ConnectionId, Topic, UserId};
 
-/// An open connection, as it was at one moment.
+/// The state of a connection at one moment.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,7 +30,7 @@ use crate::types::{ConnectionId, Topic, UserId};
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ConnectionInfo {
-    /// The id of the connection. The page receives the id in `hub.hello`.
+    /// The id of the connection. The client receives the id in `hub.hello`.
     pub id: ConnectionId,
     /// The user, or `None` for an anonymous connection.
     pub user: Option<UserId>,
@@ -38,7 +38,8 @@ pub struct ConnectionInfo {
     pub topics: Vec<Topic>,
     /// The time since the connection was opened.
     pub open_for: Duration,
-    /// Whether the client reconnected with an id.
+    /// Whether the client opened the stream with an event id. False if the subscription ignores the
+    /// id ([`without_history`](crate::Subscription::without_history)).
     pub resumed: bool,
     /// The number of events that were delivered to the connection, current values and repeated
     /// events included.
@@ -76,7 +77,7 @@ impl ConnectionInfo {
     }
 }
 
-// Without the data and the extensions, because they may hold secrets.
+// The debug output omits the data and the extensions, because they may hold secrets.
 opaque_debug!(|info: ConnectionInfo| {
     id: info.id,
     user: info.user,

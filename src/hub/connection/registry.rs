@@ -1,14 +1,14 @@
 //! The open connections of this instance, by id, user and age.
 //!
-//! All of them are in [`Table`], under one lock. No other lock is taken under it.
+//! [`Table`] has all connections, under one lock. No other lock is taken while that lock is held.
 //!
 //! 1. A connection with a user is in `handles` and in the list of the user, or in neither, because
 //!    both change under the lock.
 //! 2. Limits are checked under the same lock, so that no number of simultaneous requests exceeds
 //!    them.
 //! 3. The registry keeps a user for the grace period after the last connection has closed, together
-//!    with the topics that the application made the user join. So a page that reconnects within the
-//!    grace period has these topics again.
+//!    with the topics that the application made the user join. So a client that reconnects within
+//!    the grace period has these topics again.
 
 use std::borrow::Borrow;
 use std::collections::btree_map::BTreeMap;
@@ -47,12 +47,13 @@ struct Table {
     /// Connections that limits count by a key, in the order in which they were opened. Empty unless
     /// connections per user are limited.
     by_key: HashMap<Arc<str>, Handles>,
-    /// The users without a connection, until their grace period is over.
+    /// The departures of users, each until its grace period is over. A user may have reconnected
+    /// since.
     idle: Departures<UserId>,
     /// Connections in the order in which they were opened. Empty unless the total limit closes the
     /// oldest connection.
     by_age: BTreeMap<u64, ConnectionId>,
-    /// The number of connections that were ever opened.
+    /// The number of connections that were opened since the hub was built.
     opened: u64,
 }
 
@@ -62,11 +63,12 @@ struct User {
     handles: SmallVec<[Arc<ConnectionHandle>; 1]>,
     /// The number of `handles` that limits count by a key, and not by this user.
     keyed: usize,
-    /// The time since which the user has no connection, while the user is in the queue
-    /// `Table::idle`.
+    /// The time since which the user has no connection, as in the queue `Table::idle`. `None` while
+    /// the user has a connection.
     idle_since: Option<Millis>,
-    /// The time at which the last connection closed. `None` for a user who never had a connection,
-    /// and is here only because the application made the user join a topic.
+    /// The time at which the user's last admitted connection closed. `None` if there was no such
+    /// time, for example for a user who is here only because the application made the user join a
+    /// topic.
     left_at: Option<Millis>,
     /// The topics that the application made the user join.
     topics: Vec<UserTopic>,
@@ -133,8 +135,8 @@ impl Table {
     fn forget_users(&mut self, now: Millis, most: usize) -> bool {
         for _ in 0..most {
             let Some((since, name)) = self.idle.pop_due(now) else { return false };
-            // The user may have reconnected and left again meanwhile. Then a later entry is in the
-            // queue.
+            // The user may have reconnected since. If the user has left again, a later entry is in
+            // the queue.
             if self.users.get(&name).is_some_and(|user| user.handles.is_empty() && user.idle_since == Some(since)) {
                 self.users.remove(&name);
             }
@@ -163,7 +165,7 @@ impl Hasher for IdHasher {
     }
 }
 
-/// The number of users that one sweep forgets.
+/// The maximum number of users that one sweep forgets.
 const SWEEP: usize = 1024;
 
 pub(in crate::hub) type Handles = SmallVec<[Arc<ConnectionHandle>; 1]>;
@@ -209,7 +211,8 @@ impl Registry {
         self.table.lock().users.get(user).map(|user| user.handles.clone()).unwrap_or_default()
     }
 
-    /// Returns whether the user has a connection, or had one within the grace period.
+    /// Returns whether the user has a connection to this instance, or had a connection within the
+    /// grace period.
     pub(in crate::hub) fn is_online(&self, user: &UserId, now: Millis) -> bool {
         let table = self.table.lock();
         let was_recent = |user: &User| user.left_at.is_some_and(|since| !table.idle.is_over(since, now));
@@ -315,7 +318,7 @@ impl Registry {
             }
             if user.handles.is_empty() {
                 // A connection that was refused after it had entered the registry does not make the
-                // user online.
+                // user count as online.
                 if handle.is_admitted() {
                     user.left_at = Some(now);
                 }
@@ -339,11 +342,11 @@ impl Registry {
     }
 
     /// Adds a topic to a user, for all future connections. Returns the open connections of the
-    /// user, which the caller makes join. A user without a connection is kept for the grace period.
+    /// user. A user without a connection is kept for the grace period.
     ///
     /// # Errors
     ///
-    /// If the user has already joined `max_topics` topics.
+    /// If the user has already joined `max_topics` other topics.
     pub(in crate::hub) fn join_user(
         &self,
         name: &UserId,
@@ -366,8 +369,8 @@ impl Registry {
         Ok(user.handles.clone())
     }
 
-    /// Removes a topic from a user. Returns the open connections of the user, which the caller
-    /// makes leave.
+    /// Removes a topic from a user, for all future connections. Returns the open connections of the
+    /// user.
     pub(in crate::hub) fn leave_user(&self, name: &UserId, topic: &Topic) -> Handles {
         let mut table = self.table.lock();
         let Some(user) = table.users.get_mut(name) else { return Handles::new() };

@@ -1,4 +1,4 @@
-//! The transports: the sockets that the hub's listener has accepted.
+//! The transports: the sockets of streams and other responses that the hub watches.
 //!
 //! A [`Transport`] does not own its socket. It counts the bytes that move, and it can make the task
 //! that polls the socket close it. [`Transports`] lists all transports of the hub.
@@ -6,14 +6,15 @@
 //! 1. The hub finds the socket of a stream in one of two ways. The request may carry it, as
 //!    [`SseConnectInfo`](crate::SseConnectInfo). Otherwise the hub compares tasks, because a server
 //!    polls a socket and the services of its requests, or the bodies of its responses, in one task
-//!    ([`Transports::find_by_task`]). If neither applies (HTTP/2 below a router), the socket stays
-//!    unknown.
+//!    ([`Transports::find_by_task`]). If neither applies, for example with HTTP/2 below a router,
+//!    the socket stays unknown.
 //! 2. A stream has stalled if it has something to do and nothing has moved on its transport for the
 //!    write deadline ([`Transport::quiet_since`]).
-//! 3. When the hub gives a stream up, it also cuts the socket. The streams of one HTTP/2 connection
-//!    share a transport, and HTTP/2 has no other way to end one of them while its window is closed.
-//!    So a stream without a window stays open, and is still counted, while its connection moves.
-//!    The memory that it holds is bounded (`mount/pace.rs`).
+//! 3. When the hub gives a stream up, it also cuts the socket, if it knows the socket. The streams
+//!    of one HTTP/2 connection share a transport, and the hub has no other way to end a stream
+//!    while its flow-control window is closed. So such a stream stays open, and is still counted,
+//!    while bytes move on its connection. The memory that the stream holds is bounded
+//!    (`mount/pace.rs`).
 //! 4. A caller registers its waker first, and reads the atomics after that. Otherwise it could
 //!    sleep through a cut ([`Transport::listen`]), a flush ([`Transport::await_move`]) or the end
 //!    of a drain ([`Transports::flushed`]).
@@ -35,7 +36,7 @@ use crate::log::Millis;
 use crate::macros::shrink_if_sparse;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 
-/// The minimum time between two checks of a drain whether any socket still has bytes waiting.
+/// The minimum time between two checks of a drain for sockets with waiting bytes.
 const FLUSH_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A stream that a body offers to its socket for a takeover by the hub's own writer.
@@ -95,7 +96,7 @@ pub(crate) struct Transport {
     /// Whether `bodies` has wakers. Set after a waker was added, and cleared by the task that takes
     /// the wakers, both under the lock of `bodies`. Read without it.
     is_awaited: AtomicBool,
-    /// The wakers of the bodies that wait until bytes move.
+    /// The wakers of the bodies that wait until bytes move or a flush is complete.
     bodies: Mutex<Vec<Waker>>,
     /// The waker of the task that polls the socket.
     waker: Mutex<Option<Waker>>,
@@ -119,7 +120,7 @@ pub(crate) struct Transports {
 struct Table {
     /// The number of the newest transport.
     next: u64,
-    /// Whether the hub drains. New sockets start with it.
+    /// Whether the hub drains. The field `draining` of a new socket starts with this value.
     draining: bool,
     all: HashMap<u64, Arc<Transport>>,
     /// The numbers of the sockets that each task polls.
@@ -168,14 +169,14 @@ impl Transports {
         }
     }
 
-    /// Returns whether this is an open socket of this hub. A request may carry the socket of
+    /// Returns whether a transport is an open socket of this hub. A request may carry the socket of
     /// another hub in the same process.
     pub(crate) fn contains(&self, transport: &Arc<Transport>) -> bool {
         self.table.lock().all.get(&transport.number).is_some_and(|known| Arc::ptr_eq(known, transport))
     }
 
-    /// Returns the socket that the current task polls. `None` if the task polls several, because
-    /// any of them could carry the stream.
+    /// Returns the socket that the current task polls. `None` if the task polls no socket, or
+    /// several sockets, any of which could carry the stream.
     pub(crate) fn find_by_task(&self) -> Option<Arc<Transport>> {
         let task = task::try_id()?;
         let table = self.table.lock();
@@ -190,7 +191,8 @@ impl Transports {
         self.unfinished.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Notes that the last byte of such a stream was written, or that the stream was given up.
+    /// Notes that one of the hub's own writers has written the last byte of a stream, or has given
+    /// the stream up.
     pub(crate) fn end_writing(&self) {
         if self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.unstuck.notify_waiters();
@@ -203,7 +205,7 @@ impl Transports {
     }
 
     /// Sets the limit of the drain for all sockets, in place of the write deadline. Returns the
-    /// moves of each socket so far.
+    /// value of [`Transport::moves`] for each socket, by the number of the socket.
     pub(in crate::hub) fn leave(&self) -> HashMap<u64, u64> {
         let mut table = self.table.lock();
         table.draining = true;
@@ -233,20 +235,22 @@ impl Transports {
         self.table.lock().all.is_empty()
     }
 
-    /// Cuts the sockets that have carried a stream and have bytes waiting. Returns their number.
+    /// Cuts the sockets that have carried a stream and have bytes waiting. Returns how many of them
+    /// were not cut before.
     pub(in crate::hub) fn cut_stuck(&self) -> usize {
         self.cut_where(Transport::is_stuck)
     }
 
-    /// Cuts the sockets that may carry streams and have not moved since `moves` was taken. Returns
-    /// their number.
+    /// Cuts the sockets that may carry streams and on which no bytes have moved since
+    /// [`leave`](Self::leave) returned `moves`. Returns how many of them were not cut before.
     pub(in crate::hub) fn cut_unmoved(&self, moves: &HashMap<u64, u64>) -> usize {
         self.cut_where(|transport| transport.may_carry_streams() && transport.has_not_moved(moves))
     }
 
-    /// Cuts the sockets that have carried a stream and have not moved since `moves` was taken. With
-    /// `any_hidden`, also sockets that may have carried streams that the hub could not assign to
-    /// them.
+    /// Cuts the sockets that have carried a stream and on which no bytes have moved since
+    /// [`leave`](Self::leave) returned `moves`. `any_hidden` is true if the hub does not know the
+    /// sockets of some streams. Then this also cuts the sockets that may have carried these
+    /// streams.
     pub(in crate::hub) fn cut_lingering(&self, moves: &HashMap<u64, u64>, any_hidden: bool) {
         self.cut_where(|transport| {
             (any_hidden && transport.may_carry_streams() || transport.streamed.load(Ordering::Acquire))
@@ -297,7 +301,7 @@ impl Transport {
         !self.http1.load(Ordering::Acquire) || self.streamed.load(Ordering::Acquire)
     }
 
-    /// Returns the time for which the peer may take no bytes while bytes wait.
+    /// Returns the maximum time for which the peer may take no bytes while bytes wait.
     pub(crate) fn patience(&self, settings: &Settings) -> Duration {
         if self.is_draining() { settings.drain_limit } else { settings.write_deadline }
     }
@@ -364,7 +368,8 @@ impl Transport {
         }
     }
 
-    /// Notes that the server has flushed: the socket has taken all bytes of the server.
+    /// Notes that a flush of the server is complete. The flush counts only if no bytes wait for the
+    /// peer.
     pub(crate) fn flushed(&self) {
         if !self.has_waiting_bytes() {
             self.flushes.fetch_add(1, Ordering::SeqCst);
@@ -374,9 +379,9 @@ impl Transport {
         }
     }
 
-    /// Wakes bodies that wait for a flush that never comes, because the task that reads the body
-    /// does not write to this socket. The housekeeping calls it for a stream that has something to
-    /// do and is not polled.
+    /// Wakes the bodies that wait for a flush, unless bytes wait for the peer. The flush may never
+    /// come, if the task that reads the body does not write to this socket. The housekeeping calls
+    /// this function for a stream that has something to do and is not polled.
     pub(in crate::hub) fn release(&self) {
         if self.is_awaited.load(Ordering::SeqCst) && !self.has_waiting_bytes() {
             self.releases.fetch_add(1, Ordering::SeqCst);
@@ -394,8 +399,8 @@ impl Transport {
         self.written.load(Ordering::Acquire).wrapping_add(self.reads.load(Ordering::Acquire))
     }
 
-    /// Returns the time of the earliest check since which nothing has moved. Only one task, the
-    /// housekeeping, may call it at a time.
+    /// Returns the time of the earliest call since which no bytes have moved. Only the housekeeping
+    /// calls this function, from one task at a time.
     pub(in crate::hub) fn quiet_since(&self, now: Millis) -> Millis {
         let moves = self.moves();
         if self.seen_moves.swap(moves, Ordering::AcqRel) != moves {

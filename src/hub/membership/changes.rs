@@ -6,11 +6,13 @@
 //! 2. The lock of the roster is taken before the locks of the log and of the registry, and never
 //!    after them. No connection is woken under it: [`Inner::with_local_roster`] wakes the listeners
 //!    after it has released the lock.
-//! 3. [`LockedRoster::enter`] publishes `hub.joined`, and [`Inner::sweep_roster`] publishes
-//!    `hub.left`, unless another instance has the member or publishes the event. After another
-//!    instance has ended, [`Inner::publish_left_of_orphan`] publishes `hub.left` for its members.
-//! 4. A change without such a topic or without a user takes no lock of the roster, so that presence
-//!    events of one topic cost the others nothing.
+//! 3. [`LockedRoster::enter`] publishes `hub.joined`, unless the user is already a member on
+//!    another instance. [`Inner::sweep_roster`] publishes `hub.left`, unless another instance has
+//!    to publish it. After another instance has ended, [`Inner::publish_left_of_orphan`] publishes
+//!    `hub.left` for its members.
+//! 4. A change that concerns no topic with presence events, or a connection without a user, does
+//!    not take the lock of the roster. So presence events of one topic do not slow down changes of
+//!    other topics.
 
 use std::sync::Arc;
 
@@ -60,7 +62,8 @@ impl Inner {
         topics
     }
 
-    /// Makes a connection join a topic, and wakes it. Returns whether the topic is new.
+    /// Makes a connection join a topic. Returns whether the topic is new. If so, wakes the
+    /// connection.
     pub(in crate::hub) fn join_topic(
         self: &Arc<Self>,
         handle: &Arc<ConnectionHandle>,
@@ -70,7 +73,7 @@ impl Inner {
         let joined = Joined { address: Address::Topic(topic.clone()), since, at: None };
         let is_new = self.join_asleep(handle, topic, &joined)?;
         if is_new {
-            // The stream may have records to read, and reports its topics.
+            // The stream may have records to read, and has to report its new topics.
             handle.wake(self.now());
         }
         Ok(is_new)
@@ -92,8 +95,9 @@ impl Inner {
         })
     }
 
-    /// Leaves topics and joins others in one step, and returns the topics in force. [`Log::change`]
-    /// calls `confirm`, and an error of it prevents the whole change.
+    /// Makes a connection leave and join topics in one step, and returns its topics after the
+    /// change. [`Log::change`] calls `confirm` before the change. An error of `confirm` prevents
+    /// the change.
     ///
     /// [`Log::change`]: crate::log::Log::change
     pub(in crate::hub) fn change_topics<E: From<TooManyTopics>>(
@@ -117,7 +121,8 @@ impl Inner {
         Ok(changed.topics)
     }
 
-    /// Makes a connection leave a topic, and wakes it. Returns whether it had the topic.
+    /// Makes a connection leave a topic. Returns whether the connection had the topic. If so, wakes
+    /// the connection.
     pub(in crate::hub) fn leave_topic(self: &Arc<Self>, handle: &ConnectionHandle, topic: &Topic) -> bool {
         let left = self.with_roster(handle, self.has_presence_events(handle, [topic]), |roster| {
             let left = self.log.leave(&handle.subscriber, &Address::Topic(topic.clone()), self.now());
@@ -132,8 +137,8 @@ impl Inner {
         left
     }
 
-    /// Removes a bounded number of members whose grace period is over, and publishes `hub.left`.
-    /// Returns whether there may be more.
+    /// Removes at most [`SWEEP`] members whose grace period is over, and publishes `hub.left`
+    /// unless another instance has to publish it. Returns whether there may be more such members.
     pub(in crate::hub) fn sweep_roster(self: &Arc<Self>) -> bool {
         if self.presences.rules.is_empty() {
             return false;
@@ -141,8 +146,8 @@ impl Inner {
         self.with_local_roster(true, |roster| (0..SWEEP).all(|_| roster.sweep()))
     }
 
-    /// Publishes `hub.left` for a member of an instance that has ended, unless the user is a member
-    /// on this instance.
+    /// Publishes `hub.left` for a member of an instance that has ended, if the topic has presence
+    /// events and the user is not a member on this instance.
     pub(in crate::hub) fn publish_left_of_orphan(&self, topic: &Topic, user: &UserId) {
         let is_here = || self.presences.roster.lock().members(topic).any(|(member, _)| member == user);
         if self.presences.tells(topic)
@@ -159,8 +164,8 @@ impl Inner {
         handle.user().is_some() && topics.into_iter().any(|topic| self.presences.tells(topic))
     }
 
-    /// Makes a change of a connection, under the lock of the roster if `has_events`. In any case
-    /// the change is reported to other instances.
+    /// Makes a change of a connection, under the lock of the roster if `has_events`. With a shared
+    /// log, also queues the connection for the next presence update.
     fn with_roster<R>(
         self: &Arc<Self>,
         handle: &ConnectionHandle,
@@ -174,8 +179,8 @@ impl Inner {
         changed
     }
 
-    /// Makes a change, under the lock of the roster if `has_events`. Wakes listeners after the lock
-    /// is released.
+    /// Makes a change, under the lock of the roster if `has_events`. Wakes the listeners of
+    /// presence events after the lock is released.
     fn with_local_roster<R>(self: &Arc<Self>, has_events: bool, change: impl FnOnce(&mut LockedRoster<'_>) -> R) -> R {
         let roster = has_events.then(|| self.presences.roster.lock());
         let mut locked = LockedRoster { inner: self, roster, asleep: PendingWakes::default() };
@@ -201,7 +206,8 @@ struct LockedRoster<'a> {
 }
 
 impl LockedRoster<'_> {
-    /// Adds a connection to a topic, and publishes `hub.joined` for a new member.
+    /// Adds a connection to a topic. Publishes `hub.joined` for a new member, unless the user is
+    /// already a member on another instance.
     fn enter(&mut self, handle: &ConnectionHandle, topic: &Topic) {
         if let Some(roster) = &mut self.roster
             && let Some(user) = handle.user()
@@ -214,7 +220,8 @@ impl LockedRoster<'_> {
         }
     }
 
-    /// Removes a connection from a topic. A sweep publishes `hub.left` after the grace period.
+    /// Removes a connection from a topic. If it was the member's last connection, a sweep publishes
+    /// `hub.left` after the grace period.
     fn exit(&mut self, handle: &ConnectionHandle, topic: &Topic) {
         if let Some(roster) = &mut self.roster
             && let Some(user) = handle.user()
@@ -228,8 +235,8 @@ impl LockedRoster<'_> {
         }
     }
 
-    /// Removes a member whose grace period is over, and publishes `hub.left`, unless another
-    /// instance is responsible for it. Returns whether there was such a member.
+    /// Removes a member whose grace period is over. Publishes `hub.left`, unless another instance
+    /// has to publish it. Returns whether there was such a member.
     fn sweep(&mut self) -> bool {
         let now = self.inner.now();
         let Some((topic, user)) = self.roster.as_mut().and_then(|roster| roster.sweep(now)) else { return false };
@@ -240,8 +247,8 @@ impl LockedRoster<'_> {
         true
     }
 
-    /// Publishes a presence event, unless the hub was drained. With a shared log, the event is
-    /// queued.
+    /// Publishes a presence event, unless the hub was drained. With a shared log, queues the event
+    /// for the control task.
     fn publish(&mut self, topic: Topic, user: &UserId, (name, data): (&'static str, String)) {
         if self.inner.closed.load(Ordering::Acquire) {
             return;

@@ -1,6 +1,6 @@
-//! The members of topics with presence events. Pure: the time is passed in.
+//! The members of topics with presence events. This code does no I/O, and callers pass the time.
 //!
-//! 1. All connections of a user to a topic are one member.
+//! 1. All connections of a user with the same topic are one member.
 //! 2. A member that returns within the grace period has not left. So [`Roster::enter`] reports only
 //!    new members, for `hub.joined`, and [`Roster::sweep`] reports only members whose grace period
 //!    is over, for `hub.left`.
@@ -17,10 +17,10 @@ use crate::types::{Topic, TopicFilter, UserId};
 /// The topics with presence events, and their members.
 #[derive(Debug)]
 pub(in crate::hub) struct Presences {
-    /// The topics with presence events.
+    /// The filters of the topics with presence events.
     pub(in crate::hub) rules: Vec<TopicFilter>,
-    /// Taken before the locks of the log and the registry, and never after them. No connection is
-    /// woken under it.
+    /// The roster. Its lock is taken before the locks of the log and the registry, and never after
+    /// them. No connection is woken under it.
     pub(in crate::hub) roster: Mutex<Roster>,
 }
 
@@ -43,19 +43,19 @@ impl Presences {
 /// The members of each topic.
 #[derive(Debug)]
 pub(in crate::hub) struct Roster {
-    /// The keys are separate, because a string of both could be ambiguous.
+    /// The members, by topic and by user. A key that joins both names could be ambiguous.
     members: HashMap<Topic, HashMap<UserId, Member>>,
     /// The members without a connection, until their grace period is over.
     leaving: Departures<(Topic, UserId)>,
 }
 
-/// A user with connections to a topic.
+/// A user who has connections with a topic, or had them within the grace period.
 #[derive(Clone, Debug)]
 pub(in crate::hub) struct Member {
     pub(in crate::hub) connections: usize,
-    /// The data of the newest connection.
+    /// The data of the connection that entered the topic last.
     pub(in crate::hub) data: Option<Arc<str>>,
-    /// The time since which the member has no connection.
+    /// The time since which the member has no connection. `None` while it has connections.
     idle_since: Option<Millis>,
 }
 
@@ -82,7 +82,8 @@ impl Roster {
         }
     }
 
-    /// Removes a connection of a user from a topic.
+    /// Removes a connection of a user from a topic. After the last connection, the member stays
+    /// until [`sweep`](Self::sweep) removes it.
     pub(in crate::hub) fn exit(&mut self, topic: &Topic, user: &UserId, now: Millis) {
         let Some(member) = self.members.get_mut(topic).and_then(|members| members.get_mut(user)) else { return };
         member.connections = member.connections.saturating_sub(1);

@@ -1,4 +1,5 @@
-//! Counters and log lines. No log line above debug names a user, a topic or a query.
+//! Counters and log lines. No log line above the level `debug` names a user, a topic or the query
+//! of a request.
 
 use http::HeaderValue;
 
@@ -10,7 +11,7 @@ use crate::types::{ConnectionId, EndReason, GapReason, RefusalReason, Subscripti
 /// The warning of a hub or a publisher about a key that has no effect.
 pub(in crate::hub) const KEY_IGNORED: &str = "the key of an event has no effect: no retention of its targets keeps the newest event of each key; set `HubBuilder::retention_for(…, Retention::latest_per_key())`";
 
-/// The time between two log lines of the same kind, in milliseconds.
+/// The minimum time between two log lines of the same kind, in milliseconds.
 const QUIET: Millis = 10_000;
 
 /// The number of counters over which deliveries are spread.
@@ -27,7 +28,7 @@ struct Padded(AtomicU64);
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     published: Padded,
-    /// Spread by the id of the connection.
+    /// Several counters, of which the id of the connection selects one.
     delivered: [Padded; SHARDS],
     connected: AtomicU64,
     gaps: [AtomicU64; GapReason::ALL.len()],
@@ -84,7 +85,7 @@ impl Counters {
         self.gaps[reason as usize].fetch_add(1, Ordering::Relaxed);
         tracing::debug!(connection = %connection.brief(), %reason, "gap reported");
         if let Some(suppressed) = self.gap_lines.admit(now) {
-            tracing::warn!(%reason, suppressed, "a stream received a gap: events are no longer available");
+            tracing::warn!(%reason, suppressed, "a stream reported a gap: its client may have missed events");
         }
     }
 
@@ -138,9 +139,11 @@ impl Counters {
 
     pub(in crate::hub) fn staleness(&self, stale: bool) {
         if stale {
-            tracing::warn!("the shared log cannot be followed: streams report `hub.stale` until it can");
+            tracing::warn!(
+                "the hub cannot follow the shared log: streams report `hub.stale` until the hub follows it again"
+            );
         } else {
-            tracing::info!("the shared log is followed again");
+            tracing::info!("the hub follows the shared log again");
         }
     }
 
@@ -182,8 +185,8 @@ impl Counters {
         }
     }
 
-    /// Logs that a page of another origin was rejected. `origin` is the value of its `Origin`
-    /// header.
+    /// Logs that a request from a page of another origin was rejected. `origin` is the value of its
+    /// `Origin` header.
     pub(crate) fn origin_refused(&self, origin: Option<&HeaderValue>, now: Millis) {
         if let Some(suppressed) = self.origin_lines.admit(now) {
             tracing::warn!(
@@ -209,7 +212,7 @@ impl Counters {
         if let Some(suppressed) = self.ticket_lines.admit(now) {
             tracing::warn!(
                 suppressed,
-                "a ticket carries no extensions: `recheck` does not see those of its subscription"
+                "a ticket does not carry the extensions of its subscription: `recheck` receives no extensions"
             );
         }
     }
@@ -230,8 +233,8 @@ impl Counters {
         }
     }
 
-    /// Logs that a stream has an unknown socket. `is_http2` is whether the socket may be one that
-    /// the hub watches, below a router.
+    /// Logs once that the socket of a stream is unknown. `is_http2` is true if the request uses
+    /// HTTP/2 and the hub watches sockets, because one of them may carry the stream.
     pub(crate) fn unwatched(&self, is_http2: bool) {
         if self.is_unwatched_logged.swap(true, Ordering::Relaxed) {
             return;
@@ -247,7 +250,7 @@ impl Counters {
         }
     }
 
-    /// Logs the first payload over 64 KiB. Some common clients cannot read an event that is longer.
+    /// Logs the first payload over 64 KiB. Some common clients cannot read longer events.
     pub(in crate::hub) fn payload(&self, bytes: usize) {
         if bytes > 64 * 1024 && !self.is_large_payload_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(bytes, "a payload over 64 KiB was published: some clients cannot read it (logged once)");
@@ -306,8 +309,9 @@ struct Throttle {
 }
 
 impl Throttle {
-    /// Returns `None` if the line is suppressed. Otherwise returns the number of lines that were
-    /// suppressed since the last one, or `None` if there are none, so that the field is left out.
+    /// Returns `None` if the line is suppressed. Otherwise returns `Some` with the number of lines
+    /// that were suppressed since the last logged line, or with `None` instead of zero, so that the
+    /// log line omits the field.
     fn admit(&self, now: Millis) -> Option<Option<u64>> {
         let next = self.next.load(Ordering::Relaxed);
         let admitted =

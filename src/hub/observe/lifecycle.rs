@@ -1,4 +1,5 @@
-//! Lifecycle events of connections, for logs, metrics and "last seen".
+//! Lifecycle events of connections, for logs, metrics and the times at which users were last
+//! online.
 //!
 //! The hub waits for no consumer. A slow consumer skips events, and receives their number.
 
@@ -34,37 +35,39 @@ use crate::types::{EndReason, GapReason, Topic};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LifecycleEvent {
-    /// A client has opened a stream without an event id.
+    /// A client has opened a stream without an event id, or with a subscription that ignores the id
+    /// ([`without_history`](crate::Subscription::without_history)).
     Connected(Arc<ConnectionInfo>),
     /// A client has reconnected with an event id.
     Resumed {
         /// The connection.
         connection: Arc<ConnectionInfo>,
-        /// The reason why the client could not resume from its position, or `None` if it could.
+        /// The reason why the hub could not use the event id. `None` if the stream resumes after
+        /// the id. The stream may still report a gap for events that are no longer retained.
         gap: Option<GapReason>,
     },
     /// A client has read its open stream so slowly that it lost events.
     Lagged {
         /// The connection.
         connection: Arc<ConnectionInfo>,
-        /// The topics of the lost events. It may be empty if the events were sent to the user or to
-        /// everyone.
+        /// The topics of the lost events. The list may be empty if the events were sent to the user
+        /// or to everyone.
         topics: Vec<Topic>,
     },
-    /// A stream has ended. `connection` contains the time that it was open and the number of
-    /// delivered events.
+    /// A stream has ended. `connection` contains the time for which the stream was open and the
+    /// number of delivered events.
     Disconnected {
         /// The connection, as it was at its end.
         connection: Arc<ConnectionInfo>,
         /// The reason of the end.
         reason: EndReason,
     },
-    /// This consumer was too slow, and this number of events was dropped.
+    /// This consumer was too slow, and this number of events was dropped for it.
     Missed(u64),
 }
 
-/// The number of events that are buffered for a slow consumer: enough for a reload of a thousand
-/// pages.
+/// The number of events that are buffered for a slow consumer. A client that reconnects causes two
+/// events.
 const CAPACITY: usize = 1_024;
 
 /// The sender of lifecycle events. It is created for the first consumer, because its buffer takes
@@ -90,10 +93,10 @@ impl Lifecycles {
         Lifecycle(Box::pin(events))
     }
 
-    /// Sends an event to the consumers. The event is only created if there are any.
+    /// Sends an event to the consumers. `event` is called only if there is a consumer.
     pub(in crate::hub) fn send(&self, event: impl FnOnce() -> LifecycleEvent) {
         if let Some(sender) = self.sender.get().filter(|sender| sender.receiver_count() > 0) {
-            // It fails if the last consumer was dropped meanwhile.
+            // Sending fails only if the last consumer was dropped meanwhile.
             let _ = sender.send(event());
         }
     }

@@ -1,10 +1,11 @@
 //! Counters, log lines, statistics and lifecycle events.
 //!
-//! 1. No log line above debug names a user, a topic or a query ([`counters`]).
+//! 1. No log line above the level `debug` names a user, a topic or the query of a request
+//!    ([`counters`]).
 //! 2. The counter of deliveries is spread over several cache lines, and [`stats`] contains the sum
 //!    ([`counters`]).
-//! 3. A hub logs one line at its start: the location of the log, its name and its mounts
-//!    ([`start`]).
+//! 3. A hub logs one line before it serves its first request: the location of the log, the name of
+//!    the instance and the paths of the layers ([`start`]).
 //! 4. The hub waits for no consumer of lifecycle events. A slow consumer skips events, and receives
 //!    their number ([`lifecycle`]).
 

@@ -2,13 +2,13 @@
 
 use crate::types::{EndReason, GapReason, Position, RefusalReason};
 
-/// A count for each reason with the name of the reason, in the order of the reasons.
+/// The name and the count of each reason, in the order of the reasons.
 pub(in crate::hub) type ByReason = Vec<(&'static str, u64)>;
 
 /// A snapshot of the hub's counts and sizes, returned by [`Hub::stats`](crate::Hub::stats).
 ///
 /// The counters start at zero when the hub is built. The snapshot serializes with serde to an
-/// object with a field for each number. The counts by reason are nested objects.
+/// object with a field for each value. The counts by reason are nested objects.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -29,16 +29,17 @@ pub struct Stats {
     pub connections: usize,
     /// The number of topics, users and other addresses for which the hub holds state now.
     pub channels: usize,
-    /// The number of users with an open stream on this instance, now or less than
-    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago.
+    /// The number of users that this instance remembers: users with an open stream, and users whose
+    /// last stream or [`Target::join`](crate::Target::join) was about
+    /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) ago at most.
     pub users: usize,
-    /// The memory of retained events without current values, in bytes. The estimate is within 20 %
+    /// The memory of retained events except current values, in bytes. This estimate is within 20 %
     /// of the memory that the hub has allocated for them.
-    /// [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) limits it, and lists
-    /// the parts that count.
+    /// [`HubBuilder::retention_budget`](crate::HubBuilder::retention_budget) limits this memory,
+    /// and its documentation lists the parts that count.
     pub retained_bytes: usize,
     /// The memory of current values, in bytes.
-    /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget) limits it.
+    /// [`HubBuilder::keyed_budget`](crate::HubBuilder::keyed_budget) limits this memory.
     pub keyed_bytes: usize,
     /// The newest position in the log, as [`Hub::position`](crate::Hub::position) returns it.
     pub position: Position,
@@ -47,18 +48,19 @@ pub struct Stats {
     /// The number of events that were published through this hub since it was built.
     pub published: u64,
     /// The number of events that were delivered to streams since the hub was built. An event counts
-    /// once for each stream.
+    /// for each stream that has read it, even if the client has not received it yet.
     pub delivered: u64,
-    /// The number of other instances that this instance takes for alive now.
+    /// The number of other instances that count as alive now.
     pub others: usize,
     /// The number of records of a shared log that could not be read, since the hub was built.
     pub skipped: u64,
     /// The number of records that the byte budgets of the hub dropped, since the hub was built.
     pub evicted: u64,
-    /// The number of records, of all topics, by which the slowest open stream is behind.
+    /// The largest distance of an open stream from the newest position, in records of all topics
+    /// and users. A stream without work to do does not count.
     pub lag: u64,
-    /// The number of open streams that have had work to do for more than a second and were not
-    /// polled.
+    /// The number of open streams to clients that have had work to do for more than a second and
+    /// were not polled meanwhile. Streams in this process do not count.
     pub stalled: usize,
     #[serde(serialize_with = "as_object")]
     pub(in crate::hub) gaps: ByReason,

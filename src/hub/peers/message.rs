@@ -1,4 +1,5 @@
-//! The control messages that instances broadcast beside the log: commands and presence records.
+//! The control messages that instances broadcast beside the log, for example commands and presence
+//! updates.
 //!
 //! A message is a small JSON object. No instance rebuilds its state from old messages, so the
 //! format has to match only between instances that run at the same time.
@@ -40,14 +41,15 @@ pub(crate) enum Body {
 /// A presence update: connections of the sender that were opened, changed or closed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PresenceUpdate {
-    /// One more than the number of the previous update. A part of a complete list has the number of
-    /// the newest update that the list includes.
+    /// The number of the update: one more than the number of the previous update. A part of a
+    /// complete list has the number of the newest update that the list includes.
     pub(crate) number: u64,
     /// Set if this is a part of the complete list of the sender.
     pub(crate) all: Option<Part>,
-    /// The connections that were opened or changed. In a complete list, all open connections.
+    /// The connections that were opened or changed. The parts of a complete list have all open
+    /// connections.
     pub(crate) open: Vec<PeerConnection>,
-    /// The connections that have closed.
+    /// The connections that have closed. Empty in a complete list.
     pub(crate) closed: Vec<ConnectionId>,
 }
 
@@ -59,7 +61,8 @@ pub(crate) enum Part {
     More,
 }
 
-/// A peer connection: a connection of another instance, as its presence records describe it.
+/// A peer connection: a connection of another instance, as the presence updates of that instance
+/// describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PeerConnection {
     pub(crate) id: ConnectionId,
@@ -68,12 +71,12 @@ pub(crate) struct PeerConnection {
     pub(crate) topics: Vec<Topic>,
 }
 
-/// The maximum number of bytes of topics of one connection in a message. Other instances do not
-/// receive its further topics.
+/// The maximum number of bytes that the topics of one connection take in a message. Other instances
+/// do not receive further topics of the connection.
 const MAX_TOPIC_BYTES: usize = 512 * 1024;
 
 impl PeerConnection {
-    /// Returns the approximate number of its bytes in a message.
+    /// Returns the approximate number of bytes that the connection takes in a message.
     pub(crate) fn size(&self) -> usize {
         let user = self.user.as_ref().map_or(0, |user| user.as_str().len());
         let data = self.data.as_ref().map_or(0, |data| data.len());
@@ -82,15 +85,15 @@ impl PeerConnection {
     }
 }
 
-/// Returns the number of bytes of a topic in a message. A topic has no control character, which
-/// JSON would escape in six bytes, so each byte takes at most two.
+/// Returns the maximum number of bytes that a topic takes in a message. JSON escapes only quotes
+/// and backslashes of a topic, each as two bytes, because a topic has no control characters.
 fn size_of_topic(topic: &Topic) -> usize {
     let escaped = topic.as_str().bytes().filter(|byte| b"\"\\".contains(byte)).count();
     topic.as_str().len() + escaped + 4
 }
 
-/// Removes topics over [`MAX_TOPIC_BYTES`], because a broker would reject the message. Returns
-/// whether there were any.
+/// Removes the last topics of a list that takes more than [`MAX_TOPIC_BYTES`], because a broker
+/// might reject the message. Returns whether topics were removed.
 pub(crate) fn cut_topics(topics: &mut Vec<Topic>) -> bool {
     let mut size = 0;
     let fits = |topic: &&Topic| {
@@ -161,7 +164,7 @@ enum WireAction {
     },
     Join {
         topic: String,
-        /// The cursor, or empty to read from now on.
+        /// The text of the cursor. Empty if the connection reads from now on.
         #[serde(default)]
         since: String,
     },
@@ -173,10 +176,11 @@ enum WireAction {
         leave: Vec<String>,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         join: Vec<String>,
-        /// As in `Join`.
+        /// The text of the cursor, as in `Join`.
         #[serde(default)]
         since: String,
-        /// Topics, each with a position up to which it may not be read.
+        /// Topics, each with a position. The connection may read only the records of the topic
+        /// after this position.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         bounds: Vec<(String, String)>,
     },
@@ -218,8 +222,8 @@ impl Message {
         serde_json::to_vec(&Envelope { v: 1, from: format!("{:x}", self.from.0), body }).unwrap_or_default()
     }
 
-    /// Decodes a message. Returns `None` if it is invalid, or of a version or kind that this
-    /// version of the crate does not have.
+    /// Decodes a message. Returns `None` if the message is invalid, or if this version of the crate
+    /// does not support its version or kind.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let envelope: Envelope<'_> = serde_json::from_slice(bytes).ok()?;
         if envelope.v != 1 {
@@ -299,7 +303,8 @@ fn wire_cursor(cursor: Cursor) -> String {
     match cursor {
         Cursor::Absent => String::new(),
         Cursor::At(position) => position.to_string(),
-        // Parses as `Invalid`.
+        // `Cursor::parse` returns `Invalid` for this text. For a join, `Banned` has the same effect
+        // as `Invalid`.
         Cursor::Banned(_) | Cursor::Invalid => "-".to_owned(),
     }
 }

@@ -1,12 +1,14 @@
-//! The changes and presence events that this instance has to send to the other instances. Pure: the
-//! time is passed in.
+//! The changes and presence events that this instance has to report to the other instances. This
+//! code does no I/O, and callers pass the time.
 //!
 //! 1. Each change of a connection is noted at once. The control task sends the noted connections
 //!    together, in numbered presence updates ([`Outbox::take_due`]).
-//! 2. Presence events wait in their order until the broker has them ([`Outbox::announced`]). If the
-//!    queue is full, because the broker is unavailable for a long time, the oldest are dropped.
-//! 3. A snapshot of presence names a position from before all changes that other instances may not
-//!    have reported yet ([`Outbox::settled_position`]).
+//! 2. Presence events wait in their order until the broker has appended them
+//!    ([`Outbox::announced`]). If the queue is full, for example because the broker is unavailable
+//!    for a long time, the oldest events are dropped.
+//! 3. The position of a snapshot of presence is a little older than the snapshot, so that changes
+//!    which other instances have not reported yet come after the position
+//!    ([`Outbox::settled_position`]).
 
 use std::collections::hash_set::HashSet;
 use std::collections::vec_deque::VecDeque;
@@ -18,8 +20,8 @@ use crate::types::{ConnectionId, Event, Position, Topic, UserId};
 /// The maximum number of presence events that wait for the broker.
 const WAITING: usize = 10_000;
 
-/// The outgoing changes and presence events, under the lock of `SharedLog::outbox`. A connection
-/// that changes adds to it, and the control task takes from it.
+/// The outgoing changes and presence events, under the lock of `SharedLog::outbox`. The code that
+/// changes a connection adds them, and the control task takes them.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Outbox {
     /// The connections that have changed since the last presence update.
@@ -28,9 +30,10 @@ pub(in crate::hub) struct Outbox {
     all: bool,
     /// The number of the last presence update.
     pub(in crate::hub) number: u64,
-    /// Whether the instance has sent its goodbye. It then sends no presence updates.
+    /// Whether the instance sends or has sent its goodbye. The instance then starts no further
+    /// presence update.
     pub(in crate::hub) is_closed: bool,
-    /// The oldest first.
+    /// The presence events that wait for the broker, the oldest first.
     presence: VecDeque<PresenceEvent>,
     /// The number of presence events that were ever dropped because the queue was full.
     dropped: u64,
@@ -46,7 +49,7 @@ pub(in crate::hub) struct PresenceEvent {
     pub(in crate::hub) event: Event,
 }
 
-/// The connections that the next presence update contains.
+/// The connections that the next presence updates contain.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::hub) enum Due {
     All,
@@ -85,17 +88,19 @@ impl Outbox {
         self.presence.push_back(PresenceEvent { topic, user, event });
     }
 
-    /// Returns the next presence events, and the number of dropped events so far for
-    /// [`announced`](Self::announced). The events stay in the queue until the broker has answered,
-    /// because the control task may be replaced while it waits.
+    /// Returns up to `most` of the oldest presence events. Also returns the number of events that
+    /// were dropped so far, for [`announced`](Self::announced). The events stay in the queue until
+    /// the broker has answered, because another task may replace the control task while that task
+    /// waits.
     pub(in crate::hub) fn presence(&self, most: usize) -> (Vec<PresenceEvent>, u64) {
         (self.presence.iter().take(most).cloned().collect(), self.dropped)
     }
 
-    /// Removes the events that [`presence`](Self::presence) has returned, except those to be tried
-    /// `again`, which are in reverse order. `dropped` is the number that `presence` returned.
+    /// Removes the `count` events that [`presence`](Self::presence) has returned, and then queues
+    /// the events in `again`, which are in reverse order, at the front. `dropped` is the number
+    /// that `presence` has returned.
     pub(in crate::hub) fn announced(&mut self, count: usize, dropped: u64, again: Vec<PresenceEvent>) {
-        // Some of them may have been dropped meanwhile, because the queue was full.
+        // Some of the events may have been dropped meanwhile, because the queue was full.
         let dropped = usize::try_from(self.dropped - dropped).unwrap_or(usize::MAX);
         let done = count.saturating_sub(dropped).min(self.presence.len());
         self.presence.drain(..done);
@@ -110,10 +115,12 @@ impl Outbox {
         }
     }
 
-    /// Returns the newest noted position that is at least [`SETTLE`] old. Other instances have
-    /// reported all changes from before it, so a client that reads from there misses no presence
-    /// event. If no position is that old yet, because the instance has just started, returns the
-    /// oldest one.
+    /// Returns the newest noted position that was at least [`SETTLE`] old at the last call of
+    /// [`note_position`](Self::note_position). If no position was that old, because the instance
+    /// has just started, returns the oldest noted position.
+    ///
+    /// Other instances report a change within [`SETTLE`]. So a client that has a snapshot of
+    /// presence, and then reads the events after this position, misses no change.
     pub(in crate::hub) fn settled_position(&self) -> Option<Position> {
         self.positions.front().map(|(_, position)| *position)
     }

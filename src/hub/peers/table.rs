@@ -1,21 +1,22 @@
-//! The instances of the same shared log, and their connections as they have reported them. Pure:
-//! the time is passed in.
+//! The other instances of the same shared log, and the connections that they have reported. This
+//! code does no I/O, and callers pass the time.
 //!
-//! 1. An instance is known while its lease lasts, and every message of the instance renews it. When
-//!    the lease ends, the connections of the instance are removed with it ([`Peers::sweep`]).
-//! 2. Presence updates are numbered. After a missing number, updates of that instance are ignored
-//!    until its complete list arrives ([`Peers::update`]).
+//! 1. An instance is known while its lease lasts. Its presence updates and lease messages renew the
+//!    lease. When the lease ends, the instance is removed together with its connections
+//!    ([`Peers::sweep`]).
+//! 2. Presence updates are numbered. After a missing number, further updates of that instance are
+//!    ignored until its complete list arrives ([`Peers::update`]).
 //! 3. Connections are indexed by user, by topic, and by user within a topic. The indexes and the
 //!    connections change in one step.
-//! 4. When an instance ends, another instance publishes `hub.left` for its members: the witness
-//!    with the lowest id ([`Peers::take_orphans`]). A witness is an instance that was connected for
-//!    [`SETTLE`] before the last message of the ended instance, so it surely knows the members. An
-//!    instance that was connected later is no witness, however low its id, because it may not know
-//!    the members. An instance that knew the ended one defers only to a witness with a lower id. So
-//!    the lowest witness always publishes, and an instance that sees no witness publishes too. The
-//!    event may be published twice rather than not at all.
-//! 5. A witness may end before it has published. So an instance that defers keeps the members until
-//!    the witness must have published.
+//! 4. When an instance ends, the witness with the lowest id publishes `hub.left` for the members of
+//!    the ended instance ([`Peers::take_orphans`]). A witness is an instance that was connected for
+//!    at least [`SETTLE`] before the last update or lease message of the ended instance, so that it
+//!    knows the members. An instance that connected later is no witness, however low its id,
+//!    because it may not know the members. Each instance that knows the members publishes the
+//!    event, unless it knows a live witness with a lower id. So the event may be published twice
+//!    rather than not at all.
+//! 5. A witness may end before it has published the event. So an instance that leaves the event to
+//!    a witness keeps the members until the witness must have published it.
 
 use std::collections::hash_map::HashMap;
 use std::collections::hash_set::HashSet;
@@ -26,8 +27,8 @@ use crate::hub::departures::Departures;
 use crate::log::Millis;
 use crate::types::{ConnectionId, Topic, UserId};
 
-/// The time after which a change on one instance has reached all others, in milliseconds. It has a
-/// wide margin.
+/// The time within which a change on one instance should reach all other instances, in
+/// milliseconds. The value has a wide margin.
 pub(super) const SETTLE: Millis = 2_000;
 
 /// The user of a connection of another instance, and the data of the connection.
@@ -40,14 +41,13 @@ pub(in crate::hub) struct Peers {
     instances: HashMap<InstanceId, Peer>,
     by_user: HashMap<UserId, PeerUser>,
     by_topic: HashMap<Topic, PeerTopic>,
-    /// The members of topics that have no peer connection any more, with the time and the instance
-    /// of their last one.
+    /// By topic, the members whose last peer connection has left the topic, each with the time and
+    /// the instance of that connection.
     departed: HashMap<Topic, HashMap<UserId, (Millis, InstanceId)>>,
-    /// The departures of these members, and, without a topic, of the users that have no peer
-    /// connection any more.
+    /// The queue of these departures. An entry without a topic is for a user whose last peer
+    /// connection has closed.
     departures: Departures<(Option<Topic>, UserId)>,
-    /// The instances that have ended, while another instance has to publish `hub.left` for their
-    /// members.
+    /// The ended instances with members for which `hub.left` may still have to be published.
     ended: Vec<EndedInstance>,
     lease: Millis,
     /// Whether this instance has received one of its own messages since it last connected to the
@@ -60,8 +60,8 @@ pub(in crate::hub) struct Peers {
 /// Another instance.
 #[derive(Debug, Default)]
 struct Peer {
-    /// The number of the last presence update. `None` until a complete list begins to
-    /// arrive.
+    /// The number of the last applied presence update. `None` until a complete list begins to
+    /// arrive, at first and after a missing update.
     number: Option<u64>,
     first_seen: Millis,
     last_seen: Millis,
@@ -78,13 +78,14 @@ struct Peer {
 /// An instance that has ended.
 #[derive(Debug)]
 struct EndedInstance {
-    /// The instances that surely know the same members.
+    /// The other witnesses, as rule 4 of the module defines them.
     witnesses: Vec<InstanceId>,
-    /// The members of the instance, each with the time of departure; the oldest last.
+    /// The members of the instance, each with the time of departure. The earliest departure is the
+    /// last entry.
     members: Vec<(Millis, Topic, UserId)>,
 }
 
-/// A user of other instances.
+/// A user who has, or had, connections on other instances.
 #[derive(Debug, Default)]
 struct PeerUser {
     connections: HashMap<ConnectionId, Arc<PeerConnection>>,
@@ -100,7 +101,7 @@ struct PeerTopic {
     users: HashMap<UserId, usize>,
 }
 
-/// The result of a message.
+/// The result of a presence update or a lease message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::hub) enum UpdateResult {
     /// No presence update of the sender is missing.
@@ -110,9 +111,9 @@ pub(in crate::hub) enum UpdateResult {
 }
 
 /// The first pause between two requests to an instance for its complete list, in milliseconds. Each
-/// further request doubles it.
+/// further request doubles the pause, up to [`LONGEST_ASK_PAUSE`].
 const FIRST_ASK_PAUSE: Millis = 1_000;
-/// The longest such pause.
+/// The longest pause between two requests to an instance for its complete list, in milliseconds.
 const LONGEST_ASK_PAUSE: Millis = 300_000;
 
 impl Peers {
@@ -120,7 +121,8 @@ impl Peers {
         Self { departures: Departures::new(grace), lease, ..Self::default() }
     }
 
-    /// Applies a presence update, or a part of a complete list.
+    /// Applies a presence update, or a part of a complete list. Returns [`UpdateResult::Missing`]
+    /// and ignores the connections if an earlier update or part is missing.
     pub(in crate::hub) fn update(&mut self, from: InstanceId, update: PresenceUpdate, now: Millis) -> UpdateResult {
         let peer = self.renew_lease(from, now);
         match update.all {
@@ -132,7 +134,7 @@ impl Peers {
             None if peer.number.is_some_and(|number| number.checked_add(1) == Some(update.number)) => {
                 peer.number = Some(update.number);
             }
-            // An update that was already applied.
+            // The update was already applied.
             None if peer.number.is_some_and(|number| number >= update.number) => return UpdateResult::Fine,
             Some(Part::More) | None => {
                 peer.number = None;
@@ -154,13 +156,14 @@ impl Peers {
         UpdateResult::Fine
     }
 
-    /// Renews the lease of an instance whose newest presence update has this number.
+    /// Renews the lease of an instance whose newest presence update has this number. Returns
+    /// [`UpdateResult::Missing`] if this instance has not applied that update.
     pub(in crate::hub) fn lease(&mut self, from: InstanceId, number: u64, now: Millis) -> UpdateResult {
         if self.renew_lease(from, now).number != Some(number) {
             return UpdateResult::Missing;
         }
         self.complete_list(from, now);
-        // No update has been missing for a lease, so the next request need not wait.
+        // The last pause ended more than one lease ago, so the next request need not wait.
         if let Some(peer) = self.instances.get_mut(&from)
             && now > peer.ask_at.saturating_add(self.lease)
         {
@@ -169,8 +172,9 @@ impl Peers {
         UpdateResult::Fine
     }
 
-    /// Returns whether an instance may be asked for its complete list now. The pauses become
-    /// longer, because an update that this version cannot read is missing again after every answer.
+    /// Returns whether this instance may request the complete list of another instance now. If so,
+    /// begins the pause before the next request. The pauses become longer, because an update that
+    /// this version of the crate cannot decode would be missing again after every complete list.
     pub(in crate::hub) fn may_ask(&mut self, from: InstanceId, now: Millis) -> bool {
         let peer = self.renew_lease(from, now);
         if now < peer.ask_at {
@@ -181,7 +185,8 @@ impl Peers {
         true
     }
 
-    /// Renews the lease of an instance that has sent a message, and adds an unknown instance.
+    /// Renews the lease of an instance that has sent a presence update or a lease message. Adds an
+    /// unknown instance.
     fn renew_lease(&mut self, from: InstanceId, now: Millis) -> &mut Peer {
         let peer = self.instances.entry(from).or_insert_with(|| Peer { first_seen: now, ..Peer::default() });
         peer.last_seen = now;
@@ -189,8 +194,9 @@ impl Peers {
         peer
     }
 
-    /// Removes the connections that a complete list did not contain. This waits for the message
-    /// after the list, because the list arrives in parts, and no user may seem to leave in between.
+    /// Ends a complete list: removes the connections that the list did not contain. The next lease
+    /// or update of the sender calls this method, because the list arrives in parts. Otherwise a
+    /// user whose connection is in a later part would leave.
     fn complete_list(&mut self, from: InstanceId, now: Millis) {
         let Some(peer) = self.instances.get_mut(&from) else { return };
         let unconfirmed = std::mem::take(&mut peer.unconfirmed);
@@ -229,8 +235,8 @@ impl Peers {
         self.instances.remove(&from);
     }
 
-    /// Notes that this instance has received one of its own messages. So it can receive the
-    /// messages of the others, and they can receive its messages.
+    /// Notes that this instance has received one of its own messages. So the broker accepts the
+    /// messages of this instance, and this instance receives messages.
     pub(in crate::hub) fn note_own_message(&mut self, now: Millis) {
         (self.receives_own, self.own_received_at) = (true, Some(now));
     }
@@ -240,14 +246,14 @@ impl Peers {
         self.receives_own
     }
 
-    /// Returns whether this instance has received one of its own messages within the lease, so that
-    /// the others do not count it as gone.
+    /// Returns whether this instance has received one of its own messages within the lease.
+    /// Otherwise the other instances may count this instance as gone.
     pub(in crate::hub) fn is_received(&self, now: Millis) -> bool {
         self.own_received_at.is_some_and(|at| now.saturating_sub(at) <= self.lease)
     }
 
-    /// Notes that this instance has connected to the broker again. All leases begin anew, because
-    /// no message could renew them meanwhile.
+    /// Notes that this instance has connected to the broker. All leases begin anew, because no
+    /// message could renew them without a connection.
     pub(in crate::hub) fn reconnected(&mut self, now: Millis) {
         self.receives_own = false;
         let until = now.saturating_add(self.lease);
@@ -280,8 +286,8 @@ impl Peers {
         self.is_connected(topic, user) || self.last_instance(topic, user, now).is_some()
     }
 
-    /// Returns whether another instance is responsible for publishing that a member of this
-    /// instance has left.
+    /// Returns whether another instance, and not this one, has to publish `hub.left` for a member
+    /// that has left this instance. `instance` is the id of this instance.
     pub(in crate::hub) fn publishes_left(
         &self,
         topic: &Topic,
@@ -290,8 +296,8 @@ impl Peers {
         now: Millis,
     ) -> bool {
         let last = self.last_instance(topic, user, now);
-        // If the member left two instances at the same time, the one with the lower id publishes.
-        // Both may publish, but never neither.
+        // If the member has left this instance and another within the grace period, the instance
+        // with the lower id publishes. Both may publish, but at least one of them does.
         self.is_connected(topic, user) || last.is_some_and(|at| at < instance && self.instances.contains_key(&at))
     }
 
@@ -316,15 +322,16 @@ impl Peers {
         users.filter(move |(_, (since, _))| !self.departures.is_over(*since, now)).map(|(user, _)| user)
     }
 
-    /// Takes the members of ended instances for which this instance publishes `hub.left`: their
-    /// grace period is over, they have no other peer connection, and no witness has a lower id.
+    /// Removes and returns the members of ended instances for which this instance has to publish
+    /// `hub.left`. Their grace period is over, no other instance has them as members, and this
+    /// instance knows no live witness with a lower id.
     pub(in crate::hub) fn take_orphans(&mut self, instance: InstanceId, now: Millis) -> Vec<(Topic, UserId)> {
         let mut orphans = Vec::new();
         let mut ended = std::mem::take(&mut self.ended);
         ended.retain_mut(|EndedInstance { witnesses, members }| {
             let defers = witnesses.iter().any(|witness| *witness < instance && self.instances.contains_key(witness));
-            // A witness may learn of the end one lease later than this instance. This instance
-            // needs another lease to learn that the witness has ended.
+            // A witness may detect the end of the instance one lease later than this instance. This
+            // instance needs another lease to detect that the witness has ended.
             let wait = self.departures.grace.saturating_add(if defers { self.lease.saturating_mul(2) } else { 0 });
             while let Some((_, topic, user)) = members.pop_if(|(since, ..)| since.saturating_add(wait) <= now) {
                 if !defers && !self.is_member(&topic, &user, now) {
@@ -374,8 +381,8 @@ impl Peers {
         let known = self.instances.get(&from).and_then(|peer| peer.connections.get(&connection.id)).cloned();
         match known {
             Some(known) if *known == connection => return,
-            // Removes only the topics that it has left. To remove and add the others would queue a
-            // departure for each of them.
+            // Remove only the topics that the connection has left. Removing and adding the other
+            // topics again would queue a departure for each of them.
             Some(known) if known.user == connection.user => {
                 let kept: HashSet<&Topic> = connection.topics.iter().collect();
                 let left = known.topics.iter().filter(|topic| !kept.contains(topic));
@@ -446,7 +453,8 @@ impl Peers {
 }
 
 impl PeerTopic {
-    /// Removes a connection of a user from the count. Returns whether it was the last one.
+    /// Removes a connection of a user from the count. Returns whether it was the user's last
+    /// connection.
     fn remove_one_of(&mut self, user: &UserId) -> bool {
         let Some(count) = self.users.get_mut(user) else { return false };
         *count -= 1;
@@ -570,8 +578,8 @@ mod tests {
         assert_eq!(peers.take_orphans(InstanceId(1), 80), [(topic, user)]);
     }
 
-    /// Returns the table of an instance that knows a dying instance with one member, and other
-    /// instances, each since a time.
+    /// Returns the table of an instance that knows a dying instance with one member since the time
+    /// 0, and each of `others` since the given time.
     fn witness(others: &[(InstanceId, Millis)], dies: InstanceId, last_seen: Millis) -> Peers {
         let mut peers = Peers::new(15_000, 10_000);
         let all = |id, topics| PresenceUpdate {
@@ -586,7 +594,8 @@ mod tests {
         peers
     }
 
-    /// Keeps the others alive, and returns the time at which `me` publishes `hub.left`.
+    /// Keeps `others` alive, and returns the time before `until` at which `me` publishes
+    /// `hub.left`.
     fn published_at(peers: &mut Peers, me: u64, others: &[InstanceId], until: Millis) -> Option<Millis> {
         (0..until).step_by(500).find(|now| {
             for other in others {
@@ -609,13 +618,14 @@ mod tests {
             let published_at_low = published_at(&mut of_low, 2, &[high, late], 100_000);
             assert_eq!(published_at_low, Some(last_seen + 25_000), "after the lease and the grace period");
             assert_eq!(published_at(&mut of_high, 9, &[low, late], 100_000), None);
-            assert!(of_high.ended.is_empty(), "it does not wait any longer");
-            // `late` publishes for the members that it knows, because it cannot know the other
-            // witnesses.
+            assert!(of_high.ended.is_empty(), "the higher witness no longer keeps the members");
+            // `late` publishes for the members that it knows, because it has known `low` and `high`
+            // for too short a time to count them as witnesses.
             let mut of_late = witness(&[(low, connected_at), (high, connected_at)], dies, last_seen);
             assert!(published_at(&mut of_late, 1, &[low, high], 100_000).is_some());
         }
-        // A lower instance that has been connected for a while is a witness, so `low` defers to it.
+        // A lower instance that has been connected for a while is a witness, so `low` leaves the
+        // event to it.
         let mut of_low = witness(&[(high, 0), (late, 3_000)], dies, 20_000);
         assert_eq!(published_at(&mut of_low, 2, &[high, late], 100_000), None);
     }
@@ -624,7 +634,7 @@ mod tests {
     fn next_witness_publishes_when_the_lowest_witness_has_ended_too() {
         let (low, dies) = (InstanceId(2), InstanceId(5));
         let mut of_high = witness(&[(low, 0)], dies, 20_000);
-        // `low` ends at about the same time.
+        // `low` ends at about the same time as the dying instance.
         of_high.lease(low, 0, 20_100);
         assert!(published_at(&mut of_high, 9, &[], 100_000).is_some());
         // `low` ends later, but before the grace period is over.
@@ -704,7 +714,7 @@ mod tests {
                     now += id as Millis;
                     peers.sweep(now);
                 }
-                // The ids of the instances are distinct.
+                // The connections of different instances have different ids.
                 let id = id + 100 * u128::from(instance);
                 let mut update = PresenceUpdate { number: numbers[instance as usize], ..PresenceUpdate::default() };
                 match step {

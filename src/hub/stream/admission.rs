@@ -1,6 +1,7 @@
 //! The admission of a stream: from a subscription and a cursor to an open [`StreamDriver`].
 //!
-//! 1. [`Hub::admit`] makes the checks that need no connection. A `HEAD` request gets only these.
+//! 1. [`Hub::admit`] makes the checks that need no connection. A `HEAD` request gets only these
+//!    checks.
 //! 2. [`Hub::open`] enters the connection into the registry, then into its channels, then adds the
 //!    topics that the application made the user join, and then checks the bans again. A disconnect
 //!    that is recorded after that check finds the connection.
@@ -30,10 +31,10 @@ use crate::wire::hub_events::CursorState;
 pub(crate) struct Request {
     /// Whether the stream goes to a network. It then has heartbeats and a write deadline.
     pub(crate) to_network: bool,
-    /// The time at which the request arrived. After a later disconnect, its authorization is
-    /// outdated.
+    /// The arrival of the request, by the [`DisconnectClock`]. If one of its addresses is
+    /// disconnected later, the authorization of the request is outdated.
     pub(crate) asked_at: DisconnectClock,
-    /// The access hook that rechecks the open stream, if it can.
+    /// The access hook that rechecks the open stream, or `None` if the stream is not rechecked.
     pub(crate) authority: Option<Arc<dyn Authority>>,
 }
 
@@ -47,7 +48,8 @@ impl Hub {
     ) -> Result<StreamDriver, Refusal> {
         let addresses = self.admit(subscription, cursor, request.asked_at)?;
         let now = self.now();
-        // Without random bytes the id could be guessed. The client reconnects later.
+        // Without random bytes the id could be guessed, so the hub refuses the stream. A browser
+        // reconnects later.
         let id = crate::hub::inner::random_bits().map_err(|_| Refusal::retry_later(RefusalReason::Busy))?;
         // Without a history the cursor is ignored, and no gap is reported for it.
         let (start, cursor) = match subscription.history {
@@ -112,8 +114,8 @@ impl Hub {
         Ok(StreamDriver::new(self, handle, accepted_at, cursor_state, gap, end, now))
     }
 
-    /// Ends a connection that has left the registry because of a limit. Its client reconnects later
-    /// than others, so that the clients over the limit take turns.
+    /// Ends a connection that has left the registry because of a limit. Its client reconnects after
+    /// a longer time than usual, so that the clients over the limit take turns.
     fn displace(&self, oldest: &Arc<ConnectionHandle>) {
         let after = self.settings().retry.saturating_mul(AFTER_DISPLACEMENT);
         let retry = Some(self.jittered_retry(after, 1.0..=2.0));
@@ -190,15 +192,17 @@ impl Hub {
         }
     }
 
-    /// Returns an address of a subscription with the number up to which the client may not read it.
+    /// Returns an address of a subscription with its bound. The client receives no record of the
+    /// address up to and including this number. Without a bound, the number is zero.
     fn wanted(&self, subscription: &Subscription, address: &Address) -> Wanted {
         let since = address.topic().map_or(&[][..], |topic| subscription.topics.since(topic));
         let after = since.iter().map(|position| self.bound(*position)).max();
         Wanted { address: address.clone(), after: after.unwrap_or(0) }
     }
 
-    /// Returns the number of a position up to which a client may not read. It is zero for a
-    /// position of another epoch, because all records of the log are newer.
+    /// Returns the number of a position that bounds a topic. The client receives no record of the
+    /// topic up to and including this number. The hub takes another epoch for an earlier epoch, so
+    /// a position of another epoch has the number zero.
     pub(in crate::hub) fn bound(&self, position: Position) -> u64 {
         self.log().number(position).unwrap_or(0)
     }
@@ -217,7 +221,7 @@ impl Hub {
     fn join_user_topics(&self, handle: &Arc<ConnectionHandle>) {
         let Some(user) = handle.user() else { return };
         let topics = self.registry().user_topics(user);
-        // Without the topics that are banned.
+        // The connection does not join topics that are banned.
         let is_allowed =
             |topic: &Topic| self.check_bans(&[Address::Topic(topic.clone())], DisconnectClock::now()).is_ok();
         let (mut joined, mut left_out) = (Vec::new(), 0);
@@ -236,8 +240,8 @@ impl Hub {
         if joined.is_empty() {
             return;
         }
-        // A topic may have been removed or banned before the log listed this connection among its
-        // listeners. Then the command did not find the connection.
+        // A topic may have been removed or banned before the log listed this connection among the
+        // listeners of the topic. Then the command did not find the connection.
         let current = self.registry().user_topics(user);
         for UserTopic { topic, .. } in joined {
             if current.iter().all(|kept| kept.topic != topic) || !is_allowed(&topic) {
@@ -299,7 +303,8 @@ mod tests {
         for start in [Start::Live, Start::Last(9), Start::Oldest] {
             assert!(read(&mut hub.subscribe(bounded().start(start), None).unwrap()).is_empty(), "{start:?}");
         }
-        // The client may not read the trimmed events, so no gap is reported for them.
+        // The client has no permission to read the trimmed events, so the hub reports no gap for
+        // them.
         assert!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()).is_empty());
         (5..7).for_each(|n| _ = publish(&hub, "room", &n.to_string()));
         assert_eq!(read(&mut hub.subscribe(bounded(), oldest(&hub)).unwrap()), ["5", "6"]);

@@ -1,8 +1,9 @@
-//! The removal of a connection from the registry, its channels and the counters.
+//! The removal of a connection from the registry and its channels, and the report of its end.
 //!
 //! A connection leaves the registry once ([`ConnectionHandle::leave_registry`]). The caller that
-//! makes this step calls [`Inner::finish_removal`]. So the end of a connection is counted and
-//! reported once, although its stream, a command and the housekeeping may end it at the same time.
+//! makes this step also calls [`Inner::finish_removal`], unless it refuses the connection during
+//! the admission. So the end of a connection is counted and reported once, although its stream, a
+//! command and the housekeeping may end it at the same time.
 
 use std::sync::Arc;
 
@@ -13,8 +14,8 @@ use crate::hub::observe::lifecycle::LifecycleEvent;
 use crate::types::{EndReason, Topic};
 
 impl Inner {
-    /// Removes a connection from the registry, its channels and the counters. Only the first call
-    /// has an effect.
+    /// Removes a connection from the registry and its channels, and counts and reports its end.
+    /// Only the first call has an effect.
     pub(in crate::hub) fn forget(self: &Arc<Self>, handle: &ConnectionHandle, reason: EndReason) {
         let was_due = handle.user().is_some().then(|| self.registry.next_due());
         if self.registry.remove(handle, self.now()) {

@@ -1,12 +1,13 @@
 //! Carries out commands on the connections of this instance: disconnect, join, leave and change.
 //!
-//! 1. [`Hub::carry_out`] is the same for commands of this instance and of other instances.
+//! 1. [`Hub::carry_out`] carries out the commands of this instance and of other instances in the
+//!    same way.
 //! 2. A command is recorded before connections are looked up: a disconnect in the bans, and a join
 //!    or a leave of a user in the topics of that user. A connection that is being opened checks
 //!    both records after it has entered the registry. So the command finds the connection, or the
 //!    connection finds the record.
-//! 3. A page's request that arrived before a topic was removed cannot add topics
-//!    ([`Hub::take_topic`]).
+//! 3. After a topic was removed from a connection, an earlier request of the client to change its
+//!    topics cannot add topics ([`Hub::take_topic`]).
 
 use std::collections::hash_map::HashMap;
 use std::sync::Arc;
@@ -44,18 +45,22 @@ impl Hub {
     fn disconnect_all(&self, audience: &Audience, disconnect: &Disconnect) -> usize {
         let now = self.now();
         let until = match disconnect.reconnect {
-            // If the target excludes a connection, a ban of the address would also ban that
-            // connection. Then only the ids of the ended streams keep their clients away.
+            // If the target excludes a connection, a ban of the address would also ban the client
+            // of that connection when it reconnects. So only the ids of the ended streams ban their
+            // clients.
             Reconnect::BlockedFor(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
             Reconnect::BlockedFor(_) | Reconnect::Now | Reconnect::After(_) => 0,
         };
-        // A handler mount may take longer than the access hook.
+        // A request from before the disconnect may open its stream within this time. The time is
+        // longer than the access timeout, because a handler mount may take longer than an access
+        // hook.
         let requests = now.saturating_add(millis(self.settings().access_timeout) * 2 + 5_000);
-        // A ticket of another instance may be this old.
+        // Another instance may have issued a ticket before the disconnect, with this maximum
+        // lifetime.
         let tickets = self.inner.shared_log.as_ref().map_or(0, |_| now.saturating_add(millis(LONGEST_TICKET)));
         let remember = requests.max(self.inner.tickets.last_over_at()).max(tickets);
         let addresses = audience.addresses().iter().filter(|address| !matches!(address, Address::Connection(_)));
-        // Before the connections are looked up (rule 2).
+        // Record the disconnect before the connections are looked up (rule 2).
         self.inner.bans.note_disconnect(addresses, until, remember, now);
         let handles = self.handles(audience);
         for handle in &handles {
@@ -109,7 +114,7 @@ impl Hub {
         Ok(joined)
     }
 
-    /// Returns the point from which a page with this cursor reads a topic that it joins.
+    /// Returns the point from which a connection reads a topic that it joins with this cursor.
     pub(in crate::hub) fn since(&self, cursor: Cursor) -> Since {
         match self.resolve_cursor(cursor) {
             Ok(None) => Since::Now,
@@ -125,15 +130,15 @@ impl Hub {
         self.handles(audience).iter().filter(|handle| self.take_topic(handle, topic)).count()
     }
 
-    /// Removes a topic from a connection. A request of the page that arrived before cannot add it
-    /// again.
+    /// Removes a topic from a connection. Returns whether the connection had the topic. An earlier
+    /// request of the client to change its topics can then add no topic.
     pub(in crate::hub) fn take_topic(&self, handle: &Arc<ConnectionHandle>, topic: &Topic) -> bool {
         handle.topic_removed_at.fetch_max(DisconnectClock::new().count(), Ordering::SeqCst);
         self.inner.leave_topic(handle, topic)
     }
 
-    /// Carries out a page's change of topics that another instance has received and answers.
-    /// Returns the number of connections that have changed.
+    /// Carries out a change of topics that a client has requested from another instance. Returns
+    /// the number of connections that accepted the change.
     pub(in crate::hub) fn change_all(&self, audience: &Audience, change: &Change) -> Result<usize, CommandError> {
         let mut changed = 0;
         for handle in self.handles(audience) {
@@ -142,9 +147,9 @@ impl Hub {
                 Err(Refusal(Kind::Invalid(_))) => {
                     return Err(CommandError::too_many_topics(self.settings().max_topics));
                 }
-                // A topic was banned or removed since. The other instance answers the page, so this
-                // instance cannot refuse the change, and the connection keeps its topics. A change
-                // returns no other refusal.
+                // A topic is banned, or was removed meanwhile. The other instance answers the
+                // client, so this instance cannot refuse the change, and the connection keeps its
+                // topics. `change_topics_of` returns no refusal for another reason.
                 Err(Refusal(
                     Kind::Gone | Kind::RetryLater { .. } | Kind::Unauthorized | Kind::Forbidden | Kind::Panicked,
                 )) => {}
@@ -163,7 +168,7 @@ impl Hub {
     ) -> Result<Vec<Topic>, Refusal> {
         let Change { leave, join, since, bounds } = change;
         let limit = self.settings().max_topics;
-        // Before the work below, whose cost grows with the number of topics.
+        // Check the limit before the work below, whose cost grows with the number of topics.
         if join.len() > limit || leave.len() > limit {
             return Err(TooManyTopics.into());
         }
@@ -176,13 +181,15 @@ impl Hub {
         let after = |topic: &Topic| afters.get(topic).copied().unwrap_or(0);
         let joining: Vec<_> =
             join.iter().map(|topic| Joining { topic: topic.clone(), since, after: after(topic) }).collect();
-        // A command that removes or bans a topic finds the connection from then on. `check_bans_at`
-        // finds the commands from before.
+        // The log calls `check_bans_at` after it has added the connection to the listeners of the
+        // joined topics. From then on, a command that removes or bans a topic finds the connection.
+        // `check_bans_at` finds earlier commands.
         self.inner.change_topics(handle, leave, &joining, || self.check_bans_at(handle, join, asked_at))
     }
 
-    /// Returns a refusal if a topic may not be joined, or if a topic was removed from the
-    /// connection after the request had arrived.
+    /// Returns a refusal if one of the topics is banned, or was disconnected after `asked_at`. If
+    /// there are topics to join, also returns a refusal if a topic was removed from the connection
+    /// after `asked_at`.
     fn check_bans_at(
         &self,
         handle: &ConnectionHandle,

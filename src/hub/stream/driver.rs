@@ -1,15 +1,16 @@
 //! One open stream: a state machine that decides what to write next, and when.
 //!
-//! It has no body and no socket. Its three users (the HTTP body, the in-process stream and the
-//! hub's own writer) poll it for steps and write them.
+//! [`StreamDriver`] does no I/O. Three callers poll it for steps: the HTTP body, the stream in this
+//! process ([`Hub::subscribe`]) and the hub's own writer.
 //!
 //! 1. A stream registers its waker, then checks whether it must end, and then reads
 //!    ([`StreamDriver::poll_next`]). So every record and every ending either is found by the poll
 //!    or wakes the stream again.
-//! 2. An ending with a position is written after the records up to that position. The stream reads
-//!    the ending before the records, so that the read finds all of them.
-//! 3. A stream without anything to report is *settled*, and does not read again until it is woken.
-//!    Every change that it has to report also wakes it ([`StreamDriver::has_settled`]).
+//! 2. An ending may have a position. The stream first writes its records up to that position, and
+//!    then the ending. A stream that waits for the shared log ends without them. The stream reads
+//!    the ending before the records, so that it misses no record up to that position.
+//! 3. A stream that has read and reported everything is *settled*, and does not read again until it
+//!    is woken. Every change that it has to report also wakes it ([`StreamDriver::has_settled`]).
 //! 4. The connection is removed from the registry before its last frame is written
 //!    ([`StreamDriver::finish`]).
 //!
@@ -43,20 +44,20 @@ pub(crate) struct StreamDriver {
     hub: Hub,
     handle: Arc<ConnectionHandle>,
     stage: Stage,
-    /// `None` once the stream has caught up.
+    /// `None` once the stream has read up to the position at which it was accepted.
     opening: Option<Box<Opening>>,
     progress: Progress,
     end: StreamEnd,
-    /// `None` for a reader in this process.
+    /// The timer of the heartbeat, or `None` for a reader in this process.
     heartbeat: Option<Heartbeat>,
-    /// `None` if the time of the stream is not limited.
+    /// The time limits, or `None` if the stream has had none so far.
     limits: Option<Box<Limits>>,
     /// Whether `hub.stale` was written and no `hub.live` since.
     reported_stale: bool,
     /// Whether the stream has read and reported everything, so that it sleeps until it is woken.
     settled: bool,
-    /// The number of epochs of the log at the last read, modulo 65,536. A wider number would add
-    /// eight bytes to every idle connection.
+    /// The value of [`SharedLog::epochs`] at the last read, or zero without a shared log. A wider
+    /// number would add eight bytes to every idle connection.
     epochs: u16,
 }
 
@@ -70,15 +71,16 @@ impl Drop for StreamDriver {
     }
 }
 
-/// The stage of a stream, in this order.
+/// The stage of a stream. A stream passes the stages in this order. Only a stream with
+/// [`StreamEnd::Abort`] passes `Aborting`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// `hub.hello` is next.
+    /// The next step is `hub.hello`.
     Opening,
     Reading,
     /// The last frame was returned.
     Ending,
-    /// The error is next, after the server had a turn to write the last frame.
+    /// The next step is [`Step::Abort`]. The server has had a turn to write the last frame.
     Aborting,
     Ended,
 }
@@ -88,7 +90,7 @@ enum Stage {
 enum Progress {
     /// The stream has not reached the position that the log had when the stream was accepted.
     Behind,
-    /// The stream has reached that position, and `hub.live` is due.
+    /// The stream has read up to the position at which it was accepted, and `hub.live` is due.
     Arrived,
     /// The first `hub.live` was written.
     CaughtUp,
@@ -101,7 +103,7 @@ struct Limits {
     /// The time at which the stream reaches its maximum age.
     old_at: Millis,
     /// The time until which the stream does not read after a new epoch, so that not all pages fetch
-    /// their state at the same moment. Zero if the stream reads.
+    /// their state at the same moment. Zero if the stream does not wait.
     reads_from: Millis,
 }
 
@@ -111,18 +113,20 @@ impl Default for Limits {
     }
 }
 
-/// The state that a stream needs only until it has caught up.
+/// The state that a stream needs only until it has read up to the position at which it was
+/// accepted.
 #[derive(Debug)]
 struct Opening {
     cursor: CursorState,
-    /// The gap of a refused cursor, until it is written.
+    /// The reason of the gap if the hub could not resume from the client's cursor. `None` after the
+    /// stream has reported the gap.
     gap: Option<GapReason>,
-    /// `visible_through` when the stream was accepted. A stream that has read up to it has caught
-    /// up.
+    /// The value of `visible_through` when the stream was accepted. A stream that has read up to
+    /// this number writes `hub.live`.
     accepted_at: u64,
 }
 
-/// The next thing to write.
+/// The next step of a stream, which the caller writes.
 #[derive(Debug)]
 pub(crate) enum Step {
     Hello {
@@ -140,7 +144,7 @@ pub(crate) enum Step {
     /// `hub.live`, with the topics in force if they have changed.
     Live(Position, Option<Vec<Topic>>),
     Heartbeat,
-    /// `hub.stale`: the log cannot be followed now.
+    /// `hub.stale`: the hub cannot follow the shared log now.
     Stale,
     Expiring(Duration),
     Bye(Ending),
@@ -148,7 +152,7 @@ pub(crate) enum Step {
     Abort,
 }
 
-// Without the topics and the cursor, which are private.
+// The debug output omits the topics and the cursor, because logs may contain the output.
 opaque_debug!(|driver: StreamDriver| { id: driver.handle.id(), stage: driver.stage });
 
 impl StreamDriver {
@@ -187,8 +191,8 @@ impl StreamDriver {
         self.handle.id()
     }
 
-    /// Returns the socket that carries the stream. If it is unknown, the hub looks for a socket
-    /// that the current task polls.
+    /// Returns the socket that carries the stream, if the hub can find it. If the transport is not
+    /// known yet, takes the socket that the current task polls, if there is exactly one.
     pub(crate) fn find_socket(&self) -> Option<Arc<Transport>> {
         if !self.handle.is_transport_known()
             && let Some(transport) = self.hub.transports().find_by_task()
@@ -203,18 +207,18 @@ impl StreamDriver {
         self.handle.transport()
     }
 
-    /// Sets the socket that carries the stream.
+    /// Sets the socket that carries the stream, unless the transport is already known.
     pub(crate) fn set_transport(&self, transport: Arc<Transport>) {
         self.handle.set_transport(transport);
     }
 
-    /// Notes that the hub's own writer writes the stream. `stuck` is its socket while bytes wait
-    /// for the peer.
+    /// Notes that the hub's own writer writes the stream. `stuck` is the socket of the stream while
+    /// bytes wait for the peer, and `None` otherwise.
     pub(crate) fn set_own_writer(&self, stuck: Option<Arc<Transport>>) {
         self.handle.replace_transport(stuck);
     }
 
-    /// Ends the stream because its peer takes no bytes. The caller then drops it.
+    /// Ends the stream because its peer takes no bytes. The caller then drops the driver.
     pub(crate) fn stalled(&self) {
         self.handle.end(Ending::now(EndReason::Stalled));
     }
@@ -227,9 +231,9 @@ impl StreamDriver {
         self.handle.due.store(self.hub.now(), Ordering::Release);
     }
 
-    /// Returns whether the stream has read and reported everything and was not woken since. If so,
-    /// registers the task to be woken. A server polls a body once or twice after each event, so a
-    /// body calls this before it creates a [`Batch`].
+    /// Returns whether the stream has read and reported everything, was not woken since and is not
+    /// ending. If so, registers the task to be woken. A server polls a body once or twice after
+    /// each event, so a body calls this before it creates a [`Batch`].
     pub(crate) fn may_sleep(&mut self, cx: &Context<'_>) -> bool {
         self.settled = self.settled && self.handle.subscriber.may_sleep(cx.waker()) && !self.handle.is_ending();
         if self.settled {
@@ -243,7 +247,8 @@ impl StreamDriver {
         let mut read_at = None;
         let polled = self.poll_next(cx, batch, &mut read_at);
         let due = match polled {
-            // The caller polls for the next step at once, unless bytes wait for the peer.
+            // The stream is due again at once. If bytes wait for the peer, the caller polls later,
+            // and the housekeeping measures the delay.
             Poll::Ready(_) => read_at.unwrap_or_else(|| self.hub.now()),
             Poll::Pending => self.handle.alarm_at(),
         };
@@ -251,7 +256,8 @@ impl StreamDriver {
         polled
     }
 
-    /// Returns the next step. Sets `read_at` if it has read the clock after a read.
+    /// Returns the next step. If this function has read the clock after the records, it sets
+    /// `read_at` to that time, so that the caller need not read the clock again.
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
@@ -261,7 +267,8 @@ impl StreamDriver {
         match self.stage {
             Stage::Opening => {
                 self.stage = Stage::Reading;
-                // The stream may have been opened on another runtime.
+                // The runtime that polls the stream needs a worker, and the stream may have been
+                // opened on another runtime.
                 workers::ensure(&self.hub.inner);
                 if let Some(opening) = self.opening.as_deref() {
                     let topics = self.hub.log().topics(&self.handle.subscriber);
@@ -280,12 +287,14 @@ impl StreamDriver {
             return Poll::Pending;
         }
         self.handle.subscriber.listen(cx.waker());
-        // Before the read, so that a stream that always has records to read also expires.
+        // Check the clock before the read, so that a stream that always has records to read also
+        // expires.
         if let Some(step) = self.clock_step() {
             return Poll::Ready(Some(step));
         }
         loop {
-            // Before the read, so that the read finds all records that come before the ending.
+            // Take the ending before the read, so that the read finds all records up to the
+            // position of the ending.
             let ending = self.handle.ending();
             if let Some(ending) = &ending
                 && (self.handle.is_gone() || self.hub.log().cursor(&self.handle.subscriber) >= ending.after)
@@ -297,10 +306,10 @@ impl StreamDriver {
                 Err(outcome) => outcome,
             };
             match ending {
-                // The stream was woken and reads on.
+                // `read` has woken the stream, so it is polled again and reads on.
                 _ if outcome == ReadOutcome::MayBeMore => return Poll::Pending,
-                // A stream that waits for the shared log ends too, because the broker may be
-                // unavailable for a long time.
+                // The stream has read everything. A stream that waits for the shared log ends here
+                // too, because the broker may be unavailable for a long time.
                 Some(ending) => return Poll::Ready(Some(self.finish(ending))),
                 None if self.handle.is_ending() => {}
                 None => return self.poll_clock(cx),
@@ -323,8 +332,8 @@ impl StreamDriver {
         polled
     }
 
-    /// Returns the step that is due by the clock: the expiry or the notice of it. Also sets the
-    /// ending of a stream that has reached its maximum age.
+    /// Returns the step that is due by the clock: `hub.expiring`, or the end of an expired stream.
+    /// Also sets the ending of a stream that has reached its maximum age.
     fn clock_step(&mut self) -> Option<Step> {
         let given = self.handle.expires_at();
         if given == Millis::MAX && self.limits.is_none() {
@@ -347,8 +356,8 @@ impl StreamDriver {
         }
         if now >= limits.old_at {
             limits.old_at = Millis::MAX;
-            // As in a drain, the stream delivers the records so far, and a random `retry` spreads
-            // the reconnects.
+            // As in a drain, the stream first writes the records that were published so far, and a
+            // random `retry` spreads the reconnects.
             let retry = Some(self.hub.jittered_retry(self.hub.settings().retry, 0.0..=2.0));
             let after = self.hub.log().last();
             self.handle.end(Ending { retry, after, ..Ending::now(EndReason::Age) });
@@ -356,10 +365,10 @@ impl StreamDriver {
         None
     }
 
-    /// Returns whether the stream waits before it reports that the log has begun a new epoch. It
-    /// reads nothing meanwhile, so the order of the gap and the events does not change. Only a
-    /// stream to a network that has caught up waits. New streams open at different times anyway,
-    /// and a reader in this process may have no runtime that could wake it.
+    /// Returns whether the stream waits before it reports that the log has begun a new epoch. A
+    /// waiting stream reads nothing, so it still reports the gap before the events of the new
+    /// epoch. Only a stream that goes to a network and has caught up waits. New streams open at
+    /// different times anyway, and a reader in this process may have no runtime that could wake it.
     fn delays_new_epoch(&mut self) -> bool {
         let Some(shared) = &self.hub.inner.shared_log else { return false };
         let epochs = shared.epochs();
@@ -378,7 +387,8 @@ impl StreamDriver {
         limits.reads_from != 0
     }
 
-    /// Returns the time until which the stream does not read after a new epoch, or zero.
+    /// Returns the time until which the stream does not read after a new epoch, or zero if it does
+    /// not wait.
     fn reads_from(&self) -> Millis {
         self.limits.as_ref().map_or(0, |limits| limits.reads_from)
     }
@@ -430,8 +440,9 @@ impl StreamDriver {
             return Ok(Step::Records);
         }
         let is_stale = self.is_stale();
-        // Not before the first `hub.live`, which would cancel it. But a stream that waits for older
-        // records may wait for a long time, so it reports at once.
+        // Usually `hub.stale` is due only after the first `hub.live`, because `hub.live` would
+        // cancel it. A stream that waits for older records may wait for a long time, so it reports
+        // `hub.stale` earlier.
         let is_due = self.progress == Progress::CaughtUp || outcome == ReadOutcome::Waits;
         if is_stale && is_due && !batch.changed && !std::mem::replace(&mut self.reported_stale, true) {
             return Ok(Step::Stale);
@@ -463,15 +474,16 @@ impl StreamDriver {
             && self.handle.alarm_at() <= self.due()
     }
 
-    /// Returns the time at which the stream expires, a notice of the expiry is due, or the maximum
-    /// age is reached.
+    /// Returns the time of the next limit: `hub.expiring`, the expiry or the maximum age.
+    /// `Millis::MAX` if there is none.
     fn time_limit(&self) -> Millis {
         self.limits
             .as_ref()
             .map_or(Millis::MAX, |limits| limits.expiry.as_ref().map_or(Millis::MAX, Expiry::due).min(limits.old_at))
     }
 
-    /// Returns the time at which the stream has something to write or to read without being woken.
+    /// Returns the time of the next step by the clock: a heartbeat, a time limit, or the end of the
+    /// wait after a new epoch. `Millis::MAX` if there is none.
     fn due(&self) -> Millis {
         let reads_from = Some(self.reads_from()).filter(|&from| from != 0).unwrap_or(Millis::MAX);
         self.heartbeat.as_ref().map_or(Millis::MAX, Heartbeat::due).min(self.time_limit()).min(reads_from)
@@ -488,7 +500,7 @@ impl StreamDriver {
         }
         let now = self.hub.now();
         if now >= self.time_limit() {
-            // The next poll begins with `clock_step`.
+            // The next poll calls `clock_step`, which handles the limit.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -507,15 +519,14 @@ impl StreamDriver {
             }
             return Poll::Ready(Some(Step::Heartbeat));
         }
-        // Not far ahead, because the worker keeps an entry for each alarm, also after the stream
-        // was dropped.
+        // The alarm is at most one heartbeat ahead, because the worker keeps an entry for each
+        // alarm until it is due, also after the stream was dropped.
         let soon = now.saturating_add(millis(self.hub.settings().heartbeat));
         workers::set_alarm(&self.hub.inner, &self.handle, due.min(soon));
         Poll::Pending
     }
 
-    /// Reads the records that are due: from memory, and older records of a stream that catches up
-    /// from the shared log.
+    /// Reads the records that are due. Records that memory no longer has come from the shared log.
     fn read(&self, batch: &mut Batch) -> ReadOutcome {
         let (hub, handle) = (&self.hub, &self.handle);
         batch.can_backfill = hub.inner.shared_log.is_some();
@@ -538,7 +549,8 @@ impl StreamDriver {
         ReadOutcome::MayBeMore
     }
 
-    /// Returns the step for a gap, or the end of a stream whose retention disconnects slow readers.
+    /// Returns the step for a gap. If the stream was too slow and the retention of the lost records
+    /// disconnects slow readers, returns the end of the stream.
     fn gap_step(&mut self, batch: &mut Batch, caught_up: bool) -> Step {
         let (hub, handle) = (&self.hub, &self.handle);
         let was_too_slow = caught_up && batch.gap_reason.is_none();
@@ -571,8 +583,8 @@ impl StreamDriver {
         Some(Step::Live(position, topics))
     }
 
-    /// Returns the last frame. The connection is removed from the registry and its channels before
-    /// the frame is written, so that it no longer counts when its client reconnects.
+    /// Ends the stream, and returns `hub.bye`. The connection leaves the registry and its channels
+    /// before the caller writes `hub.bye`, so that it no longer counts when its client reconnects.
     fn finish(&mut self, ending: Ending) -> Step {
         let ending = self.handle.end(ending);
         self.stage = Stage::Ending;
@@ -586,7 +598,7 @@ impl StreamDriver {
 enum ReadOutcome {
     /// The stream has read everything.
     Complete,
-    /// There may be more. The stream has woken itself to read on.
+    /// More records may be due. The stream has woken itself to read on.
     MayBeMore,
     /// The stream waits for older records from the shared log, or the gap of a new epoch is not due
     /// yet.

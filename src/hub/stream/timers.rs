@@ -1,4 +1,4 @@
-//! The heartbeat and the expiry of an open stream. Pure: the time is passed in.
+//! The heartbeat and the expiry of an open stream. The caller passes the time.
 
 use std::num::NonZeroU32;
 
@@ -7,8 +7,9 @@ use tokio::time::Duration;
 use crate::hub::Settings;
 use crate::log::{Millis, millis};
 
-/// The time between `hub.expiring` and the end of the stream, enough for a request that renews the
-/// session. It is at most half of the time that remains.
+/// The maximum time between `hub.expiring` and the end of the stream. It is enough for a request
+/// that renews the session. The actual time is at most half of the time that remained when the
+/// timer was created.
 const NOTICE: Duration = Duration::from_secs(30);
 /// The maximum time by which a stream ends before its subscription expires, in milliseconds.
 const MOST_EARLY: Millis = 60_000;
@@ -17,11 +18,11 @@ const MOST_EARLY: Millis = 60_000;
 #[derive(Debug)]
 pub(in crate::hub) struct Heartbeat {
     /// The interval in milliseconds. It is `NonZero`, so that `Option<Heartbeat>` takes no more
-    /// memory.
+    /// memory than `Heartbeat`.
     every: NonZeroU32,
     /// The time of the last write.
     written_at: Millis,
-    /// The time at which an id was last written, in units of [`QUARTER`].
+    /// The time at which an id was last written, in units of [`QUARTER`] milliseconds.
     id_at: u32,
 }
 
@@ -43,7 +44,8 @@ impl Heartbeat {
         self.written_at + Millis::from(self.every.get())
     }
 
-    /// Returns whether the last written id is nearly too old to resume with.
+    /// Returns whether the stream needs a fresh id: the last id was written at least a quarter of
+    /// [`Settings::channel_grace`] ago.
     pub(in crate::hub) fn needs_id(&self, settings: &Settings, now: Millis) -> bool {
         // A cursor that is older than the grace period of channels may be below the
         // `trimmed_through` that the hub keeps for all forgotten channels, and cause a gap without
@@ -52,7 +54,8 @@ impl Heartbeat {
     }
 }
 
-/// The resolution of `id_at`, in milliseconds. With it, the time fits into 32 bits.
+/// The unit of `id_at`: a quarter of a second, in milliseconds. In this unit, a time fits into 32
+/// bits.
 const QUARTER: Millis = 250;
 
 fn quarters(time: Millis) -> u32 {
@@ -62,7 +65,8 @@ fn quarters(time: Millis) -> u32 {
 /// The timer of the expiry of a subscription.
 #[derive(Debug)]
 pub(in crate::hub) struct Expiry {
-    /// The time of expiry from which this timer was created. A recheck may change that time.
+    /// The time of expiry for which this timer was created. A recheck may give the subscription
+    /// another time of expiry.
     given: Millis,
     notice_at: Millis,
     /// Whether `hub.expiring` was written.
@@ -73,7 +77,8 @@ pub(in crate::hub) struct Expiry {
 impl Expiry {
     pub(in crate::hub) fn new(given: Millis, now: Millis) -> Self {
         let remaining = given.saturating_sub(now);
-        // A random time early, so that clients that connected together do not reconnect together.
+        // The stream ends up to a tenth of the remaining time early, at random, so that clients
+        // that connected together do not reconnect together.
         let end_at = given - fastrand::u64(0..=(remaining / 10).min(MOST_EARLY));
         let notice = millis(NOTICE).min(remaining / 2);
         Self { given, notice_at: end_at.saturating_sub(notice).max(now), notified: false, end_at }
@@ -88,7 +93,8 @@ impl Expiry {
         now >= self.end_at
     }
 
-    /// Returns the remaining time when the notice is due, once.
+    /// Returns the time until the end if the notice is due. Returns `None` before that, and after
+    /// the first notice.
     pub(in crate::hub) fn take_notice(&mut self, now: Millis) -> Option<Duration> {
         if self.notified || now < self.notice_at {
             return None;

@@ -1,8 +1,8 @@
 //! Pauses of tasks that use a broker.
 //!
 //! After a failure, a task pauses. The pause doubles with each failure, from [`FIRST`] to
-//! [`LONGEST`]. It is randomized, so that instances that lost the same broker do not all reconnect
-//! at once.
+//! [`LONGEST`]. Each pause is multiplied by a random factor from 0.5 to 1.5, so that instances that
+//! lost the same broker do not all reconnect at once.
 
 use tokio::runtime::Handle;
 use tokio::time::{Duration, Instant, sleep};
@@ -23,8 +23,8 @@ impl BackOff {
         Self { pause: FIRST, begun: Instant::now() }
     }
 
-    /// Pauses after a failed attempt. If the attempt lasted longer than the longest pause, the
-    /// pauses start again with the first.
+    /// Pauses after a failed attempt. If the attempt lasted longer than [`LONGEST`], the pauses
+    /// start again with [`FIRST`].
     pub(in crate::hub) async fn wait(&mut self) {
         if self.begun.elapsed() > LONGEST {
             self.pause = FIRST;
@@ -34,8 +34,8 @@ impl BackOff {
     }
 }
 
-/// Whether the caller runs in a tokio runtime and can wait for a broker. Other callers must return
-/// an error, because tokio's timers would panic.
+/// Returns whether the caller runs in a tokio runtime and can wait for a broker. If not, the caller
+/// must return an error, because tokio's timers would panic.
 pub(in crate::hub) fn can_wait() -> bool {
     Handle::try_current().is_ok()
 }

@@ -1,9 +1,9 @@
 //! A background task of a hub: its job, and the slot that it runs in.
 //!
-//! A caller stores work under a lock, and then calls [`Background::ensure`]. The task ends by
-//! itself when it finds no work. The slot then calls `has_more`, which takes the lock of the work
-//! again. Otherwise work that was stored during the task's last poll would have no task ([rule 4 of
-//! slots](super::slot)).
+//! A caller stores work under a lock, and then calls [`Background::ensure`]. The task of a job that
+//! can run out of work ends by itself when it finds no work. The slot then calls `has_more`, which
+//! takes the lock of the work again. Otherwise work that was stored during the task's last poll
+//! would have no task ([rule 4 of slots](super::slot)).
 
 use std::sync::{Arc, Weak};
 
@@ -15,13 +15,14 @@ use super::workers::{Host, home};
 
 /// The functions of a background task. `H` is the state of the hub.
 pub(in crate::hub) struct Job<H> {
-    /// Runs until there is no work, or until the hub is dropped. The notification wakes it early.
+    /// Runs until there is no work, or until the hub is dropped. The notification wakes the future
+    /// before its next timer.
     pub(in crate::hub) run: fn(Weak<H>, Arc<Notify>) -> BoxFuture<'static, ()>,
-    /// Whether there is work. It must be cheap: while no task runs, every call of
-    /// [`Background::ensure`] calls it.
+    /// Returns whether there is work. The function must be cheap, because every call of
+    /// [`Background::ensure`] calls it while no task runs.
     pub(in crate::hub) has_work: fn(&Arc<H>) -> bool,
-    /// Whether there is work after all, called when the task has just ended by itself. It may do a
-    /// part of the work.
+    /// Returns whether there is work after all. The slot calls the function when the task has just
+    /// ended by itself. The function may do a part of the work.
     pub(in crate::hub) has_more: fn(&Arc<H>) -> bool,
 }
 
@@ -36,20 +37,20 @@ impl<H: Host> Background<H> {
         Self { slot: Arc::default(), job }
     }
 
-    /// Starts the task if there is work and no live task. Outside of a runtime it does nothing, and
-    /// the first caller in a runtime starts the task.
+    /// Starts the task if there is work and no live task. Does nothing if [`home`] returns no
+    /// runtime. A later call then starts the task.
     pub(in crate::hub) fn ensure(&self, host: &Arc<H>) {
         if !self.is_attended(host) {
             start(&self.slot, self.job, host);
         }
     }
 
-    /// Whether a live task runs, or there is no work.
+    /// Returns whether a live task runs, or there is no work.
     pub(in crate::hub) fn is_attended(&self, host: &Arc<H>) -> bool {
         self.slot.is_attended() || !(self.job.has_work)(host)
     }
 
-    /// Wakes the task early, because work may be due before its next timer.
+    /// Wakes the task before its next timer, because work may be due earlier.
     pub(in crate::hub) fn rouse(&self) {
         self.slot.rouse();
     }

@@ -1,21 +1,22 @@
 //! A slot in which one background task of the hub runs at a time, on a runtime that is alive.
 //!
-//! A runtime that is blocked, or that no thread drives, keeps its tasks and does not poll them. No
-//! drop guard runs there. So the only sign of a stopped task is that it is no longer polled.
+//! A runtime that is blocked, or that no thread drives, keeps its tasks and does not poll them.
+//! Drop guards of these tasks do not run. So the only sign of a stopped task is that the runtime no
+//! longer polls it.
 //!
-//! 1. Each poll of the task is a beat, and a timer polls the task every [`BEAT`]. A beat that is
+//! 1. Each poll of the task is a beat, and a timer wakes the task every [`BEAT`]. A beat that is
 //!    older than [`OLD`] means that the runtime does not run its tasks.
 //! 2. [`TaskSlot::ensure`] starts the task if none runs, and replaces a task whose beat is old. It
 //!    never replaces a task on the caller's own runtime, because the call shows that this runtime
 //!    is alive.
-//! 3. A poll holds the slot's lock, and first checks the task's number. So a replaced task does
-//!    nothing more, and its next poll ends it. The code between two awaits of a task needs no other
-//!    protection against the task's successor. For the same reason, a task whose poll blocks its
+//! 3. A poll holds the slot's lock, and first checks the task's number. So a replaced task does no
+//!    more work, and its next poll ends it. The code between two awaits of a task needs no other
+//!    protection against the task's successor. Because of the lock, a task whose poll blocks its
 //!    thread is not replaced before the poll returns.
 //! 4. Work is stored under a lock before `ensure` is called. A task that ends by itself vacates the
-//!    slot, and then checks for work once more under the same lock, because an `ensure` during its
-//!    last poll saw a running task. Without the lock, both sides could miss each other: neither
-//!    atomic is ordered against the other.
+//!    slot. Then `check` looks for work once more under the same lock, because an `ensure` during
+//!    the last poll saw a running task. Without the lock, `ensure` could still see the running task
+//!    while `check` does not see the work yet.
 
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -29,11 +30,11 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
 
-/// The maximum time between two polls of a task on a live runtime.
+/// The time between two beats of a task on a live runtime, unless tokio's clock is simulated.
 const BEAT: Duration = Duration::from_millis(200);
 /// The maximum time between two beats on a simulated clock.
 const LONGEST_BEAT: Duration = Duration::from_secs(3600);
-/// The age at which a beat [is old](is_old).
+/// A beat [is old](is_old) if its age is above this time.
 const OLD: Duration = Duration::from_millis(500);
 
 /// The value of a beat when no task runs.
@@ -46,7 +47,7 @@ pub(in crate::hub) fn clock() -> u64 {
     u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
 }
 
-/// Whether a beat is so old that the runtime does not run its tasks.
+/// Returns whether a beat is so old that the runtime does not run its tasks.
 pub(in crate::hub) fn is_old(beat: u64) -> bool {
     is_old_at(beat, clock())
 }
@@ -73,7 +74,7 @@ impl Beats {
         Self { every: BEAT, last: Instant::now(), last_real: clock() }
     }
 
-    /// Returns the time of the next beat, after a beat was due.
+    /// Returns the time of the next beat. The caller calls it when a beat is due.
     pub(in crate::hub) fn next(&mut self) -> Instant {
         let (now, now_real) = (Instant::now(), clock());
         let real = Duration::from_millis(now_real.saturating_sub(self.last_real));
@@ -118,7 +119,8 @@ impl Default for TaskSlot {
 }
 
 impl TaskSlot {
-    /// Whether a live task runs in this slot.
+    /// Returns whether a live task runs in this slot. A task on the caller's own runtime counts as
+    /// live.
     pub(in crate::hub) fn is_attended(&self) -> bool {
         self.is_attended_at(clock())
     }
@@ -132,7 +134,7 @@ impl TaskSlot {
         !is_old_at(beat, now) || is_here()
     }
 
-    /// Wakes the task early, because work may be due before its next timer.
+    /// Wakes the task before its next timer, because work may be due earlier.
     pub(in crate::hub) fn rouse(&self) {
         self.seat.lock().roused.notify_one();
     }
@@ -155,7 +157,8 @@ impl TaskSlot {
         runtime.spawn(Task { slot, number, future, tick: None, check: Some(Box::new(check)) });
     }
 
-    /// Claims the slot for a new task, and returns its number, or `None` if a task runs.
+    /// Claims the slot for a new task, and returns the task's number. Returns `None` if a live task
+    /// runs, or if another caller claims the slot.
     fn claim(&self, seat: Seat, now: u64) -> Option<u64> {
         if self.is_attended_at(now) {
             return None;
@@ -204,7 +207,7 @@ impl TaskSlot {
 struct Task {
     slot: Arc<TaskSlot>,
     number: u64,
-    /// The job, until it has ended.
+    /// The future of the job. `None` after it has ended.
     future: Option<BoxFuture<'static, ()>>,
     tick: Option<(Pin<Box<Sleep>>, Beats)>,
     check: Option<Box<dyn FnOnce() + Send>>,
@@ -239,7 +242,8 @@ impl Future for Task {
 impl Drop for Task {
     /// Vacates the slot when the runtime drops an unfinished task.
     fn drop(&mut self) {
-        // Taken out first and dropped last: its drop may use this slot, whose lock is then free.
+        // The future is taken out first and dropped last. Its drop may use this slot, whose lock is
+        // then free.
         let unfinished = self.future.take();
         if unfinished.is_some()
             && let Some(turn) = self.slot.turn(self.number, VACANT)
@@ -275,8 +279,8 @@ mod tests {
     }
 }
 
-/// Models that loom runs in every order that the atomics and locks allow, like the models of the
-/// log.
+/// Models that loom runs in the orders that the atomics and locks allow, with at most three
+/// preemptions.
 #[cfg(all(test, tower_sse_loom))]
 mod interleavings {
     use loom::thread;
@@ -293,6 +297,7 @@ mod interleavings {
     }
 
     /// Polls a task from one time to another, and checks that no other task is polled meanwhile.
+    /// Returns false if the task was replaced.
     fn poll(slot: &TaskSlot, is_running: &AtomicBool, number: u64, begins: u64, ends: u64) -> bool {
         let Some(turn) = slot.turn(number, begins) else { return false };
         assert!(!is_running.swap(true, Ordering::AcqRel), "two tasks are polled at once");
@@ -323,8 +328,8 @@ mod interleavings {
         });
     }
 
-    /// A poll begins early and ends late. A late caller starts another task before the poll, or
-    /// none.
+    /// A poll begins when the beat is fresh, and ends when the beat of its start is old. A caller
+    /// at that later time replaces the task before the poll, or not at all.
     #[test]
     fn task_is_not_replaced_during_or_after_a_long_poll() {
         model(|| {

@@ -1,16 +1,17 @@
 //! Workers: one task on each runtime that polls streams.
 //!
-//! A worker wakes streams whose alarm is due, wakes the many listeners that publishers leave to it,
-//! and starts background tasks of the hub that do not run. Streams have no timers, because a timer
-//! takes more memory than the rest of an idle stream.
+//! A worker wakes streams whose alarm is due, wakes the listeners that publishers have left in a
+//! queue, and starts background tasks of the hub that do not run. Streams have no timers, because
+//! timers would increase the memory of idle streams.
 //!
 //! 1. A runtime gets a worker when a stream is opened on it, is first polled on it, or sets an
-//!    alarm on it. The worker lives until its runtime drops it, or until no stream is open.
+//!    alarm on it. The worker lives until its runtime drops it, or until no stream is open and no
+//!    alarm or listener waits.
 //! 2. All workers serve the same queue of listeners and the same [task slots](super::slot). So a
 //!    runtime that is not driven, that is blocked or that has ended delays only the streams that
 //!    are polled on it.
-//! 3. When a runtime drops its worker, the streams with pending alarms are woken. Those that
-//!    another runtime still polls set their alarms again.
+//! 3. When a runtime drops its worker, the streams with pending alarms are woken. Streams that
+//!    another runtime still polls then set their alarms again.
 
 use std::collections::btree_map::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
@@ -26,7 +27,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// The resolution of alarms, in milliseconds. Alarms of the same tick ring together at its end.
 const TICK: Millis = 8;
-/// The number of streams that a worker wakes before it yields to other tasks.
+/// The maximum number of alarms that a worker handles before it yields to other tasks.
 const BATCH: usize = 256;
 /// The time without progress after which publishers wake listeners themselves, in milliseconds,
 /// because the runtimes of all workers may be blocked.
@@ -42,16 +43,17 @@ pub(in crate::hub) trait Host: Send + Sync + 'static {
     fn now(&self) -> Millis;
     fn instant(&self, at: Millis) -> Instant;
     fn has_streams(&self) -> bool;
-    /// Whether listeners wait to be woken.
+    /// Returns whether listeners wait to be woken.
     fn has_deferred(&self) -> bool;
-    /// Wakes some of these listeners. Returns whether there are more.
+    /// Wakes some of the listeners that wait to be woken. Returns whether more listeners wait.
     fn wake_deferred(&self) -> bool;
 }
 
 /// A stream that a worker wakes at a time that the stream sets.
 pub(in crate::hub) trait Alarm: Send + Sync + 'static {
     fn set_alarm(&self, at: Millis);
-    /// Wakes the stream, unless its alarm has since been set to another time.
+    /// Clears the alarm of the stream and wakes the stream, if an alarm is set and `is_of` returns
+    /// `true` for its time.
     fn ring(&self, is_of: impl Fn(Millis) -> bool, now: Millis);
 }
 
@@ -60,7 +62,8 @@ pub(in crate::hub) struct Workers<S> {
     table: Mutex<HashMap<Id, Worker<S>>>,
     /// Whether listeners wait to be woken and the workers have been notified.
     waking: AtomicBool,
-    /// The time at which a worker last woke some of them, or was notified.
+    /// The time at which a worker last began to wake such listeners, or at which workers were last
+    /// notified of them.
     woke_at: AtomicU64,
 }
 
@@ -86,12 +89,12 @@ impl<S> Worker<S> {
     }
 }
 
-/// Makes sure that the current runtime has a worker.
+/// Makes sure that the current runtime has a worker. Does nothing outside of a runtime.
 pub(in crate::hub) fn ensure<H: Host>(host: &Arc<H>) {
     with_worker(host, |_| {});
 }
 
-/// Sets the alarm of a stream, in place of an earlier one. Outside of a runtime it does nothing.
+/// Sets the alarm of a stream, in place of an earlier alarm. Does nothing outside of a runtime.
 pub(in crate::hub) fn set_alarm<H: Host>(host: &Arc<H>, stream: &Arc<H::Stream>, due: Millis) {
     with_worker(host, |worker| {
         // The lock is held, so the alarm cannot ring before it is set.
@@ -105,7 +108,8 @@ pub(in crate::hub) fn set_alarm<H: Host>(host: &Arc<H>, stream: &Arc<H::Stream>,
     });
 }
 
-/// Changes the worker of the current runtime, and starts it if there is none.
+/// Passes the state of the current runtime's worker to `change`. Starts the worker if the runtime
+/// has none.
 fn with_worker<H: Host>(host: &Arc<H>, change: impl FnOnce(&mut Worker<H::Stream>)) {
     let Ok(runtime) = Handle::try_current() else { return };
     let id = runtime.id();
@@ -128,9 +132,10 @@ fn with_worker<H: Host>(host: &Arc<H>, change: impl FnOnce(&mut Worker<H::Stream
     }
 }
 
-/// Returns the runtime for a background task: the current runtime if it polls streams, else the
-/// runtime of the most recently active worker. A publisher's own runtime may not be driven, and is
-/// only used if no worker is alive. `None` if there is no runtime at all.
+/// Returns the runtime for a background task: the current runtime if it has a worker, or else the
+/// runtime of the most recently active worker. If no worker is alive, returns the current runtime,
+/// although nothing may drive it after this call. Returns `None` if the caller is outside of a
+/// runtime and no worker is alive.
 pub(in crate::hub) fn home<H: Host>(host: &H) -> Option<Handle> {
     let current = Handle::try_current().ok();
     let table = host.workers().table.lock();
@@ -141,8 +146,8 @@ pub(in crate::hub) fn home<H: Host>(host: &H) -> Option<Handle> {
     newest.filter(|worker| !is_old(worker.beat)).map(|worker| worker.runtime.clone()).or(current)
 }
 
-/// Notifies the workers after an append, if listeners wait to be woken. If no worker makes
-/// progress, the caller wakes listeners itself.
+/// Notifies the workers if listeners wait to be woken, for example after an append. If there is no
+/// worker, or if no worker makes progress, wakes listeners in this call.
 pub(in crate::hub) fn wake_rest<H: Host>(host: &H) {
     if !host.has_deferred() {
         return;
@@ -161,7 +166,8 @@ pub(in crate::hub) fn wake_rest<H: Host>(host: &H) {
     }
 }
 
-/// Wakes some of the waiting listeners. Returns whether there are more.
+/// Wakes some of the waiting listeners. Returns `true` if more listeners may wait. The caller, or a
+/// worker that the caller notifies, then has to continue.
 fn wake_some<H: Host>(host: &H) -> bool {
     let workers = host.workers();
     if host.wake_deferred() {
@@ -176,7 +182,7 @@ fn wake_some<H: Host>(host: &H) -> bool {
     host.has_deferred() && !workers.waking.swap(true, Ordering::AcqRel)
 }
 
-/// Runs a worker until no stream is open.
+/// Runs a worker until no stream is open and no alarm or listener waits.
 async fn work<H: Host>(mut seat: Seat<H>) {
     let (mut beats, mut next_beat) = (Beats::new(), Instant::now());
     loop {
@@ -206,7 +212,7 @@ async fn work<H: Host>(mut seat: Seat<H>) {
             let Entry::Occupied(mut entry) = table.entry(seat.runtime) else { return };
             let next = entry.get().by_tick.first_key_value().map(|(tick, _)| host.instant(tick * TICK));
             if next.is_none() && !host.has_streams() && !host.has_deferred() {
-                // A stream that is opened from here on starts another worker.
+                // A stream that is opened after this removal starts another worker.
                 seat.has_left = true;
                 entry.remove();
                 return;
@@ -221,8 +227,8 @@ async fn work<H: Host>(mut seat: Seat<H>) {
         } else {
             let is_roused = timeout_at(next, roused.notified()).await.is_ok();
             if is_roused {
-                // Yield first: a publisher may be about to publish more, and each listener then
-                // reads all of it in one poll.
+                // Yield first, because a publisher may be about to publish more events. Each
+                // listener then reads all of them in one poll.
                 tokio::task::yield_now().await;
             }
         }
@@ -230,14 +236,15 @@ async fn work<H: Host>(mut seat: Seat<H>) {
 }
 
 impl<S> Workers<S> {
-    /// Wakes every worker. Returns whether there is any.
+    /// Wakes every worker. Returns whether there is a worker.
     fn rouse(&self) -> bool {
         let table = self.table.lock();
         table.values().for_each(|worker| worker.roused.notify_one());
         !table.is_empty()
     }
 
-    /// Removes and returns up to [`BATCH`] streams of a runtime whose alarms are due.
+    /// Removes and returns up to [`BATCH`] entries of a runtime that are due: streams, each with
+    /// the tick of its alarm.
     fn take_due(&self, runtime: Id, now: Millis) -> Vec<(u64, Weak<S>)> {
         let mut table = self.table.lock();
         let Some(worker) = table.get_mut(&runtime) else { return Vec::new() };
@@ -279,8 +286,8 @@ impl<H: Host> Drop for Seat<H> {
             let now = host.now();
             let pending = worker.into_iter().flat_map(|worker| worker.by_tick.into_values().flatten());
             pending.filter_map(|stream| stream.upgrade()).for_each(|stream| stream.ring(|_| true, now));
-            // All workers are notified of waiting listeners. If this was the last worker, wake them
-            // here.
+            // Each worker was notified of the waiting listeners. If this was the last worker, no
+            // worker is left to wake them, so wake them here.
             if host.workers().table.lock().is_empty() {
                 while host.has_deferred() && wake_some(&*host) {}
             }

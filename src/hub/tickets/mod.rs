@@ -1,8 +1,9 @@
 //! Tickets: secrets with which a client opens one stream each.
 //!
 //! 1. A ticket is redeemed once, on any instance ([`redeem`], [`shared`]).
-//! 2. A ticket whose request opens no stream can be redeemed again ([`redeem`]).
-//! 3. The number of tickets per user and per key is limited, so that one user cannot use up the
+//! 2. If a mount opens no stream for a request with a ticket, the mount puts the ticket back, and
+//!    the client can use it again ([`redeem`]).
+//! 3. The number of unredeemed tickets of one user is limited, so that one user cannot use up the
 //!    tickets of all others ([`store`]).
 //! 4. The broker stores a hash of the secret, not the secret ([`shared`]).
 //! 5. A ticket does not carry the values of

@@ -18,17 +18,18 @@ struct Carried {
     user: Option<String>,
     topics: Vec<String>,
     may_join: Vec<Rule>,
-    /// The number of events of [`Start::Last`]. `None` for [`Start::Live`], and the maximum for
+    /// The number of events of [`Start::Last`]. `None` for [`Start::Live`], and `u64::MAX` for
     /// [`Start::Oldest`].
     last: Option<u64>,
-    /// Topics with the positions after which they may be read.
+    /// Topics, each with a position. The stream may read only the records of the topic after this
+    /// position.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     since: Vec<(String, String)>,
     #[serde(default)]
     without_history: bool,
     /// The expiry of the subscription, in milliseconds of Unix time.
     expires_at: Option<u64>,
-    /// Whether the stream ends with an abort. `None` for the default of the hub.
+    /// Whether the stream ends with an abort of the response. `None` for the default of the hub.
     aborts: Option<bool>,
     data: Option<String>,
     counted_as: Option<String>,
@@ -50,7 +51,7 @@ pub(crate) struct Times {
     pub(crate) over_at: SystemTime,
 }
 
-/// Encodes a subscription.
+/// Encodes the subscription and the times of a ticket.
 pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
     let carried = Carried {
         v: 1,
@@ -75,7 +76,8 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
     serde_json::to_vec(&carried).unwrap_or_default()
 }
 
-/// Decodes a subscription. Returns `None` for another version or invalid content.
+/// Decodes the subscription and the times of a ticket. Returns `None` for another version of the
+/// format or invalid content.
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
     let carried: Carried = serde_json::from_slice(bytes).ok().filter(|carried: &Carried| carried.v == 1)?;
     let mut subscription = Subscription::anonymous().with_topics(carried.topics);

@@ -1,6 +1,8 @@
 //! Creates tickets, takes them for requests, and puts them back.
 //!
-//! A taken ticket is put back at the end of its request, unless the request succeeded ([`Taken`]).
+//! The mounts that take an access hook put a taken ticket back at the end of its request, unless
+//! the request succeeded ([`Redemption`]). In a handler, only [`Hub::respond`] puts a ticket back,
+//! if it refuses.
 
 use std::fmt;
 use std::sync::Arc;
@@ -42,7 +44,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 pub struct Ticket(Box<str>);
 
 impl Ticket {
-    /// Returns the text of the ticket, for the query field `ticket`.
+    /// Returns the text of the ticket, for the query parameter `ticket`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -80,12 +82,12 @@ impl Hub {
     /// # Ok(()) }
     /// ```
     ///
-    /// A ticket opens one stream within `ttl`, which must be from one second to one hour; a few
-    /// seconds are enough. A request that does not open a stream does not use up the ticket. The
-    /// access hook gets the subscription from [`Hub::redeem`]. The time of
-    /// [`Subscription::expires_in`](crate::Subscription::expires_in) starts when the ticket is
-    /// created. [`Target::disconnect`](crate::Target::disconnect) of the user, or of one of the
-    /// topics, voids the ticket.
+    /// A ticket opens one stream within `ttl`, which must be at least one second and at most one
+    /// hour. A few seconds are enough. A request to the layer or the endpoint that receives no
+    /// stream does not use up the ticket. The access hook gets the subscription from
+    /// [`Hub::redeem`]. The time of [`Subscription::expires_in`](crate::Subscription::expires_in)
+    /// starts when the ticket is created. [`Target::disconnect`](crate::Target::disconnect) of the
+    /// user, of one of the topics or of everyone voids the ticket.
     ///
     /// A browser's `EventSource` reconnects with the same URL, whose ticket is already used. The
     /// hub responds with `401`, and the browser gives up: in the page's `onerror`, the
@@ -104,10 +106,16 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// Returns an error if the names or the size of the subscription are invalid, if `ttl` is out
-    /// of its range, if too many tickets are unredeemed (65,536 in total, or 64 of this user or
-    /// key), or if the operating system returns no random bytes. With a shared log, also if the
-    /// broker is unavailable, or if the future is polled outside of a tokio runtime.
+    /// Returns an error in these cases:
+    ///
+    /// - The subscription has an invalid name, too many topics, or data that is too large or cannot
+    ///   be serialized.
+    /// - `ttl` is out of its range.
+    /// - Too many tickets of this instance are unredeemed: 65,536 in total, or 64 of the user or
+    ///   key of the subscription.
+    /// - The operating system returns no random bytes.
+    /// - With a shared log, the broker is unavailable, or the future is polled outside of a tokio
+    ///   runtime.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
         if !(SHORTEST..=LONGEST).contains(&ttl) {
@@ -131,7 +139,8 @@ impl Hub {
         Ok(Ticket(text(secret).into()))
     }
 
-    /// Takes a ticket. Refuses with 401 if it is unknown, used, expired or voided.
+    /// Takes a ticket. Returns [`Refusal::unauthorized`] if the ticket is unknown, used, expired or
+    /// voided. With a shared log, returns a retryable refusal if the broker is unavailable.
     pub(crate) async fn take_ticket(&self, text: &str) -> Result<Taken, Refusal> {
         let is_canonical = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let secret = u128::from_str_radix(text, 16).ok().filter(|_| is_canonical).ok_or(Refusal::unauthorized())?;
@@ -157,9 +166,9 @@ impl Hub {
 
     /// Takes a ticket from the broker.
     ///
-    /// Runs in a spawned task, because a request may be dropped before the broker has answered. The
-    /// unused result is then dropped, which puts the ticket back. Otherwise the ticket would be
-    /// lost.
+    /// The request to the broker runs in a spawned task, because the caller's future may be dropped
+    /// before the broker has answered. The task then drops its unused result, which puts the ticket
+    /// back. Otherwise the ticket would be lost.
     async fn take_shared(&self, secret: u128) -> Result<Taken, Refusal> {
         if !can_wait() {
             return Err(Refusal::retry_later(RefusalReason::Starting));
@@ -185,7 +194,7 @@ impl Hub {
     }
 }
 
-/// A ticket that was taken. Dropping it puts the ticket back, unless it was spent.
+/// A ticket that was taken. Dropping this value puts the ticket back, unless the ticket was spent.
 pub(crate) struct Taken {
     hub: Hub,
     /// `None` once the ticket is spent.
@@ -217,11 +226,12 @@ impl Drop for Taken {
     }
 }
 
-/// The tickets that one request redeems. Dropping it puts the tickets back, unless they were spent.
+/// The tickets that one request redeems. Dropping this value puts the tickets back, unless they
+/// were spent.
 pub(crate) struct Redemption(Arc<Redemptions>);
 
 /// The list to which a [`StreamRequest`](crate::StreamRequest) adds the tickets that its hook
-/// redeems. `None` at the end of the request.
+/// redeems. `None` after the end of the request.
 pub(crate) struct Redemptions(Mutex<Option<SmallVec<[Taken; 1]>>>);
 
 impl Redemption {

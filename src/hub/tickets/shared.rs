@@ -1,7 +1,7 @@
 //! Tickets that a broker stores, so that any instance can redeem them.
 //!
-//! The key of a ticket contains its secret. The adapter stores only a hash of the key, so read
-//! access to the broker is not enough to redeem a ticket.
+//! The key of a ticket contains its secret. An adapter for a broker stores only a hash of the key,
+//! so read access to the broker is not enough to redeem a ticket.
 
 use std::time::{Duration, SystemTime};
 
@@ -55,7 +55,8 @@ impl Hub {
         in_time(self.settings().publish_timeout, request).await.map_err(|_| SubscriptionError::UNAVAILABLE)
     }
 
-    /// Takes the subscription of a ticket from the broker.
+    /// Takes the subscription of a ticket from the broker. Returns a retryable refusal if the
+    /// broker does not answer, and [`Refusal::unauthorized`] if the ticket is not valid.
     pub(super) async fn fetch_shared(&self, shared: &SharedLog, secret: u128) -> Result<Subscription, Refusal> {
         let taken = in_time(self.settings().publish_timeout, shared.backplane.take(&key(secret))).await;
         taken
@@ -64,8 +65,9 @@ impl Hub {
             .ok_or(Refusal::unauthorized())
     }
 
-    /// Reads the subscription of a ticket. Returns `None` if it cannot be decoded, has expired, or
-    /// was voided by a disconnect.
+    /// Decodes the subscription of a ticket, and removes the ticket from the count of this
+    /// instance. Returns `None` if the subscription cannot be decoded, if the ticket or the
+    /// subscription has expired, or if a disconnect has voided the ticket.
     fn read_shared(&self, secret: u128, bytes: &[u8]) -> Option<Subscription> {
         let (mut subscription, times) = record::decode(bytes)?;
         self.inner.tickets.take(secret, self.now());
@@ -84,8 +86,8 @@ impl Hub {
         Some(subscription)
     }
 
-    /// Stores a ticket on the broker again for the rest of its lifetime. Keeps its time of
-    /// creation, so that a disconnect in the meantime voids it.
+    /// Stores a ticket on the broker again for the rest of its lifetime. Keeps the ticket's time of
+    /// creation, so that a disconnect since then voids the ticket.
     pub(super) fn give_back_shared(&self, redeemed: Redeemed, made_at: SystemTime, subscription: Subscription) {
         let Redeemed { secret, over_at, .. } = redeemed;
         let now = self.now();
@@ -99,7 +101,7 @@ impl Hub {
         let hub = self.clone();
         runtime.spawn(async move {
             if let Some(shared) = &hub.inner.shared_log {
-                // After an error the ticket is lost, and the page requests another one.
+                // After an error the ticket is lost, and the client has to request another ticket.
                 let _ = hub.deposit_ticket(shared, secret, &subscription, made_at, remaining).await;
             }
         });

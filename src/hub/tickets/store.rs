@@ -1,5 +1,5 @@
-//! The unredeemed tickets of this instance, and their number per owner. Pure: callers pass the
-//! time.
+//! The unredeemed tickets of this instance, and their number per owner. This code does no I/O, and
+//! callers pass the time.
 
 use std::collections::hash_map::HashMap;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::types::{DisconnectClock, Subscription, SubscriptionError, UserId};
 pub(in crate::hub) const LONGEST: Duration = Duration::from_secs(3600);
 /// The minimum number of tickets at which expired tickets are removed.
 const TIDY_AT: usize = 64;
-/// The minimum time between two removals of expired tickets while the table is full, in
+/// The minimum time between two removals of expired tickets while a limit is reached, in
 /// milliseconds.
 const TIDY_EVERY: Millis = 100;
-/// The maximum number of unredeemed tickets of one user or key. A page redeems a ticket at once, so
-/// a user normally has about as many tickets as pages that are being opened. The limit prevents
-/// that one user takes all tickets.
+/// The maximum number of unredeemed tickets of one user or key. A client normally redeems a ticket
+/// at once, so a user has about as many tickets as streams that are being opened. The limit
+/// prevents one user from taking all tickets.
 const MAX_PER_OWNER: usize = 64;
 
 /// Returns the text of a ticket.
@@ -26,7 +26,8 @@ pub(super) fn text(secret: u128) -> String {
     format!("{secret:032x}")
 }
 
-/// The maximum number of unredeemed tickets in total. Limits their memory to about 30 MB.
+/// The maximum number of unredeemed tickets in total. With small subscriptions, so many tickets
+/// take about 30 MB.
 const MAX_TICKETS: usize = 65_536;
 
 /// The unredeemed tickets of this instance.
@@ -41,13 +42,13 @@ struct Table {
     of_owner: HashMap<Owner, usize>,
     /// The number of tickets at which expired ones are removed.
     tidy_at: usize,
-    /// The time of the last removal.
+    /// The time of the last removal of expired tickets.
     tidied_at: Millis,
     /// The latest time of expiry of all tickets that were ever added.
     last_over_at: Millis,
 }
 
-/// The owner whose tickets are limited.
+/// The user or the key whose number of tickets is limited.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Owner {
     User(UserId),
@@ -67,8 +68,8 @@ impl Owner {
 pub(super) struct Waiting {
     /// The owner, or `None` for an anonymous subscription without a key.
     owner: Option<Owner>,
-    /// The subscription and the time of creation. `None` if the broker stores them. The ticket then
-    /// only counts.
+    /// The subscription and the time of creation. `None` if the broker stores them. This entry then
+    /// only counts the ticket.
     pub(super) kept: Option<(Subscription, DisconnectClock)>,
     /// The time of expiry.
     pub(super) over_at: Millis,
@@ -137,8 +138,8 @@ impl Tickets {
     /// Adds a ticket, or returns an error if a limit is reached.
     pub(super) fn put(&self, secret: u128, ticket: Waiting, now: Millis) -> Result<(), SubscriptionError> {
         let mut table = self.table.lock();
-        // At most once per interval: otherwise every rejected ticket would cause a search although
-        // no ticket has expired.
+        // Remove at most once per [`TIDY_EVERY`] while a limit is reached. Otherwise each rejected
+        // ticket would cause a search of the whole table, although no ticket has expired.
         let may_tidy = is_full(&table, &ticket) && now >= table.tidied_at.saturating_add(TIDY_EVERY);
         if may_tidy || table.waiting.len() >= table.tidy_at.max(TIDY_AT) {
             table.tidy(now);
@@ -151,8 +152,8 @@ impl Tickets {
         Ok(())
     }
 
-    /// Adds a ticket that was taken again, unless it has expired. Ignores the limits, because the
-    /// ticket counted before.
+    /// Adds a taken ticket again, unless it has expired. Ignores the limits, because the ticket was
+    /// counted before.
     pub(super) fn put_back(&self, secret: u128, ticket: Waiting, now: Millis) {
         if ticket.over_at > now {
             self.table.lock().insert(secret, ticket);

@@ -3,10 +3,10 @@
 //! 1. A connection whose hook can recheck it is in the schedule, is being checked, needs no further
 //!    check ([`Recheck::Settled`]), or has left the registry.
 //! 2. One task calls the hooks, at most [`MAX_RECHECKS`] at a time, in a [task
-//!    slot](crate::hub::tasks::slot). It runs while there are checks. A task that replaces it calls
-//!    the unfinished hooks again.
-//! 3. A check never adds a topic. It removes the topics that the hook no longer grants, sets a new
-//!    expiry, or ends the stream ([`Hub::apply_verdict`]).
+//!    slot](crate::hub::tasks::slot). The task runs while checks are scheduled or running. If
+//!    another task replaces it, the new task repeats the unfinished checks.
+//! 3. A check never adds a topic. A check can remove topics that the hook no longer grants, set a
+//!    new expiry, or end the stream ([`Hub::apply_verdict`]).
 
 use std::cmp::Reverse;
 use std::panic::AssertUnwindSafe;
@@ -26,13 +26,14 @@ use crate::log::{Millis, millis};
 use crate::types::refusal::{Kind, Refusal};
 use crate::types::{EndReason, Expiry, Recheck, Reconnect, Subscription, Topic};
 
-/// The maximum number of hooks that run at a time. With more, all rechecks of an interval could
-/// reach the database of the application at once. With fewer, a hook that takes 10 ms could not
-/// keep up with a few thousand streams.
+/// The maximum number of hooks that run at a time. Without a limit, all rechecks of an interval
+/// could reach the database of the application at once. With one hook at a time, a hook that takes
+/// 10 ms could not keep up with a few thousand streams at the default interval.
 const MAX_RECHECKS: usize = 64;
-/// The number of successive failed rechecks that ends a stream.
+/// The number of successive failed rechecks after which a stream ends.
 const FAILURES: u8 = 2;
-/// The duration of the ban of a client whose hook returns `Refusal::gone`, which has no duration.
+/// The duration of the ban of a client when a recheck returns `Refusal::gone`, which has no
+/// duration.
 const GONE_FOR: Duration = Duration::from_secs(86_400);
 
 /// The difference up to which two times of expiry count as equal, in milliseconds.
@@ -58,7 +59,7 @@ fn has_checks(inner: &Arc<Inner>) -> bool {
 
 async fn run(hub: Weak<Inner>, roused: Arc<Notify>) {
     if let Some(inner) = hub.upgrade() {
-        // Repeats the checks that a replaced task has not finished.
+        // Repeat the checks that a replaced task has not finished.
         let mut schedule = inner.rechecks.schedule.lock();
         let unfinished = std::mem::take(&mut schedule.running);
         schedule.due.extend(unfinished.into_iter().map(Reverse));
@@ -113,7 +114,7 @@ impl Inner {
         Some((check, handle))
     }
 
-    /// Calls the hook of a connection.
+    /// Returns a future that calls the hook of a connection.
     fn check_access(&self, check: Check, handle: Arc<ConnectionHandle>) -> BoxFuture<'static, Outcome> {
         let subscription = self.subscription_of(&handle);
         let (started_at, topics) = (self.now(), subscription.topics.to_vec());
@@ -150,7 +151,8 @@ impl Inner {
 }
 
 impl Hub {
-    /// Applies the result of a check, and schedules the next check.
+    /// Applies the result of a check. If the stream stays open and needs further checks, schedules
+    /// the next check.
     fn apply_verdict(&self, Outcome { check, handle, started_at, topics, verdict }: Outcome) {
         let mut schedule = self.inner.rechecks.schedule.lock();
         if let Some(index) = schedule.running.iter().position(|running| running.connection == check.connection) {
@@ -185,7 +187,8 @@ impl Hub {
         }
     }
 
-    /// Removes the topics that the hook no longer grants, and sets a new expiry.
+    /// Removes the topics that the hook no longer grants. Sets the expiry of the subscription, if
+    /// it has an expiry.
     fn narrow(&self, handle: &Arc<ConnectionHandle>, had: &[Topic], subscription: &Subscription) {
         for topic in had.iter().filter(|topic| !subscription.grants(topic)) {
             self.take_topic(handle, topic);
@@ -200,7 +203,7 @@ impl Hub {
         }
     }
 
-    /// Ends a stream by a refusal of its hook.
+    /// Ends a stream with the refusal of its hook.
     fn revoke(&self, handle: &Arc<ConnectionHandle>, refusal: &Refusal) {
         let usual = self.settings().retry;
         let (reconnect, retry) = match refusal.0 {

@@ -1,5 +1,5 @@
-//! The schedule of rechecks: the time at which each open stream is re-authorized. Pure: the time is
-//! passed in.
+//! The schedule of rechecks: the time of the next re-authorization of each stream that is
+//! rechecked. This code does no I/O, and callers pass the time.
 
 use std::cmp::Reverse;
 use std::collections::binary_heap::BinaryHeap;
@@ -12,7 +12,8 @@ use crate::types::ConnectionId;
 /// The rechecks of all streams, under one lock.
 #[derive(Debug, Default)]
 pub(in crate::hub) struct Rechecks {
-    /// A caller adds a check before it starts or wakes the task. The task takes the checks.
+    /// The checks. A caller adds a check before it starts or wakes the task, and the task takes the
+    /// checks that are due.
     pub(super) schedule: Mutex<Schedule>,
 }
 
@@ -21,8 +22,8 @@ pub(in crate::hub) struct Rechecks {
 pub(super) struct Schedule {
     /// The scheduled checks, the earliest first.
     pub(super) due: BinaryHeap<Reverse<Check>>,
-    /// The checks for which the access hook is running. A task that replaces a blocked one repeats
-    /// them.
+    /// The checks for which the access hook is running. A task that replaces a blocked task repeats
+    /// these checks.
     pub(super) running: Vec<Check>,
 }
 
@@ -43,9 +44,10 @@ impl Check {
 }
 
 impl Rechecks {
-    /// Schedules a check one interval after the start of the last one, less a random part of up to
-    /// a tenth, so that streams that opened together are not rechecked together. Returns whether
-    /// the check is the earliest one.
+    /// Schedules a check one interval after `last`, the start of the last check or of the stream.
+    /// Subtracts a random time of up to a tenth of the interval, so that streams that opened
+    /// together are not rechecked together. Returns whether the check is due before all other
+    /// scheduled checks.
     pub(in crate::hub) fn add(&self, check: Check, last: Millis, interval: Millis) -> bool {
         let at = last + interval - fastrand::u64(0..=interval / 10);
         let mut schedule = self.schedule.lock();
@@ -54,8 +56,8 @@ impl Rechecks {
         is_first
     }
 
-    /// Takes the next check that is due, with the result of `find` for its connection. Drops the
-    /// checks for which `find` returns `None`.
+    /// Takes the next check that is due, and returns it with the result of `find` for its
+    /// connection. Drops due checks for which `find` returns `None`.
     pub(super) fn next<T>(&self, now: Millis, find: impl Fn(ConnectionId) -> Option<T>) -> Option<(Check, T)> {
         let mut schedule = self.schedule.lock();
         while schedule.due.peek().is_some_and(|Reverse(check)| check.at <= now) {

@@ -1,13 +1,13 @@
 //! The housekeeping: drops old records, forgets users, publishes `hub.left`, and ends stalled
 //! streams.
 //!
-//! 1. The task runs while a record, a user or a connection exists that will be due, in a [task
-//!    slot](crate::hub::tasks::slot). It sleeps until the next grace period is over, at most until
-//!    the next check for stalls.
+//! 1. The task runs in a [task slot](crate::hub::tasks::slot) while a record can expire, a grace
+//!    period lasts, or a connection is open. It sleeps until the next grace period is over, at most
+//!    until the next check for stalls.
 //! 2. A stream has stalled if it has something to do and nothing has moved on its transport for the
 //!    write deadline. Without a known transport, only the polls of its body count
 //!    ([`Inner::give_up_stalled`]).
-//! 3. A check that is itself late finds no stalls, because the task and the streams may have waited
+//! 3. A check for stalls that is late is skipped, because the task and the streams may have waited
 //!    for the same blocked process.
 
 use std::sync::{Arc, Weak};
@@ -23,15 +23,17 @@ use crate::hub::tasks::background::Job;
 use crate::log::{Millis, Swept, millis};
 use crate::types::EndReason;
 
-/// The time after which a body that was woken and not polled is released from waiting for a flush,
-/// in milliseconds. Before it, the server may be about to flush.
+/// The time after which a body that has something to do and is not polled no longer waits for a
+/// flush, in milliseconds. The time is half the write deadline if that is shorter. Before this
+/// time, the server may be about to flush.
 const BUSY: Millis = 1_000;
 /// The maximum time between two checks for stalls.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 pub(in crate::hub) static JOB: Job<Inner> = Job {
     run: |hub, roused| run(hub, roused).boxed(),
-    // A check of the log would cost every publisher. The task checks, and ends if there is no work.
+    // Every publisher calls `has_work`, and a look into the log would cost each of them time. So
+    // the task itself checks for work, and ends if there is none.
     has_work: |_| true,
     has_more: |inner| inner.sweep() != Swept::Nothing,
 };
@@ -44,7 +46,7 @@ async fn run(hub: Weak<Inner>, roused: Arc<Notify>) {
         let now = Instant::now();
         if now >= next_check {
             // If this check is late, the process or its runtime was blocked, and all streams would
-            // seem late.
+            // seem to have stalled.
             if now < next_check + pause {
                 inner.give_up_stalled();
             }
@@ -63,8 +65,9 @@ async fn run(hub: Weak<Inner>, roused: Arc<Notify>) {
 }
 
 impl Inner {
-    /// Drops records past their age, and forgets users and members past their grace period. Returns
-    /// [`Swept::Later`] while a connection is open, because the task also checks for stalls.
+    /// Drops records past their age, and forgets users and members past their grace period. Does
+    /// not return [`Swept::Nothing`] while a connection is open, because the task also checks for
+    /// stalls.
     fn sweep(self: &Arc<Self>) -> Swept {
         let now = self.now();
         let mut more = self.registry.sweep(now);
@@ -79,7 +82,7 @@ impl Inner {
         }
     }
 
-    /// Returns the time at which the next grace period of a user or a member is over.
+    /// Returns the time at which the next sweep of users or members is due.
     fn departure_due(&self) -> Option<Millis> {
         self.registry.next_due().into_iter().chain(self.presences.next_due()).min()
     }
@@ -92,16 +95,17 @@ impl Inner {
             let Some(since) = handle.overdue_since().filter(|since| *since <= now) else { continue };
             let since = match handle.transport() {
                 Some(transport) => {
-                    // Not at once, because the server may be about to make the flush that the body
-                    // waits for.
+                    // Do not release the body at once, because the server may be about to make the
+                    // flush that the body waits for.
                     if now > since.saturating_add(BUSY.min(deadline / 2)) {
                         transport.release();
                     }
-                    // Checked at every round, so that the deadline runs from the last move.
+                    // Call `quiet_since` at every check, so that the deadline counts from the last
+                    // move.
                     since.max(transport.quiet_since(now))
                 }
-                // The hub's own writer, whose peer has taken all bytes. The writer is late, not the
-                // peer.
+                // The hub's own writer serves the stream, and the client has taken all bytes. So
+                // the writer is late, not the client.
                 None if handle.is_transport_known() => continue,
                 None => since,
             };
@@ -111,8 +115,8 @@ impl Inner {
         }
     }
 
-    /// Gives a stalled stream up: removes it from the registry at once, and cuts its socket. If the
-    /// socket is unknown, the stream ends when it is polled next.
+    /// Gives a stalled stream up: removes the stream from the registry at once, and cuts its
+    /// socket. If the socket is unknown, the stream ends when it is polled next.
     pub(in crate::hub) fn give_up(self: &Arc<Self>, handle: &ConnectionHandle) {
         handle.end(Ending::now(EndReason::Stalled));
         self.forget(handle, EndReason::Stalled);

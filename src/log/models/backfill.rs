@@ -2,7 +2,8 @@
 //! against a list of all records: the shared log.
 //!
 //! For every reader: received records + records covered by a reported gap = permitted records. Each
-//! record comes once and in order. A gap is reported only if the shared log has lost a record.
+//! record comes once and in order. A reader that has not caught up reports a gap only if the shared
+//! log has lost a record.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests, helpers and all")]
 
@@ -162,7 +163,7 @@ fn apply_some(shared: &Shared, log: &Log, count: u64, now: Millis) {
     }
 }
 
-/// Reads up to `reads` times. Blocks begin at the cursor of the reader or a little before.
+/// Reads up to `reads` times. Blocks begin at the requested number or a little before.
 fn read(shared: &Shared, log: &Log, reader: &mut Reader, reads: usize) {
     let mut batch = Batch { can_backfill: true, allows_pieces: reads.is_multiple_of(2), ..Batch::default() };
     let mut before = log.cursor(&reader.subscriber);

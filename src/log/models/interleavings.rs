@@ -1,5 +1,6 @@
-//! Models of the concurrent core. loom runs them in every order that the atomics and locks allow:
-//! `RUSTFLAGS="--cfg tower_sse_loom" cargo test --release --lib log::models::interleavings`.
+//! Models of the concurrent core. loom runs them in every order that the atomics and locks allow
+//! with at most three preemptions: `RUSTFLAGS="--cfg tower_sse_loom" cargo test --release --lib
+//! log::models::interleavings`.
 //!
 //! Each model checks one property. A listener that sleeps on a visible record is a deadlock, which
 //! loom reports.
@@ -45,7 +46,7 @@ fn publish(log: &Log, to: &[&str]) -> u64 {
     appended[0].position.sequence()
 }
 
-/// Wakes all deferred listeners, as the hub does after an append.
+/// Wakes all deferred listeners, as the hub's workers do.
 fn wake(log: &Log) {
     while log.has_deferred() {
         log.wake_deferred(0);

@@ -1,5 +1,5 @@
 //! Property tests of the log against a simple reference: a list of all records that were ever
-//! published, and for each channel the records that it may have dropped.
+//! published.
 //!
 //! For every reader: received records + records covered by a reported gap = permitted records.
 
@@ -87,7 +87,8 @@ enum Step {
         reader: usize,
         from: usize,
     },
-    /// Leaves some topics and joins others in one step. `is_refused`: `confirm` returns an error.
+    /// Leaves some topics and joins others in one step. If `is_refused` is true, `confirm` returns
+    /// an error.
     Change {
         reader: usize,
         leave: BTreeSet<usize>,
@@ -142,8 +143,8 @@ struct Client {
     gaps: BTreeMap<usize, u64>,
     /// By channel that the reader joined: the records up to its cursor that are to be replayed.
     due: BTreeMap<usize, BTreeSet<u64>>,
-    /// Whether the reader has left a channel. A record that it received by that channel may then
-    /// come again by another one.
+    /// Whether the reader has left a channel. A record that the reader received through that
+    /// channel may then come again through another channel.
     has_left: bool,
 }
 
@@ -251,8 +252,8 @@ impl World {
             Step::Reopen { reader, on, keeps_cursor, start } => {
                 let cursor = self.log.cursor(&self.clients[*reader].subscriber);
                 self.log.close(&self.clients[*reader].subscriber, self.now);
-                // The new connection has a new id, so a record that excluded the old one does not
-                // exclude it.
+                // The new connection has a new id, so a record that excluded the old connection
+                // does not exclude the new connection.
                 for record in &mut self.published {
                     record.except = record.except.filter(|except| except != reader);
                 }

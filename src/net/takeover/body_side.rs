@@ -11,11 +11,12 @@ use tokio::time::{Duration, Sleep};
 use super::offer::Offer;
 use crate::hub::{StreamDriver, Transport};
 
-/// The time that the body waits for the socket. The socket decides when the server writes, which
-/// happens at once unless a layer delays the first frame.
+/// The maximum time that the body waits for the socket to accept or decline the offer. The socket
+/// decides when the server writes the first frame, which happens at once unless a layer delays the
+/// frame.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// An offer of a body. Dropping it withdraws the offer.
+/// The offer of a body. Dropping this value withdraws the offer.
 #[derive(Debug)]
 pub(crate) struct Offered {
     offer: Arc<Offer>,

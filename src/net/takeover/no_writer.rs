@@ -1,5 +1,5 @@
-//! A stand-in for the writers, without the feature `takeover` or Unix: sockets stay with the
-//! server.
+//! A stand-in for the writers if the feature `takeover` is off or the system is not Unix. All
+//! sockets stay with the server.
 
 use tokio::net::TcpStream;
 

@@ -1,9 +1,9 @@
 //! The offer of a stream for takeover by a writer of the hub, together with its socket.
 //!
-//! The body of a response makes the offer after it has returned its first frame. The socket below
-//! the server accepts the offer if the server has sent exactly that frame and has no more bytes to
-//! write. The socket declines if the server sends other bytes, for example because a layer has
-//! changed the body. Then the body continues.
+//! The body of a response makes the offer when it returns its first frame. The socket below the
+//! server accepts the offer if the server has sent exactly that frame and has no more bytes to
+//! write. The socket declines the offer if the server sends other bytes, for example because a
+//! layer has changed the body. Then the body continues the stream.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -85,7 +85,7 @@ impl Takeover for Offer {
         };
         let connection = self.take_connection();
         self.wake_body();
-        // Without a connection, the body was dropped, and the socket closes as usual.
+        // The body was dropped or has taken its stream back, so the socket stays with the server.
         let Some(connection) = connection else { return Err(tcp) };
         writer.take_over(tcp, connection);
         Ok(())

@@ -38,7 +38,7 @@ pin_project! {
 /// An offer whose bytes the server is writing.
 pub(crate) struct Accepted {
     offer: Arc<dyn Takeover>,
-    /// The number of bytes that the socket has not accepted yet.
+    /// The number of bytes of the head and the first frame that the socket has not accepted yet.
     left: usize,
 }
 
@@ -117,8 +117,8 @@ fn length(slices: &[IoSlice<'_>]) -> usize {
     slices.iter().map(|slice| slice.len()).sum()
 }
 
-/// Returns the length of the bytes if they are this chunk behind the head of a response with
-/// `Connection: close`.
+/// Returns the length of the bytes if they are the head of a response with `Connection: close`,
+/// followed by exactly this chunk.
 fn length_if_offered(slices: &[IoSlice<'_>], chunk: &[u8]) -> Option<usize> {
     let length = length(slices);
     if !(chunk.len()..=chunk.len() + MAX_HEAD).contains(&length) {
@@ -134,7 +134,8 @@ fn length_if_offered(slices: &[IoSlice<'_>], chunk: &[u8]) -> Option<usize> {
     };
     let head = bytes.strip_suffix(chunk)?.strip_suffix(b"\r\n\r\n")?;
     let lines = head.strip_prefix(b"HTTP/1.1 200 ")?;
-    // With an earlier blank line, the body only ends like a head.
+    // With an earlier blank line, the head ends there, and the bytes up to the chunk are a part of
+    // the body.
     if memchr::memmem::find(lines, b"\r\n\r\n").is_some() {
         return None;
     }

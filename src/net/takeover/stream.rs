@@ -1,8 +1,9 @@
-//! One stream whose socket the hub has taken over. The code does what a server does around a body,
+//! One stream whose socket the hub has taken over. This module replaces the server for the stream,
 //! without the server's buffers.
 //!
-//! It discards input from the client and detects its disconnect, writes each frame as an HTTP/1.1
-//! chunk, closes the socket of a peer that accepts no bytes, and ends the response properly.
+//! The stream discards input from the client, detects the client's disconnect, writes frames as
+//! HTTP/1.1 chunks, closes the socket of a peer that accepts no bytes, and ends the response
+//! properly.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -19,31 +20,33 @@ use tokio::time::{Duration, Instant, Sleep};
 use crate::hub::{Encoded, Hub, StreamDriver, Transport};
 use crate::wire::LAST_CHUNK;
 
-/// The number of steps that one poll writes, so that one stream cannot starve the others.
+/// The maximum number of steps of one poll, so that one stream cannot starve the others.
 const STEPS: usize = 16;
-/// The number of reads after which a poll stops reading for [`READ_PAUSE`]. With 4 KiB each, the
-/// hub discards up to 25 MB/s of a client that sends without end. TCP flow control limits the rest.
+/// The number of reads after which a poll stops reading for [`READ_PAUSE`]. Each read takes at most
+/// 4 KiB, so the hub discards at most about 26 MB/s from one client. TCP flow control limits a
+/// client that sends more.
 const READS: usize = 64;
 const READ_PAUSE: Duration = Duration::from_millis(10);
-/// The time that a stream waits for the client to close after the last frame. If the hub closed the
-/// socket while the client still sends, the kernel would discard that frame.
+/// The maximum time that a stream waits for the client to close the connection after the last
+/// frame. If the hub closed the socket while the client still sends, the last frame could be lost.
 const LINGER: Duration = Duration::from_secs(1);
 /// The capacity to which a larger scratch buffer shrinks before its next use.
 const MAX_SCRATCH: usize = 256 * 1024;
 
 thread_local! {
-    /// The buffer in which several records become one write. Bytes that the socket does not accept
-    /// at once are copied out of it.
+    /// The buffer in which several records become one write. The hub copies the bytes that the
+    /// socket does not accept at once.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// A stream whose socket the hub has taken over.
 pub(crate) struct TakenOver {
     tcp: TcpStream,
-    /// Whether the socket may be readable. False from a `WouldBlock` until the selector reports it
-    /// again.
+    /// Whether the socket may be readable. False after a `WouldBlock`, until the selector reports
+    /// the socket as readable.
     readable: bool,
-    /// Whether the socket may be writable, in the same way.
+    /// Whether the socket may be writable. False after a `WouldBlock`, until the selector reports
+    /// the socket as writable.
     writable: bool,
     /// The end of the pause in reading, after a client has sent many bytes.
     pause: Option<Pin<Box<Sleep>>>,
@@ -80,7 +83,8 @@ pub(crate) enum Turn {
     Over,
 }
 
-/// The error when the peer has disconnected or accepts no bytes.
+/// The error after which the socket is closed, for example because the peer has disconnected or
+/// accepts no bytes.
 struct Gone;
 
 impl TakenOver {
@@ -110,7 +114,7 @@ impl TakenOver {
         Turn::Again
     }
 
-    /// Performs one step. Pending if there is nothing to do.
+    /// Performs one step. Returns `Pending` if there is nothing to do.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         if self.waiting.is_some() {
             ready!(self.poll_waiting(cx))?;
@@ -147,7 +151,7 @@ impl TakenOver {
         }
     }
 
-    /// Returns the hub, or `None` if no more bytes are written.
+    /// Returns the hub, or `None` after the last byte was written.
     fn hub(&self) -> Option<&Hub> {
         match &self.phase {
             Phase::Streaming(connection) => Some(connection.hub()),
@@ -156,14 +160,14 @@ impl TakenOver {
         }
     }
 
-    /// Ends the count of this stream as one that writes.
+    /// Removes this stream from the hub's count of streams that still write.
     fn end_writing(&self) {
         if let Some(hub) = self.hub() {
             hub.transports().end_writing();
         }
     }
 
-    /// Ends the stream after the bytes that are being written.
+    /// Makes the stream end after the bytes that it still has to write.
     fn close(&mut self) {
         if let Some(hub) = self.hub().cloned() {
             self.phase = Phase::Closing(hub);
@@ -203,7 +207,8 @@ impl TakenOver {
         Ok(())
     }
 
-    /// Records a timeout of the kernel, for a peer that acknowledges no bytes, as a stall.
+    /// Reports a stall of the stream if the error is a timeout of the kernel, for a peer that
+    /// acknowledges no bytes.
     fn record_timeout(&self, error: &io::Error) -> Gone {
         if error.kind() == io::ErrorKind::TimedOut
             && let Phase::Streaming(connection) = &self.phase
@@ -213,7 +218,7 @@ impl TakenOver {
         Gone
     }
 
-    /// Writes bytes, and returns how many the socket accepted.
+    /// Writes bytes, and returns the number of bytes that the socket has accepted.
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
         let mut written = 0;
         while self.writable && written < bytes.len() {
@@ -250,15 +255,15 @@ impl TakenOver {
         self.waiting = Some(Box::new(Waiting { rest, hub, transport, deadline }));
     }
 
-    /// Writes the waiting bytes. An error means that the deadline has passed or the hub has cut the
-    /// socket.
+    /// Writes the waiting bytes. Returns an error if the peer has disconnected, the deadline has
+    /// passed or the hub has cut the socket.
     fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Gone>> {
         let Some(mut waiting) = self.waiting.take() else { return Poll::Ready(Ok(())) };
         let expired = loop {
             let is_due = waiting.deadline.as_mut().poll(cx).is_ready();
-            // At the deadline, try to write once more although the selector has not reported the
-            // socket. Its report may be late: it reports few sockets at a time, and a socket only
-            // when a third of its buffer is free.
+            // At the deadline, try to write once more, even if the selector has not reported the
+            // socket as writable. The report may be late, because the selector reports few sockets
+            // at a time, and reports a socket only when a third of its buffer is free.
             self.writable |= is_due;
             let written = self.write(&waiting.rest)?;
             if written == waiting.rest.len() {
@@ -293,8 +298,7 @@ impl Waiting {
         self.deadline.as_mut().reset(Instant::now() + patience);
     }
 
-    /// Completes when the hub has cut the socket, or when the deadline has passed, which is
-    /// `is_due`.
+    /// Completes if the hub has cut the socket, or if `is_due` is true: the deadline has passed.
     fn poll_expired(&self, cx: &Context<'_>, is_due: bool) -> Poll<()> {
         self.transport.listen(cx.waker());
         if self.transport.is_cut() {

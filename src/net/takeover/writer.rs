@@ -1,8 +1,9 @@
 //! The writers of streams whose sockets the hub has taken over. A writer is one task for thousands
-//! of sockets. A stream costs a cursor and a descriptor, and no buffers while no bytes wait.
+//! of sockets. A stream takes a cursor and a descriptor, and no buffers while no bytes wait.
 //!
-//! The runtime that served the request has as many writers as worker threads, until it ends. Each
-//! writer has a separate selector (epoll, kqueue), which is one descriptor for the runtime.
+//! A runtime that serves requests has at most as many writers as worker threads, and the writers
+//! last until the runtime ends. Each writer has a separate selector (epoll, kqueue), which the
+//! runtime watches as one descriptor.
 
 use std::collections::hash_map::HashMap;
 use std::collections::vec_deque::VecDeque;
@@ -26,10 +27,10 @@ use tokio::runtime::{Handle, Id};
 use super::stream::{TakenOver, Turn};
 use crate::hub::StreamDriver;
 
-/// The number of streams that a writer polls before it yields.
+/// The maximum number of streams that a writer polls before it yields.
 const BATCH: usize = 256;
-/// The time after which a writer yields earlier: each stream that resumes may have many events to
-/// write.
+/// The time after which a writer yields before it has polled [`BATCH`] streams, because each stream
+/// that resumes may have many events to write. The writer checks the time after every 16 streams.
 const MAX_TURN: Duration = Duration::from_millis(2);
 
 /// The writers of all runtimes.
@@ -86,8 +87,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Returns a writer of the current runtime. Starts one if the runtime has fewer writers than worker
-/// threads. Returns `None` outside of a runtime, or if no writer exists and none can start for lack
-/// of descriptors.
+/// threads. Returns `None` outside of a runtime, or if the runtime has no writer and none can
+/// start, for example for lack of descriptors.
 pub(crate) fn of_this_runtime() -> Option<Arc<Inbox>> {
     let runtime = Handle::try_current().ok()?;
     let mut all = lock(&WRITERS);
@@ -97,8 +98,8 @@ pub(crate) fn of_this_runtime() -> Option<Arc<Inbox>> {
     {
         own.writers.push(Arc::clone(&writer.inbox));
         let inbox = Arc::clone(&writer.inbox);
-        // Release the lock first: a runtime that is shutting down drops the task at once, and
-        // `drop` locks it again.
+        // Release the lock first: a runtime that is shutting down drops the writer at once, and
+        // `Writer::drop` takes the same lock.
         drop(all);
         runtime.spawn(writer);
         return Some(inbox);
@@ -115,7 +116,7 @@ impl Inbox {
         lock(&self.arrived).push((tcp, connection));
         self.task.wake();
         if self.is_closed.load(Ordering::Acquire) {
-            // The writer has ended and would not take the stream: end it here.
+            // The writer has ended and would not take the stream, so end the stream here.
             let arrived = std::mem::take(&mut *lock(&self.arrived));
             drop(arrived);
         }
@@ -179,7 +180,8 @@ impl Writer {
         }
     }
 
-    /// Reads the events of the selector and wakes their streams. Returns whether there may be more.
+    /// Reads the events of the selector and wakes their streams. Returns whether the selector may
+    /// have more events.
     fn poll_sockets(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
             // An error means that the runtime is shutting down.
