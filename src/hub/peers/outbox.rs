@@ -81,7 +81,8 @@ impl Outbox {
 
     /// Queues a presence event for the shared log. Drops the oldest event if the queue is full.
     pub(in crate::hub) fn announce(&mut self, topic: Topic, user: UserId, event: Event) {
-        if self.presence.len() == WAITING {
+        // There may be more: `announced` puts events back that were dropped meanwhile.
+        while self.presence.len() >= WAITING {
             self.presence.pop_front();
             self.dropped += 1;
         }
@@ -130,6 +131,21 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::types::Epoch;
+
+    #[test]
+    fn queue_of_presence_events_is_bounded_when_events_are_put_back() {
+        let mut outbox = Outbox::default();
+        let announce = |outbox: &mut Outbox| {
+            outbox.announce(Topic::from(7), UserId::from(1), Event::unnamed("joined"));
+        };
+        (0..WAITING).for_each(|_| announce(&mut outbox));
+        let (events, dropped) = outbox.presence(256);
+        // The queue is full, so these drop the oldest events while the broker is asked.
+        (0..10).for_each(|_| announce(&mut outbox));
+        outbox.announced(events.len(), dropped, events.into_iter().rev().collect());
+        announce(&mut outbox);
+        assert_eq!(outbox.presence.len(), WAITING);
+    }
 
     #[test]
     fn complete_list_includes_the_changed_connections() {
