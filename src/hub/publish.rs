@@ -61,6 +61,8 @@ impl Hub {
         let about: Vec<_> = events
             .iter()
             .map(|(audience, event)| {
+                // Otherwise the channel of a connection has no listener before its first event.
+                self.attach_connections(audience);
                 let key_ignored = event.key.is_some() && self.ignores_key(audience);
                 (audience.kind(), listening(audience), key_ignored)
             })
