@@ -31,7 +31,7 @@ pub(crate) struct Changeable<'a> {
 /// The instance on which a connection is open.
 enum Place {
     /// The connection is open on this instance.
-    PeerConnection(Arc<ConnectionHandle>),
+    Here(Arc<ConnectionHandle>),
     /// The connection is open on another instance, which has reported these topics.
     Elsewhere(Vec<Topic>),
 }
@@ -77,7 +77,7 @@ impl Hub {
 
     fn place_of(&self, id: ConnectionId, user: Option<&UserId>) -> Option<Place> {
         if let Some(handle) = self.registry().find(id) {
-            return (handle.user() == user).then_some(Place::PeerConnection(handle));
+            return (handle.user() == user).then_some(Place::Here(handle));
         }
         let (owner, topics) = self.inner.shared_log.as_ref()?.find(id)?;
         (owner.as_ref() == user).then_some(Place::Elsewhere(topics))
@@ -94,7 +94,7 @@ impl Changeable<'_> {
     pub(crate) async fn change(&self, change: Change, asked_at: DisconnectClock) -> Result<Vec<Topic>, Refusal> {
         let hub = self.hub;
         match &self.place {
-            Place::PeerConnection(handle) => hub.change_topics_of(handle, &change, asked_at),
+            Place::Here(handle) => hub.change_topics_of(handle, &change, asked_at),
             Place::Elsewhere(had) => {
                 let topics = change.topics(had, hub.settings().max_topics)?;
                 hub.check_bans_of(&change.join, asked_at)?;
