@@ -34,7 +34,10 @@ fn accepts_event_streams<'a>(ranges: impl Iterator<Item = &'a str>) -> bool {
         let name = parts.next().unwrap_or_default();
         let known = ["*/*", "text/*", "text/event-stream"];
         let Some(specificity) = known.iter().position(|known| name.eq_ignore_ascii_case(known)) else { continue };
-        let refused = parts.any(|part| part.strip_prefix("q=").is_some_and(|q| q.parse().is_ok_and(|q: f32| q <= 0.0)));
+        let is_zero = |q: &str| q.parse().is_ok_and(|q: f32| q <= 0.0);
+        let refused = parts.any(|part| {
+            part.split_once('=').is_some_and(|(name, value)| name.eq_ignore_ascii_case("q") && is_zero(value))
+        });
         best = best.max(Some((specificity, !refused)));
     }
     !any || best.is_some_and(|(_, is_included)| is_included)
@@ -71,6 +74,7 @@ mod tests {
             "application/json",
             "text/html",
             "text/event-stream;q=0",
+            "text/event-stream;Q=0",
             "*/*, text/event-stream; q=0.0",
             "text/*;q=0, */*",
         ] {
