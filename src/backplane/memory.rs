@@ -77,6 +77,8 @@ const MAX_RECORDS: usize = 65_536;
 const BATCH: usize = 512;
 /// The maximum number of retained control messages.
 const CONTROL_MESSAGES: usize = 10_000;
+/// The maximum time for which a value is stored. It keeps the end of the time representable.
+const LONGEST_DEPOSIT: Duration = Duration::from_secs(366 * 24 * 3600);
 /// The time for which an idempotency key is remembered.
 const KEY_LIFETIME: Duration = Duration::from_secs(600);
 
@@ -164,7 +166,9 @@ impl Log {
     /// Returns the oldest retained message after the first `count` messages, with the number of
     /// messages up to and including this message. Returns `None` if there is no later message.
     fn control_after(&self, count: usize) -> Option<(usize, Bytes)> {
-        let at = count.max(self.count - self.control.len());
+        // A count above the number of all messages is of another log.
+        let known = if count > self.count { 0 } else { count };
+        let at = known.max(self.count - self.control.len());
         Some((at + 1, self.control.get(at + self.control.len() - self.count)?.clone()))
     }
 }
@@ -231,7 +235,7 @@ impl Backplane for Memory {
         let now = Instant::now();
         let mut log = self.shared.log.lock();
         log.deposits.retain(|_, (until, _)| *until > now);
-        log.deposits.insert(key.into(), (now + time, payload));
+        log.deposits.insert(key.into(), (now + time.min(LONGEST_DEPOSIT), payload));
         ready(Ok(())).boxed()
     }
 
