@@ -213,7 +213,12 @@ impl Hub {
             if !crate::hub::tasks::back_off::can_wait() {
                 return Err(CommandError::NO_RUNTIME);
             }
-            self.broadcast_command(shared, command).await.map_err(CommandError::broker)?;
+            let sent = self.broadcast_command(shared, command).await;
+            // An error of this instance comes first, because an error of the broker means that this
+            // instance has carried out the command.
+            let connections = outcome?;
+            sent.map_err(CommandError::broker)?;
+            return Ok(Receipt { position, connections, key_ignored: false });
         }
         outcome.map(|connections| Receipt { position, connections, key_ignored: false })
     }

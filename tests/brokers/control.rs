@@ -9,6 +9,7 @@ use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
 };
 
+use crate::faulty::Faulty;
 use crate::kit::{soon, until};
 use crate::nats_server::NatsServer;
 use crate::reached::Reached;
@@ -211,4 +212,23 @@ async fn the_list_of_an_instance_is_requested_less_often_when_it_cannot_be_read(
     let sent = reached.way.broadcasts.load(Ordering::SeqCst) - before;
     assert!(sent < 50, "{sent} messages in a second");
     drop(hub);
+}
+
+#[tokio::test]
+async fn first_event_to_a_connection_counts_its_stream() {
+    let hub = start(builder(), Memory::new()).await;
+    let mut page = listen(&hub, "ada", "news");
+    let receipt = soon(hub.connection(page.connection()).publish(Event::unnamed("x"))).await.unwrap();
+    assert_eq!(receipt.connections, 1);
+    while !matches!(soon(page.next()).await, Some(SubscriberItem::Event(_))) {}
+}
+
+#[tokio::test]
+async fn join_over_the_limit_reports_the_limit_when_the_broker_is_away() {
+    let log = Faulty::new(1, 0);
+    let hub = start(builder().max_topics(1), log.clone()).await;
+    let page = listen(&hub, "ada", "news");
+    log.set_away(true);
+    let error = soon(hub.connection(page.connection()).join("other").into_future()).await.unwrap_err();
+    assert!(!error.is_unavailable(), "{error}");
 }
