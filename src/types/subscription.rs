@@ -221,8 +221,9 @@ pub enum Start {
     #[default]
     Live,
     /// Starts with the current values, as [`Live`](Self::Live) does, and with the newest retained
-    /// events: at most this many, over all topics of the subscription together. New events follow.
-    /// The stream reports a gap if fewer events are retained because the hub has dropped others.
+    /// events: at most this many, over all topics of the subscription, its user and everyone
+    /// together. New events follow. The stream reports a gap if fewer events are retained because
+    /// the hub has dropped others.
     Last(usize),
     /// Starts with every retained event, in the order of the log. New events follow. The stream
     /// reports a gap if the hub has dropped an event.

@@ -56,21 +56,21 @@ const fn column(title: &'static str, figure: &'static str, unit: f64, digits: us
 }
 
 const COLUMNS: &[Column] = &[
-    column("deliveries/s", "deliveries_per_s", 1.0, 0),
+    column("Deliveries/s", "deliveries_per_s", 1.0, 0),
     column("CPU per delivery, us", "cpu_ns_per_delivery", 1e3, 2),
     column("p50, ms", "p50_ns", 1e6, 2),
     column("p99, ms", "p99_ns", 1e6, 2),
-    column("bytes per delivery", "bytes_per_delivery", 1.0, 0),
-    column("events per read", "deliveries_per_read", 1.0, 1),
-    column("publish call, us", "publish_ns", 1e3, 1),
-    column("connects/s", "connects_per_s", 1.0, 0),
+    column("Bytes per delivery", "bytes_per_delivery", 1.0, 0),
+    column("Events per read", "deliveries_per_read", 1.0, 1),
+    column("Publish call, us", "publish_ns", 1e3, 1),
+    column("Connects/s", "connects_per_s", 1.0, 0),
     column("CPU per connect, us", "cpu_ns_per_connect", 1e3, 1),
-    column("resumes/s", "resumes_per_s", 1.0, 0),
+    column("Resumes/s", "resumes_per_s", 1.0, 0),
     column("CPU per resume, us", "cpu_ns_per_resume", 1e3, 1),
-    column("memory per connection, B", "memory_per_connection", 1.0, 0),
-    column("peak memory per connection, B", "memory_at_most_per_connection", 1.0, 0),
-    column("events/s", "events_per_s", 1.0, 0),
-    column("delivered share", "deliveries_per_event_and_listener", 1.0, 3),
+    column("Memory per connection, B", "memory_per_connection", 1.0, 0),
+    column("Peak memory per connection, B", "memory_at_most_per_connection", 1.0, 0),
+    column("Events/s", "events_per_s", 1.0, 0),
+    column("Delivered share", "deliveries_per_event_and_listener", 1.0, 3),
 ];
 
 /// The figures of which ratios are printed: in each table, the first of these that it has.

@@ -150,7 +150,7 @@ impl Inner {
     /// events and the user is not a member on this instance.
     pub(in crate::hub) fn publish_left_of_orphan(&self, topic: &Topic, user: &UserId) {
         let is_here = || self.presences.roster.lock().members(topic).any(|(member, _)| member == user);
-        if self.presences.tells(topic)
+        if self.presences.has_presence_events(topic)
             && !is_here()
             && let Some(shared) = &self.shared_log
         {
@@ -161,7 +161,7 @@ impl Inner {
 
     /// Returns whether the connection has a user and one of these topics has presence events.
     fn has_presence_events<'a>(&self, handle: &ConnectionHandle, topics: impl IntoIterator<Item = &'a Topic>) -> bool {
-        handle.user().is_some() && topics.into_iter().any(|topic| self.presences.tells(topic))
+        handle.user().is_some() && topics.into_iter().any(|topic| self.presences.has_presence_events(topic))
     }
 
     /// Makes a change of a connection, under the lock of the roster if `has_events`. With a shared
@@ -211,7 +211,7 @@ impl LockedRoster<'_> {
     fn enter(&mut self, handle: &ConnectionHandle, topic: &Topic) {
         if let Some(roster) = &mut self.roster
             && let Some(user) = handle.user()
-            && self.inner.presences.tells(topic)
+            && self.inner.presences.has_presence_events(topic)
             && roster.enter(topic, user, handle.data())
             && !self.inner.shared_log.as_ref().is_some_and(|shared| shared.is_member(topic, user, self.inner.now()))
         {
@@ -225,7 +225,7 @@ impl LockedRoster<'_> {
     fn exit(&mut self, handle: &ConnectionHandle, topic: &Topic) {
         if let Some(roster) = &mut self.roster
             && let Some(user) = handle.user()
-            && self.inner.presences.tells(topic)
+            && self.inner.presences.has_presence_events(topic)
         {
             let was_due = roster.next_due();
             roster.exit(topic, user, self.inner.now());

@@ -30,7 +30,7 @@ impl Presences {
     }
 
     /// Returns whether a topic has presence events.
-    pub(in crate::hub) fn tells(&self, topic: &Topic) -> bool {
+    pub(in crate::hub) fn has_presence_events(&self, topic: &Topic) -> bool {
         self.rules.iter().any(|rule| rule.matches(topic))
     }
 
