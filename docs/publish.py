@@ -41,9 +41,10 @@ def main(port, namespace, topic, event, data):
     stamp = {"id": secrets.token_hex(8), "at": int(time.time() * 1000)}
     record = json.dumps({"v": 1, **stamp, "to": {"topics": [topic]}, "event": event, "data": data})
     keys = ["tower-sse:{%s}:%s" % (quoted(namespace), name) for name in ("log", "meta", "values", "order")]
-    # Seen: nothing. A new epoch, should the log have none. What is kept: as the instances have it.
+    # The limits of the log. They must be those of the instances.
     kept = [100_000, 3_600_000, 100_000, 600_000, 1, 256 << 20]
-    # No record of an earlier call to compare.
+    # This caller has seen no position. The script uses the random epoch if the log has none yet.
+    # There is no record of an earlier call to compare ("0" and the empty text).
     arguments = ["", 0, secrets.token_hex(8).lstrip("0"), *kept, 0, "", record, 0, 0]
     with socket.create_connection(("127.0.0.1", int(port))) as connection:
         connection.sendall(encode("EVAL", script, len(keys), *keys, *arguments))

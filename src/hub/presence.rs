@@ -115,7 +115,7 @@ impl Target<'_> {
         let Ok(audience) = &self.audience else { return empty() };
         // Changes of presence wait for the roster's lock, so this method takes the lock only for
         // topics with presence events.
-        let has_events = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.tells(topic));
+        let has_events = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.has_presence_events(topic));
         if has_events {
             hub.inner.sweep_roster();
         }
