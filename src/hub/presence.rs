@@ -115,7 +115,8 @@ impl Target<'_> {
         let Ok(audience) = &self.audience else { return empty() };
         // Changes of presence wait for the roster's lock, so this method takes the lock only for
         // topics with presence events.
-        let has_events = audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.has_presence_events(topic));
+        let has_events =
+            audience.addresses().iter().filter_map(Address::topic).any(|topic| presences.has_presence_events(topic));
         if has_events {
             hub.inner.sweep_roster();
         }
@@ -232,10 +233,11 @@ impl Target<'_> {
     ///
     /// A user is online while a stream of the user is open, and for
     /// [`HubBuilder::presence_grace`](crate::HubBuilder::presence_grace) after the last stream has
-    /// ended. A user who reloads a page or reconnects after a deploy receives the event from the
-    /// log, and needs no mail. By contrast, [`count`](Self::count) includes only open streams. For
-    /// a target without a user, and for a target that [excludes](Self::except) a connection, this
-    /// method equals [`has_subscribers`](Self::has_subscribers).
+    /// ended. So a user who only reconnects or reloads a page gets no mail. A stream that
+    /// reconnects receives the event from the log. A reloaded page sends no id, so it has to load
+    /// the stored notifications. By contrast, [`count`](Self::count) includes only open streams.
+    /// For a target without a user, and for a target that [excludes](Self::except) a connection,
+    /// this method equals [`has_subscribers`](Self::has_subscribers).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -107,7 +107,8 @@ impl Replay {
 /// The effect of a change of topics. Each topic is in at most one of the lists.
 pub(super) struct Plan<'a> {
     pub(super) new: Vec<&'a Joining>,
-    /// Topics that the connection has and that are both left and joined.
+    /// Topics that the connection has, and that the change lists both to leave and to join. The
+    /// connection leaves and rejoins them.
     pub(super) again: Vec<&'a Joining>,
     pub(super) leaving: HashSet<&'a Topic>,
     /// The number of topics after the change.

@@ -485,8 +485,8 @@ impl Sequencer {
             for part in [Part::Ring, Part::Keyed] {
                 let lanes = self.lanes.of(part);
                 if let Some(age) = lanes.age(channel.policy).filter(|_| is_from_before) {
-                    // A record that was published before it was applied may already be past its
-                    // age.
+                    // An instance may apply a record of a shared log long after its publishing.
+                    // Such a record may already be past its age.
                     while store.oldest(part).is_some_and(|(_, at)| at.saturating_add(age) <= now) {
                         store.drop_oldest(part, &mut self.dropped);
                         is_expired = true;

@@ -3,7 +3,7 @@
 //! A server polls a body until its own buffers are full: hyper buffers up to 400 KiB for each
 //! HTTP/1.1 connection and each HTTP/2 stream. Streams with different topics cannot share these
 //! bytes, so each slow reader would cost that much memory. If the hub knows the socket, a body
-//! returns no bytes while bytes wait for the peer, and at most [`MAX_AHEAD`] bytes and one more
+//! returns no bytes while bytes wait for the client, and at most [`MAX_AHEAD`] bytes and one more
 //! frame before the server has flushed.
 //!
 //! The bytes of a body may go elsewhere than to the socket that the hub has found, and a body may
@@ -66,7 +66,7 @@ struct Waits {
 
 impl Waits {
     /// Returns whether the server has neither written nor flushed since the body began to wait,
-    /// although no bytes wait for the peer.
+    /// although no bytes wait for the client.
     fn is_idle(&self, transport: &Transport) -> bool {
         !transport.has_waiting_bytes() && transport.flushes() == self.flushes && transport.written() == self.written
     }

@@ -3,7 +3,7 @@
 //! The wrapper has four tasks that a body cannot do, because a server does not poll the body while
 //! its own buffers are full, and does not read while it writes:
 //!
-//! 1. the write deadline for bytes that the peer does not accept;
+//! 1. the write deadline for bytes that the client does not accept;
 //! 2. cutting the connection for the hub;
 //! 3. detecting the disconnect of a client that has sent bytes after its request, which a server
 //!    does not read while it streams a response;
@@ -55,7 +55,7 @@ pin_project! {
         #[pin]
         inner: Socket<S>,
         entry: Entry,
-        // Set while bytes wait that the peer does not accept.
+        // Set while bytes wait that the client does not accept.
         deadline: Option<Box<Deadline>>,
         watch: Watch,
     }
@@ -141,7 +141,7 @@ impl Hub {
     /// Wraps a connection, for a server that the application runs itself, for example with hyper.
     /// For `axum::serve`, use `Hub::listener`.
     ///
-    /// If bytes wait and the peer accepts none for
+    /// If bytes wait and the client accepts none for
     /// [`HubBuilder::write_deadline`](crate::HubBuilder::write_deadline), the connection ends with
     /// an error. During a drain, the limit is
     /// [`HubBuilder::drain_limit`](crate::HubBuilder::drain_limit). Both limits apply to every
@@ -195,8 +195,8 @@ fn set_options(tcp: &TcpStream, timeout: Duration) {
             tracing::debug!(%error, "TCP_USER_TIMEOUT could not be set");
         }
         // Otherwise the kernel buffers megabytes, and reports the socket as writable only after the
-        // peer has accepted a third of them. A slow reader would then look like a peer that accepts
-        // no bytes.
+        // client has accepted a third of them. A slow reader would then look like a client that
+        // accepts no bytes.
         if let Err(error) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
             tracing::debug!(%error, "TCP_NOTSENT_LOWAT could not be set");
         }
@@ -225,7 +225,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Marks the transport as timed out if the error is a timeout of the kernel, for a peer that
+    /// Marks the transport as timed out if the error is a timeout of the kernel, for a client that
     /// acknowledges no bytes.
     fn record_timeout(&self, error: &io::Error) {
         if error.kind() == io::ErrorKind::TimedOut {
@@ -241,7 +241,7 @@ impl Drop for Entry {
 }
 
 impl<S: AsyncRead + AsyncWrite> SseIo<S> {
-    /// Polls an operation that sends bytes to the peer, with the write deadline.
+    /// Polls an operation that sends bytes to the client, with the write deadline.
     fn poll_out<T>(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

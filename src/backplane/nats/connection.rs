@@ -108,7 +108,7 @@ impl Servers {
             let text = format!("the server has version {version}, but {major}.{minor} or newer is required");
             return Err(BackplaneError::rejected(text));
         }
-        // The callers limit the number of pending acknowledgements, so the client does not.
+        // Each caller limits its own pending acknowledgements, so the client has no limit.
         let jetstream = ContextBuilder::new()
             .timeout(timeout)
             .ack_timeout(timeout)

@@ -17,7 +17,7 @@ use crate::log::Millis;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{Address, DisconnectClock};
 
-/// The minimum number of entries at which the table drops the entries that are over.
+/// The minimum number of entries at which the table drops the expired entries.
 const TIDY_AT: usize = 64;
 
 /// The recent disconnects and bans.
@@ -35,7 +35,7 @@ pub(in crate::hub) struct Bans {
 #[derive(Debug, Default)]
 struct Table {
     by_address: HashMap<Address, Ban>,
-    /// The number of entries at which [`tidy`](Self::tidy) drops the entries that are over.
+    /// The number of entries at which [`tidy`](Self::tidy) drops the expired entries.
     tidy_at: usize,
 }
 

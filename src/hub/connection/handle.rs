@@ -62,7 +62,7 @@ pub(crate) struct ConnectionHandle {
     /// [`END_PENDING`] plus the index of the reason of the end.
     reported: AtomicU8,
     /// Whether the hub knows the transport of the stream. A known transport is a socket that the
-    /// hub can cut, or the hub's own writer while no bytes wait for its peer. Otherwise a server
+    /// hub can cut, or the hub's own writer while no bytes wait for its client. Otherwise a server
     /// reads the body of the stream and writes it to a socket that the hub does not know. Set
     /// before `State::transport`.
     is_transport_known: AtomicBool,
@@ -255,7 +255,7 @@ impl ConnectionHandle {
         self.is_admitted.store(true, Ordering::Release);
     }
 
-    /// Returns whether the stream was woken, or has something due, and was not polled since.
+    /// Returns whether, since its last poll, the stream was woken or something became due.
     pub(in crate::hub) fn needs_poll(&self, now: Millis) -> bool {
         self.subscriber.woken_since().is_some() || self.due.load(Ordering::Acquire) <= now
     }
@@ -279,7 +279,7 @@ impl ConnectionHandle {
     }
 
     /// Replaces the transport: by another socket that the hub can cut, or by `None` for the hub's
-    /// own writer while its peer takes all bytes.
+    /// own writer while its client takes all bytes.
     pub(in crate::hub) fn replace_transport(&self, transport: Option<Arc<Transport>>) {
         self.is_transport_known.store(true, Ordering::Release);
         if let Some(transport) = &transport {

@@ -75,9 +75,9 @@ pub(crate) struct Transport {
     /// Whether the hub drains. The socket then has the limit of the drain in place of the write
     /// deadline.
     draining: AtomicBool,
-    /// Whether bytes wait that the peer does not take.
+    /// Whether bytes wait that the client does not take.
     stuck: AtomicBool,
-    /// Whether the socket was given up because its peer took no bytes.
+    /// Whether the socket was given up because its client took no bytes.
     timed_out: AtomicBool,
     /// The number of bytes that the socket has taken.
     written: AtomicU64,
@@ -301,7 +301,7 @@ impl Transport {
         !self.http1.load(Ordering::Acquire) || self.streamed.load(Ordering::Acquire)
     }
 
-    /// Returns the maximum time for which the peer may take no bytes while bytes wait.
+    /// Returns the maximum time for which the client may take no bytes while bytes wait.
     pub(crate) fn patience(&self, settings: &Settings) -> Duration {
         if self.is_draining() { settings.drain_limit } else { settings.write_deadline }
     }
@@ -369,7 +369,7 @@ impl Transport {
     }
 
     /// Notes that a flush of the server is complete. The flush counts only if no bytes wait for the
-    /// peer.
+    /// client.
     pub(crate) fn flushed(&self) {
         if !self.has_waiting_bytes() {
             self.flushes.fetch_add(1, Ordering::SeqCst);
@@ -379,9 +379,9 @@ impl Transport {
         }
     }
 
-    /// Wakes the bodies that wait for a flush, unless bytes wait for the peer. The flush may never
-    /// come, if the task that reads the body does not write to this socket. The housekeeping calls
-    /// this function for a stream that has something to do and is not polled.
+    /// Wakes the bodies that wait for a flush, unless bytes wait for the client. The flush may
+    /// never come, if the task that reads the body does not write to this socket. The housekeeping
+    /// calls this function for a stream that has something to do and is not polled.
     pub(in crate::hub) fn release(&self) {
         if self.is_awaited.load(Ordering::SeqCst) && !self.has_waiting_bytes() {
             self.releases.fetch_add(1, Ordering::SeqCst);
@@ -430,7 +430,7 @@ impl Transport {
         self.waker.lock().as_ref().is_some_and(|current| current.will_wake(waker))
     }
 
-    /// Returns whether bytes wait for the peer, of a stream or of another response.
+    /// Returns whether bytes wait for the client, of a stream or of another response.
     pub(crate) fn has_waiting_bytes(&self) -> bool {
         self.stuck.load(Ordering::SeqCst)
     }
@@ -459,7 +459,7 @@ impl Transport {
         self.wake_bodies();
     }
 
-    /// Notes that the socket is given up because its peer took no bytes.
+    /// Notes that the socket is given up because its client took no bytes.
     pub(crate) fn time_out(&self) {
         self.timed_out.store(true, Ordering::Release);
     }
@@ -468,7 +468,7 @@ impl Transport {
         self.timed_out.load(Ordering::Acquire)
     }
 
-    /// Sets whether bytes wait for the peer, and returns the previous value.
+    /// Sets whether bytes wait for the client, and returns the previous value.
     ///
     /// A body stores `is_awaited` and then loads `stuck`. The task of the socket stores `stuck` and
     /// then loads `is_awaited`. Both are `SeqCst`: without one order of all four accesses, both

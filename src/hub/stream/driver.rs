@@ -213,17 +213,17 @@ impl StreamDriver {
     }
 
     /// Notes that the hub's own writer writes the stream. `stuck` is the socket of the stream while
-    /// bytes wait for the peer, and `None` otherwise.
+    /// bytes wait for the client, and `None` otherwise.
     pub(crate) fn set_own_writer(&self, stuck: Option<Arc<Transport>>) {
         self.handle.replace_transport(stuck);
     }
 
-    /// Ends the stream because its peer takes no bytes. The caller then drops the driver.
+    /// Ends the stream because its client takes no bytes. The caller then drops the driver.
     pub(crate) fn stalled(&self) {
         self.handle.end(Ending::now(EndReason::Stalled));
     }
 
-    /// Notes that the peer takes bytes while the last step is not completely written, so that the
+    /// Notes that the client takes bytes while the last step is not completely written, so that the
     /// stream does not count as stalled. The next poll reads again.
     pub(crate) fn note_progress(&mut self, cx: &Context<'_>) {
         self.settled = false;
@@ -247,8 +247,8 @@ impl StreamDriver {
         let mut read_at = None;
         let polled = self.poll_next(cx, batch, &mut read_at);
         let due = match polled {
-            // The stream is due again at once. If bytes wait for the peer, the caller polls later,
-            // and the housekeeping measures the delay.
+            // The stream is due again at once. If bytes wait for the client, the caller polls
+            // later, and the housekeeping measures the delay.
             Poll::Ready(_) => read_at.unwrap_or_else(|| self.hub.now()),
             Poll::Pending => self.handle.alarm_at(),
         };
