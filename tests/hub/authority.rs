@@ -164,7 +164,7 @@ async fn a_recheck_that_refuses_permanently_ends_the_stream_and_its_reconnect_ge
     assert_eq!(parsed(&bye), json!({ "reason": "revoked", "reconnect": "never" }));
     let again = Request::get("/events?topic=t").header("last-event-id", &bye.id).body("").unwrap();
     assert_eq!(send(server.addr, again).await.status, StatusCode::NO_CONTENT);
-    // A new page of the same user gets a stream, and a recheck of its own.
+    // A new page of the same user gets a stream, which is rechecked separately.
     assert_eq!(get(server.addr, "/events?topic=t").await.status, StatusCode::OK);
 }
 

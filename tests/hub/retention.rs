@@ -208,7 +208,7 @@ fn topics_without_a_history_report_no_gap_at_the_start() {
     }
 }
 
-/// The gap of the refused cursor covers all topics, so the trimmed start needs no gap of its own.
+/// The gap of the refused cursor covers all topics, so the trimmed start causes no second gap.
 #[test]
 fn a_refused_cursor_and_a_trimmed_start_are_one_gap() {
     let hub = with(Retention::replay().count(2));

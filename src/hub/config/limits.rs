@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::LIMIT);
         let _other = open("192.0.2.2").unwrap();
         let user = hub.subscribe(Subscription::for_user("192.0.2.1"), None);
-        assert!(user.is_ok(), "a user of the same name has connections of its own");
+        assert!(user.is_ok(), "connections of a user with the same name are counted separately");
         drop(first);
         let _third = open("192.0.2.1").expect("the first connection no longer counts");
         assert_eq!(open("192.0.2.1").unwrap_err(), SubscriptionError::LIMIT);
