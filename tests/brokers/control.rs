@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use tower_sse::backplane::{Backplane, Memory, Nats, Redis};
 use tower_sse::{
     Cursor, Disconnect, EndReason, Event, Hub, HubBuilder, Subscriber, SubscriberItem, Subscription, TopicFilter,
@@ -212,6 +213,23 @@ async fn the_list_of_an_instance_is_requested_less_often_when_it_cannot_be_read(
     let sent = reached.way.broadcasts.load(Ordering::SeqCst) - before;
     assert!(sent < 50, "{sent} messages in a second");
     drop(hub);
+}
+
+#[tokio::test]
+async fn mark_of_another_log_starts_with_the_oldest_message() {
+    let log = Memory::new();
+    soon(log.broadcast("first".into())).await.unwrap();
+    for mark in [7, usize::MAX] {
+        let mut messages = log.listen(Some(mark.to_string().into()));
+        assert_eq!(soon(messages.next()).await.unwrap().unwrap().message, "first");
+    }
+}
+
+#[tokio::test]
+async fn value_is_stored_for_any_time() {
+    let log = Memory::new();
+    soon(log.put_once("key", "value".into(), Duration::MAX)).await.unwrap();
+    assert_eq!(soon(log.take("key")).await.unwrap(), Some("value".into()));
 }
 
 #[tokio::test]
