@@ -23,6 +23,7 @@ mod instances;
 mod listening;
 mod nats;
 mod odd;
+mod pass_journals;
 mod past;
 mod publisher;
 mod reached;
