@@ -536,7 +536,6 @@ impl BackplaneError {
     }
 
     /// Returns a copy of the error, for another record or another caller.
-    #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn duplicate(&self) -> Self {
         Self { kind: self.kind, text: self.text.clone() }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::inner::Tasks;
 use super::{Hub, Inner};
 use crate::backplane::Backplane;
-use crate::hub::cluster::{backfill, bus, follow, shared_log::SharedLog};
+use crate::hub::cluster::{backfill, bus, follow, runs, shared_log::SharedLog};
 use crate::hub::config::configuration::Configuration;
 use crate::hub::config::limits::OverLimit;
 use crate::hub::config::origins::Origins;
@@ -263,6 +263,28 @@ impl HubBuilder {
     }
 
     setters! {
+        /// Sets how long readers can read a [run](crate::Run) after its end. Afterwards, the hub
+        /// forgets the run, and a request with a cursor of it receives `404`. At least 10 ms and at
+        /// most one day. Defaults to 10 minutes.
+        ///
+        /// An application keeps results that users need later in its own database.
+        pub fn run_keep_for(time: Duration) => settings.runs.keep_for = time;
+
+        /// Limits the size of the events of one [run](crate::Run), in bytes as a stream writes
+        /// them. Beyond the limit, the *writer* receives an error
+        /// ([`RunError::is_over_limit`](crate::RunError::is_over_limit)). Readers never lose an
+        /// event to this limit. Defaults to 8 MiB.
+        ///
+        /// An instance has the events of each run that it writes or reads in memory. So the number
+        /// of runs times this limit is the most memory that runs take.
+        pub fn run_max_bytes(bytes: usize) => settings.runs.bytes = bytes;
+
+        /// Limits the number of events of one [run](crate::Run), like
+        /// [`run_max_bytes`](Self::run_max_bytes). Defaults to 100,000.
+        pub fn run_max_events(events: usize) => settings.runs.events = events;
+    }
+
+    setters! {
         /// Sets the timeout for publishing to a shared log, and for queries to it. Defaults to 5 s.
         pub fn publish_timeout(timeout: Duration) => settings.publish_timeout = timeout;
 
@@ -351,7 +373,7 @@ impl HubBuilder {
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system returned no random bytes"))?;
         let log = Log::new(Epoch(epoch), policies, self.configuration.budgets());
         let of_shared_log: Vec<Background<Inner>> = match &shared_log {
-            Some(_) => [&follow::JOB, &bus::JOB, &backfill::JOB].map(Background::new).into(),
+            Some(_) => [&follow::JOB, &bus::JOB, &backfill::JOB, &runs::JOB].map(Background::new).into(),
             _ => Vec::new(),
         };
         let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::driver::{Step, StreamDriver};
 use crate::hub::Settings;
+use crate::hub::connection::handle::Ending;
 use crate::log::Batch;
-use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
+use crate::wire::{Frame, HEARTBEAT, close_chunk, hub_events, open_chunk};
 
 impl StreamDriver {
     /// Returns the next bytes of the stream, for a body. `None` at the end.
@@ -64,18 +65,33 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
         },
         Step::Gap { reason, topics } => records(batch, &hub_events::gap(reason, &topics)),
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
+        Step::Run { mut frames, end: None } if frames.len() == 1 => match frames.pop() {
+            // The same bytes go to every stream of the run.
+            Some(frame) => frame.chunk().clone().into_inside(),
+            None => Bytes::new(),
+        },
+        Step::Run { frames, end } => {
+            let mut out = Vec::with_capacity(frames.iter().map(Frame::len).sum::<usize>() + 128);
+            frames.iter().for_each(|frame| frame.write(&mut out, true));
+            if let Some(ending) = end {
+                out.extend_from_slice(&bye(&ending));
+            }
+            out.into()
+        }
         Step::Stale => hub_events::stale(),
         Step::Live(position, topics) => hub_events::live(position, topics.as_deref()),
         Step::Hello { connection, cursor, topics } => {
             hub_events::hello(connection, cursor, &topics, settings.instance_name.as_deref(), settings.retry)
         }
         Step::Expiring(remaining) => hub_events::expiring(remaining),
-        Step::Bye(ending) => {
-            hub_events::bye(ending.reason, ending.reconnect, ending.retry, ending.note.as_deref(), SystemTime::now())
-        }
+        Step::Bye(ending) => bye(&ending),
         Step::Abort => return None,
     };
     Some(bytes)
+}
+
+fn bye(ending: &Ending) -> Bytes {
+    hub_events::bye(ending.reason, ending.reconnect, ending.retry, ending.note.as_deref(), SystemTime::now())
 }
 
 /// Joins `before` and the frames of all records, so that the body returns them at once.
