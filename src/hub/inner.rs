@@ -179,7 +179,7 @@ impl Hub {
     pub(super) fn attach_connections(&self, audience: &Audience) {
         for address in audience.addresses() {
             if let Address::Connection(id) = address
-                && let Some(handle) = self.registry().find(*id)
+                && let Some(handle) = self.registry().find(*id).filter(|handle| !handle.reads_run)
             {
                 // The join cannot exceed `max_topics`, because the channel is no topic.
                 let joined = Joined { address: address.clone(), since: Since::Now, at: None };

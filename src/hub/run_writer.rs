@@ -6,8 +6,8 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 
 use super::Hub;
-use crate::hub::runs::content::{Over, RunContent};
-use crate::hub::runs::entry::{self, Entry};
+use crate::hub::runs::content::{Entry, Over, RunContent};
+use crate::hub::runs::entry;
 use crate::hub::runs::exchange::{Orphan, Unconfirmed};
 use crate::macros::opaque_debug;
 use crate::types::{Event, RunEnd, RunError, Topic};

@@ -295,6 +295,10 @@ async fn a_stream_of_a_run_belongs_to_a_user_without_the_users_events() {
     let mut stream = hub.subscribe(Subscription::run(reader).with_user("ada"), None).unwrap();
     hub.user("ada").publish(event("to the user")).await.unwrap();
     hub.everyone().publish(event("to everyone")).await.unwrap();
+    hub.user("ada").join("news").await.unwrap();
+    hub.topic("news").publish(event("to the topic")).await.unwrap();
+    hub.connection(stream.connection()).publish(event("to the connection")).await.unwrap();
+    assert!(hub.connections()[0].topics.is_empty());
     writer.publish(event("of the run")).await.unwrap();
     assert_eq!(next_event(&mut stream).await, "of the run");
     hub.user("ada").disconnect(tower_sse::Disconnect::now()).await.unwrap();
@@ -328,4 +332,52 @@ async fn invalid_names_and_events_are_errors() {
     assert!(writer.publish_many([event("0"), reserved()]).await.unwrap_err().is_invalid());
     writer.finish().await.unwrap();
     assert_eq!(read(open(&hub, &hub.run("a")).await).await.0, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_publisher_writes_a_run_that_instances_read_and_stop() {
+    let log = Memory::new();
+    let hub = Hub::builder().backplane(log.clone()).build().unwrap();
+    let worker = tower_sse::Publisher::new(log).unwrap();
+    while !hub.is_ready() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let writer = worker.run("imports/7").begin().await.unwrap();
+    writer.publish(event("0")).await.unwrap();
+    let stream = open(&hub, &hub.run("imports/7")).await;
+    assert!(hub.run("imports/7").begin().await.unwrap_err().is_active());
+    // The worker may not listen to messages yet, so the page asks until the writer has heard it.
+    let stop = async {
+        loop {
+            hub.run("imports/7").stop().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = writer.stopped() => {}
+        () = stop => {}
+    }
+    writer.finish().await.unwrap();
+    assert_eq!(read(stream).await, (vec!["0".to_owned()], EndReason::Stopped));
+}
+
+#[tokio::test]
+async fn the_last_event_and_the_end_leave_in_one_frame() {
+    use http_body::Body;
+    let hub = Hub::builder().build().unwrap();
+    let writer = hub.run("a").begin().await.unwrap();
+    let reader = hub.run("a").reader().await.unwrap();
+    let mut body = hub.respond(request("GET", None, "*/*"), Subscription::run(reader)).into_response().into_body();
+    let hello = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(hello.starts_with(b"event: hub.hello\n"));
+    let live = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(live.starts_with(b"event: hub.live\n"));
+    writer.finish_with(event("last")).await.unwrap();
+    assert!(!body.is_end_stream());
+    let last = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    let last = std::str::from_utf8(&last).unwrap();
+    assert!(last.starts_with("data: last\n") && last.contains("event: hub.bye\n"), "{last}");
+    // A server writes the end of the body together with a frame after which the body has ended.
+    assert!(body.is_end_stream());
+    assert!(body.frame().await.is_none());
 }

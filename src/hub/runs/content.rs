@@ -7,7 +7,6 @@ use std::task::Waker;
 use smallvec::SmallVec;
 use tokio::sync::watch;
 
-use super::entry::Entry;
 use crate::hub::config::settings::RunLimits;
 use crate::hub::peers::message::InstanceId;
 use crate::log::{Listener, Millis};
@@ -46,6 +45,13 @@ struct State {
     lost: bool,
     ended_at: Millis,
     listeners: HashMap<ConnectionId, Arc<dyn Listener>>,
+}
+
+/// One append of a writer, ready to be applied.
+#[derive(Debug, Default)]
+pub(in crate::hub) struct Entry {
+    pub(in crate::hub) drafts: Vec<Draft>,
+    pub(in crate::hub) over: Option<Over>,
 }
 
 /// The end of a run.

@@ -14,19 +14,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::content::Over;
+use super::content::{Entry, Over};
 use crate::hub::peers::message::InstanceId;
 use crate::types::{Cow, Event, PublishError, RunEnd};
 use crate::wire::{Draft, Framing};
 
 const VERSION: u64 = 1;
-
-/// An entry that is ready to be applied.
-#[derive(Debug, Default)]
-pub(in crate::hub) struct Entry {
-    pub(in crate::hub) drafts: Vec<Draft>,
-    pub(in crate::hub) over: Option<Over>,
-}
 
 /// The content of the first entry.
 #[derive(Debug)]

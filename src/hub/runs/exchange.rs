@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::content::RunContent;
-use super::entry::Entry;
+use super::content::{Entry, RunContent};
 use super::owners::Owners;
 use crate::hub::peers::message::RunNews;
 use crate::log::Millis;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::content::{Over, RunContent};
-use super::entry::{self, Entry};
+use super::content::{Entry, Over, RunContent};
+use super::entry;
 use crate::hub::Inner;
 use crate::log::millis;
 use crate::types::{Epoch, RunEnd, Topic};

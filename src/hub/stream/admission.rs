@@ -86,10 +86,10 @@ impl Hub {
         let displaced = displaced.map_err(|_| Refusal::retry_later(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
         // A stream of a run reads nothing of the log.
-        let read = if run.is_some() { &[] } else { &*addresses };
+        let read = if handle.reads_run { &[] } else { &*addresses };
         let wanted: Vec<_> = read.iter().map(|address| self.wanted(subscription, address)).collect();
         let accepted_at = self.inner.open_channels(&handle, wanted, begin);
-        if run.is_none() {
+        if !handle.reads_run {
             self.join_user_topics(&handle);
         }
         // From here on, a disconnect finds the connection in the registry and in its channels. This

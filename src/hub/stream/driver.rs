@@ -344,6 +344,12 @@ impl StreamDriver {
         }
     }
 
+    /// Returns whether the last step was returned and the stream ends without an error, so that the
+    /// caller can write the end of the body together with the last bytes.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self.stage, Stage::Ending | Stage::Ended) && self.end == StreamEnd::Clean
+    }
+
     fn poll_end(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
         let (stage, polled) = match self.stage {
             // When a body fails, a server discards the bytes that it has not written yet. `Pending`

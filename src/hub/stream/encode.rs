@@ -10,7 +10,7 @@ use super::driver::{Step, StreamDriver};
 use crate::hub::Settings;
 use crate::hub::connection::handle::Ending;
 use crate::log::Batch;
-use crate::wire::{Frame, HEARTBEAT, close_chunk, hub_events, open_chunk};
+use crate::wire::{Frame, HEARTBEAT, LAST_CHUNK, close_chunk, hub_events, open_chunk};
 
 impl StreamDriver {
     /// Returns the next bytes of the stream, for a body. `None` at the end.
@@ -39,6 +39,10 @@ impl StreamDriver {
             },
         }
         close_chunk(scratch, at);
+        if self.is_complete() {
+            scratch.extend_from_slice(LAST_CHUNK);
+            return Poll::Ready(Some(Encoded::Last));
+        }
         Poll::Ready(Some(Encoded::Scratch))
     }
 }
@@ -111,6 +115,9 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
 pub(crate) enum Encoded {
     Shared(Bytes),
     Scratch,
+    /// The last bytes of the stream, with the end of the body, are in `scratch`. In one write, so that
+    /// no break comes between the last event of a run and its end.
+    Last,
     /// The stream ends with an error, without bytes.
     Abort,
 }

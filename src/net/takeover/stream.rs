@@ -129,6 +129,10 @@ impl TakenOver {
                     Some(Encoded::Scratch) => {
                         self.write_or_wait(&scratch, |count| Bytes::copy_from_slice(&scratch[count..]))
                     }
+                    Some(Encoded::Last) => {
+                        self.close();
+                        self.write_or_wait(&scratch, |count| Bytes::copy_from_slice(&scratch[count..]))
+                    }
                     Some(Encoded::Abort) => {
                         self.close();
                         Ok(())
