@@ -22,7 +22,7 @@ use crate::types::{Event, RunEnd, RunError, Topic};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use tower_sse::{Event, Hub, RunError, RunWriter};
 ///
-/// async fn answer(writer: RunWriter, words: &[&str]) -> Result<(), RunError> {
+/// async fn answer(writer: RunWriter, words: &[&'static str]) -> Result<(), RunError> {
 ///     for word in words {
 ///         tokio::select! {
 ///             () = writer.stopped() => break, // the user has pressed "Stop"
@@ -57,7 +57,10 @@ impl RunWriter {
 
     /// Publishes an event. Returns its number in this run, counted from 0.
     ///
-    /// Keys and idempotency keys of the event have no effect in a run.
+    /// Keys and idempotency keys of the event have no effect in a run. The names `open` and `error`
+    /// are valid in a run, because some protocols have them. A browser's `EventSource` calls the
+    /// listeners of these names also for its own events, so do not use them for pages with an
+    /// `EventSource`.
     ///
     /// # Errors
     ///

@@ -48,7 +48,7 @@ impl Run {
     ///
     /// async fn generate(writer: RunWriter, question: String) -> Result<(), RunError> {
     ///     for word in question.split(' ').rev() {
-    ///         writer.publish(Event::new("word", word)).await?;
+    ///         writer.publish(Event::new("word", word.to_owned())).await?;
     ///     }
     ///     writer.finish().await
     /// }

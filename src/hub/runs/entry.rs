@@ -115,7 +115,7 @@ pub(in crate::hub) fn decode_beginning(bytes: &[u8]) -> Option<Beginning> {
 /// Decodes a later entry. Returns `None` if it is invalid or has another version.
 pub(in crate::hub) fn decode(bytes: &[u8], framing: &Framing) -> Option<Entry> {
     let entry: Envelope<'_> = serde_json::from_slice(bytes).ok().filter(|entry: &Envelope<'_>| entry.v == VERSION)?;
-    let drafts = entry.events.into_iter().map(|event| Draft::encode(&event.into_event(), framing));
+    let drafts = entry.events.into_iter().map(|event| Draft::encode_for_run(&event.into_event(), framing));
     let over = match entry.end {
         Some(word) => Some(Over { end: RunEnd::from_word(&word)?, note: entry.note.map(Arc::from) }),
         None => None,
@@ -125,5 +125,5 @@ pub(in crate::hub) fn decode(bytes: &[u8], framing: &Framing) -> Option<Entry> {
 
 /// Checks and encodes events for the streams.
 pub(in crate::hub) fn drafts(events: &[Event], framing: &Framing) -> Result<Vec<Draft>, PublishError> {
-    events.iter().map(|event| Draft::encode(event, framing)).collect()
+    events.iter().map(|event| Draft::encode_for_run(event, framing)).collect()
 }
