@@ -20,6 +20,7 @@ mod fake;
 mod faulty;
 mod holes;
 mod instances;
+mod journals;
 mod listening;
 mod nats;
 mod odd;
