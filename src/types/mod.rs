@@ -44,6 +44,6 @@ pub(crate) use reason::{EndReason, GapReason, RefusalReason};
 pub(crate) use recheck::{Authority, Recheck};
 pub(crate) use refusal::Refusal;
 pub(crate) use retention::{LagPolicy, Retention};
-pub(crate) use subscription::{Expiry, History, Redeemed, Start, StreamEnd, Subscription};
+pub(crate) use subscription::{Expiry, History, Ids, Redeemed, Start, StreamEnd, Subscription};
 pub(crate) use subscription_error::SubscriptionError;
 pub(crate) use topic_filter::TopicFilter;

@@ -43,6 +43,9 @@ pub(crate) enum Kind {
     Invalid(SubscriptionError),
     /// The access hook panicked. Only the hub creates this refusal.
     Panicked,
+    /// The hub cannot resume from the client's cursor, and the stream is bare, so that it could not
+    /// report the gap. Only the hub creates this refusal.
+    Unresumable,
 }
 
 impl Refusal {
@@ -75,6 +78,8 @@ impl Refusal {
     pub fn gone() -> Self {
         Self(Kind::Gone)
     }
+
+    pub(crate) const UNRESUMABLE: Self = Self(Kind::Unresumable);
 
     pub(crate) fn invalid(invalid: SubscriptionError) -> Self {
         Self(Kind::Invalid(invalid))

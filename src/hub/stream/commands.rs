@@ -151,7 +151,12 @@ impl Hub {
                 // client, so this instance cannot refuse the change, and the connection keeps its
                 // topics. `change_topics_of` returns no refusal for another reason.
                 Err(Refusal(
-                    Kind::Gone | Kind::RetryLater { .. } | Kind::Unauthorized | Kind::Forbidden | Kind::Panicked,
+                    Kind::Gone
+                    | Kind::RetryLater { .. }
+                    | Kind::Unauthorized
+                    | Kind::Forbidden
+                    | Kind::Panicked
+                    | Kind::Unresumable,
                 )) => {}
             }
         }

@@ -212,7 +212,7 @@ impl Hub {
                 let retry = retry.unwrap_or(usual);
                 (Reconnect::After(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))
             }
-            Kind::Unauthorized | Kind::Forbidden | Kind::Invalid(_) | Kind::Panicked => {
+            Kind::Unauthorized | Kind::Forbidden | Kind::Invalid(_) | Kind::Panicked | Kind::Unresumable => {
                 (Reconnect::Now, Some(self.jittered_retry(usual, 1.0..=2.0)))
             }
         };
