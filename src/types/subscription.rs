@@ -60,7 +60,7 @@ pub struct Subscription {
     /// is older than the request.
     pub(crate) redeemed: Option<Box<Redeemed>>,
     /// The run that the connection reads in place of the log, or `None`.
-    pub(crate) run: Option<RunSource>,
+    pub(crate) run: Option<Box<RunSource>>,
     pub(crate) invalid: Option<SubscriptionError>,
 }
 
