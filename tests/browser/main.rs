@@ -20,10 +20,15 @@ mod driver;
 mod history;
 mod http2;
 mod origins;
+mod progress;
 mod reconnect;
 mod site;
 mod source;
 mod standard;
 mod workspace;
+
+#[path = "../../examples/progress.rs"]
+#[allow(dead_code, reason = "no test calls its `main`")]
+mod progress_example;
 
 use kit::{example, proxy, redis as redis_server};

@@ -201,8 +201,66 @@ async fn a_report_reaches_100_percent_in_each_tab_and_across_a_reload() {
     let percents: Vec<u64> = serde_json::from_value(second.eval("percents").await).unwrap();
     assert!(percents.is_sorted() && percents.first() == Some(&0) && percents.last() == Some(&100), "{percents:?}");
     assert!(percents.len() > 3, "{percents:?}");
+    first.call("reload", json!([])).await;
+    first.reads(".report.done .result strong", "5,761,455").await;
     first.has_no_errors().await;
     second.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn a_report_is_stopped_in_one_tab_and_shown_as_stopped_in_the_other_and_after_a_reload() {
+    let Some(browser) = browser() else { return };
+    let workspace = Workspace::start(&[]).await;
+    let (ada, first) = workspace.sign_in(browser, "ada", "reports", json!({})).await;
+    let second = workspace.open(&ada, "reports").await;
+    first.call("selectOption", json!(["#limit", "1000000000"])).await;
+    first.click("#start .primary").await;
+    first.until("document.querySelector('.report.running progress')?.value > 0").await;
+    second.click(".report.running button").await;
+    for tab in [&first, &second] {
+        tab.reads(".report.stopped .badge", "Stopped").await;
+    }
+    first.call("reload", json!([])).await;
+    first.reads(".report.stopped .badge", "Stopped").await;
+    first.has_no_errors().await;
+    second.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn with_a_shared_log_a_page_at_another_instance_shows_a_report_and_its_interruption() {
+    let Some(browser) = browser() else { return };
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
+    let url = redis.url();
+    let shared = ["--backplane", &url];
+    let (one, two) = tokio::join!(Workspace::start(&shared), Workspace::start(&shared));
+    let (_ada, at_one) = one.sign_in(browser, "ada", "reports", json!({})).await;
+    let (_ada, at_two) = two.sign_in(browser, "ada", "reports", json!({})).await;
+    at_one.call("selectOption", json!(["#limit", "1000000000"])).await;
+    at_one.click("#start .primary").await;
+    at_two.until("document.querySelector('.report.running progress')?.value > 0").await;
+    one.shut_down().await;
+    at_two.reads(".report.interrupted .badge", "Interrupted, because its server ended").await;
+    at_two.call("reload", json!([])).await;
+    at_two.reads(".report.interrupted .badge", "Interrupted, because its server ended").await;
+    at_two.has_no_errors().await;
+}
+
+#[tokio::test]
+async fn with_a_shared_log_a_page_shows_the_end_of_a_report_whose_instance_was_killed() {
+    let Some(browser) = browser() else { return };
+    let Some(redis) = RedisServer::start(FORGETFUL) else { return };
+    let url = redis.url();
+    let shared = ["--backplane", &url];
+    let (mut one, two) = tokio::join!(Workspace::start(&shared), Workspace::start(&shared));
+    let (_ada, at_one) = one.sign_in(browser, "ada", "reports", json!({})).await;
+    let (_ada, at_two) = two.sign_in(browser, "ada", "reports", json!({})).await;
+    at_one.call("selectOption", json!(["#limit", "1000000000"])).await;
+    at_one.click("#start .primary").await;
+    at_two.until("document.querySelector('.report.running progress')?.value > 0").await;
+    one.process.kill().await.unwrap();
+    // The last will follows when the instance has been silent for the peer timeout of 15 s.
+    at_two.reads(".report.interrupted .badge", "Interrupted, because its server ended").await;
+    at_two.has_no_errors().await;
 }
 
 #[tokio::test]
