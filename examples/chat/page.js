@@ -9,7 +9,10 @@ const LABELS = {
   busy: "Server busy",
   stale: "Out of date",
 };
-const NOTES = { stopped: "The answer was stopped.", interrupted: "The answer was interrupted." };
+const NOTES = {
+  stopped: "The answer was stopped.",
+  interrupted: "The answer was interrupted, and the server no longer has it.",
+};
 const SUGGESTIONS = ["Why do ships float?", "How do bridges stay up?", "Why is the sky blue?"];
 
 let chat;       // the id of the chat, from the address of the page
@@ -91,7 +94,7 @@ async function checkAnswer(message) {
 function end(message, state) {
   message.state = state;
   draw(message);
-  $("announcement").textContent = NOTES[state] ?? "The answer is complete.";
+  $("announcement").textContent = noteOf(message) ?? "The answer is complete.";
   readMessages();
 }
 
@@ -160,6 +163,9 @@ function update(data) {
   draw(message);
 }
 
+// Returns the text under an answer that did not end by itself. The last will has precedence.
+const noteOf = ({ state, note }) => state === "interrupted" ? note ?? NOTES.interrupted : NOTES[state];
+
 // Draws a message. The text of users and of the model is never parsed as HTML.
 function draw(message) {
   const isAtEnd = innerHeight + scrollY > document.documentElement.scrollHeight - 60;
@@ -167,7 +173,7 @@ function draw(message) {
   item.className = message.state;
   item.ariaBusy = message.state === "growing";
   item.querySelector(".text").textContent = message.answer;
-  const note = message.state === "interrupted" ? message.note ?? NOTES.interrupted : NOTES[message.state];
+  const note = noteOf(message);
   item.querySelector(".note").hidden = !note;
   item.querySelector(".note span").textContent = note ?? "";
   item.querySelector(".again").hidden = message.state !== "interrupted";

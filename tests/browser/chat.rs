@@ -344,6 +344,7 @@ async fn a_page_reports_that_a_restart_without_a_broker_interrupted_the_answer()
     let text = page.ends("interrupted").await;
     let whole = whole_answer();
     assert!(whole.starts_with(&text) && text.split(' ').count() >= 10, "{text}");
+    page.reads(".interrupted .note span", "The answer was interrupted, and the server no longer has it.").await;
     // The new process has forgotten the chat, and its numbers begin again.
     page.click("#messages li:last-child .again").await;
     page.until("document.querySelectorAll('#messages li').length === 3").await;
