@@ -28,8 +28,8 @@ const LIMITS: std::ops::RangeInclusive<usize> = 1_000..=1_000_000_000;
 const CHUNK: usize = 250_000;
 /// The minimum time between two updates, for at most ten a second.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
-/// The maximum number of reports that one instance computes at a time. A page has a stream for each,
-/// and a browser has few connections.
+/// The maximum number of reports that one instance computes at a time. A page has a stream for
+/// each, and a browser has few connections.
 const MAX_RUNNING: u32 = 2;
 /// The number of reports of each user that are kept.
 const MAX_REPORTS: usize = 20;
