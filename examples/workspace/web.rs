@@ -161,7 +161,8 @@ async fn report_events(
             let progress = Subscription::run(reader).with_user(session.user.id).expires_at(session.expires);
             Ok(app.hub.respond(request, progress))
         }
-        // The `EventSource` of the page would give up after an error. It retries after this.
+        // The `EventSource` of the page would give up after an error. After this refusal it
+        // retries.
         Err(error) if error.is_unavailable() => Ok(app.hub.refuse(Refusal::retry_later(RefusalReason::Busy))),
         Err(error) => Err(Error::from(error).into()),
     }

@@ -88,23 +88,6 @@ impl Workspace {
 }
 
 impl Page {
-    /// Waits until the page shows this state of its stream.
-    #[track_caller]
-    fn shows<'a>(&'a self, state: &str) -> impl Future<Output = ()> + use<'a> {
-        self.sees(&format!("#status[data-state={state}]"))
-    }
-
-    /// Waits until an element has exactly this text.
-    #[track_caller]
-    fn reads<'a>(&'a self, selector: &str, text: &str) -> impl Future<Output = ()> + use<'a> {
-        let (selector, text) = (json!(selector), json!(text));
-        self.until(&format!("document.querySelector({selector})?.textContent.trim() === {text}"))
-    }
-
-    async fn fill(&self, selector: &str, text: &str) {
-        self.call("fill", json!([selector, text])).await;
-    }
-
     async fn post_news(&self, text: &str) {
         self.fill("#text", text).await;
         self.click("#post .primary").await;
@@ -133,11 +116,6 @@ impl Page {
     async fn received(&self, name: &str) -> usize {
         let count = self.eval(&format!("received.filter(name => name === '{name}').length")).await;
         usize::try_from(count.as_u64().unwrap()).unwrap()
-    }
-
-    /// Checks that no script of the page has failed.
-    async fn has_no_errors(&self) {
-        assert_eq!(self.errors().await, json!([]));
     }
 }
 
