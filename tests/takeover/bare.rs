@@ -58,12 +58,11 @@ async fn ends_are_breaks_after_a_whole_event() {
         let mut peer = open(&site, query).await;
         site.publish("t", "x").await;
         assert!(chunk(&mut peer.reader).await.starts_with(b"data: x\n"));
+        let ban = Disconnect::block_for(Duration::from_secs(60));
         match end {
             "drain" => assert_eq!(site.hub.drain(Duration::ZERO).await.ended, 1),
-            "disconnect" => drop(site.hub.user("ada").disconnect(Disconnect::now()).await.unwrap()),
-            "ban" => {
-                drop(site.hub.user("ada").disconnect(Disconnect::block_for(Duration::from_secs(60))).await.unwrap())
-            }
+            "disconnect" => _ = site.hub.user("ada").disconnect(Disconnect::now()).await.unwrap(),
+            "ban" => _ = site.hub.user("ada").disconnect(ban).await.unwrap(),
             _ => {}
         }
         let (rest, is_proper) = peer.reader.text().await;
