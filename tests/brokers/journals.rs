@@ -566,6 +566,20 @@ async fn a_writer_that_repeats_failed_calls_stores_each_entry_once() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_open_memory_journal_is_forgotten_a_day_after_its_newest_entry() {
+    let (log, hour) = (Memory::new(), Duration::from_secs(3600));
+    let id = begin_new(&log, KEY, "first").await;
+    tokio::time::sleep(23 * hour).await;
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    tokio::time::sleep(23 * hour).await;
+    assert_eq!(begin(&log, KEY, "other").await, Begun::Active(id));
+    tokio::time::sleep(hour).await;
+    assert_eq!(append(&log, id, 2, "third", None).await, Conflict);
+    assert_eq!(read(&log, KEY, None, 0).await, None);
+    begin_new(&log, KEY, "other").await;
+}
+
 /// Returns the key of the stream of [`KEY`] on Redis, in the namespace `n`.
 fn redis_key(server: &RedisServer) -> String {
     let keys = server.cli(&["KEYS", "tower-sse:{n}:journal:*"]);
@@ -790,4 +804,52 @@ async fn an_entry_for_which_nats_has_no_room_is_rejected() {
     assert!(error.is_rejected(), "{error}");
     assert_eq!(append(&log, id, 1, "second", None).await, Appended);
     assert_eq!(entries(&log, KEY).await, ["first", "second"]);
+}
+
+/// The documented permissions are enough for an instance, and they allow no other namespace.
+#[tokio::test]
+async fn a_nats_user_with_the_documented_rights_is_enough() {
+    let document = include_str!("../../docs/guide/scaling.md");
+    let (_, section) = document.split_once("A separate NATS user").unwrap();
+    let (text, rest) = section.split_once("```text").unwrap();
+    let streams: Vec<_> = text.split('`').filter(|name| name.ends_with("_default")).collect();
+    let subjects = rest.split("```").next().unwrap().split_whitespace();
+    // `STREAM` is also the name of a method: only the last one is a placeholder.
+    let fill = |subject: &str, stream: &str| match subject.rsplit_once("STREAM") {
+        Some((before, after)) if subject.starts_with("$JS") => format!("{before}{stream}{after}"),
+        _ => subject.to_owned(),
+    };
+    let publish: Vec<_> =
+        subjects.flat_map(|subject| streams.iter().map(move |stream| fill(subject, stream))).collect();
+    assert_eq!((streams.len(), publish.len()), (6, 36));
+    let permissions = serde_json::json!({ "publish": publish, "subscribe": ["_INBOX.>"] });
+    let user = serde_json::json!({ "user": "hub", "password": "password", "permissions": permissions });
+    let config = std::env::temp_dir().join(format!("tower-sse-nats-{}.conf", std::process::id()));
+    std::fs::write(&config, serde_json::json!({ "authorization": { "users": [user] } }).to_string()).unwrap();
+    let Some(server) = NatsServer::start_with(&["-c", config.to_str().unwrap()]) else { return };
+    std::fs::remove_file(config).unwrap();
+    let url = server.url().replace("nats://", "nats://hub:password@");
+    let log = |namespace| Nats::new(&url, namespace).unwrap().timeout(Duration::from_secs(4));
+    let (one, two) = (log("default"), log("default"));
+    let mut listener = one.listen(None);
+    assert!(futures::poll!(futures::StreamExt::next(&mut listener)).is_pending());
+    let mut record = NewRecord::new(Bytes::from_static(b"21.5"));
+    record.values = vec![tower_sse::backplane::Value::new("boiler", false)];
+    for record in [record, NewRecord::new(Bytes::from_static(b"x"))] {
+        assert!(soon(one.append(vec![record], None)).await.iter().all(Result::is_ok));
+    }
+    assert_eq!(soon(two.range(0, 10)).await.unwrap().len(), 2);
+    assert_eq!(soon(two.values()).await.unwrap().len(), 1);
+    soon(two.broadcast(Bytes::from_static(b"x"))).await.unwrap();
+    soon(two.put_once("a", Bytes::from_static(b"1"), Duration::from_secs(60))).await.unwrap();
+    assert!(soon(one.take("a")).await.unwrap().is_some());
+    let id = begin_new(&one, KEY, "first").await;
+    for (after, entry) in [(1, "second"), (2, "third")] {
+        assert_eq!(append(&one, id, after, entry, None).await, Appended);
+    }
+    assert_eq!(append(&one, id, 3, "last", Some(Duration::from_millis(300))).await, Appended);
+    assert!(read(&two, KEY, None, 0).await.is_none_or(|page| page.entries.len() == 4));
+    soon(async { while read(&two, KEY, None, 0).await.is_some() {} }).await;
+    begin_new(&two, KEY, "next").await;
+    soon(log("other").state(None)).await.unwrap_err();
 }
