@@ -521,7 +521,8 @@ impl StreamDriver {
     fn has_read_up_to(&self, after: u64) -> bool {
         match &self.run {
             Some(_) => after == 0,
-            None => self.hub.log().cursor(&self.handle.subscriber) >= after,
+            // `after` of a drain is at least 1, also on an empty log.
+            None => self.hub.log().cursor(&self.handle.subscriber) >= after.min(self.hub.log().last()),
         }
     }
 
