@@ -294,7 +294,7 @@ for_each_broker!(an_entry_may_have_any_bytes(log): memory, redis, nats);
 async fn a_large_entry_is_stored_or_rejected_with_the_limit(log: impl Backplane) {
     let large = Bytes::from(vec![b'x'; (1 << 20) - 1024]);
     let Begun::New(id) = soon(log.begin_journal(KEY, large.clone())).await.unwrap() else { panic!() };
-    assert_eq!(read(&log, KEY, None, 0).await.unwrap().entries, [large.clone()]);
+    assert!(read(&log, KEY, None, 0).await.unwrap().entries == [&large[..]]);
     assert_eq!(soon(log.begin_journal(KEY, large.clone())).await.unwrap(), Begun::New(id));
     let mut count = 1;
     for size in [1 << 20, (1 << 20) + 1, 4 << 20] {
@@ -539,7 +539,6 @@ async fn a_long_journal_is_read_in_few_round_trips<B: BrokerServer>(broker: B) {
     let took = begun.elapsed();
     assert_eq!(all.entries.len(), 5_000);
     assert!(all.entries.iter().zip(1..).skip(1).all(|(found, n)| *found == entry(n)));
-    println!("5,000 entries in {took:?}");
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
