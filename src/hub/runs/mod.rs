@@ -11,7 +11,6 @@
 //!    ([`table`]).
 //! 4. An entry of a journal is one append of a writer: events, and the end if there is one
 //!    ([`entry`]). Instances number the events of a journal in the same order.
-//!
 //! 5. A run ends without its writer only if its instance is gone, or has dropped the writer
 //!    ([`owners`], [`exchange`]).
 //!
