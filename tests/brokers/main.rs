@@ -32,6 +32,7 @@ mod publisher;
 mod reached;
 mod redis;
 mod rolled_back;
+mod run_faults;
 mod run_races;
 mod runtimes;
 mod soak;
