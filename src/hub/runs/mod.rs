@@ -21,5 +21,7 @@ pub(in crate::hub) mod entry;
 pub(in crate::hub) mod exchange;
 pub(in crate::hub) mod found;
 pub(in crate::hub) mod local;
+#[cfg(all(test, not(tower_sse_loom)))]
+mod models;
 pub(in crate::hub) mod owners;
 pub(in crate::hub) mod table;
