@@ -206,7 +206,7 @@ impl Hub {
     async fn find_run(&self, name: &Topic) -> Result<Option<Arc<RunContent>>, RunError> {
         let known = self.inner.runs.get(name);
         let Some(shared) = &self.inner.shared_log else { return Ok(known) };
-        if let Some(run) = known.filter(|run| run.owner == shared.instance_id && run.is_active()) {
+        if let Some(run) = known.filter(|run| run.owner == shared.instance_id && run.is_active() && !run.is_stray) {
             return Ok(Some(run));
         }
         if !can_wait() {

@@ -8,9 +8,10 @@ use tokio::sync::Mutex;
 use super::Hub;
 use crate::hub::runs::content::{Entry, Over, RunContent};
 use crate::hub::runs::entry;
-use crate::hub::runs::exchange::{Orphan, Unconfirmed};
+use crate::hub::runs::exchange::{Orphan, Outgoing};
+use crate::hub::tasks::back_off::can_wait;
 use crate::macros::opaque_debug;
-use crate::types::{Event, RunEnd, RunError, Topic};
+use crate::types::{Event, PublishError, RunEnd, RunError, Topic};
 
 /// The only writer of an active run.
 ///
@@ -41,14 +42,13 @@ pub struct RunWriter {
     hub: Hub,
     name: Topic,
     run: Arc<RunContent>,
-    /// Held during an append, so that events keep their order. Contains the entry that the broker
-    /// has not confirmed.
-    turn: Mutex<Option<Unconfirmed>>,
+    /// Held during an append, so that events keep their order.
+    turn: Mutex<Outgoing>,
 }
 
 impl RunWriter {
     pub(super) fn new(hub: Hub, name: Topic, run: Arc<RunContent>) -> Self {
-        Self { hub, name, run, turn: Mutex::new(None) }
+        Self { hub, name, run, turn: Mutex::default() }
     }
 
     /// Publishes an event. Returns its number in this run, counted from 0.
@@ -79,12 +79,15 @@ impl RunWriter {
         self.append(events.into_iter().collect(), None).await
     }
 
-    /// Completes when any instance calls [`Run::stop`](crate::Run::stop). Cancel safe.
+    /// Completes when any instance calls [`Run::stop`](crate::Run::stop), and also when the run has
+    /// ended without this writer: its instance was drained, or other instances have ended the run.
+    /// In both cases the writer can stop its work. Cancel safe.
     pub async fn stopped(&self) {
         self.run.asked_to_stop().await;
     }
 
-    /// Returns whether an instance has called [`Run::stop`](crate::Run::stop).
+    /// Returns whether an instance has called [`Run::stop`](crate::Run::stop). The method returns
+    /// false if the run has ended for another reason.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.run.is_asked_to_stop()
@@ -97,7 +100,7 @@ impl RunWriter {
     ///
     /// Returns an error if the run has already been ended by another instance or by a drain, or if
     /// the broker did not confirm the end. In the latter case, the hub completes the end in the
-    /// background.
+    /// background, also if the future is dropped.
     pub async fn finish(self) -> Result<(), RunError> {
         self.end(None, None).await
     }
@@ -137,13 +140,13 @@ impl RunWriter {
     async fn append(&self, events: Vec<Event>, over: Option<Over>) -> Result<u64, RunError> {
         let settings = self.hub.settings();
         let drafts = entry::drafts(&events, &settings.framing)?;
-        let mut unconfirmed = self.turn.lock().await;
+        let mut outgoing = self.turn.lock().await;
         if events.is_empty() && over.is_none() {
             return Ok(self.run.progress().events);
         }
+        let is_over = over.is_some();
         let Some(shared) = &self.hub.inner.shared_log else {
             self.run.check(&drafts, &settings.runs)?;
-            let is_over = over.is_some();
             let number = self.run.progress().entries + 1;
             let first = self.run.apply(number, Entry { drafts, over }, self.hub.now()).ok_or(RunError::ENDED)?;
             if is_over {
@@ -151,13 +154,16 @@ impl RunWriter {
             }
             return Ok(first);
         };
-        self.hub.append_to_run(shared, &self.name, &self.run, &mut unconfirmed).await?;
-        self.run.check(&drafts, &settings.runs)?;
         let bytes = Bytes::from(entry::encode(&events, over.as_ref()));
-        let progress = self.run.progress();
-        *unconfirmed = Some(Unconfirmed { number: progress.entries + 1, bytes, entry: Entry { drafts, over } });
-        self.hub.append_to_run(shared, &self.name, &self.run, &mut unconfirmed).await?;
-        Ok(progress.events)
+        outgoing.next = Some((bytes, Entry { drafts, over }));
+        let written = match can_wait() {
+            true => self.hub.write_run(shared, &self.name, &self.run, &mut outgoing).await,
+            false => Err(PublishError::NO_RUNTIME.into()),
+        };
+        if !is_over {
+            outgoing.next = None;
+        }
+        written
     }
 }
 
@@ -178,8 +184,10 @@ impl Drop for RunWriter {
         match &self.hub.inner.shared_log {
             None => self.hub.inner.abort_local_run(&self.name, &self.run),
             Some(shared) => {
-                let unconfirmed = self.turn.get_mut().take();
-                let orphan = Orphan { name: self.name.clone(), run: Arc::clone(&self.run), unconfirmed };
+                let mut outgoing = std::mem::take(self.turn.get_mut());
+                // The hub completes the end of the run, and publishes no event that was not sent.
+                outgoing.next.take_if(|(_, entry)| entry.over.is_none());
+                let orphan = Orphan { name: self.name.clone(), run: Arc::clone(&self.run), outgoing };
                 shared.runs.lock().orphans.push(orphan);
                 self.hub.inner.ensure_shared_log();
             }

@@ -92,7 +92,9 @@ async fn listen_and_broadcast(
                 let now = Instant::now();
                 if std::mem::take(&mut is_first) {
                     shared.peers.lock().reconnected(hub.now());
-                    shared.runs.lock().owners.reconnected(hub.now());
+                    let mut runs = shared.runs.lock();
+                    runs.owners.reconnected(hub.now());
+                    runs.may_be_ended = true;
                 }
                 let is_closed = shared.outbox.lock().is_closed;
                 let receives_own_messages = shared.peers.lock().receives_own_messages();
@@ -164,7 +166,7 @@ impl Hub {
             }
             Body::PresenceUpdate(update) => result = shared.peers.lock().update(from, update, now),
             Body::Runs(news) => self.receive_run_news(shared, news),
-            Body::Stop(name, id) => self.receive_stop(&name, id),
+            Body::Stop(name, id) => self.receive_stop(shared, &name, id),
         }
         let is_closed = shared.outbox.lock().is_closed;
         let must_ask = result == UpdateResult::Missing && !is_closed && shared.peers.lock().may_ask(from, now);

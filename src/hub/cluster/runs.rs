@@ -10,6 +10,10 @@
 //!    broker accepts one end.
 //! 4. A call that is dropped, or whose outcome is unknown, leaves work for the task: the end of a
 //!    run without a writer ([`Orphan`]), or of a run that may have begun.
+//! 5. An entry that the broker may have keeps its number until the broker answers. Otherwise the
+//!    next entry would conflict with it, as if the run had ended ([`Unconfirmed`]).
+//! 6. A run of this instance that is at the broker has a writer here, or its caller still waits for
+//!    the broker ([`Awaited`]), or it is a stray one, which the next read ends.
 
 use std::collections::hash_set::HashSet;
 use std::sync::{Arc, Weak};
@@ -22,9 +26,9 @@ use tokio::time::{Duration, Instant};
 use super::shared_log::SharedLog;
 use crate::backplane::{Answer, BackplaneError, Begun, JournalAppend, JournalId, in_time};
 use crate::hub::peers::message::{Body, RunNews};
-use crate::hub::runs::content::{Entry, Over, RunContent};
+use crate::hub::runs::content::{Entry, Over, Progress, RunContent};
 use crate::hub::runs::entry::{self, Beginning};
-use crate::hub::runs::exchange::{Orphan, Unconfirmed};
+use crate::hub::runs::exchange::{Awaited, Orphan, Outgoing, Unconfirmed};
 use crate::hub::tasks::back_off::BackOff;
 use crate::hub::tasks::background::Job;
 use crate::hub::{Hub, Inner};
@@ -94,21 +98,26 @@ impl Hub {
     /// Does the work of one turn. Returns whether a part of it failed. That part is left.
     async fn work_off(&self, shared: &SharedLog, mut left: Left<'_>) -> bool {
         let mut failed = false;
-        while let Some(orphan) = left.orphans.pop() {
-            if let Err((orphan, error)) = self.end_orphan(shared, orphan).await {
+        // The work stays in the list until it is done, because this future may be dropped at an
+        // await.
+        while let Some(orphan) = left.orphans.last_mut() {
+            if let Err(error) = self.end_orphan(shared, orphan).await {
                 tracing::debug!(%error, "a run without a writer cannot be ended yet");
-                shared.runs.lock().orphans.push(orphan);
+                // The next turn begins with another one.
+                left.orphans.rotate_right(1);
                 failed = true;
                 break;
             }
+            left.orphans.pop();
         }
-        while let Some((name, first)) = left.abandoned.pop() {
-            if let Err(error) = self.end_abandoned(shared, &name, first.clone()).await {
+        while let Some((name, first)) = left.abandoned.last() {
+            if let Err(error) = self.end_abandoned(shared, name, first).await {
                 tracing::debug!(%error, "a run that may have begun cannot be ended yet");
-                left.abandoned.push((name, first));
+                left.abandoned.rotate_right(1);
                 failed = true;
                 break;
             }
+            left.abandoned.pop();
         }
         let names: Vec<Topic> = left.wanted.iter().cloned().collect();
         let mut reads = stream::iter(names)
@@ -128,13 +137,9 @@ impl Hub {
 
     /// Reads the rest of a run, or forgets the run if no reader and no writer uses it.
     async fn refresh_if_used(&self, shared: &SharedLog, name: &Topic) -> Answer<()> {
-        let Some(run) = self.inner.runs.get(name) else { return Ok(()) };
-        // The table and this function each have a reference.
-        if run.owner != shared.instance_id && Arc::strong_count(&run) <= 2 {
-            self.inner.runs.forget(name, run.id);
+        if self.inner.runs.forget_unused(name, shared.instance_id) {
             return Ok(());
         }
-        drop(run);
         self.refresh_run(shared, name).await.map(drop)
     }
 
@@ -148,15 +153,17 @@ impl Hub {
         let beginning = Beginning { owner: shared.instance_id, will };
         let first = Bytes::from(entry::encode_beginning(&beginning));
         for _ in 0..BEGINNINGS {
-            let mut begun = MayHaveBegun { hub: self, shared, name, first: Some(first.clone()) };
+            let mut begun = MayHaveBegun::new(self, shared, name, &first);
             let answer = self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await;
-            if !answer.as_ref().is_err_and(BackplaneError::is_unknown) {
-                begun.first = None;
-            }
+            begun.is_unknown = answer.as_ref().is_err_and(BackplaneError::is_unknown);
             if let Begun::New(id) = answer.map_err(|error| broker(&error))? {
                 let run = Arc::new(RunContent::new(Epoch(id.get()), beginning.owner, beginning.will));
                 run.apply(1, Entry::default(), self.now());
-                self.inner.runs.put(name, &run);
+                let run = self.inner.runs.put(name, run);
+                let awaited = shared.runs.lock().beginnings.remove(&first);
+                if awaited.is_some_and(|awaited| awaited.stop == Some(run.id)) {
+                    run.ask_to_stop();
+                }
                 self.announce_run(shared, name, &run);
                 return Ok(run);
             }
@@ -169,16 +176,45 @@ impl Hub {
         Err(RunError::ACTIVE)
     }
 
+    /// Completes the entry that the broker has not confirmed, and then appends the next entry.
+    /// Returns the number of its first event. Entries that the broker does not confirm stay in
+    /// `outgoing`.
+    pub(in crate::hub) async fn write_run(
+        &self,
+        shared: &SharedLog,
+        name: &Topic,
+        run: &Arc<RunContent>,
+        outgoing: &mut Outgoing,
+    ) -> Result<u64, RunError> {
+        // While the outcome of the earlier entry is unknown, the next one is certainly not stored.
+        let is_known = |error: RunError| match error.is_unknown() {
+            true => PublishError::broker(false, error).into(),
+            false => error,
+        };
+        self.append_to_run(shared, name, run, &mut outgoing.unconfirmed).await.map_err(is_known)?;
+        let Progress { events, entries, .. } = run.progress();
+        if let Some((_, entry)) = &outgoing.next {
+            run.check(&entry.drafts, &self.settings().runs)?;
+        }
+        let number = entries + 1;
+        let next = outgoing.next.take();
+        outgoing.unconfirmed = next.map(|(bytes, entry)| Unconfirmed { number, bytes, entry, may_be_stored: false });
+        self.append_to_run(shared, name, run, &mut outgoing.unconfirmed).await?;
+        Ok(events)
+    }
+
     /// Appends an entry of a run at the broker, and then in memory. If the broker does not confirm
     /// the entry, it stays in `unconfirmed`.
-    pub(in crate::hub) async fn append_to_run(
+    async fn append_to_run(
         &self,
         shared: &SharedLog,
         name: &Topic,
         run: &Arc<RunContent>,
         unconfirmed: &mut Option<Unconfirmed>,
     ) -> Result<(), RunError> {
-        let Some(Unconfirmed { number, bytes, entry }) = unconfirmed else { return Ok(()) };
+        let Some(Unconfirmed { number, bytes, entry, may_be_stored }) = unconfirmed else { return Ok(()) };
+        // True during the request, because the caller may drop this future.
+        let was_sent = std::mem::replace(may_be_stored, true);
         let close = entry.over.is_some().then_some(self.settings().runs.keep_for);
         let (id, after) = (journal(run.id), *number - 1);
         let append = || shared.backplane.append_journal(name.as_str(), id, after, bytes.clone(), close);
@@ -203,7 +239,10 @@ impl Hub {
                 Err(RunError::ENDED)
             }
             Err(error) => {
-                if !error.is_unknown() {
+                *may_be_stored = was_sent || error.is_unknown();
+                // The writer of an end cannot repeat it, so the task does.
+                let is_kept = *may_be_stored || close.is_some() && !error.is_rejected();
+                if !is_kept {
                     *unconfirmed = None;
                 }
                 Err(broker(&error))
@@ -223,7 +262,7 @@ impl Hub {
             if !run.is_active() || !self.is_owner_gone(shared, &run) {
                 return Ok(Some(run));
             }
-            self.abort_run(shared, name, &run).await?;
+            self.abort_run(shared, name, &run, self.settings().runs.keep_for).await?;
         }
     }
 
@@ -242,6 +281,12 @@ impl Hub {
                 self.inner.runs.forget(name, run.id);
                 continue;
             };
+            if let Some(run) = known.as_ref().filter(|_| page.last < after) {
+                // The broker was restored from a backup. Read again what it has now.
+                run.lose(self.now());
+                self.inner.runs.forget(name, run.id);
+                continue;
+            }
             let mut entries = page.entries.into_iter();
             let run = match known {
                 Some(run) => run,
@@ -249,9 +294,10 @@ impl Hub {
                     let invalid = || BackplaneError::rejected("the journal has an invalid first entry");
                     let first = entries.next().ok_or_else(invalid)?;
                     let Beginning { owner, will } = entry::decode_beginning(&first).ok_or_else(invalid)?;
-                    let run = Arc::new(RunContent::new(Epoch(page.id.get()), owner, will));
+                    let mut run = RunContent::new(Epoch(page.id.get()), owner, will);
+                    run.is_stray = owner == shared.instance_id && !shared.runs.lock().beginnings.contains_key(&first);
                     run.apply(1, Entry::default(), self.now());
-                    self.inner.runs.put_copy(name, run)
+                    self.inner.runs.put_copy(name, Arc::new(run))
                 }
             };
             if run.id.0 != page.id.get() {
@@ -269,7 +315,9 @@ impl Hub {
                     }
                     None => {
                         tracing::warn!("a run has an entry that this version cannot read");
-                        run.lose(self.now());
+                        if run.lose(self.now()) {
+                            self.inner.run_ended(name, run.id);
+                        }
                         return Ok(Some(run));
                     }
                 }
@@ -280,11 +328,11 @@ impl Hub {
         }
     }
 
-    /// Returns whether the instance that writes a run is gone. Returns false while this instance
-    /// receives no messages itself.
+    /// Returns whether a run has no writer any more. Returns false for a run of another instance
+    /// while this instance receives no messages itself.
     fn is_owner_gone(&self, shared: &SharedLog, run: &RunContent) -> bool {
         if run.owner == shared.instance_id {
-            return false;
+            return run.is_stray;
         }
         let now = self.now();
         let is_received = shared.peers.lock().is_received(now);
@@ -293,11 +341,11 @@ impl Hub {
     }
 
     /// Ends a run without its writer. Reads on if another instance was faster.
-    async fn abort_run(&self, shared: &SharedLog, name: &Topic, run: &Arc<RunContent>) -> Answer<()> {
+    async fn abort_run(&self, shared: &SharedLog, name: &Topic, run: &Arc<RunContent>, keep: Duration) -> Answer<()> {
         let after = run.progress().entries;
         let over = Over { end: RunEnd::Aborted, note: None };
         let bytes = Bytes::from(entry::encode(run.will.as_slice(), Some(&over)));
-        let (id, keep) = (journal(run.id), self.settings().runs.keep_for);
+        let id = journal(run.id);
         let append = || shared.backplane.append_journal(name.as_str(), id, after, bytes.clone(), Some(keep));
         if let JournalAppend::Appended = self.persist(append).await? {
             let drafts = entry::drafts(run.will.as_slice(), &self.settings().framing).unwrap_or_default();
@@ -309,16 +357,14 @@ impl Hub {
     }
 
     /// Ends a run of this instance whose writer is gone.
-    async fn end_orphan(&self, shared: &SharedLog, mut orphan: Orphan) -> Result<(), (Orphan, RunError)> {
-        let Orphan { name, run, unconfirmed } = &mut orphan;
-        match self.append_to_run(shared, name, run, unconfirmed).await {
-            Err(error) if error.is_unavailable() => return Err((orphan, error)),
-            Ok(()) | Err(_) => {}
+    async fn end_orphan(&self, shared: &SharedLog, orphan: &mut Orphan) -> Result<(), RunError> {
+        let Orphan { name, run, outgoing } = orphan;
+        match self.write_run(shared, name, run, outgoing).await {
+            // The run ends without an entry that the broker rejects.
+            Err(error) if error.is_unavailable() && !is_rejected(&error) => return Err(error),
+            Ok(_) | Err(_) => {}
         }
-        match self.end_own_run(shared, name, run).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err((orphan, broker(&error))),
-        }
+        self.end_own_run(shared, name, run).await.map_err(|error| broker(&error))
     }
 
     /// Ends a run of this instance as aborted, unless it has ended.
@@ -329,13 +375,13 @@ impl Hub {
         run: &Arc<RunContent>,
     ) -> Answer<()> {
         while run.is_active() {
-            self.abort_run(shared, name, run).await?;
+            self.abort_run(shared, name, run, self.settings().runs.keep_for).await?;
             if run.is_active() {
                 // An entry that was not confirmed has arrived, or another instance has ended the
                 // run.
-                match self.read_run(shared, name).await? {
+                match self.refresh_run(shared, name).await? {
                     Some(newest) if Arc::ptr_eq(&newest, run) => {}
-                    _ => run.lose(self.now()),
+                    _ => drop(run.lose(self.now())),
                 }
             }
         }
@@ -343,18 +389,25 @@ impl Hub {
     }
 
     /// Ends a run that may have begun, although its caller has given up.
-    async fn end_abandoned(&self, shared: &SharedLog, name: &Topic, first: Bytes) -> Answer<()> {
-        let Some(Beginning { owner, will }) = entry::decode_beginning(&first) else { return Ok(()) };
-        // The broker answers a repeated beginning as it answered the first one.
-        if let Begun::New(id) = self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await? {
-            let run = Arc::new(RunContent::new(Epoch(id.get()), owner, will));
-            run.apply(1, Entry::default(), self.now());
-            let over = Over { end: RunEnd::Aborted, note: None };
-            let bytes = Bytes::from(entry::encode(&[], Some(&over)));
-            let close = Some(KEEP_UNREAD);
-            self.persist(|| shared.backplane.append_journal(name.as_str(), id, 1, bytes.clone(), close)).await?;
-        }
-        Ok(())
+    async fn end_abandoned(&self, shared: &SharedLog, name: &Topic, first: &Bytes) -> Answer<()> {
+        let Some(Beginning { owner, will }) = entry::decode_beginning(first) else { return Ok(()) };
+        let limit = self.settings().publish_timeout;
+        let page = in_time(limit, shared.backplane.read_journal(name.as_str(), None, 0, 1)).await?;
+        let id = match page {
+            Some(page) if page.entries.first() == Some(first) => page.id,
+            // Another run of this name has begun. A repeated beginning might replace it. If the
+            // first one still arrives, the run is a stray one.
+            Some(_) => return Ok(()),
+            // The broker answers a repeated beginning as it answered the first one.
+            None => match self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await? {
+                Begun::New(id) => id,
+                Begun::Active(_) => return Ok(()),
+            },
+        };
+        let run = Arc::new(RunContent::new(Epoch(id.get()), owner, will));
+        run.apply(1, Entry::default(), self.now());
+        // If the run has ended already, this has no effect.
+        self.abort_run(shared, name, &run, KEEP_UNREAD).await
     }
 
     /// Repeats a request until the broker has answered it, within the publish timeout. The error is
@@ -404,8 +457,7 @@ impl Hub {
         while changed.peek().is_some() {
             let batch: Vec<_> = changed.by_ref().take(NEWS_PER_MESSAGE).collect();
             if let Err(error) = self.broadcast(shared, Body::Runs(batch.clone())).await {
-                let mut runs = shared.runs.lock();
-                batch.into_iter().chain(changed).for_each(|(name, news)| runs.note(&name, news));
+                shared.runs.lock().put_back(batch.into_iter().chain(changed));
                 return Err(error);
             }
         }
@@ -418,18 +470,28 @@ impl Hub {
     }
 
     /// Processes a request to stop. Only the instance of the writer has a writer to ask.
-    pub(super) fn receive_stop(&self, name: &Topic, id: Epoch) {
+    pub(super) fn receive_stop(&self, shared: &SharedLog, name: &Topic, id: Epoch) {
+        // The caller may have found the run at the broker before the answer to its writer arrives.
+        for awaited in shared.runs.lock().beginnings.values_mut().filter(|awaited| awaited.name == *name) {
+            awaited.stop = Some(id);
+        }
         if let Some(run) = self.inner.runs.get(name).filter(|run| run.id == id) {
             run.ask_to_stop();
         }
     }
 
     /// Makes the task look at each run that a stream reads. The task then finds entries whose
-    /// announcement was lost, and ends the runs of instances that are gone.
+    /// announcement was lost, and ends the runs of instances that are gone. If other instances may
+    /// have ended the runs of this instance meanwhile, the task looks at these too.
     pub(super) fn look_at_runs(&self, shared: &SharedLog) {
-        let runs = self.inner.runs.all().into_iter();
-        let others = runs.filter(|(_, run)| run.owner != shared.instance_id && run.is_active());
-        self.want_runs(shared, others.map(|(name, _)| name).collect());
+        let is_received = shared.peers.lock().is_received(self.now());
+        let looks_at_own = is_received && std::mem::take(&mut shared.runs.lock().may_be_ended);
+        if !is_received {
+            shared.runs.lock().may_be_ended = true;
+        }
+        let runs = self.inner.runs.all().into_iter().filter(|(_, run)| run.is_active());
+        let looked_at = runs.filter(|(_, run)| looks_at_own || run.owner != shared.instance_id);
+        self.want_runs(shared, looked_at.map(|(name, _)| name).collect());
     }
 
     fn want_runs(&self, shared: &SharedLog, names: Vec<Topic>) {
@@ -463,13 +525,25 @@ struct MayHaveBegun<'a> {
     hub: &'a Hub,
     shared: &'a SharedLog,
     name: &'a Topic,
-    first: Option<Bytes>,
+    first: &'a Bytes,
+    is_unknown: bool,
+}
+
+impl<'a> MayHaveBegun<'a> {
+    fn new(hub: &'a Hub, shared: &'a SharedLog, name: &'a Topic, first: &'a Bytes) -> Self {
+        let awaited = Awaited { name: name.clone(), stop: None };
+        shared.runs.lock().beginnings.insert(first.clone(), awaited);
+        Self { hub, shared, name, first, is_unknown: true }
+    }
 }
 
 impl Drop for MayHaveBegun<'_> {
     fn drop(&mut self) {
-        if let Some(first) = self.first.take() {
-            self.shared.runs.lock().abandoned.push((self.name.clone(), first));
+        let mut runs = self.shared.runs.lock();
+        runs.beginnings.remove(self.first);
+        if self.is_unknown {
+            runs.abandoned.push((self.name.clone(), self.first.clone()));
+            drop(runs);
             self.hub.inner.ensure_shared_log();
         }
     }
@@ -483,4 +557,10 @@ fn journal(id: Epoch) -> JournalId {
 
 fn broker(error: &BackplaneError) -> RunError {
     PublishError::broker(error.is_unknown(), error.duplicate()).into()
+}
+
+/// Returns whether the broker will not accept the request, also if it is repeated.
+fn is_rejected(error: &RunError) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<BackplaneError>());
+    cause.is_some_and(BackplaneError::is_rejected)
 }

@@ -27,10 +27,22 @@ pub(in crate::hub) struct RunContent {
     pub(in crate::hub) owner: InstanceId,
     /// The last event of the run if it ends without its writer.
     pub(in crate::hub) will: Option<Event>,
+    /// Whether the run is one of this instance without a writer: the broker has received its
+    /// beginning after this instance had given up, or was restored from a backup.
+    pub(in crate::hub) is_stray: bool,
     prefix: IdPrefix,
     state: Mutex<State>,
-    /// Whether the run should stop, for its writer.
-    stop: watch::Sender<bool>,
+    /// For the writer.
+    signals: watch::Sender<Signals>,
+}
+
+/// What a writer waits for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Signals {
+    /// Whether the run should stop.
+    stop: bool,
+    /// Whether the run has ended, or the rest of it can no longer be read.
+    over: bool,
 }
 
 #[derive(Default)]
@@ -83,7 +95,15 @@ pub(in crate::hub) struct Progress {
 
 impl RunContent {
     pub(in crate::hub) fn new(id: Epoch, owner: InstanceId, will: Option<Event>) -> Self {
-        Self { id, owner, will, prefix: IdPrefix::new(id), state: Mutex::default(), stop: watch::Sender::new(false) }
+        Self {
+            id,
+            owner,
+            will,
+            is_stray: false,
+            prefix: IdPrefix::new(id),
+            state: Mutex::default(),
+            signals: watch::Sender::default(),
+        }
     }
 
     pub(in crate::hub) fn progress(&self) -> Progress {
@@ -129,7 +149,7 @@ impl RunContent {
         let mut asleep: SmallVec<[Waker; 4]> = SmallVec::new();
         let first = {
             let mut state = self.state.lock();
-            if state.over.is_some() || state.entries + 1 != number {
+            if state.over.is_some() || state.lost || state.entries + 1 != number {
                 return None;
             }
             let first = state.frames.len() as u64;
@@ -143,6 +163,9 @@ impl RunContent {
                 state.over = Some(over);
                 state.ended_at = now;
             }
+            if state.over.is_some() {
+                self.signals.send_modify(|signals| signals.over = true);
+            }
             asleep.extend(state.listeners.values().filter_map(|listener| listener.notify(now)));
             first
         };
@@ -151,17 +174,20 @@ impl RunContent {
         Some(first)
     }
 
-    /// Notes that the rest of the run can no longer be read, and wakes the readers.
-    pub(in crate::hub) fn lose(&self, now: Millis) {
+    /// Notes that the rest of the run can no longer be read, and wakes the readers. Returns false
+    /// if the run has ended, or if this was noted before.
+    pub(in crate::hub) fn lose(&self, now: Millis) -> bool {
         let asleep: SmallVec<[Waker; 4]> = {
             let mut state = self.state.lock();
             if state.over.is_some() || std::mem::replace(&mut state.lost, true) {
-                return;
+                return false;
             }
             state.ended_at = now;
+            self.signals.send_modify(|signals| signals.over = true);
             state.listeners.values().filter_map(|listener| listener.notify(now)).collect()
         };
         asleep.into_iter().for_each(Waker::wake);
+        true
     }
 
     /// Returns the events after the first `after` ones, within bounds that keep a step short.
@@ -195,18 +221,18 @@ impl RunContent {
 
     /// Asks the writer to stop.
     pub(in crate::hub) fn ask_to_stop(&self) {
-        self.stop.send_replace(true);
+        self.signals.send_modify(|signals| signals.stop = true);
     }
 
     pub(in crate::hub) fn is_asked_to_stop(&self) -> bool {
-        *self.stop.borrow()
+        self.signals.borrow().stop
     }
 
-    /// Completes when the writer is asked to stop.
+    /// Completes when the writer is asked to stop, or when the run is over.
     pub(in crate::hub) async fn asked_to_stop(&self) {
-        let mut stop = self.stop.subscribe();
+        let mut signals = self.signals.subscribe();
         // The sender is part of `self`, so it cannot be dropped during the wait.
-        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = signals.wait_for(|signals| signals.stop || signals.over).await;
     }
 }
 

@@ -10,7 +10,7 @@ use super::content::{Entry, RunContent};
 use super::owners::Owners;
 use crate::hub::peers::message::RunNews;
 use crate::log::Millis;
-use crate::types::Topic;
+use crate::types::{Epoch, Topic};
 
 /// Under the lock of `SharedLog::runs`.
 #[derive(Debug)]
@@ -23,7 +23,20 @@ pub(in crate::hub) struct Exchange {
     pub(in crate::hub) orphans: Vec<Orphan>,
     /// The beginnings of which this instance does not know whether the broker has stored them.
     pub(in crate::hub) abandoned: Vec<(Topic, Bytes)>,
+    /// The beginnings whose callers wait for the broker, by the first entry of the journal.
+    pub(in crate::hub) beginnings: HashMap<Bytes, Awaited>,
     pub(in crate::hub) owners: Owners,
+    /// Whether other instances may have ended the runs of this instance, because they may not have
+    /// received its messages for some time.
+    pub(in crate::hub) may_be_ended: bool,
+}
+
+/// A beginning whose caller waits for the broker.
+#[derive(Debug)]
+pub(in crate::hub) struct Awaited {
+    pub(in crate::hub) name: Topic,
+    /// The run that should stop, if another instance has asked for that already.
+    pub(in crate::hub) stop: Option<Epoch>,
 }
 
 /// A run whose writer is gone.
@@ -31,17 +44,27 @@ pub(in crate::hub) struct Exchange {
 pub(in crate::hub) struct Orphan {
     pub(in crate::hub) name: Topic,
     pub(in crate::hub) run: Arc<RunContent>,
-    /// An entry that the broker has not confirmed yet.
-    pub(in crate::hub) unconfirmed: Option<Unconfirmed>,
+    pub(in crate::hub) outgoing: Outgoing,
 }
 
-/// An entry that was sent to the broker.
+/// The entries of a run that the broker has not confirmed.
+#[derive(Debug, Default)]
+pub(in crate::hub) struct Outgoing {
+    pub(in crate::hub) unconfirmed: Option<Unconfirmed>,
+    /// The entry after `unconfirmed`. It has no number yet, because the broker may reject
+    /// `unconfirmed`.
+    pub(in crate::hub) next: Option<(Bytes, Entry)>,
+}
+
+/// An entry that has its number.
 #[derive(Debug)]
 pub(in crate::hub) struct Unconfirmed {
     /// The number of the entry in the journal.
     pub(in crate::hub) number: u64,
     pub(in crate::hub) bytes: Bytes,
     pub(in crate::hub) entry: Entry,
+    /// Whether the broker may have the entry. Then no other entry may take its number.
+    pub(in crate::hub) may_be_stored: bool,
 }
 
 impl Exchange {
@@ -51,6 +74,8 @@ impl Exchange {
             wanted: HashSet::new(),
             orphans: Vec::new(),
             abandoned: Vec::new(),
+            beginnings: HashMap::new(),
+            may_be_ended: false,
             owners: Owners::new(lease),
         }
     }
@@ -60,6 +85,13 @@ impl Exchange {
         let known = self.changed.entry(name.clone()).or_insert(news);
         if known.id != news.id || known.entries < news.entries {
             *known = news;
+        }
+    }
+
+    /// Notes the news of a broadcast that failed. News that were noted meanwhile stay.
+    pub(in crate::hub) fn put_back(&mut self, news: impl IntoIterator<Item = (Topic, RunNews)>) {
+        for (name, news) in news {
+            self.changed.entry(name).or_insert(news);
         }
     }
 

@@ -11,7 +11,6 @@
 //!    ([`table`]).
 //! 4. An entry of a journal is one append of a writer: events, and the end if there is one
 //!    ([`entry`]). Instances number the events of a journal in the same order.
-//!
 //! 5. A run ends without its writer only if its instance is gone, or has dropped the writer
 //!    ([`owners`], [`exchange`]).
 //!
@@ -22,5 +21,7 @@ pub(in crate::hub) mod entry;
 pub(in crate::hub) mod exchange;
 pub(in crate::hub) mod found;
 pub(in crate::hub) mod local;
+#[cfg(all(test, not(tower_sse_loom)))]
+mod models;
 pub(in crate::hub) mod owners;
 pub(in crate::hub) mod table;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::content::RunContent;
+use crate::hub::peers::message::InstanceId;
 use crate::log::Millis;
 use crate::sync::Mutex;
 use crate::types::{Epoch, RunError, Topic};
@@ -45,20 +46,43 @@ impl Runs {
         Ok(())
     }
 
-    /// Sets the run of a name, in place of an earlier run.
-    pub(in crate::hub) fn put(&self, name: &Topic, run: &Arc<RunContent>) {
-        self.table.lock().put(name, run);
-    }
-
-    /// Adds a copy of a run that was read from the broker. Returns the run of the table, which
-    /// another caller may have added.
-    pub(in crate::hub) fn put_copy(&self, name: &Topic, run: Arc<RunContent>) -> Arc<RunContent> {
+    /// Sets the run of a name, in place of an earlier run. Returns the run of the table: a reader
+    /// may have added a copy of the same run.
+    pub(in crate::hub) fn put(&self, name: &Topic, run: Arc<RunContent>) -> Arc<RunContent> {
         let mut table = self.table.lock();
         if let Some(known) = table.by_name.get(name).filter(|known| known.id == run.id) {
             return Arc::clone(known);
         }
         table.put(name, &run);
         run
+    }
+
+    /// Adds a copy of a run that was read from the broker, unless the table has a run of this name.
+    /// Returns the run of the table. It may be a later run than the copy.
+    pub(in crate::hub) fn put_copy(&self, name: &Topic, run: Arc<RunContent>) -> Arc<RunContent> {
+        let mut table = self.table.lock();
+        if let Some(known) = table.by_name.get(name) {
+            return Arc::clone(known);
+        }
+        table.put(name, &run);
+        run
+    }
+
+    /// Forgets the run of a name if nothing but the table uses it, and if another instance writes
+    /// it. Returns false if the name leads to a run that is still used.
+    pub(in crate::hub) fn forget_unused(&self, name: &Topic, here: InstanceId) -> bool {
+        let mut table = self.table.lock();
+        match table.by_name.entry(name.clone()) {
+            // Only the table can give new references, and it is locked.
+            Entry::Occupied(known) if known.get().owner != here && Arc::strong_count(known.get()) == 1 => {
+                let unused = known.remove();
+                drop(table);
+                drop(unused);
+                true
+            }
+            Entry::Occupied(_) => false,
+            Entry::Vacant(_) => true,
+        }
     }
 
     /// Forgets a run, unless its name leads to another run by now.
