@@ -176,5 +176,41 @@ fn connect(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, encode, publish, deliver, connect);
+/// Ten thousand active runs: their beginnings, ten events of each, and their ends. On one instance,
+/// and on one of two instances that share a `Memory`.
+fn runs(c: &mut Criterion) {
+    const RUNS: usize = 10_000;
+    const EVENTS: usize = 10;
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let mut group = c.benchmark_group("10000 runs with 10 events");
+    group.sample_size(10);
+    let all = async |hub: &Hub, round: u64| {
+        let begin = |n| hub.run(format!("answers/{round}/{n}")).begin().into_future();
+        let writers = futures::future::join_all((0..RUNS).map(begin)).await;
+        let writers: Vec<_> = writers.into_iter().map(Result::unwrap).collect();
+        for _ in 0..EVENTS {
+            let published = futures::future::join_all(writers.iter().map(|writer| writer.publish(tick()))).await;
+            assert!(published.iter().all(Result::is_ok));
+        }
+        let ended = futures::future::join_all(writers.into_iter().map(|writer| writer.finish())).await;
+        assert!(ended.iter().all(Result::is_ok));
+    };
+    let builder = || Hub::builder().run_keep_for(Duration::from_secs(1));
+    let alone = builder().build().unwrap();
+    let log = tower_sse::backplane::Memory::new();
+    let shared = [(); 2].map(|()| builder().backplane(log.clone()).build().unwrap());
+    for (name, hub) in [("one instance", &alone), ("memory, two instances", &shared[0])] {
+        let mut round = 0;
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                round += 1;
+                runtime.block_on(all(hub, round));
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, encode, publish, deliver, connect, runs);
 criterion_main!(benches);

@@ -26,8 +26,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use bodies::{Floor, Woken, drain, endpoint, open, request, sleepers, take};
+use bodies::{Floor, Woken, drain, endpoint, open, reader, request, sleepers, take};
 use bytes::Bytes;
+use futures::FutureExt;
 use tokio::runtime::Runtime;
 use tower_sse::{Event, Hub, Retention};
 
@@ -71,6 +72,8 @@ const CASES: &[Case] = &[
         times: 20 * 10 * 100,
         run: |runtime| deliver(runtime, 10, 100),
     },
+    Case { name: "event of a topic", unit: "event", times: TIMES, run: topic_event },
+    Case { name: "event of a run", unit: "event", times: TIMES, run: run_event },
     Case { name: "connect", unit: "connect", times: TIMES, run: connect },
     Case { name: "disconnect", unit: "disconnect", times: TIMES, run: disconnect },
     Case { name: "resume 100 records", unit: "resume", times: 100, run: resume },
@@ -132,6 +135,36 @@ fn deliver(runtime: &Runtime, events: usize, listeners: usize) {
         for sleeper in &mut sleepers {
             counted_from_here(|| assert_eq!(drain(&mut sleeper.body, &sleeper.waker), 1));
         }
+    }
+}
+
+/// Counts the publish to a topic with one stream, and the polls of that stream.
+fn topic_event(runtime: &Runtime) {
+    let hub = Hub::builder().build().unwrap();
+    let mut sleeper = sleepers(&hub, 1).remove(0);
+    for _ in 0..TIMES {
+        let event = event();
+        counted_from_here(|| {
+            hub.topic("t").publish(event).now_or_never().unwrap().unwrap();
+            assert_eq!(drain(&mut sleeper.body, &sleeper.waker), 1);
+        });
+        runtime.block_on(turns(1));
+    }
+}
+
+/// Counts the same for a run with one stream.
+fn run_event(runtime: &Runtime) {
+    let hub = Hub::builder().build().unwrap();
+    let run = hub.run("t");
+    let writer = run.begin().into_future().now_or_never().unwrap().unwrap();
+    let mut sleeper = reader(&run, &hub);
+    for _ in 0..TIMES {
+        let event = event();
+        counted_from_here(|| {
+            writer.publish(event).now_or_never().unwrap().unwrap();
+            assert_eq!(drain(&mut sleeper.body, &sleeper.waker), 1);
+        });
+        runtime.block_on(turns(1));
     }
 }
 

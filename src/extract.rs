@@ -7,11 +7,12 @@ use axum_core::body::Body;
 use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
+use http::header::RETRY_AFTER;
 use http::request::Parts;
 
 use crate::hub::Hub;
 use crate::mount::{EventStream, StreamRequest};
-use crate::types::{CommandError, ConnectionId, InvalidName, NameProblem, PublishError, SubscriptionError};
+use crate::types::{CommandError, ConnectionId, InvalidName, NameProblem, PublishError, RunError, SubscriptionError};
 
 impl<S: Sync> FromRequestParts<S> for StreamRequest {
     type Rejection = Infallible;
@@ -144,6 +145,19 @@ macro_rules! into_response {
 }
 
 into_response!(PublishError, CommandError, SubscriptionError);
+
+/// Responds with the [status](Self::status_code) and the text of the error, and with `Retry-After`
+/// if a [retry](Self::retry_after) may succeed.
+impl IntoResponse for RunError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status_code(), self.to_string()).into_response();
+        if let Some(retry) = self.retry_after() {
+            let seconds = retry.as_secs() + u64::from(retry.subsec_nanos() > 0);
+            response.headers_mut().insert(RETRY_AFTER, seconds.max(1).into());
+        }
+        response
+    }
+}
 
 impl IntoResponse for EventStream {
     fn into_response(self) -> Response {

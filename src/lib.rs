@@ -335,12 +335,12 @@ mod wire;
 #[cfg(feature = "axum")]
 pub use crate::extract::MissingHub;
 pub use crate::hub::{
-    ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence, Publisher,
-    Receipt, ReceivedEvent, Stats, Subscriber, SubscriberItem, Target, Ticket,
+    BeginRun, ConnectionInfo, Drained, Hub, HubBuilder, Join, Lifecycle, LifecycleEvent, Member, OverLimit, Presence,
+    Publisher, Receipt, ReceivedEvent, Run, RunReader, RunWriter, Stats, Subscriber, SubscriberItem, Target, Ticket,
 };
 pub use crate::mount::{
-    Access, AccessFn, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody, ResponseFuture,
-    SseEndpoint, SseLayer, SseService, StreamRequest,
+    Access, AccessFn, BeginRunFor, EndpointFuture, EventBody, EventStream, IntoAccess, Public, ResponseBody,
+    ResponseFuture, SseEndpoint, SseLayer, SseService, StreamRequest,
 };
 pub use crate::net::{SseConnectInfo, SseIo};
 #[cfg(feature = "axum-listener")]
@@ -355,6 +355,8 @@ pub use crate::types::reason::{EndReason, GapReason, RefusalReason, UnknownReaso
 pub use crate::types::recheck::Recheck;
 pub use crate::types::refusal::Refusal;
 pub use crate::types::retention::{LagPolicy, Retention};
+pub use crate::types::run::{RunEnd, RunState};
+pub use crate::types::run_error::RunError;
 pub use crate::types::subscription::{Start, StreamEnd, Subscription};
 pub use crate::types::subscription_error::SubscriptionError;
 pub use crate::types::topic_filter::TopicFilter;

@@ -13,8 +13,9 @@ use std::task::Waker;
 use std::time::Duration;
 
 use allocation_counter::measure;
-use bodies::{Floor, Sleeper, drain, endpoint, open, request, sleeper, sleepers, take};
+use bodies::{Floor, Sleeper, drain, endpoint, open, reader, request, sleeper, sleepers, take};
 use bytes::Bytes;
+use futures::FutureExt;
 use tower_sse::{Event, Hub, Retention, Topic};
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -124,6 +125,32 @@ fn an_idle_topic_with_a_subscriber_of_its_own_is_small() {
     let each = |with: i64| (with - shared) as f64 / MANY as f64;
     assert!(each(own) <= 400.0, "{} bytes for a topic", each(own));
     assert!(each(both) <= 440.0, "{} bytes for a topic and one more subscription", each(both));
+}
+
+#[test]
+fn an_active_run_with_a_reader_is_hardly_larger_than_a_topic_with_a_subscriber() {
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let of_topics = {
+        let hub = Hub::builder().build().unwrap();
+        let mut endpoint = endpoint(&hub);
+        let mut sleepers = Vec::with_capacity(MANY);
+        left(|| {
+            sleepers.extend((0..MANY).map(|n| sleeper(&mut endpoint, request(&format!("topic=answers/{n:04}"), None))))
+        })
+    };
+    let hub = Hub::builder().build().unwrap();
+    let mut active = Vec::with_capacity(MANY);
+    let of_runs = left(|| {
+        for n in 0..MANY {
+            let run = hub.run(format!("answers/{n:04}"));
+            let writer = run.begin().into_future().now_or_never().unwrap().unwrap();
+            active.push((writer, reader(&run, &hub)));
+        }
+    });
+    let each = (of_runs - of_topics) as f64 / MANY as f64;
+    println!("{each} bytes for a run");
+    assert!(each <= 1_000.0, "{each} bytes for a run");
 }
 
 #[test]

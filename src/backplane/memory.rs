@@ -10,6 +10,7 @@ use futures::stream::BoxStream;
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
 
+use super::memory_journals::MemoryJournals;
 use super::sealed::Sealed;
 use super::{
     Answer, Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
@@ -47,6 +48,7 @@ pub struct Memory {
 
 struct Shared {
     log: Mutex<Log>,
+    journals: Mutex<MemoryJournals>,
     /// Wakes the streams that wait for a record, after each append.
     appended: watch::Sender<()>,
     /// Wakes the streams that wait for a control message, after each broadcast.
@@ -88,7 +90,11 @@ impl Memory {
     pub fn new() -> Self {
         let log = Mutex::new(Log { epoch: fastrand::u64(1..), ..Log::default() });
         let (appended, control) = (watch::Sender::new(()), watch::Sender::new(()));
-        Self { shared: Arc::new(Shared { log, appended, control }) }
+        Self { shared: Arc::new(Shared { log, journals: Mutex::default(), appended, control }) }
+    }
+
+    pub(super) fn journals(&self) -> &Mutex<MemoryJournals> {
+        &self.shared.journals
     }
 
     /// Returns a stream of the items that `next` returns. While `next` returns `None`, the stream

@@ -32,6 +32,7 @@
 //!   that is missing in the response is not necessarily lost.
 //! - **Current values** are stored apart from the records, so that the records of a busy topic
 //!   cannot displace them.
+//! - **Journals**, which store runs, are stored apart from the records too: [`Journals`].
 //! - **Errors** state whether the request may have had an effect: [`BackplaneError::is_unknown`].
 //! - **Time limits.** Every call returns within the adapter's own time limits. A
 //!   [`tail`](Backplane::tail) ends with an error when its connection breaks.
@@ -39,9 +40,11 @@
 //! - **Concurrency.** All methods may be called from any thread at the same time. A request may
 //!   continue at the broker after its future was dropped.
 
+mod journal;
 #[cfg(any(feature = "nats", feature = "redis"))]
 mod limits;
 mod memory;
+mod memory_journals;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(any(feature = "nats", feature = "redis"))]
@@ -62,6 +65,7 @@ use futures::future::{BoxFuture, Either, select};
 use futures::stream::BoxStream;
 use tokio::time::{Instant, sleep_until};
 
+pub use journal::{Begun, JournalAppend, JournalId, JournalPage, Journals};
 #[cfg(any(feature = "nats", feature = "redis"))]
 pub use limits::LogLimits;
 pub use memory::Memory;
@@ -92,7 +96,7 @@ pub(crate) type Answer<T> = Result<T, BackplaneError>;
 /// assert_eq!(records[0].payload, "Bridge closed");
 /// # Ok(()) }
 /// ```
-pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
+pub trait Backplane: Journals {
     /// Appends records, in one round trip if the broker supports it.
     ///
     /// Returns one result for each record, in order. If one record fails, later records may have
@@ -222,8 +226,8 @@ pub trait Backplane: sealed::Sealed + Send + Sync + 'static {
 /// the integration tests of this crate implement [`Backplane`].
 #[doc(hidden)]
 pub mod sealed {
-    /// The supertrait of [`Backplane`](super::Backplane). Only this crate and its tests implement
-    /// it.
+    /// The supertrait of [`Journals`](super::Journals) and [`Backplane`](super::Backplane). Only
+    /// this crate and its tests implement it.
     pub trait Sealed {}
 }
 
@@ -231,6 +235,33 @@ pub mod sealed {
 macro_rules! pointers {
     ($($pointer:ident),*) => {$(
         impl<B: Backplane + ?Sized> sealed::Sealed for $pointer<B> {}
+
+        impl<B: Backplane + ?Sized> Journals for $pointer<B> {
+            fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Answer<Begun>> {
+                (**self).begin_journal(key, first)
+            }
+
+            fn append_journal(
+                &self,
+                key: &str,
+                id: JournalId,
+                after: u64,
+                entry: Bytes,
+                close: Option<Duration>,
+            ) -> BoxFuture<'_, Answer<JournalAppend>> {
+                (**self).append_journal(key, id, after, entry, close)
+            }
+
+            fn read_journal(
+                &self,
+                key: &str,
+                id: Option<JournalId>,
+                after: u64,
+                max_bytes: usize,
+            ) -> BoxFuture<'_, Answer<Option<JournalPage>>> {
+                (**self).read_journal(key, id, after, max_bytes)
+            }
+        }
 
         impl<B: Backplane + ?Sized> Backplane for $pointer<B> {
             fn append(
@@ -505,7 +536,6 @@ impl BackplaneError {
     }
 
     /// Returns a copy of the error, for another record or another caller.
-    #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn duplicate(&self) -> Self {
         Self { kind: self.kind, text: self.text.clone() }
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::inner::Tasks;
 use super::{Hub, Inner};
 use crate::backplane::Backplane;
-use crate::hub::cluster::{backfill, bus, follow, shared_log::SharedLog};
+use crate::hub::cluster::{backfill, bus, follow, runs, shared_log::SharedLog};
 use crate::hub::config::configuration::Configuration;
 use crate::hub::config::limits::OverLimit;
 use crate::hub::config::origins::Origins;
-use crate::hub::tasks::background::Background;
+use crate::hub::tasks::background::{Background, Job};
 use crate::hub::upkeep::{recheck, sweep};
 use crate::log::Log;
 use crate::types::{BuildError, Epoch, Retention, StreamEnd, TopicFilter};
@@ -263,6 +263,28 @@ impl HubBuilder {
     }
 
     setters! {
+        /// Sets how long readers can read a [run](crate::Run) after its end. Afterwards, the hub
+        /// forgets the run, and a request with a cursor of it receives `404`. At least 10 ms and at
+        /// most one day. Defaults to 10 minutes.
+        ///
+        /// An application keeps results that users need later in its own database.
+        pub fn run_keep_for(time: Duration) => settings.runs.keep_for = time;
+
+        /// Limits the size of the events of one [run](crate::Run), in bytes as a stream writes
+        /// them. Beyond the limit, the *writer* receives an error
+        /// ([`RunError::is_over_limit`](crate::RunError::is_over_limit)). Readers never lose an
+        /// event to this limit. Defaults to 8 MiB.
+        ///
+        /// An instance has the events of each run that it writes or reads in memory. So the number
+        /// of runs times this limit is the most memory that runs take.
+        pub fn run_max_bytes(bytes: usize) => settings.runs.bytes = bytes;
+
+        /// Limits the number of events of one [run](crate::Run), like
+        /// [`run_max_bytes`](Self::run_max_bytes). Defaults to 100,000.
+        pub fn run_max_events(events: usize) => settings.runs.events = events;
+    }
+
+    setters! {
         /// Sets the timeout for publishing to a shared log, and for queries to it. Defaults to 5 s.
         pub fn publish_timeout(timeout: Duration) => settings.publish_timeout = timeout;
 
@@ -345,21 +367,36 @@ impl HubBuilder {
         if !settings.presence_rules.is_empty() && settings.presence_grace < settings.retry {
             tracing::warn!("presence_grace is shorter than retry: a user leaves before a browser reconnects");
         }
-        let policies = self.configuration.policies();
-        let shared_log = self.backplane.map(|Shared(backplane)| SharedLog::new(backplane, settings, &policies));
         let epoch =
             getrandom::u64().map_err(|_| BuildError::new("build", "the operating system returned no random bytes"))?;
-        let log = Log::new(Epoch(epoch), policies, self.configuration.budgets());
-        let of_shared_log: Vec<Background<Inner>> = match &shared_log {
-            Some(_) => [&follow::JOB, &bus::JOB, &backfill::JOB].map(Background::new).into(),
-            _ => Vec::new(),
-        };
-        let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));
-        let tasks = Tasks { sweep, recheck, of_shared_log };
-        let inner = Arc::new(Inner::new(log, self.configuration.settings, tasks, shared_log));
-        // If no runtime is running here, the first later call of the hub in a runtime starts the
-        // tasks.
-        inner.ensure_shared_log();
-        Ok(Hub { inner })
+        let jobs: &[_] =
+            if self.backplane.is_some() { &[&follow::JOB, &bus::JOB, &backfill::JOB, &runs::JOB] } else { &[] };
+        Ok(assemble(self.configuration, self.backplane.map(|Shared(backplane)| backplane), Epoch(epoch), jobs))
     }
+}
+
+impl Hub {
+    /// Builds the hub that writes the runs of a publisher. It does not follow the log.
+    pub(super) fn for_runs_only(configuration: Configuration, backplane: Arc<dyn Backplane>) -> Self {
+        // The log of this hub stays empty, so no client ever sees its epoch.
+        assemble(configuration, Some(backplane), Epoch(fastrand::u64(..)), &[&bus::JOB, &runs::JOB])
+    }
+}
+
+fn assemble(
+    configuration: Configuration,
+    backplane: Option<Arc<dyn Backplane>>,
+    epoch: Epoch,
+    jobs: &[&'static Job<Inner>],
+) -> Hub {
+    let policies = configuration.policies();
+    let shared_log = backplane.map(|backplane| SharedLog::new(backplane, &configuration.settings, &policies));
+    let log = Log::new(epoch, policies, configuration.budgets());
+    let (sweep, recheck) = (Background::new(&sweep::JOB), Background::new(&recheck::JOB));
+    let of_shared_log = jobs.iter().map(|job| Background::new(job)).collect();
+    let tasks = Tasks { sweep, recheck, of_shared_log };
+    let inner = Arc::new(Inner::new(log, configuration.settings, tasks, shared_log));
+    // If no runtime is running here, the first later call of the hub in a runtime starts the tasks.
+    inner.ensure_shared_log();
+    Hub { inner }
 }

@@ -21,6 +21,7 @@ use super::membership::roster::Presences;
 use super::observe::counters::Counters;
 use super::observe::lifecycle::Lifecycles;
 use super::observe::start::Start;
+use super::runs::table::Runs;
 use super::tasks::background::Background;
 use super::tasks::workers::{Host, Workers, wake_rest};
 use super::tickets::store::Tickets;
@@ -78,6 +79,7 @@ pub(crate) struct Inner {
     pub(super) lifecycles: Lifecycles,
     pub(super) rechecks: Rechecks,
     pub(super) tickets: Tickets,
+    pub(super) runs: Runs,
     /// The log that this instance shares with other instances, if there is one.
     pub(super) shared_log: Option<SharedLog>,
     pub(super) draining: AtomicBool,
@@ -177,7 +179,7 @@ impl Hub {
     pub(super) fn attach_connections(&self, audience: &Audience) {
         for address in audience.addresses() {
             if let Address::Connection(id) = address
-                && let Some(handle) = self.registry().find(*id)
+                && let Some(handle) = self.registry().find(*id).filter(|handle| !handle.reads_run)
             {
                 // The join cannot exceed `max_topics`, because the channel is no topic.
                 let joined = Joined { address: address.clone(), since: Since::Now, at: None };
@@ -225,6 +227,7 @@ impl Inner {
             lifecycles: Lifecycles::default(),
             rechecks: Rechecks::default(),
             tickets: Tickets::default(),
+            runs: Runs::default(),
             settings,
             shared_log,
             draining: AtomicBool::new(false),

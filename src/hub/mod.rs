@@ -9,6 +9,7 @@
 //! | `tasks` | background tasks that survive the end of a runtime, and workers |
 //! | `connection` | the state of each open connection, bans, sockets |
 //! | `peers` | the reports of other instances |
+//! | `runs` | the runs that this instance writes or reads |
 //! | `membership` | the topics of each connection |
 //! | `stream` | the life of one open stream |
 //! | `upkeep` | background work of one instance |
@@ -34,6 +35,10 @@ mod presence;
 mod publish;
 mod publisher;
 mod receipt;
+mod run;
+mod run_reader;
+mod run_writer;
+mod runs;
 mod shutdown;
 mod stream;
 mod subscriber;
@@ -64,6 +69,9 @@ pub use observe::stats::Stats;
 pub use presence::{Member, Presence};
 pub use publisher::Publisher;
 pub use receipt::Receipt;
+pub use run::{BeginRun, Run};
+pub use run_reader::RunReader;
+pub use run_writer::RunWriter;
 pub use shutdown::Drained;
 pub use subscriber::{ReceivedEvent, Subscriber, SubscriberItem};
 pub use target::Target;

@@ -1,15 +1,14 @@
 //! Publishing to a shared log without a hub, for programs that have no streams.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::builder::{HubBuilder, Shared};
 use super::publish::{join, log, split};
 use super::target::{Source, aim, targets};
-use super::{Receipt, Target};
+use super::{Hub, Receipt, Run, Target};
 use crate::backplane::{Backplane, LogPosition};
 use crate::hub::cluster::append;
 use crate::hub::config::configuration::Configuration;
-use crate::hub::config::settings::Settings;
 use crate::hub::observe::counters::KEY_IGNORED;
 use crate::log::{Entry, Policies};
 use crate::macros::opaque_debug;
@@ -61,7 +60,9 @@ pub struct Publisher {
 struct Inner {
     backplane: Arc<dyn Backplane>,
     policies: Policies,
-    settings: Settings,
+    configuration: Configuration,
+    /// The hub that writes this publisher's runs. It has no streams and does not follow the log.
+    writer: OnceLock<Hub>,
     /// The position of this publisher's newest record. A log that ends before this position begins
     /// a new epoch with the next append. Adapters that compare records, such as Redis, also do so
     /// if the log has a different record at this position.
@@ -97,12 +98,12 @@ impl HubBuilder {
         let Some(Shared(backplane)) = self.backplane else {
             return Err(BuildError::new("backplane", "a publisher requires a backplane"));
         };
-        let Configuration { settings, .. } = self.configuration;
         Ok(Publisher {
             inner: Arc::new(Inner {
                 backplane,
                 policies,
-                settings,
+                configuration: self.configuration,
+                writer: OnceLock::new(),
                 seen: Mutex::new(None),
                 is_key_ignored_logged: AtomicBool::new(false),
             }),
@@ -183,7 +184,7 @@ impl Publisher {
 
     /// Checks an event by the same rules as a hub.
     fn checked(&self, audience: Result<Audience, InvalidName>, event: &Event) -> Result<Audience, PublishError> {
-        let entry = Entry::new(audience?, event, &self.inner.settings.framing);
+        let entry = Entry::new(audience?, event, &self.inner.configuration.settings.framing);
         entry.map(|entry| entry.audience).map_err(|refused| refused.1)
     }
 
@@ -191,7 +192,7 @@ impl Publisher {
         if records.is_empty() {
             return Vec::new();
         }
-        let Inner { backplane, settings, seen, .. } = &*self.inner;
+        let Inner { backplane, configuration: Configuration { settings, .. }, seen, .. } = &*self.inner;
         let before = *seen.lock();
         let places = append::append(&**backplane, records, before, settings.publish_timeout).await;
         if let Some(newest) = places.iter().flatten().last() {
@@ -202,6 +203,36 @@ impl Publisher {
             }
         }
         places.into_iter().map(|place| place.map(append::position)).collect()
+    }
+}
+
+impl Publisher {
+    /// Returns the run of this name, for a worker that writes runs. [`Hub::run`](crate::Hub::run)
+    /// describes names.
+    ///
+    /// The first call makes this publisher an instance without streams: while the process lives, it
+    /// tells the other instances that it is alive. So they end its runs
+    /// [`peer_timeout`](HubBuilder::peer_timeout) after it has died. A worker that exits ends its
+    /// runs first.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_sse::backplane::Memory;
+    /// use tower_sse::{Event, Hub, Publisher, RunEnd, RunState};
+    ///
+    /// let log = Memory::new(); // in production `Redis` or `Nats`, in several processes
+    /// let instance = Hub::builder().backplane(log.clone()).build()?;
+    /// let worker = Publisher::new(log)?;
+    /// let writer = worker.run("imports/7").begin().await?;
+    /// writer.publish(Event::new("progress", "40")).await?;
+    /// writer.finish().await?;
+    /// assert_eq!(instance.run("imports/7").state().await?, RunState::Ended(RunEnd::Finished));
+    /// # Ok(()) }
+    /// ```
+    pub fn run<N: TryInto<Topic, Error: Into<InvalidName>>>(&self, name: N) -> Run {
+        let Inner { backplane, configuration, writer, .. } = &*self.inner;
+        let hub = writer.get_or_init(|| Hub::for_runs_only(configuration.clone(), Arc::clone(backplane)));
+        hub.run(name)
     }
 }
 

@@ -114,6 +114,11 @@ impl Hub {
     /// disabled.
     pub async fn drain(&self, window: Duration) -> Drained {
         self.inner.draining.store(true, Ordering::Release);
+        if self.inner.shared_log.is_none() {
+            // The runs end with this process. Their readers receive the last wills before the
+            // streams end.
+            self.end_own_runs().await;
+        }
         let handles = self.registry().all();
         let moves = self.transports().leave();
         tracing::info!(streams = handles.len(), "the hub is draining");
@@ -160,6 +165,7 @@ impl Hub {
         }
         self.inner.closed.store(true, Ordering::Release);
         if let Some(shared) = &self.inner.shared_log {
+            self.end_own_runs().await;
             self.broadcast_goodbye(shared).await;
         }
         let any_hidden = handles.iter().any(|handle| handle.to_network && !handle.is_transport_known());
@@ -173,7 +179,8 @@ impl Hub {
         let retry = self.jittered_retry(window, 0.0..=1.0);
         // Deliver these events first: the next process may have another log, where the client could
         // not resume from its position.
-        let after = self.log().last();
+        // At least 1, so that a stream of a run also reads the rest of the run first.
+        let after = self.log().last().max(1);
         handle.end(Ending { retry: Some(retry), after, ..Ending::now(EndReason::Draining) });
         handle.wake(self.now());
     }

@@ -132,7 +132,12 @@ impl Hub {
     ) -> Result<Subscriber, SubscriptionError> {
         let cursor = cursor.into();
         let open = || {
-            let request = Request { to_network: false, asked_at: DisconnectClock::now(), authority: None };
+            let request = Request {
+                to_network: false,
+                asked_at: DisconnectClock::now(),
+                authority: None,
+                from_event_source: false,
+            };
             self.open(&subscription, cursor, request)
         };
         // A disconnect during the call makes the hub refuse the subscription as outdated. This is
@@ -143,6 +148,7 @@ impl Hub {
         let connection = opened.map_err(|refusal| match refusal.0 {
             Kind::Invalid(invalid) => invalid,
             Kind::RetryLater { reason: RefusalReason::Limit, .. } => SubscriptionError::LIMIT,
+            Kind::NoRun | Kind::ForgottenRun => SubscriptionError::NO_RUN,
             Kind::RetryLater { reason: RefusalReason::Busy, .. } => SubscriptionError::NO_RANDOM_BYTES,
             Kind::RetryLater { reason: RefusalReason::Disconnected, .. } | Kind::Gone => SubscriptionError::BANNED,
             Kind::RetryLater { reason: RefusalReason::Starting, .. } => SubscriptionError::UNAVAILABLE,
@@ -159,6 +165,19 @@ impl Hub {
                     Step::Live(position, _) => yield SubscriberItem::Live(position),
                     Step::Bye(ending) => yield SubscriberItem::End(ending.reason),
                     Step::Stale => yield SubscriberItem::Stale,
+                    Step::Run { frames, end } => {
+                        let after = connection.run_position();
+                        let first = after.map_or(0, Position::sequence) - frames.len() as u64;
+                        for (sequence, frame) in (first + 1..).zip(frames) {
+                            let (name, data) = frame.decode();
+                            let epoch = after.map_or(hub.log().epoch(), Position::epoch);
+                            let position = Position::new(epoch, sequence);
+                            yield SubscriberItem::Event(ReceivedEvent { position, topic: None, name, data });
+                        }
+                        if let Some(ending) = end {
+                            yield SubscriberItem::End(ending.reason);
+                        }
+                    }
                     Step::Hello { .. } | Step::Records | Step::Heartbeat | Step::Expiring(_) | Step::Abort => {}
                 }
                 for picked in batch.records.drain(..) {

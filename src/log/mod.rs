@@ -66,7 +66,6 @@ use crate::types::{Address, Audience, ConnectionId, Epoch, GapReason, Position, 
 use backfill::Read;
 use channel::Channel;
 use epochs::{Break, LogEpoch};
-use listener::Listener;
 use readable::Readable;
 use sequencer::Sequencer;
 use waking::Deferred;
@@ -75,6 +74,7 @@ pub(crate) use backfill::Block;
 pub(crate) use batch::Batch;
 pub(crate) use cursor_handle::CursorHandle;
 pub(crate) use entry::{Appended, Effect, Entry};
+pub(crate) use listener::Listener;
 pub(crate) use policies::Policies;
 pub(crate) use sequencer::{Budgets, Swept, Usage};
 pub(crate) use subscribe::{Begin, Changed, Joined, Joining, Since, TooManyTopics, Wanted};

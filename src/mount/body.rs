@@ -133,7 +133,12 @@ impl Body for EventBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.kind, Kind::Once { bytes: None })
+        match &self.kind {
+            Kind::Once { bytes } => bytes.is_none(),
+            // The server then writes the end of the body together with the last bytes.
+            Kind::Events(connection, pace) => !pace.has_rest() && connection.is_complete(),
+            _ => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {

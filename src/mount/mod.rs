@@ -25,6 +25,7 @@ mod pace;
 mod public;
 mod request;
 mod respond;
+mod run;
 mod ticket;
 mod topics;
 
@@ -36,3 +37,4 @@ pub use layer::{SseLayer, SseService};
 pub use public::Public;
 pub use request::StreamRequest;
 pub use respond::EventStream;
+pub use run::BeginRunFor;

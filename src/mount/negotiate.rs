@@ -21,6 +21,15 @@ pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), StatusCo
     if accepts_event_streams(ranges) { Ok(()) } else { Err(StatusCode::NOT_ACCEPTABLE) }
 }
 
+/// Returns whether a request seems to come from a browser's `EventSource`: a `GET` whose `Accept`
+/// header names event streams.
+pub(super) fn is_event_source(method: &Method, headers: &HeaderMap) -> bool {
+    let names_streams = |value: &http::HeaderValue| {
+        value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains("text/event-stream"))
+    };
+    method == Method::GET && headers.get_all(ACCEPT).iter().any(names_streams)
+}
+
 /// Returns whether the ranges of an `Accept` header include event streams.
 ///
 /// The most specific range that matches decides, as in RFC 9110. Among equally specific ranges, a

@@ -146,9 +146,11 @@ impl Hub {
     ) -> Result<Response<EventBody>, Refusal> {
         if head.method == Method::HEAD {
             self.admit(subscription, head.cursor, head.asked_at)?;
+            self.check_run(subscription, head.cursor, head.from_event_source)?;
             return Ok(stream(EventBody::inert()));
         }
-        let request = Request { to_network: true, asked_at: head.asked_at, authority };
+        let from_event_source = head.from_event_source;
+        let request = Request { to_network: true, asked_at: head.asked_at, authority, from_event_source };
         let connection = self.open(subscription, head.cursor, request)?;
         spend_ticket();
         let by_task = || self.transports().find_by_task();
@@ -181,7 +183,8 @@ impl Hub {
                 plain(StatusCode::BAD_REQUEST, "bad subscription\n")
             }
             Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
-            Kind::Gone => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
+            Kind::Gone | Kind::NoRun => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
+            Kind::ForgottenRun => plain(StatusCode::NOT_FOUND, "no such run\n"),
             Kind::RetryLater { reason, retry } => {
                 let reason = *reason;
                 self.counters().refused(reason, self.now());
@@ -205,6 +208,7 @@ struct RequestHead {
     version: Version,
     cursor: Cursor,
     asked_at: DisconnectClock,
+    from_event_source: bool,
     transport: Option<Arc<Transport>>,
 }
 
@@ -215,6 +219,7 @@ impl RequestHead {
             version: request.head.version,
             cursor: request.cursor(),
             asked_at: request.asked_at,
+            from_event_source: negotiate::is_event_source(request.method(), request.headers()),
             transport: request.transport.clone(),
         }
     }

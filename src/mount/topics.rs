@@ -99,7 +99,9 @@ impl Hub {
     fn no_change(&self, refusal: &Refusal) -> Response<EventBody> {
         match refusal.0 {
             Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
-            Kind::Forbidden | Kind::Gone => plain(StatusCode::FORBIDDEN, "forbidden\n"),
+            Kind::Forbidden | Kind::Gone | Kind::NoRun | Kind::ForgottenRun => {
+                plain(StatusCode::FORBIDDEN, "forbidden\n")
+            }
             Kind::RetryLater { retry, .. } => retry_later(retry.unwrap_or(self.settings().retry)),
             Kind::Invalid(ref invalid) if *invalid == SubscriptionError::TOO_MANY_TOPICS => {
                 plain(StatusCode::BAD_REQUEST, "too many topics\n")

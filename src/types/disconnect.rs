@@ -38,16 +38,19 @@ pub(crate) enum Reconnect {
     After(Duration),
     /// The client is banned for this time.
     BlockedFor(Duration),
+    /// The client should not reconnect, because the run that it read is over. It is not banned.
+    Over,
 }
 
 impl Reconnect {
-    /// Returns whether this setting is of a stricter kind than the other. A ban is stricter than a
-    /// delay, and a delay is stricter than none. Durations are not compared.
+    /// Returns whether this setting is of a stricter kind than the other. The end of a
+    /// run is stricter than a ban, a ban than a delay, and a delay than none. Durations are not compared.
     pub(crate) fn is_stricter_than(self, other: Self) -> bool {
         let rank = |reconnect| match reconnect {
             Self::Now => 0,
             Self::After(_) => 1,
             Self::BlockedFor(_) => 2,
+            Self::Over => 3,
         };
         rank(self) > rank(other)
     }
@@ -57,7 +60,7 @@ impl Reconnect {
         match self {
             Self::Now => "now",
             Self::After(_) => "later",
-            Self::BlockedFor(_) => "never",
+            Self::BlockedFor(_) | Self::Over => "never",
         }
     }
 }

@@ -169,7 +169,16 @@ impl Event {
 
     /// Checks the name and the keys. The size of the data is checked when the event is encoded.
     pub(crate) fn check(&self) -> Result<(), InvalidName> {
-        const FIELD: &str = "event name";
+        // An `EventSource` calls the listeners of these names for its own events too.
+        if matches!(&*self.name, "open" | "error") {
+            return Err(InvalidName::new(FIELD, NameProblem::Reserved));
+        }
+        self.check_for_run()
+    }
+
+    /// Checks like [`check`](Self::check), for an event of a run. Names that only `EventSource`
+    /// reserves are valid, because protocols of other clients have them.
+    pub(crate) fn check_for_run(&self) -> Result<(), InvalidName> {
         let name = &*self.name;
         if !name.is_empty() {
             name::check(FIELD, name, MAX_EVENT_NAME_BYTES)?;
@@ -177,7 +186,7 @@ impl Event {
             if let Some(c) = name.chars().find(|c| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')) {
                 return Err(InvalidName::new(FIELD, NameProblem::Control(c)));
             }
-            if name.starts_with("hub.") || matches!(name, "open" | "error") {
+            if name.starts_with("hub.") {
                 return Err(InvalidName::new(FIELD, NameProblem::Reserved));
             }
         }
@@ -189,6 +198,9 @@ impl Event {
         Ok(())
     }
 }
+
+/// The field in the errors of an event's name.
+const FIELD: &str = "event name";
 
 impl Text {
     fn as_bytes(&self) -> &[u8] {
@@ -222,6 +234,8 @@ mod tests {
         }
         for reserved in ["open", "error", "hub.hello", "hub."] {
             assert!(problem(&Event::new(reserved, "")).starts_with("event name is reserved"));
+            let is_of_hub = reserved.starts_with("hub.");
+            assert_eq!(Event::new(reserved, "").check_for_run().is_err(), is_of_hub, "{reserved}");
         }
         assert_eq!(problem(&Event::new("x".repeat(129), "")), "event name is longer than 128 bytes");
         assert_eq!(problem(&Event::new("x", "").key("")), "key is empty");

@@ -173,5 +173,15 @@ reasons! {
         /// [`HubBuilder::max_connection_age`](crate::HubBuilder::max_connection_age). The client
         /// should reconnect, and then resumes.
         Age = "age",
+        /// The run has ended: its writer finished it. The client should not reconnect, as after
+        /// each of the following reasons.
+        Finished = "finished",
+        /// The run has ended: its writer reported a failure.
+        Failed = "failed",
+        /// The run has ended: its writer finished it after [`Run::stop`](crate::Run::stop).
+        Stopped = "stopped",
+        /// The run has ended without its writer, for example because the writer was dropped or its
+        /// instance has died.
+        Aborted = "aborted",
     }
 }

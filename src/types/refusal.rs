@@ -43,9 +43,17 @@ pub(crate) enum Kind {
     Invalid(SubscriptionError),
     /// The access hook panicked. Only the hub creates this refusal.
     Panicked,
+    /// There is no run to read, or the client has read all of it. Only the hub creates this refusal.
+    NoRun,
+    /// The client's cursor is of a run that the hub does not have. Only the hub creates this
+    /// refusal.
+    ForgottenRun,
 }
 
 impl Refusal {
+    pub(crate) const NO_RUN: Self = Self(Kind::NoRun);
+    pub(crate) const FORGOTTEN_RUN: Self = Self(Kind::ForgottenRun);
+
     /// Refuses with `401`: the client must sign in first. Browsers do not retry.
     #[doc(alias = "login")]
     #[must_use]

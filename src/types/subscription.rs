@@ -13,6 +13,7 @@ use super::disconnect_clock::DisconnectClock;
 use super::error::InvalidName;
 use super::name::{self, MAX_NAME_BYTES, Topic, UserId};
 use super::position::Position;
+use super::run::RunSource;
 use super::subscription_error::SubscriptionError;
 use super::topic_filter::TopicFilter;
 
@@ -54,6 +55,8 @@ pub struct Subscription {
     /// The ticket from which the subscription was redeemed, or `None`. The subscription of a ticket
     /// is older than the request.
     pub(crate) redeemed: Option<Box<Redeemed>>,
+    /// The run that the connection reads in place of the log, or `None`.
+    pub(crate) run: Option<RunSource>,
     pub(crate) invalid: Option<SubscriptionError>,
 }
 
@@ -277,6 +280,7 @@ impl Subscription {
             may_join: Vec::new(),
             counted_as: None,
             redeemed: None,
+            run: None,
             invalid: None,
         }
     }

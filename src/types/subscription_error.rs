@@ -39,6 +39,8 @@ enum Kind {
     NoRandomBytes,
     Unavailable,
     NoRuntime,
+    NoRun,
+    TicketForRun,
 }
 
 impl SubscriptionError {
@@ -48,7 +50,9 @@ impl SubscriptionError {
     pub(crate) const DATA_TOO_LONG: Self = Self(Kind::DataTooLong);
     pub(crate) const LIMIT: Self = Self(Kind::Limit);
     pub(crate) const NO_RANDOM_BYTES: Self = Self(Kind::NoRandomBytes);
+    pub(crate) const NO_RUN: Self = Self(Kind::NoRun);
     pub(crate) const NO_RUNTIME: Self = Self(Kind::NoRuntime);
+    pub(crate) const TICKET_FOR_RUN: Self = Self(Kind::TicketForRun);
     pub(crate) const TICKET_TIME: Self = Self(Kind::TicketTime);
     pub(crate) const TOO_MANY_TICKETS: Self = Self(Kind::TooManyTickets);
     pub(crate) const TOO_MANY_TOPICS: Self = Self(Kind::TooManyTopics);
@@ -62,10 +66,19 @@ impl SubscriptionError {
     /// Causes are an invalid name, more topics than
     /// [`HubBuilder::max_topics`](crate::HubBuilder::max_topics), attached data that is over
     /// [`Subscription::MAX_DATA_BYTES`](crate::Subscription::MAX_DATA_BYTES) or cannot be
-    /// serialized, and a lifetime of a ticket that is not between 1 second and 1 hour.
+    /// serialized, a lifetime of a ticket that is not between 1 second and 1 hour, and a ticket for a
+    /// [run](crate::Subscription::run).
     #[must_use]
     pub fn is_invalid(&self) -> bool {
-        matches!(self.0, Kind::Name(_) | Kind::TooManyTopics | Kind::DataTooLong | Kind::DataNotJson | Kind::TicketTime)
+        matches!(
+            self.0,
+            Kind::Name(_)
+                | Kind::TooManyTopics
+                | Kind::DataTooLong
+                | Kind::DataNotJson
+                | Kind::TicketTime
+                | Kind::TicketForRun
+        )
     }
 
     /// Returns whether a limit on connections, on requests per second or on unredeemed tickets is
@@ -80,6 +93,13 @@ impl SubscriptionError {
     #[must_use]
     pub fn is_banned(&self) -> bool {
         self.0 == Kind::Banned
+    }
+
+    /// Returns whether the subscription reads a [run](crate::Subscription::run) that the hub does
+    /// not have, or has a cursor of such a run.
+    #[must_use]
+    pub fn is_run_missing(&self) -> bool {
+        self.0 == Kind::NoRun
     }
 
     /// Returns whether the hub was drained, or is draining.
@@ -99,7 +119,8 @@ impl SubscriptionError {
     }
 
     /// Returns the HTTP status for a client that asked for the subscription: 400 if
-    /// [invalid](Self::is_invalid), 403 if [banned](Self::is_banned), 429 if [over a
+    /// [invalid](Self::is_invalid), 403 if [banned](Self::is_banned), 404 if
+    /// the [run is missing](Self::is_run_missing), 429 if [over a
     /// limit](Self::is_over_limit), otherwise 503.
     #[must_use]
     pub fn status_code(&self) -> StatusCode {
@@ -107,6 +128,8 @@ impl SubscriptionError {
             StatusCode::BAD_REQUEST
         } else if self.is_banned() {
             StatusCode::FORBIDDEN
+        } else if self.is_run_missing() {
+            StatusCode::NOT_FOUND
         } else if self.is_over_limit() {
             StatusCode::TOO_MANY_REQUESTS
         } else {
@@ -129,6 +152,8 @@ impl fmt::Display for SubscriptionError {
             Kind::TooManyTickets => "too many unredeemed tickets",
             Kind::Unavailable => "the broker is unavailable, or the hub has not read the shared log yet",
             Kind::NoRuntime => "no tokio runtime: cannot reach the broker",
+            Kind::NoRun => "no such run",
+            Kind::TicketForRun => "a ticket cannot open a stream of a run",
             Kind::NoRandomBytes => "the operating system returned no random bytes",
         })
     }

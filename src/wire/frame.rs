@@ -63,6 +63,16 @@ impl Draft {
     /// Checks and encodes an event.
     pub(crate) fn encode(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
         event.check()?;
+        Self::encode_checked(event, framing)
+    }
+
+    /// Checks and encodes an event of a run.
+    pub(crate) fn encode_for_run(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
+        event.check_for_run()?;
+        Self::encode_checked(event, framing)
+    }
+
+    fn encode_checked(event: &Event, framing: &Framing) -> Result<Self, PublishError> {
         let (name, data) = (&*event.name, event.data_bytes());
         let lines = memchr::memchr2_iter(b'\r', b'\n', data).count() + 1;
         let before_data = if name.is_empty() { 0 } else { 8 + name.len() } + event.retry.map_or(0, |_| 28);

@@ -111,7 +111,7 @@ pub(crate) fn bye(
     }
     let banned_until = match reconnect {
         Reconnect::BlockedFor(within) => Some(BannedUntil(now.checked_add(within).unwrap_or(now + FALLBACK_BAN))),
-        Reconnect::Now | Reconnect::After(_) => None,
+        Reconnect::Now | Reconnect::After(_) | Reconnect::Over => None,
     };
     let data = Bye { reason: reason.as_str(), reconnect: reconnect.as_str(), note };
     frame("hub.bye", retry, &data, banned_until.as_ref().map(|until| until as _))

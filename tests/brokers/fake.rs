@@ -16,6 +16,8 @@ use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
 
+use crate::pass_journals::pass_journals;
+
 #[derive(Clone)]
 pub(crate) struct FakeLog {
     shared: Arc<Shared>,
@@ -167,9 +169,15 @@ impl FakeLog {
         tokio::task::yield_now().await;
         if self.shared.away.load(Ordering::SeqCst) { Err(BackplaneError::unavailable("away")) } else { Ok(()) }
     }
+
+    async fn journals(&self) -> Result<&Memory, BackplaneError> {
+        self.pass().await.map(|()| &self.shared.control)
+    }
 }
 
 impl Sealed for FakeLog {}
+
+pass_journals!(FakeLog);
 
 impl Backplane for FakeLog {
     fn append(

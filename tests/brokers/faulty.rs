@@ -12,7 +12,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use tower_sse::backplane::sealed::Sealed;
 use tower_sse::backplane::{
-    Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, Memory, NewRecord, Seen, Stored,
+    Backplane, BackplaneError, Begun, ControlMessage, CurrentValue, JournalAppend, JournalId, JournalPage, Journals,
+    LogPosition, LogState, Memory, NewRecord, Seen, Stored,
 };
 
 #[derive(Clone)]
@@ -67,6 +68,52 @@ impl Faulty {
 }
 
 impl Sealed for Faulty {}
+
+impl Journals for Faulty {
+    fn begin_journal(&self, key: &str, first: Bytes) -> BoxFuture<'_, Result<Begun, BackplaneError>> {
+        let key = key.to_owned();
+        async move {
+            self.pass().await?;
+            let begun = self.inner.begin_journal(&key, first).await;
+            if self.has_fault() { Err(BackplaneError::unknown("begun without an answer")) } else { begun }
+        }
+        .boxed()
+    }
+
+    fn append_journal(
+        &self,
+        key: &str,
+        id: JournalId,
+        after: u64,
+        entry: Bytes,
+        close: Option<Duration>,
+    ) -> BoxFuture<'_, Result<JournalAppend, BackplaneError>> {
+        let key = key.to_owned();
+        async move {
+            self.pass().await?;
+            let appended = self.inner.append_journal(&key, id, after, entry, close).await;
+            if self.has_fault() { Err(BackplaneError::unknown("appended without an answer")) } else { appended }
+        }
+        .boxed()
+    }
+
+    fn read_journal(
+        &self,
+        key: &str,
+        id: Option<JournalId>,
+        after: u64,
+        max_bytes: usize,
+    ) -> BoxFuture<'_, Result<Option<JournalPage>, BackplaneError>> {
+        let key = key.to_owned();
+        async move {
+            self.pass().await?;
+            // A page may have fewer bytes than `max_bytes`.
+            let max_bytes = max_bytes.min(1 + self.below(256) as usize);
+            self.inner.read_journal(&key, id, after, max_bytes).await
+        }
+        .boxed()
+    }
+}
 
 impl Backplane for Faulty {
     fn append(

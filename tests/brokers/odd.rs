@@ -22,6 +22,7 @@ use tower_sse::{
 };
 
 use crate::kit::{soon, until};
+use crate::pass_journals::pass_journals;
 
 /// A log that a test can replace, stall, or make fail for some numbers.
 #[derive(Clone)]
@@ -54,9 +55,14 @@ impl Odd {
     fn cut(&self) {
         self.cut.send_modify(|n| *n += 1);
     }
+    async fn journals(&self) -> Result<Memory, BackplaneError> {
+        if self.away.load(Ordering::SeqCst) { Err(BackplaneError::unavailable("away")) } else { Ok(self.inner()) }
+    }
 }
 
 impl Sealed for Odd {}
+
+pass_journals!(Odd);
 
 impl Backplane for Odd {
     fn append(

@@ -14,6 +14,8 @@ use tower_sse::backplane::{
     Backplane, BackplaneError, ControlMessage, CurrentValue, LogPosition, LogState, NewRecord, Seen, Stored,
 };
 
+use crate::pass_journals::pass_journals;
+
 /// A log as one instance reaches it.
 #[derive(Clone)]
 pub(crate) struct Reached<B> {
@@ -46,9 +48,15 @@ impl<B: Backplane + Clone> Reached<B> {
         }
         Ok(())
     }
+
+    async fn journals(&self) -> Result<&B, BackplaneError> {
+        self.reach().await.map(|()| &self.log)
+    }
 }
 
 impl<B: Backplane + Clone> Sealed for Reached<B> {}
+
+pass_journals!(Reached<B>, B: Backplane, Clone);
 
 impl<B: Backplane + Clone> Backplane for Reached<B> {
     fn append(

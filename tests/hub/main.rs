@@ -13,3 +13,4 @@ mod membership;
 mod overdue;
 mod presence;
 mod retention;
+mod runs;

@@ -14,7 +14,7 @@ use futures::FutureExt;
 use http::Request;
 use http_body::{Body, Frame};
 use tower::Service;
-use tower_sse::{EventBody, Hub, Public, SseEndpoint, TopicFilter};
+use tower_sse::{EventBody, Hub, Public, Run, SseEndpoint, StreamRequest, Subscription, TopicFilter};
 
 /// A waker that only counts how often it is woken. It is reference-counted like the waker of a
 /// task.
@@ -93,6 +93,17 @@ pub fn sleeper(endpoint: &mut SseEndpoint, request: Request<()>) -> Sleeper {
 pub fn sleepers(hub: &Hub, count: usize) -> Vec<Sleeper> {
     let mut endpoint = endpoint(hub);
     (0..count).map(|_| sleeper(&mut endpoint, request("topic=t", None))).collect()
+}
+
+/// A stream of a run without a shared log that has read everything and waits. Must be called in a
+/// runtime.
+pub fn reader(run: &Run, hub: &Hub) -> Sleeper {
+    let waker = Waker::from(Arc::new(Woken::default()));
+    let found = run.reader().now_or_never().expect("without a broker, no call waits").unwrap();
+    let stream = hub.respond(StreamRequest::from_request(&request("", None)), Subscription::run(found));
+    let mut body = Box::pin(stream.into_response().into_body());
+    drain(&mut body, &waker);
+    Sleeper { body, waker }
 }
 
 /// The baseline: encoded chunks that all bodies of one topic share, and the wakers of these bodies.

@@ -31,6 +31,7 @@ mod append;
 mod connection;
 mod control;
 mod deposits;
+mod journals;
 mod names;
 mod reader;
 mod session;

@@ -18,6 +18,8 @@ pub(super) struct Keys {
     pub(super) idempotency: String,
     /// The prefix of the keys of single-use values, such as tickets.
     deposits: String,
+    /// The prefix of the keys of journals.
+    journals: String,
 }
 
 impl Keys {
@@ -41,11 +43,17 @@ impl Keys {
             control: key("control"),
             idempotency: key("idempotency:"),
             deposits: key("deposit:"),
+            journals: key("journal:"),
         }
     }
 
     /// Returns the Redis key of a single-use value. The Redis key contains a hash of `key`.
     pub(super) fn deposit(&self, key: &str) -> String {
         format!("{}{}", self.deposits, hashed(key))
+    }
+
+    /// Returns the Redis key of a journal. It contains a hash of `key`, which may be any text.
+    pub(super) fn journal(&self, key: &str) -> String {
+        format!("{}{}", self.journals, hashed(key))
     }
 }

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind,
-    ToRedisArgs,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, RedisError, Script,
+    ScriptInvocation, ServerErrorKind, ToRedisArgs,
 };
 
 use super::super::limits::LogLimits;
 use super::super::per_runtime::PerRuntime;
 use super::super::{Answer, BackplaneError, LogPosition, NewRecord, Seen};
+use super::journals::Scripts;
 use super::keys::Keys;
 use crate::sync::Mutex;
 
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     pub(super) keys: Keys,
     pub(super) append: Script,
     pub(super) state: Script,
+    pub(super) journals: Scripts,
     /// The connections for small requests, so that small requests do not wait behind a large append
     /// or read.
     pub(super) line: PerRuntime<Line>,
@@ -120,6 +122,7 @@ impl Shared {
             replicas,
             append: Script::new(include_str!("append.lua")),
             state: Script::new(include_str!("state.lua")),
+            journals: Scripts::new(),
             line: PerRuntime::default(),
             publish: PerRuntime::default(),
             bulk: PerRuntime::default(),
@@ -227,17 +230,51 @@ impl Shared {
         }
     }
 
-    /// Logs a warning if the server may evict any key, because the server could then delete the
-    /// log.
+    /// Logs a warning if the server may evict keys, because the server could then delete the log or
+    /// a run.
     pub(super) async fn warn_of_eviction(&self, connection: &mut MultiplexedConnection) {
         let answer =
             redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query_async::<Vec<String>>(connection).await;
         // Ignore an error: the Redis user may have no permission for `CONFIG GET`.
         if let Ok([_, policy]) = answer.as_deref()
-            && policy.starts_with("allkeys")
+            && policy != "noeviction"
         {
-            tracing::warn!(policy, "Redis may evict the log when memory is short: set maxmemory-policy to noeviction");
+            tracing::warn!(
+                policy,
+                "Redis may evict the log or runs when memory is short: set maxmemory-policy to noeviction"
+            );
         }
+    }
+
+    /// Calls a script that writes. If `has_written` returns true for its answer, waits until
+    /// [`replicas`](Self::replicas) replicas have acknowledged the write. `written` names the
+    /// written data in an error.
+    pub(super) async fn write<T: FromRedisValue>(
+        &self,
+        call: &ScriptInvocation<'_>,
+        has_written: impl Fn(&T) -> bool,
+        written: &str,
+    ) -> Answer<T> {
+        let replicas = self.replicas;
+        let write = async |connection: &mut MultiplexedConnection| {
+            let answer: T = call.invoke_async(connection).await?;
+            let mut acknowledged = Ok(replicas);
+            if replicas > 0 && has_written(&answer) {
+                // Send `WAIT` on the same connection, because it covers only the writes of its own
+                // connection.
+                let limit = u64::try_from(self.limits.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
+                acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await;
+            }
+            Ok((answer, acknowledged))
+        };
+        let (answer, acknowledged) = self.run_on(&self.publish, write).await?;
+        // The data is already stored, so an error of `WAIT` becomes an unknown error.
+        let acknowledged = acknowledged.map_err(|error| BackplaneError::unknown(format!("WAIT failed: {error}")))?;
+        if acknowledged < replicas {
+            let text = format!("{acknowledged} of {replicas} replicas acknowledged the {written} in time");
+            return Err(BackplaneError::unknown(text));
+        }
+        Ok(answer)
     }
 
     pub(super) async fn append_chunk(&self, records: &[NewRecord], seen: Option<Seen>) -> Answer<Vec<LogPosition>> {
@@ -261,26 +298,7 @@ impl Shared {
                 call.arg(&*value.id).arg(if value.removes { "1" } else { "0" });
             }
         }
-        let replicas = self.replicas;
-        let append = async |connection: &mut MultiplexedConnection| {
-            let appended: (String, Vec<u64>, u64) = call.invoke_async(connection).await?;
-            let mut acknowledged = Ok(replicas);
-            if replicas > 0 {
-                // Send `WAIT` on the same connection, because it covers only the writes of its own
-                // connection.
-                let limit = u64::try_from(limits.timeout.as_millis() / 2).unwrap_or(u64::MAX).max(1);
-                acknowledged = redis::cmd("WAIT").arg(replicas).arg(limit).query_async(connection).await;
-            }
-            Ok((appended, acknowledged))
-        };
-        let ((epoch, sequences, before), acknowledged) = self.run_on(&self.publish, append).await?;
-        // The records are already in the log, so an error of `WAIT` becomes an unknown error.
-        let unknown = |error| BackplaneError::unknown(format!("WAIT failed: {error}"));
-        let acknowledged = acknowledged.map_err(unknown)?;
-        if acknowledged < replicas {
-            let text = format!("{acknowledged} of {replicas} replicas acknowledged the records in time");
-            return Err(BackplaneError::unknown(text));
-        }
+        let (epoch, sequences, before): (String, Vec<u64>, u64) = self.write(&call, |_| true, "records").await?;
         let epoch = parse_epoch(&epoch)?;
         // A sequence up to and including `before` belongs to a record that an earlier call appended
         // with the same idempotency key.

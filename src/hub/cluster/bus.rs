@@ -92,6 +92,7 @@ async fn listen_and_broadcast(
                 let now = Instant::now();
                 if std::mem::take(&mut is_first) {
                     shared.peers.lock().reconnected(hub.now());
+                    shared.runs.lock().owners.reconnected(hub.now());
                 }
                 let is_closed = shared.outbox.lock().is_closed;
                 let receives_own_messages = shared.peers.lock().receives_own_messages();
@@ -106,6 +107,7 @@ async fn listen_and_broadcast(
                 if !is_closed {
                     hub.broadcast_connections(shared).await?;
                 }
+                hub.broadcast_run_news(shared).await?;
                 hub.append_presence(shared).await;
                 shared.outbox.lock().note_position(hub.now(), hub.position());
                 hub.carry_out_queued(shared);
@@ -114,6 +116,7 @@ async fn listen_and_broadcast(
                     let number = shared.outbox.lock().number;
                     hub.broadcast(shared, Body::Lease(number)).await?;
                     shared.peers.lock().sweep(hub.now());
+                    hub.look_at_runs(shared);
                     let is_unheard = !shared.peers.lock().is_received(hub.now());
                     if is_unheard && started.elapsed() > hub.settings().peer_timeout {
                         hub.counters().no_own_messages(hub.now());
@@ -140,6 +143,7 @@ impl Hub {
             shared.peers.lock().note_own_message(now);
             return None;
         }
+        shared.runs.lock().owners.heard(from, now);
         let mut result = UpdateResult::Fine;
         match body {
             Body::Command(command) => self.carry_out_or_queue(shared, command),
@@ -153,8 +157,14 @@ impl Hub {
                 shared.settings_digest.differs(&settings);
             }
             Body::Lease(number) => result = shared.peers.lock().lease(from, number, now),
-            Body::Goodbye => shared.peers.lock().goodbye(from, now),
+            Body::Goodbye => {
+                shared.peers.lock().goodbye(from, now);
+                shared.runs.lock().owners.left(from, now);
+                self.look_at_runs(shared);
+            }
             Body::PresenceUpdate(update) => result = shared.peers.lock().update(from, update, now),
+            Body::Runs(news) => self.receive_run_news(shared, news),
+            Body::Stop(name, id) => self.receive_stop(&name, id),
         }
         let is_closed = shared.outbox.lock().is_closed;
         let must_ask = result == UpdateResult::Missing && !is_closed && shared.peers.lock().may_ask(from, now);
@@ -162,7 +172,7 @@ impl Hub {
     }
 
     /// Broadcasts a control message within the publish timeout.
-    async fn broadcast(&self, shared: &SharedLog, body: Body) -> Answer<()> {
+    pub(super) async fn broadcast(&self, shared: &SharedLog, body: Body) -> Answer<()> {
         let message = Message { from: shared.instance_id, body };
         let sent = shared.backplane.broadcast(Bytes::from(message.encode()));
         in_time(self.settings().publish_timeout, sent).await

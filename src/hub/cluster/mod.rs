@@ -15,7 +15,8 @@
 //! 7. A record on a broker is JSON, which programs in other languages can write. The hub skips a
 //!    record that it cannot decode, or that breaks the rules for published events ([`record`],
 //!    [`presence_records`]).
-//! 8. Instances with different settings work together. Each of them logs at most one warning
+//! 8. Runs are stored in journals of their own ([`runs`]).
+//! 9. Instances with different settings work together. Each of them logs at most one warning
 //!    ([`settings_digest`]).
 
 pub(super) mod append;
@@ -27,5 +28,6 @@ pub(super) mod follow;
 mod history;
 mod presence_records;
 mod record;
+pub(super) mod runs;
 mod settings_digest;
 pub(super) mod shared_log;

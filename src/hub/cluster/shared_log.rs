@@ -21,6 +21,7 @@ use crate::hub::connection::handle::ConnectionHandle;
 use crate::hub::peers::message::{Body, InstanceId};
 use crate::hub::peers::outbox::Outbox;
 use crate::hub::peers::table::{Other, Peers};
+use crate::hub::runs::exchange::Exchange;
 use crate::log::{Block, Millis, Policies, millis};
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 use crate::types::{Address, Audience, Command, ConnectionId, Epoch, Event, Position, Topic, UserId};
@@ -56,7 +57,7 @@ pub(in crate::hub) struct SharedLog {
     pub(super) history: History,
     pub(super) blocks: Mutex<Blocks>,
     /// The id of this instance.
-    pub(super) instance_id: InstanceId,
+    pub(in crate::hub) instance_id: InstanceId,
     pub(super) settings_digest: SettingsDigest,
     /// The mark of the last control message that this instance has received. `None` before the
     /// first.
@@ -66,6 +67,8 @@ pub(in crate::hub) struct SharedLog {
     pub(super) commands: Mutex<VecDeque<(Millis, Command)>>,
     pub(super) peers: Mutex<Peers>,
     pub(super) outbox: Mutex<Outbox>,
+    /// The work on runs that waits for the tasks.
+    pub(in crate::hub) runs: Mutex<Exchange>,
 }
 
 impl SharedLog {
@@ -78,6 +81,7 @@ impl SharedLog {
             commands: Mutex::default(),
             peers: Mutex::new(Peers::new(millis(settings.peer_timeout), millis(settings.presence_grace))),
             outbox: Mutex::default(),
+            runs: Mutex::new(Exchange::new(millis(settings.peer_timeout))),
             backplane,
             loaded: AtomicBool::new(false),
             stale: AtomicBool::new(false),

@@ -27,6 +27,7 @@ pub(crate) struct Settings {
     pub(crate) end: StreamEnd,
     pub(crate) instance_name: Option<Arc<str>>,
     pub(crate) limits: Limits,
+    pub(crate) runs: RunLimits,
     pub(crate) max_age: Option<Duration>,
     pub(crate) presence_rules: Vec<TopicFilter>,
     pub(crate) presence_grace: Duration,
@@ -36,6 +37,17 @@ pub(crate) struct Settings {
     pub(crate) publish_timeout: Duration,
     pub(crate) probe_interval: Duration,
     pub(crate) peer_timeout: Duration,
+}
+
+/// The limits of each run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunLimits {
+    /// The maximum size of all events of a run, in bytes as a stream writes them.
+    pub(crate) bytes: usize,
+    /// The maximum number of events of a run.
+    pub(crate) events: usize,
+    /// The time for which an ended run is kept.
+    pub(crate) keep_for: Duration,
 }
 
 impl Default for Settings {
@@ -52,6 +64,7 @@ impl Default for Settings {
             end: StreamEnd::Clean,
             instance_name: None,
             limits: Limits::default(),
+            runs: RunLimits { bytes: 8 * MIB, events: 100_000, keep_for: SECOND * 600 },
             max_age: None,
             presence_rules: Vec::new(),
             presence_grace: SECOND * 10,

@@ -29,6 +29,7 @@ impl Configuration {
             ("probe_interval", settings.probe_interval),
             ("peer_timeout", settings.peer_timeout),
             ("recheck_every", settings.recheck_interval()),
+            ("run_keep_for", settings.runs.keep_for),
         ] {
             if duration < Duration::from_millis(10) {
                 return invalid(setting, "must be at least 10 ms");
@@ -41,6 +42,8 @@ impl Configuration {
             ("max_topics", settings.max_topics),
             ("retention_budget", self.ring_bytes),
             ("keyed_budget", self.keyed_bytes),
+            ("run_max_bytes", settings.runs.bytes),
+            ("run_max_events", settings.runs.events),
             ("max_connections", settings.limits.total.map_or(1, |(limit, _)| limit)),
             ("max_connections_per_user", settings.limits.per_user.map_or(1, |(limit, _)| limit)),
             ("max_connects_per_second", settings.limits.per_second.unwrap_or(1) as usize),

@@ -51,6 +51,8 @@ pub(crate) struct ConnectionHandle {
     /// Whether the stream goes to a network. A reader in this process has no heartbeat and no write
     /// deadline.
     pub(in crate::hub) to_network: bool,
+    /// Whether the stream reads a run in place of the log. It then joins no topic.
+    pub(in crate::hub) reads_run: bool,
     /// Whether the connection has left the registry, or is being removed from it.
     has_left: AtomicBool,
     /// The time at which a worker wakes the stream. `Millis::MAX` if no alarm is set. The stream
@@ -152,6 +154,7 @@ impl ConnectionHandle {
             state: Mutex::default(),
             is_ending: AtomicBool::new(false),
             to_network,
+            reads_run: subscription.run.is_some(),
             has_left: AtomicBool::new(false),
             alarm_at: AtomicU64::new(Millis::MAX),
             is_admitted: AtomicBool::new(false),

@@ -193,6 +193,11 @@ impl Registry {
         Self { table: Mutex::new(table), limits, networked: AtomicUsize::new(0), emptied: Notify::new() }
     }
 
+    /// Returns whether the limit on all connections is reached and refuses new ones.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self.limits.total, Some((limit, OverLimit::Refuse)) if self.len() >= limit)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.table.lock().handles.len()
     }

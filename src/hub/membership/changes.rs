@@ -70,6 +70,9 @@ impl Inner {
         topic: &Topic,
         since: Since,
     ) -> Result<bool, TooManyTopics> {
+        if handle.reads_run {
+            return Ok(false);
+        }
         let joined = Joined { address: Address::Topic(topic.clone()), since, at: None };
         let is_new = self.join_asleep(handle, topic, &joined)?;
         if is_new {

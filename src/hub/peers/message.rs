@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Action, Change, Command, ConnectionId, Cursor, Disconnect, Reconnect, To, Topic, UserId};
+use crate::types::{Action, Change, Command, ConnectionId, Cursor, Disconnect, Epoch, Reconnect, To, Topic, UserId};
 
 /// The id of an instance: a random number for each hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,6 +36,18 @@ pub(crate) enum Body {
     /// The goodbye: the sender exits, and its connections have ended.
     Goodbye,
     PresenceUpdate(PresenceUpdate),
+    /// The newest entries of runs of the sender.
+    Runs(Vec<(Topic, RunNews)>),
+    /// The request to the writer of a run to stop.
+    Stop(Topic, Epoch),
+}
+
+/// The newest entry of a run, as the instance of its writer announces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunNews {
+    pub(crate) id: Epoch,
+    /// The number of entries in the journal of the run.
+    pub(crate) entries: u64,
 }
 
 /// A presence update: connections of the sender that were opened, changed or closed.
@@ -149,6 +161,15 @@ enum Wire<'a> {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         closed: Vec<String>,
     },
+    /// Each run with its name, its id in hexadecimal and the number of its entries.
+    Runs {
+        runs: Vec<(String, String, u64)>,
+    },
+    #[serde(rename = "stop")]
+    Stop {
+        name: String,
+        id: String,
+    },
 }
 
 /// [`Action`] in JSON.
@@ -217,6 +238,12 @@ impl Message {
                 open: update.open.iter().map(wire_connection).collect(),
                 closed: update.closed.iter().map(ToString::to_string).collect(),
             },
+            Body::Runs(runs) => {
+                let wire =
+                    |(name, news): &(Topic, RunNews)| (name.to_string(), format!("{:x}", news.id.0), news.entries);
+                Wire::Runs { runs: runs.iter().map(wire).collect() }
+            }
+            Body::Stop(name, id) => Wire::Stop { name: name.to_string(), id: format!("{:x}", id.0) },
         };
         // Serialization cannot fail, because the message has only text and numbers.
         serde_json::to_vec(&Envelope { v: 1, from: format!("{:x}", self.from.0), body }).unwrap_or_default()
@@ -244,16 +271,27 @@ impl Message {
                 open: open.into_iter().map(read_connection).collect::<Option<_>>()?,
                 closed: closed.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?,
             }),
+            Wire::Runs { runs } => {
+                let read = |(name, id, entries): (String, String, u64)| {
+                    Some((Topic::try_from(name).ok()?, RunNews { id: read_epoch(&id)?, entries }))
+                };
+                Body::Runs(runs.into_iter().map(read).collect::<Option<_>>()?)
+            }
+            Wire::Stop { name, id } => Body::Stop(Topic::try_from(name).ok()?, read_epoch(&id)?),
         };
         Some(Self { from: InstanceId(u64::from_str_radix(&envelope.from, 16).ok()?), body })
     }
+}
+
+fn read_epoch(id: &str) -> Option<Epoch> {
+    u64::from_str_radix(id, 16).ok().map(Epoch)
 }
 
 fn wire_action(action: &Action) -> WireAction {
     match action {
         Action::Disconnect(disconnect) => {
             let ms = match disconnect.reconnect {
-                Reconnect::Now => 0,
+                Reconnect::Now | Reconnect::Over => 0,
                 Reconnect::After(time) | Reconnect::BlockedFor(time) => {
                     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
                 }

@@ -17,13 +17,14 @@ use crate::hub::connection::bans::Rejection;
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::info::ConnectionInfo;
 use crate::hub::connection::registry::UserTopic;
+use crate::hub::runs::found::{self, RunCursor};
 use crate::hub::tasks::workers;
 use crate::hub::upkeep::schedule::Check;
 use crate::hub::{Hub, LifecycleEvent, StreamDriver};
 use crate::log::{Begin, Joined, TooManyTopics, Wanted, millis};
 use crate::types::{
     Address, Authority, ConnectionId, Cursor, DisconnectClock, EndReason, GapReason, History, Position, Reconnect,
-    Refusal, RefusalReason, Start, Subscription, SubscriptionError, Topic,
+    Refusal, RefusalReason, RunError, Start, Subscription, SubscriptionError, Topic,
 };
 use crate::wire::hub_events::CursorState;
 
@@ -36,6 +37,9 @@ pub(crate) struct Request {
     pub(crate) asked_at: DisconnectClock,
     /// The access hook that rechecks the open stream, or `None` if the stream is not rechecked.
     pub(crate) authority: Option<Arc<dyn Authority>>,
+    /// Whether the request seems to come from a browser's `EventSource`: a `GET` that accepts event
+    /// streams by name.
+    pub(crate) from_event_source: bool,
 }
 
 impl Hub {
@@ -47,6 +51,7 @@ impl Hub {
         request: Request,
     ) -> Result<StreamDriver, Refusal> {
         let addresses = self.admit(subscription, cursor, request.asked_at)?;
+        let run = self.check_run(subscription, cursor, request.from_event_source)?;
         let now = self.now();
         // Without random bytes the id could be guessed, so the hub refuses the stream. A browser
         // reconnects later.
@@ -54,6 +59,8 @@ impl Hub {
         // Without a history the cursor is ignored, and no gap is reported for it.
         let (start, cursor) = match subscription.history {
             History::None => (Start::Live, Cursor::Absent),
+            // The cursor is a place in the run.
+            History::Within if run.is_some() => (Start::Live, Cursor::Absent),
             History::Within => (subscription.start, cursor),
         };
         let (begin, cursor_state, gap) = match self.resolve_cursor(cursor) {
@@ -61,8 +68,12 @@ impl Hub {
             Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
             Err(reason) => (Begin::Refused(start), CursorState::Refused, Some(reason)),
         };
+        let cursor_state = match &run {
+            Some(RunCursor { resumes: true, .. }) => CursorState::Resuming,
+            _ => cursor_state,
+        };
         let resumed = cursor_state != CursorState::Fresh;
-        let Request { to_network, asked_at, authority } = request;
+        let Request { to_network, asked_at, authority, .. } = request;
         let handle =
             ConnectionHandle::new(ConnectionId::from_bits(id), to_network, subscription, authority, resumed, now);
         let handle = Arc::new(handle);
@@ -74,9 +85,13 @@ impl Hub {
         let displaced = self.registry().insert(&handle, elsewhere, now);
         let displaced = displaced.map_err(|_| Refusal::retry_later(RefusalReason::Limit))?;
         displaced.iter().for_each(|oldest| self.displace(oldest));
-        let wanted: Vec<_> = addresses.iter().map(|address| self.wanted(subscription, address)).collect();
+        // A stream of a run reads nothing of the log.
+        let read = if handle.reads_run { &[] } else { &*addresses };
+        let wanted: Vec<_> = read.iter().map(|address| self.wanted(subscription, address)).collect();
         let accepted_at = self.inner.open_channels(&handle, wanted, begin);
-        self.join_user_topics(&handle);
+        if !handle.reads_run {
+            self.join_user_topics(&handle);
+        }
         // From here on, a disconnect finds the connection in the registry and in its channels. This
         // check finds the disconnects that were recorded before.
         if let Err(rejection) = self.check_bans(&addresses, asked_at) {
@@ -111,7 +126,31 @@ impl Hub {
             handle.end(Ending::now(EndReason::Draining));
         }
         let end = subscription.end.unwrap_or(self.settings().end);
-        Ok(StreamDriver::new(self, handle, accepted_at, cursor_state, gap, end, now))
+        let driver = StreamDriver::new(self, handle, accepted_at, cursor_state, gap, end, now);
+        Ok(match run {
+            Some(cursor) => driver.of_run(cursor),
+            None => driver,
+        })
+    }
+
+    /// Returns an error if the hub would refuse any new stream now.
+    pub(crate) fn check_capacity(&self) -> Result<(), RunError> {
+        let is_loaded = self.inner.shared_log.as_ref().is_none_or(SharedLog::is_loaded);
+        if self.is_draining() || !is_loaded || self.registry().is_full() {
+            return Err(RunError::refused(self.jittered_retry(self.settings().retry, 1.0..=3.0)));
+        }
+        Ok(())
+    }
+
+    /// Returns the place in the run at which the stream of a request begins, or `None` if the
+    /// subscription reads no run.
+    pub(crate) fn check_run(
+        &self,
+        subscription: &Subscription,
+        cursor: Cursor,
+        from_event_source: bool,
+    ) -> Result<Option<RunCursor>, Refusal> {
+        subscription.run.as_ref().map(|source| found::place(source, cursor, from_event_source)).transpose()
     }
 
     /// Ends a connection that has left the registry because of a limit. Its client reconnects after

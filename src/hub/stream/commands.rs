@@ -49,7 +49,7 @@ impl Hub {
             // of that connection when it reconnects. So only the ids of the ended streams ban their
             // clients.
             Reconnect::BlockedFor(within) if audience.excluded().is_empty() => now.saturating_add(millis(within)),
-            Reconnect::BlockedFor(_) | Reconnect::Now | Reconnect::After(_) => 0,
+            Reconnect::BlockedFor(_) | Reconnect::Now | Reconnect::After(_) | Reconnect::Over => 0,
         };
         // A request from before the disconnect may open its stream within this time. The time is
         // longer than the access timeout, because a handler mount may take longer than an access
@@ -69,7 +69,7 @@ impl Hub {
                 // A random delay, so that clients that are disconnected together do not reconnect
                 // together.
                 Reconnect::Now => Some(self.jittered_retry(self.settings().retry, 1.0..=2.0)),
-                Reconnect::BlockedFor(_) => None,
+                Reconnect::BlockedFor(_) | Reconnect::Over => None,
             };
             let note = disconnect.note.clone();
             let ending =
@@ -151,7 +151,13 @@ impl Hub {
                 // client, so this instance cannot refuse the change, and the connection keeps its
                 // topics. `change_topics_of` returns no refusal for another reason.
                 Err(Refusal(
-                    Kind::Gone | Kind::RetryLater { .. } | Kind::Unauthorized | Kind::Forbidden | Kind::Panicked,
+                    Kind::Gone
+                    | Kind::RetryLater { .. }
+                    | Kind::Unauthorized
+                    | Kind::Forbidden
+                    | Kind::Panicked
+                    | Kind::NoRun
+                    | Kind::ForgottenRun,
                 )) => {}
             }
         }

@@ -20,18 +20,22 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use smallvec::SmallVec;
 use tokio::time::Duration;
 
 use super::timers::{Expiry, Heartbeat};
 use crate::hub::cluster::shared_log::SharedLog;
 use crate::hub::connection::handle::{ConnectionHandle, Ending};
 use crate::hub::connection::info::ConnectionInfo;
+use crate::hub::runs::content::Over;
+use crate::hub::runs::found::RunCursor;
 use crate::hub::tasks::workers;
 use crate::hub::{Hub, LifecycleEvent, Transport};
 use crate::log::{Batch, Millis, millis};
 use crate::macros::opaque_debug;
 use crate::sync::Ordering;
-use crate::types::{Address, ConnectionId, EndReason, GapReason, Position, StreamEnd, Topic};
+use crate::types::{Address, ConnectionId, EndReason, GapReason, Position, Reconnect, RunEnd, StreamEnd, Topic};
+use crate::wire::Frame;
 use crate::wire::hub_events::CursorState;
 
 /// The maximum number of successive reads without a record, after which other streams have a turn.
@@ -59,10 +63,15 @@ pub(crate) struct StreamDriver {
     /// The value of [`SharedLog::epochs`] at the last read, or zero without a shared log. A wider
     /// number would add eight bytes to every idle connection.
     epochs: u16,
+    /// The run that the stream reads in place of the log, or `None`.
+    run: Option<Box<RunCursor>>,
 }
 
 impl Drop for StreamDriver {
     fn drop(&mut self) {
+        if let Some(cursor) = &self.run {
+            cursor.run.unlisten(self.handle.id());
+        }
         let timed_out = self.handle.transport().is_some_and(|transport| transport.has_timed_out());
         let otherwise = if timed_out { EndReason::Stalled } else { EndReason::Client };
         let reason = self.handle.ending().map_or(otherwise, |ending| ending.reason);
@@ -141,6 +150,11 @@ pub(crate) enum Step {
     },
     /// The records of the batch.
     Records,
+    /// Events of a run, and the end if the run has ended.
+    Run {
+        frames: SmallVec<[Frame; 1]>,
+        end: Option<Ending>,
+    },
     /// `hub.live`, with the topics in force if they have changed.
     Live(Position, Option<Vec<Topic>>),
     Heartbeat,
@@ -178,9 +192,22 @@ impl StreamDriver {
             reported_stale: false,
             settled: false,
             epochs: hub.inner.shared_log.as_ref().map_or(0, SharedLog::epochs),
+            run: None,
             hub: hub.clone(),
             handle,
         }
+    }
+
+    /// Makes the stream read a run in place of the log.
+    pub(in crate::hub) fn of_run(mut self, cursor: RunCursor) -> Self {
+        cursor.run.listen(Arc::clone(&self.handle) as _);
+        self.run = Some(Box::new(cursor));
+        self
+    }
+
+    /// Returns the position after the events of a run that the stream has read.
+    pub(in crate::hub) fn run_position(&self) -> Option<Position> {
+        self.run.as_ref().map(|cursor| cursor.run.position(cursor.read))
     }
 
     pub(crate) fn hub(&self) -> &Hub {
@@ -297,7 +324,7 @@ impl StreamDriver {
             // position of the ending.
             let ending = self.handle.ending();
             if let Some(ending) = &ending
-                && (self.handle.is_gone() || self.hub.log().cursor(&self.handle.subscriber) >= ending.after)
+                && (self.handle.is_gone() || self.has_read_up_to(ending.after))
             {
                 return Poll::Ready(Some(self.finish(ending.clone())));
             }
@@ -315,6 +342,12 @@ impl StreamDriver {
                 None => return self.poll_clock(cx),
             }
         }
+    }
+
+    /// Returns whether the last step was returned and the stream ends without an error, so that the
+    /// caller can write the end of the body together with the last bytes.
+    pub(crate) fn is_complete(&self) -> bool {
+        matches!(self.stage, Stage::Ending | Stage::Ended) && self.end == StreamEnd::Clean
     }
 
     fn poll_end(&mut self, cx: &Context<'_>) -> Poll<Option<Step>> {
@@ -399,6 +432,9 @@ impl StreamDriver {
     ///
     /// Returns the outcome of the read if there is nothing to write.
     fn read_step(&mut self, batch: &mut Batch, read_at: &mut Option<Millis>) -> Result<Step, ReadOutcome> {
+        if self.run.is_some() {
+            return self.read_run(read_at);
+        }
         if self.delays_new_epoch() {
             return Err(ReadOutcome::Waits);
         }
@@ -457,6 +493,60 @@ impl StreamDriver {
         }
         self.settled = self.has_settled(batch, is_stale);
         Err(outcome)
+    }
+
+    /// Returns whether the stream has read the records up to and including this number. A stream of
+    /// a run reads all events of the run before it ends, so that the end of the run stays the end.
+    fn has_read_up_to(&self, after: u64) -> bool {
+        match &self.run {
+            Some(_) => after == 0,
+            None => self.hub.log().cursor(&self.handle.subscriber) >= after,
+        }
+    }
+
+    /// Reads the run, and returns the step that follows from it.
+    fn read_run(&mut self, read_at: &mut Option<Millis>) -> Result<Step, ReadOutcome> {
+        let Some(cursor) = &mut self.run else { return Err(ReadOutcome::Complete) };
+        let part = cursor.run.read(cursor.read);
+        let count = part.frames.len();
+        cursor.read += count as u64;
+        let (position, will) = (cursor.run.position(cursor.read), cursor.run.will.is_some());
+        if count > 0 {
+            self.hub.counters().delivered(self.handle.id(), count);
+            // Only this stream writes `delivered`, so a load and a store are enough.
+            let delivered = self.handle.delivered.load(Ordering::Relaxed) + count as u64;
+            self.handle.delivered.store(delivered, Ordering::Relaxed);
+            let now = *read_at.insert(self.hub.now());
+            if let Some(heartbeat) = &mut self.heartbeat {
+                heartbeat.wrote(true, now);
+            }
+        }
+        let end = part.over.map(|over| self.finish_run(&over, will));
+        if count > 0 || end.is_some() {
+            return Ok(Step::Run { frames: part.frames, end });
+        }
+        if part.lost {
+            // The client asks again, and the cursor of a forgotten run receives `404`.
+            return Ok(self.finish(Ending::now(EndReason::Lagged)));
+        }
+        if self.progress != Progress::CaughtUp {
+            self.opening = None;
+            self.progress = Progress::CaughtUp;
+            return Ok(Step::Live(position, None));
+        }
+        self.settled = !self.handle.is_ending() && self.handle.alarm_at() <= self.due();
+        Err(ReadOutcome::Complete)
+    }
+
+    /// Ends the stream because its run has ended.
+    fn finish_run(&mut self, over: &Over, has_will: bool) -> Ending {
+        // Without a last will, clients of the bare profile would take the end for a success.
+        let is_break = over.end == RunEnd::Aborted && !has_will && self.end == StreamEnd::Abort;
+        if !is_break {
+            self.end = StreamEnd::Clean;
+        }
+        let ending = Ending { reconnect: Reconnect::Over, note: over.note.clone(), ..Ending::now(over.end.into()) };
+        self.set_ending(ending)
     }
 
     fn is_stale(&self) -> bool {
@@ -572,7 +662,10 @@ impl StreamDriver {
 
     /// Returns `hub.live`, or `None` while records from before the cursor are still to be replayed.
     fn live(&mut self) -> Option<Step> {
-        let (position, topics) = self.hub.log().settled(&self.handle.subscriber)?;
+        let (position, topics) = match self.run_position() {
+            Some(position) => (position, None),
+            None => self.hub.log().settled(&self.handle.subscriber)?,
+        };
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.wrote(true, self.hub.now());
         }
@@ -586,10 +679,15 @@ impl StreamDriver {
     /// Ends the stream, and returns `hub.bye`. The connection leaves the registry and its channels
     /// before the caller writes `hub.bye`, so that it no longer counts when its client reconnects.
     fn finish(&mut self, ending: Ending) -> Step {
+        Step::Bye(self.set_ending(ending))
+    }
+
+    /// Makes the next step the last one. Returns the ending that stands.
+    fn set_ending(&mut self, ending: Ending) -> Ending {
         let ending = self.handle.end(ending);
         self.stage = Stage::Ending;
         self.hub.inner.forget(&self.handle, ending.reason);
-        Step::Bye(ending)
+        ending
     }
 }
 

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::driver::{Step, StreamDriver};
 use crate::hub::Settings;
+use crate::hub::connection::handle::Ending;
 use crate::log::Batch;
-use crate::wire::{HEARTBEAT, close_chunk, hub_events, open_chunk};
+use crate::wire::{Frame, HEARTBEAT, LAST_CHUNK, close_chunk, hub_events, open_chunk};
 
 impl StreamDriver {
     /// Returns the next bytes of the stream, for a body. `None` at the end.
@@ -38,6 +39,10 @@ impl StreamDriver {
             },
         }
         close_chunk(scratch, at);
+        if self.is_complete() {
+            scratch.extend_from_slice(LAST_CHUNK);
+            return Poll::Ready(Some(Encoded::Last));
+        }
         Poll::Ready(Some(Encoded::Scratch))
     }
 }
@@ -64,18 +69,33 @@ fn encode(step: Step, batch: &mut Batch, settings: &Settings) -> Option<Bytes> {
         },
         Step::Gap { reason, topics } => records(batch, &hub_events::gap(reason, &topics)),
         Step::Heartbeat => Bytes::from_static(HEARTBEAT),
+        Step::Run { mut frames, end: None } if frames.len() == 1 => match frames.pop() {
+            // The same bytes go to every stream of the run.
+            Some(frame) => frame.chunk().clone().into_inside(),
+            None => Bytes::new(),
+        },
+        Step::Run { frames, end } => {
+            let mut out = Vec::with_capacity(frames.iter().map(Frame::len).sum::<usize>() + 128);
+            frames.iter().for_each(|frame| frame.write(&mut out, true));
+            if let Some(ending) = end {
+                out.extend_from_slice(&bye(&ending));
+            }
+            out.into()
+        }
         Step::Stale => hub_events::stale(),
         Step::Live(position, topics) => hub_events::live(position, topics.as_deref()),
         Step::Hello { connection, cursor, topics } => {
             hub_events::hello(connection, cursor, &topics, settings.instance_name.as_deref(), settings.retry)
         }
         Step::Expiring(remaining) => hub_events::expiring(remaining),
-        Step::Bye(ending) => {
-            hub_events::bye(ending.reason, ending.reconnect, ending.retry, ending.note.as_deref(), SystemTime::now())
-        }
+        Step::Bye(ending) => bye(&ending),
         Step::Abort => return None,
     };
     Some(bytes)
+}
+
+fn bye(ending: &Ending) -> Bytes {
+    hub_events::bye(ending.reason, ending.reconnect, ending.retry, ending.note.as_deref(), SystemTime::now())
 }
 
 /// Joins `before` and the frames of all records, so that the body returns them at once.
@@ -95,6 +115,9 @@ fn write(batch: &Batch, out: &mut Vec<u8>) {
 pub(crate) enum Encoded {
     Shared(Bytes),
     Scratch,
+    /// The last bytes of the stream, with the end of the body, are in `scratch`. In one write, so that
+    /// no break comes between the last event of a run and its end.
+    Last,
     /// The stream ends with an error, without bytes.
     Abort,
 }

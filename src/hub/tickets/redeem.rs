@@ -118,6 +118,10 @@ impl Hub {
     ///   runtime.
     pub async fn ticket(&self, mut subscription: Subscription, ttl: Duration) -> Result<Ticket, SubscriptionError> {
         self.check(&subscription)?;
+        if subscription.run.is_some() {
+            // Another instance could not look the run up when it redeems the ticket.
+            return Err(SubscriptionError::TICKET_FOR_RUN);
+        }
         if !(SHORTEST..=LONGEST).contains(&ttl) {
             return Err(SubscriptionError::TICKET_TIME);
         }

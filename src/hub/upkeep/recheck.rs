@@ -212,9 +212,12 @@ impl Hub {
                 let retry = retry.unwrap_or(usual);
                 (Reconnect::After(retry), Some(self.jittered_retry(retry, 1.0..=1.5)))
             }
-            Kind::Unauthorized | Kind::Forbidden | Kind::Invalid(_) | Kind::Panicked => {
-                (Reconnect::Now, Some(self.jittered_retry(usual, 1.0..=2.0)))
-            }
+            Kind::Unauthorized
+            | Kind::Forbidden
+            | Kind::Invalid(_)
+            | Kind::Panicked
+            | Kind::NoRun
+            | Kind::ForgottenRun => (Reconnect::Now, Some(self.jittered_retry(usual, 1.0..=2.0))),
         };
         self.end_now(handle, Ending { reconnect, retry, ..Ending::now(EndReason::Revoked) });
     }

@@ -2,7 +2,7 @@
 //! streams.
 //!
 //! 1. The task runs in a [task slot](crate::hub::tasks::slot) while a record can expire, a grace
-//!    period lasts, or a connection is open. It sleeps until the next grace period is over, at most
+//!    period lasts, an ended run is kept, or a connection is open. It sleeps until the next grace period is over, at most
 //!    until the next check for stalls.
 //! 2. A stream has stalled if it has something to do and nothing has moved on its transport for the
 //!    write deadline. Without a known transport, only the polls of its body count
@@ -72,6 +72,7 @@ impl Inner {
         let now = self.now();
         let mut more = self.registry.sweep(now);
         more |= self.sweep_roster();
+        self.runs.sweep(now);
         let swept = self.log.sweep(now);
         self.counters.evicted(self.log.usage().evicted, now);
         let is_busy = self.registry.len() > 0 || self.departure_due().is_some();
@@ -82,9 +83,10 @@ impl Inner {
         }
     }
 
-    /// Returns the time at which the next sweep of users or members is due.
+    /// Returns the time at which the next sweep of users, members or runs is due.
     fn departure_due(&self) -> Option<Millis> {
-        self.registry.next_due().into_iter().chain(self.presences.next_due()).min()
+        let departures = self.registry.next_due().into_iter().chain(self.presences.next_due());
+        departures.chain(self.runs.next_due()).min()
     }
 
     /// Gives up the streams that have stalled.

@@ -129,6 +129,10 @@ impl TakenOver {
                     Some(Encoded::Scratch) => {
                         self.write_or_wait(&scratch, |count| Bytes::copy_from_slice(&scratch[count..]))
                     }
+                    Some(Encoded::Last) => {
+                        self.close();
+                        self.write_or_wait(&scratch, |count| Bytes::copy_from_slice(&scratch[count..]))
+                    }
                     Some(Encoded::Abort) => {
                         self.close();
                         Ok(())
@@ -337,7 +341,8 @@ mod tests {
         let deadline = Duration::from_secs(30);
         let retention = Retention::replay().count(100).bytes(32 << 20);
         let hub = Hub::builder().write_deadline(deadline).topic_retention(retention).build().unwrap();
-        let request = Request { to_network: true, asked_at: DisconnectClock::now(), authority: None };
+        let request =
+            Request { to_network: true, asked_at: DisconnectClock::now(), authority: None, from_event_source: false };
         let connection = hub.open(&Subscription::anonymous().topic("t"), Cursor::Absent, request).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

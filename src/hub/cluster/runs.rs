@@ -1,0 +1,495 @@
+//! The exchange of runs with the broker: journals, announcements, and the end of runs whose writers
+//! are gone.
+//!
+//! 1. A run is true at the broker. An append is a compare-and-swap on the number of entries, so a
+//!    journal has one order, and an entry after the end is impossible.
+//! 2. A journal is read after an announcement of its writer's instance, and in addition once for
+//!    each third of the peer timeout, because an announcement may be lost.
+//! 3. Each instance that reads a run ends it when the instance of its writer is gone
+//!    ([`Owners`](crate::hub::runs::owners::Owners)). Several may do so at the same time, and the
+//!    broker accepts one end.
+//! 4. A call that is dropped, or whose outcome is unknown, leaves work for the task: the end of a
+//!    run without a writer ([`Orphan`]), or of a run that may have begun.
+
+use std::collections::hash_set::HashSet;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
+use tokio::time::{Duration, Instant};
+
+use super::shared_log::SharedLog;
+use crate::backplane::{Answer, BackplaneError, Begun, JournalAppend, JournalId, in_time};
+use crate::hub::peers::message::{Body, RunNews};
+use crate::hub::runs::content::{Entry, Over, RunContent};
+use crate::hub::runs::entry::{self, Beginning};
+use crate::hub::runs::exchange::{Orphan, Unconfirmed};
+use crate::hub::tasks::back_off::BackOff;
+use crate::hub::tasks::background::Job;
+use crate::hub::{Hub, Inner};
+use crate::types::{Epoch, Event, PublishError, RunEnd, RunError, Topic};
+
+/// The approximate maximum size of one read of a journal.
+const PAGE_BYTES: usize = 256 * 1024;
+/// The maximum number of journals that are read at the same time.
+const CONCURRENT: usize = 32;
+/// The maximum number of runs in one announcement. With the longest names, it has about 270 kB.
+const NEWS_PER_MESSAGE: usize = 1024;
+/// The time for which the broker keeps a run that ended before anybody could read it.
+const KEEP_UNREAD: Duration = Duration::from_secs(1);
+
+pub(in crate::hub) static JOB: Job<Inner> =
+    Job { run: |hub, _| work(hub).boxed(), has_work: is_wanted, has_more: is_wanted };
+
+fn is_wanted(inner: &Arc<Inner>) -> bool {
+    inner.shared_log.as_ref().is_some_and(|shared| shared.runs.lock().has_work())
+}
+
+/// Works until nothing is left.
+async fn work(inner: Weak<Inner>) {
+    let mut back_off = BackOff::new();
+    loop {
+        let Some(hub) = inner.upgrade().map(|inner| Hub { inner }) else { return };
+        let Some(shared) = &hub.inner.shared_log else { return };
+        let (wanted, orphans, abandoned) = {
+            let mut runs = shared.runs.lock();
+            (std::mem::take(&mut runs.wanted), std::mem::take(&mut runs.orphans), std::mem::take(&mut runs.abandoned))
+        };
+        if wanted.is_empty() && orphans.is_empty() && abandoned.is_empty() {
+            return;
+        }
+        // The guard puts back what the broker has not confirmed, also if this task is dropped.
+        let left = Left { shared, wanted, orphans, abandoned };
+        let failed = hub.work_off(shared, left).await;
+        if failed {
+            drop(hub);
+            back_off.wait().await;
+        } else {
+            back_off = BackOff::new();
+        }
+    }
+}
+
+/// The work of one turn that is not done yet.
+struct Left<'a> {
+    shared: &'a SharedLog,
+    wanted: HashSet<Topic>,
+    orphans: Vec<Orphan>,
+    abandoned: Vec<(Topic, Bytes)>,
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        let mut runs = self.shared.runs.lock();
+        runs.wanted.extend(self.wanted.drain());
+        runs.orphans.append(&mut self.orphans);
+        runs.abandoned.append(&mut self.abandoned);
+    }
+}
+
+impl Hub {
+    /// Does the work of one turn. Returns whether a part of it failed. That part is left.
+    async fn work_off(&self, shared: &SharedLog, mut left: Left<'_>) -> bool {
+        let mut failed = false;
+        while let Some(orphan) = left.orphans.pop() {
+            if let Err((orphan, error)) = self.end_orphan(shared, orphan).await {
+                tracing::debug!(%error, "a run without a writer cannot be ended yet");
+                shared.runs.lock().orphans.push(orphan);
+                failed = true;
+                break;
+            }
+        }
+        while let Some((name, first)) = left.abandoned.pop() {
+            if let Err(error) = self.end_abandoned(shared, &name, first.clone()).await {
+                tracing::debug!(%error, "a run that may have begun cannot be ended yet");
+                left.abandoned.push((name, first));
+                failed = true;
+                break;
+            }
+        }
+        let names: Vec<Topic> = left.wanted.iter().cloned().collect();
+        let mut reads = stream::iter(names)
+            .map(|name| async move { (self.refresh_if_used(shared, &name).await, name) })
+            .buffer_unordered(CONCURRENT);
+        while let Some((read, name)) = reads.next().await {
+            match read {
+                Ok(()) => drop(left.wanted.remove(&name)),
+                Err(error) => {
+                    tracing::debug!(%error, "the journal of a run cannot be read");
+                    failed = true;
+                }
+            }
+        }
+        failed
+    }
+
+    /// Reads the rest of a run, or forgets the run if no reader and no writer uses it.
+    async fn refresh_if_used(&self, shared: &SharedLog, name: &Topic) -> Answer<()> {
+        let Some(run) = self.inner.runs.get(name) else { return Ok(()) };
+        // The table and this function each have a reference.
+        if run.owner != shared.instance_id && Arc::strong_count(&run) <= 2 {
+            self.inner.runs.forget(name, run.id);
+            return Ok(());
+        }
+        drop(run);
+        self.refresh_run(shared, name).await.map(drop)
+    }
+
+    /// Begins a run at the broker.
+    pub(in crate::hub) async fn begin_shared_run(
+        &self,
+        shared: &SharedLog,
+        name: &Topic,
+        will: Option<Event>,
+    ) -> Result<Arc<RunContent>, RunError> {
+        let beginning = Beginning { owner: shared.instance_id, will };
+        let first = Bytes::from(entry::encode_beginning(&beginning));
+        let mut begun = MayHaveBegun { hub: self, shared, name, first: Some(first.clone()) };
+        for _ in 0..3 {
+            let answer = self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await;
+            match answer {
+                Ok(Begun::New(id)) => {
+                    begun.first = None;
+                    let run = Arc::new(RunContent::new(Epoch(id.get()), beginning.owner, beginning.will));
+                    run.apply(1, Entry::default(), self.now());
+                    self.inner.runs.put(name, &run);
+                    self.announce_run(shared, name, &run);
+                    return Ok(run);
+                }
+                Ok(Begun::Active(_)) => {
+                    // Reading the run ends it if the instance of its writer is gone.
+                    let known = self.refresh_run(shared, name).await;
+                    let known = known.map_err(|error| broker(&error));
+                    if !matches!(&known, Ok(run) if run.as_ref().is_none_or(|run| !run.is_active())) {
+                        begun.first = None;
+                        return Err(known.err().unwrap_or(RunError::ACTIVE));
+                    }
+                }
+                Err(error) => {
+                    if !error.is_unknown() {
+                        begun.first = None;
+                    }
+                    return Err(broker(&error));
+                }
+            }
+        }
+        begun.first = None;
+        Err(RunError::ACTIVE)
+    }
+
+    /// Appends an entry of a run at the broker, and then in memory. If the broker does not confirm
+    /// the entry, it stays in `unconfirmed`.
+    pub(in crate::hub) async fn append_to_run(
+        &self,
+        shared: &SharedLog,
+        name: &Topic,
+        run: &Arc<RunContent>,
+        unconfirmed: &mut Option<Unconfirmed>,
+    ) -> Result<(), RunError> {
+        let Some(Unconfirmed { number, bytes, entry }) = unconfirmed else { return Ok(()) };
+        let close = entry.over.is_some().then_some(self.settings().runs.keep_for);
+        let (id, after) = (journal(run.id), *number - 1);
+        let append = || shared.backplane.append_journal(name.as_str(), id, after, bytes.clone(), close);
+        match self.persist(append).await {
+            Ok(JournalAppend::Appended) => {
+                if let Some(Unconfirmed { number, entry, .. }) = unconfirmed.take() {
+                    let is_over = entry.over.is_some();
+                    run.apply(number, entry, self.now());
+                    self.announce_run(shared, name, run);
+                    if is_over {
+                        self.inner.run_ended(name, run.id);
+                    }
+                }
+                Ok(())
+            }
+            Ok(JournalAppend::Conflict) => {
+                *unconfirmed = None;
+                // Another instance has ended the run, or the broker has lost it. Streams of this
+                // instance learn it from this read, or from a later one.
+                shared.runs.lock().wanted.insert(name.clone());
+                self.inner.ensure_shared_log();
+                Err(RunError::ENDED)
+            }
+            Err(error) => {
+                if !error.is_unknown() {
+                    *unconfirmed = None;
+                }
+                Err(broker(&error))
+            }
+        }
+    }
+
+    /// Reads the rest of the newest run of a name. Ends the run if the instance of its writer is
+    /// gone. Returns `None` if the broker has no run of this name.
+    pub(in crate::hub) async fn refresh_run(
+        &self,
+        shared: &SharedLog,
+        name: &Topic,
+    ) -> Answer<Option<Arc<RunContent>>> {
+        loop {
+            let Some(run) = self.read_run(shared, name).await? else { return Ok(None) };
+            if !run.is_active() || !self.is_owner_gone(shared, &run) {
+                return Ok(Some(run));
+            }
+            self.abort_run(shared, name, &run).await?;
+        }
+    }
+
+    /// Reads the journal of the newest run of a name up to its end.
+    async fn read_run(&self, shared: &SharedLog, name: &Topic) -> Answer<Option<Arc<RunContent>>> {
+        loop {
+            let known = self.inner.runs.get(name);
+            let id = known.as_ref().map(|run| journal(run.id));
+            let after = known.as_ref().map_or(0, |run| run.progress().entries);
+            let limit = self.settings().publish_timeout;
+            let page = in_time(limit, shared.backplane.read_journal(name.as_str(), id, after, PAGE_BYTES)).await?;
+            let Some(page) = page else {
+                let Some(run) = known else { return Ok(None) };
+                // The broker has forgotten the run, or has a newer one of this name.
+                run.lose(self.now());
+                self.inner.runs.forget(name, run.id);
+                continue;
+            };
+            let mut entries = page.entries.into_iter();
+            let run = match known {
+                Some(run) => run,
+                None => {
+                    let invalid = || BackplaneError::rejected("the journal has an invalid first entry");
+                    let first = entries.next().ok_or_else(invalid)?;
+                    let Beginning { owner, will } = entry::decode_beginning(&first).ok_or_else(invalid)?;
+                    let run = Arc::new(RunContent::new(Epoch(page.id.get()), owner, will));
+                    run.apply(1, Entry::default(), self.now());
+                    self.inner.runs.put_copy(name, run)
+                }
+            };
+            if run.id.0 != page.id.get() {
+                continue;
+            }
+            let first = if id.is_some() { after + 1 } else { 2 };
+            for (number, bytes) in (first..).zip(entries) {
+                match entry::decode(&bytes, &self.settings().framing) {
+                    Some(entry) => {
+                        let is_over = entry.over.is_some();
+                        // Another read may have applied the entry already.
+                        if run.apply(number, entry, self.now()).is_some() && is_over {
+                            self.inner.run_ended(name, run.id);
+                        }
+                    }
+                    None => {
+                        tracing::warn!("a run has an entry that this version cannot read");
+                        run.lose(self.now());
+                        return Ok(Some(run));
+                    }
+                }
+            }
+            if run.progress().entries >= page.last || !run.is_active() {
+                return Ok(Some(run));
+            }
+        }
+    }
+
+    /// Returns whether the instance that writes a run is gone. Returns false while this instance
+    /// receives no messages itself.
+    fn is_owner_gone(&self, shared: &SharedLog, run: &RunContent) -> bool {
+        if run.owner == shared.instance_id {
+            return false;
+        }
+        let now = self.now();
+        let is_received = shared.peers.lock().is_received(now);
+        let is_silent = shared.runs.lock().owners.is_gone(run.owner, now);
+        is_received && is_silent
+    }
+
+    /// Ends a run without its writer. Reads on if another instance was faster.
+    async fn abort_run(&self, shared: &SharedLog, name: &Topic, run: &Arc<RunContent>) -> Answer<()> {
+        let after = run.progress().entries;
+        let over = Over { end: RunEnd::Aborted, note: None };
+        let bytes = Bytes::from(entry::encode(run.will.as_slice(), Some(&over)));
+        let (id, keep) = (journal(run.id), self.settings().runs.keep_for);
+        let append = || shared.backplane.append_journal(name.as_str(), id, after, bytes.clone(), Some(keep));
+        if let JournalAppend::Appended = self.persist(append).await? {
+            let drafts = entry::drafts(run.will.as_slice(), &self.settings().framing).unwrap_or_default();
+            run.apply(after + 1, Entry { drafts, over: Some(over) }, self.now());
+            self.announce_run(shared, name, run);
+            self.inner.run_ended(name, run.id);
+        }
+        Ok(())
+    }
+
+    /// Ends a run of this instance whose writer is gone.
+    async fn end_orphan(&self, shared: &SharedLog, mut orphan: Orphan) -> Result<(), (Orphan, RunError)> {
+        let Orphan { name, run, unconfirmed } = &mut orphan;
+        match self.append_to_run(shared, name, run, unconfirmed).await {
+            Err(error) if error.is_unavailable() => return Err((orphan, error)),
+            Ok(()) | Err(_) => {}
+        }
+        match self.end_own_run(shared, name, run).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err((orphan, broker(&error))),
+        }
+    }
+
+    /// Ends a run of this instance as aborted, unless it has ended.
+    pub(in crate::hub) async fn end_own_run(
+        &self,
+        shared: &SharedLog,
+        name: &Topic,
+        run: &Arc<RunContent>,
+    ) -> Answer<()> {
+        while run.is_active() {
+            self.abort_run(shared, name, run).await?;
+            if run.is_active() {
+                // An entry that was not confirmed has arrived, or another instance has ended the
+                // run.
+                match self.read_run(shared, name).await? {
+                    Some(newest) if Arc::ptr_eq(&newest, run) => {}
+                    _ => run.lose(self.now()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a run that may have begun, although its caller has given up.
+    async fn end_abandoned(&self, shared: &SharedLog, name: &Topic, first: Bytes) -> Answer<()> {
+        let Some(Beginning { owner, will }) = entry::decode_beginning(&first) else { return Ok(()) };
+        // The broker answers a repeated beginning as it answered the first one.
+        if let Begun::New(id) = self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await? {
+            let run = Arc::new(RunContent::new(Epoch(id.get()), owner, will));
+            run.apply(1, Entry::default(), self.now());
+            let over = Over { end: RunEnd::Aborted, note: None };
+            let bytes = Bytes::from(entry::encode(&[], Some(&over)));
+            let close = Some(KEEP_UNREAD);
+            self.persist(|| shared.backplane.append_journal(name.as_str(), id, 1, bytes.clone(), close)).await?;
+        }
+        Ok(())
+    }
+
+    /// Repeats a request until the broker has answered it, within the publish timeout. The error is
+    /// unknown if one of the attempts may have had an effect.
+    async fn persist<'a, T>(&self, mut request: impl FnMut() -> BoxFuture<'a, Answer<T>>) -> Answer<T> {
+        let until = Instant::now() + self.settings().publish_timeout;
+        let mut back_off = BackOff::new();
+        let mut is_unknown = false;
+        loop {
+            let remaining = until.saturating_duration_since(Instant::now());
+            let error = match in_time(remaining, request()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            is_unknown |= error.is_unknown();
+            let is_late = tokio::time::timeout_at(until, back_off.wait()).await.is_err();
+            if error.is_rejected() || is_late {
+                return Err(if is_unknown { BackplaneError::unknown(error.to_string()) } else { error });
+            }
+        }
+    }
+
+    /// Makes the control task announce the newest entry of a run.
+    fn announce_run(&self, shared: &SharedLog, name: &Topic, run: &RunContent) {
+        let news = RunNews { id: run.id, entries: run.progress().entries };
+        shared.runs.lock().note(name, news);
+        self.inner.ensure_shared_log();
+    }
+
+    /// Processes announcements of another instance.
+    pub(super) fn receive_run_news(&self, shared: &SharedLog, news: Vec<(Topic, RunNews)>) {
+        let mut wanted = Vec::new();
+        for (name, news) in news {
+            match self.inner.runs.get(&name) {
+                Some(run) if run.id == news.id && run.progress().entries >= news.entries => {}
+                Some(_) => wanted.push(name),
+                None => drop(self.inner.runs.notify(&name)),
+            }
+        }
+        self.want_runs(shared, wanted);
+    }
+
+    /// Announces the newest entries of this instance's runs.
+    pub(super) async fn broadcast_run_news(&self, shared: &SharedLog) -> Answer<()> {
+        let changed = std::mem::take(&mut shared.runs.lock().changed);
+        let mut changed = changed.into_iter().peekable();
+        while changed.peek().is_some() {
+            let batch: Vec<_> = changed.by_ref().take(NEWS_PER_MESSAGE).collect();
+            if let Err(error) = self.broadcast(shared, Body::Runs(batch.clone())).await {
+                let mut runs = shared.runs.lock();
+                batch.into_iter().chain(changed).for_each(|(name, news)| runs.note(&name, news));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the request to stop a run to the instance of its writer.
+    pub(in crate::hub) async fn broadcast_stop(&self, shared: &SharedLog, name: Topic, id: Epoch) -> Answer<()> {
+        self.broadcast(shared, Body::Stop(name, id)).await
+    }
+
+    /// Processes a request to stop. Only the instance of the writer has a writer to ask.
+    pub(super) fn receive_stop(&self, name: &Topic, id: Epoch) {
+        if let Some(run) = self.inner.runs.get(name).filter(|run| run.id == id) {
+            run.ask_to_stop();
+        }
+    }
+
+    /// Makes the task look at each run that a stream reads. The task then finds entries whose
+    /// announcement was lost, and ends the runs of instances that are gone.
+    pub(super) fn look_at_runs(&self, shared: &SharedLog) {
+        let runs = self.inner.runs.all().into_iter();
+        let others = runs.filter(|(_, run)| run.owner != shared.instance_id && run.is_active());
+        self.want_runs(shared, others.map(|(name, _)| name).collect());
+    }
+
+    fn want_runs(&self, shared: &SharedLog, names: Vec<Topic>) {
+        if !names.is_empty() {
+            shared.runs.lock().wanted.extend(names);
+            self.inner.ensure_shared_log();
+        }
+    }
+
+    /// Ends all runs that this instance writes, within the publish timeout.
+    pub(in crate::hub) async fn end_own_runs(&self) {
+        let runs = self.inner.runs.all().into_iter().filter(|(_, run)| run.is_active());
+        let Some(shared) = &self.inner.shared_log else {
+            runs.for_each(|(name, run)| self.inner.abort_local_run(&name, &run));
+            return;
+        };
+        let own: Vec<_> = runs.filter(|(_, run)| run.owner == shared.instance_id).collect();
+        let ends = stream::iter(own).for_each_concurrent(CONCURRENT, |(name, run)| async move {
+            if let Err(error) = self.end_own_run(shared, &name, &run).await {
+                tracing::warn!(%error, "a run of this instance could not be ended: its readers learn it after peer_timeout");
+            }
+        });
+        // The error is logged for each run, or the lease of this instance ends the runs.
+        let _ = tokio::time::timeout(self.settings().publish_timeout, ends).await;
+    }
+}
+
+/// A beginning whose outcome is not known yet. If it is dropped, the task ends the run that may
+/// have begun.
+struct MayHaveBegun<'a> {
+    hub: &'a Hub,
+    shared: &'a SharedLog,
+    name: &'a Topic,
+    first: Option<Bytes>,
+}
+
+impl Drop for MayHaveBegun<'_> {
+    fn drop(&mut self) {
+        if let Some(first) = self.first.take() {
+            self.shared.runs.lock().abandoned.push((self.name.clone(), first));
+            self.hub.inner.ensure_shared_log();
+        }
+    }
+}
+
+/// Returns the id of the journal of a run.
+fn journal(id: Epoch) -> JournalId {
+    // The id is of a journal, so it is not zero.
+    JournalId::new(id.0).unwrap_or_else(JournalId::random)
+}
+
+fn broker(error: &BackplaneError) -> RunError {
+    PublishError::broker(error.is_unknown(), error.duplicate()).into()
+}

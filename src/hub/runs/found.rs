@@ -1,0 +1,45 @@
+//! The run that a subscription reads.
+
+use std::sync::Arc;
+
+use super::content::RunContent;
+use crate::types::{Cursor, Refusal, RunSource};
+
+/// What [`RunSource::found`] contains: the run that was looked up, or `None`.
+pub(in crate::hub) struct Found(pub(in crate::hub) Option<Arc<RunContent>>);
+
+/// The place of a stream in a run.
+#[derive(Debug)]
+pub(crate) struct RunCursor {
+    pub(in crate::hub) run: Arc<RunContent>,
+    /// The number of events that the stream has read, or that its client has.
+    pub(in crate::hub) read: u64,
+    /// Whether the client resumes from a cursor.
+    pub(in crate::hub) resumes: bool,
+}
+
+/// Returns the place in the run at which the stream of a request begins. `from_event_source` is
+/// true if the request seems to come from a browser's `EventSource`, which a `204` stops.
+///
+/// # Errors
+///
+/// Returns a refusal if the request gets no stream: see
+/// [`Subscription::run`](crate::Subscription::run).
+pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_source: bool) -> Result<RunCursor, Refusal> {
+    let found = source.found.downcast_ref::<Found>().and_then(|found| found.0.clone());
+    let Some(run) = found else {
+        return Err(if cursor == Cursor::Absent { Refusal::NO_RUN } else { Refusal::FORGOTTEN_RUN });
+    };
+    let progress = run.progress();
+    match cursor {
+        Cursor::Absent if progress.end.is_some() && source.only_while_active => Err(Refusal::NO_RUN),
+        Cursor::Absent => Ok(RunCursor { run, read: source.skipped.min(progress.events), resumes: false }),
+        Cursor::At(position) if position.epoch() == run.id && position.sequence() <= progress.events => {
+            if from_event_source && progress.end.is_some() && position.sequence() == progress.events {
+                return Err(Refusal::NO_RUN);
+            }
+            Ok(RunCursor { run, read: position.sequence(), resumes: true })
+        }
+        Cursor::At(_) | Cursor::Invalid | Cursor::Banned(_) => Err(Refusal::FORGOTTEN_RUN),
+    }
+}

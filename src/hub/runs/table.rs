@@ -1,0 +1,132 @@
+//! The runs of this instance by name, and the callers that wait for a run to begin.
+
+use std::collections::hash_map::{Entry, HashMap};
+use std::collections::vec_deque::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::content::RunContent;
+use crate::log::Millis;
+use crate::sync::Mutex;
+use crate::types::{Epoch, RunError, Topic};
+
+/// The newest known run of each name.
+#[derive(Default)]
+pub(in crate::hub) struct Runs {
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    by_name: HashMap<Topic, Arc<RunContent>>,
+    /// The ended runs in the order of their ends, each with the time at which it is forgotten.
+    forget: VecDeque<(Millis, Topic, Epoch)>,
+    /// The callers that wait for a run of a name to begin.
+    waiting: HashMap<Topic, watch::Sender<()>>,
+}
+
+impl Runs {
+    pub(in crate::hub) fn get(&self, name: &Topic) -> Option<Arc<RunContent>> {
+        self.table.lock().by_name.get(name).cloned()
+    }
+
+    /// Adds a run of this instance.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the run of that name is active.
+    pub(in crate::hub) fn begin(&self, name: &Topic, run: &Arc<RunContent>) -> Result<(), RunError> {
+        let mut table = self.table.lock();
+        if table.by_name.get(name).is_some_and(|known| known.is_active()) {
+            return Err(RunError::ACTIVE);
+        }
+        table.put(name, run);
+        Ok(())
+    }
+
+    /// Sets the run of a name, in place of an earlier run.
+    pub(in crate::hub) fn put(&self, name: &Topic, run: &Arc<RunContent>) {
+        self.table.lock().put(name, run);
+    }
+
+    /// Adds a copy of a run that was read from the broker. Returns the run of the table, which
+    /// another caller may have added.
+    pub(in crate::hub) fn put_copy(&self, name: &Topic, run: Arc<RunContent>) -> Arc<RunContent> {
+        let mut table = self.table.lock();
+        if let Some(known) = table.by_name.get(name).filter(|known| known.id == run.id) {
+            return Arc::clone(known);
+        }
+        table.put(name, &run);
+        run
+    }
+
+    /// Forgets a run, unless its name leads to another run by now.
+    pub(in crate::hub) fn forget(&self, name: &Topic, id: Epoch) {
+        let mut table = self.table.lock();
+        table.forget(name, id);
+    }
+
+    /// Notes that an ended run is forgotten at this time.
+    pub(in crate::hub) fn forget_at(&self, at: Millis, name: &Topic, id: Epoch) {
+        self.table.lock().forget.push_back((at, name.clone(), id));
+    }
+
+    /// Forgets the runs whose time has come.
+    pub(in crate::hub) fn sweep(&self, now: Millis) {
+        let mut table = self.table.lock();
+        let mut dropped = Vec::new();
+        while table.forget.front().is_some_and(|(at, ..)| *at <= now) {
+            if let Some((_, name, id)) = table.forget.pop_front() {
+                dropped.extend(table.forget(&name, id));
+            }
+        }
+        crate::macros::shrink_if_sparse!(table.by_name);
+        drop(table);
+        // The events of a run may be many, so they are freed without the lock.
+        drop(dropped);
+    }
+
+    /// Returns the time at which the next run is forgotten, if an ended run is kept.
+    pub(in crate::hub) fn next_due(&self) -> Option<Millis> {
+        self.table.lock().forget.front().map(|(at, ..)| *at)
+    }
+
+    /// Returns all runs with their names.
+    pub(in crate::hub) fn all(&self) -> Vec<(Topic, Arc<RunContent>)> {
+        self.table.lock().by_name.iter().map(|(name, run)| (name.clone(), Arc::clone(run))).collect()
+    }
+
+    /// Returns a receiver that is notified when a run of this name begins.
+    pub(in crate::hub) fn wait_for(&self, name: &Topic) -> watch::Receiver<()> {
+        let mut table = self.table.lock();
+        // Callers that have given up leave their senders behind.
+        if table.waiting.len() > 1024 {
+            table.waiting.retain(|_, sender| sender.receiver_count() > 0);
+        }
+        table.waiting.entry(name.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+    }
+
+    /// Notifies the callers that wait for a run of this name. Returns whether there are any.
+    pub(in crate::hub) fn notify(&self, name: &Topic) -> bool {
+        let waiting = self.table.lock().waiting.remove(name);
+        waiting.is_some_and(|sender| sender.send(()).is_ok())
+    }
+}
+
+impl Table {
+    fn put(&mut self, name: &Topic, run: &Arc<RunContent>) {
+        self.by_name.insert(name.clone(), Arc::clone(run));
+        if let Some(waiting) = self.waiting.remove(name) {
+            // An error means that all callers have given up.
+            let _ = waiting.send(());
+        }
+    }
+
+    fn forget(&mut self, name: &Topic, id: Epoch) -> Option<Arc<RunContent>> {
+        match self.by_name.entry(name.clone()) {
+            Entry::Occupied(known) if known.get().id == id => Some(known.remove()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,563 @@
+//! Journals, the storage of runs: the contract of the adapters, and the faults of brokers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tower_sse::backplane::{
+    Backplane, Begun, JournalAppend, JournalId, JournalPage, Journals, Memory, Nats, NewRecord, Redis,
+};
+
+use crate::faulty::Faulty;
+use crate::kit::broker::{Broker, BrokerServer, for_each_broker};
+use crate::kit::soon;
+use crate::proxy::{Mode, Proxy};
+
+const KEY: &str = "answers/7";
+const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
+const ALL: usize = usize::MAX;
+
+async fn begin(log: &dyn Backplane, key: &str, first: &str) -> Begun {
+    soon(log.begin_journal(key, Bytes::from(first.to_owned()))).await.unwrap()
+}
+
+async fn begin_new(log: &dyn Backplane, key: &str, first: &str) -> JournalId {
+    let begun = begin(log, key, first).await;
+    let Begun::New(id) = begun else { panic!("{begun:?}") };
+    id
+}
+
+/// Appends an entry to the journal of [`KEY`].
+async fn append(log: &dyn Backplane, id: JournalId, after: u64, entry: &str, close: Option<Duration>) -> JournalAppend {
+    soon(log.append_journal(KEY, id, after, Bytes::from(entry.to_owned()), close)).await.unwrap()
+}
+
+async fn read(log: &dyn Backplane, key: &str, id: Option<JournalId>, after: u64) -> Option<JournalPage> {
+    soon(log.read_journal(key, id, after, ALL)).await.unwrap()
+}
+
+/// Returns the entries of the current journal of a key, or an empty list without a journal.
+async fn entries(log: &dyn Backplane, key: &str) -> Vec<String> {
+    let page = read(log, key, None, 0).await;
+    page.map_or_else(Vec::new, |page| texts(&page.entries))
+}
+
+fn texts(entries: &[Bytes]) -> Vec<String> {
+    entries.iter().map(|entry| String::from_utf8(entry.to_vec()).unwrap()).collect()
+}
+
+fn page(id: JournalId, entries: &[&str], last: u64, is_closed: bool) -> JournalPage {
+    let entries = entries.iter().map(|entry| Bytes::from((*entry).to_owned())).collect();
+    JournalPage { id, entries, last, is_closed }
+}
+
+use JournalAppend::{Appended, Conflict};
+
+async fn one_of_many_simultaneous_writers_begins_a_journal(broker: impl Broker) {
+    for round in 0..10 {
+        let key = format!("answers/{round}");
+        let logs: Vec<_> = (0..8).map(|_| broker.log("n")).collect();
+        let firsts: Vec<_> = (0..8).map(|n| format!("writer {n}")).collect();
+        let begun = logs.iter().zip(&firsts).map(|(log, first)| begin(log, &key, first));
+        let begun = futures::future::join_all(begun).await;
+        let page = read(&logs[0], &key, None, 0).await.unwrap();
+        let new: Vec<_> = begun.iter().filter(|begun| matches!(begun, Begun::New(_))).collect();
+        assert_eq!(new, [&Begun::New(page.id)]);
+        assert_eq!(begun.iter().filter(|begun| **begun == Begun::Active(page.id)).count(), 7, "{begun:?}");
+        let winner = begun.iter().position(|begun| matches!(begun, Begun::New(_))).unwrap();
+        assert_eq!(texts(&page.entries), [&*firsts[winner]]);
+    }
+}
+
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    one_of_many_simultaneous_writers_begins_a_journal(broker): memory, redis, nats
+);
+
+async fn one_of_many_simultaneous_writers_replaces_a_closed_journal(broker: impl Broker) {
+    let log = broker.log("n");
+    for round in 0..10 {
+        let id = begin_new(&log, KEY, &format!("first {round}")).await;
+        assert_eq!(append(&log, id, 1, "last", HOUR).await, Appended);
+        let logs: Vec<_> = (0..8).map(|_| broker.log("n")).collect();
+        let firsts: Vec<_> = (0..8).map(|n| format!("writer {round}.{n}")).collect();
+        let begun = logs.iter().zip(&firsts).map(|(log, first)| begin(log, KEY, first));
+        let begun = futures::future::join_all(begun).await;
+        let page = read(&log, KEY, None, 0).await.unwrap();
+        assert_ne!(page.id, id);
+        assert_eq!(begun.iter().filter(|begun| **begun == Begun::New(page.id)).count(), 1, "{begun:?}");
+        assert_eq!(begun.iter().filter(|begun| **begun == Begun::Active(page.id)).count(), 7, "{begun:?}");
+        assert_eq!(page.entries.len(), 1);
+        assert_eq!(append(&log, page.id, 1, "end", HOUR).await, Appended);
+    }
+}
+
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    one_of_many_simultaneous_writers_replaces_a_closed_journal(broker): memory, redis, nats
+);
+
+/// The instance that ends the run of a dead writer may compete with the writer.
+async fn one_of_several_simultaneous_appends_with_one_number_succeeds(broker: impl Broker) {
+    let logs: Vec<_> = (0..4).map(|_| broker.log("n")).collect();
+    let id = begin_new(&logs[0], KEY, "first").await;
+    for after in 1..=50 {
+        let appends = logs.iter().enumerate().map(|(n, log)| {
+            let (entry, close) = (format!("{after}.{n}"), if after == 50 && n % 2 == 0 { HOUR } else { None });
+            async move { append(log, id, after, &entry, close).await }
+        });
+        let appended = futures::future::join_all(appends).await;
+        assert_eq!(appended.iter().filter(|appended| **appended == Appended).count(), 1, "{after}: {appended:?}");
+    }
+    assert_eq!(read(&logs[0], KEY, Some(id), 0).await.unwrap().entries.len(), 51);
+}
+
+for_each_broker!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    one_of_several_simultaneous_appends_with_one_number_succeeds(broker): memory, redis, nats
+);
+
+async fn an_open_journal_is_active_until_it_is_closed(log: impl Backplane) {
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(begin(&log, KEY, "other writer").await, Begun::Active(id));
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    assert_eq!(begin(&log, KEY, "other writer").await, Begun::Active(id));
+    assert_eq!(read(&log, KEY, None, 0).await, Some(page(id, &["first", "second"], 2, false)));
+    assert_eq!(append(&log, id, 2, "last", HOUR).await, Appended);
+    assert_eq!(read(&log, KEY, None, 0).await, Some(page(id, &["first", "second", "last"], 3, true)));
+}
+
+for_each_broker!(an_open_journal_is_active_until_it_is_closed(log): memory, redis, nats);
+
+async fn a_closed_journal_is_replaced_by_the_next_one(log: impl Backplane) {
+    let old = begin_new(&log, KEY, "old").await;
+    append(&log, old, 1, "old end", HOUR).await;
+    let new = begin_new(&log, KEY, "new").await;
+    assert_ne!(old, new);
+    assert_eq!(read(&log, KEY, None, 0).await, Some(page(new, &["new"], 1, false)));
+    assert_eq!(read(&log, KEY, Some(new), 1).await, Some(page(new, &[], 1, false)));
+    assert_eq!(read(&log, KEY, Some(old), 0).await, None);
+    assert_eq!(append(&log, old, 2, "late", None).await, Conflict);
+    assert_eq!(append(&log, new, 1, "second", None).await, Appended);
+    assert_eq!(entries(&log, KEY).await, ["new", "second"]);
+}
+
+for_each_broker!(a_closed_journal_is_replaced_by_the_next_one(log): memory, redis, nats);
+
+async fn an_append_that_does_not_fit_is_a_conflict(log: impl Backplane) {
+    let unknown = JournalId::new(7).unwrap();
+    assert_eq!(append(&log, unknown, 1, "x", None).await, Conflict, "no journal");
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(append(&log, unknown, 1, "x", None).await, Conflict, "another id");
+    for after in [0, 2, 3, u64::MAX - 1, u64::MAX] {
+        assert_eq!(append(&log, id, after, "x", None).await, Conflict, "{after}");
+    }
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    assert_eq!(append(&log, id, 1, "x", None).await, Conflict, "another entry has this number");
+    assert_eq!(append(&log, id, 1, "second", HOUR).await, Conflict, "the entry did not close the journal");
+    assert_eq!(append(&log, id, 2, "last", HOUR).await, Appended);
+    assert_eq!(append(&log, id, 2, "last", None).await, Conflict, "the entry closed the journal");
+    assert_eq!(append(&log, id, 3, "late", None).await, Conflict, "closed");
+    assert_eq!(append(&log, id, 3, "late", HOUR).await, Conflict, "closed");
+    assert_eq!(entries(&log, KEY).await, ["first", "second", "last"]);
+}
+
+for_each_broker!(an_append_that_does_not_fit_is_a_conflict(log): memory, redis, nats);
+
+/// A caller repeats a call whose outcome is unknown, perhaps on another connection.
+async fn repeated_calls_have_their_effect_once(broker: impl Broker) {
+    let (one, two) = (broker.log("n"), broker.log("n"));
+    let id = begin_new(&one, KEY, "first").await;
+    assert_eq!(begin(&two, KEY, "first").await, Begun::New(id));
+    for (after, entry, close) in [(1, "second", None), (2, "second", None), (3, "last", HOUR)] {
+        for log in [&one, &two, &one] {
+            assert_eq!(append(log, id, after, entry, close).await, Appended, "{after}");
+        }
+    }
+    // An earlier entry also counts.
+    for (after, entry) in [(1, "second"), (2, "second")] {
+        assert_eq!(append(&two, id, after, entry, None).await, Appended, "{after}");
+    }
+    assert_eq!(read(&one, KEY, None, 0).await, Some(page(id, &["first", "second", "second", "last"], 4, true)));
+    let next = begin_new(&one, KEY, "next").await;
+    append(&one, next, 1, "more", None).await;
+    assert_eq!(begin(&two, KEY, "next").await, Begun::New(next));
+    assert_eq!(entries(&one, KEY).await, ["next", "more"]);
+}
+
+for_each_broker!(repeated_calls_have_their_effect_once(broker): memory, redis, nats);
+
+async fn a_journal_is_read_in_pages_of_limited_size(log: impl Backplane) {
+    assert_eq!(read(&log, KEY, None, 0).await, None);
+    let id = begin_new(&log, KEY, "entry 0001").await;
+    for after in 1..40 {
+        assert_eq!(append(&log, id, after, &format!("entry {:04}", after + 1), None).await, Appended);
+    }
+    for (max_bytes, most) in [(0, 1), (1, 1), (25, 2), (100, 10), (ALL, 40)] {
+        let (mut all, mut largest) = (Vec::new(), 0);
+        while all.len() < 40 {
+            let after = all.len() as u64;
+            let page = soon(log.read_journal(KEY, Some(id), after, max_bytes)).await.unwrap().unwrap();
+            assert!(!page.entries.is_empty() && page.last == 40 && page.id == id && !page.is_closed, "{page:?}");
+            largest = largest.max(page.entries.len());
+            all.extend(texts(&page.entries));
+        }
+        assert_eq!(all, (1..=40).map(|n| format!("entry {n:04}")).collect::<Vec<_>>());
+        assert_eq!(largest, most, "with {max_bytes} bytes");
+    }
+    for after in [40, 41, u64::MAX] {
+        assert_eq!(read(&log, KEY, None, after).await, Some(page(id, &[], 40, false)), "{after}");
+    }
+    assert_eq!(read(&log, KEY, JournalId::new(7), 0).await, None);
+}
+
+for_each_broker!(a_journal_is_read_in_pages_of_limited_size(log): memory, redis, nats);
+
+async fn a_closed_journal_is_forgotten_after_its_time(broker: impl Broker) {
+    let log = broker.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(append(&log, id, 1, "last", Some(Duration::from_secs(2))).await, Appended);
+    let closed_at = Instant::now();
+    assert_eq!(entries(&log, KEY).await, ["first", "last"]);
+    soon(async {
+        while read(&log, KEY, None, 0).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(closed_at.elapsed() > Duration::from_millis(1_500), "{:?}", closed_at.elapsed());
+    assert_eq!(read(&log, KEY, Some(id), 0).await, None);
+    assert_eq!(read(&broker.log("n"), KEY, None, 0).await, None);
+    assert_eq!(append(&log, id, 2, "late", None).await, Conflict);
+    assert_eq!(append(&log, id, 1, "last", HOUR).await, Conflict);
+    begin_new(&log, KEY, "next").await;
+    assert_eq!(entries(&log, KEY).await, ["next"]);
+}
+
+for_each_broker!(a_closed_journal_is_forgotten_after_its_time(broker): memory, redis, nats);
+
+/// An application may set any time, also one that no clock can add.
+async fn a_journal_may_be_closed_for_any_time(log: impl Backplane) {
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(append(&log, id, 1, "last", Some(Duration::MAX)).await, Appended);
+    assert_eq!(entries(&log, KEY).await, ["first", "last"]);
+    let id = begin_new(&log, KEY, "next").await;
+    assert_eq!(append(&log, id, 1, "last", Some(Duration::ZERO)).await, Appended);
+    soon(async { while read(&log, KEY, None, 0).await.is_some() {} }).await;
+}
+
+for_each_broker!(a_journal_may_be_closed_for_any_time(log): memory, redis, nats);
+
+async fn journals_of_two_keys_and_of_two_namespaces_are_independent(broker: impl Broker) {
+    let (log, other) = (broker.log("n"), broker.log("other"));
+    let one = begin_new(&log, KEY, "one").await;
+    let two = begin_new(&log, "answers/8", "two").await;
+    let elsewhere = begin_new(&other, KEY, "elsewhere").await;
+    assert_eq!(append(&log, one, 1, "one end", HOUR).await, Appended);
+    assert_eq!(append(&log, two, 1, "x", None).await, Conflict);
+    assert_eq!(read(&log, "answers/8", None, 0).await, Some(page(two, &["two"], 1, false)));
+    assert_eq!(read(&other, KEY, None, 0).await, Some(page(elsewhere, &["elsewhere"], 1, false)));
+    assert_eq!(read(&log, KEY, None, 0).await, Some(page(one, &["one", "one end"], 2, true)));
+}
+
+for_each_broker!(journals_of_two_keys_and_of_two_namespaces_are_independent(broker): memory, redis, nats);
+
+async fn a_key_may_have_any_characters(log: impl Backplane) {
+    let long = "ä".repeat(127);
+    let keys = ["", " ", "a", "A", "a.b", "a.*", ">", "*", "a b", "{a}", "a}:log", "%61", "\0\r\n", "ä", "🦀", &long];
+    for key in keys {
+        begin_new(&log, key, key).await;
+    }
+    for key in keys {
+        assert_eq!(entries(&log, key).await, [key]);
+    }
+}
+
+for_each_broker!(a_key_may_have_any_characters(log): memory, redis, nats);
+
+/// Entries are bytes, and may be empty.
+async fn an_entry_may_have_any_bytes(log: impl Backplane) {
+    let all = Bytes::from((0..=255).collect::<Vec<u8>>());
+    let Begun::New(id) = soon(log.begin_journal(KEY, all.clone())).await.unwrap() else { panic!() };
+    for (after, entry) in [(1, Bytes::new()), (2, all.clone())] {
+        assert_eq!(soon(log.append_journal(KEY, id, after, entry.clone(), None)).await.unwrap(), Appended);
+        assert_eq!(soon(log.append_journal(KEY, id, after, entry, None)).await.unwrap(), Appended);
+    }
+    assert_eq!(read(&log, KEY, None, 0).await.unwrap().entries, [all.clone(), Bytes::new(), all]);
+}
+
+for_each_broker!(an_entry_may_have_any_bytes(log): memory, redis, nats);
+
+/// NATS accepts 1 MiB by default.
+async fn a_large_entry_is_stored_or_rejected_with_the_limit(log: impl Backplane) {
+    let large = Bytes::from(vec![b'x'; (1 << 20) - 1024]);
+    let Begun::New(id) = soon(log.begin_journal(KEY, large.clone())).await.unwrap() else { panic!() };
+    let mut count = 1;
+    for size in [1 << 20, (1 << 20) + 1, 4 << 20] {
+        let appended = soon(log.append_journal(KEY, id, count, vec![b'y'; size].into(), None)).await;
+        match appended {
+            Ok(appended) => {
+                assert_eq!(appended, Appended);
+                count += 1;
+            }
+            Err(error) => assert!(error.is_rejected() && error.to_string().contains("max_payload"), "{error}"),
+        }
+    }
+    assert_eq!(append(&log, id, count, "small", None).await, Appended);
+    let first = soon(log.read_journal(KEY, None, 0, 1000)).await.unwrap().unwrap();
+    assert_eq!((first.entries, first.last), (vec![large], count + 1));
+    let last = read(&log, KEY, None, count).await.unwrap();
+    assert_eq!(texts(&last.entries), ["small"]);
+    let Err(error) = soon(log.begin_journal("answers/8", vec![b'y'; 4 << 20].into())).await else { return };
+    assert!(error.is_rejected() && error.to_string().contains("max_payload"), "{error}");
+}
+
+for_each_broker!(a_large_entry_is_stored_or_rejected_with_the_limit(log): memory, redis, nats);
+
+/// The results of random calls, on two connections, are those of `Memory`.
+async fn random_calls_have_the_results_of_the_memory_adapter(broker: impl Broker) {
+    let (logs, model) = ([broker.log("n"), broker.log("n")], Memory::new());
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |limit: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % limit
+    };
+    // Pairs of ids of equal journals.
+    let unknown = JournalId::new(7).unwrap();
+    let mut ids = vec![(unknown, unknown)];
+    for step in 0..1_500 {
+        let log = &logs[below(2) as usize];
+        let key = ["a", "b"][below(2) as usize];
+        let entry = Bytes::from(["x", "y", "z"][below(3) as usize]);
+        let current = soon(model.read_journal(key, None, 0, 0)).await.unwrap();
+        let last = current.as_ref().map_or(0, |page| page.last);
+        // Usually the current journal of the key, else any of the newest journals.
+        let known = ids.iter().copied().find(|(id, _)| current.as_ref().is_some_and(|page| page.id == *id));
+        let any = ids[ids.len() - 1 - below(ids.len().min(4) as u64) as usize];
+        let (expected, id) = known.filter(|_| below(4) > 0).unwrap_or(any);
+        let after = (last + 1).saturating_sub(below(4));
+        match below(10) {
+            0..2 => {
+                let begun = soon(log.begin_journal(key, entry.clone())).await.unwrap();
+                match (soon(model.begin_journal(key, entry)).await.unwrap(), begun) {
+                    (Begun::New(expected), Begun::New(id)) if !ids.contains(&(expected, id)) => {
+                        ids.push((expected, id));
+                    }
+                    (Begun::New(expected), Begun::New(id)) | (Begun::Active(expected), Begun::Active(id)) => {
+                        assert!(ids.contains(&(expected, id)), "step {step}");
+                    }
+                    different => panic!("step {step}: {different:?}"),
+                }
+            }
+            2..8 => {
+                let close = if below(5) == 0 { HOUR } else { None };
+                let expected = soon(model.append_journal(key, expected, after, entry.clone(), close)).await.unwrap();
+                let appended = soon(log.append_journal(key, id, after, entry, close)).await.unwrap();
+                assert_eq!(appended, expected, "step {step}");
+            }
+            _ => {
+                let (is_given, max_bytes) = (below(2) == 0, below(6) as usize);
+                let expected = model.read_journal(key, is_given.then_some(expected), after, max_bytes).await.unwrap();
+                let page = soon(log.read_journal(key, is_given.then_some(id), after, max_bytes)).await.unwrap();
+                assert!(
+                    expected.as_ref().zip(page.as_ref()).is_none_or(|(one, two)| ids.contains(&(one.id, two.id))),
+                    "step {step}"
+                );
+                let content = |page: Option<JournalPage>| page.map(|page| (page.entries, page.last, page.is_closed));
+                assert_eq!(content(page), content(expected), "step {step}");
+            }
+        }
+    }
+    assert!(ids.len() > 20, "the calls began too few journals: {}", ids.len());
+}
+
+for_each_broker!(random_calls_have_the_results_of_the_memory_adapter(broker): redis, nats);
+
+/// The records of other topics are in the common log, which has a maximum length.
+async fn records_of_the_log_remove_no_entry_of_a_journal(log: impl Backplane, records: usize) {
+    let id = begin_new(&log, KEY, "first").await;
+    for after in 1..10 {
+        for _ in 0..records / 1_000 {
+            let batch = (0..1_000).map(|_| NewRecord::new(Bytes::from_static(b"x"))).collect();
+            assert!(soon(log.append(batch, None)).await.iter().all(Result::is_ok));
+        }
+        assert_eq!(append(&log, id, after, &after.to_string(), None).await, Appended);
+    }
+    let state = soon(log.state(None)).await.unwrap();
+    assert!(state.first > state.last / 2, "the log has removed its oldest records: {state:?}");
+    assert_eq!(entries(&log, KEY).await, ["first", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
+}
+
+#[tokio::test]
+async fn records_of_a_memory_log_remove_no_entry_of_a_journal() {
+    records_of_the_log_remove_no_entry_of_a_journal(Memory::new(), 73_000).await;
+}
+
+async fn records_of_a_broker_log_remove_no_entry_of_a_journal<B: BrokerServer>(broker: B) {
+    let log = B::with_max_records(broker.log("n"), 1_000);
+    records_of_the_log_remove_no_entry_of_a_journal(log, 2_000).await;
+}
+
+for_each_broker!(records_of_a_broker_log_remove_no_entry_of_a_journal(broker): redis, nats);
+
+async fn a_journal_survives_a_restart_of_a_durable_broker<B: BrokerServer>(mut broker: B) {
+    let log = broker.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    broker.kill();
+    broker.restart();
+    let repeat = soon(retried(|| log.append_journal(KEY, id, 1, Bytes::from_static(b"second"), None))).await;
+    assert_eq!(repeat, Appended);
+    assert_eq!(append(&log, id, 2, "last", HOUR).await, Appended);
+    broker.kill();
+    broker.restart();
+    let page_after = soon(retried(|| log.read_journal(KEY, Some(id), 0, ALL))).await;
+    assert_eq!(page_after, Some(page(id, &["first", "second", "last"], 3, true)));
+}
+
+for_each_broker!(a_journal_survives_a_restart_of_a_durable_broker(durable): redis, nats);
+
+/// Repeats a call until it returns no error.
+async fn retried<T, F: Future<Output = Result<T, tower_sse::backplane::BackplaneError>>>(call: impl Fn() -> F) -> T {
+    loop {
+        if let Ok(done) = call().await {
+            return done;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn a_broker_that_has_lost_its_data_has_no_journal<B: BrokerServer>(mut broker: B) {
+    let log = broker.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    broker.kill();
+    broker.restart();
+    let appended = soon(retried(|| log.append_journal(KEY, id, 2, Bytes::from_static(b"third"), None))).await;
+    assert_eq!(appended, Conflict);
+    assert_eq!(read(&log, KEY, None, 0).await, None);
+    assert_eq!(read(&log, KEY, Some(id), 0).await, None);
+    let next = begin_new(&log, KEY, "next").await;
+    assert_eq!(append(&log, next, 1, "more", None).await, Appended);
+    assert_eq!(entries(&log, KEY).await, ["next", "more"]);
+}
+
+for_each_broker!(a_broker_that_has_lost_its_data_has_no_journal(broker): redis, nats);
+
+/// The backup was made while the journal was open.
+async fn a_journal_of_a_restored_backup_ends_at_its_newest_entry<B: BrokerServer>(mut broker: B) {
+    let log = broker.log("n");
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    let saved = broker.save();
+    let appended = soon(retried(|| log.append_journal(KEY, id, 2, Bytes::from_static(b"lost"), None))).await;
+    assert_eq!(appended, Appended);
+    broker.kill();
+    broker.roll_back(&saved);
+    broker.restart();
+    let appended = soon(retried(|| log.append_journal(KEY, id, 3, Bytes::from_static(b"fourth"), None))).await;
+    assert_eq!(appended, Conflict);
+    assert_eq!(read(&log, KEY, Some(id), 0).await, Some(page(id, &["first", "second"], 2, false)));
+    // Another instance ends the run.
+    assert_eq!(append(&log, id, 2, "aborted", HOUR).await, Appended);
+}
+
+for_each_broker!(a_journal_of_a_restored_backup_ends_at_its_newest_entry(durable): redis, nats);
+
+async fn calls_to_an_unreachable_broker_fail_in_time(log: impl Backplane) {
+    let begun = Instant::now();
+    let id = JournalId::new(7).unwrap();
+    let error = soon(log.begin_journal(KEY, Bytes::new())).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    let error = soon(log.append_journal(KEY, id, 1, Bytes::new(), None)).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    let error = soon(log.read_journal(KEY, None, 0, ALL)).await.unwrap_err();
+    assert!(!error.is_unknown() && !error.is_rejected(), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn calls_to_an_unreachable_redis_fail_in_time() {
+    calls_to_an_unreachable_broker_fail_in_time(Redis::new("redis://127.0.0.1:1", "n").unwrap()).await;
+}
+
+#[tokio::test]
+async fn calls_to_an_unreachable_nats_fail_in_time() {
+    calls_to_an_unreachable_broker_fail_in_time(Nats::new("nats://127.0.0.1:1", "n").unwrap()).await;
+}
+
+/// The broker receives the request, and its answer is held back.
+async fn a_call_without_an_answer_has_an_unknown_outcome_and_is_repeated<B: BrokerServer>(broker: B) {
+    let proxy = Proxy::start(broker.port()).await;
+    let log = B::log_at(proxy.port, "n", Duration::from_millis(500));
+    let direct = broker.log("n");
+    // The adapter connects.
+    let id = begin_new(&log, KEY, "first").await;
+    assert_eq!(append(&log, id, 1, "second", None).await, Appended);
+    proxy.set(Mode::StallsAnswers);
+    let begun = Instant::now();
+    let error = soon(log.append_journal(KEY, id, 2, Bytes::from_static(b"third"), None)).await.unwrap_err();
+    assert!(error.is_unknown(), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    proxy.set(Mode::Passes);
+    assert_eq!(entries(&direct, KEY).await, ["first", "second", "third"]);
+    let repeat = soon(retried(|| log.append_journal(KEY, id, 2, Bytes::from_static(b"third"), None))).await;
+    assert_eq!(repeat, Appended);
+    assert_eq!(append(&log, id, 3, "last", HOUR).await, Appended);
+    proxy.set(Mode::StallsAnswers);
+    assert!(soon(log.begin_journal(KEY, Bytes::from_static(b"next"))).await.is_err());
+    proxy.set(Mode::Passes);
+    let Begun::New(next) = soon(retried(|| log.begin_journal(KEY, Bytes::from_static(b"next")))).await else {
+        panic!("the repeated call did not begin the journal");
+    };
+    assert_eq!(read(&direct, KEY, None, 0).await, Some(page(next, &["next"], 1, false)));
+}
+
+for_each_broker!(a_call_without_an_answer_has_an_unknown_outcome_and_is_repeated(broker): redis, nats);
+
+/// A request and its answer take at least 20 ms.
+async fn a_long_journal_is_read_in_few_round_trips<B: BrokerServer>(broker: B) {
+    let log = Arc::new(broker.log("n"));
+    let id = begin_new(&log, KEY, "first").await;
+    let entry = |n: u64| Bytes::from(format!("{n:0100}"));
+    for after in 1..5_000 {
+        let appended = soon(log.append_journal(KEY, id, after, entry(after + 1), None)).await.unwrap();
+        assert_eq!(appended, Appended);
+    }
+    let proxy = Proxy::start(broker.port()).await;
+    let log = B::log_at(proxy.port, "n", Duration::from_secs(10));
+    read(&log, KEY, None, 4_999).await.unwrap();
+    proxy.set(Mode::Delays(Duration::from_millis(10)));
+    let begun = Instant::now();
+    let all = read(&log, KEY, Some(id), 0).await.unwrap();
+    let took = begun.elapsed();
+    assert_eq!(all.entries.len(), 5_000);
+    assert!(all.entries.iter().zip(1..).skip(1).all(|(found, n)| *found == entry(n)));
+    println!("5,000 entries in {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+for_each_broker!(a_long_journal_is_read_in_few_round_trips(broker): redis, nats);
+
+/// Requests are late, fail, or succeed without an answer.
+#[tokio::test]
+async fn a_writer_that_repeats_failed_calls_stores_each_entry_once() {
+    for seed in 0..20 {
+        let log = Faulty::new(seed, 300);
+        let first = Bytes::from_static(b"0");
+        let Begun::New(id) = soon(retried(|| log.begin_journal(KEY, first.clone()))).await else { panic!("{seed}") };
+        for after in 1..=50_u64 {
+            let (entry, close) = (Bytes::from(after.to_string()), if after == 50 { HOUR } else { None });
+            let appended = soon(retried(|| log.append_journal(KEY, id, after, entry.clone(), close))).await;
+            assert_eq!(appended, Appended, "{seed}: {after}");
+        }
+        let mut all = Vec::new();
+        while all.len() < 51 {
+            let page = soon(retried(|| log.read_journal(KEY, Some(id), all.len() as u64, ALL))).await.unwrap();
+            all.extend(texts(&page.entries));
+        }
+        assert_eq!(all, (0..=50).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+}
