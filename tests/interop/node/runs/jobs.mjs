@@ -8,11 +8,20 @@
 //   direct  the URL for requests that belong to the application: begin, stop
 //   id      the name of the conversation
 //
-// Each line of JSON on standard output is a report: `{ job, text }` when the text of a page changed,
-// and `{ job, text, end, note }` when the client has ended. `end` is `finished`, `error` or
+// The line `{ cancel }` has the number of a job whose client must stop.
+//
+// Each line of JSON on standard output is a report: `{ job, page, text }` when the text of a page
+// changed, and `{ job, text, end, note }` when the client has ended. `end` is `finished`, `error` or
 // `nothing`.
 
 import { createInterface } from "node:readline";
+import { Agent, fetch as undiciFetch } from "undici";
+
+if (process.env.RUNS_HTTP2) {
+    // The certificate of the test is self-signed.
+    const dispatcher = new Agent({ allowH2: true, connect: { rejectUnauthorized: false } });
+    globalThis.fetch = (url, init) => undiciFetch(url, { ...init, dispatcher });
+}
 
 const write = line => process.stdout.write(`${JSON.stringify(line)}\n`);
 
@@ -20,8 +29,11 @@ const write = line => process.stdout.write(`${JSON.stringify(line)}\n`);
 export class Page {
     text = "";
 
-    constructor(job) {
+    constructor(job, number, signal) {
         this.job = job;
+        this.number = number;
+        /** Aborted when the client must stop. */
+        this.signal = signal;
         this.half = new Promise(resolve => { this.reachesHalf = resolve; });
     }
 
@@ -30,7 +42,7 @@ export class Page {
     show(text) {
         if (text === this.text) return;
         this.text = text;
-        write({ job: this.job.job, text });
+        write({ job: this.job.job, page: this.number, text });
         if (text === this.job.half) this.reachesHalf();
     }
 }
@@ -53,10 +65,18 @@ export async function post(url) {
  * return how the stream ended, and `stop` calls the stop route of the application.
  */
 export function run(clients) {
+    const cancels = new Map();
     const lines = createInterface({ input: process.stdin });
     lines.on("line", async line => {
         const job = JSON.parse(line);
-        const [page, end] = await perform(clients[job.client], job);
+        if (job.cancel !== undefined) {
+            cancels.get(job.cancel)?.abort();
+            return;
+        }
+        const cancel = new AbortController();
+        cancels.set(job.job, cancel);
+        const [page, end] = await perform(clients[job.client], job, cancel.signal);
+        cancels.delete(job.job);
         write({ job: job.job, text: page.text, ...end });
     });
     lines.on("close", () => process.exit(0));
@@ -64,8 +84,8 @@ export function run(clients) {
     process.on("unhandledRejection", () => {});
 }
 
-async function perform(client, job) {
-    const first = new Page(job);
+async function perform(client, job, signal) {
+    const first = new Page(job, 1, signal);
     const asked = client.ask(job, first).catch(error);
     if (job.how === "stop") {
         await Promise.race([first.half, asked]);
@@ -73,6 +93,6 @@ async function perform(client, job) {
     }
     if (job.how !== "reload") return [first, await asked];
     await Promise.race([first.half, asked]);
-    const second = new Page(job);
+    const second = new Page(job, 2, signal);
     return [second, await client.reload(job, second, first).catch(error)];
 }

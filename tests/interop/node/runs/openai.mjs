@@ -61,6 +61,6 @@ run({
             return reason ? finished(reason) : error("the stream ended without `finish_reason`");
         },
         async reload() { return nothing("the interface has no route to read an answer again"); },
-        stop: async job => { await fetch(`${job.direct}/v1/chat/completions/stop?id=${job.id}`, { method: "POST" }); },
+        stop: async job => { await fetch(`${job.direct}/v1/chat/completions/stop?runId=${job.id}`, { method: "POST" }); },
     },
 });

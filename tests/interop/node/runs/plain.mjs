@@ -16,6 +16,7 @@ async function fetchEvents(job, page, method) {
     await fetchEventSource(url(job), {
         method,
         openWhenHidden: true,
+        signal: page.signal,
         async onopen(response) {
             if (response.status === 200) return;
             const e = new (response.status === 503 ? Error : Fatal)(`status ${response.status}`);
@@ -38,6 +39,7 @@ function eventSource(job, page) {
             events.close();
             resolve(how);
         };
+        page.signal.addEventListener("abort", () => end(error("canceled")));
         events.addEventListener("delta", e => page.add(e.data));
         events.addEventListener("done", e => end(finished(e.data)));
         events.addEventListener("failed", e => end(error(e.data)));

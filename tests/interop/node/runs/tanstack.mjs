@@ -27,17 +27,18 @@ run({
         },
         // With `persistence`, the client asks the server for the messages and for the active run.
         async reload(job, page) {
-            let joined = false;
             let failure;
+            const loads = [];
             const client = chat(job, page, {
                 persistence: true,
                 onError: e => { failure = e; },
-                onRunIdChange: id => { joined ||= id !== null; },
+                onLoadingChange: loading => { loads.push(loading); },
             });
             client.attach();
-            for (let n = 0; n < 100 && !joined && !failure; n++) await sleep(20);
-            if (!joined && !failure) return nothing();
-            while (client.getCurrentRunId() !== null && !failure) await sleep(5);
+            // The client loads nothing if the server knows no active run.
+            for (let n = 0; n < 100 && loads.length === 0; n++) await sleep(20);
+            if (loads.length === 0) return nothing();
+            while (loads.at(-1)) await sleep(5);
             return failure ? error(failure) : ended(client);
         },
         stop: job => post(`${job.direct}/tanstack/stop?threadId=${job.id}`),

@@ -16,15 +16,16 @@ def write(**line):
 class Page:
     """What the user of a page sees."""
 
-    def __init__(self, job):
+    def __init__(self, job, number):
         self.job = job
+        self.number = number
         self.text = ""
         self.half = threading.Event()
 
     def add(self, text):
         if text:
             self.text += text
-            write(job=self.job["job"], text=self.text)
+            write(job=self.job["job"], page=self.number, text=self.text)
         if self.text == self.job["half"]:
             self.half.set()
 
@@ -46,7 +47,7 @@ def safely(read, *arguments):
 
 
 def perform(client, job):
-    page = Page(job)
+    page = Page(job, 1)
     if job["how"] == "ask":
         end = safely(client.ask, job, page)
     else:
@@ -64,7 +65,7 @@ def perform(client, job):
             asking.join()
             end = result[0]
         else:
-            page = Page(job)
+            page = Page(job, 2)
             end = safely(client.reload, job, page)
     write(job=job["job"], text=page.text, **end)
 
@@ -72,4 +73,7 @@ def perform(client, job):
 def run(clients):
     for line in sys.stdin:
         job = json.loads(line)
+        if "cancel" in job:
+            # These clients end by themselves.
+            continue
         threading.Thread(target=perform, args=(clients[job["client"]], job), daemon=True).start()

@@ -1,13 +1,17 @@
 """openai: Responses. After a break, the caller asks for the rest."""
 
 from openai import APIError, OpenAI
-from httpx2 import HTTPError
+from httpx2 import Client, HTTPError, Limits
 
 from jobs import error, finished, run
 
 
+# One HTTP client for all jobs, because the start of one takes long.
+http = Client(limits=Limits(max_connections=None))
+
+
 def at(url):
-    return OpenAI(api_key="none", base_url=f"{url}/v1")
+    return OpenAI(api_key="none", base_url=f"{url}/v1", http_client=http)
 
 
 def read(events, page, seen):
