@@ -357,6 +357,6 @@ pub use crate::types::refusal::Refusal;
 pub use crate::types::retention::{LagPolicy, Retention};
 pub use crate::types::run::{RunEnd, RunState};
 pub use crate::types::run_error::RunError;
-pub use crate::types::subscription::{Start, StreamEnd, Subscription};
+pub use crate::types::subscription::{Ids, Start, StreamEnd, Subscription};
 pub use crate::types::subscription_error::SubscriptionError;
 pub use crate::types::topic_filter::TopicFilter;

@@ -238,7 +238,9 @@ impl BeginRun {
         let Self { run: Run { hub, name }, will } = self;
         let name = name?;
         entry::drafts(will.as_slice(), &hub.settings().framing)?;
-        if hub.is_closed() {
+        // Without a shared log, a run cannot outlive the drain, and the drain has ended the others.
+        let is_closed = || hub.is_closed() || (hub.is_draining() && hub.inner.shared_log.is_none());
+        if is_closed() {
             return Err(PublishError::CLOSED.into());
         }
         let content = match &hub.inner.shared_log {
@@ -255,9 +257,10 @@ impl BeginRun {
                 hub.begin_shared_run(shared, &name, will).await?
             }
         };
-        let writer = RunWriter::new(hub, name, content);
-        // A drain that has begun meanwhile may have missed this run.
-        if writer.hub().is_closed() { Err(PublishError::CLOSED.into()) } else { Ok(writer) }
+        // If a drain has begun meanwhile, it may have missed this run, so the drop of the writer ends
+        // the run.
+        let writer = RunWriter::new(hub.clone(), name, content);
+        if is_closed() { Err(PublishError::CLOSED.into()) } else { Ok(writer) }
     }
 }
 

@@ -51,10 +51,6 @@ impl RunWriter {
         Self { hub, name, run, turn: Mutex::new(None) }
     }
 
-    pub(super) fn hub(&self) -> &Hub {
-        &self.hub
-    }
-
     /// Publishes an event. Returns its number in this run, counted from 0.
     ///
     /// Keys and idempotency keys of the event have no effect in a run. The names `open` and `error`
@@ -142,6 +138,9 @@ impl RunWriter {
         let settings = self.hub.settings();
         let drafts = entry::drafts(&events, &settings.framing)?;
         let mut unconfirmed = self.turn.lock().await;
+        if events.is_empty() && over.is_none() {
+            return Ok(self.run.progress().events);
+        }
         let Some(shared) = &self.hub.inner.shared_log else {
             self.run.check(&drafts, &settings.runs)?;
             let is_over = over.is_some();

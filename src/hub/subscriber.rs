@@ -148,7 +148,7 @@ impl Hub {
         let connection = opened.map_err(|refusal| match refusal.0 {
             Kind::Invalid(invalid) => invalid,
             Kind::RetryLater { reason: RefusalReason::Limit, .. } => SubscriptionError::LIMIT,
-            Kind::NoRun | Kind::ForgottenRun => SubscriptionError::NO_RUN,
+            Kind::NoRun | Kind::Unresumable => SubscriptionError::NO_RUN,
             Kind::RetryLater { reason: RefusalReason::Busy, .. } => SubscriptionError::NO_RANDOM_BYTES,
             Kind::RetryLater { reason: RefusalReason::Disconnected, .. } | Kind::Gone => SubscriptionError::BANNED,
             Kind::RetryLater { reason: RefusalReason::Starting, .. } => SubscriptionError::UNAVAILABLE,

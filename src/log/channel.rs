@@ -32,6 +32,9 @@ pub(crate) struct Channel {
     listening: AtomicUsize,
     /// The number of slots, including free ones, that [`visit`](Self::visit) covers.
     slots: AtomicUsize,
+    /// The records up to and including this number are incomplete, also in the shared log. Zero if
+    /// no stream has found a loss there.
+    lost_through: AtomicU64,
     /// Whether the channel is in the queue of deferred wakes.
     pub(super) marked: AtomicBool,
 }
@@ -60,6 +63,7 @@ impl Channel {
             listeners: Mutex::default(),
             listening: AtomicUsize::new(0),
             slots: AtomicUsize::new(0),
+            lost_through: AtomicU64::new(0),
             marked: AtomicBool::new(false),
         }
     }
@@ -75,6 +79,16 @@ impl Channel {
     pub(super) fn raise_latest(&self, table: &Latest, sequence: u64) {
         self.latest.fetch_max(sequence, Ordering::AcqRel);
         table.raise(self.number as usize, sequence);
+    }
+
+    /// Notes that a stream has found a loss in the shared log, up to and including this number.
+    pub(super) fn note_lost(&self, through: u64) {
+        self.lost_through.fetch_max(through, Ordering::AcqRel);
+    }
+
+    /// Returns the number of [`note_lost`](Self::note_lost), or zero.
+    pub(super) fn lost_through(&self) -> u64 {
+        self.lost_through.load(Ordering::Acquire)
     }
 
     pub(super) fn listening(&self) -> usize {

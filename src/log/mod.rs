@@ -317,6 +317,13 @@ impl Log {
         visible_through
     }
 
+    /// Returns whether the stream has to report a gap for records from before its start, as far as
+    /// this instance knows. If `can_backfill` is true, the caller can provide blocks of records
+    /// that the channels have dropped.
+    pub(crate) fn begins_with_gap(&self, subscriber: &CursorHandle, can_backfill: bool) -> bool {
+        subscriber.reader.lock().begins_with_gap(&self.readable, can_backfill)
+    }
+
     /// Adds the listener to the channels of these addresses. Returns the channels, and
     /// `visible_through` under the last hold of the lock. Releases the sequencer's lock after every
     /// [`CHANNELS_PER_LOCK`] channels, so that a subscription to thousands of topics does not block

@@ -315,7 +315,7 @@ impl Reader {
                 return;
             }
             Begin::Fresh(start) => (start, true),
-            Begin::Refused(start) => (start, false),
+            Begin::Unreported(start) => (start, false),
         };
         // A new epoch may have begun after `visible_through` was loaded.
         let base = log.base().min(visible_through);
@@ -345,6 +345,26 @@ impl Reader {
                 self.replaying = true;
             }
         }
+    }
+
+    /// Returns whether the stream has to report a gap for records from before its start, as far as
+    /// this instance knows. If `can_backfill` is true, the shared log may still have records that
+    /// memory does not have.
+    pub(super) fn begins_with_gap(&self, log: &Readable, can_backfill: bool) -> bool {
+        self.memberships.iter().any(|membership| {
+            let Membership { channel, since, reported_through, replay, .. } = membership;
+            let trimmed_through = channel.store.lock().trimmed_through();
+            let is_lost = |after: u64| {
+                let known = after.max(*reported_through);
+                let may_backfill = can_backfill && log.may_backfill(channel, after) && channel.lost_through() <= known;
+                trimmed_through > known && !may_backfill
+            };
+            is_lost(self.cursor.max(*since))
+                || replay.as_ref().is_some_and(|replay| {
+                    replay.pending_gap.is_some()
+                        || (replay.records_after < self.cursor && is_lost(replay.records_after))
+                })
+        })
     }
 
     /// Returns the number directly before the oldest of the newest `count` records of all rings
@@ -416,6 +436,7 @@ impl Reader {
             {
                 let missing = block.missing(channel, lost).min(store.trimmed_through());
                 if missing > known {
+                    channel.note_lost(missing);
                     gaps.push((index, missing));
                     batch.gap.push(channel.address.clone());
                     batch.gap_reason = Some(if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed });
@@ -571,6 +592,7 @@ impl Reader {
                     let missing = block.missing(channel, lost).min(store.trimmed_through());
                     if missing > known {
                         *reported_through = missing;
+                        channel.note_lost(missing);
                         let reason = if lost.is_some() { GapReason::Lost } else { GapReason::Trimmed };
                         batch.gap_reason = batch.gap_reason.or(Some(reason));
                         batch.gap.push(channel.address.clone());

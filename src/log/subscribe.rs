@@ -6,9 +6,10 @@ use crate::types::{Address, GapReason, Start, Topic};
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Begin {
     Fresh(Start),
-    /// As [`Fresh`](Self::Fresh), for a client whose cursor was refused. The stream reports a gap
-    /// for the refused cursor, so the start itself reports none.
-    Refused(Start),
+    /// As [`Fresh`](Self::Fresh), without a gap for events that the start asks for and the log has
+    /// dropped. The stream reports a gap for a refused cursor already, and a bare stream cannot
+    /// report one.
+    Unreported(Start),
     /// After this number. The number may be above `visible_through`, because the client may come
     /// from an instance that has read more of the shared log.
     After(u64),

@@ -1,11 +1,13 @@
 //! Responses to requests for streams, for layer, endpoint and handler mount.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 
+use super::topics::retry_later;
 use super::{Access, EventBody, StreamRequest, negotiate};
 use crate::hub::{Hub, Redemption, Request, Taken, Transport};
 use crate::types::refusal::{Kind, Refusal};
@@ -17,13 +19,35 @@ use crate::wire::hub_events;
 /// With the feature `axum`, this type implements axum's `IntoResponse`, so a handler can return it.
 /// Without that feature, call [`into_response`](Self::into_response).
 ///
+/// The response has the status `200` and the hub's headers, and the handler can add headers. With
+/// axum, a tuple does so:
+///
+/// ```
+/// # #[cfg(feature = "axum")] fn main() {
+/// use axum::extract::State;
+/// use axum::response::IntoResponse;
+/// use tower_sse::{Hub, StreamRequest, Subscription};
+///
+/// async fn chat(State(hub): State<Hub>, request: StreamRequest) -> impl IntoResponse {
+///     let subscription = Subscription::anonymous().topic("chats/7").bare();
+///     ([("x-vercel-ai-ui-message-stream", "v1")], hub.respond(request, subscription))
+/// }
+/// # let _: axum::Router<Hub> = axum::Router::new().route("/chat", axum::routing::post(chat));
+/// # }
+/// # #[cfg(not(feature = "axum"))] fn main() {}
+/// ```
+///
+/// Otherwise, change the headers of the [`http::Response`]:
+///
 /// ```
 /// use http::Request;
 /// use tower_sse::{EventBody, Hub, StreamRequest, Subscription};
 ///
 /// fn events(hub: &Hub, request: &Request<()>) -> http::Response<EventBody> {
 ///     let subscription = Subscription::anonymous().topic("news");
-///     hub.respond(StreamRequest::from_request(request), subscription).into_response()
+///     let mut response = hub.respond(StreamRequest::from_request(request), subscription).into_response();
+///     response.headers_mut().insert("location", http::HeaderValue::from_static("/threads/7/runs/9"));
+///     response
 /// }
 /// # let _ = events;
 /// ```
@@ -42,9 +66,12 @@ impl EventStream {
 impl Hub {
     /// Opens a stream from within a handler, for applications that authenticate with extractors.
     ///
-    /// The same rules apply as for the layer. A `HEAD` request receives only the head of the
-    /// response and opens no stream. A request whose `Accept` header excludes event streams
-    /// receives `406`. A hub that is draining sends a retryable refusal.
+    /// The router has chosen the method of the request, so this method responds to any method, for
+    /// example to `POST`, and ignores the `Accept` header. A `HEAD` request receives only the head
+    /// of the response and opens no stream. Otherwise the same rules apply as for the layer: the hub
+    /// checks the host and the origin, and a hub that is draining sends a retryable refusal.
+    ///
+    /// The [`EventStream`] has the hub's headers. The handler can add others.
     ///
     /// Extract the [`StreamRequest`] before the user, because it records the time at which it was
     /// extracted. Otherwise a [disconnect](crate::Target::disconnect) during the lookup of the user
@@ -77,11 +104,12 @@ impl Hub {
         self.log_start();
         let ticket = Taken::of(self, &subscription);
         let spend = || drop(ticket.and_then(Taken::spend));
-        let response = self.early_refusal(&request).unwrap_or_else(|| {
-            let accepted = self.accept(&RequestHead::of(&request), &subscription, None, spend);
-            accepted.unwrap_or_else(|refusal| self.refusal(&refusal))
+        let head = RequestHead::of(&request);
+        let response = self.refuse_site(&request).unwrap_or_else(|| {
+            let accepted = self.check_rate().and_then(|()| self.accept(&head, &subscription, None, spend));
+            accepted.unwrap_or_else(|refusal| self.refusal_of(&head, &subscription, &refusal))
         });
-        EventStream(without_body_for_head(request.method(), response))
+        EventStream(without_body_for_head(&head.method, response))
     }
 
     /// Creates the response of a refusal, for a handler.
@@ -112,11 +140,15 @@ impl Hub {
         }
         let head = RequestHead::of(&request);
         let redemption = request.start_redemption();
-        let accepted = self.authorize(&*access, request).await.and_then(|subscription| {
-            let authority = A::RECHECKS.then_some(access as Arc<dyn Authority>);
-            self.accept(&head, &subscription, authority, || redemption.into_iter().for_each(Redemption::spend))
-        });
-        let response = accepted.unwrap_or_else(|refusal| self.refusal(&refusal));
+        let response = match self.authorize(&*access, request).await {
+            Err(refusal) => self.refusal(&refusal),
+            Ok(subscription) => {
+                let authority = A::RECHECKS.then_some(access as Arc<dyn Authority>);
+                let spend = || redemption.into_iter().for_each(Redemption::spend);
+                let accepted = self.accept(&head, &subscription, authority, spend);
+                accepted.unwrap_or_else(|refusal| self.refusal_of(&head, &subscription, &refusal))
+            }
+        };
         without_body_for_head(&head.method, response)
     }
 
@@ -127,12 +159,17 @@ impl Hub {
             Err(StatusCode::METHOD_NOT_ALLOWED) => return Some(wrong_method("use GET\n", "GET, HEAD")),
             Err(status) => return Some(plain(status, "this is an event stream: text/event-stream\n")),
         }
-        if let Err(text) = self.check_host_and_origin(request) {
-            return Some(plain(StatusCode::FORBIDDEN, text));
+        if let Some(refused) = self.refuse_site(request) {
+            return Some(refused);
         }
         // The rate limit protects the access hook from a rush of reconnects. It includes `HEAD`,
         // which also calls the hook.
         self.check_rate().err().map(|refusal| self.refusal(&refusal))
+    }
+
+    /// Returns the response to a request that names another host or comes from another origin.
+    fn refuse_site(&self, request: &StreamRequest) -> Option<Response<EventBody>> {
+        self.check_host_and_origin(request).err().map(|text| plain(StatusCode::FORBIDDEN, text))
     }
 
     /// Opens the stream and creates its response. Spends the ticket if a stream opens, and not for
@@ -147,6 +184,7 @@ impl Hub {
         if head.method == Method::HEAD {
             self.admit(subscription, head.cursor, head.asked_at)?;
             self.check_run(subscription, head.cursor, head.from_event_source)?;
+            self.check_cursor(subscription, head.cursor)?;
             return Ok(stream(EventBody::inert()));
         }
         let from_event_source = head.from_event_source;
@@ -184,20 +222,42 @@ impl Hub {
             }
             Kind::Panicked => plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error\n"),
             Kind::Gone | Kind::NoRun => with_status(StatusCode::NO_CONTENT, EventBody::empty()),
-            Kind::ForgottenRun => plain(StatusCode::NOT_FOUND, "no such run\n"),
+            Kind::Unresumable => plain(StatusCode::NOT_FOUND, "the stream cannot resume from this id\n"),
             Kind::RetryLater { reason, retry } => {
                 let reason = *reason;
-                self.counters().refused(reason, self.now());
-                let retry = match retry {
-                    Some(retry) => self.jittered_retry(*retry, 1.0..=1.5),
-                    None => self.jittered_retry(self.settings().retry, 1.0..=3.0),
-                };
+                let retry = self.refuse_for_now(reason, *retry);
                 let frame = hub_events::refused(reason, retry);
                 stream(match self.settings().end {
                     StreamEnd::Clean => EventBody::once(frame),
                     StreamEnd::Abort => EventBody::once_aborted(frame),
                 })
             }
+        }
+    }
+}
+
+impl Hub {
+    /// Creates the response of a refusal of a request whose subscription is known.
+    fn refusal_of(&self, head: &RequestHead, subscription: &Subscription, refusal: &Refusal) -> Response<EventBody> {
+        let Kind::RetryLater { reason, retry } = refusal.0 else { return self.refusal(refusal) };
+        if !subscription.bare {
+            return self.refusal(refusal);
+        }
+        tracing::debug!(?refusal, "an event stream was refused");
+        let retry = self.refuse_for_now(reason, retry);
+        if head.cursor == Cursor::Absent && !head.from_event_source {
+            return retry_later(retry);
+        }
+        // A client that resumes, and a browser's `EventSource`, would not retry after a `503`.
+        stream(EventBody::once_aborted(hub_events::retry_line(retry)))
+    }
+
+    /// Counts a retryable refusal, and returns the time after which the client should retry.
+    fn refuse_for_now(&self, reason: RefusalReason, retry: Option<Duration>) -> Duration {
+        self.counters().refused(reason, self.now());
+        match retry {
+            Some(retry) => self.jittered_retry(retry, 1.0..=1.5),
+            None => self.jittered_retry(self.settings().retry, 1.0..=3.0),
         }
     }
 }

@@ -99,7 +99,7 @@ impl Hub {
     fn no_change(&self, refusal: &Refusal) -> Response<EventBody> {
         match refusal.0 {
             Kind::Unauthorized => plain(StatusCode::UNAUTHORIZED, "sign in first\n"),
-            Kind::Forbidden | Kind::Gone | Kind::NoRun | Kind::ForgottenRun => {
+            Kind::Forbidden | Kind::Gone | Kind::NoRun | Kind::Unresumable => {
                 plain(StatusCode::FORBIDDEN, "forbidden\n")
             }
             Kind::RetryLater { retry, .. } => retry_later(retry.unwrap_or(self.settings().retry)),
@@ -139,7 +139,7 @@ fn no_such_connection() -> Response<EventBody> {
     plain(StatusCode::NOT_FOUND, "no such connection\n")
 }
 
-fn retry_later(after: Duration) -> Response<EventBody> {
+pub(super) fn retry_later(after: Duration) -> Response<EventBody> {
     let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "not now\n");
     // Round up, so that the client does not retry too early.
     let seconds = after.as_secs().saturating_add(u64::from(after.subsec_nanos() > 0)).max(1);

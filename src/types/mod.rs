@@ -48,6 +48,6 @@ pub(crate) use refusal::Refusal;
 pub(crate) use retention::{LagPolicy, Retention};
 pub(crate) use run::{RunEnd, RunSource, RunState};
 pub(crate) use run_error::RunError;
-pub(crate) use subscription::{Expiry, History, Redeemed, Start, StreamEnd, Subscription};
+pub(crate) use subscription::{Expiry, History, Ids, Redeemed, Start, StreamEnd, Subscription};
 pub(crate) use subscription_error::SubscriptionError;
 pub(crate) use topic_filter::TopicFilter;

@@ -169,6 +169,10 @@ reasons! {
         /// [`OverLimit::CloseOldest`](crate::OverLimit::CloseOldest). The client should reconnect
         /// later.
         Limit = "limit",
+        /// The events after the stream's position were lost, and the stream is
+        /// [bare](crate::Subscription::bare), so that it could not report the gap. Never in a
+        /// `hub.bye`.
+        Gap = "gap",
         /// The stream reached
         /// [`HubBuilder::max_connection_age`](crate::HubBuilder::max_connection_age). The client
         /// should reconnect, and then resumes.

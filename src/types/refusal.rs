@@ -45,15 +45,13 @@ pub(crate) enum Kind {
     Panicked,
     /// There is no run to read, or the client has read all of it. Only the hub creates this refusal.
     NoRun,
-    /// The client's cursor is of a run that the hub does not have. Only the hub creates this
-    /// refusal.
-    ForgottenRun,
+    /// The hub cannot resume from the client's cursor: it is of a run that the hub does not have, or
+    /// the stream is bare, so that it could not report the gap. Only the hub creates this refusal.
+    Unresumable,
 }
 
 impl Refusal {
     pub(crate) const NO_RUN: Self = Self(Kind::NoRun);
-    pub(crate) const FORGOTTEN_RUN: Self = Self(Kind::ForgottenRun);
-
     /// Refuses with `401`: the client must sign in first. Browsers do not retry.
     #[doc(alias = "login")]
     #[must_use]
@@ -83,6 +81,8 @@ impl Refusal {
     pub fn gone() -> Self {
         Self(Kind::Gone)
     }
+
+    pub(crate) const UNRESUMABLE: Self = Self(Kind::Unresumable);
 
     pub(crate) fn invalid(invalid: SubscriptionError) -> Self {
         Self(Kind::Invalid(invalid))

@@ -47,6 +47,10 @@ pub struct Subscription {
     pub(crate) history: History,
     pub(crate) expiry: Option<Expiry>,
     pub(crate) end: Option<StreamEnd>,
+    /// Whether the stream has the bare profile: it has nothing but the application's events.
+    pub(crate) bare: bool,
+    /// The place of the ids in a stream with the bare profile.
+    pub(crate) ids: Ids,
     pub(crate) data: Option<Arc<str>>,
     pub(crate) extensions: Extensions,
     pub(crate) may_join: Vec<TopicFilter>,
@@ -254,6 +258,32 @@ pub enum StreamEnd {
     Abort,
 }
 
+/// The place of the `id` line in an event of a [bare](Subscription::bare) stream.
+///
+/// ```
+/// use tower_sse::{Ids, Subscription};
+///
+/// // TanStack AI reads the stream line by line, and needs the id before the data.
+/// let subscription = Subscription::anonymous().topic("answers/7").bare().ids(Ids::First);
+/// # let _ = subscription;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ids {
+    /// The id is the last line of an event, as in streams that are not bare.
+    ///
+    /// Some clients, for example `@microsoft/fetch-event-source` and `httpx-sse`, take an id as
+    /// soon as they read its line. If the connection breaks within an event, these clients then
+    /// still have the id of the event before it, and receive the broken event again.
+    #[default]
+    Last,
+    /// The id is the first line of an event, for clients that read line by line.
+    First,
+    /// Events have no ids. A client that reconnects sends no cursor, so its new stream does not
+    /// resume.
+    None,
+}
+
 impl Subscription {
     /// The maximum length of the [`data`](Self::data), in bytes of JSON.
     pub const MAX_DATA_BYTES: usize = 4096;
@@ -275,6 +305,8 @@ impl Subscription {
             history: History::Within,
             expiry: None,
             end: None,
+            bare: false,
+            ids: Ids::default(),
             data: None,
             extensions: Extensions::new(),
             may_join: Vec::new(),
@@ -436,6 +468,68 @@ impl Subscription {
         self
     }
 
+    /// Gives the stream the bare profile, for clients of other protocols than the hub's own: the
+    /// stream has nothing but the application's events.
+    ///
+    /// - The stream has none of the hub's `hub.…` events. It begins with a `retry` line, which
+    ///   belongs to the first event. A [heartbeat](crate::HubBuilder::heartbeat) is a comment line,
+    ///   at least every 30 s, also on a hub with
+    ///   [`visible_heartbeat`](crate::HubBuilder::visible_heartbeat).
+    /// - The hub ends the stream with an error, after a whole event, whatever
+    ///   [`stream_end`](Self::stream_end) is. Many clients take an end without an error for a
+    ///   complete result. HTTP/1.0 cannot express the difference.
+    /// - The hub cannot report a gap. An open stream ends with an error before the first event
+    ///   after the gap. A request with a cursor from which the hub cannot resume receives `404`.
+    ///   Without a cursor, [`Start::Oldest`] and [`Start::Last`] begin with the retained events,
+    ///   and the client does not learn whether earlier events were dropped.
+    /// - A retryable refusal of a request without a cursor is `503` with `Retry-After`. For a
+    ///   request with a cursor or from an `EventSource`, the refusal is `200`, a `retry` line and an
+    ///   error. Before a layer or an endpoint knows the subscription, it refuses with `hub.refused`,
+    ///   so use [`Hub::respond`](crate::Hub::respond) for such clients.
+    ///
+    /// A client has no cursor before its first event, and a quiet stream sends no fresh ids. A ban
+    /// of a single connection does not stop a client of a bare stream, because the stream cannot
+    /// send the id with the end of the ban. [`Hub::subscribe`](crate::Hub::subscribe) ignores the
+    /// profile. `docs/wire.md` has the format. Defaults to the hub's own profile.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use http_body_util::BodyExt;
+    /// use tower_sse::{Event, Hub, StreamRequest, Subscription};
+    ///
+    /// let hub = Hub::builder().build()?;
+    /// let request = StreamRequest::from_request(&http::Request::post("/reports/7").body(())?);
+    /// let subscription = Subscription::anonymous().topic("reports/7").bare();
+    /// let mut body = hub.respond(request, subscription).into_response().into_body();
+    /// let receipt = hub.topic("reports/7").publish(Event::new("progress", "25")).await?;
+    /// let mut read = Vec::new();
+    /// for _ in 0..2 {
+    ///     let Some(Ok(frame)) = body.frame().await else { panic!("the stream has ended") };
+    ///     read.extend_from_slice(&frame.into_data().expect("data"));
+    /// }
+    /// let event = format!("event: progress\ndata: 25\nid: {}\n\n", receipt.position);
+    /// assert_eq!(String::from_utf8(read)?, format!("retry: 2000\n{event}"));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
+    }
+
+    /// Sets the place of the ids in the events of a [bare](Self::bare) stream. Has no effect on
+    /// other streams. Defaults to [`Ids::Last`].
+    #[must_use]
+    pub fn ids(mut self, ids: Ids) -> Self {
+        self.ids = ids;
+        self
+    }
+
+    /// Returns the place of the ids if the stream has the bare profile, and `None` otherwise.
+    pub(crate) fn bare_ids(&self) -> Option<Ids> {
+        self.bare.then_some(self.ids)
+    }
+
     /// Attaches one small value of the application, for example a name and a picture. The value is
     /// serialized to JSON, so that the hub can send it to other instances.
     ///
@@ -549,6 +643,7 @@ impl fmt::Debug for Subscription {
             .field("start", &self.start)
             .field("expiry", &self.expiry)
             .field("end", &self.end)
+            .field("bare", &self.bare)
             .finish_non_exhaustive()
     }
 }

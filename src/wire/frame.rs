@@ -16,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::chunk::{CHUNK_HEAD, Chunk, open_chunk};
-use crate::types::{Epoch, Event, Position, PublishError};
+use crate::types::{Epoch, Event, Ids, Position, PublishError};
 
 const FRAME_END: &[u8] = b"\n";
 /// The capacity for `id: `, a position and the line breaks. The value is small, so that a frame
@@ -127,14 +127,22 @@ impl Frame {
         &self.chunk
     }
 
-    /// Appends the event to `out`, with its id if `id` is true.
-    pub(crate) fn write(&self, out: &mut Vec<u8>, id: bool) {
-        if id {
-            out.extend_from_slice(self.chunk.inside());
-        } else {
-            out.extend_from_slice(self.lines());
-            out.extend_from_slice(FRAME_END);
+    /// Appends the event to `out`, with its id at this place.
+    pub(crate) fn write(&self, out: &mut Vec<u8>, ids: Ids) {
+        let (lines, id) = self.chunk.inside().split_at(self.id_at as usize);
+        match ids {
+            Ids::Last => out.extend_from_slice(self.chunk.inside()),
+            Ids::First => [id.strip_suffix(FRAME_END).unwrap_or(id), lines, FRAME_END]
+                .iter()
+                .for_each(|part| out.extend_from_slice(part)),
+            Ids::None => [lines, FRAME_END].iter().for_each(|part| out.extend_from_slice(part)),
         }
+    }
+
+    /// Returns whether the frame is one of the hub's own events. Applications cannot publish events
+    /// with such names.
+    pub(crate) fn is_of_hub(&self) -> bool {
+        self.lines().starts_with(b"event: hub.")
     }
 
     /// Returns the size of the event with its id.
@@ -246,11 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_without_its_id_has_the_same_lines() {
+    fn a_frame_has_the_same_lines_with_its_id_at_each_place() {
         let frame = frame(&Event::new("a", "b\nc"));
-        let mut out = Vec::new();
-        frame.write(&mut out, false);
-        assert_eq!(out, b"event: a\ndata: b\ndata: c\n\n");
+        let written = |ids| {
+            let mut out = Vec::new();
+            frame.write(&mut out, ids);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(written(Ids::Last), "event: a\ndata: b\ndata: c\nid: 1.a0.7\n\n");
+        assert_eq!(written(Ids::First), "id: 1.a0.7\nevent: a\ndata: b\ndata: c\n\n");
+        assert_eq!(written(Ids::None), "event: a\ndata: b\ndata: c\n\n");
     }
 
     #[test]

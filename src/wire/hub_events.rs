@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::frame::push_retry;
 use crate::types::{
     BannedUntil, ConnectionId, EndReason, GapReason, Position, Reconnect, RefusalReason, Topic, UserId,
 };
@@ -41,6 +42,14 @@ pub(crate) fn hello(
         instance: Option<&'a str>,
     }
     frame("hub.hello", Some(retry), &Hello { connection, cursor, topics, instance }, None)
+}
+
+/// Returns a `retry` line, which is no frame: it has no blank line after it. Some clients fail at a
+/// frame without data.
+pub(crate) fn retry_line(retry: Duration) -> Bytes {
+    let mut out = Vec::new();
+    push_retry(&mut out, retry);
+    out.into()
 }
 
 /// Returns `hub.live`: the stream has caught up with `position`, which is the id of the event.

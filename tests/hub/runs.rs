@@ -381,3 +381,60 @@ async fn the_last_event_and_the_end_leave_in_one_frame() {
     assert!(body.is_end_stream());
     assert!(body.frame().await.is_none());
 }
+
+/// Returns the bytes of a whole body, and whether it ended without an error.
+async fn whole(body: tower_sse::EventBody) -> (String, bool) {
+    let mut body = std::pin::pin!(body);
+    let mut bytes = Vec::new();
+    loop {
+        match body.frame().await {
+            Some(Ok(frame)) => bytes.extend_from_slice(&frame.into_data().unwrap()),
+            Some(Err(_)) => return (String::from_utf8(bytes).unwrap(), false),
+            None => return (String::from_utf8(bytes).unwrap(), true),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bare_stream_of_a_run_has_its_events_and_a_proper_end_only_when_the_run_is_over() {
+    use tower_sse::Ids;
+    let hub = Hub::builder().retry(Duration::from_secs(2)).build().unwrap();
+    let run = hub.run("a");
+    let respond = async |ids| {
+        let subscription = Subscription::run(run.reader().await.unwrap()).bare().ids(ids);
+        hub.respond(request("POST", None, "application/json"), subscription).into_response().into_body()
+    };
+    let writer = run.begin().last_will(Event::new("error", "interrupted")).await.unwrap();
+    writer.publish(Event::new("delta", "Hel")).await.unwrap();
+    let early = respond(Ids::Last).await;
+    let expected = |text: &str, id: &str| text.replace("ID", id.trim_end_matches('1'));
+    writer.finish_with(Event::new("delta", "lo")).await.unwrap();
+    let (text, is_proper) = whole(early).await;
+    assert!(is_proper);
+    let id = text.lines().find_map(|line| line.strip_prefix("id: ")).unwrap().to_owned();
+    let lines = "retry: 2000\nevent: delta\ndata: Hel\nid: ID1\n\nevent: delta\ndata: lo\nid: ID2\n\n";
+    assert_eq!(text, expected(lines, &id));
+    let first = "retry: 2000\nid: ID1\nevent: delta\ndata: Hel\n\nid: ID2\nevent: delta\ndata: lo\n\n";
+    assert_eq!(whole(respond(Ids::First).await).await, (expected(first, &id), true));
+    let none = "retry: 2000\nevent: delta\ndata: Hel\n\nevent: delta\ndata: lo\n\n";
+    assert_eq!(whole(respond(Ids::None).await).await, (none.to_owned(), true));
+
+    // With a last will, a run that was aborted ends properly after it.
+    let writer = run.begin().last_will(Event::new("error", "interrupted")).await.unwrap();
+    let body = respond(Ids::None).await;
+    drop(writer);
+    assert_eq!(whole(body).await, ("retry: 2000\nevent: error\ndata: interrupted\n\n".to_owned(), true));
+
+    // Without a last will, and when the hub ends the stream of an active run, the stream breaks.
+    let writer = run.begin().await.unwrap();
+    let body = respond(Ids::None).await;
+    drop(writer);
+    assert_eq!(whole(body).await, ("retry: 2000\n".to_owned(), false));
+    let writer = run.begin().await.unwrap();
+    writer.publish(event("0")).await.unwrap();
+    let body = respond(Ids::None).await;
+    hub.everyone().disconnect(tower_sse::Disconnect::now()).await.unwrap();
+    let (text, is_proper) = whole(body).await;
+    assert!(text.starts_with("retry: 2000\n") && !text.contains("hub."), "{text}");
+    assert!(!is_proper);
+}

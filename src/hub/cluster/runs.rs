@@ -34,6 +34,8 @@ use crate::types::{Epoch, Event, PublishError, RunEnd, RunError, Topic};
 const PAGE_BYTES: usize = 256 * 1024;
 /// The maximum number of journals that are read at the same time.
 const CONCURRENT: usize = 32;
+/// The maximum number of attempts to begin a run, if each time another run has just ended.
+const BEGINNINGS: usize = 3;
 /// The maximum number of runs in one announcement. With the longest names, it has about 270 kB.
 const NEWS_PER_MESSAGE: usize = 1024;
 /// The time for which the broker keeps a run that ended before anybody could read it.
@@ -145,36 +147,25 @@ impl Hub {
     ) -> Result<Arc<RunContent>, RunError> {
         let beginning = Beginning { owner: shared.instance_id, will };
         let first = Bytes::from(entry::encode_beginning(&beginning));
-        let mut begun = MayHaveBegun { hub: self, shared, name, first: Some(first.clone()) };
-        for _ in 0..3 {
+        for _ in 0..BEGINNINGS {
+            let mut begun = MayHaveBegun { hub: self, shared, name, first: Some(first.clone()) };
             let answer = self.persist(|| shared.backplane.begin_journal(name.as_str(), first.clone())).await;
-            match answer {
-                Ok(Begun::New(id)) => {
-                    begun.first = None;
-                    let run = Arc::new(RunContent::new(Epoch(id.get()), beginning.owner, beginning.will));
-                    run.apply(1, Entry::default(), self.now());
-                    self.inner.runs.put(name, &run);
-                    self.announce_run(shared, name, &run);
-                    return Ok(run);
-                }
-                Ok(Begun::Active(_)) => {
-                    // Reading the run ends it if the instance of its writer is gone.
-                    let known = self.refresh_run(shared, name).await;
-                    let known = known.map_err(|error| broker(&error));
-                    if !matches!(&known, Ok(run) if run.as_ref().is_none_or(|run| !run.is_active())) {
-                        begun.first = None;
-                        return Err(known.err().unwrap_or(RunError::ACTIVE));
-                    }
-                }
-                Err(error) => {
-                    if !error.is_unknown() {
-                        begun.first = None;
-                    }
-                    return Err(broker(&error));
-                }
+            if !answer.as_ref().is_err_and(BackplaneError::is_unknown) {
+                begun.first = None;
+            }
+            if let Begun::New(id) = answer.map_err(|error| broker(&error))? {
+                let run = Arc::new(RunContent::new(Epoch(id.get()), beginning.owner, beginning.will));
+                run.apply(1, Entry::default(), self.now());
+                self.inner.runs.put(name, &run);
+                self.announce_run(shared, name, &run);
+                return Ok(run);
+            }
+            // Reading the active run ends it if the instance of its writer is gone.
+            let known = self.refresh_run(shared, name).await.map_err(|error| broker(&error))?;
+            if known.is_some_and(|run| run.is_active()) {
+                return Err(RunError::ACTIVE);
             }
         }
-        begun.first = None;
         Err(RunError::ACTIVE)
     }
 

@@ -28,7 +28,7 @@ pub(crate) struct RunCursor {
 pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_source: bool) -> Result<RunCursor, Refusal> {
     let found = source.found.downcast_ref::<Found>().and_then(|found| found.0.clone());
     let Some(run) = found else {
-        return Err(if cursor == Cursor::Absent { Refusal::NO_RUN } else { Refusal::FORGOTTEN_RUN });
+        return Err(if cursor == Cursor::Absent { Refusal::NO_RUN } else { Refusal::UNRESUMABLE });
     };
     let progress = run.progress();
     match cursor {
@@ -40,6 +40,6 @@ pub(in crate::hub) fn place(source: &RunSource, cursor: Cursor, from_event_sourc
             }
             Ok(RunCursor { run, read: position.sequence(), resumes: true })
         }
-        Cursor::At(_) | Cursor::Invalid | Cursor::Banned(_) => Err(Refusal::FORGOTTEN_RUN),
+        Cursor::At(_) | Cursor::Invalid | Cursor::Banned(_) => Err(Refusal::UNRESUMABLE),
     }
 }

@@ -63,10 +63,14 @@ impl Hub {
             History::Within if run.is_some() => (Start::Live, Cursor::Absent),
             History::Within => (subscription.start, cursor),
         };
+        let is_bare = request.to_network && subscription.bare;
         let (begin, cursor_state, gap) = match self.resolve_cursor(cursor) {
+            // A bare stream cannot report a gap, and breaking it would make its client ask again.
+            Ok(None) if is_bare => (Begin::Unreported(start), CursorState::Fresh, None),
             Ok(None) => (Begin::Fresh(start), CursorState::Fresh, None),
             Ok(Some(sequence)) => (Begin::After(sequence), CursorState::Resuming, None),
-            Err(reason) => (Begin::Refused(start), CursorState::Refused, Some(reason)),
+            Err(_) if is_bare => return Err(Refusal::UNRESUMABLE),
+            Err(reason) => (Begin::Unreported(start), CursorState::Refused, Some(reason)),
         };
         let cursor_state = match &run {
             Some(RunCursor { resumes: true, .. }) => CursorState::Resuming,
@@ -94,7 +98,11 @@ impl Hub {
         }
         // From here on, a disconnect finds the connection in the registry and in its channels. This
         // check finds the disconnects that were recorded before.
-        if let Err(rejection) = self.check_bans(&addresses, asked_at) {
+        let mut admitted = self.check_bans(&addresses, asked_at);
+        if admitted.is_ok() && is_bare && self.begins_with_gap(&handle) {
+            admitted = Err(Refusal::UNRESUMABLE);
+        }
+        if let Err(rejection) = admitted {
             if self.registry().remove(&handle, now) {
                 self.inner.close_channels(&handle);
             }
@@ -125,8 +133,7 @@ impl Hub {
             // have missed this connection.
             handle.end(Ending::now(EndReason::Draining));
         }
-        let end = subscription.end.unwrap_or(self.settings().end);
-        let driver = StreamDriver::new(self, handle, accepted_at, cursor_state, gap, end, now);
+        let driver = StreamDriver::new(self, handle, accepted_at, cursor_state, gap, subscription, now);
         Ok(match run {
             Some(cursor) => driver.of_run(cursor),
             None => driver,
@@ -209,6 +216,24 @@ impl Hub {
             None if subscription.topics.len() > self.settings().max_topics => Err(SubscriptionError::TOO_MANY_TOPICS),
             None => Ok(()),
         }
+    }
+
+    /// Checks that the hub can resume from this cursor, for a request that opens no stream.
+    ///
+    /// # Errors
+    ///
+    /// Returns a refusal if the subscription is bare, so that its stream could not report the gap.
+    pub(crate) fn check_cursor(&self, subscription: &Subscription, cursor: Cursor) -> Result<(), Refusal> {
+        // The cursor of a run is no position of the log.
+        if subscription.bare && subscription.run.is_none() && subscription.history == History::Within {
+            self.resolve_cursor(cursor).map_err(|_| Refusal::UNRESUMABLE)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the stream of a new connection has to begin with a gap.
+    fn begins_with_gap(&self, handle: &ConnectionHandle) -> bool {
+        self.log().begins_with_gap(&handle.subscriber, self.inner.shared_log.is_some())
     }
 
     /// Returns the number after which a client with this cursor continues, or `None` without a

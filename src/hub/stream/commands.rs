@@ -157,7 +157,7 @@ impl Hub {
                     | Kind::Forbidden
                     | Kind::Panicked
                     | Kind::NoRun
-                    | Kind::ForgottenRun,
+                    | Kind::Unresumable,
                 )) => {}
             }
         }

@@ -34,7 +34,9 @@ use crate::hub::{Hub, LifecycleEvent, Transport};
 use crate::log::{Batch, Millis, millis};
 use crate::macros::opaque_debug;
 use crate::sync::Ordering;
-use crate::types::{Address, ConnectionId, EndReason, GapReason, Position, Reconnect, RunEnd, StreamEnd, Topic};
+use crate::types::{
+    Address, ConnectionId, EndReason, GapReason, Ids, Position, Reconnect, RunEnd, StreamEnd, Subscription, Topic,
+};
 use crate::wire::Frame;
 use crate::wire::hub_events::CursorState;
 
@@ -42,6 +44,8 @@ use crate::wire::hub_events::CursorState;
 const READS: usize = 16;
 /// The maximum delay before a stream reports that the log has begun a new epoch, in milliseconds.
 const LONGEST_SPREAD: Millis = 5_000;
+/// The maximum heartbeat of a bare stream.
+const LONGEST_BARE_HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// The state machine of one open stream.
 pub(crate) struct StreamDriver {
@@ -51,7 +55,12 @@ pub(crate) struct StreamDriver {
     /// `None` once the stream has read up to the position at which it was accepted.
     opening: Option<Box<Opening>>,
     progress: Progress,
+    /// The way in which the stream ends. Clients of a bare stream take a proper end for a complete
+    /// result, so such a stream always ends with an error.
     end: StreamEnd,
+    /// The place of the ids if the stream is bare, and `None` otherwise. A bare stream has nothing
+    /// but the application's events: [`encode`](super::encode) writes nothing for the other steps.
+    bare: Option<Ids>,
     /// The timer of the heartbeat, or `None` for a reader in this process.
     heartbeat: Option<Heartbeat>,
     /// The time limits, or `None` if the stream has had none so far.
@@ -176,16 +185,23 @@ impl StreamDriver {
         accepted_at: u64,
         cursor: CursorState,
         gap: Option<GapReason>,
-        end: StreamEnd,
+        subscription: &Subscription,
         now: Millis,
     ) -> Self {
         let settings = hub.settings();
+        // A reader in this process receives items, so it can read all of them.
+        let bare = subscription.bare_ids().filter(|_| handle.to_network);
+        let (end, heartbeat) = match bare {
+            Some(_) => (StreamEnd::Abort, settings.heartbeat.min(LONGEST_BARE_HEARTBEAT)),
+            None => (subscription.end.unwrap_or(settings.end), settings.heartbeat),
+        };
         Self {
             stage: Stage::Opening,
             opening: Some(Box::new(Opening { cursor, gap, accepted_at })),
             progress: Progress::Behind,
             end,
-            heartbeat: handle.to_network.then(|| Heartbeat::new(settings, now)),
+            bare,
+            heartbeat: handle.to_network.then(|| Heartbeat::new(heartbeat, now)),
             limits: settings
                 .old_age()
                 .map(|age| Box::new(Limits { old_at: now.saturating_add(age), ..Limits::default() })),
@@ -216,6 +232,11 @@ impl StreamDriver {
 
     pub(crate) fn id(&self) -> ConnectionId {
         self.handle.id()
+    }
+
+    /// Returns the place of the ids if the stream is bare, and `None` otherwise.
+    pub(crate) fn bare(&self) -> Option<Ids> {
+        self.bare
     }
 
     /// Returns the socket that carries the stream, if the hub can find it. If the transport is not
@@ -540,11 +561,9 @@ impl StreamDriver {
 
     /// Ends the stream because its run has ended.
     fn finish_run(&mut self, over: &Over, has_will: bool) -> Ending {
-        // Without a last will, clients of the bare profile would take the end for a success.
-        let is_break = over.end == RunEnd::Aborted && !has_will && self.end == StreamEnd::Abort;
-        if !is_break {
-            self.end = StreamEnd::Clean;
-        }
+        // Without a last will, clients of the bare profile would take a proper end for a success.
+        let is_break = self.bare.is_some() && over.end == RunEnd::Aborted && !has_will;
+        self.end = if is_break { StreamEnd::Abort } else { StreamEnd::Clean };
         let ending = Ending { reconnect: Reconnect::Over, note: over.note.clone(), ..Ending::now(over.end.into()) };
         self.set_ending(ending)
     }
@@ -600,6 +619,7 @@ impl StreamDriver {
         {
             heartbeat.wrote(false, now);
             if self.progress == Progress::CaughtUp
+                && self.bare.is_none()
                 && reads
                 && !self.reported_stale
                 && (self.hub.settings().visible_heartbeat || heartbeat.needs_id(self.hub.settings(), now))
@@ -622,6 +642,9 @@ impl StreamDriver {
         batch.can_backfill = hub.inner.shared_log.is_some();
         for _ in 0..READS {
             hub.log().read(&handle.subscriber, batch);
+            if self.may_skip_records() {
+                batch.records.retain(|picked| !picked.record.frame.is_of_hub());
+            }
             match (batch.needs_block_after.take(), &hub.inner.shared_log) {
                 (Some(after), Some(shared)) => {
                     batch.block = shared.find_block(hub.log().base(), after, handle, hub.now());
@@ -639,8 +662,14 @@ impl StreamDriver {
         ReadOutcome::MayBeMore
     }
 
-    /// Returns the step for a gap. If the stream was too slow and the retention of the lost records
-    /// disconnects slow readers, returns the end of the stream.
+    /// Returns whether the stream skips some records that it reads: the presence events of its
+    /// topics, if the stream is bare.
+    pub(crate) fn may_skip_records(&self) -> bool {
+        self.bare.is_some() && !self.hub.settings().presence_rules.is_empty()
+    }
+
+    /// Returns the step for a gap. Returns the end of the stream if the stream is bare, or if the
+    /// stream was too slow and the retention of the lost records disconnects slow readers.
     fn gap_step(&mut self, batch: &mut Batch, caught_up: bool) -> Step {
         let (hub, handle) = (&self.hub, &self.handle);
         let was_too_slow = caught_up && batch.gap_reason.is_none();
@@ -657,6 +686,12 @@ impl StreamDriver {
         }
         let reason = if was_too_slow { GapReason::Lagged } else { batch.gap_reason.unwrap_or(GapReason::Trimmed) };
         hub.counters().gap(handle.id(), reason, hub.now());
+        if self.bare.is_some() {
+            // The stream cannot report the gap. Its client resumes from the last event before the
+            // gap, and a cursor from which the hub cannot resume is refused.
+            batch.records.clear();
+            return self.finish(Ending::now(if was_too_slow { EndReason::Lagged } else { EndReason::Gap }));
+        }
         Step::Gap { reason, topics }
     }
 
@@ -666,7 +701,8 @@ impl StreamDriver {
             Some(position) => (position, None),
             None => self.hub.log().settled(&self.handle.subscriber)?,
         };
-        if let Some(heartbeat) = &mut self.heartbeat {
+        // A bare stream writes nothing for this step, so its next heartbeat is not later.
+        if let Some(heartbeat) = self.heartbeat.as_mut().filter(|_| self.bare.is_none()) {
             heartbeat.wrote(true, self.hub.now());
         }
         self.progress = Progress::CaughtUp;

@@ -27,8 +27,9 @@ pub(in crate::hub) struct Heartbeat {
 }
 
 impl Heartbeat {
-    pub(in crate::hub) fn new(settings: &Settings, now: Millis) -> Self {
-        let every = millis(settings.heartbeat);
+    /// Creates a timer with this interval, shortened by up to a tenth at random.
+    pub(in crate::hub) fn new(interval: Duration, now: Millis) -> Self {
+        let every = millis(interval);
         let every = u32::try_from(every - fastrand::u64(0..=every / 10)).unwrap_or(u32::MAX);
         Self { every: NonZeroU32::new(every).unwrap_or(NonZeroU32::MIN), written_at: now, id_at: quarters(now) }
     }

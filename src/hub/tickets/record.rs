@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::types::topic_filter::Rule;
-use crate::types::{Expiry, History, Position, Start, StreamEnd, Subscription, TopicFilter};
+use crate::types::{Expiry, History, Ids, Position, Start, StreamEnd, Subscription, TopicFilter};
 
 #[derive(Serialize, Deserialize)]
 struct Carried {
@@ -31,6 +31,11 @@ struct Carried {
     expires_at: Option<u64>,
     /// Whether the stream ends with an abort of the response. `None` for the default of the hub.
     aborts: Option<bool>,
+    #[serde(default)]
+    bare: bool,
+    /// The place of the ids in a bare stream: `first`, `none`, or `None` for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ids: Option<String>,
     data: Option<String>,
     counted_as: Option<String>,
 }
@@ -69,6 +74,12 @@ pub(crate) fn encode(subscription: &Subscription, times: Times) -> Vec<u8> {
         without_history: subscription.history == History::None,
         expires_at: subscription.expiry.and_then(|expiry| SystemTime::now().checked_add(expiry.remaining())).map(unix),
         aborts: subscription.end.map(|end| end == StreamEnd::Abort),
+        bare: subscription.bare,
+        ids: match subscription.ids {
+            Ids::Last => None,
+            Ids::First => Some("first".into()),
+            Ids::None => Some("none".into()),
+        },
         data: subscription.data.as_deref().map(ToOwned::to_owned),
         counted_as: subscription.counted_as.as_deref().map(ToOwned::to_owned),
     };
@@ -97,6 +108,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Subscription, Times)> {
         subscription = subscription.without_history();
     }
     subscription.end = carried.aborts.map(|aborts| if aborts { StreamEnd::Abort } else { StreamEnd::Clean });
+    subscription.bare = carried.bare;
+    subscription.ids = match carried.ids.as_deref() {
+        Some("first") => Ids::First,
+        Some("none") => Ids::None,
+        _ => Ids::Last,
+    };
     subscription.expiry = carried.expires_at.and_then(time).map(Expiry::At);
     subscription.data = carried.data.map(Into::into);
     subscription.counted_as = carried.counted_as.map(Into::into);
@@ -121,6 +138,8 @@ mod tests {
             .topic_since("x", Position::new(crate::types::position::Epoch(7), 8))
             .without_history()
             .stream_end(StreamEnd::Abort)
+            .bare()
+            .ids(Ids::First)
             .data(&["d"])
             .counted_as("k")
             .expires_in(Duration::from_secs(60));
@@ -133,6 +152,7 @@ mod tests {
             (&subscription.user, &subscription.topics[..], &subscription.may_join)
         );
         assert_eq!((read.start, read.end, &read.data), (subscription.start, subscription.end, &subscription.data));
+        assert_eq!(read.bare_ids(), Some(Ids::First));
         assert_eq!(read.counted_as.as_deref(), Some("k"));
         let remaining = read.expiry.unwrap().remaining();
         assert!(remaining <= Duration::from_secs(60) && remaining > Duration::from_secs(58));

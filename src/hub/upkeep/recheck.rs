@@ -217,7 +217,7 @@ impl Hub {
             | Kind::Invalid(_)
             | Kind::Panicked
             | Kind::NoRun
-            | Kind::ForgottenRun => (Reconnect::Now, Some(self.jittered_retry(usual, 1.0..=2.0))),
+            | Kind::Unresumable => (Reconnect::Now, Some(self.jittered_retry(usual, 1.0..=2.0))),
         };
         self.end_now(handle, Ending { reconnect, retry, ..Ending::now(EndReason::Revoked) });
     }

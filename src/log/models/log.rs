@@ -199,7 +199,7 @@ impl World {
         // starts with `Start::Oldest`.
         let is_excused = |&&channel: &&usize| match begin {
             Begin::Fresh(Start::Oldest) => channel == LATEST,
-            Begin::Fresh(_) | Begin::Refused(_) => true,
+            Begin::Fresh(_) | Begin::Unreported(_) => true,
             Begin::After(_) => false,
         };
         let excused = |&channel: &usize| (channel, subscriber.reader.lock().reported_through(&address(channel)));
