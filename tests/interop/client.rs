@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::SystemTime;
 
 use tower_sse::StreamEnd;
@@ -164,8 +165,10 @@ pub const CLIENTS: &[Client] = &[
     },
 ];
 
-const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
-const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop");
+/// The folder with the sources of the scripts.
+pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
+/// The folder with the installed clients.
+pub const INSTALLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop");
 
 /// Proof that the clients are installed, in the listed versions.
 pub struct Installed(());
@@ -178,13 +181,23 @@ pub fn installed() -> Option<Installed> {
     }
     // Node searches packages in the folder of the script and above, so the scripts are copied
     // there.
-    for script in std::fs::read_dir(Path::new(SOURCES).join("node")).unwrap() {
+    static COPIED: Once = Once::new();
+    COPIED.call_once(|| {
+        for folder in ["node", "node/runs"] {
+            copy_scripts(&Path::new(SOURCES).join(folder), &Path::new(INSTALLED).join(folder));
+        }
+    });
+    Some(Installed(()))
+}
+
+fn copy_scripts(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for script in std::fs::read_dir(from).unwrap() {
         let script = script.unwrap().path();
         if script.extension().is_some_and(|extension| extension == "mjs") {
-            std::fs::copy(&script, Path::new(INSTALLED).join("node").join(script.file_name().unwrap())).unwrap();
+            std::fs::copy(&script, to.join(script.file_name().unwrap())).unwrap();
         }
     }
-    Some(Installed(()))
 }
 
 fn look() -> Result<(), String> {

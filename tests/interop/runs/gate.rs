@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +18,8 @@ pub struct Gate {
     connections: Arc<AtomicUsize>,
     /// Breaks the connections that are open when the number changes.
     breaks: watch::Sender<usize>,
+    /// Whether the first response was torn.
+    torn: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -37,23 +39,29 @@ impl Gate {
         let addr = listener.local_addr().unwrap();
         let connections = Arc::<AtomicUsize>::default();
         let breaks = watch::Sender::new(0);
+        let torn = Arc::<AtomicBool>::default();
         let task = tokio::spawn({
-            let (connections, breaks) = (Arc::clone(&connections), breaks.clone());
+            let (connections, breaks, torn) = (Arc::clone(&connections), breaks.clone(), Arc::clone(&torn));
             async move {
                 loop {
                     let (from, _) = listener.accept().await.unwrap();
                     let number = connections.fetch_add(1, Ordering::SeqCst);
                     let target = targets[number.min(targets.len() - 1)];
                     let tear = tear.filter(|_| number == 0);
+                    let tear = tear.map(|after| Tear { after, torn: Arc::clone(&torn) });
                     tokio::spawn(pass(from, target, tear, breaks.subscribe()));
                 }
             }
         });
-        Self { addr, connections, breaks, task }
+        Self { addr, connections, breaks, torn, task }
     }
 
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    pub fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::SeqCst)
     }
 
     /// Breaks all open connections.
@@ -69,7 +77,13 @@ impl Drop for Gate {
     }
 }
 
-async fn pass(from: TcpStream, target: SocketAddr, tear: Option<usize>, mut breaks: watch::Receiver<usize>) {
+struct Tear {
+    /// The bytes of the body that pass.
+    after: usize,
+    torn: Arc<AtomicBool>,
+}
+
+async fn pass(from: TcpStream, target: SocketAddr, tear: Option<Tear>, mut breaks: watch::Receiver<usize>) {
     let Ok(to) = TcpStream::connect(target).await else { return };
     drop((from.set_nodelay(true), to.set_nodelay(true)));
     let ((from_read, from_write), (to_read, to_write)) = (from.into_split(), to.into_split());
@@ -86,16 +100,15 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
     drop(tokio::io::copy(&mut from, &mut to).await);
 }
 
-async fn responses(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, tear: Option<usize>) {
+async fn responses(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut tear: Option<Tear>) {
     let mut buffer = vec![0; 16 * 1024];
     // The bytes so far, until the head is complete.
     let mut head = Vec::new();
-    let mut left = tear;
     let mut in_body = false;
     loop {
         let Ok(count @ 1..) = from.read(&mut buffer).await else { return };
         let bytes = &buffer[..count];
-        let Some(left) = &mut left else {
+        let Some(Tear { after, torn }) = &mut tear else {
             if to.write_all(bytes).await.is_err() {
                 return;
             }
@@ -113,9 +126,12 @@ async fn responses(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, tear: Option
             in_body = true;
             end + 4 - seen
         };
-        let passed = count.min(before + *left);
-        *left -= passed - before;
-        if to.write_all(&bytes[..passed]).await.is_err() || (passed < count) {
+        let passed = count.min(before + *after);
+        *after -= passed - before;
+        if passed < count {
+            torn.store(true, Ordering::SeqCst);
+        }
+        if to.write_all(&bytes[..passed]).await.is_err() || passed < count {
             drop(to.shutdown().await);
             return;
         }

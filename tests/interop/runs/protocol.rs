@@ -52,7 +52,7 @@ fn data(value: &Value) -> Event {
     Event::unnamed(value.to_string())
 }
 
-fn named(name: &str, value: &Value) -> Event {
+fn named(name: &'static str, value: &Value) -> Event {
     Event::new(name, value.to_string())
 }
 
@@ -135,7 +135,7 @@ fn responses(id: &str) -> Answer {
         })
     };
     // `sequence_number` is the number of the event in the run.
-    let event = |number: usize, name: &str, more: Value| {
+    let event = |number: usize, name: &'static str, more: Value| {
         let mut value = json!({"type": name, "sequence_number": number});
         value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         named(name, &value)

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -19,15 +20,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tower_sse::backplane::Memory;
-use tower_sse::{Event, Hub, HubBuilder, Ids, Run, RunError, RunState, RunWriter, StreamRequest, Subscription};
+use tower_sse::{Event, Hub, HubBuilder, Ids, RunError, RunState, RunWriter, StreamRequest, Subscription};
 
 use super::protocol::{Answer, Protocol};
 use crate::kit::soon;
 
 /// The time after which clients retry. Short, because many cases retry.
 const RETRY: Duration = Duration::from_millis(100);
-/// The time in which a run that was just begun at another instance is found.
-const BEGINS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The way to the instances.
 #[derive(Clone)]
@@ -206,10 +205,13 @@ impl Site {
     /// Responds with the stream of a run that has begun.
     async fn read(&self, ask: Ask<'_>, form: impl FnOnce(Subscription) -> Subscription) -> Response {
         let response = match self.hub.run(ask.name).reader().await {
-            Ok(reader) => self.hub.respond(ask.request, form(Subscription::run(reader).bare())).into_response(),
+            Ok(reader) => {
+                let stream = form(Subscription::run(reader).bare());
+                self.hub.respond(ask.request, stream).into_response().map(Body::new)
+            }
             Err(error) => error.into_response(),
         };
-        self.reply(ask.id, response.into_response())
+        self.reply(ask.id, response)
     }
 
     /// As `read`, with `404` instead of `204` if the run is unknown.
@@ -242,17 +244,25 @@ async fn write(writer: RunWriter, answer: Answer, plan: Arc<Plan>) -> Result<(),
     let Answer { first, rest, last, stopped, .. } = answer;
     publish(&writer, first).await?;
     if plan.pauses {
-        let mut next = plan.next.subscribe();
-        tokio::select! {
-            () = writer.stopped() => return writer.finish_with(stopped).await,
-            next = next.wait_for(Option::is_some) => if *next.unwrap() == Some(Next::Drop) {
-                // The writer is dropped, as in a task that panics.
-                return Ok(());
-            },
+        let is_stopped = tokio::select! {
+            () = writer.stopped() => true,
+            () = next(&plan) => false,
+        };
+        if is_stopped {
+            return writer.finish_with(stopped).await;
+        }
+        if *plan.next.borrow() == Some(Next::Drop) {
+            // The writer is dropped, as in a task that panics.
+            return Ok(());
         }
     }
     publish(&writer, rest).await?;
     writer.finish_with(last).await
+}
+
+/// Waits for the next step of the plan.
+async fn next(plan: &Plan) {
+    drop(plan.next.subscribe().wait_for(Option::is_some).await);
 }
 
 async fn publish(writer: &RunWriter, events: Vec<Event>) -> Result<(), RunError> {
@@ -438,9 +448,4 @@ async fn plain_begin(State(site): State<Site>, Path(id): Path<String>, request: 
         Ok(()) => Json(json!({})).into_response(),
         Err(error) => error.into_response(),
     }
-}
-
-#[allow(dead_code, reason = "a run at another instance may take a moment to appear")]
-async fn found(run: &Run) -> Result<bool, RunError> {
-    Ok(run.reader_within(BEGINS_WITHIN).await?.is_found())
 }
